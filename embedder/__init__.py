@@ -1,0 +1,1 @@
+"""BGE-M3: texts to dense, sparse and ColBERT vectors, from one shared pool of models."""

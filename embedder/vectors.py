@@ -1,0 +1,71 @@
+"""The values that the embedder produces: frozen, numpy, independent of torch and of the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["dense", "sparse", "colbert"]
+KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Which vectors to compute. At least one."""
+
+    dense: bool = True
+    sparse: bool = True
+    colbert: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.dense or self.sparse or self.colbert):
+            raise ValueError("at least one of dense, sparse, colbert must be asked for")
+
+    @classmethod
+    def of(cls, kinds: tuple[Kind, ...] | list[Kind] | frozenset[Kind]) -> Outputs:
+        """The outputs named by `kinds`."""
+        return cls(dense="dense" in kinds, sparse="sparse" in kinds, colbert="colbert" in kinds)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The names asked for, in the order of the wire."""
+        return tuple(kind for kind in KINDS if getattr(self, kind))
+
+    def __or__(self, other: Outputs) -> Outputs:
+        """What serves both."""
+        return Outputs(self.dense or other.dense, self.sparse or other.sparse, self.colbert or other.colbert)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseVector:
+    """Weights per token id.
+
+    Attributes:
+        indices: uint32 [N], unique, ascending token ids.
+        values: float32 [N], one weight > 0 per index.
+    """
+
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """The vectors of one text; a kind that was not asked for is None.
+
+    Attributes:
+        dense: float32 [H], L2 norm 1, H the model's hidden size.
+        sparse: lexical weights.
+        colbert: float32 or float16 [tokens - 1, H], rows of L2 norm 1.
+        tokens: length of the encoded text, special tokens included.
+        truncated: whether the text was longer than the limit and was cut.
+    """
+
+    dense: NDArray[np.float32] | None
+    sparse: SparseVector | None
+    colbert: NDArray[Any] | None
+    tokens: int
+    truncated: bool

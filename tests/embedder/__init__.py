@@ -1,0 +1,1 @@
+"""Tests of the embedder: parity with FlagEmbedding, scheduling, the pool, and loading."""

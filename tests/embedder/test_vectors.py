@@ -1,0 +1,62 @@
+"""The values by which the stages speak to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from embedder.engine import SparseBatch, TokenBatch
+from embedder.vectors import KINDS, Embedding, Outputs, SparseVector
+
+
+def test_outputs_name_their_kinds_in_the_order_of_the_wire() -> None:
+    """Every choice of kinds is kept, in the order dense, sparse, colbert."""
+    for n in range(1, 4):
+        for kinds in itertools.combinations(KINDS, n):
+            assert Outputs.of(kinds[::-1]).kinds == kinds
+
+
+def test_no_output_is_refused() -> None:
+    """Asking for nothing is a mistake of the caller's."""
+    with pytest.raises(ValueError, match="at least one"):
+        Outputs.of(())
+
+
+def test_outputs_of_two_jobs_serve_both() -> None:
+    """A shared batch computes what either job wants."""
+    assert (Outputs.of(("dense",)) | Outputs.of(("colbert",))).kinds == ("dense", "colbert")
+
+
+def test_a_batch_knows_where_its_texts_are() -> None:
+    """Texts are laid one after the other, and the offsets say where each begins and the last ends."""
+    batch = TokenBatch.of([np.array(ids, dtype=np.int32) for ids in ([0, 2], [0, 7, 8, 2], [0, 9, 2])])
+    assert batch.ids.tolist() == [0, 2, 0, 7, 8, 2, 0, 9, 2]
+    assert batch.offsets.tolist() == [0, 2, 6, 9]
+    assert len(batch) == 3
+
+
+def test_a_sparse_batch_gives_each_text_its_own() -> None:
+    """Weights of neighbouring texts do not mix, and a text may have none."""
+    batch = SparseBatch(
+        np.array([0, 2, 2, 3]), np.array([4, 9, 4], dtype=np.uint32), np.array([0.5, 0.25, 1.0], dtype=np.float32)
+    )
+    assert [batch[text].indices.tolist() for text in range(3)] == [[4, 9], [], [4]]
+    assert [batch[text].values.tolist() for text in range(3)] == [[0.5, 0.25], [], [1.0]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Outputs(),
+        SparseVector(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.float32)),
+        Embedding(None, None, None, tokens=2, truncated=False),
+    ],
+)
+def test_a_result_cannot_be_changed_by_who_receives_it(value: Outputs | SparseVector | Embedding) -> None:
+    """Attributes of results are read only, and there is no room for others."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, dataclasses.fields(value)[0].name, None)
+    assert not hasattr(value, "__dict__")
