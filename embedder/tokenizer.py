@@ -1,0 +1,105 @@
+"""Texts to token ids, exactly as the reference tokenizes them, and whether they had to be cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+
+from embedder.checkpoint import readable
+from embedder.errors import ConfigurationError
+
+# Defaults of XLM-RoBERTa, for a tokenizer_config.json that leaves them out.
+_SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedText:
+    """One text as the model sees it.
+
+    Attributes:
+        ids: int32 [T], `<s>` ... `</s>`, T >= 2 and at most the limit asked for.
+        truncated: whether tokens were cut off to reach the limit.
+    """
+
+    ids: NDArray[np.int32]
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint. Stateless after construction, hence safe to share by threads.
+
+    Truncation is done here rather than in the library, whose own is mutable state on the shared
+    object (`Already borrowed` under threads); the result is the same: the last token stays `</s>`.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        path = checkpoint / "tokenizer.json"
+        if not path.is_file():
+            raise ConfigurationError("MODEL_ID: the checkpoint has no tokenizer.json")
+        with readable(path.name):
+            self._tokenizer = FastTokenizer.from_file(str(path))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        names = _SPECIAL | _special_names(checkpoint / "tokenizer_config.json")
+        found = {role: self._tokenizer.token_to_id(token) for role, token in names.items()}
+        ids = {role: token_id for role, token_id in found.items() if token_id is not None}
+        missing = [names[role] for role in found if role not in ids]
+        if missing:
+            raise ConfigurationError(f"MODEL_ID: tokenizer.json lacks the special tokens {missing}")
+        empty = self._tokenizer.encode("").ids
+        if empty != [ids["cls_token"], ids["eos_token"]]:
+            raise ConfigurationError(
+                f"MODEL_ID: tokenizer.json encodes an empty text as {empty}, "
+                f"not as [{ids['cls_token']}, {ids['eos_token']}] (<s> </s>)"
+            )
+        self.dropped_ids = frozenset(ids.values())
+        """Ids of `<s>`, `</s>`, `<pad>` and `<unk>`, which carry no sparse weight."""
+        self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._eos = ids["eos_token"]
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+        """Tokenize, cutting each text to `max_length` tokens (>= 3), special tokens included.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+        for text in texts:
+            text.encode("utf-8")  # the library reports a lone surrogate as a TypeError without a place
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+        return [self._cut(encoding.ids, max_length) for encoding in encodings]
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary's piece of an id."""
+        return str(self._tokenizer.id_to_token(token_id))
+
+    def _cut(self, ids: list[int], max_length: int) -> EncodedText:
+        truncated = len(ids) > max_length
+        if truncated:
+            ids = [*ids[: max_length - 1], self._eos]
+        return EncodedText(np.array(ids, dtype=np.int32), truncated)
+
+
+def _special_names(path: Path) -> dict[str, str]:
+    """The special tokens a tokenizer_config.json names: plain strings or AddedToken objects."""
+    if not path.is_file():
+        return {}
+    with readable(path.name):
+        config: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
+    found = {}
+    for role in _SPECIAL:
+        value = config.get(role)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            found[role] = value
+    return found

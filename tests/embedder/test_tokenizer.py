@@ -1,0 +1,133 @@
+"""Texts become exactly the ids of the checkpoint's tokenizer, from any number of threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+
+from embedder.errors import ConfigurationError
+from embedder.tokenizer import Tokenizer
+from tests.embedder.conftest import Bench
+from tests.embedder.texts import TEXTS
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a JSON file in place."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_text_within_the_limit_is_whole(mini: Bench) -> None:
+    """A text of exactly the limit is not cut and does not claim to be."""
+    (free,) = mini.tokenizer.encode(["one library of many tools"], 512)
+    (tight,) = mini.tokenizer.encode(["one library of many tools"], len(free))
+    assert tight.ids.tolist() == free.ids.tolist()
+    assert not tight.truncated
+
+
+def test_a_cut_text_keeps_its_first_tokens_and_its_end_token(mini: Bench) -> None:
+    """Cutting removes tokens before the closing `</s>`, nothing else."""
+    (free,) = mini.tokenizer.encode(["one library of many tools"], 512)
+    (cut,) = mini.tokenizer.encode(["one library of many tools"], len(free) - 1)
+    assert cut.ids.tolist() == [*free.ids[:-2], free.ids[-1]]
+    assert cut.truncated
+
+
+def test_an_empty_text_is_two_tokens(mini: Bench) -> None:
+    """Empty and blank texts are valid: `<s> </s>`."""
+    assert [one.ids.tolist() for one in mini.tokenizer.encode(["", "  \n"], 512)] == [[0, 2], [0, 2]]
+
+
+def test_nothing_gives_nothing(mini: Bench) -> None:
+    """No texts are no error."""
+    assert mini.tokenizer.encode([], 512) == []
+
+
+def test_special_tokens_carry_no_sparse_weight(mini: Bench) -> None:
+    """`<s>`, `<pad>`, `</s>` and `<unk>` are dropped from sparse vectors; `<mask>` is not, as in FlagEmbedding."""
+    assert {mini.tokenizer.token(token_id) for token_id in mini.tokenizer.dropped_ids} == {
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+    }
+
+
+def test_threads_share_a_tokenizer(mini: Bench) -> None:
+    """Sixteen threads with different limits get what each would get alone."""
+    texts = list(TEXTS.values())
+    limits = [3 + 30 * n for n in range(16)]
+    alone = [[one.ids.tolist() for one in mini.tokenizer.encode(texts, limit)] for limit in limits]
+    with ThreadPoolExecutor(len(limits)) as threads:
+        for _ in range(3):
+            found = threads.map(lambda limit: mini.tokenizer.encode(texts, limit), limits)
+            assert [[one.ids.tolist() for one in encoded] for encoded in found] == alone
+
+
+def test_a_lone_surrogate_is_refused(mini: Bench) -> None:
+    """Half a character is no Unicode text, and the error does not quote the text."""
+    with pytest.raises(UnicodeEncodeError) as caught:
+        mini.tokenizer.encode(["fine", "secret \ud800 words"], 512)
+    assert "secret" not in str(caught.value)
+
+
+def test_limits_in_the_file_do_not_cut_or_pad(small_checkpoint: Path) -> None:
+    """A tokenizer.json saved with truncation and padding switched on still gives all ids and no more."""
+    path = small_checkpoint / "tokenizer.json"
+    plain = Tokenizer(small_checkpoint).encode(["a", "one library of many tools"], 64)
+    limited = FastTokenizer.from_file(str(path))
+    limited.enable_truncation(max_length=4)
+    limited.enable_padding(length=32)
+    limited.save(str(path))
+    found = Tokenizer(small_checkpoint).encode(["a", "one library of many tools"], 64)
+    assert [one.ids.tolist() for one in found] == [one.ids.tolist() for one in plain]
+    assert not any(one.truncated for one in found)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    """A checkpoint without tokenizer.json refuses to load and says so."""
+    with pytest.raises(ConfigurationError, match=r"no tokenizer\.json"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_is_named(small_checkpoint: Path, name: str, content: bytes) -> None:
+    """A tokenizer file that cannot be read refuses to load, naming the file but not where it lies."""
+    (small_checkpoint / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        Tokenizer(small_checkpoint)
+    assert str(small_checkpoint) not in str(caught.value)
+
+
+def test_a_tokenizer_without_special_tokens_is_refused(small_checkpoint: Path) -> None:
+    """A tokenizer that lacks a special token of XLM-RoBERTa names it."""
+    edit(small_checkpoint / "tokenizer_config.json", lambda config: config.update({"cls_token": "[CLS]"}))
+    with pytest.raises(ConfigurationError, match=r"\[CLS\]"):
+        Tokenizer(small_checkpoint)
+
+
+def test_a_tokenizer_of_another_model_is_refused(small_checkpoint: Path) -> None:
+    """A tokenizer that does not put `<s>` and `</s>` around a text would give wrong vectors, and is refused."""
+    edit(small_checkpoint / "tokenizer.json", lambda content: content.update(post_processor=None))
+    with pytest.raises(ConfigurationError, match="encodes an empty text"):
+        Tokenizer(small_checkpoint)
+
+
+def test_special_tokens_are_read_in_every_notation(small_checkpoint: Path) -> None:
+    """A tokenizer_config.json may write its tokens as strings or as objects, or leave them to the default."""
+    plain = Tokenizer(small_checkpoint).dropped_ids
+    edit(
+        small_checkpoint / "tokenizer_config.json",
+        lambda config: config.update(cls_token={"content": "<s>", "lstrip": False}),
+    )
+    assert Tokenizer(small_checkpoint).dropped_ids == plain
+    (small_checkpoint / "tokenizer_config.json").unlink()
+    assert Tokenizer(small_checkpoint).dropped_ids == plain
