@@ -1,0 +1,241 @@
+"""Find, read and place the weights of a BGE-M3 checkpoint in its published layout.
+
+config.json                             XLM-RoBERTa sizes
+model.safetensors | pytorch_model.bin   the encoder
+sparse_linear.pt, colbert_linear.pt     the two heads, nn.Linear state dicts
+tokenizer.json                          the tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedder.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "BAAI/bge-m3"
+DEFAULT_REVISION = "5617a9f61b028005a4858fdac845db406aefb181"
+MINI = Path(__file__).parent / "checkpoints" / "mini"
+PLATFORM_CACHE = Path("/runpod-volume/huggingface-cache/hub")
+"""Where RunPod's model cache mounts what an endpoint names as its model."""
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_HEADS = ("sparse_linear.pt", "colbert_linear.pt")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """The sizes of an XLM-RoBERTa encoder.
+
+    Attributes:
+        hidden: H, width of a token state.
+        layers: number of transformer layers.
+        heads: attention heads; H is a multiple of it.
+        intermediate: width of the feed-forward layer.
+        vocabulary: rows of the token embedding.
+        positions: rows of the position embedding.
+        pad_id: id of `<pad>`; position ids start after it.
+        epsilon: of the layer norms.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    pad_id: int
+    epsilon: float
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one text: positions 0..pad_id are never used by one."""
+        return self.positions - self.pad_id - 1
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> EncoderConfig:
+        """From config.json.
+
+        Raises:
+            ConfigurationError: it is missing or damaged, or describes another architecture.
+        """
+        path = checkpoint / "config.json"
+        if not path.is_file():
+            raise ConfigurationError("MODEL_ID: the checkpoint has no config.json")
+        with readable(path.name):
+            raw: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
+        for key, wanted in (
+            ("model_type", "xlm-roberta"),
+            ("hidden_act", "gelu"),
+            ("position_embedding_type", "absolute"),
+        ):
+            if raw.get(key, wanted) != wanted:
+                raise ConfigurationError(f"MODEL_ID: config.json has {key}={raw[key]!r}, supported is {wanted!r}")
+        try:
+            config = cls(
+                hidden=raw["hidden_size"],
+                layers=raw["num_hidden_layers"],
+                heads=raw["num_attention_heads"],
+                intermediate=raw["intermediate_size"],
+                vocabulary=raw["vocab_size"],
+                positions=raw["max_position_embeddings"],
+                pad_id=raw["pad_token_id"],
+                epsilon=raw["layer_norm_eps"],
+            )
+        except KeyError as error:
+            raise ConfigurationError(f"MODEL_ID: config.json lacks {error.args[0]}") from error
+        if config.hidden % config.heads:
+            raise ConfigurationError(
+                f"MODEL_ID: config.json has hidden_size={config.hidden}, "
+                f"which is no multiple of num_attention_heads={config.heads}"
+            )
+        return config
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever a reader inside raises becomes a ConfigurationError that names the file, not where it lies."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigurationError(
+            f"MODEL_ID: {name} is damaged or not in the published format ({type(error).__name__}); fetch it again"
+        ) from error
+
+
+def locate(model_id: str, revision: str | None = None, *, platform_cache: Path = PLATFORM_CACHE) -> Path:
+    """The folder of a checkpoint: `mini`, a local directory, the platform's cache, or the hub.
+
+    A hub name is looked for in the platform's cache first; else the hub client finds it in its own
+    cache or downloads it, honouring `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`.
+
+    Args:
+        model_id: `mini`, a path, or `organisation/name`.
+        revision: a commit of the hub; None is the pinned one for `BAAI/bge-m3` and `main` for others.
+        platform_cache: root of the platform's model cache.
+
+    Raises:
+        ConfigurationError: no such checkpoint, or it lacks a file.
+    """
+    if model_id == "mini":
+        return _complete(MINI)
+    local = Path(model_id)
+    if local.is_dir():
+        return _complete(local)
+    if not _is_hub_name(model_id):
+        raise ConfigurationError("MODEL_ID: is neither `mini`, nor a directory that exists, nor a hub name")
+    cached = _platform_snapshot(platform_cache, model_id, revision)
+    if cached is not None:
+        return _complete(cached)
+    pinned = revision or (DEFAULT_REVISION if model_id == DEFAULT_MODEL else "main")
+    return _complete(_download(model_id, pinned))
+
+
+def _is_hub_name(model_id: str) -> bool:
+    parts = model_id.split("/")
+    return len(parts) == 2 and all(part and part.strip(".") and part == part.strip() for part in parts)
+
+
+def _complete(checkpoint: Path) -> Path:
+    missing = [name for name in ("config.json", "tokenizer.json", *_HEADS) if not (checkpoint / name).is_file()]
+    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+        missing.append(" or ".join(_WEIGHTS))
+    if missing:
+        raise ConfigurationError(f"MODEL_ID: the checkpoint lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def _platform_snapshot(cache: Path, model_id: str, revision: str | None) -> Path | None:
+    root = cache / f"models--{model_id.replace('/', '--')}"
+    if not (root / "snapshots").is_dir():
+        return None
+    pinned = revision or (DEFAULT_REVISION if model_id == DEFAULT_MODEL else None)
+    if pinned and (root / "snapshots" / pinned).is_dir():
+        return root / "snapshots" / pinned
+    if revision:
+        log.warning("the platform's cache does not hold MODEL_REVISION=%s; asking the hub", revision)
+        return None
+    main = root / "refs" / "main"
+    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    if commit and (root / "snapshots" / commit).is_dir():
+        if pinned:
+            log.warning(
+                "the platform's cache holds revision %s, not the pinned %s; using the cached one", commit, pinned
+            )
+        return root / "snapshots" / commit
+    return None
+
+
+def _download(model_id: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    small = ["config.json", "tokenizer.json", "tokenizer_config.json", *_HEADS]
+    log.info("looking for %s at revision %s", model_id, revision)
+    try:
+        for weights in _WEIGHTS:
+            path = Path(snapshot_download(model_id, revision=revision, allow_patterns=[*small, weights]))
+            if (path / weights).is_file():
+                break
+    except Exception as error:  # the client passes on what its HTTP library raises, and that differs by release
+        raise ConfigurationError(
+            f"MODEL_ID: {model_id} at revision {revision} is in no cache and could not be downloaded "
+            f"({type(error).__name__}); check the name, HF_TOKEN, HF_HUB_OFFLINE and the network, "
+            "or name a local directory"
+        ) from error
+    return path
+
+
+def read_encoder(checkpoint: Path, place: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The encoder's weights by their published names, each passed through `place` as it is read.
+
+    Both formats are memory-mapped, so at most one tensor exists in the file's type and in the
+    final one at a time. `.bin` files are read with `weights_only`: no code in them is run.
+
+    Raises:
+        ConfigurationError: the file is damaged.
+    """
+    return {name.removeprefix("roberta."): place(tensor) for name, tensor in _tensors(checkpoint)}
+
+
+def read_head(checkpoint: Path, name: str) -> tuple[Tensor, Tensor]:
+    """Weight [N, H] and bias [N] of `sparse_linear` or `colbert_linear`, float32.
+
+    Raises:
+        ConfigurationError: it is damaged, or no linear layer.
+    """
+    import torch
+
+    with readable(f"{name}.pt"):
+        state = torch.load(checkpoint / f"{name}.pt", map_location="cpu", weights_only=True)
+        return state["weight"].float(), state["bias"].float()
+
+
+def _tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    import torch
+    from safetensors import safe_open
+
+    path = checkpoint / "model.safetensors"
+    if path.is_file():
+        with readable(path.name), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - the reader is no mapping
+                if _is_used(name):
+                    yield name, file.get_tensor(name)
+        return
+    with readable("pytorch_model.bin"):
+        state = torch.load(checkpoint / "pytorch_model.bin", map_location="cpu", weights_only=True, mmap=True)
+        for name in [name for name in state if _is_used(name)]:
+            yield name, state.pop(name)
+
+
+def _is_used(name: str) -> bool:
+    return "pooler" not in name and "position_ids" not in name and "lm_head" not in name

@@ -1,0 +1,288 @@
+"""What is loaded is what was published; what cannot be loaded is refused by name, and no file runs code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION, MINI, EncoderConfig, locate
+from embedder.encoder import PackedEngine
+from embedder.errors import ConfigurationError
+from tests.embedder.oracle import assert_same, embed
+from tests.embedder.test_tokenizer import edit
+
+Load = Callable[[Path], PackedEngine]
+
+
+class Marker:
+    """Pickles to a command that leaves a directory behind when it is run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self._path),)
+
+
+def refused(load: Callable[[], object], mentions: str, checkpoint: Path) -> None:
+    """Fail unless loading is refused with a message that has `mentions` and does not say where the files are."""
+    with pytest.raises(ConfigurationError, match=re.escape(mentions)) as caught:
+        load()
+    assert str(checkpoint) not in str(caught.value)
+
+
+def as_bin(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Turn the weights of a checkpoint into `pytorch_model.bin`; returns them."""
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    return weights
+
+
+def without(checkpoint: Path, name: str) -> None:
+    """Remove a weight from a checkpoint."""
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights[name]
+    save_file(weights, checkpoint / "model.safetensors")
+
+
+def cached(cache: Path, model: str, revision: str, checkpoint: Path) -> Path:
+    """Put a checkpoint into a cache as the hub client lays it out."""
+    snapshot = cache / f"models--{model.replace('/', '--')}" / "snapshots" / revision
+    shutil.copytree(checkpoint, snapshot)
+    return snapshot
+
+
+# --- locate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_miniature_is_found_by_its_name() -> None:
+    """`MODEL_ID=mini` needs neither network nor files beside the program."""
+    assert locate("mini") == MINI
+
+
+def test_a_directory_is_used_as_it_is(small_checkpoint: Path) -> None:
+    """A local directory in the published layout is a model."""
+    assert locate(str(small_checkpoint)) == small_checkpoint
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "sparse_linear.pt", "colbert_linear.pt", "model.safetensors"]
+)
+def test_a_missing_file_is_named(small_checkpoint: Path, name: str) -> None:
+    """A directory that lacks a file is refused, naming the file."""
+    (small_checkpoint / name).unlink()
+    refused(lambda: locate(str(small_checkpoint)), name, small_checkpoint)
+
+
+def test_all_missing_files_are_named(tmp_path: Path) -> None:
+    """An empty directory is told everything that it lacks at once."""
+    names = "config.json, tokenizer.json, sparse_linear.pt, colbert_linear.pt, model.safetensors or pytorch_model.bin"
+    refused(lambda: locate(str(tmp_path)), names, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "nothing-of-this-name", "./nothing", "a/b/c", "/", "../..x/", "a/ "])
+def test_a_name_that_is_no_model_is_refused(name: str) -> None:
+    """What is no directory and no hub name is refused at once, without asking the network."""
+    with pytest.raises(ConfigurationError, match="MODEL_ID"):
+        locate(name)
+
+
+def test_the_platform_cache_gives_the_pinned_revision(tmp_path: Path, small_checkpoint: Path) -> None:
+    """RunPod's model cache is used where it holds the pinned commit, whatever else it holds."""
+    cached(tmp_path / "hub", DEFAULT_MODEL, "1" * 40, small_checkpoint)
+    snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
+    assert locate(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
+
+
+def test_the_platform_cache_with_another_revision_is_used_with_a_warning(
+    tmp_path: Path, small_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the cache holds another commit under `main`, it is used, and the log says which and which was pinned."""
+    snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, "1" * 40, small_checkpoint)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("1" * 40 + "\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert locate(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
+    assert "1" * 40 in caplog.text
+    assert DEFAULT_REVISION in caplog.text
+
+
+def test_the_platform_cache_of_another_model_needs_no_pin(
+    tmp_path: Path, small_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fine-tuned model of one's own is taken from the cache at `main` without a warning."""
+    snapshot = cached(tmp_path / "hub", "me/tuned", "2" * 40, small_checkpoint)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("2" * 40, encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert locate("me/tuned", platform_cache=tmp_path / "hub") == snapshot
+    assert not caplog.records
+
+
+def test_a_cached_model_that_is_incomplete_is_refused(tmp_path: Path, small_checkpoint: Path) -> None:
+    """A cached snapshot whose weights are missing is named as such rather than half loaded."""
+    (small_checkpoint / "model.safetensors").unlink()
+    cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
+    refused(lambda: locate(DEFAULT_MODEL, platform_cache=tmp_path / "hub"), "pytorch_model.bin", tmp_path)
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------
+
+
+def test_the_limit_excludes_the_positions_that_no_text_uses() -> None:
+    """514 positions are 512 tokens, 8194 are 8192."""
+    assert EncoderConfig.read(MINI).max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model_type", "bert"), ("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")],
+)
+def test_another_architecture_is_refused(small_checkpoint: Path, key: str, value: str) -> None:
+    """A model that would be computed wrongly is refused, naming what it has and what is supported."""
+    edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
+    refused(lambda: EncoderConfig.read(small_checkpoint), f"{key}='{value}'", small_checkpoint)
+
+
+def test_a_missing_size_is_named(small_checkpoint: Path) -> None:
+    """A config.json without a size is refused, naming the key."""
+    edit(small_checkpoint / "config.json", lambda config: config.pop("layer_norm_eps"))
+    refused(lambda: EncoderConfig.read(small_checkpoint), "layer_norm_eps", small_checkpoint)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_a_damaged_config_is_named(small_checkpoint: Path, content: bytes) -> None:
+    """A config.json that is no JSON object is refused by name."""
+    (small_checkpoint / "config.json").write_bytes(content)
+    refused(lambda: EncoderConfig.read(small_checkpoint), "config.json", small_checkpoint)
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    """Without config.json nothing can be known, and that is said."""
+    refused(lambda: EncoderConfig.read(tmp_path), "config.json", tmp_path)
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def test_both_formats_hold_the_same_model(small_checkpoint: Path, packed_from: Load) -> None:
+    """`model.safetensors` and `pytorch_model.bin` of one model give the same vectors."""
+    from embedder.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(small_checkpoint)
+    texts = ["one library", "of many tools"]
+    before = embed(packed_from(small_checkpoint), tokenizer, texts, 64)
+    as_bin(small_checkpoint)
+    assert_same(embed(packed_from(small_checkpoint), tokenizer, texts, 64), before, tolerance=0)
+
+
+def test_names_with_a_prefix_are_understood(small_checkpoint: Path, packed_from: Load) -> None:
+    """A checkpoint saved from a model with a head on top (`roberta.` before each name) loads."""
+    weights = load_file(small_checkpoint / "model.safetensors")
+    save_file({f"roberta.{name}": one for name, one in weights.items()}, small_checkpoint / "model.safetensors")
+    assert packed_from(small_checkpoint).hidden_size == 16
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.key.bias", "embeddings.LayerNorm.bias"],
+)
+def test_a_missing_weight_is_named(small_checkpoint: Path, packed_from: Load, name: str) -> None:
+    """A checkpoint that lacks a weight is refused, naming it."""
+    without(small_checkpoint, name)
+    refused(lambda: packed_from(small_checkpoint), name, small_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "weight"),
+    [
+        ("vocab_size", 11_007, "embeddings.word_embeddings.weight"),
+        ("max_position_embeddings", 514, "embeddings.position_embeddings.weight"),
+        ("hidden_size", 18, "embeddings.word_embeddings.weight"),
+        ("intermediate_size", 25, "encoder.layer.0.intermediate.dense.weight"),
+        ("num_hidden_layers", 2, "encoder.layer.1.attention.self.query.weight"),
+    ],
+)
+def test_sizes_that_differ_from_the_weights_are_refused(
+    small_checkpoint: Path, packed_from: Load, key: str, value: int, weight: str
+) -> None:
+    """A config.json of another size than the weights is refused at the start, not at the first long text."""
+    edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
+    refused(lambda: packed_from(small_checkpoint), weight, small_checkpoint)
+
+
+def test_heads_must_divide_the_width(small_checkpoint: Path, packed_from: Load) -> None:
+    """Attention heads that do not divide the hidden size are refused, naming both numbers."""
+    edit(small_checkpoint / "config.json", lambda config: config.update(num_attention_heads=3))
+    refused(lambda: packed_from(small_checkpoint), "num_attention_heads=3", small_checkpoint)
+
+
+@pytest.mark.parametrize("head", ["sparse_linear", "colbert_linear"])
+@pytest.mark.parametrize(
+    "state", [{}, {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)}, [1, 2], {"weight": 1, "bias": 2}]
+)
+def test_a_head_that_does_not_fit_is_named(small_checkpoint: Path, packed_from: Load, head: str, state: object) -> None:
+    """A head without its weights, or of another width than the model, is refused by name."""
+    torch.save(state, small_checkpoint / f"{head}.pt")
+    refused(lambda: packed_from(small_checkpoint), head, small_checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["half", "garbage", "empty"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "sparse_linear.pt", "colbert_linear.pt"])
+def test_a_damaged_file_is_named(small_checkpoint: Path, packed_from: Load, name: str, damage: str) -> None:
+    """Weights cut off by a broken download, or no weights at all, are refused, naming the file."""
+    if name == "pytorch_model.bin":
+        as_bin(small_checkpoint)
+    path = small_checkpoint / name
+    content = path.read_bytes()
+    path.write_bytes({"half": content[: len(content) // 2], "garbage": b"<html>not found</html>", "empty": b""}[damage])
+    refused(lambda: packed_from(small_checkpoint), name, small_checkpoint)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "sparse_linear.pt"])
+def test_a_file_that_holds_code_is_refused_unrun(
+    small_checkpoint: Path, packed_from: Load, tmp_path: Path, name: str, legacy: bool
+) -> None:
+    """A checkpoint from a stranger cannot run code on the worker: it is refused, and the code never runs."""
+    if name == "pytorch_model.bin":
+        as_bin(small_checkpoint)
+    marker = tmp_path / "executed"
+    torch.save({"weight": Marker(marker)}, small_checkpoint / name, _use_new_zipfile_serialization=not legacy)
+    refused(lambda: packed_from(small_checkpoint), name, small_checkpoint)
+    assert not marker.exists()
+
+
+def test_a_plain_pickle_is_refused_unrun(small_checkpoint: Path, packed_from: Load, tmp_path: Path) -> None:
+    """A raw pickle under the name of the weights is refused as well."""
+    as_bin(small_checkpoint)
+    marker = tmp_path / "executed"
+    (small_checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(Marker(marker)))
+    refused(lambda: packed_from(small_checkpoint), "pytorch_model.bin", small_checkpoint)
+    assert not marker.exists()
+
+
+def test_a_colbert_head_may_be_narrower(small_checkpoint: Path, packed_from: Load) -> None:
+    """A ColBERT head that projects to fewer numbers than the model's width gives rows of that width."""
+    state: dict[str, Any] = {"weight": torch.eye(5, 16), "bias": torch.zeros(5)}
+    torch.save(state, small_checkpoint / "colbert_linear.pt")
+    assert packed_from(small_checkpoint).colbert_size == 5
+
+
+def test_an_unknown_key_is_no_matter(small_checkpoint: Path) -> None:
+    """A key that we do not know is no reason to refuse a checkpoint."""
+    edit(small_checkpoint / "config.json", lambda config: config.update(new_key_of_next_year=1))
+    assert EncoderConfig.read(small_checkpoint).hidden == 16

@@ -1,0 +1,122 @@
+"""The hub client's cache and its failures, each in a process of its own because it reads its settings once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION
+from tests.embedder.test_checkpoint import as_bin, cached
+
+ROOT = Path(__file__).parents[2]
+
+LOCATE = """
+import sys
+from pathlib import Path
+from embedder.checkpoint import locate
+from embedder.errors import ConfigurationError
+model, revision, platform_cache = sys.argv[1:]
+try:
+    print(locate(model, revision or None, platform_cache=Path(platform_cache)))
+except ConfigurationError as error:
+    print("refused:", error)
+"""
+
+
+def located(
+    model: str, home: Path, *, revision: str = "", platform_cache: str = "/nowhere", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `locate` in a fresh process whose hub cache is under `home`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    return subprocess.run(
+        [sys.executable, "-c", LOCATE, model, revision, platform_cache],
+        env=kept | {"HF_HOME": str(home)} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+@contextmanager
+def forbidding_proxy() -> Iterator[str]:
+    """The address of an HTTP proxy that refuses everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("layout", ["bin", "safetensors"])
+def test_a_cached_model_loads_offline(tmp_path: Path, small_checkpoint: Path, layout: str) -> None:
+    """With `HF_HUB_OFFLINE=1` the hub's own cache serves the pinned revision, with `.bin` weights as published."""
+    if layout == "bin":
+        as_bin(small_checkpoint)
+    snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
+    assert located(DEFAULT_MODEL, tmp_path, HF_HUB_OFFLINE="1").stdout.strip() == str(snapshot)
+
+
+def test_a_revision_that_the_platform_lacks_is_asked_of_the_hub(tmp_path: Path, small_checkpoint: Path) -> None:
+    """An explicit `MODEL_REVISION` is never replaced by another one: the platform's cache is passed over."""
+    platform = tmp_path / "platform"
+    other = cached(platform, DEFAULT_MODEL, "1" * 40, small_checkpoint)
+    (other.parents[1] / "refs").mkdir()
+    (other.parents[1] / "refs" / "main").write_text("1" * 40, encoding="utf-8")
+    snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, "2" * 40, small_checkpoint)
+    found = located(DEFAULT_MODEL, tmp_path, revision="2" * 40, platform_cache=str(platform), HF_HUB_OFFLINE="1")
+    assert found.stdout.strip() == str(snapshot)
+    assert f"MODEL_REVISION={'2' * 40}" in found.stderr
+
+
+def test_nothing_found_offline_names_the_way_out(tmp_path: Path) -> None:
+    """Without network and cache the worker refuses to start and says what to check."""
+    answer = located(DEFAULT_MODEL, tmp_path, HF_HUB_OFFLINE="1").stdout
+    assert answer.startswith(f"refused: MODEL_ID: {DEFAULT_MODEL}")
+    for way_out in ("HF_TOKEN", "HF_HUB_OFFLINE", "network", "local directory"):
+        assert way_out in answer
+    assert str(tmp_path) not in answer
+
+
+def test_an_incomplete_cache_offline_is_refused_by_name(tmp_path: Path, small_checkpoint: Path) -> None:
+    """A download that stopped halfway is told what it lacks."""
+    (small_checkpoint / "model.safetensors").unlink()
+    cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
+    answer = located(DEFAULT_MODEL, tmp_path, HF_HUB_OFFLINE="1").stdout
+    assert answer.startswith("refused: MODEL_ID: the checkpoint lacks model.safetensors or pytorch_model.bin")
+
+
+def test_a_proxy_that_forbids_is_a_refusal_to_start(tmp_path: Path) -> None:
+    """Whatever the hub client's HTTP library raises becomes a refusal that says what to check."""
+    with forbidding_proxy() as proxy:
+        answer = located("me/tuned", tmp_path, HTTPS_PROXY=proxy).stdout
+    assert answer.startswith("refused: MODEL_ID: me/tuned")
+    assert "network" in answer
+    assert "127.0.0.1" not in answer
+
+
+def test_a_name_that_the_hub_does_not_allow_is_refused(tmp_path: Path) -> None:
+    """A name with characters that the hub refuses is a refusal to start, not a crash."""
+    answer = located("my models/tuned", tmp_path, HF_HUB_OFFLINE="1").stdout
+    assert answer.startswith("refused: MODEL_ID")
