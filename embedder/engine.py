@@ -1,0 +1,122 @@
+"""The seam to the model: token ids in, three kinds of vectors out, a batch at a time.
+
+Two implementations: `embedder.encoder.PackedEngine` (default) and `embedder.reference.ReferenceEngine`
+(FlagEmbedding). Both are safe to call from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.vectors import Outputs, SparseVector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """The texts of one forward pass, concatenated without padding.
+
+    Attributes:
+        ids: int32 [T], token ids, special tokens included.
+        lengths: int32 [B], tokens per text, each >= 2; they sum to T.
+    """
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, texts: Sequence[NDArray[np.int32]]) -> TokenBatch:
+        """Concatenate the ids of several texts."""
+        lengths = np.fromiter((len(ids) for ids in texts), dtype=np.int32, count=len(texts))
+        return cls(np.concatenate(texts), lengths)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """int64 [B + 1]: text `b` is `ids[offsets[b]:offsets[b + 1]]`."""
+        return offsets_of(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseBatch:
+    """The sparse vectors of a batch, concatenated: text `b` owns `offsets[b]:offsets[b + 1]`.
+
+    Attributes:
+        offsets: int64 [B + 1].
+        indices: uint32 [N], ascending and unique within a text.
+        values: float32 [N], all > 0.
+    """
+
+    offsets: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+
+    def __getitem__(self, text: int) -> SparseVector:
+        part = slice(self.offsets[text], self.offsets[text + 1])
+        return SparseVector(self.indices[part], self.values[part])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedBatch:
+    """What a forward pass produced; a kind that was not asked for is None.
+
+    Attributes:
+        dense: float32 [B, H], rows of norm 1.
+        sparse: the lexical weights of all texts.
+        colbert: float32 [T - B, C], rows of norm 1; text `b` owns `lengths[b] - 1` of them, in order.
+    """
+
+    dense: NDArray[np.float32] | None
+    sparse: SparseBatch | None
+    colbert: NDArray[Any] | None
+
+
+class Engine(Protocol):
+    """One set of weights on one device."""
+
+    @property
+    def name(self) -> str:
+        """`packed` or `flagembedding`."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda:0`, ..."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The type of the matrix products: `float32`, `bfloat16`, `float16` or `int8`."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the size of a dense vector."""
+        ...
+
+    @property
+    def colbert_size(self) -> int:
+        """C, the size of a ColBERT row."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of one text, special tokens included."""
+        ...
+
+    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+        """Run the model over the batch; only the heads that `outputs` names."""
+        ...
+
+
+def offsets_of(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Running sum that starts at 0: int64 [B + 1]."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -1,0 +1,141 @@
+"""Checkpoints and the engines on them, built once per session."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedder.checkpoint import MINI
+from embedder.encoder import PackedEngine
+from embedder.reference import ReferenceEngine
+from embedder.tokenizer import Tokenizer
+from tests.embedder.oracle import Oracle
+from tests.embedder.texts import TEXTS
+from training.random_checkpoint import build
+from training.tokenizer import save_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A checkpoint with everything that can embed with it; each is loaded on first use."""
+
+    checkpoint: Path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Ours."""
+        return Tokenizer(self.checkpoint)
+
+    @cached_property
+    def packed(self) -> PackedEngine:
+        """Our engine in float32."""
+        return self.packed_as("float32")
+
+    @cached_property
+    def reference(self) -> ReferenceEngine:
+        """FlagEmbedding behind the seam."""
+        return ReferenceEngine(self.checkpoint, device="cpu", dtype="float32", dropped_ids=self.tokenizer.dropped_ids)
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """FlagEmbedding by its public interface."""
+        return Oracle(self.checkpoint)
+
+    def packed_as(self, dtype: str, device: str = "cpu") -> PackedEngine:
+        """Our engine in another type or elsewhere."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
+            return PackedEngine(self.checkpoint, device=device, dtype=dtype, dropped_ids=self.tokenizer.dropped_ids)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def mini() -> Bench:
+    """The trained miniature: 512 tokens, lower-casing tokenizer, mostly English."""
+    return Bench(MINI)
+
+
+@pytest.fixture(scope="session")
+def polyglot_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tokenizer that has learnt the scripts of `TEXTS`, so that they are not all `<unk>`."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    known = [sample for name, sample in TEXTS.items() if not name.startswith(("literal", "all literals", "long"))]
+    save_tokenizer(train_tokenizer(known * 3, 300), path, 8192)
+    return path
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory: pytest.TempPathFactory, polyglot_tokenizer: Path) -> Bench:
+    """Random weights, 8192 tokens, `.bin` as BAAI/bge-m3 is published."""
+    return Bench(
+        build(
+            tmp_path_factory.mktemp("checkpoints") / "long",
+            hidden=64,
+            layers=2,
+            heads=4,
+            intermediate=176,
+            positions=8194,
+            seed=1,
+            weight_format="bin",
+            tokenizer=polyglot_tokenizer,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Random weights of unusual sizes, float16 safetensors, more embedding rows than tokens."""
+    return Bench(
+        build(
+            tmp_path_factory.mktemp("checkpoints") / "odd",
+            hidden=60,
+            layers=1,
+            heads=3,
+            intermediate=37,
+            positions=700,
+            vocab=11_003,
+            seed=2,
+            dtype="float16",
+        )
+    )
+
+
+@pytest.fixture(scope="session", params=["mini", "long", "odd"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Each of the three checkpoints."""
+    found: Bench = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="session")
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "small"
+    return build(path, hidden=16, layers=1, heads=2, intermediate=24, positions=66)
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path: Path, _small: Path) -> Path:
+    """A small random checkpoint of one's own, to break."""
+    return shutil.copytree(_small, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def packed_from() -> Callable[[Path], PackedEngine]:
+    """The packed engine of a checkpoint, in float32."""
+    return lambda checkpoint: PackedEngine(
+        checkpoint, device="cpu", dtype="float32", dropped_ids=frozenset({0, 1, 2, 3})
+    )

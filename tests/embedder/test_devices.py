@@ -1,0 +1,104 @@
+"""The device is the one that was asked for, or the worker does not start."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedder.checkpoint import MINI
+from embedder.devices import choose_devices, choose_dtype
+from embedder.encoder import PackedEngine
+from embedder.errors import ConfigurationError
+from embedder.reference import ReferenceEngine
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@without_cuda
+def test_unset_without_cuda_is_the_cpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Running on the CPU for want of a GPU is never silent."""
+    with caplog.at_level(logging.WARNING):
+        assert choose_devices(None) == ["cpu"]
+    assert "no CUDA device" in caplog.text
+
+
+@pytest.mark.gpu
+@with_cuda
+def test_unset_with_cuda_is_the_first_gpu() -> None:
+    """Where there is a GPU, it is used without being asked for."""
+    assert choose_devices(None) == ["cuda:0"]
+
+
+@pytest.mark.parametrize("setting", ["cpu", " cpu "])
+def test_the_cpu_asked_for_is_no_warning(setting: str, caplog: pytest.LogCaptureFixture) -> None:
+    """`GPU_DEVICE=cpu` is meant."""
+    with caplog.at_level(logging.WARNING):
+        assert choose_devices(setting) == ["cpu"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("setting", ["cuda:977", "cpu,cuda:977"])
+def test_a_device_that_is_missing_is_refused(setting: str) -> None:
+    """A GPU that is not there is refused, naming it and how many there are."""
+    found = torch.cuda.device_count()
+    with pytest.raises(ConfigurationError, match=f"GPU_DEVICE: cuda:977 is not there; CUDA devices found: {found}"):
+        choose_devices(setting)
+
+
+@without_cuda
+def test_cuda_without_a_number_is_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    """`cuda` means `cuda:0`, and is refused like it."""
+    with pytest.raises(ConfigurationError, match="cuda:0 is not there"):
+        choose_devices("cuda")
+
+
+@pytest.mark.parametrize("setting", ["", "gpu", "0", "cuda:", "cuda:-1", "cuda:x", "CPU", "cpu,", "mps", "cuda:1:2"])
+def test_what_is_no_device_is_refused(setting: str) -> None:
+    """Junk in `GPU_DEVICE` is refused with an example of what is meant."""
+    with pytest.raises(ConfigurationError, match="is no device; use cpu, cuda:0"):
+        choose_devices(setting)
+
+
+def test_a_device_named_twice_is_refused() -> None:
+    """Two sets of weights on one device would only cost memory."""
+    with pytest.raises(ConfigurationError, match="twice"):
+        choose_devices("cpu,cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_type_that_is_set_is_taken(dtype: str, device: str) -> None:
+    """`DTYPE` other than `auto` is not second-guessed."""
+    assert choose_dtype(dtype, device) == dtype
+
+
+def test_auto_is_the_fast_type_of_the_device() -> None:
+    """`auto` is float16 on GPUs, and on CPUs what they multiply fast, but float32 for FlagEmbedding."""
+    assert choose_dtype("auto", "cuda:1") == "float16"
+    assert choose_dtype("auto", "cpu") in ("float32", "bfloat16")
+    assert choose_dtype("auto", "cpu", engine="flagembedding") == "float32"
+
+
+def test_int8_on_a_gpu_is_refused() -> None:
+    """`DTYPE=int8` with a GPU names the fix."""
+    with pytest.raises(ConfigurationError, match=r"DTYPE=int8 .* cuda:0; use auto or float16"):
+        PackedEngine(MINI, device="cuda:0", dtype="int8", dropped_ids=frozenset())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "fix"),
+    [
+        ("bfloat16", "cpu", "float32"),
+        ("float16", "cpu", "float32"),
+        ("int8", "cpu", "packed"),
+        ("int8", "cuda:0", "packed"),
+    ],
+)
+def test_types_that_flagembedding_lacks_are_refused(dtype: str, device: str, fix: str) -> None:
+    """`ENGINE=flagembedding` with a type that it cannot compute in names the setting and the fix."""
+    with pytest.raises(ConfigurationError, match=rf"DTYPE={dtype}.*{fix}"):
+        ReferenceEngine(Path("/nowhere"), device=device, dtype=dtype, dropped_ids=frozenset())

@@ -1,0 +1,64 @@
+"""How far the faster types stay from float32, and how little a text's vectors depend on its company."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.embedder.conftest import Bench
+from tests.embedder.oracle import TOLERANCE, assert_same, assert_well_formed, cosines, embed, weights_of
+from tests.embedder.texts import TEXTS
+
+LEAST_COSINE = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 0.99}
+"""Measured on the miniature: 0.99987, 0.999999 and 0.9996 for the last three."""
+LEAST_COSINE_ALONE = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 0.995}
+"""int8 scales activations by the whole batch, hence 0.9996 there where the others give 1."""
+WEIGHT_SHARE = 0.02
+WEIGHT_FLOOR = 2e-3
+
+DTYPES = tuple(LEAST_COSINE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_faster_type_stays_near_float32(mini: Bench, dtype: str) -> None:
+    """Whatever `DTYPE`, dense vectors and ColBERT rows keep their direction and sparse weights their size."""
+    texts = list(TEXTS.values())
+    exact = embed(mini.packed, mini.tokenizer, texts, 512)
+    for one, other in zip(embed(mini.packed_as(dtype), mini.tokenizer, texts, 512), exact, strict=True):
+        assert_well_formed(one)
+        assert one.dense is not None
+        assert one.sparse is not None
+        assert one.colbert is not None
+        assert other.dense is not None
+        assert other.sparse is not None
+        assert other.colbert is not None
+        assert cosines(one.dense, other.dense).min() > LEAST_COSINE[dtype]
+        assert cosines(one.colbert, other.colbert).min() > LEAST_COSINE[dtype]
+        ours, theirs = weights_of(one.sparse), weights_of(other.sparse)
+        for token_id in ours.keys() | theirs.keys():
+            weight = theirs.get(token_id, 0.0)
+            assert abs(ours.get(token_id, 0.0) - weight) <= WEIGHT_SHARE * weight + WEIGHT_FLOOR
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_text_hardly_depends_on_its_company(mini: Bench, dtype: str) -> None:
+    """A text embedded alone and the same text among others, long and short, have the same direction."""
+    engine = mini.packed_as(dtype)
+    texts = list(TEXTS.values())
+    for text, among in zip(texts, embed(engine, mini.tokenizer, texts, 512), strict=True):
+        (alone,) = embed(engine, mini.tokenizer, [text], 512)
+        assert alone.dense is not None
+        assert alone.colbert is not None
+        assert among.dense is not None
+        assert among.colbert is not None
+        assert cosines(alone.dense, among.dense).min() > LEAST_COSINE_ALONE[dtype]
+        assert cosines(alone.colbert, among.colbert).min() > LEAST_COSINE_ALONE[dtype]
+
+
+def test_in_float32_company_and_order_do_not_matter(bench: Bench) -> None:
+    """A batch, the batch in another order, and each text alone give the same float32 vectors."""
+    texts = list(TEXTS.values())
+    together = embed(bench.packed, bench.tokenizer, texts, 512)
+    turned = embed(bench.packed, bench.tokenizer, texts[::-1], 512)
+    alone = [embed(bench.packed, bench.tokenizer, [text], 512)[0] for text in texts]
+    assert_same(together, turned[::-1], TOLERANCE)
+    assert_same(together, alone, TOLERANCE)
