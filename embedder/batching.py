@@ -1,0 +1,111 @@
+"""Which texts go into the next forward pass. Pure: lengths and a budget in, a plan out.
+
+Rules, in the order in which they apply:
+
+1. Queries go before passages, and a batch never mixes the two: a query that rides with passages
+   waits for all of them.
+2. Jobs of one priority take turns text by text, and the job that opened a batch goes to the back of
+   the line, so a small job is not stuck behind a large one and no job starves.
+3. A batch holds at most `budget` tokens, except that a longer text goes alone.
+4. A job's `cap` bounds how many of its texts share a batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+JobKey = TypeVar("JobKey", bound=Hashable)
+
+
+class Priority(IntEnum):
+    """Lower goes first."""
+
+    QUERY = 0
+    PASSAGE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pick(Generic[JobKey]):
+    """Text number `index` of the job `key` is in the batch."""
+
+    key: JobKey
+    index: int
+
+
+@dataclass(slots=True, eq=False)
+class _Line(Generic[JobKey]):
+    """The texts of one job that still wait."""
+
+    key: JobKey
+    lengths: Sequence[int]
+    cap: int
+    next: int = 0
+
+    @property
+    def waiting(self) -> bool:
+        return self.next < len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths[self.next :])
+
+
+@dataclass(slots=True)
+class BatchQueue(Generic[JobKey]):
+    """The texts that wait for a forward pass, and how many tokens they hold. Not thread-safe."""
+
+    tokens: int = 0
+    _lines: dict[Priority, deque[_Line[JobKey]]] = field(
+        default_factory=lambda: {priority: deque() for priority in Priority}
+    )
+
+    def __bool__(self) -> bool:
+        return any(self._lines.values())
+
+    def add(self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0) -> None:
+        """Queue a job's texts, given by their lengths in tokens; `cap` 0 means no cap."""
+        if lengths:
+            self._lines[priority].append(_Line(key, lengths, cap or len(lengths)))
+            self.tokens += sum(lengths)
+
+    def drop(self, key: JobKey) -> None:
+        """Forget what still waits of a job."""
+        for lines in self._lines.values():
+            for line in [line for line in lines if line.key == key]:
+                lines.remove(line)
+                self.tokens -= line.tokens
+
+    def take(self, budget: int) -> list[Pick[JobKey]]:
+        """Remove and return the next batch; empty only if nothing waits."""
+        for priority in Priority:
+            if self._lines[priority]:
+                return self._take(self._lines[priority], budget)
+        return []
+
+    def _take(self, lines: deque[_Line[JobKey]], budget: int) -> list[Pick[JobKey]]:
+        picks: list[Pick[JobKey]] = []
+        left = budget
+        open_lines = list(lines)
+        turn = 0
+        while open_lines:
+            turn += 1
+            still_open = []
+            for line in open_lines:
+                length = line.lengths[line.next]
+                if length > left and picks:
+                    continue
+                picks.append(Pick(line.key, line.next))
+                line.next += 1
+                left -= length
+                self.tokens -= length
+                if line.waiting and turn < line.cap:
+                    still_open.append(line)
+            open_lines = still_open
+        lines.rotate(-1)
+        for line in [line for line in lines if not line.waiting]:
+            lines.remove(line)
+        return picks

@@ -1,0 +1,162 @@
+"""Texts to vectors: the tokenizer, the pool and the engines of one model, as one object."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from embedder.batching import Priority
+from embedder.checkpoint import EncoderConfig, locate
+from embedder.engine import Engine
+from embedder.errors import ConfigurationError, InvalidRequest
+from embedder.pool import ModelPool, Result
+from embedder.tokenizer import Tokenizer
+from embedder.vectors import Outputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What to load and how to run it; each attribute is the setting of the same name.
+
+    Attributes:
+        model_id: `mini`, a directory, or a hub name.
+        revision: commit of a hub model; None for the pinned one.
+        engine: `packed` or `flagembedding`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+        device: a device, a comma list, or None to choose.
+        lanes: threads per device.
+        token_budget: tokens per batch; None to measure.
+        queue_tokens: most tokens waiting.
+    """
+
+    model_id: str
+    revision: str | None = None
+    engine: Literal["packed", "flagembedding"] = "packed"
+    dtype: str = "auto"
+    device: str | None = None
+    lanes: int = 4
+    token_budget: int | None = None
+    queue_tokens: int = 2_000_000
+
+
+class Embedder:
+    """One loaded model. Usable from any thread and any event loop."""
+
+    def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
+        self._tokenizer = tokenizer
+        self._engines = engines
+        self._pool = pool
+
+    @classmethod
+    def load(cls, options: ModelOptions) -> Embedder:
+        """Find and read the checkpoint, place it on its devices and warm it. Blocks for seconds.
+
+        Raises:
+            ConfigurationError: the options cannot work on this machine.
+        """
+        from embedder.calibration import calibrate, warm
+        from embedder.devices import choose_devices
+
+        started = time.perf_counter()
+        devices = choose_devices(options.device)
+        checkpoint = locate(options.model_id, options.revision)
+        located = time.perf_counter()
+        tokenizer = Tokenizer(checkpoint)
+        rows = EncoderConfig.read(checkpoint).vocabulary
+        if tokenizer.vocabulary_size > rows:
+            raise ConfigurationError(
+                f"MODEL_ID: tokenizer.json has {tokenizer.vocabulary_size} tokens, the model has {rows}"
+            )
+        engines = [_engine(options, checkpoint, device, tokenizer) for device in devices]
+        loaded = time.perf_counter()
+        for engine in engines:
+            warm(engine)
+        budget = options.token_budget or min(calibrate(engine) for engine in engines)
+        log.info(
+            "model ready: %s engine, %s, %s; located in %.1f s, loaded in %.1f s, warmed in %.1f s",
+            options.engine,
+            engines[0].dtype,
+            ", ".join(engine.device for engine in engines),
+            located - started,
+            loaded - located,
+            time.perf_counter() - loaded,
+        )
+        pool = ModelPool(engines, lanes=options.lanes, token_budget=budget, queue_tokens=options.queue_tokens)
+        return cls(tokenizer, engines, pool)
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        outputs: Outputs,
+        *,
+        max_length: int,
+        priority: Priority,
+        batch_size: int = 0,
+    ) -> list[Result]:
+        """One result per text, in order: its embedding, or why the model could not make one.
+
+        Cancelling drops the texts that still wait.
+
+        Args:
+            texts: empty texts are valid.
+            outputs: the vectors to compute.
+            max_length: tokens, special tokens included; longer texts are cut and say so.
+            priority: queries go before passages.
+            batch_size: most of these texts in one batch; 0 leaves it to the token budget.
+
+        Raises:
+            InvalidRequest: the texts are more than the queue can ever hold, or one is no valid Unicode.
+            Overloaded: the queue has no room now.
+        """
+        if not 3 <= max_length <= self.max_length:
+            raise InvalidRequest(f"maxLength must be from 3 to the model's {self.max_length}, got {max_length}")
+        try:
+            encoded = await asyncio.to_thread(self._tokenizer.encode, texts, max_length)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
+        return await asyncio.wrap_future(self._pool.submit(encoded, outputs, priority, batch_size=batch_size))
+
+    @property
+    def max_length(self) -> int:
+        """The model's limit in tokens, special tokens included."""
+        return self._engines[0].max_length
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of a dense vector."""
+        return self._engines[0].hidden_size
+
+    @property
+    def colbert_size(self) -> int:
+        """Size of a ColBERT row."""
+        return self._engines[0].colbert_size
+
+    @property
+    def label(self) -> str:
+        """Engine, type and devices, for a person: `packed, bfloat16, cpu`."""
+        first = self._engines[0]
+        return f"{first.name}, {first.dtype}, {' + '.join(engine.device for engine in self._engines)}"
+
+    def close(self) -> None:
+        """Finish what was accepted, then stop. Blocks until the lanes have stopped."""
+        self._pool.close()
+
+
+def _engine(options: ModelOptions, checkpoint: Path, device: str, tokenizer: Tokenizer) -> Engine:
+    from embedder.devices import choose_dtype
+
+    dtype = choose_dtype(options.dtype, device, engine=options.engine)
+    if options.engine == "flagembedding":
+        from embedder.reference import ReferenceEngine
+
+        return ReferenceEngine(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)
+    from embedder.encoder import PackedEngine
+
+    return PackedEngine(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)

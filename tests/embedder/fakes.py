@@ -1,0 +1,110 @@
+"""Engines without a model: real implementations of the `Engine` seam whose vectors say which text they are of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from embedder.engine import EncodedBatch, SparseBatch, TokenBatch, offsets_of
+from embedder.tokenizer import EncodedText
+from embedder.vectors import Outputs
+
+PATIENCE = 30.0
+"""Seconds after which a test that hangs fails. Nothing is measured by it."""
+
+WIDTH = 4
+
+
+def text(number: int, length: int = 3) -> EncodedText:
+    """A text of `length` tokens that a `CountingEngine` knows by its number."""
+    return EncodedText(np.array([0, *[number] * (length - 2), 2], dtype=np.int32), truncated=False)
+
+
+class CountingEngine:
+    """Vectors computed from the text's number alone; remembers every batch it was given.
+
+    Args:
+        device: a lane per device computes at a time if `cpu`, all of them if not.
+        broken: numbers of texts on which a pass fails.
+        error: what it fails with.
+        spoiled: numbers of texts that get vectors that are not finite.
+        spoil: the kind that is spoiled.
+    """
+
+    name = "packed"
+    dtype = "float32"
+    hidden_size = WIDTH
+    colbert_size = WIDTH
+    max_length = 64
+
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        broken: Collection[int] = (),
+        error: Callable[[], BaseException] = lambda: RuntimeError("secret words of a user"),
+        spoiled: Collection[int] = (),
+        spoil: str = "dense",
+    ) -> None:
+        self.device = device
+        self.batches: list[list[int]] = []
+        self._broken = set(broken)
+        self._error = error
+        self._spoiled = set(spoiled)
+        self._spoil = spoil
+        self._started = threading.Semaphore(0)
+        self._open = threading.Event()
+        self._open.set()
+        self._lock = threading.Lock()
+
+    @property
+    def seen(self) -> list[int]:
+        """The numbers of all texts of all batches, in order."""
+        return [number for batch in self.batches for number in batch]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Passes that start inside wait for the end of the block."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    def wait_for_pass(self) -> None:
+        """Return once one more pass has started."""
+        assert self._started.acquire(timeout=PATIENCE)
+
+    def another_pass_starts(self) -> bool:
+        """Whether one more pass starts soon; only a pass that must not start costs the time."""
+        return self._started.acquire(timeout=0.3)
+
+    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+        """See `Engine.encode`."""
+        numbers = batch.ids[batch.offsets[:-1] + 1]
+        with self._lock:
+            self.batches.append(numbers.tolist())
+        self._started.release()
+        assert self._open.wait(PATIENCE)
+        if self._broken.intersection(numbers.tolist()):
+            raise self._error()
+        return EncodedBatch(
+            dense=self._rows(numbers, "dense") if outputs.dense else None,
+            sparse=self._sparse(numbers) if outputs.sparse else None,
+            colbert=self._rows(np.repeat(numbers, batch.lengths - 1), "colbert") if outputs.colbert else None,
+        )
+
+    def _rows(self, numbers: np.ndarray, kind: str) -> np.ndarray:
+        rows = np.cos(numbers[:, None] * np.arange(1, WIDTH + 1)).astype(np.float32)
+        if kind == self._spoil:
+            rows[np.isin(numbers, list(self._spoiled)), -1] = np.inf
+        return rows
+
+    def _sparse(self, numbers: np.ndarray) -> SparseBatch:
+        values = (1 / numbers).astype(np.float32)
+        if self._spoil == "sparse":
+            values[np.isin(numbers, list(self._spoiled))] = np.nan
+        return SparseBatch(offsets_of(np.ones(len(numbers), dtype=np.int32)), numbers.astype(np.uint32), values)

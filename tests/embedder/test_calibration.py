@@ -1,0 +1,93 @@
+"""The token budget is measured, within the time allowed. The clock is the engine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from embedder.calibration import calibrate, warm
+from embedder.engine import EncodedBatch, TokenBatch
+from embedder.vectors import Outputs
+from tests.embedder.fakes import CountingEngine
+
+
+class TimedEngine(CountingEngine):
+    """Takes as long as it is told for a number of tokens, by a clock of its own."""
+
+    def __init__(
+        self,
+        seconds: Callable[[int], float],
+        *,
+        device: str = "cpu",
+        max_length: int = 512,
+        memory: int = 1 << 30,
+    ) -> None:
+        super().__init__(device=device)
+        self.max_length = max_length
+        self.now = 0.0
+        self.tokens: list[int] = []
+        self.lengths: list[int] = []
+        self._seconds = seconds
+        self._memory = memory
+
+    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+        """See `Engine.encode`."""
+        tokens = len(batch.ids)
+        if tokens > self._memory:
+            raise torch.OutOfMemoryError
+        self.tokens.append(tokens)
+        self.lengths.extend(batch.lengths.tolist())
+        self.now += self._seconds(tokens)
+        return super().encode(batch, outputs)
+
+    def calibrated(self, seconds: float = 1e9) -> int:
+        """The budget found."""
+        return calibrate(self, seconds=seconds, clock=lambda: self.now)
+
+
+@pytest.mark.parametrize(("device", "largest"), [("cpu", 16_384), ("cuda:0", 131_072)])
+def test_the_budget_grows_while_the_rate_does(device: str, largest: int) -> None:
+    """Where a larger batch is always faster per token, the largest is taken."""
+    assert TimedEngine(lambda tokens: tokens**0.5, device=device).calibrated() == largest
+
+
+@pytest.mark.parametrize("plateau", [512, 1024, 4096])
+def test_the_budget_stops_where_the_rate_does(plateau: int) -> None:
+    """Beyond the size at which the rate is constant, queries would only wait longer."""
+    assert TimedEngine(lambda tokens: max(tokens, plateau) / 1000).calibrated() == plateau
+
+
+def test_a_gain_below_five_per_cent_is_not_worth_it() -> None:
+    """A rate that grows by 4 % for double the batch stops the search."""
+    assert TimedEngine(lambda tokens: tokens / 1.04 ** (tokens.bit_length() - 1)).calibrated() == 512
+
+
+@pytest.mark.parametrize("allowed", [0.1, 1.0, 3.0])
+def test_the_time_allowed_is_kept(allowed: float) -> None:
+    """The search ends before `seconds` are exceeded, but for one smallest batch."""
+    engine = TimedEngine(lambda tokens: tokens**0.5 / 100)
+    assert engine.calibrated(allowed) == engine.tokens[-1] < 16_384
+    assert engine.now <= max(allowed, 512**0.5 / 100)
+
+
+def test_a_slow_machine_gets_the_smallest_budget_after_one_batch() -> None:
+    """Where one small batch takes all the time there is, it is not repeated."""
+    engine = TimedEngine(lambda tokens: tokens / 10)
+    assert engine.calibrated(2.0) == 512
+    assert engine.tokens == [512]
+
+
+def test_a_device_with_little_memory_gets_what_fits() -> None:
+    """A batch that does not fit ends the search instead of the worker."""
+    assert TimedEngine(lambda tokens: tokens**0.5, device="cuda:0", memory=5000).calibrated() == 4096
+
+
+@pytest.mark.parametrize("max_length", [10, 64, 8192])
+def test_measuring_respects_the_model(max_length: int) -> None:
+    """No text longer than the model takes is used to warm or to measure."""
+    engine = TimedEngine(lambda tokens: 1.0, max_length=max_length)
+    warm(engine)
+    engine.calibrated()
+    assert max(engine.lengths) == min(max_length, 128)

@@ -1,0 +1,194 @@
+"""The facade: texts in, vectors out, from any thread and any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedder.batching import Priority
+from embedder.embedder import Embedder, ModelOptions
+from embedder.engine import Engine
+from embedder.errors import Cancelled, ConfigurationError, InvalidRequest, ModelFailure, Overloaded
+from embedder.pool import ModelPool, Result
+from embedder.tokenizer import Tokenizer
+from embedder.vectors import KINDS, Embedding, Kind, Outputs
+from tests.embedder.conftest import Bench
+from tests.embedder.fakes import PATIENCE, CountingEngine
+from tests.embedder.oracle import assert_same, embed
+from tests.embedder.test_checkpoint import as_bin
+from tests.embedder.test_tokenizer import edit
+
+TEXTS = ["one library", "", "a tool that reads many files"]
+
+
+def facade(tokenizer: Tokenizer, engine: Engine, *, queue_tokens: int = 10_000) -> Embedder:
+    """An embedder over one engine with one lane and small batches."""
+    return Embedder(tokenizer, [engine], ModelPool([engine], lanes=1, token_budget=16, queue_tokens=queue_tokens))
+
+
+@pytest.fixture(scope="module")
+def embedder(mini: Bench) -> Iterator[Embedder]:
+    """The miniature behind the facade."""
+    one = facade(mini.tokenizer, mini.packed)
+    yield one
+    one.close()
+
+
+def run(embedder: Embedder, texts: list[str], max_length: int = 512) -> list[Embedding]:
+    """Embed in an event loop of its own."""
+    results = asyncio.run(embedder.embed(texts, Outputs(), max_length=max_length, priority=Priority.QUERY))
+    found = [result for result in results if isinstance(result, Embedding)]
+    assert len(found) == len(texts)
+    return found
+
+
+def test_one_event_loop_after_another(mini: Bench, embedder: Embedder) -> None:
+    """The model outlives an event loop: a second `asyncio.run` gets the same results."""
+    expected = embed(mini.packed, mini.tokenizer, TEXTS, 512)
+    for _ in range(2):
+        assert_same(run(embedder, TEXTS), expected)
+
+
+def test_two_threads_at_once(mini: Bench, embedder: Embedder) -> None:
+    """Two threads with an event loop each share the model."""
+    expected = embed(mini.packed, mini.tokenizer, TEXTS, 512)
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(lambda _: run(embedder, TEXTS), range(6)):
+            assert_same(found, expected)
+
+
+def test_no_texts(embedder: Embedder) -> None:
+    """An empty list is answered with an empty list."""
+    assert run(embedder, []) == []
+
+
+@pytest.mark.parametrize("max_length", [-1, 0, 2, 513, 8192])
+def test_a_limit_that_the_model_lacks_is_refused(embedder: Embedder, max_length: int) -> None:
+    """`maxLength` outside 3 to the model's limit is refused, naming the field, the limit and the value."""
+    with pytest.raises(InvalidRequest, match=rf"maxLength .* 3 .* 512, got {max_length}"):
+        run(embedder, ["text"], max_length)
+
+
+@pytest.mark.parametrize("max_length", [3, 512])
+def test_the_ends_of_the_range_are_limits(embedder: Embedder, max_length: int) -> None:
+    """`maxLength` may be 3 and may be the model's limit."""
+    (found,) = run(embedder, ["library data " * 400], max_length)
+    assert (found.tokens, found.truncated) == (max_length, True)
+
+
+def test_a_lone_surrogate_is_an_invalid_request(embedder: Embedder) -> None:
+    """A text that is no Unicode is refused as the caller's mistake, unquoted."""
+    with pytest.raises(InvalidRequest, match="surrogate") as caught:
+        run(embedder, ["fine", "secret \udfff"])
+    assert "secret" not in str(caught.value)
+
+
+def test_cancelling_the_task_drops_its_texts(mini: Bench) -> None:
+    """A cancelled caller's texts never reach the model, and other callers are served."""
+    engine = CountingEngine()
+    embedder = facade(mini.tokenizer, engine)
+
+    async def scenario() -> list[Result]:
+        def ask(word: str) -> asyncio.Task[list[Result]]:
+            return asyncio.create_task(
+                embedder.embed([word] * 20, Outputs(), max_length=64, priority=Priority.QUERY, batch_size=1)
+            )
+
+        with engine.held():
+            first = ask("library")
+            await asyncio.to_thread(engine.wait_for_pass)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            second = ask("tool")
+        return await asyncio.wait_for(second, PATIENCE)
+
+    assert len(asyncio.run(scenario())) == 20
+    embedder.close()
+    library = int(mini.tokenizer.encode(["library"], 64)[0].ids[1])
+    assert engine.seen.count(library) == 1
+    assert len(engine.seen) == 21
+
+
+def test_refusals_reach_the_caller(mini: Bench) -> None:
+    """A full queue, a job larger than the queue and a closed worker are three different errors."""
+    engine = CountingEngine()
+    embedder = facade(mini.tokenizer, engine, queue_tokens=10)
+
+    async def ask(count: int) -> list[Result]:
+        return await embedder.embed(
+            ["library"] * count, Outputs(), max_length=64, priority=Priority.QUERY, batch_size=1
+        )
+
+    async def scenario() -> None:
+        with engine.held():
+            first = asyncio.create_task(ask(3))
+            await asyncio.to_thread(engine.wait_for_pass)
+            with pytest.raises(Overloaded):
+                await ask(2)
+            with pytest.raises(InvalidRequest):
+                await ask(4)
+        await asyncio.wait_for(first, PATIENCE)
+
+    asyncio.run(scenario())
+    embedder.close()
+    with pytest.raises(Cancelled):
+        asyncio.run(ask(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["packed", "reference"])
+def test_weights_that_are_not_finite_are_never_a_silent_gap(small_checkpoint: Path, engine: str, kind: Kind) -> None:
+    """A text whose states overflow is an error in each kind of vector, sparse too; its neighbours are unharmed."""
+    bench = Bench(small_checkpoint)
+    (encoded,) = bench.tokenizer.encode(["library"], 64)
+    weights = as_bin(small_checkpoint)
+    weights["embeddings.word_embeddings.weight"][int(encoded.ids[1])] = torch.nan
+    torch.save(weights, small_checkpoint / "pytorch_model.bin")
+    embedder = facade(bench.tokenizer, getattr(bench, engine))
+    results = asyncio.run(
+        embedder.embed(["tool", "library", "data"], Outputs.of((kind,)), max_length=64, priority=Priority.QUERY)
+    )
+    embedder.close()
+    assert [isinstance(result, ModelFailure) for result in results] == [False, True, False]
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["packed", "flagembedding"])
+def test_loading_by_options(mini: Bench, engine: str) -> None:
+    """`MODEL_ID=mini` with either engine is ready to embed, and says what it is."""
+    options = ModelOptions(
+        "mini",
+        engine="packed" if engine == "packed" else "flagembedding",
+        dtype="float32",
+        device="cpu",
+        token_budget=512,
+    )
+    embedder = Embedder.load(options)
+    assert (embedder.max_length, embedder.hidden_size, embedder.colbert_size) == (512, 192, 192)
+    assert embedder.label == f"{engine}, float32, cpu"
+    assert_same(run(embedder, TEXTS), embed(mini.packed, mini.tokenizer, TEXTS, 512))
+    embedder.close()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(small_checkpoint: Path) -> None:
+    """A tokenizer with tokens that the model has no embedding for is refused at the start, naming both sizes."""
+    weights = as_bin(small_checkpoint)
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][:10_000].clone()
+    torch.save(weights, small_checkpoint / "pytorch_model.bin")
+    edit(small_checkpoint / "config.json", lambda config: config.update(vocab_size=10_000))
+    with pytest.raises(ConfigurationError, match=r"11000 tokens, the model has 10000"):
+        Embedder.load(ModelOptions(str(small_checkpoint), dtype="float32", device="cpu", token_budget=512))
+
+
+def test_a_model_that_is_not_there_is_refused() -> None:
+    """Loading reports a wrong name as a refusal to start."""
+    with pytest.raises(ConfigurationError, match="MODEL_ID"):
+        Embedder.load(ModelOptions("nothing-of-this-name", device="cpu"))

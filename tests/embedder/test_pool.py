@@ -1,0 +1,377 @@
+"""Requests share the pool without noticing each other: right results, in order, whatever else happens."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from embedder.batching import Priority
+from embedder.engine import EncodedBatch, Engine, TokenBatch
+from embedder.errors import Cancelled, InvalidRequest, ModelFailure, Overloaded
+from embedder.pool import ModelPool, Result
+from embedder.tokenizer import EncodedText
+from embedder.vectors import KINDS, Embedding, Kind, Outputs
+from tests.embedder.conftest import Bench
+from tests.embedder.fakes import PATIENCE, CountingEngine, text
+from tests.embedder.oracle import assert_same, embed
+from tests.embedder.texts import TEXTS
+
+EVERY_OUTPUT = [Outputs.of(kinds) for n in (1, 2, 3) for kinds in itertools.combinations(KINDS, n)]
+
+
+@contextmanager
+def pool_of(
+    *engines: Engine, lanes: int = 1, token_budget: int = 30, queue_tokens: int = 10_000
+) -> Iterator[ModelPool]:
+    """A pool that is closed at the end."""
+    pool = ModelPool(engines, lanes=lanes, token_budget=token_budget, queue_tokens=queue_tokens)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def vectors(results: Sequence[Result]) -> list[Embedding]:
+    """The results, none of which may be a failure."""
+    found = [result for result in results if isinstance(result, Embedding)]
+    assert len(found) == len(results)
+    return found
+
+
+def failures(results: Sequence[Result]) -> list[int]:
+    """Which results are failures."""
+    return [index for index, result in enumerate(results) if isinstance(result, ModelFailure)]
+
+
+def done(future: Future[list[Result]]) -> list[Result]:
+    """The results, for which nobody waits forever."""
+    return future.result(PATIENCE)
+
+
+def submit(
+    pool: ModelPool,
+    numbers: Sequence[int],
+    outputs: Outputs | None = None,
+    priority: Priority = Priority.PASSAGE,
+    batch_size: int = 0,
+) -> Future[list[Result]]:
+    """Submit texts of three tokens by their numbers."""
+    return pool.submit([text(number) for number in numbers], outputs or Outputs(), priority, batch_size=batch_size)
+
+
+def sequential(texts: Sequence[EncodedText], outputs: Outputs) -> list[Embedding]:
+    """Each text alone in a pool of its own."""
+    with pool_of(CountingEngine(), token_budget=2) as pool:
+        return vectors(done(pool.submit(texts, outputs, Priority.QUERY)))
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "lanes"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])
+def test_concurrent_jobs_get_what_they_would_get_alone(device: str, lanes: int) -> None:
+    """Jobs with different sizes, lengths, outputs and limits, all at once, get their own results in order."""
+    jobs = [
+        ([text(1 + 50 * job + n, 2 + (n * job) % 7 + 1) for n in range(1 + 3 * job)], outputs)
+        for job, outputs in enumerate(EVERY_OUTPUT * 2)
+    ]
+    with pool_of(CountingEngine(device=device), lanes=lanes) as pool, ThreadPoolExecutor(len(jobs)) as threads:
+        found = list(
+            threads.map(
+                lambda numbered: done(
+                    pool.submit(numbered[1][0], numbered[1][1], Priority(numbered[0] % 2), batch_size=numbered[0] % 3)
+                ),
+                enumerate(jobs),
+            )
+        )
+    for (texts, outputs), results in zip(jobs, found, strict=True):
+        assert_same(vectors(results), sequential(texts, outputs), tolerance=0)
+        for result in vectors(results):
+            assert [kind for kind in KINDS if getattr(result, kind) is not None] == list(outputs.kinds)
+
+
+def test_a_result_repeats_what_the_tokenizer_said() -> None:
+    """Each result carries its own number of tokens and whether its text was cut."""
+    cut = EncodedText(np.array([0, 5, 5, 5, 2], dtype=np.int32), truncated=True)
+    with pool_of(CountingEngine()) as pool:
+        first, second = vectors(done(pool.submit([text(1), cut], Outputs(), Priority.QUERY)))
+    assert (first.tokens, first.truncated) == (3, False)
+    assert (second.tokens, second.truncated) == (5, True)
+
+
+def test_no_texts_give_no_results() -> None:
+    """An empty job is done at once; it does not wait forever for texts that never come."""
+    with pool_of(CountingEngine()) as pool:
+        assert done(pool.submit([], Outputs(), Priority.QUERY)) == []
+
+
+def test_every_device_works() -> None:
+    """With two devices, work goes to both."""
+    engines = [CountingEngine(device="cuda:0"), CountingEngine(device="cuda:1")]
+    with pool_of(*engines, token_budget=3) as pool, engines[0].held(), engines[1].held():
+        future = submit(pool, [1, 2])
+        for engine in engines:
+            engine.wait_for_pass()
+    assert len(vectors(done(future))) == 2
+    assert sorted([*engines[0].seen, *engines[1].seen]) == [1, 2]
+
+
+def test_lanes_of_a_gpu_run_at_the_same_time_and_those_of_a_cpu_in_turn() -> None:
+    """`MAX_MODELS` lanes overlap on a GPU; on a CPU, whose cores one pass fills, a second pass waits."""
+    gpu, cpu = CountingEngine(device="cuda:0"), CountingEngine(device="cpu")
+    with pool_of(gpu, lanes=2, token_budget=3) as pool, gpu.held():
+        submit(pool, [1, 2])
+        gpu.wait_for_pass()
+        gpu.wait_for_pass()
+    with pool_of(cpu, lanes=2, token_budget=3) as pool, cpu.held():
+        submit(pool, [1, 2])
+        cpu.wait_for_pass()
+        assert not cpu.another_pass_starts()
+
+
+def test_requests_share_a_batch() -> None:
+    """Small requests that wait at the same time ride in one forward pass."""
+    engine = CountingEngine()
+    with pool_of(engine) as pool:
+        with engine.held():
+            submit(pool, [9])
+            engine.wait_for_pass()
+            futures = [submit(pool, [number]) for number in (1, 2, 3)]
+        for future in futures:
+            done(future)
+    assert engine.batches == [[9], [1, 2, 3]]
+
+
+def test_a_batch_computes_only_what_its_jobs_want() -> None:
+    """A job that wants one kind does not pay for the others unless a companion asks for them."""
+    asked: list[Outputs] = []
+
+    class Asking(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+            asked.append(outputs)
+            return super().encode(batch, outputs)
+
+    with pool_of(Asking()) as pool:
+        done(submit(pool, [1], Outputs.of(("dense",))))
+    assert asked == [Outputs.of(("dense",))]
+
+
+def test_queries_overtake_passages() -> None:
+    """A query that arrives behind queued passages is computed in the next pass."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=6) as pool:
+        with engine.held():
+            submit(pool, [1])
+            engine.wait_for_pass()
+            passages = submit(pool, range(10, 20))
+            query = submit(pool, [2], priority=Priority.QUERY)
+        done(passages)
+        done(query)
+    assert engine.batches[:2] == [[1], [2]]
+
+
+def test_batch_size_is_honoured() -> None:
+    """`batchSize` n puts at most n texts of the job into one forward pass."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=1000) as pool:
+        done(submit(pool, range(1, 11), batch_size=3))
+    assert [len(batch) for batch in engine.batches] == [3, 3, 3, 1]
+
+
+# --- cancelling and limits ------------------------------------------------------------------------------------------
+
+
+def test_cancelling_drops_what_waits_and_nothing_else() -> None:
+    """A cancelled job's queued texts never reach the model; other jobs get all their results."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=6) as pool:
+        with engine.held():
+            under_way = submit(pool, [1, 2, 3, 4])
+            engine.wait_for_pass()
+            other = submit(pool, [5, 6])
+            dropped = submit(pool, range(100, 150))
+            assert dropped.cancel()
+            assert under_way.cancel()
+            assert pool.waiting_tokens == 6
+        assert_same(vectors(done(other)), sequential([text(5), text(6)], Outputs()), tolerance=0)
+    assert engine.seen == [1, 2, 5, 6]
+    with pytest.raises(CancelledError):
+        under_way.result(PATIENCE)
+
+
+def test_a_finished_job_cannot_be_cancelled() -> None:
+    """Cancelling after the end changes nothing."""
+    with pool_of(CountingEngine()) as pool:
+        future = submit(pool, [1])
+        results = done(future)
+        assert not future.cancel()
+        assert future.result(0) == results
+
+
+def test_a_full_queue_refuses_and_accepts_again() -> None:
+    """A request beyond `QUEUE_TOKENS` is refused as retryable, naming the numbers, and fits once there is room."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=3, queue_tokens=10) as pool:
+        with engine.held():
+            submit(pool, [1])
+            engine.wait_for_pass()
+            waiting = submit(pool, [2, 3])
+            with pytest.raises(Overloaded, match="6 of 10 tokens and this request has 6"):
+                submit(pool, [4, 5])
+            waiting.cancel()
+            accepted = submit(pool, [4, 5, 6])
+        done(accepted)
+    assert engine.seen == [1, 4, 5, 6]
+
+
+def test_a_job_larger_than_the_queue_is_invalid() -> None:
+    """A job that could never fit is told so, and to split, even if the queue is empty; one that just fits is taken."""
+    with pool_of(CountingEngine(), queue_tokens=10) as pool:
+        with pytest.raises(InvalidRequest, match=r"12 tokens .*QUEUE_TOKENS=10"):
+            submit(pool, [1, 2, 3, 4])
+        assert len(done(pool.submit([text(1, 10)], Outputs(), Priority.QUERY))) == 1
+
+
+def test_closing_finishes_what_was_accepted() -> None:
+    """A shutdown answers every accepted request and refuses new ones as cancelled. Closing twice is harmless."""
+    engine = CountingEngine()
+    pool = ModelPool([engine], lanes=2, token_budget=6, queue_tokens=1000)
+    with engine.held():
+        futures = [submit(pool, [number, number + 1]) for number in range(1, 9)]
+        closing = threading.Thread(target=pool.close)
+        closing.start()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert [len(future.result(0)) for future in futures] == [2] * 8
+    with pytest.raises(Cancelled):
+        submit(pool, [1])
+    pool.close()
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [{1}, {4}, {8}, {2, 7}, {1, 2, 3, 4, 5, 6, 7, 8}])
+def test_a_text_that_breaks_the_model_fails_alone(broken: set[int], caplog: pytest.LogCaptureFixture) -> None:
+    """A text at which the model fails is an error of its own; its neighbours, in its job and others, succeed."""
+    with pool_of(CountingEngine(broken=broken), token_budget=100) as pool:
+        futures = [submit(pool, [1, 2, 3, 4]), submit(pool, [5, 6, 7, 8])]
+        results = [result for future in futures for result in done(future)]
+    assert {index + 1 for index in failures(results)} == broken
+    assert_same(
+        vectors([result for result in results if isinstance(result, Embedding)]),
+        sequential([text(number) for number in range(1, 9) if number not in broken], Outputs()),
+        tolerance=0,
+    )
+    for result in results:
+        assert "secret" not in str(result)
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vector_that_is_not_finite_fails_alone(kind: Kind) -> None:
+    """A text for which the model gives NaN or infinity is an error of its own, whatever the kind of vector."""
+    with pool_of(CountingEngine(spoiled={2}, spoil=kind), token_budget=100) as pool:
+        results = done(submit(pool, [1, 2, 3]))
+        others = [other for other in KINDS if other != kind]
+        unaffected = done(submit(pool, [1, 2, 3], Outputs.of(tuple(others))))
+    assert failures(results) == [1]
+    assert kind in str(results[1])
+    assert failures(unaffected) == []
+
+
+def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
+    """A vector that was asked for is never silently absent."""
+
+    class Forgetful(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+            full = super().encode(batch, outputs)
+            return EncodedBatch(full.dense, full.sparse, None)
+
+    with pool_of(Forgetful()) as pool:
+        results = done(submit(pool, [1, 2]))
+        without = done(submit(pool, [1, 2], Outputs(colbert=False)))
+    assert failures(results) == [0, 1]
+    assert "colbert" in str(results[0])
+    assert failures(without) == []
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_an_engine_that_returns_too_little_hangs_nobody(lanes: int) -> None:
+    """A defective engine gives errors, not callers that wait forever, and the pool works on."""
+
+    class Short(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+            full = super().encode(batch, outputs)
+            if 7 in self.batches[-1] and full.dense is not None:
+                return EncodedBatch(full.dense[:0], full.sparse, full.colbert)
+            return full
+
+    with pool_of(Short(), lanes=lanes) as pool:
+        assert failures(done(submit(pool, [6, 7, 8]))) == [1]
+        assert failures(done(submit(pool, [1, 2, 3]))) == []
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, MemoryError, type("Panic", (BaseException,), {})])
+def test_no_exception_ends_a_lane(error: type[BaseException]) -> None:
+    """Whatever escapes from a native library fails its text; the lane serves the next job."""
+    with pool_of(CountingEngine(broken={2}, error=error), token_budget=100) as pool:
+        assert failures(done(submit(pool, [1, 2, 3]))) == [1]
+        assert failures(done(submit(pool, [4, 5]))) == []
+
+
+def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
+    """A batch that did not fit into the device's memory has freed what it took when its halves are tried."""
+    taken: list[weakref.ref[np.ndarray]] = []
+    still_there: list[bool] = []
+
+    class Exhausting(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+            still_there.extend(reference() is not None for reference in taken)
+            activations = np.zeros(1000)
+            taken.append(weakref.ref(activations))
+            if len(batch) > 1:
+                raise MemoryError
+            return super().encode(batch, outputs)
+
+    gc.disable()
+    try:
+        with pool_of(Exhausting()) as pool:
+            assert failures(done(submit(pool, [1, 2, 3, 4]))) == []
+    finally:
+        gc.enable()
+    assert still_there
+    assert not any(still_there)
+
+
+# --- the real engine ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_concurrent_requests_equal_sequential_ones(mini: Bench, lanes: int) -> None:
+    """32 requests at once, with the real model, give what each gives alone."""
+    everything = [one for name, one in TEXTS.items() if name not in ("many words", "long word")]
+    requests = [
+        ([everything[(n + k) % len(everything)] for k in range(1 + n % 4)], EVERY_OUTPUT[n % len(EVERY_OUTPUT)])
+        for n in range(32)
+    ]
+    with pool_of(mini.packed, lanes=lanes, token_budget=200) as pool, ThreadPoolExecutor(32) as threads:
+        found = list(
+            threads.map(
+                lambda request: vectors(
+                    done(pool.submit(mini.tokenizer.encode(request[0], 512), request[1], Priority.QUERY))
+                ),
+                requests,
+            )
+        )
+    for (texts, outputs), results in zip(requests, found, strict=True):
+        alone = [embed(mini.packed, mini.tokenizer, [one], 512, outputs)[0] for one in texts]
+        assert_same(results, alone, tolerance=1e-5)
