@@ -58,9 +58,9 @@ class _Line(Generic[JobKey]):
 class BatchQueue(Generic[JobKey]):
     """The texts that wait for a forward pass, and how many tokens they hold. Not thread-safe."""
 
-    tokens: int = 0
+    tokens: int = field(default=0, init=False)
     _lines: dict[Priority, deque[_Line[JobKey]]] = field(
-        default_factory=lambda: {priority: deque() for priority in Priority}
+        default_factory=lambda: {priority: deque() for priority in Priority}, init=False
     )
 
     def __bool__(self) -> bool:

@@ -162,17 +162,16 @@ def _platform_snapshot(cache: Path, model_id: str, revision: str | None) -> Path
     pinned = revision or (DEFAULT_REVISION if model_id == DEFAULT_MODEL else None)
     if pinned and (root / "snapshots" / pinned).is_dir():
         return root / "snapshots" / pinned
-    if revision:
-        log.warning("the platform's cache does not hold MODEL_REVISION=%s; asking the hub", revision)
-        return None
-    main = root / "refs" / "main"
-    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    ref = root / "refs" / (revision or "main")
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
     if commit and (root / "snapshots" / commit).is_dir():
-        if pinned:
+        if pinned and not revision:
             log.warning(
                 "the platform's cache holds revision %s, not the pinned %s; using the cached one", commit, pinned
             )
         return root / "snapshots" / commit
+    if revision:
+        log.warning("the platform's cache does not hold MODEL_REVISION=%s; asking the hub", revision)
     return None
 
 

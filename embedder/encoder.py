@@ -174,6 +174,10 @@ class PackedEngine:
         self._positions = positions + pop("embeddings.token_type_embeddings.weight", 1, hidden)
         self._embedding_norm = norm("embeddings.LayerNorm")
         self._layers = [layer(f"encoder.layer.{n}") for n in range(self.config.layers)]
+        if any(name.startswith("encoder.layer.") for name in weights):
+            raise ConfigurationError(
+                f"MODEL_ID: config.json has num_hidden_layers={self.config.layers}, the weights have more layers"
+            )
 
         weight, bias = read_head(checkpoint, "sparse_linear")
         # float32: it costs nothing and ranks exactly

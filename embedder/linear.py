@@ -7,6 +7,7 @@ once and activations per call.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -56,9 +57,11 @@ def _prepacked(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
 def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
     weight = weight.float()
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127.0  # [N]
-    quantized = torch.quantize_per_channel(
-        weight, scale.double(), torch.zeros(len(scale), dtype=torch.int64), 0, torch.qint8
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # deprecated, with no replacement that packs weights
+        quantized = torch.quantize_per_channel(
+            weight, scale.double(), torch.zeros(len(scale), dtype=torch.int64), 0, torch.qint8
+        )
     packed = torch.ops.quantized.linear_prepack(quantized, bias.float())
 
     def apply(x: Tensor) -> Tensor:

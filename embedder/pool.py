@@ -128,8 +128,8 @@ class ModelPool:
                 batch = self._next_batch()
                 if batch is None:
                     return
-                results = _encode([(pick.key.texts[pick.index], pick.key.outputs) for pick in batch], engine)
-            self._deliver(batch, results)
+                passes = _encode([_Text(pick.key.texts[pick.index], pick.key.outputs) for pick in batch], engine)
+            self._deliver(batch, [result for one in passes for result in one.results()])
 
     def _next_batch(self) -> list[Pick[_Job]] | None:
         """Wait for texts; None when the pool is closed and nothing is left."""
@@ -152,41 +152,74 @@ class ModelPool:
                 job.future.set_result([job.results[index] for index in range(len(job.texts))])
 
 
-def _encode(texts: list[tuple[EncodedText, Outputs]], engine: Engine) -> list[Result]:
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text of a batch, and what its job wants of it."""
+
+    encoded: EncodedText
+    outputs: Outputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """A forward pass over some texts: what it gave, or why it failed."""
+
+    texts: Sequence[_Text]
+    outcome: EncodedBatch | ModelFailure
+
+    def results(self) -> list[Result]:
+        """One result per text, checked to be finite."""
+        if isinstance(self.outcome, ModelFailure):
+            return [self.outcome] * len(self.texts)
+        try:
+            return _split(self.texts, self.outcome)
+        except Exception as error:  # noqa: BLE001 - an engine at odds with the seam must not end the lane
+            log.error("a batch of %d texts could not be unpacked: %s", len(self.texts), whereabouts(error))
+            return [ModelFailure(f"the model gave vectors of unexpected shapes ({type(error).__name__})")] * len(
+                self.texts
+            )
+
+
+def _encode(texts: Sequence[_Text], engine: Engine) -> list[_Pass]:
     """One forward pass; if it fails, halves are tried until the text at fault stands alone."""
-    outputs = texts[0][1]
-    for _, wanted in texts[1:]:
-        outputs |= wanted
+    outputs = texts[0].outputs
+    for text in texts[1:]:
+        outputs |= text.outputs
     try:
-        return _split(texts, engine.encode(TokenBatch.of([text.ids for text, _ in texts]), outputs))
+        return [_Pass(texts, engine.encode(TokenBatch.of([text.encoded.ids for text in texts]), outputs))]
     except BaseException as error:  # noqa: BLE001 - whatever ended the lane would leave every caller waiting
         if len(texts) == 1:
-            log.error("a text of %d tokens could not be encoded: %s", len(texts[0][0]), whereabouts(error))
-            return [ModelFailure(f"the model failed on a text of {len(texts[0][0])} tokens ({type(error).__name__})")]
+            tokens = len(texts[0].encoded)
+            log.error("a text of %d tokens could not be encoded: %s", tokens, whereabouts(error))
+            return [
+                _Pass(texts, ModelFailure(f"the model failed on a text of {tokens} tokens ({type(error).__name__})"))
+            ]
     # After the handler, not in it: there the exception still holds what the failed pass had allocated.
     middle = len(texts) // 2
     return _encode(texts[:middle], engine) + _encode(texts[middle:], engine)
 
 
-def _split(texts: list[tuple[EncodedText, Outputs]], encoded: EncodedBatch) -> list[Result]:
-    """The batch's arrays as one result per text, checked to be finite."""
+def _split(texts: Sequence[_Text], batch: EncodedBatch) -> list[Result]:
+    """The batch's arrays as one result per text."""
     results: list[Result] = []
     row = 0
-    for b, (text, wanted) in enumerate(texts):
-        rows = slice(row, row := row + len(text) - 1)
+    for b, text in enumerate(texts):
+        wanted = text.outputs
+        rows = slice(row, row := row + len(text.encoded) - 1)
         embedding = Embedding(
-            dense=_part(encoded.dense, b) if wanted.dense else None,
-            sparse=encoded.sparse[b] if wanted.sparse and encoded.sparse is not None else None,
-            colbert=_part(encoded.colbert, rows) if wanted.colbert else None,
-            tokens=len(text),
-            truncated=text.truncated,
+            dense=_part(batch.dense, b) if wanted.dense else None,
+            sparse=batch.sparse[b] if wanted.sparse and batch.sparse is not None else None,
+            colbert=_part(batch.colbert, rows) if wanted.colbert else None,
+            tokens=len(text.encoded),
+            truncated=text.encoded.truncated,
         )
         results.append(_checked(embedding, wanted))
     return results
 
 
 def _part(array: NDArray[np.float32] | None, where: int | slice) -> NDArray[np.float32] | None:
-    return None if array is None else array[where]
+    """A copy: a view would keep the whole batch in memory for as long as one result of it lives."""
+    return None if array is None else array[where].copy()
 
 
 def _checked(embedding: Embedding, wanted: Outputs) -> Result:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from embedder.checkpoint import EncoderConfig
+from embedder.checkpoint import EncoderConfig, readable
 from embedder.engine import EncodedBatch, SparseBatch, TokenBatch, offsets_of
 from embedder.errors import ConfigurationError
 from embedder.vectors import Outputs
@@ -45,9 +45,10 @@ class ReferenceEngine:
         self.hidden_size = config.hidden
         self.max_length = config.max_length
         self._dropped = np.array(sorted(dropped_ids))
-        self._flag: Any = BGEM3FlagModel(
-            str(checkpoint), use_fp16=dtype == "float16", use_bf16=dtype == "bfloat16", devices=device
-        )
+        with readable("the checkpoint"):
+            self._flag: Any = BGEM3FlagModel(
+                str(checkpoint), use_fp16=dtype == "float16", use_bf16=dtype == "bfloat16", devices=device
+            )
         self._flag.model.to(device).eval()
         self.colbert_size = int(self._flag.model.colbert_linear.out_features)
         self._lock = threading.Lock()  # its tokenizer, which pads, is not thread-safe

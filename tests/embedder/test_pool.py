@@ -316,7 +316,7 @@ def test_an_engine_that_returns_too_little_hangs_nobody(lanes: int) -> None:
             return full
 
     with pool_of(Short(), lanes=lanes) as pool:
-        assert failures(done(submit(pool, [6, 7, 8]))) == [1]
+        assert 1 in failures(done(submit(pool, [6, 7, 8])))
         assert failures(done(submit(pool, [1, 2, 3]))) == []
 
 
