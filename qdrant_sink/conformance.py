@@ -1,0 +1,276 @@
+"""Prove a point valid for every Qdrant, or refuse it with the reason.
+
+Qdrant does not notice much of what harms it: one NaN in a dense vector enters every top-10, a duplicate
+sparse index scores wrong, a norm near zero ranks at random, and the embedded engine panics where the
+server answers 422. So nothing reaches a store that has not passed here. What can be repaired without
+loss is repaired: indices are sorted, weights of exactly zero and repetitions of the same index and weight
+are dropped, and a sparse vector without any weight (BGE-M3 gives one for an empty text) is left out, since
+it can never match. Everything else is refused by itself: its neighbours are stored.
+
+Pure functions of numpy; the arrays that come in may be anything.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.vectors import SparseVector
+from qdrant_sink.points import MAX_INTEGER_ID, Draft, Point, PointId
+from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.search import Search
+
+NORM_MIN: Final = 1e-3
+"""Cosine leaves a vector of norm < 3.5e-4 un-normalised, and it ranks wrongly; the margin is for rounding."""
+
+NORM_MAX: Final = 1e18
+"""The square of a norm must stay inside float32 (3.4e38), or the vector becomes zero on normalisation."""
+
+WEIGHT_MAX: Final = 1e15
+"""Of a sparse weight: keeps every inner product finite in float32."""
+
+FLOAT16_MAX: Final = 65504.0
+
+MULTIVECTOR_VALUES: Final = 2**20
+"""Rows times size of a multivector must be below this; only the server checks it."""
+
+PAYLOAD_DEPTH: Final = 24
+"""Levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
+
+SPARSE_INDEX_MAX: Final = 2**32 - 1
+
+RefusalCode = Literal["invalid_id", "invalid_payload", "invalid_vector", "colbert_too_long"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why one point cannot be stored, or one query not asked.
+
+    Attributes:
+        index: position within the job.
+        code: stable name of the reason.
+        message: names the field, the limit and the value found.
+    """
+
+    index: int
+    code: RefusalCode
+    message: str
+
+
+class _Refused(Exception):
+    def __init__(self, code: RefusalCode, message: str) -> None:
+        super().__init__(message)
+        self.code: RefusalCode = code
+        self.message = message
+
+
+def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
+    """The draft as a point that a collection of this schema takes, or why there is none."""
+    try:
+        point_id = _id(draft.id)
+        payload = _payload(draft.payload)
+        embedding = draft.embedding
+        dense = None if embedding.dense is None else _dense(embedding.dense, schema.dense.size)
+        sparse = None if embedding.sparse is None else _sparse(embedding.sparse)
+        colbert = None if embedding.colbert is None else _colbert(embedding.colbert, schema)
+        if dense is None and sparse is None and colbert is None:
+            found = "no weight in sparse and no other vector" if embedding.sparse is not None else "no vector"
+            raise _Refused("invalid_vector", f"a point has at least 1 vector to be found by; this one has {found}")
+    except _Refused as refused:
+        return Refusal(draft.index, refused.code, refused.message)
+    return Point(point_id, payload, dense, sparse, colbert)
+
+
+def conform_query(search: Search, schema: CollectionSchema, *, index: int = 0) -> Search | Refusal:
+    """The search with query vectors that a collection of this schema takes, or why it cannot be asked.
+
+    The rules are those of a point. A sparse query without weights is legal and becomes None: that branch
+    contributes nothing. `index` is the position of the query within the job.
+    """
+    try:
+        dense = None if search.dense is None else _dense(search.dense, schema.dense.size)
+        sparse = None if search.sparse is None else _sparse(search.sparse)
+        colbert = None if search.colbert is None else _colbert(search.colbert, schema)
+        needed = set(search.using) | ({search.rerank} if search.rerank else set())
+        for kind, vector in (("dense", dense), ("colbert", colbert)):
+            if kind in needed and vector is None:
+                raise _Refused("invalid_vector", f"{kind}: the search uses it and the query has none")
+    except _Refused as refused:
+        return Refusal(index, refused.code, refused.message)
+    return replace(search, dense=dense, sparse=sparse, colbert=colbert)
+
+
+def _id(value: Any) -> PointId:
+    if isinstance(value, uuid.UUID):
+        return value
+    if type(value) is not int:
+        raise _Refused("invalid_id", f"id: an integer or a UUID, got {type(value).__name__}")
+    if not 0 <= value <= MAX_INTEGER_ID:
+        raise _Refused("invalid_id", f"id: an integer id is 0 to {MAX_INTEGER_ID}, got {_shown(value)}")
+    return value
+
+
+def _numbers(name: str, raw: Any, *, integers: bool = False) -> NDArray[Any]:
+    """`raw` as an array of real numbers: only ndarray, list and tuple, and no bool, text or object."""
+    if type(raw) not in (np.ndarray, list, tuple):
+        raise _Refused("invalid_vector", f"{name}: an array or a list of numbers, got {type(raw).__name__}")
+    try:
+        array = np.asarray(raw)
+    except (ValueError, OverflowError, TypeError) as exc:
+        raise _Refused("invalid_vector", f"{name}: rows must be of one length and hold only numbers") from exc
+    kinds = "iu" if integers else "fiu"
+    if array.size and array.dtype.kind not in kinds:
+        wanted = "integers" if integers else "real numbers"
+        raise _Refused("invalid_vector", f"{name}: must hold {wanted}, got dtype {array.dtype.name}")
+    return array
+
+
+def _float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        result = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(result)
+    if not finite.all():
+        where = np.unravel_index(int(np.argmin(finite)), array.shape)
+        place = name + "".join(f"[{i}]" for i in where)
+        raise _Refused("invalid_vector", f"{place}: must be finite in float32, got {float(array[where])!r}")
+    return result
+
+
+def _dense(raw: Any, size: int) -> NDArray[np.float32]:
+    array = _numbers("dense", raw)
+    if array.shape != (size,):
+        raise _Refused("invalid_vector", f"dense: must have shape ({size},), got {array.shape}")
+    vector = _float32("dense", array)
+    _check_norms("dense", vector[np.newaxis, :], rows=False)
+    return vector
+
+
+def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
+    size = schema.colbert.size
+    array = _numbers("colbert", raw)
+    if array.ndim != 2 or array.shape[1] != size or not array.shape[0]:
+        raise _Refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
+    rows = array.shape[0]
+    if array.size >= MULTIVECTOR_VALUES:
+        most = (MULTIVECTOR_VALUES - 1) // size
+        raise _Refused(
+            "colbert_too_long",
+            f"colbert: at most {most} rows of {size}, got {rows}; split the text or leave colbert out",
+        )
+    matrix = _float32("colbert", array)
+    if schema.colbert.datatype == "float16":
+        largest = float(np.abs(matrix).max())
+        if largest > FLOAT16_MAX:
+            raise _Refused(
+                "invalid_vector", f"colbert: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}"
+            )
+    _check_norms("colbert", matrix, rows=True)
+    return np.ascontiguousarray(array, dtype=np.float16) if array.dtype == np.float16 else matrix
+
+
+def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
+    with np.errstate(over="ignore"):
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+    wrong = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        place = f"{name}[{row}]" if rows else name
+        norm = math.sqrt(float(np.square(matrix[row].astype(np.float64)).sum()))
+        raise _Refused("invalid_vector", f"{place}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
+
+
+def _sparse(raw: Any) -> SparseVector | None:
+    if not isinstance(raw, SparseVector):
+        raise _Refused("invalid_vector", f"sparse: indices and values, got {type(raw).__name__}")
+    indices = _numbers("sparse.indices", raw.indices, integers=True)
+    weights = _numbers("sparse.values", raw.values)
+    if indices.ndim != 1 or weights.ndim != 1:
+        raise _Refused(
+            "invalid_vector",
+            f"sparse: indices and values must be flat, got shapes {indices.shape} and {weights.shape}",
+        )
+    if indices.size != weights.size:
+        raise _Refused("invalid_vector", f"sparse: {indices.size} indices but {weights.size} values")
+    if not indices.size:
+        return None
+    lowest, highest = int(indices.min()), int(indices.max())
+    if lowest < 0 or highest > SPARSE_INDEX_MAX:
+        bad = lowest if lowest < 0 else highest
+        raise _Refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {bad}")
+    values = _float32("sparse.values", weights)
+    largest = float(np.abs(values).max())
+    if largest > WEIGHT_MAX:
+        raise _Refused("invalid_vector", f"sparse.values: at most {WEIGHT_MAX:g} in size, got {largest:.3g}")
+    kept = values != 0
+    keys, values = indices[kept].astype(np.uint32), values[kept]
+    if not keys.size:
+        return None
+    if not (keys[1:] > keys[:-1]).all():
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        same = keys[1:] == keys[:-1]
+        differing = same & (values[1:] != values[:-1])
+        if differing.any():
+            index = int(keys[int(np.argmax(differing))])
+            raise _Refused("invalid_vector", f"sparse.indices: index {index} occurs with two different values")
+        first = np.concatenate(([True], ~same))
+        keys, values = keys[first], values[first]
+    return SparseVector(keys, values)
+
+
+def _payload(payload: Any) -> dict[str, Any]:
+    """A copy of the mapping; all of it plain JSON, which every transport carries unchanged."""
+    if not isinstance(payload, Mapping):
+        raise _Refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
+    result = dict(payload)
+    stack: list[tuple[str, Any, int]] = [("payload", result, 1)]
+    while stack:
+        path, container, depth = stack.pop()
+        if depth > PAYLOAD_DEPTH:
+            raise _Refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
+        named = type(container) is dict
+        for key, item in container.items() if named else enumerate(container):
+            if named:
+                fault = _text_fault(key) if type(key) is str else f"a string, got {type(key).__name__}"
+                if fault:
+                    raise _Refused("invalid_payload", f"{path}: a key must be {fault}")
+            if type(item) is dict or type(item) is list:
+                stack.append((_place(path, key), item, depth + 1))
+            elif fault := _scalar_fault(item):
+                raise _Refused("invalid_payload", f"{_place(path, key)}: must be {fault}")
+    return result
+
+
+def _place(path: str, key: str | int) -> str:
+    return f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key[:40]}"
+
+
+def _scalar_fault(value: Any) -> str | None:
+    kind = type(value)
+    if kind is str:
+        return _text_fault(value)
+    if kind is int:
+        fits = -(2**63) <= value < 2**63
+        return None if fits else f"an integer of 64 bits with sign, got {_shown(value)}"
+    if kind is float:
+        return None if math.isfinite(value) else f"a finite number, got {value!r}"
+    return None if value is None or kind is bool else f"plain JSON, got {kind.__name__}"
+
+
+def _text_fault(text: str) -> str | None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            return f"text, got a lone surrogate at character {exc.start}"
+    return None
+
+
+def _shown(number: int) -> str:
+    return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"

@@ -1,0 +1,1 @@
+"""Tests of the sink: promises about points, collections, searches and both stores."""

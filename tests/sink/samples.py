@@ -1,0 +1,113 @@
+"""Embeddings, drafts and a numpy reference for what a search must find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.vectors import Embedding, SparseVector
+from qdrant_sink.points import Draft, PointId
+from qdrant_sink.schema import CollectionSchema, schema_for
+
+SIZE = 8
+VOCABULARY = 40
+SCHEMA: CollectionSchema = schema_for(SIZE, SIZE)
+
+
+def unit(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows of L2 norm 1."""
+    result: NDArray[np.float32] = (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+    return result
+
+
+def halved(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Rounded to what float16 storage keeps."""
+    return array.astype(np.float16).astype(np.float32)
+
+
+def embedding(
+    seed: int, *, rows: int = 4, size: int = SIZE, kinds: Sequence[str] = ("dense", "sparse", "colbert")
+) -> Embedding:
+    """What BGE-M3 would give: unit norms, unique ascending indices, positive weights."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(3, 9))
+    indices = np.sort(rng.choice(VOCABULARY, count, replace=False)).astype(np.uint32)
+    weights = rng.uniform(0.05, 1.0, count).astype(np.float32)
+    dense, colbert = unit(rng.normal(size=size)), unit(rng.normal(size=(rows, size)))
+    return Embedding(
+        dense=dense if "dense" in kinds else None,
+        sparse=SparseVector(indices, weights) if "sparse" in kinds else None,
+        colbert=colbert if "colbert" in kinds else None,
+        tokens=rows + 1,
+        truncated=False,
+    )
+
+
+def draft(index: int, **overrides: Any) -> Draft:
+    """A draft that conforms; `id`, `payload` or `embedding` can be replaced."""
+    values: dict[str, Any] = {
+        "id": index,
+        "payload": {"text": f"text {index}", "parity": index % 2, "even": index % 2 == 0},
+        "embedding": embedding(index),
+    }
+    return Draft(index, **{**values, **overrides})
+
+
+def spoilt(index: int, **fields: Any) -> Draft:
+    """A draft whose embedding has these fields instead of sound ones."""
+    sound = embedding(index)
+    values = {name: getattr(sound, name) for name in ("dense", "sparse", "colbert", "tokens", "truncated")}
+    return draft(index, embedding=Embedding(**{**values, **fields}))
+
+
+class Reference:
+    """Exact search over embeddings by id."""
+
+    def __init__(self, embeddings: Mapping[PointId, Embedding]) -> None:
+        self._embeddings = embeddings
+
+    def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
+        """Cosine of every point."""
+        return {i: float(e.dense @ query) for i, e in self._embeddings.items() if e.dense is not None}
+
+    def sparse(self, query: SparseVector) -> dict[PointId, float]:
+        """Inner product of every point that shares an index."""
+        weights = dict(zip(query.indices.tolist(), query.values.tolist(), strict=True))
+        scores: dict[PointId, float] = {}
+        for point_id, e in self._embeddings.items():
+            if e.sparse is None:
+                continue
+            shared = [
+                weights[i] * v
+                for i, v in zip(e.sparse.indices.tolist(), e.sparse.values.tolist(), strict=True)
+                if i in weights
+            ]
+            if shared:
+                scores[point_id] = sum(shared)
+        return scores
+
+    def colbert(self, query: NDArray[Any]) -> dict[PointId, float]:
+        """MaxSim of every point: the best row per query row, summed. Float16 storage rounds both sides."""
+        asked = halved(query)
+        return {
+            i: float((asked @ halved(e.colbert).T).max(axis=1).sum())
+            for i, e in self._embeddings.items()
+            if e.colbert is not None
+        }
+
+
+def ranked(scores: Mapping[PointId, float], limit: int | None = None) -> list[PointId]:
+    """Ids, best first."""
+    return sorted(scores, key=lambda i: -scores[i])[:limit]
+
+
+def rrf(branches: Sequence[Sequence[PointId]], k: int, weights: Sequence[float]) -> dict[PointId, float]:
+    """1 / (k + rank / weight), summed over the branches; ranks from 1."""
+    scores: dict[PointId, float] = {}
+    for branch, weight in zip(branches, weights, strict=True):
+        for rank, point_id in enumerate(branch, start=1):
+            scores[point_id] = scores.get(point_id, 0.0) + 1 / (k + rank / weight)
+    return scores

@@ -1,0 +1,368 @@
+"""What reaches a store is valid; what cannot be made valid is refused by itself."""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedder.vectors import Embedding, SparseVector
+from qdrant_sink.conformance import PAYLOAD_DEPTH, Refusal, conform, conform_query
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import Draft, Point
+from qdrant_sink.schema import schema_for
+from qdrant_sink.search import Search
+from qdrant_sink.writer import write
+from tests.sink.samples import SCHEMA, SIZE, draft, embedding, spoilt, unit
+
+
+def sparse(indices: Any, values: Any) -> SparseVector:
+    """Whatever is given, as the embedder would hand it over."""
+    return SparseVector(indices, values)
+
+
+def nested(depth: int) -> Any:
+    """A payload of exactly this many objects inside each other."""
+    value: Any = "leaf"
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+NAN, INF = float("nan"), float("inf")
+SOUND = embedding(0)
+assert SOUND.dense is not None
+assert SOUND.colbert is not None
+DENSE, COLBERT = SOUND.dense.tolist(), SOUND.colbert.tolist()
+
+REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
+    "dense NaN": ({"dense": [NAN, *DENSE[1:]]}, r"dense\[0\]: must be finite in float32, got nan"),
+    "dense infinite": ({"dense": [*DENSE[:-1], -INF]}, r"dense\[7\]: must be finite in float32, got -inf"),
+    "dense beyond float32": ({"dense": np.array([*DENSE[:-1], 1e39])}, r"dense\[7\]: .* got 1e\+39"),
+    "dense too short": ({"dense": DENSE[:-1]}, r"dense: must have shape \(8,\), got \(7,\)"),
+    "dense of two dimensions": ({"dense": [DENSE]}, r"got \(1, 8\)"),
+    "dense zero": ({"dense": [0.0] * SIZE}, r"dense: the norm must be 0.001 to 1e\+18, got 0"),
+    "dense tiny": ({"dense": [3e-4] + [0.0] * 7}, r"the norm must be 0.001 to 1e\+18, got 0.0003"),
+    "dense whose square overflows": ({"dense": [1e30] * SIZE}, r"the norm must be .* got 2.83e\+30"),
+    "dense of text": ({"dense": ["1"] * SIZE}, r"dense: must hold real numbers, got dtype str"),
+    "dense of booleans": ({"dense": [True] * SIZE}, r"dense: must hold real numbers, got dtype bool"),
+    "dense of objects": ({"dense": np.array([object()] * SIZE)}, r"got dtype object"),
+    "dense complex": ({"dense": np.ones(SIZE, dtype=complex)}, r"got dtype complex128"),
+    "dense with None": ({"dense": [None, *DENSE[1:]]}, r"got dtype object"),
+    "dense a mapping": ({"dense": dict(enumerate(DENSE))}, r"an array or a list of numbers, got dict"),
+    "dense masked": ({"dense": np.ma.masked_array(DENSE)}, r"got MaskedArray"),
+    "sparse no vector": ({"sparse": {3: 0.5}}, r"sparse: indices and values, got dict"),
+    "sparse too few values": ({"sparse": sparse([1, 2], [0.5])}, r"sparse: 2 indices but 1 values"),
+    "sparse too many values": ({"sparse": sparse([1], [0.5, 0.5])}, r"sparse: 1 indices but 2 values"),
+    "sparse 2**32": ({"sparse": sparse([1, 2**32], [0.5, 0.5])}, r"0 to 4294967295, got 4294967296"),
+    "sparse -1": ({"sparse": sparse([-1], [0.5])}, r"sparse.indices: 0 to 4294967295, got -1"),
+    "sparse float index": (
+        {"sparse": sparse([1.0], [0.5])},
+        r"sparse.indices: must hold integers, got dtype float64",
+    ),
+    "sparse boolean index": ({"sparse": sparse([True], [0.5])}, r"must hold integers, got dtype bool"),
+    "sparse text index": ({"sparse": sparse(["1"], [0.5])}, r"must hold integers, got dtype str"),
+    "sparse index beyond 64 bits": (
+        {"sparse": sparse([2**70], [0.5])},
+        r"must hold integers, got dtype object",
+    ),
+    "sparse two values": (
+        {"sparse": sparse([7, 3, 7], [0.5, 1, 0.25])},
+        r"index 7 occurs with two different values",
+    ),
+    "sparse NaN": (
+        {"sparse": sparse([7, 8], [0.5, NAN])},
+        r"sparse.values\[1\]: must be finite in float32, got nan",
+    ),
+    "sparse beyond float32": ({"sparse": sparse([7], [1e39])}, r"must be finite in float32, got 1e\+39"),
+    "sparse beyond a finite score": ({"sparse": sparse([7], [1e16])}, r"at most 1e\+15 in size, got 1e\+16"),
+    "sparse of two dimensions": ({"sparse": sparse([[7]], [[1.0]])}, r"must be flat, got shapes \(1, 1\)"),
+    "colbert empty": ({"colbert": []}, r"colbert: must have shape \(rows > 0, 8\), got \(0,\)"),
+    "colbert no rows": ({"colbert": np.empty((0, SIZE))}, r"got \(0, 8\)"),
+    "colbert ragged": ({"colbert": [DENSE, DENSE[:-1]]}, r"colbert: rows must be of one length"),
+    "colbert empty row": ({"colbert": [[]]}, r"got \(1, 0\)"),
+    "colbert wrong size": ({"colbert": [[1.0, 0.0]]}, r"got \(1, 2\)"),
+    "colbert NaN": ({"colbert": [COLBERT[0], [NAN, *COLBERT[1][1:]]]}, r"colbert\[1\]\[0\]: must be finite"),
+    "colbert zero row": (
+        {"colbert": [COLBERT[0], [0.0] * SIZE]},
+        r"colbert\[1\]: the norm must be .* got 0$",
+    ),
+    "colbert beyond float16": ({"colbert": [[7e4] * SIZE]}, r"at most 65504 in float16, got 70000.0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_VECTORS)
+def test_a_spoilt_vector_is_refused_with_field_limit_and_value(case: str) -> None:
+    """Whoever sends a vector that no store can keep is told which one, where, and what it may be."""
+    fields, message = REFUSED_VECTORS[case]
+    refusal = conform(spoilt(3, **fields), SCHEMA)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.index, refusal.code) == (3, "invalid_vector")
+    assert re.search(message, refusal.message), refusal.message
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ({"a": np.float32(1)}, "payload.a: must be plain JSON, got float32"),
+        ({"a": np.float64(1)}, "payload.a: must be plain JSON, got float64"),
+        ({"a": [1, {"b": np.int64(1)}]}, r"payload.a\[1\].b: must be plain JSON, got int64"),
+        ({"a": (1, 2)}, "payload.a: must be plain JSON, got tuple"),
+        ({"a": b"x"}, "payload.a: must be plain JSON, got bytes"),
+        ({"a": {1, 2}}, "payload.a: must be plain JSON, got set"),
+        ({"a": NAN}, "payload.a: must be a finite number, got nan"),
+        ({"a": [INF]}, r"payload.a\[0\]: must be a finite number, got inf"),
+        ({"a": 2**63}, "payload.a: must be an integer of 64 bits with sign, got 9223372036854775808"),
+        ({"a": -(2**63) - 1}, "payload.a: must be an integer of 64 bits with sign"),
+        ({"a": 10**5000}, "payload.a: must be an integer of 64 bits with sign, got one of 16610 bits"),
+        ({1: "a"}, "payload: a key must be a string, got int"),
+        ({"a": {None: 1}}, "payload.a: a key must be a string, got NoneType"),
+        ({"a": "x\ud800"}, "payload.a: must be text, got a lone surrogate at character 1"),
+        ({"\ud800": 1}, "payload: a key must be text, got a lone surrogate at character 0"),
+        (nested(PAYLOAD_DEPTH + 1), "nested deeper than 24 levels"),
+        (["a"], "payload: an object, got list"),
+    ],
+)
+def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, message: str) -> None:
+    """A payload that a transport would drop, round or choke on is refused, and the key is named."""
+    refusal = conform(draft(5, payload=payload), SCHEMA)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.index, refusal.code) == (5, "invalid_payload")
+    assert re.search(message, refusal.message), refusal.message
+
+
+def test_a_payload_that_contains_itself_is_refused() -> None:
+    """A cycle ends in a refusal, not in an endless walk."""
+    payload: dict[str, Any] = {}
+    payload["self"] = payload
+    assert isinstance(conform(draft(0, payload=payload), SCHEMA), Refusal)
+
+
+@pytest.mark.parametrize("point_id", [-1, 2**64, True, 1.0, "1", None, np.int64(3)])
+def test_an_id_that_is_neither_u64_nor_uuid_is_refused(point_id: Any) -> None:
+    """A store is never asked to keep an id that Qdrant does not have."""
+    refusal = conform(draft(0, id=point_id), SCHEMA)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "invalid_id"
+
+
+@pytest.mark.parametrize("point_id", [0, 2**64 - 1, uuid.uuid4()])
+def test_the_whole_range_of_ids_is_kept(edge_store: EdgeStore, point_id: Any) -> None:
+    """The least and the greatest integer id and any UUID are stored and come back as they were."""
+    edge_store.ensure("ids", SCHEMA)
+    assert write(edge_store, "ids", [draft(0, id=point_id)], SCHEMA).stored == 1
+    assert edge_store.existing("ids", [point_id]) == {point_id}
+
+
+def test_repairs_lose_nothing() -> None:
+    """Unsorted indices are sorted, exact zeros and repetitions of the same weight go, signs stay."""
+    point = conform(spoilt(0, sparse=sparse([9, 2**32 - 1, 4, 9, 1], [0.5, 0.25, 0.0, 0.5, -1.0])), SCHEMA)
+    assert isinstance(point, Point)
+    assert point.sparse is not None
+    assert point.sparse.indices.tolist() == [1, 9, 2**32 - 1]
+    assert point.sparse.values.tolist() == [-1.0, 0.5, 0.25]
+    assert point.sparse.indices.dtype == np.uint32
+    assert point.sparse.values.dtype == np.float32
+
+
+@pytest.mark.parametrize("weights", [([], []), ([3], [0.0]), ([3], [1e-60])])
+def test_a_text_without_weights_is_stored_without_sparse(edge_store: EdgeStore, weights: Any) -> None:
+    """An empty text has no lexical weights; its point is stored all the same, found by dense."""
+    one = spoilt(1, sparse=sparse(*weights))
+    edge_store.ensure("docs", SCHEMA)
+    assert write(edge_store, "docs", [one], SCHEMA).stored == 1
+    [[hit]] = edge_store.query("docs", [Search(dense=one.embedding.dense, using=("dense",))])
+    assert hit.id == 1
+
+
+def test_a_point_with_nothing_to_be_found_by_is_refused() -> None:
+    """A point that no search could ever return is not stored silently."""
+    refusal = conform(spoilt(2, dense=None, colbert=None, sparse=sparse([], [])), SCHEMA)
+    assert isinstance(refusal, Refusal)
+    assert "no weight in sparse" in refusal.message
+    assert isinstance(conform(spoilt(2, dense=None, colbert=None, sparse=None), SCHEMA), Refusal)
+
+
+@pytest.mark.parametrize("rows", [1023, 1024])
+def test_colbert_rows_end_where_the_server_ends_them(rows: int) -> None:
+    """1023 rows of 1024 pass and 1024 do not, with a code of its own and what can be done about it."""
+    schema = schema_for(1024, 1024)
+    outcome = conform(Draft(0, 0, {}, embedding(0, rows=rows, size=1024)), schema)
+    if rows == 1023:
+        assert isinstance(outcome, Point)
+    else:
+        assert isinstance(outcome, Refusal)
+        assert outcome.code == "colbert_too_long"
+        assert "at most 1023 rows of 1024, got 1024; split the text" in outcome.message
+
+
+def test_float16_rows_stay_float16() -> None:
+    """Half precision is not doubled on its way: what the embedder gives in float16 is kept so."""
+    half = unit(np.random.default_rng(0).normal(size=(3, SIZE))).astype(np.float16)
+    point = conform(spoilt(0, colbert=half), SCHEMA)
+    assert isinstance(point, Point)
+    assert point.colbert is not None
+    assert point.colbert.dtype == np.float16
+
+
+def test_a_query_follows_the_same_rules() -> None:
+    """A query vector that would poison scores is refused; a sparse one without weights is simply left out."""
+    nan = np.full(SIZE, NAN, dtype=np.float32)
+    refusal = conform_query(Search(dense=nan, using=("dense",)), SCHEMA, index=4)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.index, refusal.code) == (4, "invalid_vector")
+    absent = conform_query(Search(using=("dense",)), SCHEMA)
+    assert isinstance(absent, Refusal)
+    assert "dense: the search uses it" in absent.message
+    sound = conform_query(Search(dense=SOUND.dense, sparse=sparse([], [])), SCHEMA)
+    assert isinstance(sound, Search)
+    assert sound.sparse is None
+
+
+# Adversarial input: whatever passes is accepted by the real engine and found again.
+
+numbers = st.one_of(
+    st.floats(width=64),
+    st.sampled_from([NAN, INF, -INF, 1e39, -1e39, 0.0, -0.0, 1e-50, 3.4e38, 65504.0, 65520.0, 1e-3, 1.0]),
+    st.floats(-2, 2),
+)
+sizes = st.sampled_from([SIZE, SIZE, SIZE, SIZE, 0, 1, SIZE - 1, SIZE + 1])
+rows_of_numbers = sizes.flatmap(lambda n: st.lists(numbers, min_size=n, max_size=n))
+sound_rows = st.lists(st.floats(-1, 1), min_size=SIZE, max_size=SIZE)
+dtypes = st.sampled_from([None, "f2", "f4", "f8", ">f4", "i8", "O", "U8", "?"])
+
+
+def as_array(values: list[Any], dtype: str | None) -> Any:
+    """The values as a list or as an array of a dtype, if they fit one."""
+    if dtype is None:
+        return values
+    try:
+        with np.errstate(all="ignore"):
+            return np.array(values).astype(dtype)
+    except (ValueError, OverflowError, TypeError):
+        return values
+
+
+dense_vectors = st.one_of(st.none(), st.builds(as_array, st.one_of(rows_of_numbers, sound_rows), dtypes))
+indices = st.lists(
+    st.one_of(st.integers(0, 30), st.sampled_from([0, -1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, True, 1.0, "1"])),
+    max_size=8,
+)
+sparse_vectors = st.one_of(
+    st.none(),
+    st.builds(sparse, indices, st.lists(numbers, max_size=8)),
+    st.lists(st.tuples(st.integers(0, 50), st.floats(-3, 3)), max_size=8).map(
+        lambda pairs: sparse([i for i, _ in pairs], [v for _, v in pairs])
+    ),
+)
+colbert_vectors = st.one_of(
+    st.none(),
+    st.builds(as_array, st.lists(st.one_of(rows_of_numbers, sound_rows), max_size=4), dtypes),
+    st.builds(as_array, st.lists(sound_rows, min_size=1, max_size=4), dtypes),
+)
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(codec=None), max_size=5),
+    st.sampled_from([np.float32(1), b"x", "\ud800"]),
+)
+payloads = st.dictionaries(
+    st.text(max_size=3),
+    st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    ),
+    max_size=3,
+)
+ids = st.one_of(st.integers(1000, 2**64 - 1), st.uuids(), st.sampled_from([-1, 2**64, "1"]))
+drafts = st.builds(
+    lambda point_id, payload, dense, weights, rows: Draft(
+        1, point_id, payload, Embedding(dense, weights, rows, 4, truncated=False)
+    ),
+    ids,
+    payloads,
+    dense_vectors,
+    sparse_vectors,
+    colbert_vectors,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(hostiles=st.lists(drafts, min_size=1, max_size=8, unique_by=lambda hostile: hostile.id))
+def test_whatever_passes_is_stored_and_found_and_whatever_does_not_leaves_its_neighbours(
+    edge_store: EdgeStore, hostiles: list[Draft]
+) -> None:
+    """No input poisons a collection: a point is stored and found by its own vectors, or refused by index."""
+    edge_store.ensure("hostile", SCHEMA)
+    batch = [draft(0), *(replace(hostile, index=1 + i) for i, hostile in enumerate(hostiles)), draft(100)]
+    outcomes = [conform(each, SCHEMA) for each in batch]
+    points = [outcome for outcome in outcomes if isinstance(outcome, Point)]
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    report = write(edge_store, "hostile", batch, SCHEMA)
+    assert (report.submitted, report.stored) == (len(batch), len(points))
+    assert [(r.index, r.code) for r in report.rejected] == [(r.index, r.code) for r in refusals]
+    assert edge_store.existing("hostile", [point.id for point in points]) == {point.id for point in points}
+    for point in points:
+        _is_found(edge_store, point)
+    search = Search(dense=batch[0].embedding.dense, using=("dense",), limit=len(batch))
+    [neighbours] = edge_store.query("hostile", [search])
+    assert neighbours[0].score == pytest.approx(1.0, abs=1e-5)
+    assert all(math.isfinite(hit.score) for hit in neighbours)
+    edge_store.delete("hostile", ids=[point.id for point in points])
+
+
+@settings(max_examples=400, deadline=None)
+@given(hostile=drafts)
+def test_nothing_makes_conformance_fail(hostile: Draft) -> None:
+    """Any input ends as a valid point or a refusal with a short message, never as a crash."""
+    outcome = conform(hostile, SCHEMA)
+    if isinstance(outcome, Refusal):
+        assert 0 < len(outcome.message) < 250
+        return
+    if outcome.dense is not None:
+        assert outcome.dense.dtype == np.float32
+        assert 1e-3 * 0.999 <= np.linalg.norm(outcome.dense) < math.inf
+    if outcome.sparse is not None:
+        assert (np.diff(outcome.sparse.indices.astype(np.int64)) > 0).all()
+        assert np.isfinite(outcome.sparse.values).all()
+        assert outcome.sparse.values.all()
+    if outcome.colbert is not None:
+        assert np.isfinite(outcome.colbert.astype(np.float16)).all()
+
+
+def _alike(found: Any, sent: Any) -> bool:
+    """Equal, but that the engine reads decimal fractions to within a unit in the last place."""
+    if isinstance(sent, float):
+        return isinstance(found, float) and math.isclose(found, sent, rel_tol=1e-15)
+    if isinstance(sent, list):
+        return len(found) == len(sent) and all(map(_alike, found, sent))
+    if isinstance(sent, dict):
+        return found.keys() == sent.keys() and all(_alike(found[key], sent[key]) for key in sent)
+    return type(found) is type(sent) and bool(found == sent)
+
+
+def _is_found(store: EdgeStore, point: Point) -> None:
+    alone = {"must": [{"has_id": [point.id if isinstance(point.id, int) else str(point.id)]}]}
+    searches = []
+    if point.dense is not None:
+        searches.append(Search(dense=point.dense, using=("dense",), where=alone))
+    if point.sparse is not None:
+        searches.append(Search(sparse=point.sparse, using=("sparse",), where=alone))
+    if point.colbert is not None:
+        searches.append(Search(colbert=point.colbert.astype(np.float32), using=("colbert",), where=alone))
+    for [hit] in store.query("hostile", searches):
+        assert hit.id == point.id
+        assert math.isfinite(hit.score)
+        assert _alike(hit.payload, point.payload)
+    if point.dense is not None:
+        [top, *_] = store.query("hostile", [Search(dense=point.dense, using=("dense",), limit=1)])[0]
+        assert top.score == pytest.approx(1.0, abs=1e-3)

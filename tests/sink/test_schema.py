@@ -1,0 +1,163 @@
+"""A collection is created as BGE-M3 wants it, or verified field by field and left as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import qdrant_edge as edge
+from qdrant_client import QdrantClient, models
+from qdrant_client import grpc as pb
+
+from embedder.errors import SchemaMismatch
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import CollectionSchema, Difference, FoundVector, differences, schema_for
+from qdrant_sink.server import ServerStore
+from qdrant_sink.store import Store
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import SCHEMA
+
+FOUND = {
+    "dense": FoundVector("dense", size=8, distance="cosine"),
+    "sparse": FoundVector("sparse"),
+    "colbert": FoundVector("multivector", size=8, distance="cosine", comparator="max_sim"),
+}
+
+
+def test_the_schema_of_bge_m3() -> None:
+    """Cosine and HNSW 16/100 for dense, no IDF on learned weights, float16 rows on disk without a graph."""
+    schema = schema_for(1024, 1024)
+    assert (schema.dense.size, schema.dense.distance, schema.dense.m, schema.dense.ef_construct) == (
+        1024,
+        "cosine",
+        16,
+        100,
+    )
+    assert (schema.sparse.datatype, schema.sparse.modifier) == ("float32", None)
+    colbert = schema.colbert
+    assert (colbert.comparator, colbert.datatype, colbert.on_disk, colbert.m) == (
+        "max_sim",
+        "float16",
+        True,
+        0,
+    )
+
+
+def test_a_collection_that_serves_has_no_differences() -> None:
+    """Further vectors beside the three are not in the way."""
+    assert differences(SCHEMA, FOUND) == []
+    assert differences(SCHEMA, {**FOUND, "image": FoundVector("dense", size=512, distance="dot")}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "vector", "expected"),
+    [
+        ("dense", None, Difference("dense", "absent", "dense")),
+        ("sparse", None, Difference("sparse", "absent", "sparse")),
+        ("colbert", None, Difference("colbert", "absent", "multivector")),
+        ("dense", FoundVector("dense", 768, "cosine"), Difference("dense.size", 768, 8)),
+        ("dense", FoundVector("dense", 8, "dot"), Difference("dense.distance", "dot", "cosine")),
+        ("colbert", FoundVector("dense", 8, "cosine"), Difference("colbert.kind", "dense", "multivector")),
+        (
+            "colbert",
+            FoundVector("multivector", 8, "cosine", "other"),
+            Difference("colbert.comparator", "other", "max_sim"),
+        ),
+        ("sparse", FoundVector("sparse", modifier="idf"), Difference("sparse.modifier", "idf", "none")),
+    ],
+)
+def test_every_verified_field_is_told(name: str, vector: FoundVector | None, expected: Difference) -> None:
+    """The field, what was found and what is wanted are named."""
+    found = {key: value for key, value in {**FOUND, name: vector}.items() if value is not None}
+    assert differences(SCHEMA, found) == [expected]
+
+
+def test_ensure_creates_once_and_verifies_ever_after(store: Store, collection: str) -> None:
+    """A second worker finds the collection and is content; another model is told all fields."""
+    store.ensure(collection, SCHEMA)
+    store.ensure(collection, SCHEMA)
+    with pytest.raises(SchemaMismatch) as caught:
+        store.ensure(collection, schema_for(1024, 512))
+    message = caught.value.message
+    assert "dense.size is 8, wanted 1024" in message
+    assert "colbert.size is 8, wanted 512" in message
+    assert caught.value.details["differences"] == [
+        {"field": "dense.size", "found": 8, "wanted": 1024},
+        {"field": "colbert.size", "found": 8, "wanted": 512},
+    ]
+    store.ensure(collection, SCHEMA)
+
+
+def test_what_costs_only_memory_does_not_refuse(store: Store, collection: str) -> None:
+    """A collection whose ColBERT rows are float32 in RAM was tuned by its operator and serves as well."""
+    tuned = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32", on_disk=False))
+    store.ensure(collection, tuned)
+    store.ensure(collection, SCHEMA)
+
+
+def _others() -> dict[str, CollectionSchema]:
+    return {
+        "dense.distance": replace(SCHEMA, dense=replace(SCHEMA.dense, distance="dot")),
+        "sparse.modifier": replace(SCHEMA, sparse=replace(SCHEMA.sparse, modifier="idf")),
+        "colbert.distance": replace(SCHEMA, colbert=replace(SCHEMA.colbert, distance="dot")),
+    }
+
+
+@pytest.mark.parametrize("field", list(_others()))
+def test_a_store_reads_back_what_it_is(store: Store, collection: str, field: str) -> None:
+    """Distance and modifier of an existing collection are read from the store itself."""
+    store.ensure(collection, _others()[field])
+    with pytest.raises(SchemaMismatch, match=field):
+        store.ensure(collection, SCHEMA)
+
+
+def test_the_server_gets_the_whole_schema(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Every field that the schema states arrives in the request that creates the collection."""
+    server_store.ensure("docs", SCHEMA)
+    request = double.collections["docs"][0]
+    dense = request.vectors_config.params_map.map["dense"]
+    colbert = request.vectors_config.params_map.map["colbert"]
+    sparse = request.sparse_vectors_config.map["sparse"]
+    assert (dense.size, dense.distance) == (8, pb.Distance.Cosine)
+    assert (dense.hnsw_config.m, dense.hnsw_config.ef_construct) == (16, 100)
+    assert (colbert.size, colbert.distance, colbert.datatype) == (8, pb.Distance.Cosine, pb.Datatype.Float16)
+    assert (colbert.on_disk, colbert.hnsw_config.m) == (True, 0)
+    assert colbert.hnsw_config.HasField("m")
+    assert colbert.multivector_config.comparator == pb.MultiVectorComparator.MaxSim
+    assert sparse.index.datatype == pb.Datatype.Float32
+    assert not sparse.HasField("modifier")
+
+
+def test_the_engine_gets_the_whole_schema(edge_store: EdgeStore, tmp_path: Path) -> None:
+    """What is on disk is what the schema states."""
+    edge_store.ensure("docs", SCHEMA)
+    edge_store.close()
+    text = (tmp_path / "edge" / "docs" / "edge_config.json").read_text()
+    for part in ('"m":16', '"ef_construct":100', '"m":0', '"max_sim"', '"float16"', '"memory":"cold"'):
+        assert part in text
+
+
+def test_one_unnamed_vector_is_told_as_what_is_missing(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A collection of another kind altogether is told by its missing vectors."""
+    client = QdrantClient(url="http://127.0.0.1:9", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
+    client.create_collection("docs", models.VectorParams(size=8, distance=models.Distance.COSINE))
+    client.close()
+    with pytest.raises(SchemaMismatch, match="dense is absent, wanted dense; sparse is absent, wanted sparse"):
+        server_store.ensure("docs", SCHEMA)
+
+
+def test_a_directory_that_the_engine_cannot_read_is_told(tmp_path: Path) -> None:
+    """Damaged files end in an error of the store that names the collection and no path."""
+    shard = edge.EdgeShard.create(
+        str(tmp_path / "docs"),
+        edge.EdgeConfig(vectors={"dense": edge.EdgeVectorParams(size=8, distance=edge.Distance.Cosine)}),
+    )
+    shard.close()
+    (tmp_path / "docs" / "edge_config.json").write_text("{")
+    store = EdgeStore(tmp_path)
+    with pytest.raises(Exception, match="refused the opening of collection 'docs'") as caught:
+        store.ensure("docs", SCHEMA)
+    assert getattr(caught.value, "code", None) == "store_rejected"
+    assert str(tmp_path) not in str(caught.value)
+    store.close()
