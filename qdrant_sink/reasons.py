@@ -1,0 +1,44 @@
+"""What of a vendor's error message may be passed on.
+
+A message of a server or of the engine can quote hosts, paths, payloads and texts. So it is never handed
+through: only phrases that are known to carry nothing but field names, limits and numbers are.
+"""
+
+from __future__ import annotations
+
+import re
+
+_KNOWN = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"vector dimension error: expected dim: \d+, got \d+",
+        r"not existing vector name(?: error)?",
+        r"conversion between (?:sparse|dense|multi) and (?:regular|sparse|dense|multi) vectors?[a-z ]*",
+        r"must be unique",
+        r"must be the same length(?: as indices)?",
+        r"multivector[a-z ]*(?:empty|same (?:length|dimension)s?|too large)",
+        r"limit exceeded \d+ > \d+ for \"[a-z_ ]+\"",
+        r"rate limit(?:er)?(?: is)? exceeded",
+        r"request larger than rate limiter capacity",
+        r"rate limiting exceeded",
+        r"index required but not found",
+        r"already exists",
+        r"doesn't exist",
+        r"recursion limit (?:exceeded|reached)",
+        r"payload too large",
+        r"(?:message|payload|body)[a-z ]*(?:larger|bigger|exceeds)[a-z :(]*\d*(?: vs\.? \d+)?",
+        r"no space left on device",
+        r"not enough (?:disk )?space",
+        r"deadline exceeded",
+        r"connection (?:refused|reset)",
+        r"failed to connect",
+        r"timed? ?out",
+    )
+)
+
+
+def reason(message: str | None) -> str:
+    """The harmless phrases of a vendor's message in their order, or the empty string."""
+    text = (message or "")[:4000]
+    found = sorted({(match.start(), match.group()) for known in _KNOWN for match in known.finditer(text)})
+    return "; ".join(phrase.strip() for _, phrase in found)[:200]

@@ -1,0 +1,71 @@
+"""The seam to the store: what the sink and the search ask of it, and nothing of how it answers.
+
+Two implementations: `qdrant_sink.server.ServerStore` (a Qdrant server over gRPC) and
+`qdrant_sink.edge.EdgeStore` (Qdrant Edge in process). Both are blocking and thread-safe: call them
+from a worker thread. Vendor exceptions never pass this seam; every method raises only:
+
+    StoreUnavailable   no answer, a time-out, a rate limit: the same call may succeed later
+    StoreRejected      the content was refused: repeating it does not help
+    NotFound           the collection does not exist (every method but ensure)
+    SchemaMismatch     ensure(): the collection exists with another schema
+    InvalidRequest     a filter that is not Qdrant's, a deletion without ids or condition, a name
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from embedder.errors import InvalidRequest
+from qdrant_sink.points import Point, PointId
+from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.search import Hit, Search
+
+Filter = Mapping[str, Any]
+"""A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
+
+_COLLECTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def check_collection(name: str) -> None:
+    """Raise `InvalidRequest` unless `name` can be that of a collection in every store."""
+    if not _COLLECTION.fullmatch(name):
+        raise InvalidRequest(f"collection: 1 to 128 of A-Z a-z 0-9 _ . - not starting with . or -, got {len(name)}")
+
+
+class Store(Protocol):
+    """A place that keeps conformant points and answers hybrid searches."""
+
+    @property
+    def label(self) -> str:
+        """What a person is told about the store, without host or path: "Qdrant Edge (embedded)"."""
+        ...
+
+    def ensure(self, collection: str, schema: CollectionSchema) -> None:
+        """Create the collection with this schema, or verify field by field that it has it."""
+        ...
+
+    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """Store all points, durable on return. With `insert_only`, points that exist stay untouched."""
+        ...
+
+    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+        """Which of these ids are stored."""
+        ...
+
+    def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+        """Answer all searches in one request: one list of hits per search, best first."""
+        ...
+
+    def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
+        """Delete by ids or by filter; returns how many points were there."""
+        ...
+
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        """The exact number of points that match."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release; calling it twice is harmless."""
+        ...

@@ -1,0 +1,257 @@
+"""Filters are Qdrant's own language, understood alike by both stores, and refused by place."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from embedder.errors import InvalidRequest
+from qdrant_sink.filters import check_filter, matches_all
+from qdrant_sink.search import Search
+from qdrant_sink.store import Store
+from qdrant_sink.writer import write
+from tests.sink.samples import SCHEMA, draft
+
+PAYLOADS: list[dict[str, Any]] = [
+    {"n": 1, "city": "Bern", "on": True, "at": "2024-05-01T12:00:00Z", "tags": ["a", "b"], "x": None},
+    {"n": 2.5, "city": "Basel", "on": False, "at": "2024-06-01", "tags": [], "text": "the quick fox"},
+    {"n": 7, "city": "Zug", "at": "2024-07-01T00:00:00+02:00", "where": {"lon": 8.5, "lat": 47.2}},
+    {"parts": [{"name": "bolt", "size": 3}, {"name": "nut", "size": 4}], "deep": {"er": {"key": "v"}}},
+]
+ID = "00000000-0000-0000-0000-000000000003"
+
+SELECTS: list[tuple[dict[str, Any], set[int]]] = [
+    ({"must": [{"key": "city", "match": {"value": "Bern"}}]}, {0}),
+    ({"must": {"key": "n", "match": {"value": 7}}}, {2}),
+    ({"must": [{"key": "on", "match": {"value": True}}]}, {0}),
+    ({"must": [{"key": "on", "match": {"value": False}}]}, {1}),
+    ({"must": [{"key": "city", "match": {"any": ["Bern", "Zug"]}}]}, {0, 2}),
+    ({"must": [{"key": "n", "match": {"any": [1, 7]}}]}, {0, 2}),
+    ({"must": [{"key": "city", "match": {"any": []}}]}, set()),
+    ({"must": [{"key": "city", "match": {"except": ["Bern"]}}]}, {1, 2}),
+    ({"must": [{"key": "text", "match": {"text": "quick"}}]}, {1}),
+    ({"must": [{"key": "text", "match": {"text_any": "slow quick"}}]}, {1}),
+    ({"must": [{"key": "text", "match": {"phrase": "quick fox"}}]}, {1}),
+    ({"must": [{"key": "city", "match": {"prefix": "B"}}]}, {0, 1}),
+    ({"must": [{"key": "city", "match": {"substring": "er"}}]}, {0}),
+    ({"must": [{"key": "n", "range": {"gt": 1, "lte": 7.0}}]}, {1, 2}),
+    ({"must": [{"key": "n", "range": {"gte": 1, "lt": 2.5, "gt": None}}]}, {0}),
+    ({"must": [{"key": "at", "range": {"gte": "2024-06-01T00:00:00Z"}}]}, {1, 2}),
+    ({"must": [{"key": "at", "range": {"lt": "2024-06-01"}}]}, {0}),
+    ({"must": [{"key": "at", "range": {"gt": "2024-06-30T21:59:59", "lt": "2024-06-30 22:00:01"}}]}, {2}),
+    ({"must": [{"key": "at", "range": {"lte": "2024-05-01T14:00:00+02:00"}}]}, {0}),
+    ({"must": [{"key": "tags", "values_count": {"gte": 2}}]}, {0}),
+    ({"must": [{"is_empty": {"key": "tags"}}]}, {1, 2, 3}),
+    ({"must": [{"is_null": {"key": "x"}}]}, {0}),
+    ({"must": [{"key": "tags", "is_empty": False}]}, {0}),
+    ({"must": [{"key": "x", "is_null": True}]}, {0}),
+    ({"must": [{"has_id": [1, ID]}]}, {1, 3}),
+    ({"must": [{"has_vector": "dense"}]}, {0, 1, 2, 3}),
+    ({"must": [{"key": "deep.er.key", "match": {"value": "v"}}]}, {3}),
+    ({"must": [{"key": "parts[].size", "match": {"value": 4}}]}, {3}),
+    (
+        {
+            "must": [
+                {
+                    "nested": {
+                        "key": "parts",
+                        "filter": {
+                            "must": [
+                                {"key": "name", "match": {"value": "nut"}},
+                                {"key": "size", "match": {"value": 4}},
+                            ]
+                        },
+                    }
+                }
+            ]
+        },
+        {3},
+    ),
+    (
+        {"must": [{"key": "where", "geo_radius": {"center": {"lon": 8.5, "lat": 47.2}, "radius": 100}}]},
+        {2},
+    ),
+    (
+        {
+            "must": [
+                {
+                    "key": "where",
+                    "geo_bounding_box": {
+                        "top_left": {"lon": 8, "lat": 48},
+                        "bottom_right": {"lon": 9, "lat": 47},
+                    },
+                }
+            ]
+        },
+        {2},
+    ),
+    (
+        {
+            "must": [
+                {
+                    "key": "where",
+                    "geo_polygon": {
+                        "exterior": {
+                            "points": [
+                                {"lon": 8, "lat": 47},
+                                {"lon": 9, "lat": 47},
+                                {"lon": 9, "lat": 48},
+                                {"lon": 8, "lat": 47},
+                            ]
+                        }
+                    },
+                }
+            ]
+        },
+        {2},
+    ),
+    ({"should": [{"key": "n", "match": {"value": 1}}, {"key": "n", "match": {"value": 7}}]}, {0, 2}),
+    ({"must_not": [{"key": "city", "match": {"value": "Bern"}}]}, {1, 2, 3}),
+    ({"must": [{"should": [{"key": "n", "match": {"value": 1}}]}]}, {0}),
+    (
+        {
+            "min_should": {
+                "conditions": [
+                    {"key": "n", "match": {"value": 1}},
+                    {"key": "on", "match": {"value": True}},
+                    {"key": "city", "match": {"value": "Zug"}},
+                ],
+                "min_count": 2,
+            }
+        },
+        {0},
+    ),
+    ({}, {0, 1, 2, 3}),
+    ({"must": []}, {0, 1, 2, 3}),
+]
+
+
+def test_both_stores_select_the_same_points(store: Store, collection: str) -> None:
+    """Every condition of Qdrant's language selects what its documentation says, whatever the store."""
+    store.ensure(collection, SCHEMA)
+    ids = [0, 1, 2, uuid.UUID(ID)]
+    write(store, collection, [draft(i, id=ids[i], payload=p) for i, p in enumerate(PAYLOADS)], SCHEMA)
+    everything = draft(0).embedding.dense
+    for where, expected in SELECTS:
+        assert store.count(collection, where) == len(expected), where
+        [hits] = store.query(collection, [Search(dense=everything, using=("dense",), where=where)])
+        assert {hit.id for hit in hits} == {ids[i] for i in expected}, where
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ([], r"^filter: must be an object, got a list$"),
+    ({"musst": []}, r"^filter: 'musst' is not known here, known: must, should, must_not, min_should$"),
+    ({"must": ["x"]}, r"^filter\.must\[0\]: must be an object, got a string$"),
+    ({"must": [{"key": "a"}]}, r"^filter\.must\[0\]: exactly one of match, .* got none$"),
+    ({"must": [{"key": "a", "match": {"value": 1}, "range": {"gt": 1}}]}, r"got match, range$"),
+    (
+        {"must": [{"key": "a", "match": {"valeu": 1}}]},
+        r"^filter\.must\[0\]\.match: 'valeu' is not known here",
+    ),
+    ({"must": [{"key": "a", "match": {}}]}, r"match: exactly one of .* got 0$"),
+    (
+        {"must": [{"key": "a", "match": {"value": 1.5}}]},
+        r"match\.value: must be a string, an integer or a boolean",
+    ),
+    ({"must": [{"key": "a", "match": {"value": 2**63}}]}, r"match\.value: integers are 64-bit signed"),
+    (
+        {"must": [{"key": "a", "match": {"any": ["a", 1]}}]},
+        r"match\.any: must hold strings only or integers only",
+    ),
+    ({"must": [{"key": "a", "match": {"any": "a"}}]}, r"match\.any: must be a list, got a string"),
+    ({"must": [{"key": "a", "match": {"text": ""}}]}, r"match\.text: .* got an empty string"),
+    (
+        {"must": [{"key": "a", "match": {"value": "\ud800"}}]},
+        r"match\.value: character 0 is a lone surrogate",
+    ),
+    ({"must": [{"key": "a", "range": {"gt": True}}]}, r"range\.gt: must be a number, got a boolean"),
+    ({"must": [{"key": "a", "range": {"gt": float("nan")}}]}, r"range\.gt: must be a finite number"),
+    (
+        {"must": [{"key": "a", "range": {"gt": "tomorrow"}}]},
+        r"range\.gt: must be a number or an RFC 3339 date",
+    ),
+    ({"must": [{"key": "a", "range": {"gt": "2024-02-31"}}]}, r"range\.gt: is not a date of the calendar"),
+    (
+        {"must": [{"key": "a", "range": {"gt": "2024-02-01", "lt": 3}}]},
+        r"range\.lt: must be a date like the other",
+    ),
+    ({"must": [{"key": "a..b", "match": {"value": 1}}]}, r"key: must be a path such as"),
+    ({"must": [{"key": 'a"b', "match": {"value": 1}}]}, r"key: must be a path such as"),
+    ({"must": [{"has_id": ["x"]}]}, r"has_id\[0\]: must be an unsigned 64-bit integer or a UUID"),
+    ({"must": [{"has_id": [-1]}]}, r"has_id\[0\]: an integer id is 0 to"),
+    ({"must": [{"slice": {"total": 2, "index": 0}}]}, r"filter\.must\[0\]: 'slice' is not known here"),
+    (
+        {"must": [{"key": "a", "values_count": {"gt": -1}}]},
+        r"values_count\.gt: must be an integer, 0 to 4294967295",
+    ),
+    (
+        {"must": [{"key": "a", "geo_radius": {"center": {"lon": 8, "lat": 91}, "radius": 1}}]},
+        r"lat: must be -90",
+    ),
+    (
+        {"must": [{"key": "a", "geo_radius": {"center": {"lon": 8, "lat": 1}}}]},
+        r"geo_radius: radius is missing",
+    ),
+    ({"must": [{"nested": {"key": "a"}}]}, r"nested: filter is missing"),
+    ({"min_should": {"conditions": []}}, r"^filter\.min_should: min_count is missing"),
+]
+
+
+@pytest.mark.parametrize(("where", "message"), REFUSED)
+def test_a_mistake_in_a_filter_is_told_by_its_place(where: Any, message: str) -> None:
+    """The message leads to the condition that is wrong, and quotes no value of it."""
+    with pytest.raises(InvalidRequest, match=message):
+        check_filter(where)
+
+
+def test_endless_nesting_is_refused() -> None:
+    """A filter of a thousand levels is an error of the request, not a crash."""
+    where: dict[str, Any] = {"must": [{"key": "a", "match": {"value": 1}}]}
+    for _ in range(1000):
+        where = {"must": [where]}
+    with pytest.raises(InvalidRequest, match="nested deeper than 16 filters"):
+        check_filter(where)
+
+
+def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str) -> None:
+    """Neither store is asked with a filter it could misread."""
+    store.ensure(collection, SCHEMA)
+    wrong = {"must": [{"key": "a", "matsch": {"value": 1}}]}
+    with pytest.raises(InvalidRequest, match=r"filter\.must\[0\]: 'matsch'"):
+        store.count(collection, wrong)
+    with pytest.raises(InvalidRequest, match="matsch"):
+        store.delete(collection, where=wrong)
+    with pytest.raises(InvalidRequest, match="matsch"):
+        store.query(collection, [Search(dense=draft(0).embedding.dense, using=("dense",), where=wrong)])
+
+
+def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:
+    """An empty filter, however it is dressed, never empties a collection."""
+    empty: list[dict[str, Any]] = [
+        {},
+        {"must": []},
+        {"must": [{"should": []}]},
+        {"must": {"must_not": [{}]}},
+    ]
+    store.ensure(collection, SCHEMA)
+    write(store, collection, [draft(0)], SCHEMA)
+    for where in empty:
+        assert matches_all(where)
+        with pytest.raises(InvalidRequest, match="at least one condition"):
+            store.delete(collection, where=where)
+    assert store.count(collection) == 1
+
+
+def test_the_deepest_filter_is_answered(store: Store, collection: str) -> None:
+    """What passes the check passes every decoder on the way, promptly."""
+    where: dict[str, Any] = {"must": [{"key": "parity", "match": {"value": 1}}]}
+    for _ in range(15):
+        where = {"must": [where]}
+    store.ensure(collection, SCHEMA)
+    write(store, collection, [draft(0), draft(1)], SCHEMA)
+    start = time.monotonic()
+    assert store.count(collection, where) == 1
+    assert time.monotonic() - start < 2
