@@ -1,0 +1,331 @@
+"""A Qdrant server or cluster behind the `Store` seam: gRPC, or REST where gRPC does not get through.
+
+REST goes to the port of the URL, 6333 where it has none; gRPC to `grpc_port`, 6334 unless it is given. With
+`prefer_grpc` the first call asks the gRPC port; where that does not answer and REST does (a proxy that
+passes only HTTP), REST is used from then on, with a warning: it is several times slower for ColBERT.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import grpc  # type: ignore[import-untyped,unused-ignore]
+import tenacity
+from qdrant_client import QdrantClient, models
+from qdrant_client import grpc as messages
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from embedder.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    NotFound,
+    StoreRejected,
+    StoreUnavailable,
+    WorkerError,
+)
+from qdrant_sink.client_models import (
+    client_filter,
+    client_id,
+    found_schema,
+    hit,
+    points_list,
+    query_request,
+    sink_id,
+    sparse_vectors_config,
+    vectors_config,
+)
+from qdrant_sink.faults import RAISED_BY_CLIENT, Fault, fault_of
+from qdrant_sink.filters import matches_all
+from qdrant_sink.points import Point, PointId
+from qdrant_sink.protobuf import upsert_points
+from qdrant_sink.schema import CollectionSchema, verify
+from qdrant_sink.search import Hit, Search, page, plan
+from qdrant_sink.store import Filter, check_collection
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S: Final = 5
+"""For the first answer of the gRPC port."""
+
+_NO_GRPC: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+)
+_BACK_OFF = tenacity.wait_random_exponential(multiplier=0.2, max=8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    client: QdrantClient
+    over_grpc: bool
+
+
+class _FaultError(Exception):
+    """Carries a fault to the retry loop, which unwraps it."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.error.message)
+        self.fault = fault
+
+
+class ServerStore:
+    """Collections on a server. Thread-safe; connects on the first call.
+
+    A call that fails for a passing reason is repeated with growing pauses, or after as long as the server
+    asks, until `deadline_s` would be over; then it raises. What is retried and how faults are read is the
+    table in `qdrant_sink.faults`. Repeating is harmless: every call leaves the same state when done twice.
+
+    Args:
+        url: `http://host:6333` or `https://…`, with a path prefix where a proxy wants one.
+        api_key: sent with every call; never shown.
+        prefer_grpc: see the module.
+        grpc_port: where gRPC listens.
+        timeout_s: whole seconds that one attempt may take.
+        deadline_s: seconds after which no further attempt starts.
+
+    Raises:
+        ConfigurationError: the URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        prefer_grpc: bool = True,
+        grpc_port: int = 6334,
+        timeout_s: int = 30,
+        deadline_s: float = 60.0,
+    ) -> None:
+        self._new_client = functools.partial(
+            QdrantClient,
+            url=url,
+            api_key=api_key,
+            grpc_port=grpc_port,
+            timeout=timeout_s,
+            check_compatibility=False,
+        )
+        try:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError("no scheme")
+            self._first = _Connection(self._new_client(prefer_grpc=prefer_grpc), prefer_grpc)
+        except ValueError as exc:
+            raise ConfigurationError("QDRANT_URL: must be http://host:port or https://host:port") from exc
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._guard = threading.Lock()
+        self._connected: _Connection | None = None
+        self._closed = threading.Event()
+
+    @property
+    def label(self) -> str:
+        """What a person is told about the store."""
+        if self._connected is None:
+            return "Qdrant server"
+        return "Qdrant server (gRPC)" if self._connected.over_grpc else "Qdrant server (REST)"
+
+    def ensure(self, collection: str, schema: CollectionSchema) -> None:
+        """Create the collection, or verify it; one that another worker creates meanwhile is verified."""
+        check_collection(collection)
+        try:
+            info = self._call(collection, lambda c: c.client.get_collection(collection))
+        except NotFound:
+            self._create(collection, schema)
+            info = self._call(collection, lambda c: c.client.get_collection(collection))
+        verify(collection, schema, found_schema(info))
+
+    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """Store all points; returns when they are durable and searchable (wait=True)."""
+        check_collection(collection)
+        if not points:
+            return
+
+        @functools.cache  # once, not per attempt
+        def message() -> messages.UpsertPoints:
+            return upsert_points(collection, points, insert_only=insert_only)
+
+        def send(connection: _Connection) -> bool:
+            client = connection.client
+            if connection.over_grpc:
+                status = client.grpc_points.Upsert(message(), timeout=self._timeout_s).result.status
+                return bool(status == messages.UpdateStatus.Completed)
+            mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
+            result = client.upsert(collection, points_list(points), wait=True, update_mode=mode)
+            return bool(result.status == models.UpdateStatus.COMPLETED)
+
+        if not self._call(collection, send):
+            raise StoreUnavailable("Qdrant took the points and has not stored them yet")
+
+    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+        """Which of these ids are stored."""
+        check_collection(collection)
+        if not ids:
+            return set()
+        wanted = [client_id(point_id) for point_id in ids]
+        found = self._call(
+            collection,
+            lambda c: c.client.retrieve(collection, wanted, with_payload=False, with_vectors=False),
+        )
+        return {sink_id(record.id) for record in found}
+
+    def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+        """Answer all searches in one request: one list of hits per search, best first."""
+        check_collection(collection)
+        plans = [plan(search) for search in searches]
+        requests = [query_request(planned) for planned in plans if planned is not None]
+        if not requests:
+            return [[] for _ in plans]
+        answers = iter(self._call(collection, lambda c: c.client.query_batch_points(collection, requests)))
+        return [
+            []
+            if planned is None
+            else page(planned, [hit(s, with_payload=planned.search.with_payload) for s in next(answers).points])
+            for planned in plans
+        ]
+
+    def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
+        """Delete by ids or by a filter with at least one condition; returns how many points were there.
+
+        They are counted in a call of its own just before, so the number can be off by what others write in
+        between.
+        """
+        check_collection(collection)
+        if bool(ids) == (where is not None):
+            raise InvalidRequest("delete: exactly one of ids and filter")
+        selector: models.FilterSelector | models.PointIdsList
+        if where is not None:
+            selector = models.FilterSelector(filter=client_filter(where))
+            if matches_all(where):
+                raise InvalidRequest("filter: must have at least one condition to delete by, got none")
+            there = self.count(collection, where)
+        else:
+            selector = models.PointIdsList(points=[client_id(point_id) for point_id in ids])
+            there = len(self.existing(collection, ids))
+        result = self._call(collection, lambda c: c.client.delete(collection, selector, wait=True))
+        if result.status != models.UpdateStatus.COMPLETED:
+            raise StoreUnavailable("Qdrant took the deletion and has not done it yet")
+        return there
+
+    def count(self, collection: str, where: Filter | None = None) -> int:
+        """The exact number of points that match."""
+        check_collection(collection)
+        condition = None if where is None else client_filter(where)
+        return self._call(collection, lambda c: c.client.count(collection, condition, exact=True)).count
+
+    def close(self) -> None:
+        """Close the connections; calling it twice is harmless."""
+        with self._guard:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            for connection in {id(c): c for c in (self._first, self._connected) if c}.values():
+                connection.client.close()
+
+    def _create(self, collection: str, schema: CollectionSchema) -> None:
+        try:
+            self._call(
+                collection,
+                lambda c: c.client.create_collection(
+                    collection,
+                    vectors_config=vectors_config(schema),
+                    sparse_vectors_config=sparse_vectors_config(schema),
+                ),
+            )
+        except StoreRejected:
+            # Lost to another worker, or an earlier attempt was done but not answered. Otherwise the
+            # collection is still not there and the refusal stands.
+            if not self._call(collection, lambda c: c.client.collection_exists(collection)):
+                raise
+
+    def _call(self, collection: str, call: Callable[[_Connection], T]) -> T:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            wait=_pause,
+            stop=tenacity.stop_before_delay(self._deadline_s),
+            before_sleep=_report,
+            sleep=tenacity.sleep_using_event(self._closed),
+            reraise=True,
+        )
+        try:
+            result: T = retrying(self._attempt, collection, call)
+        except _FaultError as fault:
+            raise fault.fault.error from fault.__cause__
+        return result
+
+    def _attempt(self, collection: str, call: Callable[[_Connection], T]) -> T:
+        connection = self._connection(collection)
+        try:
+            return call(connection)
+        except WorkerError:
+            raise
+        except RAISED_BY_CLIENT as exc:
+            if self._closed.is_set():
+                raise StoreUnavailable("the store is closed") from exc
+            raise _FaultError(fault_of(exc, collection)) from exc
+
+    def _connection(self, collection: str) -> _Connection:
+        with self._guard:
+            if self._closed.is_set():
+                raise StoreUnavailable("the store is closed")
+            if self._connected is None:
+                self._connected = self._connect(collection)
+            return self._connected
+
+    def _connect(self, collection: str) -> _Connection:
+        """The first connection if its transport answers; REST if only that does."""
+        if not self._first.over_grpc:
+            return self._first
+        request = messages.CollectionExistsRequest(collection_name=collection)
+        try:
+            self._first.client.grpc_collections.CollectionExists(request, timeout=PROBE_TIMEOUT_S)
+        except grpc.RpcError as exc:
+            if exc.code() in _NO_GRPC:
+                if not self._rest_answers(collection):
+                    raise _FaultError(fault_of(exc, collection)) from exc
+                _log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
+                return _Connection(self._new_client(prefer_grpc=False), over_grpc=False)
+        except RAISED_BY_CLIENT as exc:  # it answers, if only to ask for patience
+            raise _FaultError(fault_of(exc, collection)) from exc
+        return self._first
+
+    def _rest_answers(self, collection: str) -> bool:
+        client = self._new_client(prefer_grpc=False)
+        try:
+            client.collection_exists(collection)
+        except UnexpectedResponse as exc:
+            return exc.status_code in (401, 403)
+        except RAISED_BY_CLIENT:
+            return False
+        finally:
+            client.close()
+        return True
+
+
+def _may_pass(exc: BaseException) -> bool:
+    return isinstance(exc, _FaultError) and exc.fault.retry
+
+
+def _fault(state: tenacity.RetryCallState) -> Fault | None:
+    exc = state.outcome.exception() if state.outcome else None
+    return exc.fault if isinstance(exc, _FaultError) else None
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    fault = _fault(state)
+    return max(_BACK_OFF(state), (fault and fault.retry_after_s) or 0.0)
+
+
+def _report(state: tenacity.RetryCallState) -> None:
+    fault = _fault(state)
+    if fault is not None:
+        _log.warning("%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep)

@@ -1,0 +1,236 @@
+"""A Qdrant server for tests: real gRPC on a loopback port, generated services, a real engine behind.
+
+It speaks the protocol of qdrant_client.grpc, checks what the server checks before its engine (and Qdrant Edge
+does not), stores in Qdrant Edge, and fails when told to. Independent of `qdrant_sink`: what the adapter sends
+is read from the messages alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped,unused-ignore]
+import qdrant_edge as edge
+from qdrant_client import grpc as pb
+from qdrant_client.conversions.conversion import grpc_to_payload, payload_to_grpc
+
+from tests.sink.grpc_messages import (
+    config_of,
+    filter_of,
+    id_message,
+    id_of,
+    query_of,
+    scored_point,
+    stored_vector,
+)
+
+
+@dataclass
+class Failure:
+    """The next `times` calls of `method` end with this status."""
+
+    method: str
+    code: Any
+    times: int
+    details: str = ""
+    retry_after: int | None = None
+    after: bool = False  # do the work and lose the answer
+
+
+@dataclass
+class GrpcDouble:
+    """The server and the script of its faults."""
+
+    root: Path
+    failures: list[Failure] = field(default_factory=list)
+    refused_ids: set[int | str] = field(default_factory=set)
+    api_key: str | None = None
+    calls: list[str] = field(default_factory=list)
+    update_status: pb.UpdateStatus.ValueType = pb.UpdateStatus.Completed
+    before: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.collections: dict[str, tuple[pb.CreateCollection, edge.EdgeShard]] = {}
+        self.lock = threading.RLock()
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.server(ThreadPoolExecutor(8), options=unlimited)
+        pb.add_QdrantServicer_to_server(_Root(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
+        pb.add_CollectionsServicer_to_server(_Collections(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
+        pb.add_PointsServicer_to_server(_Points(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
+        self.port: int = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def stop(self) -> None:
+        """Drop all connections."""
+        self._server.stop(None).wait(5)
+
+    def fail(self, method: str, code: Any, times: int = 1, **more: Any) -> None:
+        """Script a fault."""
+        self.failures.append(Failure(method, code, times, **more))
+
+    def handle(self, method: str, context: Any, work: Callable[[], Any]) -> Any:
+        """One call: authenticate, fail as scripted, or work under the lock."""
+        self.calls.append(method)
+        sent = dict(context.invocation_metadata()).get("api-key")
+        if self.api_key is not None and sent != self.api_key:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, f"Invalid API key or JWT: {sent}")
+        if method in self.before:
+            self.before.pop(method)()
+        scripted = next((f for f in self.failures if f.method == method and f.times), None)
+        if scripted is not None:
+            scripted.times -= 1
+            if scripted.after:
+                with self.lock:
+                    work()
+            if scripted.retry_after is not None:
+                context.set_trailing_metadata((("retry-after", str(scripted.retry_after)),))
+            context.abort(scripted.code, scripted.details)
+        try:
+            with self.lock:
+                return work()
+        except KeyError as exc:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{exc.args[0]}` doesn't exist!")
+        except Exception as exc:  # noqa: BLE001 - the server answers whatever its engine says
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Wrong input: {exc}")
+
+    def shard(self, name: str) -> edge.EdgeShard:
+        """The engine of a collection; KeyError where there is none."""
+        return self.collections[name][1]
+
+    def done(self) -> pb.PointsOperationResponse:
+        """The answer to an update."""
+        return pb.PointsOperationResponse(result=pb.UpdateResult(operation_id=1, status=self.update_status))
+
+
+class _Root(pb.QdrantServicer):  # type: ignore[misc,unused-ignore]
+    def __init__(self, double: GrpcDouble) -> None:
+        self.double = double
+
+    def HealthCheck(self, request: Any, context: Any) -> Any:  # noqa: N802
+        reply = pb.HealthCheckReply(title="double", version="1.19.0")
+        return self.double.handle("HealthCheck", context, lambda: reply)
+
+
+class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
+    def __init__(self, double: GrpcDouble) -> None:
+        self.double = double
+
+    def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            created, shard = self.double.collections[request.collection_name]
+            params = pb.CollectionParams(
+                shard_number=1,
+                vectors_config=created.vectors_config,
+                sparse_vectors_config=created.sparse_vectors_config,
+            )
+            optimizers = pb.OptimizersConfigDiff(
+                deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0
+            )
+            optimizers.flush_interval_sec = 5
+            config = pb.CollectionConfig(
+                params=params,
+                hnsw_config=pb.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10000),
+                optimizer_config=optimizers,
+                wal_config=pb.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+            )
+            info = pb.CollectionInfo(
+                status=pb.CollectionStatus.Green,
+                optimizer_status=pb.OptimizerStatus(ok=True),
+                segments_count=1,
+                config=config,
+                points_count=shard.info().points_count,
+            )
+            return pb.GetCollectionInfoResponse(result=info)
+
+        return self.double.handle("Get", context, work)
+
+    def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            name = request.collection_name
+            if name in self.double.collections:
+                raise ValueError(f"Collection `{name}` already exists!")
+            shard = edge.EdgeShard.create(str(self.double.root / uuid.uuid4().hex), config_of(request))
+            self.double.collections[name] = (request, shard)
+            return pb.CollectionOperationResponse(result=True)
+
+        return self.double.handle("Create", context, work)
+
+    def CollectionExists(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            exists = request.collection_name in self.double.collections
+            return pb.CollectionExistsResponse(result=pb.CollectionExists(exists=exists))
+
+        return self.double.handle("CollectionExists", context, work)
+
+
+class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
+    def __init__(self, double: GrpcDouble) -> None:
+        self.double = double
+
+    def Upsert(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            if not request.wait:
+                raise ValueError("the sink always waits")
+            shard = self.double.shard(request.collection_name)
+            points = [self._point(point) for point in request.points]
+            insert = request.update_mode == pb.UpdateMode.InsertOnly
+            mode = edge.UpdateMode.InsertOnly if insert else edge.UpdateMode.Upsert
+            shard.update(edge.UpdateOperation.upsert_points(points, update_mode=mode))
+            return self.double.done()
+
+        return self.double.handle("Upsert", context, work)
+
+    def _point(self, point: Any) -> edge.Point:
+        point_id = id_of(point.id)
+        if point_id in self.double.refused_ids:
+            raise ValueError(f'refused point with "a secret payload" of {point_id} at 10.1.2.3:6334')
+        vectors = {name: stored_vector(vector) for name, vector in point.vectors.vectors.vectors.items()}
+        return edge.Point(point_id, vectors, grpc_to_payload(point.payload))
+
+    def QueryBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            shard = self.double.shard(request.collection_name)
+            results = []
+            for query in request.query_points:
+                hits = shard.query(query_of(query))
+                results.append(pb.BatchResult(result=[scored_point(hit) for hit in hits]))
+            return pb.QueryBatchResponse(result=results)
+
+        return self.double.handle("QueryBatch", context, work)
+
+    def Count(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            shard = self.double.shard(request.collection_name)
+            chosen = filter_of(request.filter) if request.HasField("filter") else None
+            count = shard.count(edge.CountRequest(exact=request.exact, filter=chosen))
+            return pb.CountResponse(result=pb.CountResult(count=count))
+
+        return self.double.handle("Count", context, work)
+
+    def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            shard = self.double.shard(request.collection_name)
+            found = shard.retrieve([id_of(i) for i in request.ids], with_payload=True, with_vector=False)
+            return pb.GetResponse(
+                result=[pb.RetrievedPoint(id=id_message(r.id), payload=payload_to_grpc(r.payload or {})) for r in found]
+            )
+
+        return self.double.handle("Get", context, work)
+
+    def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            shard = self.double.shard(request.collection_name)
+            if request.points.WhichOneof("points_selector_one_of") == "filter":
+                shard.update(edge.UpdateOperation.delete_points_by_filter(filter_of(request.points.filter)))
+            else:
+                ids = [id_of(i) for i in request.points.points.ids]
+                shard.update(edge.UpdateOperation.delete_points(ids))
+            return self.double.done()
+
+        return self.double.handle("Delete", context, work)

@@ -1,0 +1,237 @@
+"""The messages of Qdrant's gRPC API in the terms of its engine, for the double; independent of the sink."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import qdrant_edge as edge
+from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped,unused-ignore]
+from qdrant_client import grpc as pb
+from qdrant_client.conversions.conversion import payload_to_grpc
+
+DISTANCES = {
+    pb.Distance.Cosine: edge.Distance.Cosine,
+    pb.Distance.Dot: edge.Distance.Dot,
+    pb.Distance.Euclid: edge.Distance.Euclid,
+    pb.Distance.Manhattan: edge.Distance.Manhattan,
+}
+
+
+def id_of(message: Any) -> Any:
+    """The id of a message."""
+    return message.num if message.HasField("num") else uuid.UUID(message.uuid)
+
+
+def id_message(value: Any) -> pb.PointId:
+    """The message of an id."""
+    return pb.PointId(num=value) if isinstance(value, int) else pb.PointId(uuid=str(value))
+
+
+def config_of(request: Any) -> edge.EdgeConfig:
+    """The engine's configuration for a CreateCollection."""
+    vectors = {}
+    named = dict(request.vectors_config.params_map.map)
+    if request.vectors_config.HasField("params"):
+        named[""] = request.vectors_config.params
+    for name, params in named.items():
+        multi = params.HasField("multivector_config")
+        half = params.datatype == pb.Datatype.Float16
+        vectors[name] = edge.EdgeVectorParams(
+            size=params.size,
+            distance=DISTANCES[params.distance],
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if multi else None,
+            datatype=edge.VectorStorageDatatype.Float16 if half else None,
+        )
+    weights = {name: edge.EdgeSparseVectorParams() for name in request.sparse_vectors_config.map}
+    return edge.EdgeConfig(vectors=vectors, sparse_vectors=weights)
+
+
+def stored_vector(message: Any) -> Any:
+    """A vector as the engine takes it, after the checks of the server's API."""
+    kind = message.WhichOneof("vector")
+    if kind == "dense":
+        return list(message.dense.data)
+    if kind == "sparse":
+        indices, values = list(message.sparse.indices), list(message.sparse.values)
+        if len(indices) != len(values):
+            raise ValueError("must be the same length as indices")
+        if len(set(indices)) != len(indices):
+            raise ValueError("must be unique")
+        return edge.SparseVector(indices, values)
+    if kind == "multi_dense":
+        rows = [list(row.data) for row in message.multi_dense.vectors]
+        if not rows or not rows[0] or len({len(row) for row in rows}) != 1:
+            raise ValueError("multivector rows must be of same length and not empty")
+        if len(rows) * len(rows[0]) >= 2**20:
+            raise ValueError("multivector too large")
+        return rows
+    raise ValueError(f"unknown vector {kind}")
+
+
+def _asked(message: Any) -> Any:
+    kind = message.WhichOneof("variant")
+    if kind == "dense":
+        return list(message.dense.data)
+    if kind == "sparse":
+        return edge.SparseVector(list(message.sparse.indices), list(message.sparse.values))
+    return [list(row.data) for row in message.multi_dense.vectors]
+
+
+def _scoring(query: Any, using: str) -> Any:
+    kind = query.WhichOneof("variant")
+    if kind == "nearest":
+        return edge.Query.Nearest(_asked(query.nearest), using=using)
+    if kind == "rrf":
+        return edge.Fusion.Rrf(k=query.rrf.k, weights=list(query.rrf.weights) or None)
+    if kind == "fusion" and query.fusion == pb.Fusion.DBSF:
+        return edge.Fusion.Dbsf()
+    raise ValueError(f"unknown query {kind}")
+
+
+def _params(message: Any) -> edge.SearchParams | None:
+    if not message.HasField("params"):
+        return None
+    ef = message.params.hnsw_ef if message.params.HasField("hnsw_ef") else None
+    return edge.SearchParams(hnsw_ef=ef, exact=message.params.exact)
+
+
+def query_of(query: Any) -> edge.QueryRequest:
+    """A QueryPoints as the engine's request."""
+    payload = query.with_payload.enable if query.HasField("with_payload") else False
+    names = list(query.with_vectors.include.names)
+    return edge.QueryRequest(
+        limit=query.limit,
+        offset=query.offset,
+        query=_scoring(query.query, query.using),
+        prefetches=[
+            edge.Prefetch(
+                limit=prefetch.limit,
+                query=_scoring(prefetch.query, prefetch.using),
+                filter=filter_of(prefetch.filter) if prefetch.HasField("filter") else None,
+                params=_params(prefetch),
+            )
+            for prefetch in query.prefetch
+        ],
+        filter=filter_of(query.filter) if query.HasField("filter") else None,
+        params=_params(query),
+        score_threshold=query.score_threshold if query.HasField("score_threshold") else None,
+        with_payload=payload,
+        with_vector=names or False,
+    )
+
+
+def scored_point(hit: edge.ScoredPoint) -> pb.ScoredPoint:
+    """A hit as a message."""
+    outputs = {}
+    found: Any = hit.vector or {}
+    for name, vector in found.items():
+        if isinstance(vector, edge.SparseVector):
+            sparse = pb.SparseVector(indices=vector.indices, values=vector.values)
+            outputs[name] = pb.VectorOutput(sparse=sparse)
+        elif isinstance(vector[0], list):
+            rows = [pb.DenseVector(data=row) for row in vector]
+            outputs[name] = pb.VectorOutput(multi_dense=pb.MultiDenseVector(vectors=rows))
+        else:
+            outputs[name] = pb.VectorOutput(dense=pb.DenseVector(data=vector))
+    message = pb.ScoredPoint(
+        id=id_message(hit.id),
+        payload=payload_to_grpc(hit.payload or {}),
+        score=hit.score,
+        version=hit.version,
+    )
+    if outputs:
+        message.vectors.CopyFrom(pb.VectorsOutput(vectors=pb.NamedVectorsOutput(vectors=outputs)))
+    return message
+
+
+def filter_of(message: Any) -> edge.Filter:
+    """A Filter as the engine's."""
+    least = None
+    if message.HasField("min_should"):
+        conditions = [_condition(c) for c in message.min_should.conditions]
+        least = edge.MinShould(conditions, message.min_should.min_count)
+    return edge.Filter(
+        must=[_condition(c) for c in message.must] or None,
+        should=[_condition(c) for c in message.should] or None,
+        must_not=[_condition(c) for c in message.must_not] or None,
+        min_should=least,
+    )
+
+
+def _condition(message: Any) -> Any:
+    kind = message.WhichOneof("condition_one_of")
+    value = getattr(message, kind)
+    builders: dict[str, Callable[[], Any]] = {
+        "filter": lambda: filter_of(value),
+        "has_id": lambda: edge.HasIdCondition({id_of(i) for i in value.has_id}),
+        "has_vector": lambda: edge.HasVectorCondition(value.has_vector),
+        "is_empty": lambda: edge.IsEmptyCondition(value.key),
+        "is_null": lambda: edge.IsNullCondition(value.key),
+        "nested": lambda: edge.NestedCondition(value.key, filter_of(value.filter)),
+        "field": lambda: edge.FieldCondition(value.key, **_field(value)),
+    }
+    return builders[kind]()
+
+
+def _field(message: Any) -> dict[str, Any]:  # noqa: PLR0911 - one per condition
+    if message.HasField("match"):
+        return {"match": _match(message.match)}
+    if message.HasField("range"):
+        return {"range": edge.RangeFloat(**_bounds(message.range))}
+    if message.HasField("datetime_range"):
+        return {"range": edge.RangeDateTime(**_bounds(message.datetime_range))}
+    if message.HasField("values_count"):
+        return {"values_count": edge.ValuesCount(**_bounds(message.values_count))}
+    if message.HasField("is_empty"):
+        return {"is_empty": message.is_empty}
+    if message.HasField("is_null"):
+        return {"is_null": message.is_null}
+    if message.HasField("geo_radius"):
+        centre = message.geo_radius.center
+        return {"geo_radius": edge.GeoRadius(edge.GeoPoint(centre.lon, centre.lat), message.geo_radius.radius)}
+    if message.HasField("geo_bounding_box"):
+        box = message.geo_bounding_box
+        corners = [edge.GeoPoint(c.lon, c.lat) for c in (box.top_left, box.bottom_right)]
+        return {"geo_bounding_box": edge.GeoBoundingBox(*corners)}
+    polygon = message.geo_polygon
+    return {"geo_polygon": edge.GeoPolygon(_ring(polygon.exterior), [_ring(r) for r in polygon.interiors] or None)}
+
+
+def _ring(message: Any) -> list[edge.GeoPoint]:
+    return [edge.GeoPoint(point.lon, point.lat) for point in message.points]
+
+
+def _bounds(message: Any) -> dict[str, Any]:
+    bounds = {}
+    for name in ("lt", "gt", "lte", "gte"):
+        if message.HasField(name):
+            value = getattr(message, name)
+            bounds[name] = value.ToJsonString() if isinstance(value, Timestamp) else value
+    return bounds
+
+
+def _match(message: Any) -> Any:
+    kind = message.WhichOneof("match_value")
+    value = getattr(message, kind)
+    if kind in ("keyword", "integer"):
+        return edge.MatchValue(value)
+    if kind == "boolean":
+        exact: Any = np.bool_(value)  # a Python bool would become 0 or 1: see qdrant_sink.edge_filter
+        return edge.MatchValue(exact)
+    if kind in ("keywords", "except_keywords"):
+        items: Iterable[Any] = value.strings
+    elif kind in ("integers", "except_integers"):
+        items = value.integers
+    else:
+        texts = {
+            "text": edge.MatchText,
+            "text_any": edge.MatchTextAny,
+            "phrase": edge.MatchPhrase,
+            "prefix": edge.MatchPrefix,
+            "substring": edge.MatchSubstring,
+        }
+        return texts[kind](value)
+    return edge.MatchExcept(list(items)) if kind.startswith("except") else edge.MatchAny(list(items))

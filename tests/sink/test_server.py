@@ -1,0 +1,442 @@
+"""The server adapter is patient where patience helps, and quiet about what is not a caller's business."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc  # type: ignore[import-untyped,unused-ignore]
+import numpy as np
+import pytest
+from qdrant_client import grpc as pb
+from qdrant_client import models
+from qdrant_client.conversions.conversion import RestToGrpc
+
+from embedder.errors import (
+    ConfigurationError,
+    NotFound,
+    StoreRejected,
+    StoreUnavailable,
+    WorkerError,
+)
+from qdrant_sink.conformance import conform
+from qdrant_sink.points import Point
+from qdrant_sink.protobuf import dense_vector, multi_dense_vector, point_struct, upsert_points
+from qdrant_sink.reasons import reason
+from qdrant_sink.search import Search
+from qdrant_sink.server import ServerStore
+from qdrant_sink.writer import write
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.rest_double import RestDouble, refusal, result
+from tests.sink.samples import SCHEMA, draft, embedding
+
+Code = grpc.StatusCode
+SECRET = "key-3f9a-secret"  # noqa: S105 - opens nothing
+WORDS = f'Wrong input: "the text of a user" at http://10.1.2.3:6334/x {SECRET} /var/lib/qdrant'
+
+
+def _point(index: int = 0) -> Point:
+    point = conform(draft(index), SCHEMA)
+    assert isinstance(point, Point)
+    return point
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED])
+def test_a_passing_fault_is_waited_out(server_store: ServerStore, double: GrpcDouble, code: Any) -> None:
+    """A server that restarts costs a job a moment and no point."""
+    server_store.ensure("docs", SCHEMA)
+    double.fail("Upsert", code, times=2, details=WORDS)
+    assert write(server_store, "docs", [draft(0)], SCHEMA).stored == 1
+    assert double.calls.count("Upsert") == 3
+
+
+def test_an_answer_that_was_lost_changes_nothing(server_store: ServerStore, double: GrpcDouble) -> None:
+    """An upsert that was done but not answered is done again, and the collection holds it once."""
+    server_store.ensure("docs", SCHEMA)
+    double.fail("Upsert", Code.UNAVAILABLE, after=True)
+    report = write(server_store, "docs", [draft(0), draft(1)], SCHEMA)
+    assert (report.stored, server_store.count("docs")) == (2, 2)
+
+
+def test_a_rate_limit_is_honoured(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The pause is as long as the server asks for, not shorter."""
+    server_store.ensure("docs", SCHEMA)
+    double.fail("Upsert", Code.RESOURCE_EXHAUSTED, retry_after=1, details="Rate limiting exceeded")
+    start = time.monotonic()
+    server_store.upsert("docs", [_point()])
+    assert time.monotonic() - start >= 1.0
+
+
+def test_a_rate_limit_beyond_the_deadline_is_told_at_once(server_store: ServerStore, double: GrpcDouble) -> None:
+    """No job sleeps longer than its deadline; the caller learns how long to wait."""
+    server_store.ensure("docs", SCHEMA)
+    double.fail("Upsert", Code.RESOURCE_EXHAUSTED, retry_after=600, times=9)
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="limits the rate") as caught:
+        server_store.upsert("docs", [_point()])
+    assert time.monotonic() - start < 2
+    assert caught.value.details == {"retry_after_s": 600.0}
+
+
+def test_the_deadline_ends_the_patience(double: GrpcDouble) -> None:
+    """A server that stays away is reported within the deadline, as something a retry may cure."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.5)
+    double.fail("Count", Code.UNAVAILABLE, times=10**6)
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        store.count("docs")
+    assert time.monotonic() - start < 2
+    assert caught.value.retryable
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        (Code.INVALID_ARGUMENT, StoreRejected, "Qdrant refused the request: INVALID_ARGUMENT"),
+        (Code.UNIMPLEMENTED, StoreRejected, "Qdrant refused the request: UNIMPLEMENTED"),
+        (Code.NOT_FOUND, NotFound, "collection 'docs' does not exist"),
+        (Code.UNAUTHENTICATED, StoreRejected, "denied access: UNAUTHENTICATED; check QDRANT_API_KEY"),
+        (Code.PERMISSION_DENIED, StoreRejected, "denied access: PERMISSION_DENIED; check QDRANT_API_KEY"),
+    ],
+)
+def test_what_a_retry_cannot_cure_is_not_retried(
+    server_store: ServerStore, double: GrpcDouble, code: Any, error: type[WorkerError], message: str
+) -> None:
+    """Each status becomes one error of the seam, at once, without the words of the server."""
+    server_store.ensure("docs", SCHEMA)
+    double.fail("Upsert", code, times=5, details=WORDS)
+    with pytest.raises(error) as caught:
+        server_store.upsert("docs", [_point()])
+    assert message in caught.value.message
+    assert double.calls.count("Upsert") == 1
+    for part in ("user", "10.1.2.3", SECRET, "/var"):
+        assert part not in caught.value.message
+
+
+def test_a_message_too_large_is_split_and_not_repeated(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A limit on the size of one request is no rate: smaller requests pass."""
+    server_store.ensure("docs", SCHEMA)
+    details = "grpc: received message larger than max (5000000 vs. 4194304)"
+    double.fail("Upsert", Code.RESOURCE_EXHAUSTED, details=details)
+    assert write(server_store, "docs", [draft(0), draft(1)], SCHEMA).stored == 2
+    assert double.calls.count("Upsert") == 3
+
+
+def test_points_that_are_not_yet_stored_are_not_reported_as_stored(
+    server_store: ServerStore, double: GrpcDouble
+) -> None:
+    """An acknowledgement without completion is no success."""
+    server_store.ensure("docs", SCHEMA)
+    double.update_status = pb.UpdateStatus.Acknowledged
+    with pytest.raises(StoreUnavailable, match="has not stored them yet"):
+        server_store.upsert("docs", [_point()])
+    with pytest.raises(StoreUnavailable, match="has not done it yet"):
+        server_store.delete("docs", ids=[0])
+
+
+def test_two_workers_create_one_collection(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The one that comes second finds the collection of the first and goes on."""
+    other = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    double.before["Create"] = lambda: other.ensure("docs", SCHEMA)
+    server_store.ensure("docs", SCHEMA)
+    assert double.calls.count("Create") == 2
+    other.close()
+
+
+def test_a_creation_that_was_not_answered_is_found_done(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A lost answer to the creation does not fail the job."""
+    double.fail("Create", Code.UNAVAILABLE, after=True)
+    server_store.ensure("docs", SCHEMA)
+    server_store.ensure("docs", SCHEMA)
+
+
+def test_a_creation_that_is_refused_is_told(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Where the collection is really not there, the refusal stands."""
+    double.fail("Create", Code.PERMISSION_DENIED)
+    with pytest.raises(StoreRejected, match="QDRANT_API_KEY"):
+        server_store.ensure("docs", SCHEMA)
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_the_key_is_sent_and_never_shown(double: GrpcDouble, caplog: pytest.LogCaptureFixture) -> None:
+    """The key opens the server; neither the store, nor an error, nor a log line has it."""
+    caplog.set_level(logging.DEBUG, logger="qdrant_sink")
+    double.api_key = SECRET
+    store = ServerStore("http://127.0.0.1:9", SECRET, grpc_port=double.port)
+    store.ensure("docs", SCHEMA)
+    wrong = ServerStore("http://127.0.0.1:9", SECRET + "x", grpc_port=double.port)
+    with pytest.raises(StoreRejected, match="check QDRANT_API_KEY") as caught:
+        wrong.ensure("docs", SCHEMA)
+    shown = f"{caught.value} {caught.value.details} {store!r} {store.label} {caplog.text}"
+    assert SECRET not in shown
+    assert "127.0.0.1" not in shown
+    store.close()
+    wrong.close()
+
+
+def test_errors_keep_their_cause_for_the_developer(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The vendor's exception stays reachable as the cause, for a debugger and not for the wire."""
+    double.fail("CollectionExists", Code.PERMISSION_DENIED, times=1)
+    double.fail("Get", Code.INVALID_ARGUMENT, times=1)
+    with pytest.raises(StoreRejected) as caught:
+        server_store.ensure("docs", SCHEMA)
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+    assert "qdrant_sink" in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host", "http://[", "http://host:99999"])
+def test_a_url_that_is_none_refuses_to_start(url: str) -> None:
+    """The setting is named, and not quoted."""
+    with pytest.raises(ConfigurationError, match=r"^QDRANT_URL: must be") as caught:
+        ServerStore(url)
+    assert not url or url not in str(caught.value)
+
+
+def test_the_bytes_are_those_of_the_client() -> None:
+    """A point built from array bytes is the very message that the client builds value by value."""
+    point = _point(3)
+    assert point.dense is not None
+    assert point.sparse is not None
+    assert point.colbert is not None
+    slow = RestToGrpc.convert_point_struct(
+        models.PointStruct(
+            id=3,
+            payload=dict(point.payload),
+            vector={
+                "dense": point.dense.tolist(),
+                "sparse": models.SparseVector(
+                    indices=point.sparse.indices.tolist(), values=point.sparse.values.tolist()
+                ),
+                "colbert": point.colbert.tolist(),
+            },
+        )
+    )
+    assert pb.PointStruct.FromString(point_struct(point)) == slow
+    request = pb.UpsertPoints(
+        collection_name="docs", wait=True, points=[slow, slow], update_mode=pb.UpdateMode.InsertOnly
+    )
+    assert upsert_points("docs", [point, point], insert_only=True) == request
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 1024, 5000])
+def test_every_length_of_row_is_framed(size: int) -> None:
+    """Rows come out of the message as they went in, float16 and transposed arrays too."""
+    matrix = np.asfortranarray(np.random.default_rng(0).normal(size=(3, size)))
+    for array in (matrix, matrix.astype(np.float16)):
+        message = pb.MultiDenseVector.FromString(multi_dense_vector(array))
+        rows = [list(row.data) for row in message.vectors]
+        assert rows == array.astype(np.float32).tolist()
+        row = pb.DenseVector.FromString(dense_vector(array[0]))
+        assert list(row.data) == array[0].astype(np.float32).tolist()
+
+
+def test_array_bytes_are_faster_than_values() -> None:
+    """A request with ColBERT rows is built many times faster than from lists; measured against them here."""
+    big = embedding(0, rows=256, size=1024)
+    assert big.colbert is not None
+    matrix = big.colbert
+    point = Point(1, {"text": "x"}, colbert=matrix)
+
+    def from_lists() -> pb.UpsertPoints:
+        rows = [pb.DenseVector(data=row) for row in matrix.tolist()]
+        vector = pb.Vector(multi_dense=pb.MultiDenseVector(vectors=rows))
+        vectors = pb.Vectors(vectors=pb.NamedVectors(vectors={"colbert": vector}))
+        return pb.UpsertPoints(points=[pb.PointStruct(id=pb.PointId(num=1), vectors=vectors)])
+
+    def seconds(build: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            build()
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    assert seconds(lambda: upsert_points("docs", [point], insert_only=False)) < seconds(from_lists) / 3
+
+
+@pytest.mark.parametrize(
+    ("message", "passed_on"),
+    [
+        (
+            "Wrong input: Vector dimension error: expected dim: 8, got 3",
+            "Vector dimension error: expected dim: 8, got 3",
+        ),
+        ('Limit exceeded 100 > 10 for "limit". Help: Reduce', 'Limit exceeded 100 > 10 for "limit"'),
+        ("Not existing vector name error: my secret name", "Not existing vector name error"),
+        (WORDS, ""),
+        (None, ""),
+        ("x" * 10**6, ""),
+    ],
+)
+def test_only_known_phrases_are_passed_on(message: str | None, passed_on: str) -> None:
+    """A limit helps its reader; a text, a host or a path never gets through."""
+    assert reason(message) == passed_on
+
+
+# Over REST
+
+
+@pytest.fixture
+def rest() -> Iterator[RestDouble]:
+    """HTTP on a loopback port."""
+    server = RestDouble()
+    server.answers["GET /collections/docs/exists"] = [(200, {}, result({"exists": True}))]
+    yield server
+    server.stop()
+
+
+def _rest_store(rest: RestDouble, **fields: Any) -> ServerStore:
+    more = {"grpc_port": 9, "deadline_s": 3.0, **fields}
+    return ServerStore(f"http://127.0.0.1:{rest.port}", **more)
+
+
+DONE: tuple[int, dict[str, str], Any] = (200, {}, result({"operation_id": 1, "status": "completed"}))
+
+
+def test_rest_serves_where_grpc_does_not_get_through(rest: RestDouble, caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a proxy that passes only HTTP the points arrive, and a warning says why it is slow."""
+    rest.answers["PUT /collections/docs/points"] = [DONE]
+    store = _rest_store(rest)
+    store.upsert("docs", [_point(3)], insert_only=True)
+    assert store.label == "Qdrant server (REST)"
+    assert "gRPC port of Qdrant does not answer" in caplog.text
+    call, body = rest.requests[-1]
+    assert call == "PUT /collections/docs/points"
+    assert body["update_mode"] == "insert_only"
+    [sent] = body["points"]
+    point = _point(3)
+    assert (sent["id"], sent["payload"]) == (3, point.payload)
+    assert point.colbert is not None
+    assert np.asarray(sent["vector"]["colbert"], dtype=np.float32).tolist() == point.colbert.tolist()
+    store.close()
+
+
+def test_rest_asks_the_same_question(rest: RestDouble) -> None:
+    """The stages of a search are the same over HTTP."""
+    hit = {"id": 7, "version": 1, "score": 0.5, "payload": {"a": 1}}
+    rest.answers["POST /collections/docs/points/query/batch"] = [(200, {}, result([{"points": [hit]}]))]
+    store = _rest_store(rest, prefer_grpc=False)
+    query = embedding(1)
+    where = {"must": [{"key": "a", "match": {"value": True}}]}
+    [[found]] = store.query("docs", [Search(query.dense, query.sparse, where=where, weights=(2.0, 1.0))])
+    assert (found.id, found.score, found.payload) == (7, 0.5, {"a": 1})
+    [asked] = rest.requests[-1][1]["searches"]
+    assert asked["query"] == {"rrf": {"k": 61, "weights": [2.0, 1.0]}}
+    assert [branch["using"] for branch in asked["prefetch"]] == ["dense", "sparse"]
+    assert all(branch["filter"]["must"][0]["match"] == {"value": True} for branch in asked["prefetch"])
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        (503, {}, "<html>proxy at 10.1.2.3</html>"),
+        (500, {}, refusal(WORDS)),
+        (429, {"Retry-After": "0"}, refusal("Rate limiting exceeded")),
+        (429, {}, refusal("Rate limiting exceeded")),
+        (408, {}, refusal("slow")),
+    ],
+)
+def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
+    """Over HTTP too, what passes is waited out."""
+    rest.answers["PUT /collections/docs/points"] = [passing, DONE]
+    store = _rest_store(rest, prefer_grpc=False)
+    store.upsert("docs", [_point()])
+    assert len(rest.requests) == 2
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        ((400, {}, refusal(WORDS)), StoreRejected, "Qdrant refused the request: HTTP 400"),
+        (
+            (
+                400,
+                {},
+                refusal("JSON payload (33554433 bytes) is larger than allowed (limit: 33554432 bytes)."),
+            ),
+            StoreRejected,
+            "HTTP 400",
+        ),
+        (
+            (422, {}, refusal("Validation error in JSON body: [points[0].vector: must be unique]")),
+            StoreRejected,
+            "HTTP 422, must be unique",
+        ),
+        (
+            (429, {}, refusal("request larger than rate limiter capacity, please try to split")),
+            StoreRejected,
+            "larger than rate limiter capacity",
+        ),
+        (
+            (401, {}, "Must provide an API key"),
+            StoreRejected,
+            "denied access: HTTP 401; check QDRANT_API_KEY",
+        ),
+        ((403, {}, refusal("Forbidden")), StoreRejected, "denied access: HTTP 403"),
+        (
+            (404, {}, refusal("Not found: Collection `docs` doesn't exist!")),
+            NotFound,
+            "'docs' does not exist",
+        ),
+        ((200, {}, "surprise"), StoreRejected, "does not fit its API"),
+    ],
+)
+def test_a_lasting_status_is_told_at_once(
+    rest: RestDouble, answer: Any, error: type[WorkerError], message: str
+) -> None:
+    """Each status of HTTP becomes the same error as its counterpart in gRPC."""
+    rest.answers["PUT /collections/docs/points"] = [answer]
+    store = _rest_store(rest, prefer_grpc=False)
+    with pytest.raises(error) as caught:
+        store.upsert("docs", [_point()])
+    assert message in caught.value.message
+    assert len(rest.requests) == 1
+    assert "user" not in caught.value.message
+    store.close()
+
+
+def test_no_server_at_all_is_unavailable() -> None:
+    """Where neither port answers the job is told to come back, without the address."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=9, deadline_s=0.3)
+    with pytest.raises(StoreUnavailable, match="Qdrant does not answer: UNAVAILABLE") as caught:
+        store.count("docs")
+    assert "127.0.0.1" not in caught.value.message
+    store.close()
+
+
+def test_a_server_that_starts_late_is_found(double: GrpcDouble) -> None:
+    """The first call waits for a server that is still starting, and then uses gRPC."""
+    double.fail("CollectionExists", Code.UNAVAILABLE, times=2)
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=5)
+    store.ensure("docs", SCHEMA)
+    assert store.label == "Qdrant server (gRPC)"
+    store.close()
+
+
+def test_closing_ends_a_call_that_waits(double: GrpcDouble) -> None:
+    """A worker that stops is not held up by a server that does not answer."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=30)
+    store.ensure("docs", SCHEMA)
+    double.fail("Count", Code.UNAVAILABLE, times=10**6)
+    outcome: list[BaseException] = []
+
+    def count() -> None:
+        try:
+            store.count("docs")
+        except StoreUnavailable as exc:
+            outcome.append(exc)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    time.sleep(0.3)
+    store.close()
+    thread.join(3)
+    assert not thread.is_alive()
+    assert "closed" in str(outcome[0])

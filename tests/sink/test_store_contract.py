@@ -1,0 +1,165 @@
+"""What holds for every store behind the seam."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import Any
+
+import pytest
+
+from embedder.errors import InvalidRequest, NotFound, StoreUnavailable
+from qdrant_sink.conformance import conform
+from qdrant_sink.points import Point, PointId
+from qdrant_sink.search import Search
+from qdrant_sink.store import Store
+from qdrant_sink.writer import write
+from tests.sink.samples import SCHEMA, draft
+
+FIRST = draft(0)
+
+
+def _point(index: int, **overrides: object) -> Point:
+    point = conform(draft(index, **overrides), SCHEMA)
+    assert isinstance(point, Point)
+    return point
+
+
+def test_a_missing_collection_is_not_found(store: Store, collection: str) -> None:
+    """Asking for what does not exist is told as such and creates nothing."""
+    search = Search(dense=FIRST.embedding.dense, using=("dense",))
+    for ask in (
+        lambda: store.query(collection, [search]),
+        lambda: store.count(collection),
+        lambda: store.existing(collection, [1]),
+        lambda: store.delete(collection, ids=[1]),
+        lambda: store.upsert(collection, [_point(0)]),
+    ):
+        with pytest.raises(NotFound, match=f"collection '{collection}' does not exist"):
+            ask()
+
+
+def test_a_name_that_is_no_collection_is_refused(store: Store) -> None:
+    """A name never becomes a path or a URL of its own."""
+    for name in ("../etc", ".hidden", "", "a/b", "a b", "x" * 129, "a\n"):
+        with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+            store.ensure(name, SCHEMA)
+        with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+            store.count(name)
+
+
+def test_upsert_replaces_and_insert_only_leaves(store: Store, collection: str) -> None:
+    """A second upsert wins; insert_only leaves a point that is there exactly as it is."""
+    store.ensure(collection, SCHEMA)
+    search = Search(dense=FIRST.embedding.dense, using=("dense",), limit=1)
+    store.upsert(collection, [_point(0, payload={"v": 1})])
+    store.upsert(collection, [_point(0, payload={"v": 2})])
+    store.upsert(collection, [_point(0, payload={"v": 3}), _point(1)], insert_only=True)
+    assert store.query(collection, [search])[0][0].payload == {"v": 2}
+    assert store.count(collection) == 2
+
+
+def test_a_point_without_a_kind_loses_the_kind_it_had(store: Store, collection: str) -> None:
+    """An upsert replaces the whole point: no vector of an earlier text stays behind."""
+    store.ensure(collection, SCHEMA)
+    store.upsert(collection, [_point(0)])
+    whole = FIRST.embedding
+    dense_only = type(whole)(whole.dense, None, None, whole.tokens, whole.truncated)
+    store.upsert(collection, [_point(0, embedding=dense_only)])
+    assert store.count(collection, {"must": [{"has_vector": "colbert"}]}) == 0
+    assert store.count(collection, {"must": [{"has_vector": "dense"}]}) == 1
+
+
+def test_existing_count_and_delete_agree(store: Store, collection: str) -> None:
+    """Numbers are exact: what is counted is what is there, and what is deleted was there."""
+    store.ensure(collection, SCHEMA)
+    store.upsert(collection, [])
+    ids: list[PointId] = [0, 2**64 - 1, uuid.uuid4()]
+    store.upsert(collection, [_point(i, id=ids[i]) for i in range(3)])
+    assert store.existing(collection, [*ids, 5, uuid.uuid4()]) == set(ids)
+    assert store.existing(collection, []) == set()
+    assert store.count(collection) == 3
+    assert store.count(collection, {"must": [{"key": "parity", "match": {"value": 0}}]}) == 2
+    assert store.delete(collection, ids=[ids[2], 77, ids[2]]) == 1
+    assert store.delete(collection, where={"must": [{"key": "parity", "match": {"value": 0}}]}) == 1
+    assert store.existing(collection, ids) == {ids[1]}
+
+
+def test_a_deletion_names_ids_or_a_filter(store: Store, collection: str) -> None:
+    """Neither nothing nor both: what is meant must be said."""
+    store.ensure(collection, SCHEMA)
+    condition = {"must": [{"key": "a", "match": {"value": 1}}]}
+    for fields in ({}, {"ids": [1], "where": condition}):
+        with pytest.raises(InvalidRequest, match="exactly one of ids and filter"):
+            store.delete(collection, **fields)  # type: ignore[arg-type]
+
+
+def test_payloads_come_back_unchanged(store: Store, collection: str) -> None:
+    """Types, extremes, Unicode and nesting survive the way in and out."""
+    payload: dict[str, Any] = {
+        "text": "naïve 😀 \u0000 \u2028",
+        "int": [2**63 - 1, -(2**63), 0],
+        "float": [0.1, -0.0, 1e300, 5e-324],
+        "bool": [True, False],
+        "null": None,
+        "deep": {"a": [{"b": [[]]}, {}]},
+        "": "an empty key",
+        "a.b": "a key with a dot",
+    }
+    store.ensure(collection, SCHEMA)
+    store.upsert(collection, [_point(0, payload=payload)])
+    search = Search(dense=FIRST.embedding.dense, using=("dense",))
+    [[hit]] = store.query(collection, [search])
+    assert hit.payload == payload
+    assert hit.payload is not None
+    assert [type(value) for value in hit.payload["bool"]] == [bool, bool]
+    assert type(hit.payload["int"][2]) is int
+
+
+def test_a_payload_of_the_greatest_depth_comes_back(store: Store, collection: str) -> None:
+    """The limit of nesting is one that every transport carries, there and back."""
+    payload: dict[str, object] = {"leaf": 1}
+    for _ in range(23):
+        payload = {"a": payload}
+    store.ensure(collection, SCHEMA)
+    store.upsert(collection, [_point(0, payload=payload)])
+    [[hit]] = store.query(collection, [Search(dense=FIRST.embedding.dense, using=("dense",))])
+    assert hit.payload == payload
+
+
+def test_many_threads_share_one_store(store: Store, collection: str) -> None:
+    """Jobs that write and search at once do not disturb each other."""
+    failures: list[BaseException] = []
+
+    def work(worker: int) -> None:
+        try:
+            store.ensure(collection, SCHEMA)
+            drafts = [draft(i, id=worker * 100 + i) for i in range(10)]
+            assert write(store, collection, drafts, SCHEMA).stored == 10
+            search = Search(dense=FIRST.embedding.dense, using=("dense",))
+            assert store.query(collection, [search])[0][0].score == pytest.approx(1.0, abs=1e-5)
+        except BaseException as exc:  # noqa: BLE001 - reported by the main thread
+            failures.append(exc)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.count(collection) == 60
+
+
+def test_closing_twice_is_harmless_and_a_closed_store_says_so(store: Store, collection: str) -> None:
+    """After the end every call is told that the store is closed."""
+    store.ensure(collection, SCHEMA)
+    store.close()
+    store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        store.count(collection)
+
+
+def test_the_label_names_no_host(store: Store) -> None:
+    """What a person is told about the store leads to no address."""
+    assert "127.0.0.1" not in store.label
+    assert store.label.startswith("Qdrant")
