@@ -1,0 +1,1 @@
+"""The operations of the worker, and the doors to them."""

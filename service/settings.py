@@ -1,0 +1,194 @@
+"""The environment, read once at start into one frozen object.
+
+Every field is one variable of the README, in upper case. What cannot work refuses to start with a
+`ConfigurationError` that names every setting at fault; what is odd but harmless warns.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from embedder.checkpoint import DEFAULT_MODEL
+from embedder.embedder import ModelOptions
+from embedder.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+COLLECTION_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = [part.strip() for part in value.split(",") if part.strip()]
+    if not names:
+        raise ValueError("must name a collection; leave it unset to allow any")
+    return names
+
+
+class Settings(BaseSettings):
+    """What the operator decides. An empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    model_id: str = DEFAULT_MODEL
+    model_revision: str | None = None
+    engine: Literal["packed", "flagembedding"] = "packed"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    gpu_device: str | None = None
+    max_models: Positive = 4
+
+    max_concurrency: Positive = 4
+    min_concurrency: Positive = 1
+    scale_up_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    scale_down_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    queue_tokens: Positive = 2_000_000
+    max_texts: Positive = 10_000
+    query_max_length: Annotated[int, Field(ge=3)] = 512
+    passage_max_length: Annotated[int, Field(ge=3)] = 8192
+
+    qdrant_url: str | None = None
+    qdrant_api_key: SecretStr | None = None
+    qdrant_path: str = "./qdrant_data"
+    qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
+    qdrant_collections: Annotated[
+        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], NoDecode, BeforeValidator(_names)
+    ] = ()
+
+    max_response_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    api_key: SecretStr | None = None
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("qdrant_url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("must look like http://host:6333 or https://host:6333")
+            if parts.username or parts.password:
+                raise ValueError("must not carry a user or a password; use QDRANT_API_KEY")
+            _ = parts.port  # raises a ValueError for what is no port
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        if self.min_concurrency > self.max_concurrency:
+            raise ValueError(
+                f"MIN_CONCURRENCY={self.min_concurrency} is above MAX_CONCURRENCY={self.max_concurrency}; lower it"
+            )
+        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _is_private(self.qdrant_url):
+            raise ValueError("QDRANT_API_KEY would travel unencrypted: QDRANT_URL is plain http; use https")
+        if (
+            self.qdrant_collection is not None
+            and self.qdrant_collections
+            and self.qdrant_collection not in self.qdrant_collections
+        ):
+            raise ValueError("QDRANT_COLLECTION is not in the allow-list QDRANT_COLLECTIONS; add it there")
+        return self
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read and check all settings.
+
+        Args:
+            environment: variables to read; None is the process's own.
+
+        Raises:
+            ConfigurationError: naming each setting at fault, its value unless secret, and the fix.
+        """
+        try:
+            settings = cls.model_validate(_lowered(os.environ if environment is None else environment))
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(_complaint(one) for one in error.errors(include_url=False))) from None
+        settings.warn()
+        return settings
+
+    def warn(self) -> None:
+        """Log what is odd but harmless."""
+        if self.scale_down_threshold > self.scale_up_threshold:
+            log.warning(
+                "SCALE_DOWN_THRESHOLD=%g is above SCALE_UP_THRESHOLD=%g: between the two, concurrency only falls",
+                self.scale_down_threshold,
+                self.scale_up_threshold,
+            )
+        if self.qdrant_api_key is not None and self.qdrant_url is None:
+            log.warning("QDRANT_API_KEY is set without QDRANT_URL: the embedded store needs no key, it is ignored")
+        if self.qdrant_url is not None and "qdrant_path" in self.model_fields_set:
+            log.warning("QDRANT_PATH is ignored because QDRANT_URL is set")
+
+    @property
+    def model_options(self) -> ModelOptions:
+        """The part that the embedder needs."""
+        return ModelOptions(
+            model_id=self.model_id,
+            revision=self.model_revision,
+            engine=self.engine,
+            dtype=self.dtype,
+            device=self.gpu_device,
+            lanes=self.max_models,
+            token_budget=self.token_budget,
+            queue_tokens=self.queue_tokens,
+        )
+
+    @property
+    def max_response_bytes(self) -> int:
+        """`MAX_RESPONSE_MB` in bytes, a megabyte being 10^6."""
+        return int(self.max_response_mb * 1_000_000)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is the library's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What `from_environment` hands over and nothing else: neither a dotenv file nor other variables."""
+        return (init_settings,)
+
+
+def _lowered(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key.lower(): value for key, value in environment.items() if value != ""}
+
+
+def _is_private(url: str) -> bool:
+    """Whether a key sent there stays encrypted or on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _complaint(error: Any) -> str:
+    message = re.sub(r"^Value error, ", "", error["msg"])
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0]).upper()
+    if name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL"):
+        return f"{name}: {message}"
+    value = error["input"]
+    return f"{name}={value!r}: {message}" if isinstance(value, str | int | float) else f"{name}: {message}"

@@ -1,0 +1,1 @@
+"""The service: settings, requests, operations and answers."""

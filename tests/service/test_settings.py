@@ -1,0 +1,331 @@
+"""The settings: every variable, what it defaults to, and what refuses to start."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from embedder.errors import ConfigurationError
+from service.settings import Settings
+from tests.service.conftest import Serve
+
+README = Path(__file__).parents[2] / "README.md"
+SECRET = "s3cret-0123456789"  # noqa: S105 - a made-up one
+
+DEFAULTS: dict[str, Any] = {
+    "MODEL_ID": "BAAI/bge-m3",
+    "MODEL_REVISION": None,
+    "ENGINE": "packed",
+    "DTYPE": "auto",
+    "GPU_DEVICE": None,
+    "MAX_MODELS": 4,
+    "MAX_CONCURRENCY": 4,
+    "MIN_CONCURRENCY": 1,
+    "SCALE_UP_THRESHOLD": 0.05,
+    "SCALE_DOWN_THRESHOLD": 0.0,
+    "TOKEN_BUDGET": None,
+    "QUEUE_TOKENS": 2_000_000,
+    "MAX_TEXTS": 10_000,
+    "QUERY_MAX_LENGTH": 512,
+    "PASSAGE_MAX_LENGTH": 8192,
+    "QDRANT_URL": None,
+    "QDRANT_API_KEY": None,
+    "QDRANT_PATH": "./qdrant_data",
+    "QDRANT_COLLECTION": None,
+    "QDRANT_COLLECTIONS": (),
+    "MAX_RESPONSE_MB": 10.0,
+    "LOG_LEVEL": "INFO",
+    "PORT": None,
+    "API_KEY": None,
+}
+
+
+def test_every_variable_of_the_contract_has_its_documented_default() -> None:
+    """With an empty environment the worker is the documented one, and there is no undocumented setting."""
+    settings = Settings.from_environment({})
+    assert {name.upper(): value for name, value in settings} == DEFAULTS
+
+
+def test_the_readme_explains_every_setting() -> None:
+    """Whoever runs the worker finds every variable in the README's table."""
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`([A-Z][A-Z_]+)`", row.split("|")[1])}
+    assert {name.upper() for name in Settings.model_fields} <= explained
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("MODEL_ID", "mini", "mini"),
+        ("MODEL_REVISION", "5617a9f", "5617a9f"),
+        ("ENGINE", "flagembedding", "flagembedding"),
+        ("DTYPE", "int8", "int8"),
+        ("GPU_DEVICE", "cuda:0,cuda:1", "cuda:0,cuda:1"),
+        ("MAX_MODELS", "2", 2),
+        ("MAX_CONCURRENCY", "64", 64),
+        ("MIN_CONCURRENCY", "3", 3),
+        ("SCALE_UP_THRESHOLD", "0.5", 0.5),
+        ("SCALE_DOWN_THRESHOLD", "0.01", 0.01),
+        ("TOKEN_BUDGET", "16384", 16_384),
+        ("QUEUE_TOKENS", "1000", 1000),
+        ("MAX_TEXTS", "5", 5),
+        ("QUERY_MAX_LENGTH", "64", 64),
+        ("PASSAGE_MAX_LENGTH", "3", 3),
+        ("QDRANT_URL", "https://example.org:6333", "https://example.org:6333"),
+        ("QDRANT_PATH", "elsewhere", "elsewhere"),
+        ("QDRANT_COLLECTION", "notes", "notes"),
+        ("MAX_RESPONSE_MB", "0.5", 0.5),
+        ("LOG_LEVEL", "debug", "DEBUG"),
+        ("PORT", "8080", 8080),
+    ],
+)
+def test_every_variable_is_read(variable: str, text: str, value: object) -> None:
+    """A variable that is set takes effect, converted to its type."""
+    assert getattr(Settings.from_environment({variable: text}), variable.lower()) == value
+
+
+def test_secrets_are_read_but_only_on_request() -> None:
+    """A key is kept as a secret that must be unwrapped on purpose."""
+    settings = Settings.from_environment(
+        {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET + "2"}
+    )
+    assert settings.qdrant_api_key == SecretStr(SECRET)
+    assert settings.api_key == SecretStr(SECRET + "2")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("ENGINE", "onnx"),
+        ("DTYPE", "float64"),
+        ("MAX_MODELS", "0"),
+        ("MAX_MODELS", "many"),
+        ("MAX_MODELS", "1.5"),
+        ("MAX_CONCURRENCY", "0"),
+        ("MIN_CONCURRENCY", "0"),
+        ("MIN_CONCURRENCY", "-1"),
+        ("SCALE_UP_THRESHOLD", "-0.1"),
+        ("SCALE_UP_THRESHOLD", "nan"),
+        ("SCALE_DOWN_THRESHOLD", "inf"),
+        ("SCALE_DOWN_THRESHOLD", "often"),
+        ("TOKEN_BUDGET", "0"),
+        ("QUEUE_TOKENS", "0"),
+        ("MAX_TEXTS", "0"),
+        ("QUERY_MAX_LENGTH", "2"),
+        ("PASSAGE_MAX_LENGTH", "2"),
+        ("QDRANT_URL", "localhost:6333"),
+        ("QDRANT_URL", "ftp://localhost"),
+        ("QDRANT_URL", "http://"),
+        ("QDRANT_URL", "http://host:99999"),
+        ("QDRANT_URL", "http://host:port"),
+        ("QDRANT_URL", "http://[::1"),
+        ("QDRANT_COLLECTION", "a/b"),
+        ("QDRANT_COLLECTIONS", "fine,a b"),
+        ("MAX_RESPONSE_MB", "0"),
+        ("MAX_RESPONSE_MB", "nan"),
+        ("LOG_LEVEL", "loud"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+    ],
+)
+def test_a_bad_value_refuses_to_start_and_names_its_variable(variable: str, text: str) -> None:
+    """The operator reads which variable to correct."""
+    with pytest.raises(ConfigurationError, match=rf"\b{variable}\b"):
+        Settings.from_environment({variable: text})
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    """Two mistakes take one restart to correct, not two."""
+    with pytest.raises(ConfigurationError, match=r"MAX_MODELS.*PORT"):
+        Settings.from_environment({"MAX_MODELS": "0", "PORT": "no"})
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    """`QDRANT_API_KEY=` in a template is no key, and `GPU_DEVICE=` no device."""
+    settings = Settings.from_environment(dict.fromkeys(DEFAULTS, ""))
+    assert settings == Settings.from_environment({})
+    assert not settings.model_fields_set
+
+
+def test_other_variables_are_none_of_its_business() -> None:
+    """The environment is full of other programs' variables, and they are left alone."""
+    assert Settings.from_environment({"PATH": "/bin", "MODEL": "x", "PORTAL": "y"}) == Settings.from_environment({})
+
+
+def test_a_mapping_is_read_instead_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings made from given variables do not depend on the machine they are made on."""
+    monkeypatch.setenv("MAX_MODELS", "9")
+    assert Settings.from_environment({}).max_models == 4
+    assert Settings.from_environment().max_models == 9
+
+
+def test_a_minimum_above_the_maximum_refuses_to_start() -> None:
+    """A range of concurrency that is empty is refused with both of its ends."""
+    with pytest.raises(ConfigurationError, match=r"MIN_CONCURRENCY=5.*MAX_CONCURRENCY=4"):
+        Settings.from_environment({"MIN_CONCURRENCY": "5"})
+
+
+@pytest.mark.parametrize(
+    ("text", "collections"),
+    [
+        ("notes", ("notes",)),
+        ("notes,papers", ("notes", "papers")),
+        (" notes , papers ,", ("notes", "papers")),
+        ("[notes]", None),
+    ],
+)
+def test_collections_are_a_comma_list(text: str, collections: tuple[str, ...] | None) -> None:
+    """Names are separated by commas, blanks around them do not matter, and a bad one is refused."""
+    if collections is None:
+        with pytest.raises(ConfigurationError, match="QDRANT_COLLECTIONS"):
+            Settings.from_environment({"QDRANT_COLLECTIONS": text})
+    else:
+        assert Settings.from_environment({"QDRANT_COLLECTIONS": text}).qdrant_collections == collections
+
+
+def test_an_allow_list_without_a_name_is_no_permission_for_all() -> None:
+    """A list that was meant to restrict and names nothing refuses to start rather than allow everything."""
+    with pytest.raises(ConfigurationError, match="QDRANT_COLLECTIONS"):
+        Settings.from_environment({"QDRANT_COLLECTIONS": " , "})
+
+
+def test_a_default_collection_must_be_allowed() -> None:
+    """A default that every job would be refused for is a mistake of the operator's, found at start."""
+    with pytest.raises(ConfigurationError, match=r"QDRANT_COLLECTION\b.*QDRANT_COLLECTIONS"):
+        Settings.from_environment({"QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "papers"})
+
+
+@pytest.mark.parametrize(
+    ("url", "starts"),
+    [
+        ("http://example.org:6333", False),
+        ("http://10.0.0.7:6333", False),
+        ("http://127.0.0.1.example.org", False),
+        ("http://localhost.example.org", False),
+        ("https://example.org:6333", True),
+        ("http://localhost:6333", True),
+        ("http://127.0.0.1:6333", True),
+        ("http://[::1]:6333", True),
+    ],
+)
+def test_a_key_never_travels_unencrypted(url: str, starts: bool) -> None:
+    """A key needs https, except to this machine itself."""
+    variables = {"QDRANT_URL": url, "QDRANT_API_KEY": SECRET}
+    if starts:
+        assert Settings.from_environment(variables).qdrant_url == url
+    else:
+        with pytest.raises(ConfigurationError, match=r"QDRANT_API_KEY.*QDRANT_URL.*https"):
+            Settings.from_environment(variables)
+
+
+def test_a_server_without_a_key_may_be_plain() -> None:
+    """A server in a private network is used over http as it is."""
+    assert Settings.from_environment({"QDRANT_URL": "http://qdrant:6333"}).qdrant_url == "http://qdrant:6333"
+
+
+@pytest.mark.parametrize("url", [f"https://user:{SECRET}@example.org", f"https://{SECRET}@example.org"])
+def test_a_url_with_credentials_is_refused_without_showing_them(url: str) -> None:
+    """Credentials in the URL would reach logs; the message says where they belong."""
+    with pytest.raises(ConfigurationError, match=r"QDRANT_URL.*QDRANT_API_KEY") as refusal:
+        Settings.from_environment({"QDRANT_URL": url})
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"QDRANT_URL": "http://example.org"},
+        {"QDRANT_URL": "nonsense"},
+        {"MAX_MODELS": "0"},
+        {"MIN_CONCURRENCY": "9"},
+        {"QDRANT_COLLECTION": "a", "QDRANT_COLLECTIONS": "b"},
+    ],
+)
+def test_a_refusal_shows_no_secret(variables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is wrong, the keys are not in the message, its causes or the log."""
+    with caplog.at_level(logging.DEBUG), pytest.raises(ConfigurationError) as refusal:
+        Settings.from_environment({**variables, "QDRANT_API_KEY": SECRET, "API_KEY": SECRET})
+    assert SECRET not in str(refusal.value)
+    assert SECRET not in repr(refusal.value)
+    assert SECRET not in str(refusal.getrepr(chain=True, style="short"))
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["QDRANT_API_KEY", "API_KEY"])
+def test_an_error_about_a_secret_does_not_show_it(variable: str) -> None:
+    """Even where the key itself is at fault, it is named and not quoted."""
+    not_a_text: Any = [SECRET]
+    with pytest.raises(ConfigurationError, match=variable) as refusal:
+        Settings.from_environment({variable: not_a_text})
+    assert SECRET not in str(refusal.value)
+
+
+def test_settings_show_no_secret() -> None:
+    """A debugger, a log line or a dump of the settings shows stars."""
+    settings = Settings.from_environment(
+        {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET}
+    )
+    for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert SECRET not in shown
+
+
+def test_settings_do_not_change() -> None:
+    """What was decided at start holds until the end."""
+    with pytest.raises(ValidationError):
+        Settings.from_environment({}).max_models = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"QDRANT_API_KEY": SECRET}, "QDRANT_API_KEY is set without QDRANT_URL"),
+        ({"QDRANT_URL": "http://localhost:6333", "QDRANT_PATH": "x"}, "QDRANT_PATH is ignored"),
+        ({"SCALE_DOWN_THRESHOLD": "2", "SCALE_UP_THRESHOLD": "1"}, "SCALE_DOWN_THRESHOLD=2"),
+    ],
+)
+def test_what_is_odd_but_harmless_warns(variables: dict[str, str], says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker starts, and says what it will not do."""
+    Settings.from_environment(variables)
+    assert says in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_the_usual_settings_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning is worth reading because there is none without a reason."""
+    Settings.from_environment({})
+    Settings.from_environment({"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET})
+    assert not caplog.records
+
+
+def test_a_megabyte_is_a_million_bytes() -> None:
+    """The limit is in the platform's unit."""
+    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes == 250_000
+
+
+@pytest.mark.parametrize("variable", ["QUERY_MAX_LENGTH", "PASSAGE_MAX_LENGTH"])
+def test_a_length_beyond_the_model_is_clamped_with_a_warning(
+    variable: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A setting made for a larger model still serves a smaller one, at the smaller one's limit."""
+    worker = serve(**{variable: "700"})
+    assert f"{variable}=700" in caplog.text
+    assert "512" in caplog.text
+    answer = worker.good({"texts": ["word " * 900], "isPassage": variable.startswith("PASSAGE"), "vectors": ["sparse"]})
+    assert answer["results"][0]["tokens"] == 512
+    assert answer["results"][0]["truncated"] is True
+
+
+def test_the_lengths_of_the_settings_apply_by_kind(serve: Serve) -> None:
+    """Queries and passages are cut at their own limits, and a job's own `maxLength` goes first."""
+    worker = serve(QUERY_MAX_LENGTH="8", PASSAGE_MAX_LENGTH="16")
+    job = {"texts": ["word " * 50], "vectors": ["sparse"], "includeText": False}
+    lengths = [
+        worker.good({**job, **more})["results"][0]["tokens"]
+        for more in ({}, {"isPassage": True}, {"maxLength": 32}, {"isPassage": True, "maxLength": 5})
+    ]
+    assert lengths == [8, 16, 32, 5]
