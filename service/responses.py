@@ -1,0 +1,167 @@
+"""Embeddings, hits and errors to the JSON of the wire, and the guard on its size."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from embedder.errors import ResponseTooLarge, WorkerError
+from embedder.pool import Result
+from embedder.vectors import Embedding, SparseVector
+from qdrant_sink.points import PointId
+from qdrant_sink.search import Hit
+from qdrant_sink.writer import UpsertReport
+from service.requests import EmbedRequest
+
+Json = dict[str, Any]
+
+MESSAGE_BYTES = 220
+"""Of the message of one rejected point in a report; the place in a deeply nested payload can be longer."""
+
+REPORT_BYTES = MESSAGE_BYTES + 80
+"""Room kept per point for what an upsert may have to say of it: index, code and message."""
+
+
+def embed_answer(
+    request: EmbedRequest, results: Sequence[Result], *, model: str, ids: Sequence[PointId] | None = None
+) -> Json:
+    """`{"results": [...], "usage": {"tokens"}, "model"}`; a text that failed carries `error` in place of vectors."""
+    items = []
+    for index, result in enumerate(results):
+        item: Json = {}
+        if request.include_text:
+            item["text"] = request.texts[index]
+        if ids is not None:
+            item["id"] = id_json(ids[index])
+        if isinstance(result, Embedding):
+            item |= {"tokens": result.tokens, "truncated": result.truncated}
+            if request.wants_vectors:
+                item |= vectors_json(result, encoding=request.encoding, dtype=request.dtype)
+        else:
+            item |= error_answer(result)
+        items.append(item)
+    tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
+    return {"results": items, "usage": {"tokens": tokens}, "model": model}
+
+
+def vectors_json(embedding: Embedding, *, encoding: str = "list", dtype: str = "float32") -> Json:
+    """The vectors that the embedding has, by kind."""
+    found: Json = {}
+    if embedding.dense is not None:
+        found["dense"] = _array(embedding.dense, encoding, dtype)
+    if embedding.sparse is not None:
+        found["sparse"] = sparse_json(embedding.sparse)
+    if embedding.colbert is not None:
+        found["colbert"] = _array(embedding.colbert, encoding, dtype)
+    return found
+
+
+def sparse_json(sparse: SparseVector) -> Json:
+    """`{"indices", "values"}`, ascending and unique."""
+    return {"indices": sparse.indices.tolist(), "values": _numbers(sparse.values)}
+
+
+def upsert_json(collection: str, report: UpsertReport) -> Json:
+    """The `upsert` block: what became of every point."""
+    return {
+        "collection": collection,
+        "stored": report.stored,
+        "skipped": report.skipped,
+        "rejected": [{"index": r.index, "code": r.code, "message": _cut(r.message)} for r in report.rejected],
+    }
+
+
+def search_answer(hits: Sequence[Sequence[Hit]], *, model: str, tokens: int) -> Json:
+    """`{"results": [{"hits": [{"id", "score", ...}]}]}`, one result per query, hits best first."""
+    return {
+        "results": [{"hits": [_hit(hit) for hit in one]} for one in hits],
+        "usage": {"tokens": tokens},
+        "model": model,
+    }
+
+
+def error_answer(error: WorkerError) -> Json:
+    """`{"error", "error_code", "retryable", "details"}`; `error` is always a string."""
+    return {
+        "error": error.message,
+        "error_code": error.code,
+        "retryable": error.retryable,
+        "details": dict(error.details),
+    }
+
+
+def check_size(answer: Json, limit: int, *, points: int = 0) -> Json:
+    """The answer itself, if its JSON is within the limit.
+
+    Args:
+        answer: JSON values only.
+        limit: bytes.
+        points: how many points an upsert will still report on.
+
+    Raises:
+        ResponseTooLarge: saying how large it is and the ways out.
+    """
+    reserve = points * REPORT_BYTES + 64  # 64: the envelope that the queue puts around it
+    compact = orjson.dumps(answer)
+    # The queue's encoder puts a space after each comma and colon, and a zero into short exponents.
+    size = len(compact) + compact.count(b",") + compact.count(b":") + compact.count(b"e-") + reserve
+    if size > limit:  # an upper bound: commas inside texts count too
+        size = len(json.dumps(answer, ensure_ascii=False).encode()) + reserve
+    if size > limit:
+        raise ResponseTooLarge(
+            f"the answer has {size} bytes, the limit is {limit} (MAX_RESPONSE_MB); send fewer texts, ask for fewer "
+            'vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16',
+            details={"bytes": size, "limit": limit},
+        )
+    return answer
+
+
+def id_json(point_id: PointId) -> int | str:
+    """A point's id on the wire: a number, or the text of a UUID."""
+    return point_id if isinstance(point_id, int) else str(point_id)
+
+
+def _cut(message: str) -> str:
+    """The message, or as much of its beginning as `MESSAGE_BYTES` of JSON hold."""
+    kept = message
+    while len(orjson.dumps(kept)) > MESSAGE_BYTES:
+        kept = kept[: len(kept) * 7 // 8]
+    return kept if kept == message else kept + "…"
+
+
+def _hit(hit: Hit) -> Json:
+    item: Json = {"id": id_json(hit.id), "score": hit.score}
+    if hit.payload is not None:
+        item["payload"] = dict(hit.payload)
+    if hit.vectors is not None:
+        vectors: Json = {}
+        if hit.vectors.dense is not None:
+            vectors["dense"] = _numbers(hit.vectors.dense)
+        if hit.vectors.sparse is not None:
+            vectors["sparse"] = sparse_json(hit.vectors.sparse)
+        if hit.vectors.colbert is not None:
+            vectors["colbert"] = _numbers(hit.vectors.colbert)
+        item["vectors"] = vectors
+    return item
+
+
+def _array(array: NDArray[Any], encoding: str, dtype: str) -> Any:
+    if encoding == "list":
+        return _numbers(array)
+    wire = np.ascontiguousarray(array, dtype="<f2" if dtype == "float16" else "<f4")
+    return {"shape": list(wire.shape), "dtype": dtype, "data": base64.b64encode(wire.tobytes()).decode("ascii")}
+
+
+def _numbers(array: NDArray[Any]) -> Any:
+    """Nested lists of the shortest decimals that read back as the same float32.
+
+    `.tolist()` would widen 0.1 to 0.10000000149011612 and double the size of an answer.
+    """
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    return orjson.loads(orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY))

@@ -1,0 +1,308 @@
+"""Requests: what is accepted, and that every mistake is refused with the name of its field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from embedder.errors import InvalidRequest
+from service.requests import CountRequest, DeleteRequest, EmbedRequest, Limits, SearchRequest, parse
+
+LIMITS = Limits(max_texts=4, max_length=512)
+SURROGATE = "\ud800"
+DEEP = "a text of the user's that is longer than anything which is quoted"
+
+EMBED: dict[str, Any] = {"texts": ["one", "two"]}
+STORE: dict[str, Any] = {"collection": "notes"}
+SEARCH: dict[str, Any] = {"operation": "search", "queries": ["one"], "collection": "notes"}
+COUNT: dict[str, Any] = {"operation": "count", "collection": "notes"}
+DELETE: dict[str, Any] = {"operation": "delete", "collection": "notes"}
+
+
+def stored(**fields: Any) -> dict[str, Any]:
+    """An embed request of two texts whose `qdrant` block has these fields."""
+    return {**EMBED, "qdrant": {**STORE, **fields}}
+
+
+@pytest.mark.parametrize("raw", [None, [], [EMBED], "texts", 1, 1.5, True])
+def test_an_input_that_is_no_object_is_refused(raw: object) -> None:
+    """A job whose input is null, a list or a number reads what is wanted instead."""
+    with pytest.raises(InvalidRequest, match=r"^input must be an object, got "):
+        parse(raw, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"texts": None}, "texts"),
+        ({"texts": "one"}, "texts"),
+        ({"texts": {"0": "one"}}, "texts"),
+        ({"texts": []}, "texts"),
+        ({"texts": ["one", 2]}, r"texts\[1\]"),
+        ({"texts": ["one", None]}, r"texts\[1\]"),
+        ({"texts": [["one"]]}, r"texts\[0\]"),
+        ({"texts": ["a"] * 5}, "texts must have at most 4 items .*got 5"),
+        ({"texts": ["one", "two" + SURROGATE]}, r"texts\[1\]"),
+        ({"isPassage": "maybe"}, "isPassage"),
+        ({"isPassage": "true"}, "isPassage"),
+        ({"isPassage": 1}, "isPassage"),
+        ({"isPassage": None}, "isPassage"),
+        ({"batchSize": -1}, "batchSize must be at least 0, got -1"),
+        ({"batchSize": 1.0}, "batchSize"),
+        ({"batchSize": True}, "batchSize"),
+        ({"batchSize": "1"}, "batchSize"),
+        ({"batchSize": None}, "batchSize"),
+        ({"batchSize": 2**80}, "batchSize"),
+        ({"batchSize": 10**5000}, "batchSize"),
+        ({"vectors": []}, "vectors"),
+        ({"vectors": "dense"}, "vectors"),
+        ({"vectors": ["dense", "dense"]}, "vectors must not repeat"),
+        ({"vectors": ["dense", "lexical"]}, r"vectors\[1\]"),
+        ({"vectors": [None]}, r"vectors\[0\]"),
+        ({"vectors": None}, "vectors"),
+        ({"maxLength": 2}, "maxLength must be at least 3, got 2"),
+        ({"maxLength": 513}, "maxLength .*512.*got 513"),
+        ({"maxLength": 1.5}, "maxLength"),
+        ({"maxLength": True}, "maxLength"),
+        ({"maxLength": 10**5000}, "maxLength"),
+        ({"encoding": "binary"}, "encoding"),
+        ({"encoding": None}, "encoding"),
+        ({"encoding": SURROGATE}, "encoding"),
+        ({"encoding": "base64", "dtype": "float64"}, "dtype"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"includeText": 0}, "includeText"),
+        ({"returnVectors": "no"}, "returnVectors"),
+        ({"chunk": {"maxTokens": 100}}, "unknown field 'chunk'"),
+        ({"text": "one"}, "unknown field 'text'"),
+        ({"is_passage": True}, "unknown field 'is_passage'"),
+        ({SURROGATE: 1}, "a field name"),
+        ({"operation": "score"}, "operation must be one of .*got 'score'"),
+        ({"operation": "Embed"}, "operation"),
+        ({"operation": None}, "operation"),
+        ({"operation": ["embed"]}, "operation"),
+        ({"operation": SURROGATE}, "operation"),
+        ({"operation": DEEP}, "operation"),
+        ({"qdrant": []}, "qdrant"),
+        ({"qdrant": "notes"}, "qdrant"),
+        ({"qdrant": True}, "qdrant"),
+    ],
+)
+def test_a_bad_embed_request_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """Whoever sends a field that is wrong reads which, what it must be and what came."""
+    with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
+        parse({**EMBED, **fields}, LIMITS)
+    assert_short(refusal.value)
+
+
+def test_texts_are_required() -> None:
+    """An empty request says what it lacks."""
+    with pytest.raises(InvalidRequest, match=r"^texts is required$"):
+        parse({}, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"collection": 1}, r"qdrant\.collection"),
+        ({"collection": ""}, r"qdrant\.collection"),
+        ({"collection": "a/b"}, r"qdrant\.collection"),
+        ({"collection": "../a"}, r"qdrant\.collection"),
+        ({"collection": "-a"}, r"qdrant\.collection"),
+        ({"collection": "a\n"}, r"qdrant\.collection"),
+        ({"collection": "a" * 129}, r"qdrant\.collection"),
+        ({"collection": "é"}, r"qdrant\.collection"),
+        ({"collection": SURROGATE}, r"qdrant\.collection"),
+        ({"ids": "ab"}, r"qdrant\.ids"),
+        ({"ids": {}}, r"qdrant\.ids"),
+        ({"ids": []}, r"qdrant\.ids.*\(2\), got 0"),
+        ({"ids": [1]}, r"qdrant\.ids.*\(2\), got 1"),
+        ({"ids": [1, 2, 3]}, r"qdrant\.ids.*\(2\), got 3"),
+        ({"ids": [1, None]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, 2.0]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, True]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, -1]}, r"qdrant\.ids\[1\].*-1"),
+        ({"ids": [1, 2**64]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, 10**5000]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, ""]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, SURROGATE]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, ["a"]]}, r"qdrant\.ids\[1\]"),
+        ({"ids": [1, {"uuid": "a"}]}, r"qdrant\.ids\[1\]"),
+        ({"payloads": {}}, r"qdrant\.payloads"),
+        ({"payloads": [{}]}, r"qdrant\.payloads.*\(2\), got 1"),
+        ({"payloads": [{}, None]}, r"qdrant\.payloads\[1\]"),
+        ({"payloads": [{}, "a"]}, r"qdrant\.payloads\[1\]"),
+        ({"payloads": [{}, [["a", 1]]]}, r"qdrant\.payloads\[1\]"),
+        ({"textKey": ""}, r"qdrant\.textKey"),
+        ({"textKey": 1}, r"qdrant\.textKey"),
+        ({"textKey": "k" * 256}, r"qdrant\.textKey"),
+        ({"textKey": "k" + SURROGATE}, r"qdrant\.textKey"),
+        ({"mode": "insert"}, r"qdrant\.mode"),
+        ({"mode": None}, r"qdrant\.mode"),
+        ({"url": "http://example.org"}, r"unknown field 'qdrant\.url'"),
+        ({"chunk": {"maxTokens": 100}}, r"unknown field 'qdrant\.chunk'"),
+    ],
+)
+def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """A job that would store reads what is wrong before anything is computed; its target is never a server."""
+    with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
+        parse(stored(**fields), LIMITS)
+    assert_short(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"queries": []}, "queries"),
+        ({"queries": "one"}, "queries"),
+        ({"queries": [1]}, r"queries\[0\]"),
+        ({"queries": ["a"] * 5}, "queries must have at most 4"),
+        ({"queries": [SURROGATE]}, r"queries\[0\]"),
+        ({"texts": ["one"]}, "unknown field 'texts'"),
+        ({"collection": "a b"}, "collection"),
+        ({"collection": None, "groupBy": "doc_id"}, "unknown field 'groupBy'"),
+        ({"explain": True}, "unknown field 'explain'"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"limit": 10_001}, "limit"),
+        ({"limit": "10"}, "limit"),
+        ({"limit": None}, "limit"),
+        ({"offset": -1}, "offset must be at least 0, got -1"),
+        ({"offset": 0.5}, "offset"),
+        ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
+        ({"prefetch": False}, "prefetch"),
+        ({"using": []}, "using"),
+        ({"using": ["dense", "dense"]}, "using must not repeat"),
+        ({"using": ["bm25"]}, r"using\[0\]"),
+        ({"using": "dense"}, "using"),
+        ({"fusion": "sum"}, "fusion"),
+        ({"rrfK": 0}, "rrfK must be at least 1, got 0"),
+        ({"rrfK": 60.0}, "rrfK"),
+        ({"weights": [1.0]}, r"weights.*\(2\), got 1"),
+        ({"weights": [1.0, 2.0, 3.0]}, r"weights.*\(2\), got 3"),
+        ({"weights": [1.0, 0.0]}, r"weights\[1\]"),
+        ({"weights": [1.0, -2.0]}, r"weights\[1\]"),
+        ({"weights": [1.0, float("nan")]}, r"weights\[1\]"),
+        ({"weights": [1.0, float("inf")]}, r"weights\[1\]"),
+        ({"weights": [1.0, "2"]}, r"weights\[1\]"),
+        ({"weights": [1.0, True]}, r"weights\[1\]"),
+        ({"weights": 1.0}, "weights"),
+        ({"weights": [1.0, 2.0], "fusion": "dbsf"}, "weights.*dbsf"),
+        ({"rerank": "cross-encoder"}, "rerank"),
+        ({"rerank": True}, "rerank"),
+        ({"filter": []}, "filter"),
+        ({"filter": "a"}, "filter"),
+        ({"filter": 1}, "filter"),
+        ({"scoreThreshold": float("nan")}, "scoreThreshold"),
+        ({"scoreThreshold": float("-inf")}, "scoreThreshold"),
+        ({"scoreThreshold": "0.5"}, "scoreThreshold"),
+        ({"params": []}, "params"),
+        ({"params": {"hnswEf": 0}}, r"params\.hnswEf"),
+        ({"params": {"exact": "yes"}}, r"params\.exact"),
+        ({"params": {"ef": 10}}, r"unknown field 'params\.ef'"),
+        ({"withPayload": "all"}, "withPayload"),
+        ({"withVectors": ["dense"]}, "withVectors"),
+        ({"isPassage": False}, "unknown field 'isPassage'"),
+    ],
+)
+def test_a_bad_search_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """A search is checked as strictly as an ingest."""
+    with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
+        parse({**SEARCH, **fields}, LIMITS)
+    assert_short(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({**COUNT, "filter": []}, "filter"),
+        ({**COUNT, "collection": 5}, "collection"),
+        ({**COUNT, "ids": [1]}, "unknown field 'ids'"),
+        (DELETE, "filter"),
+        ({**DELETE, "ids": [1], "filter": {"must": []}}, "filter"),
+        ({**DELETE, "ids": []}, "ids"),
+        ({**DELETE, "ids": [-1]}, r"ids\[0\]"),
+        ({**DELETE, "ids": [1, 1.5]}, r"ids\[1\]"),
+        ({**DELETE, "ids": [SURROGATE]}, r"ids\[0\]"),
+        ({**DELETE, "ids": "all"}, "ids"),
+        ({**DELETE, "filter": {}}, "filter"),
+        ({**DELETE, "filter": []}, "filter"),
+    ],
+)
+def test_a_bad_count_or_deletion_names_its_field(raw: dict[str, Any], field: str) -> None:
+    """Above all a deletion that names nothing to delete is refused, not taken as everything."""
+    with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
+        parse(raw, LIMITS)
+    assert_short(refusal.value)
+
+
+def test_all_mistakes_are_listed() -> None:
+    """The message is about the first mistake and counts the others; `details` lists them all."""
+    with pytest.raises(InvalidRequest, match=r"^isPassage .* \(and 2 more\)$") as refusal:
+        parse({"texts": ["a"], "isPassage": 1, "batchSize": -1, "typo": 1}, LIMITS)
+    fields = [one["field"] for one in refusal.value.details["errors"]]
+    assert sorted(fields) == ["batchSize", "isPassage", "typo"]
+
+
+def test_a_flood_of_mistakes_has_a_short_answer() -> None:
+    """Ten thousand wrong items do not make an answer of ten thousand complaints."""
+    with pytest.raises(InvalidRequest) as refusal:
+        parse({"texts": [1] * 10_000, **{f"unknown{n}" * 50: n for n in range(100)}}, LIMITS)
+    assert len(json.dumps(dict(refusal.value.details))) < 10_000
+
+
+def test_the_original_request_is_accepted_unchanged() -> None:
+    """Callers of the first version send what they always sent."""
+    request = parse({"texts": ["a", ""], "isPassage": False, "batchSize": 0}, LIMITS)
+    assert isinstance(request, EmbedRequest)
+    assert request.texts == ["a", ""]
+    assert request.vectors == ["dense", "sparse", "colbert"]
+    assert (request.is_passage, request.batch_size, request.max_length) == (False, 0, None)
+    assert (request.encoding, request.dtype) == ("list", "float32")
+    assert (request.include_text, request.wants_vectors, request.qdrant) == (True, True, None)
+
+
+def test_the_defaults_of_a_search() -> None:
+    """A search with queries alone is dense and sparse, fused by RRF, ten hits each with their payload."""
+    request = parse({"operation": "search", "queries": ["a"]}, LIMITS)
+    assert isinstance(request, SearchRequest)
+    assert (request.collection, request.limit, request.offset, request.prefetch) == (None, 10, 0, 100)
+    assert (request.using, request.fusion, request.rrf_k) == (["dense", "sparse"], "rrf", 60)
+    assert (request.weights, request.rerank, request.filter, request.score_threshold) == (None, None, None, None)
+    assert (request.params.hnsw_ef, request.params.exact) == (None, False)
+    assert (request.with_payload, request.with_vectors) == (True, False)
+
+
+def test_each_operation_has_its_type() -> None:
+    """`operation` alone decides how a request is read; embed is the default."""
+    assert isinstance(parse(EMBED, LIMITS), EmbedRequest)
+    assert isinstance(parse({**EMBED, "operation": "embed"}, LIMITS), EmbedRequest)
+    assert isinstance(parse(SEARCH, LIMITS), SearchRequest)
+    assert isinstance(parse(COUNT, LIMITS), CountRequest)
+    assert isinstance(parse({**DELETE, "ids": [1]}, LIMITS), DeleteRequest)
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+@pytest.mark.parametrize("stores", [True, False])
+def test_vectors_come_back_unless_they_are_stored(given: bool | None, stores: bool) -> None:
+    """`returnVectors` decides; without it, an ingest answers without vectors and everything else with them."""
+    more = {} if given is None else {"returnVectors": given}
+    request = parse({**(stored() if stores else EMBED), **more}, LIMITS)
+    assert isinstance(request, EmbedRequest)
+    assert request.wants_vectors is (given if given is not None else not stores)
+
+
+@pytest.mark.parametrize("ids", [[0, 2**64 - 1], ["a", "1"], ["\0", "ü"], [7, "A" * 10_000]])
+def test_every_kind_of_id_is_accepted(ids: list[Any]) -> None:
+    """An id is any unsigned 64-bit integer or any text that is not empty."""
+    request = parse(stored(ids=ids), LIMITS)
+    assert isinstance(request, EmbedRequest)
+    assert request.qdrant is not None
+    assert request.qdrant.ids == ids
+
+
+def assert_short(error: InvalidRequest) -> None:
+    """A refusal can be sent, is short, and quotes no text."""
+    sent = json.dumps({"error": error.message, **error.details}, ensure_ascii=False).encode("utf-8")
+    assert len(sent) < 1000
+    assert DEEP.encode() not in sent
