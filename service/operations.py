@@ -1,0 +1,349 @@
+"""The operations of the worker, as one composition of the embedder and the sink."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from embedder.batching import Priority
+from embedder.embedder import Embedder
+from embedder.errors import (
+    ConfigurationError,
+    Internal,
+    InvalidRequest,
+    ModelFailure,
+    NotFound,
+    StoreUnavailable,
+    WorkerError,
+    whereabouts,
+)
+from embedder.pool import Result
+from embedder.vectors import Embedding, Outputs
+from qdrant_sink.conformance import Refusal, conform_query
+from qdrant_sink.points import Draft, PointId, is_derived, payload_for, point_id, text_id
+from qdrant_sink.schema import CollectionSchema, schema_for
+from qdrant_sink.search import Search
+from qdrant_sink.store import Store
+from qdrant_sink.writer import Rejection, UpsertReport, write
+from service.requests import (
+    CountRequest,
+    DeleteRequest,
+    EmbedRequest,
+    Limits,
+    QdrantTarget,
+    SearchRequest,
+    parse,
+)
+from service.responses import Json, check_size, embed_answer, error_answer, search_answer, upsert_json
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STORE_CALLS = 8
+"""Calls to the store at once."""
+
+
+class Operations:
+    """What the worker can do, for every door to share. Usable from any thread and any event loop.
+
+    Args:
+        settings: the operator's decisions.
+        embedder: the loaded model.
+        store: where points go; None opens the one that the settings name when it is first needed.
+    """
+
+    def __init__(self, settings: Settings, embedder: Embedder, store: Store | None = None) -> None:
+        self._settings = settings
+        self._embedder = embedder
+        self._store = store
+        self._opening = threading.Lock()
+        # Its own threads: calls that wait for a sick server must not keep queries from being tokenized.
+        self._store_calls = ThreadPoolExecutor(max_workers=STORE_CALLS, thread_name_prefix="store")
+        self._ensured: set[str] = set()
+        self._schema = schema_for(embedder.hidden_size, embedder.colbert_size)
+        self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
+        self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
+        self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
+
+    @classmethod
+    def build(cls, settings: Settings) -> Operations:
+        """Load and warm the model. Blocks for seconds.
+
+        Raises:
+            ConfigurationError: the settings cannot work on this machine.
+        """
+        return cls(settings, Embedder.load(settings.model_options))
+
+    async def answer(self, raw: object) -> Json:
+        """The answer to a job's input: what it asked for, or the error, as JSON values.
+
+        Raises nothing but `asyncio.CancelledError`.
+        """
+        try:
+            return await self.run(raw)
+        except WorkerError as error:
+            return error_answer(error)
+        except Exception as error:  # noqa: BLE001 - a job must not take the worker down
+            log.error("internal error: %s", whereabouts(error))
+            return error_answer(Internal(f"internal error ({type(error).__name__}); the worker's log says where"))
+
+    async def run(self, raw: object) -> Json:
+        """As `answer`, but raises the `WorkerError`."""
+        match parse(raw, self._limits):
+            case EmbedRequest() as request if request.qdrant is not None:
+                return await self.ingest(request, request.qdrant)
+            case EmbedRequest() as request:
+                return await self.embed(request)
+            case SearchRequest() as request:
+                return await self.search(request)
+            case CountRequest() as request:
+                return await self.count(request)
+            case DeleteRequest() as request:
+                return await self.delete(request)
+
+    async def embed(self, request: EmbedRequest) -> Json:
+        """Texts to vectors."""
+        results = await self._embedded(request)
+        return await asyncio.to_thread(self._embed_answer, request, results)
+
+    async def ingest(self, request: EmbedRequest, target: QdrantTarget) -> Json:
+        """Texts to vectors to points. What the request alone decides is checked before the model runs."""
+        collection = self._collection(target.collection, "qdrant.collection")
+        ids, payloads = _ids_and_payloads(request.texts, target, collection)
+        started = time.perf_counter()
+        results = await self._embedded(request)
+        embedded = time.perf_counter()
+        answer = await asyncio.to_thread(self._embed_answer, request, results, ids)
+        report = await self._blocking(lambda: self._write(collection, results, ids, payloads, target))
+        answer["upsert"] = upsert_json(collection, report)
+        log.info(
+            "ingested %d texts: %d stored, %d rejected; embedded in %.2f s, stored in %.2f s",
+            report.submitted,
+            report.stored,
+            len(report.rejected),
+            embedded - started,
+            time.perf_counter() - embedded,
+        )
+        return answer
+
+    async def search(self, request: SearchRequest) -> Json:
+        """Embed all queries together and send them to the store as one batch."""
+        collection = self._collection(request.collection, "collection")
+        kinds = frozenset([*request.using, *([request.rerank] if request.rerank else [])])
+        results = await self._embedder.embed(
+            request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
+        )
+        searches = [self._search(request, index, result) for index, result in enumerate(results)]
+        hits = await self._blocking(lambda: self._opened().query(collection, searches))
+        tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
+        answer = search_answer(hits, model=self._model, tokens=tokens)
+        return await asyncio.to_thread(check_size, answer, self._settings.max_response_bytes)
+
+    async def count(self, request: CountRequest) -> Json:
+        """How many points match."""
+        collection = self._collection(request.collection, "collection")
+        return {"count": await self._blocking(lambda: self._opened().count(collection, request.filter))}
+
+    async def delete(self, request: DeleteRequest) -> Json:
+        """Remove points; says how many were there."""
+        collection = self._collection(request.collection, "collection")
+        ids = [point_id(raw, collection, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
+        return {
+            "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
+        }
+
+    @property
+    def model_label(self) -> str:
+        """Model, engine, type and device, for a person."""
+        return f"{self._model} ({self._embedder.label})"
+
+    @property
+    def store_label(self) -> str:
+        """The store, for a person."""
+        return self._opened().label
+
+    def close(self) -> None:
+        """Finish accepted work and release the model and the store. Calling it twice is harmless."""
+        self._embedder.close()
+        self._store_calls.shutdown()
+        if self._store is not None:
+            self._store.close()
+
+    async def _blocking(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._store_calls, call)
+
+    @property
+    def _model(self) -> str:
+        name = self._settings.model_id
+        return Path(name).name if Path(name).is_dir() else name  # a local path is nobody else's business
+
+    def _clamped(self, name: str, value: int) -> int:
+        limit = self._embedder.max_length
+        if value > limit and name.lower() in self._settings.model_fields_set:
+            log.warning("%s=%d is more than the model takes; using %d", name, value, limit)
+        return min(value, limit)
+
+    def _collection(self, named: str | None, field: str) -> str:
+        collection = named or self._settings.qdrant_collection
+        if collection is None:
+            raise InvalidRequest(f"{field} is required: the worker has no default (QDRANT_COLLECTION)")
+        allowed = self._settings.qdrant_collections
+        if allowed and collection not in allowed:
+            raise InvalidRequest(f"{field}: '{collection}' is not among the collections that this worker serves")
+        return collection
+
+    async def _embedded(self, request: EmbedRequest) -> list[Result]:
+        default = self._passage_length if request.is_passage else self._query_length
+        return await self._embedder.embed(
+            request.texts,
+            Outputs.of(request.vectors),
+            max_length=request.max_length or default,
+            priority=Priority.PASSAGE if request.is_passage else Priority.QUERY,
+            batch_size=request.batch_size,
+        )
+
+    def _embed_answer(
+        self, request: EmbedRequest, results: Sequence[Result], ids: Sequence[PointId] | None = None
+    ) -> Json:
+        answer = embed_answer(request, results, model=self._model, ids=ids)
+        return check_size(answer, self._settings.max_response_bytes, points=len(ids or ()))
+
+    def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
+        if isinstance(result, ModelFailure):
+            raise ModelFailure(f"queries[{index}]: {result.message}")
+        search = Search(
+            dense=result.dense,
+            sparse=result.sparse,
+            colbert=result.colbert,
+            using=tuple(request.using),
+            fusion=request.fusion,
+            rrf_k=request.rrf_k,
+            weights=None if request.weights is None else tuple(request.weights),
+            prefetch=request.prefetch,
+            rerank=request.rerank,
+            limit=request.limit,
+            offset=request.offset,
+            where=request.filter,
+            score_threshold=request.score_threshold,
+            hnsw_ef=request.params.hnsw_ef,
+            exact=request.params.exact,
+            with_payload=request.with_payload,
+            with_vectors=("dense", "sparse", "colbert") if request.with_vectors else (),
+        )
+        proven = conform_query(search, self._schema, index=index)
+        if isinstance(proven, Refusal):
+            raise ModelFailure(f"queries[{index}]: {proven.message}")
+        return proven
+
+    def _write(
+        self,
+        collection: str,
+        results: Sequence[Result],
+        ids: Sequence[PointId],
+        payloads: Sequence[Json],
+        target: QdrantTarget,
+    ) -> UpsertReport:
+        """Store what the model produced. Blocking.
+
+        Raises:
+            StoreError: nothing more can be stored; `details["upsert"]` accounts for every point.
+        """
+        failed = [
+            Rejection(index, result.code, result.message)
+            for index, result in enumerate(results)
+            if isinstance(result, ModelFailure)
+        ]
+        drafts = [
+            Draft(index, ids[index], payloads[index], result)
+            for index, result in enumerate(results)
+            if isinstance(result, Embedding)
+        ]
+        insert_only = target.mode == "insertOnly"
+        try:
+            report = self._written(collection, drafts, self._schema, insert_only=insert_only)
+        except WorkerError as error:
+            lost = [Rejection(draft.index, error.code, error.message) for draft in drafts]
+            report = _merged(UpsertReport(len(drafts), 0, 0, tuple(lost)), failed)
+            raise type(error)(
+                error.message, details={**error.details, "upsert": upsert_json(collection, report)}
+            ) from error
+        report = _merged(report, failed)
+        unavailable = [one for one in report.rejected if one.code == StoreUnavailable.code]
+        if unavailable:
+            raise StoreUnavailable(
+                f"{len(unavailable)} of {report.submitted} points were not acknowledged: {unavailable[0].message}",
+                details={"upsert": upsert_json(collection, report)},
+            )
+        return report
+
+    def _written(
+        self, collection: str, drafts: Sequence[Draft], schema: CollectionSchema, *, insert_only: bool
+    ) -> UpsertReport:
+        store = self._opened()
+        if collection not in self._ensured:
+            store.ensure(collection, schema)
+            self._ensured.add(collection)
+        report = write(store, collection, drafts, schema, insert_only=insert_only)
+        if any(one.code == NotFound.code for one in report.rejected):
+            # Someone deleted the collection since it was ensured: have it made again by the next job.
+            self._ensured.discard(collection)
+        return report
+
+    def _opened(self) -> Store:
+        with self._opening:
+            if self._store is None:
+                try:
+                    self._store = open_store(self._settings)
+                except ConfigurationError as error:  # the store is opened by a job, too late to refuse to start
+                    raise StoreUnavailable(str(error)) from error
+            return self._store
+
+
+def open_store(settings: Settings) -> Store:
+    """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`."""
+    if settings.qdrant_url is not None:
+        from qdrant_sink.server import ServerStore
+
+        key = settings.qdrant_api_key
+        return ServerStore(settings.qdrant_url, None if key is None else key.get_secret_value())
+    from qdrant_sink.edge import EdgeStore
+
+    return EdgeStore(Path(settings.qdrant_path))
+
+
+def _ids_and_payloads(texts: Sequence[str], target: QdrantTarget, collection: str) -> tuple[list[PointId], list[Json]]:
+    """One id and one complete payload per text.
+
+    Raises:
+        InvalidRequest: a caller's key collides with one that the worker writes.
+    """
+    ids: list[PointId] = []
+    payloads: list[Json] = []
+    for index, text in enumerate(texts):
+        written: Json = {target.text_key: text}
+        if target.ids is None:
+            ids.append(text_id(text, collection))
+        else:
+            raw = target.ids[index]
+            ids.append(point_id(raw, collection, field=f"qdrant.ids[{index}]"))
+            if is_derived(raw):
+                if target.text_key == "id":
+                    raise InvalidRequest("qdrant.textKey: 'id' is taken by the caller's own ids; choose another key")
+                written["id"] = raw
+        given = target.payloads[index] if target.payloads is not None else {}
+        payloads.append(payload_for(given, written, field=f"qdrant.payloads[{index}]"))
+    return ids, payloads
+
+
+def _merged(report: UpsertReport, failed: Sequence[Rejection]) -> UpsertReport:
+    """The report with the texts that never became a point."""
+    rejected = sorted([*report.rejected, *failed], key=lambda one: one.index)
+    return UpsertReport(report.submitted + len(failed), report.stored, report.skipped, tuple(rejected))

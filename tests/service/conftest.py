@@ -1,0 +1,60 @@
+"""One loaded `mini` for all tests of the service, and operations over it with stores of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from embedder.checkpoint import MINI
+from embedder.embedder import Embedder
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.store import Store
+from service.operations import Operations
+from service.settings import Settings
+from tests.embedder.oracle import Oracle
+from tests.service.client import ENVIRONMENT, Client
+
+Serve = Callable[..., Client]
+"""`serve(store=..., NAME="value")`: operations over the session's model, with these settings."""
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Iterator[Embedder]:
+    """The model of `mini` in float32 on the CPU."""
+    loaded = Embedder.load(Settings.from_environment(ENVIRONMENT).model_options)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Oracle:
+    """FlagEmbedding on the same checkpoint."""
+    return Oracle(MINI)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[EdgeStore]:
+    """Qdrant Edge in an empty directory."""
+    opened = EdgeStore(tmp_path / "edge")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def serve(embedder: Embedder, store: EdgeStore) -> Serve:
+    """Makes a worker of any settings; its store is Qdrant Edge unless another is given."""
+    given = store
+
+    def served(*, store: Store | None = None, **variables: str) -> Client:
+        settings = Settings.from_environment({**ENVIRONMENT, **variables})
+        return Client(Operations(settings, embedder, store or given))
+
+    return served
+
+
+@pytest.fixture
+def worker(serve: Serve) -> Client:
+    """A worker with the default settings over an empty Qdrant Edge."""
+    return serve()

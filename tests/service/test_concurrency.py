@@ -1,0 +1,296 @@
+"""How many queue jobs run at once, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from service.concurrency import Concurrency
+
+
+@dataclass
+class Clock:
+    """Seconds that pass only when told to."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        """Now."""
+        return self.now
+
+
+def made(clock: Clock, minimum: int = 1, maximum: int = 4, up: float = 0.05, down: float = 0.0) -> Concurrency:
+    """A concurrency of these settings, by default the worker's own."""
+    return Concurrency(minimum, maximum, scale_up=up, scale_down=down, clock=clock)
+
+
+async def pass_through(concurrency: Concurrency) -> None:
+    """A job that is done at once."""
+    async with concurrency.slot():
+        pass
+
+
+async def settle() -> None:
+    """Let every task run until it waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine; a test that hangs fails."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await body()
+
+    asyncio.run(bounded())
+
+
+class Jobs:
+    """Jobs that hold their slot until they are told to finish."""
+
+    def __init__(self, concurrency: Concurrency) -> None:
+        self._concurrency = concurrency
+        self._finish: dict[int, asyncio.Event] = {}
+        self.tasks: list[asyncio.Task[None]] = []
+        self.started: list[int] = []
+
+    async def arrive(self, count: int = 1) -> None:
+        """Let jobs arrive one after the other, numbered from 0."""
+        for _ in range(count):
+            number = len(self.tasks)
+            self._finish[number] = asyncio.Event()
+            self.tasks.append(asyncio.create_task(self._job(number)))
+            await settle()
+
+    async def finish(self, number: int) -> None:
+        """Let a job end."""
+        self._finish[number].set()
+        await settle()
+
+    async def finish_all(self) -> None:
+        """Let every job end."""
+        for event in self._finish.values():
+            event.set()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _job(self, number: int) -> None:
+        async with self._concurrency.slot():
+            self.started.append(number)
+            await self._finish[number].wait()
+
+
+def test_it_begins_with_the_minimum() -> None:
+    """A worker that has just started handles `MIN_CONCURRENCY` jobs at once."""
+
+    async def body() -> None:
+        concurrency = made(Clock(), minimum=2)
+        assert concurrency.limit == 2
+        jobs = Jobs(concurrency)
+        await jobs.arrive(3)
+        assert jobs.started == [0, 1]
+        await jobs.finish_all()
+
+    run(body)
+
+
+def test_it_grows_while_requests_come_faster_than_the_threshold() -> None:
+    """Above 0.05 requests per second, three in a minute, each further one raises the limit, up to the maximum."""
+
+    async def body() -> None:
+        concurrency = made(Clock())
+        limits = []
+        for _ in range(10):
+            await pass_through(concurrency)
+            limits.append(concurrency.limit)
+        assert limits == [1, 1, 1, 1, 2, 3, 4, 4, 4, 4]
+
+    run(body)
+
+
+def test_it_keeps_its_size_between_the_thresholds() -> None:
+    """Where the rate is neither above the one nor at the other, nothing changes."""
+
+    async def body() -> None:
+        clock = Clock()
+        concurrency = made(clock, up=0.1, down=0.01)
+        for _ in range(9):
+            await pass_through(concurrency)
+        grown = concurrency.limit
+        assert grown > 1
+        clock.now += 61
+        await pass_through(concurrency)  # the first after a pause finds a rate of zero
+        assert concurrency.limit == grown - 1
+        for _ in range(6):
+            clock.now += 15
+            await pass_through(concurrency)
+            assert concurrency.limit == grown - 1
+
+    run(body)
+
+
+def test_it_shrinks_after_quiet_minutes_but_not_below_the_minimum() -> None:
+    """A job that finds nothing in the minute before it lowers the limit by one."""
+
+    async def body() -> None:
+        clock = Clock()
+        concurrency = made(clock, minimum=2)
+        for _ in range(10):
+            await pass_through(concurrency)
+        limits = []
+        for _ in range(4):
+            clock.now += 120
+            await pass_through(concurrency)
+            limits.append(concurrency.limit)
+        assert limits == [3, 2, 2, 2]
+
+    run(body)
+
+
+def test_the_rate_is_that_of_the_last_minute() -> None:
+    """Older requests are forgotten."""
+
+    async def body() -> None:
+        clock = Clock()
+        concurrency = made(clock)
+        for _ in range(6):
+            await pass_through(concurrency)
+        assert concurrency.rate == pytest.approx(6 / 60)
+        clock.now += 59.9
+        await pass_through(concurrency)
+        assert concurrency.rate == pytest.approx(7 / 60)
+        clock.now += 0.2
+        assert concurrency.rate == pytest.approx(1 / 60)
+        clock.now += 60
+        assert concurrency.rate == 0
+
+    run(body)
+
+
+@pytest.mark.parametrize(("maximum", "intake"), [(1, 3), (4, 9), (64, 129)])
+def test_the_intake_is_constant_and_leaves_room(maximum: int, intake: int) -> None:
+    """The SDK is told one number for ever: twice what may run and one more."""
+
+    async def body() -> None:
+        concurrency = made(Clock(), maximum=maximum)
+        assert concurrency.intake == intake
+        for _ in range(20):
+            await pass_through(concurrency)
+        assert concurrency.intake == intake
+
+    run(body)
+
+
+def test_jobs_over_the_limit_wait_for_a_place() -> None:
+    """No more than the limit run at once, and each that ends lets the next begin, in their order."""
+
+    async def body() -> None:
+        jobs = Jobs(made(Clock(), minimum=2, maximum=2))
+        await jobs.arrive(5)
+        assert jobs.started == [0, 1]
+        await jobs.finish(1)
+        assert jobs.started == [0, 1, 2]
+        await jobs.finish(0)
+        assert jobs.started == [0, 1, 2, 3]
+        await jobs.finish_all()
+        assert jobs.started == [0, 1, 2, 3, 4]
+
+    run(body)
+
+
+def test_a_limit_that_grows_lets_the_longest_waiting_job_in_first() -> None:
+    """A newcomer that raises the limit does not overtake those who wait already."""
+
+    async def body() -> None:
+        jobs = Jobs(made(Clock(), minimum=1, maximum=2))
+        await jobs.arrive(8)
+        assert jobs.started == [0, 1]
+        await jobs.finish_all()
+        assert jobs.started == list(range(8))
+
+    run(body)
+
+
+def test_a_cancelled_job_gives_its_place_back() -> None:
+    """Cancelling a running job lets the next one in."""
+
+    async def body() -> None:
+        jobs = Jobs(made(Clock(), maximum=1))
+        await jobs.arrive(2)
+        jobs.tasks[0].cancel()
+        await settle()
+        assert jobs.started == [0, 1]
+        assert jobs.tasks[0].cancelled()
+        await jobs.finish_all()
+
+    run(body)
+
+
+def test_a_job_cancelled_while_it_waits_takes_no_place() -> None:
+    """The one behind it comes in its stead, and no place is lost."""
+
+    async def body() -> None:
+        jobs = Jobs(made(Clock(), maximum=1))
+        await jobs.arrive(3)
+        jobs.tasks[1].cancel()
+        await settle()
+        await jobs.finish(0)
+        assert jobs.started == [0, 2]
+        await jobs.finish_all()
+
+    run(body)
+
+
+def test_a_job_that_fails_gives_its_place_back() -> None:
+    """An exception in a job passes through and frees the place."""
+
+    async def body() -> None:
+        concurrency = made(Clock(), maximum=1)
+
+        async def failing() -> None:
+            async with concurrency.slot():
+                raise LookupError
+
+        with pytest.raises(LookupError):
+            await failing()
+        await pass_through(concurrency)
+
+    run(body)
+
+
+def test_hundreds_of_jobs_never_exceed_the_limit() -> None:
+    """Whatever the order of arrivals, ends and cancellations, the limit holds and everyone has a turn."""
+
+    async def body() -> None:
+        concurrency = made(Clock(), minimum=1, maximum=3)
+        running = most = done = 0
+
+        async def job(number: int) -> None:
+            nonlocal running, most, done
+            async with concurrency.slot():
+                running += 1
+                most = max(most, running)
+                try:
+                    for _ in range(number % 5):
+                        await asyncio.sleep(0)
+                finally:
+                    running -= 1
+                done += 1
+
+        tasks: list[asyncio.Task[None]] = []
+        for number in range(300):
+            task = asyncio.create_task(job(number))
+            tasks.append(task)
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+                tasks[number // 2].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert most == 3
+        assert done == sum(result is None for result in results)
+        await pass_through(concurrency)
+
+    run(body)

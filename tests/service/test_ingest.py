@@ -1,0 +1,426 @@
+"""Texts to stored points: what is kept under which id, what is refused, and that every point is accounted for."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.embedder import Embedder
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import NAMESPACE
+from qdrant_sink.schema import schema_for
+from service.operations import Operations
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, Client, Json
+from tests.service.conftest import Serve
+from tests.service.doubles import FailingStore, spoiling_embedder
+
+NOTES = "notes"
+TEXTS = (
+    "rsync copies only the changed parts of files to another machine.",
+    "PhotoRec recovers deleted files from memory cards.",
+    "PostgreSQL is an object-relational database server.",
+)
+SURROGATE = "\ud800"
+LARGE = "x" * 1_500_000
+"""Three payloads of this size do not fit into one batch to the store."""
+
+
+def job(*texts: str, **qdrant: Any) -> Json:
+    """An ingest of these texts as passages into `NOTES`."""
+    return {"texts": list(texts), "isPassage": True, "qdrant": {"collection": NOTES, **qdrant}}
+
+
+def count(worker: Client) -> int:
+    """How many points `NOTES` holds."""
+    found = worker.good({"operation": "count", "collection": NOTES})["count"]
+    assert isinstance(found, int)
+    return found
+
+
+def nearest(worker: Client, query: str, **fields: Any) -> Json:
+    """The best hit of an exact dense search."""
+    raw = {"operation": "search", "collection": NOTES, "queries": [query], "using": ["dense"], "limit": 1, **fields}
+    hit = worker.good(raw)["results"][0]["hits"][0]
+    assert isinstance(hit, dict)
+    return hit
+
+
+def block(stored: int, *, skipped: int = 0) -> Json:
+    """The `upsert` block of a job without rejections."""
+    return {"collection": NOTES, "stored": stored, "skipped": skipped, "rejected": []}
+
+
+def test_an_ingest_says_what_it_stored(worker: Client) -> None:
+    """The answer counts the points and names each text's id, without vectors unless they are asked for."""
+    answer = worker.good(job(*TEXTS))
+    assert answer["upsert"] == block(3)
+    for result, text in zip(answer["results"], TEXTS, strict=True):
+        assert set(result) == {"text", "id", "tokens", "truncated"}
+        assert result["text"] == text
+    assert answer["usage"]["tokens"] == sum(result["tokens"] for result in answer["results"])
+    assert count(worker) == 3
+
+
+def test_an_ingest_returns_vectors_if_asked(worker: Client) -> None:
+    """`returnVectors: true` gives the vectors of a plain embed beside the block."""
+    stored = worker.good({**job(TEXTS[0]), "returnVectors": True})
+    embedded = worker.good({"texts": [TEXTS[0]], "isPassage": True})
+    assert {**embedded["results"][0], "id": stored["results"][0]["id"]} == stored["results"][0]
+
+
+def test_what_was_stored_is_what_was_computed(worker: Client) -> None:
+    """A point's vectors are the model's: dense to rounding, sparse exactly, ColBERT as float16 holds it."""
+    embedded = worker.good({"texts": [TEXTS[0]], "isPassage": True})["results"][0]
+    worker.good(job(TEXTS[0]))
+    vectors = nearest(worker, "rsync", withVectors=True)["vectors"]
+    assert vectors["sparse"] == embedded["sparse"]
+    np.testing.assert_allclose(vectors["dense"], embedded["dense"], atol=1e-6)
+    np.testing.assert_allclose(vectors["colbert"], embedded["colbert"], atol=1e-3)
+
+
+def test_a_second_run_overwrites_and_never_doubles(worker: Client) -> None:
+    """Without ids the same text is the same point, whoever sends it and however often."""
+    first = worker.good(job(*TEXTS))
+    again = worker.good(job(*reversed(TEXTS), payloads=[{"run": 2}] * 3))
+    assert [result["id"] for result in again["results"]] == [result["id"] for result in reversed(first["results"])]
+    assert again["upsert"] == block(3)
+    assert count(worker) == 3
+    assert nearest(worker, "rsync")["payload"]["run"] == 2
+
+
+def test_the_same_text_in_another_collection_is_another_point(worker: Client) -> None:
+    """Ids from texts belong to their collection."""
+    one = worker.good(job("same", collection="one"))["results"][0]["id"]
+    two = worker.good(job("same", collection="two"))["results"][0]["id"]
+    assert one != two
+
+
+def test_every_kind_of_id_is_kept(worker: Client) -> None:
+    """Numbers and UUIDs are ids as they are; any other string becomes a UUID and stays in the payload as `id`."""
+    own = "6F2B1C0E-8D3A-5B47-9C61-0F7E4A92D815"
+    ids: list[Any] = [7, 2**64 - 1, own, "1", "doc/ü 7"]
+    texts = [f"text number {n}" for n in range(5)]
+    answer = worker.good(job(*texts, ids=ids))
+    derived = [str(uuid.uuid5(NAMESPACE, f"{NOTES}\0{name}")) for name in ("1", "doc/ü 7")]
+    assert [result["id"] for result in answer["results"]] == [7, 2**64 - 1, own.lower(), *derived]
+    assert count(worker) == 5
+    search = {"operation": "search", "collection": NOTES, "queries": texts, "using": ["dense"], "limit": 1}
+    hits = [result["hits"][0] for result in worker.good(search)["results"]]
+    assert [hit["id"] for hit in hits] == [7, 2**64 - 1, own.lower(), *derived]
+    assert [hit["payload"] for hit in hits] == [
+        *({"text": text} for text in texts[:3]),
+        {"text": texts[3], "id": "1"},
+        {"text": texts[4], "id": "doc/ü 7"},
+    ]
+
+
+def test_the_number_1_and_the_string_1_are_two_points(worker: Client) -> None:
+    """JSON tells them apart, and so does the worker."""
+    worker.good(job("a", "b", ids=[1, "1"]))
+    assert count(worker) == 2
+    assert worker.good({"operation": "delete", "collection": NOTES, "ids": ["1"]}) == {"deleted": 1}
+    assert nearest(worker, "a")["id"] == 1
+
+
+def test_a_point_is_replaced_by_its_id(worker: Client) -> None:
+    """The same id with another text is the same point with new vectors."""
+    worker.good(job("an old text", ids=["doc"], payloads=[{"old": True}]))
+    worker.good(job("a new text", ids=["doc"], payloads=[{"new": True}]))
+    assert count(worker) == 1
+    assert nearest(worker, "text")["payload"] == {"new": True, "text": "a new text", "id": "doc"}
+
+
+def test_insert_only_leaves_existing_points_untouched(worker: Client) -> None:
+    """`insertOnly` stores what is new, skips what is there, and counts both as stored."""
+    worker.good(job("first", ids=[1], payloads=[{"version": 1}]))
+    answer = worker.good(job("second", "third", ids=[1, 2], payloads=[{"version": 2}] * 2, mode="insertOnly"))
+    assert answer["upsert"] == block(2, skipped=1)
+    assert count(worker) == 2
+    assert nearest(worker, "first")["payload"] == {"version": 1, "text": "first"}
+
+
+def test_the_text_goes_under_its_key(worker: Client) -> None:
+    """`textKey` names the place of the text, and the caller's own payload stands beside it unchanged."""
+    payload = {"text": 5, "nested": {"list": [1, 2.5, None, True, {"ü": "🙂"}]}, "": "", "large": 2**63 - 1}
+    worker.good(job("the passage", ids=[1], payloads=[payload], textKey="body"))
+    assert nearest(worker, "passage")["payload"] == {**payload, "body": "the passage"}
+
+
+@pytest.mark.parametrize(
+    ("qdrant", "named"),
+    [
+        ({"payloads": [{}, {"text": "mine"}]}, ["qdrant.payloads[1]", "'text'"]),
+        ({"payloads": [{}, {"id": 1}], "ids": ["a", "b"]}, ["qdrant.payloads[1]", "'id'"]),
+        ({"payloads": [{"body": 1}, {}], "textKey": "body"}, ["qdrant.payloads[0]", "'body'"]),
+        ({"textKey": "id", "ids": ["a", "b"]}, ["qdrant.textKey", "'id'"]),
+    ],
+)
+def test_a_payload_is_never_overwritten_by_the_worker(worker: Client, qdrant: dict[str, Any], named: list[str]) -> None:
+    """A key that both would write refuses the job before anything is stored."""
+    answer = worker.error(job("one", "two", **qdrant), "invalid_request")
+    assert all(name in answer["error"] for name in named)
+    worker.error({"operation": "count", "collection": NOTES}, "not_found")
+
+
+def test_the_key_id_is_the_callers_where_the_worker_does_not_write_it(worker: Client) -> None:
+    """With ids that are ids already, the payload may have an `id` of its own."""
+    worker.good(job("one", "two", ids=[1, 2], payloads=[{"id": "mine"}, {}]))
+    assert count(worker) == 2
+
+
+def test_the_same_text_twice_is_one_point(worker: Client) -> None:
+    """Equal points of one job merge: both count as stored, and one is there."""
+    assert worker.good(job("same", "same", "other"))["upsert"] == block(3)
+    assert count(worker) == 2
+
+
+def test_two_different_points_cannot_share_an_id(worker: Client) -> None:
+    """The first has the id, the later is refused by index, and the rest is stored."""
+    answer = worker.good(job("one", "two", "three", ids=["a", "a", "b"]))
+    rejected = answer["upsert"]["rejected"]
+    assert [(one["index"], one["code"]) for one in rejected] == [(1, "duplicate_id")]
+    assert "point 0" in rejected[0]["message"]
+    assert answer["upsert"]["stored"] == 2
+    assert count(worker) == 2
+    assert nearest(worker, "one")["payload"]["text"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("payload", "place"),
+    [
+        ({"a": {"b": [SURROGATE]}}, "payload.a.b[0]"),
+        ({"a": {SURROGATE: 1}}, "payload.a"),
+        ({"price": float("nan")}, "payload.price"),
+        ({"price": [float("inf")]}, "payload.price[0]"),
+        ({"large": 2**63}, "payload.large"),
+        ({"deep": json.loads("[" * 30 + "]" * 30)}, "nested deeper than"),
+    ],
+)
+def test_a_bad_payload_is_refused_alone(worker: Client, payload: dict[str, Any], place: str) -> None:
+    """A payload that Qdrant cannot hold is refused by index with its place; its neighbours are stored."""
+    answer = worker.good(job(*TEXTS, payloads=[{}, payload, {}]))
+    (rejected,) = answer["upsert"]["rejected"]
+    assert (rejected["index"], rejected["code"]) == (1, "invalid_payload")
+    assert place in rejected["message"]
+    assert answer["upsert"]["stored"] == 2
+    assert count(worker) == 2
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t  "])
+def test_a_text_of_nothing_can_be_stored_and_found(worker: Client, text: str) -> None:
+    """An empty text has no sparse weights; it is stored by its other vectors and found by them."""
+    assert worker.good(job(text, *TEXTS, ids=[1, 2, 3, 4]))["upsert"] == block(4)
+    hit = nearest(worker, text, withVectors=True)
+    assert hit["id"] == 1
+    assert hit["payload"] == {"text": text}
+    assert set(hit["vectors"]) == {"dense", "colbert"}
+
+
+@pytest.mark.parametrize("kinds", [["dense"], ["dense", "sparse"], ["colbert", "dense"]])
+def test_only_the_vectors_that_were_asked_for_are_stored(worker: Client, kinds: list[str]) -> None:
+    """`vectors` decides what a point consists of."""
+    worker.good({**job(*TEXTS), "vectors": kinds})
+    assert set(nearest(worker, "rsync", withVectors=True)["vectors"]) == set(kinds)
+
+
+def test_a_text_without_any_vector_to_be_found_by_is_refused(worker: Client) -> None:
+    """An empty text with only a sparse vector could never be found, and is not stored silently."""
+    answer = worker.good({**job("", "rsync"), "vectors": ["sparse"]})
+    (rejected,) = answer["upsert"]["rejected"]
+    assert (rejected["index"], rejected["code"]) == (0, "invalid_vector")
+    assert count(worker) == 1
+
+
+def test_a_job_without_a_collection_uses_the_operators(serve: Serve) -> None:
+    """`QDRANT_COLLECTION` is the collection of every request that names none."""
+    worker = serve(QDRANT_COLLECTION="default")
+    answer = worker.good({"texts": ["a"], "qdrant": {}})
+    assert answer["upsert"]["collection"] == "default"
+    assert worker.good({"operation": "count"}) == {"count": 1}
+    assert len(worker.good({"operation": "search", "queries": ["a"]})["results"][0]["hits"]) == 1
+    assert worker.good({"operation": "delete", "ids": [5]}) == {"deleted": 0}
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"texts": ["a"], "qdrant": {}}, "qdrant.collection"),
+        ({"operation": "search", "queries": ["a"]}, "collection"),
+        ({"operation": "count"}, "collection"),
+        ({"operation": "delete", "ids": [1]}, "collection"),
+    ],
+)
+def test_without_a_default_a_collection_must_be_named(worker: Client, raw: Json, field: str) -> None:
+    """Where the operator has set none, the request must say where."""
+    answer = worker.error(raw, "invalid_request")
+    assert answer["error"].startswith(f"{field} is required")
+    assert "QDRANT_COLLECTION" in answer["error"]
+
+
+def test_only_allowed_collections_are_served(serve: Serve) -> None:
+    """With an allow-list no job can read, write or delete anything else."""
+    worker = serve(QDRANT_COLLECTIONS="notes,papers")
+    worker.good(job("a"))
+    for raw in (
+        {"texts": ["a"], "qdrant": {"collection": "secrets"}},
+        {"operation": "search", "queries": ["a"], "collection": "secrets"},
+        {"operation": "count", "collection": "secrets"},
+        {"operation": "delete", "ids": [1], "collection": "secrets"},
+    ):
+        answer = worker.error(raw, "invalid_request")
+        assert "collection" in answer["error"]
+        assert "papers" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"operation": "search", "queries": ["a"], "collection": NOTES},
+        {"operation": "count", "collection": NOTES},
+        {"operation": "delete", "ids": [1], "collection": NOTES},
+    ],
+)
+def test_a_collection_that_is_not_there_is_not_found(worker: Client, raw: Json) -> None:
+    """Only an ingest makes a collection; everything else says that there is none."""
+    answer = worker.error(raw, "not_found")
+    assert NOTES in answer["error"]
+    assert answer["retryable"] is False
+
+
+def test_a_collection_of_another_model_is_left_as_it_is(worker: Client, store: EdgeStore) -> None:
+    """Vectors of another size are refused with every field that differs, found and wanted; nothing changes."""
+    store.ensure(NOTES, schema_for(8, 4))
+    answer = worker.error(job(*TEXTS), "schema_mismatch")
+    assert answer["details"]["differences"] == [
+        {"field": "dense.size", "found": 8, "wanted": 192},
+        {"field": "colbert.size", "found": 4, "wanted": 192},
+    ]
+    for named in ("dense.size", "colbert.size", "8", "4", "192"):
+        assert named in answer["error"]
+    assert [one["index"] for one in answer["details"]["upsert"]["rejected"]] == [0, 1, 2]
+    assert {one["code"] for one in answer["details"]["upsert"]["rejected"]} == {"schema_mismatch"}
+    assert count(worker) == 0
+
+
+def test_an_answer_that_would_be_too_large_stores_nothing(serve: Serve) -> None:
+    """The size is checked before the first point is stored, so that a failed job has had no effect."""
+    worker = serve(MAX_RESPONSE_MB="0.02")
+    worker.good(job("before"))
+    worker.error({**job("word " * 200), "returnVectors": True}, "response_too_large")
+    assert count(worker) == 1
+    worker.good(job("word " * 200))
+    assert count(worker) == 2
+
+
+@pytest.mark.parametrize("key", ["k", "ü", "\0"])
+def test_an_answer_fits_even_if_every_point_is_refused(serve: Serve, key: str) -> None:
+    """The room kept for the report suffices for the longest refusal, since stored points cannot be taken back."""
+    worker = serve(MAX_RESPONSE_MB="0.02")
+    deep: Any = float("nan")
+    for _ in range(20):
+        deep = {key * 60: deep}
+    texts = [f"text {n}" for n in range(45)]
+    raw = job(*texts, payloads=[{"p": deep}] * 45)
+    worker.error(job(*texts, *texts, payloads=[{"p": deep}] * 90), "response_too_large")
+    answer = worker.good(raw)
+    assert len(answer["upsert"]["rejected"]) == 45
+    assert all(one["message"].startswith("payload.p.") for one in answer["upsert"]["rejected"])
+    assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 20_000
+
+
+@pytest.mark.parametrize("upserts", [None, 0, 1])
+def test_a_store_that_fails_is_accounted_for(serve: Serve, store: EdgeStore, upserts: int | None) -> None:
+    """When the store stops answering, the job may be retried, and it says of every point whether it is stored."""
+    worker = serve(store=FailingStore(store, upserts))
+    texts = [f"text {n}" for n in range(4)]
+    answer = worker.error(job(*texts, payloads=[{"pad": LARGE}] * 4), "store_unavailable")
+    assert answer["retryable"] is True
+    report = answer["details"]["upsert"]
+    assert report["collection"] == NOTES
+    assert report["stored"] + len(report["rejected"]) == 4
+    assert {one["code"] for one in report["rejected"]} == {"store_unavailable"}
+    rejected = [one["index"] for one in report["rejected"]]
+    if upserts:
+        assert 0 < report["stored"] < 4
+        assert rejected == list(range(report["stored"], 4))
+        assert store.count(NOTES) == report["stored"]
+    else:
+        assert rejected == [0, 1, 2, 3]
+
+
+def test_a_retry_after_a_failure_completes_the_job(serve: Serve, store: EdgeStore) -> None:
+    """The same job sent again stores what was missing and doubles nothing."""
+    texts = [f"text {n}" for n in range(4)]
+    raw = job(*texts, payloads=[{"pad": LARGE}] * 4)
+    serve(store=FailingStore(store, 1)).error(raw, "store_unavailable")
+    worker = serve()
+    assert worker.good(raw)["upsert"] == block(4)
+    assert count(worker) == 4
+
+
+def test_a_store_that_cannot_be_opened_does_not_break_embedding(
+    embedder: Embedder, store: EdgeStore, tmp_path: Path
+) -> None:
+    """Where another process owns the directory, jobs that need the store say so, and others are served."""
+    settings = Settings.from_environment({**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge")})
+    worker = Client(Operations(settings, embedder))
+    answer = worker.error(job(*TEXTS), "store_unavailable")
+    assert "QDRANT_PATH" in answer["error"]
+    assert str(tmp_path) not in str(answer)
+    assert [one["index"] for one in answer["details"]["upsert"]["rejected"]] == [0, 1, 2]
+    worker.error({"operation": "count", "collection": NOTES}, "store_unavailable")
+    worker.good({"texts": ["a"]})
+
+
+def test_jobs_at_once_share_a_new_collection(worker: Client) -> None:
+    """Many first jobs make the collection once and all of their points are in it."""
+    answers = worker.together([job(f"text {n}", f"other {n}") for n in range(12)])
+    assert [answer["upsert"] for answer in answers] == [block(2)] * 12
+    assert count(worker) == 24
+
+
+@pytest.fixture
+def poisoned(store: EdgeStore) -> Iterator[Client]:
+    """A worker whose model fails on texts with the word `zebra`."""
+    embedder = spoiling_embedder("zebra")
+    yield Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
+    embedder.close()
+
+
+def test_a_text_that_the_model_cannot_encode_fails_alone(poisoned: Client) -> None:
+    """In an embed its place holds the error, never a gap or NaN, and its neighbours are answered."""
+    first, second, third = poisoned.good({"texts": ["one", "a zebra", "three"]})["results"]
+    assert set(first) == set(third) == {"text", "tokens", "truncated", "dense", "sparse", "colbert"}
+    assert set(second) == {"text", "error", "error_code", "retryable", "details"}
+    assert second["text"] == "a zebra"
+    assert second["error_code"] == "model_failure"
+    assert "dense" in second["error"]
+
+
+def test_a_vector_that_was_not_asked_for_cannot_fail(poisoned: Client) -> None:
+    """A text whose dense vector would be bad still has its sparse one."""
+    (result,) = poisoned.good({"texts": ["a zebra"], "vectors": ["sparse"]})["results"]
+    assert set(result) == {"text", "tokens", "truncated", "sparse"}
+
+
+def test_a_text_that_the_model_cannot_encode_is_not_stored(poisoned: Client) -> None:
+    """It is rejected by index, and the others are stored."""
+    answer = poisoned.good(job("one", "a zebra", "three"))
+    (rejected,) = answer["upsert"]["rejected"]
+    assert (rejected["index"], rejected["code"]) == (1, "model_failure")
+    assert answer["upsert"]["stored"] == 2
+    assert count(poisoned) == 2
+
+
+def test_a_query_that_the_model_cannot_encode_is_named(poisoned: Client) -> None:
+    """A search with such a query fails with its place rather than with hits at random."""
+    poisoned.good(job("one"))
+    raw = {"operation": "search", "collection": NOTES, "queries": ["fine", "zebra"]}
+    assert poisoned.error(raw, "model_failure")["error"].startswith("queries[1]")

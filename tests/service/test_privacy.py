@@ -1,0 +1,189 @@
+"""Whatever comes in, an answer goes out, and neither it nor the log tells what it should not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedder.embedder import Embedder
+from embedder.vectors import Outputs
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import schema_for
+from service.operations import Operations
+from service.requests import DeleteRequest, EmbedRequest, QdrantTarget, SearchRequest
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, Client, Json, assert_error
+from tests.service.conftest import Serve
+from tests.service.doubles import FailingStore
+
+PRIVATE = "the private words of a user, which stay here: " + "lorem ipsum " * 6
+"""Longer than anything that a message quotes."""
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=8)
+    | st.sampled_from([PRIVATE, "", "\ud800", "dense", "colbert", "notes", "base64", 2**64, 10**400])
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+)
+REQUESTS = (EmbedRequest, SearchRequest, DeleteRequest)
+FIELDS = sorted({str(field.alias) for kind in REQUESTS for field in kind.model_fields.values()} - {"operation"})
+TARGET = sorted({str(field.alias) for field in QdrantTarget.model_fields.values()} - {"collection"})
+OPERATIONS = ["embed", "search", "count", "delete", "score", ""]
+
+# Mostly sound requests with a few fields replaced by anything: arbitrary JSON alone hardly passes the first check.
+sound_texts = st.lists(st.text(max_size=6) | st.just(PRIVATE), min_size=1, max_size=3)
+requests = st.fixed_dictionaries(
+    {"operation": st.sampled_from(OPERATIONS)},
+    optional={
+        **dict.fromkeys(FIELDS, values),
+        "texts": sound_texts | values,
+        "queries": sound_texts | values,
+        "collection": st.just("notes") | values,
+        "qdrant": st.fixed_dictionaries(
+            {"collection": st.just("notes") | values}, optional=dict.fromkeys(TARGET, values)
+        )
+        | values,
+        "filter": st.fixed_dictionaries({}, optional=dict.fromkeys(["must", "should", "must_not"], values)) | values,
+    },
+)
+some_requests = st.builds(
+    lambda kind, fields: {**kind, **fields},
+    st.sampled_from(
+        [
+            {"texts": ["a", PRIVATE]},
+            {"texts": ["a", PRIVATE], "qdrant": {"collection": "notes"}},
+            {"operation": "search", "queries": [PRIVATE], "collection": "notes"},
+            {"operation": "count", "collection": "notes"},
+            {"operation": "delete", "collection": "notes", "ids": [1]},
+        ]
+    ),
+    st.dictionaries(st.sampled_from(FIELDS), values, max_size=2),
+)
+
+
+@pytest.fixture(scope="module")
+def hardened(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """A worker with a store that holds a little, for any number of examples."""
+    store = EdgeStore(tmp_path_factory.mktemp("hardened"))
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
+    worker.good({"texts": ["one", "two"], "qdrant": {"collection": "notes", "ids": [1, 2]}})
+    return worker
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(raw=some_requests | requests | values)
+def test_any_input_has_an_answer_that_can_be_sent(hardened: Client, raw: Any) -> None:
+    """Results or an error, always strict JSON, never an exception, and no message quotes a user's text."""
+    answer = hardened(raw)
+    if "error" in answer:
+        assert_error(answer)
+        assert answer["error_code"] != "internal"
+        assert PRIVATE not in json.dumps(answer)
+        assert "Traceback" not in answer["error"]
+    else:
+        assert {"results", "count", "deleted"} & set(answer)
+    for rejected in answer.get("upsert", {}).get("rejected", []):
+        assert PRIVATE not in rejected["message"]
+
+
+def jobs(*, text: str) -> list[Json]:
+    """Jobs of every kind with this text in every place where a text can stand, sound ones and others."""
+    target = {"collection": "notes", "ids": [text], "payloads": [{"note": text}]}
+    search = {"operation": "search", "collection": "notes", "queries": [text]}
+    matching = {"must": [{"key": "note", "match": {"value": text}}]}
+    return [
+        {"texts": [text]},
+        {"texts": [text], "isPassage": text},
+        {"texts": [text, 1]},
+        {"texts": text},
+        {"texts": [text + "\ud800"]},
+        {"texts": [text], "encoding": text},
+        {"texts": [text], "operation": text},
+        {"texts": [text], "vectors": [text]},
+        {"texts": [text], "qdrant": text},
+        {"texts": [text], "qdrant": {"collection": text}},
+        {"texts": [text], "qdrant": {**target, "mode": text}},
+        {"texts": [text], "qdrant": {**target, "ids": [text, text]}},
+        {"texts": [text], "qdrant": target},
+        {"texts": [text], "qdrant": {**target, "payloads": [{"note": text, "text": text}]}},
+        {"texts": [text], "qdrant": {**target, "payloads": [{"note": [text, float("nan")]}]}},
+        {"texts": [text], "qdrant": {**target, "payloads": [{"note": text + "\ud800"}]}},
+        {"texts": [text, text], "qdrant": {"collection": "notes", "ids": [text] * 2, "payloads": [{}, {"a": text}]}},
+        {"texts": [text], "qdrant": {"collection": "other"}},
+        search,
+        {**search, "queries": [text, None]},
+        {**search, "collection": "absent"},
+        {**search, "filter": matching},
+        {**search, "filter": {"must": [{"key": "note", "match": {"value": text, "text": text}}]}},
+        {**search, "filter": {"must": [text]}},
+        {**search, "filter": {"must": [{"key": text, "match": {"value": 1}}]}},
+        {**search, "filter": {"must": [{"key": "note", "range": {"gt": text}}]}},
+        {**search, "filter": {"must": [{"has_id": [text]}]}},
+        {"operation": "count", "collection": "notes", "filter": matching},
+        {"operation": "delete", "collection": "notes", "ids": [text]},
+    ]
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_no_log_and_no_error_tells_a_text_a_path_or_a_key(
+    serve: Serve, store: EdgeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, level: str
+) -> None:
+    """A text is in the answer's own results and hits, and nowhere else, however a job ends."""
+    key = "k3y-0123456789"
+    variables = {"QDRANT_PATH": str(tmp_path), "QDRANT_API_KEY": key, "API_KEY": key, "LOG_LEVEL": level}
+    store.ensure("other", schema_for(8, 8))
+    with caplog.at_level(level):
+        for worker in (
+            serve(**variables),
+            serve(store=FailingStore(store, None), **variables),
+            serve(MAX_RESPONSE_MB="0.001", **variables),
+        ):
+            for raw in jobs(text=PRIVATE):
+                answer = worker(raw)
+                told = json.dumps({name: answer[name] for name in answer.keys() - {"results"}})
+                for private in (PRIVATE, PRIVATE[:40], key, str(tmp_path), "Traceback"):
+                    assert private not in told
+    assert caplog.records
+    for record in caplog.records:
+        line = record.getMessage() + str(record.exc_info or "")
+        for private in (PRIVATE[:20], key, str(tmp_path)):
+            assert private not in line
+
+
+class _Broken:
+    """An embedder with a defect whose message quotes the text: what no test can rule out for real code."""
+
+    max_length = 512
+    hidden_size = colbert_size = 192
+    label = "broken"
+
+    async def embed(self, texts: list[str], outputs: Outputs, **options: Any) -> list[Any]:
+        """Fail."""
+        raise LookupError(texts[0])
+
+
+def test_a_defect_is_an_error_of_one_job_that_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The caller reads `internal`, the log where it happened, and neither what was in the exception."""
+    broken: Any = _Broken()
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), broken))
+    answer = worker.error({"texts": [PRIVATE]}, "internal")
+    assert answer["retryable"] is False
+    assert "LookupError" in answer["error"]
+    assert PRIVATE[:20] not in str(answer)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "embed" in record.getMessage()
+    assert "test_privacy.py" in record.getMessage()
+    assert record.exc_info is None
+    assert PRIVATE[:20] not in caplog.text
