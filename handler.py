@@ -1,0 +1,51 @@
+"""The RunPod adapter: a job in, a dict out. `python handler.py` serves the queue.
+
+Nothing heavy is imported here: the model loads on the first job, or before the first poll when this
+file is the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.operations import Operations
+
+_building = threading.Lock()
+_operations: Operations | None = None
+
+
+async def handler(job: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one RunPod job, `{"id", "input"}`; works in any event loop, any number at once.
+
+    Returns:
+        What the operation in `job["input"]` answers, or `{"error", "error_code", "retryable", "details"}`.
+
+    Raises:
+        ConfigurationError: the settings cannot work; only on the first call.
+        asyncio.CancelledError: the job was cancelled; its queued texts are dropped.
+    """
+    operations = await asyncio.to_thread(build) if _operations is None else _operations
+    return await operations.answer(job.get("input"))
+
+
+def build() -> Operations:
+    """The operations over one loaded model: built by the first call, the same object ever after. Blocking."""
+    global _operations  # noqa: PLW0603 - one model per process is what this module is for
+    with _building:
+        operations = _operations
+        if operations is None:
+            from service.operations import Operations
+            from service.settings import Settings
+
+            operations = _operations = Operations.build(Settings.from_environment())
+        return operations
+
+
+if __name__ == "__main__":
+    from service.worker import serve
+
+    sys.exit(serve(handler, build))

@@ -1,0 +1,288 @@
+"""`python handler.py`: the program under the real RunPod SDK, against a job queue on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.embedder import Embedder
+from service.operations import Operations
+from service.settings import Settings
+from tests.embedder.oracle import TOLERANCE
+from tests.loopback import JobQueue, Worker
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
+PATIENCE = 60.0
+"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+
+PRIVATE = "the private words of a user"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A worker that polls a queue.
+
+    Attributes:
+        before_first_poll: what it had written when it first asked for a job.
+        early: a job that was queued before the worker was started.
+    """
+
+    queue: JobQueue
+    worker: Worker
+    before_first_poll: str
+    early: str
+
+    def run(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """What the worker posts for one job."""
+        posted = self.queue.result(self.queue.submit(raw), PATIENCE)
+        assert isinstance(posted, dict)
+        return posted
+
+    def answer(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The output of a job that must not fail."""
+        posted = self.run(raw)
+        assert set(posted) == {"output"}, posted
+        answer: dict[str, Any] = posted["output"]
+        return answer
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A worker with the default concurrency, a limit of 1 MB and a store of its own."""
+    path = tmp_path_factory.mktemp("worker") / "store"
+    settings = {**SETTINGS, "MAX_RESPONSE_MB": "1", "QDRANT_PATH": str(path)}
+    with JobQueue() as queue:
+        early = queue.submit({"texts": ["queued before the worker was there"], "vectors": ["sparse"]})
+        with Worker(queue, cwd=ROOT, env=settings) as worker:
+            worker.wait_for_first_poll(PATIENCE)
+            yield Served(queue, worker, worker.output, early)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[dict[str, Worker]]:
+    """Runs that end by themselves, all started at once: most of their time is loading libraries."""
+    good = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})
+    bad = json.dumps({"input": {"texts": ["hello"], "batchSize": -1}})
+    with ExitStack() as stack:
+        queue = stack.enter_context(JobQueue())
+        started = {
+            "good job": Worker(None, cwd=ROOT, args=["--test_input", good], env=SETTINGS),
+            "bad job": Worker(None, cwd=ROOT, args=["--test_input", bad], env=SETTINGS),
+            "no lanes": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0"}),
+            "no device": Worker(queue, cwd=ROOT, env={**SETTINGS, "GPU_DEVICE": "cuda:7"}),
+        }
+        yield {name: stack.enter_context(worker) for name, worker in started.items()}
+        assert not queue.polls
+
+
+@pytest.fixture(scope="module")
+def direct() -> Iterator[Operations]:
+    """The same operations in this process."""
+    settings = Settings.from_environment(SETTINGS)
+    operations = Operations(settings, Embedder.load(settings.model_options))
+    yield operations
+    operations.close()
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Two answers hold the same texts and vectors, to rounding."""
+    assert (one["usage"], one["model"]) == (other["usage"], other["model"])
+    for a, b in zip(one["results"], other["results"], strict=True):
+        assert a.keys() == b.keys()
+        assert a["text"] == b["text"]
+        assert a["sparse"]["indices"] == b["sparse"]["indices"]
+        for mine, yours in ((a["dense"], b["dense"]), (a["colbert"], b["colbert"])):
+            assert np.abs(np.array(mine) - np.array(yours)).max() <= TOLERANCE
+        assert a["sparse"]["values"] == pytest.approx(b["sparse"]["values"], abs=TOLERANCE)
+
+
+def test_the_model_is_ready_before_the_first_poll(served: Served) -> None:
+    """A worker that still loads takes no job, and one that was queued before it came is answered."""
+    assert "model ready" in served.before_first_poll
+    assert "output" in served.queue.result(served.early, PATIENCE)
+
+
+def test_the_original_request_over_the_queue(served: Served, direct: Operations) -> None:
+    """A client of the first version gets the answer it knows, posted once, as `output`."""
+    raw = {"texts": ["What is BGE M3?", ""], "isPassage": False, "batchSize": 0}
+    answer = served.answer(raw)
+    assert_same(answer, asyncio.run(direct.answer(raw)))
+    assert set(answer["results"][0]) >= {"text", "dense", "sparse", "colbert"}
+
+
+def test_many_jobs_at_once_are_each_answered_once(served: Served, direct: Operations) -> None:
+    """Every job of a burst gets exactly one answer, its own, whatever the limits of concurrency are."""
+    inputs: list[dict[str, Any]] = [
+        {"texts": [f"job {n}", f"text {n} of the burst"], "isPassage": n % 2 == 0} for n in range(32)
+    ]
+    jobs = served.queue.submit_many(inputs)
+    posted = [served.queue.result(job, PATIENCE) for job in jobs]
+    for raw, one in zip(inputs, posted, strict=True):
+        assert_same(one["output"], asyncio.run(direct.answer(raw)))
+    counted = [post.id for post in served.queue.posts]
+    assert all(counted.count(job) == 1 for job in jobs)
+
+
+def test_a_job_that_is_wrong_fails_with_a_message(served: Served) -> None:
+    """The platform marks the job as failed by a string under `error`; code and details travel beside it."""
+    posted = served.run({"texts": [PRIVATE], "isPassage": "maybe"})
+    assert posted["error"] == "isPassage must be a boolean, got a string"
+    assert posted["output"]["error_code"] == "invalid_request"
+    assert posted["output"]["retryable"] is False
+    assert posted["output"]["details"]["errors"][0]["field"] == "isPassage"
+
+
+def test_an_answer_that_the_queue_would_drop_is_an_error(served: Served) -> None:
+    """Too large an answer arrives as an error that says what to do, and the next job is served."""
+    posted = served.run({"texts": ["word " * 500]})
+    assert posted["output"]["error_code"] == "response_too_large"
+    assert "MAX_RESPONSE_MB" in posted["error"]
+    assert not served.queue.refused
+    served.answer({"texts": ["word " * 500], "vectors": ["dense"]})
+
+
+def test_ingest_and_search_over_the_queue(served: Served) -> None:
+    """Jobs store and find again, in a store that the worker opens when it is first needed."""
+    stored = served.answer(
+        {
+            "texts": ["rsync copies only what changed.", "PostgreSQL is a relational database."],
+            "isPassage": True,
+            "qdrant": {"collection": "notes", "ids": ["rsync", 7], "payloads": [{"kind": "tool"}, {"kind": "server"}]},
+        }
+    )
+    assert stored["upsert"] == {"collection": "notes", "stored": 2, "skipped": 0, "rejected": []}
+    search = {"operation": "search", "collection": "notes", "queries": ["relational database"], "rerank": "colbert"}
+    hits = served.answer(search)["results"][0]["hits"]
+    assert [hit["id"] for hit in hits] == [7, stored["results"][0]["id"]]
+    assert hits[0]["payload"] == {"kind": "server", "text": "PostgreSQL is a relational database."}
+    assert served.answer({"operation": "count", "collection": "notes"}) == {"count": 2}
+    assert served.answer({"operation": "delete", "collection": "notes", "ids": ["rsync"]}) == {"deleted": 1}
+    assert served.run({"operation": "count", "collection": "absent"})["output"]["error_code"] == "not_found"
+
+
+def test_a_cancelled_job_leaves_the_worker_serving(served: Served) -> None:
+    """Jobs that are withdrawn, waiting or running, cost nobody else an answer."""
+    jobs = served.queue.submit_many([{"texts": [f"passage {n} " * 40] * 20, "vectors": ["dense"]} for n in range(24)])
+    for job in jobs[4:20]:
+        served.queue.cancel(job)
+    for job in [*jobs[:4], *jobs[20:]]:
+        assert len(served.queue.result(job, PATIENCE)["output"]["results"]) == 20
+    assert served.answer({"texts": ["after"], "vectors": ["dense"]})["results"][0]["text"] == "after"
+
+
+def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
+    """Whatever the SDK and the worker log about good and bad jobs, a user's text is not in it."""
+    served.answer({"texts": [PRIVATE]})
+    served.answer({"texts": [PRIVATE], "qdrant": {"collection": "private", "payloads": [{"note": PRIVATE}]}})
+    served.answer({"operation": "search", "collection": "private", "queries": [PRIVATE]})
+    served.run({"texts": [PRIVATE], "encoding": PRIVATE})
+    assert "ingested 1 texts: 1 stored" in served.worker.output
+    assert PRIVATE not in served.worker.output
+    assert "Traceback" not in served.worker.output
+
+
+@pytest.mark.parametrize(("run", "named"), [("no lanes", "MAX_MODELS"), ("no device", "GPU_DEVICE")])
+def test_settings_that_cannot_work_refuse_to_start(programs: dict[str, Worker], run: str, named: str) -> None:
+    """The program ends with status 2 and one line that names the setting, and has asked for no job."""
+    assert programs[run].wait(PATIENCE) == 2
+    (line,) = programs[run].output.splitlines()
+    assert line.startswith("refusing to start: ")
+    assert named in line
+
+
+def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
+    """`--test_input` runs one job and ends with status 0."""
+    assert programs["good job"].wait(PATIENCE) == 0
+    assert "'text': 'hello'" in programs["good job"].output
+
+
+def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:
+    """`--test_input` ends with status 1 if the job fails, and shows its message."""
+    assert programs["bad job"].wait(PATIENCE) == 1
+    assert "batchSize must be at least 0, got -1" in programs["bad job"].output
+    assert "Traceback" not in programs["bad job"].output
+
+
+def test_the_local_api_answers_jobs() -> None:
+    """`--rp_serve_api` answers POST /runsync, with an error as an error, and stops on SIGTERM."""
+    port = free_port()
+    arguments = ["--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port)]
+    with Worker(None, cwd=ROOT, args=arguments, env=SETTINGS) as worker:
+        good = post(worker, port, {"input": {"texts": ["hello"], "vectors": ["dense"]}})
+        assert good["status"] == "COMPLETED"
+        assert good["output"]["results"][0]["text"] == "hello"
+        bad = post(worker, port, {"input": {"texts": []}})
+        assert bad["status"] == "FAILED"
+        assert bad["error"] == "texts must have at least 1 item, got 0"
+        worker.terminate()
+        assert worker.wait(PATIENCE) in {0, -15}
+        assert "Traceback" not in worker.output
+
+
+def test_an_idle_worker_leaves_on_sigterm(served: Served) -> None:
+    """The platform's signal ends it with status 0 and without a trace of an error; it is this file's last use of it."""
+    served.answer({"texts": ["still there"], "vectors": ["dense"]})
+    served.worker.terminate()
+    assert served.worker.wait(PATIENCE) == 0
+    assert "Traceback" not in served.worker.output
+
+
+def test_sigterm_while_loading_stops_at_once() -> None:
+    """A worker that is no longer wanted before it is ready leaves without a trace of an error."""
+    with JobQueue() as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
+        deadline = time.monotonic() + PATIENCE
+        while not _handles_sigterm(worker.pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert "Traceback" not in worker.output
+
+
+def _handles_sigterm(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM, as the kernel tells it."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> 14 & 1)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def post(worker: Worker, port: int, job: dict[str, Any]) -> dict[str, Any]:
+    """The local API's answer to a job, once the API listens."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/runsync",
+        data=json.dumps(job).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with opener.open(request, timeout=PATIENCE) as answer:
+                body: dict[str, Any] = json.load(answer)
+                return body
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the API does not listen: {worker.output[-2000:]}") from error
+            time.sleep(0.05)
