@@ -1,0 +1,159 @@
+"""The main job on the bundled corpus: embed, store, ask. Run with `make demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import corpus
+from embedder.errors import ConfigurationError
+from service.operations import Operations
+from service.settings import Settings
+
+COLLECTION = "demo"
+ASKED = ("q01", "q10", "q19", "q36", "q42", "q50", "q56")
+"""Questions whose hits are shown; all of them are scored."""
+SHOWN = 3
+DEPTH = 10
+JOB = 16
+"""Passages per job: enough to fill a batch, few enough for the bar to move."""
+
+
+class Demo:
+    """Runs the steps and keeps how long each took."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> None:
+        """All steps, in the order in which a user would take them."""
+        with self._step("load the model"), self._console.status("loading the model"):
+            operations = Operations.build(self._settings)
+        try:
+            self._console.print(f"Model  [bold]{operations.model_label}[/]")
+            self._console.print(f"Store  [bold]{operations.store_label}[/], collection '{COLLECTION}'\n")
+            asyncio.run(self._ingest_and_ask(operations))
+        finally:
+            operations.close()
+        self._report()
+
+    async def _ingest_and_ask(self, operations: Operations) -> None:
+        passages, questions = corpus.passages(), corpus.questions()
+        with self._step(f"ingest {len(passages)} passages"):
+            await self._ingest(operations, passages)
+        with self._step(f"answer {len(questions)} questions"):
+            answer = await _run(
+                operations,
+                {
+                    "operation": "search",
+                    "collection": COLLECTION,
+                    "queries": [question.query for question in questions],
+                    "rerank": "colbert",
+                    "limit": DEPTH,
+                },
+            )
+        for question, result in zip(questions, answer["results"], strict=True):
+            if question.id in ASKED:
+                self._show(question, result["hits"])
+        self._score(questions, [result["hits"] for result in answer["results"]])
+
+    async def _ingest(self, operations: Operations, passages: Sequence[corpus.Passage]) -> None:
+        columns = (TextColumn("Ingesting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console) as progress:
+            bar = progress.add_task("", total=len(passages))
+            for start in range(0, len(passages), JOB):
+                part = passages[start : start + JOB]
+                answer = await _run(
+                    operations,
+                    {
+                        "texts": [passage.text for passage in part],
+                        "isPassage": True,
+                        "qdrant": {
+                            "collection": COLLECTION,
+                            "ids": [passage.id for passage in part],
+                            "payloads": [
+                                {"title": passage.title, "topic": passage.topic, "language": passage.language}
+                                for passage in part
+                            ],
+                        },
+                    },
+                )
+                if answer["upsert"]["rejected"]:
+                    raise RuntimeError(f"a passage was refused: {answer['upsert']['rejected'][0]}")
+                progress.advance(bar, len(part))
+
+    def _show(self, question: corpus.Question, hits: Sequence[dict[str, Any]]) -> None:
+        table = Table(box=None, show_header=False, padding=(0, 1), expand=True)
+        table.add_column(justify="right", width=2)
+        table.add_column(justify="right", width=6)
+        table.add_column(ratio=1)
+        for rank, hit in enumerate(hits[:SHOWN], start=1):
+            right = hit["payload"]["id"] in question.answers
+            title = Text(hit["payload"]["title"], style="bold green" if right else "bold")
+            title.append("  ✓ right answer" if right else "", style="green")
+            title.append(f"\n{_shortened(hit['payload']['text'])}", style="not bold default")
+            table.add_row(f"{rank}", f"{hit['score']:.2f}", title)
+        self._console.print(Text(f"? {question.query}", style="bold cyan"), Text(f"  ({question.kind})", style="dim"))
+        self._console.print(table)
+        self._console.print()
+
+    def _score(self, questions: Sequence[corpus.Question], hits: Sequence[Sequence[dict[str, Any]]]) -> None:
+        ranks = []
+        for question, one in zip(questions, hits, strict=True):
+            found = [rank for rank, hit in enumerate(one, start=1) if hit["payload"]["id"] in question.answers]
+            ranks.append(found[0] if found else None)
+        self._console.print(
+            f"Right answer first: [bold]{sum(rank == 1 for rank in ranks)}[/] of {len(ranks)} questions, "
+            f"in the top {SHOWN}: [bold]{sum(rank is not None and rank <= SHOWN for rank in ranks)}[/], "
+            f"in the top {DEPTH}: [bold]{sum(rank is not None for rank in ranks)}[/].\n"
+            "Scores are MaxSim: the sum, over the query's tokens, of the best match in the passage.\n"
+        )
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - started
+
+    def _report(self) -> None:
+        table = Table("step", "seconds", title="Time", title_justify="left", title_style="bold")
+        table.columns[1].justify = "right"
+        for name, seconds in self._seconds.items():
+            table.add_row(name, f"{seconds:.2f}")
+        self._console.print(table)
+
+
+async def _run(operations: Operations, job: dict[str, Any]) -> dict[str, Any]:
+    answer = await operations.answer(job)
+    if "error" in answer:
+        raise RuntimeError(f"{answer['error_code']}: {answer['error']}")
+    return answer
+
+
+def _shortened(text: str, width: int = 110) -> str:
+    return text if len(text) <= width else text[: width - 1].rsplit(" ", 1)[0] + "…"
+
+
+def main() -> int:
+    """Run the demo on the settings of the environment."""
+    try:
+        Demo(Settings.from_environment(), Console(highlight=False)).run()
+    except (ConfigurationError, RuntimeError) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - a program's own message
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""`python -m service.demo`: the main job on the bundled corpus, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import corpus
+from qdrant_sink.edge import EdgeStore
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The demo in a process of its own, with its store at `path`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
+    settings = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "QDRANT_PATH": str(path), "TOKEN_BUDGET": "4096"}
+    settings["COLUMNS"] = "100"  # of the terminal
+    return subprocess.run(
+        [sys.executable, "-m", "service.demo"],
+        cwd=ROOT,
+        env={**clean, **settings, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_demo_finds_right_answers_and_can_be_repeated(tmp_path: Path) -> None:
+    """It names model and store, shows hits and times, mostly finds the right passage, and never doubles a point."""
+    store = tmp_path / "store"
+    for _ in range(2):
+        done = run(store)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    shown = done.stdout
+    assert re.search(r"Model +mini \(packed, ", shown)
+    assert re.search(r"Store +Qdrant Edge", shown)
+    found = re.search(r"Right answer first: (\d+) of (\d+) questions", shown)
+    assert found is not None
+    assert int(found[2]) == len(corpus.questions())
+    assert int(found[1]) > len(corpus.questions()) / 2
+    for step in ("load the model", "ingest", "answer"):
+        assert re.search(rf"{step}.* \d+\.\d\d", shown)
+    kept = EdgeStore(store)
+    assert kept.count("demo") == len(corpus.passages()) == 179
+    kept.close()
+
+
+def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
+    """With settings that cannot work it ends with one line, not with a traceback."""
+    done = run(tmp_path / "store", MAX_MODELS="0")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "MAX_MODELS" in done.stderr
+    assert not done.stdout
