@@ -1,7 +1,6 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
 # make test    the tests;  make check   lint, format and types
-# make pins    resolve the ranges of pyproject.toml anew into requirements*.txt
 
 VENV ?= .venv
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -10,15 +9,16 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check format pins clean
+.PHONY: setup demo test check format clean
 
 setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; set PYTHON=..."; exit 1; }
 	@$(PYTHON) -c "$(FITS)" || { echo "$(PYTHON) is not Python 3.11 or 3.12; set PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Setting up $(VENV) with $(PYTHON) and the pinned dependencies: a few minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 demo: $(READY)

@@ -106,13 +106,14 @@ class Demo:
             table.add_row(f"{rank}", f"{hit['score']:.2f}", title)
         self._console.print(Text(f"? {question.query}", style="bold cyan"), Text(f"  ({question.kind})", style="dim"))
         self._console.print(table)
+        best = _rank(question, hits)
+        if best is None or best > SHOWN:
+            where = f"at rank {best}" if best else f"not in the top {DEPTH}"
+            self._console.print(Text(f"   right answer {where}", style="yellow"))
         self._console.print()
 
     def _score(self, questions: Sequence[corpus.Question], hits: Sequence[Sequence[dict[str, Any]]]) -> None:
-        ranks = []
-        for question, one in zip(questions, hits, strict=True):
-            found = [rank for rank, hit in enumerate(one, start=1) if hit["payload"]["id"] in question.answers]
-            ranks.append(found[0] if found else None)
+        ranks = [_rank(question, one) for question, one in zip(questions, hits, strict=True)]
         self._console.print(
             f"Right answer first: [bold]{sum(rank == 1 for rank in ranks)}[/] of {len(ranks)} questions, "
             f"in the top {SHOWN}: [bold]{sum(rank is not None and rank <= SHOWN for rank in ranks)}[/], "
@@ -139,6 +140,12 @@ async def _run(operations: Operations, job: dict[str, Any]) -> dict[str, Any]:
     if "error" in answer:
         raise RuntimeError(f"{answer['error_code']}: {answer['error']}")
     return answer
+
+
+def _rank(question: corpus.Question, hits: Sequence[dict[str, Any]]) -> int | None:
+    """Where the first right answer stands, from 1; None if it is not among the hits."""
+    right = (rank for rank, hit in enumerate(hits, start=1) if hit["payload"]["id"] in question.answers)
+    return next(right, None)
 
 
 def _shortened(text: str, width: int = 110) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from embedder.errors import ConfigurationError
 from service.concurrency import Concurrency
+from service.intake import Intake
 from service.operations import Operations
 from service.settings import Settings
 
@@ -44,6 +45,7 @@ def serve(handler: Handler, build: Callable[[], Operations]) -> int:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARNING" if settings.log_level in ("WARNING", "ERROR") else "INFO")
 
     import runpod
+    from runpod.serverless.modules.worker_state import JobsProgress
 
     concurrency = Concurrency(
         settings.min_concurrency,
@@ -52,12 +54,15 @@ def serve(handler: Handler, build: Callable[[], Operations]) -> int:
         scale_down=settings.scale_down_threshold,
     )
 
+    intake = Intake(concurrency.intake, lambda: {job.id for job in JobsProgress()})
+
     async def limited(job: dict[str, Any]) -> dict[str, Any]:
+        intake.begin(job.get("id", ""))
         async with concurrency.slot():
             return await handler(job)
 
     try:
-        runpod.serverless.start({"handler": limited, "concurrency_modifier": lambda _current: concurrency.intake})
+        runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
     finally:
         operations.close()
     return 0

@@ -251,6 +251,24 @@ def test_sigterm_while_loading_stops_at_once() -> None:
         assert "Traceback" not in worker.output
 
 
+def test_jobs_delivered_while_stopping_are_answered() -> None:
+    """SIGTERM loses nothing: not the jobs under way, not those that the open poll delivers afterwards."""
+    with JobQueue(hold=3) as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
+        worker.wait_for_first_poll(PATIENCE)
+        before = queue.submit_many([{"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(3)])
+        for job in before:
+            queue.result(job, PATIENCE)
+        polls = len(queue.polls)
+        queue.until(lambda: len(queue.polls) > polls, PATIENCE, "another poll")
+        worker.terminate()
+        time.sleep(0.3)  # the signal arrives while the poll is open; then the poll brings jobs
+        late = queue.submit_many([{"texts": [f"late {n}"], "vectors": ["dense"]} for n in range(3)])
+        answers = [queue.result(job, PATIENCE) for job in late]
+        assert worker.wait(PATIENCE) == 0
+    assert all("output" in answer for answer in answers)
+    assert "Traceback" not in worker.output
+
+
 def _handles_sigterm(pid: int) -> bool:
     """Whether the process has a handler for SIGTERM, as the kernel tells it."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
