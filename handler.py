@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from service.operations import Operations
+    from service.settings import Settings
 
 _building = threading.Lock()
 _operations: Operations | None = None
@@ -32,8 +33,12 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     return await operations.answer(job.get("input"))
 
 
-def build() -> Operations:
-    """The operations over one loaded model: built by the first call, the same object ever after. Blocking."""
+def build(settings: Settings | None = None) -> Operations:
+    """The operations over one loaded model: built by the first call, the same object ever after. Blocking.
+
+    Args:
+        settings: for the first call; None reads the environment.
+    """
     global _operations  # noqa: PLW0603 - one model per process is what this module is for
     with _building:
         operations = _operations
@@ -41,7 +46,7 @@ def build() -> Operations:
             from service.operations import Operations
             from service.settings import Settings
 
-            operations = _operations = Operations.build(Settings.from_environment())
+            operations = _operations = Operations.build(settings or Settings.from_environment())
         return operations
 
 

@@ -99,6 +99,7 @@ class EdgeStore:
         with self._guard:
             self._check_open()
             if not (self._root / collection / _CONFIG).exists():
+                self._open.pop(collection, None)  # its directory was removed from under it
                 self._create(collection, schema)
             found = self._load(collection).found
         verify(collection, schema, found)

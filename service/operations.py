@@ -18,7 +18,6 @@ from embedder.errors import (
     Internal,
     InvalidRequest,
     ModelFailure,
-    NotFound,
     StoreUnavailable,
     WorkerError,
     whereabouts,
@@ -26,11 +25,11 @@ from embedder.errors import (
 from embedder.pool import Result
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
-from qdrant_sink.points import Draft, PointId, is_derived, payload_for, point_id, text_id
-from qdrant_sink.schema import CollectionSchema, schema_for
-from qdrant_sink.search import Search
+from qdrant_sink.points import PointId, point_id
+from qdrant_sink.schema import schema_for
+from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
-from qdrant_sink.writer import Rejection, UpsertReport, write
+from service.ingest import Destination, Ingest
 from service.requests import (
     CountRequest,
     DeleteRequest,
@@ -46,6 +45,12 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+EMBED_REMEDY = (
+    'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
+)
+INGEST_REMEDY = "send fewer texts, or includeText false"
+SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false or withPayload false"
 
 STORE_CALLS = 8
 """Calls to the store at once."""
@@ -67,8 +72,8 @@ class Operations:
         self._opening = threading.Lock()
         # Its own threads: calls that wait for a sick server must not keep queries from being tokenized.
         self._store_calls = ThreadPoolExecutor(max_workers=STORE_CALLS, thread_name_prefix="store")
-        self._ensured: set[str] = set()
         self._schema = schema_for(embedder.hidden_size, embedder.colbert_size)
+        self._ingest = Ingest(self._opened, self._schema)
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
@@ -97,7 +102,7 @@ class Operations:
 
     async def run(self, raw: object) -> Json:
         """As `answer`, but raises the `WorkerError`."""
-        match parse(raw, self._limits):
+        match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
                 return await self.ingest(request, request.qdrant)
             case EmbedRequest() as request:
@@ -115,14 +120,18 @@ class Operations:
         return await asyncio.to_thread(self._embed_answer, request, results)
 
     async def ingest(self, request: EmbedRequest, target: QdrantTarget) -> Json:
-        """Texts to vectors to points. What the request alone decides is checked before the model runs."""
+        """Texts to vectors to points. All that can be refused without the model is refused before it runs."""
         collection = self._collection(target.collection, "qdrant.collection")
-        ids, payloads = _ids_and_payloads(request.texts, target, collection)
+        destination = await asyncio.to_thread(Destination.of, request.texts, target, collection)
+        if not request.wants_vectors:
+            outline: list[Result] = [Embedding(None, None, None, tokens=99_999, truncated=False)] * len(request.texts)
+            await asyncio.to_thread(self._embed_answer, request, outline, destination.ids)
+        await self._blocking(lambda: self._ingest.prepare(destination))
         started = time.perf_counter()
         results = await self._embedded(request)
         embedded = time.perf_counter()
-        answer = await asyncio.to_thread(self._embed_answer, request, results, ids)
-        report = await self._blocking(lambda: self._write(collection, results, ids, payloads, target))
+        answer = await asyncio.to_thread(self._embed_answer, request, results, destination.ids)
+        report = await self._blocking(lambda: self._ingest.store(destination, results))
         answer["upsert"] = upsert_json(collection, report)
         log.info(
             "ingested %d texts: %d stored, %d rejected; embedded in %.2f s, stored in %.2f s",
@@ -144,8 +153,7 @@ class Operations:
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
         hits = await self._blocking(lambda: self._opened().query(collection, searches))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        answer = search_answer(hits, model=self._model, tokens=tokens)
-        return await asyncio.to_thread(check_size, answer, self._settings.max_response_bytes)
+        return await asyncio.to_thread(self._search_answer, hits, tokens)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
@@ -214,7 +222,12 @@ class Operations:
         self, request: EmbedRequest, results: Sequence[Result], ids: Sequence[PointId] | None = None
     ) -> Json:
         answer = embed_answer(request, results, model=self._model, ids=ids)
-        return check_size(answer, self._settings.max_response_bytes, points=len(ids or ()))
+        remedy = EMBED_REMEDY if request.wants_vectors else INGEST_REMEDY
+        return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=len(ids or ()))
+
+    def _search_answer(self, hits: Sequence[Sequence[Hit]], tokens: int) -> Json:
+        answer = search_answer(hits, model=self._model, tokens=tokens)
+        return check_size(answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
 
     def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
         if isinstance(result, ModelFailure):
@@ -243,60 +256,6 @@ class Operations:
             raise ModelFailure(f"queries[{index}]: {proven.message}")
         return proven
 
-    def _write(
-        self,
-        collection: str,
-        results: Sequence[Result],
-        ids: Sequence[PointId],
-        payloads: Sequence[Json],
-        target: QdrantTarget,
-    ) -> UpsertReport:
-        """Store what the model produced. Blocking.
-
-        Raises:
-            StoreError: nothing more can be stored; `details["upsert"]` accounts for every point.
-        """
-        failed = [
-            Rejection(index, result.code, result.message)
-            for index, result in enumerate(results)
-            if isinstance(result, ModelFailure)
-        ]
-        drafts = [
-            Draft(index, ids[index], payloads[index], result)
-            for index, result in enumerate(results)
-            if isinstance(result, Embedding)
-        ]
-        insert_only = target.mode == "insertOnly"
-        try:
-            report = self._written(collection, drafts, self._schema, insert_only=insert_only)
-        except WorkerError as error:
-            lost = [Rejection(draft.index, error.code, error.message) for draft in drafts]
-            report = _merged(UpsertReport(len(drafts), 0, 0, tuple(lost)), failed)
-            raise type(error)(
-                error.message, details={**error.details, "upsert": upsert_json(collection, report)}
-            ) from error
-        report = _merged(report, failed)
-        unavailable = [one for one in report.rejected if one.code == StoreUnavailable.code]
-        if unavailable:
-            raise StoreUnavailable(
-                f"{len(unavailable)} of {report.submitted} points were not acknowledged: {unavailable[0].message}",
-                details={"upsert": upsert_json(collection, report)},
-            )
-        return report
-
-    def _written(
-        self, collection: str, drafts: Sequence[Draft], schema: CollectionSchema, *, insert_only: bool
-    ) -> UpsertReport:
-        store = self._opened()
-        if collection not in self._ensured:
-            store.ensure(collection, schema)
-            self._ensured.add(collection)
-        report = write(store, collection, drafts, schema, insert_only=insert_only)
-        if any(one.code == NotFound.code for one in report.rejected):
-            # Someone deleted the collection since it was ensured: have it made again by the next job.
-            self._ensured.discard(collection)
-        return report
-
     def _opened(self) -> Store:
         with self._opening:
             if self._store is None:
@@ -317,33 +276,3 @@ def open_store(settings: Settings) -> Store:
     from qdrant_sink.edge import EdgeStore
 
     return EdgeStore(Path(settings.qdrant_path))
-
-
-def _ids_and_payloads(texts: Sequence[str], target: QdrantTarget, collection: str) -> tuple[list[PointId], list[Json]]:
-    """One id and one complete payload per text.
-
-    Raises:
-        InvalidRequest: a caller's key collides with one that the worker writes.
-    """
-    ids: list[PointId] = []
-    payloads: list[Json] = []
-    for index, text in enumerate(texts):
-        written: Json = {target.text_key: text}
-        if target.ids is None:
-            ids.append(text_id(text, collection))
-        else:
-            raw = target.ids[index]
-            ids.append(point_id(raw, collection, field=f"qdrant.ids[{index}]"))
-            if is_derived(raw):
-                if target.text_key == "id":
-                    raise InvalidRequest("qdrant.textKey: 'id' is taken by the caller's own ids; choose another key")
-                written["id"] = raw
-        given = target.payloads[index] if target.payloads is not None else {}
-        payloads.append(payload_for(given, written, field=f"qdrant.payloads[{index}]"))
-    return ids, payloads
-
-
-def _merged(report: UpsertReport, failed: Sequence[Rejection]) -> UpsertReport:
-    """The report with the texts that never became a point."""
-    rejected = sorted([*report.rejected, *failed], key=lambda one: one.index)
-    return UpsertReport(report.submitted + len(failed), report.stored, report.skipped, tuple(rejected))

@@ -31,6 +31,9 @@ from service.settings import COLLECTION_NAME
 
 U64 = 2**64
 
+MOST_HITS = 1_000_000
+"""Of one search job, before they are cut to pages: what a worker can hold beside the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -185,6 +188,11 @@ class SearchRequest(_Wire):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
+        if len(self.queries) * (self.limit + self.offset) > MOST_HITS:
+            raise ValueError(
+                f"limit: queries x (limit + offset) must be at most {MOST_HITS}, "
+                f"got {len(self.queries)} x {self.limit + self.offset}"
+            )
         if self.weights is not None:
             if self.fusion != "rrf":
                 raise ValueError(f"weights: belong to fusion rrf, not {self.fusion}")

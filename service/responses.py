@@ -96,12 +96,13 @@ def error_answer(error: WorkerError) -> Json:
     }
 
 
-def check_size(answer: Json, limit: int, *, points: int = 0) -> Json:
+def check_size(answer: Json, limit: int, *, remedy: str, points: int = 0) -> Json:
     """The answer itself, if its JSON is within the limit.
 
     Args:
         answer: JSON values only.
         limit: bytes.
+        remedy: what the caller can do about it.
         points: how many points an upsert will still report on.
 
     Raises:
@@ -115,8 +116,7 @@ def check_size(answer: Json, limit: int, *, points: int = 0) -> Json:
         size = len(json.dumps(answer, ensure_ascii=False).encode()) + reserve
     if size > limit:
         raise ResponseTooLarge(
-            f"the answer has {size} bytes, the limit is {limit} (MAX_RESPONSE_MB); send fewer texts, ask for fewer "
-            'vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16',
+            f"the answer has {size} bytes, the limit is {limit} (MAX_RESPONSE_MB); {remedy}",
             details={"bytes": size, "limit": limit},
         )
     return answer

@@ -14,8 +14,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from embedder.checkpoint import DEFAULT_MODEL
 from embedder.embedder import ModelOptions
@@ -37,10 +45,10 @@ def _names(value: object) -> object:
     return names
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What the operator decides. An empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     model_id: str = DEFAULT_MODEL
     model_revision: str | None = None
@@ -65,7 +73,7 @@ class Settings(BaseSettings):
     qdrant_path: str = "./qdrant_data"
     qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
     qdrant_collections: Annotated[
-        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], NoDecode, BeforeValidator(_names)
+        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_names)
     ] = ()
 
     max_response_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
@@ -96,7 +104,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"MIN_CONCURRENCY={self.min_concurrency} is above MAX_CONCURRENCY={self.max_concurrency}; lower it"
             )
-        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _is_private(self.qdrant_url):
+        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _keeps_a_key_safe(self.qdrant_url):
             raise ValueError("QDRANT_API_KEY would travel unencrypted: QDRANT_URL is plain http; use https")
         if (
             self.qdrant_collection is not None
@@ -155,24 +163,12 @@ class Settings(BaseSettings):
         """`MAX_RESPONSE_MB` in bytes, a megabyte being 10^6."""
         return int(self.max_response_mb * 1_000_000)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is the library's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What `from_environment` hands over and nothing else: neither a dotenv file nor other variables."""
-        return (init_settings,)
-
 
 def _lowered(environment: Mapping[str, str]) -> dict[str, str]:
     return {key.lower(): value for key, value in environment.items() if value != ""}
 
 
-def _is_private(url: str) -> bool:
+def _keeps_a_key_safe(url: str) -> bool:
     """Whether a key sent there stays encrypted or on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":

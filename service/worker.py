@@ -19,8 +19,10 @@ Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 log = logging.getLogger(__name__)
 
+_SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
-def serve(handler: Handler, build: Callable[[], Operations]) -> int:
+
+def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
     """Run the SDK's worker until it is told to stop.
 
     Args:
@@ -37,12 +39,12 @@ def serve(handler: Handler, build: Callable[[], Operations]) -> int:
         configure_logging(settings.log_level)
         if settings.port is not None:
             log.warning("PORT is set, but this program serves the RunPod queue and opens no HTTP port")
-        operations = build()
+        operations = build(settings)
     except ConfigurationError as error:
         print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
         return 2
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARNING" if settings.log_level in ("WARNING", "ERROR") else "INFO")
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", _SDK_LEVELS[settings.log_level])
 
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress

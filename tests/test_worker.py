@@ -37,13 +37,13 @@ class Served:
 
     Attributes:
         before_first_poll: what it had written when it first asked for a job.
-        early: a job that was queued before the worker was started.
+        early: two jobs that were queued before the worker was started: many passages, then a short query.
     """
 
     queue: JobQueue
     worker: Worker
     before_first_poll: str
-    early: str
+    early: list[str]
 
     def run(self, raw: dict[str, Any]) -> dict[str, Any]:
         """What the worker posts for one job."""
@@ -65,7 +65,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("worker") / "store"
     settings = {**SETTINGS, "MAX_RESPONSE_MB": "1", "QDRANT_PATH": str(path)}
     with JobQueue() as queue:
-        early = queue.submit({"texts": ["queued before the worker was there"], "vectors": ["sparse"]})
+        early = queue.submit_many(
+            [
+                {"texts": ["a passage that takes a while " * 60] * 24, "isPassage": True, "vectors": ["sparse"]},
+                {"texts": ["a query"], "vectors": ["sparse"]},
+            ]
+        )
         with Worker(queue, cwd=ROOT, env=settings) as worker:
             worker.wait_for_first_poll(PATIENCE)
             yield Served(queue, worker, worker.output, early)
@@ -110,9 +115,17 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def test_the_model_is_ready_before_the_first_poll(served: Served) -> None:
-    """A worker that still loads takes no job, and one that was queued before it came is answered."""
+    """A worker that still loads takes no job, and those that were queued before it came are answered."""
     assert "model ready" in served.before_first_poll
-    assert "output" in served.queue.result(served.early, PATIENCE)
+    for job in served.early:
+        assert "output" in served.queue.result(job, PATIENCE)
+
+
+def test_the_first_jobs_are_handled_one_at_a_time(served: Served) -> None:
+    """`MIN_CONCURRENCY` is 1: until requests come fast, a job waits for the one before it, even a quick one."""
+    for job in served.early:
+        served.queue.result(job, PATIENCE)
+    assert [post.id for post in served.queue.posts][:2] == served.early
 
 
 def test_the_original_request_over_the_queue(served: Served, direct: Operations) -> None:
@@ -207,6 +220,7 @@ def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     """`--test_input` runs one job and ends with status 0."""
     assert programs["good job"].wait(PATIENCE) == 0
     assert "'text': 'hello'" in programs["good job"].output
+    assert "DEBUG" not in programs["good job"].output  # the SDK's default level, at which it logs requests and answers
 
 
 def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:
@@ -248,6 +262,8 @@ def test_sigterm_while_loading_stops_at_once() -> None:
             time.sleep(0.005)
         worker.terminate()
         assert worker.wait(PATIENCE) == 0
+        assert not queue.polls
+        assert "model ready" not in worker.output
         assert "Traceback" not in worker.output
 
 

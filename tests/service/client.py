@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,9 @@ CODES: Final = frozenset(
     }
 )
 """All values of `error_code`, as the README lists them."""
+
+PATIENCE: Final = 30.0
+"""Seconds after which a test that hangs fails. Nothing is measured by it."""
 
 Json = dict[str, Any]
 
@@ -80,6 +83,13 @@ def unpacked(block: Mapping[str, Any]) -> NDArray[Any]:
     """The array of a `{"shape", "dtype", "data"}` block, read as the README says: little-endian, row by row."""
     little_endian = {"float32": "<f4", "float16": "<f2"}[block["dtype"]]
     return np.frombuffer(base64.b64decode(block["data"]), dtype=little_endian).reshape(block["shape"])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other threads bring about; a test that hangs fails."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - no thread of the code under test would set an event of ours
+            await asyncio.sleep(0.001)
 
 
 def assert_error(answer: Json) -> None:

@@ -15,6 +15,7 @@ from service.operations import Operations
 from service.settings import Settings
 from tests.embedder.oracle import Oracle
 from tests.service.client import ENVIRONMENT, Client
+from tests.service.doubles import Watched
 
 Serve = Callable[..., Client]
 """`serve(store=..., NAME="value")`: operations over the session's model, with these settings."""
@@ -40,6 +41,14 @@ def store(tmp_path: Path) -> Iterator[EdgeStore]:
     opened = EdgeStore(tmp_path / "edge")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def watched() -> Iterator[Watched]:
+    """A model that tells its batches and fails on texts with the word `zebra`."""
+    loaded = Watched.loaded()
+    yield loaded
+    loaded.embedder.close()
 
 
 @pytest.fixture

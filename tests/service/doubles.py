@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
 
 import numpy as np
 
@@ -14,10 +18,12 @@ from embedder.errors import StoreUnavailable
 from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
 from embedder.vectors import Outputs
+from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Filter, Store
+from tests.service.client import PATIENCE
 
 
 class FailingStore:
@@ -67,8 +73,29 @@ class FailingStore:
         self._store.close()
 
 
-class SpoilingEngine:
-    """The packed engine on `mini`, except that texts with a certain token get a dense vector of NaN."""
+class WatchedStore(EdgeStore):
+    """Qdrant Edge that remembers what it was asked, and answers searches only while its gate is open."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.searches: list[Search] = []
+        self.gate = Event()
+        self.gate.set()
+
+    def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+        """See `Store.query`."""
+        self.searches += searches
+        self.gate.wait(PATIENCE)
+        return super().query(collection, searches)
+
+
+class WatchedEngine:
+    """The packed engine on `mini`, which remembers its batches and works only while its gate is open.
+
+    Args:
+        tokenizer: of `mini`.
+        poison: a word; texts with it get a dense vector of NaN.
+    """
 
     name = "packed"
     device = "cpu"
@@ -80,21 +107,37 @@ class SpoilingEngine:
         self.hidden_size = self._engine.hidden_size
         self.colbert_size = self._engine.colbert_size
         self.max_length = self._engine.max_length
+        self.batches: list[list[int]] = []
+        """Of every batch, the tokens of its texts."""
+        self.gate = Event()
+        self.gate.set()
 
     def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
         """See `Engine.encode`."""
+        self.batches.append(batch.lengths.tolist())
+        self.gate.wait(PATIENCE)
         encoded = self._engine.encode(batch, outputs)
         if encoded.dense is None:
             return encoded
         dense = np.array(encoded.dense)
-        for text, (start, end) in enumerate(zip(batch.offsets, batch.offsets[1:], strict=False)):
+        for text, (start, end) in enumerate(pairwise(batch.offsets)):
             if self._poison in batch.ids[start:end]:
                 dense[text] = np.nan
         return EncodedBatch(dense, encoded.sparse, encoded.colbert)
 
 
-def spoiling_embedder(poison: str) -> Embedder:
-    """An embedder over a `SpoilingEngine`."""
-    tokenizer = Tokenizer(MINI)
-    engine = SpoilingEngine(tokenizer, poison)
-    return Embedder(tokenizer, [engine], ModelPool([engine], lanes=1, token_budget=4096, queue_tokens=100_000))
+@dataclass(frozen=True)
+class Watched:
+    """An embedder over a `WatchedEngine`, and what is inside it."""
+
+    engine: WatchedEngine
+    pool: ModelPool
+    embedder: Embedder
+
+    @classmethod
+    def loaded(cls, *, poison: str = "zebra") -> Watched:
+        """One lane, and a budget of 4096 tokens."""
+        tokenizer = Tokenizer(MINI)
+        engine = WatchedEngine(tokenizer, poison)
+        pool = ModelPool([engine], lanes=1, token_budget=4096, queue_tokens=100_000)
+        return cls(engine, pool, Embedder(tokenizer, [engine], pool))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.concurrency import Concurrency
+from tests.service.client import PATIENCE
 
 
 @dataclass
@@ -44,7 +45,7 @@ def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test's coroutine; a test that hangs fails."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await body()
 
     asyncio.run(bounded())

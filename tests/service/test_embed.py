@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from embedder.vectors import Embedding
 from service.operations import Operations
 from service.settings import Settings
 from tests.embedder.oracle import NEGLIGIBLE, TOLERANCE, Oracle
-from tests.service.client import ENVIRONMENT, Client, Json, unpacked
+from tests.service.client import ENVIRONMENT, Client, Json, unpacked, until
 from tests.service.conftest import Serve
+from tests.service.doubles import Watched
 
 TEXTS = (
     "Copy only the changed parts of files to another machine.",
@@ -103,11 +105,9 @@ def test_only_the_vectors_that_were_asked_for(worker: Client, kinds: list[str], 
 
 def test_texts_need_not_come_back(worker: Client) -> None:
     """`includeText: false` leaves the texts out and nothing else."""
-    with_text = worker.good({"texts": ["a", "b"]})
-    without = worker.good({"texts": ["a", "b"], "includeText": False})
-    assert [{**result, "text": text} for result, text in zip(without["results"], "ab", strict=True)] == with_text[
-        "results"
-    ]
+    answer = worker.good({"texts": ["a", "b"], "includeText": False})
+    for result in answer["results"]:
+        assert set(result) == {"tokens", "truncated", *KINDS}
 
 
 def test_vectors_need_not_come_back(worker: Client) -> None:
@@ -162,6 +162,57 @@ def test_batch_size_changes_no_number(worker: Client) -> None:
     whole = worker.good({"texts": list(TEXTS), "batchSize": 0})
     for size in (1, 3):
         assert_same_results(worker.good({"texts": list(TEXTS), "batchSize": size}), whole)
+
+
+def test_batch_size_bounds_the_texts_of_a_job_in_a_batch(watched: Watched) -> None:
+    """0 leaves the batches to the budget, here one for all; n puts at most n texts into one."""
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
+    for size, batches in ((0, [5]), (1, [1] * 5), (2, [2, 2, 1]), (9, [5])):
+        watched.engine.batches.clear()
+        worker.good({"texts": list("abcde"), "batchSize": size})
+        assert [len(batch) for batch in watched.engine.batches] == batches
+
+
+def test_queries_do_not_wait_for_passages(watched: Watched) -> None:
+    """A query that comes while passages are embedded is in the next batch, before the passages that still wait."""
+    operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder)
+    watched.engine.batches.clear()
+
+    async def body() -> None:
+        watched.engine.gate.clear()
+        passages = {"texts": ["a passage of some length"] * 6, "isPassage": True, "batchSize": 1}
+        long = asyncio.create_task(operations.answer(passages))
+        await until(lambda: len(watched.engine.batches) == 1)
+        waiting = watched.pool.waiting_tokens
+        short = asyncio.create_task(operations.answer({"texts": ["a query"]}))
+        await until(lambda: watched.pool.waiting_tokens > waiting)
+        watched.engine.gate.set()
+        await asyncio.gather(long, short)
+
+    asyncio.run(body())
+    passage, query, *rest = watched.engine.batches
+    assert query != passage
+    assert rest == [passage] * 5
+
+
+def test_a_cancelled_job_leaves_nothing_behind(watched: Watched) -> None:
+    """What still waits of a job that was withdrawn is not computed, and the next job is served."""
+    operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder)
+    watched.engine.batches.clear()
+
+    async def body() -> None:
+        watched.engine.gate.clear()
+        job = asyncio.create_task(operations.answer({"texts": list("abcdef"), "batchSize": 1}))
+        await until(lambda: len(watched.engine.batches) == 1)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        await until(lambda: watched.pool.waiting_tokens == 0)
+        watched.engine.gate.set()
+        assert "results" in await operations.answer({"texts": ["next one"]})
+
+    asyncio.run(body())
+    assert [len(batch) for batch in watched.engine.batches] == [1, 1]
 
 
 def test_jobs_at_once_answer_like_jobs_in_turn(worker: Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
-from tests.service.doubles import FailingStore, spoiling_embedder
+from tests.service.doubles import FailingStore, Watched
 
 NOTES = "notes"
 TEXTS = (
@@ -30,6 +29,12 @@ TEXTS = (
 SURROGATE = "\ud800"
 LARGE = "x" * 1_500_000
 """Three payloads of this size do not fit into one batch to the store."""
+
+
+@pytest.fixture
+def observed(watched: Watched, store: EdgeStore) -> Client:
+    """A worker whose model tells its batches, and fails on texts with the word `zebra`."""
+    return Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
 
 
 def job(*texts: str, **qdrant: Any) -> Json:
@@ -162,11 +167,15 @@ def test_the_text_goes_under_its_key(worker: Client) -> None:
         ({"textKey": "id", "ids": ["a", "b"]}, ["qdrant.textKey", "'id'"]),
     ],
 )
-def test_a_payload_is_never_overwritten_by_the_worker(worker: Client, qdrant: dict[str, Any], named: list[str]) -> None:
-    """A key that both would write refuses the job before anything is stored."""
-    answer = worker.error(job("one", "two", **qdrant), "invalid_request")
+def test_a_payload_is_never_overwritten_by_the_worker(
+    observed: Client, watched: Watched, qdrant: dict[str, Any], named: list[str]
+) -> None:
+    """A key that both would write refuses the job before anything is computed or stored."""
+    watched.engine.batches.clear()
+    answer = observed.error(job("one", "two", **qdrant), "invalid_request")
     assert all(name in answer["error"] for name in named)
-    worker.error({"operation": "count", "collection": NOTES}, "not_found")
+    assert not watched.engine.batches
+    observed.error({"operation": "count", "collection": NOTES}, "not_found")
 
 
 def test_the_key_id_is_the_callers_where_the_worker_does_not_write_it(worker: Client) -> None:
@@ -386,17 +395,9 @@ def test_jobs_at_once_share_a_new_collection(worker: Client) -> None:
     assert count(worker) == 24
 
 
-@pytest.fixture
-def poisoned(store: EdgeStore) -> Iterator[Client]:
-    """A worker whose model fails on texts with the word `zebra`."""
-    embedder = spoiling_embedder("zebra")
-    yield Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
-    embedder.close()
-
-
-def test_a_text_that_the_model_cannot_encode_fails_alone(poisoned: Client) -> None:
+def test_a_text_that_the_model_cannot_encode_fails_alone(observed: Client) -> None:
     """In an embed its place holds the error, never a gap or NaN, and its neighbours are answered."""
-    first, second, third = poisoned.good({"texts": ["one", "a zebra", "three"]})["results"]
+    first, second, third = observed.good({"texts": ["one", "a zebra", "three"]})["results"]
     assert set(first) == set(third) == {"text", "tokens", "truncated", "dense", "sparse", "colbert"}
     assert set(second) == {"text", "error", "error_code", "retryable", "details"}
     assert second["text"] == "a zebra"
@@ -404,23 +405,23 @@ def test_a_text_that_the_model_cannot_encode_fails_alone(poisoned: Client) -> No
     assert "dense" in second["error"]
 
 
-def test_a_vector_that_was_not_asked_for_cannot_fail(poisoned: Client) -> None:
+def test_a_vector_that_was_not_asked_for_cannot_fail(observed: Client) -> None:
     """A text whose dense vector would be bad still has its sparse one."""
-    (result,) = poisoned.good({"texts": ["a zebra"], "vectors": ["sparse"]})["results"]
+    (result,) = observed.good({"texts": ["a zebra"], "vectors": ["sparse"]})["results"]
     assert set(result) == {"text", "tokens", "truncated", "sparse"}
 
 
-def test_a_text_that_the_model_cannot_encode_is_not_stored(poisoned: Client) -> None:
+def test_a_text_that_the_model_cannot_encode_is_not_stored(observed: Client) -> None:
     """It is rejected by index, and the others are stored."""
-    answer = poisoned.good(job("one", "a zebra", "three"))
+    answer = observed.good(job("one", "a zebra", "three"))
     (rejected,) = answer["upsert"]["rejected"]
     assert (rejected["index"], rejected["code"]) == (1, "model_failure")
     assert answer["upsert"]["stored"] == 2
-    assert count(poisoned) == 2
+    assert count(observed) == 2
 
 
-def test_a_query_that_the_model_cannot_encode_is_named(poisoned: Client) -> None:
+def test_a_query_that_the_model_cannot_encode_is_named(observed: Client) -> None:
     """A search with such a query fails with its place rather than with hits at random."""
-    poisoned.good(job("one"))
+    observed.good(job("one"))
     raw = {"operation": "search", "collection": NOTES, "queries": ["fine", "zebra"]}
-    assert poisoned.error(raw, "model_failure")["error"].startswith("queries[1]")
+    assert observed.error(raw, "model_failure")["error"].startswith("queries[1]")

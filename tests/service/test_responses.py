@@ -65,8 +65,8 @@ def test_a_sparse_vector_keeps_every_index_and_weight(weights: dict[int, float])
 def test_no_answer_over_the_limit_passes_and_none_that_fits_is_refused(answer: dict[str, Any], points: int) -> None:
     """The guard never lets through what the queue would drop, and never refuses for an estimate."""
     with pytest.raises(ResponseTooLarge):
-        check_size(answer, sent({"output": answer}) - 1, points=points)
-    assert check_size(answer, sent(answer) + ENVELOPE) is answer
+        check_size(answer, sent({"output": answer}) - 1, points=points, remedy="send less")
+    assert check_size(answer, sent(answer) + ENVELOPE, remedy="send less") is answer
 
 
 @pytest.mark.parametrize("number", [1e-5, 1.5e-7, 5e-324, 1e16, 1.7976931348623157e308, 0.1, 123456789.123])
@@ -74,16 +74,16 @@ def test_numbers_with_exponents_are_counted_as_they_are_sent(number: float) -> N
     """Two encoders write exponents differently; the size is that of the one that sends."""
     answer = {"results": [number] * 10_000}
     with pytest.raises(ResponseTooLarge):
-        check_size(answer, sent({"output": answer}) - 1)
-    check_size(answer, sent(answer) + ENVELOPE)
+        check_size(answer, sent({"output": answer}) - 1, remedy="send less")
+    check_size(answer, sent(answer) + ENVELOPE, remedy="send less")
 
 
 def test_room_is_kept_for_what_an_upsert_will_report() -> None:
     """A job that stores is measured before it stores, so its report must still fit in afterwards."""
     answer: dict[str, Any] = {"results": [{}] * 100}
-    check_size(answer, 10_000)
+    check_size(answer, 10_000, remedy="send less")
     with pytest.raises(ResponseTooLarge):
-        check_size(answer, 10_000, points=100)
+        check_size(answer, 10_000, points=100, remedy="send less")
 
 
 def test_an_error_says_what_it_is_and_whether_to_retry() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,9 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import PointId
 from service.operations import Operations
 from service.settings import Settings
-from tests.service.client import ENVIRONMENT, Client, Json, unpacked
+from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, unpacked, until
 from tests.service.conftest import Serve
-from tests.service.doubles import FailingStore
+from tests.service.doubles import FailingStore, WatchedStore
 from tests.sink.samples import Reference, ranked, rrf
 
 NOTES = "notes"
@@ -215,9 +217,58 @@ def test_hits_carry_what_was_asked_for(library: Library) -> None:
     assert len(full["vectors"]["dense"]) == 192
 
 
-def test_search_parameters_are_taken(library: Library) -> None:
-    """An exact search and a wide one find the same of so few points."""
-    assert library.hits(params={"exact": True}) == library.hits(params={"hnswEf": 500})
+def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) -> None:
+    """Every field of a search reaches the store, whether or not it changes the hits of so few points."""
+    store = WatchedStore(tmp_path / "watched")
+    worker = serve(store=store)
+    worker.good({"texts": ["one", "two"], "qdrant": {"collection": NOTES}})
+    fields: Json = {
+        "limit": 3,
+        "offset": 1,
+        "using": ["sparse", "colbert"],
+        "rrfK": 7,
+        "weights": [2.0, 1.0],
+        "prefetch": 50,
+        "scoreThreshold": 0.001,
+        "filter": {"must_not": [{"has_id": [1]}]},
+        "params": {"hnswEf": 77, "exact": True},
+        "withPayload": False,
+    }
+    worker.good({"operation": "search", "collection": NOTES, "queries": ["one", ""], **fields})
+    assert len(store.searches) == 2
+    for search in store.searches:
+        assert (search.limit, search.offset, search.prefetch) == (3, 1, 50)
+        assert (search.using, search.fusion, search.rrf_k) == (("sparse", "colbert"), "rrf", 7)
+        assert (search.weights, search.rerank) == ((2.0, 1.0), None)
+        assert (search.score_threshold, search.where) == (0.001, fields["filter"])
+        assert (search.hnsw_ef, search.exact) == (77, True)
+        assert (search.with_payload, search.with_vectors) == (False, ())
+        assert search.dense is None
+        assert search.colbert is not None
+    store.close()
+
+
+def test_a_store_that_hangs_does_not_keep_texts_from_being_embedded(serve: Serve, tmp_path: Path) -> None:
+    """However many searches wait for the store, a job that does not need it is answered."""
+    store = WatchedStore(tmp_path / "hanging")
+    worker = serve(store=store)
+    worker.good({"texts": ["one"], "qdrant": {"collection": NOTES}})
+
+    async def body() -> None:
+        store.gate.clear()
+        search = {"operation": "search", "collection": NOTES, "queries": ["one"]}
+        hanging = [asyncio.create_task(worker.operations.answer(search)) for _ in range(40)]
+        await until(lambda: bool(store.searches))
+        async with asyncio.timeout(PATIENCE / 2):
+            embedded = await worker.operations.answer({"texts": ["two"]})
+        assert "results" in embedded
+        assert not any(task.done() for task in hanging)
+        store.gate.set()
+        for answer in await asyncio.gather(*hanging):
+            assert len(answer["results"][0]["hits"]) == 1
+
+    asyncio.run(body())
+    store.close()
 
 
 def test_queries_of_one_job_do_not_touch_each_other(library: Library) -> None:

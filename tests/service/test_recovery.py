@@ -1,0 +1,82 @@
+"""A store that changes or fails under the worker: nothing is computed in vain, nothing is lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import Point
+from service.operations import Operations
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, Client, Json
+from tests.service.conftest import Serve
+from tests.service.doubles import FailingStore, Watched
+
+COUNT: Json = {"operation": "count", "collection": "notes"}
+
+
+def job(*texts: str) -> Json:
+    """Store these texts."""
+    return {"texts": list(texts), "isPassage": True, "qdrant": {"collection": "notes"}}
+
+
+class BrokenStore(EdgeStore):
+    """A store whose upsert raises what no store should."""
+
+    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """See `Store.upsert`."""
+        raise ZeroDivisionError("the words of a user")
+
+
+def test_a_collection_that_someone_removed_is_made_again(worker: Client, store: EdgeStore, tmp_path: Path) -> None:
+    """A worker that has seen a collection does not rely on it: the next job finds it gone and loses no point."""
+    worker.good(job("one", "two"))
+    shutil.rmtree(tmp_path / "edge" / "notes")
+    worker.error(COUNT, "not_found")
+    answer = worker.good(job("three", "four", "five"))
+    assert answer["upsert"] == {"collection": "notes", "stored": 3, "skipped": 0, "rejected": []}
+    assert worker.good(COUNT) == {"count": 3}
+
+
+def test_a_job_that_cannot_be_stored_is_not_embedded(watched: Watched, store: EdgeStore) -> None:
+    """A store that is down is noticed before the model runs, not after."""
+    settings = Settings.from_environment(ENVIRONMENT)
+    worker = Client(Operations(settings, watched.embedder, FailingStore(store, None)))
+    watched.engine.batches.clear()
+    answer = worker.error(job("one", "two"), "store_unavailable")
+    assert watched.engine.batches == []
+    report = answer["details"]["upsert"]
+    assert report["stored"] == 0
+    assert [one["index"] for one in report["rejected"]] == [0, 1]
+
+
+def test_an_answer_that_cannot_fit_is_not_embedded(watched: Watched, store: EdgeStore) -> None:
+    """Where the texts alone are over the limit, the job fails before the model runs and says what to do."""
+    settings = Settings.from_environment({**ENVIRONMENT, "MAX_RESPONSE_MB": "0.01"})
+    worker = Client(Operations(settings, watched.embedder, store))
+    watched.engine.batches.clear()
+    raw = job("word " * 3000)
+    answer = worker.error(raw, "response_too_large")
+    assert watched.engine.batches == []
+    assert "includeText false" in answer["error"]
+    assert worker.good({**raw, "includeText": False})["upsert"]["stored"] == 1
+
+
+def test_a_defect_of_the_store_is_accounted_for(serve: Serve, tmp_path: Path) -> None:
+    """Even an error that nobody foresaw says of every point that it is not known to be stored."""
+    broken = BrokenStore(tmp_path / "broken")
+    answer = serve(store=broken).error(job("one", "two"), "internal")
+    broken.close()
+    assert "words" not in answer["error"]
+    report = answer["details"]["upsert"]
+    assert report["stored"] + len(report["rejected"]) == 2
+
+
+def test_a_search_cannot_ask_for_more_than_a_worker_holds(worker: Client) -> None:
+    """Queries times hits is bounded, and the refusal names both and the bound."""
+    raw = {"operation": "search", "collection": "notes", "queries": ["a"] * 200, "limit": 10_000}
+    message = worker.error(raw, "invalid_request")["error"]
+    assert "200 x 10000" in message
+    assert "1000000" in message
