@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,6 +99,7 @@ class Embedder:
         max_length: int,
         priority: Priority,
         batch_size: int = 0,
+        admit: Callable[[Sequence[int]], None] = lambda _lengths: None,
     ) -> list[Result]:
         """One result per text, in order: its embedding, or why the model could not make one.
 
@@ -110,6 +111,7 @@ class Embedder:
             max_length: tokens, special tokens included; longer texts are cut and say so.
             priority: queries go before passages.
             batch_size: most of these texts in one batch; 0 leaves it to the token budget.
+            admit: called with the tokens of each text before any is queued; what it raises refuses them.
 
         Raises:
             InvalidRequest: the texts are more than the queue can ever hold, or one is no valid Unicode.
@@ -121,6 +123,7 @@ class Embedder:
             encoded = await asyncio.to_thread(self._tokenizer.encode, texts, max_length)
         except UnicodeEncodeError as error:
             raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
+        admit([len(text) for text in encoded])
         return await asyncio.wrap_future(self._pool.submit(encoded, outputs, priority, batch_size=batch_size))
 
     @property

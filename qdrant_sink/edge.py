@@ -104,6 +104,17 @@ class EdgeStore:
             found = self._load(collection).found
         verify(collection, schema, found)
 
+    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+        """Whether the collection is there; raises SchemaMismatch."""
+        check_collection(collection)
+        with self._guard:
+            self._check_open()
+            if not (self._root / collection / _CONFIG).exists():
+                return False
+            found = self._load(collection).found
+        verify(collection, schema, found)
+        return True
+
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points and flush them to disk; raises NotFound, StoreRejected, StoreUnavailable."""
         mode = edge.UpdateMode.InsertOnly if insert_only else edge.UpdateMode.Upsert
@@ -163,11 +174,17 @@ class EdgeStore:
             if self._closed:
                 return
             self._closed = True
+            failed: WorkerError | None = None
             try:
                 for opened in self._open.values():
-                    with opened.lock, _mapped("flush"):
-                        opened.shard.flush()
-                        opened.shard.close()
+                    try:
+                        with opened.lock, _mapped("flush"):
+                            opened.shard.flush()
+                            opened.shard.close()
+                    except WorkerError as error:  # the other collections are closed all the same
+                        failed = error
+                if failed is not None:
+                    raise failed
             finally:
                 self._open.clear()
                 os.close(self._lock_file)

@@ -42,15 +42,23 @@ def check_filter(raw: Any, field: str = "filter") -> None:
 
 
 def matches_all(raw: Mapping[str, Any]) -> bool:
-    """Whether a checked filter has no condition, at any depth, and so would match every point."""
+    """Whether a checked filter says nothing, at any depth, and so would match every point."""
+    should, least = as_list(raw.get("should")), raw.get("min_should")
+    return (
+        all(_always(condition) for condition in as_list(raw.get("must")))
+        and (not should or any(_always(condition) for condition in should))
+        and all(_always(condition) or _never(condition) for condition in as_list(raw.get("must_not")))
+        and (least is None or sum(_always(condition) for condition in least["conditions"]) >= least["min_count"])
+    )
 
-    def empty(condition: Mapping[str, Any]) -> bool:
-        is_filter = not condition or any(key in condition for key in (*_CLAUSES, "min_should"))
-        return is_filter and matches_all(condition)
 
-    if raw.get("min_should") is not None:
-        return False
-    return all(empty(condition) for clause in _CLAUSES for condition in as_list(raw.get(clause)))
+def _always(condition: Mapping[str, Any]) -> bool:
+    is_filter = not condition or any(key in condition for key in (*_CLAUSES, "min_should"))
+    return is_filter and matches_all(condition)
+
+
+def _never(condition: Mapping[str, Any]) -> bool:
+    return condition.get("has_id") == [] or (condition.get("match") or {}).get("any") == []
 
 
 def as_list(clause: Any) -> list[Any]:
@@ -77,6 +85,8 @@ def _filter(raw: Any, at: str, depth: int) -> None:
         for i, condition in enumerate(_list(least["conditions"], f"{at}.conditions")):
             _condition(condition, f"{at}.conditions[{i}]", depth)
         _count(least["min_count"], f"{at}.min_count")
+        if not least["conditions"] or not least["min_count"]:
+            raise InvalidRequest(f"{at}: must have at least 1 condition and a min_count of at least 1")
 
 
 def _condition(raw: Any, at: str, depth: int) -> None:

@@ -31,7 +31,7 @@ UUID_TEXT = re.compile(
     r"(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|[0-9a-f]{32}"
     r"|\{[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\}",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -111,7 +111,7 @@ def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
     if not raw:
         raise InvalidRequest(f"{field}: an id has at least 1 character, got 0")
     if UUID_TEXT.fullmatch(raw):
-        return uuid.UUID(raw)
+        return uuid.UUID(raw.lower())  # its parser knows the prefix in lower case only
     try:
         raw.encode()
     except UnicodeEncodeError as exc:

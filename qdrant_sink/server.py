@@ -105,7 +105,7 @@ class ServerStore:
         prefer_grpc: bool = True,
         grpc_port: int = 6334,
         timeout_s: int = 30,
-        deadline_s: float = 60.0,
+        deadline_s: float = 20.0,
     ) -> None:
         self._new_client = functools.partial(
             QdrantClient,
@@ -136,13 +136,20 @@ class ServerStore:
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection, or verify it; one that another worker creates meanwhile is verified."""
+        if not self.verify(collection, schema):
+            self._create(collection, schema)
+            info = self._call(collection, lambda c: c.client.get_collection(collection))
+            verify(collection, schema, found_schema(info))
+
+    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+        """Whether the collection is there; raises SchemaMismatch."""
         check_collection(collection)
         try:
             info = self._call(collection, lambda c: c.client.get_collection(collection))
         except NotFound:
-            self._create(collection, schema)
-            info = self._call(collection, lambda c: c.client.get_collection(collection))
+            return False
         verify(collection, schema, found_schema(info))
+        return True
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points; returns when they are durable and searchable (wait=True)."""

@@ -46,6 +46,10 @@ class Store(Protocol):
         """Create the collection with this schema, or verify field by field that it has it."""
         ...
 
+    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+        """Whether the collection exists; SchemaMismatch if it does with another schema. Creates nothing."""
+        ...
+
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points, durable on return. With `insert_only`, points that exist stay untouched."""
         ...

@@ -50,7 +50,7 @@ class Concurrency:
 
     @property
     def intake(self) -> int:
-        """The limit to tell the SDK: twice the jobs in flight and one, so that its intake never sleeps."""
+        """The limit to tell the SDK: twice the jobs in flight and one, so that it fetches while they run."""
         return 2 * self._maximum + 1
 
     @property

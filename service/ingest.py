@@ -73,14 +73,23 @@ class Ingest:
         self._schema = schema
         self._ensured: set[str] = set()
 
+    def verify(self, collection: str) -> None:
+        """Check, once per collection, that it has the model's schema if it exists; creates nothing.
+
+        Raises:
+            StoreError: it has another, or the store does not answer.
+        """
+        if collection not in self._ensured and self._opened().verify(collection, self._schema):
+            self._ensured.add(collection)
+
     def prepare(self, destination: Destination) -> None:
-        """Create or verify the collection, so that a job that cannot be stored fails before it is embedded.
+        """As `verify`, so that a job that cannot be stored fails before it is embedded.
 
         Raises:
             StoreError: `details["upsert"]` says that nothing is stored.
         """
         try:
-            self._ensure(destination.collection)
+            self.verify(destination.collection)
         except WorkerError as error:
             raise _accounted(error, destination.collection, _lost(error, range(len(destination.ids)))) from error
 
@@ -121,6 +130,7 @@ class Ingest:
             self._ensured.add(collection)
 
     def _written(self, destination: Destination, drafts: Sequence[Draft]) -> UpsertReport:
+        self._ensure(destination.collection)
         report = self._write(destination, drafts)
         gone = {one.index for one in report.rejected if one.code == NotFound.code}
         if not gone:

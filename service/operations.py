@@ -39,7 +39,16 @@ from service.requests import (
     SearchRequest,
     parse,
 )
-from service.responses import Json, check_size, embed_answer, error_answer, search_answer, upsert_json
+from service.responses import (
+    Json,
+    check_least_size,
+    check_size,
+    embed_answer,
+    error_answer,
+    least_size,
+    search_answer,
+    upsert_json,
+)
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -85,7 +94,10 @@ class Operations:
         Raises:
             ConfigurationError: the settings cannot work on this machine.
         """
-        return cls(settings, Embedder.load(settings.model_options))
+        # A directory that the operator names must work; the default one is made when a job first needs it.
+        named = settings.qdrant_url is None and "qdrant_path" in settings.model_fields_set
+        store = open_store(settings) if named else None
+        return cls(settings, Embedder.load(settings.model_options), store)
 
     async def answer(self, raw: object) -> Json:
         """The answer to a job's input: what it asked for, or the error, as JSON values.
@@ -151,7 +163,7 @@ class Operations:
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
-        hits = await self._blocking(lambda: self._opened().query(collection, searches))
+        hits = await self._blocking(lambda: self._query(collection, searches))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await asyncio.to_thread(self._search_answer, hits, tokens)
 
@@ -216,7 +228,18 @@ class Operations:
             max_length=request.max_length or default,
             priority=Priority.PASSAGE if request.is_passage else Priority.QUERY,
             batch_size=request.batch_size,
+            admit=lambda lengths: self._admit(request, lengths),
         )
+
+    def _admit(self, request: EmbedRequest, lengths: Sequence[int]) -> None:
+        """Refuse, before anything is computed, an answer that is sure to be too large.
+
+        Raises:
+            ResponseTooLarge: the vectors alone are over the limit.
+        """
+        if request.wants_vectors:
+            size = least_size(request, lengths, hidden=self._embedder.hidden_size, colbert=self._embedder.colbert_size)
+            check_least_size(size, self._settings.max_response_bytes, remedy=EMBED_REMEDY)
 
     def _embed_answer(
         self, request: EmbedRequest, results: Sequence[Result], ids: Sequence[PointId] | None = None
@@ -255,6 +278,10 @@ class Operations:
         if isinstance(proven, Refusal):
             raise ModelFailure(f"queries[{index}]: {proven.message}")
         return proven
+
+    def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+        self._ingest.verify(collection)
+        return self._opened().query(collection, searches)
 
     def _opened(self) -> Store:
         with self._opening:

@@ -96,6 +96,35 @@ def error_answer(error: WorkerError) -> Json:
     }
 
 
+def least_size(request: EmbedRequest, lengths: Sequence[int], *, hidden: int, colbert: int) -> int:
+    """Bytes that the dense and ColBERT vectors of an answer take at least.
+
+    Args:
+        request: says which vectors, and how they are written.
+        lengths: tokens per text.
+        hidden: size of a dense vector.
+        colbert: size of a ColBERT row.
+    """
+    numbers = len(lengths) * hidden * ("dense" in request.vectors)
+    numbers += (sum(lengths) - len(lengths)) * colbert * ("colbert" in request.vectors)
+    if request.encoding == "list":
+        return numbers * 4  # "0.1,": no number of a vector is shorter
+    return numbers * (2 if request.dtype == "float16" else 4) * 4 // 3
+
+
+def check_least_size(size: int, limit: int, *, remedy: str) -> None:
+    """Refuse an answer of which `size` bytes are certain.
+
+    Raises:
+        ResponseTooLarge: saying so, and the ways out.
+    """
+    if size > limit:
+        raise ResponseTooLarge(
+            f"the answer would have more than {size} bytes, the limit is {limit} (MAX_RESPONSE_MB); {remedy}",
+            details={"bytes": size, "limit": limit},
+        )
+
+
 def check_size(answer: Json, limit: int, *, remedy: str, points: int = 0) -> Json:
     """The answer itself, if its JSON is within the limit.
 
@@ -110,6 +139,8 @@ def check_size(answer: Json, limit: int, *, remedy: str, points: int = 0) -> Jso
     """
     reserve = points * REPORT_BYTES + 64  # 64: the envelope that the queue puts around it
     compact = orjson.dumps(answer)
+    # The two encoders write some numbers differently, none half as long as the other does.
+    check_least_size(len(compact) // 2 + reserve, limit, remedy=remedy)
     # The queue's encoder puts a space after each comma and colon, and a zero into short exponents.
     size = len(compact) + compact.count(b",") + compact.count(b":") + compact.count(b"e-") + reserve
     if size > limit:  # an upper bound: commas inside texts count too

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 COLLECTION_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 def _names(value: object) -> object:
@@ -55,14 +55,14 @@ class Settings(BaseModel):
     engine: Literal["packed", "flagembedding"] = "packed"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     gpu_device: str | None = None
-    max_models: Positive = 4
+    max_models: Annotated[int, Field(ge=1, le=64)] = 4
 
-    max_concurrency: Positive = 4
-    min_concurrency: Positive = 1
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 4
+    min_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1
     scale_up_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     scale_down_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
-    token_budget: Annotated[int, Field(ge=1)] | None = None
+    token_budget: Positive | None = None
     queue_tokens: Positive = 2_000_000
     max_texts: Positive = 10_000
     query_max_length: Annotated[int, Field(ge=3)] = 512
@@ -76,7 +76,7 @@ class Settings(BaseModel):
         tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_names)
     ] = ()
 
-    max_response_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     api_key: SecretStr | None = None
@@ -85,6 +85,14 @@ class Settings(BaseModel):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("qdrant_api_key", "api_key")
+    @classmethod
+    def _is_header(cls, value: SecretStr | None) -> SecretStr | None:
+        secret = "" if value is None else value.get_secret_value()
+        if not (secret.isascii() and all(character.isprintable() for character in secret)):
+            raise ValueError("must be printable ASCII without line breaks, since it travels in a header")
+        return value
 
     @field_validator("qdrant_url")
     @classmethod
@@ -95,6 +103,8 @@ class Settings(BaseModel):
                 raise ValueError("must look like http://host:6333 or https://host:6333")
             if parts.username or parts.password:
                 raise ValueError("must not carry a user or a password; use QDRANT_API_KEY")
+            if parts.query or parts.fragment:
+                raise ValueError("must not carry a query; use QDRANT_API_KEY for a key")
             _ = parts.port  # raises a ValueError for what is no port
         return value
 

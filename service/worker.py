@@ -44,7 +44,8 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
         print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
         return 2
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", _SDK_LEVELS[settings.log_level])
+    if not os.environ.get("RUNPOD_LOG_LEVEL"):
+        os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
 
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress

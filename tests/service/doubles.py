@@ -45,6 +45,12 @@ class FailingStore:
             raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
         self._store.ensure(collection, schema)
 
+    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+        """See `Store.verify`."""
+        if self._left is None:
+            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
+        return self._store.verify(collection, schema)
+
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""
         if not self._left:

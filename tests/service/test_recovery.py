@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedder.embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
+from qdrant_sink.schema import schema_for
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
@@ -80,3 +82,49 @@ def test_a_search_cannot_ask_for_more_than_a_worker_holds(worker: Client) -> Non
     message = worker.error(raw, "invalid_request")["error"]
     assert "200 x 10000" in message
     assert "1000000" in message
+
+
+def test_a_refused_job_creates_no_collection(serve: Serve) -> None:
+    """What is refused leaves no trace, not even an empty collection."""
+    worker = serve(MAX_RESPONSE_MB="0.02")
+    raw = job(*(f"text {n}" for n in range(20)))
+    worker.error({**raw, "returnVectors": True}, "response_too_large")
+    worker.error(COUNT, "not_found")
+
+
+def test_vectors_that_cannot_fit_are_not_computed(watched: Watched, store: EdgeStore) -> None:
+    """An answer that is sure to be over the limit is refused from the number of tokens alone."""
+    settings = Settings.from_environment({**ENVIRONMENT, "MAX_RESPONSE_MB": "0.1"})
+    worker = Client(Operations(settings, watched.embedder, store))
+    watched.engine.batches.clear()
+    answer = worker.error({"texts": ["a b c d " * 20] * 100, "vectors": ["colbert"]}, "response_too_large")
+    assert watched.engine.batches == []
+    assert answer["details"]["limit"] == 100_000
+    assert "base64" in answer["error"]
+
+
+def test_a_collection_of_another_model_cannot_be_searched(worker: Client, store: EdgeStore) -> None:
+    """Not even by its sparse vectors, whose ids would mean other tokens."""
+    store.ensure("notes", schema_for(8, 8))
+    raw = {"operation": "search", "collection": "notes", "queries": ["a"], "using": ["sparse"]}
+    message = worker.error(raw, "schema_mismatch")["error"]
+    assert "192" in message
+    assert "8" in message
+
+
+def test_a_batch_holds_no_more_texts_of_a_job_than_it_asks_for(watched: Watched, store: EdgeStore) -> None:
+    """`batchSize` reaches the pool: no batch has more of the job's texts than that."""
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    watched.engine.batches.clear()
+    worker.good({"texts": [f"text {n}" for n in range(7)], "batchSize": 3})
+    assert sorted(len(batch) for batch in watched.engine.batches) == [1, 3, 3]
+
+
+def test_a_local_model_is_named_without_its_path(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """Where the operator keeps a checkpoint is nobody else's business."""
+    model = tmp_path / "somebody" / "my-model"
+    model.mkdir(parents=True)
+    settings = Settings.from_environment({**ENVIRONMENT, "MODEL_ID": str(model)})
+    operations = Operations(settings, embedder, store)
+    assert Client(operations).good({"texts": ["a"]})["model"] == "my-model"
+    assert "somebody" not in operations.model_label

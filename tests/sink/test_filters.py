@@ -197,6 +197,11 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     ({"must": [{"nested": {"key": "a"}}]}, r"nested: filter is missing"),
     ({"min_should": {"conditions": []}}, r"^filter\.min_should: min_count is missing"),
+    ({"min_should": {"conditions": [], "min_count": 0}}, r"^filter\.min_should: must have at least 1 condition"),
+    (
+        {"min_should": {"conditions": [{"has_id": [1]}], "min_count": 0}},
+        r"^filter\.min_should: .*min_count of at least 1",
+    ),
 ]
 
 
@@ -235,6 +240,10 @@ def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:
         {"must": []},
         {"must": [{"should": []}]},
         {"must": {"must_not": [{}]}},
+        {"must_not": [{"has_id": []}]},
+        {"should": [{"must": []}, {"key": "parity", "match": {"value": 1}}]},
+        {"min_should": {"conditions": [{}], "min_count": 1}},
+        {"must": [{"min_should": {"conditions": [{}, {"has_id": [7]}], "min_count": 1}}]},
     ]
     store.ensure(collection, SCHEMA)
     write(store, collection, [draft(0)], SCHEMA)
