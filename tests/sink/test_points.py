@@ -34,7 +34,7 @@ def test_json_numbers_stay_the_ids_they_are() -> None:
     assert not is_derived(7)
 
 
-@pytest.mark.parametrize("text", [str(SOME), SOME.hex, SOME.urn, f"{{{SOME}}}", str(SOME).upper()])
+@pytest.mark.parametrize("text", [str(SOME), SOME.hex, SOME.urn, f"{{{SOME}}}", str(SOME).upper(), SOME.urn.upper()])
 def test_every_uuid_form_of_qdrant_is_that_uuid(edge_store: EdgeStore, text: str) -> None:
     """Hyphens, plain digits, urn and braces name the same point, here and in the engine."""
     assert point_id(text, "docs") == SOME
