@@ -49,7 +49,7 @@ from qdrant_sink.store import Filter, check_collection
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S: Final = 5
 """For the first answer of the gRPC port."""
@@ -299,7 +299,7 @@ class ServerStore:
             if exc.code() in _NO_GRPC:
                 if not self._rest_answers(collection):
                     raise _FaultError(fault_of(exc, collection)) from exc
-                _log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
+                log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
                 return _Connection(self._new_client(prefer_grpc=False), over_grpc=False)
         except RAISED_BY_CLIENT as exc:  # it answers, if only to ask for patience
             raise _FaultError(fault_of(exc, collection)) from exc
@@ -335,4 +335,4 @@ def _pause(state: tenacity.RetryCallState) -> float:
 def _report(state: tenacity.RetryCallState) -> None:
     fault = _fault(state)
     if fault is not None:
-        _log.warning("%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep)
+        log.warning("%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep)
