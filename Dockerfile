@@ -9,8 +9,8 @@ ENV PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 RUN useradd --create-home --uid 1000 worker \
-    && mkdir -p /app /models /data \
-    && chown worker:worker /app /models /data
+    && mkdir -p /app /models \
+    && chown worker:worker /app /models
 WORKDIR /app
 
 COPY requirements.txt ./
@@ -31,5 +31,4 @@ RUN if [ -n "$BAKE_MODEL" ]; then \
         python -c "import sys; from embedder.checkpoint import locate; locate(sys.argv[1])" "$BAKE_MODEL"; \
     fi
 
-ENV QDRANT_PATH=/data/qdrant
 CMD ["python", "handler.py"]

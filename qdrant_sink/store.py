@@ -25,12 +25,13 @@ from qdrant_sink.search import Hit, Search
 Filter = Mapping[str, Any]
 """A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
 
-_COLLECTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+COLLECTION_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+"""Of a collection in every store: it can be a directory, and a part of a URL."""
 
 
 def check_collection(name: str) -> None:
     """Raise `InvalidRequest` unless `name` can be that of a collection in every store."""
-    if not _COLLECTION.fullmatch(name):
+    if not re.fullmatch(COLLECTION_NAME, name):
         raise InvalidRequest(f"collection: 1 to 128 of A-Z a-z 0-9 _ . - not starting with . or -, got {len(name)}")
 
 

@@ -98,6 +98,7 @@ class Ingest:
 
         Raises:
             StoreError: the store gave out; `details["upsert"]` accounts for every text.
+            Internal: the store raised what no store should; likewise.
         """
         drafts = [
             Draft(index, destination.ids[index], destination.payloads[index], result)

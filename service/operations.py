@@ -97,7 +97,12 @@ class Operations:
         # A directory that the operator names must work; the default one is made when a job first needs it.
         named = settings.qdrant_url is None and "qdrant_path" in settings.model_fields_set
         store = open_store(settings) if named else None
-        return cls(settings, Embedder.load(settings.model_options), store)
+        try:
+            return cls(settings, Embedder.load(settings.model_options), store)
+        except BaseException:
+            if store is not None:
+                store.close()  # its directory must be free for the next try
+            raise
 
     async def answer(self, raw: object) -> Json:
         """The answer to a job's input: what it asked for, or the error, as JSON values.

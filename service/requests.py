@@ -27,9 +27,8 @@ from pydantic_core import ErrorDetails
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.filters import check_filter
-from service.settings import COLLECTION_NAME
-
-U64 = 2**64
+from qdrant_sink.points import MAX_INTEGER_ID
+from qdrant_sink.store import COLLECTION_NAME
 
 MOST_HITS = 1_000_000
 """Of one search job, before they are cut to pages: what a worker can hold beside the model."""
@@ -74,7 +73,7 @@ def _valid_ids(ids: list[Any]) -> list[int | str]:
             raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
                 f"[{index}] must be an integer or a string, got {_kind(one)}"
             )
-        elif not 0 <= one < U64:
+        elif not 0 <= one <= MAX_INTEGER_ID:
             raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {_shown(one)}")
     return ids
 

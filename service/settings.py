@@ -28,10 +28,9 @@ from pydantic import (
 from embedder.checkpoint import DEFAULT_MODEL
 from embedder.embedder import ModelOptions
 from embedder.errors import ConfigurationError
+from qdrant_sink.store import COLLECTION_NAME
 
 log = logging.getLogger(__name__)
-
-COLLECTION_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 

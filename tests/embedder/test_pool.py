@@ -304,6 +304,17 @@ def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
     assert failures(without) == []
 
 
+def test_a_result_does_not_keep_its_batch_in_memory() -> None:
+    """Holding one text's vectors holds those alone, not the arrays of everything that rode with it."""
+    with pool_of(CountingEngine()) as pool:
+        [one, _] = done(submit(pool, [5, 6]))
+    assert isinstance(one, Embedding)
+    assert one.dense is not None
+    assert one.dense.base is None
+    assert one.colbert is not None
+    assert one.colbert.base is None
+
+
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_an_engine_that_returns_too_little_hangs_nobody(lanes: int) -> None:
     """A defective engine gives errors, not callers that wait forever, and the pool works on."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from embedder.vectors import Embedding
+from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
 from tests.embedder.oracle import NEGLIGIBLE, TOLERANCE, Oracle
@@ -173,9 +174,12 @@ def test_batch_size_bounds_the_texts_of_a_job_in_a_batch(watched: Watched) -> No
         assert [len(batch) for batch in watched.engine.batches] == batches
 
 
-def test_queries_do_not_wait_for_passages(watched: Watched) -> None:
+@pytest.mark.parametrize(
+    "quick", [{"texts": ["a query"]}, {"operation": "search", "collection": "none", "queries": ["a query"]}]
+)
+def test_queries_do_not_wait_for_passages(watched: Watched, store: EdgeStore, quick: Json) -> None:
     """A query that comes while passages are embedded is in the next batch, before the passages that still wait."""
-    operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder)
+    operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store)
     watched.engine.batches.clear()
 
     async def body() -> None:
@@ -184,7 +188,7 @@ def test_queries_do_not_wait_for_passages(watched: Watched) -> None:
         long = asyncio.create_task(operations.answer(passages))
         await until(lambda: len(watched.engine.batches) == 1)
         waiting = watched.pool.waiting_tokens
-        short = asyncio.create_task(operations.answer({"texts": ["a query"]}))
+        short = asyncio.create_task(operations.answer(quick))
         await until(lambda: watched.pool.waiting_tokens > waiting)
         watched.engine.gate.set()
         await asyncio.gather(long, short)
