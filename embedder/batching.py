@@ -3,7 +3,8 @@
 Rules, in the order in which they apply:
 
 1. Queries go before passages, and a batch never mixes the two: a query that rides with passages
-   waits for all of them.
+   waits for all of them. But passages that one batch of queries has passed over come next, so that a
+   stream of queries without end starves nobody; they give way to queries while they run.
 2. Jobs of one priority take turns text by text, and the job that opened a batch goes to the back of
    the line, so a small job is not stuck behind a large one and no job starves.
 3. A batch holds at most `budget` tokens, except that a longer text goes alone.
@@ -59,12 +60,17 @@ class BatchQueue(Generic[JobKey]):
     """The texts that wait for a forward pass, and how many tokens they hold. Not thread-safe."""
 
     tokens: int = field(default=0, init=False)
+    _passed_over: bool = field(default=False, init=False)
     _lines: dict[Priority, deque[_Line[JobKey]]] = field(
         default_factory=lambda: {priority: deque() for priority in Priority}, init=False
     )
 
     def __bool__(self) -> bool:
         return any(self._lines.values())
+
+    def waits(self, priority: Priority) -> bool:
+        """Whether a text of this priority waits."""
+        return bool(self._lines[priority])
 
     def add(self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0) -> None:
         """Queue a job's texts, given by their lengths in tokens; `cap` 0 means no cap."""
@@ -79,12 +85,24 @@ class BatchQueue(Generic[JobKey]):
                 lines.remove(line)
                 self.tokens -= line.tokens
 
+    def drain(self) -> list[JobKey]:
+        """Forget everything that waits; the jobs that it was of."""
+        keys = [line.key for lines in self._lines.values() for line in lines]
+        for lines in self._lines.values():
+            lines.clear()
+        self.tokens = 0
+        return keys
+
     def take(self, budget: int) -> list[Pick[JobKey]]:
         """Remove and return the next batch; empty only if nothing waits."""
-        for priority in Priority:
-            if self._lines[priority]:
-                return self._take(self._lines[priority], budget)
-        return []
+        passages = self.waits(Priority.PASSAGE)
+        queries = self.waits(Priority.QUERY) and not (self._passed_over and passages)
+        self._passed_over = queries and passages
+        return self._take(self._lines[Priority.QUERY if queries else Priority.PASSAGE], budget)
+
+    def take_queries(self, budget: int) -> list[Pick[JobKey]]:
+        """Remove and return a batch of queries, out of turn; empty if none waits."""
+        return self._take(self._lines[Priority.QUERY], budget)
 
     def _take(self, lines: deque[_Line[JobKey]], budget: int) -> list[Pick[JobKey]]:
         picks: list[Pick[JobKey]] = []

@@ -1,4 +1,4 @@
-"""Find, read and place the weights of a BGE-M3 checkpoint in its published layout.
+"""Find a BGE-M3 checkpoint in its published layout, and read its small files.
 
 config.json                             XLM-RoBERTa sizes
 model.safetensors | pytorch_model.bin   the encoder
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,18 +194,6 @@ def _download(model_id: str, revision: str) -> Path:
     return path
 
 
-def read_encoder(checkpoint: Path, place: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The encoder's weights by their published names, each passed through `place` as it is read.
-
-    Both formats are memory-mapped, so at most one tensor exists in the file's type and in the
-    final one at a time. `.bin` files are read with `weights_only`: no code in them is run.
-
-    Raises:
-        ConfigurationError: the file is damaged.
-    """
-    return {name.removeprefix("roberta."): place(tensor) for name, tensor in _tensors(checkpoint)}
-
-
 def read_head(checkpoint: Path, name: str) -> tuple[Tensor, Tensor]:
     """Weight [N, H] and bias [N] of `sparse_linear` or `colbert_linear`, float32.
 
@@ -217,24 +205,3 @@ def read_head(checkpoint: Path, name: str) -> tuple[Tensor, Tensor]:
     with readable(f"{name}.pt"):
         state = torch.load(checkpoint / f"{name}.pt", map_location="cpu", weights_only=True)
         return state["weight"].float(), state["bias"].float()
-
-
-def _tensors(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
-    import torch
-    from safetensors import safe_open
-
-    path = checkpoint / "model.safetensors"
-    if path.is_file():
-        with readable(path.name), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the reader is no mapping
-                if _is_used(name):
-                    yield name, file.get_tensor(name)
-        return
-    with readable("pytorch_model.bin"):
-        state = torch.load(checkpoint / "pytorch_model.bin", map_location="cpu", weights_only=True, mmap=True)
-        for name in [name for name in state if _is_used(name)]:
-            yield name, state.pop(name)
-
-
-def _is_used(name: str) -> bool:
-    return "pooler" not in name and "position_ids" not in name and "lm_head" not in name

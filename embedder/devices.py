@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 
 import torch
 
+from embedder.calibration import product_rate
 from embedder.errors import ConfigurationError
+from embedder.linear import has_onednn
 
 log = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_PAYS = 0.9
+"""Share of float32's rate at which 16 bits still pay: they halve the memory, and the time of a single query."""
 
 
 def choose_devices(setting: str | None) -> list[str]:
@@ -31,17 +36,33 @@ def choose_devices(setting: str | None) -> list[str]:
     return devices
 
 
-def choose_dtype(setting: str, device: str, *, engine: str = "packed") -> str:
+def choose_dtype(
+    setting: str, device: str, *, engine: str = "packed", rate: Callable[[str], float] = product_rate
+) -> str:
     """The type of the matrix products: `DTYPE`, with `auto` resolved.
 
-    `auto` is float16 on CUDA; on CPUs bfloat16 where the processor multiplies it (AVX512-BF16, AMX),
-    else float32. FlagEmbedding computes in float32 on any CPU.
+    `auto` is float16 on CUDA. On a CPU it is measured, in about 0.1 s: the faster of bfloat16 and float16
+    among those that the processor multiplies, unless float32 is clearly faster. What a processor says
+    of itself does not settle it: with AVX512-BF16 but no AMX, bfloat16 is 2.6 times as fast as float32 on
+    one vendor's cores and half as fast on another's. FlagEmbedding computes in float32 on any CPU.
+
+    Args:
+        setting: `DTYPE`.
+        device: `cpu` or `cuda:N`.
+        engine: `packed` or `flagembedding`.
+        rate: FLOP/s of a product by type.
     """
     if setting != "auto":
         return setting
     if device != "cpu":
         return "float16"
-    return "bfloat16" if engine == "packed" and _multiplies_bfloat16() else "float32"
+    narrow = [dtype for dtype in ("bfloat16", "float16") if has_onednn(dtype)]
+    if engine != "packed" or not narrow:
+        return "float32"
+    rates = {dtype: rate(dtype) for dtype in ("float32", *narrow)}
+    log.info("rates of a product: %s", ", ".join(f"{dtype} {rates[dtype] / 1e9:.0f} GFLOP/s" for dtype in rates))
+    best = max(narrow, key=lambda dtype: rates[dtype])
+    return best if rates[best] >= _PAYS * rates["float32"] else "float32"
 
 
 def _named(name: str) -> str:
@@ -56,6 +77,19 @@ def _named(name: str) -> str:
     return f"cuda:{index}"
 
 
-def _multiplies_bfloat16() -> bool:
-    # torch says so nowhere in public.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
+def memory_share(device: str, work: Callable[[], object]) -> float:
+    """The share of a GPU's free memory that some work takes at its peak; over 1 if it raises MemoryError."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    before = torch.cuda.memory_reserved(device)
+    try:
+        work()
+    except MemoryError:
+        return 2.0
+    finally:
+        torch.cuda.synchronize(device)
+        taken = torch.cuda.max_memory_reserved(device) - before
+        torch.cuda.empty_cache()
+    return taken / free

@@ -14,7 +14,8 @@ from embedder.batching import Priority
 from embedder.checkpoint import EncoderConfig, locate
 from embedder.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
-from embedder.pool import ModelPool, Result
+from embedder.forward import Result
+from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
 from embedder.vectors import Outputs
 
@@ -61,10 +62,11 @@ class Embedder:
         Raises:
             ConfigurationError: the options cannot work on this machine.
         """
-        from embedder.calibration import calibrate, warm
-        from embedder.devices import choose_devices
-
         started = time.perf_counter()
+        from embedder.calibration import calibrate, warm
+        from embedder.devices import choose_devices, choose_dtype
+
+        imported = time.perf_counter()
         devices = choose_devices(options.device)
         checkpoint = locate(options.model_id, options.revision)
         located = time.perf_counter()
@@ -74,19 +76,30 @@ class Embedder:
             raise ConfigurationError(
                 f"MODEL_ID: tokenizer.json has {tokenizer.vocabulary_size} tokens, the model has {rows}"
             )
-        engines = [_engine(options, checkpoint, device, tokenizer) for device in devices]
+        chosen_types = [choose_dtype(options.dtype, device, engine=options.engine) for device in devices]
+        chosen = time.perf_counter()
+        engines = [
+            _engine(options.engine, checkpoint, device, dtype, tokenizer)
+            for device, dtype in zip(devices, chosen_types, strict=True)
+        ]
         loaded = time.perf_counter()
         for engine in engines:
             warm(engine)
-        budget = options.token_budget or min(calibrate(engine) for engine in engines)
+        warmed = time.perf_counter()
+        budget = options.token_budget or min(calibrate(engine, lanes=options.lanes) for engine in engines)
         log.info(
-            "model ready: %s engine, %s, %s; located in %.1f s, loaded in %.1f s, warmed in %.1f s",
+            "model ready: %s engine, %s, %s, %d tokens per batch; "
+            "seconds: torch %.2f, checkpoint %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f",
             options.engine,
-            engines[0].dtype,
-            ", ".join(engine.device for engine in engines),
-            located - started,
-            loaded - located,
-            time.perf_counter() - loaded,
+            " + ".join(engine.dtype for engine in engines),
+            " + ".join(devices),
+            budget,
+            imported - started,
+            located - imported,
+            chosen - located,
+            loaded - chosen,
+            warmed - loaded,
+            time.perf_counter() - warmed,
         )
         pool = ModelPool(engines, lanes=options.lanes, token_budget=budget, queue_tokens=options.queue_tokens)
         return cls(tokenizer, engines, pool)
@@ -152,11 +165,8 @@ class Embedder:
         self._pool.close()
 
 
-def _engine(options: ModelOptions, checkpoint: Path, device: str, tokenizer: Tokenizer) -> Engine:
-    from embedder.devices import choose_dtype
-
-    dtype = choose_dtype(options.dtype, device, engine=options.engine)
-    if options.engine == "flagembedding":
+def _engine(name: str, checkpoint: Path, device: str, dtype: str, tokenizer: Tokenizer) -> Engine:
+    if name == "flagembedding":
         from embedder.reference import ReferenceEngine
 
         return ReferenceEngine(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)

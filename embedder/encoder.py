@@ -1,31 +1,32 @@
-"""The packed encoder: XLM-RoBERTa and the three heads of BGE-M3 over texts without padding.
+"""The packed encoder: BGE-M3 on one device, over texts without padding.
 
-All token-wise layers run once over the concatenated tokens of the batch, [T, H]; only attention looks
-at sequences. It runs for each group of texts of one length, so nothing is ever padded or masked.
-
-The computation is that of FlagEmbedding 1.4 (`EncoderOnlyEmbedderM3ModelForInference`):
-
-    dense   = normalize(h_<s>)
-    sparse  = per token id, max over its tokens of relu(w . h_t + b); special ids removed; > 0 kept
-    colbert = normalize(W h_t + c) for every token but <s>
+The layers are in `embedder.transformer`, the three heads in `embedder.heads`; here are the weights and the
+way of a batch onto the device and back.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from embedder.checkpoint import EncoderConfig, read_encoder, read_head
-from embedder.engine import EncodedBatch, SparseBatch, TokenBatch, offsets_of
-from embedder.errors import ConfigurationError
+from embedder.checkpoint import EncoderConfig, read_head
+from embedder.devices import memory_share
+from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
+from embedder.errors import ConfigurationError, DeviceLost
+from embedder.heads import Heads
 from embedder.linear import Linear, prepare
+from embedder.transformer import Layer, Norm, Packing, serves_flash
 from embedder.vectors import Outputs
+from embedder.weights import Weights, shaped
 
 _STORED = {
     "float32": torch.float32,
@@ -33,34 +34,7 @@ _STORED = {
     "float16": torch.float16,
     "int8": torch.float32,  # what is not a linear layer stays float32
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """Layer norm over the last axis."""
-
-    weight: Tensor  # [H]
-    bias: Tensor  # [H]
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One transformer layer, post-norm; query, key and value are one product."""
-
-    qkv: Linear  # [T, H] -> [T, 3 H]
-    attended: Linear  # [T, H] -> [T, H]
-    attention_norm: _Norm
-    up: Linear  # [T, H] -> [T, F], GELU included
-    down: Linear  # [T, F] -> [T, H]
-    output_norm: _Norm
-
-    def __call__(self, x: Tensor, groups: list[tuple[int, int]], heads: int) -> Tensor:
-        x = self.attention_norm(x + self.attended(_attention(self.qkv(x), groups, heads)))
-        return self.output_norm(x + self.down(self.up(x)))
+_COLBERT = {"float32": torch.float32, "float16": torch.float16}
 
 
 class PackedEngine:
@@ -86,145 +60,173 @@ class PackedEngine:
         self.config = EncoderConfig.read(checkpoint)
         self.hidden_size = self.config.hidden
         self.max_length = self.config.max_length
-        self._dropped = torch.tensor(sorted(dropped_ids), device=device)
+        self._streams = threading.local()
+        self._flash = serves_flash(device, _STORED[dtype], self.config.hidden // self.config.heads)
         with torch.inference_mode():
             self._load(checkpoint)
+            self._heads = self._load_heads(checkpoint, dropped_ids)
+        if device != "cpu":
+            torch.cuda.synchronize(device)  # the lanes' streams do not wait for this one
 
-    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
-        """See `Engine.encode`. Float32 results equal FlagEmbedding's within 2e-5."""
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        """See `Engine.encode`. Float32 results equal FlagEmbedding's within 2e-5.
+
+        On CUDA a batch that gives way runs on a stream of lower priority, and `give_way` is not called.
+        """
+        try:
+            with torch.inference_mode(), self._on_stream(urgent=give_way is None):
+                return self._encode(batch, outputs, give_way or _stay)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{len(batch.ids)} tokens do not fit into the memory of {self.device}") from error
+        except torch.AcceleratorError as error:
+            if self._answers():
+                raise
+            raise DeviceLost(f"{self.device} has failed for good ({type(error).__name__})") from error
+
+    def memory_share(self, batch: TokenBatch) -> float:
+        """See `Engine.memory_share`."""
+        return 0.0 if self.device == "cpu" else memory_share(self.device, lambda: self.encode(batch, Outputs()))
+
+    def probe(self, batch: TokenBatch) -> None:
+        """See `Engine.probe`: one layer."""
+        with torch.inference_mode(), self._on_stream(urgent=False):
+            packing = Packing.of(np.sort(batch.lengths), self.device, flash=self._flash)
+            x = torch.ones(len(batch.ids), self.hidden_size, dtype=_STORED[self.dtype], device=self.device)
+            self._layers[0](x, packing, _stay)
+            if self.device != "cpu":
+                torch.cuda.current_stream().synchronize()
+
+    def _encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay) -> EncodedBatch:
         order = np.argsort(batch.lengths, kind="stable")  # texts of one length become neighbours
-        ordered = _permuted(batch, order)
-        with torch.inference_mode():
-            ids = torch.from_numpy(ordered.ids).to(self.device)  # [T]
-            positions = torch.from_numpy(_position_ids(ordered, self.config.pad_id)).to(self.device)
-            states = self._states(ids, positions, _groups(ordered.lengths))  # [T, H]
-            return self._heads(states, ids, ordered, order, outputs)
-
-    def _states(self, ids: Tensor, positions: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        x = functional.embedding(ids, self._words) + functional.embedding(positions, self._positions)
+        back = np.argsort(order, kind="stable")
+        batch = _permuted(batch, order)
+        packing = Packing.of(batch.lengths, self.device, flash=self._flash)
+        ids = self._placed(batch.ids)
+        positions = self._placed(_position_ids(batch, self.config.pad_id))
+        x = functional.embedding(ids, self._words).add_(functional.embedding(positions, self._positions))
         x = self._embedding_norm(x)
         for layer in self._layers:
-            x = layer(x, groups, self.config.heads)
-        return x
+            x = layer(x, packing, give_way)
 
-    def _heads(
-        self, states: Tensor, ids: Tensor, ordered: TokenBatch, order: np.ndarray, outputs: Outputs
-    ) -> EncodedBatch:
-        back = np.argsort(order, kind="stable")
-        offsets = ordered.offsets
-        dense = sparse = colbert = None
+        found: dict[str, Tensor] = {}
         if outputs.dense:
-            first = torch.from_numpy(offsets[:-1][back]).to(self.device)
-            dense = functional.normalize(states[first].float(), dim=-1).cpu().numpy()
+            found["dense"] = self._heads.dense(x, self._placed(batch.offsets[:-1][back]))
         if outputs.sparse:
-            text = np.repeat(order, ordered.lengths)  # [T], which text of the caller a token is of
-            sparse = self._sparse(states, ids, torch.from_numpy(text).to(self.device), len(order))
+            text = self._placed(np.repeat(order, batch.lengths))
+            found["counts"], found["indices"], found["values"] = self._heads.sparse(x, ids, text, len(order))
         if outputs.colbert:
-            kept = torch.from_numpy(_colbert_rows(offsets, back)).to(self.device)
-            colbert = functional.normalize(self._colbert(states[kept]).float(), dim=-1).cpu().numpy()
-        return EncodedBatch(dense, sparse, colbert)
+            rows = self._placed(_colbert_rows(batch.offsets, back))
+            found["colbert"] = self._heads.colbert(x, rows, _COLBERT[outputs.colbert_type])
+        return _encoded(self._fetched(found))
 
-    def _sparse(self, states: Tensor, ids: Tensor, text: Tensor, texts: int) -> SparseBatch:
-        """Aggregate token weights to one maximum per text and token id, by sorting (text, id) pairs."""
-        weights = torch.relu(states.float() @ self._sparse_weight + self._sparse_bias)  # [T]
-        kept = ~(weights <= 0) & ~torch.isin(ids, self._dropped)  # NaN stays, so that it is noticed
-        pairs = text[kept] * self.config.vocabulary + ids[kept]
-        unique, place = torch.unique(pairs, return_inverse=True)  # ascending: by text, then by id
-        values = torch.zeros(len(unique), device=weights.device).scatter_reduce_(0, place, weights[kept], "amax")
-        owners = torch.bincount(unique // self.config.vocabulary, minlength=texts)
-        return SparseBatch(
-            offsets_of(owners.cpu().numpy().astype(np.int32)),
-            (unique % self.config.vocabulary).cpu().numpy().astype(np.uint32),
-            values.cpu().numpy(),
-        )
+    def _placed(self, array: NDArray[np.integer]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _fetched(self, found: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+        """Copy the results to the host: all under way at once, then one wait."""
+        if self.device != "cpu":
+            copies = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+                for name, tensor in found.items()
+            }
+            torch.cuda.current_stream().synchronize()
+            found = copies
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    @contextmanager
+    def _on_stream(self, *, urgent: bool) -> Iterator[None]:
+        """This thread's own CUDA stream, of the higher priority if urgent."""
+        if self.device == "cpu":
+            yield
+            return
+        name = "urgent" if urgent else "patient"
+        stream = getattr(self._streams, name, None)
+        if stream is None:
+            stream = torch.cuda.Stream(self.device, priority=-1 if urgent else 0)  # type: ignore[no-untyped-call]
+            setattr(self._streams, name, stream)
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+            yield
+
+    def _answers(self) -> bool:
+        """Whether the device still computes; after some errors no call on it ever succeeds again."""
+        try:
+            torch.zeros(1, device=self.device).add_(1).item()
+        except torch.AcceleratorError:
+            return False
+        return True
 
     def _load(self, checkpoint: Path) -> None:
         stored = _STORED[self.dtype]
-        weights = read_encoder(checkpoint, lambda tensor: tensor.to(self.device, stored))
-
+        weights = Weights.open(checkpoint)
         hidden, intermediate = self.config.hidden, self.config.intermediate
 
-        def pop(name: str, *shape: int) -> Tensor:
-            if name not in weights:
-                raise ConfigurationError(f"MODEL_ID: the checkpoint lacks the weight {name}")
-            return _shaped(weights.pop(name), name, *shape)
+        def read(name: str, *shape: int) -> Tensor:
+            return weights.read(name, *shape, dtype=stored, device=self.device)
 
-        def linear(*names: str, width: int = hidden, out: int = hidden, gelu: bool = False) -> Linear:
-            weight = torch.cat([pop(f"{name}.weight", out, width) for name in names])
-            bias = torch.cat([pop(f"{name}.bias", out) for name in names])
-            return prepare(weight, bias, dtype=self.dtype, gelu=gelu)
+        def linear(
+            *names: str, width: int = hidden, out: int = hidden, gelu: bool = False, after_gelu: bool = False
+        ) -> Linear:
+            weight = weights.read_rows([f"{n}.weight" for n in names], out, width, dtype=stored, device=self.device)
+            bias = weights.read_rows([f"{n}.bias" for n in names], out, dtype=stored, device=self.device)
+            return prepare(weight, bias, dtype=self.dtype, gelu=gelu, after_gelu=after_gelu)
 
-        def norm(name: str) -> _Norm:
-            return _Norm(pop(f"{name}.weight", hidden), pop(f"{name}.bias", hidden), self.config.epsilon)
+        def norm(name: str) -> Norm:
+            return Norm(read(f"{name}.weight", hidden), read(f"{name}.bias", hidden), self.config.epsilon)
 
-        def layer(prefix: str) -> _Layer:
+        def layer(prefix: str) -> Layer:
             attention = f"{prefix}.attention"
-            return _Layer(
+            return Layer(
                 qkv=linear(*(f"{attention}.self.{part}" for part in ("query", "key", "value"))),
                 attended=linear(f"{attention}.output.dense"),
                 attention_norm=norm(f"{attention}.output.LayerNorm"),
                 up=linear(f"{prefix}.intermediate.dense", out=intermediate, gelu=True),
-                down=linear(f"{prefix}.output.dense", width=intermediate),
+                down=linear(f"{prefix}.output.dense", width=intermediate, after_gelu=True),
                 output_norm=norm(f"{prefix}.output.LayerNorm"),
+                heads=self.config.heads,
             )
 
-        self._words = pop("embeddings.word_embeddings.weight", self.config.vocabulary, hidden)
+        self._words = read("embeddings.word_embeddings.weight", self.config.vocabulary, hidden)
         # BGE-M3 has a single token type: its embedding is a constant of every position.
-        positions = pop("embeddings.position_embeddings.weight", self.config.positions, hidden)
-        self._positions = positions + pop("embeddings.token_type_embeddings.weight", 1, hidden)
+        positions = read("embeddings.position_embeddings.weight", self.config.positions, hidden)
+        self._positions = positions.add_(read("embeddings.token_type_embeddings.weight", 1, hidden))
         self._embedding_norm = norm("embeddings.LayerNorm")
         self._layers = [layer(f"encoder.layer.{n}") for n in range(self.config.layers)]
-        if any(name.startswith("encoder.layer.") for name in weights):
+        if any(_layer_of(name) >= self.config.layers for name in weights.names):
             raise ConfigurationError(
                 f"MODEL_ID: config.json has num_hidden_layers={self.config.layers}, the weights have more layers"
             )
 
+    def _load_heads(self, checkpoint: Path, dropped_ids: frozenset[int]) -> Heads:
+        hidden, stored = self.config.hidden, _STORED[self.dtype]
         weight, bias = read_head(checkpoint, "sparse_linear")
-        # float32: it costs nothing and ranks exactly
-        self._sparse_weight = _shaped(weight, "sparse_linear.weight", 1, hidden)[0].to(self.device)  # [H]
-        self._sparse_bias = _shaped(bias, "sparse_linear.bias", 1)[0].to(self.device)
+        sparse_weight = shaped(weight, "sparse_linear.weight", 1, hidden)[0].to(self.device)
+        sparse_bias = shaped(bias, "sparse_linear.bias", 1)[0].to(self.device)
         weight, bias = read_head(checkpoint, "colbert_linear")
         self.colbert_size = len(bias)
-        weight = _shaped(weight, "colbert_linear.weight", self.colbert_size, hidden)
-        self._colbert = prepare(weight.to(self.device, stored), bias.to(self.device, stored), dtype=self.dtype)
+        weight = shaped(weight, "colbert_linear.weight", self.colbert_size, hidden)
+        colbert = prepare(weight.to(self.device, stored), bias.to(self.device, stored), dtype=self.dtype)
+        dropped = torch.tensor(sorted(dropped_ids), device=self.device)
+        return Heads(sparse_weight, sparse_bias, colbert, dropped, self.config.vocabulary)
 
 
-def _shaped(weight: Tensor, name: str, *shape: int) -> Tensor:
-    """The weight, if it has the shape that config.json implies."""
-    if weight.shape != shape:
-        raise ConfigurationError(
-            f"MODEL_ID: the weight {name} has shape {list(weight.shape)}, config.json implies {list(shape)}"
+def _layer_of(name: str) -> int:
+    """The number in `encoder.layer.N...`; -1 for any other weight."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["encoder", "layer"] and parts[2].isdigit() else -1
+
+
+def _stay() -> None:
+    """An urgent batch gives way to nobody."""
+
+
+def _encoded(found: dict[str, NDArray[Any]]) -> EncodedBatch:
+    sparse = None
+    if "values" in found:
+        sparse = SparseBatch(
+            offsets_of(found["counts"].astype(np.int32)), found["indices"].astype(np.uint32), found["values"]
         )
-    return weight
-
-
-def _attention(qkv: Tensor, groups: list[tuple[int, int]], heads: int) -> Tensor:
-    """Softmax attention within each text.
-
-    Args:
-        qkv: [T, 3 H], texts of one length adjacent.
-        groups: (number of texts, their length), in order; they cover T.
-        heads: number of attention heads.
-
-    Returns:
-        [T, H].
-    """
-    tokens, width = qkv.shape
-    out = torch.empty(tokens, width // 3, dtype=qkv.dtype, device=qkv.device)
-    start = 0
-    for texts, length in groups:
-        end = start + texts * length
-        # each of q, k, v is [n, heads, L, H / heads]
-        q, k, v = qkv[start:end].view(texts, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v)
-        out[start:end].view(texts, length, heads, -1).copy_(attended.transpose(1, 2))
-        start = end
-    return out
-
-
-def _groups(lengths: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of equal lengths as (count, length): [3, 3, 5] -> [(2, 3), (1, 5)]."""
-    return [(len(list(run)), length) for length, run in itertools.groupby(lengths.tolist())]
+    return EncodedBatch(found.get("dense"), sparse, found.get("colbert"))
 
 
 def _permuted(batch: TokenBatch, order: np.ndarray) -> TokenBatch:

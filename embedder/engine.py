@@ -6,7 +6,7 @@ Two implementations: `embedder.encoder.PackedEngine` (default) and `embedder.ref
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.vectors import Outputs, SparseVector
+
+GiveWay = Callable[[], None]
+"""What a batch calls between two pieces of its work, to let what is more urgent pass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +72,8 @@ class EncodedBatch:
     Attributes:
         dense: float32 [B, H], rows of norm 1.
         sparse: the lexical weights of all texts.
-        colbert: float32 [T - B, C], rows of norm 1; text `b` owns `lengths[b] - 1` of them, in order.
+        colbert: float32 or float16 [T - B, C], as asked for, rows of norm 1; text `b` owns `lengths[b] - 1`
+            of them, in order.
     """
 
     dense: NDArray[np.float32] | None
@@ -110,8 +114,27 @@ class Engine(Protocol):
         """The most tokens of one text, special tokens included."""
         ...
 
-    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
-        """Run the model over the batch; only the heads that `outputs` names."""
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        """Run the model over the batch; only the heads that `outputs` names.
+
+        Args:
+            batch: at least one text.
+            outputs: the vectors to compute.
+            give_way: None for an urgent batch. Else the engine may call it between pieces of the work, in the
+                same thread, holding nothing that another `encode` needs; what it raises ends the pass.
+
+        Raises:
+            DeviceLost: the device computes no more, for this batch or any other.
+            MemoryError: the batch does not fit into the device's memory.
+        """
+        ...
+
+    def memory_share(self, batch: TokenBatch) -> float:
+        """The share of the device's free memory that `encode` takes for this batch; 0 on a CPU, over 1 if it fails."""
+        ...
+
+    def probe(self, batch: TokenBatch) -> None:
+        """Do a part of `encode` whose rate depends on the size of the batch as that of the whole does."""
         ...
 
 

@@ -6,6 +6,7 @@
     ├── Overloaded          overloaded           the queue is full; retry later
     ├── ResponseTooLarge    response_too_large   the answer is over the limit of the platform
     ├── ModelFailure        model_failure        the model could not produce a vector
+    │   └── DeviceLost          model_failure        the device computes no more; another worker can
     ├── StoreError
     │   ├── StoreUnavailable    store_unavailable    the store does not answer; retry later
     │   ├── StoreRejected       store_rejected       the store refused what it was sent
@@ -74,6 +75,12 @@ class ModelFailure(WorkerError):
     """The model could not produce what was asked of it."""
 
     code = "model_failure"
+
+
+class DeviceLost(ModelFailure):
+    """The device computes no more until the process starts anew; another worker can serve the request."""
+
+    retryable = True
 
 
 class StoreError(WorkerError):

@@ -1,24 +1,28 @@
 """Linear layers as functions, their weights prepared once for the device and type they run on.
 
 On CPUs with oneDNN the weight is reordered once into the layout that its kernels read (twice as fast
-for a few rows) and the exact GELU is fused into the product. int8 quantises weights per output channel
-once and activations per call.
+for a few rows) and the exact GELU is fused into the product. int8 quantises weights per output channel,
+once, and activations per row, so that a text's vectors do not depend on the texts beside it.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedder.errors import ConfigurationError
+
 Linear = Callable[[Tensor], Tensor]
 """[T, K] -> [T, N], in the type of its input."""
 
+_TINY = 1e-12
+"""Keeps the scale of an all-zero channel or row above zero."""
 
-def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False) -> Linear:
+
+def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False, after_gelu: bool = False) -> Linear:
     """A linear layer, followed by the exact GELU if asked for.
 
     Args:
@@ -26,13 +30,30 @@ def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False) -> 
         bias: [N], likewise.
         dtype: `float32`, `bfloat16`, `float16` or `int8` (CPU only).
         gelu: whether GELU (by erf, as XLM-RoBERTa uses) follows.
+        after_gelu: whether its input comes out of a GELU; int8 then spends its range on values above zero.
+
+    Raises:
+        ConfigurationError: `dtype` is int8 and this machine's torch has no kernel for it.
     """
     if dtype == "int8":
-        return _quantized(weight, bias, gelu=gelu)
-    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if onednn and weight.device.type == "cpu" and dtype in ("float32", "bfloat16"):
+        return _quantized(weight, bias, gelu=gelu, after_gelu=after_gelu)
+    if weight.device.type == "cpu" and has_onednn(dtype):
         return _prepacked(weight, bias, gelu=gelu)
     return _plain(weight, bias, gelu=gelu)
+
+
+def has_onednn(dtype: str) -> bool:
+    """Whether oneDNN multiplies this type on this processor."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == "float32":
+        return True
+    # torch says so nowhere in public.
+    supported = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,  # noqa: SLF001
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,  # noqa: SLF001
+    }[dtype]
+    return bool(supported())
 
 
 def _plain(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
@@ -54,18 +75,33 @@ def _prepacked(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
     return apply
 
 
-def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
+def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) -> Linear:
+    """Y = s_t s_n (q_t - z) . q_n + b: symmetric int8 weights q_n, uint8 activations q_t with one zero point z.
+
+    s_n = max|w_n| / 127 per output channel; s_t is the smallest scale that holds row t of the input.
+    The output of a GELU is never below -0.17, so there z lies low and most of the range is left for what is above.
+    """
+    if not hasattr(torch.ops.onednn, "qlinear_pointwise") or not has_onednn("float32"):
+        raise ConfigurationError("DTYPE=int8 needs a torch with oneDNN (x86-64); use auto or float32")
+    # Without VNNI pairs of products are added up in 16 bits: 7 bits of activation keep them from saturating.
+    highest = 255 if torch.cpu._is_vnni_supported() else 127  # noqa: SLF001
+    zero = highest // 8 if after_gelu else (highest + 1) // 2
     weight = weight.float()
-    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127.0  # [N]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # deprecated, with no replacement that packs weights
-        quantized = torch.quantize_per_channel(
-            weight, scale.double(), torch.zeros(len(scale), dtype=torch.int64), 0, torch.qint8
-        )
-    packed = torch.ops.quantized.linear_prepack(quantized, bias.float())
+    scale = weight.abs().amax(dim=1).clamp(min=_TINY) / 127.0  # [N]
+    packed = torch.ops.onednn.qlinear_prepack(torch.round(weight / scale[:, None]).to(torch.int8), None)
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    bias = bias.float()
+    shift = torch.full((weight.shape[1],), zero + 0.5)  # the half makes truncation round
 
     def apply(x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, packed, reduce_range=False)
+        above = x.amax(dim=1, keepdim=True) / (highest - zero)
+        below = x.amin(dim=1, keepdim=True) / -zero
+        row = torch.maximum(above, below).clamp_(min=_TINY)  # [T, 1]
+        quantized = torch.addcmul(shift, x, row.reciprocal()).to(torch.uint8)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            quantized, 1.0, zero, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        torch.addcmul(bias, y, row, out=y)
         return functional.gelu(y) if gelu else y
 
     return apply

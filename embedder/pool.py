@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedder.batching import BatchQueue, Pick, Priority
-from embedder.engine import EncodedBatch, Engine, TokenBatch
-from embedder.errors import Cancelled, InvalidRequest, ModelFailure, Overloaded, whereabouts
+from embedder.engine import Engine, GiveWay
+from embedder.errors import Cancelled, DeviceLost, InvalidRequest, ModelFailure, Overloaded
+from embedder.forward import Pass, Result, Text, run
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Outputs
+from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
 
-Result = Embedding | ModelFailure
-"""What became of one text."""
+_NO_DEVICE = "no device of this worker computes any more; it must be restarted"
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +26,7 @@ class _Job:
 
     texts: Sequence[EncodedText]
     outputs: Outputs
+    priority: Priority
     future: Future[list[Result]] = field(default_factory=Future)
     results: dict[int, Result] = field(default_factory=dict)
 
@@ -38,7 +36,8 @@ class ModelPool:
 
     A lane is a thread. All lanes of a device share its engine's weights, so memory does not grow
     with their number. On a CPU one forward pass uses all cores, so there lanes compute in turn and
-    gain only the overlap of computing with unpacking the results.
+    gain only the overlap of computing with unpacking the results; passages give way to queries
+    between pieces of a pass. On a GPU lanes overlap, and the first of several takes queries only.
 
     Args:
         engines: one per device, with the same weights.
@@ -53,8 +52,14 @@ class ModelPool:
         self._queue: BatchQueue[_Job] = BatchQueue()
         self._changed = threading.Condition()
         self._closed = False
+        self._engines = list(engines)  # those that compute
         self._lanes = [
-            threading.Thread(target=self._run_lane, args=(engine, turn), name=f"lane-{engine.device}-{n}", daemon=True)
+            threading.Thread(
+                target=self._run_lane,
+                args=(engine, turn, engine.device != "cpu" and n == 0 < lanes - 1),
+                name=f"lane-{engine.device}-{n}",
+                daemon=True,
+            )
             for engine in engines
             for turn in [threading.Semaphore(1 if engine.device == "cpu" else lanes)]
             for n in range(lanes)
@@ -67,7 +72,8 @@ class ModelPool:
     ) -> Future[list[Result]]:
         """Queue texts; the future gives one result per text, in order.
 
-        Cancelling the future drops what still waits; a batch under way is finished and thrown away.
+        Cancelling the future drops what still waits; a batch of which nothing is wanted any more stops where
+        it next gives way.
 
         Args:
             texts: none are done at once.
@@ -79,6 +85,7 @@ class ModelPool:
             InvalidRequest: the job alone is larger than the queue.
             Overloaded: the queue has no room for it now.
             Cancelled: the pool is closed.
+            DeviceLost: no device is left that computes.
         """
         lengths = [len(text) for text in texts]
         tokens = sum(lengths)
@@ -87,13 +94,15 @@ class ModelPool:
                 f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self._queue_tokens}); "
                 "split the job"
             )
-        job = _Job(texts, outputs)
+        job = _Job(texts, outputs, priority)
         if not texts:
             job.future.set_result([])
             return job.future
         with self._changed:
             if self._closed:
                 raise Cancelled("the worker is shutting down")
+            if not self._engines:
+                raise DeviceLost(_NO_DEVICE)
             if self._queue.tokens + tokens > self._queue_tokens:
                 raise Overloaded(
                     f"the queue holds {self._queue.tokens} of {self._queue_tokens} tokens "
@@ -122,25 +131,72 @@ class ModelPool:
         with self._changed:
             self._queue.drop(job)
 
-    def _run_lane(self, engine: Engine, turn: threading.Semaphore) -> None:
+    def _run_lane(self, engine: Engine, turn: threading.Semaphore, queries_only: bool) -> None:  # noqa: FBT001 - thread
         while True:
             with turn:
-                batch = self._next_batch()
-                if batch is None:
+                batch = self._next_batch(engine, queries_only=queries_only)
+                if not batch:
                     return
-                passes = _encode([_Text(pick.key.texts[pick.index], pick.key.outputs) for pick in batch], engine)
-            self._deliver(batch, [result for one in passes for result in one.results()])
+                passes = self._compute(batch, engine)
+            self._deliver(batch, passes)
 
-    def _next_batch(self) -> list[Pick[_Job]] | None:
-        """Wait for texts; None when the pool is closed and nothing is left."""
+    def _next_batch(self, engine: Engine, *, queries_only: bool) -> list[Pick[_Job]]:
+        """Wait for texts; empty when the lane has nothing more to do."""
         with self._changed:
-            while not self._queue:
+            while engine in self._engines:
+                if self._queue.waits(Priority.QUERY) if queries_only else self._queue:
+                    return (self._queue.take_queries if queries_only else self._queue.take)(self._budget)
                 if self._closed:
-                    return None
+                    break
                 self._changed.wait()
-            return self._queue.take(self._budget)
+            return []
 
-    def _deliver(self, batch: list[Pick[_Job]], results: list[Result]) -> None:
+    def _compute(self, batch: list[Pick[_Job]], engine: Engine) -> list[Pass]:
+        """The batch's passes, by this engine or, if its device is lost meanwhile, by another."""
+        texts = [Text(pick.key.texts[pick.index], pick.key.outputs) for pick in batch]
+        while True:
+            passages = batch[0].key.priority is Priority.PASSAGE
+            try:
+                return run(texts, engine, self._giving_way(batch, engine) if passages else None)
+            except Cancelled:
+                return [Pass(texts, ModelFailure("nobody waits for this text any more"))]
+            except DeviceLost as error:
+                left = self._lose(engine, error)
+                if not left:
+                    return [Pass(texts, DeviceLost(_NO_DEVICE))]
+                engine = left[0]
+
+    def _giving_way(self, batch: list[Pick[_Job]], engine: Engine) -> GiveWay:
+        """What a pass over passages calls between pieces: one batch of waiting queries goes first."""
+
+        def give_way() -> None:
+            if all(pick.key.future.cancelled() for pick in batch):
+                raise Cancelled("nobody waits for this batch any more")
+            if not self._queue.waits(Priority.QUERY):  # without the lock: it is asked often, and again soon
+                return
+            with self._changed:
+                queries = self._queue.take_queries(self._budget)
+            if queries:
+                self._deliver(queries, self._compute(queries, engine))
+
+        return give_way
+
+    def _lose(self, engine: Engine, error: DeviceLost) -> list[Engine]:
+        """Take an engine out of service; the engines that are left. Without any, nobody waits on."""
+        with self._changed:
+            if engine in self._engines:
+                log.critical("%s; %d devices left", error.message, len(self._engines) - 1)
+                self._engines.remove(engine)
+            left = list(self._engines)
+            stranded = [] if left else self._queue.drain()
+            self._changed.notify_all()
+        for job in stranded:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(DeviceLost(_NO_DEVICE))
+        return left
+
+    def _deliver(self, batch: list[Pick[_Job]], passes: list[Pass]) -> None:
+        results = [result for one in passes for result in one.results()]
         done: list[_Job] = []
         with self._changed:
             for pick, result in zip(batch, results, strict=True):
@@ -150,89 +206,3 @@ class ModelPool:
         for job in done:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_result([job.results[index] for index in range(len(job.texts))])
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A text of a batch, and what its job wants of it."""
-
-    encoded: EncodedText
-    outputs: Outputs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pass:
-    """A forward pass over some texts: what it gave, or why it failed."""
-
-    texts: Sequence[_Text]
-    outcome: EncodedBatch | ModelFailure
-
-    def results(self) -> list[Result]:
-        """One result per text, checked to be finite."""
-        if isinstance(self.outcome, ModelFailure):
-            return [self.outcome] * len(self.texts)
-        try:
-            return _split(self.texts, self.outcome)
-        except Exception as error:  # noqa: BLE001 - an engine at odds with the seam must not end the lane
-            log.error("a batch of %d texts could not be unpacked: %s", len(self.texts), whereabouts(error))
-            return [ModelFailure(f"the model gave vectors of unexpected shapes ({type(error).__name__})")] * len(
-                self.texts
-            )
-
-
-def _encode(texts: Sequence[_Text], engine: Engine) -> list[_Pass]:
-    """One forward pass; if it fails, halves are tried until the text at fault stands alone."""
-    outputs = texts[0].outputs
-    for text in texts[1:]:
-        outputs |= text.outputs
-    try:
-        return [_Pass(texts, engine.encode(TokenBatch.of([text.encoded.ids for text in texts]), outputs))]
-    except BaseException as error:  # noqa: BLE001 - whatever ended the lane would leave every caller waiting
-        if len(texts) == 1:
-            tokens = len(texts[0].encoded)
-            log.error("a text of %d tokens could not be encoded: %s", tokens, whereabouts(error))
-            return [
-                _Pass(texts, ModelFailure(f"the model failed on a text of {tokens} tokens ({type(error).__name__})"))
-            ]
-    # After the handler, not in it: there the exception still holds what the failed pass had allocated.
-    middle = len(texts) // 2
-    return _encode(texts[:middle], engine) + _encode(texts[middle:], engine)
-
-
-def _split(texts: Sequence[_Text], batch: EncodedBatch) -> list[Result]:
-    """The batch's arrays as one result per text."""
-    results: list[Result] = []
-    row = 0
-    for b, text in enumerate(texts):
-        wanted = text.outputs
-        rows = slice(row, row := row + len(text.encoded) - 1)
-        embedding = Embedding(
-            dense=_part(batch.dense, b) if wanted.dense else None,
-            sparse=batch.sparse[b] if wanted.sparse and batch.sparse is not None else None,
-            colbert=_part(batch.colbert, rows) if wanted.colbert else None,
-            tokens=len(text.encoded),
-            truncated=text.encoded.truncated,
-        )
-        results.append(_checked(embedding, wanted))
-    return results
-
-
-def _part(array: NDArray[np.float32] | None, where: int | slice) -> NDArray[np.float32] | None:
-    """A copy: a view would keep the whole batch in memory for as long as one result of it lives."""
-    return None if array is None else array[where].copy()
-
-
-def _checked(embedding: Embedding, wanted: Outputs) -> Result:
-    """The embedding, if every kind that was asked for is there and finite."""
-    values = {
-        "dense": embedding.dense,
-        "sparse": None if embedding.sparse is None else embedding.sparse.values,
-        "colbert": embedding.colbert,
-    }
-    for kind in wanted.kinds:
-        array = values[kind]
-        if array is None:
-            return ModelFailure(f"the model gave no {kind} vector for a text of {embedding.tokens} tokens")
-        if not np.isfinite(array).all():
-            return ModelFailure(f"the model gave a {kind} vector that is not finite ({embedding.tokens} tokens)")
-    return embedding

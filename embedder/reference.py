@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedder.checkpoint import EncoderConfig, readable
-from embedder.engine import EncodedBatch, SparseBatch, TokenBatch, offsets_of
+from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
 from embedder.errors import ConfigurationError
 from embedder.vectors import Outputs
 
@@ -53,18 +53,32 @@ class ReferenceEngine:
         self.colbert_size = int(self._flag.model.colbert_linear.out_features)
         self._lock = threading.Lock()  # its tokenizer, which pads, is not thread-safe
 
-    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
-        """See `Engine.encode`."""
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        """See `Engine.encode`. Gives way between its padded groups."""
         order = np.argsort(batch.lengths, kind="stable")
         parts: dict[int, dict[str, np.ndarray]] = {}
         for texts in _padded_groups(order, batch.lengths):
             parts |= zip(texts, self._forward(batch, texts, outputs), strict=True)
+            if give_way is not None:
+                give_way()
         each = [parts[text] for text in range(len(batch))]
         return EncodedBatch(
             dense=np.stack([part["dense"] for part in each]) if outputs.dense else None,
             sparse=self._sparse(batch, each) if outputs.sparse else None,
-            colbert=np.concatenate([part["colbert"] for part in each]) if outputs.colbert else None,
+            colbert=np.concatenate([part["colbert"] for part in each]).astype(outputs.colbert_type, copy=False)
+            if outputs.colbert
+            else None,
         )
+
+    def memory_share(self, batch: TokenBatch) -> float:
+        """See `Engine.memory_share`."""
+        from embedder.devices import memory_share
+
+        return 0.0 if self.device == "cpu" else memory_share(self.device, lambda: self.encode(batch, Outputs()))
+
+    def probe(self, batch: TokenBatch) -> None:
+        """See `Engine.probe`: all of it, since the library runs nothing less."""
+        self.encode(batch, Outputs())
 
     def _forward(self, batch: TokenBatch, texts: list[int], outputs: Outputs) -> list[dict[str, np.ndarray]]:
         import torch

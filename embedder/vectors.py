@@ -9,25 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["dense", "sparse", "colbert"]
+ColbertType = Literal["float32", "float16"]
 KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Which vectors to compute. At least one."""
+    """Which vectors to compute, at least one, and the type in which ColBERT rows leave the device."""
 
     dense: bool = True
     sparse: bool = True
     colbert: bool = True
+    colbert_type: ColbertType = "float32"
 
     def __post_init__(self) -> None:
         if not (self.dense or self.sparse or self.colbert):
             raise ValueError("at least one of dense, sparse, colbert must be asked for")
 
     @classmethod
-    def of(cls, kinds: tuple[Kind, ...] | list[Kind] | frozenset[Kind]) -> Outputs:
+    def of(
+        cls, kinds: tuple[Kind, ...] | list[Kind] | frozenset[Kind], colbert_type: ColbertType = "float32"
+    ) -> Outputs:
         """The outputs named by `kinds`."""
-        return cls(dense="dense" in kinds, sparse="sparse" in kinds, colbert="colbert" in kinds)
+        return cls("dense" in kinds, "sparse" in kinds, "colbert" in kinds, colbert_type)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -35,8 +39,14 @@ class Outputs:
         return tuple(kind for kind in KINDS if getattr(self, kind))
 
     def __or__(self, other: Outputs) -> Outputs:
-        """What serves both."""
-        return Outputs(self.dense or other.dense, self.sparse or other.sparse, self.colbert or other.colbert)
+        """What serves both: ColBERT in the wider of the types that are asked for."""
+        types = {one.colbert_type for one in (self, other) if one.colbert}
+        return Outputs(
+            self.dense or other.dense,
+            self.sparse or other.sparse,
+            self.colbert or other.colbert,
+            "float16" if types == {"float16"} else "float32",
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

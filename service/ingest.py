@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from embedder.errors import Internal, InvalidRequest, NotFound, StoreUnavailable, WorkerError, whereabouts
-from embedder.pool import Result
+from embedder.forward import Result
 from embedder.vectors import Embedding
 from qdrant_sink.points import Draft, PointId, is_derived, payload_for, point_id, text_id
 from qdrant_sink.schema import CollectionSchema

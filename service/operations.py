@@ -22,7 +22,7 @@ from embedder.errors import (
     WorkerError,
     whereabouts,
 )
-from embedder.pool import Result
+from embedder.forward import Result
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import PointId, point_id
@@ -229,7 +229,7 @@ class Operations:
         default = self._passage_length if request.is_passage else self._query_length
         return await self._embedder.embed(
             request.texts,
-            Outputs.of(request.vectors),
+            Outputs.of(request.vectors, "float32" if request.qdrant else request.dtype),
             max_length=request.max_length or default,
             priority=Priority.PASSAGE if request.is_passage else Priority.QUERY,
             batch_size=request.batch_size,

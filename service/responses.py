@@ -12,7 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from embedder.errors import ResponseTooLarge, WorkerError
-from embedder.pool import Result
+from embedder.forward import Result
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.points import PointId
 from qdrant_sink.search import Hit

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from embedder.engine import EncodedBatch, SparseBatch, TokenBatch, offsets_of
+from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
 
@@ -82,7 +82,7 @@ class CountingEngine:
         """Whether one more pass starts soon; only a pass that must not start costs the time."""
         return self._started.acquire(timeout=0.3)
 
-    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         numbers = batch.ids[batch.offsets[:-1] + 1]
         with self._lock:
@@ -96,6 +96,14 @@ class CountingEngine:
             sparse=self._sparse(numbers) if outputs.sparse else None,
             colbert=self._rows(np.repeat(numbers, batch.lengths - 1), "colbert") if outputs.colbert else None,
         )
+
+    def memory_share(self, batch: TokenBatch) -> float:
+        """See `Engine.memory_share`."""
+        return 0.0
+
+    def probe(self, batch: TokenBatch) -> None:
+        """See `Engine.probe`."""
+        self.encode(batch, Outputs())
 
     def _rows(self, numbers: np.ndarray, kind: str) -> np.ndarray:
         rows = np.cos(numbers[:, None] * np.arange(1, WIDTH + 1)).astype(np.float32)

@@ -39,6 +39,7 @@ class Queueing(RuleBasedStateMachine):
         self.queue: BatchQueue[int] = BatchQueue()
         self.jobs: dict[int, Waiting] = {}
         self.serial = 0
+        self.passed_over = False
 
     @rule(lengths=lengths, priority=priorities, cap=caps)
     def add(self, lengths: list[int], priority: Priority, cap: int) -> None:
@@ -63,14 +64,28 @@ class Queueing(RuleBasedStateMachine):
     @rule(budget=budgets)
     def take(self, budget: int) -> None:
         """A batch is formed, and keeps all the rules."""
-        waited = any(job.tokens for job in self.jobs.values())
+        waiting = {job.priority for job in self.jobs.values() if job.tokens}
         picks = self.queue.take(budget)
-        assert bool(picks) == waited
+        assert bool(picks) == bool(waiting)
         taken = [self.jobs[pick.key] for pick in picks]
         self._check_budget(picks, budget)
         assert len({job.priority for job in taken}) <= 1
         if taken:
-            assert taken[0].priority == min(job.priority for job in self.jobs.values() if job.tokens)
+            both = len(waiting) == 2
+            assert taken[0].priority == (Priority.PASSAGE if both and self.passed_over else min(waiting))
+            self.passed_over = both and taken[0].priority is Priority.QUERY
+        for key in {pick.key for pick in picks}:
+            self._advance(key, [pick.index for pick in picks if pick.key == key])
+
+    @rule(budget=budgets)
+    def take_queries(self, budget: int) -> None:
+        """Queries pass out of turn, beside a batch of passages that runs."""
+        waited = self.queue.waits(Priority.QUERY)
+        assert waited == any(job.tokens for job in self.jobs.values() if job.priority is Priority.QUERY)
+        picks = self.queue.take_queries(budget)
+        assert bool(picks) == waited
+        assert all(self.jobs[pick.key].priority is Priority.QUERY for pick in picks)
+        self._check_budget(picks, budget)
         for key in {pick.key for pick in picks}:
             self._advance(key, [pick.index for pick in picks if pick.key == key])
 
@@ -145,6 +160,27 @@ def test_no_job_starves(lengths: list[int]) -> None:
         queue.add(str(number), [length] * 1000, Priority.PASSAGE)
     served = {pick.key for _ in lengths for pick in queue.take(100)}
     assert served == {str(number) for number in range(len(lengths))}
+
+
+def test_queries_without_end_starve_no_passages() -> None:
+    """Where queries never stop coming, every second batch is of passages."""
+    queue: BatchQueue[str] = BatchQueue()
+    queue.add("passages", [10] * 4, Priority.PASSAGE)
+    served = []
+    for number in range(6):
+        queue.add(f"query {number}", [8], Priority.QUERY)
+        served.append(queue.take(10)[0].key)
+    assert [key == "passages" for key in served] == [False, True] * 3
+
+
+def test_a_drained_queue_is_empty() -> None:
+    """Draining names every job that waited and leaves nothing."""
+    queue: BatchQueue[str] = BatchQueue()
+    queue.add("query", [8], Priority.QUERY)
+    queue.add("passages", [10] * 4, Priority.PASSAGE)
+    assert sorted(queue.drain()) == ["passages", "query"]
+    assert not queue
+    assert queue.tokens == 0
 
 
 def test_jobs_take_turns_within_a_batch() -> None:

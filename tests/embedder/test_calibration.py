@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from embedder.calibration import calibrate, warm
-from embedder.engine import EncodedBatch, TokenBatch
+from embedder.calibration import calibrate, product_rate, warm
+from embedder.engine import EncodedBatch, GiveWay, TokenBatch
 from embedder.vectors import Outputs
 from tests.embedder.fakes import CountingEngine
 
@@ -32,15 +31,15 @@ class TimedEngine(CountingEngine):
         self._seconds = seconds
         self._memory = memory
 
-    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         tokens = len(batch.ids)
         if tokens > self._memory:
-            raise torch.OutOfMemoryError
+            raise MemoryError
         self.tokens.append(tokens)
         self.lengths.extend(batch.lengths.tolist())
         self.now += self._seconds(tokens)
-        return super().encode(batch, outputs)
+        return super().encode(batch, outputs, give_way)
 
     def calibrated(self, seconds: float = 1e9) -> int:
         """The budget found."""
@@ -91,3 +90,33 @@ def test_measuring_respects_the_model(max_length: int) -> None:
     warm(engine)
     engine.calibrated()
     assert max(engine.lengths) == min(max_length, 128)
+
+
+def test_the_batches_of_all_lanes_fit_together() -> None:
+    """On a GPU the budget is halved until one batch per lane fits into what memory is free."""
+
+    class Small(TimedEngine):
+        def memory_share(self, batch: TokenBatch) -> float:
+            return len(batch.ids) / 100_000
+
+    engine = Small(lambda tokens: tokens**0.5, device="cuda:0")
+    assert calibrate(engine, lanes=1, seconds=1e9, clock=lambda: engine.now) == 65_536
+    assert calibrate(engine, lanes=4, seconds=1e9, clock=lambda: engine.now) == 16_384
+
+
+def test_a_hiccup_does_not_end_the_search() -> None:
+    """A size that something else slowed down once is measured again."""
+
+    class Stuttering(TimedEngine):
+        def probe(self, batch: TokenBatch) -> None:
+            super().probe(batch)
+            if self.tokens.count(2048) == 1 and self.tokens[-1] == 2048:
+                self.now += 1000
+
+    assert Stuttering(lambda tokens: tokens**0.5).calibrated() == 16_384
+
+
+def test_the_rate_of_a_product_is_its_arithmetic_over_its_time() -> None:
+    """2 x rows x 1024 x 4096 operations in the shortest of the runs."""
+    ticks = iter([0.0, 0.5, 1.0, 1.25, 2.0, 3.0, 4.0, 5.0])
+    assert product_rate("float32", rows=8, clock=lambda: next(ticks)) == 2 * 8 * 1024 * 4096 / 0.25

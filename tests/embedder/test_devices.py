@@ -12,6 +12,7 @@ from embedder.checkpoint import MINI
 from embedder.devices import choose_devices, choose_dtype
 from embedder.encoder import PackedEngine
 from embedder.errors import ConfigurationError
+from embedder.linear import has_onednn
 from embedder.reference import ReferenceEngine
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
@@ -76,11 +77,35 @@ def test_a_type_that_is_set_is_taken(dtype: str, device: str) -> None:
     assert choose_dtype(dtype, device) == dtype
 
 
-def test_auto_is_the_fast_type_of_the_device() -> None:
-    """`auto` is float16 on GPUs, and on CPUs what they multiply fast, but float32 for FlagEmbedding."""
+def test_auto_is_a_type_that_the_device_multiplies() -> None:
+    """`auto` is float16 on GPUs, float32 for FlagEmbedding on a CPU, and else one that this CPU has kernels for."""
     assert choose_dtype("auto", "cuda:1") == "float16"
-    assert choose_dtype("auto", "cpu") in ("float32", "bfloat16")
+    found = choose_dtype("auto", "cpu")
+    assert found == "float32" or has_onednn(found)
     assert choose_dtype("auto", "cpu", engine="flagembedding") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({"float32": 170, "bfloat16": 420, "float16": 45}, "bfloat16"),
+        ({"float32": 250, "bfloat16": 145, "float16": 240}, "float16"),
+        ({"float32": 250, "bfloat16": 145, "float16": 200}, "float32"),
+    ],
+    ids=["AVX512-BF16 at full rate", "AVX512-FP16", "16 bits much slower"],
+)
+def test_auto_on_a_cpu_is_what_was_measured(
+    rates: dict[str, float], best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The type with the best rate is taken; 16 bits that are about as fast as float32 are, for half the memory."""
+    monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype in rates)
+    assert choose_dtype("auto", "cpu", rate=rates.__getitem__) == best
+
+
+def test_auto_without_16_bit_kernels_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies no 16 bits gets float32 at once."""
+    monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype == "float32")
+    assert choose_dtype("auto", "cpu", rate=lambda dtype: pytest.fail(f"measured {dtype}")) == "float32"
 
 
 def test_int8_on_a_gpu_is_refused() -> None:

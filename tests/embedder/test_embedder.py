@@ -14,7 +14,8 @@ from embedder.batching import Priority
 from embedder.embedder import Embedder, ModelOptions
 from embedder.engine import Engine
 from embedder.errors import Cancelled, ConfigurationError, InvalidRequest, ModelFailure, Overloaded
-from embedder.pool import ModelPool, Result
+from embedder.forward import Result
+from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.conftest import Bench

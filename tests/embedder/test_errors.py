@@ -15,6 +15,7 @@ CODES = {
     "Overloaded": "overloaded",
     "ResponseTooLarge": "response_too_large",
     "ModelFailure": "model_failure",
+    "DeviceLost": "model_failure",
     "StoreUnavailable": "store_unavailable",
     "StoreRejected": "store_rejected",
     "SchemaMismatch": "schema_mismatch",
@@ -32,13 +33,17 @@ def family(base: type[WorkerError]) -> set[type[WorkerError]]:
 
 
 def test_the_codes_are_those_of_the_contract() -> None:
-    """A caller may rely on these codes: one class each, none more."""
+    """A caller may rely on these codes: no class has another."""
     assert {one.__name__: one.code for one in family(WorkerError) - {StoreError}} == CODES
 
 
 def test_only_a_wait_can_help_where_it_says_so() -> None:
-    """A retry of the same request can succeed for a full queue and an absent store, and for nothing else."""
-    assert {one.code for one in family(WorkerError) if one.retryable} == {"overloaded", "store_unavailable"}
+    """A retry can succeed for a full queue, an absent store and, on another worker, a lost device; for nothing else."""
+    assert {one.__name__ for one in family(WorkerError) if one.retryable} == {
+        "Overloaded",
+        "StoreUnavailable",
+        "DeviceLost",
+    }
 
 
 def test_the_docstring_draws_every_class() -> None:

@@ -20,22 +20,39 @@ MAY_IMPORT = {
     "errors": set(),
     "vectors": set(),
     "batching": set(),
-    "linear": set(),
+    "linear": {"errors"},
+    "transformer": {"engine", "linear"},
+    "heads": {"linear"},
     "engine": {"vectors"},
     "checkpoint": {"errors"},
-    "devices": {"errors"},
+    "tensorfile": {"checkpoint", "errors"},
+    "conversion": {"checkpoint", "tensorfile"},
+    "weights": {"checkpoint", "conversion", "errors", "tensorfile"},
+    "devices": {"calibration", "errors", "linear"},
     "tokenizer": {"checkpoint", "errors"},
-    "calibration": {"engine", "vectors"},
-    "encoder": {"checkpoint", "engine", "errors", "linear", "vectors"},
-    "reference": {"checkpoint", "engine", "errors", "vectors"},
-    "pool": {"batching", "engine", "errors", "tokenizer", "vectors"},
+    "calibration": {"engine", "linear", "vectors"},
+    "encoder": {"checkpoint", "devices", "engine", "errors", "heads", "linear", "transformer", "vectors", "weights"},
+    "reference": {"checkpoint", "devices", "engine", "errors", "vectors"},
+    "forward": {"engine", "errors", "tokenizer", "vectors"},
+    "pool": {"batching", "engine", "errors", "forward", "tokenizer", "vectors"},
     "embedder": set(MODULES) - {"embedder"},
 }
 """Within the package. Scheduling and values know nothing; the pool knows the seam, not the engines."""
 
-OUTSIDERS = {"qdrant_sink", "service", "handler", "training", "corpus", "qdrant_client", "qdrant_edge", "runpod"}
+OUTSIDERS = {
+    "qdrant_sink",
+    "service",
+    "handler",
+    "training",
+    "corpus",
+    "precision",
+    "benchmarks",
+    "qdrant_client",
+    "qdrant_edge",
+    "runpod",
+}
 HEAVY = {"torch", "transformers", "FlagEmbedding", "huggingface_hub", "safetensors"}
-IMPORT_HEAVY_AT_ONCE = {"devices", "encoder", "linear"}
+IMPORT_HEAVY_AT_ONCE = {"conversion", "devices", "encoder", "heads", "linear", "tensorfile", "transformer", "weights"}
 """The modules that are the model itself."""
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from embedder.batching import Priority
-from embedder.engine import EncodedBatch, Engine, TokenBatch
-from embedder.errors import Cancelled, InvalidRequest, ModelFailure, Overloaded
-from embedder.pool import ModelPool, Result
+from embedder.engine import EncodedBatch, Engine, GiveWay, TokenBatch
+from embedder.errors import Cancelled, DeviceLost, InvalidRequest, ModelFailure, Overloaded
+from embedder.forward import Result
+from embedder.pool import ModelPool
 from embedder.tokenizer import EncodedText
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.conftest import Bench
@@ -127,7 +128,7 @@ def test_every_device_works() -> None:
 def test_lanes_of_a_gpu_run_at_the_same_time_and_those_of_a_cpu_in_turn() -> None:
     """`MAX_MODELS` lanes overlap on a GPU; on a CPU, whose cores one pass fills, a second pass waits."""
     gpu, cpu = CountingEngine(device="cuda:0"), CountingEngine(device="cpu")
-    with pool_of(gpu, lanes=2, token_budget=3) as pool, gpu.held():
+    with pool_of(gpu, lanes=3, token_budget=3) as pool, gpu.held():
         submit(pool, [1, 2])
         gpu.wait_for_pass()
         gpu.wait_for_pass()
@@ -135,6 +136,106 @@ def test_lanes_of_a_gpu_run_at_the_same_time_and_those_of_a_cpu_in_turn() -> Non
         submit(pool, [1, 2])
         cpu.wait_for_pass()
         assert not cpu.another_pass_starts()
+
+
+def test_a_lane_of_a_gpu_is_kept_for_queries() -> None:
+    """With several lanes on a GPU, passages never take them all: a query starts while bulk work runs."""
+    engine = CountingEngine(device="cuda:0")
+    with pool_of(engine, lanes=2, token_budget=3) as pool, engine.held():
+        submit(pool, [1, 2, 3])
+        engine.wait_for_pass()
+        assert not engine.another_pass_starts()
+        submit(pool, [9], priority=Priority.QUERY)
+        engine.wait_for_pass()
+        assert engine.batches[-1] == [9]
+
+
+def test_passages_give_way_to_queries_while_they_run() -> None:
+    """On a CPU a query that arrives in the middle of a pass is answered before the pass ends."""
+    answered: list[Result] = []
+
+    class Pausing(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            if give_way is not None:
+                query = submit(pool, [9], priority=Priority.QUERY)
+                give_way()
+                answered.extend(query.result(0))
+            return super().encode(batch, outputs, give_way)
+
+    engine = Pausing()
+    with pool_of(engine) as pool:
+        assert failures(done(submit(pool, [1, 2, 3]))) == []
+    assert_same(vectors(answered), sequential([text(9)], Outputs()), tolerance=0)
+    assert engine.batches == [[9], [1, 2, 3]]
+
+
+def test_a_pass_nobody_waits_for_stops_where_it_gives_way() -> None:
+    """Cancelling a long job frees the processor at the next piece, not at the end of the pass; a neighbour goes on."""
+    ended: list[int] = []
+
+    class Pausing(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            encoded = super().encode(batch, outputs, give_way)
+            assert give_way is not None
+            give_way()
+            ended.append(len(batch))
+            return encoded
+
+    engine = Pausing()
+    with pool_of(engine, token_budget=6) as pool:
+        with engine.held():
+            unwanted = submit(pool, [1, 2])
+            engine.wait_for_pass()
+            unwanted.cancel()
+            wanted = submit(pool, [3, 4])
+        assert failures(done(wanted)) == []
+    assert engine.batches == [[1, 2], [3, 4]]
+    assert ended == [2]
+
+
+def test_a_lost_device_hands_its_batch_to_another() -> None:
+    """When a GPU fails for good, what it was computing is computed elsewhere, and it gets nothing more."""
+    lost = CountingEngine(device="cuda:0", broken=range(100), error=lambda: DeviceLost("cuda:0 has failed for good"))
+    sound = CountingEngine(device="cuda:1")
+    with pool_of(lost, sound, token_budget=6) as pool:
+        for first in range(1, 40, 4):
+            assert failures(done(submit(pool, range(first, first + 4)))) == []
+    assert set(sound.seen) == set(range(1, 41))
+    assert len(lost.batches) <= 1
+
+
+def test_without_any_device_nobody_waits_forever() -> None:
+    """When the last device is lost, running and waiting requests end with a retryable error, and so do new ones."""
+    engine = CountingEngine(device="cuda:0", broken=[1], error=lambda: DeviceLost("cuda:0 has failed for good"))
+    with pool_of(engine, token_budget=3) as pool:
+        with engine.held():
+            running = submit(pool, [1])
+            engine.wait_for_pass()
+            waiting = submit(pool, [2, 3])
+        [result] = done(running)
+        assert isinstance(result, DeviceLost)
+        assert result.retryable
+        with pytest.raises(DeviceLost, match="must be restarted"):
+            done(waiting)
+        with pytest.raises(DeviceLost):
+            submit(pool, [4])
+
+
+def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
+    """Jobs that ask for float16 and for float32 rows share a batch, and each gets its type."""
+    engine = CountingEngine()
+    with pool_of(engine) as pool:
+        with engine.held():
+            submit(pool, [9])
+            engine.wait_for_pass()
+            half = submit(pool, [1], Outputs(colbert_type="float16"))
+            full = submit(pool, [2], Outputs())
+        [one], [other] = vectors(done(half)), vectors(done(full))
+    assert len(engine.batches) == 2
+    assert one.colbert is not None
+    assert one.colbert.dtype == np.float16
+    assert other.colbert is not None
+    assert other.colbert.dtype == np.float32
 
 
 def test_requests_share_a_batch() -> None:
@@ -155,9 +256,9 @@ def test_a_batch_computes_only_what_its_jobs_want() -> None:
     asked: list[Outputs] = []
 
     class Asking(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
             asked.append(outputs)
-            return super().encode(batch, outputs)
+            return super().encode(batch, outputs, give_way)
 
     with pool_of(Asking()) as pool:
         done(submit(pool, [1], Outputs.of(("dense",))))
@@ -292,8 +393,8 @@ def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
     """A vector that was asked for is never silently absent."""
 
     class Forgetful(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
-            full = super().encode(batch, outputs)
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            full = super().encode(batch, outputs, give_way)
             return EncodedBatch(full.dense, full.sparse, None)
 
     with pool_of(Forgetful()) as pool:
@@ -320,8 +421,8 @@ def test_an_engine_that_returns_too_little_hangs_nobody(lanes: int) -> None:
     """A defective engine gives errors, not callers that wait forever, and the pool works on."""
 
     class Short(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
-            full = super().encode(batch, outputs)
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            full = super().encode(batch, outputs, give_way)
             if 7 in self.batches[-1] and full.dense is not None:
                 return EncodedBatch(full.dense[:0], full.sparse, full.colbert)
             return full
@@ -345,13 +446,13 @@ def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
     still_there: list[bool] = []
 
     class Exhausting(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
             still_there.extend(reference() is not None for reference in taken)
             activations = np.zeros(1000)
             taken.append(weakref.ref(activations))
             if len(batch) > 1:
                 raise MemoryError
-            return super().encode(batch, outputs)
+            return super().encode(batch, outputs, give_way)
 
     gc.disable()
     try:

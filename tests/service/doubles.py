@@ -13,7 +13,7 @@ import numpy as np
 from embedder.checkpoint import MINI
 from embedder.embedder import Embedder
 from embedder.encoder import PackedEngine
-from embedder.engine import EncodedBatch, TokenBatch
+from embedder.engine import EncodedBatch, GiveWay, TokenBatch
 from embedder.errors import StoreUnavailable
 from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
@@ -118,7 +118,15 @@ class WatchedEngine:
         self.gate = Event()
         self.gate.set()
 
-    def encode(self, batch: TokenBatch, outputs: Outputs) -> EncodedBatch:
+    def memory_share(self, batch: TokenBatch) -> float:
+        """See `Engine.memory_share`."""
+        return 0.0
+
+    def probe(self, batch: TokenBatch) -> None:
+        """See `Engine.probe`."""
+        self._engine.probe(batch)
+
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         self.batches.append(batch.lengths.tolist())
         self.gate.wait(PATIENCE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = {"handler", "service", "embedder", "qdrant_sink", "corpus", "tests", "training"}
+OURS = {"handler", "service", "embedder", "qdrant_sink", "corpus", "precision", "benchmarks", "tests", "training"}
 MODELS = {"torch", "transformers", "FlagEmbedding", "safetensors", "tokenizers", "huggingface_hub"}
 STORES = {"qdrant_client", "qdrant_edge", "grpc"}
 

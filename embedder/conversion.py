@@ -1,0 +1,132 @@
+"""A safetensors copy of a `pytorch_model.bin`, made once and kept in the user's cache.
+
+$XDG_CACHE_HOME or ~/.cache
+└── bge-m3-qdrant
+    ├── DIGEST.safetensors    one per checkpoint folder; its metadata says of which file it is a copy
+    ├── DIGEST.lock           held while the copy is made
+    └── DIGEST.*.part         a copy in the making
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from embedder.checkpoint import readable
+from embedder.tensorfile import TensorFile
+
+log = logging.getLogger(__name__)
+
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_END = 2**20
+"""Bytes of the source's beginning and end that identify it. At the end an archive has the checksums of its parts."""
+
+
+def converted(source: Path, cache: Path | None = None) -> Path:
+    """The safetensors copy of a `.bin`; made now unless an intact one of this very file is there.
+
+    It takes the place of the copy of an earlier file in the same folder. Processes that want it at once wait
+    for the first of them, and a copy appears under its name only when it is complete.
+
+    Args:
+        source: what `torch.save` wrote. If it is an archive, some 100 MB of memory are needed, else its size.
+        cache: a folder, made if absent; None is `bge-m3-qdrant` in the user's cache.
+
+    Raises:
+        OSError: the copy cannot be written.
+        ConfigurationError: the source is damaged, or holds more than tensors.
+    """
+    folder = _user_cache() if cache is None else cache
+    with readable(source.name):
+        identity = _identity(source)
+        digest = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:16]
+    copy = folder / f"{digest}.safetensors"
+    if _is_copy(copy, identity):
+        return copy
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{digest}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_copy(copy, identity):
+            for abandoned in folder.glob(f"{digest}.*.part"):  # its writer is gone: we have the lock
+                abandoned.unlink(missing_ok=True)
+            _convert(source, copy, identity)
+    return copy
+
+
+def _convert(source: Path, copy: Path, identity: str) -> None:
+    log.info("converting %s to safetensors, once", source.name)
+    began = time.perf_counter()
+    part = copy.with_suffix(f".{uuid.uuid4().hex}.part")
+    try:
+        tensors = TensorFile(source)
+        with part.open("xb") as file:
+            _write(tensors, file, identity)
+            file.flush()
+            os.fsync(file.fileno())  # else a machine that stops may leave zeros of the right size
+        part.replace(copy)
+    finally:
+        part.unlink(missing_ok=True)
+    log.info("converted %s in %.1f s", source.name, time.perf_counter() - began)
+
+
+def _write(tensors: TensorFile, file: BinaryIO, identity: str) -> None:
+    """As the safetensors library lays a file out, but slice by slice: the library wants all tensors at once."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", "source": identity}}
+    with readable(tensors.path.name):
+        dtypes = {name: tensors.dtype(name) for name in tensors.shapes}
+        ordered = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)  # wide types first, so that all are aligned
+        end = 0
+        for name in ordered:
+            shape = tensors.shapes[name]
+            begin, end = end, end + torch.Size(shape).numel() * dtypes[name].itemsize
+            header[name] = {"dtype": _CODES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little"))
+    file.write(encoded)
+    for name in ordered:
+        file.writelines(_bytes(part) for _, part in tensors.slices(name))
+
+
+def _bytes(part: Tensor) -> memoryview:
+    return part.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _is_copy(copy: Path, identity: str) -> bool:
+    """Whether it is whole, and of that source: opening checks the header and that the size agrees with it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(copy, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            return metadata.get("source") == identity
+    except (OSError, SafetensorError):
+        return False
+
+
+def _identity(source: Path) -> str:
+    """Size, time of change, and a digest of both ends."""
+    found = source.stat()
+    with source.open("rb") as file:
+        digest = hashlib.sha256(file.read(_END))
+        file.seek(max(0, found.st_size - _END))
+        digest.update(file.read(_END))
+    return f"{found.st_size} {found.st_mtime_ns} {digest.hexdigest()}"
+
+
+def _user_cache() -> Path:
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise FileNotFoundError("no home directory") from error
+    return root / "bge-m3-qdrant"

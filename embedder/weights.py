@@ -1,0 +1,109 @@
+"""The encoder's weights, read straight into the type and place in which they are used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from embedder.checkpoint import readable
+from embedder.conversion import converted
+from embedder.errors import ConfigurationError
+from embedder.tensorfile import SLICE, TensorFile
+
+log = logging.getLogger(__name__)
+
+
+class Weights:
+    """The encoder's tensors in a checkpoint folder. One thread at a time reads them.
+
+    While it lives, at most 64 MiB of the file (in float32) are mapped, beside what was read.
+
+    Attributes:
+        names: published names without a leading `roberta.`, of the tensors that an encoder uses.
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self._file = file
+        self._keys = {key.removeprefix("roberta."): key for key in file.shapes}
+        self.names = frozenset(self._keys)
+
+    @classmethod
+    def open(cls, checkpoint: Path, *, cache: Path | None = None, slice_elements: int = SLICE) -> Weights:
+        """Of `model.safetensors`, or of the safetensors copy of `pytorch_model.bin`.
+
+        The copy is made once (`embedder/conversion.py`); where it cannot be written, a warning says why and the
+        `.bin` itself is read.
+
+        Args:
+            checkpoint: a folder with one of these files.
+            cache: where copies are kept; None is the user's cache.
+            slice_elements: most elements that are mapped at once.
+
+        Raises:
+            ConfigurationError: the file is damaged, or holds more than tensors.
+        """
+        path = checkpoint / "model.safetensors"
+        if not path.is_file():
+            path = checkpoint / "pytorch_model.bin"
+            try:
+                path = converted(path, cache)
+            except OSError as error:
+                log.warning(
+                    "no safetensors copy of %s can be kept (%s); reading it as it is",
+                    path.name,
+                    error.strerror or error,
+                )
+        return cls(TensorFile(path, slice_elements=slice_elements))
+
+    def read(self, name: str, *shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+        """One weight, in memory of its own.
+
+        Args:
+            name: one of `names`.
+            shape: what config.json implies.
+            dtype: of the result, whatever the file has.
+            device: of the result.
+
+        Raises:
+            ConfigurationError: there is no such weight, or it has another shape.
+        """
+        return self.read_rows([name], *shape, dtype=dtype, device=device)
+
+    def read_rows(self, names: Sequence[str], *shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+        """Several weights of one shape [N, ...] below each other: [names x N, ...]. Else as `read`."""
+        for name in names:
+            self._require(name, shape)
+        out = torch.empty(len(names) * shape[0], *shape[1:], dtype=dtype, device=device)
+        first = 0
+        for name in names:
+            for start, part in self._file.slices(self._keys[name]):
+                with readable(self._file.path.name):
+                    out[first + start : first + start + len(part)].copy_(part)
+            first += shape[0]
+        return out
+
+    def _require(self, name: str, shape: tuple[int, ...]) -> None:
+        if name not in self._keys:
+            raise ConfigurationError(f"MODEL_ID: the checkpoint lacks the weight {name}")
+        _require_shape(name, self._file.shapes[self._keys[name]], shape)
+
+
+def shaped(weight: Tensor, name: str, *shape: int) -> Tensor:
+    """The weight, if it has the shape that config.json implies.
+
+    Raises:
+        ConfigurationError: it has another.
+    """
+    _require_shape(name, weight.shape, shape)
+    return weight
+
+
+def _require_shape(name: str, found: tuple[int, ...], implied: tuple[int, ...]) -> None:
+    if found != implied:
+        raise ConfigurationError(
+            f"MODEL_ID: the weight {name} has shape {list(found)}, config.json implies {list(implied)}"
+        )

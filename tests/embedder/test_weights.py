@@ -1,0 +1,372 @@
+"""Weights arrive as they were saved, in the type asked for, and the file they came from leaves the memory."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import embedder
+from embedder.errors import ConfigurationError
+from embedder.weights import Weights, shaped
+
+Kind = Literal["safetensors", "bin", "legacy"]
+State = dict[str, Tensor]
+
+ROOT = Path(embedder.__file__).parents[1]
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+STATE: State = {
+    "embeddings.word_embeddings.weight": torch.randn(37, 8, generator=torch.Generator().manual_seed(1)),
+    "a.weight": torch.arange(24.0).reshape(3, 8) / 7,
+    "b.weight": -torch.arange(24.0).reshape(3, 8) / 7,
+    "b.bias": torch.tensor([0.1, -0.2, 0.3]),
+}
+
+
+def saved(folder: Path, state: State, kind: Kind = "safetensors") -> Path:
+    """A checkpoint folder that holds nothing but these weights."""
+    folder.mkdir(exist_ok=True)
+    if kind == "safetensors":
+        save_file(state, folder / "model.safetensors")
+    else:
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=kind == "bin")
+    return folder
+
+
+def copies(cache: Path) -> list[Path]:
+    """The converted files in a cache."""
+    return sorted(cache.glob("*.safetensors"))
+
+
+def read_all(weights: Weights, state: State, dtype: torch.dtype = torch.float32) -> State:
+    """Every weight of the state."""
+    return {name: weights.read(name, *one.shape, dtype=dtype) for name, one in state.items()}
+
+
+def assert_equal(found: State, wanted: State) -> None:
+    """Fail unless names, types and all bits agree."""
+    assert found.keys() == wanted.keys()
+    for name, one in wanted.items():
+        assert found[name].dtype == one.dtype
+        assert torch.equal(found[name], one), name
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Where conversions of this test are kept."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths that `torch.load` has read."""
+    real: Callable[..., Any] = torch.load
+    seen: list[Path] = []
+
+    def load(path: Path, **options: Any) -> Any:
+        seen.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    return seen
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy"])
+@pytest.mark.parametrize("stored", TYPES, ids=str)
+@pytest.mark.parametrize("wanted", TYPES, ids=str)
+def test_weights_are_those_that_were_saved(
+    tmp_path: Path, cache: Path, kind: Kind, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    """Whatever the format and type of the file, the weights are torch's own conversion of what was saved."""
+    state = {name: one.to(stored) for name, one in STATE.items()}
+    weights = Weights.open(saved(tmp_path / "model", state, kind), cache=cache)
+    assert weights.names == STATE.keys()
+    assert_equal(read_all(weights, state, wanted), {name: one.to(wanted) for name, one in state.items()})
+
+
+@pytest.mark.parametrize("elements", [1, 7, 8, 9, 16, 36 * 8, 37 * 8, 10_000])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_slices_are_seamless(tmp_path: Path, cache: Path, kind: Kind, elements: int) -> None:
+    """However large a weight is against what is mapped at once, no row is lost, doubled or moved."""
+    folder = saved(tmp_path / "model", STATE, kind)
+    assert_equal(read_all(Weights.open(folder, cache=cache, slice_elements=elements), STATE), STATE)
+    direct = Weights.open(folder, cache=tmp_path / "model" / "pytorch_model.bin", slice_elements=elements)
+    assert_equal(read_all(direct, STATE), STATE)
+
+
+@pytest.mark.parametrize("elements", [8, 16, 10_000])
+def test_fused_rows_follow_each_other(tmp_path: Path, elements: int) -> None:
+    """Query, key and value become one weight, in the order in which they are named."""
+    weights = Weights.open(saved(tmp_path / "model", STATE), slice_elements=elements)
+    fused = weights.read_rows(["b.weight", "a.weight"], 3, 8, dtype=torch.bfloat16)
+    assert torch.equal(fused, torch.cat([STATE["b.weight"], STATE["a.weight"]]).bfloat16())
+    assert torch.equal(weights.read_rows(["b.bias"] * 2, 3, dtype=torch.float32), STATE["b.bias"].repeat(2))
+
+
+def test_only_the_weights_of_an_encoder_count(tmp_path: Path, cache: Path) -> None:
+    """A model saved with a head on top loads: its prefix is dropped, and what the encoder has no use for."""
+    extra = {"pooler.dense.weight", "lm_head.bias", "embeddings.position_ids"}
+    state = {f"roberta.{name}": torch.ones(2) for name in ("one.bias", *extra)}
+    for kind in ("safetensors", "bin"):
+        weights = Weights.open(saved(tmp_path / kind, state, kind), cache=cache)
+        assert weights.names == {"one.bias"}
+        assert torch.equal(weights.read("one.bias", 2, dtype=torch.float32), torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_was_read_outlives_the_file(tmp_path: Path, cache: Path, kind: Kind, dtype: torch.dtype) -> None:
+    """Overwriting the files after loading changes no weight: none is a view of a file."""
+    folder = saved(tmp_path / "model", STATE, kind)
+    found = read_all(Weights.open(folder, cache=cache), STATE, dtype)
+    for path in (*folder.iterdir(), *copies(cache)):
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(b"\xff" * size)
+    assert_equal(found, {name: one.to(dtype) for name, one in STATE.items()})
+
+
+def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+    """A checkpoint without a weight is refused by its name, alone or among fused ones."""
+    weights = Weights.open(saved(tmp_path / "model", STATE))
+    for names in (["c.weight"], ["a.weight", "c.weight"]):
+        with pytest.raises(ConfigurationError, match=r"^MODEL_ID: the checkpoint lacks the weight c\.weight$"):
+            weights.read_rows(names, 3, 8, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (3,), (24,), (3, 9), (3, 8, 1)])
+def test_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A weight that does not fit config.json is refused with both shapes, even where the sizes agree."""
+    weights = Weights.open(saved(tmp_path / "model", STATE))
+    message = f"MODEL_ID: the weight a.weight has shape [3, 8], config.json implies {list(shape)}"
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        weights.read("a.weight", *shape, dtype=torch.float32)
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        shaped(STATE["a.weight"], "a.weight", *shape)
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
+    """Weights of two files are never mixed: a checkpoint that is replaced while it loads stops the start."""
+    folder = saved(tmp_path / "model", STATE)
+    weights = Weights.open(folder, slice_elements=8)
+    saved(folder, {name: one.half() for name, one in STATE.items()})
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors changed while it was read"):
+        read_all(weights, STATE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_weights_go_to_the_gpu(tmp_path: Path) -> None:
+    """On a GPU the weights are the same numbers."""
+    weights = Weights.open(saved(tmp_path / "model", STATE), slice_elements=16)
+    for dtype in TYPES:
+        for name, one in STATE.items():
+            found = weights.read(name, *one.shape, dtype=dtype, device="cuda:0")
+            assert found.is_cuda
+            assert torch.equal(found.cpu(), one.to(dtype))
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+import torch
+from embedder.weights import Weights
+
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":"))
+
+torch.ones(1).bfloat16()
+import safetensors
+before = kilobytes("VmRSS")
+weights = Weights.open(Path(sys.argv[1]), cache=Path(sys.argv[2]), slice_elements=2**22)
+kept = [weights.read(name, 24_000, 1024, dtype=torch.bfloat16) for name in sorted(weights.names)]
+print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to ask for the peak")
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_loading_takes_little_more_than_what_is_kept(tmp_path: Path, cache: Path, kind: Kind) -> None:
+    """Loading as bfloat16 peaks near half of a float32 file, its conversion included; it was one and a half."""
+    state = {"a.weight": torch.ones(24_000, 1024), "b.weight": torch.ones(24_000, 1024)}
+    folder = saved(tmp_path / "model", state, kind)
+    peak = subprocess.run(
+        [sys.executable, "-c", _PEAK, folder, cache], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(peak.stdout) < 0.75 * sum(one.nbytes for one in state.values())
+
+
+# --- conversion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bin", "legacy"])
+def test_a_bin_is_converted_once(
+    tmp_path: Path, cache: Path, once: list[Path], kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second start reads the converted file and never unpickles; the first says how long it took."""
+    folder = saved(tmp_path / "model", STATE, kind)
+    with caplog.at_level(logging.INFO):
+        assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
+    assert re.search(r"converted pytorch_model\.bin in \d+\.\d s", caplog.text)
+    assert once
+    once.clear()
+    assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
+    assert not once
+
+
+def test_safetensors_need_no_cache(tmp_path: Path, cache: Path) -> None:
+    """A checkpoint that has `model.safetensors` is read in place, even if it has a `.bin` beside it."""
+    folder = saved(tmp_path / "model", {"a.weight": torch.ones(1)}, "bin")
+    saved(folder, STATE)
+    assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
+    assert not cache.exists()
+
+
+def test_the_copy_is_plain_safetensors(tmp_path: Path, cache: Path) -> None:
+    """Types stay as they are, whatever is odd in a pickle: mixed widths, tied, transposed, empty and scalar tensors."""
+    base = torch.arange(15.0).reshape(3, 5)
+    state = {
+        "half": torch.ones(3).half(),
+        "base": base,
+        "tied": base,
+        "part": base[1:, 2:],
+        "turned": base.T,
+        "brain": torch.ones(5, 1).bfloat16(),
+        "double": torch.ones(2).double(),
+        "empty": torch.ones(0, 4),
+        "scalar": torch.tensor(2.5),
+    }
+    Weights.open(saved(tmp_path / "model", state | {"counter": torch.tensor(3)}, "bin"), cache=cache)
+    (copy,) = copies(cache)
+    assert_equal(load_file(copy), state)
+
+
+def test_a_changed_source_is_converted_anew(tmp_path: Path, cache: Path) -> None:
+    """New weights under the old name are noticed even if size and time agree, and the old copy is replaced."""
+    folder = saved(tmp_path / "model", STATE, "bin")
+    Weights.open(folder, cache=cache)
+    times = (folder / "pytorch_model.bin").stat()
+    changed = STATE | {"b.bias": STATE["b.bias"] + 1}
+    saved(folder, changed, "bin")
+    os.utime(folder / "pytorch_model.bin", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert_equal(read_all(Weights.open(folder, cache=cache), STATE), changed)
+    assert len(copies(cache)) == 1
+
+
+def test_checkpoints_share_a_cache(tmp_path: Path, cache: Path) -> None:
+    """Two models have a copy each."""
+    first = saved(tmp_path / "first", STATE, "bin")
+    second = saved(tmp_path / "second", {"b.bias": torch.ones(3)}, "bin")
+    for _ in range(2):
+        assert_equal(read_all(Weights.open(first, cache=cache), STATE), STATE)
+        assert torch.equal(Weights.open(second, cache=cache).read("b.bias", 3, dtype=torch.float32), torch.ones(3))
+    assert len(copies(cache)) == 2
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1])
+def test_a_damaged_copy_is_made_anew(tmp_path: Path, cache: Path, size: int) -> None:
+    """A copy that was cut off is not trusted."""
+    folder = saved(tmp_path / "model", STATE, "bin")
+    Weights.open(folder, cache=cache)
+    (copy,) = copies(cache)
+    os.truncate(copy, size % copy.stat().st_size)
+    assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, cache: Path) -> None:
+    """Conversions that never ended do not fill the disk."""
+    folder = saved(tmp_path / "model", STATE, "bin")
+    Weights.open(folder, cache=cache)
+    (copy,) = copies(cache)
+    copy.rename(copy.with_suffix(".0123.part"))
+    Weights.open(folder, cache=cache)
+    assert copies(cache) == [copy]
+    assert not list(cache.glob("*.part"))
+
+
+def test_many_may_start_at_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of workers that start together one converts, and all load the same weights."""
+    folder = saved(tmp_path / "model", STATE, "bin")
+
+    def load(_: int) -> State:
+        return read_all(Weights.open(folder, cache=cache), STATE)
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(8) as threads:
+        for found in threads.map(load, range(16)):
+            assert_equal(found, STATE)
+    assert caplog.text.count("converted pytorch_model.bin in") == 1
+
+
+def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`XDG_CACHE_HOME` is honoured; without it the cache lies in `~/.cache`."""
+    folder = saved(tmp_path / "model", STATE, "bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    Weights.open(folder)
+    assert copies(cache / "bge-m3-qdrant")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Weights.open(folder)
+    assert copies(tmp_path / "home" / ".cache" / "bge-m3-qdrant")
+
+
+def _homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def _full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("kind", ["bin", "legacy"])
+@pytest.mark.parametrize("obstacle", ["not a folder", "no home", "disk full"])
+def test_a_cache_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: Kind, obstacle: str
+) -> None:
+    """Where no copy can be kept the `.bin` is read itself; one warning says why, without saying where."""
+    folder = saved(tmp_path / "model", STATE, kind)
+    cache: Path | None = tmp_path / "cache"
+    if obstacle == "not a folder":
+        cache = folder / "pytorch_model.bin" / "below"
+    elif obstacle == "no home":
+        cache = None
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", _homeless)
+    else:
+        monkeypatch.setattr(os, "fsync", _full)
+    with caplog.at_level(logging.WARNING):
+        assert_equal(read_all(Weights.open(folder, cache=cache, slice_elements=8), STATE), STATE)
+    (warning,) = caplog.messages
+    reason = {"not a folder": "Not a directory", "no home": "no home directory", "disk full": "No space left on device"}
+    assert f"({reason[obstacle]})" in warning
+    assert str(tmp_path) not in warning
+    assert not list(tmp_path.glob("cache/*.part"))
+    assert not copies(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("state", [{"a.weight": [1.0]}, {"a.weight": None}, [torch.ones(2)], {1: torch.ones(2)}, 7])
+def test_a_pickle_of_something_else_is_refused(
+    tmp_path: Path, cache: Path, state: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is no state dict is refused by the name of the file, and leaves no copy and no warning behind."""
+    folder = saved(tmp_path / "model", state, "bin")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"^MODEL_ID: pytorch_model\.bin is damaged") as caught:
+        Weights.open(folder, cache=cache)
+    assert str(tmp_path) not in str(caught.value)
+    assert not copies(cache)
+    assert not list(cache.glob("*.part"))
+    assert not caplog.records
