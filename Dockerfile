@@ -21,6 +21,7 @@ COPY --chown=worker:worker embedder/ ./embedder/
 COPY --chown=worker:worker qdrant_sink/ ./qdrant_sink/
 COPY --chown=worker:worker service/ ./service/
 COPY --chown=worker:worker corpus/ ./corpus/
+COPY --chown=worker:worker precision/ ./precision/
 
 USER worker
 

@@ -1,0 +1,507 @@
+"""`python -m precision`: its metrics by hand and by property, its verdicts, and its command line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import precision
+from embedder.embedder import ModelOptions
+from embedder.errors import ConfigurationError, ModelFailure
+from embedder.tokenizer import Tokenizer
+from embedder.vectors import Embedding, SparseVector
+from precision import ranking
+from precision import sample as samples
+from precision.__main__ import main
+from precision.closeness import Spread, cosines, row_cosines, sparse_difference
+from precision.comparison import Comparison, Embedded, Lengths, Quality, compare, embed
+from precision.ranking import colbert_scores, dense_scores, fused_scores, ndcg, overlap, sparse_scores, top
+from precision.sample import Sample, bundled, read
+from precision.verdict import INT8, SIXTEEN_BIT, Check, described, judge, thresholds_for
+from tests.embedder.conftest import Bench
+
+ROOT = Path(precision.__file__).parents[1]
+TYPES = ("float32", "bfloat16")
+LENGTHS = Lengths(passage=64, query=32)
+
+
+def sparse(weights: dict[int, float]) -> SparseVector:
+    """From token id to weight."""
+    ids = sorted(weights)
+    return SparseVector(np.array(ids, dtype=np.uint32), np.array([weights[i] for i in ids], dtype=np.float32))
+
+
+def matrices(rows: int, columns: int) -> st.SearchStrategy[NDArray[np.float64]]:
+    """Matrices of one shape with numbers in [-1, 1], half of a hundredth apart, so that squares do not vanish."""
+    number = st.integers(-200, 200).map(lambda whole: whole / 200)
+    row = st.lists(number, min_size=columns, max_size=columns)
+    return st.lists(row, min_size=rows, max_size=rows).map(np.array)
+
+
+sparse_vectors = st.dictionaries(
+    st.integers(0, 40), st.integers(1, 200).map(lambda whole: whole / 100), max_size=8
+).map(sparse)
+
+
+# Closeness
+
+
+def test_cosines_by_hand() -> None:
+    """A right angle is 0, the opposite -1; length does not count, and zero agrees with zero only."""
+    reference = np.array([[1, 0], [1, 0], [1, 0], [0, 0], [0, 0]], dtype=np.float32)
+    other = np.array([[0, 3], [2, 2], [-1, 0], [0, 0], [1, 0]], dtype=np.float32)
+    assert cosines(reference, other) == pytest.approx([0, math.sqrt(0.5), -1, 1, 0])
+    assert row_cosines([reference[:2], reference[2:]], [other[:2], other[2:]]) == pytest.approx(
+        cosines(reference, other)
+    )
+
+
+@given(matrices(3, 4), matrices(3, 4))
+def test_a_cosine_is_symmetric_and_bounded(one: NDArray[np.float64], other: NDArray[np.float64]) -> None:
+    """Whatever the vectors, cosines lie in [-1, 1], do not depend on the order, and are 1 with oneself."""
+    found = cosines(one, other)
+    assert (np.abs(found) <= 1).all()
+    assert found == pytest.approx(cosines(other, one))
+    assert cosines(one, one) == pytest.approx(np.ones(3))
+
+
+def test_a_spread_of_nothing_is_not_a_number() -> None:
+    """Where nothing was measured, no figure looks like a good one."""
+    nothing = Spread.of(np.empty(0))
+    assert nothing.count == 0
+    assert math.isnan(nothing.least)
+    assert math.isnan(nothing.largest)
+    assert Spread.of(np.arange(101.0)) == Spread(101, 0, 1, 50, 99, 100)
+
+
+def test_sparse_difference_by_hand() -> None:
+    """Large weights are compared with themselves, small and missing ones with half of the text's largest."""
+    found = sparse_difference([sparse({1: 1.0, 2: 0.75, 3: 0.1})], [sparse({1: 1.0, 2: 0.72, 4: 0.01})], floor=0.5)
+    # id 1: 0; id 2: 0.03 / 0.75; id 3: 0.1 / 0.5; id 4: 0.01 / 0.5
+    assert found.error.count == 4
+    assert found.error.largest == pytest.approx(0.2)
+    assert found.error.median == pytest.approx(0.03)
+    assert found.own_error.count == 2
+    assert found.own_error.largest == pytest.approx(0.04)
+    assert found.jaccard.median == pytest.approx(2 / 4)
+    assert found.weighted_jaccard.median == pytest.approx(1.72 / 1.86)
+    assert found.one_sided == 2
+    assert found.one_sided_largest == pytest.approx(0.1)
+
+
+def test_texts_without_weights_agree_with_each_other_only() -> None:
+    """Two empty sparse vectors are the same; one that appears from nothing differs in all of itself."""
+    both = sparse_difference([sparse({})], [sparse({})], floor=0.5)
+    assert both.jaccard.least == both.weighted_jaccard.least == 1
+    assert both.one_sided == 0
+    appeared = sparse_difference([sparse({})], [sparse({7: 0.25})], floor=0.5)
+    assert appeared.weighted_jaccard.least == 0
+    assert appeared.one_sided_largest == 1
+    assert appeared.error.largest == 2
+
+
+@given(st.lists(st.tuples(sparse_vectors, sparse_vectors), min_size=1, max_size=4))
+def test_sparse_difference_is_bounded_and_zero_with_oneself(pairs: list[tuple[SparseVector, SparseVector]]) -> None:
+    """Indices lie in [0, 1] with the weighted one exact, and nothing differs from itself."""
+    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
+    found = sparse_difference(ones, others, floor=0.5)
+    for spread in (found.jaccard, found.weighted_jaccard):
+        assert 0 <= spread.least <= spread.largest <= 1
+    assert found.one_sided <= found.error.count
+    same = sparse_difference(ones, ones, floor=0.5)
+    assert same.jaccard.least == same.weighted_jaccard.least == 1
+    assert not same.error.count or same.error.largest == 0
+
+
+# Rankings
+
+
+def test_ndcg_by_hand() -> None:
+    """1 / log2(rank + 1) per right answer over the best that was possible; what is not found gains nothing."""
+    relevant = np.array([[True, False, False], [True, True, False], [False, False, True], [False, False, False]])
+    found = ndcg(np.array([[1, 0, 2], [2, 0, 1], [0, 1, -1], [0, 1, 2]]), relevant)
+    two = (1 / math.log2(3) + 1 / 2) / (1 + 1 / math.log2(3))
+    assert found == pytest.approx([1 / math.log2(3), two, 0, 0])
+
+
+@given(st.permutations(range(6)), st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 6))
+def test_ndcg_is_1_exactly_for_the_best_order(order: list[int], right: list[bool], depth: int) -> None:
+    """It lies in [0, 1], and right answers first give 1."""
+    relevant = np.array([right])
+    assert 0 <= ndcg(np.array([order[:depth]]), relevant)[0] <= 1 + 1e-12
+    best = sorted(order, key=lambda passage: not right[passage])[:depth]
+    assert ndcg(np.array([best]), relevant)[0] == pytest.approx(1.0 if any(right) else 0.0)
+
+
+def test_overlap_by_hand() -> None:
+    """Order does not count, length does, and places without a passage are no passages."""
+    one = np.array([[0, 1, 2], [0, 1, 2], [0, -1, -1], [-1, -1, -1]])
+    other = np.array([[2, 1, 0], [0, 4, 5], [0, 1, -1], [-1, -1, -1]])
+    assert overlap(one, other) == pytest.approx([1, 1 / 3, 1 / 2, 1])
+
+
+def test_the_best_come_first_and_ties_keep_their_order() -> None:
+    """A ranking is deterministic, and a passage without a score above the bound is not in it."""
+    scores = np.array([[0.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 1.0]])
+    assert top(scores, 3).tolist() == [[1, 3, 2], [3, 0, 1]]
+    assert top(scores, 3, above=0).tolist() == [[1, 3, 2], [3, -1, -1]]
+    assert top(scores, 9).shape == (2, 4)
+
+
+def test_fusion_by_hand() -> None:
+    """Each ranking gives 1 / (60 + rank), and what a ranking does not hold gets nothing from it."""
+    fused = fused_scores([np.array([[0, 1]]), np.array([[1, -1]])], passages=3)
+    assert fused == pytest.approx(np.array([[1 / 61, 1 / 62 + 1 / 61, 0]]))
+
+
+@given(st.lists(sparse_vectors, min_size=1, max_size=3), st.lists(sparse_vectors, min_size=1, max_size=4))
+def test_sparse_scores_are_inner_products(queries: list[SparseVector], passages: list[SparseVector]) -> None:
+    """They are what multiplying the vectors written out in full would give."""
+
+    def full(vector: SparseVector) -> NDArray[np.float64]:
+        weights = np.zeros(41)
+        weights[vector.indices] = vector.values
+        return weights
+
+    wanted = [[full(query) @ full(passage) for passage in passages] for query in queries]
+    assert sparse_scores(queries, passages) == pytest.approx(np.array(wanted))
+
+
+def test_colbert_scores_are_sums_of_best_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MaxSim does not depend on how passages are grouped for multiplication."""
+    numbers = np.random.default_rng(0)
+    queries = [numbers.normal(size=(rows, 5)) for rows in (1, 4)]
+    passages = [numbers.normal(size=(rows, 5)) for rows in (3, 1, 7, 2, 2)]
+    wanted = np.array([[sum(max(a @ b for b in passage) for a in query) for passage in passages] for query in queries])
+    for rows in (1, 4, 7, 1000):
+        monkeypatch.setattr(ranking, "ROWS", rows)
+        assert colbert_scores(queries, passages) == pytest.approx(wanted)
+
+
+@given(matrices(2, 3), matrices(4, 3))
+def test_dense_scores_are_inner_products(queries: NDArray[np.float64], passages: NDArray[np.float64]) -> None:
+    """Row by row."""
+    wanted = [[query @ passage for passage in passages] for query in queries]
+    assert dense_scores(queries, passages) == pytest.approx(np.array(wanted))
+
+
+# Verdicts
+
+
+@pytest.fixture(scope="module")
+def small() -> Sample:
+    """A few passages and the questions that they answer."""
+    whole = bundled()
+    assert whole.answers is not None
+    kept = [number for number, answers in enumerate(whole.answers) if max(answers) < 40][:12]
+    return Sample(
+        whole.passages[:40],
+        tuple(whole.queries[number] for number in kept),
+        tuple(whole.answers[number] for number in kept),
+    )
+
+
+@pytest.fixture(scope="module")
+def exact(small: Sample) -> Embedded:
+    """The small sample in float32."""
+    return embed(small, ModelOptions("mini", dtype="float32", device="cpu"), LENGTHS)
+
+
+def damaged(embedded: Embedded, noise: float) -> Embedded:
+    """The same with noise of that norm added to every vector of norm 1, and of that size to the weights."""
+    numbers = np.random.default_rng(3)
+
+    def disturbed(array: NDArray[Any]) -> NDArray[np.float32]:
+        step = numbers.normal(size=array.shape)
+        moved = array + noise * step / np.linalg.norm(step, axis=-1, keepdims=True)
+        found: NDArray[np.float32] = (moved / np.linalg.norm(moved, axis=-1, keepdims=True)).astype(np.float32)
+        return found
+
+    def one(result: Embedding | ModelFailure) -> Embedding | ModelFailure:
+        assert isinstance(result, Embedding)
+        assert result.dense is not None
+        assert result.sparse is not None
+        assert result.colbert is not None
+        return replace(
+            result,
+            dense=disturbed(result.dense),
+            sparse=SparseVector(result.sparse.indices, result.sparse.values * np.float32(1 + noise)),
+            colbert=disturbed(result.colbert),
+        )
+
+    return Embedded([one(text) for text in embedded.passages], [one(text) for text in embedded.queries])
+
+
+def with_dense_of_the_next(texts: Sequence[Embedding | ModelFailure]) -> list[Embedding | ModelFailure]:
+    """Each text with the dense vector of the text behind it."""
+    found = [text for text in texts if isinstance(text, Embedding)]
+    return [replace(one, dense=other.dense) for one, other in zip(found, found[1:] + found[:1], strict=True)]
+
+
+def failed(comparison: Comparison) -> set[str]:
+    """The checks of 16-bit types that do not pass."""
+    return {check.name for check in judge(comparison, SIXTEEN_BIT) if not check.passed}
+
+
+def test_float32_agrees_with_itself(small: Sample, exact: Embedded) -> None:
+    """Compared with itself, a model has cosines of 1, equal weights and equal rankings, and passes."""
+    again = embed(small, ModelOptions("mini", dtype="float32", device="cpu"), LENGTHS)
+    found = compare(exact, again, small.answers, types=("float32", "float32"))
+    assert (found.passages, found.queries, found.failed) == (40, 12, 0)
+    assert found.dense.least == pytest.approx(1)
+    assert found.colbert.least == pytest.approx(1)
+    assert found.colbert.count == found.tokens - 52
+    assert found.sparse.error.largest == pytest.approx(0, abs=1e-6)
+    assert list(found.rankings) == ["dense", "sparse", "colbert", "hybrid"]
+    for agreement in found.rankings.values():
+        assert agreement.overlap == agreement.same_first == 1
+        assert agreement.quality is not None
+        assert 0.3 < agreement.quality.reference == agreement.quality.other
+    assert not failed(found)
+
+
+def test_bfloat16_differs_as_much_as_it_does(small: Sample, exact: Embedded) -> None:
+    """A type that rounds is seen to round, and on the miniature it stays within the limits of vectors."""
+    other = embed(small, ModelOptions("mini", dtype="bfloat16", device="cpu"), LENGTHS)
+    found = compare(exact, other, small.answers, types=TYPES)
+    assert SIXTEEN_BIT.dense_cosine < found.dense.least < 1 - 1e-6
+    assert SIXTEEN_BIT.colbert_cosine < found.colbert.least < 1 - 1e-6
+    assert 1e-4 < found.sparse.error.largest < SIXTEEN_BIT.sparse_error
+
+
+@pytest.mark.parametrize(
+    ("noise", "wanted"),
+    [
+        (0.005, set()),
+        (0.1, {"dense cosine, least", "ColBERT row cosine, least", "sparse weight error, largest"}),
+    ],
+)
+def test_damage_is_found_by_its_size(small: Sample, exact: Embedded, noise: float, wanted: set[str]) -> None:
+    """Errors of half a per cent pass, of ten per cent do not, in each of the three kinds."""
+    found = failed(compare(exact, damaged(exact, noise), small.answers, types=TYPES))
+    assert {name for name in found if "nDCG" not in name} == wanted
+
+
+def test_vectors_of_the_wrong_texts_fail_in_everything(small: Sample, exact: Embedded) -> None:
+    """An engine that mixes texts up fails by its rankings too."""
+    mixed = Embedded(with_dense_of_the_next(exact.passages), exact.queries)
+    found = compare(exact, mixed, small.answers, types=TYPES)
+    assert failed(found) == {"dense cosine, least", "nDCG@10 loss, dense", "nDCG@10 loss, hybrid"}
+
+
+def test_a_text_that_fails_is_left_out_and_fails_the_verdict(small: Sample, exact: Embedded) -> None:
+    """The others are compared, answers keep their passages, and the failure is named with its type."""
+    gone = Embedded([ModelFailure("not finite"), *exact.passages[1:]], exact.queries)
+    found = compare(exact, gone, small.answers, types=TYPES)
+    assert (found.passages, found.failed) == (39, 1)
+    assert found.failures == {"float32": {}, "bfloat16": {"not finite": 1}}
+    assert failed(found) == {"texts not embedded"}
+    without = compare(gone, gone, small.answers, types=TYPES)
+    assert found.rankings == without.rankings
+
+
+def test_a_model_that_embeds_nothing_fails(exact: Embedded) -> None:
+    """Where no text has vectors there is nothing to praise."""
+    nothing = Embedded([ModelFailure("broken")] * 40, [ModelFailure("broken")] * 12)
+    found = compare(exact, nothing, None, types=TYPES)
+    assert found.rankings == {}
+    assert failed(found) == {
+        "texts not embedded",
+        "dense cosine, least",
+        "ColBERT row cosine, least",
+        "sparse weight error, largest",
+    }
+
+
+def test_without_right_answers_rankings_are_judged_by_their_overlap(exact: Embedded) -> None:
+    """With queries of one's own, the first ten must be nearly the same passages."""
+    assert not failed(compare(exact, exact, None, types=TYPES))
+    mixed = Embedded(exact.passages, with_dense_of_the_next(exact.queries))
+    found = failed(compare(exact, mixed, None, types=TYPES))
+    assert found == {"dense cosine, least", "overlap@10, dense", "overlap@10, hybrid"}
+
+
+def test_a_better_ranking_is_no_loss() -> None:
+    """The change is signed, and only a fall counts against a type."""
+    assert Quality(0.5, 0.6).change == pytest.approx(0.2)
+    assert Quality(0.5, 0.4).change == pytest.approx(-0.2)
+    assert Quality(0, 0).change == 0
+    assert Quality(0, 0.1).change == math.inf
+
+
+@pytest.mark.parametrize("relation", [">", ">=", "<="])
+def test_what_is_not_a_number_passes_no_check(relation: Any) -> None:
+    """A limit that could not be compared with is not kept."""
+    assert not Check("x", float("nan"), relation, 0.5).passed
+    assert Check("x", 0.5, relation, 0.5).passed is (relation != ">")
+
+
+def test_thresholds_depend_on_the_type() -> None:
+    """16-bit types have the strict limits, int8 has looser ones throughout, and the report says which were applied."""
+    assert thresholds_for("bfloat16") == thresholds_for("float16") == SIXTEEN_BIT
+    assert (SIXTEEN_BIT.dense_cosine, SIXTEEN_BIT.colbert_cosine) == (0.9995, 0.9995)
+    assert (SIXTEEN_BIT.sparse_error, SIXTEEN_BIT.ndcg_loss) == (0.02, 0.005)
+    assert thresholds_for("int8") == INT8
+    for field in fields(INT8):
+        loose, strict = getattr(INT8, field.name), getattr(SIXTEEN_BIT, field.name)
+        assert loose > strict if field.name in {"sparse_error", "ndcg_loss"} else loose < strict
+    assert described("int8", INT8) == "the defaults of int8"
+    assert described("float16", replace(SIXTEEN_BIT, overlap=0.5)) == "the defaults of 16-bit types, but for overlap"
+
+
+# Texts and the command line
+
+
+def test_texts_are_read_line_by_line(tmp_path: Path) -> None:
+    """A byte order mark and line ends of any kind are no text; blank and repeated lines are left out."""
+    file = tmp_path / "texts"
+    file.write_bytes("\ufeffone\r\ntwo\u2028still two\n\n  \none\nthree".encode())
+    assert read(str(file), None) == Sample(("one", "two\u2028still two", "three"))
+
+
+def test_the_bundled_sample_has_answers() -> None:
+    """Without files, everything is there to judge rankings by."""
+    found = read(None, None)
+    assert found.answers is not None
+    assert len(found.answers) == len(found.queries) > 0
+    assert max(max(answers) for answers in found.answers) < len(found.passages)
+
+
+def test_more_texts_than_fit_are_cut_and_it_is_said(
+    mini: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file too large for one machine is compared as far as it goes, not at the price of the machine."""
+    tokenizer: Tokenizer = mini.tokenizer
+    sample = Sample(("one text", "another text", "a third text"), ("query",))
+    limits = {"passage_length": 8, "query_length": 8}
+    assert samples.fitting(sample, tokenizer, **limits) == sample
+    monkeypatch.setattr(samples, "MAX_PASSAGES", 2)
+    assert samples.fitting(sample, tokenizer, **limits).passages == sample.passages[:2]
+    monkeypatch.setattr(samples, "MAX_TOKENS", 1)
+    assert samples.fitting(sample, tokenizer, **limits).passages == sample.passages[:1]
+    assert "the first 1 of 3 texts" in caplog.text
+    assert samples.fitting(bundled(), tokenizer, **limits) == bundled()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "holds no text"), (b" \n\n", "holds no text"), (b"a\xff", "is not UTF-8 (byte 1)")]
+)
+def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    """The message names the argument and what is wrong with its file."""
+    file = tmp_path / "texts"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"^--passages: ") as caught:
+        read(str(file), None)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "nowhere"], "--model: is neither"),
+        (["--model", "mini", "--passages", "nowhere"], "--passages: nowhere cannot be read (No such file"),
+        (["--model", "mini", "--passages", "a\0b"], "cannot be read (no valid path)"),
+        (["--model", "mini", "--queries", "nowhere"], "--queries: needs --passages"),
+        (["--model", "mini", "--passages", "-", "--queries", "-"], "--queries: the standard input is read"),
+        (["--model", "mini", "--max-length", "2"], "--max-length: must be from 3 to the model's 512, got 2"),
+        (["--model", "mini", "--device", "tpu"], "--device: 'tpu' is no device"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bad usage ends with status 2 and one line that names the argument, and nothing on the standard output."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_limits_on_the_command_line_override(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit that nothing keeps fails the verdict with status 1, and the table says which line and which limits."""
+    file = tmp_path / "texts"
+    file.write_text("one text\nanother text\n", encoding="utf-8")
+    arguments = ["--model", "mini", "--dtype", "float32", "--device", "cpu", "--passages", str(file)]
+    assert main([*arguments, "--min-dense-cosine", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "the defaults of 16-bit types, but for dense_cosine" in out
+    assert "2 passages and 0 queries of your files" in out
+    assert "FAIL  dense cosine, least" in out
+    assert "PASS  ColBERT row cosine, least" in out
+    assert "overlap@10" not in out
+    assert out.splitlines()[-1].startswith("FAIL: float32 against float32")
+
+
+def run(*arguments: str, texts: str = "") -> subprocess.CompletedProcess[str]:
+    """The program itself, `texts` on its standard input."""
+    return subprocess.run(
+        [sys.executable, "-m", "precision", *arguments],
+        cwd=ROOT,
+        input=texts,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_program_prints_one_json_object(tmp_path: Path) -> None:
+    """With --json the standard output is one object, whatever is logged, and status 0 is its verdict PASS."""
+    queries = tmp_path / "queries"
+    queries.write_text("a text\n", encoding="utf-8")
+    done = run(
+        *("--model", "mini", "--dtype", "float16", "--device", "cpu", "--passages", "-", "--queries", str(queries)),
+        *("--max-length", "5", "--json"),
+        texts="one text with a few more words\nanother one\n",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["model"], found["engine"], found["device"], found["dtype"]) == ("mini", "packed", "cpu", "float16")
+    assert (found["passages"], found["queries"], found["truncated"]) == (2, 1, 1)
+    assert found["max_length"] == {"passage": 5, "query": 5}
+    assert found["rankings"]["dense"]["quality"] is None
+    assert found["verdict"] == "PASS"
+    assert all(check["passed"] for check in found["checks"])
+    assert "float16" in done.stderr
+
+
+def test_the_program_refuses_without_a_traceback() -> None:
+    """A mistake in the arguments costs one line and status 2."""
+    done = run("--model", "mini", "--passages", "nowhere.txt")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "python -m precision: --passages: nowhere.txt cannot be read (No such file or directory)"
+    ]
+
+
+def test_the_command_knows_the_embedder_and_the_corpus_only() -> None:
+    """It needs neither Qdrant nor the service, and neither needs it."""
+    ours = {"embedder", "qdrant_sink", "service", "corpus", "precision", "training", "tests"}
+
+    def imported(path: Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        return {name.partition(".")[0] for name in names} & ours
+
+    for path in (ROOT / "precision").glob("*.py"):
+        assert imported(path) <= {"embedder", "corpus", "precision"}
+    for package in ("embedder", "qdrant_sink", "service", "corpus"):
+        for path in (ROOT / package).glob("*.py"):
+            assert "precision" not in imported(path)
