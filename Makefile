@@ -1,6 +1,8 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
 # make test    the tests;  make check   lint, format and types
+# make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
+#              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
 
 VENV ?= .venv
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -8,8 +10,10 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
+BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test check bench format clean
 
 setup: $(READY)
 
@@ -32,6 +36,13 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(BENCH_READY)
+	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)
+
+$(BENCH_READY): $(READY) requirements-bench.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

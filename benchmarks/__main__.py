@@ -1,0 +1,164 @@
+"""The whole benchmark: a checkpoint, the contenders one after the other, the report. Run with `make bench`.
+
+make bench                                       about 25 minutes on two cores
+make bench ARGS="--quick"                        about 3, on a small checkpoint; its figures mean little
+make bench ARGS="--only packed packed-int8"      the others keep the results they have
+make bench ARGS="--device cuda:0"                on a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.machine import hardware
+from benchmarks.plan import ENTRIES
+from benchmarks.report import write_report
+from benchmarks.results import Result, Run, read_result, write
+from benchmarks.shape import FULL_SIZE, QUICK_SIZE, Shape
+from benchmarks.texts import Texts
+from benchmarks.workloads import WORKLOADS
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs" / "benchmarks.md"
+_PATIENCE = 1800.0
+"""Seconds that one contender may take in all."""
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    given = _parse()
+    started = time.monotonic()
+    out = (given.out / "quick" if given.quick else given.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = given.checkpoint or _checkpoint(out / "checkpoint", quick=given.quick)
+    shape = Shape.read(checkpoint)
+    texts = Texts.make(checkpoint, shape.max_length)
+    texts.write(out / "texts.json")
+    _into_page_cache(checkpoint, {ENTRIES[name].kind for name in given.only or ENTRIES})
+    found = hardware()
+    for name in given.only or ENTRIES:
+        (out / f"{name}.json").unlink(missing_ok=True)
+    for name in given.only or ENTRIES:
+        reason = "" if given.only else _needless(name, out, given.device)
+        if reason:
+            print(f"{name}: not run: {reason}", flush=True)
+            write(out, Result(name, "not run", reason))
+        else:
+            print(f"{name}: {ENTRIES[name].title}", flush=True)
+            _contend(name, checkpoint, out, given)
+        run = Run(
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            quick=given.quick,
+            device=given.device,
+            seconds=round(time.monotonic() - started, 1),
+            hardware=found,
+            model=_model(shape),
+            lengths={key: value[:512] for key, value in texts.lengths.items()},
+        )
+        write(out, run)
+    report = given.report or (out / "benchmarks.md" if given.quick else REPORT)
+    write_report(out, report)
+    print(f"{report} and {report.with_suffix('.svg').name}, from {out}; {time.monotonic() - started:.0f} s in all")
+
+
+def _checkpoint(path: Path, *, quick: bool) -> Path:
+    """Random weights, of the size of BGE-M3 or small, in its published format; made once."""
+    if path.is_dir():
+        return path
+    print(f"making a checkpoint with random weights: {path}", flush=True)
+    part = path.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    sizes = [f"--{name}={size}" for name, size in (QUICK_SIZE if quick else FULL_SIZE).items()]
+    # In a process of its own: this one stays small, and so does what it starts.
+    command = [sys.executable, "-m", "training.random_checkpoint", str(part), "--format=bin", *sizes]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return part.rename(path)
+
+
+def _into_page_cache(checkpoint: Path, kinds: AbstractSet[str]) -> None:
+    """So that the first contender does not wait for a disk that the others find read: weights and libraries."""
+    for path in checkpoint.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+    for kind, library in (("original", "FlagEmbedding"), ("m3serve", "m3serve"), ("packed", "embedder.encoder")):
+        if kind in kinds:
+            command = [sys.executable, "-c", f"import {library}"]
+            subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+
+
+def _needless(name: str, out: Path, device: str) -> str:
+    """Why a contender need not run: its type has no meaning there, or the defaults run in one like it already."""
+    entry = ENTRIES[name]
+    if entry.dtype == "int8" and device != "cpu":
+        return "int8 is a type of the CPU"
+    default = out / "packed.json"
+    if entry.dtype == "auto" or not default.is_file():
+        return ""
+    found = read_result(default)
+    same = {"16bit": {"float16", "bfloat16"}}.get(entry.dtype, {entry.dtype})
+    return f"the defaults run in {found.dtype} already" if found.status == "ok" and found.dtype in same else ""
+
+
+def _contend(name: str, checkpoint: Path, out: Path, given: argparse.Namespace) -> None:
+    workloads = [workload for workload in ENTRIES[name].workloads if workload in (given.workloads or WORKLOADS)]
+    command = [sys.executable, "-m", "benchmarks.contender", name]
+    command += ["--checkpoint", str(checkpoint.resolve()), "--texts", str(out / "texts.json")]
+    command += ["--out", str(out), "--device", given.device, "--scale", str(given.scale)]
+    command += ["--quick"] * given.quick + ["--workloads", *workloads]
+    cache = out / "cache"  # what a contender keeps for its next start stays out of the user's own
+    if name == "packed-first":
+        shutil.rmtree(cache, ignore_errors=True)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(cache)}
+    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
+        begun = time.monotonic()
+        process = subprocess.Popen([*command, "--started", repr(begun)], cwd=ROOT, env=environment, stderr=log)
+        try:
+            code = process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    path = out / f"{name}.json"
+    result = read_result(path) if path.is_file() else Result(name, "failed")
+    if code:
+        how = f"by signal {-code}" if code < 0 else f"with status {code}"
+        result.status = "failed"
+        result.reason = f"its process ended {how}; {path.with_suffix('.log').name} has its last words"
+        write(out, result)
+    if result.reason:
+        print(f"  {result.status}: {result.reason}", flush=True)
+
+
+def _model(shape: Shape) -> dict[str, int]:
+    names = ("hidden", "layers", "heads", "intermediate", "vocabulary", "positions", "parameters", "linear")
+    return {name: getattr(shape, name) for name in names}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", nargs="+", choices=list(ENTRIES), help="these contenders")
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="these workloads")
+    parser.add_argument("--checkpoint", type=Path, help="a directory; default: random weights of full size")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--quick", action="store_true", help="a small checkpoint and short limits")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all time limits")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="directory of the raw results")
+    parser.add_argument("--report", type=Path, help="default: docs/benchmarks.md; with --quick: beside the raw results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

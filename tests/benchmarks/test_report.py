@@ -1,0 +1,147 @@
+"""The report says what the raw results say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ratios import ratios
+from benchmarks.report import read, write_report
+from benchmarks.results import Outcome, Result, Run, write
+
+RUN = Run(
+    date="2020-01-02T03:04:05+00:00",
+    quick=False,
+    device="cpu",
+    seconds=60.0,
+    hardware={"CPU": "Example 9000", "cores": "2"},
+    model={"hidden": 1024, "parameters": 568_000_000, "linear": 302_000_000},
+    lengths={"mixed": [8, 100, 512]},
+)
+
+
+def _result(name: str, dtype: str, *, query: float, rate: float, mixed: float, answered: float, peak: float) -> Result:
+    return Result(
+        name,
+        dtype=dtype,
+        device="cpu",
+        date=RUN.date,
+        versions={"torch": "2.0"},
+        startup={"imported": 0.1, "loaded": 0.2, "answered": answered},
+        memory={"ready rss": peak, "ready uss": peak, "peak after passages-512": peak},
+        outcomes={
+            "query": Outcome.of([query] * 3, seconds=3 * query, tokens=9),
+            "concurrent-32": Outcome.of([1.0] * 10, seconds=10 / rate, tokens=9),
+            "mixed": Outcome.of([mixed], seconds=mixed, texts=3, tokens=620),
+        },
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A directory with raw results: m3serve is not installed, and int8 was not run."""
+    original = _result("original", "float32", query=0.5, rate=2, mixed=40, answered=7, peak=6e9)
+    original.outcomes["passages-8192"] = Outcome("not run", "one passage would take about 100 s, the limit is 75 s")
+    packed = _result("packed", "bfloat16", query=0.04, rate=44, mixed=5, answered=2.8, peak=2e9)
+    packed.outcomes["passages-512"] = Outcome.of(
+        [4.0], seconds=4, texts=4, tokens=2048, figures={"ceiling, plain": 400e9, "ceiling, prepared": 410e9}
+    )
+    packed.outcomes["beside-512"] = Outcome.of([0.1, 0.2], seconds=1, tokens=9, figures={"idle p50": 0.04})
+    packed.outcomes["growth"] = Outcome.of(
+        [10.5],
+        seconds=12,
+        figures={
+            f"{key} of {size}": value
+            for size, seconds in ((100, 0.1), (1000, 1.0), (10_000, 10.5))
+            for key, value in (("seconds", seconds), ("calls", 1), ("peak rss", 2e9))
+        },
+    )
+    for result in (original, Result("m3serve", "not installed", "m3serve is not installed"), packed):
+        write(tmp_path, result)
+    write(tmp_path, RUN)
+    return tmp_path
+
+
+def test_ratios_are_against_the_contenders_of_the_same_run(results: Path) -> None:
+    """More is better for speed; a share, memory and start-up are fractions."""
+    _, found = read(results)
+    ours = [one for one in ratios(found, 302_000_000) if "bfloat16" in one.contender]
+    values = {(one.figure, one.against): one.value for one in ours}
+    assert values["one short query, p50", "original"] == pytest.approx(12.5)
+    assert values["32 concurrent short queries, queries/s", "original"] == pytest.approx(22)
+    assert values["mixed-length passages, all outputs", "original"] == pytest.approx(8)
+    assert values["process start to first answer", "original"] == pytest.approx(0.4)
+    assert values["peak memory", "original"] == pytest.approx(1 / 3)
+    assert values["query p95 beside 512-token passages", "its idle p50"] == pytest.approx(5)
+    assert values["one short query, p50", "m3serve"] is None
+    missed = {one.figure for one in ours if one.verdict == "missed"}
+    assert missed == {"mixed-length passages, all outputs", "query p95 beside 512-token passages"}
+
+
+def test_a_type_is_found_wherever_it_ran(results: Path) -> None:
+    """The defaults chose bfloat16, so they are the 16-bit row: 8 times is less than the goal of 9."""
+    _, found = read(results)
+    [mixed] = [
+        one
+        for one in ratios(found, 302_000_000)
+        if one.figure.startswith("mixed") and one.against == "original" and "bfloat16" in one.contender
+    ]
+    assert (mixed.value, mixed.goal, mixed.verdict) == (8.0, 9, "missed")
+
+
+def test_the_share_is_of_the_best_product(results: Path) -> None:
+    """2 x 302 M x 2048 tokens / 4 s is 309 GFLOP/s, of 410."""
+    _, found = read(results)
+    [share] = [one for one in ratios(found, 302_000_000) if "share" in one.figure and "bfloat16" in one.contender]
+    assert share.value == pytest.approx(100 * 2 * 302e6 * 512 / 410e9)
+    assert share.verdict == "met"
+
+
+def test_growth_is_judged_step_by_step(results: Path) -> None:
+    """Ten times the texts took 10.5 times as long: 5 % off a straight line."""
+    _, found = read(results)
+    steps = [one.value for one in ratios(found, 302_000_000) if one.figure.startswith("time of")]
+    assert steps == [pytest.approx(0, abs=1e-9), pytest.approx(5)]
+
+
+def test_the_report_says_what_was_not_measured_and_why(results: Path, tmp_path: Path) -> None:
+    """Rows of what is not installed and of what would take too long; no GPU figure is claimed."""
+    write_report(results, tmp_path / "docs" / "benchmarks.md")
+    text = (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| m3serve | `m3serve` |  |  | not installed: m3serve is not installed |" in text
+    assert "| not run: one passage would take about 100 s, the limit is 75 s |" in text
+    assert "GPU figures are not measured." in text
+    assert text.count("*Example 9000, 2 cores; device: cpu; torch 2.0; types in brackets.*") >= 6
+
+
+def test_a_quick_run_says_that_it_was_one(results: Path, tmp_path: Path) -> None:
+    """Nobody mistakes the small checkpoint's figures for the model's."""
+    from dataclasses import replace
+
+    write(results, replace(RUN, quick=True))
+    write_report(results, tmp_path / "benchmarks.md")
+    assert "**A quick run: a small checkpoint" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_what_is_written_by_hand_stays(results: Path, tmp_path: Path) -> None:
+    """The notes survive every later run; the tables around them are renewed."""
+    report = tmp_path / "benchmarks.md"
+    report.write_text("old\n<!-- notes -->\nRead this | first: \\1.\n<!-- /notes -->\nold\n", encoding="utf-8")
+    write_report(results, report)
+    text = report.read_text(encoding="utf-8")
+    assert "<!-- notes -->\nRead this | first: \\1.\n<!-- /notes -->" in text
+    assert "old" not in text.split()
+    assert text.count("<!-- notes -->") == 1
+
+
+def test_the_plots_are_the_same_for_the_same_results(results: Path, tmp_path: Path) -> None:
+    """A run that changes no figure changes no file."""
+    pytest.importorskip("matplotlib")
+    from benchmarks.plot import draw
+
+    run, found = read(results)
+    for name in ("a.svg", "b.svg"):
+        draw(run, found, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "original (float32)" not in (tmp_path / "a.svg").read_text(encoding="utf-8")  # one level is no line
