@@ -60,12 +60,12 @@ def warm(engine: Engine) -> None:
 
 
 def calibrate(
-    engine: Engine, *, lanes: int = 1, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter
+    engine: Engine, *, batches: int = 1, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter
 ) -> int:
     """Tokens per batch beyond which this engine on this machine gains less than 5 %.
 
-    Doubles the batch until the rate stops growing or `seconds` would be exceeded; on a GPU the batches of all
-    `lanes` must fit into its memory together. Never returns less than 512 for want of speed.
+    Doubles the batch until the rate stops growing or `seconds` would be exceeded; on a GPU this many
+    `batches` must fit into its memory together. Never returns less than 512 for want of speed.
     """
     best, best_rate, spent = _SMALLEST, 0.0, 0.0
     tokens = _SMALLEST
@@ -82,7 +82,7 @@ def calibrate(
         if spent + 2 * took > seconds:
             break
         tokens *= 2
-    while best > _SMALLEST and lanes * engine.memory_share(_texts(engine, best)) > _SHARE:
+    while best > _SMALLEST and batches * engine.memory_share(_texts(engine, best)) > _SHARE:
         best //= 2
     return best
 

@@ -77,6 +77,8 @@ class Embedder:
                 f"MODEL_ID: tokenizer.json has {tokenizer.vocabulary_size} tokens, the model has {rows}"
             )
         chosen_types = [choose_dtype(options.dtype, device, engine=options.engine) for device in devices]
+        if len(set(chosen_types)) > 1:
+            log.warning("devices compute in different types (%s), so vectors differ a little", ", ".join(chosen_types))
         chosen = time.perf_counter()
         engines = [
             _engine(options.engine, checkpoint, device, dtype, tokenizer)
@@ -86,7 +88,10 @@ class Embedder:
         for engine in engines:
             warm(engine)
         warmed = time.perf_counter()
-        budget = options.token_budget or min(calibrate(engine, lanes=options.lanes) for engine in engines)
+        budget = options.token_budget or min(
+            calibrate(engine, batches=2 * options.lanes - 1)  # torch keeps memory per stream, and a lane has two
+            for engine in engines
+        )
         log.info(
             "model ready: %s engine, %s, %s, %d tokens per batch; "
             "seconds: torch %.2f, checkpoint %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f",
@@ -159,6 +164,10 @@ class Embedder:
         """Engine, type and devices, for a person: `packed, bfloat16, cpu`."""
         first = self._engines[0]
         return f"{first.name}, {first.dtype}, {' + '.join(engine.device for engine in self._engines)}"
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call this, from a lane's thread, when no device is left that computes."""
+        self._pool.when_lost(callback)
 
     def close(self) -> None:
         """Finish what was accepted, then stop. Blocks until the lanes have stopped."""

@@ -73,15 +73,8 @@ class PackedEngine:
 
         On CUDA a batch that gives way runs on a stream of lower priority, and `give_way` is not called.
         """
-        try:
-            with torch.inference_mode(), self._on_stream(urgent=give_way is None):
-                return self._encode(batch, outputs, give_way or _stay)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{len(batch.ids)} tokens do not fit into the memory of {self.device}") from error
-        except torch.AcceleratorError as error:
-            if self._answers():
-                raise
-            raise DeviceLost(f"{self.device} has failed for good ({type(error).__name__})") from error
+        with self._errors(), torch.inference_mode(), self._on_stream(urgent=give_way is None):
+            return self._encode(batch, outputs, give_way if give_way and self.device == "cpu" else _stay)
 
     def memory_share(self, batch: TokenBatch) -> float:
         """See `Engine.memory_share`."""
@@ -89,7 +82,7 @@ class PackedEngine:
 
     def probe(self, batch: TokenBatch) -> None:
         """See `Engine.probe`: one layer."""
-        with torch.inference_mode(), self._on_stream(urgent=False):
+        with self._errors(), torch.inference_mode(), self._on_stream(urgent=False):
             packing = Packing.of(np.sort(batch.lengths), self.device, flash=self._flash)
             x = torch.ones(len(batch.ids), self.hidden_size, dtype=_STORED[self.dtype], device=self.device)
             self._layers[0](x, packing, _stay)
@@ -145,14 +138,27 @@ class PackedEngine:
         if stream is None:
             stream = torch.cuda.Stream(self.device, priority=-1 if urgent else 0)  # type: ignore[no-untyped-call]
             setattr(self._streams, name, stream)
-        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+        torch.cuda.set_device(self.device)  # for good: a switch back could touch a device that is lost
+        with torch.cuda.stream(stream):
             yield
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What torch raises, as the seam has it."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"the batch does not fit into the memory of {self.device}") from error
+        except RuntimeError as error:
+            if self.device == "cpu" or self._answers():
+                raise
+            raise DeviceLost(f"{self.device} has failed for good ({type(error).__name__})") from error
 
     def _answers(self) -> bool:
         """Whether the device still computes; after some errors no call on it ever succeeds again."""
         try:
             torch.zeros(1, device=self.device).add_(1).item()
-        except torch.AcceleratorError:
+        except RuntimeError:
             return False
         return True
 

@@ -134,7 +134,11 @@ class Engine(Protocol):
         ...
 
     def probe(self, batch: TokenBatch) -> None:
-        """Do a part of `encode` whose rate depends on the size of the batch as that of the whole does."""
+        """Do a part of `encode` whose rate depends on the size of the batch as that of the whole does.
+
+        Raises:
+            MemoryError: the batch does not fit into the device's memory.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedder.engine import EncodedBatch, Engine, GiveWay, TokenBatch
 from embedder.errors import Cancelled, DeviceLost, ModelFailure, whereabouts
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Outputs
+from embedder.vectors import Embedding, Outputs, SparseVector
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ class Pass:
             )
 
 
-def run(texts: Sequence[Text], engine: Engine, give_way: GiveWay | None) -> list[Pass]:
+def run(texts: Sequence[Text], engine: Engine, give_way: GiveWay | None, *, again: bool = True) -> list[Pass]:
     """One forward pass; if it fails, halves are tried until the text at fault stands alone.
+
+    A text alone that does not fit into the memory is tried once more: another lane may have held it.
 
     Raises:
         DeviceLost: the engine's device computes no more; no text is at fault.
@@ -65,13 +67,15 @@ def run(texts: Sequence[Text], engine: Engine, give_way: GiveWay | None) -> list
     except (DeviceLost, Cancelled):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever ended the lane would leave every caller waiting
-        if len(texts) == 1:
+        if len(texts) == 1 and not (again and isinstance(error, MemoryError)):
             log.error("a text of %d tokens could not be encoded: %s", tokens, whereabouts(error))
             return [
                 Pass(texts, ModelFailure(f"the model failed on a text of {tokens} tokens ({type(error).__name__})"))
             ]
-        log.warning("a batch of %d texts, %d tokens, failed: %s; halving it", len(texts), tokens, whereabouts(error))
+        log.warning("a batch of %d texts, %d tokens, failed: %s", len(texts), tokens, whereabouts(error))
     # After the handler, not in it: there the exception still holds what the failed pass had allocated.
+    if len(texts) == 1:
+        return run(texts, engine, give_way, again=False)
     middle = len(texts) // 2
     return run(texts[:middle], engine, give_way) + run(texts[middle:], engine, give_way)
 
@@ -85,7 +89,7 @@ def _split(texts: Sequence[Text], batch: EncodedBatch) -> list[Result]:
         rows = slice(row, row := row + len(text.encoded) - 1)
         embedding = Embedding(
             dense=_part(batch.dense, b) if wanted.dense else None,
-            sparse=batch.sparse[b] if wanted.sparse and batch.sparse is not None else None,
+            sparse=_alone(batch.sparse[b]) if wanted.sparse and batch.sparse is not None else None,
             colbert=_part(batch.colbert, rows, wanted.colbert_type) if wanted.colbert else None,
             tokens=len(text.encoded),
             truncated=text.encoded.truncated,
@@ -99,6 +103,11 @@ def _part(array: NDArray[Any] | None, where: int | slice, dtype: str = "float32"
     return None if array is None else array[where].astype(dtype)
 
 
+def _alone(sparse: SparseVector) -> SparseVector:
+    """A copy, for the same reason."""
+    return SparseVector(sparse.indices.copy(), sparse.values.copy())
+
+
 def _checked(embedding: Embedding, wanted: Outputs) -> Result:
     """The embedding, if every kind that was asked for is there and finite."""
     values = {
@@ -110,6 +119,8 @@ def _checked(embedding: Embedding, wanted: Outputs) -> Result:
         array = values[kind]
         if array is None:
             return ModelFailure(f"the model gave no {kind} vector for a text of {embedding.tokens} tokens")
+        if kind == "colbert" and len(array) != embedding.tokens - 1:
+            return ModelFailure(f"the model gave {len(array)} colbert rows for a text of {embedding.tokens} tokens")
         if not np.isfinite(array).all():
             return ModelFailure(f"the model gave a {kind} vector that is not finite ({embedding.tokens} tokens)")
     return embedding

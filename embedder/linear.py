@@ -7,6 +7,7 @@ once, and activations per row, so that a text's vectors do not depend on the tex
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 import torch
@@ -81,8 +82,8 @@ def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) ->
     s_n = max|w_n| / 127 per output channel; s_t is the smallest scale that holds row t of the input.
     The output of a GELU is never below -0.17, so there z lies low and most of the range is left for what is above.
     """
-    if not hasattr(torch.ops.onednn, "qlinear_pointwise") or not has_onednn("float32"):
-        raise ConfigurationError("DTYPE=int8 needs a torch with oneDNN (x86-64); use auto or float32")
+    if platform.machine() not in ("x86_64", "AMD64") or not has_onednn("float32"):
+        raise ConfigurationError("DTYPE=int8 needs an x86-64 processor and a torch with oneDNN; use auto or float32")
     # Without VNNI pairs of products are added up in 16 bits: 7 bits of activation keep them from saturating.
     highest = 255 if torch.cpu._is_vnni_supported() else 127  # noqa: SLF001
     zero = highest // 8 if after_gelu else (highest + 1) // 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -44,9 +45,20 @@ class ModelPool:
         lanes: threads per engine.
         token_budget: most tokens of one batch; a longer text goes alone.
         queue_tokens: most tokens waiting; a request beyond it is refused as `overloaded`.
+        clock: seconds.
     """
 
-    def __init__(self, engines: Sequence[Engine], *, lanes: int, token_budget: int, queue_tokens: int) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        lanes: int,
+        token_budget: int,
+        queue_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._when_lost: Callable[[], None] = lambda: None
         self._budget = token_budget
         self._queue_tokens = queue_tokens
         self._queue: BatchQueue[_Job] = BatchQueue()
@@ -119,6 +131,10 @@ class ModelPool:
         with self._changed:
             return self._queue.tokens
 
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call this when no device is left that computes: the process can serve nothing any more."""
+        self._when_lost = callback
+
     def close(self) -> None:
         """Finish what was accepted, then stop the lanes. Calling it twice is harmless."""
         with self._changed:
@@ -167,17 +183,27 @@ class ModelPool:
                 engine = left[0]
 
     def _giving_way(self, batch: list[Pick[_Job]], engine: Engine) -> GiveWay:
-        """What a pass over passages calls between pieces: one batch of waiting queries goes first."""
+        """What a pass over passages calls between pieces: one batch of waiting queries goes first.
+
+        But the queries of a pass take no more time than the pass itself, and one batch: else it might never end.
+        """
+        started = self._clock()
+        given = 0.0
 
         def give_way() -> None:
+            nonlocal given
             if all(pick.key.future.cancelled() for pick in batch):
                 raise Cancelled("nobody waits for this batch any more")
             if not self._queue.waits(Priority.QUERY):  # without the lock: it is asked often, and again soon
+                return
+            now = self._clock()
+            if given > now - started - given:
                 return
             with self._changed:
                 queries = self._queue.take_queries(self._budget)
             if queries:
                 self._deliver(queries, self._compute(queries, engine))
+            given += self._clock() - now
 
         return give_way
 
@@ -193,6 +219,8 @@ class ModelPool:
         for job in stranded:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(DeviceLost(_NO_DEVICE))
+        if not left:
+            self._when_lost()
         return left
 
     def _deliver(self, batch: list[Pick[_Job]], passes: list[Pass]) -> None:

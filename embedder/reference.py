@@ -87,14 +87,17 @@ class ReferenceEngine:
         offsets = batch.offsets
         ids = [batch.ids[offsets[text] : offsets[text + 1]].tolist() for text in texts]
         features = [{"input_ids": one, "attention_mask": [1] * len(one)} for one in ids]
-        with self._lock, torch.inference_mode():
-            padded = pad_with_compat(self._flag.tokenizer, features, padding=True, return_tensors="pt")
-            out = self._flag.model(
-                padded.to(self.device),
-                return_dense=outputs.dense,
-                return_sparse=outputs.sparse,
-                return_colbert_vecs=outputs.colbert,
-            )
+        try:
+            with self._lock, torch.inference_mode():
+                padded = pad_with_compat(self._flag.tokenizer, features, padding=True, return_tensors="pt")
+                out = self._flag.model(
+                    padded.to(self.device),
+                    return_dense=outputs.dense,
+                    return_sparse=outputs.sparse,
+                    return_colbert_vecs=outputs.colbert,
+                )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"the batch does not fit into the memory of {self.device}") from error
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in out.items()}
         found: list[dict[str, np.ndarray]] = [{} for _ in texts]
         for row, one in enumerate(ids):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ try:
 except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
 
+_UNSPLIT: dict[str, Any] = (
+    {"num_splits": 1} if varlen_attn is not None and "num_splits" in signature(varlen_attn).parameters else {}
+)
+"""A text's sums are not split by the length of the longest text beside it, where torch lets one say so."""
 _ROWS = 512
 """Rows of a piece on a CPU: above it the rate of the products grows no more."""
 _SCORES = 1 << 21
@@ -114,8 +120,7 @@ class Layer:
 
     def __call__(self, x: Tensor, packing: Packing, give_way: GiveWay) -> Tensor:
         """[T, H] -> [T, H]; `give_way` is called after each piece."""
-        qkv = _by_rows(self.qkv, packing, give_way, x)
-        context = _attention(qkv, packing, self.heads, give_way)
+        context = _attention(_by_rows(self.qkv, packing, give_way, x), packing, self.heads, give_way)
         return _by_rows(self._rest, packing, give_way, x, context)
 
     def _rest(self, x: Tensor, context: Tensor) -> Tensor:
@@ -131,6 +136,7 @@ def serves_flash(device: str, dtype: torch.dtype, head: int) -> bool:
         and dtype in (torch.float16, torch.bfloat16)
         and head % 8 == 0
         and head <= _FLASH_HEAD
+        and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 
@@ -155,7 +161,7 @@ def _attention(qkv: Tensor, packing: Packing, heads: int, give_way: GiveWay) -> 
     if packing.bounds is not None:
         q, k, v = apart.unbind(1)  # each [T, heads, H / heads]
         bounds, longest = packing.bounds, packing.longest
-        flash: Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest)  # type: ignore[assignment]
+        flash: Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest, **_UNSPLIT)  # type: ignore[assignment]
         return flash.reshape(tokens, width // 3)
     context = torch.empty(tokens, heads, apart.shape[-1], dtype=qkv.dtype, device=qkv.device)
     for span in packing.spans:

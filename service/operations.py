@@ -195,6 +195,10 @@ class Operations:
         """The store, for a person."""
         return self._opened().label
 
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call this, from another thread, when no device is left that computes: nothing can be served any more."""
+        self._embedder.when_lost(callback)
+
     def close(self) -> None:
         """Finish accepted work and release the model and the store. Calling it twice is harmless."""
         self._embedder.close()
@@ -259,7 +263,7 @@ class Operations:
 
     def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
         if isinstance(result, ModelFailure):
-            raise ModelFailure(f"queries[{index}]: {result.message}")
+            raise type(result)(f"queries[{index}]: {result.message}")
         search = Search(
             dense=result.dense,
             sparse=result.sparse,

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
         build: loads the model that the handler uses; called before the first poll.
 
     Returns:
-        The exit status of the process; 2 if the settings cannot work.
+        The exit status of the process: 2 if the settings cannot work, 1 if the last device was lost.
     """
     # Until the SDK installs its own handler, nothing is in flight: stop at once, and cleanly.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -57,6 +58,13 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
         scale_down=settings.scale_down_threshold,
     )
 
+    lost = threading.Event()
+
+    def leave() -> None:
+        lost.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    operations.when_lost(leave)
     intake = Intake(concurrency.intake, lambda: {job.id for job in JobsProgress()})
 
     async def limited(job: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
         runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
     finally:
         operations.close()
-    return 0
+    return 1 if lost.is_set() else 0
 
 
 def configure_logging(level: str) -> None:

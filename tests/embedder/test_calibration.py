@@ -92,16 +92,16 @@ def test_measuring_respects_the_model(max_length: int) -> None:
     assert max(engine.lengths) == min(max_length, 128)
 
 
-def test_the_batches_of_all_lanes_fit_together() -> None:
-    """On a GPU the budget is halved until one batch per lane fits into what memory is free."""
+def test_the_batches_of_all_streams_fit_together() -> None:
+    """On a GPU the budget is halved until a batch per stream fits into what memory is free."""
 
     class Small(TimedEngine):
         def memory_share(self, batch: TokenBatch) -> float:
             return len(batch.ids) / 100_000
 
     engine = Small(lambda tokens: tokens**0.5, device="cuda:0")
-    assert calibrate(engine, lanes=1, seconds=1e9, clock=lambda: engine.now) == 65_536
-    assert calibrate(engine, lanes=4, seconds=1e9, clock=lambda: engine.now) == 16_384
+    assert calibrate(engine, batches=1, seconds=1e9, clock=lambda: engine.now) == 65_536
+    assert calibrate(engine, batches=4, seconds=1e9, clock=lambda: engine.now) == 16_384
 
 
 def test_a_hiccup_does_not_end_the_search() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
 from embedder.batching import Priority
-from embedder.calibration import calibrate, warm
+from embedder.calibration import batch_of, calibrate, warm
+from embedder.checkpoint import MINI
+from embedder.encoder import PackedEngine
+from embedder.engine import TokenBatch
 from embedder.pool import ModelPool
 from embedder.vectors import Embedding, Outputs
 from tests.embedder.conftest import Bench
@@ -71,3 +75,49 @@ def test_a_gpu_can_be_calibrated(mini: Bench) -> None:
     engine = mini.packed_as("float16", DEVICE)
     warm(engine)
     assert 512 <= calibrate(engine, seconds=1.0) <= 131_072
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_variable_length_attention_equals_that_of_each_length(mini: Bench, dtype: str) -> None:
+    """The flash kernel over all texts at once and SDPA per length give vectors of one direction."""
+    flash, grouped = (
+        mini.packed_as(dtype, DEVICE),
+        PackedEngine(MINI, device=DEVICE, dtype=dtype, dropped_ids=mini.tokenizer.dropped_ids),
+    )
+    assert flash._flash
+    grouped._flash = False
+    pairs = zip(
+        embed(flash, mini.tokenizer, ALL_TEXTS, 512), embed(grouped, mini.tokenizer, ALL_TEXTS, 512), strict=True
+    )
+    for one, other in pairs:
+        assert one.colbert is not None
+        assert other.colbert is not None
+        assert cosines(one.colbert, other.colbert).min() > LEAST_COSINE[dtype]
+
+
+def test_a_batch_that_gives_way_has_the_same_vectors(mini: Bench) -> None:
+    """The stream of lower priority computes what the urgent one does."""
+    engine = mini.packed_as("float32", DEVICE)
+    batch = TokenBatch.of([one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 512)])
+    urgent, patient = engine.encode(batch, Outputs()), engine.encode(batch, Outputs(), pytest.fail)
+    assert urgent.colbert is not None
+    assert patient.colbert is not None
+    np.testing.assert_allclose(urgent.colbert, patient.colbert, atol=1e-6)
+
+
+def test_float16_rows_leave_the_device_as_such(mini: Bench) -> None:
+    """ColBERT rows asked for in float16 are the float32 ones, rounded."""
+    engine = mini.packed_as("float16", DEVICE)
+    batch = TokenBatch.of([one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 512)])
+    half, full = engine.encode(batch, Outputs(colbert_type="float16")).colbert, engine.encode(batch, Outputs()).colbert
+    assert half is not None
+    assert full is not None
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half.astype(np.float32), full, atol=2e-3)
+
+
+def test_the_memory_of_a_batch_is_a_share_of_what_is_free(mini: Bench) -> None:
+    """A larger batch takes a larger share, and a small one far from all."""
+    engine = mini.packed_as("float16", DEVICE)
+    small, large = (engine.memory_share(batch_of([128] * texts)) for texts in (64, 1024))
+    assert 0 < small < large < 1

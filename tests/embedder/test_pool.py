@@ -187,10 +187,43 @@ def test_a_pass_nobody_waits_for_stops_where_it_gives_way() -> None:
             unwanted = submit(pool, [1, 2])
             engine.wait_for_pass()
             unwanted.cancel()
-            wanted = submit(pool, [3, 4])
+            wanted, neighbour = submit(pool, [3]), submit(pool, [4])
         assert failures(done(wanted)) == []
-    assert engine.batches == [[1, 2], [3, 4]]
-    assert ended == [2]
+        with engine.held():
+            first, second = submit(pool, [5]), submit(pool, [6])
+            engine.wait_for_pass()
+            first.cancel()
+        assert failures(done(second)) == []
+        assert failures(done(neighbour)) == []
+    assert engine.batches[:2] == [[1, 2], [3, 4]]
+    assert [len(batch) for batch in engine.batches[1:]] == ended
+
+
+def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
+    """However many queries come, a pass over passages gets as much time as the queries that it lets pass."""
+    now = 0.0
+    served = 0
+    meanwhile: list[int] = []
+
+    class Slow(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            nonlocal now, served
+            if give_way is None:
+                served += 1
+                now += 4
+            else:
+                for _ in range(100):
+                    submit(pool, [9], priority=Priority.QUERY)
+                    now += 1
+                    give_way()
+                meanwhile.append(served)
+            return super().encode(batch, outputs, give_way)
+
+    pool = ModelPool([Slow()], lanes=1, token_budget=3, queue_tokens=10_000, clock=lambda: now)
+    passages = submit(pool, [1])
+    assert failures(done(passages)) == []
+    pool.close()
+    assert meanwhile == [26]  # 4 s each, of 100 s of its own, and one more
 
 
 def test_a_lost_device_hands_its_batch_to_another() -> None:
@@ -198,16 +231,21 @@ def test_a_lost_device_hands_its_batch_to_another() -> None:
     lost = CountingEngine(device="cuda:0", broken=range(100), error=lambda: DeviceLost("cuda:0 has failed for good"))
     sound = CountingEngine(device="cuda:1")
     with pool_of(lost, sound, token_budget=6) as pool:
-        for first in range(1, 40, 4):
-            assert failures(done(submit(pool, range(first, first + 4)))) == []
+        with sound.held():
+            futures = [submit(pool, [number, number + 1]) for number in range(1, 40, 2)]
+            lost.wait_for_pass()
+        for future in futures:
+            assert failures(done(future)) == []
     assert set(sound.seen) == set(range(1, 41))
-    assert len(lost.batches) <= 1
+    assert len(lost.batches) == 1
 
 
 def test_without_any_device_nobody_waits_forever() -> None:
     """When the last device is lost, running and waiting requests end with a retryable error, and so do new ones."""
     engine = CountingEngine(device="cuda:0", broken=[1], error=lambda: DeviceLost("cuda:0 has failed for good"))
+    told = threading.Event()
     with pool_of(engine, token_budget=3) as pool:
+        pool.when_lost(told.set)
         with engine.held():
             running = submit(pool, [1])
             engine.wait_for_pass()
@@ -219,19 +257,27 @@ def test_without_any_device_nobody_waits_forever() -> None:
             done(waiting)
         with pytest.raises(DeviceLost):
             submit(pool, [4])
+        assert told.wait(PATIENCE)
 
 
 def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
     """Jobs that ask for float16 and for float32 rows share a batch, and each gets its type."""
-    engine = CountingEngine()
+    asked: list[str] = []
+
+    class Asking(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            asked.append(outputs.colbert_type)
+            return super().encode(batch, outputs, give_way)
+
+    engine = Asking()
     with pool_of(engine) as pool:
         with engine.held():
-            submit(pool, [9])
+            submit(pool, [9], Outputs(colbert_type="float16"))
             engine.wait_for_pass()
             half = submit(pool, [1], Outputs(colbert_type="float16"))
             full = submit(pool, [2], Outputs())
         [one], [other] = vectors(done(half)), vectors(done(full))
-    assert len(engine.batches) == 2
+    assert asked == ["float16", "float32"]
     assert one.colbert is not None
     assert one.colbert.dtype == np.float16
     assert other.colbert is not None
@@ -414,6 +460,9 @@ def test_a_result_does_not_keep_its_batch_in_memory() -> None:
     assert one.dense.base is None
     assert one.colbert is not None
     assert one.colbert.base is None
+    assert one.sparse is not None
+    assert one.sparse.indices.base is None
+    assert one.sparse.values.base is None
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -438,6 +487,23 @@ def test_no_exception_ends_a_lane(error: type[BaseException]) -> None:
     with pool_of(CountingEngine(broken={2}, error=error), token_budget=100) as pool:
         assert failures(done(submit(pool, [1, 2, 3]))) == [1]
         assert failures(done(submit(pool, [4, 5]))) == []
+
+
+def test_a_text_that_did_not_fit_is_tried_once_more() -> None:
+    """A text alone that found the memory taken by another lane is not given up at once, nor tried for ever."""
+
+    class Crowded(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            encoded = super().encode(batch, outputs, give_way)
+            number = self.batches[-1][0]
+            if len(self.batches) == 1 or number == 2:
+                raise MemoryError
+            return encoded
+
+    engine = Crowded()
+    with pool_of(engine, token_budget=3) as pool:
+        assert failures(done(submit(pool, [1, 2, 3]))) == [1]
+    assert engine.seen == [1, 1, 2, 2, 3]
 
 
 def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:

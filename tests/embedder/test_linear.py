@@ -1,0 +1,93 @@
+"""Quantised linear layers: near the exact ones, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from embedder.errors import ConfigurationError
+from embedder.linear import prepare
+
+ROWS, IN, OUT = 23, 96, 40
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    """[N, K], rows of very different sizes."""
+    torch.manual_seed(0)
+    return torch.randn(OUT, IN) * torch.logspace(-3, 1, OUT)[:, None]
+
+
+@pytest.fixture
+def bias() -> torch.Tensor:
+    """[N]."""
+    torch.manual_seed(1)
+    return torch.randn(OUT)
+
+
+def inputs(*, after_gelu: bool = False) -> torch.Tensor:
+    """[T, K], rows of very different sizes."""
+    torch.manual_seed(2)
+    x = torch.randn(ROWS, IN) * torch.logspace(-2, 2, ROWS)[:, None]
+    return functional.gelu(x) if after_gelu else x
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("after_gelu", [False, True])
+def test_int8_is_near_float32_in_every_row_and_channel(
+    weight: torch.Tensor, bias: torch.Tensor, gelu: bool, after_gelu: bool
+) -> None:
+    """However unequal rows and channels are, each output is within 2 % of what its row and channel can reach."""
+    x = inputs(after_gelu=after_gelu)
+    exact = functional.linear(x, weight, bias)
+    found = prepare(weight, bias, dtype="int8", gelu=gelu, after_gelu=after_gelu)(x)
+    reach = x.norm(dim=1, keepdim=True) * weight.norm(dim=1)
+    assert ((found - (functional.gelu(exact) if gelu else exact)).abs() <= 0.02 * reach + 1e-4).all()
+
+
+def test_int8_rows_do_not_depend_on_each_other(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """A row has exactly the same result alone and among rows a thousand times as large."""
+    linear = prepare(weight, bias, dtype="int8")
+    x = inputs()
+    together = linear(x)
+    for row in range(ROWS):
+        assert torch.equal(linear(x[row : row + 1])[0], together[row])
+
+
+def test_int8_of_nothing_is_the_bias(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """A row of zeros divides by nothing."""
+    assert torch.equal(prepare(weight, bias, dtype="int8")(torch.zeros(2, IN)), bias.expand(2, OUT))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_int8_hides_no_damage(weight: torch.Tensor, bias: torch.Tensor, value: float) -> None:
+    """A value that is not finite is not rounded into a plausible one, and spoils no other row."""
+    linear = prepare(weight, bias, dtype="int8")
+    x = inputs()
+    sound = linear(x)
+    x[5, 7] = value
+    found = linear(x)
+    assert not torch.isfinite(found[5]).any()
+    others = [row for row in range(ROWS) if row != 5]
+    assert torch.equal(found[others], sound[others])
+
+
+def test_int8_without_vnni_does_not_saturate(
+    weight: torch.Tensor, bias: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors that add pairs of products in 16 bits, activations take 7 bits and stay as near."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    x = inputs()
+    found = prepare(weight, bias, dtype="int8")(x)
+    reach = x.norm(dim=1, keepdim=True) * weight.norm(dim=1)
+    assert ((found - functional.linear(x, weight, bias)).abs() <= 0.03 * reach).all()
+
+
+def test_int8_where_there_is_no_kernel_names_the_fix(
+    weight: torch.Tensor, bias: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`DTYPE=int8` on a machine without the kernel refuses to start instead of being slow."""
+    monkeypatch.setattr("embedder.linear.has_onednn", lambda _dtype: False)
+    with pytest.raises(ConfigurationError, match=r"DTYPE=int8 needs .* use auto or float32"):
+        prepare(weight, bias, dtype="int8")
