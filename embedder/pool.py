@@ -35,14 +35,14 @@ class _Job:
 class ModelPool:
     """Forms batches across requests and runs them on lanes.
 
-    A lane is a thread. All lanes of a device share its engine's weights, so memory does not grow
-    with their number. On a CPU one forward pass uses all cores, so there lanes compute in turn and
-    gain only the overlap of computing with unpacking the results; passages give way to queries
-    between pieces of a pass. On a GPU lanes overlap, and the first of several takes queries only.
+    A lane is a thread. All lanes of a GPU share its engine's weights, so memory does not grow with
+    their number; they overlap, and the first of several takes queries only. A CPU has one lane, since
+    one forward pass uses all cores and a second thread that computes slows both down (see
+    docs/design.md); there passages give way to queries between pieces of a pass.
 
     Args:
         engines: one per device, with the same weights.
-        lanes: threads per engine.
+        lanes: threads per GPU.
         token_budget: most tokens of one batch; a longer text goes alone.
         queue_tokens: most tokens waiting; a request beyond it is refused as `overloaded`.
         clock: seconds.
@@ -68,13 +68,13 @@ class ModelPool:
         self._lanes = [
             threading.Thread(
                 target=self._run_lane,
-                args=(engine, turn, engine.device != "cpu" and n == 0 < lanes - 1),
+                args=(engine, n == 0 < count - 1),
                 name=f"lane-{engine.device}-{n}",
                 daemon=True,
             )
             for engine in engines
-            for turn in [threading.Semaphore(1 if engine.device == "cpu" else lanes)]
-            for n in range(lanes)
+            for count in [1 if engine.device == "cpu" else lanes]
+            for n in range(count)
         ]
         for lane in self._lanes:
             lane.start()
@@ -147,14 +147,9 @@ class ModelPool:
         with self._changed:
             self._queue.drop(job)
 
-    def _run_lane(self, engine: Engine, turn: threading.Semaphore, queries_only: bool) -> None:  # noqa: FBT001 - thread
-        while True:
-            with turn:
-                batch = self._next_batch(engine, queries_only=queries_only)
-                if not batch:
-                    return
-                passes = self._compute(batch, engine)
-            self._deliver(batch, passes)
+    def _run_lane(self, engine: Engine, queries_only: bool) -> None:  # noqa: FBT001 - the target of a thread
+        while batch := self._next_batch(engine, queries_only=queries_only):
+            self._deliver(batch, self._compute(batch, engine))
 
     def _next_batch(self, engine: Engine, *, queries_only: bool) -> list[Pick[_Job]]:
         """Wait for texts; empty when the lane has nothing more to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,3 +194,11 @@ def test_a_model_that_is_not_there_is_refused() -> None:
     """Loading reports a wrong name as a refusal to start."""
     with pytest.raises(ConfigurationError, match="MODEL_ID"):
         Embedder.load(ModelOptions("nothing-of-this-name", device="cpu"))
+
+
+def test_loading_leaves_no_thread_behind() -> None:
+    """What a load computes on ends with it, so that OpenMP has the workers of the lane alone."""
+    before = set(threading.enumerate())
+    embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", lanes=4, token_budget=512))
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["lane-cpu-0"]
+    embedder.close()

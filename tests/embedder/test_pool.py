@@ -125,7 +125,7 @@ def test_every_device_works() -> None:
     assert sorted([*engines[0].seen, *engines[1].seen]) == [1, 2]
 
 
-def test_lanes_of_a_gpu_run_at_the_same_time_and_those_of_a_cpu_in_turn() -> None:
+def test_lanes_of_a_gpu_run_at_the_same_time_and_a_cpu_has_one() -> None:
     """`MAX_MODELS` lanes overlap on a GPU; on a CPU, whose cores one pass fills, a second pass waits."""
     gpu, cpu = CountingEngine(device="cuda:0"), CountingEngine(device="cpu")
     with pool_of(gpu, lanes=3, token_budget=3) as pool, gpu.held():
@@ -136,6 +136,23 @@ def test_lanes_of_a_gpu_run_at_the_same_time_and_those_of_a_cpu_in_turn() -> Non
         submit(pool, [1, 2])
         cpu.wait_for_pass()
         assert not cpu.another_pass_starts()
+
+
+def test_one_thread_computes_on_a_cpu() -> None:
+    """Whatever `MAX_MODELS`, queries and passages of a CPU run in one thread: OpenMP is slow with several."""
+    threads: set[int] = set()
+
+    class Watching(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+            threads.add(threading.get_ident())
+            if give_way is not None:
+                give_way()
+            return super().encode(batch, outputs, give_way)
+
+    with pool_of(Watching(), lanes=4, token_budget=6) as pool:
+        for future in [submit(pool, [number], priority=Priority(number % 2)) for number in range(1, 60)]:
+            done(future)
+    assert len(threads) == 1
 
 
 def test_a_lane_of_a_gpu_is_kept_for_queries() -> None:
