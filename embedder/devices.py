@@ -15,7 +15,7 @@ from embedder.linear import has_onednn
 log = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_PAYS = 0.9
+_PAYS = 0.75
 """Share of float32's rate at which 16 bits still pay: they halve the memory, and the time of a single query."""
 
 

@@ -96,7 +96,8 @@ class PackedEngine:
         packing = Packing.of(batch.lengths, self.device, flash=self._flash)
         ids = self._placed(batch.ids)
         positions = self._placed(_position_ids(batch, self.config.pad_id))
-        x = functional.embedding(ids, self._words).add_(functional.embedding(positions, self._positions))
+        x = functional.embedding(ids, self._words).to(_STORED[self.dtype])
+        x = x.add_(functional.embedding(positions, self._positions))
         x = self._embedding_norm(x)
         for layer in self._layers:
             x = layer(x, packing, give_way)
@@ -192,7 +193,10 @@ class PackedEngine:
                 heads=self.config.heads,
             )
 
-        self._words = read("embeddings.word_embeddings.weight", self.config.vocabulary, hidden)
+        # On a CPU the largest table, of which a request touches a few rows, stays in the file: nearly half of the
+        # weights are neither read nor converted before the first answer, and take no memory until they are used.
+        words = ("embeddings.word_embeddings.weight", self.config.vocabulary, hidden)
+        self._words = weights.mapped(*words) if self.device == "cpu" else read(*words)
         # BGE-M3 has a single token type: its embedding is a constant of every position.
         positions = read("embeddings.position_embeddings.weight", self.config.positions, hidden)
         self._positions = positions.add_(read("embeddings.token_type_embeddings.weight", 1, hidden))

@@ -66,6 +66,12 @@ class TensorFile:
         for start in range(0, rows, step):
             yield start, self._slice(name, start, min(start + step, rows))
 
+    def view(self, name: str) -> Tensor:
+        """A whole tensor, in the type of the file, on a mapping of its own that lives as long as the tensor."""
+        with readable(self.path.name):
+            view: Tensor = self._open()[name][...]
+            return view
+
     def _slice(self, name: str, start: int, end: int) -> Tensor:
         elements = (end - start) * torch.Size(self.shapes[name][1:]).numel()
         if self._mappable and self._touched + elements > self._limit:

@@ -86,6 +86,14 @@ class Weights:
             first += shape[0]
         return out
 
+    def mapped(self, name: str, *shape: int) -> Tensor:
+        """One weight as the file has it, in the type of the file: its pages come into memory as they are touched.
+
+        Else as `read`. The file must not be overwritten in place while the tensor lives; replacing it is harmless.
+        """
+        self._require(name, shape)
+        return self._file.view(self._keys[name])
+
     def _require(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self._keys:
             raise ConfigurationError(f"MODEL_ID: the checkpoint lacks the weight {name}")

@@ -370,3 +370,21 @@ def test_a_pickle_of_something_else_is_refused(
     assert not copies(cache)
     assert not list(cache.glob("*.part"))
     assert not caplog.records
+
+
+def test_a_mapped_weight_is_the_weight(tmp_path: Path) -> None:
+    """What stays in the file has its values and type, outlives the reader, and survives a replaced file."""
+    exact = torch.arange(24, dtype=torch.float16).reshape(6, 4)
+    path = tmp_path / "model.safetensors"
+    save_file({"roberta.embeddings.word_embeddings.weight": exact}, path)
+    mapped = Weights.open(tmp_path).mapped("embeddings.word_embeddings.weight", 6, 4)
+    (tmp_path / "other").write_bytes(b"something else")
+    (tmp_path / "other").replace(path)
+    assert torch.equal(mapped, exact)
+
+
+def test_a_mapped_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """A table that config.json does not imply is named before it is used."""
+    save_file({"roberta.embeddings.word_embeddings.weight": torch.zeros(6, 4)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=r"shape \[6, 4\], config.json implies \[7, 4\]"):
+        Weights.open(tmp_path).mapped("embeddings.word_embeddings.weight", 7, 4)
