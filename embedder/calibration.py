@@ -60,7 +60,7 @@ def warm(engine: Engine) -> None:
 
 
 def calibrate(
-    engine: Engine, *, batches: int = 1, seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter
+    engine: Engine, *, batches: int = 1, seconds: float = 0.25, clock: Callable[[], float] = time.perf_counter
 ) -> int:
     """Tokens per batch beyond which this engine on this machine gains less than 5 %.
 

@@ -76,13 +76,13 @@ class Embedder:
     @classmethod
     def _load(cls, options: ModelOptions) -> Embedder:
         started = time.perf_counter()
+        checkpoint = locate(options.model_id, options.revision)
+        located = time.perf_counter()
         from embedder.calibration import calibrate, warm
         from embedder.devices import choose_devices, choose_dtype
 
         imported = time.perf_counter()
         devices = choose_devices(options.device)
-        checkpoint = locate(options.model_id, options.revision)
-        located = time.perf_counter()
         tokenizer = Tokenizer(checkpoint)
         rows = EncoderConfig.read(checkpoint).vocabulary
         if tokenizer.vocabulary_size > rows:
@@ -92,7 +92,7 @@ class Embedder:
         chosen_types = [choose_dtype(options.dtype, device, engine=options.engine) for device in devices]
         if len(set(chosen_types)) > 1:
             log.warning("devices compute in different types (%s), so vectors differ a little", ", ".join(chosen_types))
-        chosen = time.perf_counter()
+        typed = time.perf_counter()
         engines = [
             _engine(options.engine, checkpoint, device, dtype, tokenizer)
             for device, dtype in zip(devices, chosen_types, strict=True)
@@ -107,15 +107,15 @@ class Embedder:
         )
         log.info(
             "model ready: %s engine, %s, %s, %d tokens per batch; "
-            "seconds: torch %.2f, checkpoint %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f",
+            "seconds: checkpoint %.2f, torch %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f",
             options.engine,
             " + ".join(engine.dtype for engine in engines),
             " + ".join(devices),
             budget,
-            imported - started,
-            located - imported,
-            chosen - located,
-            loaded - chosen,
+            located - started,
+            imported - located,
+            typed - imported,
+            loaded - typed,
             warmed - loaded,
             time.perf_counter() - warmed,
         )

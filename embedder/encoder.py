@@ -22,9 +22,10 @@ from embedder.checkpoint import EncoderConfig, read_head
 from embedder.devices import memory_share
 from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
 from embedder.errors import ConfigurationError, DeviceLost
+from embedder.flash import flash_kernel
 from embedder.heads import Heads
 from embedder.linear import Linear, prepare
-from embedder.transformer import Layer, Norm, Packing, serves_flash
+from embedder.transformer import Layer, Norm, Packing
 from embedder.vectors import Outputs
 from embedder.weights import Weights, shaped
 
@@ -61,7 +62,7 @@ class PackedEngine:
         self.hidden_size = self.config.hidden
         self.max_length = self.config.max_length
         self._streams = threading.local()
-        self._flash = serves_flash(device, _STORED[dtype], self.config.hidden // self.config.heads)
+        self._flash = flash_kernel(device, _STORED[dtype], self.config.hidden // self.config.heads)
         with torch.inference_mode():
             self._load(checkpoint)
             self._heads = self._load_heads(checkpoint, dropped_ids)

@@ -21,13 +21,15 @@ Linear = Callable[[Tensor], Tensor]
 
 _TINY = 1e-12
 """Keeps the scale of an all-zero channel or row above zero."""
+_ROWS = 256
+"""Rows that are quantised at once: fresh memory for a whole layer's weights costs more than the arithmetic."""
 
 
 def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False, after_gelu: bool = False) -> Linear:
     """A linear layer, followed by the exact GELU if asked for.
 
     Args:
-        weight: [N, K], already on its device and, unless `dtype` is int8, of its final type.
+        weight: [N, K], already on its device and of its final type; float32 for int8.
         bias: [N], likewise.
         dtype: `float32`, `bfloat16`, `float16` or `int8` (CPU only).
         gelu: whether GELU (by erf, as XLM-RoBERTa uses) follows.
@@ -87,11 +89,13 @@ def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) ->
     # Without VNNI pairs of products are added up in 16 bits: 7 bits of activation keep them from saturating.
     highest = 255 if torch.cpu._is_vnni_supported() else 127  # noqa: SLF001
     zero = highest // 8 if after_gelu else (highest + 1) // 2
-    weight = weight.float()
-    scale = weight.abs().amax(dim=1).clamp(min=_TINY) / 127.0  # [N]
-    packed = torch.ops.onednn.qlinear_prepack(torch.round(weight / scale[:, None]).to(torch.int8), None)
+    scale = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).clamp_(min=_TINY).div_(127.0)  # [N]
+    narrow = torch.empty(weight.shape, dtype=torch.int8)
+    for first in range(0, len(weight), _ROWS):
+        part = slice(first, first + _ROWS)
+        narrow[part] = (weight[part] / scale[part, None]).round_()
+    packed = torch.ops.onednn.qlinear_prepack(narrow, None)
     zeros = torch.zeros(len(scale), dtype=torch.int64)
-    bias = bias.float()
     shift = torch.full((weight.shape[1],), zero + 0.5)  # the half makes truncation round
 
     def apply(x: Tensor) -> Tensor:

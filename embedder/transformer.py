@@ -10,8 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedder.engine import GiveWay
+from embedder.flash import Flash
 from embedder.linear import Linear
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
-
-_UNSPLIT: dict[str, Any] = (
-    {"num_splits": 1} if varlen_attn is not None and "num_splits" in signature(varlen_attn).parameters else {}
-)
-"""A text's sums are not split by the length of the longest text beside it, where torch lets one say so."""
 _ROWS = 512
 """Rows of a piece on a CPU: above it the rate of the products grows no more."""
 _SCORES = 1 << 21
 """Attention scores of a piece on a CPU, per head: about the arithmetic of a piece of rows."""
-_FLASH_HEAD = 256
-"""Widest head of the flash kernels; narrower ones must be multiples of 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,33 +52,36 @@ class Packing:
     Attributes:
         rows: ranges of tokens that cover [T], for the token-wise layers.
         spans: the pieces of attention.
-        bounds: int32 [B + 1] on the device, where the variable-length kernel serves; else None.
         longest: tokens of the longest text.
+        flash: the variable-length kernel, where it serves; else None.
+        bounds: int32 [B + 1] on the device, for the kernel.
     """
 
     rows: tuple[slice, ...]
     spans: tuple[Span, ...]
-    bounds: Tensor | None
     longest: int
+    flash: Flash | None = None
+    bounds: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: np.ndarray, device: str, *, flash: bool) -> Packing:
+    def of(cls, lengths: np.ndarray, device: str, *, flash: Flash | None) -> Packing:
         """Cut a batch of texts with these lengths, shortest first.
 
         Args:
             lengths: int32 [B], ascending.
             device: where the batch runs.
-            flash: whether the variable-length kernel may serve (`serves_flash`).
+            flash: its variable-length kernel, if it has one (`flash_kernel`).
         """
         tokens, longest = int(lengths.sum()), int(lengths[-1])
-        if device != "cpu":
+        whole = (slice(0, tokens),)
+        if flash is not None:
             bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-            on_device = bounds.pin_memory().to(device, non_blocking=True) if flash else None
-            return cls((slice(0, tokens),), () if flash else _spans(lengths, tokens**2), on_device, longest)
+            return cls(whole, (), longest, flash, bounds.pin_memory().to(device, non_blocking=True))
+        if device != "cpu":
+            return cls(whole, _spans(lengths, tokens**2), longest)
         pieces = -(-tokens // _ROWS)
         edges = [tokens * n // pieces for n in range(pieces + 1)]
-        rows = tuple(slice(start, end) for start, end in itertools.pairwise(edges))
-        return cls(rows, _spans(lengths, _SCORES), None, longest)
+        return cls(tuple(slice(*piece) for piece in itertools.pairwise(edges)), _spans(lengths, _SCORES), longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +119,6 @@ class Layer:
         return self.output_norm(self.down(self.up(x)).add_(x))
 
 
-def serves_flash(device: str, dtype: torch.dtype, head: int) -> bool:
-    """Whether the variable-length flash kernel takes heads of this width and type on this device."""
-    return (
-        varlen_attn is not None
-        and device != "cpu"
-        and dtype in (torch.float16, torch.bfloat16)
-        and head % 8 == 0
-        and head <= _FLASH_HEAD
-        and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-
-
 def _by_rows(function: Callable[..., Tensor], packing: Packing, give_way: GiveWay, *inputs: Tensor) -> Tensor:
     """A token-wise function of [T, ...] inputs, piece by piece."""
     if len(packing.rows) == 1:
@@ -158,11 +136,9 @@ def _attention(qkv: Tensor, packing: Packing, heads: int, give_way: GiveWay) -> 
     """Softmax attention within each text: [T, 3 H] -> [T, H]."""
     tokens, width = qkv.shape
     apart = qkv.view(tokens, 3, heads, -1)
-    if packing.bounds is not None:
+    if packing.flash is not None and packing.bounds is not None:
         q, k, v = apart.unbind(1)  # each [T, heads, H / heads]
-        bounds, longest = packing.bounds, packing.longest
-        flash: Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest, **_UNSPLIT)  # type: ignore[assignment]
-        return flash.reshape(tokens, width // 3)
+        return packing.flash(q, k, v, packing.bounds, packing.longest).reshape(tokens, width // 3)
     context = torch.empty(tokens, heads, apart.shape[-1], dtype=qkv.dtype, device=qkv.device)
     for span in packing.spans:
         end = span.start + span.texts * span.length

@@ -84,8 +84,8 @@ def test_variable_length_attention_equals_that_of_each_length(mini: Bench, dtype
         mini.packed_as(dtype, DEVICE),
         PackedEngine(MINI, device=DEVICE, dtype=dtype, dropped_ids=mini.tokenizer.dropped_ids),
     )
-    assert flash._flash
-    grouped._flash = False
+    assert flash._flash is not None
+    grouped._flash = None
     pairs = zip(
         embed(flash, mini.tokenizer, ALL_TEXTS, 512), embed(grouped, mini.tokenizer, ALL_TEXTS, 512), strict=True
     )

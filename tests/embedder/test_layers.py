@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "vectors": set(),
     "batching": set(),
     "linear": {"errors"},
-    "transformer": {"engine", "linear"},
+    "flash": set(),
+    "transformer": {"engine", "flash", "linear"},
     "heads": {"linear"},
     "engine": {"vectors"},
     "checkpoint": {"errors"},
@@ -31,7 +32,18 @@ MAY_IMPORT = {
     "devices": {"calibration", "errors", "linear"},
     "tokenizer": {"checkpoint", "errors"},
     "calibration": {"engine", "linear", "vectors"},
-    "encoder": {"checkpoint", "devices", "engine", "errors", "heads", "linear", "transformer", "vectors", "weights"},
+    "encoder": {
+        "checkpoint",
+        "devices",
+        "engine",
+        "errors",
+        "flash",
+        "heads",
+        "linear",
+        "transformer",
+        "vectors",
+        "weights",
+    },
     "reference": {"checkpoint", "devices", "engine", "errors", "vectors"},
     "forward": {"engine", "errors", "tokenizer", "vectors"},
     "pool": {"batching", "engine", "errors", "forward", "tokenizer", "vectors"},
@@ -52,7 +64,17 @@ OUTSIDERS = {
     "runpod",
 }
 HEAVY = {"torch", "transformers", "FlagEmbedding", "huggingface_hub", "safetensors"}
-IMPORT_HEAVY_AT_ONCE = {"conversion", "devices", "encoder", "heads", "linear", "tensorfile", "transformer", "weights"}
+IMPORT_HEAVY_AT_ONCE = {
+    "conversion",
+    "devices",
+    "encoder",
+    "flash",
+    "heads",
+    "linear",
+    "tensorfile",
+    "transformer",
+    "weights",
+}
 """The modules that are the model itself."""
 
 
@@ -132,7 +154,7 @@ def test_the_facade_needs_no_torch_until_it_loads() -> None:
 
 
 def test_the_packed_engine_never_pays_for_flagembedding() -> None:
-    """Loading a model and embedding a text imports neither FlagEmbedding (seconds) nor transformers."""
+    """Embedding on a CPU imports neither FlagEmbedding (seconds), nor transformers, nor torch's compiler (one)."""
     code = """
 import asyncio
 from embedder.batching import Priority
@@ -141,6 +163,8 @@ from embedder.vectors import Outputs
 embedder = Embedder.load(ModelOptions("mini", device="cpu", token_budget=512))
 asyncio.run(embedder.embed(["one text"], Outputs(), max_length=16, priority=Priority.QUERY))
 embedder.close()
+import sys
+assert "torch._dynamo" not in sys.modules
 """
     loaded = loaded_after(code)
     assert "torch" in loaded
