@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from qdrant_client import QdrantClient, models
 
@@ -103,17 +103,23 @@ class ServerCollections:
             )
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Restore the graph of the dense vector, whoever deferred it, and wait until the collection is green."""
+        """Restore the graph of the dense vector, whoever deferred it, and wait until the collection is green.
+
+        One that is restored already is left to go on: every change of a collection begins its optimisation anew.
+        """
         self._check(collection, schema)
-        if self._found_m(collection) in (0, schema.dense.m) and schema.dense.m > 0:
-            # Also where it is restored already: a server that restarted since starts no optimisation by itself.
+        if self._found_m(collection) == 0 and schema.dense.m > 0:
             self._update_m(collection, schema, schema.dense.m)
         deadline = time.monotonic() + timeout_s
         pause = FIRST_PAUSE_S
+        before = ""
         while True:
             status = self._call(collection, lambda client: client.get_collection(collection)).status.value
             if status == "green":
                 return
+            if status == "grey" != before:  # pending since the server restarted: any change starts it
+                self._update(collection, optimizers_config=models.OptimizersConfigDiff())
+            before = status
             left = deadline - time.monotonic()
             if status == "red":
                 raise StoreUnavailable(f"collection {collection!r} is red: Qdrant failed to build its index")
@@ -191,8 +197,10 @@ class ServerCollections:
             raise StoreUnavailable(f"Qdrant took the payload index on {key!r} and has not built it yet")
 
     def _update_m(self, collection: str, schema: CollectionSchema, m: int) -> None:
-        change = graph_diff(schema, m=m)
-        if not self._call(collection, lambda client: client.update_collection(collection, vectors_config=change)):
+        self._update(collection, vectors_config=graph_diff(schema, m=m))
+
+    def _update(self, collection: str, **change: Any) -> None:
+        if not self._call(collection, lambda client: client.update_collection(collection, **change)):
             raise StoreUnavailable(f"Qdrant took the change of collection {collection!r} and has not done it yet")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import pytest
@@ -15,9 +16,11 @@ from qdrant_sink.schema import Placement
 from qdrant_sink.search import Search
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.rest_double import RestDouble, refusal, result
 from tests.sink.samples import SCHEMA, draft
 
 Status = pb.CollectionStatus
+Answer = tuple[int, dict[str, str], Any]
 
 INDEXED = replace(SCHEMA, payload_indexes={"year": "integer"}, tenant_key="tenant")
 
@@ -152,9 +155,32 @@ def test_a_killed_bulk_load_is_finished_by_the_next(
 def test_the_load_has_ended_when_the_collection_is_green(server_store: ServerStore, double: GrpcDouble) -> None:
     """Yellow and grey are waited out; only then is the index reported as built."""
     server_store.ensure("docs", SCHEMA)
-    double.statuses = [Status.Green, Status.Yellow, Status.Grey, Status.Yellow, Status.Green]
+    server_store.defer_index("docs", SCHEMA)
+    double.statuses = [Status.Green, Status.Yellow, Status.Yellow, Status.Yellow, Status.Green]
     server_store.build_index("docs", SCHEMA, timeout_s=30)
     assert double.statuses == []
+
+
+def test_asking_again_does_not_begin_anew(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A change interrupts what a server is building, so one that is building is only waited for."""
+    server_store.ensure("docs", SCHEMA)
+    server_store.defer_index("docs", SCHEMA)
+    double.statuses = [Status.Green, *[Status.Yellow] * 1000]
+    with pytest.raises(StoreUnavailable, match="yellow"):
+        server_store.build_index("docs", SCHEMA, timeout_s=0.1)
+    assert double.calls.count("Update") == 2
+    double.statuses = [Status.Yellow] * 3
+    server_store.build_index("docs", SCHEMA, timeout_s=30)
+    assert double.calls.count("Update") == 2
+
+
+def test_a_server_that_restarted_is_told_to_go_on(server_store: ServerStore, double: GrpcDouble) -> None:
+    """After a restart optimisations are pending (grey) until something changes: an empty change does, once."""
+    server_store.ensure("docs", SCHEMA)
+    double.statuses = [Status.Grey] * 4 + [Status.Yellow]
+    server_store.build_index("docs", SCHEMA, timeout_s=30)
+    assert double.calls.count("Update") == 1
+    assert _m(double) == 16
 
 
 @pytest.mark.parametrize(
@@ -191,6 +217,7 @@ def test_closing_ends_the_wait_for_green(double: GrpcDouble) -> None:
         except StoreUnavailable as exc:
             outcome.append(exc)
 
+    store.defer_index("docs", SCHEMA)
     double.before["Update"] = seen.set
     thread = threading.Thread(target=build)
     thread.start()
@@ -251,3 +278,56 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
     assert not sparse.params.HasField("quantization")
     assert not unquantized.HasField("params")
     assert not any(branch.params.HasField("quantization") for branch in unquantized.prefetch)
+
+
+def test_rest_makes_and_renames_collections_alike() -> None:
+    """Where only HTTP gets through, the block, the deferral, its end and the alias go the same way."""
+    rest = RestDouble()
+    done: list[Answer] = [(200, {}, result(value=True))]
+    config = {
+        "params": {"vectors": {}, "sparse_vectors": {}},
+        "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
+        "optimizer_config": {
+            "deleted_threshold": 0.2,
+            "vacuum_min_vector_number": 1000,
+            "default_segment_number": 0,
+            "flush_interval_sec": 5,
+        },
+    }
+    vectors: dict[str, Any] = {
+        "dense": {"size": 8, "distance": "Cosine", "quantization_config": {"scalar": {"type": "int8"}}},
+        "colbert": {"size": 8, "distance": "Cosine", "multivector_config": {"comparator": "max_sim"}},
+    }
+    info = {"status": "green", "optimizer_status": "ok", "segments_count": 1, "config": config, "payload_schema": {}}
+    config["params"] = {"vectors": vectors, "sparse_vectors": {"sparse": {}}}
+    indexed = {**info, "payload_schema": {"year": {"data_type": "integer", "points": 0}}}
+    missing: Answer = (404, {}, refusal("Not found: Collection `docs` doesn't exist!"))
+    rest.answers = {
+        "GET /collections/docs": [missing, (200, {}, result(info)), (200, {}, result(indexed))],
+        "PUT /collections/docs": done,
+        "PUT /collections/docs/index": [(200, {}, result({"operation_id": 1, "status": "completed"}))],
+        "PATCH /collections/docs": done,
+        "GET /collections": [(200, {}, result({"collections": [{"name": "docs"}]}))],
+        "POST /collections/aliases": done,
+    }
+    store = ServerStore(f"http://127.0.0.1:{rest.port}", prefer_grpc=False, deadline_s=3.0)
+    schema = replace(
+        SCHEMA,
+        dense=replace(SCHEMA.dense, quantization="int8"),
+        payload_indexes={"year": "integer"},
+        explicit=frozenset(["dense.quantization", "dense.datatype", "dense.m"]),
+    )
+    store.ensure("docs", schema)
+    store.defer_index("docs", schema)
+    store.alias("live", "docs")
+    sent = dict(rest.requests)
+    dense = sent["PUT /collections/docs"]["vectors"]["dense"]
+    assert dense["quantization_config"] == {"scalar": {"type": "int8", "quantile": 0.99, "always_ram": True}}
+    assert sent["PUT /collections/docs/index"] == {"field_name": "year", "field_schema": "integer"}
+    assert sent["PATCH /collections/docs"]["vectors"]["dense"]["hnsw_config"]["m"] == 0
+    assert sent["POST /collections/aliases"]["actions"] == [
+        {"delete_alias": {"alias_name": "live"}},
+        {"create_alias": {"collection_name": "docs", "alias_name": "live"}},
+    ]
+    store.close()
+    rest.stop()
