@@ -18,33 +18,36 @@ from qdrant_client import grpc
 from qdrant_client.conversions.conversion import payload_to_grpc
 
 from qdrant_sink.points import Point, PointId
+from qdrant_sink.schema import NAMES, VectorNames
 
 _LENGTH_DELIMITED = 2
 
 
-def upsert_points(collection: str, points: Sequence[Point], *, insert_only: bool) -> grpc.UpsertPoints:
+def upsert_points(
+    collection: str, points: Sequence[Point], *, insert_only: bool, names: VectorNames = NAMES
+) -> grpc.UpsertPoints:
     """The request that stores the points and waits for it; float16 is widened, which loses nothing."""
     head = grpc.UpsertPoints(
         collection_name=collection,
         wait=True,
         update_mode=grpc.UpdateMode.InsertOnly if insert_only else grpc.UpdateMode.Upsert,
     )
-    rows = (_field(3, point_struct(point)) for point in points)
+    rows = (_field(3, point_struct(point, names)) for point in points)
     message: grpc.UpsertPoints = grpc.UpsertPoints.FromString(head.SerializeToString() + b"".join(rows))
     return message
 
 
-def point_struct(point: Point) -> bytes:
+def point_struct(point: Point, names: VectorNames = NAMES) -> bytes:
     """The bytes of a PointStruct."""
     head = grpc.PointStruct(id=_id(point.id), payload=payload_to_grpc(dict(point.payload)))
     named: list[bytes] = []
     if point.dense is not None:
-        named.append(_named(b"dense", _field(101, dense_vector(point.dense))))
+        named.append(_named(names.dense, _field(101, dense_vector(point.dense))))
     if point.sparse is not None:
         sparse = grpc.SparseVector(values=point.sparse.values.tolist(), indices=point.sparse.indices.tolist())
-        named.append(_named(b"sparse", _field(102, sparse.SerializeToString())))
+        named.append(_named(names.sparse, _field(102, sparse.SerializeToString())))
     if point.colbert is not None:
-        named.append(_named(b"colbert", _field(103, multi_dense_vector(point.colbert))))
+        named.append(_named(names.colbert, _field(103, multi_dense_vector(point.colbert))))
     result: bytes = head.SerializeToString() + _field(4, _field(2, b"".join(named)))
     return result
 
@@ -70,9 +73,9 @@ def _id(point_id: PointId) -> grpc.PointId:
     return grpc.PointId(uuid=str(point_id)) if isinstance(point_id, uuid.UUID) else grpc.PointId(num=point_id)
 
 
-def _named(name: bytes, vector: bytes) -> bytes:
+def _named(name: str, vector: bytes) -> bytes:
     """An entry of the map from names to vectors."""
-    return _field(1, _field(1, name) + _field(2, vector))
+    return _field(1, _field(1, name.encode()) + _field(2, vector))
 
 
 def _field(number: int, data: bytes) -> bytes:

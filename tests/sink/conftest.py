@@ -57,12 +57,14 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 @pytest.fixture
 def collection(store: Store) -> Iterator[str]:
-    """A name nobody else has; a real server is rid of it afterwards."""
+    """A name nobody else has, alone or with a suffix; a real server is rid of them afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     yield name
     if isinstance(store, ServerStore) and (url := os.environ.get("QDRANT_URL")):
         from qdrant_client import QdrantClient
 
         client = QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
-        client.delete_collection(name)
+        for found in client.get_collections().collections:
+            if found.name.startswith(name):
+                client.delete_collection(found.name)
         client.close()
