@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SINK = ROOT / "qdrant_sink"
-PURE = ("schema", "points", "conformance", "search", "filters", "reasons", "store", "writer", "pooling")
+PURE = ("schema", "points", "conformance", "search", "filters", "reasons", "store", "writer", "pooling", "layouts")
 CLIENTS = {
     "server": {"qdrant_client", "grpc", "tenacity"},
     "client_models": {"qdrant_client"},
