@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,28 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
-        for text in texts:
-            text.encode("utf-8")  # the library reports a lone surrogate as a TypeError without a place
+        _check(texts)
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         return [self._cut(encoding.ids, max_length) for encoding in encodings]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before `encode` cuts it, special tokens included.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+        _check(texts)
+        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)]
+
+    def starts(self, text: str) -> list[int]:
+        """Where each token of the text begins, in characters, ascending; without the special tokens around it.
+
+        Raises:
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
+        _check([text])
+        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return list(accumulate((start for start, _ in encoding.offsets), max))  # normalisation can swap neighbours
 
     def token(self, token_id: int) -> str:
         """The vocabulary's piece of an id."""
@@ -87,6 +106,11 @@ class Tokenizer:
         if truncated:
             ids = [*ids[: max_length - 1], self._eos]
         return EncodedText(np.array(ids, dtype=np.int32), truncated)
+
+
+def _check(texts: Iterable[str]) -> None:
+    for text in texts:
+        text.encode("utf-8")  # the library reports a lone surrogate as a TypeError without a place
 
 
 def _special_names(path: Path) -> dict[str, str]:

@@ -63,6 +63,11 @@ class Refusal:
     message: str
 
 
+def most_rows(size: int) -> int:
+    """The most rows of this size that a multivector holds: 1023 of 1024."""
+    return (MULTIVECTOR_VALUES - 1) // size
+
+
 class _Refused(Exception):
     def __init__(self, code: RefusalCode, message: str) -> None:
         super().__init__(message)
@@ -162,10 +167,10 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
         raise _Refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
     rows = array.shape[0]
     if array.size >= MULTIVECTOR_VALUES:
-        most = (MULTIVECTOR_VALUES - 1) // size
         raise _Refused(
             "colbert_too_long",
-            f"colbert: at most {most} rows of {size}, got {rows}; split the text or leave colbert out",
+            f"colbert: at most {most_rows(size)} rows of {size}, got {rows}; split the text (chunk), "
+            'pool its rows (colbertPooling: "mean") or leave colbert out of vectors',
         )
     matrix = _float32("colbert", array)
     _check_range("colbert", matrix, schema.colbert.datatype)

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "weights": {"checkpoint", "conversion", "errors", "tensorfile"},
     "devices": {"calibration", "errors", "linear"},
     "tokenizer": {"checkpoint", "errors"},
+    "chunking": {"errors", "tokenizer"},
     "calibration": {"engine", "linear", "vectors"},
     "encoder": {
         "checkpoint",

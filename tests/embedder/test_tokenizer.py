@@ -50,6 +50,28 @@ def test_nothing_gives_nothing(mini: Bench) -> None:
     assert mini.tokenizer.encode([], 512) == []
 
 
+def test_lengths_are_those_of_the_uncut_text(bench: Bench) -> None:
+    """A text can be measured before it is embedded, and the measure is what the encoder will count."""
+    texts = list(TEXTS.values())
+    encoded = bench.tokenizer.encode(texts, 1_000_000)
+    assert bench.tokenizer.lengths(texts) == [len(one) for one in encoded]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_token_has_a_place_in_the_text(bench: Bench, name: str) -> None:
+    """Tokens start in the order of the text, counted in characters, one place per token but `<s>` and `</s>`."""
+    text = TEXTS[name]
+    starts = bench.tokenizer.starts(text)
+    assert len(starts) + 2 == bench.tokenizer.lengths([text])[0]
+    assert starts == sorted(starts)
+    assert all(0 <= start < len(text) for start in starts)
+
+
+def test_places_count_characters(mini: Bench) -> None:
+    """Two words after an emoji start where Python says they do."""
+    assert mini.tokenizer.starts("\U0001f680 one library")[-2:] == [2, 6]
+
+
 def test_special_tokens_carry_no_sparse_weight(mini: Bench) -> None:
     """`<s>`, `<pad>`, `</s>` and `<unk>` are dropped from sparse vectors; `<mask>` is not, as in FlagEmbedding."""
     assert {mini.tokenizer.token(token_id) for token_id in mini.tokenizer.dropped_ids} == {

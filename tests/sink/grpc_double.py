@@ -228,6 +228,13 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
         vectors = {name: stored_vector(vector) for name, vector in point.vectors.vectors.vectors.items()}
         return edge.Point(point_id, vectors, grpc_to_payload(point.payload))
 
+    def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            hits = self.double.shard(request.collection_name).query(query_of(request))
+            return pb.QueryResponse(result=[scored_point(hit) for hit in hits])
+
+        return self.double.handle("Query", context, work)
+
     def QueryBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             shard = self.double.shard(request.collection_name)

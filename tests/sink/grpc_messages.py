@@ -60,8 +60,8 @@ def _scoring(query: Any, using: str) -> Any:
         return edge.Query.Nearest(_asked(query.nearest), using=using)
     if kind == "rrf":
         return edge.Fusion.Rrf(k=query.rrf.k, weights=list(query.rrf.weights) or None)
-    if kind == "fusion" and query.fusion == pb.Fusion.DBSF:
-        return edge.Fusion.Dbsf()
+    if kind == "fusion":
+        return edge.Fusion.Dbsf() if query.fusion == pb.Fusion.DBSF else edge.Fusion.Rrf(k=2)
     raise ValueError(f"unknown query {kind}")
 
 

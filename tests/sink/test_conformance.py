@@ -200,7 +200,9 @@ def test_colbert_rows_end_where_the_server_ends_them(rows: int) -> None:
     else:
         assert isinstance(outcome, Refusal)
         assert outcome.code == "colbert_too_long"
-        assert "at most 1023 rows of 1024, got 1024; split the text" in outcome.message
+        assert "at most 1023 rows of 1024, got 1024; split the text (chunk)" in outcome.message
+        assert 'colbertPooling: "mean"' in outcome.message
+        assert "leave colbert out of vectors" in outcome.message
 
 
 def test_float16_rows_stay_float16() -> None:

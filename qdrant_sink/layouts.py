@@ -1,0 +1,153 @@
+"""How a point's payload is laid out: ours, or so that a framework finds its own documents in the collection.
+
+| layout | text | the caller's payload and what the worker adds |
+|---|---|---|
+| `plain` | `textKey` | beside the text |
+| `langchain` | `page_content` | in `metadata` |
+| `llamaindex` | in `_node_content`, a TextNode as JSON | beside it, and in the node |
+| `haystack` | `content` | in `meta` |
+
+Matched to langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
+qdrant-haystack 13.1.0.
+
+A layout decides the payload alone. The vectors are called the same in each, and a framework must be told so: LangChain
+by `vector_name="dense"` and `sparse_vector_name="sparse"`, LlamaIndex by `dense_vector_name` and `sparse_vector_name`.
+Haystack's QdrantDocumentStore cannot be told and opens no collection but its own: it is for code that reads points
+with Haystack's converter, or fills a collection of Haystack's from ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
+
+from embedder.errors import InvalidRequest
+from qdrant_sink.points import payload_for
+
+Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
+LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
+
+Json = dict[str, Any]
+
+_METADATA: Final[Mapping[Layout, str]] = {"langchain": "metadata.", "haystack": "meta."}
+_TEXT: Final[Mapping[Layout, str]] = {"langchain": "page_content", "haystack": "content"}
+_NO_DOCUMENT: Final = "None"  # LlamaIndex's own word for a node without a source
+
+
+def laid_out(
+    layout: Layout,
+    *,
+    text: str,
+    text_key: str,
+    payload: Mapping[str, Any],
+    written: Mapping[str, Any],
+    point_id: str,
+    field: str = "qdrant.payloads",
+) -> Json:
+    """The payload of a point.
+
+    Args:
+        layout: which of the table above.
+        text: what was embedded.
+        text_key: where the plain layout keeps the text; the others have a key of their own.
+        payload: the caller's.
+        written: what the worker adds: `id`, the original of a derived id, and for a chunk `doc_id`, `chunk`, `start`
+            and `end`.
+        point_id: the id of the point as text.
+        field: what an error calls the caller's payload, such as `qdrant.payloads[3]`.
+
+    Raises:
+        InvalidRequest: the caller's payload has a key that the worker or the layout writes at the same place,
+            or `text_key` is such a key.
+    """
+    if layout == "plain":
+        if text_key in written:
+            raise InvalidRequest(f"qdrant.textKey: {text_key!r} keeps {_kept(text_key)}; choose another key")
+        return payload_for(payload, {text_key: text, **written}, field=field)
+    if layout == "llamaindex":
+        return _llamaindex(text, payload, written, point_id, field)
+    metadata = payload_for(payload, written, field=field)
+    if layout == "langchain":
+        return {"page_content": text, "metadata": metadata}
+    return {"id": point_id, "content": text, "meta": metadata}
+
+
+def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | None:
+    """The text of a stored payload, or None where there is none in this layout."""
+    if layout == "llamaindex":
+        return _node_text(payload.get("_node_content"))
+    found = payload.get(_TEXT.get(layout, text_key))
+    return found if isinstance(found, str) else None
+
+
+def written_path(layout: Layout, key: str) -> str:
+    """Where a filter or an index of Qdrant finds a key that the worker or the caller wrote."""
+    return _METADATA.get(layout, "") + key
+
+
+def document_filter(layout: Layout, doc_id: int | str) -> Json:
+    """Qdrant's filter for all chunks of one document."""
+    value = str(doc_id) if layout == "llamaindex" else doc_id
+    return {"must": [{"key": written_path(layout, "doc_id"), "match": {"value": value}}]}
+
+
+def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str, field: str) -> Json:
+    """As `node_to_metadata_dict` of llama-index-core writes, to the byte, and `metadata_dict_to_node` reads.
+
+    The node's own metadata leave out the document's id, which is its source node, and keep what else the worker
+    wrote from the prompt and the embedding. The strings "1" and "4" are `NodeRelationship.SOURCE` and
+    `ObjectType.DOCUMENT`.
+    """
+    source = written.get("doc_id")
+    document = _NO_DOCUMENT if source is None else str(source)
+    ours = {key: value for key, value in written.items() if key != "doc_id"}
+    reserved = {"_node_content": "", "_node_type": "TextNode"} | dict.fromkeys(
+        ("document_id", "doc_id", "ref_doc_id"), document
+    )
+    flat = payload_for(payload, {**ours, **reserved}, field=field)
+    node = {
+        "id_": point_id,
+        "embedding": None,
+        "metadata": {**payload, **ours},
+        "excluded_embed_metadata_keys": list(ours),
+        "excluded_llm_metadata_keys": list(ours),
+        "relationships": {} if source is None else {"1": _related(document)},
+        "metadata_template": "{key}: {value}",
+        "metadata_separator": "\n",
+        "text": text,
+        "mimetype": "text/plain",
+        "start_char_idx": written.get("start"),
+        "end_char_idx": written.get("end"),
+        "text_template": "{metadata_str}\n\n{content}",
+        "class_name": "TextNode",
+    }
+    return {**flat, "_node_content": _dumped(node)}
+
+
+def _related(document: str) -> Json:
+    return {"node_id": document, "node_type": "4", "metadata": {}, "hash": None, "class_name": "RelatedNodeInfo"}
+
+
+def _dumped(node: Json) -> str:
+    try:
+        return json.dumps(node, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""  # the payload beside it holds the same, and conformance refuses the point with its place
+
+
+def _node_text(content: Any) -> str | None:
+    try:
+        node = json.loads(content) if isinstance(content, str) else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(node, dict):
+        return None
+    found = node.get("text")
+    if found is None and isinstance(resource := node.get("text_resource"), dict):
+        found = resource.get("text")
+    return found if isinstance(found, str) else None
+
+
+def _kept(key: str) -> str:
+    return "the caller's own ids" if key == "id" else "what the worker writes of a chunk"

@@ -1,0 +1,224 @@
+"""Documents are split so that the model takes every chunk whole, and a reader recognises where they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from semantic_text_splitter import TextSplitter
+
+from embedder.checkpoint import MINI
+from embedder.chunking import MIN_TOKENS, Chunk, Chunker
+from embedder.errors import InvalidRequest
+from embedder.tokenizer import Tokenizer
+from tests.embedder.conftest import Bench
+from tests.embedder.texts import TEXTS
+
+SENTENCES = [f"The library number {n} parses configuration files, and writes them again. " for n in range(400)]
+WITHOUT_SPACES = {
+    "one word": "a" * 3000,
+    "digits and letters": "".join(f"{n:x}" for n in range(3000)),
+    "one grapheme": "e" + "\u0301" * 3000,
+    "chinese": "\u5411\u91cf\u6570\u636e\u5e93\u652f\u6301\u7a00\u758f\u548c\u7a20\u5bc6\u68c0\u7d22\u3002" * 200,
+    "thai": "\u0e20\u0e32\u0e29\u0e32\u0e44\u0e17\u0e22\u0e40\u0e1b\u0e47\u0e19\u0e20\u0e32\u0e29\u0e32" * 200,
+    "emoji": "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466" * 400,
+    "one character for eighteen": "\ufdfa" * 60,
+    "special tokens": "<s></s><mask><pad>" * 400,
+    "punctuation": ".,;:" * 800,
+    "no-break spaces": "word\u00a0" * 800,
+}
+WITH_SPACES = {
+    "arabic": "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645. " * 300,
+    "lines": "one line of the log\n" * 400,
+    "blank lines": "a paragraph of text\n\n\n" * 400,
+    "space between": "start" + " " * 9000 + "\n" * 9000 + "end",
+    "separators that only Python calls space": "a\x1c" * 2000,
+}
+PARTS = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from([*TEXTS.values(), *SENTENCES[:5], *WITHOUT_SPACES.values(), *WITH_SPACES.values()]).map(
+        lambda text: text[:400]
+    ),
+    st.sampled_from([" ", "\n", "\r\n", "\n\n", "\t", "\u2028", "\x1c", "\x85", "", ". ", "\u3002"]),
+)
+DOCUMENTS = st.lists(PARTS, max_size=30).map("".join)
+
+
+class Counting(Tokenizer):
+    """Adds up the characters that it was given to tokenize."""
+
+    characters = 0
+
+    def starts(self, text: str) -> list[int]:
+        """As the tokenizer's."""
+        self.characters += len(text)
+        return super().starts(text)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """As the tokenizer's."""
+        self.characters += sum(map(len, texts))
+        return super().lengths(texts)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(mini: Bench, polyglot_tokenizer: Path) -> list[Tokenizer]:
+    """The miniature's, to which most scripts are unknown, and one that knows them."""
+    return [mini.tokenizer, Tokenizer(polyglot_tokenizer)]
+
+
+def uncovered(text: str, chunks: Sequence[Chunk]) -> str:
+    """What of the text is in no chunk."""
+    left, end = [], 0
+    for chunk in chunks:
+        left.append(text[end : max(end, chunk.start)])
+        end = max(end, chunk.end)
+    return "".join([*left, text[end:]])
+
+
+def check(tokenizer: Tokenizer, text: str, max_tokens: int, overlap: int) -> list[Chunk]:
+    """What holds for every document."""
+    chunks = Chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap)
+    assert chunks
+    for encoded in tokenizer.encode([text[chunk.start : chunk.end] for chunk in chunks], max_tokens):
+        assert not encoded.truncated
+    assert not uncovered(text, chunks).strip()
+    for one, two in pairwise(chunks):
+        assert one.start < two.start
+        assert one.end < two.end
+        assert overlap or one.end <= two.start
+    assert chunks[0].start >= 0
+    assert chunks[-1].end <= len(text)
+    return chunks
+
+
+@settings(max_examples=150)
+@given(text=DOCUMENTS, max_tokens=st.integers(MIN_TOKENS, 90), data=st.data())
+def test_every_chunk_is_encoded_whole_and_nothing_is_lost(
+    tokenizers: list[Tokenizer], text: str, max_tokens: int, data: st.DataObject
+) -> None:
+    """Whatever the document holds, no chunk is cut by the model, and every character is in one; ever the same."""
+    overlap = data.draw(st.integers(0, max_tokens // 2))
+    for tokenizer in tokenizers:
+        chunks = check(tokenizer, text, max_tokens, overlap)
+        assert Chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap) == chunks
+
+
+@pytest.mark.parametrize("overlap", [0, 16])
+@pytest.mark.parametrize("name", [*WITHOUT_SPACES, *WITH_SPACES])
+def test_texts_without_sentences_are_split_all_the_same(tokenizers: list[Tokenizer], name: str, overlap: int) -> None:
+    """No spaces, foreign scripts, one endless character: still chunks that fit."""
+    text = {**WITHOUT_SPACES, **WITH_SPACES}[name]
+    for tokenizer in tokenizers:
+        check(tokenizer, text, MIN_TOKENS, overlap)
+
+
+def test_chunks_end_where_sentences_end(mini: Bench) -> None:
+    """A chunk is whole sentences, as many as fit, and no white space around them."""
+    text = "".join(SENTENCES)
+    chunks = check(mini.tokenizer, text, 128, 0)
+    parts = [text[chunk.start : chunk.end] for chunk in chunks]
+    assert all(part.startswith("The library") and part.endswith("again.") for part in parts)
+    longest = max(mini.tokenizer.lengths(SENTENCES))
+    assert min(mini.tokenizer.lengths(parts[:-1])) > 128 - longest
+
+
+def test_paragraphs_are_kept_together(mini: Bench) -> None:
+    """A chunk prefers to end with a paragraph rather than to be full."""
+    paragraph = "A first sentence here. A second one follows. And a third."
+    text = "\n\n".join([paragraph] * 10)
+    [length] = mini.tokenizer.lengths([paragraph])
+    chunks = check(mini.tokenizer, text, max(MIN_TOKENS, length + length // 2), 0)
+    assert {text[chunk.start : chunk.end] for chunk in chunks} == {paragraph}
+
+
+def test_neighbours_share_whole_sentences(mini: Bench) -> None:
+    """Chunks overlap by at most the tokens asked for, and by sentences where one fits."""
+    text = "".join(SENTENCES)
+    chunks = check(mini.tokenizer, text, 128, 40)
+    shared = [text[two.start : one.end] for one, two in pairwise(chunks)]
+    assert all(part.startswith("The library") and part.endswith("again.") for part in shared)
+    assert max(mini.tokenizer.lengths(shared)) - 2 <= 40
+
+
+@pytest.mark.parametrize("text", ["", " \n\t ", "\u2003", "\x1c", "short", "  short, with space around it \n"])
+def test_a_document_that_fits_is_one_chunk(mini: Bench, text: str) -> None:
+    """A short, empty or blank document is stored once and as it is."""
+    assert check(mini.tokenizer, text, MIN_TOKENS, 8) == [Chunk(0, len(text))]
+
+
+def test_a_document_of_exactly_the_limit_is_one_chunk(mini: Bench) -> None:
+    """The limit counts what the encoder counts, special tokens included."""
+    text = "".join(SENTENCES[:20])
+    [length] = mini.tokenizer.lengths([text])
+    assert check(mini.tokenizer, text, length, 0) == [Chunk(0, len(text))]
+    assert len(check(mini.tokenizer, text, length - 1, 0)) == 2
+
+
+def test_offsets_count_characters(mini: Bench) -> None:
+    """`document[start:end]` is the chunk in every language that counts code points, whatever their bytes."""
+    text = "\U0001f680\u00e9\u5411 " + "".join(SENTENCES[:40])
+    for chunk in check(mini.tokenizer, text, 64, 0)[1:]:
+        assert text[chunk.start : chunk.end].startswith("The library")
+
+
+@pytest.mark.parametrize("overlap", [0, 12])
+def test_a_long_document_leaves_no_slivers(mini: Bench, overlap: int) -> None:
+    """Chunks in the middle of a long document are as full as at its start."""
+    text = "".join(SENTENCES)
+    chunks = check(mini.tokenizer, text, 48, overlap)
+    lengths = mini.tokenizer.lengths([text[chunk.start : chunk.end] for chunk in chunks])
+    assert len(chunks) > 100
+    assert min(lengths[:-1]) >= 24
+
+
+@pytest.mark.parametrize("overlap", [0, 12])
+def test_a_long_document_is_split_as_the_library_splits_it(mini: Bench, overlap: int) -> None:
+    """Where a window ends and how tokens are counted cannot be seen in the chunks."""
+    text = "".join(SENTENCES)
+    splitter = TextSplitter.from_callback(lambda part: mini.tokenizer.lengths([part])[0] - 2, 46, overlap)
+    wanted = [Chunk(start, start + len(part)) for start, part in splitter.chunk_indices(text)]
+    assert check(mini.tokenizer, text, 48, overlap) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(SENTENCES),
+        "no end of the sentence " * 2000 + "\n\n\nend",
+        "word " * 5000,
+        "a" * 30_000,
+        "\u5411\u91cf\u6570\u636e\u5e93" * 5000,
+    ],
+    ids=["sentences", "a distant newline", "words", "one word", "chinese"],
+)
+def test_the_work_grows_with_the_document_and_not_with_its_square(text: str) -> None:
+    """A hostile document cannot keep a worker busy: each of its characters is tokenized a few times."""
+    tokenizer = Counting(MINI)
+    Chunker(tokenizer).split(text, max_tokens=64, overlap=16)
+    assert tokenizer.characters < 6 * len(text)
+
+
+def test_threads_share_a_chunker(mini: Bench) -> None:
+    """Jobs that split at the same time, with limits of their own, get what each would get alone."""
+    chunker, text = Chunker(mini.tokenizer), "".join(SENTENCES[:100])
+    limits = [32 + 8 * n for n in range(8)]
+    alone = [chunker.split(text, max_tokens=limit, overlap=limit // 4) for limit in limits]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda n: chunker.split(text, max_tokens=n, overlap=n // 4), limits)) == alone
+
+
+def test_what_cannot_be_split_so_is_refused(mini: Bench) -> None:
+    """The message names the field, the limit and the value."""
+    chunker = Chunker(mini.tokenizer)
+    with pytest.raises(InvalidRequest, match=r"^chunk\.maxTokens must be at least 32, got 31$"):
+        chunker.split("text", max_tokens=31, overlap=0)
+    for overlap in (-1, 33):
+        with pytest.raises(InvalidRequest, match=rf"^chunk\.overlap must be from 0 to .* 32, got {overlap}$"):
+            chunker.split("text", max_tokens=64, overlap=overlap)
+    with pytest.raises(UnicodeEncodeError):
+        chunker.split("secret \ud800", max_tokens=64, overlap=0)

@@ -1,0 +1,106 @@
+"""Pooled ColBERT rows fit a multivector and still find what they found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qdrant_sink.conformance import conform, most_rows
+from qdrant_sink.points import Draft, Point
+from qdrant_sink.pooling import pooled
+from qdrant_sink.schema import schema_for
+from tests.sink.samples import embedding, unit
+
+
+def smooth(count: int, size: int, seed: int = 0) -> NDArray[np.float32]:
+    """Unit rows of which neighbours resemble each other, as those of one text do."""
+    steps = np.random.default_rng(seed).normal(size=(count + 8, size))
+    return unit(np.stack([steps[at : at + 8].mean(axis=0) for at in range(count)]))
+
+
+def max_sim(query: NDArray[Any], rows: NDArray[Any]) -> float:
+    """The best row per query row, averaged."""
+    return float((query @ rows.T).max(axis=1).mean())
+
+
+@given(count=st.integers(1, 300), limit=st.integers(1, 300))
+def test_rows_are_unit_means_of_neighbours(count: int, limit: int) -> None:
+    """At most as many rows as allowed, each the direction of the mean of its group, in the order of the text."""
+    rows = unit(np.random.default_rng(count).normal(size=(count, 6)))
+    found = pooled(rows, limit)
+    assert len(found) <= limit or count <= limit
+    group = -(-count // limit)
+    assert len(found) == -(-count // group)
+    for index, row in enumerate(found):
+        assert row == pytest.approx(unit(rows[index * group : (index + 1) * group].mean(axis=0)), abs=1e-5)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8])
+def test_rows_that_fit_stay_as_they_are(count: int) -> None:
+    """A text within the limit loses nothing by the option."""
+    rows = smooth(count, 4)
+    assert pooled(rows, 8) is rows
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_type_is_kept(dtype: str) -> None:
+    """Half precision stays half precision, and is summed in more."""
+    rows = smooth(300, 8).astype(dtype)
+    found = pooled(rows, 2)
+    assert found.dtype == rows.dtype
+    assert found == pytest.approx(pooled(rows.astype(np.float64), 2), abs=2e-3)
+
+
+def test_rows_that_cancel_out_leave_the_first() -> None:
+    """A mean that points nowhere is no vector: the group keeps a row of its own."""
+    row = unit(np.array([[3.0, 4.0]]))
+    assert pooled(np.concatenate([row, -row, row, row]), 2) == pytest.approx(np.concatenate([row, row]))
+
+
+def test_what_is_spoilt_stays_spoilt() -> None:
+    """Pooling hides no NaN from conformance."""
+    rows = smooth(10, 4)
+    rows[3, 1] = np.nan
+    assert np.isnan(pooled(rows, 5)).any(axis=1).tolist() == [False, True, False, False, False]
+
+
+def test_a_limit_below_one_is_a_mistake() -> None:
+    """No rows at all would be no multivector."""
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        pooled(smooth(3, 4), 0)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_search_finds_the_same_in_pooled_rows(factor: int) -> None:
+    """Where neighbours resemble each other MaxSim changes little, and the right text stays the best by far."""
+    texts = [smooth(240, 64, seed) for seed in range(12)]
+    for wanted, rows in enumerate(texts):
+        query = unit(rows[::30] + 0.3 * unit(np.random.default_rng(99).normal(size=(8, 64))))
+        before = [max_sim(query, text) for text in texts]
+        after = [max_sim(query, pooled(text, 240 // factor)) for text in texts]
+        assert np.argmax(before) == np.argmax(after) == wanted
+        assert after[wanted] == pytest.approx(before[wanted], abs=0.06 * factor)
+        assert after[wanted] > 1.3 * sorted(after)[-2]
+
+
+def test_a_text_of_the_full_model_fits_when_pooled() -> None:
+    """8191 rows of 1024 become 911, which conformance takes; 1023 is what a multivector holds."""
+    assert most_rows(1024) == 1023
+    long = embedding(0, rows=8191, size=1024, kinds=("colbert",))
+    assert long.colbert is not None
+    short = pooled(long.colbert.astype(np.float16), most_rows(1024))
+    assert short.shape == (911, 1024)
+    fitting = type(long)(None, None, short, long.tokens, truncated=False)
+    assert isinstance(conform(Draft(0, 0, {}, fitting), schema_for(1024, 1024)), Point)
+
+
+@pytest.mark.parametrize("size", [1, 8, 192, 1000, 1024])
+def test_most_rows_is_where_conformance_ends(size: int) -> None:
+    """The limit that pooling goes by is the one that a point is held to."""
+    assert most_rows(size) * size < 2**20 <= (most_rows(size) + 1) * size
