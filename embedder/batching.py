@@ -9,10 +9,13 @@ Rules, in the order in which they apply:
    the line, so a small job is not stuck behind a large one and no job starves.
 3. A batch holds at most `budget` tokens, except that a longer text goes alone.
 4. A job's `cap` bounds how many of its texts share a batch.
+5. A job with a `window` has at most so many tokens out of the queue at once, or one longer text; what its
+   consumer is done with is granted again. So results never pile up in front of a slow consumer.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -44,11 +47,16 @@ class _Line(Generic[JobKey]):
     key: JobKey
     lengths: Sequence[int]
     cap: int
+    credit: float
     next: int = 0
 
     @property
     def waiting(self) -> bool:
         return self.next < len(self.lengths)
+
+    @property
+    def ready(self) -> bool:
+        return self.waiting and self.credit > 0
 
     @property
     def tokens(self) -> int:
@@ -66,17 +74,25 @@ class BatchQueue(Generic[JobKey]):
     )
 
     def __bool__(self) -> bool:
+        """Whether a text waits, be it for its turn or for its job's window."""
         return any(self._lines.values())
 
     def waits(self, priority: Priority) -> bool:
-        """Whether a text of this priority waits."""
-        return bool(self._lines[priority])
+        """Whether a text of this priority waits for its turn."""
+        return any(line.ready for line in self._lines[priority])
 
-    def add(self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0) -> None:
-        """Queue a job's texts, given by their lengths in tokens; `cap` 0 means no cap."""
+    def add(self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0, window: int = 0) -> None:
+        """Queue a job's texts, given by their lengths in tokens; `cap` and `window` 0 mean none."""
         if lengths:
-            self._lines[priority].append(_Line(key, lengths, cap or len(lengths)))
+            self._lines[priority].append(_Line(key, lengths, cap or len(lengths), window or math.inf))
             self.tokens += sum(lengths)
+
+    def grant(self, key: JobKey, tokens: int) -> None:
+        """So many tokens of the job left its window."""
+        for lines in self._lines.values():
+            for line in lines:
+                if line.key == key:
+                    line.credit += tokens
 
     def drop(self, key: JobKey) -> None:
         """Forget what still waits of a job."""
@@ -85,16 +101,21 @@ class BatchQueue(Generic[JobKey]):
                 lines.remove(line)
                 self.tokens -= line.tokens
 
-    def drain(self) -> list[JobKey]:
-        """Forget everything that waits; the jobs that it was of."""
-        keys = [line.key for lines in self._lines.values() for line in lines]
+    def drain(self) -> list[Pick[JobKey]]:
+        """Remove and return everything that waits."""
+        picks = [
+            Pick(line.key, index)
+            for lines in self._lines.values()
+            for line in lines
+            for index in range(line.next, len(line.lengths))
+        ]
         for lines in self._lines.values():
             lines.clear()
         self.tokens = 0
-        return keys
+        return picks
 
     def take(self, budget: int) -> list[Pick[JobKey]]:
-        """Remove and return the next batch; empty only if nothing waits."""
+        """Remove and return the next batch; empty only if nothing waits for its turn."""
         passages = self.waits(Priority.PASSAGE)
         queries = self.waits(Priority.QUERY) and not (self._passed_over and passages)
         self._passed_over = queries and passages
@@ -107,7 +128,8 @@ class BatchQueue(Generic[JobKey]):
     def _take(self, lines: deque[_Line[JobKey]], budget: int) -> list[Pick[JobKey]]:
         picks: list[Pick[JobKey]] = []
         left = budget
-        open_lines = list(lines)
+        open_lines = [line for line in lines if line.ready]
+        opener = open_lines[:1]
         turn = 0
         while open_lines:
             turn += 1
@@ -119,11 +141,14 @@ class BatchQueue(Generic[JobKey]):
                 picks.append(Pick(line.key, line.next))
                 line.next += 1
                 left -= length
+                line.credit -= length
                 self.tokens -= length
-                if line.waiting and turn < line.cap:
+                if line.ready and turn < line.cap:
                     still_open.append(line)
             open_lines = still_open
-        lines.rotate(-1)
+        for line in opener:
+            lines.remove(line)
+            lines.append(line)
         for line in [line for line in lines if not line.waiting]:
             lines.remove(line)
         return picks

@@ -14,14 +14,18 @@ from typing import Literal
 
 from embedder.batching import Priority
 from embedder.checkpoint import EncoderConfig, locate
+from embedder.chunking import Chunk, Chunker
 from embedder.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.forward import Result
-from embedder.pool import ModelPool
-from embedder.tokenizer import Tokenizer
+from embedder.pool import ModelPool, Stream
+from embedder.tokenizer import EncodedText, Tokenizer
 from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
+
+_WINDOW = 32_768
+"""Tokens of a stream that may be ahead of its consumer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Embedder:
 
     def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
         self._tokenizer = tokenizer
+        self._chunker = Chunker(tokenizer)
         self._engines = engines
         self._pool = pool
 
@@ -130,7 +135,6 @@ class Embedder:
         max_length: int,
         priority: Priority,
         batch_size: int = 0,
-        admit: Callable[[Sequence[int]], None] = lambda _lengths: None,
     ) -> list[Result]:
         """One result per text, in order: its embedding, or why the model could not make one.
 
@@ -142,20 +146,54 @@ class Embedder:
             max_length: tokens, special tokens included; longer texts are cut and say so.
             priority: queries go before passages.
             batch_size: most of these texts in one batch; 0 leaves it to the token budget.
-            admit: called with the tokens of each text before any is queued; what it raises refuses them.
 
         Raises:
             InvalidRequest: the texts are more than the queue can ever hold, or one is no valid Unicode.
             Overloaded: the queue has no room now.
         """
+        encoded = await asyncio.to_thread(self.tokenize, texts, max_length)
+        return await self.embed_tokens(encoded, outputs, priority=priority, batch_size=batch_size)
+
+    async def embed_tokens(
+        self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0
+    ) -> list[Result]:
+        """As `embed`, of texts that are tokenized."""
+        return await asyncio.wrap_future(self._pool.submit(texts, outputs, priority, batch_size=batch_size))
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+        """The tokens of each text, cut to `max_length`. Blocks for about a second per 5 MB.
+
+        Raises:
+            InvalidRequest: `max_length` is not from 3 to the model's, or a text is no valid Unicode.
+        """
         if not 3 <= max_length <= self.max_length:
             raise InvalidRequest(f"maxLength must be from 3 to the model's {self.max_length}, got {max_length}")
         try:
-            encoded = await asyncio.to_thread(self._tokenizer.encode, texts, max_length)
+            return self._tokenizer.encode(texts, max_length)
         except UnicodeEncodeError as error:
             raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
-        admit([len(text) for text in encoded])
-        return await asyncio.wrap_future(self._pool.submit(encoded, outputs, priority, batch_size=batch_size))
+
+    def split(self, text: str, *, max_tokens: int, overlap: int) -> list[Chunk]:
+        """Where to cut a long text: see `Chunker.split`. Blocks."""
+        return self._chunker.split(text, max_tokens=max_tokens, overlap=overlap)
+
+    def stream(
+        self,
+        texts: Sequence[EncodedText],
+        outputs: Outputs,
+        deliver: Callable[[int, Result], None],
+        *,
+        priority: Priority,
+        batch_size: int = 0,
+    ) -> Stream:
+        """As `embed`, of tokenized texts, each result handed over as it comes: see `ModelPool.stream`.
+
+        Only so many texts are ahead of their release that the model stays busy and their vectors fit into memory:
+        four batches, or 32 768 tokens (128 MiB of ColBERT rows in float32) if that is more.
+        """
+        return self._pool.stream(
+            texts, outputs, priority, deliver, window=max(_WINDOW, 4 * self._pool.token_budget), batch_size=batch_size
+        )
 
     @property
     def max_length(self) -> int:

@@ -28,8 +28,25 @@ class _Job:
     texts: Sequence[EncodedText]
     outputs: Outputs
     priority: Priority
+    deliver: Callable[[int, Result], None] | None = None
     future: Future[list[Result]] = field(default_factory=Future)
     results: dict[int, Result] = field(default_factory=dict)
+
+
+class Stream:
+    """A job whose results are handed over one by one, and computed no faster than they are released."""
+
+    def __init__(self, pool: ModelPool, job: _Job) -> None:
+        self._pool = pool
+        self._job = job
+
+    def release(self, index: int) -> None:
+        """This text's result is done with; another may be computed in its place."""
+        self._pool._grant(self._job, index)  # noqa: SLF001 - the pool's own handle
+
+    def cancel(self) -> None:
+        """Drop what still waits; at most what is being computed is still delivered."""
+        self._job.future.cancel()
 
 
 class ModelPool:
@@ -46,6 +63,9 @@ class ModelPool:
         token_budget: most tokens of one batch; a longer text goes alone.
         queue_tokens: most tokens waiting; a request beyond it is refused as `overloaded`.
         clock: seconds.
+
+    Attributes:
+        token_budget: as given.
     """
 
     def __init__(
@@ -59,7 +79,7 @@ class ModelPool:
     ) -> None:
         self._clock = clock
         self._when_lost: Callable[[], None] = lambda: None
-        self._budget = token_budget
+        self.token_budget = token_budget
         self._queue_tokens = queue_tokens
         self._queue: BatchQueue[_Job] = BatchQueue()
         self._changed = threading.Condition()
@@ -99,17 +119,49 @@ class ModelPool:
             Cancelled: the pool is closed.
             DeviceLost: no device is left that computes.
         """
-        lengths = [len(text) for text in texts]
+        job = _Job(texts, outputs, priority)
+        if texts:
+            self._queue_up(job, batch_size)
+        else:
+            job.future.set_result([])
+        return job.future
+
+    def stream(
+        self,
+        texts: Sequence[EncodedText],
+        outputs: Outputs,
+        priority: Priority,
+        deliver: Callable[[int, Result], None],
+        *,
+        window: int,
+        batch_size: int = 0,
+    ) -> Stream:
+        """Queue texts whose results are handed over as they come.
+
+        Args:
+            texts: at least one.
+            outputs: the vectors to compute.
+            priority: queries go before passages.
+            deliver: called once per text, unless the stream is cancelled, with its index and its result, in any
+                order and from the threads of the pool: it must neither block nor raise.
+            window: most tokens of texts that are being computed, or delivered and not yet released.
+            batch_size: as in `submit`.
+
+        Raises:
+            InvalidRequest, Overloaded, Cancelled, DeviceLost: as `submit`.
+        """
+        job = _Job(texts, outputs, priority, deliver)
+        self._queue_up(job, batch_size, window)
+        return Stream(self, job)
+
+    def _queue_up(self, job: _Job, batch_size: int, window: int = 0) -> None:
+        lengths = [len(text) for text in job.texts]
         tokens = sum(lengths)
         if tokens > self._queue_tokens:
             raise InvalidRequest(
                 f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self._queue_tokens}); "
                 "split the job"
             )
-        job = _Job(texts, outputs, priority)
-        if not texts:
-            job.future.set_result([])
-            return job.future
         with self._changed:
             if self._closed:
                 raise Cancelled("the worker is shutting down")
@@ -120,10 +172,9 @@ class ModelPool:
                     f"the queue holds {self._queue.tokens} of {self._queue_tokens} tokens "
                     f"and this request has {tokens}; retry later"
                 )
-            self._queue.add(job, lengths, priority, cap=batch_size)
+            self._queue.add(job, lengths, job.priority, cap=batch_size, window=window)
             self._changed.notify_all()
         job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
-        return job.future
 
     @property
     def waiting_tokens(self) -> int:
@@ -146,6 +197,12 @@ class ModelPool:
     def _forget(self, job: _Job) -> None:
         with self._changed:
             self._queue.drop(job)
+            self._changed.notify_all()
+
+    def _grant(self, job: _Job, index: int) -> None:
+        with self._changed:
+            self._queue.grant(job, len(job.texts[index]))
+            self._changed.notify_all()
 
     def _run_lane(self, engine: Engine, queries_only: bool) -> None:  # noqa: FBT001 - the target of a thread
         while batch := self._next_batch(engine, queries_only=queries_only):
@@ -155,9 +212,12 @@ class ModelPool:
         """Wait for texts; empty when the lane has nothing more to do."""
         with self._changed:
             while engine in self._engines:
-                if self._queue.waits(Priority.QUERY) if queries_only else self._queue:
-                    return (self._queue.take_queries if queries_only else self._queue.take)(self._budget)
-                if self._closed:
+                batch = (self._queue.take_queries if queries_only else self._queue.take)(self.token_budget)
+                if batch:
+                    if self._closed and not self._queue:
+                        self._changed.notify_all()  # others may wait for a stream that has just ended
+                    return batch
+                if self._closed and (queries_only or not self._queue):
                     break
                 self._changed.wait()
             return []
@@ -195,7 +255,7 @@ class ModelPool:
             if given > now - started - given:
                 return
             with self._changed:
-                queries = self._queue.take_queries(self._budget)
+                queries = self._queue.take_queries(self.token_budget)
             if queries:
                 self._deliver(queries, self._compute(queries, engine))
             given += self._clock() - now
@@ -211,9 +271,12 @@ class ModelPool:
             left = list(self._engines)
             stranded = [] if left else self._queue.drain()
             self._changed.notify_all()
-        for job in stranded:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(DeviceLost(_NO_DEVICE))
+        for pick in stranded:
+            if pick.key.deliver is not None:
+                pick.key.deliver(pick.index, DeviceLost(_NO_DEVICE))
+        for future in {pick.key.future for pick in stranded if pick.key.deliver is None}:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(DeviceLost(_NO_DEVICE))
         if not left:
             self._when_lost()
         return left
@@ -223,9 +286,13 @@ class ModelPool:
         done: list[_Job] = []
         with self._changed:
             for pick, result in zip(batch, results, strict=True):
-                pick.key.results[pick.index] = result
-                if len(pick.key.results) == len(pick.key.texts):
-                    done.append(pick.key)
+                if pick.key.deliver is None:
+                    pick.key.results[pick.index] = result
+                    if len(pick.key.results) == len(pick.key.texts):
+                        done.append(pick.key)
+        for pick, result in zip(batch, results, strict=True):
+            if pick.key.deliver is not None and not pick.key.future.cancelled():
+                pick.key.deliver(pick.index, result)
         for job in done:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_result([job.results[index] for index in range(len(job.texts))])

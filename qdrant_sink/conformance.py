@@ -68,6 +68,14 @@ def most_rows(size: int) -> int:
     return (MULTIVECTOR_VALUES - 1) // size
 
 
+def too_many_rows(rows: int, size: int) -> str:
+    """Why a multivector of so many rows is refused, and the ways out."""
+    return (
+        f"colbert: at most {most_rows(size)} rows of {size}, got {rows}; split the text (chunk), "
+        'pool its rows (colbertPooling: "mean") or leave colbert out of vectors'
+    )
+
+
 class _Refused(Exception):
     def __init__(self, code: RefusalCode, message: str) -> None:
         super().__init__(message)
@@ -92,6 +100,17 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     except _Refused as refused:
         return Refusal(draft.index, refused.code, refused.message)
     return Point(point_id, payload, dense, sparse, colbert)
+
+
+def conform_payload(index: int, payload: Any, schema: CollectionSchema) -> Refusal | None:
+    """Why no point of this payload can be stored, whatever its vectors are."""
+    try:
+        proven = _payload(payload)
+        if schema.tenant_key is not None:
+            _check_tenant(proven, schema.tenant_key)
+    except _Refused as refused:
+        return Refusal(index, refused.code, refused.message)
+    return None
 
 
 def conform_query(search: Search, schema: CollectionSchema, *, index: int = 0) -> Search | Refusal:
@@ -167,11 +186,7 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
         raise _Refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
     rows = array.shape[0]
     if array.size >= MULTIVECTOR_VALUES:
-        raise _Refused(
-            "colbert_too_long",
-            f"colbert: at most {most_rows(size)} rows of {size}, got {rows}; split the text (chunk), "
-            'pool its rows (colbertPooling: "mean") or leave colbert out of vectors',
-        )
+        raise _Refused("colbert_too_long", too_many_rows(rows, size))
     matrix = _float32("colbert", array)
     _check_range("colbert", matrix, schema.colbert.datatype)
     _check_norms("colbert", matrix, rows=True)

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.points import payload_for
+from qdrant_sink.schema import Layout
 
-Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 
 Json = dict[str, Any]

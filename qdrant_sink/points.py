@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ NAMESPACE = uuid.UUID("6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815")
 
 TEXT_NAMESPACE = uuid.uuid5(NAMESPACE, "text")
 """Of the ids that are derived from a text, so that a text never meets a caller's id of the same letters."""
+
+CHUNK_NAMESPACE = uuid.uuid5(NAMESPACE, "chunk")
+"""Of the ids of a document's chunks."""
 
 UUID_TEXT = re.compile(
     r"(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -130,6 +133,11 @@ def text_id(text: str, collection: str) -> uuid.UUID:
     return uuid.UUID(bytes=hashlib.sha1(TEXT_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], version=5)
 
 
+def chunk_id(document: PointId, number: int, collection: str) -> uuid.UUID:
+    """The id of a document's chunk: a second run of the same document overwrites the same points."""
+    return uuid.uuid5(CHUNK_NAMESPACE, f"{collection}\0{document}\0{number}")
+
+
 def payload_for(
     payload: Mapping[str, Any],
     written: Mapping[str, Any],
@@ -155,29 +163,37 @@ class Claim:
     indices: tuple[int, ...]
 
 
-def claims(points: Sequence[tuple[int, Point]]) -> tuple[list[Claim], list[tuple[int, DuplicateId]]]:
-    """Give every id to its first point, in the order of the job.
+def claims(
+    entries: Iterable[tuple[int, PointId, Mapping[str, Any]]],
+) -> tuple[dict[int, tuple[int, ...]], list[tuple[int, DuplicateId]]]:
+    """Give every id to its first entry, in the order of the job.
 
-    A later point of the same id merges if its payload is the same (the text is part of it); otherwise it is
+    A later entry of the same id merges if its payload is the same (the text is part of it); otherwise it is
     returned with the reason, since storing both would silently keep only the last.
+
+    Args:
+        entries: index, id and payload, plain JSON, of each.
+
+    Returns:
+        By the index of each owner the indices that it stands for, its own first; and the duplicates.
     """
-    owners: dict[PointId, tuple[Point, list[int]]] = {}
+    owners: dict[PointId, tuple[bytes, list[int]]] = {}
     duplicates: list[tuple[int, DuplicateId]] = []
-    for index, point in points:
-        owner = owners.get(point.id)
-        if owner is None:
-            owners[point.id] = (point, [index])
-        elif _canonical(owner[0].payload) == _canonical(point.payload):
-            owner[1].append(index)
+    for index, identity, payload in entries:
+        content = _digest(payload)
+        owned, indices = owners.setdefault(identity, (content, []))
+        if owned == content:
+            indices.append(index)
         else:
-            first = owner[1][0]
-            message = f"the id is already that of point {first} of this job, which has another payload or text"
+            message = f"the id is already that of point {indices[0]} of this job, which has another payload or text"
             duplicates.append((index, DuplicateId(message)))
-    return [Claim(point, tuple(indices)) for point, indices in owners.values()], duplicates
+    return {indices[0]: tuple(indices) for _, indices in owners.values()}, duplicates
 
 
-def _canonical(payload: Mapping[str, Any]) -> str:
-    return json.dumps(payload, sort_keys=True)
+def _digest(payload: Mapping[str, Any]) -> bytes:
+    """Of what the payload says, whatever the order of its keys."""
+    text = json.dumps(payload, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _shown(number: int) -> str:

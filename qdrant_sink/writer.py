@@ -1,27 +1,37 @@
-"""Write the drafts of a job: prove each, batch by bytes, upsert, and account for every one of them.
+"""Write the drafts of a job as they come: prove each, send batches by bytes, and account for every one of them.
 
-    conform -> claims -> batches -> store -> report
+    offered -> conform -> batches, several at once -> store -> report
 
-A batch that the store refuses is split until the point at fault stands alone; its neighbours are stored.
-When the store no longer answers, what was not acknowledged is reported so, and `stored + rejected ==
-submitted` holds in every case.
+Batches grow with the load: while the store is idle, what there is is sent; while it works, points gather up to
+`BATCH_BYTES`. A batch that the store refuses is split until the point at fault stands alone; its neighbours are
+stored. When the store no longer answers, what was not acknowledged is reported so, and
+`stored + rejected == submitted` holds in every case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
-from embedder.errors import NotFound, StoreRejected, StoreUnavailable, WorkerError
+from embedder.errors import Internal, NotFound, StoreRejected, StoreUnavailable, WorkerError, whereabouts
 from qdrant_sink.conformance import Refusal, conform
-from qdrant_sink.points import Claim, Draft, Point, claims
+from qdrant_sink.points import Claim, Draft, Point, PointId, claims
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 4_000_000
 """Of one upsert. Small enough for the 32 MiB that REST takes after JSON has grown it about fivefold."""
 
 BATCH_POINTS = 1000
+
+IN_FLIGHT = 4
+"""Batches of one job that are being sent at once: a server works on several, and none waits for the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,238 @@ class UpsertReport:
     skipped: int
     rejected: tuple[Rejection, ...]
 
+    @classmethod
+    def of(
+        cls, submitted: int, written: Sequence[int], skipped: Sequence[int], rejected: Sequence[Rejection]
+    ) -> UpsertReport:
+        """From the indices that were written and skipped, and what was rejected, in any order."""
+        ordered = tuple(sorted(rejected, key=lambda one: one.index))
+        return cls(submitted, len(written) + len(skipped), len(skipped), ordered)
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What became of a batch."""
+
+    times_ensured: int
+    stored: list[Claim] = field(default_factory=list)
+    refused: list[tuple[Claim, StoreRejected]] = field(default_factory=list)
+    unsent: list[Claim] = field(default_factory=list)
+    failure: WorkerError = field(default_factory=lambda: StoreUnavailable("the batch was not sent"))
+
+
+class Writer:
+    """One job's way into a collection. Offer from any thread; `run` in one of its own.
+
+    Args:
+        store: takes the points.
+        collection: by name.
+        schema: of the collection.
+        senders: threads that may wait for the store.
+        insert_only: leave points that exist untouched.
+        merged: of a draft's index, all indices that it stands for; without an entry, itself.
+        ensure: makes or verifies the collection; called before the first batch, and once more if the collection
+            vanishes meanwhile. What it raises ends the job as a failure of the store does. None: it is there.
+        settled: called in `run`'s thread with the index of each draft that is stored or rejected: its vectors are
+            not needed any more.
+        gave_up: called once if the store gives out; everything that is offered later is rejected unseen.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        collection: str,
+        schema: CollectionSchema,
+        senders: Executor,
+        *,
+        insert_only: bool = False,
+        merged: Mapping[int, tuple[int, ...]] | None = None,
+        ensure: Callable[[], None] | None = None,
+        settled: Callable[[int], None] = lambda _index: None,
+        gave_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._collection = collection
+        self._schema = schema
+        self._senders = senders
+        self._insert_only = insert_only
+        self._merged = merged or {}
+        self._ensure = ensure
+        self._settled = settled
+        self._gave_up = gave_up
+        self._inbox: SimpleQueue[Draft | Claim | Rejection | _Sent | None] = SimpleQueue()
+        self._ended = False
+        self._waiting: deque[tuple[Claim, int]] = deque()
+        self._bytes = 0
+        self._sending = 0
+        self._times_ensured = 0
+        self.failure: WorkerError | None = None
+        """Why the store takes nothing any more; None while it does."""
+        self.stored: list[int] = []
+        """Indices in the collection."""
+        self.rejected: list[Rejection] = []
+        """Those that are not, as far as it is known."""
+
+    def offer(self, item: Draft | Claim | Rejection) -> None:
+        """A point to store, or one that never became one; never blocks."""
+        self._inbox.put(item)
+
+    def end(self) -> None:
+        """Nothing more will be offered."""
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        """Store what is offered; returns when `end` was called and everything before it is accounted for.
+
+        Errors of the store are not raised: see `failure`, `stored` and `rejected`.
+        """
+        while True:
+            while self._waiting and self._sending < IN_FLIGHT and self._is_full():
+                self._send()
+            try:
+                item = self._inbox.get_nowait()
+            except Empty:
+                if self._waiting and (not self._sending or (self._ended and self._sending < IN_FLIGHT)):
+                    self._send()
+                    continue
+                if self._ended and not self._waiting and not self._sending:
+                    return
+                item = self._inbox.get()
+            self._take(item)
+
+    def _take(self, item: Draft | Claim | Rejection | _Sent | None) -> None:
+        match item:
+            case None:
+                self._ended = True
+            case _Sent():
+                self._sending -= 1
+                self._account(item)
+            case Rejection():
+                self._reject((item.index,), item.code, item.message)
+                self._settled(item.index)
+            case Claim():
+                self._add(item)
+            case Draft() if self.failure is not None:  # not worth proving
+                self._refuse(self._merged.get(item.index, (item.index,)), self.failure)
+            case Draft():
+                proven = conform(item, self._schema)
+                indices = self._merged.get(item.index, (item.index,))
+                if isinstance(proven, Refusal):
+                    self._reject(indices, proven.code, proven.message)
+                    self._settled(item.index)
+                else:
+                    self._add(Claim(proven, indices))
+
+    def _add(self, claim: Claim) -> None:
+        if self.failure is not None:
+            self._refuse(claim.indices, self.failure)
+        else:
+            nbytes = claim.point.nbytes
+            self._waiting.append((claim, nbytes))
+            self._bytes += nbytes
+
+    def _is_full(self) -> bool:
+        return self._bytes >= BATCH_BYTES or len(self._waiting) >= BATCH_POINTS
+
+    def _send(self) -> None:
+        """Send the next batch; the collection is made for the first."""
+        if self._times_ensured == 0 and not self._make():
+            return
+        batch: list[Claim] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH_POINTS:
+            claim, nbytes = self._waiting[0]
+            if batch and size + nbytes > BATCH_BYTES:
+                break
+            self._waiting.popleft()
+            batch.append(claim)
+            size += nbytes
+        self._bytes -= size
+        self._sending += 1
+        self._senders.submit(self._deliver, batch, self._times_ensured)
+
+    def _make(self) -> bool:
+        try:
+            if self._ensure is not None:
+                self._ensure()
+        except WorkerError as error:
+            self._give_up(error)
+            return False
+        self._times_ensured += 1
+        return True
+
+    def _account(self, sent: _Sent) -> None:
+        for claim in sent.stored:
+            self.stored += claim.indices
+            self._settled(claim.indices[0])
+        for claim, refusal in sent.refused:
+            self._refuse(claim.indices, refusal)
+        if not sent.unsent:
+            return
+        if isinstance(sent.failure, NotFound) and self._remade(sent.times_ensured):
+            for claim in sent.unsent:
+                self._add(claim)
+            return
+        error = self.failure or sent.failure
+        for claim in sent.unsent:
+            self._refuse(claim.indices, error)
+        self._give_up(error)
+
+    def _remade(self, times_ensured: int) -> bool:
+        """Whether a collection that vanished since it was ensured is there again; it is made anew once."""
+        if self._ensure is None or self.failure is not None:
+            return False
+        return times_ensured < self._times_ensured or (self._times_ensured == 1 and self._make())
+
+    def _give_up(self, error: WorkerError) -> None:
+        if self.failure is None:
+            self.failure = error
+            self._gave_up()
+        for claim, _ in self._waiting:
+            self._refuse(claim.indices, self.failure)
+        self._waiting.clear()
+        self._bytes = 0
+
+    def _refuse(self, indices: Sequence[int], error: WorkerError) -> None:
+        self._reject(indices, error.code, error.message)
+        self._settled(indices[0])
+
+    def _reject(self, indices: Sequence[int], code: str, message: str) -> None:
+        self.rejected += [Rejection(index, code, message) for index in indices]
+
+    def _deliver(self, batch: Sequence[Claim], times_ensured: int) -> None:
+        """In a sender's thread: whatever happens, the writer hears of it."""
+        sent = _Sent(times_ensured)
+        try:
+            self._upsert(batch, sent)
+        finally:
+            self._inbox.put(sent)
+
+    def _upsert(self, batch: Sequence[Claim], sent: _Sent) -> None:
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            if sent.unsent:
+                sent.unsent += part
+                continue
+            try:
+                self._store.upsert(self._collection, [claim.point for claim in part], insert_only=self._insert_only)
+            except StoreRejected as error:
+                if len(part) == 1:
+                    sent.refused.append((part[0], error))
+                else:
+                    middle = len(part) // 2
+                    pending += [part[middle:], part[:middle]]
+            except WorkerError as error:
+                sent.failure = error
+                sent.unsent += part
+            except BaseException as error:  # noqa: BLE001 - a sender that dies silently would leave the job waiting
+                log.error("the store failed unexpectedly: %s", whereabouts(error))
+                sent.failure = Internal(f"internal error ({type(error).__name__})")
+                sent.unsent += part
+            else:
+                sent.stored += part
+
 
 def write(
     store: Store,
@@ -64,80 +306,43 @@ def write(
     in the report and are not raised; points that merged into another (`points.claims`) share its fate.
     """
     rejected: list[Rejection] = []
-    proven: list[tuple[int, Point]] = []
+    proven: dict[int, Point] = {}
     for draft in drafts:
         outcome = conform(draft, schema)
         if isinstance(outcome, Refusal):
             rejected.append(Rejection(outcome.index, outcome.code, outcome.message))
         else:
-            proven.append((draft.index, outcome))
-    claimed, duplicates = claims(proven)
+            proven[draft.index] = outcome
+    owners, duplicates = claims((index, point.id, point.payload) for index, point in proven.items())
     rejected += [Rejection(index, error.code, error.message) for index, error in duplicates]
-
-    stored = skipped = 0
-    failure: WorkerError | None = None
-    for batch in _batches(claimed):
-        if failure is not None:
-            rejected += _reject(batch, failure)
-            continue
+    skipped: list[int] = []
+    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="sender") as senders:
+        writer = Writer(store, collection, schema, senders, insert_only=insert_only)
         try:
-            present = store.existing(collection, [c.point.id for c in batch]) if insert_only else set()
-            there = sum(len(c.indices) for c in batch if c.point.id in present)
-            stored, skipped = stored + there, skipped + there
-            missing = [c for c in batch if c.point.id not in present]
-        except (StoreUnavailable, NotFound, StoreRejected) as error:
-            failure = error
-            rejected += _reject(batch, error)
-            continue
-        done, lost, failure = _upsert(store, collection, missing, insert_only=insert_only)
-        stored += done
-        rejected += lost
-    rejected.sort(key=lambda rejection: rejection.index)
-    return UpsertReport(len(drafts), stored, skipped, tuple(rejected))
-
-
-def _upsert(
-    store: Store, collection: str, batch: Sequence[Claim], *, insert_only: bool
-) -> tuple[int, list[Rejection], WorkerError | None]:
-    """Positions stored, positions refused, and the error after which nothing more can be sent."""
-    stored = 0
-    rejected: list[Rejection] = []
-    failure: WorkerError | None = None
-    pending = [batch] if batch else []
-    while pending:
-        part = pending.pop()
-        if failure is not None:
-            rejected += _reject(part, failure)
-            continue
-        try:
-            store.upsert(collection, [claim.point for claim in part], insert_only=insert_only)
-        except StoreRejected as error:
-            if len(part) == 1:
-                rejected += _reject(part, error)
+            ids = [proven[owner].id for owner in owners] if insert_only else []
+            there = present(store, collection, ids)
+        except WorkerError as error:
+            there = set()
+            for indices in owners.values():
+                rejected += [Rejection(index, error.code, error.message) for index in indices]
+            owners = {}
+        for owner, indices in owners.items():
+            if proven[owner].id in there:
+                skipped += indices
             else:
-                middle = len(part) // 2
-                pending += [part[middle:], part[:middle]]
-        except (StoreUnavailable, NotFound) as error:
-            failure = error
-            rejected += _reject(part, error)
-        else:
-            stored += sum(len(claim.indices) for claim in part)
-    return stored, rejected, failure
+                writer.offer(Claim(proven[owner], indices))
+        writer.end()
+        writer.run()
+    return UpsertReport.of(len(drafts), writer.stored, skipped, [*rejected, *writer.rejected])
 
 
-def _reject(batch: Sequence[Claim], error: WorkerError) -> list[Rejection]:
-    return [Rejection(index, error.code, error.message) for claim in batch for index in claim.indices]
+def present(store: Store, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+    """Which of these ids are in the collection, asked `BATCH_POINTS` at a time.
 
-
-def _batches(claimed: Sequence[Claim]) -> Iterator[list[Claim]]:
-    batch: list[Claim] = []
-    size = 0
-    for claim in claimed:
-        nbytes = claim.point.nbytes
-        if batch and (size + nbytes > BATCH_BYTES or len(batch) >= BATCH_POINTS):
-            yield batch
-            batch, size = [], 0
-        batch.append(claim)
-        size += nbytes
-    if batch:
-        yield batch
+    Raises:
+        StoreError: see the seam.
+    """
+    found: set[PointId] = set()
+    for first in range(0, len(ids), BATCH_POINTS):
+        found |= store.existing(collection, ids[first : first + BATCH_POINTS])
+    return found

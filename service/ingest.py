@@ -1,171 +1,223 @@
-"""From embedded texts to stored points: where each goes, and an account of every one."""
+"""From planned texts to stored points, embedding and storing at once, with an account of every point."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import replace
+from itertools import count
 
-from embedder.errors import Internal, InvalidRequest, NotFound, StoreUnavailable, WorkerError, whereabouts
+from embedder.errors import ModelFailure, NotFound, StoreUnavailable, WorkerError
 from embedder.forward import Result
+from embedder.pool import Stream
 from embedder.vectors import Embedding
-from qdrant_sink.points import Draft, PointId, is_derived, payload_for, point_id, text_id
+from qdrant_sink.conformance import most_rows
+from qdrant_sink.points import Draft, PointId, chunk_id
+from qdrant_sink.pooling import pooled
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
-from qdrant_sink.writer import Rejection, UpsertReport, write
-from service.requests import QdrantTarget
-from service.responses import Json, upsert_json
+from qdrant_sink.writer import Rejection, UpsertReport, Writer, present
+from service.plan import Plan
+from service.responses import upsert_json
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """Where the texts of a job go.
-
-    Attributes:
-        collection: name of the collection.
-        ids: one per text.
-        payloads: one per text, with what the worker writes into it.
-        insert_only: leave points that exist untouched.
-    """
-
-    collection: str
-    ids: Sequence[PointId]
-    payloads: Sequence[Json]
-    insert_only: bool
-
-    @classmethod
-    def of(cls, texts: Sequence[str], target: QdrantTarget, collection: str) -> Destination:
-        """Derive ids and payloads from a request.
-
-        Raises:
-            InvalidRequest: a caller's key collides with one that the worker writes.
-        """
-        ids: list[PointId] = []
-        payloads: list[Json] = []
-        for index, text in enumerate(texts):
-            written: Json = {target.text_key: text}
-            if target.ids is None:
-                ids.append(text_id(text, collection))
-            else:
-                raw = target.ids[index]
-                ids.append(point_id(raw, collection, field=f"qdrant.ids[{index}]"))
-                if is_derived(raw):
-                    if target.text_key == "id":
-                        raise InvalidRequest("qdrant.textKey: 'id' keeps the caller's own ids; choose another key")
-                    written["id"] = raw
-            given = target.payloads[index] if target.payloads is not None else {}
-            payloads.append(payload_for(given, written, field=f"qdrant.payloads[{index}]"))
-        return cls(collection, ids, payloads, insert_only=target.mode == "insertOnly")
+_PROBED = 8
+"""Chunks beyond a document's last that are looked for: so many in a row can have been refused in an earlier run."""
 
 
 class Ingest:
-    """Stores the texts of jobs. Blocking and thread-safe.
+    """Stores the texts of jobs. Thread-safe.
 
     Args:
         opened: gives the store, and opens it on first use.
         schema: of the collections that are written to.
+        senders: threads that may wait for the store.
     """
 
-    def __init__(self, opened: Callable[[], Store], schema: CollectionSchema) -> None:
+    def __init__(self, opened: Callable[[], Store], schema: CollectionSchema, senders: Executor) -> None:
         self._opened = opened
         self._schema = schema
+        self._senders = senders
         self._ensured: set[str] = set()
 
-    def verify(self, collection: str) -> None:
-        """Check, once per collection, that it has the model's schema if it exists; creates nothing.
+    def verify(self, collection: str) -> bool:
+        """Check, once per collection, that it has the model's schema; False if it is not there. Creates nothing.
 
         Raises:
             StoreError: it has another, or the store does not answer.
         """
         if collection not in self._ensured and self._opened().verify(collection, self._schema):
             self._ensured.add(collection)
+        return collection in self._ensured
 
-    def prepare(self, destination: Destination) -> None:
-        """As `verify`, so that a job that cannot be stored fails before it is embedded.
+    def begin(self, plan: Plan) -> Load:
+        """Verify the collection and find out what need not be embedded. Blocks for the store.
 
         Raises:
             StoreError: `details["upsert"]` says that nothing is stored.
         """
+        skipped: list[int] = []
         try:
-            self.verify(destination.collection)
+            self.verify(plan.collection)
+            if plan.insert_only:
+                skipped = self._skipped(plan)
+            return Load(plan, self._opened(), self._schema, senders=self._senders, skipped=skipped, ensure=self.ensure)
         except WorkerError as error:
-            raise _accounted(error, destination.collection, _lost(error, range(len(destination.ids)))) from error
+            lost = [Rejection(position, error.code, error.message) for position in range(len(plan.entries))]
+            raise _accounted(error, plan, UpsertReport.of(len(plan.entries), [], [], lost)) from error
 
-    def store(self, destination: Destination, results: Sequence[Result]) -> UpsertReport:
-        """Store what the model produced; texts that it failed on are among the rejected.
+    def _skipped(self, plan: Plan) -> list[int]:
+        try:
+            there = present(self._opened(), plan.collection, [plan.entries[owner].id for owner in plan.owners])
+        except NotFound:
+            return []
+        return [owner for owner in plan.owners if plan.entries[owner].id in there]
+
+    def ensure(self, collection: str) -> None:
+        """Make the collection or verify it, whatever is remembered of it."""
+        self._ensured.discard(collection)
+        self._opened().ensure(collection, self._schema)
+        self._ensured.add(collection)
+
+
+class Load:
+    """One job on its way from the model to the store.
+
+    Args:
+        plan: what to store.
+        store: where.
+        schema: of the collection.
+        senders: threads that may wait for the store.
+        skipped: owners that are there already and stay untouched.
+        ensure: makes or verifies the collection.
+
+    Attributes:
+        wanted: positions that must be embedded, ascending.
+        failures: by position, what the model could not embed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        schema: CollectionSchema,
+        *,
+        senders: Executor,
+        skipped: Sequence[int],
+        ensure: Callable[[str], None],
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._most_rows = most_rows(schema.colbert.size)
+        self._skipped = skipped
+        self.wanted = sorted(plan.owners.keys() - set(skipped))
+        self.failures: dict[int, ModelFailure] = {}
+        self._delivered = count(1)
+        self._numbers = {position: number for number, position in enumerate(self.wanted)}
+        self._stream: Stream | None = None
+        self._writer = Writer(
+            store,
+            plan.collection,
+            schema,
+            senders,
+            insert_only=plan.insert_only,
+            merged=plan.owners,
+            ensure=lambda: ensure(plan.collection),
+            settled=self._settled,
+            gave_up=self.cancel,
+        )
+
+    def deliver(self, number: int, result: Result) -> None:
+        """The result of the text at `wanted[number]`; once each, in any order, from any thread."""
+        position = self.wanted[number]
+        if isinstance(result, Embedding):
+            entry = self._plan.entries[position]
+            self._writer.offer(Draft(position, entry.id, entry.payload, self._pooled(result)))
+        else:
+            self.failures |= dict.fromkeys(self._plan.owners[position], result)
+            self._writer.offer(Rejection(position, result.code, result.message))
+        if next(self._delivered) == len(self.wanted):
+            self._writer.end()
+
+    def run(self, stream: Stream | None = None) -> UpsertReport:
+        """Store what is delivered until all of it is accounted for. Blocks.
+
+        Args:
+            stream: released as points are settled, cancelled if the store gives out.
 
         Raises:
-            StoreError: the store gave out; `details["upsert"]` accounts for every text.
+            StoreError: the store gave out; `details["upsert"]` accounts for every point.
             Internal: the store raised what no store should; likewise.
         """
-        drafts = [
-            Draft(index, destination.ids[index], destination.payloads[index], result)
-            for index, result in enumerate(results)
-            if isinstance(result, Embedding)
-        ]
-        failed = tuple(
-            Rejection(index, result.code, result.message)
-            for index, result in enumerate(results)
-            if not isinstance(result, Embedding)
-        )
+        self._stream = stream
+        if not self.wanted:
+            self._writer.end()
+        self._writer.run()
+        failure = self._writer.failure
+        report = self._report(failure)
+        if failure is not None:
+            lost = sum(one.code == failure.code for one in report.rejected)
+            message = f"{lost} of {report.submitted} points were not stored: {failure.message}"
+            raise _accounted(type(failure)(message, details=failure.details), self._plan, report)
         try:
-            report = self._written(destination, drafts)
-        except Exception as error:
-            if not isinstance(error, WorkerError):
-                log.error("the store failed unexpectedly: %s", whereabouts(error))
-            known = error if isinstance(error, WorkerError) else Internal(f"internal error ({type(error).__name__})")
-            lost = _lost(known, [draft.index for draft in drafts])
-            raise _accounted(known, destination.collection, _joined(lost, failed)) from error
-        report = _joined(report, failed)
-        unavailable = [one for one in report.rejected if one.code == StoreUnavailable.code]
-        if unavailable:
-            message = f"{len(unavailable)} of {report.submitted} points were not acknowledged: {unavailable[0].message}"
-            raise _accounted(StoreUnavailable(message), destination.collection, report)
+            self._forget_stale()
+        except WorkerError as error:
+            message = f"all points are accounted for, but chunks of earlier versions may be left: {error.message}"
+            raise _accounted(type(error)(message), self._plan, report) from error
         return report
 
-    def _ensure(self, collection: str) -> None:
-        if collection not in self._ensured:
-            self._opened().ensure(collection, self._schema)
-            self._ensured.add(collection)
+    def cancel(self) -> None:
+        """Wait for nothing more from the model; `run` ends as soon as what is being sent is accounted for."""
+        if self._stream is not None:
+            self._stream.cancel()
+        self._writer.end()
 
-    def _written(self, destination: Destination, drafts: Sequence[Draft]) -> UpsertReport:
-        self._ensure(destination.collection)
-        report = self._write(destination, drafts)
-        gone = {one.index for one in report.rejected if one.code == NotFound.code}
-        if not gone:
-            return report
-        # Someone deleted the collection since it was ensured. Make it again, once, and store what it refused.
-        self._ensured.discard(destination.collection)
-        self._ensure(destination.collection)
-        again = self._write(destination, [draft for draft in drafts if draft.index in gone])
-        kept = [one for one in report.rejected if one.index not in gone]
-        return UpsertReport(
-            report.submitted,
-            report.stored + again.stored,
-            report.skipped + again.skipped,
-            _by_index([*kept, *again.rejected]),
-        )
+    def _pooled(self, embedding: Embedding) -> Embedding:
+        if not self._plan.pools or embedding.colbert is None:
+            return embedding
+        return replace(embedding, colbert=pooled(embedding.colbert, self._most_rows))
 
-    def _write(self, destination: Destination, drafts: Sequence[Draft]) -> UpsertReport:
-        store, collection = self._opened(), destination.collection
-        return write(store, collection, drafts, self._schema, insert_only=destination.insert_only)
+    def _settled(self, position: int) -> None:
+        if self._stream is not None:
+            self._stream.release(self._numbers[position])
+
+    def _report(self, failure: WorkerError | None) -> UpsertReport:
+        plan, writer = self._plan, self._writer
+        skipped = [position for owner in self._skipped for position in plan.owners[owner]]
+        rejected = [*plan.rejected, *writer.rejected]
+        known = {one.index for one in rejected}.union(writer.stored, skipped)
+        why = failure or StoreUnavailable("the job was cancelled before it was sent")
+        rejected += [
+            Rejection(position, why.code, why.message) for position in range(len(plan.entries)) if position not in known
+        ]
+        return UpsertReport.of(len(plan.entries), writer.stored, skipped, rejected)
+
+    def _forget_stale(self) -> None:
+        """Delete chunks that a document had beyond its last one now, if all it has now is stored."""
+        plan = self._plan
+        if plan.insert_only:
+            return
+        stored = set(self._writer.stored)
+        documents = {
+            plan.ids[text]: len(positions)
+            for text, positions in enumerate(plan.documents)
+            if plan.entries[positions[0]].chunk is not None and stored.issuperset(positions)
+        }
+        while documents:
+            probes: dict[PointId, PointId] = {
+                chunk_id(document, first + n, plan.collection): document
+                for document, first in documents.items()
+                for n in range(_PROBED)
+            }
+            stale = list(present(self._store, plan.collection, list(probes)))
+            if stale:
+                self._store.delete(plan.collection, ids=stale)
+                log.info("deleted %d chunks of earlier versions", len(stale))
+            longer = {probes[one] for one in stale}
+            documents = {document: first + _PROBED for document, first in documents.items() if document in longer}
 
 
-def _lost(error: WorkerError, indices: Sequence[int]) -> UpsertReport:
-    return UpsertReport(len(indices), 0, 0, tuple(Rejection(index, error.code, error.message) for index in indices))
-
-
-def _joined(report: UpsertReport, failed: Sequence[Rejection]) -> UpsertReport:
-    """The report with the texts that never became a point."""
-    rejected = _by_index([*report.rejected, *failed])
-    return UpsertReport(report.submitted + len(failed), report.stored, report.skipped, rejected)
-
-
-def _by_index(rejected: Sequence[Rejection]) -> tuple[Rejection, ...]:
-    return tuple(sorted(rejected, key=lambda one: one.index))
-
-
-def _accounted(error: WorkerError, collection: str, report: UpsertReport) -> WorkerError:
-    return type(error)(error.message, details={**error.details, "upsert": upsert_json(collection, report)})
+def _accounted(error: WorkerError, plan: Plan, report: UpsertReport) -> WorkerError:
+    return type(error)(error.message, details={**error.details, "upsert": upsert_json(plan, report)})

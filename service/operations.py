@@ -23,12 +23,15 @@ from embedder.errors import (
     whereabouts,
 )
 from embedder.forward import Result
+from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
-from qdrant_sink.points import PointId, point_id
+from qdrant_sink.points import point_id
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
-from service.ingest import Destination, Ingest
+from qdrant_sink.writer import UpsertReport
+from service.ingest import Ingest, Load
+from service.plan import Entry, Plan
 from service.requests import (
     CountRequest,
     DeleteRequest,
@@ -61,7 +64,10 @@ INGEST_REMEDY = "send fewer texts, or includeText false"
 SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false or withPayload false"
 
 STORE_CALLS = 8
-"""Calls to the store at once."""
+"""Calls to the store at once, beside those of ingests."""
+
+MOST_LOADS = 256
+"""Ingests that store at once; more wait for their turn."""
 
 
 class Operations:
@@ -82,7 +88,9 @@ class Operations:
         self._store_calls = ThreadPoolExecutor(max_workers=STORE_CALLS, thread_name_prefix="store")
         block = settings.qdrant_collection_config
         self._schema = block.schema_for(embedder.hidden_size, embedder.colbert_size)
-        self._ingest = Ingest(self._opened, self._schema)
+        self._loads = ThreadPoolExecutor(max_workers=MOST_LOADS, thread_name_prefix="load")
+        self._senders = ThreadPoolExecutor(max_workers=2 * STORE_CALLS, thread_name_prefix="sender")
+        self._ingest = Ingest(self._opened, self._schema, self._senders)
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
@@ -139,26 +147,56 @@ class Operations:
     async def ingest(self, request: EmbedRequest, target: QdrantTarget) -> Json:
         """Texts to vectors to points. All that can be refused without the model is refused before it runs."""
         collection = self._collection(target.collection, "qdrant.collection")
-        destination = await asyncio.to_thread(Destination.of, request.texts, target, collection)
-        if not request.wants_vectors:
-            outline: list[Result] = [Embedding(None, None, None, tokens=99_999, truncated=False)] * len(request.texts)
-            await asyncio.to_thread(self._embed_answer, request, outline, destination.ids)
-        await self._blocking(lambda: self._ingest.prepare(destination))
         started = time.perf_counter()
-        results = await self._embedded(request)
-        embedded = time.perf_counter()
-        answer = await asyncio.to_thread(self._embed_answer, request, results, destination.ids)
-        report = await self._blocking(lambda: self._ingest.store(destination, results))
-        answer["upsert"] = upsert_json(collection, report)
+        plan = await asyncio.to_thread(
+            Plan.of,
+            request,
+            target,
+            collection,
+            self._embedder,
+            max_length=self._max_length(request),
+            schema=self._schema,
+        )
+        outline = [_outline(entry) for entry in plan.entries]
+        if not request.wants_vectors:
+            await asyncio.to_thread(self._embed_answer, request, outline, plan)
+        load = await self._blocking(lambda: self._ingest.begin(plan))
+        planned = time.perf_counter()
+        if request.wants_vectors:
+            results = await self._embedded(request, [entry.encoded for entry in plan.entries])
+            answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
+            report = await self._loading(lambda: _delivered(load, results))
+        else:
+            report = await self._streamed(request, load, [plan.entries[position].encoded for position in load.wanted])
+            known = [load.failures.get(position, result) for position, result in enumerate(outline)]
+            answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
+        answer["upsert"] = upsert_json(plan, report)
         log.info(
-            "ingested %d texts: %d stored, %d rejected; embedded in %.2f s, stored in %.2f s",
+            "ingested %d points: %d stored, %d of them there before, %d rejected; planned in %.2f s, done in %.2f s",
             report.submitted,
             report.stored,
+            report.skipped,
             len(report.rejected),
-            embedded - started,
-            time.perf_counter() - embedded,
+            planned - started,
+            time.perf_counter() - planned,
         )
         return answer
+
+    async def _streamed(self, request: EmbedRequest, load: Load, texts: Sequence[EncodedText]) -> UpsertReport:
+        """Embed and store at once."""
+        stream = None
+        if texts:
+            outputs, priority = Outputs.of(request.vectors), _priority(request)
+            stream = self._embedder.stream(
+                texts, outputs, load.deliver, priority=priority, batch_size=request.batch_size
+            )
+        try:
+            return await self._loading(lambda: load.run(stream))
+        except asyncio.CancelledError:
+            load.cancel()
+            if stream is not None:
+                stream.cancel()
+            raise
 
     async def search(self, request: SearchRequest) -> Json:
         """Embed all queries together and send them to the store as one batch."""
@@ -185,6 +223,19 @@ class Operations:
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }
 
+    async def defer_index(self, collection: str) -> None:
+        """Before a bulk load: make or verify the collection, and build no graph while points arrive."""
+        await self._blocking(lambda: self._ingest.ensure(self._collection(collection, "collection")))
+        await self._blocking(lambda: self._opened().defer_index(collection, self._schema))
+
+    async def build_index(self, collection: str, *, timeout_s: float) -> None:
+        """After a bulk load: returns when the graph is built and the collection is green."""
+        await self._loading(lambda: self._opened().build_index(collection, self._schema, timeout_s=timeout_s))
+
+    async def alias(self, alias: str, collection: str) -> None:
+        """Have an alias mean this collection, in one step."""
+        await self._blocking(lambda: self._opened().alias(self._collection(alias, "alias"), collection))
+
     @property
     def model_label(self) -> str:
         """Model, engine, type and device, for a person."""
@@ -202,9 +253,14 @@ class Operations:
     def close(self) -> None:
         """Finish accepted work and release the model and the store. Calling it twice is harmless."""
         self._embedder.close()
-        self._store_calls.shutdown()
+        for threads in (self._loads, self._senders, self._store_calls):
+            threads.shutdown()
         if self._store is not None:
             self._store.close()
+
+    async def _loading(self, call: Callable[[], T]) -> T:
+        """For a whole job: its thread mostly waits, and must not keep a short call from the store."""
+        return await asyncio.get_running_loop().run_in_executor(self._loads, call)
 
     async def _blocking(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._store_calls, call)
@@ -229,15 +285,19 @@ class Operations:
             raise InvalidRequest(f"{field}: '{collection}' is not among the collections that this worker serves")
         return collection
 
-    async def _embedded(self, request: EmbedRequest) -> list[Result]:
-        default = self._passage_length if request.is_passage else self._query_length
-        return await self._embedder.embed(
-            request.texts,
+    def _max_length(self, request: EmbedRequest) -> int:
+        return request.max_length or (self._passage_length if request.is_passage else self._query_length)
+
+    async def _embedded(self, request: EmbedRequest, texts: Sequence[EncodedText] | None = None) -> list[Result]:
+        """The results of the request's texts, which may be tokenized already."""
+        if texts is None:
+            texts = await asyncio.to_thread(self._embedder.tokenize, request.texts, self._max_length(request))
+        self._admit(request, [len(text) for text in texts])
+        return await self._embedder.embed_tokens(
+            texts,
             Outputs.of(request.vectors, "float32" if request.qdrant else request.dtype),
-            max_length=request.max_length or default,
-            priority=Priority.PASSAGE if request.is_passage else Priority.QUERY,
+            priority=_priority(request),
             batch_size=request.batch_size,
-            admit=lambda lengths: self._admit(request, lengths),
         )
 
     def _admit(self, request: EmbedRequest, lengths: Sequence[int]) -> None:
@@ -250,12 +310,11 @@ class Operations:
             size = least_size(request, lengths, hidden=self._embedder.hidden_size, colbert=self._embedder.colbert_size)
             check_least_size(size, self._settings.max_response_bytes, remedy=EMBED_REMEDY)
 
-    def _embed_answer(
-        self, request: EmbedRequest, results: Sequence[Result], ids: Sequence[PointId] | None = None
-    ) -> Json:
-        answer = embed_answer(request, results, model=self._model, ids=ids)
+    def _embed_answer(self, request: EmbedRequest, results: Sequence[Result], plan: Plan | None = None) -> Json:
+        answer = embed_answer(request, results, model=self._model, plan=plan)
         remedy = EMBED_REMEDY if request.wants_vectors else INGEST_REMEDY
-        return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=len(ids or ()))
+        points = 0 if plan is None else len(plan.entries)
+        return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=points)
 
     def _search_answer(self, hits: Sequence[Sequence[Hit]], tokens: int) -> Json:
         answer = search_answer(hits, model=self._model, tokens=tokens)
@@ -313,3 +372,19 @@ def open_store(settings: Settings) -> Store:
     from qdrant_sink.edge import EdgeStore
 
     return EdgeStore(Path(settings.qdrant_path), names=names)
+
+
+def _priority(request: EmbedRequest) -> Priority:
+    return Priority.PASSAGE if request.is_passage else Priority.QUERY
+
+
+def _outline(entry: Entry) -> Result:
+    """What an answer without vectors says of a point, before and after it is embedded."""
+    return Embedding(None, None, None, tokens=len(entry.encoded), truncated=entry.encoded.truncated)
+
+
+def _delivered(load: Load, results: Sequence[Result]) -> UpsertReport:
+    """Store vectors that are there already."""
+    for number, position in enumerate(load.wanted):
+        load.deliver(number, results[position])
+    return load.run()

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
+from embedder.chunking import MIN_TOKENS
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.filters import check_filter
@@ -52,6 +53,13 @@ def _limits(info: ValidationInfo) -> Limits:
     if not isinstance(context, Limits):
         raise TypeError("requests are validated by parse(), which knows the limits")
     return context
+
+
+def _tokens_within_model(value: int, info: ValidationInfo) -> int:
+    limit = _limits(info).max_length
+    if value > limit:
+        raise ValueError(f"must be at most the model's {limit} tokens, got {_shown(value)}")
+    return value
 
 
 def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
@@ -106,6 +114,23 @@ class _Wire(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 
 
+class Chunking(_Wire):
+    """How texts are cut into points: at most `maxTokens` each, of which `overlap` repeat the end of the one before."""
+
+    max_tokens: Annotated[int, Field(ge=MIN_TOKENS)] = 512
+    overlap: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _within_model(cls, value: int, info: ValidationInfo) -> int:
+        return _tokens_within_model(value, info)
+
+    @property
+    def overlap_tokens(self) -> int:
+        """`overlap`, by default an eighth of `maxTokens`."""
+        return self.max_tokens // 8 if self.overlap is None else self.overlap
+
+
 class QdrantTarget(_Wire):
     """The `qdrant` block of an embed request: where and how to store the points."""
 
@@ -114,6 +139,8 @@ class QdrantTarget(_Wire):
     payloads: list[dict[str, Any]] | None = None
     text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)] = "text"
     mode: Literal["upsert", "insertOnly"] = "upsert"
+    chunk: Chunking | None = None
+    colbert_pooling: Literal["none", "mean"] = "none"
 
 
 class EmbedRequest(_Wire):
@@ -134,10 +161,7 @@ class EmbedRequest(_Wire):
     @field_validator("max_length")
     @classmethod
     def _within_model(cls, value: int | None, info: ValidationInfo) -> int | None:
-        limit = _limits(info).max_length
-        if value is not None and value > limit:
-            raise ValueError(f"must be at most the model's {limit} tokens, got {_shown(value)}")
-        return value
+        return None if value is None else _tokens_within_model(value, info)
 
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedRequest:
@@ -150,7 +174,21 @@ class EmbedRequest(_Wire):
                     raise ValueError(
                         f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(given)}"
                     )
+            if self.qdrant.chunk is not None:
+                self._fits_chunks(self.qdrant.chunk)
         return self
+
+    def _fits_chunks(self, chunk: Chunking) -> None:
+        most = chunk.max_tokens // 2
+        if chunk.overlap_tokens > most:
+            raise ValueError(f"qdrant.chunk.overlap: must be at most half of maxTokens ({most}), got {chunk.overlap}")
+        if self.return_vectors:
+            raise ValueError("returnVectors: a text in chunks has no vectors of its own; leave it out")
+        if self.max_length is not None and self.max_length < chunk.max_tokens:
+            raise ValueError(
+                f"maxLength: must be at least qdrant.chunk.maxTokens ({chunk.max_tokens}), or be left out, "
+                f"got {self.max_length}"
+            )
 
     @property
     def wants_vectors(self) -> bool:

@@ -17,6 +17,7 @@ from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.points import PointId
 from qdrant_sink.search import Hit
 from qdrant_sink.writer import UpsertReport
+from service.plan import Plan
 from service.requests import EmbedRequest
 
 Json = dict[str, Any]
@@ -24,27 +25,35 @@ Json = dict[str, Any]
 MESSAGE_BYTES = 220
 """Of the message of one rejected point in a report; the place in a deeply nested payload can be longer."""
 
-REPORT_BYTES = MESSAGE_BYTES + 80
-"""Room kept per point for what an upsert may have to say of it: index, code and message."""
+REPORT_BYTES = MESSAGE_BYTES + 230
+"""Room kept per point for what an upsert may have to say of it: index, code and message, and the error of its text."""
 
 
-def embed_answer(
-    request: EmbedRequest, results: Sequence[Result], *, model: str, ids: Sequence[PointId] | None = None
-) -> Json:
-    """`{"results": [...], "usage": {"tokens"}, "model"}`; a text that failed carries `error` in place of vectors."""
+def embed_answer(request: EmbedRequest, results: Sequence[Result], *, model: str, plan: Plan | None = None) -> Json:
+    """`{"results": [...], "usage": {"tokens"}, "model"}`; a text that failed carries `error` in place of vectors.
+
+    Args:
+        request: what was asked for.
+        results: one per text or, with a plan, per point.
+        model: its name.
+        plan: what was stored: adds the id of each text, and the number of its chunks if it was cut.
+    """
     items = []
-    for index, result in enumerate(results):
-        item: Json = {}
-        if request.include_text:
-            item["text"] = request.texts[index]
-        if ids is not None:
-            item["id"] = id_json(ids[index])
-        if isinstance(result, Embedding):
-            item |= {"tokens": result.tokens, "truncated": result.truncated}
+    for index, text in enumerate(request.texts):
+        item: Json = {"text": text} if request.include_text else {}
+        own = results[index : index + 1]
+        if plan is not None:
+            item["id"] = id_json(plan.ids[index])
+            own = [results[position] for position in plan.documents[index]]
+        if request.qdrant is not None and request.qdrant.chunk is not None:
+            embedded = [one for one in own if isinstance(one, Embedding)]
+            item |= {"tokens": sum(one.tokens for one in embedded), "truncated": False, "chunks": len(own)}
+        elif isinstance(own[0], Embedding):
+            item |= {"tokens": own[0].tokens, "truncated": own[0].truncated}
             if request.wants_vectors:
-                item |= vectors_json(result, encoding=request.encoding, dtype=request.dtype)
+                item |= vectors_json(own[0], encoding=request.encoding, dtype=request.dtype)
         else:
-            item |= error_answer(result)
+            item |= error_answer(own[0])
         items.append(item)
     tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
     return {"results": items, "usage": {"tokens": tokens}, "model": model}
@@ -67,13 +76,18 @@ def sparse_json(sparse: SparseVector) -> Json:
     return {"indices": sparse.indices.tolist(), "values": _numbers(sparse.values)}
 
 
-def upsert_json(collection: str, report: UpsertReport) -> Json:
-    """The `upsert` block: what became of every point."""
+def upsert_json(plan: Plan, report: UpsertReport) -> Json:
+    """The `upsert` block: what became of every point, each named by its text and, if it is one, its chunk."""
+    rejected = []
+    for one in report.rejected:
+        entry = plan.entries[one.index]
+        place = {"index": entry.text} if entry.chunk is None else {"index": entry.text, "chunk": entry.chunk}
+        rejected.append({**place, "code": one.code, "message": _cut(one.message)})
     return {
-        "collection": collection,
+        "collection": plan.collection,
         "stored": report.stored,
         "skipped": report.skipped,
-        "rejected": [{"index": r.index, "code": r.code, "message": _cut(r.message)} for r in report.rejected],
+        "rejected": rejected,
     }
 
 

@@ -174,11 +174,13 @@ def test_queries_without_end_starve_no_passages() -> None:
 
 
 def test_a_drained_queue_is_empty() -> None:
-    """Draining names every job that waited and leaves nothing."""
+    """Draining names every text that waited and leaves nothing."""
     queue: BatchQueue[str] = BatchQueue()
     queue.add("query", [8], Priority.QUERY)
-    queue.add("passages", [10] * 4, Priority.PASSAGE)
-    assert sorted(queue.drain()) == ["passages", "query"]
+    queue.add("passages", [10] * 3, Priority.PASSAGE)
+    queue.take_queries(8)
+    queue.take(10)
+    assert queue.drain() == [Pick("passages", 1), Pick("passages", 2)]
     assert not queue
     assert queue.tokens == 0
 
@@ -227,3 +229,47 @@ def test_a_job_without_texts_is_nothing() -> None:
     queue.add("empty", [], Priority.QUERY)
     assert not queue
     assert queue.take(10) == []
+
+
+def test_a_window_holds_texts_back_until_others_are_done_with() -> None:
+    """A job with a window has at most so many tokens out; others are served meanwhile, and a grant lets it go on."""
+    queue: BatchQueue[str] = BatchQueue()
+    queue.add("slow", [10] * 10, Priority.PASSAGE, window=25)
+    queue.add("free", [10] * 2, Priority.PASSAGE)
+    assert [pick.key for pick in queue.take(100)] == ["slow", "free", "slow", "free", "slow"]
+    assert queue.take(100) == []
+    assert not queue.waits(Priority.PASSAGE)
+    assert queue
+    assert queue.tokens == 70
+    queue.grant("slow", 5)
+    assert queue.take(100) == []
+    queue.grant("slow", 10)
+    assert queue.take(100) == [Pick("slow", 3)]
+
+
+def test_a_text_longer_than_its_window_goes_alone() -> None:
+    """A window smaller than one text delays it until everything else of its job is done with, and no longer."""
+    queue: BatchQueue[str] = BatchQueue()
+    queue.add("job", [10, 50, 10], Priority.PASSAGE, window=20)
+    assert queue.take(100) == [Pick("job", 0), Pick("job", 1)]
+    queue.grant("job", 10)
+    assert queue.take(100) == []
+    queue.grant("job", 50)
+    assert queue.take(100) == [Pick("job", 2)]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(jobs=st.lists(st.tuples(lengths, priorities, caps, st.integers(1, 300)), max_size=6), budget=budgets)
+def test_windows_lose_no_text(jobs: list[tuple[list[int], Priority, int, int]], budget: int) -> None:
+    """Whatever the windows, all texts leave, once each, if what left is granted again."""
+    queue: BatchQueue[str] = BatchQueue()
+    for number, (job, priority, cap, window) in enumerate(jobs):
+        queue.add(str(number), job, priority, cap=cap, window=window)
+    left = []
+    while queue:
+        batch = queue.take(budget)
+        assert batch
+        for pick in batch:
+            left.append((pick.key, pick.index))
+            queue.grant(pick.key, jobs[int(pick.key)][0][pick.index])
+    assert sorted(left) == sorted((str(number), n) for number, (job, *_) in enumerate(jobs) for n in range(len(job)))

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from embedder.batching import Priority
 from embedder.engine import EncodedBatch, Engine, GiveWay, TokenBatch
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, ModelFailure, Overloaded
 from embedder.forward import Result
-from embedder.pool import ModelPool
+from embedder.pool import ModelPool, Stream
 from embedder.tokenizer import EncodedText
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.conftest import Bench
@@ -570,3 +571,98 @@ def test_concurrent_requests_equal_sequential_ones(mini: Bench, lanes: int) -> N
     for (texts, outputs), results in zip(requests, found, strict=True):
         alone = [embed(mini.packed, mini.tokenizer, [one], 512, outputs)[0] for one in texts]
         assert_same(results, alone, tolerance=1e-5)
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+class Consumer:
+    """Takes what a stream delivers."""
+
+    def __init__(self) -> None:
+        self.results: SimpleQueue[tuple[int, Result]] = SimpleQueue()
+
+    def __call__(self, index: int, result: Result) -> None:
+        """One result."""
+        self.results.put((index, result))
+
+    def take(self, count: int) -> dict[int, Result]:
+        """So many results; none may come twice."""
+        found = dict(self.results.get(timeout=PATIENCE) for _ in range(count))
+        assert len(found) == count
+        return found
+
+
+def stream(pool: ModelPool, numbers: Sequence[int], consumer: Consumer, window: int) -> Stream:
+    """Stream texts of three tokens by their numbers."""
+    return pool.stream([text(number) for number in numbers], Outputs(), Priority.PASSAGE, consumer, window=window)
+
+
+def test_a_stream_delivers_each_result_once_as_it_comes() -> None:
+    """Before the last text is computed the first results are there, and they are those of a whole job."""
+    engine, consumer = CountingEngine(), Consumer()
+    with pool_of(engine, token_budget=6) as pool:
+        with engine.held():
+            stream(pool, range(1, 9), consumer, 1000)
+            engine.wait_for_pass()
+        found = consumer.take(8)
+        whole = done(submit(pool, range(1, 9)))
+    assert_same(vectors([found[index] for index in range(8)]), vectors(whole), tolerance=0)
+    with pytest.raises(Empty):
+        consumer.results.get_nowait()
+
+
+def test_a_stream_is_no_further_ahead_than_its_window() -> None:
+    """A consumer that releases nothing stops its stream, and nobody else; each release lets one text follow."""
+    engine, consumer = CountingEngine(), Consumer()
+    with pool_of(engine, token_budget=3) as pool:
+        running = stream(pool, range(1, 7), consumer, 6)
+        assert sorted(consumer.take(2)) == [0, 1]
+        assert failures(done(submit(pool, [90, 91]))) == []
+        assert not {3, 4, 5, 6}.intersection(engine.seen)
+        running.release(0)
+        assert sorted(consumer.take(1)) == [2]
+        assert not {4, 5, 6}.intersection(engine.seen)
+        for index in range(1, 6):
+            running.release(index)
+        assert sorted(consumer.take(3)) == [3, 4, 5]
+
+
+def test_a_cancelled_stream_computes_nothing_more() -> None:
+    """What still waits is dropped, and the queue has its room back."""
+    engine, consumer = CountingEngine(), Consumer()
+    with pool_of(engine, token_budget=3) as pool:
+        running = stream(pool, range(1, 50), consumer, 6)
+        consumer.take(2)
+        running.cancel()
+        assert pool.waiting_tokens == 0
+        running.release(0)
+        assert failures(done(submit(pool, [90]))) == []
+    assert set(engine.seen) <= {1, 2, 90}
+
+
+def test_closing_the_pool_finishes_a_stream() -> None:
+    """A stream that was accepted ends, however slowly it is consumed."""
+    engine, consumer = CountingEngine(), Consumer()
+    with ThreadPoolExecutor(1) as thread, pool_of(engine, token_budget=3) as pool:
+        running = stream(pool, range(1, 7), consumer, 3)
+        closing = thread.submit(pool.close)
+        for _ in range(6):
+            ((index, result),) = consumer.take(1).items()
+            assert isinstance(result, Embedding)
+            running.release(index)
+        closing.result(PATIENCE)
+
+
+def test_a_stream_without_a_device_is_told_so_for_each_text() -> None:
+    """When the last device is lost, every text of a stream fails, those that waited too."""
+    consumer = Consumer()
+    with pool_of(CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed")), token_budget=3) as pool:
+        stream(pool, range(1, 6), consumer, 3)
+        assert all(isinstance(result, DeviceLost) for result in consumer.take(5).values())
+
+
+def test_a_stream_larger_than_the_queue_is_refused() -> None:
+    """Streaming changes nothing about admission."""
+    with pool_of(CountingEngine(), queue_tokens=10) as pool, pytest.raises(InvalidRequest, match="QUEUE_TOKENS=10"):
+        stream(pool, range(1, 6), Consumer(), 3)

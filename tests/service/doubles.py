@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class FailingStore:
     def __init__(self, store: Store, upserts: int | None) -> None:
         self._store = store
         self._left = upserts
+        self._lock = Lock()
         self.label = store.label
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
@@ -65,9 +66,10 @@ class FailingStore:
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""
-        if not self._left:
-            raise StoreUnavailable("Qdrant does not answer: DEADLINE_EXCEEDED")
-        self._left -= 1
+        with self._lock:
+            if not self._left:
+                raise StoreUnavailable("Qdrant does not answer: DEADLINE_EXCEEDED")
+            self._left -= 1
         self._store.upsert(collection, points, insert_only=insert_only)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedder.embedder import Embedder
-from embedder.vectors import Outputs
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.schema import schema_for
 from service.operations import Operations
@@ -169,7 +168,7 @@ class _Broken:
     hidden_size = colbert_size = 192
     label = "broken"
 
-    async def embed(self, texts: list[str], outputs: Outputs, **options: Any) -> list[Any]:
+    def tokenize(self, texts: list[str], max_length: int) -> list[Any]:
         """Fail."""
         raise LookupError(texts[0])
 
@@ -183,7 +182,7 @@ def test_a_defect_is_an_error_of_one_job_that_says_nothing(caplog: pytest.LogCap
     assert "LookupError" in answer["error"]
     assert PRIVATE[:20] not in str(answer)
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "embed" in record.getMessage()
+    assert "tokenize" in record.getMessage()
     assert "test_privacy.py" in record.getMessage()
     assert record.exc_info is None
     assert PRIVATE[:20] not in caplog.text

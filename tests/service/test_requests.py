@@ -141,7 +141,11 @@ def test_texts_are_required() -> None:
         ({"mode": "insert"}, r"qdrant\.mode"),
         ({"mode": None}, r"qdrant\.mode"),
         ({"url": "http://example.org"}, r"unknown field 'qdrant\.url'"),
-        ({"chunk": {"maxTokens": 100}}, r"unknown field 'qdrant\.chunk'"),
+        ({"chunk": {"tokens": 100}}, r"unknown field 'qdrant\.chunk\.tokens'"),
+        ({"chunk": {"maxTokens": 31}}, r"qdrant\.chunk\.maxTokens.*32.*31"),
+        ({"chunk": {"overlap": 257}}, r"qdrant\.chunk\.overlap.*256.*257"),
+        ({"chunk": {"overlap": -1}}, r"qdrant\.chunk\.overlap.*0.*-1"),
+        ({"colbertPooling": "max"}, r"qdrant\.colbertPooling.*'mean'"),
     ],
 )
 def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) -> None:

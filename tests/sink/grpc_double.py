@@ -20,8 +20,8 @@ import qdrant_edge as edge
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import grpc_to_payload, payload_to_grpc
 
-from tests.sink.grpc_collections import collection_info, config_of, field_index, merge_update
 from tests.sink.faults import Script, spoil
+from tests.sink.grpc_collections import collection_info, config_of, field_index, merge_update
 from tests.sink.grpc_messages import (
     filter_of,
     id_message,

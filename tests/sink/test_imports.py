@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SINK = ROOT / "qdrant_sink"
-PURE = ("schema", "found", "points", "conformance", "search", "filters", "reasons", "store", "writer", "pooling", "layouts")
+PURE = (
+    "schema",
+    "found",
+    "points",
+    "conformance",
+    "search",
+    "filters",
+    "reasons",
+    "store",
+    "writer",
+    "pooling",
+    "layouts",
+)
 CLIENTS = {
     "server": {"qdrant_client", "grpc", "tenacity"},
     "server_collections": {"qdrant_client"},

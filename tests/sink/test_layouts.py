@@ -10,7 +10,8 @@ import pytest
 from embedder.errors import InvalidRequest
 from qdrant_sink.conformance import Refusal, conform
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.layouts import LAYOUTS, Layout, document_filter, laid_out, text_of, written_path
+from qdrant_sink.layouts import LAYOUTS, document_filter, laid_out, text_of, written_path
+from qdrant_sink.schema import Layout
 from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
 

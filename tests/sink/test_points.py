@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.errors import InvalidRequest
-from qdrant_sink.conformance import conform
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import (
     NAMESPACE,
-    Point,
+    chunk_id,
     claims,
     is_derived,
     payload_for,
@@ -22,7 +21,7 @@ from qdrant_sink.points import (
     text_id,
 )
 from qdrant_sink.writer import write
-from tests.sink.samples import SCHEMA, draft, embedding
+from tests.sink.samples import SCHEMA, draft
 
 SOME = uuid.UUID("6d2a8a52-6e32-4f0b-8f6a-5c9d0e1f2a3b")
 
@@ -85,20 +84,10 @@ def test_a_key_that_the_worker_writes_is_refused() -> None:
         payload_for({"text": 1}, {"text": "x"}, field="qdrant.payloads[3]")
 
 
-def _points(*values: tuple[int, int, dict[str, Any]]) -> list[tuple[int, Point]]:
-    points = []
-    for index, identity, payload in values:
-        point = conform(draft(index, id=identity, payload=payload, embedding=embedding(0)), SCHEMA)
-        assert isinstance(point, Point)
-        points.append((index, point))
-    return points
-
-
 def test_the_first_point_owns_its_id() -> None:
     """Equal points merge; a different one of the same id is refused and says whose the id is."""
-    proven = _points((0, 7, {"a": 1, "b": 2}), (1, 8, {}), (2, 7, {"b": 2, "a": 1}), (3, 7, {"a": 2}))
-    claimed, duplicates = claims(proven)
-    assert [claim.indices for claim in claimed] == [(0, 2), (1,)]
+    owners, duplicates = claims([(0, 7, {"a": 1, "b": 2}), (1, 8, {}), (2, 7, {"b": 2, "a": 1}), (3, 7, {"a": 2})])
+    assert owners == {0: (0, 2), 1: (1,)}
     [(index, error)] = duplicates
     assert (index, error.code) == (3, "duplicate_id")
     assert "point 0 of this job" in error.message
@@ -106,6 +95,15 @@ def test_the_first_point_owns_its_id() -> None:
 
 def test_one_and_true_are_two_payloads() -> None:
     """JSON's 1, 1.0 and true differ, though Python's are equal: nothing merges that is not the same."""
-    claimed, duplicates = claims(_points((0, 7, {"a": 1}), (1, 7, {"a": True}), (2, 7, {"a": 1.0})))
-    assert len(claimed) == 1
+    owners, duplicates = claims([(0, 7, {"a": 1}), (1, 7, {"a": True}), (2, 7, {"a": 1.0})])
+    assert owners == {0: (0,)}
     assert [index for index, _ in duplicates] == [1, 2]
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 10_000))
+def test_chunks_of_a_document_have_ids_of_their_own(document: int, number: int) -> None:
+    """A chunk's id follows from collection, document and number, and from nothing else."""
+    one = chunk_id(document, number, "docs")
+    assert one == chunk_id(document, number, "docs")
+    assert len({one, chunk_id(document, number + 1, "docs"), chunk_id(document, number, "other")}) == 3
+    assert one != point_id(f"{document}", "docs")

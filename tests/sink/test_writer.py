@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -11,14 +15,16 @@ import pytest
 
 from embedder.errors import NotFound, StoreRejected, StoreUnavailable
 from qdrant_sink.points import Point, PointId
-from qdrant_sink.schema import schema_for
+from qdrant_sink.schema import CollectionSchema, schema_for
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from qdrant_sink.writer import BATCH_BYTES, Rejection, write
+from qdrant_sink.writer import BATCH_BYTES, IN_FLIGHT, Rejection, Writer, write
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, draft, embedding, spoilt
 
 NAN = np.full(8, np.nan, dtype=np.float32)
+PATIENCE = 30.0
+"""Seconds after which a test that hangs fails."""
 
 
 class Memory:
@@ -29,21 +35,23 @@ class Memory:
     def __init__(self, *, refuse: Sequence[PointId] = (), answers: int = 10**9, error: Any = None) -> None:
         self.points: dict[PointId, Point] = {}
         self.batches: list[int] = []
+        self._lock = Lock()
         self._refuse = set(refuse)
         self._answers = answers
         self._error = error or StoreUnavailable("no answer")
 
     def upsert(self, _collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Take a batch whole or not at all."""
-        self.batches.append(len(points))
-        self._answers -= 1
-        if self._answers < 0:
-            raise self._error
-        if any(point.id in self._refuse for point in points):
-            raise StoreRejected("refused")
-        for point in points:
-            if not (insert_only and point.id in self.points):
-                self.points[point.id] = point
+        with self._lock:
+            self.batches.append(len(points))
+            self._answers -= 1
+            if self._answers < 0:
+                raise self._error
+            if any(point.id in self._refuse for point in points):
+                raise StoreRejected("refused")
+            for point in points:
+                if not (insert_only and point.id in self.points):
+                    self.points[point.id] = point
 
     def existing(self, _collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """What is there."""
@@ -121,7 +129,7 @@ def test_what_was_not_acknowledged_is_reported(error: Any, answers: int) -> None
     assert report.stored == len(memory.points) == 3 * answers
     assert report.stored + len(report.rejected) == report.submitted == 12
     assert {(r.code, r.message) for r in report.rejected} == {(error.code, error.message)}
-    assert len(memory.batches) == answers + 1
+    assert len(memory.batches) <= answers + IN_FLIGHT
 
 
 def test_a_store_that_fails_while_a_batch_is_split_is_accounted_for() -> None:
@@ -140,9 +148,8 @@ def test_batches_are_bounded_by_bytes() -> None:
     memory = _memory()
     report = write(memory, "c", drafts, schema_for(size, size))
     assert report.stored == 8
-    assert memory.batches == [3, 3, 1, 1]
-    points = list(memory.points.values())
-    assert sum(point.nbytes for point in points[:3]) <= BATCH_BYTES
+    assert sorted(memory.batches) == [1, 1, 3, 3]
+    assert sum(memory.points[i].nbytes for i in range(3)) <= BATCH_BYTES
 
 
 def test_nothing_submitted_is_nothing_done() -> None:
@@ -176,3 +183,136 @@ def test_a_server_that_goes_away_is_accounted_for(server_store: ServerStore, dou
     assert {r.code for r in report.rejected} == {"store_unavailable"}
     double.failures.clear()
     assert server_store.count("docs") == report.stored
+
+
+class Held(Memory):
+    """A store whose upserts wait until they are let go."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self.arrived: SimpleQueue[int] = SimpleQueue()
+        self.go = Event()
+
+    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """Say how many points came, and wait."""
+        self.arrived.put(len(points))
+        assert self.go.wait(PATIENCE)
+        super().upsert(collection, points, insert_only=insert_only)
+
+
+@contextmanager
+def running(store: Any, schema: CollectionSchema = SCHEMA, **how: Any) -> Iterator[Writer]:
+    """A writer that runs in a thread of its own, and has ended after the block."""
+    with ThreadPoolExecutor(8) as senders:
+        writer = Writer(store, "c", schema, senders, **how)
+        thread = Thread(target=writer.run)
+        thread.start()
+        yield writer
+        writer.end()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_an_idle_store_gets_what_there_is_and_a_busy_one_gets_batches() -> None:
+    """A point does not wait for a batch to fill while nothing is being sent; behind it, points gather."""
+    held = Held()
+    with running(held) as writer:
+        writer.offer(draft(0))
+        assert held.arrived.get(timeout=PATIENCE) == 1
+        for index in range(1, 50):
+            writer.offer(draft(index))
+        held.go.set()
+    assert sorted(held.points) == list(range(50))
+    assert len(held.batches) <= 1 + IN_FLIGHT
+
+
+def test_several_batches_are_under_way_and_no_more() -> None:
+    """The network never idles while there is something to send, and what is in flight is bounded."""
+    size = 1024
+    held = Held()
+    with running(held, schema_for(size, size)) as writer:
+        for index in range(2 * IN_FLIGHT):
+            writer.offer(draft(index, embedding=embedding(index, rows=1000, size=size)))
+        for _ in range(IN_FLIGHT):
+            held.arrived.get(timeout=PATIENCE)
+        with pytest.raises(Empty):
+            held.arrived.get(timeout=0.2)
+        held.go.set()
+    assert len(held.points) == 2 * IN_FLIGHT
+
+
+def test_vectors_are_let_go_once_their_point_is_settled() -> None:
+    """The model is told of every point that is stored or refused, once, and only then."""
+    settled: list[int] = []
+    held = Held(refuse=[2])
+    with running(held, settled=settled.append) as writer:
+        writer.offer(draft(0))
+        held.arrived.get(timeout=PATIENCE)
+        assert settled == []
+        for one in (spoilt(1, dense=NAN), draft(2), draft(3), Rejection(4, "model_failure", "no vector")):
+            writer.offer(one)
+        held.go.set()
+    assert sorted(settled) == [0, 1, 2, 3, 4]
+    assert sorted(writer.stored) == [0, 3]
+    assert sorted(one.index for one in writer.rejected) == [1, 2, 4]
+
+
+def test_a_store_that_gives_out_ends_the_job_at_once() -> None:
+    """The model is told to stop; what comes later is reported as not stored, without another try."""
+    told = Event()
+    memory = Memory(answers=0)
+    with running(memory, gave_up=told.set) as writer:
+        writer.offer(draft(0))
+        assert told.wait(PATIENCE)
+        writer.offer(draft(1))
+    assert memory.batches == [1]
+    assert isinstance(writer.failure, StoreUnavailable)
+    assert [(one.index, one.code) for one in writer.rejected] == [(0, "store_unavailable"), (1, "store_unavailable")]
+
+
+def test_a_collection_that_vanishes_is_made_again_once() -> None:
+    """Someone deletes it in the middle of a job: it is made anew and what it refused is stored."""
+
+    class Vanishing(Memory):
+        def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+            with self._lock:
+                gone = made[-1:] == ["gone"]
+            if gone:
+                raise NotFound("collection 'c' does not exist")
+            super().upsert(collection, points, insert_only=insert_only)
+
+    made: list[str] = []
+    memory = Vanishing()
+    with running(memory, ensure=lambda: made.append("made")) as writer:
+        writer.offer(draft(0))
+        while not memory.points:
+            pass
+        made.append("gone")
+        writer.offer(draft(1))
+    assert made == ["made", "gone", "made"]
+    assert sorted(memory.points) == [0, 1]
+
+
+def test_a_collection_that_cannot_be_made_is_the_end() -> None:
+    """What `ensure` raises is the reason given for every point."""
+
+    def ensure() -> None:
+        raise StoreRejected("no room for another collection")
+
+    memory = Memory()
+    with running(memory, ensure=ensure) as writer:
+        writer.offer(draft(0))
+        writer.offer(draft(1))
+    assert memory.batches == []
+    assert {(one.index, one.message) for one in writer.rejected} == {
+        (0, "no room for another collection"),
+        (1, "no room for another collection"),
+    }
+
+
+def test_a_store_that_breaks_its_promise_loses_nothing() -> None:
+    """An error that no store should raise is reported for each point, and its words stay in the log."""
+    memory = Memory(answers=0, error=KeyError("secret host"))
+    report = write(memory, "c", [draft(0), draft(1)], SCHEMA)  # type: ignore[arg-type]
+    assert [(one.index, one.code) for one in report.rejected] == [(0, "internal"), (1, "internal")]
+    assert "secret" not in report.rejected[0].message
