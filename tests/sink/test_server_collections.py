@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import pytest
+from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as pb
 
 from embedder.errors import SchemaMismatch, StoreUnavailable
@@ -127,6 +128,23 @@ def test_a_second_worker_of_another_configuration_is_told(
     double.before["Create"] = lambda: other.ensure("docs", rival)
     with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.year is keyword, wanted integer"):
         server_store.ensure("docs", INDEXED)
+
+
+def test_an_index_that_a_rival_replaced_is_noticed(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The last one wins on a server, so what stands there is looked at once more."""
+    client = QdrantClient(url="http://127.0.0.1:9", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
+
+    def rival() -> None:
+        client.create_payload_index("docs", "year", field_schema=models.PayloadSchemaType.KEYWORD)
+
+    def after_the_next_look() -> None:
+        double.before["Get"] = rival
+
+    server_store.ensure("docs", SCHEMA)
+    double.before["CreateFieldIndex"] = after_the_next_look
+    with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.year is keyword, wanted integer"):
+        server_store.ensure("docs", replace(SCHEMA, payload_indexes={"year": "integer"}))
+    client.close()
 
 
 def test_an_index_that_is_not_built_yet_is_not_reported_as_built(server_store: ServerStore, double: GrpcDouble) -> None:
