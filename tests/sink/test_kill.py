@@ -28,7 +28,7 @@ from tests.sink.samples import SCHEMA, job
 KILLS = 20
 POINTS = 2000
 BATCHES = POINTS // 100
-LONGEST_S = 0.03
+LONGEST_S = 0.01
 """After an acknowledgement; a batch takes about half as long, so that a kill meets any part of one."""
 
 _processes = multiprocessing.get_context("forkserver")
