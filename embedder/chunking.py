@@ -26,7 +26,8 @@ MIN_TOKENS: Final = 32
 """Of a chunk. The longest single character, U+FDFA, normalises to 18 and always fits."""
 
 _SPECIAL: Final = 2  # <s> and </s>, which `Tokenizer` insists on
-_WINDOW: Final = 64  # characters per token of a chunk: about 16 chunks of English
+_LARGE: Final = 64  # characters of a window per token of a chunk: about 16 chunks of English
+_SMALL: Final = 8  # the same after an estimate has failed, as it may fail again
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,8 @@ class Chunker:
     def split(self, text: str, *, max_tokens: int, overlap: int) -> list[Chunk]:
         """Chunks in the order of the text, at least one; every character but white space is in one of them.
 
-        A document that fits is one chunk, all of it; so is a blank one. Otherwise chunks begin and end with
-        something else than white space, and each ends further on than the one before. Blocking: seconds for
-        ten million characters.
+        A document that fits is one chunk, all of it; so is a blank one. Otherwise no chunk begins with white space,
+        and each ends further on than the one before. Blocking, about two seconds per million characters.
 
         Args:
             text: the document.
@@ -66,7 +66,7 @@ class Chunker:
             most = max_tokens // 2
             raise InvalidRequest(f"chunk.overlap must be from 0 to half of maxTokens, {most}, got {overlap}")
         chunks: list[Chunk] = []
-        start, size = 0, _WINDOW * max_tokens
+        start, size = 0, _LARGE * max_tokens
         while True:
             window = text[start : start + size]
             last = start + size >= len(text)
@@ -81,14 +81,15 @@ class Chunker:
                     continue
                 resume = found.pop().start
             kept = self._proven(window, found, max_tokens)
+            size = min(2 * size, _LARGE * max_tokens)
             if kept != found:
-                last, resume = False, kept[-1].end
+                last, resume, size = False, kept[-1].end, _SMALL * max_tokens
             for chunk in kept:
                 if not chunks or start + chunk.end > chunks[-1].end:
                     chunks.append(Chunk(start + chunk.start, start + chunk.end))
             if last:
                 return chunks or [Chunk(0, len(text))]
-            start, size = start + resume, _WINDOW * max_tokens
+            start += resume
 
     def _proven(self, window: str, found: list[Chunk], max_tokens: int) -> list[Chunk]:
         """`found` if all of it fits; otherwise up to the first chunk that does not, and of that what fits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -63,6 +64,14 @@ class Counting(Tokenizer):
         """As the tokenizer's."""
         self.characters += sum(map(len, texts))
         return super().lengths(texts)
+
+
+class Blind(Counting):
+    """Sees half of the tokens, so that every estimate is wrong."""
+
+    def starts(self, text: str) -> list[int]:
+        """Every second token's."""
+        return super().starts(text)[::2]
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +194,33 @@ def test_a_long_document_is_split_as_the_library_splits_it(mini: Bench, overlap:
     assert check(mini.tokenizer, text, 48, overlap) == wanted
 
 
+@pytest.mark.parametrize(("words", "max_tokens"), [(5, 38), (11, 41)])
+def test_no_chunk_repeats_what_the_one_before_has(mini: Bench, words: int, max_tokens: int) -> None:
+    """Where a window ends within an overlap, the next chunk still goes further than the last."""
+    lines = ["a few words " * (n % words) + "and an end." + "\n" * (n % 2) + " " for n in range(300)]
+    check(mini.tokenizer, "".join(lines), max_tokens, 16)
+
+
+def test_sentences_stay_whole_where_the_estimate_fails() -> None:
+    """A chunk that turns out too long is shortened by whole sentences, and the rest goes into the next."""
+    text, tokenizer = "".join(SENTENCES), Blind(MINI)
+    chunks = check(tokenizer, text, 64, 16)
+    parts = [text[chunk.start : chunk.end].strip() for chunk in chunks]
+    assert all(part.startswith("The library") and part.endswith("again.") for part in parts)
+    assert tokenizer.characters < 30 * len(text)
+
+
+def test_a_blank_document_is_one_chunk_for_every_tokenizer(small_checkpoint: Path) -> None:
+    """Where white space counts as tokens, too much of it is still one chunk and not none."""
+    path = small_checkpoint / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = Tokenizer(small_checkpoint)
+    assert tokenizer.lengths([" " * 500]) > [MIN_TOKENS]
+    assert Chunker(tokenizer).split(" " * 500, max_tokens=MIN_TOKENS, overlap=0) == [Chunk(0, 500)]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -193,8 +229,10 @@ def test_a_long_document_is_split_as_the_library_splits_it(mini: Bench, overlap:
         "word " * 5000,
         "a" * 30_000,
         "\u5411\u91cf\u6570\u636e\u5e93" * 5000,
+        WITHOUT_SPACES["digits and letters"],
+        WITH_SPACES["separators that only Python calls space"],
     ],
-    ids=["sentences", "a distant newline", "words", "one word", "chinese"],
+    ids=["sentences", "a distant newline", "words", "one word", "chinese", "digits and letters", "separators"],
 )
 def test_the_work_grows_with_the_document_and_not_with_its_square(text: str) -> None:
     """A hostile document cannot keep a worker busy: each of its characters is tokenized a few times."""
