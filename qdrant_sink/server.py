@@ -61,7 +61,10 @@ _NO_GRPC: Final = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
 )
-_BACK_OFF = tenacity.wait_random_exponential(multiplier=0.2, max=8)
+_LONGEST_PAUSE_S: Final = 8
+_RECONNECT: Final = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 2_000}
+"""While a channel waits to connect again its calls fail at once. By default it comes to wait 120 s, six times
+the deadline of a call: a server that is back would go unnoticed for job after job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class ServerStore:
         grpc_port: where gRPC listens.
         timeout_s: whole seconds that one attempt may take.
         deadline_s: seconds after which no further attempt starts.
+        pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
 
     Raises:
         ConfigurationError: the URL is none.
@@ -106,6 +110,7 @@ class ServerStore:
         grpc_port: int = 6334,
         timeout_s: int = 30,
         deadline_s: float = 20.0,
+        pause_s: float = 0.2,
     ) -> None:
         self._new_client = functools.partial(
             QdrantClient,
@@ -118,11 +123,13 @@ class ServerStore:
         try:
             if not url.startswith(("http://", "https://")):
                 raise ValueError("no scheme")
-            self._first = _Connection(self._new_client(prefer_grpc=prefer_grpc), prefer_grpc)
+            client = self._new_client(prefer_grpc=prefer_grpc, grpc_options=dict(_RECONNECT))  # it writes into them
+            self._first = _Connection(client, prefer_grpc)
         except ValueError as exc:
             raise ConfigurationError("QDRANT_URL: must be http://host:port or https://host:port") from exc
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
+        self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_LONGEST_PAUSE_S)
         self._guard = threading.Lock()
         self._connected: _Connection | None = None
         self._closed = threading.Event()
@@ -257,7 +264,7 @@ class ServerStore:
     def _call(self, collection: str, call: Callable[[_Connection], T]) -> T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
-            wait=_pause,
+            wait=self._pause,
             stop=tenacity.stop_before_delay(self._deadline_s),
             before_sleep=_report,
             sleep=tenacity.sleep_using_event(self._closed),
@@ -268,6 +275,10 @@ class ServerStore:
         except _FaultError as fault:
             raise fault.fault.error from fault.__cause__
         return result
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        fault = _fault(state)
+        return max(self._back_off(state), (fault and fault.retry_after_s) or 0.0)
 
     def _attempt(self, collection: str, call: Callable[[_Connection], T]) -> T:
         connection = self._connection(collection)
@@ -325,11 +336,6 @@ def _may_pass(exc: BaseException) -> bool:
 def _fault(state: tenacity.RetryCallState) -> Fault | None:
     exc = state.outcome.exception() if state.outcome else None
     return exc.fault if isinstance(exc, _FaultError) else None
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    fault = _fault(state)
-    return max(_BACK_OFF(state), (fault and fault.retry_after_s) or 0.0)
 
 
 def _report(state: tenacity.RetryCallState) -> None:

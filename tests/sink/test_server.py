@@ -420,6 +420,13 @@ def test_a_server_that_starts_late_is_found(double: GrpcDouble) -> None:
     store.close()
 
 
+def test_a_server_that_was_away_for_long_is_found_again(server_store: ServerStore) -> None:
+    """The wait of gRPC before it connects again stays well below a job's patience, however long nobody answered."""
+    options = server_store._first.client._client._grpc_options  # type: ignore[attr-defined]
+    assert options["grpc.max_reconnect_backoff_ms"] <= 2_000
+    assert options["grpc.initial_reconnect_backoff_ms"] <= 200
+
+
 def test_closing_ends_a_call_that_waits(double: GrpcDouble) -> None:
     """A worker that stops is not held up by a server that does not answer."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=30)
