@@ -20,6 +20,7 @@ import qdrant_edge as edge
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import grpc_to_payload, payload_to_grpc
 
+from tests.sink.faults import Script, spoil
 from tests.sink.grpc_messages import (
     config_of,
     filter_of,
@@ -54,20 +55,26 @@ class GrpcDouble:
     calls: list[str] = field(default_factory=list)
     update_status: pb.UpdateStatus.ValueType = pb.UpdateStatus.Completed
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
+    script: Script | None = None
 
     def __post_init__(self) -> None:
         self.collections: dict[str, tuple[pb.CreateCollection, edge.EdgeShard]] = {}
         self.lock = threading.RLock()
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Listen: on any port at first, after `stop` on the same one. The collections stay."""
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(ThreadPoolExecutor(8), options=unlimited)
         pb.add_QdrantServicer_to_server(_Root(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
         pb.add_CollectionsServicer_to_server(_Collections(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
         pb.add_PointsServicer_to_server(_Points(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
-        self.port: int = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
     def stop(self) -> None:
-        """Drop all connections."""
+        """Drop all connections and refuse new ones."""
         self._server.stop(None).wait(5)
 
     def fail(self, method: str, code: Any, times: int = 1, **more: Any) -> None:
@@ -80,8 +87,9 @@ class GrpcDouble:
         sent = dict(context.invocation_metadata()).get("api-key")
         if self.api_key is not None and sent != self.api_key:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, f"Invalid API key or JWT: {sent}")
-        if method in self.before:
-            self.before.pop(method)()
+        before = self.before.pop(method, None)
+        if before is not None:
+            before()
         scripted = next((f for f in self.failures if f.method == method and f.times), None)
         if scripted is not None:
             scripted.times -= 1
@@ -91,6 +99,12 @@ class GrpcDouble:
             if scripted.retry_after is not None:
                 context.set_trailing_metadata((("retry-after", str(scripted.retry_after)),))
             context.abort(scripted.code, scripted.details)
+        kind = None if self.script is None else self.script.draw(method)
+        if kind is not None:
+            return spoil(kind, context, lambda: self._worked(context, work))
+        return self._worked(context, work)
+
+    def _worked(self, context: Any, work: Callable[[], Any]) -> Any:
         try:
             with self.lock:
                 return work()

@@ -56,6 +56,29 @@ def draft(index: int, **overrides: Any) -> Draft:
     return Draft(index, **{**values, **overrides})
 
 
+def job(count: int, *, words: int = 5) -> list[Draft]:
+    """Drafts that conform, with ids from 0; the same at every call. Quicker by far than one `draft` after another.
+
+    Args:
+        count: drafts.
+        words: of five letters per text, for texts that take long to send.
+    """
+    rng = np.random.default_rng(count)
+    dense = unit(rng.normal(size=(count, SIZE)))
+    colbert = unit(rng.normal(size=(count, 4, SIZE)))
+    indices = (rng.integers(0, 12, (count, 3)) + np.array([0, 12, 24])).astype(np.uint32)
+    weights = rng.uniform(0.05, 1.0, (count, 3)).astype(np.float32)
+    return [
+        Draft(
+            index,
+            index,
+            {"text": f"{index}" + " word" * words, "even": index % 2 == 0},
+            Embedding(dense[index], SparseVector(indices[index], weights[index]), colbert[index], 5, truncated=False),
+        )
+        for index in range(count)
+    ]
+
+
 def spoilt(index: int, **fields: Any) -> Draft:
     """A draft whose embedding has these fields instead of sound ones."""
     sound = embedding(index)

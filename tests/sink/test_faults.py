@@ -1,0 +1,236 @@
+"""Whatever goes wrong on the way: nothing is lost, nothing is stored twice, and the report is exact."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import psutil
+import pytest
+
+from qdrant_sink import writer
+from qdrant_sink.server import ServerStore
+from qdrant_sink.writer import UpsertReport, write
+from tests.sink.contents import assert_holds
+from tests.sink.faults import Kind, Proxy, Script
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import SCHEMA, job
+
+Connect = Callable[..., ServerStore]
+
+QUICK = (Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.SLOW, Kind.LOST)
+"""All but the one for which a client waits as long as its patience for one attempt lasts."""
+
+
+@pytest.fixture
+def connect(double: GrpcDouble) -> Iterator[Connect]:
+    """Makes stores that are connected to the double, or to a port; their pauses are short."""
+    stores: list[ServerStore] = []
+
+    def connected(port: int | None = None, *, timeout_s: int = 5, deadline_s: float = 20.0) -> ServerStore:
+        store = ServerStore(
+            "http://127.0.0.1:9",
+            grpc_port=port or double.port,
+            timeout_s=timeout_s,
+            deadline_s=deadline_s,
+            pause_s=0.01,
+        )
+        stores.append(store)
+        return store
+
+    yield connected
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def proxied(double: GrpcDouble) -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies in front of the double."""
+    proxies: list[Proxy] = []
+
+    def made(*gaps: int, refuse: int = 0) -> Proxy:
+        proxies.append(Proxy(double.port, gaps, refuse=refuse))
+        return proxies[-1]
+
+    yield made
+    for proxy in proxies:
+        proxy.stop()
+
+
+@pytest.fixture(autouse=True)
+def _many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BATCH_POINTS", 25)
+
+
+def _all_stored(report: UpsertReport, count: int) -> bool:
+    return (report.submitted, report.stored, report.skipped, report.rejected) == (count, count, 0, ())
+
+
+@pytest.mark.parametrize("insert_only", [False, True])
+@pytest.mark.parametrize("kind", QUICK)
+def test_one_kind_of_fault_again_and_again(
+    double: GrpcDouble, connect: Connect, kind: Kind, *, insert_only: bool
+) -> None:
+    """Every third call goes wrong in one way, and the collection is as if none had."""
+    store, drafts = connect(), job(300)
+    store.ensure("docs", SCHEMA)
+    double.script = Script([kind], every=3, methods=("Upsert", "Get") if insert_only else ("Upsert",))
+    report = write(store, "docs", drafts, SCHEMA, insert_only=insert_only)
+    assert _all_stored(report, 300)
+    assert double.script.happened[kind] >= 4
+    assert_holds(store, "docs", drafts)
+
+
+def test_an_attempt_that_takes_too_long_is_given_up(double: GrpcDouble, connect: Connect) -> None:
+    """A server that is silent costs `timeout_s` and no point, even where it works on what nobody awaits any more."""
+    store, drafts = connect(timeout_s=1), job(100)
+    store.ensure("docs", SCHEMA)
+    double.script = Script([Kind.SILENT], every=4)
+    assert _all_stored(write(store, "docs", drafts, SCHEMA), 100)
+    assert double.script.happened[Kind.SILENT] >= 1
+    assert_holds(store, "docs", drafts)
+
+
+def test_connections_cut_in_the_middle_of_a_request(
+    double: GrpcDouble, connect: Connect, proxied: Callable[..., Proxy]
+) -> None:
+    """Half a request is no request: it is sent again whole, over a new connection."""
+    proxy = proxied(20_000, 70_000, 30_000)
+    store, drafts = connect(proxy.port), job(100, words=400)
+    store.ensure("docs", SCHEMA)
+    assert _all_stored(write(store, "docs", drafts, SCHEMA), 100)
+    assert proxy.cuts == 3
+    assert_holds(store, "docs", drafts)
+
+
+class _Attempts(logging.Handler):
+    """Calls back when the store is about to pause before another attempt, for the nth time."""
+
+    def __init__(self, nth: int, call: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        self._nth = nth
+        self._call = call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`; the handler's lock is held."""
+        self.messages.append(record.getMessage())
+        if len(self.messages) == self._nth:
+            self._call()
+
+
+@pytest.fixture
+def on_attempt() -> Iterator[Callable[[int, Callable[[], None]], _Attempts]]:
+    """Registers a call for the nth pause."""
+    log = logging.getLogger("qdrant_sink.server")
+    handlers: list[_Attempts] = []
+
+    def registered(nth: int, call: Callable[[], None]) -> _Attempts:
+        handlers.append(_Attempts(nth, call))
+        log.addHandler(handlers[-1])
+        return handlers[-1]
+
+    yield registered
+    for handler in handlers:
+        log.removeHandler(handler)
+
+
+def test_a_server_that_restarts(
+    double: GrpcDouble, connect: Connect, on_attempt: Callable[[int, Callable[[], None]], _Attempts]
+) -> None:
+    """While it is down connections are refused; when it is back on its port the job goes on where it was."""
+    store, drafts = connect(), job(200)
+    store.ensure("docs", SCHEMA)
+    double.before["Upsert"] = lambda: threading.Thread(target=double.stop).start()
+    attempts = on_attempt(8, double.start)
+    assert _all_stored(write(store, "docs", drafts, SCHEMA), 200)
+    assert any("refused" in message.lower() for message in attempts.messages)
+    assert_holds(store, "docs", drafts)
+
+
+def test_a_server_that_stays_away_is_accounted_for(double: GrpcDouble, connect: Connect) -> None:
+    """Every point is either acknowledged, and there, or reported as `store_unavailable`, and can be sent again."""
+    store, drafts = connect(deadline_s=0.4), job(500)
+    store.ensure("docs", SCHEMA)
+
+    def stop_at_the_eighth() -> None:
+        if double.calls.count("Upsert") < 8:
+            double.before["Upsert"] = stop_at_the_eighth
+        else:
+            threading.Thread(target=double.stop).start()
+
+    double.before["Upsert"] = stop_at_the_eighth
+    report = write(store, "docs", drafts, SCHEMA)
+    lost = {rejection.index for rejection in report.rejected}
+    assert {rejection.code for rejection in report.rejected} == {"store_unavailable"}
+    assert 0 < report.stored < report.submitted == 500
+    assert report.stored + len(lost) == 500
+
+    double.start()
+    store = connect()
+    stored = [draft for draft in drafts if draft.index not in lost]
+    assert store.existing("docs", [draft.id for draft in stored]) == {draft.id for draft in stored}
+    again = [draft for draft in drafts if draft.index in lost]
+    assert write(store, "docs", again, SCHEMA).stored == len(lost)
+    assert_holds(store, "docs", drafts)
+
+
+class _Used:
+    """What a job takes of memory.
+
+    Attributes:
+        peak: bytes that Python and numpy held at most for it, at once; 0 if it is not traced.
+        objects: that are alive after it.
+        resident: bytes of the process after it.
+    """
+
+    def __init__(self, *, traced: bool) -> None:
+        self._traced = traced
+        self.peak = self.objects = self.resident = 0
+
+    def __enter__(self) -> Self:
+        if self._traced:
+            tracemalloc.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._traced:
+            self.peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        gc.collect()
+        self.objects = len(gc.get_objects())
+        self.resident = psutil.Process().memory_info().rss
+
+
+def test_ten_thousand_points_among_faults(double: GrpcDouble, connect: Connect, proxied: Callable[..., Proxy]) -> None:
+    """A tenth of all calls goes wrong, connections break and are refused: the collection is exact, and memory flat."""
+    drafts = job(10_000)
+    draw = random.Random(7)
+    proxy = proxied(*(draw.randrange(20_000, 200_000) for _ in range(1000)), refuse=4)
+    store = connect(proxy.port)
+    store.ensure("docs", SCHEMA)
+    double.script = Script(QUICK, every=10)
+    used = []
+    for start in range(0, 10_000, 1000):
+        part = drafts[start : start + 1000]
+        measured = start in (1000, 9000)  # the first job fills caches, and tracing halves the speed
+        with _Used(traced=measured) as use:
+            assert _all_stored(write(store, "docs", part, SCHEMA), 1000)
+            double.calls.clear()
+        if measured:
+            used.append(use)
+    faults = double.script.happened
+    assert set(faults) == set(QUICK)
+    assert faults.total() >= double.script.calls // 10 >= 40
+    assert proxy.cuts >= 20
+    assert proxy.refusals >= 5
+    second, last = used
+    assert last.peak < 1.5 * second.peak
+    assert last.objects - second.objects < 300  # less than one per call in between
+    assert last.resident - second.resident < 32e6  # the engine is in this process: the points themselves take 11 MB
+    assert_holds(store, "docs", drafts)
