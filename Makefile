@@ -1,6 +1,7 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
 # make test    the tests;  make check   lint, format and types
+# make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
 
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test check bench format clean
+.PHONY: setup demo test test-server server-named check bench format clean
 
 setup: $(READY)
 
@@ -31,6 +32,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-server: server-named $(READY)
+	$(BIN)/python -m pytest -m server tests/sink $(ARGS)
+
+server-named:
+	@test -n "$$QDRANT_URL" || { echo "QDRANT_URL is not set: these tests need a Qdrant server. With Docker:"; \
+		echo "  docker compose up --detach --wait qdrant && make test-server QDRANT_URL=http://127.0.0.1:6333"; exit 1; }
 
 check: $(READY)
 	$(BIN)/ruff check .

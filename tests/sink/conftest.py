@@ -41,14 +41,31 @@ def server_store(double: GrpcDouble) -> Iterator[ServerStore]:
     store.close()
 
 
-@pytest.fixture(params=["edge", "double", "server"])
+def real_server() -> tuple[str, str | None]:
+    """URL and key of the server that the environment names; skips the test where it names none."""
+    url = os.environ.get("QDRANT_URL")
+    if not url:
+        pytest.skip("QDRANT_URL is not set")
+    return url, os.environ.get("QDRANT_API_KEY")
+
+
+def drop(*collections: str) -> None:
+    """Delete collections of the real server."""
+    from qdrant_client import QdrantClient
+
+    url, key = real_server()
+    client = QdrantClient(url=url, api_key=key, check_compatibility=False)
+    for collection in collections:
+        client.delete_collection(collection)
+    client.close()
+
+
+@pytest.fixture(params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """Every store in turn; a real server only where QDRANT_URL names one."""
     if request.param == "server":
-        url = os.environ.get("QDRANT_URL")
-        if not url:
-            pytest.skip("QDRANT_URL is not set")
-        real = ServerStore(url, os.environ.get("QDRANT_API_KEY"))
+        url, key = real_server()
+        real = ServerStore(url, key, deadline_s=5.0)
         yield real
         real.close()
     else:
@@ -56,13 +73,9 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 @pytest.fixture
-def collection(store: Store) -> Iterator[str]:
+def collection(store: Store, request: pytest.FixtureRequest) -> Iterator[str]:
     """A name nobody else has; a real server is rid of it afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     yield name
-    if isinstance(store, ServerStore) and (url := os.environ.get("QDRANT_URL")):
-        from qdrant_client import QdrantClient
-
-        client = QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
-        client.delete_collection(name)
-        client.close()
+    if request.node.get_closest_marker("server"):
+        drop(name)

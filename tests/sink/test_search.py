@@ -17,9 +17,11 @@ from qdrant_sink.search import Branch, Fuse, Nearest, Plan, Search, plan
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from qdrant_sink.writer import write
+from tests.sink.conftest import drop, real_server
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, Reference, draft, embedding, ranked, rrf
 
+COLLECTION = "test_search"
 POINTS = 120
 EMBEDDINGS: dict[PointId, Embedding] = {i: embedding(i) for i in range(POINTS)}
 REFERENCE = Reference(EMBEDDINGS)
@@ -29,16 +31,22 @@ TOLERANCE = 2e-3
 
 
 def _fill(store: Store) -> None:
-    store.ensure("docs", SCHEMA)
+    store.ensure(COLLECTION, SCHEMA)
     drafts = [draft(i, embedding=EMBEDDINGS[i]) for i in range(POINTS)]
-    assert write(store, "docs", drafts, SCHEMA).stored == POINTS
+    assert write(store, COLLECTION, drafts, SCHEMA).stored == POINTS
 
 
-@pytest.fixture(scope="module", params=["edge", "double"])
+@pytest.fixture(scope="module", params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Both stores, holding the same points."""
+    """Every store, holding the same points."""
     root: Path = tmp_path_factory.mktemp(request.param)
-    if request.param == "edge":
+    if request.param == "server":
+        real = ServerStore(*real_server())
+        _fill(real)
+        yield real
+        real.close()
+        drop(COLLECTION)
+    elif request.param == "edge":
         embedded = EdgeStore(root)
         _fill(embedded)
         yield embedded
@@ -85,7 +93,7 @@ def _agree(hits: list[Any], expected: dict[PointId, float], limit: int, *, toler
 @pytest.mark.parametrize("kind", list(BRANCHES))
 def test_one_branch_is_an_exact_ranking(filled: Store, kind: Any) -> None:
     """Cosine, inner product and MaxSim are what their names say, best first."""
-    answers = filled.query("docs", [_search(query, using=(kind,), limit=10) for query in QUERIES])
+    answers = filled.query(COLLECTION, [_search(query, using=(kind,), limit=10) for query in QUERIES])
     for query, hits in zip(QUERIES, answers, strict=True):
         _agree(hits, BRANCHES[kind](query), 10)
 
@@ -103,7 +111,9 @@ def test_one_branch_is_an_exact_ranking(filled: Store, kind: Any) -> None:
 def test_rrf_counts_as_the_literature(filled: Store, k: int, weights: Any, using: Any) -> None:
     """rrf_k=60 is the 60 of the paper: a first rank alone scores 1/61; a weight divides the rank."""
     for query in QUERIES:
-        [hits] = filled.query("docs", [_search(query, using=using, rrf_k=k, weights=weights, prefetch=60, limit=60)])
+        [hits] = filled.query(
+            COLLECTION, [_search(query, using=using, rrf_k=k, weights=weights, prefetch=60, limit=60)]
+        )
         branches = [ranked(BRANCHES[kind](query), 60) for kind in using]
         _agree(hits, rrf(branches, k, weights or (1.0,) * len(using)), 60, tolerance=1e-6)
 
@@ -111,7 +121,7 @@ def test_rrf_counts_as_the_literature(filled: Store, k: int, weights: Any, using
 def test_dbsf_adds_scaled_scores(filled: Store) -> None:
     """A branch is scaled to mean ± 3 standard deviations of its candidates; scores are summed."""
     query = QUERIES[0]
-    [hits] = filled.query("docs", [_search(query, fusion="dbsf", prefetch=40, limit=40)])
+    [hits] = filled.query(COLLECTION, [_search(query, fusion="dbsf", prefetch=40, limit=40)])
     expected: dict[PointId, float] = {}
     for kind in ("dense", "sparse"):
         scores = BRANCHES[kind](query)
@@ -126,7 +136,7 @@ def test_dbsf_adds_scaled_scores(filled: Store) -> None:
 def test_reranking_sees_the_union_of_all_branches(filled: Store) -> None:
     """Every candidate of every branch is judged by MaxSim: fusion does not cut any before."""
     for query in QUERIES:
-        [hits] = filled.query("docs", [_search(query, rerank="colbert", prefetch=20, limit=20)])
+        [hits] = filled.query(COLLECTION, [_search(query, rerank="colbert", prefetch=20, limit=20)])
         union = set(ranked(_dense(query), 20)) | set(ranked(_sparse(query), 20))
         assert len(union) > 20
         _agree(hits, {i: score for i, score in _colbert(query).items() if i in union}, 20)
@@ -137,7 +147,7 @@ def test_the_offset_continues_where_the_limit_ended(filled: Store) -> None:
     for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
         fields: dict[str, Any] = {"prefetch": 1, **more}
         whole, first, second = filled.query(
-            "docs",
+            COLLECTION,
             [
                 _search(QUERIES[1], limit=10, **{**fields, "prefetch": 10}),
                 _search(QUERIES[1], limit=5, **{**fields, "prefetch": 10}),
@@ -151,7 +161,7 @@ def test_the_same_search_has_the_same_answer(filled: Store) -> None:
     """Ranks of two branches tie all the time; tied points are in the order of their ids, every time."""
     for limit in (5, 6, 7):
         search = _search(QUERIES[1], limit=limit)
-        answers = {tuple(h.id for h in filled.query("docs", [search])[0]) for _ in range(10)}
+        answers = {tuple(h.id for h in filled.query(COLLECTION, [search])[0]) for _ in range(10)}
         assert len(answers) == 1
 
 
@@ -160,7 +170,7 @@ def test_a_filter_does_not_starve_the_stages(filled: Store) -> None:
     where = {"must": [{"key": "parity", "match": {"value": 1}}]}
     for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
         fields: dict[str, Any] = more
-        [hits] = filled.query("docs", [_search(QUERIES[2], limit=30, prefetch=30, where=where, **fields)])
+        [hits] = filled.query(COLLECTION, [_search(QUERIES[2], limit=30, prefetch=30, where=where, **fields)])
         assert len(hits) == 30
         assert {hit.payload["parity"] for hit in hits if hit.payload} == {1}
 
@@ -170,11 +180,11 @@ def test_the_threshold_is_of_the_final_score(filled: Store) -> None:
     query = QUERIES[3]
     expected = _dense(query)
     [hits] = filled.query(
-        "docs", [_search(query, using=("dense",), limit=100, score_threshold=0.3, exact=True, hnsw_ef=50)]
+        COLLECTION, [_search(query, using=("dense",), limit=100, score_threshold=0.3, exact=True, hnsw_ef=50)]
     )
     assert len(hits) == sum(score >= 0.3 for score in expected.values())
     best = max(_colbert(query).values())
-    [few] = filled.query("docs", [_search(query, rerank="colbert", prefetch=100, score_threshold=best - 0.01)])
+    [few] = filled.query(COLLECTION, [_search(query, rerank="colbert", prefetch=100, score_threshold=best - 0.01)])
     assert len(few) == 1
 
 
@@ -183,7 +193,7 @@ def test_a_query_without_weights_is_answered(filled: Store) -> None:
     none = SparseVector(np.empty(0, np.uint32), np.empty(0, np.float32))
     query = replace(QUERIES[4], sparse=none)
     alone, hybrid, dense, reranked = filled.query(
-        "docs",
+        COLLECTION,
         [
             _search(query, using=("sparse",)),
             _search(query, weights=(2.0, 1.0)),
@@ -195,14 +205,14 @@ def test_a_query_without_weights_is_answered(filled: Store) -> None:
     assert reranked == []
     assert [hit.id for hit in hybrid] == [hit.id for hit in dense]
     assert hybrid[0].score == pytest.approx(1 / (60 + 1 / 2)), "fused scores keep their scale"
-    assert filled.query("docs", [_search(query, using=("sparse",))]) == [[]]
+    assert filled.query(COLLECTION, [_search(query, using=("sparse",))]) == [[]]
 
 
 def test_hits_carry_what_was_asked_for(filled: Store) -> None:
     """Payload and vectors come back as they were stored, or not at all."""
     query = EMBEDDINGS[7]
     bare, full = filled.query(
-        "docs",
+        COLLECTION,
         [
             _search(query, limit=1, with_payload=False),
             _search(query, limit=1, with_vectors=("dense", "sparse", "colbert")),
