@@ -4,6 +4,7 @@
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
+# make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
 
 VENV ?= .venv
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-server server-named check bench format clean
+.PHONY: setup demo test test-server server-named check bench bench-sink format clean
 
 setup: $(READY)
 
@@ -47,6 +48,9 @@ check: $(READY)
 
 bench: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)
+
+bench-sink: $(BENCH_READY)
+	@$(BIN)/python -m benchmarks.sink --out $(BENCH_DIR)/sink $(ARGS)
 
 $(BENCH_READY): $(READY) requirements-bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

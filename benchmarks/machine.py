@@ -31,12 +31,12 @@ def hardware() -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that compute, as this process sees them. Imports torch."""
+def versions(*more: str) -> dict[str, str]:
+    """Of the libraries that compute and of `more`, as this process sees them. Imports torch."""
     import torch
 
     found = {}
-    for library in _LIBRARIES:
+    for library in (*_LIBRARIES, *more):
         try:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:

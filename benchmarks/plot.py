@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.ratios import growth_sizes, ratios
 from benchmarks.results import Result, Run
 
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "benchmarks",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -42,7 +42,7 @@ _LEVELS = {1: "query", 8: "concurrent-8", 32: "concurrent-32", 128: "concurrent-
 
 def draw(run: Run, results: Mapping[str, Result], path: Path) -> None:
     """Ratios, throughput by concurrency, growth of time, lengths of the mixed passages."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 8.5), layout="constrained")
         axes = figure.subplots(2, 2)
         _ratios(axes[0][0], run, results)

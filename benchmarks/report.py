@@ -23,12 +23,17 @@ _NO_NOTES = "<!-- notes -->\n<!-- /notes -->"
 def write_report(directory: Path, report: Path) -> None:
     """The tables as `report` and the plots beside it as `.svg`, from the JSON files of a directory."""
     run, results = read(directory)
-    kept = _NOTES.search(report.read_text(encoding="utf-8")) if report.is_file() else None
     picture = report.with_suffix(".svg")
     report.parent.mkdir(parents=True, exist_ok=True)
     drawn = _draw(run, results, picture)
-    text = render(run, results, notes=kept[0] if kept else _NO_NOTES, picture=picture.name if drawn else "")
+    text = render(run, results, notes=kept_notes(report), picture=picture.name if drawn else "")
     report.write_text(text, encoding="utf-8")
+
+
+def kept_notes(report: Path) -> str:
+    """The section of a report that is written by hand, markers included; an empty one if it has none."""
+    kept = _NOTES.search(report.read_text(encoding="utf-8")) if report.is_file() else None
+    return kept[0] if kept else _NO_NOTES
 
 
 def read(directory: Path) -> tuple[Run, dict[str, Result]]:
