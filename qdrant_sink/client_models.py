@@ -90,7 +90,7 @@ def found_schema(info: models.CollectionInfo) -> FoundSchema:
 
 
 def points_list(points: Sequence[Point]) -> list[models.PointStruct]:
-    """The points for REST; gRPC has `protobuf.upsert_points`, which is many times faster."""
+    """The points for REST; gRPC has `protobuf.upsert_request`, which is many times faster."""
     rows = []
     for point in points:
         vectors: dict[str, Any] = {}
