@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from embedder.vectors import SparseVector
 from qdrant_sink.points import MAX_INTEGER_ID, Draft, Point, PointId
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
 from qdrant_sink.search import Search
 
 NORM_MIN: Final = 1e-3
@@ -75,9 +75,11 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     try:
         point_id = _id(draft.id)
         payload = _payload(draft.payload)
+        if schema.tenant_key is not None:
+            _check_tenant(payload, schema.tenant_key)
         embedding = draft.embedding
-        dense = None if embedding.dense is None else _dense(embedding.dense, schema.dense.size)
-        sparse = None if embedding.sparse is None else _sparse(embedding.sparse)
+        dense = None if embedding.dense is None else _dense(embedding.dense, schema.dense)
+        sparse = None if embedding.sparse is None else _sparse(embedding.sparse, schema.sparse)
         colbert = None if embedding.colbert is None else _colbert(embedding.colbert, schema)
         if dense is None and sparse is None and colbert is None:
             found = "no weight in sparse and no other vector" if embedding.sparse is not None else "no vector"
@@ -91,11 +93,12 @@ def conform_query(search: Search, schema: CollectionSchema, *, index: int = 0) -
     """The search with query vectors that a collection of this schema takes, or why it cannot be asked.
 
     The rules are those of a point. A sparse query without weights is legal and becomes None: that branch
-    contributes nothing. `index` is the position of the query within the job.
+    contributes nothing. Vectors of which the schema has a quantized copy will be rescored. `index` is the
+    position of the query within the job.
     """
     try:
-        dense = None if search.dense is None else _dense(search.dense, schema.dense.size)
-        sparse = None if search.sparse is None else _sparse(search.sparse)
+        dense = None if search.dense is None else _dense(search.dense, schema.dense)
+        sparse = None if search.sparse is None else _sparse(search.sparse, schema.sparse)
         colbert = None if search.colbert is None else _colbert(search.colbert, schema)
         needed = set(search.using) | ({search.rerank} if search.rerank else set())
         for kind, vector in (("dense", dense), ("colbert", colbert)):
@@ -103,7 +106,7 @@ def conform_query(search: Search, schema: CollectionSchema, *, index: int = 0) -
                 raise _Refused("invalid_vector", f"{kind}: the search uses it and the query has none")
     except _Refused as refused:
         return Refusal(index, refused.code, refused.message)
-    return replace(search, dense=dense, sparse=sparse, colbert=colbert)
+    return replace(search, dense=dense, sparse=sparse, colbert=colbert, quantized=schema.quantized)
 
 
 def _id(value: Any) -> PointId:
@@ -142,11 +145,12 @@ def _float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
     return result
 
 
-def _dense(raw: Any, size: int) -> NDArray[np.float32]:
+def _dense(raw: Any, schema: DenseSchema) -> NDArray[np.float32]:
     array = _numbers("dense", raw)
-    if array.shape != (size,):
-        raise _Refused("invalid_vector", f"dense: must have shape ({size},), got {array.shape}")
+    if array.shape != (schema.size,):
+        raise _Refused("invalid_vector", f"dense: must have shape ({schema.size},), got {array.shape}")
     vector = _float32("dense", array)
+    _check_range("dense", vector, schema.datatype)
     _check_norms("dense", vector[np.newaxis, :], rows=False)
     return vector
 
@@ -164,14 +168,15 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
             f"colbert: at most {most} rows of {size}, got {rows}; split the text or leave colbert out",
         )
     matrix = _float32("colbert", array)
-    if schema.colbert.datatype == "float16":
-        largest = float(np.abs(matrix).max())
-        if largest > FLOAT16_MAX:
-            raise _Refused(
-                "invalid_vector", f"colbert: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}"
-            )
+    _check_range("colbert", matrix, schema.colbert.datatype)
     _check_norms("colbert", matrix, rows=True)
     return np.ascontiguousarray(array, dtype=np.float16) if array.dtype == np.float16 else matrix
+
+
+def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> None:
+    largest = float(np.abs(array).max())
+    if datatype == "float16" and largest > FLOAT16_MAX:
+        raise _Refused("invalid_vector", f"{name}: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}")
 
 
 def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
@@ -185,7 +190,7 @@ def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
         raise _Refused("invalid_vector", f"{place}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
 
 
-def _sparse(raw: Any) -> SparseVector | None:
+def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
     if not isinstance(raw, SparseVector):
         raise _Refused("invalid_vector", f"sparse: indices and values, got {type(raw).__name__}")
     indices = _numbers("sparse.indices", raw.indices, integers=True)
@@ -207,6 +212,7 @@ def _sparse(raw: Any) -> SparseVector | None:
     largest = float(np.abs(values).max())
     if largest > WEIGHT_MAX:
         raise _Refused("invalid_vector", f"sparse.values: at most {WEIGHT_MAX:g} in size, got {largest:.3g}")
+    _check_range("sparse.values", values, schema.datatype)
     kept = values != 0
     keys, values = indices[kept].astype(np.uint32), values[kept]
     if not keys.size:
@@ -245,6 +251,17 @@ def _payload(payload: Any) -> dict[str, Any]:
             elif fault := _scalar_fault(item):
                 raise _Refused("invalid_payload", f"{_place(path, key)}: must be {fault}")
     return result
+
+
+def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
+    """Refuse a point without a tenant: no search of any tenant would be meant to find it."""
+    value: Any = payload
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if type(value) is int or (type(value) is str and value):
+        return
+    got = "nothing" if value is None else "an empty string" if value == "" else type(value).__name__
+    raise _Refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty or an integer, got {got}")
 
 
 def _place(path: str, key: str | int) -> str:

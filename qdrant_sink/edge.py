@@ -1,7 +1,7 @@
 """The embedded default: Qdrant Edge, the engine of the server in this process, behind the `Store` seam.
 
-One directory per collection. Every call of the engine holds the GIL, so calls of one collection are
-serialised and nothing is lost by it.
+One directory per collection, and a symbolic link per alias. Every call of the engine holds the GIL, so
+calls of one collection are serialised and nothing is lost by it.
 
 Points are searched exactly until `optimize` builds the HNSW graph. That is not done on its own, because it
 holds the GIL for its whole run, during which the worker answers nothing. Measured on two busy cores with
@@ -15,18 +15,17 @@ any more. So only what `conformance` has proven may come here.
 from __future__ import annotations
 
 import fcntl
-import json
+import logging
 import os
+import re
 import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
 
-import numpy as np
 import qdrant_edge as edge
 
 from embedder.errors import (
@@ -37,36 +36,30 @@ from embedder.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from embedder.vectors import SparseVector
 from qdrant_sink.edge_filter import edge_filter
+from qdrant_sink.edge_models import edge_point, hit, query_request, sink_id
+from qdrant_sink.edge_schema import CONFIG, create_index, edge_config, found_collection, found_indexes
 from qdrant_sink.filters import matches_all
+from qdrant_sink.found import FoundCollection, missing_indexes, verify
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.reasons import reason
-from qdrant_sink.schema import CollectionSchema, FoundSchema, FoundVector, verify
-from qdrant_sink.search import Fuse, Hit, Nearest, Plan, Search, Vectors, page, plan
-from qdrant_sink.store import Filter, check_collection
+from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
+from qdrant_sink.search import Hit, Search, page, plan
+from qdrant_sink.store import COLLECTION_NAME, Filter, check_collection
 
-FULL_SCAN_KB: Final = 10_000
-"""Below this many kilobytes of candidates a filtered search compares all of them (Qdrant's default)."""
-
-_CONFIG: Final = "edge_config.json"
-_DATATYPES: Final = {
-    "float32": edge.VectorStorageDatatype.Float32,
-    "float16": edge.VectorStorageDatatype.Float16,
-}
-_DISTANCES: Final = {
-    "cosine": edge.Distance.Cosine,
-    "dot": edge.Distance.Dot,
-    "euclid": edge.Distance.Euclid,
-    "manhattan": edge.Distance.Manhattan,
-}
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Collection:
     shard: edge.EdgeShard
-    found: FoundSchema
+    config: FoundCollection
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def described(self) -> FoundCollection:
+        """What the collection is now, its payload indexes included."""
+        with self.lock, _mapped("description of a collection"):
+            return replace(self.config, payload_indexes=found_indexes(self.shard))
 
 
 class EdgeStore:
@@ -74,19 +67,24 @@ class EdgeStore:
 
     Args:
         path: of the directory; made if it is not there.
+        names: of the vectors, in every collection.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process owns it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, names: VectorNames = NAMES) -> None:
         self._root = Path(path)
+        self._names = names
         self._guard = threading.Lock()
         self._open: dict[str, _Collection] = {}
         self._lock_file = _own(self._root)
         self._closed = False
         for leftover in self._root.glob(".creating-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_symlink():
+                leftover.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     @property
     def label(self) -> str:
@@ -94,26 +92,60 @@ class EdgeStore:
         return "Qdrant Edge (embedded)"
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection, or verify what is on disk; raises SchemaMismatch."""
-        check_collection(collection)
+        """Create the collection and its payload indexes, or verify it and add the indexes that it lacks."""
+        self._check(collection, schema)
         with self._guard:
             self._check_open()
-            if not (self._root / collection / _CONFIG).exists():
-                self._open.pop(collection, None)  # its directory was removed from under it
-                self._create(collection, schema)
-            found = self._load(collection).found
+            name = self._real(collection)
+            if not self._exists(name):
+                self._open.pop(name, None)  # its directory was removed from under it
+                self._create(name, schema)
+            opened = self._load(name)
+        found = opened.described()
         verify(collection, schema, found)
+        for key, index in missing_indexes(schema, found).items():
+            with opened.lock, _mapped(f"payload index on {key!r}"):
+                create_index(opened.shard, key, index)
+                opened.shard.flush()
+            log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection is there; raises SchemaMismatch."""
+        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        self._check(collection, schema)
+        with self._guard:
+            self._check_open()
+            name = self._real(collection)
+            if not self._exists(name):
+                return False
+            opened = self._load(name)
+        found = opened.described()
+        verify(collection, schema, found)
+        return not missing_indexes(schema, found)
+
+    def defer_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Nothing to defer: the graph is built by `build_index` alone."""
+        with self._collection(collection):
+            self._check(collection, schema)
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
+        """As `optimize`, which nothing interrupts, whatever `timeout_s`."""
+        self._check(collection, schema)
+        self.optimize(collection)
+
+    def alias(self, alias: str, collection: str) -> None:
+        """Point an alias at a collection, in one step: a symbolic link, renamed into its place."""
+        check_collection(alias)
         check_collection(collection)
         with self._guard:
             self._check_open()
-            if not (self._root / collection / _CONFIG).exists():
-                return False
-            found = self._load(collection).found
-        verify(collection, schema, found)
-        return True
+            if os.path.lexists(self._root / alias) and self._real(alias) == alias:
+                raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
+            if self._real(collection) != collection or not self._exists(collection):
+                raise NotFound(f"collection {collection!r} does not exist")
+            beside = self._root / f".creating-{uuid.uuid4().hex}"
+            with _mapped(f"alias {alias!r}"):
+                beside.symlink_to(collection)
+                beside.replace(self._root / alias)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points and flush them to disk; raises NotFound, StoreRejected, StoreUnavailable."""
@@ -121,22 +153,22 @@ class EdgeStore:
         with self._collection(collection) as shard, _mapped("points"):
             if not points:
                 return
-            rows = [edge.Point(point.id, _vectors(point), dict(point.payload)) for point in points]
+            rows = [edge_point(point, self._names) for point in points]
             shard.update(edge.UpdateOperation.upsert_points(rows, update_mode=mode))
             shard.flush()
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Which of these ids are stored."""
         with self._collection(collection) as shard, _mapped("ids"):
-            return {_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
+            return {sink_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer all searches in one batch: one list of hits per search, best first."""
         plans = [plan(search) for search in searches]
         with self._collection(collection) as shard, _mapped("search"):
-            requests = [_request(p) for p in plans if p is not None]
+            requests = [query_request(p, self._names) for p in plans if p is not None]
             answers = iter(shard.query_batch(edge.QueryBatchRequest(requests)) if requests else [])
-            return [[] if p is None else page(p, [_hit(scored) for scored in next(answers)]) for p in plans]
+            return [[] if p is None else page(p, [hit(scored, self._names) for scored in next(answers)]) for p in plans]
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete by ids or by a filter with at least one condition; returns how many points were there."""
@@ -194,11 +226,31 @@ class EdgeStore:
         check_collection(name)
         with self._guard:
             self._check_open()
-            if not (self._root / name / _CONFIG).exists():
+            real = self._real(name)
+            if not self._exists(real):
                 raise NotFound(f"collection {name!r} does not exist")
-            opened = self._load(name)
+            opened = self._load(real)
         with opened.lock:
             yield opened.shard
+
+    def _check(self, name: str, schema: CollectionSchema) -> None:
+        check_collection(name)
+        if schema.names != self._names:
+            raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
+        if schema.placement.server_only:
+            raise ConfigurationError(f"{schema.placement.server_only}: Qdrant Edge is one machine; use a server")
+
+    def _real(self, name: str) -> str:
+        """The collection that a name stands for: its own, or the one that it is an alias of.
+
+        A link to anywhere else is the operator's, who keeps a collection on another disk.
+        """
+        path = self._root / name
+        target = str(path.readlink()) if path.is_symlink() else ""
+        return target if re.fullmatch(COLLECTION_NAME, target) else name
+
+    def _exists(self, name: str) -> bool:
+        return (self._root / name / CONFIG).exists()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -209,7 +261,7 @@ class EdgeStore:
         if opened is None:
             directory = self._root / name
             with _mapped(f"opening of collection {name!r}"):
-                opened = _Collection(edge.EdgeShard.load(str(directory)), _found(directory))
+                opened = _Collection(edge.EdgeShard.load(str(directory)), found_collection(directory))
             self._open[name] = opened
         return opened
 
@@ -217,7 +269,9 @@ class EdgeStore:
         """Create beside and rename, so that a crash leaves no half-made collection."""
         beside = self._root / f".creating-{uuid.uuid4().hex}"
         with _mapped(f"creation of collection {name!r}"):
-            shard = edge.EdgeShard.create(str(beside), _config(schema))
+            shard = edge.EdgeShard.create(str(beside), edge_config(schema))
+            for key, index in schema.indexes.items():
+                create_index(shard, key, index)
             shard.flush()
             shard.close()
             beside.rename(self._root / name)
@@ -255,115 +309,3 @@ def _own(root: Path) -> int:
     except OSError:
         pass  # a file system without locks; the engine's own lock still guards each collection
     return handle
-
-
-def _config(schema: CollectionSchema) -> edge.EdgeConfig:
-    dense, sparse, colbert = schema.dense, schema.sparse, schema.colbert
-    return edge.EdgeConfig(
-        vectors={
-            "dense": edge.EdgeVectorParams(
-                size=dense.size,
-                distance=_DISTANCES[dense.distance],
-                hnsw_config=edge.HnswIndexConfig(dense.m, dense.ef_construct, FULL_SCAN_KB),
-            ),
-            "colbert": edge.EdgeVectorParams(
-                size=colbert.size,
-                distance=_DISTANCES[colbert.distance],
-                multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-                datatype=_DATATYPES[colbert.datatype],
-                memory=edge.Memory.Cold if colbert.on_disk else edge.Memory.Cached,
-                hnsw_config=edge.HnswIndexConfig(colbert.m, dense.ef_construct, FULL_SCAN_KB),
-            ),
-        },
-        sparse_vectors={
-            "sparse": edge.EdgeSparseVectorParams(
-                datatype=_DATATYPES[sparse.datatype],
-                modifier=edge.Modifier.Idf if sparse.modifier == "idf" else None,
-            )
-        },
-    )
-
-
-def _found(directory: Path) -> FoundSchema:
-    """The schema that the engine has written beside the data."""
-    config: dict[str, Any] = json.loads((directory / _CONFIG).read_text())
-    found: dict[str, FoundVector] = {}
-    for name, params in (config.get("vectors") or {}).items():
-        multi = params.get("multivector_config")
-        found[name] = FoundVector(
-            kind="multivector" if multi else "dense",
-            size=params["size"],
-            distance=params["distance"].lower(),
-            comparator=multi["comparator"].lower() if multi else None,
-        )
-    for name, params in (config.get("sparse_vectors") or {}).items():
-        modifier = (params.get("modifier") or "none").lower()
-        found[name] = FoundVector(kind="sparse", modifier=None if modifier == "none" else modifier)
-    return found
-
-
-def _vectors(point: Point) -> dict[str, Any]:
-    vectors: dict[str, Any] = {}
-    if point.dense is not None:
-        vectors["dense"] = point.dense.tolist()
-    if point.sparse is not None:
-        vectors["sparse"] = _sparse(point.sparse)
-    if point.colbert is not None:
-        vectors["colbert"] = point.colbert.tolist()
-    return vectors
-
-
-def _sparse(vector: SparseVector) -> edge.SparseVector:
-    return edge.SparseVector(vector.indices.tolist(), vector.values.tolist())
-
-
-def _request(planned: Plan) -> edge.QueryRequest:
-    search = planned.search
-    condition = edge_filter(search.where)
-    params = edge.SearchParams(hnsw_ef=search.hnsw_ef, exact=search.exact)
-    last = not planned.branches
-    return edge.QueryRequest(
-        limit=planned.limit,
-        offset=planned.offset,
-        query=_fuse(planned.query) if isinstance(planned.query, Fuse) else _nearest(planned.query),
-        prefetches=[
-            edge.Prefetch(limit=b.limit, query=_nearest(b.query), params=params, filter=condition)
-            for b in planned.branches
-        ],
-        with_vector=list(search.with_vectors) or False,
-        with_payload=search.with_payload,
-        filter=condition if last else None,
-        params=params if last else None,
-        score_threshold=search.score_threshold,
-    )
-
-
-def _nearest(query: Nearest) -> edge.Query:
-    vector = _sparse(query.vector) if isinstance(query.vector, SparseVector) else query.vector.tolist()
-    return edge.Query.Nearest(vector, using=query.kind)
-
-
-def _fuse(query: Fuse) -> Any:
-    if query.method == "dbsf":
-        return edge.Fusion.Dbsf()
-    return edge.Fusion.Rrf(k=query.k, weights=None if query.weights is None else list(query.weights))
-
-
-def _hit(scored: edge.ScoredPoint) -> Hit:
-    found = scored.vector
-    vectors = None
-    if isinstance(found, dict) and found:
-        sparse: Any = found.get("sparse")
-        dense, colbert = found.get("dense"), found.get("colbert")
-        vectors = Vectors(
-            dense=None if dense is None else np.asarray(dense, dtype=np.float32),
-            sparse=None
-            if sparse is None
-            else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
-            colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
-        )
-    return Hit(_id(scored.id), scored.score, scored.payload, vectors)
-
-
-def _id(value: edge.PointId) -> PointId:
-    return uuid.UUID(value) if isinstance(value, str) else value

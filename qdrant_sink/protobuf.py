@@ -19,6 +19,7 @@ from qdrant_client import grpc
 from qdrant_client.conversions.conversion import payload_to_grpc
 
 from qdrant_sink.points import Point, PointId
+from qdrant_sink.schema import NAMES, VectorNames
 
 _LENGTH_DELIMITED = 2
 
@@ -27,7 +28,7 @@ Part = bytes | memoryview
 """A header, or the components of a vector: float32 [size], contiguous and little-endian."""
 
 
-def upsert_request(collection: str, points: Sequence[Point], *, insert_only: bool) -> bytes:
+def upsert_request(collection: str, points: Sequence[Point], *, insert_only: bool, names: VectorNames = NAMES) -> bytes:
     """The UpsertPoints that stores the points and waits for it, as bytes; float16 is widened, which loses nothing."""
     head = grpc.UpsertPoints(
         collection_name=collection,
@@ -36,21 +37,21 @@ def upsert_request(collection: str, points: Sequence[Point], *, insert_only: boo
     )
     parts: list[Part] = [head.SerializeToString()]
     for point in points:
-        parts += _framed(3, point_parts(point))
+        parts += _framed(3, point_parts(point, names))
     return b"".join(parts)
 
 
-def point_parts(point: Point) -> list[Part]:
+def point_parts(point: Point, names: VectorNames = NAMES) -> list[Part]:
     """The bytes of a PointStruct, in parts."""
     head = grpc.PointStruct(id=_id(point.id), payload=payload_to_grpc(dict(point.payload)))
     named: list[Part] = []
     if point.dense is not None:
-        named += _named(b"dense", _framed(101, dense_parts(point.dense)))
+        named += _named(names.dense, _framed(101, dense_parts(point.dense)))
     if point.sparse is not None:
         sparse = grpc.SparseVector(values=point.sparse.values.tolist(), indices=point.sparse.indices.tolist())
-        named += _named(b"sparse", _framed(102, [sparse.SerializeToString()]))
+        named += _named(names.sparse, _framed(102, [sparse.SerializeToString()]))
     if point.colbert is not None:
-        named += _named(b"colbert", _framed(103, multi_dense_parts(point.colbert)))
+        named += _named(names.colbert, _framed(103, multi_dense_parts(point.colbert)))
     return [head.SerializeToString(), *_framed(4, _framed(2, named))]
 
 
@@ -71,9 +72,9 @@ def _id(point_id: PointId) -> grpc.PointId:
     return grpc.PointId(uuid=str(point_id)) if isinstance(point_id, uuid.UUID) else grpc.PointId(num=point_id)
 
 
-def _named(name: bytes, vector: Sequence[Part]) -> list[Part]:
+def _named(name: str, vector: Sequence[Part]) -> list[Part]:
     """An entry of the map from names to vectors."""
-    return _framed(1, [*_framed(1, [name]), *_framed(2, vector)])
+    return _framed(1, [*_framed(1, [name.encode()]), *_framed(2, vector)])
 
 
 def _framed(number: int, parts: Sequence[Part]) -> list[Part]:

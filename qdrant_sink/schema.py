@@ -1,23 +1,38 @@
-"""The collection as data: what BGE-M3 wants of it, what a store found, and where the two differ.
-
-Both adapters translate what they find into `FoundVector` values and compare with the one function
-`differences`, so that a collection is judged alike wherever it lives. An existing collection is
-verified, never altered and never recreated.
-"""
+"""The collection as data: what BGE-M3 and the operator want of it; `qdrant_sink.found` compares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
-from embedder.errors import SchemaMismatch
+from embedder.vectors import Kind
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 Datatype = Literal["float32", "float16"]
-VectorKind = Literal["dense", "multivector", "sparse"]
+Quantization = Literal["none", "int8", "binary"]
+IndexType = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "text", "geo"]
+Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 
-ABSENT = "absent"
+INT8_QUANTILE: Final = 0.99
+"""Of the components; the outermost hundredth is clipped, so that outliers do not coarsen the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorNames:
+    """What the three vectors are called in a collection; each at most 200 bytes, all different."""
+
+    dense: str = "dense"
+    sparse: str = "sparse"
+    colbert: str = "colbert"
+
+    def of(self, kind: Kind) -> str:
+        """The name of this kind."""
+        return {"dense": self.dense, "sparse": self.sparse, "colbert": self.colbert}[kind]
+
+
+NAMES: Final = VectorNames()
+"""Of the vectors of a collection unless the operator names them otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +42,20 @@ class DenseSchema:
     Attributes:
         size: components per vector.
         distance: how two vectors are compared.
-        m: edges per node of the graph.
+        m: edges per node of the graph; 0 builds none, and every search compares with every point.
         ef_construct: candidates considered while the graph is built.
+        datatype: of the storage.
+        on_disk: memory-mapped rather than in RAM.
+        quantization: of a copy in RAM that searches use first; see `qdrant_sink.search.OVERSAMPLING`.
     """
 
     size: int
     distance: Distance = "cosine"
     m: int = 16
     ef_construct: int = 100
+    datatype: Datatype = "float32"
+    on_disk: bool = False
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +65,12 @@ class SparseSchema:
     Attributes:
         datatype: of the weights in the index (float16 costs about 0.2 % recall).
         modifier: "idf", or None: the weights of BGE-M3 are learned and must not be weighted again.
+        on_disk: memory-mapped rather than in RAM.
     """
 
     datatype: Datatype = "float32"
     modifier: Literal["idf"] | None = None
+    on_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +84,7 @@ class ColbertSchema:
         datatype: of the storage; float16 halves it and leaves the ranking as it is.
         on_disk: memory-mapped rather than in RAM.
         m: 0 builds no graph: the rows rerank candidates and are not searched themselves.
+        quantization: as in `DenseSchema`.
     """
 
     size: int
@@ -69,15 +93,91 @@ class ColbertSchema:
     datatype: Datatype = "float16"
     on_disk: bool = True
     m: int = 0
+    quantization: Quantization = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadIndex:
+    """An index on a key of the payload.
+
+    Attributes:
+        type: of the values; of an index that a store found, whatever it calls it.
+        tenant: points of one value are kept together, since most searches ask for one value.
+    """
+
+    type: IndexType | str
+    tenant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a collection is spread over a cluster; None leaves it to the server's own configuration.
+
+    Attributes:
+        shards: parts that the points are divided into.
+        replication: copies of each part.
+        write_consistency: copies that must have taken a write before it is acknowledged.
+    """
+
+    shards: int | None = None
+    replication: int | None = None
+    write_consistency: int | None = None
+
+    @property
+    def server_only(self) -> str:
+        """What of it an embedded store cannot do, as "shards=4, replication=2"; empty: nothing."""
+        values = {"shards": self.shards, "replication": self.replication, "writeConsistency": self.write_consistency}
+        return ", ".join(f"{name}={value}" for name, value in values.items() if value is not None and value > 1)
+
+
+ANYWHERE: Final = Placement()
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionSchema:
-    """The three named vectors of a collection: "dense", "sparse" and "colbert"."""
+    """A collection with three named vectors.
+
+    Attributes:
+        dense: of the vector called `names.dense`.
+        sparse: of the vector called `names.sparse`.
+        colbert: of the vector called `names.colbert`.
+        names: of the vectors.
+        payload_indexes: by the key of the payload, a path such as `metadata.topic`.
+        tenant_key: a path that every point must carry, indexed as that of its tenant; None: no tenants.
+        payload_on_disk: None leaves it to the store.
+        placement: over a cluster.
+        layout: which library's form the payloads have.
+        explicit: wire names of the fields that the operator has set (`dense.onDisk`, `shards`): an existing
+            collection must have these, where defaults leave it as it was tuned.
+    """
 
     dense: DenseSchema
     sparse: SparseSchema
     colbert: ColbertSchema
+    names: VectorNames = NAMES
+    payload_indexes: Mapping[str, IndexType] = field(default_factory=dict)
+    tenant_key: str | None = None
+    payload_on_disk: bool | None = None
+    placement: Placement = ANYWHERE
+    layout: Layout = "plain"
+    explicit: frozenset[str] = frozenset()
+
+    @property
+    def indexes(self) -> dict[str, PayloadIndex]:
+        """Every payload index, that of the tenant included."""
+        result = {key: PayloadIndex(kind) for key, kind in self.payload_indexes.items()}
+        if self.tenant_key is not None:
+            result[self.tenant_key] = PayloadIndex("keyword", tenant=True)
+        return result
+
+    @property
+    def quantized(self) -> tuple[Kind, ...]:
+        """The kinds that are searched through a quantized copy."""
+        kinds: tuple[tuple[Kind, Quantization], ...] = (
+            ("dense", self.dense.quantization),
+            ("colbert", self.colbert.quantization),
+        )
+        return tuple(kind for kind, quantization in kinds if quantization != "none")
 
 
 def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
@@ -87,91 +187,3 @@ def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
         sparse=SparseSchema(),
         colbert=ColbertSchema(size=colbert_size),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FoundVector:
-    """A named vector of an existing collection, as a store describes it.
-
-    Attributes:
-        kind: one vector, several, or weights per index.
-        size: components; None for sparse.
-        distance: lower case, as in `Distance`; None for sparse.
-        comparator: of a multivector, lower case; None otherwise.
-        modifier: of a sparse vector, lower case; None where there is none.
-    """
-
-    kind: VectorKind
-    size: int | None = None
-    distance: str | None = None
-    comparator: str | None = None
-    modifier: str | None = None
-
-
-FoundSchema = Mapping[str, FoundVector]
-"""What a store found: the vectors of a collection by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One field in which a collection is not what is wanted."""
-
-    field: str
-    found: str | int
-    wanted: str | int
-
-
-def differences(wanted: CollectionSchema, found: FoundSchema) -> list[Difference]:
-    """Every verified field in which `found` differs, in the order of the schema.
-
-    Verified is what changes which points are found: that the three vectors are there, their kind, size,
-    distance, comparator and modifier. What costs only memory or time (datatype, on_disk, the HNSW
-    parameters) is the operator's to tune and not verified, and further vectors are not in the way.
-    """
-    expected: dict[str, FoundVector] = {
-        "dense": FoundVector("dense", size=wanted.dense.size, distance=wanted.dense.distance),
-        "sparse": FoundVector("sparse", modifier=wanted.sparse.modifier),
-        "colbert": FoundVector(
-            "multivector",
-            size=wanted.colbert.size,
-            distance=wanted.colbert.distance,
-            comparator=wanted.colbert.comparator,
-        ),
-    }
-    result: list[Difference] = []
-    for name, want in expected.items():
-        have = found.get(name)
-        if have is None:
-            result.append(Difference(name, ABSENT, want.kind))
-            continue
-        if have.kind != want.kind:
-            result.append(Difference(f"{name}.kind", have.kind, want.kind))
-            continue
-        for field in ("size", "distance", "comparator", "modifier"):
-            is_, should = getattr(have, field), getattr(want, field)
-            if is_ != should:
-                result.append(Difference(f"{name}.{field}", _shown(is_), _shown(should)))
-    return result
-
-
-def mismatch(collection: str, found: Sequence[Difference]) -> SchemaMismatch:
-    """The error that names every field of `found` with both values, in the message and in the details."""
-    fields = "; ".join(f"{d.field} is {d.found}, wanted {d.wanted}" for d in found)
-    return SchemaMismatch(
-        f"collection {collection!r} exists with another schema and is left as it is: {fields}",
-        details={
-            "collection": collection,
-            "differences": [{"field": d.field, "found": d.found, "wanted": d.wanted} for d in found],
-        },
-    )
-
-
-def verify(collection: str, wanted: CollectionSchema, found: FoundSchema) -> None:
-    """Raise `SchemaMismatch` unless `found` serves `wanted`."""
-    different = differences(wanted, found)
-    if different:
-        raise mismatch(collection, different)
-
-
-def _shown(value: str | int | None) -> str | int:
-    return "none" if value is None else value

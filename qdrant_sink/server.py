@@ -25,28 +25,24 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from embedder.errors import (
     ConfigurationError,
     InvalidRequest,
-    NotFound,
-    StoreRejected,
     StoreUnavailable,
     WorkerError,
 )
 from qdrant_sink.client_models import (
     client_filter,
     client_id,
-    found_schema,
     hit,
     points_list,
     query_request,
     sink_id,
-    sparse_vectors_config,
-    vectors_config,
 )
 from qdrant_sink.faults import RAISED_BY_CLIENT, Fault, fault_of
 from qdrant_sink.filters import matches_all
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.protobuf import upsert_request
-from qdrant_sink.schema import CollectionSchema, verify
-from qdrant_sink.search import Hit, Search, page, plan
+from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
+from qdrant_sink.search import Hit, Plan, Search, page, plan
+from qdrant_sink.server_collections import ServerCollections
 from qdrant_sink.store import Filter, check_collection
 
 T = TypeVar("T")
@@ -98,6 +94,7 @@ class ServerStore:
         timeout_s: whole seconds that one attempt may take.
         deadline_s: seconds after which no further attempt starts.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
+        names: of the vectors, in every collection.
 
     Raises:
         ConfigurationError: the URL is none.
@@ -113,6 +110,7 @@ class ServerStore:
         timeout_s: int = 30,
         deadline_s: float = 20.0,
         pause_s: float = 0.2,
+        names: VectorNames = NAMES,
     ) -> None:
         self._new_client = functools.partial(
             QdrantClient,
@@ -146,6 +144,8 @@ class ServerStore:
         self._guard = threading.Lock()
         self._connected: _Connection | None = None
         self._closed = threading.Event()
+        self._names = names
+        self._collections = ServerCollections(self._on_client, self._closed.wait, names)
 
     @property
     def label(self) -> str:
@@ -156,20 +156,23 @@ class ServerStore:
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection, or verify it; one that another worker creates meanwhile is verified."""
-        if not self.verify(collection, schema):
-            self._create(collection, schema)
-            info = self._call(collection, lambda c: c.client.get_collection(collection))
-            verify(collection, schema, found_schema(info))
+        self._collections.ensure(collection, schema)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection is there; raises SchemaMismatch."""
-        check_collection(collection)
-        try:
-            info = self._call(collection, lambda c: c.client.get_collection(collection))
-        except NotFound:
-            return False
-        verify(collection, schema, found_schema(info))
-        return True
+        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        return self._collections.verify(collection, schema)
+
+    def defer_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Build no HNSW graph until `build_index` is called, by whatever process."""
+        self._collections.defer_index(collection, schema)
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
+        """Build the graph as the schema has it; returns when the collection is green."""
+        self._collections.build_index(collection, schema, timeout_s=timeout_s)
+
+    def alias(self, alias: str, collection: str) -> None:
+        """Point an alias at a collection, in one step for everybody who uses it."""
+        self._collections.alias(alias, collection)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points; returns when they are durable and searchable (wait=True)."""
@@ -179,14 +182,15 @@ class ServerStore:
 
         @functools.cache  # once, not per attempt
         def request() -> bytes:
-            return upsert_request(collection, points, insert_only=insert_only)
+            return upsert_request(collection, points, insert_only=insert_only, names=self._names)
 
         def send(connection: _Connection) -> bool:
             if connection.over_grpc:
                 status = self._send(request(), timeout=self._timeout_s).result.status
                 return bool(status == messages.UpdateStatus.Completed)
             mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
-            result = connection.client.upsert(collection, points_list(points), wait=True, update_mode=mode)
+            rows = points_list(points, self._names)
+            result = connection.client.upsert(collection, rows, wait=True, update_mode=mode)
             return bool(result.status == models.UpdateStatus.COMPLETED)
 
         if not self._call(collection, send):
@@ -208,16 +212,16 @@ class ServerStore:
         """Answer all searches in one request: one list of hits per search, best first."""
         check_collection(collection)
         plans = [plan(search) for search in searches]
-        requests = [query_request(planned) for planned in plans if planned is not None]
+        requests = [query_request(planned, self._names) for planned in plans if planned is not None]
         if not requests:
             return [[] for _ in plans]
         answers = iter(self._call(collection, lambda c: c.client.query_batch_points(collection, requests)))
-        return [
-            []
-            if planned is None
-            else page(planned, [hit(s, with_payload=planned.search.with_payload) for s in next(answers).points])
-            for planned in plans
-        ]
+
+        def hits(planned: Plan) -> list[Hit]:
+            asked = planned.search.with_payload
+            return [hit(scored, with_payload=asked, names=self._names) for scored in next(answers).points]
+
+        return [[] if planned is None else page(planned, hits(planned)) for planned in plans]
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete by ids or by a filter with at least one condition; returns how many points were there.
@@ -258,21 +262,8 @@ class ServerStore:
                 connection.client.close()
             self._channel.close()
 
-    def _create(self, collection: str, schema: CollectionSchema) -> None:
-        try:
-            self._call(
-                collection,
-                lambda c: c.client.create_collection(
-                    collection,
-                    vectors_config=vectors_config(schema),
-                    sparse_vectors_config=sparse_vectors_config(schema),
-                ),
-            )
-        except StoreRejected:
-            # Lost to another worker, or an earlier attempt was done but not answered. Otherwise the
-            # collection is still not there and the refusal stands.
-            if not self._call(collection, lambda c: c.client.collection_exists(collection)):
-                raise
+    def _on_client(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
+        return self._call(collection, lambda connection: call(connection.client))
 
     def _call(self, collection: str, call: Callable[[_Connection], T]) -> T:
         retrying = tenacity.Retrying(

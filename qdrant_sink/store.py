@@ -7,8 +7,11 @@ from a worker thread. Vendor exceptions never pass this seam; every method raise
     StoreUnavailable   no answer, a time-out, a rate limit: the same call may succeed later
     StoreRejected      the content was refused: repeating it does not help
     NotFound           the collection does not exist (every method but ensure)
-    SchemaMismatch     ensure(): the collection exists with another schema
+    SchemaMismatch     ensure() and verify(): the collection exists with another schema
     InvalidRequest     a filter that is not Qdrant's, a deletion without ids or condition, a name
+    ConfigurationError what takes a schema: this store cannot have it at all (its vector names, shards)
+
+Every method takes an alias where it takes a collection, but for `alias` itself.
 """
 
 from __future__ import annotations
@@ -44,11 +47,38 @@ class Store(Protocol):
         ...
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection with this schema, or verify field by field that it has it."""
+        """Create the collection with this schema, or verify field by field that it has it.
+
+        Payload indexes that an existing collection lacks are created. Workers may do this at the same time.
+        """
         ...
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection exists; SchemaMismatch if it does with another schema. Creates nothing."""
+        """Whether the collection exists with all that `ensure` would give it; creates nothing.
+
+        False: `ensure` would create it, or a payload index. SchemaMismatch: it exists with another schema.
+        """
+        ...
+
+    def defer_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Before a bulk load: build no HNSW graph while points arrive.
+
+        Nothing is remembered but by the collection itself, so that `build_index` of any later process undoes it.
+        """
+        ...
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
+        """After a bulk load: build the graph as the schema has it; returns when the collection is ready.
+
+        StoreUnavailable, naming its state, if it is not ready after `timeout_s` seconds.
+        """
+        ...
+
+    def alias(self, alias: str, collection: str) -> None:
+        """Point an alias at a collection; whoever uses the alias sees the one before or this one, never none.
+
+        InvalidRequest: a collection has that name. NotFound: the collection does not exist.
+        """
         ...
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:

@@ -26,7 +26,6 @@ from embedder.forward import Result
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import PointId, point_id
-from qdrant_sink.schema import schema_for
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
 from service.ingest import Destination, Ingest
@@ -81,7 +80,8 @@ class Operations:
         self._opening = threading.Lock()
         # Its own threads: calls that wait for a sick server must not keep queries from being tokenized.
         self._store_calls = ThreadPoolExecutor(max_workers=STORE_CALLS, thread_name_prefix="store")
-        self._schema = schema_for(embedder.hidden_size, embedder.colbert_size)
+        block = settings.qdrant_collection_config
+        self._schema = block.schema_for(embedder.hidden_size, embedder.colbert_size)
         self._ingest = Ingest(self._opened, self._schema)
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
@@ -304,11 +304,12 @@ class Operations:
 
 def open_store(settings: Settings) -> Store:
     """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`."""
+    names = settings.qdrant_collection_config.names
     if settings.qdrant_url is not None:
         from qdrant_sink.server import ServerStore
 
         key = settings.qdrant_api_key
-        return ServerStore(settings.qdrant_url, None if key is None else key.get_secret_value())
+        return ServerStore(settings.qdrant_url, None if key is None else key.get_secret_value(), names=names)
     from qdrant_sink.edge import EdgeStore
 
-    return EdgeStore(Path(settings.qdrant_path))
+    return EdgeStore(Path(settings.qdrant_path), names=names)

@@ -29,6 +29,7 @@ from embedder.checkpoint import DEFAULT_MODEL
 from embedder.embedder import ModelOptions
 from embedder.errors import ConfigurationError
 from qdrant_sink.store import COLLECTION_NAME
+from service.collection import CollectionBlock, parse_block
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ def _names(value: object) -> object:
     if not names:
         raise ValueError("must name a collection; leave it unset to allow any")
     return names
+
+
+def _block(value: object) -> object:
+    return parse_block(value) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -74,6 +79,7 @@ class Settings(BaseModel):
     qdrant_collections: Annotated[
         tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_names)
     ] = ()
+    qdrant_collection_config: Annotated[CollectionBlock, BeforeValidator(_block)] = CollectionBlock()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -121,6 +127,12 @@ class Settings(BaseModel):
             and self.qdrant_collection not in self.qdrant_collections
         ):
             raise ValueError("QDRANT_COLLECTION is not in the allow-list QDRANT_COLLECTIONS; add it there")
+        clustered = self.qdrant_collection_config.placement.server_only
+        if clustered and self.qdrant_url is None:
+            raise ValueError(
+                f"QDRANT_COLLECTION_CONFIG: {clustered} needs a server, and the embedded store is one machine; "
+                "set QDRANT_URL or leave it out"
+            )
         return self
 
     @classmethod
@@ -193,7 +205,7 @@ def _complaint(error: Any) -> str:
     if not error["loc"]:
         return message
     name = str(error["loc"][0]).upper()
-    if name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL"):
+    if name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL", "QDRANT_COLLECTION_CONFIG"):
         return f"{name}: {message}"
     value = error["input"]
     return f"{name}={value!r}: {message}" if isinstance(value, str | int | float) else f"{name}: {message}"

@@ -51,6 +51,18 @@ class FailingStore:
             raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
         return self._store.verify(collection, schema)
 
+    def defer_index(self, collection: str, schema: CollectionSchema) -> None:
+        """See `Store.defer_index`."""
+        self._store.defer_index(collection, schema)
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
+        """See `Store.build_index`."""
+        self._store.build_index(collection, schema, timeout_s=timeout_s)
+
+    def alias(self, alias: str, collection: str) -> None:
+        """See `Store.alias`."""
+        self._store.alias(alias, collection)
+
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""
         if not self._left:

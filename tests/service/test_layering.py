@@ -97,7 +97,10 @@ def test_values_and_plans_are_pure(module: str, allowed: set[str]) -> None:
 @pytest.mark.parametrize(
     ("library", "owners"),
     [
-        ("qdrant_edge", {"qdrant_sink/edge.py", "qdrant_sink/edge_filter.py"}),
+        (
+            "qdrant_edge",
+            {f"qdrant_sink/{name}.py" for name in ("edge", "edge_filter", "edge_models", "edge_schema")},
+        ),
         ("FlagEmbedding", {"embedder/reference.py"}),
         ("runpod", {"service/worker.py"}),
     ],

@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from embedder.errors import ConfigurationError
+from service.collection import CollectionBlock
 from service.settings import Settings
 from tests.service.conftest import Serve
 
@@ -38,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_PATH": "./qdrant_data",
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
+    "QDRANT_COLLECTION_CONFIG": CollectionBlock(),
     "MAX_RESPONSE_MB": 10.0,
     "LOG_LEVEL": "INFO",
     "PORT": None,
@@ -126,6 +128,8 @@ def test_secrets_are_read_but_only_on_request() -> None:
         ("QDRANT_URL", "http://[::1"),
         ("QDRANT_COLLECTION", "a/b"),
         ("QDRANT_COLLECTIONS", "fine,a b"),
+        ("QDRANT_COLLECTION_CONFIG", "{"),
+        ("QDRANT_COLLECTION_CONFIG", '{"shards": 0}'),
         ("MAX_RESPONSE_MB", "0"),
         ("MAX_RESPONSE_MB", "nan"),
         ("LOG_LEVEL", "loud"),

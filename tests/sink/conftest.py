@@ -49,14 +49,15 @@ def real_server() -> tuple[str, str | None]:
     return url, os.environ.get("QDRANT_API_KEY")
 
 
-def drop(*collections: str) -> None:
-    """Delete collections of the real server."""
+def drop(*names: str) -> None:
+    """Delete the collections of the real server whose names start so."""
     from qdrant_client import QdrantClient
 
     url, key = real_server()
     client = QdrantClient(url=url, api_key=key, check_compatibility=False)
-    for collection in collections:
-        client.delete_collection(collection)
+    for found in client.get_collections().collections:
+        if found.name.startswith(names):
+            client.delete_collection(found.name)
     client.close()
 
 
@@ -74,7 +75,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 @pytest.fixture
 def collection(store: Store, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name nobody else has; a real server is rid of it afterwards."""
+    """A name nobody else has, alone or with a suffix; a real server is rid of them afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     yield name
     if request.node.get_closest_marker("server"):

@@ -21,8 +21,8 @@ from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import grpc_to_payload, payload_to_grpc
 
 from tests.sink.faults import Script, spoil
+from tests.sink.grpc_collections import collection_info, config_of, field_index, merge_update
 from tests.sink.grpc_messages import (
-    config_of,
     filter_of,
     id_message,
     id_of,
@@ -56,6 +56,10 @@ class GrpcDouble:
     update_status: pb.UpdateStatus.ValueType = pb.UpdateStatus.Completed
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     script: Script | None = None
+    statuses: list[pb.CollectionStatus.ValueType] = field(default_factory=list)  # of the next Gets; then green
+    queries: list[pb.QueryBatchPoints] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    indexes: dict[str, dict[str, pb.PayloadSchemaInfo]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.collections: dict[str, tuple[pb.CreateCollection, edge.EdgeShard]] = {}
@@ -115,7 +119,11 @@ class GrpcDouble:
 
     def shard(self, name: str) -> edge.EdgeShard:
         """The engine of a collection; KeyError where there is none."""
-        return self.collections[name][1]
+        return self.collections[self.real(name)][1]
+
+    def real(self, name: str) -> str:
+        """The collection that a name or an alias stands for."""
+        return self.aliases.get(name, name)
 
     def done(self) -> pb.PointsOperationResponse:
         """The answer to an update."""
@@ -137,47 +145,74 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
     def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            created, shard = self.double.collections[request.collection_name]
-            params = pb.CollectionParams(
-                shard_number=1,
-                vectors_config=created.vectors_config,
-                sparse_vectors_config=created.sparse_vectors_config,
-            )
-            optimizers = pb.OptimizersConfigDiff(
-                deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0
-            )
-            optimizers.flush_interval_sec = 5
-            config = pb.CollectionConfig(
-                params=params,
-                hnsw_config=pb.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10000),
-                optimizer_config=optimizers,
-                wal_config=pb.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
-            )
-            info = pb.CollectionInfo(
-                status=pb.CollectionStatus.Green,
-                optimizer_status=pb.OptimizerStatus(ok=True),
-                segments_count=1,
-                config=config,
-                points_count=shard.info().points_count,
-            )
+            double, name = self.double, self.double.real(request.collection_name)
+            created, shard = double.collections[name]
+            status = double.statuses.pop(0) if double.statuses else pb.CollectionStatus.Green
+            info = collection_info(created, double.indexes[name], status, shard.info().points_count)
             return pb.GetCollectionInfoResponse(result=info)
 
         return self.double.handle("Get", context, work)
 
+    def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            found = [pb.CollectionDescription(name=name) for name in self.double.collections]
+            return pb.ListCollectionsResponse(collections=found)
+
+        return self.double.handle("List", context, work)
+
     def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             name = request.collection_name
-            if name in self.double.collections:
+            if name in self.double.collections or name in self.double.aliases:
                 raise ValueError(f"Collection `{name}` already exists!")
             shard = edge.EdgeShard.create(str(self.double.root / uuid.uuid4().hex), config_of(request))
+            self.double.indexes[name] = {}
             self.double.collections[name] = (request, shard)
             return pb.CollectionOperationResponse(result=True)
 
         return self.double.handle("Create", context, work)
 
+    def Update(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            created = self.double.collections[self.double.real(request.collection_name)][0]
+            merge_update(created, request)
+            return pb.CollectionOperationResponse(result=True)
+
+        return self.double.handle("Update", context, work)
+
+    def UpdateAliases(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            aliases = dict(self.double.aliases)  # all of the actions or none
+            for action in request.actions:
+                if action.HasField("delete_alias"):
+                    aliases.pop(action.delete_alias.alias_name, None)
+                if action.HasField("create_alias"):
+                    alias, name = action.create_alias.alias_name, action.create_alias.collection_name
+                    if name not in self.double.collections:
+                        raise KeyError(name)
+                    if alias in self.double.collections or alias in aliases:
+                        raise ValueError(f"Alias `{alias}` already exists!")
+                    aliases[alias] = name
+            self.double.aliases = aliases
+            return pb.CollectionOperationResponse(result=True)
+
+        return self.double.handle("UpdateAliases", context, work)
+
+    def ListCollectionAliases(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            return pb.ListAliasesResponse(
+                aliases=[
+                    pb.AliasDescription(alias_name=alias, collection_name=name)
+                    for alias, name in self.double.aliases.items()
+                    if name == request.collection_name
+                ]
+            )
+
+        return self.double.handle("ListCollectionAliases", context, work)
+
     def CollectionExists(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            exists = request.collection_name in self.double.collections
+            exists = self.double.real(request.collection_name) in self.double.collections
             return pb.CollectionExistsResponse(result=pb.CollectionExists(exists=exists))
 
         return self.double.handle("CollectionExists", context, work)
@@ -210,6 +245,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
     def QueryBatch(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             shard = self.double.shard(request.collection_name)
+            self.double.queries.append(request)
             results = []
             for query in request.query_points:
                 hits = shard.query(query_of(query))
@@ -248,3 +284,15 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             return self.double.done()
 
         return self.double.handle("Delete", context, work)
+
+    def CreateFieldIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            if not request.wait:
+                raise ValueError("the sink always waits")
+            shard, name = self.double.shard(request.collection_name), self.double.real(request.collection_name)
+            info, kind = field_index(request)
+            shard.update(edge.UpdateOperation.create_field_index(request.field_name, kind))
+            self.double.indexes[name][request.field_name] = info
+            return self.double.done()
+
+        return self.double.handle("CreateFieldIndex", context, work)

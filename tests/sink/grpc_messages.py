@@ -12,13 +12,6 @@ from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyp
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import payload_to_grpc
 
-DISTANCES = {
-    pb.Distance.Cosine: edge.Distance.Cosine,
-    pb.Distance.Dot: edge.Distance.Dot,
-    pb.Distance.Euclid: edge.Distance.Euclid,
-    pb.Distance.Manhattan: edge.Distance.Manhattan,
-}
-
 
 def id_of(message: Any) -> Any:
     """The id of a message."""
@@ -28,25 +21,6 @@ def id_of(message: Any) -> Any:
 def id_message(value: Any) -> pb.PointId:
     """The message of an id."""
     return pb.PointId(num=value) if isinstance(value, int) else pb.PointId(uuid=str(value))
-
-
-def config_of(request: Any) -> edge.EdgeConfig:
-    """The engine's configuration for a CreateCollection."""
-    vectors = {}
-    named = dict(request.vectors_config.params_map.map)
-    if request.vectors_config.HasField("params"):
-        named[""] = request.vectors_config.params
-    for name, params in named.items():
-        multi = params.HasField("multivector_config")
-        half = params.datatype == pb.Datatype.Float16
-        vectors[name] = edge.EdgeVectorParams(
-            size=params.size,
-            distance=DISTANCES[params.distance],
-            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if multi else None,
-            datatype=edge.VectorStorageDatatype.Float16 if half else None,
-        )
-    weights = {name: edge.EdgeSparseVectorParams() for name in request.sparse_vectors_config.map}
-    return edge.EdgeConfig(vectors=vectors, sparse_vectors=weights)
 
 
 def stored_vector(message: Any) -> Any:
@@ -94,8 +68,17 @@ def _scoring(query: Any, using: str) -> Any:
 def _params(message: Any) -> edge.SearchParams | None:
     if not message.HasField("params"):
         return None
-    ef = message.params.hnsw_ef if message.params.HasField("hnsw_ef") else None
-    return edge.SearchParams(hnsw_ef=ef, exact=message.params.exact)
+    params = message.params
+    quantization = None
+    if params.HasField("quantization"):
+        asked = params.quantization
+        quantization = edge.QuantizationSearchParams(
+            ignore=asked.ignore,
+            rescore=asked.rescore if asked.HasField("rescore") else None,
+            oversampling=asked.oversampling if asked.HasField("oversampling") else None,
+        )
+    ef = params.hnsw_ef if params.HasField("hnsw_ef") else None
+    return edge.SearchParams(hnsw_ef=ef, exact=params.exact, quantization=quantization)
 
 
 def query_of(query: Any) -> edge.QueryRequest:

@@ -34,7 +34,7 @@ class RestDouble:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_PUT = do_POST = _serve  # noqa: N815
+            do_GET = do_PUT = do_POST = do_PATCH = _serve  # noqa: N815
 
             def log_message(self, *_: Any) -> None:
                 pass

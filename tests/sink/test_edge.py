@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigurationError, StoreRejected
+from embedder.errors import ConfigurationError, InvalidRequest, StoreRejected
 from embedder.vectors import SparseVector
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
+from qdrant_sink.schema import Placement
 from qdrant_sink.search import Search
 from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
@@ -71,6 +73,45 @@ def test_a_collection_that_was_half_made_is_made_again(tmp_path: Path) -> None:
     store.ensure("docs", SCHEMA)
     assert store.count("docs") == 0
     store.close()
+
+
+def test_an_alias_is_there_after_a_restart(tmp_path: Path) -> None:
+    """An alias outlives the process, one that was half made does not, and neither is taken for a collection."""
+    store = EdgeStore(tmp_path)
+    store.ensure("docs_1", SCHEMA)
+    store.alias("docs", "docs_1")
+    store.close()
+    (tmp_path / ".creating-1234").symlink_to("docs_1")
+    store = EdgeStore(tmp_path)
+    assert not (tmp_path / ".creating-1234").is_symlink()
+    assert write(store, "docs", [draft(i) for i in range(3)], SCHEMA).stored == 3
+    assert store.count("docs_1") == 3
+    store.close()
+
+
+def test_a_collection_may_lie_on_another_disk(tmp_path: Path) -> None:
+    """A link to elsewhere is the operator's and a collection like any other: no alias overwrites it."""
+    (tmp_path / "disk").mkdir()
+    store = EdgeStore(tmp_path / "disk")
+    store.ensure("docs", SCHEMA)
+    store.close()
+    (tmp_path / "edge").mkdir()
+    (tmp_path / "edge" / "docs").symlink_to(tmp_path / "disk" / "docs")
+    store = EdgeStore(tmp_path / "edge")
+    store.ensure("docs", SCHEMA)
+    store.ensure("other", SCHEMA)
+    with pytest.raises(InvalidRequest, match="'docs' is the name of a collection"):
+        store.alias("docs", "other")
+    assert store.count("docs") == 0
+    store.close()
+
+
+def test_what_needs_a_cluster_is_refused(edge_store: EdgeStore) -> None:
+    """One machine has no shards and no replicas: said so and not ignored. One of each is what it is."""
+    one = replace(SCHEMA, placement=Placement(1, 1, 1), explicit=frozenset(["shards", "replication"]))
+    edge_store.ensure("docs", one)
+    with pytest.raises(ConfigurationError, match="shards=4, replication=2: Qdrant Edge is one machine; use a server"):
+        edge_store.ensure("docs", replace(SCHEMA, placement=Placement(shards=4, replication=2)))
 
 
 def test_optimised_and_exact_search_agree(edge_store: EdgeStore) -> None:

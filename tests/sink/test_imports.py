@@ -11,13 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SINK = ROOT / "qdrant_sink"
-PURE = ("schema", "points", "conformance", "search", "filters", "reasons", "store", "writer")
+PURE = ("schema", "found", "points", "conformance", "search", "filters", "reasons", "store", "writer")
 CLIENTS = {
     "server": {"qdrant_client", "grpc", "tenacity"},
+    "server_collections": {"qdrant_client"},
+    "client_schema": {"qdrant_client"},
     "client_models": {"qdrant_client"},
     "protobuf": {"qdrant_client"},
     "faults": {"qdrant_client", "grpc"},
     "edge": {"qdrant_edge"},
+    "edge_models": {"qdrant_edge"},
+    "edge_schema": {"qdrant_edge"},
     "edge_filter": {"qdrant_edge"},
 }
 

@@ -12,7 +12,8 @@ from qdrant_client import grpc as pb
 
 from embedder.errors import SchemaMismatch
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import CollectionSchema, Difference, FoundVector, differences, schema_for
+from qdrant_sink.found import Difference, FoundCollection, FoundVector, differences
+from qdrant_sink.schema import CollectionSchema, schema_for
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
@@ -46,8 +47,9 @@ def test_the_schema_of_bge_m3() -> None:
 
 def test_a_collection_that_serves_has_no_differences() -> None:
     """Further vectors beside the three are not in the way."""
-    assert differences(SCHEMA, FOUND) == []
-    assert differences(SCHEMA, {**FOUND, "image": FoundVector("dense", size=512, distance="dot")}) == []
+    assert differences(SCHEMA, FoundCollection(FOUND)) == []
+    more = {**FOUND, "image": FoundVector("dense", size=512, distance="dot")}
+    assert differences(SCHEMA, FoundCollection(more)) == []
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_collection_that_serves_has_no_differences() -> None:
 def test_every_verified_field_is_told(name: str, vector: FoundVector | None, expected: Difference) -> None:
     """The field, what was found and what is wanted are named."""
     found = {key: value for key, value in {**FOUND, name: vector}.items() if value is not None}
-    assert differences(SCHEMA, found) == [expected]
+    assert differences(SCHEMA, FoundCollection(found)) == [expected]
 
 
 def test_ensure_creates_once_and_verifies_ever_after(store: Store, collection: str) -> None:

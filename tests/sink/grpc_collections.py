@@ -1,0 +1,90 @@
+"""Collections in the messages of Qdrant's gRPC API, for the double; independent of the sink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import qdrant_edge as edge
+from qdrant_client import grpc as pb
+
+DISTANCES = {
+    pb.Distance.Cosine: edge.Distance.Cosine,
+    pb.Distance.Dot: edge.Distance.Dot,
+    pb.Distance.Euclid: edge.Distance.Euclid,
+    pb.Distance.Manhattan: edge.Distance.Manhattan,
+}
+
+
+def config_of(request: Any) -> edge.EdgeConfig:
+    """The engine's configuration for a CreateCollection."""
+    vectors = {}
+    named = dict(request.vectors_config.params_map.map)
+    if request.vectors_config.HasField("params"):
+        named[""] = request.vectors_config.params
+    for name, params in named.items():
+        multi = params.HasField("multivector_config")
+        half = params.datatype == pb.Datatype.Float16
+        vectors[name] = edge.EdgeVectorParams(
+            size=params.size,
+            distance=DISTANCES[params.distance],
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if multi else None,
+            datatype=edge.VectorStorageDatatype.Float16 if half else None,
+        )
+    weights = {name: edge.EdgeSparseVectorParams() for name in request.sparse_vectors_config.map}
+    return edge.EdgeConfig(vectors=vectors, sparse_vectors=weights)
+
+
+def collection_info(
+    created: Any, indexes: Mapping[str, Any], status: pb.CollectionStatus.ValueType, points: int
+) -> pb.CollectionInfo:
+    """A collection as it was asked for, with the defaults of the server for what was not."""
+    asked = {
+        name: getattr(created, name)
+        for name in ("replication_factor", "write_consistency_factor")
+        if created.HasField(name)
+    }
+    params = pb.CollectionParams(
+        shard_number=created.shard_number if created.HasField("shard_number") else 1,
+        on_disk_payload=created.on_disk_payload if created.HasField("on_disk_payload") else True,
+        vectors_config=created.vectors_config,
+        sparse_vectors_config=created.sparse_vectors_config,
+        **{"replication_factor": 1, "write_consistency_factor": 1, **asked},
+    )
+    optimizers = pb.OptimizersConfigDiff(deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0)
+    optimizers.flush_interval_sec = 5
+    config = pb.CollectionConfig(
+        params=params,
+        hnsw_config=pb.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10000),
+        optimizer_config=optimizers,
+        wal_config=pb.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+    )
+    return pb.CollectionInfo(
+        status=status,
+        optimizer_status=pb.OptimizerStatus(ok=True),
+        segments_count=1,
+        config=config,
+        points_count=points,
+        payload_schema=indexes,
+    )
+
+
+def merge_update(created: Any, request: Any) -> None:
+    """The changes of an UpdateCollection to the vectors, into what the collection was created with."""
+    for name, change in request.vectors_config.params_map.map.items():
+        named = created.vectors_config.params_map.map
+        if name not in named:
+            raise ValueError(f"Not existing vector name error: {name}")
+        if change.HasField("hnsw_config"):
+            named[name].hnsw_config.MergeFrom(change.hnsw_config)
+
+
+def field_index(request: Any) -> tuple[pb.PayloadSchemaInfo, Any]:
+    """A CreateFieldIndexCollection as what a Get tells of it, and as the engine takes it."""
+    name = pb.FieldType.Name(request.field_type).removeprefix("FieldType")
+    info = pb.PayloadSchemaInfo(data_type=pb.PayloadSchemaType.Value(name), points=0)
+    kind: Any = getattr(edge.PayloadSchemaType, name)
+    if request.HasField("field_index_params"):
+        info.params.CopyFrom(request.field_index_params)
+        kind = edge.KeywordIndexParams(is_tenant=request.field_index_params.keyword_index_params.is_tenant)
+    return info, kind

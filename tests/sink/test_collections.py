@@ -1,0 +1,275 @@
+"""What holds for the collections of every store: names, indexes, what was configured, aliases, deferred graphs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedder.errors import ConfigurationError, InvalidRequest, NotFound, SchemaMismatch
+from qdrant_sink.conformance import conform
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import Point
+from qdrant_sink.schema import CollectionSchema, VectorNames
+from qdrant_sink.search import Search
+from qdrant_sink.server import ServerStore
+from qdrant_sink.store import Store
+from qdrant_sink.writer import write
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import SCHEMA, draft
+
+NAMES = VectorNames(dense="text-dense", sparse="dense", colbert="späte Interaktion")
+"""With a name that is another kind's, and one that is not ASCII."""
+
+INDEXED = replace(
+    SCHEMA,
+    tenant_key="tenant.id",
+    payload_indexes={
+        "topic": "keyword",
+        "year": "integer",
+        "price": "float",
+        "public": "bool",
+        "at": "datetime",
+        "ref": "uuid",
+        "body": "text",
+        "place": "geo",
+    },
+)
+
+
+def _point(index: int) -> Point:
+    point = conform(draft(index), SCHEMA)
+    assert isinstance(point, Point)
+    return point
+
+
+# Names
+
+
+@pytest.fixture(params=["edge", "double"])
+def named_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Both stores with vectors called otherwise."""
+    if request.param == "edge":
+        embedded = EdgeStore(tmp_path / "edge", names=NAMES)
+        yield embedded
+        embedded.close()
+    else:
+        double: GrpcDouble = request.getfixturevalue("double")
+        server = ServerStore("http://127.0.0.1:9", grpc_port=double.port, names=NAMES)
+        yield server
+        server.close()
+
+
+def test_vectors_can_be_called_otherwise(named_store: Store) -> None:
+    """What is stored under the operator's names is searched, reranked and given back by them."""
+    schema = replace(SCHEMA, names=NAMES)
+    named_store.ensure("docs", schema)
+    named_store.ensure("docs", schema)
+    assert write(named_store, "docs", [draft(i) for i in range(20)], schema).stored == 20
+    for name in (NAMES.dense, NAMES.sparse, NAMES.colbert):
+        assert named_store.count("docs", {"must": [{"has_vector": name}]}) == 20
+    query = draft(7).embedding
+    search = Search(query.dense, query.sparse, query.colbert, limit=1, with_vectors=("dense", "sparse", "colbert"))
+    for asked in (search, replace(search, rerank="colbert"), replace(search, using=("colbert",))):
+        [[hit]] = named_store.query("docs", [asked])
+        assert hit.id == 7
+        assert hit.vectors is not None
+        assert hit.vectors.dense is not None
+        assert hit.vectors.sparse is not None
+        assert hit.vectors.colbert is not None
+        assert query.dense is not None
+        assert query.sparse is not None
+        assert np.abs(hit.vectors.dense - query.dense).max() < 1e-6
+        np.testing.assert_array_equal(hit.vectors.sparse.indices, query.sparse.indices)
+        assert hit.vectors.colbert.shape == (4, 8)
+
+
+def test_names_of_the_store_and_of_the_schema_agree(store: Store, collection: str) -> None:
+    """A collection is never made with names that the store would not write to."""
+    with pytest.raises(ConfigurationError, match=r"^vectorNames: "):
+        store.ensure(collection, replace(SCHEMA, names=NAMES))
+    with pytest.raises(NotFound):
+        store.count(collection)
+
+
+# What was configured
+
+
+def _configured() -> dict[str, CollectionSchema]:
+    dense, sparse, colbert = SCHEMA.dense, SCHEMA.sparse, SCHEMA.colbert
+    return {
+        "dense.datatype": replace(SCHEMA, dense=replace(dense, datatype="float16")),
+        "dense.quantization": replace(SCHEMA, dense=replace(dense, quantization="int8")),
+        "dense.m": replace(SCHEMA, dense=replace(dense, m=32)),
+        "dense.efConstruct": replace(SCHEMA, dense=replace(dense, ef_construct=64)),
+        "dense.onDisk": replace(SCHEMA, dense=replace(dense, on_disk=True)),
+        "sparse.datatype": replace(SCHEMA, sparse=replace(sparse, datatype="float16")),
+        "sparse.onDisk": replace(SCHEMA, sparse=replace(sparse, on_disk=True)),
+        "colbert.datatype": replace(SCHEMA, colbert=replace(colbert, datatype="float32")),
+        "colbert.onDisk": replace(SCHEMA, colbert=replace(colbert, on_disk=False)),
+        "colbert.quantization": replace(SCHEMA, colbert=replace(colbert, quantization="binary")),
+        "payloadOnDisk": replace(SCHEMA, payload_on_disk=False),
+    }
+
+
+@pytest.mark.parametrize("field", list(_configured()))
+def test_what_was_configured_is_created_and_must_be_there(store: Store, collection: str, field: str) -> None:
+    """A collection made with a field has it; one made without it is refused if the field was set, and only then."""
+    schema = _configured()[field]
+    explicit = replace(schema, explicit=frozenset([field]))
+    store.ensure(collection, explicit)
+    store.ensure(collection, explicit)
+    other = collection + "_plain"
+    store.ensure(other, SCHEMA)
+    store.ensure(other, schema)
+    with pytest.raises(SchemaMismatch, match=field) as caught:
+        store.ensure(other, explicit)
+    assert [one["field"] for one in caught.value.details["differences"]] == [field]
+    assert write(store, collection, [draft(0)], explicit).stored == 1
+
+
+# Payload indexes
+
+
+def test_payload_indexes_are_there_from_the_start(
+    store: Store, collection: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every type is made with the collection, survives a second look, and serves filters."""
+    caplog.set_level(logging.INFO, logger="qdrant_sink")
+    assert not store.verify(collection, INDEXED)
+    store.ensure(collection, INDEXED)
+    assert store.verify(collection, INDEXED)
+    assert caplog.text == ""
+    point = conform(draft(0, payload={"topic": "a", "year": 3, "tenant": {"id": "x"}}), INDEXED)
+    assert isinstance(point, Point)
+    store.upsert(collection, [point])
+    for key, value in (("topic", "a"), ("year", 3), ("tenant.id", "x")):
+        assert store.count(collection, {"must": [{"key": key, "match": {"value": value}}]}) == 1
+
+
+def test_an_existing_collection_gets_the_indexes_that_it_lacks(
+    store: Store, collection: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Adding one to the configuration is enough; the log says that it was made, once."""
+    caplog.set_level(logging.INFO, logger="qdrant_sink")
+    store.ensure(collection, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
+    store.upsert(collection, [_point(0)])
+    wanted = replace(SCHEMA, payload_indexes={"topic": "keyword", "parity": "integer"})
+    assert not store.verify(collection, wanted)
+    store.ensure(collection, wanted)
+    store.ensure(collection, wanted)
+    assert caplog.text.count("had no payload index on 'parity'; created it (integer)") == 1
+    assert store.verify(collection, wanted)
+    assert store.count(collection, {"must": [{"key": "parity", "match": {"value": 0}}]}) == 1
+
+
+def test_an_index_of_another_type_is_refused(store: Store, collection: str) -> None:
+    """It is not replaced: building one costs time that the operator should choose."""
+    store.ensure(collection, replace(SCHEMA, payload_indexes={"topic": "text", "tenant": "keyword"}))
+    for look in (store.ensure, store.verify):
+        with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.topic is text, wanted keyword$"):
+            look(collection, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
+        with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.tenant\.isTenant is false, wanted true$"):
+            look(collection, replace(SCHEMA, tenant_key="tenant"))
+
+
+# Aliases
+
+
+def test_an_alias_serves_wherever_a_collection_does(store: Store, collection: str) -> None:
+    """Creating, writing, searching, counting and deleting through an alias reach the collection behind it."""
+    alias = collection + "_live"
+    with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
+        store.alias(alias, collection)
+    store.ensure(collection, SCHEMA)
+    store.alias(alias, collection)
+    tenanted = replace(SCHEMA, tenant_key="tenant")
+    store.ensure(alias, tenanted)
+    assert store.verify(alias, tenanted)
+    assert store.verify(collection, tenanted)
+    store.upsert(alias, [_point(0), _point(1)])
+    assert store.count(collection) == store.count(alias) == 2
+    assert store.existing(alias, [0, 5]) == {0}
+    search = Search(dense=draft(1).embedding.dense, using=("dense",), limit=1)
+    assert [hit.id for hit in store.query(alias, [search])[0]] == [1]
+    assert store.delete(alias, ids=[0]) == 1
+    assert store.count(collection) == 1
+    with pytest.raises(SchemaMismatch, match=r"dense\.distance"):
+        store.ensure(alias, replace(SCHEMA, dense=replace(SCHEMA.dense, distance="dot")))
+
+
+def test_a_collection_is_rebuilt_beside_and_put_in_its_place(store: Store, collection: str) -> None:
+    """Blue-green: while the alias moves, whoever searches finds the old points or the new ones, never nothing."""
+    alias, old, new = collection + "_live", collection + "_1", collection + "_2"
+    for name, ids in ((old, range(3)), (new, range(5))):
+        store.ensure(name, SCHEMA)
+        store.upsert(name, [_point(i) for i in ids])
+    store.alias(alias, old)
+    done = threading.Event()
+    counted: list[int] = []
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not done.is_set() or not counted:
+                counted.append(store.count(alias))
+        except BaseException as exc:  # noqa: BLE001 - reported by the main thread
+            failures.append(exc)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        store.alias(alias, new)
+        store.alias(alias, old)
+    store.alias(alias, new)
+    done.set()
+    reader.join()
+    assert failures == []
+    assert set(counted) <= {3, 5}
+    assert store.count(alias) == store.count(new) == 5
+    assert store.count(old) == 3
+
+
+def test_an_alias_never_hides_a_collection(store: Store, collection: str) -> None:
+    """A name that is a collection's stays its own, and an alias leads to a collection."""
+    other, alias = collection + "_2", collection + "_live"
+    store.ensure(collection, SCHEMA)
+    store.ensure(other, SCHEMA)
+    for name in (collection, other):
+        with pytest.raises(InvalidRequest, match=f"^alias: '{name}' is the name of a collection"):
+            store.alias(name, other)
+    store.alias(alias, collection)
+    with pytest.raises(NotFound, match=f"'{alias}' does not exist"):
+        store.alias(alias + "_2", alias)
+    with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+        store.alias("../x", collection)
+
+
+# Deferred graphs
+
+
+def test_a_bulk_load_without_a_graph_ends_with_one(store: Store, collection: str) -> None:
+    """Points that arrive while the graph is deferred are found during the load and after it."""
+    calls: list[Callable[[], object]] = [
+        lambda: store.defer_index(collection, SCHEMA),
+        lambda: store.build_index(collection, SCHEMA, timeout_s=5),
+    ]
+    for call in calls:
+        with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
+            call()
+    explicit = replace(SCHEMA, explicit=frozenset(["dense.m"]))
+    store.ensure(collection, explicit)
+    store.defer_index(collection, explicit)
+    store.defer_index(collection, explicit)
+    assert store.verify(collection, explicit)
+    store.upsert(collection, [_point(i) for i in range(30)])
+    search = Search(dense=draft(7).embedding.dense, using=("dense",), limit=1)
+    assert store.query(collection, [search])[0][0].id == 7
+    store.build_index(collection, explicit, timeout_s=60)
+    assert store.verify(collection, explicit)
+    assert store.query(collection, [search])[0][0].id == 7

@@ -1,0 +1,351 @@
+"""What a Qdrant server is asked when collections are made, deferred, built and renamed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import grpc  # type: ignore[import-untyped,unused-ignore]
+import pytest
+from qdrant_client import QdrantClient, models
+from qdrant_client import grpc as pb
+
+from embedder.errors import SchemaMismatch, StoreUnavailable
+from qdrant_sink.schema import Placement
+from qdrant_sink.search import Search
+from qdrant_sink.server import ServerStore
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.rest_double import RestDouble, refusal, result
+from tests.sink.samples import SCHEMA, draft
+
+Status = pb.CollectionStatus
+Answer = tuple[int, dict[str, str], Any]
+
+INDEXED = replace(SCHEMA, payload_indexes={"year": "integer"}, tenant_key="tenant")
+
+
+@pytest.fixture
+def other(double: GrpcDouble) -> Iterator[ServerStore]:
+    """A second worker on the same server."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, timeout_s=5, deadline_s=3.0)
+    yield store
+    store.close()
+
+
+def _m(double: GrpcDouble, name: str = "docs") -> int:
+    created = double.collections[name][0]
+    return int(created.vectors_config.params_map.map["dense"].hnsw_config.m)
+
+
+def test_all_of_the_block_arrives(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Storage, quantization, placement and indexes are in the requests as they were configured."""
+    schema = replace(
+        INDEXED,
+        dense=replace(SCHEMA.dense, m=24, ef_construct=64, datatype="float16", on_disk=True, quantization="int8"),
+        sparse=replace(SCHEMA.sparse, datatype="float16", on_disk=True),
+        colbert=replace(SCHEMA.colbert, on_disk=False, datatype="float32", quantization="binary"),
+        payload_on_disk=True,
+        placement=Placement(shards=6, replication=3, write_consistency=2),
+        explicit=frozenset(["shards", "replication", "writeConsistency", "payloadOnDisk"]),
+    )
+    server_store.ensure("docs", schema)
+    request = double.collections["docs"][0]
+    assert (request.shard_number, request.replication_factor, request.write_consistency_factor) == (6, 3, 2)
+    assert request.on_disk_payload
+    dense = request.vectors_config.params_map.map["dense"]
+    assert (dense.datatype, dense.on_disk) == (pb.Datatype.Float16, True)
+    assert (dense.hnsw_config.m, dense.hnsw_config.ef_construct) == (24, 64)
+    int8 = dense.quantization_config.scalar
+    assert (int8.type, int8.always_ram) == (pb.QuantizationType.Int8, True)
+    assert int8.quantile == pytest.approx(0.99)
+    colbert = request.vectors_config.params_map.map["colbert"]
+    assert (colbert.datatype, colbert.on_disk) == (pb.Datatype.Float32, False)
+    assert colbert.quantization_config.binary.always_ram
+    sparse = request.sparse_vectors_config.map["sparse"].index
+    assert (sparse.datatype, sparse.on_disk) == (pb.Datatype.Float16, True)
+    indexes = double.indexes["docs"]
+    assert indexes["year"].data_type == pb.PayloadSchemaType.Integer
+    assert indexes["tenant"].params.keyword_index_params.is_tenant
+    server_store.ensure("docs", schema)
+    with pytest.raises(SchemaMismatch, match="shards is 6, wanted 2; replication is 3, wanted 1"):
+        server_store.ensure("docs", replace(schema, placement=Placement(2, 1, 2)))
+
+
+def test_what_is_left_to_the_server_is_not_sent(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Shards, replicas and where payloads lie are the server's own defaults unless they are set."""
+    server_store.ensure("docs", SCHEMA)
+    request = double.collections["docs"][0]
+    for field in ("shard_number", "replication_factor", "write_consistency_factor", "on_disk_payload"):
+        assert not request.HasField(field)
+    for name in ("dense", "colbert"):
+        assert not request.vectors_config.params_map.map[name].HasField("quantization_config")
+    assert double.indexes["docs"] == {}
+
+
+@pytest.mark.parametrize("moment", ["Create", "CreateFieldIndex"])
+def test_a_second_worker_comes_in_between(
+    server_store: ServerStore, other: ServerStore, double: GrpcDouble, moment: str
+) -> None:
+    """Whichever step another worker overtakes, both end with the collection and its indexes."""
+    double.before[moment] = lambda: other.ensure("docs", INDEXED)
+    server_store.ensure("docs", INDEXED)
+    assert set(double.indexes["docs"]) == {"year", "tenant"}
+    assert server_store.verify("docs", INDEXED)
+
+
+def test_many_workers_start_at_once(double: GrpcDouble) -> None:
+    """Eight processes that find no collection make one, and none of them fails."""
+    start = threading.Barrier(8)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+        try:
+            start.wait()
+            store.ensure("docs", INDEXED)
+            assert store.verify("docs", INDEXED)
+        except BaseException as exc:  # noqa: BLE001 - reported by the main thread
+            failures.append(exc)
+        finally:
+            store.close()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert list(double.collections) == ["docs"]
+
+
+def test_a_second_worker_of_another_configuration_is_told(
+    server_store: ServerStore, other: ServerStore, double: GrpcDouble
+) -> None:
+    """If a rival indexes the same key as another type in between, the loser does not go on as if it had won."""
+    rival = replace(SCHEMA, payload_indexes={"year": "keyword"})
+    double.before["Create"] = lambda: other.ensure("docs", rival)
+    with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.year is keyword, wanted integer"):
+        server_store.ensure("docs", INDEXED)
+
+
+def test_an_index_that_a_rival_replaced_is_noticed(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The last one wins on a server, so what stands there is looked at once more."""
+    client = QdrantClient(url="http://127.0.0.1:9", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
+
+    def rival() -> None:
+        client.create_payload_index("docs", "year", field_schema=models.PayloadSchemaType.KEYWORD)
+
+    def after_the_next_look() -> None:
+        double.before["Get"] = rival
+
+    server_store.ensure("docs", SCHEMA)
+    double.before["CreateFieldIndex"] = after_the_next_look
+    with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.year is keyword, wanted integer"):
+        server_store.ensure("docs", replace(SCHEMA, payload_indexes={"year": "integer"}))
+    client.close()
+
+
+def test_an_index_that_is_not_built_yet_is_not_reported_as_built(server_store: ServerStore, double: GrpcDouble) -> None:
+    """An acknowledgement without completion is no success."""
+    double.update_status = pb.UpdateStatus.Acknowledged
+    with pytest.raises(StoreUnavailable, match="payload index on 'year' and has not built it yet"):
+        server_store.ensure("docs", INDEXED)
+
+
+def test_a_killed_bulk_load_is_finished_by_the_next(
+    server_store: ServerStore, other: ServerStore, double: GrpcDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the graph is deferred is known to the collection alone, so any process can restore it."""
+    server_store.ensure("docs", SCHEMA)
+    server_store.defer_index("docs", SCHEMA)
+    assert _m(double) == 0
+    assert caplog.text == ""
+    other.ensure("docs", SCHEMA)
+    assert "has no graph (m = 0)" in caplog.text
+    other.build_index("docs", SCHEMA, timeout_s=5)
+    created = double.collections["docs"][0].vectors_config.params_map.map
+    assert (created["dense"].hnsw_config.m, created["dense"].hnsw_config.ef_construct) == (16, 100)
+    assert created["colbert"].hnsw_config.m == 0
+
+
+def test_the_load_has_ended_when_the_collection_is_green(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Yellow and grey are waited out; only then is the index reported as built."""
+    server_store.ensure("docs", SCHEMA)
+    server_store.defer_index("docs", SCHEMA)
+    double.statuses = [Status.Green, Status.Yellow, Status.Yellow, Status.Yellow, Status.Green]
+    server_store.build_index("docs", SCHEMA, timeout_s=30)
+    assert double.statuses == []
+
+
+def test_asking_again_does_not_begin_anew(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A change interrupts what a server is building, so one that is building is only waited for."""
+    server_store.ensure("docs", SCHEMA)
+    server_store.defer_index("docs", SCHEMA)
+    double.statuses = [Status.Green, *[Status.Yellow] * 1000]
+    with pytest.raises(StoreUnavailable, match="yellow"):
+        server_store.build_index("docs", SCHEMA, timeout_s=0.1)
+    assert double.calls.count("Update") == 2
+    double.statuses = [Status.Yellow] * 3
+    server_store.build_index("docs", SCHEMA, timeout_s=30)
+    assert double.calls.count("Update") == 2
+
+
+def test_a_server_that_restarted_is_told_to_go_on(server_store: ServerStore, double: GrpcDouble) -> None:
+    """After a restart optimisations are pending (grey) until something changes: an empty change does, once."""
+    server_store.ensure("docs", SCHEMA)
+    double.statuses = [Status.Grey] * 4 + [Status.Yellow]
+    server_store.build_index("docs", SCHEMA, timeout_s=30)
+    assert double.calls.count("Update") == 1
+    assert _m(double) == 16
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (Status.Yellow, "collection 'docs' is yellow and not green after 0.2 s"),
+        (Status.Grey, "collection 'docs' is grey and not green after 0.2 s"),
+        (Status.Red, "collection 'docs' is red: Qdrant failed to build its index"),
+    ],
+)
+def test_a_collection_that_does_not_become_green_is_told(
+    server_store: ServerStore, double: GrpcDouble, state: pb.CollectionStatus.ValueType, message: str
+) -> None:
+    """The error names the state in which the collection is."""
+    server_store.ensure("docs", SCHEMA)
+    double.statuses = [state] * 1000
+    with pytest.raises(StoreUnavailable) as caught:
+        server_store.build_index("docs", SCHEMA, timeout_s=0.2)
+    assert caught.value.message.startswith(message)
+    assert caught.value.retryable
+
+
+def test_closing_ends_the_wait_for_green(double: GrpcDouble) -> None:
+    """A worker that stops does not wait for an index."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    store.ensure("docs", SCHEMA)
+    double.statuses = [Status.Yellow] * 100_000
+    seen = threading.Event()
+    outcome: list[BaseException] = []
+
+    def build() -> None:
+        try:
+            store.build_index("docs", SCHEMA, timeout_s=600)
+        except StoreUnavailable as exc:
+            outcome.append(exc)
+
+    store.defer_index("docs", SCHEMA)
+    double.before["Update"] = seen.set
+    thread = threading.Thread(target=build)
+    thread.start()
+    assert seen.wait(10)
+    store.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "closed" in str(outcome[0])
+
+
+def test_a_graph_that_is_tuned_otherwise_is_left_alone(
+    server_store: ServerStore, double: GrpcDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An m that is not the configured one could not be restored, so it is neither deferred nor overwritten."""
+    server_store.ensure("docs", replace(SCHEMA, dense=replace(SCHEMA.dense, m=48)))
+    server_store.defer_index("docs", SCHEMA)
+    assert _m(double) == 48
+    assert "dense.m = 48 and not 16" in caplog.text
+    server_store.build_index("docs", SCHEMA, timeout_s=5)
+    assert _m(double) == 48
+
+
+def test_no_graph_by_configuration_stays_none(server_store: ServerStore, double: GrpcDouble) -> None:
+    """With m = 0 there is nothing to defer and nothing to build."""
+    schema = replace(SCHEMA, dense=replace(SCHEMA.dense, m=0))
+    server_store.ensure("docs", schema)
+    server_store.defer_index("docs", schema)
+    server_store.build_index("docs", schema, timeout_s=5)
+    assert _m(double) == 0
+    assert "Update" not in double.calls
+
+
+def test_an_alias_moves_in_one_request(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The old target is dropped and the new one set by one message, repeated unharmed if its answer is lost."""
+    server_store.ensure("a", SCHEMA)
+    server_store.ensure("b", SCHEMA)
+    server_store.alias("live", "a")
+    double.fail("UpdateAliases", grpc.StatusCode.UNAVAILABLE, after=True)
+    server_store.alias("live", "b")
+    assert double.aliases == {"live": "b"}
+    assert double.calls.count("UpdateAliases") == 3
+
+
+def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Every stage that reads a quantized vector asks for three times the candidates and rescores them."""
+    server_store.ensure("docs", SCHEMA)
+    query = draft(1).embedding
+    search = Search(query.dense, query.sparse, query.colbert, rerank="colbert", quantized=("dense", "colbert"))
+    plain = replace(search, quantized=())
+    alone = replace(search, using=("dense",), rerank=None)
+    server_store.query("docs", [search, plain, alone])
+    quantized, unquantized, single = double.queries[-1].query_points
+    dense, sparse = quantized.prefetch
+    for params in (dense.params, quantized.params, single.params):
+        assert params.quantization.rescore
+        assert params.quantization.oversampling == 3.0
+        assert not params.quantization.ignore
+    assert not sparse.params.HasField("quantization")
+    assert not unquantized.HasField("params")
+    assert not any(branch.params.HasField("quantization") for branch in unquantized.prefetch)
+
+
+def test_rest_makes_and_renames_collections_alike() -> None:
+    """Where only HTTP gets through, the block, the deferral, its end and the alias go the same way."""
+    rest = RestDouble()
+    done: list[Answer] = [(200, {}, result(value=True))]
+    config = {
+        "params": {"vectors": {}, "sparse_vectors": {}},
+        "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
+        "optimizer_config": {
+            "deleted_threshold": 0.2,
+            "vacuum_min_vector_number": 1000,
+            "default_segment_number": 0,
+            "flush_interval_sec": 5,
+        },
+    }
+    vectors: dict[str, Any] = {
+        "dense": {"size": 8, "distance": "Cosine", "quantization_config": {"scalar": {"type": "int8"}}},
+        "colbert": {"size": 8, "distance": "Cosine", "multivector_config": {"comparator": "max_sim"}},
+    }
+    info = {"status": "green", "optimizer_status": "ok", "segments_count": 1, "config": config, "payload_schema": {}}
+    config["params"] = {"vectors": vectors, "sparse_vectors": {"sparse": {}}}
+    indexed = {**info, "payload_schema": {"year": {"data_type": "integer", "points": 0}}}
+    missing: Answer = (404, {}, refusal("Not found: Collection `docs` doesn't exist!"))
+    rest.answers = {
+        "GET /collections/docs": [missing, (200, {}, result(info)), (200, {}, result(indexed))],
+        "PUT /collections/docs": done,
+        "PUT /collections/docs/index": [(200, {}, result({"operation_id": 1, "status": "completed"}))],
+        "PATCH /collections/docs": done,
+        "GET /collections": [(200, {}, result({"collections": [{"name": "docs"}]}))],
+        "POST /collections/aliases": done,
+    }
+    store = ServerStore(f"http://127.0.0.1:{rest.port}", prefer_grpc=False, deadline_s=3.0)
+    schema = replace(
+        SCHEMA,
+        dense=replace(SCHEMA.dense, quantization="int8"),
+        payload_indexes={"year": "integer"},
+        explicit=frozenset(["dense.quantization", "dense.datatype", "dense.m"]),
+    )
+    store.ensure("docs", schema)
+    store.defer_index("docs", schema)
+    store.alias("live", "docs")
+    sent = dict(rest.requests)
+    dense = sent["PUT /collections/docs"]["vectors"]["dense"]
+    assert dense["quantization_config"] == {"scalar": {"type": "int8", "quantile": 0.99, "always_ram": True}}
+    assert sent["PUT /collections/docs/index"] == {"field_name": "year", "field_schema": "integer"}
+    assert sent["PATCH /collections/docs"]["vectors"]["dense"]["hnsw_config"]["m"] == 0
+    assert sent["POST /collections/aliases"]["actions"] == [
+        {"delete_alias": {"alias_name": "live"}},
+        {"create_alias": {"collection_name": "docs", "alias_name": "live"}},
+    ]
+    store.close()
+    rest.stop()

@@ -1,0 +1,71 @@
+"""What a schema asks of a point beyond its sizes: a tenant, and values that the storage can hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.vectors import SparseVector
+from qdrant_sink.conformance import Refusal, conform
+from qdrant_sink.points import Point
+from tests.sink.samples import SCHEMA, draft, spoilt
+
+TENANTED = replace(SCHEMA, tenant_key="tenant")
+NESTED = replace(SCHEMA, tenant_key="metadata.tenant")
+
+
+@pytest.mark.parametrize("tenant", ["acme", "0", 0, -5, 2**62])
+def test_a_point_with_a_tenant_is_taken(tenant: Any) -> None:
+    """A string or an integer names a tenant, at the top of the payload or inside it."""
+    assert isinstance(conform(draft(0, payload={"tenant": tenant}), TENANTED), Point)
+    assert isinstance(conform(draft(0, payload={"metadata": {"tenant": tenant}}), NESTED), Point)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ("", "an empty string"),
+        (None, "nothing"),
+        (True, "bool"),
+        (1.5, "float"),
+        (["secret"], "list"),
+        ({"secret": 1}, "dict"),
+    ],
+)
+def test_a_point_without_a_tenant_is_refused(value: Any, got: str) -> None:
+    """It would be found by everybody or by nobody. The message names the key and not what was there."""
+    for schema, payload in ((TENANTED, {"tenant": value}), (NESTED, {"metadata": {"tenant": value}})):
+        refusal = conform(draft(3, payload=payload), schema)
+        assert isinstance(refusal, Refusal)
+        assert (refusal.index, refusal.code) == (3, "invalid_payload")
+        assert refusal.message == (
+            f"payload.{schema.tenant_key}: the tenant, a string that is not empty or an integer, got {got}"
+        )
+
+
+@pytest.mark.parametrize("payload", [{}, {"metadata": "tenant"}, {"metadata.tenant": "acme"}, {"metadata": {}}])
+def test_a_tenant_is_looked_for_where_qdrant_indexes_it(payload: dict[str, Any]) -> None:
+    """A dot in the key leads into an object, as in Qdrant's filters, and is no part of a name."""
+    refusal = conform(draft(0, payload=payload), NESTED)
+    assert isinstance(refusal, Refusal)
+    assert refusal.message.endswith("got nothing")
+    assert isinstance(conform(draft(0, payload=payload), SCHEMA), Point)
+
+
+def test_values_that_float16_cannot_hold_are_refused() -> None:
+    """Where the storage is float16 a value beyond it would become infinite: in dense, in sparse, in rows."""
+    large = np.array([70_000.0] * 8, dtype=np.float32)
+    weights = SparseVector(np.array([3], np.uint32), np.array([70_000.0], np.float32))
+    half = replace(
+        SCHEMA,
+        dense=replace(SCHEMA.dense, datatype="float16"),
+        sparse=replace(SCHEMA.sparse, datatype="float16"),
+    )
+    for fields, name in (({"dense": large}, "dense"), ({"sparse": weights}, "sparse.values")):
+        refusal = conform(spoilt(0, **fields), half)
+        assert isinstance(refusal, Refusal)
+        assert refusal.message == f"{name}: values are at most 65504 in float16, got 70000.0"
+        assert isinstance(conform(spoilt(0, **fields), SCHEMA), Point)
