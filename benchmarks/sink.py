@@ -126,20 +126,22 @@ def _requests(findings: Findings) -> str:
         (
             way.name,
             f"{way.build * 1e3:.1f}",
-            f"{(way.build + way.encode) * 1e3:.1f}",
+            f"{way.ready * 1e3:.1f}",
             f"{way.nbytes / 1e6:.1f}",
             f"{way.build / ours.build:.1f} x",
+            f"{way.ready / ours.ready:.1f} x",
         )
         for way in findings.ways
     ]
-    ratio = findings.ways[0].build / ours.build
+    ratio = findings.ways[0].ready / ours.ready
     verdict = "met" if ratio >= TIMES_GOAL else "missed"
+    head = ("way", "built, ms", "ready, ms", "MB", "built, against this sink", "ready, against this sink")
     return (
         f"## One request of {findings.points} points\n\n"
         f"Each point has a dense vector of {messages.SIZE}, {messages.WEIGHTS} sparse weights and {messages.ROWS} x"
-        f" {messages.SIZE} ColBERT values. Built: the request as the client takes it. Ready: the bytes that are sent."
-        f" Goal: built at least {TIMES_GOAL} times quicker than the models of REST; it is {ratio:.1f} times: {verdict}."
-        f"\n\n{table(('way', 'built, ms', 'ready, ms', 'MB', 'built, against this sink'), rows)}"
+        f" {messages.SIZE} ColBERT values. Built: the request as the client takes it. Ready: the bytes that are sent,"
+        f" which this sink builds at once. Goal: ready at least {TIMES_GOAL} times quicker than by the models of REST;"
+        f" it is {ratio:.1f} times: {verdict}.\n\n{table(head, rows)}"
     )
 
 

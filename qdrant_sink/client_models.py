@@ -33,7 +33,7 @@ def sink_id(value: Any) -> PointId:
 
 
 def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[models.PointStruct]:
-    """The points for REST; gRPC has `protobuf.upsert_points`, which is many times faster."""
+    """The points for REST; gRPC has `protobuf.upsert_request`, which is many times faster."""
     rows = []
     for point in points:
         vectors: dict[str, Any] = {}

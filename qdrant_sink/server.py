@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import tenacity
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as messages
+from qdrant_client.connection import get_channel
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedder.errors import (
@@ -37,7 +39,7 @@ from qdrant_sink.client_models import (
 from qdrant_sink.faults import RAISED_BY_CLIENT, Fault, fault_of
 from qdrant_sink.filters import matches_all
 from qdrant_sink.points import Point, PointId
-from qdrant_sink.protobuf import upsert_points
+from qdrant_sink.protobuf import upsert_request
 from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
 from qdrant_sink.search import Hit, Plan, Search, page, plan
 from qdrant_sink.server_collections import ServerCollections
@@ -91,6 +93,7 @@ class ServerStore:
         grpc_port: where gRPC listens.
         timeout_s: whole seconds that one attempt may take.
         deadline_s: seconds after which no further attempt starts.
+        pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
         names: of the vectors, in every collection.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
 
@@ -107,6 +110,7 @@ class ServerStore:
         grpc_port: int = 6334,
         timeout_s: int = 30,
         deadline_s: float = 20.0,
+        pause_s: float = 0.2,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
     ) -> None:
@@ -125,6 +129,17 @@ class ServerStore:
             self._first = _Connection(client, prefer_grpc)
         except ValueError as exc:
             raise ConfigurationError("QDRANT_URL: must be http://host:port or https://host:port") from exc
+        # A channel of its own: the client's stub would parse the bytes of a request and write them out again.
+        self._channel = get_channel(
+            host=urlsplit(url).hostname or "",
+            port=grpc_port,
+            ssl=url.startswith("https://"),
+            metadata=[] if api_key is None else [("api-key", api_key)],
+            options=dict(_RECONNECT),
+        )
+        self._send = self._channel.unary_unary(
+            "/qdrant.Points/Upsert", response_deserializer=messages.PointsOperationResponse.FromString
+        )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_LONGEST_PAUSE_S)
@@ -168,16 +183,16 @@ class ServerStore:
             return
 
         @functools.cache  # once, not per attempt
-        def message() -> messages.UpsertPoints:
-            return upsert_points(collection, points, insert_only=insert_only, names=self._names)
+        def request() -> bytes:
+            return upsert_request(collection, points, insert_only=insert_only, names=self._names)
 
         def send(connection: _Connection) -> bool:
-            client = connection.client
             if connection.over_grpc:
-                status = client.grpc_points.Upsert(message(), timeout=self._timeout_s).result.status
+                status = self._send(request(), timeout=self._timeout_s).result.status
                 return bool(status == messages.UpdateStatus.Completed)
             mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
-            result = client.upsert(collection, points_list(points, self._names), wait=True, update_mode=mode)
+            rows = points_list(points, self._names)
+            result = connection.client.upsert(collection, rows, wait=True, update_mode=mode)
             return bool(result.status == models.UpdateStatus.COMPLETED)
 
         if not self._call(collection, send):
@@ -247,6 +262,7 @@ class ServerStore:
             self._closed.set()
             for connection in {id(c): c for c in (self._first, self._connected) if c}.values():
                 connection.client.close()
+            self._channel.close()
 
     def _on_client(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
         return self._call(collection, lambda connection: call(connection.client))

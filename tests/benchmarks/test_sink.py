@@ -61,7 +61,7 @@ def test_the_texts_are_as_many_as_asked_for_and_distinct() -> None:
 
 
 def _findings(*, build: float, whole: float) -> Findings:
-    ways = [Way("REST", build, 1.0, 9_000_000), Way("gRPC", 0.4, 0.1, 3_000_000), Way("ours", 0.01, 0.01, 3_000_000)]
+    ways = [Way("REST", build, 0.2, 9_000_000), Way("gRPC", 0.4, 0.1, 3_000_000), Way("ours", 0.02, 0.0, 3_000_000)]
     timeline = Timeline(whole, MODEL, STORE)
     ingests = [Ingest("Edge", 100, [5.0, 4.0, 6.0], [2.0] * 3, [whole] * 3, timeline)]
     return Findings(
@@ -72,8 +72,16 @@ def _findings(*, build: float, whole: float) -> Findings:
 @pytest.mark.parametrize(
     ("build", "whole", "said"),
     [
-        (0.2, 5.5, ["it is 20.0 times: met", "| Edge | 20 | 50 | 18 | 91 % | 91 % | met | 57 % | 36 % |"]),
-        (0.1, 6.0, ["it is 10.0 times: missed", "| Edge | 20 | 50 | 17 | 83 % | 83 % | missed | 57 % | 42 % |"]),
+        (
+            0.2,
+            5.5,
+            [
+                "it is 20.0 times: met",
+                "| REST | 200.0 | 400.0 | 9.0 | 10.0 x | 20.0 x |",
+                "| Edge | 20 | 50 | 18 | 91 % | 91 % | met | 57 % | 36 % |",
+            ],
+        ),
+        (0.1, 6.0, ["it is 15.0 times: missed", "| Edge | 20 | 50 | 17 | 83 % | 83 % | missed | 57 % | 42 % |"]),
     ],
 )
 def test_goals_are_met_or_missed(build: float, whole: float, said: list[str]) -> None:

@@ -49,14 +49,14 @@ def real_server() -> tuple[str, str | None]:
     return url, os.environ.get("QDRANT_API_KEY")
 
 
-def drop(*prefixes: str) -> None:
-    """Delete the collections of the real server whose names begin so."""
+def drop(*names: str) -> None:
+    """Delete the collections of the real server whose names start so."""
     from qdrant_client import QdrantClient
 
     url, key = real_server()
     client = QdrantClient(url=url, api_key=key, check_compatibility=False)
     for found in client.get_collections().collections:
-        if found.name.startswith(prefixes):
+        if found.name.startswith(names):
             client.delete_collection(found.name)
     client.close()
 

@@ -25,7 +25,7 @@ from embedder.errors import (
 )
 from qdrant_sink.conformance import conform
 from qdrant_sink.points import Point
-from qdrant_sink.protobuf import dense_vector, multi_dense_vector, point_struct, upsert_points
+from qdrant_sink.protobuf import dense_parts, multi_dense_parts, point_parts, upsert_request
 from qdrant_sink.reasons import reason
 from qdrant_sink.search import Search
 from qdrant_sink.server import ServerStore
@@ -169,6 +169,7 @@ def test_the_key_is_sent_and_never_shown(double: GrpcDouble, caplog: pytest.LogC
     double.api_key = SECRET
     store = ServerStore("http://127.0.0.1:9", SECRET, grpc_port=double.port)
     store.ensure("docs", SCHEMA)
+    store.upsert("docs", [_point()])
     wrong = ServerStore("http://127.0.0.1:9", SECRET + "x", grpc_port=double.port)
     with pytest.raises(StoreRejected, match="check QDRANT_API_KEY") as caught:
         wrong.ensure("docs", SCHEMA)
@@ -216,11 +217,11 @@ def test_the_bytes_are_those_of_the_client() -> None:
             },
         )
     )
-    assert pb.PointStruct.FromString(point_struct(point)) == slow
+    assert pb.PointStruct.FromString(b"".join(point_parts(point))) == slow
     request = pb.UpsertPoints(
         collection_name="docs", wait=True, points=[slow, slow], update_mode=pb.UpdateMode.InsertOnly
     )
-    assert upsert_points("docs", [point, point], insert_only=True) == request
+    assert pb.UpsertPoints.FromString(upsert_request("docs", [point, point], insert_only=True)) == request
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 1024, 5000])
@@ -228,10 +229,10 @@ def test_every_length_of_row_is_framed(size: int) -> None:
     """Rows come out of the message as they went in, float16 and transposed arrays too."""
     matrix = np.asfortranarray(np.random.default_rng(0).normal(size=(3, size)))
     for array in (matrix, matrix.astype(np.float16)):
-        message = pb.MultiDenseVector.FromString(multi_dense_vector(array))
+        message = pb.MultiDenseVector.FromString(b"".join(multi_dense_parts(array)))
         rows = [list(row.data) for row in message.vectors]
         assert rows == array.astype(np.float32).tolist()
-        row = pb.DenseVector.FromString(dense_vector(array[0]))
+        row = pb.DenseVector.FromString(b"".join(dense_parts(array[0])))
         assert list(row.data) == array[0].astype(np.float32).tolist()
 
 
@@ -242,11 +243,12 @@ def test_array_bytes_are_faster_than_values() -> None:
     matrix = big.colbert
     point = Point(1, {"text": "x"}, colbert=matrix)
 
-    def from_lists() -> pb.UpsertPoints:
+    def from_lists() -> bytes:
         rows = [pb.DenseVector(data=row) for row in matrix.tolist()]
         vector = pb.Vector(multi_dense=pb.MultiDenseVector(vectors=rows))
         vectors = pb.Vectors(vectors=pb.NamedVectors(vectors={"colbert": vector}))
-        return pb.UpsertPoints(points=[pb.PointStruct(id=pb.PointId(num=1), vectors=vectors)])
+        message = pb.UpsertPoints(points=[pb.PointStruct(id=pb.PointId(num=1), vectors=vectors)])
+        return bytes(message.SerializeToString())
 
     def seconds(build: Callable[[], object]) -> float:
         taken = []
@@ -256,7 +258,7 @@ def test_array_bytes_are_faster_than_values() -> None:
             taken.append(time.perf_counter() - start)
         return min(taken)
 
-    assert seconds(lambda: upsert_points("docs", [point], insert_only=False)) < seconds(from_lists) / 3
+    assert seconds(lambda: upsert_request("docs", [point], insert_only=False)) < seconds(from_lists) / 3
 
 
 @pytest.mark.parametrize(
