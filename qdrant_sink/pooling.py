@@ -19,9 +19,10 @@ MEAN_MIN: Final = 1e-3
 
 
 def pooled(rows: NDArray[Any], limit: int) -> NDArray[Any]:
-    """At most `limit` rows: the unit means of groups of ceil(N / limit) neighbours.
+    """At most `limit` rows: the unit means of as many groups of neighbours, of nearly equal size.
 
-    Rows that fit are returned as they are. A group whose mean is near zero is represented by its first row.
+    Rows that fit are returned as they are, and no more is merged than must be: of 1024 rows for 1023 places two.
+    A group whose mean is near zero is represented by its first row.
     What is not finite stays so, for conformance to find.
 
     Args:
@@ -29,15 +30,14 @@ def pooled(rows: NDArray[Any], limit: int) -> NDArray[Any]:
         limit: at least 1; `conformance.most_rows` of the size for a multivector of Qdrant.
 
     Returns:
-        Of the dtype of `rows`; [ceil(N / group), size] if N was greater than `limit`.
+        Of the dtype of `rows`; [min(N, limit), size].
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     count = rows.shape[0]
     if count <= limit:
         return rows
-    group = -(-count // limit)
-    starts = np.arange(0, count, group)
+    starts = np.arange(limit) * count // limit
     wide = rows.astype(np.result_type(rows.dtype, np.float32), copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
         means = np.add.reduceat(wide, starts, axis=0)

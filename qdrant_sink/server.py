@@ -93,7 +93,6 @@ class ServerStore:
         grpc_port: where gRPC listens.
         timeout_s: whole seconds that one attempt may take.
         deadline_s: seconds after which no further attempt starts.
-        pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
         names: of the vectors, in every collection.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
 
@@ -110,7 +109,6 @@ class ServerStore:
         grpc_port: int = 6334,
         timeout_s: int = 30,
         deadline_s: float = 20.0,
-        pause_s: float = 0.2,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
     ) -> None:

@@ -55,7 +55,6 @@ class GrpcDouble:
     calls: list[str] = field(default_factory=list)
     update_status: pb.UpdateStatus.ValueType = pb.UpdateStatus.Completed
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
-    script: Script | None = None
     statuses: list[pb.CollectionStatus.ValueType] = field(default_factory=list)  # of the next Gets; then green
     queries: list[pb.QueryBatchPoints] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)

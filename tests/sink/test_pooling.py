@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,15 @@ def max_sim(query: NDArray[Any], rows: NDArray[Any]) -> float:
 
 @given(count=st.integers(1, 300), limit=st.integers(1, 300))
 def test_rows_are_unit_means_of_neighbours(count: int, limit: int) -> None:
-    """At most as many rows as allowed, each the direction of the mean of its group, in the order of the text."""
+    """As many rows as allowed, each the direction of the mean of its group; groups differ by one row at most."""
     rows = unit(np.random.default_rng(count).normal(size=(count, 6)))
     found = pooled(rows, limit)
-    assert len(found) <= limit or count <= limit
-    group = -(-count // limit)
-    assert len(found) == -(-count // group)
-    for index, row in enumerate(found):
-        assert row == pytest.approx(unit(rows[index * group : (index + 1) * group].mean(axis=0)), abs=1e-5)
+    assert len(found) == min(count, limit)
+    bounds = [index * count // len(found) for index in range(len(found) + 1)]
+    sizes = np.diff(bounds)
+    assert sizes.max() - sizes.min() <= 1
+    for row, (start, end) in zip(found, pairwise(bounds), strict=True):
+        assert row == pytest.approx(unit(rows[start:end].mean(axis=0)), abs=1e-5)
     assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-6)
 
 
@@ -90,12 +92,12 @@ def test_a_search_finds_the_same_in_pooled_rows(factor: int) -> None:
 
 
 def test_a_text_of_the_full_model_fits_when_pooled() -> None:
-    """8191 rows of 1024 become 911, which conformance takes; 1023 is what a multivector holds."""
+    """8191 rows of 1024 become 1023, which is what a multivector holds."""
     assert most_rows(1024) == 1023
     long = embedding(0, rows=8191, size=1024, kinds=("colbert",))
     assert long.colbert is not None
     short = pooled(long.colbert.astype(np.float16), most_rows(1024))
-    assert short.shape == (911, 1024)
+    assert short.shape == (1023, 1024)
     fitting = type(long)(None, None, short, long.tokens, truncated=False)
     assert isinstance(conform(Draft(0, 0, {}, fitting), schema_for(1024, 1024)), Point)
 
