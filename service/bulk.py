@@ -149,9 +149,19 @@ class Bulk:
         """Begin no further job."""
         self._stopped = True
 
-    async def run(self, raw: Iterable[str]) -> Total:
-        """Load all lines, build the index, set the alias."""
+    def load(self, raw: Iterable[str]) -> Total:
+        """Load all lines, build the index, set the alias; what could not be done is the total's `failure`."""
+        try:
+            asyncio.run(self._run(raw))
+        except WorkerError as error:
+            self.total.failure = error.message
+        except UnicodeDecodeError:
+            self.total.failure = "a file is not UTF-8"
+        return self.total
+
+    async def _run(self, raw: Iterable[str]) -> None:
         arguments = self._arguments
+        self._operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
         if not arguments.keep_index:
             await self._operations.defer_index(arguments.collection)
         running: set[asyncio.Task[None]] = set()
@@ -170,7 +180,6 @@ class Bulk:
             await self._operations.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
             if arguments.alias is not None:
                 await self._operations.alias(arguments.alias, arguments.collection)
-        return self.total
 
     def _lines(self, raw: Iterable[str]) -> Iterator[Line]:
         for number, one in enumerate(raw, start=1):
@@ -183,7 +192,12 @@ class Bulk:
     async def _load(self, job: Sequence[Line]) -> None:
         answer = await self._operations.answer(self._request(job))
         report = answer.get("upsert") or answer.get("details", {}).get("upsert")
-        if report is None:  # the job as a whole was refused
+        if report is None and len(job) > 1 and answer["error_code"] == "invalid_request":
+            middle = len(job) // 2  # one of them is at fault; it must not take the others along
+            await self._load(job[:middle])
+            await self._load(job[middle:])
+            return
+        if report is None:
             for line in job:
                 self._reject({"line": line.number, "code": answer["error_code"], "message": answer["error"]})
             return
@@ -230,7 +244,8 @@ class Bulk:
         print(text, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, read; None is the process's own."""
     parser = argparse.ArgumentParser(
         prog="python -m service.bulk", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -249,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-key", default="text", help="where the payload keeps the text")
     parser.add_argument("--keep-index", action="store_true", help="do not defer the HNSW graph of a collection in use")
     parser.add_argument("--rejects", type=Path, help="a file for what was rejected: line, code and message")
-    return parser
+    return parser.parse_args(argv)
 
 
 def _raw_lines(files: Sequence[Path]) -> Iterator[str]:
@@ -263,7 +278,7 @@ def _raw_lines(files: Sequence[Path]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the load that the command line describes; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = arguments_of(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     missing = [path for path in arguments.files if str(path) != "-" and not path.is_file()]
     if missing:
@@ -278,13 +293,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         stack.callback(operations.close)
         rejects = stack.enter_context(arguments.rejects.open("w", encoding="utf-8")) if arguments.rejects else None
         bulk = Bulk(operations, arguments, rejects)
+
+        def stop(number: int, _frame: object) -> None:
+            bulk.stop()
+            signal.signal(number, signal.SIG_DFL)  # the second time at once
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: bulk.stop())
-        try:
-            total = asyncio.run(bulk.run(_raw_lines(arguments.files)))
-        except (WorkerError, UnicodeDecodeError) as error:
-            total = bulk.total
-            total.failure = error.message if isinstance(error, WorkerError) else "a file is not UTF-8"
+            signal.signal(number, stop)
+        total = bulk.load(_raw_lines(arguments.files))
         print(json.dumps(total.json(arguments.collection)))
     return 2 if total.failure is not None else 1 if total.rejected else 0
 

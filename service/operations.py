@@ -139,6 +139,10 @@ class Operations:
             case DeleteRequest() as request:
                 return await self.delete(request)
 
+    def check(self, raw: object) -> None:
+        """Raise `InvalidRequest` if a job's input is not well-formed; nothing is done."""
+        parse(raw, self._limits)
+
     async def embed(self, request: EmbedRequest) -> Json:
         """Texts to vectors."""
         results = await self._embedded(request)

@@ -1,0 +1,220 @@
+"""A load from the command line: every line is stored or named, and the collection is ready when it says so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedder.embedder import Embedder
+from qdrant_sink.edge import EdgeStore
+from service import bulk
+from service.bulk import BadLineError, Bulk, jobs, parse_line
+from service.operations import Operations
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, PATIENCE
+
+ROOT = Path(__file__).parents[2]
+
+
+def line(**fields: Any) -> str:
+    """A line of JSON."""
+    return json.dumps(fields) + "\n"
+
+
+class Loader:
+    """Loads lines through operations over a store of its own."""
+
+    def __init__(self, embedder: Embedder, store: EdgeStore, folder: Path) -> None:
+        self._operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+        self._rejects = folder / "rejects.jsonl"
+        self.bulk: Bulk
+
+    def __call__(self, raw: Iterable[str], *options: str) -> bulk.Total:
+        """What became of the lines."""
+        arguments = bulk.arguments_of(["--collection", "notes", *options])
+        with self._rejects.open("w", encoding="utf-8") as rejects:
+            self.bulk = Bulk(self._operations, arguments, rejects)
+            return self.bulk.load(raw)
+
+    @property
+    def rejected(self) -> list[dict[str, Any]]:
+        """What the file of rejects holds."""
+        return [json.loads(one) for one in self._rejects.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def load(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> Loader:
+    """A loader into an empty Qdrant Edge."""
+    return Loader(embedder, store, tmp_path)
+
+
+def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
+    """Lines with and without ids and payloads are stored, blank ones are nothing, and the total is exact."""
+    lines = [line(text="a", id=1, payload={"n": 1}), "\n", line(text="b"), line(text="c", id="three"), line(text="d")]
+    total = load(lines)
+    assert total.json("notes") | {"seconds": 0} == {
+        "collection": "notes", "submitted": 4, "stored": 4, "skipped": 0, "rejected": 0, "seconds": 0,
+    }  # fmt: skip
+    assert store.count("notes") == 4
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "must be an object, got list"),
+        (line(txt="a"), "unknown field 'txt'"),
+        (line(text=1), "text must be a string, got int"),
+        (line(text="a", id=1.5), "id must be an integer or a string, got float"),
+        (line(text="a", id=True), "id must be an integer or a string, got bool"),
+        (line(text="a", payload=[]), "payload must be an object, got list"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_bad_line_is_named_and_costs_no_other(load: Loader, raw: str, reason: str) -> None:
+    """The file of rejects has its number and the reason, and nothing of what it says."""
+    total = load([line(text="secret one"), raw, line(text="secret two")])
+    assert (total.stored, total.rejected) == (2, 1)
+    (one,) = load.rejected
+    assert (one["line"], one["code"]) == (2, "invalid_request")
+    assert reason in one["message"]
+    assert "secret" not in json.dumps(one)
+
+
+def test_a_point_that_is_refused_is_named_by_its_line(load: Loader) -> None:
+    """What the job rejects by index is the line's number in the file, over all jobs."""
+    lines = [line(text=f"text {n}", payload={"n": n if n != 3 else float("inf")}) for n in range(6)]
+    total = load(lines)
+    assert (total.stored, total.rejected) == (5, 1)
+    assert [(one["line"], one["code"]) for one in load.rejected] == [(4, "invalid_payload")]
+
+
+def test_one_bad_id_does_not_take_its_job_along(load: Loader) -> None:
+    """An id that is none, or a key that the worker writes, is refused for its own line."""
+    lines = [
+        line(text="a", id=1), line(text="b", id=-1), line(text="c", id=""), line(text="d", id=2**64),
+        line(text="e", id=5, payload={"text": "mine"}), line(text="\ud800", id=6), line(text="g", id=7),
+    ]  # fmt: skip
+    total = load(lines)
+    assert (total.stored, total.rejected) == (2, 5)
+    assert sorted(one["line"] for one in load.rejected) == [2, 3, 4, 5, 6]
+
+
+def test_a_second_run_goes_on_where_the_first_ended(load: Loader, store: EdgeStore) -> None:
+    """With `--insert-only` what is there is skipped and counted, and nothing is doubled."""
+    lines = [line(text=f"text {n}") for n in range(8)]
+    load(lines[:5])
+    total = load(lines, "--insert-only")
+    assert (total.stored, total.skipped) == (8, 5)
+    assert store.count("notes") == 8
+
+
+def test_an_alias_moves_when_all_is_there(load: Loader, store: EdgeStore) -> None:
+    """A search by the alias sees the old collection until the new one is complete and indexed."""
+    load([line(text="old")], "--collection", "v1", "--alias", "live")
+    assert store.count("live") == 1
+    seen: list[int] = []
+
+    def lines() -> Iterable[str]:
+        for n in range(3):
+            seen.append(store.count("live"))
+            yield line(text=f"new {n}")
+
+    load(lines(), "--collection", "v2", "--alias", "live")
+    assert seen == [1, 1, 1]
+    assert store.count("live") == 3
+
+
+def test_long_documents_are_cut(load: Loader, store: EdgeStore) -> None:
+    """`--chunk-tokens` stores a point per chunk, and the total counts points."""
+    text = " ".join(f"Sentence number {n} speaks of topic {n % 7}." for n in range(40))
+    total = load([line(text=text, id=1)], "--chunk-tokens", "48", "--chunk-overlap", "0")
+    assert total.stored == store.count("notes") > 3
+
+
+def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
+    """After a signal no further job begins, what was begun is accounted for, and no alias is set."""
+
+    def lines() -> Iterable[str]:
+        yield from (line(text=f"text {n}") for n in range(bulk.JOB_TEXTS))
+        load.bulk.stop()
+        yield from (line(text=f"later {n}") for n in range(2 * bulk.JOB_TEXTS))
+
+    total = load(lines(), "--vectors", "dense", "--alias", "live")
+    assert total.failure is not None
+    assert "--insert-only" in total.failure
+    assert total.stored == store.count("notes") < 2 * bulk.JOB_TEXTS
+    assert total.rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--chunk-tokens", "5"], "qdrant.chunk.maxTokens"),
+        (["--collection", "../notes"], "qdrant.collection"),
+        (["--text-key", ""], "qdrant.textKey"),
+    ],
+)
+def test_an_option_that_cannot_be_is_no_fault_of_a_line(load: Loader, options: list[str], named: str) -> None:
+    """The load ends before it begins, with the reason, and no line is rejected."""
+    total = load([line(text="a")], *options)
+    assert total.failure is not None
+    assert named in total.failure
+    assert (total.stored, total.rejected) == (0, 0)
+
+
+def test_jobs_are_small_and_never_mix_ids() -> None:
+    """A job has a bounded number of texts and characters, alone if it must, and ids for all of its lines or none."""
+    lines = [parse_line(n, line(text="x" * 300_000)) for n in range(1, 6)]
+    lines += [
+        parse_line(6, line(text="x" * 2_000_000)),
+        parse_line(7, line(text="x", id=1)),
+        parse_line(8, line(text="x")),
+    ]
+    found = [[one.number for one in job] for job in jobs(lines)]
+    assert found == [[1, 2, 3], [4, 5], [6], [7], [8]]
+    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * bulk.JOB_TEXTS + 2)]
+    assert [len(job) for job in jobs(many)] == [bulk.JOB_TEXTS, bulk.JOB_TEXTS, 1]
+
+
+def test_a_line_is_refused_without_its_content() -> None:
+    """The reason can be printed anywhere."""
+    with pytest.raises(BadLineError, match=r"^not JSON \(column 10\)$"):
+        parse_line(1, '{"text": secret}')
+
+
+def test_the_command_loads_and_reports(tmp_path: Path) -> None:
+    """`python -m service.bulk` reads files and a pipe, prints one line of JSON, and its status says how it went."""
+    (tmp_path / "one.jsonl").write_text(line(text="a") + "nonsense\n", encoding="utf-8")
+    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "service.bulk", "--collection", "notes", str(tmp_path / "one.jsonl"), "-"]
+    done = subprocess.run(
+        command,
+        input=line(text="b"),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout) | {"seconds": 0} == {
+        "collection": "notes", "submitted": 3, "stored": 2, "skipped": 0, "rejected": 1, "seconds": 0,
+    }  # fmt: skip
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
+    """A file that is not there, or a store that somebody owns, is one line and status 2."""
+    command = [sys.executable, "-m", "service.bulk", "--collection", "notes", str(tmp_path / "absent.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert "absent.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
