@@ -1,6 +1,6 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
-# make test    the tests;  make check   lint, format and types
+# make test    the tests (make test-slow: those that take longer);  make check   lint, format and types
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-server server-named check bench bench-sink format clean
+.PHONY: setup demo test test-slow test-server server-named check bench bench-sink format clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 test-server: server-named $(READY)
 	$(BIN)/python -m pytest -m server tests/sink $(ARGS)

@@ -207,6 +207,7 @@ class _Used:
         self.resident = psutil.Process().memory_info().rss
 
 
+@pytest.mark.slow
 def test_ten_thousand_points_among_faults(double: GrpcDouble, connect: Connect, proxied: Callable[..., Proxy]) -> None:
     """A tenth of all calls goes wrong, connections break and are refused: the collection is exact, and memory flat."""
     drafts = job(10_000)

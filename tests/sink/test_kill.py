@@ -77,7 +77,9 @@ def _told(connection: Connection, most: int) -> list[int]:
     return ids
 
 
-@pytest.fixture(params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(
+    params=["edge", pytest.param("double", marks=pytest.mark.slow), pytest.param("server", marks=pytest.mark.server)]
+)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Every kind of store in turn, as something that two processes can open one after the other."""
     match request.param:
