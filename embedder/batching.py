@@ -9,8 +9,9 @@ Rules, in the order in which they apply:
    the line, so a small job is not stuck behind a large one and no job starves.
 3. A batch holds at most `budget` tokens, except that a longer text goes alone.
 4. A job's `cap` bounds how many of its texts share a batch.
-5. A job with a `window` has at most so many tokens out of the queue at once, or one longer text; what its
-   consumer is done with is granted again. So results never pile up in front of a slow consumer.
+5. Jobs that stream share a `window`: while it is used up, by tokens that were taken and not released again,
+   their texts wait. So results never pile up in front of slow consumers, however many there are. The last text
+   taken may exceed it.
 """
 
 from __future__ import annotations
@@ -47,16 +48,12 @@ class _Line(Generic[JobKey]):
     key: JobKey
     lengths: Sequence[int]
     cap: int
-    credit: float
+    streams: bool
     next: int = 0
 
     @property
     def waiting(self) -> bool:
         return self.next < len(self.lengths)
-
-    @property
-    def ready(self) -> bool:
-        return self.waiting and self.credit > 0
 
     @property
     def tokens(self) -> int:
@@ -65,8 +62,14 @@ class _Line(Generic[JobKey]):
 
 @dataclass(slots=True)
 class BatchQueue(Generic[JobKey]):
-    """The texts that wait for a forward pass, and how many tokens they hold. Not thread-safe."""
+    """The texts that wait for a forward pass, and how many tokens they hold. Not thread-safe.
 
+    Attributes:
+        window: tokens of streaming jobs that may be out of the queue and not released.
+        tokens: of all texts that wait.
+    """
+
+    window: float = math.inf
     tokens: int = field(default=0, init=False)
     _passed_over: bool = field(default=False, init=False)
     _lines: dict[Priority, deque[_Line[JobKey]]] = field(
@@ -79,20 +82,19 @@ class BatchQueue(Generic[JobKey]):
 
     def waits(self, priority: Priority) -> bool:
         """Whether a text of this priority waits for its turn."""
-        return any(line.ready for line in self._lines[priority])
+        return any(self._ready(line) for line in self._lines[priority])
 
-    def add(self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0, window: int = 0) -> None:
-        """Queue a job's texts, given by their lengths in tokens; `cap` and `window` 0 mean none."""
+    def add(
+        self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0, streams: bool = False
+    ) -> None:
+        """Queue a job's texts, given by their lengths in tokens; `cap` 0 means none."""
         if lengths:
-            self._lines[priority].append(_Line(key, lengths, cap or len(lengths), window or math.inf))
+            self._lines[priority].append(_Line(key, lengths, cap or len(lengths), streams))
             self.tokens += sum(lengths)
 
-    def grant(self, key: JobKey, tokens: int) -> None:
-        """So many tokens of the job left its window."""
-        for lines in self._lines.values():
-            for line in lines:
-                if line.key == key:
-                    line.credit += tokens
+    def release(self, tokens: int) -> None:
+        """So many tokens of streaming jobs, taken before, are done with."""
+        self.window += tokens
 
     def drop(self, key: JobKey) -> None:
         """Forget what still waits of a job."""
@@ -128,7 +130,7 @@ class BatchQueue(Generic[JobKey]):
     def _take(self, lines: deque[_Line[JobKey]], budget: int) -> list[Pick[JobKey]]:
         picks: list[Pick[JobKey]] = []
         left = budget
-        open_lines = [line for line in lines if line.ready]
+        open_lines = [line for line in lines if self._ready(line)]
         opener = open_lines[:1]
         turn = 0
         while open_lines:
@@ -136,14 +138,15 @@ class BatchQueue(Generic[JobKey]):
             still_open = []
             for line in open_lines:
                 length = line.lengths[line.next]
-                if length > left and picks:
+                if (length > left and picks) or not self._ready(line):
                     continue
                 picks.append(Pick(line.key, line.next))
                 line.next += 1
                 left -= length
-                line.credit -= length
+                if line.streams:
+                    self.window -= length
                 self.tokens -= length
-                if line.ready and turn < line.cap:
+                if self._ready(line) and turn < line.cap:
                     still_open.append(line)
             open_lines = still_open
         for line in opener:
@@ -152,3 +155,6 @@ class BatchQueue(Generic[JobKey]):
         for line in [line for line in lines if not line.waiting]:
             lines.remove(line)
         return picks
+
+    def _ready(self, line: _Line[JobKey]) -> bool:
+        return line.waiting and (not line.streams or self.window > 0)

@@ -24,9 +24,6 @@ from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
 
-_WINDOW = 32_768
-"""Tokens of a stream that may be ahead of its consumer."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
@@ -188,12 +185,10 @@ class Embedder:
     ) -> Stream:
         """As `embed`, of tokenized texts, each result handed over as it comes: see `ModelPool.stream`.
 
-        Only so many texts are ahead of their release that the model stays busy and their vectors fit into memory:
-        four batches, or 32 768 tokens (128 MiB of ColBERT rows in float32) if that is more.
+        Only so many texts of all streams are ahead of their release that the model stays busy and their vectors
+        fit into memory.
         """
-        return self._pool.stream(
-            texts, outputs, priority, deliver, window=max(_WINDOW, 4 * self._pool.token_budget), batch_size=batch_size
-        )
+        return self._pool.stream(texts, outputs, priority, deliver, batch_size=batch_size)
 
     @property
     def max_length(self) -> int:

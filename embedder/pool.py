@@ -18,6 +18,9 @@ from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
 
+WINDOW = 32_768
+"""Tokens of streams that may be ahead of their consumers: 128 MiB of ColBERT rows of 1024 in float32."""
+
 _NO_DEVICE = "no device of this worker computes any more; it must be restarted"
 
 
@@ -29,12 +32,13 @@ class _Job:
     outputs: Outputs
     priority: Priority
     deliver: Callable[[int, Result], None] | None = None
+    unreleased: set[int] = field(default_factory=set)
     future: Future[list[Result]] = field(default_factory=Future)
     results: dict[int, Result] = field(default_factory=dict)
 
 
 class Stream:
-    """A job whose results are handed over one by one, and computed no faster than they are released."""
+    """A job whose results are handed over one by one, and computed no faster than those of all are released."""
 
     def __init__(self, pool: ModelPool, job: _Job) -> None:
         self._pool = pool
@@ -42,10 +46,10 @@ class Stream:
 
     def release(self, index: int) -> None:
         """This text's result is done with; another may be computed in its place."""
-        self._pool._grant(self._job, index)  # noqa: SLF001 - the pool's own handle
+        self._pool._release(self._job, index)  # noqa: SLF001 - the pool's own handle
 
     def cancel(self) -> None:
-        """Drop what still waits; at most what is being computed is still delivered."""
+        """Drop what still waits and release the rest; nothing more is delivered."""
         self._job.future.cancel()
 
 
@@ -62,6 +66,8 @@ class ModelPool:
         lanes: threads per GPU.
         token_budget: most tokens of one batch; a longer text goes alone.
         queue_tokens: most tokens waiting; a request beyond it is refused as `overloaded`.
+        window: most tokens of streams that are being computed, or delivered and not yet released; four batches,
+            if that is more, so that the model stays busy.
         clock: seconds.
 
     Attributes:
@@ -75,13 +81,14 @@ class ModelPool:
         lanes: int,
         token_budget: int,
         queue_tokens: int,
+        window: int = WINDOW,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._when_lost: Callable[[], None] = lambda: None
         self.token_budget = token_budget
         self._queue_tokens = queue_tokens
-        self._queue: BatchQueue[_Job] = BatchQueue()
+        self._queue: BatchQueue[_Job] = BatchQueue(max(window, 4 * token_budget))
         self._changed = threading.Condition()
         self._closed = False
         self._engines = list(engines)  # those that compute
@@ -133,7 +140,6 @@ class ModelPool:
         priority: Priority,
         deliver: Callable[[int, Result], None],
         *,
-        window: int,
         batch_size: int = 0,
     ) -> Stream:
         """Queue texts whose results are handed over as they come.
@@ -144,17 +150,16 @@ class ModelPool:
             priority: queries go before passages.
             deliver: called once per text, unless the stream is cancelled, with its index and its result, in any
                 order and from the threads of the pool: it must neither block nor raise.
-            window: most tokens of texts that are being computed, or delivered and not yet released.
             batch_size: as in `submit`.
 
         Raises:
             InvalidRequest, Overloaded, Cancelled, DeviceLost: as `submit`.
         """
         job = _Job(texts, outputs, priority, deliver)
-        self._queue_up(job, batch_size, window)
+        self._queue_up(job, batch_size)
         return Stream(self, job)
 
-    def _queue_up(self, job: _Job, batch_size: int, window: int = 0) -> None:
+    def _queue_up(self, job: _Job, batch_size: int) -> None:
         lengths = [len(text) for text in job.texts]
         tokens = sum(lengths)
         if tokens > self._queue_tokens:
@@ -172,7 +177,7 @@ class ModelPool:
                     f"the queue holds {self._queue.tokens} of {self._queue_tokens} tokens "
                     f"and this request has {tokens}; retry later"
                 )
-            self._queue.add(job, lengths, job.priority, cap=batch_size, window=window)
+            self._queue.add(job, lengths, job.priority, cap=batch_size, streams=job.deliver is not None)
             self._changed.notify_all()
         job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
 
@@ -197,12 +202,18 @@ class ModelPool:
     def _forget(self, job: _Job) -> None:
         with self._changed:
             self._queue.drop(job)
-            self._changed.notify_all()
+            self._release_all(job, list(job.unreleased))
 
-    def _grant(self, job: _Job, index: int) -> None:
+    def _release(self, job: _Job, index: int) -> None:
         with self._changed:
-            self._queue.grant(job, len(job.texts[index]))
-            self._changed.notify_all()
+            self._release_all(job, [index])
+
+    def _release_all(self, job: _Job, indices: Sequence[int]) -> None:
+        """Give tokens back to the window, once each; the lock is held."""
+        known = job.unreleased.intersection(indices)
+        job.unreleased -= known
+        self._queue.release(sum(len(job.texts[index]) for index in known))
+        self._changed.notify_all()
 
     def _run_lane(self, engine: Engine, queries_only: bool) -> None:  # noqa: FBT001 - the target of a thread
         while batch := self._next_batch(engine, queries_only=queries_only):
@@ -212,7 +223,7 @@ class ModelPool:
         """Wait for texts; empty when the lane has nothing more to do."""
         with self._changed:
             while engine in self._engines:
-                batch = (self._queue.take_queries if queries_only else self._queue.take)(self.token_budget)
+                batch = self._taken(self._queue.take_queries if queries_only else self._queue.take)
                 if batch:
                     if self._closed and not self._queue:
                         self._changed.notify_all()  # others may wait for a stream that has just ended
@@ -221,6 +232,14 @@ class ModelPool:
                     break
                 self._changed.wait()
             return []
+
+    def _taken(self, take: Callable[[int], list[Pick[_Job]]]) -> list[Pick[_Job]]:
+        """The next batch; the lock is held."""
+        batch = take(self.token_budget)
+        for pick in batch:
+            if pick.key.deliver is not None:
+                pick.key.unreleased.add(pick.index)
+        return batch
 
     def _compute(self, batch: list[Pick[_Job]], engine: Engine) -> list[Pass]:
         """The batch's passes, by this engine or, if its device is lost meanwhile, by another."""
@@ -249,13 +268,11 @@ class ModelPool:
             nonlocal given
             if all(pick.key.future.cancelled() for pick in batch):
                 raise Cancelled("nobody waits for this batch any more")
-            if not self._queue.waits(Priority.QUERY):  # without the lock: it is asked often, and again soon
-                return
             now = self._clock()
             if given > now - started - given:
                 return
             with self._changed:
-                queries = self._queue.take_queries(self.token_budget)
+                queries = self._taken(self._queue.take_queries)
             if queries:
                 self._deliver(queries, self._compute(queries, engine))
             given += self._clock() - now

@@ -231,45 +231,58 @@ def test_a_job_without_texts_is_nothing() -> None:
     assert queue.take(10) == []
 
 
-def test_a_window_holds_texts_back_until_others_are_done_with() -> None:
-    """A job with a window has at most so many tokens out; others are served meanwhile, and a grant lets it go on."""
-    queue: BatchQueue[str] = BatchQueue()
-    queue.add("slow", [10] * 10, Priority.PASSAGE, window=25)
+def test_a_window_holds_streams_back_until_others_are_done_with() -> None:
+    """Streams share a window; others are served meanwhile, and what is released lets streams go on."""
+    queue: BatchQueue[str] = BatchQueue(25)
+    queue.add("slow", [10] * 10, Priority.PASSAGE, streams=True)
     queue.add("free", [10] * 2, Priority.PASSAGE)
     assert [pick.key for pick in queue.take(100)] == ["slow", "free", "slow", "free", "slow"]
     assert queue.take(100) == []
     assert not queue.waits(Priority.PASSAGE)
     assert queue
     assert queue.tokens == 70
-    queue.grant("slow", 5)
+    queue.release(5)
     assert queue.take(100) == []
-    queue.grant("slow", 10)
+    queue.release(10)
     assert queue.take(100) == [Pick("slow", 3)]
 
 
-def test_a_text_longer_than_its_window_goes_alone() -> None:
-    """A window smaller than one text delays it until everything else of its job is done with, and no longer."""
-    queue: BatchQueue[str] = BatchQueue()
-    queue.add("job", [10, 50, 10], Priority.PASSAGE, window=20)
+def test_many_streams_have_one_window() -> None:
+    """Ten slow consumers hold no more than one does."""
+    queue: BatchQueue[int] = BatchQueue(25)
+    for number in range(10):
+        queue.add(number, [10] * 10, Priority.PASSAGE, streams=True)
+    assert [pick.key for pick in queue.take(1000)] == [0, 1, 2]
+    assert queue.take(1000) == []
+
+
+def test_a_text_longer_than_the_window_goes_alone() -> None:
+    """A window smaller than one text delays it until everything else is done with, and no longer."""
+    queue: BatchQueue[str] = BatchQueue(20)
+    queue.add("job", [10, 50, 10], Priority.PASSAGE, streams=True)
     assert queue.take(100) == [Pick("job", 0), Pick("job", 1)]
-    queue.grant("job", 10)
+    queue.release(10)
     assert queue.take(100) == []
-    queue.grant("job", 50)
+    queue.release(50)
     assert queue.take(100) == [Pick("job", 2)]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(jobs=st.lists(st.tuples(lengths, priorities, caps, st.integers(1, 300)), max_size=6), budget=budgets)
-def test_windows_lose_no_text(jobs: list[tuple[list[int], Priority, int, int]], budget: int) -> None:
-    """Whatever the windows, all texts leave, once each, if what left is granted again."""
-    queue: BatchQueue[str] = BatchQueue()
-    for number, (job, priority, cap, window) in enumerate(jobs):
-        queue.add(str(number), job, priority, cap=cap, window=window)
+@given(
+    jobs=st.lists(st.tuples(lengths, priorities, caps, st.booleans()), max_size=6),
+    budget=budgets,
+    window=st.integers(1, 300),
+)
+def test_windows_lose_no_text(jobs: list[tuple[list[int], Priority, int, bool]], budget: int, window: int) -> None:
+    """Whatever the window, all texts leave, once each, if what left is released again."""
+    queue: BatchQueue[int] = BatchQueue(window)
+    for number, (job, priority, cap, streams) in enumerate(jobs):
+        queue.add(number, job, priority, cap=cap, streams=streams)
     left = []
     while queue:
         batch = queue.take(budget)
         assert batch
-        for pick in batch:
-            left.append((pick.key, pick.index))
-            queue.grant(pick.key, jobs[int(pick.key)][0][pick.index])
-    assert sorted(left) == sorted((str(number), n) for number, (job, *_) in enumerate(jobs) for n in range(len(job)))
+        left += [(pick.key, pick.index) for pick in batch]
+        queue.release(sum(jobs[pick.key][0][pick.index] for pick in batch if jobs[pick.key][3]))
+        assert queue.window == window
+    assert sorted(left) == [(number, n) for number, (job, *_) in enumerate(jobs) for n in range(len(job))]

@@ -18,7 +18,7 @@ from embedder.batching import Priority
 from embedder.engine import EncodedBatch, Engine, GiveWay, TokenBatch
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, ModelFailure, Overloaded
 from embedder.forward import Result
-from embedder.pool import ModelPool, Stream
+from embedder.pool import WINDOW, ModelPool, Stream
 from embedder.tokenizer import EncodedText
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.conftest import Bench
@@ -31,10 +31,10 @@ EVERY_OUTPUT = [Outputs.of(kinds) for n in (1, 2, 3) for kinds in itertools.comb
 
 @contextmanager
 def pool_of(
-    *engines: Engine, lanes: int = 1, token_budget: int = 30, queue_tokens: int = 10_000
+    *engines: Engine, lanes: int = 1, token_budget: int = 30, queue_tokens: int = 10_000, window: int = WINDOW
 ) -> Iterator[ModelPool]:
     """A pool that is closed at the end."""
-    pool = ModelPool(engines, lanes=lanes, token_budget=token_budget, queue_tokens=queue_tokens)
+    pool = ModelPool(engines, lanes=lanes, token_budget=token_budget, queue_tokens=queue_tokens, window=window)
     try:
         yield pool
     finally:
@@ -593,9 +593,9 @@ class Consumer:
         return found
 
 
-def stream(pool: ModelPool, numbers: Sequence[int], consumer: Consumer, window: int) -> Stream:
+def stream(pool: ModelPool, numbers: Sequence[int], consumer: Consumer) -> Stream:
     """Stream texts of three tokens by their numbers."""
-    return pool.stream([text(number) for number in numbers], Outputs(), Priority.PASSAGE, consumer, window=window)
+    return pool.stream([text(number) for number in numbers], Outputs(), Priority.PASSAGE, consumer)
 
 
 def test_a_stream_delivers_each_result_once_as_it_comes() -> None:
@@ -603,7 +603,7 @@ def test_a_stream_delivers_each_result_once_as_it_comes() -> None:
     engine, consumer = CountingEngine(), Consumer()
     with pool_of(engine, token_budget=6) as pool:
         with engine.held():
-            stream(pool, range(1, 9), consumer, 1000)
+            stream(pool, range(1, 9), consumer)
             engine.wait_for_pass()
         found = consumer.take(8)
         whole = done(submit(pool, range(1, 9)))
@@ -615,37 +615,46 @@ def test_a_stream_delivers_each_result_once_as_it_comes() -> None:
 def test_a_stream_is_no_further_ahead_than_its_window() -> None:
     """A consumer that releases nothing stops its stream, and nobody else; each release lets one text follow."""
     engine, consumer = CountingEngine(), Consumer()
-    with pool_of(engine, token_budget=3) as pool:
-        running = stream(pool, range(1, 7), consumer, 6)
+    with pool_of(engine, token_budget=1, window=6) as pool:
+        running = stream(pool, range(1, 7), consumer)
         assert sorted(consumer.take(2)) == [0, 1]
         assert failures(done(submit(pool, [90, 91]))) == []
         assert not {3, 4, 5, 6}.intersection(engine.seen)
         running.release(0)
         assert sorted(consumer.take(1)) == [2]
         assert not {4, 5, 6}.intersection(engine.seen)
-        for index in range(1, 6):
+        for index in (1, 2):
             running.release(index)
-        assert sorted(consumer.take(3)) == [3, 4, 5]
+            running.release(index)  # a second time is nothing
+        assert sorted(consumer.take(2)) == [3, 4]
+        assert not {6}.intersection(engine.seen)
+        running.release(3)
+        assert sorted(consumer.take(1)) == [5]
 
 
 def test_a_cancelled_stream_computes_nothing_more() -> None:
     """What still waits is dropped, and the queue has its room back."""
     engine, consumer = CountingEngine(), Consumer()
-    with pool_of(engine, token_budget=3) as pool:
-        running = stream(pool, range(1, 50), consumer, 6)
+    with pool_of(engine, token_budget=1, window=6) as pool:
+        running = stream(pool, range(1, 50), consumer)
         consumer.take(2)
         running.cancel()
         assert pool.waiting_tokens == 0
         running.release(0)
         assert failures(done(submit(pool, [90]))) == []
-    assert set(engine.seen) <= {1, 2, 90}
+        again = Consumer()
+        after = stream(pool, range(60, 66), again)  # what was never released does not stand in its way
+        for index in range(6):
+            assert again.take(1).keys() == {index}
+            after.release(index)
+    assert set(engine.seen) <= {1, 2, 90, *range(60, 66)}
 
 
 def test_closing_the_pool_finishes_a_stream() -> None:
     """A stream that was accepted ends, however slowly it is consumed."""
     engine, consumer = CountingEngine(), Consumer()
-    with ThreadPoolExecutor(1) as thread, pool_of(engine, token_budget=3) as pool:
-        running = stream(pool, range(1, 7), consumer, 3)
+    with ThreadPoolExecutor(1) as thread, pool_of(engine, token_budget=1, window=3) as pool:
+        running = stream(pool, range(1, 7), consumer)
         closing = thread.submit(pool.close)
         for _ in range(6):
             ((index, result),) = consumer.take(1).items()
@@ -658,11 +667,23 @@ def test_a_stream_without_a_device_is_told_so_for_each_text() -> None:
     """When the last device is lost, every text of a stream fails, those that waited too."""
     consumer = Consumer()
     with pool_of(CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed")), token_budget=3) as pool:
-        stream(pool, range(1, 6), consumer, 3)
+        stream(pool, range(1, 6), consumer)
         assert all(isinstance(result, DeviceLost) for result in consumer.take(5).values())
 
 
 def test_a_stream_larger_than_the_queue_is_refused() -> None:
     """Streaming changes nothing about admission."""
     with pool_of(CountingEngine(), queue_tokens=10) as pool, pytest.raises(InvalidRequest, match="QUEUE_TOKENS=10"):
-        stream(pool, range(1, 6), Consumer(), 3)
+        stream(pool, range(1, 6), Consumer())
+
+
+def test_queries_that_stream_may_come_and_go_beside_a_pass() -> None:
+    """A pass over passages asks for queries while other threads add them: nothing is ever lost by it."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=6, window=3) as pool, ThreadPoolExecutor(4) as threads:
+        held = Consumer()
+        blocked = pool.stream([text(n) for n in range(1, 9)], Outputs(), Priority.QUERY, held)
+        held.take(1)
+        jobs = list(threads.map(lambda n: submit(pool, [n], priority=Priority(n % 2)), range(100, 400)))
+        assert all(failures(done(job)) == [] for job in jobs)
+        blocked.cancel()
