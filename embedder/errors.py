@@ -10,6 +10,7 @@
     ├── StoreError
     │   ├── StoreUnavailable    store_unavailable    the store does not answer; retry later
     │   ├── StoreRejected       store_rejected       the store refused what it was sent
+    │   │   └── AccessDenied        store_rejected       the store does not let the worker in
     │   └── SchemaMismatch      schema_mismatch      the collection differs from what is wanted
     ├── DuplicateId         duplicate_id         two points of one job claim one id
     ├── Cancelled           cancelled            the job was cancelled
@@ -98,6 +99,10 @@ class StoreRejected(StoreError):
     """The store refused the content of a request."""
 
     code = "store_rejected"
+
+
+class AccessDenied(StoreRejected):
+    """The store does not let this worker in: nothing that it sends is at fault, and nothing will be taken."""
 
 
 class SchemaMismatch(StoreError):

@@ -6,7 +6,7 @@
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
       of one message or its whole capacity  413, 400        StoreRejected       no: a smaller batch can pass
     NOT_FOUND                               404             NotFound            no
-    UNAUTHENTICATED, PERMISSION_DENIED      401, 403        StoreRejected       no
+    UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
     everything else                         4xx             StoreRejected       no
 
 No message of the server is passed on; `reasons.reason` picks what is harmless in it.
@@ -22,7 +22,7 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from embedder.errors import NotFound, StoreRejected, StoreUnavailable, WorkerError
+from embedder.errors import AccessDenied, NotFound, StoreRejected, StoreUnavailable, WorkerError
 from qdrant_sink.reasons import reason
 
 RAISED_BY_CLIENT = (
@@ -128,8 +128,8 @@ def _rejected(status: str, details: str) -> StoreRejected:
     return StoreRejected(f"Qdrant refused the request: {status}" + (f", {why}" if why else ""))
 
 
-def _denied(status: str) -> StoreRejected:
-    return StoreRejected(f"Qdrant denied access: {status}; check QDRANT_API_KEY and what it may write")
+def _denied(status: str) -> AccessDenied:
+    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and what it may write")
 
 
 def _absent(collection: str) -> NotFound:

@@ -92,7 +92,7 @@ class ServerStore:
         prefer_grpc: see the module.
         grpc_port: where gRPC listens.
         timeout_s: whole seconds that one attempt may take.
-        deadline_s: seconds after which no further attempt starts.
+        deadline_s: seconds after which no further attempt starts; three attempts that time out fit in.
         names: of the vectors, in every collection.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
 
@@ -107,8 +107,8 @@ class ServerStore:
         *,
         prefer_grpc: bool = True,
         grpc_port: int = 6334,
-        timeout_s: int = 30,
-        deadline_s: float = 20.0,
+        timeout_s: int = 20,
+        deadline_s: float = 70.0,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
     ) -> None:

@@ -4,8 +4,8 @@
 
 Batches grow with the load: while the store is idle, what there is is sent; while it works, points gather up to
 `BATCH_BYTES`. A batch that the store refuses is split until the point at fault stands alone; its neighbours are
-stored. When the store no longer answers, what was not acknowledged is reported so, and
-`stored + rejected == submitted` holds in every case.
+stored. When the store no longer answers, does not let the writer in or has lost the collection, what is not there is
+reported so, and `stored + rejected == submitted` holds in every case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from embedder.errors import Internal, NotFound, StoreRejected, StoreUnavailable, WorkerError, whereabouts
+from embedder.errors import (
+    AccessDenied,
+    Internal,
+    NotFound,
+    StoreRejected,
+    StoreUnavailable,
+    WorkerError,
+    whereabouts,
+)
 from qdrant_sink.conformance import Refusal, conform
 from qdrant_sink.points import Claim, Draft, Point, PointId, claims
 from qdrant_sink.schema import CollectionSchema
@@ -90,7 +98,9 @@ class Writer:
         insert_only: leave points that exist untouched.
         merged: of a draft's index, all indices that it stands for; without an entry, itself.
         ensure: makes or verifies the collection; called before the first batch, and once more if the collection
-            vanishes meanwhile. What it raises ends the job as a failure of the store does. None: it is there.
+            vanishes before anything is stored. What it raises ends the job as a failure of the store does. None: it
+            is there.
+        prepare: the last touch to a draft, in `run`'s thread.
         settled: called in `run`'s thread with the index of each draft that is stored or rejected: its vectors are
             not needed any more.
         gave_up: called once if the store gives out; everything that is offered later is rejected unseen.
@@ -106,6 +116,7 @@ class Writer:
         insert_only: bool = False,
         merged: Mapping[int, tuple[int, ...]] | None = None,
         ensure: Callable[[], None] | None = None,
+        prepare: Callable[[Draft], Draft] = lambda draft: draft,
         settled: Callable[[int], None] = lambda _index: None,
         gave_up: Callable[[], None] = lambda: None,
     ) -> None:
@@ -116,9 +127,10 @@ class Writer:
         self._insert_only = insert_only
         self._merged = merged or {}
         self._ensure = ensure
+        self._prepare = prepare
         self._settled = settled
         self._gave_up = gave_up
-        self._inbox: SimpleQueue[Draft | Claim | Rejection | _Sent | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Draft | Claim | Rejection | _Sent | WorkerError | None] = SimpleQueue()
         self._ended = False
         self._waiting: deque[tuple[Claim, int]] = deque()
         self._bytes = 0
@@ -137,6 +149,11 @@ class Writer:
 
     def end(self) -> None:
         """Nothing more will be offered."""
+        self._inbox.put(None)
+
+    def abandon(self, error: WorkerError) -> None:
+        """Send nothing more, for this reason, and end; what is being sent is still accounted for."""
+        self._inbox.put(error)
         self._inbox.put(None)
 
     def run(self) -> None:
@@ -158,28 +175,36 @@ class Writer:
                 item = self._inbox.get()
             self._take(item)
 
-    def _take(self, item: Draft | Claim | Rejection | _Sent | None) -> None:
+    def _take(self, item: Draft | Claim | Rejection | _Sent | WorkerError | None) -> None:
         match item:
             case None:
                 self._ended = True
+            case WorkerError():
+                self._give_up(item)
             case _Sent():
                 self._sending -= 1
                 self._account(item)
             case Rejection():
-                self._reject((item.index,), item.code, item.message)
+                self._reject(self._merged.get(item.index, (item.index,)), item.code, item.message)
                 self._settled(item.index)
             case Claim():
                 self._add(item)
             case Draft() if self.failure is not None:  # not worth proving
                 self._refuse(self._merged.get(item.index, (item.index,)), self.failure)
             case Draft():
-                proven = conform(item, self._schema)
-                indices = self._merged.get(item.index, (item.index,))
-                if isinstance(proven, Refusal):
-                    self._reject(indices, proven.code, proven.message)
-                    self._settled(item.index)
-                else:
-                    self._add(Claim(proven, indices))
+                self._prove(item, self._merged.get(item.index, (item.index,)))
+
+    def _prove(self, draft: Draft, indices: tuple[int, ...]) -> None:
+        try:
+            proven = conform(self._prepare(draft), self._schema)
+        except Exception as error:  # noqa: BLE001 - a defect in one point must not leave the others waiting
+            self._refuse(indices, _internal("a point could not be proven", error))
+            return
+        if isinstance(proven, Refusal):
+            self._reject(indices, proven.code, proven.message)
+            self._settled(draft.index)
+        else:
+            self._add(Claim(proven, indices))
 
     def _add(self, claim: Claim) -> None:
         if self.failure is not None:
@@ -216,6 +241,9 @@ class Writer:
         except WorkerError as error:
             self._give_up(error)
             return False
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up(_internal("the collection could not be made", error))
+            return False
         self._times_ensured += 1
         return True
 
@@ -231,14 +259,20 @@ class Writer:
             for claim in sent.unsent:
                 self._add(claim)
             return
+        if isinstance(sent.failure, NotFound):  # what was acknowledged is gone with it
+            self._reject(self.stored, sent.failure.code, sent.failure.message)
+            self.stored.clear()
         error = self.failure or sent.failure
         for claim in sent.unsent:
             self._refuse(claim.indices, error)
         self._give_up(error)
 
     def _remade(self, times_ensured: int) -> bool:
-        """Whether a collection that vanished since it was ensured is there again; it is made anew once."""
-        if self._ensure is None or self.failure is not None:
+        """Whether a collection that vanished since it was ensured is there again.
+
+        It is made anew once, and not if points were in it: the job must be sent again.
+        """
+        if self._ensure is None or self.failure is not None or self.stored:
             return False
         return times_ensured < self._times_ensured or (self._times_ensured == 1 and self._make())
 
@@ -275,6 +309,9 @@ class Writer:
                 continue
             try:
                 self._store.upsert(self._collection, [claim.point for claim in part], insert_only=self._insert_only)
+            except AccessDenied as error:
+                sent.failure = error
+                sent.unsent += part
             except StoreRejected as error:
                 if len(part) == 1:
                     sent.refused.append((part[0], error))
@@ -285,11 +322,15 @@ class Writer:
                 sent.failure = error
                 sent.unsent += part
             except BaseException as error:  # noqa: BLE001 - a sender that dies silently would leave the job waiting
-                log.error("the store failed unexpectedly: %s", whereabouts(error))
-                sent.failure = Internal(f"internal error ({type(error).__name__})")
+                sent.failure = _internal("the store failed unexpectedly", error)
                 sent.unsent += part
             else:
                 sent.stored += part
+
+
+def _internal(what: str, error: BaseException) -> Internal:
+    log.error("%s: %s", what, whereabouts(error))
+    return Internal(f"internal error ({type(error).__name__})")
 
 
 def write(

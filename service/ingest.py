@@ -8,16 +8,17 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from itertools import count
 
-from embedder.errors import ModelFailure, NotFound, StoreUnavailable, WorkerError
+from embedder.errors import Cancelled, ModelFailure, NotFound, WorkerError
 from embedder.forward import Result
 from embedder.pool import Stream
+from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding
 from qdrant_sink.conformance import most_rows
 from qdrant_sink.points import Draft, PointId, chunk_id
 from qdrant_sink.pooling import pooled
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
-from qdrant_sink.writer import Rejection, UpsertReport, Writer, present
+from qdrant_sink.writer import BATCH_POINTS, Rejection, UpsertReport, Writer, present
 from service.plan import Plan
 from service.responses import upsert_json
 
@@ -65,8 +66,7 @@ class Ingest:
                 skipped = self._skipped(plan)
             return Load(plan, self._opened(), self._schema, senders=self._senders, skipped=skipped, ensure=self.ensure)
         except WorkerError as error:
-            lost = [Rejection(position, error.code, error.message) for position in range(len(plan.entries))]
-            raise _accounted(error, plan, UpsertReport.of(len(plan.entries), [], [], lost)) from error
+            raise lost(error, plan) from error
 
     def _skipped(self, plan: Plan) -> list[int]:
         try:
@@ -125,8 +125,9 @@ class Load:
             insert_only=plan.insert_only,
             merged=plan.owners,
             ensure=lambda: ensure(plan.collection),
+            prepare=self._pooled,
             settled=self._settled,
-            gave_up=self.cancel,
+            gave_up=self._stop_model,
         )
 
     def deliver(self, number: int, result: Result) -> None:
@@ -134,32 +135,37 @@ class Load:
         position = self.wanted[number]
         if isinstance(result, Embedding):
             entry = self._plan.entries[position]
-            self._writer.offer(Draft(position, entry.id, entry.payload, self._pooled(result)))
+            self._writer.offer(Draft(position, entry.id, entry.payload, result))
         else:
             self.failures |= dict.fromkeys(self._plan.owners[position], result)
             self._writer.offer(Rejection(position, result.code, result.message))
         if next(self._delivered) == len(self.wanted):
             self._writer.end()
 
-    def run(self, stream: Stream | None = None) -> UpsertReport:
-        """Store what is delivered until all of it is accounted for. Blocks.
+    @property
+    def texts(self) -> list[EncodedText]:
+        """What the model must embed: of each position in `wanted`."""
+        return [self._plan.entries[position].encoded for position in self.wanted]
 
-        Args:
-            stream: released as points are settled, cancelled if the store gives out.
+    def attach(self, stream: Stream) -> None:
+        """The stream that delivers: released as points are settled, cancelled if the store gives out."""
+        self._stream = stream
+
+    def run(self) -> UpsertReport:
+        """Store what is delivered until all of it is accounted for. Blocks.
 
         Raises:
             StoreError: the store gave out; `details["upsert"]` accounts for every point.
             Internal: the store raised what no store should; likewise.
         """
-        self._stream = stream
         if not self.wanted:
             self._writer.end()
         self._writer.run()
         failure = self._writer.failure
         report = self._report(failure)
         if failure is not None:
-            lost = sum(one.code == failure.code for one in report.rejected)
-            message = f"{lost} of {report.submitted} points were not stored: {failure.message}"
+            missing = sum(one.code == failure.code for one in report.rejected)
+            message = f"{missing} of {report.submitted} points were not stored: {failure.message}"
             raise _accounted(type(failure)(message, details=failure.details), self._plan, report)
         try:
             self._forget_stale()
@@ -169,15 +175,20 @@ class Load:
         return report
 
     def cancel(self) -> None:
-        """Wait for nothing more from the model; `run` ends as soon as what is being sent is accounted for."""
+        """Compute and send nothing more; `run` ends as soon as what is being sent is accounted for."""
+        self._stop_model()
+        self._writer.abandon(Cancelled("the job was cancelled"))
+
+    def _stop_model(self) -> None:
         if self._stream is not None:
             self._stream.cancel()
         self._writer.end()
 
-    def _pooled(self, embedding: Embedding) -> Embedding:
-        if not self._plan.pools or embedding.colbert is None:
-            return embedding
-        return replace(embedding, colbert=pooled(embedding.colbert, self._most_rows))
+    def _pooled(self, draft: Draft) -> Draft:
+        colbert = draft.embedding.colbert
+        if not self._plan.pools or colbert is None:
+            return draft
+        return replace(draft, embedding=replace(draft.embedding, colbert=pooled(colbert, self._most_rows)))
 
     def _settled(self, position: int) -> None:
         if self._stream is not None:
@@ -185,10 +196,11 @@ class Load:
 
     def _report(self, failure: WorkerError | None) -> UpsertReport:
         plan, writer = self._plan, self._writer
-        skipped = [position for owner in self._skipped for position in plan.owners[owner]]
+        gone = isinstance(failure, NotFound)  # and with the collection what was there before
+        skipped = [] if gone else [position for owner in self._skipped for position in plan.owners[owner]]
         rejected = [*plan.rejected, *writer.rejected]
         known = {one.index for one in rejected}.union(writer.stored, skipped)
-        why = failure or StoreUnavailable("the job was cancelled before it was sent")
+        why = failure or Cancelled("the job was cancelled before it was sent")
         rejected += [
             Rejection(position, why.code, why.message) for position in range(len(plan.entries)) if position not in known
         ]
@@ -205,18 +217,29 @@ class Load:
             for text, positions in enumerate(plan.documents)
             if plan.entries[positions[0]].chunk is not None and stored.issuperset(positions)
         }
+        stale: list[PointId] = []
         while documents:
             probes: dict[PointId, PointId] = {
-                chunk_id(document, first + n, plan.collection): document
+                chunk_id(document, first + n, plan.id_scope): document
                 for document, first in documents.items()
                 for n in range(_PROBED)
             }
-            stale = list(present(self._store, plan.collection, list(probes)))
-            if stale:
-                self._store.delete(plan.collection, ids=stale)
-                log.info("deleted %d chunks of earlier versions", len(stale))
-            longer = {probes[one] for one in stale}
+            there = present(self._store, plan.collection, list(probes))
+            stale += [one for one in probes if one in there]
+            longer = {probes[one] for one in there}
             documents = {document: first + _PROBED for document, first in documents.items() if document in longer}
+        # From the last on: a deletion that is cut short leaves the next run its beginning to find.
+        for end in range(len(stale), 0, -BATCH_POINTS):
+            self._store.delete(plan.collection, ids=stale[max(0, end - BATCH_POINTS) : end])
+        if stale:
+            log.info("deleted %d chunks of earlier versions", len(stale))
+
+
+def lost(error: WorkerError, plan: Plan) -> WorkerError:
+    """The error of a job of which nothing is stored, with its account."""
+    refused = {one.index for one in plan.rejected}
+    rejected = [Rejection(n, error.code, error.message) for n in range(len(plan.entries)) if n not in refused]
+    return _accounted(error, plan, UpsertReport.of(len(plan.entries), [], [], [*plan.rejected, *rejected]))
 
 
 def _accounted(error: WorkerError, plan: Plan, report: UpsertReport) -> WorkerError:

@@ -30,7 +30,7 @@ from qdrant_sink.points import point_id
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
-from service.ingest import Ingest, Load
+from service.ingest import Ingest, Load, lost
 from service.plan import Entry, Plan
 from service.requests import (
     CountRequest,
@@ -166,14 +166,18 @@ class Operations:
             await asyncio.to_thread(self._embed_answer, request, outline, plan)
         load = await self._blocking(lambda: self._ingest.begin(plan))
         planned = time.perf_counter()
-        if request.wants_vectors:
-            results = await self._embedded(request, [entry.encoded for entry in plan.entries])
-            answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
-            report = await self._loading(lambda: _delivered(load, results))
-        else:
-            report = await self._streamed(request, load, [plan.entries[position].encoded for position in load.wanted])
-            known = [load.failures.get(position, result) for position, result in enumerate(outline)]
-            answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
+        try:
+            if request.wants_vectors:
+                results = await self._embedded(request, [entry.encoded for entry in plan.entries])
+                answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
+                report = await self._loaded(load, lambda: _delivered(load, results))
+            else:
+                report = await self._streamed(request, load)
+                known = [load.failures.get(position, result) for position, result in enumerate(outline)]
+                answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
+                answer["usage"]["tokens"] = sum(len(plan.entries[position].encoded) for position in load.wanted)
+        except WorkerError as error:
+            raise error if "upsert" in error.details else lost(error, plan) from error
         answer["upsert"] = upsert_json(plan, report)
         log.info(
             "ingested %d points: %d stored, %d of them there before, %d rejected; planned in %.2f s, done in %.2f s",
@@ -186,20 +190,26 @@ class Operations:
         )
         return answer
 
-    async def _streamed(self, request: EmbedRequest, load: Load, texts: Sequence[EncodedText]) -> UpsertReport:
+    async def _streamed(self, request: EmbedRequest, load: Load) -> UpsertReport:
         """Embed and store at once."""
         stream = None
-        if texts:
-            outputs, priority = Outputs.of(request.vectors), _priority(request)
+        if load.wanted:
             stream = self._embedder.stream(
-                texts, outputs, load.deliver, priority=priority, batch_size=request.batch_size
+                load.texts,
+                Outputs.of(request.vectors),
+                load.deliver,
+                priority=_priority(request),
+                batch_size=request.batch_size,
             )
+            load.attach(stream)
+        return await self._loaded(load, load.run)
+
+    async def _loaded(self, load: Load, run: Callable[[], UpsertReport]) -> UpsertReport:
+        """Whatever ends the load, the model computes nothing more for it."""
         try:
-            return await self._loading(lambda: load.run(stream))
-        except asyncio.CancelledError:
+            return await self._loading(run)
+        except BaseException:
             load.cancel()
-            if stream is not None:
-                stream.cancel()
             raise
 
     async def search(self, request: SearchRequest) -> Json:
@@ -222,7 +232,8 @@ class Operations:
     async def delete(self, request: DeleteRequest) -> Json:
         """Remove points; says how many were there."""
         collection = self._collection(request.collection, "collection")
-        ids = [point_id(raw, collection, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
+        scope = request.id_scope or collection
+        ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         return {
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }

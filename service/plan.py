@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,6 +44,7 @@ class Plan:
 
     Attributes:
         collection: where they go.
+        id_scope: what derived ids belong to: the collection, unless the caller names something more lasting.
         ids: of each text: its point's or, where it is cut into chunks, the document's.
         entries: the points.
         owners: by the position of each point to be stored, all positions that it stands for, its own first.
@@ -54,6 +55,7 @@ class Plan:
     """
 
     collection: str
+    id_scope: str
     ids: Sequence[PointId]
     entries: Sequence[Entry]
     owners: Mapping[int, tuple[int, ...]]
@@ -86,9 +88,10 @@ class Plan:
         Raises:
             InvalidRequest: a caller's key collides with one that the worker writes.
         """
-        ids = [_identity(request, target, collection, index) for index in range(len(request.texts))]
+        scope = target.id_scope or collection
+        ids = [_identity(request, target, scope, index) for index in range(len(request.texts))]
         made = _entries(
-            request, target, ids, collection=collection, embedder=embedder, max_length=max_length, layout=schema.layout
+            request, target, ids, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout
         )
         entries = list(made)
         rejected = list(_refused(request, target, ids, entries, schema))
@@ -98,13 +101,13 @@ class Plan:
         )
         rejected += [Rejection(position, error.code, error.message) for position, error in duplicates]
         insert_only, pools = target.mode == "insertOnly", target.colbert_pooling == "mean"
-        return cls(collection, ids, entries, owners, rejected, insert_only, pools, _documents(len(ids), entries))
+        return cls(collection, scope, ids, entries, owners, rejected, insert_only, pools, _documents(len(ids), entries))
 
 
-def _identity(request: EmbedRequest, target: QdrantTarget, collection: str, index: int) -> PointId:
+def _identity(request: EmbedRequest, target: QdrantTarget, scope: str, index: int) -> PointId:
     if target.ids is None:
-        return text_id(request.texts[index], collection)
-    return point_id(target.ids[index], collection, field=f"qdrant.ids[{index}]")
+        return text_id(request.texts[index], scope)
+    return point_id(target.ids[index], scope, field=f"qdrant.ids[{index}]")
 
 
 def _entries(
@@ -112,7 +115,7 @@ def _entries(
     target: QdrantTarget,
     ids: Sequence[PointId],
     *,
-    collection: str,
+    scope: str,
     embedder: Embedder,
     max_length: int,
     layout: Layout,
@@ -131,7 +134,7 @@ def _entries(
         identity, written = ids[index], {}
         if number is not None:
             document = str(identity) if named is None else named
-            identity = chunk_id(identity, number, collection)
+            identity = chunk_id(identity, number, scope)
             written = {"doc_id": document, "chunk": number, "start": start, "end": end}
         elif named is not None and is_derived(named):
             written = {"id": named}
@@ -155,27 +158,36 @@ def _refused(
     schema: CollectionSchema,
 ) -> Iterator[Rejection]:
     """What need not be embedded: it could not be stored."""
-    contested = _contested(request, target, ids)
     size = schema.colbert.size
-    most = most_rows(size)
+    bounded = "colbert" in request.vectors and target.colbert_pooling == "none"
+    out: set[int] = set()
     for position, entry in enumerate(entries):
         rows = len(entry.encoded) - 1
         payload = conform_payload(position, entry.payload, schema)
+        if isinstance(payload, Refusal):
+            yield Rejection(position, payload.code, payload.message)
+        elif bounded and rows > most_rows(size):
+            yield Rejection(position, "colbert_too_long", too_many_rows(rows, size))
+        else:
+            continue
+        out.add(entry.text)
+    contested = _contested(request, target, ids, out)
+    for position, entry in enumerate(entries):
         if entry.text in contested:
             yield Rejection(position, "duplicate_id", contested[entry.text])
-        elif isinstance(payload, Refusal):
-            yield Rejection(position, payload.code, payload.message)
-        elif "colbert" in request.vectors and rows > most and target.colbert_pooling == "none":
-            yield Rejection(position, "colbert_too_long", too_many_rows(rows, size))
 
 
-def _contested(request: EmbedRequest, target: QdrantTarget, ids: Sequence[PointId]) -> dict[int, str]:
+def _contested(
+    request: EmbedRequest, target: QdrantTarget, ids: Sequence[PointId], out: Collection[int]
+) -> dict[int, str]:
     """Texts in chunks whose document is another one of the same id: their chunks must not mix."""
     if target.chunk is None:
         return {}
     payloads = target.payloads or [{}] * len(ids)
     whole = (
-        (index, ids[index], {"text": text, "payload": payloads[index]}) for index, text in enumerate(request.texts)
+        (index, ids[index], {"text": text, "payload": payloads[index]})
+        for index, text in enumerate(request.texts)
+        if index not in out
     )
     return {index: error.message for index, error in claims(whole)[1]}
 

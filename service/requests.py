@@ -136,6 +136,7 @@ class QdrantTarget(_Wire):
 
     collection: Collection | None = None
     ids: Ids | None = None
+    id_scope: Collection | None = None
     payloads: list[dict[str, Any]] | None = None
     text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)] = "text"
     mode: Literal["upsert", "insertOnly"] = "upsert"
@@ -254,6 +255,7 @@ class DeleteRequest(_Wire):
     operation: Literal["delete"]
     collection: Collection | None = None
     ids: Annotated[Ids, Field(min_length=1)] | None = None
+    id_scope: Collection | None = None
     filter: Annotated[Filter, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from embedder.embedder import Embedder
+from embedder.errors import StoreUnavailable
 from qdrant_sink import conformance
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import NAMESPACE
 from qdrant_sink.schema import schema_for
+from service import ingest
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
@@ -265,6 +267,82 @@ def test_a_document_that_shrinks_leaves_no_stale_chunks(worker: Client) -> None:
     assert count(worker) < before
     only_b = {"must": [{"key": "doc_id", "match": {"value": "b"}}]}
     assert worker.good({"operation": "count", "collection": NOTES, "filter": only_b})["count"] > fewer
+
+
+def test_a_deletion_that_was_cut_short_is_completed(
+    serve: Serve, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it ended, the same job again leaves the chunks of the new version and no others."""
+    worker = serve()
+    long = worker.good(job(LONG, ids=["a"], chunk=CHUNK))["results"][0]["chunks"]
+    assert long > 10
+    monkeypatch.setattr(ingest, "BATCH_POINTS", 3)
+    delete, left = store.delete, [1]
+
+    def failing(*args: Any, **more: Any) -> int:
+        if not left:
+            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
+        left.pop()
+        return delete(*args, **more)
+
+    monkeypatch.setattr(store, "delete", failing)
+    answer = worker.error(job(LONG[:100], ids=["a"], chunk=CHUNK), "store_unavailable")
+    fewer = answer["details"]["upsert"]["stored"]
+    assert fewer < count(worker) < long
+    monkeypatch.setattr(store, "delete", delete)
+    worker.good(job(LONG[:100], ids=["a"], chunk=CHUNK))
+    assert count(worker) == fewer
+
+
+def test_a_refused_document_does_not_hold_its_id(worker: Client) -> None:
+    """Of two documents of one id, the one that can be stored is."""
+    answer = worker.good(job("one", "two", ids=["a", "a"], payloads=[{"n": float("inf")}, {}], chunk=CHUNK))
+    assert answer["upsert"]["stored"] == count(worker) == 1
+    assert [(one["index"], one["code"]) for one in answer["upsert"]["rejected"]] == [(0, "invalid_payload")]
+
+
+def test_derived_ids_can_belong_to_something_more_lasting(worker: Client, store: EdgeStore) -> None:
+    """`idScope` gives texts, names and chunks the ids that they have in a collection of another name."""
+    raw = job("by its text", LONG, ids=None, chunk=CHUNK)
+    worker.good(raw)
+    worker.good(job("named", ids=["x"]))
+    before = count(worker)
+    store.alias("live", NOTES)
+    scoped = {"collection": "live", "idScope": NOTES}
+    worker.good(job("by its text", LONG, chunk=CHUNK, **scoped))
+    worker.good(job("named", ids=["x"], **scoped))
+    assert count(worker) == before
+    raw = {"operation": "delete", "collection": "live", "ids": ["x"], "idScope": NOTES}
+    assert worker.good(raw) == {"deleted": 1}
+
+
+def test_usage_counts_what_was_embedded(worker: Client) -> None:
+    """Texts that were there already cost no tokens."""
+    first = worker.good(job(*TEXTS))
+    assert first["usage"]["tokens"] > 0
+    assert worker.good(job(*TEXTS, mode="insertOnly"))["usage"]["tokens"] == 0
+
+
+def test_a_job_that_the_pool_refuses_is_accounted_for(watched: Watched, store: EdgeStore) -> None:
+    """Too many tokens for the queue: the answer says of each text that it is not stored."""
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    answer = worker.error(job(*("word " * (400 + n) for n in range(250))), "invalid_request")
+    assert "QUEUE_TOKENS" in answer["error"]
+    assert len(answer["details"]["upsert"]["rejected"]) == 250
+
+
+def test_a_defect_in_the_store_leaves_nothing_behind(
+    watched: Watched, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is `internal` with its account, the pool has its room back, and the worker goes on."""
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    nothing: dict[str, Any] = {}
+    monkeypatch.setattr(store, "ensure", lambda *_: nothing["missing"])
+    answer = worker.error(job(*("word " * (400 + n) for n in range(100))), "internal")
+    assert len(answer["details"]["upsert"]["rejected"]) == 100
+    assert watched.pool.waiting_tokens == 0
+    monkeypatch.undo()
+    assert worker.good(job("one", "three"))["upsert"] == block(2)
 
 
 def test_insert_only_deletes_no_chunks(worker: Client) -> None:

@@ -13,8 +13,8 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 import pytest
 
-from embedder.errors import NotFound, StoreRejected, StoreUnavailable
-from qdrant_sink.points import Point, PointId
+from embedder.errors import AccessDenied, Cancelled, NotFound, StoreRejected, StoreUnavailable
+from qdrant_sink.points import Draft, Point, PointId
 from qdrant_sink.schema import CollectionSchema, schema_for
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
@@ -118,7 +118,7 @@ def test_merged_points_share_the_fate_of_their_owner() -> None:
     assert (report.stored, [r.index for r in report.rejected]) == (1, [0, 2])
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("no answer"), NotFound("gone")])
+@pytest.mark.parametrize("error", [StoreUnavailable("no answer"), AccessDenied("not for you")])
 @pytest.mark.parametrize("answers", [0, 1, 2])
 def test_what_was_not_acknowledged_is_reported(error: Any, answers: int) -> None:
     """When the store ceases to answer, every point is either stored or named as not stored."""
@@ -270,27 +270,98 @@ def test_a_store_that_gives_out_ends_the_job_at_once() -> None:
     assert [(one.index, one.code) for one in writer.rejected] == [(0, "store_unavailable"), (1, "store_unavailable")]
 
 
-def test_a_collection_that_vanishes_is_made_again_once() -> None:
-    """Someone deletes it in the middle of a job: it is made anew and what it refused is stored."""
+class Vanishing(Memory):
+    """A store whose collection can be deleted by someone else; `make` makes it."""
 
-    class Vanishing(Memory):
-        def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-            with self._lock:
-                gone = made[-1:] == ["gone"]
-            if gone:
-                raise NotFound("collection 'c' does not exist")
-            super().upsert(collection, points, insert_only=insert_only)
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = False
+        self.made = 0
 
-    made: list[str] = []
+    def make(self) -> None:
+        """As `ensure`."""
+        self.there = True
+        self.made += 1
+
+    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """Refuse while the collection is gone."""
+        if not self.there:
+            raise NotFound("collection 'c' does not exist")
+        super().upsert(collection, points, insert_only=insert_only)
+
+
+def test_a_collection_that_vanishes_before_the_first_point_is_made_again() -> None:
+    """A worker that remembers a collection which somebody has deleted since makes it anew, once."""
     memory = Vanishing()
-    with running(memory, ensure=lambda: made.append("made")) as writer:
+    with running(memory, ensure=lambda: memory.make() if memory.made else setattr(memory, "made", 1)) as writer:
         writer.offer(draft(0))
-        while not memory.points:
+    assert memory.made == 2
+    assert sorted(memory.points) == [0]
+    assert writer.rejected == []
+
+
+def test_points_that_vanish_with_their_collection_are_not_called_stored() -> None:
+    """A collection that is deleted in the middle of a job ends it, and nothing is reported as stored."""
+    memory = Vanishing()
+    with running(memory, ensure=memory.make) as writer:
+        writer.offer(draft(0))
+        while not writer.stored:
             pass
-        made.append("gone")
+        memory.there = False
         writer.offer(draft(1))
-    assert made == ["made", "gone", "made"]
-    assert sorted(memory.points) == [0, 1]
+    assert memory.made == 1
+    assert writer.stored == []
+    assert sorted((one.index, one.code) for one in writer.rejected) == [(0, "not_found"), (1, "not_found")]
+
+
+def test_a_writer_that_is_not_let_in_does_not_try_each_point() -> None:
+    """Refused credentials end the job at the first batch: no point is at fault."""
+    memory = Memory(answers=0, error=AccessDenied("check the key"))
+    report = write(memory, "c", [draft(i) for i in range(100)], SCHEMA)  # type: ignore[arg-type]
+    assert len(memory.batches) <= IN_FLIGHT
+    assert len(report.rejected) == 100
+
+
+def test_an_abandoned_job_sends_nothing_more() -> None:
+    """What is being sent is accounted for, what waits is not sent, and the writer ends."""
+    held = Held()
+    with running(held) as writer:
+        writer.offer(draft(0))
+        held.arrived.get(timeout=PATIENCE)
+        for index in range(1, 10):
+            writer.offer(draft(index))
+        writer.abandon(Cancelled("nobody waits"))
+        held.go.set()
+    assert writer.stored == [0]
+    assert sorted(one.index for one in writer.rejected) == list(range(1, 10))
+    assert sorted(held.points) == [0]
+
+
+def test_a_point_that_cannot_even_be_proven_costs_no_other() -> None:
+    """A defect while a point is prepared is that point's `internal`, and the job goes on."""
+
+    def prepare(one: Draft) -> Draft:
+        if one.index == 1:
+            raise MemoryError("secret")
+        return one
+
+    memory = Memory()
+    with running(memory, prepare=prepare) as writer:
+        for index in range(3):
+            writer.offer(draft(index))
+    assert sorted(memory.points) == [0, 2]
+    assert [(one.index, one.code) for one in writer.rejected] == [(1, "internal")]
+
+
+def test_a_collection_whose_making_breaks_is_the_end_too() -> None:
+    """An error that no store should raise is reported like any other, and the writer ends."""
+
+    def ensure() -> None:
+        raise KeyError("secret")
+
+    with running(Memory(), ensure=ensure) as writer:
+        writer.offer(draft(0))
+    assert [(one.index, one.code) for one in writer.rejected] == [(0, "internal")]
 
 
 def test_a_collection_that_cannot_be_made_is_the_end() -> None:
