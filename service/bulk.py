@@ -3,9 +3,11 @@
     python -m service.bulk --collection notes passages.jsonl
     zcat dump.jsonl.gz | python -m service.bulk --collection notes-v2 --alias notes --chunk-tokens 512
 
-Each line is `{"text": "...", "id": 7, "payload": {...}}`; `id` and `payload` may be absent. Model, store and schema are
-those of the environment, as for the worker. The HNSW graph is built once, at the end, and the alias is set only
-then. Run again after an interruption, with --insert-only to embed only what is missing.
+Each line is `{"text": "...", "id": 7, "payload": {...}}` in UTF-8; `id` and `payload` may be absent. Model, store and
+schema are those of the environment, as for the worker. The HNSW graph of a new collection is built once, at the
+end. The alias is set only then, and only if no line was rejected; ids that are derived belong to it, so that they
+are the same in the next collection. After an interruption run the same command again; with --insert-only it embeds
+only what is missing, which is right if the collection was new.
 
 Exit status: 0 if every point is stored, 1 if some were rejected, 2 if the load could not be finished.
 """
@@ -16,17 +18,18 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, TextIO
 
-from embedder.errors import ConfigurationError, WorkerError
+from embedder.errors import ConfigurationError, Overloaded, ResponseTooLarge, WorkerError
 from service.operations import Operations
 from service.settings import Settings
 
@@ -40,6 +43,10 @@ JOBS = 3
 """At once, so that the model never waits for the end of one."""
 
 GREEN_TIMEOUT_S = 24 * 3600.0
+PAUSE_S = 1.0
+"""Before a job that the pool had no room for is tried again."""
+
+_INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,11 @@ class Line:
     text: str
     id: int | str | None
     payload: Json
+
+    @property
+    def key(self) -> Hashable:
+        """What makes it the same point as another line."""
+        return self.text if self.id is None else (self.id,)
 
 
 @dataclass(slots=True)
@@ -86,14 +98,16 @@ class BadLineError(Exception):
     """A line that is no document; the message says why, without its content."""
 
 
-def parse_line(number: int, raw: str) -> Line:
+def parse_line(number: int, raw: bytes) -> Line:
     """A document.
 
     Raises:
         BadLineError: the line is none.
     """
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadLineError(f"not UTF-8 (byte {error.start})") from None
     except ValueError as error:
         raise BadLineError(f"not JSON (column {getattr(error, 'colno', '?')})") from None
     except RecursionError:
@@ -113,19 +127,36 @@ def parse_line(number: int, raw: str) -> Line:
     return Line(number, text, identity, payload)
 
 
-def jobs(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lines in groups for one job each; with ids or without, never mixed."""
-    job: list[Line] = []
-    characters = 0
+class Job:
+    """Lines that go together: with ids or without, each point once."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.keys: set[Hashable] = set()
+        self._characters = 0
+
+    def takes(self, line: Line) -> bool:
+        """Whether there is room for this one; an empty job takes any."""
+        fits = len(self.lines) < JOB_TEXTS and self._characters + len(line.text) <= JOB_CHARACTERS
+        return not self.lines or (fits and line.key not in self.keys)
+
+    def add(self, line: Line) -> None:
+        """Put a line in."""
+        self.lines.append(line)
+        self.keys.add(line.key)
+        self._characters += len(line.text)
+
+
+def jobs(lines: Iterable[Line]) -> Iterator[Job]:
+    """Lines in jobs, those with ids apart from those without. A point that comes twice is in two jobs, in order."""
+    filling = {True: Job(), False: Job()}
     for line in lines:
-        other = job and (job[0].id is None) != (line.id is None)
-        if other or len(job) >= JOB_TEXTS or (job and characters + len(line.text) > JOB_CHARACTERS):
-            yield job
-            job, characters = [], 0
-        job.append(line)
-        characters += len(line.text)
-    if job:
-        yield job
+        named = line.id is not None
+        if not filling[named].takes(line):
+            yield filling[named]
+            filling[named] = Job()
+        filling[named].add(line)
+    yield from (job for job in filling.values() if job.lines)
 
 
 class Bulk:
@@ -142,46 +173,98 @@ class Bulk:
         self._arguments = arguments
         self._rejects = rejects
         self.total = Total()
-        self._stopped = False
         self._lock = Lock()  # lines are read in another thread
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def stop(self) -> None:
-        """Begin no further job."""
-        self._stopped = True
+        """Begin no further job; from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
 
-    def load(self, raw: Iterable[str]) -> Total:
+    def load(self, raw: Iterable[bytes]) -> Total:
         """Load all lines, build the index, set the alias; what could not be done is the total's `failure`."""
         try:
             asyncio.run(self._run(raw))
         except WorkerError as error:
             self.total.failure = error.message
-        except UnicodeDecodeError:
-            self.total.failure = "a file is not UTF-8"
         return self.total
 
-    async def _run(self, raw: Iterable[str]) -> None:
-        arguments = self._arguments
-        self._operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
-        if not arguments.keep_index:
-            await self._operations.defer_index(arguments.collection)
-        running: set[asyncio.Task[None]] = set()
-        waiting = jobs(self._lines(raw))
-        while not self._stopped and (job := await asyncio.to_thread(next, waiting, None)):  # a pipe may be slow
-            running.add(asyncio.create_task(self._load(job)))
-            if len(running) >= JOBS:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-        await asyncio.gather(*running)
-        if self._stopped and self.total.failure is None:
-            self.total.failure = "interrupted; run again with --insert-only to go on"
-        if self.total.failure is None:
-            self._say("all sent; building the index")
-            await self._operations.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
-            if arguments.alias is not None:
-                await self._operations.alias(arguments.alias, arguments.collection)
+    async def _run(self, raw: Iterable[bytes]) -> None:
+        self._loop = asyncio.get_running_loop()
+        arguments, operations = self._arguments, self._operations
+        operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
+        if arguments.alias is not None:
+            await operations.check_alias(arguments.alias)
+        if await operations.prepare_load(arguments.collection, defer=arguments.defer_index):
+            self._say("the graph is built at the end")
+        await self._send_all(raw)
+        if self.total.failure is None and self._stopping.is_set():
+            self.total.failure = _INTERRUPTED
+        if self.total.failure is not None:
+            return
+        self._say("all sent; building the index")
+        await operations.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
+        if arguments.alias is None:
+            return
+        if self.total.stored and (arguments.allow_rejected or not self.total.rejected):
+            await operations.alias(arguments.alias, arguments.collection)
+        else:
+            self._say("the alias stays where it is: not every line is stored")
 
-    def _lines(self, raw: Iterable[str]) -> Iterator[Line]:
+    async def _send_all(self, raw: Iterable[bytes]) -> None:
+        read: asyncio.Queue[Job | None] = asyncio.Queue(maxsize=1)
+        Thread(target=self._read, args=(raw, read), name="lines", daemon=True).start()  # a pipe may never end
+        stopping = asyncio.create_task(self._stopping.wait())
+        running: dict[asyncio.Task[None], Job] = {}
+        try:
+            while not self._stopping.is_set():
+                coming = asyncio.create_task(read.get())
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    break
+                job = coming.result()
+                if job is None:
+                    break
+                # A later line of the same point must not be overtaken by the earlier one.
+                while len(running) >= JOBS or any(job.keys & other.keys for other in running.values()):
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        del running[task]
+                        task.result()
+                if not self._stopping.is_set():
+                    running[asyncio.create_task(self._load(job.lines))] = job
+        finally:
+            stopping.cancel()
+            for outcome in await asyncio.gather(*running, return_exceptions=True):
+                if isinstance(outcome, WorkerError) and self.total.failure is None:
+                    self.total.failure = outcome.message
+
+    def _read(self, raw: Iterable[bytes], read: asyncio.Queue[Job | None]) -> None:
+        """In a thread of its own: a slow pipe must not keep what was read from being sent."""
+        loop = self._loop
+        if loop is None:
+            return
+
+        def put(job: Job | None) -> None:
+            putting = read.put(job)
+            try:
+                asyncio.run_coroutine_threadsafe(putting, loop).result()
+            finally:
+                putting.close()  # the loop may have ended before it began
+
+        try:
+            for job in jobs(self._lines(raw)):
+                put(job)
+            put(None)
+        except (RuntimeError, asyncio.CancelledError):  # the load has ended before the lines
+            return
+        except OSError as error:
+            self.total.failure = f"a file cannot be read ({error.strerror})"
+            self.stop()
+
+    def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
         for number, one in enumerate(raw, start=1):
             if one.strip():
                 try:
@@ -189,45 +272,53 @@ class Bulk:
                 except BadLineError as error:
                     self._reject({"line": number, "code": "invalid_request", "message": str(error)})
 
-    async def _load(self, job: Sequence[Line]) -> None:
-        answer = await self._operations.answer(self._request(job))
-        report = answer.get("upsert") or answer.get("details", {}).get("upsert")
-        if report is None and len(job) > 1 and answer["error_code"] == "invalid_request":
-            middle = len(job) // 2  # one of them is at fault; it must not take the others along
-            await self._load(job[:middle])
-            await self._load(job[middle:])
+    async def _load(self, lines: Sequence[Line]) -> None:
+        answer = await self._operations.answer(self._request(lines))
+        code = answer.get("error_code")
+        if code == Overloaded.code:
+            await asyncio.sleep(PAUSE_S)
+            await self._load(lines)
             return
-        if report is None:
-            for line in job:
-                self._reject({"line": line.number, "code": answer["error_code"], "message": answer["error"]})
+        if code in ("invalid_request", ResponseTooLarge.code) and len(lines) > 1:
+            middle = len(lines) // 2  # one of them is at fault; it must not take the others along
+            await self._load(lines[:middle])
+            if not self._stopping.is_set():
+                await self._load(lines[middle:])
+            return
+        report = answer.get("upsert") or answer["details"].get("upsert")
+        if report is None or code == "invalid_request":
+            for line in lines:
+                self._reject({"line": line.number, "code": code, "message": answer["error"]})
             return
         self.total.stored += report["stored"]
         self.total.skipped += report["skipped"]
         for one in report["rejected"]:
-            self._reject({"line": job[one["index"]].number, **{k: v for k, v in one.items() if k != "index"}})
-        if "error" in answer:
+            self._reject({"line": lines[one["index"]].number, **{k: v for k, v in one.items() if k != "index"}})
+        if code is not None:
             self.total.failure = answer["error"]
-            self._stopped = True
+            self._stopping.set()
         done = self.total.stored + self.total.rejected
         self._say(f"{done} points, {done / max(time.monotonic() - self.total.started, 1e-3):.0f} a second")
 
-    def _request(self, job: Sequence[Line]) -> Json:
+    def _request(self, lines: Sequence[Line]) -> Json:
         arguments = self._arguments
         qdrant: Json = {
             "collection": arguments.collection,
-            "payloads": [line.payload for line in job],
+            "payloads": [line.payload for line in lines],
             "mode": "insertOnly" if arguments.insert_only else "upsert",
             "textKey": arguments.text_key,
             "colbertPooling": arguments.colbert_pooling,
         }
-        if job[0].id is not None:
-            qdrant["ids"] = [line.id for line in job]
+        if arguments.alias is not None:
+            qdrant["idScope"] = arguments.alias
+        if lines[0].id is not None:
+            qdrant["ids"] = [line.id for line in lines]
         if arguments.chunk_tokens:
             qdrant["chunk"] = {"maxTokens": arguments.chunk_tokens}
             if arguments.chunk_overlap is not None:
                 qdrant["chunk"]["overlap"] = arguments.chunk_overlap
         return {
-            "texts": [line.text for line in job],
+            "texts": [line.text for line in lines],
             "isPassage": True,
             "vectors": arguments.vectors,
             "includeText": False,
@@ -252,6 +343,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("files", nargs="*", type=Path, help="JSON Lines; none or - reads the standard input")
     parser.add_argument("--collection", required=True, help="made if it is not there")
     parser.add_argument("--alias", help="set to the collection when it is complete and indexed: blue-green")
+    parser.add_argument("--allow-rejected", action="store_true", help="set the alias though lines were rejected")
     parser.add_argument("--insert-only", action="store_true", help="leave points that exist, and do not embed them")
     parser.add_argument(
         "--chunk-tokens", type=int, default=0, help="cut texts into points of so many tokens; 0: do not"
@@ -262,17 +354,22 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
         "--vectors", nargs="+", choices=["dense", "sparse", "colbert"], default=["dense", "sparse", "colbert"]
     )
     parser.add_argument("--text-key", default="text", help="where the payload keeps the text")
-    parser.add_argument("--keep-index", action="store_true", help="do not defer the HNSW graph of a collection in use")
+    parser.add_argument("--defer-index", action="store_true", help="defer the graph of a collection in use, too")
     parser.add_argument("--rejects", type=Path, help="a file for what was rejected: line, code and message")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.chunk_overlap is not None and not arguments.chunk_tokens:
+        parser.error("--chunk-overlap needs --chunk-tokens")
+    return arguments
 
 
-def _raw_lines(files: Sequence[Path]) -> Iterator[str]:
+def _raw_lines(files: Sequence[Path]) -> Iterator[bytes]:
     for path in files or [Path("-")]:
         if str(path) == "-":
-            yield from sys.stdin
+            # Its own file object: Python aborts at exit if a thread waits inside sys.stdin.
+            with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as file:
+                yield from file
         else:
-            with path.open(encoding="utf-8") as file:
+            with path.open("rb") as file:
                 yield from file
 
 
@@ -285,7 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no such file: {missing[0]}", file=sys.stderr)
         return 2
     try:
-        operations = Operations.build(Settings.from_environment())
+        # Answers stay in this process, however large.
+        settings = Settings.from_environment().model_copy(update={"max_response_mb": 10_000.0})
+        operations = Operations.build(settings)
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2

@@ -28,7 +28,7 @@ from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import point_id
 from qdrant_sink.search import Hit, Search
-from qdrant_sink.store import Store
+from qdrant_sink.store import Store, check_collection
 from qdrant_sink.writer import UpsertReport
 from service.ingest import Ingest, Load, lost
 from service.plan import Entry, Plan
@@ -238,10 +238,31 @@ class Operations:
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }
 
-    async def defer_index(self, collection: str) -> None:
-        """Before a bulk load: make or verify the collection, and build no graph while points arrive."""
-        await self._blocking(lambda: self._ingest.ensure(self._collection(collection, "collection")))
-        await self._blocking(lambda: self._opened().defer_index(collection, self._schema))
+    async def prepare_load(self, collection: str, *, defer: bool = False) -> bool:
+        """Before a bulk load: make or verify the collection; build no graph while points arrive if it is empty.
+
+        Args:
+            collection: by name.
+            defer: build none even if it has points, whose searches then compare with each of them.
+
+        Returns:
+            Whether the graph is deferred: `build_index` must follow.
+        """
+        self._collection(collection, "collection")
+        return await self._blocking(lambda: self._prepare_load(collection, defer=defer))
+
+    def _prepare_load(self, collection: str, *, defer: bool) -> bool:
+        store = self._opened()
+        self._ingest.ensure(collection)
+        if not defer and store.count(collection):
+            return False
+        store.defer_index(collection, self._schema)
+        return True
+
+    async def check_alias(self, alias: str) -> None:
+        """Raise `InvalidRequest` if no alias may have this name: it is that of a collection, or not allowed."""
+        self._collection(alias, "alias")
+        check_collection(alias)
 
     async def build_index(self, collection: str, *, timeout_s: float) -> None:
         """After a bulk load: returns when the graph is built and the collection is green."""

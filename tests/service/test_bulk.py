@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -11,20 +12,25 @@ from typing import Any
 
 import pytest
 
+from embedder.checkpoint import MINI
 from embedder.embedder import Embedder
+from embedder.encoder import PackedEngine
+from embedder.pool import ModelPool
+from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import EdgeStore
 from service import bulk
 from service.bulk import BadLineError, Bulk, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE
+from tests.service.conftest import Serve
 
 ROOT = Path(__file__).parents[2]
 
 
-def line(**fields: Any) -> str:
+def line(**fields: Any) -> bytes:
     """A line of JSON."""
-    return json.dumps(fields) + "\n"
+    return json.dumps(fields).encode() + b"\n"
 
 
 class Loader:
@@ -35,7 +41,7 @@ class Loader:
         self._rejects = folder / "rejects.jsonl"
         self.bulk: Bulk
 
-    def __call__(self, raw: Iterable[str], *options: str) -> bulk.Total:
+    def __call__(self, raw: Iterable[bytes], *options: str) -> bulk.Total:
         """What became of the lines."""
         arguments = bulk.arguments_of(["--collection", "notes", *options])
         with self._rejects.open("w", encoding="utf-8") as rejects:
@@ -56,7 +62,7 @@ def load(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> Loader:
 
 def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
     """Lines with and without ids and payloads are stored, blank ones are nothing, and the total is exact."""
-    lines = [line(text="a", id=1, payload={"n": 1}), "\n", line(text="b"), line(text="c", id="three"), line(text="d")]
+    lines = [line(text="a", id=1, payload={"n": 1}), b"\n", line(text="b"), line(text="c", id="three"), line(text="d")]
     total = load(lines)
     assert total.json("notes") | {"seconds": 0} == {
         "collection": "notes", "submitted": 4, "stored": 4, "skipped": 0, "rejected": 0, "seconds": 0,
@@ -67,17 +73,18 @@ def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        ("{", "not JSON"),
-        ("[1]", "must be an object, got list"),
+        (b"{", "not JSON"),
+        (b'{"text": "\xff"}', "not UTF-8 (byte 10)"),
+        (b"[1]", "must be an object, got list"),
         (line(txt="a"), "unknown field 'txt'"),
         (line(text=1), "text must be a string, got int"),
         (line(text="a", id=1.5), "id must be an integer or a string, got float"),
         (line(text="a", id=True), "id must be an integer or a string, got bool"),
         (line(text="a", payload=[]), "payload must be an object, got list"),
-        ("[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_bad_line_is_named_and_costs_no_other(load: Loader, raw: str, reason: str) -> None:
+def test_a_bad_line_is_named_and_costs_no_other(load: Loader, raw: bytes, reason: str) -> None:
     """The file of rejects has its number and the reason, and nothing of what it says."""
     total = load([line(text="secret one"), raw, line(text="secret two")])
     assert (total.stored, total.rejected) == (2, 1)
@@ -121,7 +128,7 @@ def test_an_alias_moves_when_all_is_there(load: Loader, store: EdgeStore) -> Non
     assert store.count("live") == 1
     seen: list[int] = []
 
-    def lines() -> Iterable[str]:
+    def lines() -> Iterable[bytes]:
         for n in range(3):
             seen.append(store.count("live"))
             yield line(text=f"new {n}")
@@ -141,14 +148,14 @@ def test_long_documents_are_cut(load: Loader, store: EdgeStore) -> None:
 def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
     """After a signal no further job begins, what was begun is accounted for, and no alias is set."""
 
-    def lines() -> Iterable[str]:
+    def lines() -> Iterable[bytes]:
         yield from (line(text=f"text {n}") for n in range(bulk.JOB_TEXTS))
         load.bulk.stop()
         yield from (line(text=f"later {n}") for n in range(2 * bulk.JOB_TEXTS))
 
     total = load(lines(), "--vectors", "dense", "--alias", "live")
     assert total.failure is not None
-    assert "--insert-only" in total.failure
+    assert "interrupted" in total.failure
     assert total.stored == store.count("notes") < 2 * bulk.JOB_TEXTS
     assert total.rejected == 0
 
@@ -171,32 +178,76 @@ def test_an_option_that_cannot_be_is_no_fault_of_a_line(load: Loader, options: l
 
 def test_jobs_are_small_and_never_mix_ids() -> None:
     """A job has a bounded number of texts and characters, alone if it must, and ids for all of its lines or none."""
-    lines = [parse_line(n, line(text="x" * 300_000)) for n in range(1, 6)]
+    lines = [parse_line(n, line(text=f"{n}" + "x" * 300_000)) for n in range(1, 6)]
     lines += [
         parse_line(6, line(text="x" * 2_000_000)),
         parse_line(7, line(text="x", id=1)),
         parse_line(8, line(text="x")),
     ]
-    found = [[one.number for one in job] for job in jobs(lines)]
-    assert found == [[1, 2, 3], [4, 5], [6], [7], [8]]
+    found = [[one.number for one in job.lines] for job in jobs(lines)]
+    assert sorted(found) == [[1, 2, 3], [4, 5], [6], [7], [8]]
     many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * bulk.JOB_TEXTS + 2)]
-    assert [len(job) for job in jobs(many)] == [bulk.JOB_TEXTS, bulk.JOB_TEXTS, 1]
+    assert [len(job.lines) for job in jobs(many)] == [bulk.JOB_TEXTS, bulk.JOB_TEXTS, 1]
+    mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
+    assert [len(job.lines) for job in jobs(mixed)] == [50, 50]
+
+
+def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
+    """A point that comes again is stored as it came last, though jobs run side by side."""
+    ids = range(bulk.JOB_TEXTS // 5)
+    lines = [line(text=f"version {version} of {n}", id=n) for version in range(4) for n in ids]
+    total = load(lines, "--vectors", "dense")
+    assert (total.stored, total.rejected) == (len(lines), 0)
+    wanted = {"must": [{"key": "text", "match": {"any": [f"version 3 of {n}" for n in ids]}}]}
+    assert store.count("notes", wanted) == store.count("notes") == len(ids)
+
+
+@pytest.mark.parametrize("lines", [[], [b"nonsense"], [line(text="a"), b"nonsense"]])
+def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeStore, lines: list[bytes]) -> None:
+    """A rejected line, or a pipe that brought nothing, leaves the alias where it was; unless that is allowed."""
+    load([line(text="old"), line(text="older")], "--collection", "v1", "--alias", "live")
+    load(lines, "--collection", "v2", "--alias", "live")
+    assert store.count("live") == 2
+    total = load(lines, "--collection", "v2", "--alias", "live", "--allow-rejected")
+    assert store.count("live") == (total.stored or 2)
+
+
+def test_derived_ids_are_those_of_the_alias(load: Loader, store: EdgeStore, serve: Serve) -> None:
+    """What a job writes or deletes through the alias is the point that the load has stored."""
+    load([line(text="one"), line(text="two", id="second")], "--collection", "v1", "--alias", "live")
+    worker = serve()
+    worker.good({"texts": ["one", "two, again"], "isPassage": True, "qdrant": {"collection": "live"}})
+    assert store.count("v1") == 3
+    assert worker.good({"operation": "delete", "collection": "live", "ids": ["second"]}) == {"deleted": 1}
+
+
+def test_a_pool_without_room_is_waited_for(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """A load takes what room there is, and rejects nothing for want of it."""
+    tokenizer = Tokenizer(MINI)
+    engine = PackedEngine(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids)
+    pool = ModelPool([engine], lanes=1, token_budget=512, queue_tokens=4_000)
+    small = Embedder(tokenizer, [engine], pool)
+    try:
+        total = Loader(small, store, tmp_path)([line(text=f"some words, number {n}") for n in range(1200)])
+    finally:
+        small.close()
+    assert (total.stored, total.rejected, total.failure) == (1200, 0, None)
 
 
 def test_a_line_is_refused_without_its_content() -> None:
     """The reason can be printed anywhere."""
     with pytest.raises(BadLineError, match=r"^not JSON \(column 10\)$"):
-        parse_line(1, '{"text": secret}')
+        parse_line(1, b'{"text": secret}')
 
 
 def test_the_command_loads_and_reports(tmp_path: Path) -> None:
     """`python -m service.bulk` reads files and a pipe, prints one line of JSON, and its status says how it went."""
-    (tmp_path / "one.jsonl").write_text(line(text="a") + "nonsense\n", encoding="utf-8")
+    (tmp_path / "one.jsonl").write_bytes(line(text="a") + b"nonsense\n")
     environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "service.bulk", "--collection", "notes", str(tmp_path / "one.jsonl"), "-"]
     done = subprocess.run(
         command,
-        input=line(text="b"),
+        input=line(text="b").decode(),
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -209,6 +260,24 @@ def test_the_command_loads_and_reports(tmp_path: Path) -> None:
         "collection": "notes", "submitted": 3, "stored": 2, "skipped": 0, "rejected": 1, "seconds": 0,
     }  # fmt: skip
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
+    """SIGTERM while a pipe is silent: what was read is stored, the summary is printed, and the status says so."""
+    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(line(text="a") * 2)
+        process.stdin.flush()
+        assert b"graph" in process.stderr.readline()  # it is loaded, and reads
+        process.send_signal(signal.SIGTERM)
+        out = process.stdout.read() if process.stdout is not None else b""
+        assert process.wait(PATIENCE) == 2
+    assert "interrupted" in json.loads(out)["error"]
 
 
 def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
