@@ -77,9 +77,7 @@ def _told(connection: Connection, most: int) -> list[int]:
     return ids
 
 
-@pytest.fixture(
-    params=["edge", pytest.param("double", marks=pytest.mark.slow), pytest.param("server", marks=pytest.mark.server)]
-)
+@pytest.fixture(params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Every kind of store in turn, as something that two processes can open one after the other."""
     match request.param:
@@ -112,6 +110,7 @@ def _load(store: Store, collection: str, *, insert_only: bool) -> writer.UpsertR
     return report
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_and_double_nothing(place: Place) -> None:
     """After each, all that was acknowledged is there; after one more run all is as if none had happened.
 
