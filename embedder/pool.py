@@ -18,6 +18,9 @@ from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
 
+Watch = Callable[[int, float, float], None]
+"""Told of every batch: its tokens, the share of the budget that they fill, and the seconds it took. Must not raise."""
+
 _NO_DEVICE = "no device of this worker computes any more; it must be restarted"
 
 
@@ -79,6 +82,7 @@ class ModelPool:
     ) -> None:
         self._clock = clock
         self._when_lost: Callable[[], None] = lambda: None
+        self._watch: Watch = lambda _tokens, _fill, _seconds: None
         self.token_budget = token_budget
         self._queue_tokens = queue_tokens
         self._queue: BatchQueue[_Job] = BatchQueue()
@@ -186,6 +190,10 @@ class ModelPool:
         """Call this when no device is left that computes: the process can serve nothing any more."""
         self._when_lost = callback
 
+    def watch(self, callback: Watch) -> None:
+        """Call this, from a lane's thread, after every batch."""
+        self._watch = callback
+
     def close(self) -> None:
         """Finish what was accepted, then stop the lanes. Calling it twice is harmless."""
         with self._changed:
@@ -206,7 +214,14 @@ class ModelPool:
 
     def _run_lane(self, engine: Engine, queries_only: bool) -> None:  # noqa: FBT001 - the target of a thread
         while batch := self._next_batch(engine, queries_only=queries_only):
-            self._deliver(batch, self._compute(batch, engine))
+            self._deliver(batch, self._watched(batch, engine))
+
+    def _watched(self, batch: list[Pick[_Job]], engine: Engine) -> list[Pass]:
+        started = self._clock()
+        passes = self._compute(batch, engine)
+        tokens = sum(len(pick.key.texts[pick.index]) for pick in batch)
+        self._watch(tokens, tokens / self.token_budget, self._clock() - started)
+        return passes
 
     def _next_batch(self, engine: Engine, *, queries_only: bool) -> list[Pick[_Job]]:
         """Wait for texts; empty when the lane has nothing more to do."""
@@ -257,7 +272,7 @@ class ModelPool:
             with self._changed:
                 queries = self._queue.take_queries(self.token_budget)
             if queries:
-                self._deliver(queries, self._compute(queries, engine))
+                self._deliver(queries, self._watched(queries, engine))
             given += self._clock() - now
 
         return give_way

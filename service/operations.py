@@ -6,23 +6,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TypeVar
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
 from embedder.errors import (
+    Cancelled,
     ConfigurationError,
     Internal,
     InvalidRequest,
     ModelFailure,
+    ResponseTooLarge,
     StoreUnavailable,
     WorkerError,
     whereabouts,
 )
 from embedder.forward import Result
+from embedder.stages import Stages, stage
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
@@ -31,6 +35,8 @@ from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
 from service.ingest import Ingest, Load
+from service.metrics import Metrics
+from service.openai import OpenAIRoutes, is_openai, openai_error
 from service.plan import Entry, Plan
 from service.requests import (
     CountRequest,
@@ -39,7 +45,9 @@ from service.requests import (
     Limits,
     QdrantTarget,
     SearchRequest,
+    operation_name,
     parse,
+    split_timings,
 )
 from service.responses import (
     Json,
@@ -94,6 +102,17 @@ class Operations:
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
+        self._openai = OpenAIRoutes(
+            embedder,
+            model=self._model,
+            limits=self._limits,
+            query_length=self._query_length,
+            max_length=self._passage_length,
+            max_bytes=settings.max_response_bytes,
+        )
+        self.metrics = Metrics(lambda: self.waiting_tokens)
+        """What this worker counts, whatever its doors are."""
+        embedder.watch(self.metrics.batch)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -117,6 +136,29 @@ class Operations:
 
         Raises nothing but `asyncio.CancelledError`.
         """
+        stages = Stages()
+        started = time.perf_counter()
+        operation = operation_name(raw)
+        try:
+            with stages.current():
+                answer = await self._answered(raw)
+        except asyncio.CancelledError:
+            self.metrics.answered(operation, {"error_code": Cancelled.code}, {}, time.perf_counter() - started)
+            raise
+        seconds = time.perf_counter() - started
+        self.metrics.answered(operation, answer, stages.seconds, seconds)
+        if "error" not in answer and isinstance(raw, dict) and raw.get("timings") is True:
+            return await asyncio.to_thread(self._timed, answer, {**stages.seconds, "total": seconds})
+        return answer
+
+    async def answer_job(self, raw: object) -> Json | list[Json]:
+        """As `answer`, in the form of the queue: OpenAI's objects, and its errors, come in a list of one."""
+        answer = await self.answer(raw)
+        if not is_openai(raw):
+            return answer
+        return [openai_error(answer) if "error" in answer else answer]
+
+    async def _answered(self, raw: object) -> Json:
         try:
             return await self.run(raw)
         except WorkerError as error:
@@ -127,7 +169,9 @@ class Operations:
 
     async def run(self, raw: object) -> Json:
         """As `answer`, but raises the `WorkerError`."""
-        match await asyncio.to_thread(parse, raw, self._limits):
+        if is_openai(raw):
+            return await self._openai.answer(raw)
+        match await asyncio.to_thread(parse, split_timings(raw)[0], self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
                 return await self.ingest(request, request.qdrant)
             case EmbedRequest() as request:
@@ -237,6 +281,16 @@ class Operations:
         await self._blocking(lambda: self._opened().alias(self._collection(alias, "alias"), collection))
 
     @property
+    def settings(self) -> Settings:
+        """As given."""
+        return self._settings
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait for the model."""
+        return self._embedder.waiting_tokens
+
+    @property
     def model_label(self) -> str:
         """Model, engine, type and device, for a person."""
         return f"{self._model} ({self._embedder.label})"
@@ -260,10 +314,12 @@ class Operations:
 
     async def _loading(self, call: Callable[[], T]) -> T:
         """For a whole job: its thread mostly waits, and must not keep a short call from the store."""
-        return await asyncio.get_running_loop().run_in_executor(self._loads, call)
+        with stage("ingest"):
+            return await _in_thread(self._loads, call)
 
     async def _blocking(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._store_calls, call)
+        with stage("store"):
+            return await _in_thread(self._store_calls, call)
 
     @property
     def _model(self) -> str:
@@ -316,6 +372,14 @@ class Operations:
         points = 0 if plan is None else len(plan.entries)
         return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=points)
 
+    def _timed(self, answer: Json, seconds: Mapping[str, float]) -> Json:
+        """The answer with its timings, unless these would make it too large: what was done stays done."""
+        timed = {**answer, "timings": {name: round(spent, 6) for name, spent in seconds.items()}}
+        try:
+            return check_size(timed, self._settings.max_response_bytes, remedy="")
+        except ResponseTooLarge:
+            return answer
+
     def _search_answer(self, hits: Sequence[Sequence[Hit]], tokens: int) -> Json:
         answer = search_answer(hits, model=self._model, tokens=tokens)
         return check_size(answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
@@ -355,20 +419,31 @@ class Operations:
         with self._opening:
             if self._store is None:
                 try:
-                    self._store = open_store(self._settings)
+                    self._store = open_store(self._settings, self.metrics.retried)
                 except ConfigurationError as error:  # the store is opened by a job, too late to refuse to start
                     raise StoreUnavailable(str(error)) from error
             return self._store
 
 
-def open_store(settings: Settings) -> Store:
-    """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`."""
+async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    """Run a call there, with the context of this task, so that its log lines have the id of the request."""
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
+
+
+def open_store(settings: Settings, retried: Callable[[], None] = lambda: None) -> Store:
+    """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`.
+
+    Args:
+        settings: name it.
+        retried: called for each call that is repeated.
+    """
     names = settings.qdrant_collection_config.names
     if settings.qdrant_url is not None:
         from qdrant_sink.server import ServerStore
 
         key = settings.qdrant_api_key
-        return ServerStore(settings.qdrant_url, None if key is None else key.get_secret_value(), names=names)
+        secret = None if key is None else key.get_secret_value()
+        return ServerStore(settings.qdrant_url, secret, names=names, retried=retried)
     from qdrant_sink.edge import EdgeStore
 
     return EdgeStore(Path(settings.qdrant_path), names=names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -48,7 +48,8 @@ class Limits:
     max_length: int
 
 
-def _limits(info: ValidationInfo) -> Limits:
+def limits_of(info: ValidationInfo) -> Limits:
+    """The limits that a request is validated against."""
     context = info.context
     if not isinstance(context, Limits):
         raise TypeError("requests are validated by parse(), which knows the limits")
@@ -56,14 +57,15 @@ def _limits(info: ValidationInfo) -> Limits:
 
 
 def _tokens_within_model(value: int, info: ValidationInfo) -> int:
-    limit = _limits(info).max_length
+    limit = limits_of(info).max_length
     if value > limit:
         raise ValueError(f"must be at most the model's {limit} tokens, got {_shown(value)}")
     return value
 
 
-def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
-    limit = _limits(info).max_texts
+def valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
+    """Texts within `MAX_TEXTS`, of valid Unicode; raises the ValueError that pydantic collects."""
+    limit = limits_of(info).max_texts
     if len(texts) > limit:
         raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
     for index, text in enumerate(texts):
@@ -103,8 +105,10 @@ def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
+Valid = TypeVar("Valid", bound=BaseModel)
+
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
-Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
+Texts = Annotated[list[str], Field(min_length=1), AfterValidator(valid_texts)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
 Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
@@ -263,6 +267,10 @@ class DeleteRequest(_Wire):
         return self
 
 
+class _Timings(_Wire):
+    timings: bool
+
+
 Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest
 
 _OPERATIONS: Mapping[str, type[Request]] = {
@@ -285,8 +293,46 @@ def parse(raw: object, limits: Limits) -> Request:
     if not isinstance(operation, str) or operation not in _OPERATIONS:
         got = f"'{operation[:32]}'" if isinstance(operation, str) and _is_unicode(operation) else _kind(operation)
         raise InvalidRequest(f"operation must be one of {', '.join(_OPERATIONS)}, got {got}")
+    return validated(_OPERATIONS[operation], raw, limits)
+
+
+def request_type(operation: str) -> type[Request] | None:
+    """The type of an operation's requests; None if there is no such operation."""
+    return _OPERATIONS.get(operation)
+
+
+def operation_name(raw: object) -> str:
+    """The operation of a job's input as a word of a fixed set: `openai`, and `unknown` where there is none."""
+    if not isinstance(raw, dict):
+        return "unknown"
+    if "openai_route" in raw:
+        return "openai"
+    operation = raw.get("operation", "embed")
+    return operation if isinstance(operation, str) and operation in _OPERATIONS else "unknown"
+
+
+def split_timings(raw: object) -> tuple[object, bool]:
+    """A job's input without `timings`, which every operation takes, and whether it was true.
+
+    Raises:
+        InvalidRequest: it is no boolean.
+    """
+    if not isinstance(raw, dict) or "timings" not in raw:
+        return raw, False
+    wanted = validated(_Timings, {"timings": raw["timings"]}, None).timings
+    return {key: value for key, value in raw.items() if key != "timings"}, wanted
+
+
+def validated(kind: type[Valid], raw: object, limits: Limits | None) -> Valid:
+    """The value as that type.
+
+    Raises:
+        InvalidRequest: naming the first field at fault; all of them are in `details["errors"]`.
+    """
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"input must be an object, got {_kind(raw)}")
     try:
-        return _OPERATIONS[operation].model_validate(raw, context=limits)
+        return kind.model_validate(raw, context=limits)
     except ValidationError as error:
         complaints = [_complaint(one) for one in error.errors(include_url=False)[:20]]
         message = complaints[0]["message"]
