@@ -18,6 +18,7 @@ from service.gate import Gate, defect, error_response, json_response
 from service.metrics import CONTENT_TYPE
 from service.openai import MODELS
 from service.openapi import EMBEDDINGS, EMBEDDINGS_EXAMPLE, ROUTES, Route, answers, body, components, schema_name
+from service.page import Page
 from service.responses import Json
 from service.statuses import BodyTooLarge, NoSuchPath, NotJson, WrongMethod
 
@@ -70,17 +71,19 @@ def application(door: Door, *, most_bytes: int = MOST_BYTES) -> ASGIApp:
         (MODELS, endpoints.models, "The model that is served"),
         ("/health", endpoints.health, "The state of the worker, for a person"),
         ("/ping", endpoints.ping, "200 ready, 204 loading, 503 draining or lost; without a body"),
+        ("/collections", endpoints.collections, "Collections that may be named, where the operator has listed them"),
         ("/metrics", endpoints.metrics, "Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This description"),
     )
     for path, endpoint, summary in described:
         app.add_api_route(path, endpoint, methods=["GET"], summary=summary)
+    app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(WorkerError, _worker_error)
     app.add_exception_handler(Exception, _defect)
     endpoints.describe = partial(_described, app)
-    paths = [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in described]
+    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in described]
     return Gate(app, door, paths)
 
 
@@ -121,6 +124,17 @@ class _Endpoints:
         response = json_response(told)
         response.status_code = 200 if state in ("loading", "ready") else 503
         return response
+
+    async def collections(self, _request: Request) -> Response:
+        """What the settings name; no collection is looked up."""
+        settings = self._door.settings
+        return json_response({"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection})
+
+    async def page(self, _request: Request) -> Response:
+        """The search page."""
+        page = Page.load()
+        headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
+        return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
     async def metrics(self, _request: Request) -> Response:
         """For Prometheus."""
