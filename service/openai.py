@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
@@ -19,7 +19,7 @@ from embedder.errors import InvalidRequest, ModelFailure, NotFound
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
-from service.requests import Limits, limits_of, valid_texts, validated
+from service.requests import validated
 from service.responses import Json, check_least_size, check_size, vectors_json
 
 EMBEDDINGS: Final = "/v1/embeddings"
@@ -36,17 +36,15 @@ _TYPES: Mapping[str, str] = {
 """OpenAI's `type` of an error by our code; of all others `server_error`."""
 
 
-def _valid_input(value: Any, info: ValidationInfo) -> list[str] | list[list[int]]:
-    limit = limits_of(info).max_texts
+def _valid_input(value: Any) -> list[str] | list[list[int]]:
+    """The inputs as a list, all of one kind."""
     if isinstance(value, str):
-        return valid_texts([value], info)
+        return [value]
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, or a list of strings, of token ids or of lists of token ids, not empty")
     if all(isinstance(one, str) for one in value):
-        return valid_texts(value, info)
+        return value
     texts = [value] if all(_is_integer(one) for one in value) else value
-    if len(texts) > limit:
-        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
     for index, ids in enumerate(texts):
         if not isinstance(ids, list) or not ids or not all(_is_integer(one) for one in ids):
             raise ValueError(f"[{index}] must be of the same kind as the others: strings, or lists of token ids")
@@ -95,18 +93,18 @@ class OpenAIRoutes:
     Args:
         embedder: the loaded model.
         model: its name on the wire.
-        limits: of requests.
+        max_texts: inputs at most.
         query_length: tokens up to which a single input counts as a query, which goes before passages.
         max_length: tokens of an input at most; a longer one is refused.
         max_bytes: of an answer.
     """
 
     def __init__(
-        self, embedder: Embedder, *, model: str, limits: Limits, query_length: int, max_length: int, max_bytes: int
+        self, embedder: Embedder, *, model: str, max_texts: int, query_length: int, max_length: int, max_bytes: int
     ) -> None:
         self._embedder = embedder
         self._model = model
-        self._limits = limits
+        self._max_texts = max_texts
         self._query_length = query_length
         self._max_length = max_length
         self._max_bytes = max_bytes
@@ -118,7 +116,7 @@ class OpenAIRoutes:
         Raises:
             WorkerError: see `openai_error` for its form on the wire.
         """
-        job = validated(QueueJob, raw, self._limits)
+        job = validated(QueueJob, raw)
         if job.openai_route == EMBEDDINGS:
             return await self._embeddings(job.openai_input)
         if job.openai_route == MODELS:
@@ -130,7 +128,11 @@ class OpenAIRoutes:
         raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}")
 
     async def _embeddings(self, raw: object) -> Json:
-        request = await asyncio.to_thread(validated, EmbeddingsRequest, raw, self._limits)
+        request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
+        if len(request.input) > self._max_texts:
+            raise InvalidRequest(
+                f"input must have at most {self._max_texts} items (MAX_TEXTS), got {len(request.input)}"
+            )
         if request.model not in (None, self._model):
             raise NotFound(f"model: this worker serves '{self._model}' only")
         size = self._embedder.hidden_size
@@ -147,6 +149,7 @@ class OpenAIRoutes:
 
     def _tokenized(self, inputs: Sequence[Any]) -> list[EncodedText]:
         if isinstance(inputs[0], str):
+            _check_unicode(inputs)
             texts = self._embedder.tokenize(inputs, self._max_length)
         else:
             texts = [self._framed(index, ids) for index, ids in enumerate(inputs)]
@@ -198,6 +201,14 @@ def openai_error(error: Json) -> Json:
             "code": error["error_code"],
         }
     }
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    for index, text in enumerate(texts):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"input[{index}] is not valid Unicode (a lone surrogate)") from None
 
 
 def _dense(embedding: Embedding, encoding_format: str) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -15,18 +15,16 @@ from typing import TypeVar
 from embedder.batching import Priority
 from embedder.embedder import Embedder
 from embedder.errors import (
-    Cancelled,
     ConfigurationError,
     Internal,
     InvalidRequest,
     ModelFailure,
-    ResponseTooLarge,
     StoreUnavailable,
     WorkerError,
     whereabouts,
 )
 from embedder.forward import Result
-from embedder.stages import Stages, stage
+from embedder.stages import stage
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
@@ -34,6 +32,7 @@ from qdrant_sink.points import point_id
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
+from service.accounts import Accounts
 from service.ingest import Ingest, Load
 from service.metrics import Metrics
 from service.openai import OpenAIRoutes, is_openai, openai_error
@@ -45,9 +44,7 @@ from service.requests import (
     Limits,
     QdrantTarget,
     SearchRequest,
-    operation_name,
     parse,
-    split_timings,
 )
 from service.responses import (
     Json,
@@ -105,7 +102,7 @@ class Operations:
         self._openai = OpenAIRoutes(
             embedder,
             model=self._model,
-            limits=self._limits,
+            max_texts=settings.max_texts,
             query_length=self._query_length,
             max_length=self._passage_length,
             max_bytes=settings.max_response_bytes,
@@ -113,6 +110,7 @@ class Operations:
         self.metrics = Metrics(lambda: self.waiting_tokens)
         """What this worker counts, whatever its doors are."""
         embedder.watch(self.metrics.batch)
+        self._accounts = Accounts(self.metrics, settings.max_response_bytes)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -136,20 +134,7 @@ class Operations:
 
         Raises nothing but `asyncio.CancelledError`.
         """
-        stages = Stages()
-        started = time.perf_counter()
-        operation = operation_name(raw)
-        try:
-            with stages.current():
-                answer = await self._answered(raw)
-        except asyncio.CancelledError:
-            self.metrics.answered(operation, {"error_code": Cancelled.code}, {}, time.perf_counter() - started)
-            raise
-        seconds = time.perf_counter() - started
-        self.metrics.answered(operation, answer, stages.seconds, seconds)
-        if "error" not in answer and isinstance(raw, dict) and raw.get("timings") is True:
-            return await asyncio.to_thread(self._timed, answer, {**stages.seconds, "total": seconds})
-        return answer
+        return await self._accounts.answered(raw, self._answered)
 
     async def answer_job(self, raw: object) -> Json | list[Json]:
         """As `answer`, in the form of the queue: OpenAI's objects, and its errors, come in a list of one."""
@@ -171,7 +156,7 @@ class Operations:
         """As `answer`, but raises the `WorkerError`."""
         if is_openai(raw):
             return await self._openai.answer(raw)
-        match await asyncio.to_thread(parse, split_timings(raw)[0], self._limits):
+        match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
                 return await self.ingest(request, request.qdrant)
             case EmbedRequest() as request:
@@ -371,14 +356,6 @@ class Operations:
         remedy = EMBED_REMEDY if request.wants_vectors else INGEST_REMEDY
         points = 0 if plan is None else len(plan.entries)
         return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=points)
-
-    def _timed(self, answer: Json, seconds: Mapping[str, float]) -> Json:
-        """The answer with its timings, unless these would make it too large: what was done stays done."""
-        timed = {**answer, "timings": {name: round(spent, 6) for name, spent in seconds.items()}}
-        try:
-            return check_size(timed, self._settings.max_response_bytes, remedy="")
-        except ResponseTooLarge:
-            return answer
 
     def _search_answer(self, hits: Sequence[Sequence[Hit]], tokens: int) -> Json:
         answer = search_answer(hits, model=self._model, tokens=tokens)

@@ -31,6 +31,8 @@ from qdrant_sink.filters import check_filter
 from qdrant_sink.points import MAX_INTEGER_ID
 from qdrant_sink.store import COLLECTION_NAME
 
+Valid = TypeVar("Valid", bound=BaseModel)
+
 MOST_HITS = 1_000_000
 """Of one search job, before they are cut to pages: what a worker can hold beside the model."""
 
@@ -48,8 +50,7 @@ class Limits:
     max_length: int
 
 
-def limits_of(info: ValidationInfo) -> Limits:
-    """The limits that a request is validated against."""
+def _limits(info: ValidationInfo) -> Limits:
     context = info.context
     if not isinstance(context, Limits):
         raise TypeError("requests are validated by parse(), which knows the limits")
@@ -57,15 +58,14 @@ def limits_of(info: ValidationInfo) -> Limits:
 
 
 def _tokens_within_model(value: int, info: ValidationInfo) -> int:
-    limit = limits_of(info).max_length
+    limit = _limits(info).max_length
     if value > limit:
         raise ValueError(f"must be at most the model's {limit} tokens, got {_shown(value)}")
     return value
 
 
-def valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
-    """Texts within `MAX_TEXTS`, of valid Unicode; raises the ValueError that pydantic collects."""
-    limit = limits_of(info).max_texts
+def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
+    limit = _limits(info).max_texts
     if len(texts) > limit:
         raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
     for index, text in enumerate(texts):
@@ -105,10 +105,8 @@ def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-Valid = TypeVar("Valid", bound=BaseModel)
-
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
-Texts = Annotated[list[str], Field(min_length=1), AfterValidator(valid_texts)]
+Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
 Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
@@ -267,10 +265,6 @@ class DeleteRequest(_Wire):
         return self
 
 
-class _Timings(_Wire):
-    timings: bool
-
-
 Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest
 
 _OPERATIONS: Mapping[str, type[Request]] = {
@@ -301,29 +295,7 @@ def request_type(operation: str) -> type[Request] | None:
     return _OPERATIONS.get(operation)
 
 
-def operation_name(raw: object) -> str:
-    """The operation of a job's input as a word of a fixed set: `openai`, and `unknown` where there is none."""
-    if not isinstance(raw, dict):
-        return "unknown"
-    if "openai_route" in raw:
-        return "openai"
-    operation = raw.get("operation", "embed")
-    return operation if isinstance(operation, str) and operation in _OPERATIONS else "unknown"
-
-
-def split_timings(raw: object) -> tuple[object, bool]:
-    """A job's input without `timings`, which every operation takes, and whether it was true.
-
-    Raises:
-        InvalidRequest: it is no boolean.
-    """
-    if not isinstance(raw, dict) or "timings" not in raw:
-        return raw, False
-    wanted = validated(_Timings, {"timings": raw["timings"]}, None).timings
-    return {key: value for key, value in raw.items() if key != "timings"}, wanted
-
-
-def validated(kind: type[Valid], raw: object, limits: Limits | None) -> Valid:
+def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> Valid:
     """The value as that type.
 
     Raises:
