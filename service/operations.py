@@ -145,7 +145,7 @@ class Operations:
 
     async def _answered(self, raw: object) -> Json:
         try:
-            return await self.run(raw)
+            return await (self._openai.answer(raw) if is_openai(raw) else self.run(raw))
         except WorkerError as error:
             return error_answer(error)
         except Exception as error:  # noqa: BLE001 - a job must not take the worker down
@@ -153,9 +153,7 @@ class Operations:
             return error_answer(Internal(f"internal error ({type(error).__name__}); the worker's log says where"))
 
     async def run(self, raw: object) -> Json:
-        """As `answer`, but raises the `WorkerError`."""
-        if is_openai(raw):
-            return await self._openai.answer(raw)
+        """As `answer`, for the operations of the job contract alone, and raises the `WorkerError`."""
         match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
                 return await self.ingest(request, request.qdrant)
