@@ -2,7 +2,7 @@
 
     PORT=8000 API_KEY=... python -m service.http
 
-`python handler.py` opens it too, where `wanted` says so.
+`python handler.py` opens it too, where `PORT` is set and no queue is: see `service/worker.py`.
 
 The port answers at once: `/ping` with 204 while the model loads in the background, 200 when it is ready. On
 SIGTERM new requests get 503, those that run are answered, then the process ends with status 0; it ends with
@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
@@ -37,11 +37,6 @@ DEFAULT_PORT: Final = 8000
 """Of `python -m service.http` where `PORT` is not set."""
 
 Build = Callable[[Settings], Operations]
-
-
-def wanted(settings: Settings, environment: Mapping[str, str]) -> bool:
-    """Whether `python handler.py` opens this door rather than poll the queue: `PORT` is set, and no queue is."""
-    return settings.port is not None and not environment.get("RUNPOD_WEBHOOK_GET_JOB")
 
 
 def serve(settings: Settings, build: Build) -> int:

@@ -13,8 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http import wanted
-from service.settings import Settings
 from tests.loopback import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -135,12 +133,3 @@ def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
             (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
             assert named in line
             assert "Traceback" not in worker.output
-
-
-@pytest.mark.parametrize(
-    ("environment", "opens"),
-    [({}, False), ({"PORT": "80"}, True), ({"PORT": "80", "RUNPOD_WEBHOOK_GET_JOB": "http://x/?"}, False)],
-)
-def test_the_handler_opens_the_port_only_where_no_queue_is(environment: dict[str, str], opens: bool) -> None:
-    """On a load-balancing endpoint there is a port and no queue; where there is a queue, it is served."""
-    assert wanted(Settings.from_environment(environment), environment) is opens
