@@ -86,7 +86,7 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
     bulk: list[Any] = []
 
     def load() -> None:
-        texts = [f"passage {n} " + "of some words " * 20 for n in range(200)]
+        texts = [f"passage {n} " + "of some words " * 20 for n in range(80)]
         bulk.append(client.post("/points", json={"texts": texts, "qdrant": {"collection": "notes"}}))
 
     def ask() -> None:
@@ -115,7 +115,7 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
         lines = [json.loads(line) for line in worker.output.splitlines()]
     assert set(codes) <= {200, 503}
     assert bulk[0].status_code == 200
-    assert bulk[0].json()["upsert"]["stored"] == 200
+    assert bulk[0].json()["upsert"]["stored"] == 80
     assert {"time", "level", "logger", "message"} <= set(lines[0])
     assert any("request_id" in line for line in lines)
 
@@ -133,3 +133,39 @@ def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
             (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
             assert named in line
             assert "Traceback" not in worker.output
+
+
+LOST = """
+import sys
+from service.http import serve
+from service.operations import Operations
+from service.settings import Settings
+
+class Lost(Operations):
+    def when_lost(self, callback):
+        callback()
+
+sys.exit(serve(Settings.from_environment(), Lost.build))
+"""
+BROKEN = """
+import sys
+from service.http import serve
+from service.settings import Settings
+
+def build(settings):
+    raise LookupError("the private words of a user")
+
+sys.exit(serve(Settings.from_environment(), build))
+"""
+
+
+def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
+    """The platform starts another when the last device is lost, or when loading fails for no fault of the settings."""
+    more = {**SETTINGS, "PORT": str(port)}
+    with Worker(None, cwd=ROOT, script="-c", args=[LOST], env=more) as worker:
+        assert worker.wait(PATIENCE) == 1
+        assert "Traceback" not in worker.output
+    with Worker(None, cwd=ROOT, script="-c", args=[BROKEN], env=more) as worker:
+        assert worker.wait(PATIENCE) == 1
+        assert "LookupError in build" in worker.output
+        assert "private words" not in worker.output
