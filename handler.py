@@ -19,18 +19,19 @@ _building = threading.Lock()
 _operations: Operations | None = None
 
 
-async def handler(job: dict[str, Any]) -> dict[str, Any]:
+async def handler(job: dict[str, Any]) -> Any:
     """The answer to one RunPod job, `{"id", "input"}`; works in any event loop, any number at once.
 
     Returns:
-        What the operation in `job["input"]` answers, or `{"error", "error_code", "retryable", "details"}`.
+        What the operation in `job["input"]` answers, or `{"error", "error_code", "retryable", "details"}`;
+        for an `openai_route` a list of one, OpenAI's object.
 
     Raises:
         ConfigurationError: the settings cannot work; only on the first call.
         asyncio.CancelledError: the job was cancelled; its queued texts are dropped.
     """
     operations = await asyncio.to_thread(build) if _operations is None else _operations
-    return await operations.answer(job.get("input"))
+    return await operations.answer_job(job.get("input"))
 
 
 def build(settings: Settings | None = None) -> Operations:

@@ -18,7 +18,8 @@ from embedder.chunking import Chunk, Chunker
 from embedder.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.forward import Result
-from embedder.pool import ModelPool, Stream
+from embedder.pool import ModelPool, Stream, Watch
+from embedder.stages import stage
 from embedder.tokenizer import EncodedText, Tokenizer
 from embedder.vectors import Outputs
 
@@ -155,7 +156,8 @@ class Embedder:
         self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0
     ) -> list[Result]:
         """As `embed`, of texts that are tokenized."""
-        return await asyncio.wrap_future(self._pool.submit(texts, outputs, priority, batch_size=batch_size))
+        with stage("embed"):
+            return await asyncio.wrap_future(self._pool.submit(texts, outputs, priority, batch_size=batch_size))
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
         """The tokens of each text, cut to `max_length`. Blocks for about a second per 5 MB.
@@ -166,7 +168,8 @@ class Embedder:
         if not 3 <= max_length <= self.max_length:
             raise InvalidRequest(f"maxLength must be from 3 to the model's {self.max_length}, got {max_length}")
         try:
-            return self._tokenizer.encode(texts, max_length)
+            with stage("tokenize"):
+                return self._tokenizer.encode(texts, max_length)
         except UnicodeEncodeError as error:
             raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
 
@@ -214,6 +217,19 @@ class Embedder:
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this, from a lane's thread, when no device is left that computes."""
         self._pool.when_lost(callback)
+
+    def watch(self, callback: Watch) -> None:
+        """Call this, from a lane's thread, after every batch: see `embedder.pool.Watch`."""
+        self._pool.watch(callback)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait for the model."""
+        return self._pool.waiting_tokens
+
+    def encoded(self, ids: Sequence[int]) -> EncodedText:
+        """A text that its caller has tokenized: see `Tokenizer.wrapped`."""
+        return self._tokenizer.wrapped(ids)
 
     def close(self) -> None:
         """Finish what was accepted, then stop. Blocks until the lanes have stopped."""

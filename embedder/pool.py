@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 WINDOW = 32_768
 """Tokens of streams that may be ahead of their consumers: 128 MiB of ColBERT rows of 1024 in float32."""
 
+Watch = Callable[[int, float, float], None]
+"""Told of every batch: its tokens, the share of the budget that they fill, and the seconds it took. Must not raise."""
+
 _NO_DEVICE = "no device of this worker computes any more; it must be restarted"
 
 
@@ -86,6 +89,7 @@ class ModelPool:
     ) -> None:
         self._clock = clock
         self._when_lost: Callable[[], None] = lambda: None
+        self._watch: Watch = lambda _tokens, _fill, _seconds: None
         self.token_budget = token_budget
         self._queue_tokens = queue_tokens
         self._queue: BatchQueue[_Job] = BatchQueue(max(window, 4 * token_budget))
@@ -191,6 +195,10 @@ class ModelPool:
         """Call this when no device is left that computes: the process can serve nothing any more."""
         self._when_lost = callback
 
+    def watch(self, callback: Watch) -> None:
+        """Call this, from a lane's thread, after every batch."""
+        self._watch = callback
+
     def close(self) -> None:
         """Finish what was accepted, then stop the lanes. Calling it twice is harmless."""
         with self._changed:
@@ -217,7 +225,14 @@ class ModelPool:
 
     def _run_lane(self, engine: Engine, queries_only: bool) -> None:  # noqa: FBT001 - the target of a thread
         while batch := self._next_batch(engine, queries_only=queries_only):
-            self._deliver(batch, self._compute(batch, engine))
+            self._deliver(batch, self._watched(batch, engine))
+
+    def _watched(self, batch: list[Pick[_Job]], engine: Engine) -> list[Pass]:
+        started = self._clock()
+        passes = self._compute(batch, engine)
+        tokens = sum(len(pick.key.texts[pick.index]) for pick in batch)
+        self._watch(tokens, tokens / self.token_budget, self._clock() - started)
+        return passes
 
     def _next_batch(self, engine: Engine, *, queries_only: bool) -> list[Pick[_Job]]:
         """Wait for texts; empty when the lane has nothing more to do."""
@@ -274,7 +289,7 @@ class ModelPool:
             with self._changed:
                 queries = self._taken(self._queue.take_queries)
             if queries:
-                self._deliver(queries, self._compute(queries, engine))
+                self._deliver(queries, self._watched(queries, engine))
             given += self._clock() - now
 
         return give_way

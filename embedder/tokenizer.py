@@ -66,7 +66,7 @@ class Tokenizer:
         self.dropped_ids = frozenset(ids.values())
         """Ids of `<s>`, `</s>`, `<pad>` and `<unk>`, which carry no sparse weight."""
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self._eos = ids["eos_token"]
+        self._bos, self._eos = ids["cls_token"], ids["eos_token"]
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
         """Tokenize, cutting each text to `max_length` tokens (>= 3), special tokens included.
@@ -77,6 +77,19 @@ class Tokenizer:
         _check(texts)
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         return [self._cut(encoding.ids, max_length) for encoding in encodings]
+
+    def wrapped(self, ids: Sequence[int]) -> EncodedText:
+        """Ids from the caller as a text: `<s>` and `</s>` are put around them where both are not there already.
+
+        Raises:
+            ValueError: one is not in the vocabulary; the message says which, and how many there are.
+        """
+        for place, one in enumerate(ids):
+            if not 0 <= one < self.vocabulary_size:
+                raise ValueError(f"[{place}] must be a token id from 0 to {self.vocabulary_size - 1}")
+        framed = len(ids) >= 2 and (ids[0], ids[-1]) == (self._bos, self._eos)
+        whole = ids if framed else [self._bos, *ids, self._eos]
+        return EncodedText(np.array(whole, dtype=np.int32), truncated=False)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before `encode` cuts it, special tokens included.

@@ -95,6 +95,7 @@ class ServerStore:
         deadline_s: seconds after which no further attempt starts; three attempts that time out fit in.
         names: of the vectors, in every collection.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
+        retried: called before each further attempt; must not raise.
 
     Raises:
         ConfigurationError: the URL is none.
@@ -111,6 +112,7 @@ class ServerStore:
         deadline_s: float = 70.0,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
+        retried: Callable[[], None] = lambda: None,
     ) -> None:
         self._new_client = functools.partial(
             QdrantClient,
@@ -140,6 +142,7 @@ class ServerStore:
         )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
+        self._retried = retried
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_LONGEST_PAUSE_S)
         self._guard = threading.Lock()
         self._connected: _Connection | None = None
@@ -270,7 +273,7 @@ class ServerStore:
             retry=tenacity.retry_if_exception(_may_pass),
             wait=self._pause,
             stop=tenacity.stop_before_delay(self._deadline_s),
-            before_sleep=_report,
+            before_sleep=self._report,
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
@@ -279,6 +282,14 @@ class ServerStore:
         except _FaultError as fault:
             raise fault.fault.error from fault.__cause__
         return result
+
+    def _report(self, state: tenacity.RetryCallState) -> None:
+        fault = _fault(state)
+        if fault is not None:
+            log.warning(
+                "%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep
+            )
+            self._retried()
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         fault = _fault(state)
@@ -340,9 +351,3 @@ def _may_pass(exc: BaseException) -> bool:
 def _fault(state: tenacity.RetryCallState) -> Fault | None:
     exc = state.outcome.exception() if state.outcome else None
     return exc.fault if isinstance(exc, _FaultError) else None
-
-
-def _report(state: tenacity.RetryCallState) -> None:
-    fault = _fault(state)
-    if fault is not None:
-        log.warning("%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep)

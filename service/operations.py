@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from embedder.errors import (
     whereabouts,
 )
 from embedder.forward import Result
+from embedder.stages import stage
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
@@ -30,7 +32,10 @@ from qdrant_sink.points import point_id
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store, check_collection
 from qdrant_sink.writer import UpsertReport
+from service.accounts import Accounts
 from service.ingest import Ingest, Load, lost
+from service.metrics import Metrics
+from service.openai import OpenAIRoutes, is_openai, openai_error
 from service.plan import Entry, Plan
 from service.requests import (
     CountRequest,
@@ -94,6 +99,18 @@ class Operations:
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
+        self._openai = OpenAIRoutes(
+            embedder,
+            model=self._model,
+            max_texts=settings.max_texts,
+            query_length=self._query_length,
+            max_length=self._passage_length,
+            max_bytes=settings.max_response_bytes,
+        )
+        self.metrics = Metrics(lambda: self.waiting_tokens)
+        """What this worker counts, whatever its doors are."""
+        embedder.watch(self.metrics.batch)
+        self._accounts = Accounts(self.metrics, settings.max_response_bytes)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -117,8 +134,18 @@ class Operations:
 
         Raises nothing but `asyncio.CancelledError`.
         """
+        return await self._accounts.answered(raw, self._answered)
+
+    async def answer_job(self, raw: object) -> Json | list[Json]:
+        """As `answer`, in the form of the queue: OpenAI's objects, and its errors, come in a list of one."""
+        answer = await self.answer(raw)
+        if not is_openai(raw):
+            return answer
+        return [openai_error(answer) if "error" in answer else answer]
+
+    async def _answered(self, raw: object) -> Json:
         try:
-            return await self.run(raw)
+            return await (self._openai.answer(raw) if is_openai(raw) else self.run(raw))
         except WorkerError as error:
             return error_answer(error)
         except Exception as error:  # noqa: BLE001 - a job must not take the worker down
@@ -126,7 +153,7 @@ class Operations:
             return error_answer(Internal(f"internal error ({type(error).__name__}); the worker's log says where"))
 
     async def run(self, raw: object) -> Json:
-        """As `answer`, but raises the `WorkerError`."""
+        """As `answer`, for the operations of the job contract alone, and raises the `WorkerError`."""
         match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
                 return await self.ingest(request, request.qdrant)
@@ -273,6 +300,16 @@ class Operations:
         await self._blocking(lambda: self._opened().alias(self._collection(alias, "alias"), collection))
 
     @property
+    def settings(self) -> Settings:
+        """As given."""
+        return self._settings
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait for the model."""
+        return self._embedder.waiting_tokens
+
+    @property
     def model_label(self) -> str:
         """Model, engine, type and device, for a person."""
         return f"{self._model} ({self._embedder.label})"
@@ -296,10 +333,12 @@ class Operations:
 
     async def _loading(self, call: Callable[[], T]) -> T:
         """For a whole job: its thread mostly waits, and must not keep a short call from the store."""
-        return await asyncio.get_running_loop().run_in_executor(self._loads, call)
+        with stage("ingest"):
+            return await _in_thread(self._loads, call)
 
     async def _blocking(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._store_calls, call)
+        with stage("store"):
+            return await _in_thread(self._store_calls, call)
 
     @property
     def _model(self) -> str:
@@ -391,20 +430,31 @@ class Operations:
         with self._opening:
             if self._store is None:
                 try:
-                    self._store = open_store(self._settings)
+                    self._store = open_store(self._settings, self.metrics.retried)
                 except ConfigurationError as error:  # the store is opened by a job, too late to refuse to start
                     raise StoreUnavailable(str(error)) from error
             return self._store
 
 
-def open_store(settings: Settings) -> Store:
-    """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`."""
+async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    """Run a call there, with the context of this task, so that its log lines have the id of the request."""
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
+
+
+def open_store(settings: Settings, retried: Callable[[], None] = lambda: None) -> Store:
+    """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`.
+
+    Args:
+        settings: name it.
+        retried: called for each call that is repeated.
+    """
     names = settings.qdrant_collection_config.names
     if settings.qdrant_url is not None:
         from qdrant_sink.server import ServerStore
 
         key = settings.qdrant_api_key
-        return ServerStore(settings.qdrant_url, None if key is None else key.get_secret_value(), names=names)
+        secret = None if key is None else key.get_secret_value()
+        return ServerStore(settings.qdrant_url, secret, names=names, retried=retried)
     from qdrant_sink.edge import EdgeStore
 
     return EdgeStore(Path(settings.qdrant_path), names=names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,6 +30,8 @@ from embedder.vectors import KINDS, Kind
 from qdrant_sink.filters import check_filter
 from qdrant_sink.points import MAX_INTEGER_ID
 from qdrant_sink.store import COLLECTION_NAME
+
+Valid = TypeVar("Valid", bound=BaseModel)
 
 MOST_HITS = 1_000_000
 """Of one search job, before they are cut to pages: what a worker can hold beside the model."""
@@ -287,8 +289,24 @@ def parse(raw: object, limits: Limits) -> Request:
     if not isinstance(operation, str) or operation not in _OPERATIONS:
         got = f"'{operation[:32]}'" if isinstance(operation, str) and _is_unicode(operation) else _kind(operation)
         raise InvalidRequest(f"operation must be one of {', '.join(_OPERATIONS)}, got {got}")
+    return validated(_OPERATIONS[operation], raw, limits)
+
+
+def request_type(operation: str) -> type[Request] | None:
+    """The type of an operation's requests; None if there is no such operation."""
+    return _OPERATIONS.get(operation)
+
+
+def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> Valid:
+    """The value as that type.
+
+    Raises:
+        InvalidRequest: naming the first field at fault; all of them are in `details["errors"]`.
+    """
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"input must be an object, got {_kind(raw)}")
     try:
-        return _OPERATIONS[operation].model_validate(raw, context=limits)
+        return kind.model_validate(raw, context=limits)
     except ValidationError as error:
         complaints = [_complaint(one) for one in error.errors(include_url=False)[:20]]
         message = complaints[0]["message"]

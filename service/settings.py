@@ -83,6 +83,7 @@ class Settings(BaseModel):
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
     port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     api_key: SecretStr | None = None
 
@@ -90,6 +91,11 @@ class Settings(BaseModel):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("qdrant_api_key", "api_key")
     @classmethod

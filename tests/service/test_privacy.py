@@ -168,6 +168,9 @@ class _Broken:
     hidden_size = colbert_size = 192
     label = "broken"
 
+    def watch(self, callback: object) -> None:
+        """See `Embedder.watch`."""
+
     def tokenize(self, texts: list[str], max_length: int) -> list[Any]:
         """Fail."""
         raise LookupError(texts[0])

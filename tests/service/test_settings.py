@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTION_CONFIG": CollectionBlock(),
     "MAX_RESPONSE_MB": 10.0,
     "LOG_LEVEL": "INFO",
+    "LOG_FORMAT": "text",
     "PORT": None,
     "API_KEY": None,
 }
@@ -83,6 +84,7 @@ def test_the_readme_explains_every_setting() -> None:
         ("QDRANT_COLLECTION", "notes", "notes"),
         ("MAX_RESPONSE_MB", "0.5", 0.5),
         ("LOG_LEVEL", "debug", "DEBUG"),
+        ("LOG_FORMAT", "JSON", "json"),
         ("PORT", "8080", 8080),
     ],
 )
@@ -133,6 +135,7 @@ def test_secrets_are_read_but_only_on_request() -> None:
         ("MAX_RESPONSE_MB", "0"),
         ("MAX_RESPONSE_MB", "nan"),
         ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "yaml"),
         ("PORT", "0"),
         ("PORT", "65536"),
     ],

@@ -1,0 +1,86 @@
+"""The state of the HTTP door: whether the model is there, what runs, and whether it is closing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from service.operations import Operations
+from service.settings import Settings
+from service.statuses import Loading, ShuttingDown
+
+State = Literal["loading", "ready", "draining", "lost"]
+
+
+class Door:
+    """Lives in one event loop; every method is called there.
+
+    Args:
+        settings: the operator's decisions.
+        emptied: called when the door is closing and nothing runs any more.
+    """
+
+    def __init__(self, settings: Settings, emptied: Callable[[], None] = lambda: None) -> None:
+        self.settings = settings
+        self._emptied = emptied
+        self._operations: Operations | None = None
+        self._running = 0
+        self._closing = False
+        self._lost = False
+
+    @property
+    def state(self) -> State:
+        """`lost`: no device computes any more."""
+        if self._lost:
+            return "lost"
+        if self._closing:
+            return "draining"
+        return "loading" if self._operations is None else "ready"
+
+    @property
+    def operations(self) -> Operations | None:
+        """None while the model loads."""
+        return self._operations
+
+    def ready(self) -> Operations:
+        """The operations.
+
+        Raises:
+            Loading: the model is not there yet.
+        """
+        if self._operations is None:
+            raise Loading("the model is still loading; retry later")
+        return self._operations
+
+    def open(self, operations: Operations) -> None:
+        """The model is loaded: serve."""
+        self._operations = operations
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A request runs for the length of the block, and the door stays until it is answered.
+
+        Raises:
+            ShuttingDown: it is closing.
+        """
+        if self._closing:
+            raise ShuttingDown("the worker is shutting down; retry on another")
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if self._closing and not self._running:
+                self._emptied()
+
+    def close(self, *, lost: bool = False) -> None:
+        """Admit nothing more, finish what runs. Calling it twice is harmless.
+
+        Args:
+            lost: because no device is left that computes.
+        """
+        self._lost = self._lost or lost
+        self._closing = True
+        if not self._running:
+            self._emptied()

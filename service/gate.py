@@ -1,0 +1,126 @@
+"""What every HTTP request passes, whatever it asks for: its id, the key, the log line and the count."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+from typing import Final
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedder.errors import Internal, WorkerError, whereabouts
+from service.door import Door
+from service.logs import REQUEST_ID
+from service.openai import openai_error
+from service.responses import Json, error_answer
+from service.statuses import Unauthorized, retry_after, status_of
+
+log = logging.getLogger(__name__)
+
+OPEN: Final = frozenset({"/", "/ping", "/health"})
+"""Paths that need no key, and are answered while the door closes."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Gate:
+    """ASGI middleware around everything, so that nothing is answered without it.
+
+    Args:
+        app: what is behind it.
+        door: its state.
+        paths: those that are counted and logged by name; all others are `other`.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, paths: Collection[str]) -> None:
+        self._app = app
+        self._door = door
+        self._paths = frozenset(paths)
+        key = door.settings.api_key
+        self._key = None if key is None else key.get_secret_value().encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; an exception ends here, as an answer."""
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        token = REQUEST_ID.set(request_id)
+        status = 0
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                added = MutableHeaders(scope=message)
+                added["X-Request-ID"] = request_id
+                added["X-Content-Type-Options"] = "nosniff"
+                added["Cache-Control"] = "no-store"
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._passed(scope, receive, sent, headers)
+        except WorkerError as error:
+            await error_response(error, scope["path"])(scope, receive, sent)
+        except Exception as error:  # noqa: BLE001 - uvicorn would log it with its message, which may quote a text
+            log.error("internal error: %s", whereabouts(error))
+            if not status:
+                await error_response(defect(error), scope["path"])(scope, receive, sent)
+        finally:
+            route = scope["path"] if scope["path"] in self._paths else "other"
+            if self._door.operations is not None:
+                self._door.operations.metrics.responded(route, status)
+            level = logging.DEBUG if route in OPEN else logging.INFO
+            log.log(level, "%s %d, %.0f ms", route, status, 1e3 * (time.perf_counter() - started))
+            REQUEST_ID.reset(token)
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        if scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        self._check_key(headers.get("authorization", ""))
+        with self._door.admitted():
+            await self._app(scope, receive, send)
+
+    def _check_key(self, authorization: str) -> None:
+        if self._key is None:
+            return
+        scheme, _, token = authorization.partition(" ")
+        # Latin-1 is what headers are read in; a key is ASCII. Compared even where the scheme is wrong.
+        same = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
+        if not (same and scheme.lower() == "bearer"):
+            raise Unauthorized("Authorization must be 'Bearer ' and the API_KEY of this worker")
+
+
+def defect(error: Exception) -> Internal:
+    """What a caller reads of an exception that should not be."""
+    return Internal(f"internal error ({type(error).__name__}); the worker's log says where")
+
+
+def json_response(answer: Json, path: str = "") -> Response:
+    """An answer or an error as JSON, with its status; below `/v1/` errors have OpenAI's form."""
+    return _response(answer, status_of(answer), path)
+
+
+def error_response(error: WorkerError, path: str) -> Response:
+    """An error of an operation or of the door itself."""
+    answer = error_answer(error)
+    return _response(answer, getattr(error, "status", None) or status_of(answer), path)
+
+
+def _response(answer: Json, status: int, path: str) -> Response:
+    headers = {}
+    seconds = retry_after(status, answer)
+    if seconds is not None:
+        headers["Retry-After"] = str(seconds)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = openai_error(answer) if "error" in answer and path.startswith("/v1/") else answer
+    return Response(orjson.dumps(body), status, headers, "application/json")

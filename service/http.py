@@ -1,0 +1,153 @@
+"""The HTTP door: the operations over HTTP on `PORT`, for load-balancing endpoints and for plain self-hosting.
+
+    PORT=8000 API_KEY=... python -m service.http
+
+`python handler.py` opens it too, where `PORT` is set and no queue is: see `service/worker.py`.
+
+The port answers at once: `/ping` with 204 while the model loads in the background, 200 when it is ready. On
+SIGTERM new requests get 503, those that run are answered, then the process ends with status 0; it ends with
+1 when the last device is lost, and with 2 when the settings cannot work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Final
+
+import uvicorn
+
+from embedder.errors import ConfigurationError, whereabouts
+from service import logs
+from service.door import Door
+from service.operations import Operations
+from service.routes import application
+from service.settings import Settings
+
+log = logging.getLogger("service.http")  # not __name__: this can be the program itself
+
+DEFAULT_PORT: Final = 8000
+"""Of `python -m service.http` where `PORT` is not set."""
+
+Build = Callable[[Settings], Operations]
+
+
+def serve(settings: Settings, build: Build) -> int:
+    """Open the port, load the model, and serve until told to stop. Call it in the main thread.
+
+    Args:
+        settings: the operator's decisions.
+        build: loads the model; called once, in a thread.
+
+    Returns:
+        The exit status of the process.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    port = settings.port or DEFAULT_PORT
+    try:
+        listener = socket.create_server(("", port), backlog=2048)
+    except OSError as error:
+        return _refused(f"PORT={port}: {error.strerror}; choose another")
+    if settings.api_key is None:
+        log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
+    with listener:
+        return asyncio.run(_Service(settings, listener).run(build))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers, which would close the port before the work is done."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+class _Service:
+    """The port, the model behind it, and their end."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._listener = listener
+        self._door = Door(settings, self._stop)
+        self._status = 0
+        self._server = _Server(
+            uvicorn.Config(
+                application(self._door),
+                lifespan="off",
+                ws="none",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=75,  # longer than load balancers keep theirs, so that none meets a closing one
+            )
+        )
+
+    async def run(self, build: Build) -> int:
+        """Serve; returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_stop)
+        # A daemon: a signal while it loads ends the process without waiting for it.
+        threading.Thread(target=self._load, args=(loop, build), name="build", daemon=True).start()
+        await self._server.serve(sockets=[self._listener])
+        if self._door.operations is not None:
+            await asyncio.to_thread(self._door.operations.close)
+        return 1 if self._door.state == "lost" else self._status
+
+    def _load(self, loop: asyncio.AbstractEventLoop, build: Build) -> None:
+        settings = self._door.settings
+        try:
+            operations = build(settings)
+        except ConfigurationError as error:
+            self._status = _refused(str(error))
+        except BaseException as error:  # noqa: BLE001 - a port without a model behind it must not stay open
+            log.critical("the model could not be loaded: %s", whereabouts(error))
+            self._status = 1
+        else:
+            operations.when_lost(lambda: _call(loop, partial(self._door.close, lost=True)))
+            _call(loop, partial(self._door.open, operations))
+            log.info("serving %s on port %d", operations.model_label, self._listener.getsockname()[1])
+            return
+        _call(loop, self._door.close)
+
+    def _told_to_stop(self) -> None:
+        if self._door.state == "draining":
+            self._server.force_exit = True  # told twice
+            self._stop()
+            return
+        log.info("told to stop; finishing what runs")
+        self._door.close()
+
+    def _stop(self) -> None:
+        self._server.should_exit = True
+
+
+def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """From another thread; harmless once the loop has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
+
+
+def _refused(message: str) -> int:
+    print(f"refusing to start: {message}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log is
+    return 2
+
+
+def main() -> int:
+    """Serve by the settings of the environment."""
+    try:
+        settings = Settings.from_environment()
+    except ConfigurationError as error:
+        return _refused(str(error))
+    return serve(settings, Operations.build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

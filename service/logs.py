@@ -1,0 +1,59 @@
+"""Log lines, as text or as one JSON object each, with the id of the request that they belong to."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+import orjson
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being served, in its tasks and threads; None outside of one."""
+
+_OURS = ("embedder", "qdrant_sink", "service")
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-11-23 08:45:09,123 INFO service.http: GET /ping 200 [id]`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, which ends with the request's id if there is one."""
+        line = super().format(record)
+        request_id = REQUEST_ID.get()
+        return line if request_id is None else f"{line} [{request_id}]"
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"time", "level", "logger", "message"}` and, within a request, `request_id`; a line each."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object. A traceback is left out: it may quote a user's text."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage().encode("utf-8", "replace").decode(),
+        }
+        request_id = REQUEST_ID.get()
+        if request_id is not None:
+            line["request_id"] = request_id
+        return orjson.dumps(line).decode()
+
+
+def configure(level: str, form: Literal["text", "json"] = "text") -> None:
+    """One line per event on standard error; libraries only from WARNING up, since theirs may quote requests.
+
+    Args:
+        level: of our own loggers.
+        form: of the lines.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in _OURS:
+        logging.getLogger(package).setLevel(level)

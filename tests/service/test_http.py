@@ -1,0 +1,455 @@
+"""The HTTP door: the operations of the queue, with the same answers and errors, and what only HTTP has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import httpx2
+import numpy as np
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedder.errors import DeviceLost
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import schema_for
+from service.openapi import EMBEDDINGS_EXAMPLE, ROUTES
+from service.operations import Operations
+from tests.embedder.oracle import TOLERANCE
+from tests.service.client import CODES, PATIENCE, Client, Json, assert_error, until
+from tests.service.conftest import Serve
+from tests.service.doubles import FailingStore, Watched
+from tests.service.served import Served
+from tests.service.test_privacy import requests
+
+PRIVATE = "the private words of a user"
+KEY = "k3y-0123456789"
+
+
+@pytest.fixture
+def http(worker: Client) -> Iterator[httpx.Client]:
+    """A client of a door without a key."""
+    with Served(worker.operations) as served, served.client() as client:
+        yield client
+
+
+def read(response: httpx.Response) -> Json:
+    """The JSON object of an answer, read strictly."""
+    assert response.headers["content-type"] == "application/json"
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    answer: Json = json.loads(response.content.decode("utf-8"), parse_constant=refuse)
+    return answer
+
+
+def refused(response: httpx.Response, status: int, code: str) -> str:
+    """The message of an error of this status and code."""
+    answer = read(response)
+    assert_error(answer)
+    assert (response.status_code, answer["error_code"]) == (status, code), answer
+    message: str = answer["error"]
+    return message
+
+
+@contextmanager
+def busy(watched: Watched, client: httpx.Client) -> Iterator[list[httpx.Response]]:
+    """The model works on one request, until its gate is opened or the block ends; its answer is in the list then."""
+    watched.engine.gate.clear()
+    watched.engine.batches.clear()
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(client.post("/embed", json={"texts": ["first"]})))
+    thread.start()
+    try:
+        asyncio.run(until(lambda: bool(watched.engine.batches)))
+        yield answers
+    finally:
+        watched.engine.gate.set()
+        thread.join(PATIENCE)
+
+
+def send(served: Served, path: str, raw: Json) -> socket.socket:
+    """A connection that has sent a request and reads no answer."""
+    body = json.dumps(raw).encode()
+    connection = socket.create_connection(("127.0.0.1", served.port), PATIENCE)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def test_every_operation_has_its_path(http: httpx.Client, worker: Client) -> None:
+    """Store, search, count and delete over HTTP do what the jobs of the queue do."""
+    stored = http.post("/points", json={"texts": ["rsync copies", "a database"], "qdrant": {"collection": "notes"}})
+    assert read(stored)["upsert"] == {"collection": "notes", "stored": 2, "skipped": 0, "rejected": []}
+    search = {"collection": "notes", "queries": ["copy with rsync"], "limit": 1}
+    found = read(http.post("/search", json=search))
+    assert found["results"][0]["hits"][0]["payload"] == {"text": "rsync copies"}
+    assert found == worker.good({**search, "operation": "search"})
+    assert read(http.post("/points/count", json={"collection": "notes"})) == {"count": 2}
+    ids = [hit["id"] for hit in found["results"][0]["hits"]]
+    assert read(http.post("/points/delete", json={"collection": "notes", "ids": ids})) == {"deleted": 1}
+    assert read(http.post("/points/count", json={"collection": "notes"})) == {"count": 1}
+
+
+def test_embed_answers_as_the_queue_does(http: httpx.Client, worker: Client) -> None:
+    """The original request and every field beside it, in the body."""
+    raw = {"texts": ["What is BGE M3?", ""], "isPassage": False, "batchSize": 0}
+    mine, theirs = read(http.post("/embed", json=raw)), worker.good(raw)
+    assert mine.keys() == theirs.keys()
+    for one, other in zip(mine["results"], theirs["results"], strict=True):
+        assert one.keys() == other.keys()
+        assert np.abs(np.array(one["dense"]) - np.array(other["dense"])).max() <= TOLERANCE
+
+
+def test_points_are_passages_unless_said_otherwise(http: httpx.Client) -> None:
+    """`/points` needs no `isPassage`: what is stored is a passage, and is cut like one."""
+    long = {"texts": ["word " * 600], "maxLength": 40, "qdrant": {"collection": "notes"}}
+    assert read(http.post("/points", json=long))["results"][0]["truncated"] is True
+    assert "qdrant is required" in refused(http.post("/points", json={"texts": ["a"]}), 400, "invalid_request")
+
+
+def test_every_example_of_the_description_works(http: httpx.Client) -> None:
+    """Whoever copies an example out of the OpenAPI document gets an answer."""
+    described = read(http.get("/openapi.json"))
+    for route in ROUTES:
+        content = described["paths"][route.path]["post"]["requestBody"]["content"]["application/json"]
+        assert content["example"] == route.example
+    for route in sorted(ROUTES, key=lambda one: one.path != "/points"):  # stored first, so that it can be found
+        response = http.post(route.path, json=route.example)
+        assert response.status_code == 200, (route.path, response.text)
+    assert http.post("/v1/embeddings", json=EMBEDDINGS_EXAMPLE).status_code == 200
+
+
+def test_the_official_openai_client(worker: Client) -> None:
+    """Its defaults, both encodings, token usage, the list of models and its errors."""
+    with (
+        Served(worker.operations) as served,
+        httpx2.Client(trust_env=False, timeout=PATIENCE) as transport,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, http_client=transport) as client,
+    ):
+        texts = ["rsync copies only the changed parts.", "a query"]
+        wanted = worker.good({"texts": texts, "vectors": ["dense"]})
+        for more in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}, {"dimensions": 192}):
+            answer = client.embeddings.create(model="mini", input=texts, **more)
+            assert answer.model == "mini"
+            assert answer.usage.total_tokens == wanted["usage"]["tokens"]
+        answer = client.embeddings.create(model="mini", input=texts, encoding_format="float")
+        for mine, theirs in zip(answer.data, wanted["results"], strict=True):
+            assert mine.embedding == pytest.approx(theirs["dense"], abs=TOLERANCE)
+        assert [model.id for model in client.models.list()] == ["mini"]
+        assert client.models.retrieve("mini").id == "mini"
+        with pytest.raises(openai.BadRequestError) as bad:
+            client.embeddings.create(model="mini", input=texts, dimensions=8)
+        assert bad.value.code == "invalid_request"
+        assert "dimensions must be the model's own, 192, got 8" in bad.value.message
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="other", input=texts)
+
+
+@pytest.mark.parametrize(
+    "path", ["/embed", "/search", "/points", "/metrics", "/openapi.json", "/v1/models", "/nowhere"]
+)
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]
+)
+def test_without_the_key_nothing_is_served(keyed: Served, path: str, header: str | None) -> None:
+    """With `API_KEY` every path but the probes wants it as a bearer token, and tells nothing to others."""
+    with keyed.client() as client:
+        sent = {} if header is None else {"Authorization": header.encode("latin-1")}
+        for method in ("GET", "POST"):
+            response = client.request(method, path, headers=sent)  # type: ignore[arg-type]
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert KEY not in response.text
+
+
+@pytest.fixture(scope="module")
+def keyed(embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A door with a key."""
+    from service.settings import Settings
+    from tests.service.client import ENVIRONMENT
+
+    store = EdgeStore(tmp_path_factory.mktemp("keyed"))
+    operations = Operations(Settings.from_environment({**ENVIRONMENT, "API_KEY": KEY}), embedder, store)
+    with Served(operations) as served:
+        yield served
+    store.close()
+
+
+def test_with_the_key_everything_is_served(keyed: Served) -> None:
+    """The scheme is a word in any case, as HTTP has it; the probes need no key."""
+    for scheme in ("Bearer", "bearer"):
+        with keyed.client(Authorization=f"{scheme} {KEY}") as client:
+            assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
+            assert client.get("/metrics").status_code == 200
+    with keyed.client() as client:
+        assert (client.get("/ping").status_code, client.get("/health").status_code) == (200, 200)
+
+
+def test_a_request_keeps_its_id(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """The id that a proxy gives is in the answer; without one, or with one that could forge a log line, it is made."""
+    assert http.get("/ping", headers={"X-Request-ID": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
+    for odd in ("", "a b", "x" * 200, 'a","level":"'):
+        made = http.get("/ping", headers={"X-Request-ID": odd}).headers["x-request-id"]
+        assert uuid.UUID(made)
+    assert http.post("/embed", content=b"{").headers["x-request-id"]
+
+
+def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
+    """One table maps the codes of the contract to HTTP."""
+    store.ensure("other", schema_for(8, 8))
+    with Served(serve().operations) as served, served.client() as client:
+        wrong = client.post("/embed", json={"texts": [PRIVATE], "isPassage": "maybe"})
+        assert refused(wrong, 400, "invalid_request") == "isPassage must be a boolean, got a string"
+        refused(client.post("/points/count", json={"collection": "absent"}), 404, "not_found")
+        refused(client.post("/search", json={"collection": "other", "queries": ["a"]}), 409, "schema_mismatch")
+        refused(client.get("/nowhere"), 404, "not_found")
+        refused(client.post("/embed/", json={}), 404, "not_found")
+        method = client.get("/embed")
+        refused(method, 405, "invalid_request")
+        assert method.headers["allow"] == "POST"
+        refused(client.post("/embed", json=[1]), 400, "invalid_request")
+        other = client.post("/embed", json={"operation": "delete", "texts": ["a"]})
+        assert "operation must be 'embed' on /embed" in refused(other, 400, "invalid_request")
+        smuggled = client.post("/embed", json={"openai_route": "/v1/models"})
+        refused(smuggled, 400, "invalid_request")
+    with Served(serve(MAX_RESPONSE_MB="0.001").operations) as served, served.client() as client:
+        refused(client.post("/embed", json={"texts": ["a"]}), 413, "response_too_large")
+    with Served(serve(store=FailingStore(store, None)).operations) as served, served.client() as client:
+        away = client.post("/points/count", json={"collection": "notes"})
+        refused(away, 503, "store_unavailable")
+        assert away.headers["retry-after"] == "5"
+
+
+def test_errors_of_openais_paths_have_openais_form(http: httpx.Client) -> None:
+    """Also those that the door itself makes."""
+    for response, status in (
+        (http.post("/v1/embeddings", json={}), 400),
+        (http.post("/v1/embeddings", content=b"{"), 415),
+        (http.get("/v1/models/gpt"), 404),
+        (http.get("/v1/nowhere"), 404),
+        (http.get("/v1/embeddings"), 405),
+    ):
+        error = read(response)["error"]
+        assert response.status_code == status
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] in CODES
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "the body is not JSON (line 1, column 2)"),
+        (b"", "the body is not JSON (line 1, column 1)"),
+        (b'{"texts": ["a"], "maxLength": NaN}', "the body is not JSON (a number that has no form in it)"),
+        (b'{"texts": ["a"], "maxLength": ' + b"9" * 5000 + b"}", "the body is not JSON (a number"),
+        (b'{"texts": ["\xff"]}', "the body is not UTF-8 (byte 12)"),
+        ('{"texts": ["a"]}'.encode("utf-16"), "the body is not UTF-8"),
+        (b"[" * 100_000, "the body is nested too deeply"),
+        (b"null", "input must be an object, got null"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(http: httpx.Client, body: bytes, said: str) -> None:
+    """The message says where, and quotes nothing."""
+    response = http.post("/embed", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
+    assert said in refused(response, 400, "invalid_request")
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_body_of_another_type_is_refused(http: httpx.Client, kind: str | None) -> None:
+    """A page of another site can post these without asking the browser's leave, and no other."""
+    response = http.post("/embed", content=b'{"texts": ["a"]}', headers={} if kind is None else {"Content-Type": kind})
+    refused(response, 415, "invalid_request")
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(worker: Client) -> None:
+    """Its announced length is enough: the answer comes though not a byte of the body was sent."""
+    with Served(worker.operations) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw:
+        raw.sendall(
+            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30000001\r\n\r\n"
+        )
+        assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
+    """A body of unannounced length ends where the limit is; one at the limit is taken."""
+    body = json.dumps({"texts": ["a" * 900], "vectors": ["dense"]}).encode()
+    with Served(worker.operations, most_bytes=len(body)) as served, served.client() as client:
+        headers = {"Content-Type": "application/json"}
+        assert client.post("/embed", content=iter([body[:500], body[500:]]), headers=headers).status_code == 200
+        over = client.post("/embed", content=iter([body, b" "]), headers=headers)
+        assert refused(over, 413, "invalid_request") == f"the body must have at most {len(body)} bytes, got more"
+        announced = client.post("/embed", content=body + b" ", headers=headers)
+        assert f"got {len(body) + 1}" in refused(announced, 413, "invalid_request")
+
+
+def test_while_the_model_loads(worker: Client) -> None:
+    """The load balancer reads 204; requests are told to come again; then everything works without a restart."""
+    with Served(None) as served, served.client() as client:
+        assert client.get("/ping").status_code == 204
+        assert read(client.get("/health")) == {"status": "loading"}
+        early = client.post("/embed", json={"texts": ["a"]})
+        refused(early, 503, "overloaded")
+        assert early.headers["retry-after"] == "5"
+        served.do("open", worker.operations)
+        assert client.get("/ping").status_code == 200
+        assert read(client.get("/health")) == {"status": "ready", "model": "mini (packed, float32, cpu)"}
+        assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
+
+
+def test_a_full_queue_is_429_and_says_when_to_retry(serve: Serve, watched: Watched) -> None:
+    """Nothing is queued beyond what the queue holds; when it is free again, requests are served."""
+    operations = Operations(serve().operations.settings, watched.embedder)
+    with Served(operations) as served, served.client() as client, busy(watched, client):
+        big = {"texts": ["word " * 300] * 300, "isPassage": True, "vectors": ["dense"]}
+        waiting = send(served, "/embed", big)
+        asyncio.run(until(lambda: watched.pool.waiting_tokens > 80_000))
+        full = client.post("/embed", json=big)
+        waiting.close()
+        asyncio.run(until(lambda: watched.pool.waiting_tokens == 0))
+        watched.engine.gate.set()
+        assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
+    refused(full, 429, "overloaded")
+    assert full.headers["retry-after"] == "1"
+
+
+def test_draining_finishes_what_runs_and_refuses_the_rest(serve: Serve, watched: Watched) -> None:
+    """A request under way is answered; later ones and the probe get 503; then the door says that it is empty."""
+    operations = Operations(serve().operations.settings, watched.embedder)
+    with Served(operations) as served, served.client() as client, busy(watched, client) as answers:
+        served.do("close")
+        late = client.post("/embed", json={"texts": ["b"]})
+        refused(late, 503, "cancelled")
+        assert read(late)["retryable"] is True
+        assert late.headers["retry-after"] == "5"
+        assert client.get("/ping").status_code == 503
+        assert read(client.get("/health"))["status"] == "draining"
+        assert not served.emptied.is_set()
+        watched.engine.gate.set()
+        assert served.emptied.wait(PATIENCE)
+    assert [answer.status_code for answer in answers] == [200]
+
+
+def test_a_lost_device_shows_in_the_probe(worker: Client) -> None:
+    """The load balancer sends nothing more to a worker that can compute nothing."""
+    with Served(worker.operations) as served, served.client() as client:
+        served.do("close", lost=True)
+        assert client.get("/ping").status_code == 503
+        assert read(client.get("/health"))["status"] == "lost"
+
+
+def test_a_request_on_a_lost_device_can_be_retried_elsewhere() -> None:
+    """Such a failure of the model is 503, any other 500."""
+    from embedder.errors import ModelFailure
+    from service.responses import error_answer
+    from service.statuses import status_of
+
+    assert status_of(error_answer(DeviceLost("gone"))) == 503
+    assert status_of(error_answer(ModelFailure("odd"))) == 500
+
+
+def test_a_client_that_goes_away_frees_the_queue(serve: Serve, watched: Watched) -> None:
+    """What nobody waits for any more is not computed."""
+    operations = Operations(serve().operations.settings, watched.embedder)
+    with Served(operations) as served, served.client() as client, busy(watched, client):
+        leaving = send(served, "/embed", {"texts": ["never to be computed"] * 5, "isPassage": True})
+        asyncio.run(until(lambda: watched.pool.waiting_tokens > 0))
+        leaving.close()
+        asyncio.run(until(lambda: watched.pool.waiting_tokens == 0))
+    assert [len(batch) for batch in watched.engine.batches] == [1]
+
+
+def test_no_text_and_no_key_is_in_a_log_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is sent, wherever in the request."""
+    with caplog.at_level("DEBUG"), Served(serve(API_KEY=KEY, LOG_LEVEL="DEBUG").operations) as served:
+        with served.client(Authorization=f"Bearer {KEY}", **{"X-Request-ID": PRIVATE}) as client:
+            client.post("/embed", json={"texts": [PRIVATE], "encoding": PRIVATE})
+            client.post("/points", json={"texts": [PRIVATE], "qdrant": {"collection": "notes"}})
+            client.post("/search", json={"queries": [PRIVATE], "collection": "notes"})
+            client.post("/embed", content=b'{"texts": "' + PRIVATE.encode())
+            client.post("/v1/embeddings", json={"input": PRIVATE, "user": PRIVATE})
+            client.get(f"/v1/models/{PRIVATE}")
+            client.get(f"/{PRIVATE}?q={PRIVATE}")
+        with served.client(Authorization=PRIVATE) as client:
+            client.post("/embed", json={"texts": [PRIVATE]})
+    ours = [
+        record
+        for record in caplog.records
+        if record.name.split(".")[0] in ("service", "embedder", "qdrant_sink", "uvicorn")
+    ]
+    assert ours
+    for record in ours:
+        line = record.getMessage() + str(record.exc_info or "")
+        assert "private words" not in line
+        assert KEY not in line
+
+
+class _Broken:
+    """Operations with a defect whose message quotes the text."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.settings = operations.settings
+        self.metrics = operations.metrics
+
+    async def answer(self, raw: Any) -> Json:
+        """Fail."""
+        raise LookupError(raw["texts"][0])
+
+
+def test_a_defect_of_the_door_is_an_answer(worker: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """The caller reads `internal`, the log where it happened, and neither the text."""
+    broken: Any = _Broken(worker.operations)
+    with Served(broken) as served, served.client() as client:
+        message = refused(client.post("/embed", json={"texts": [PRIVATE]}), 500, "internal")
+        assert "LookupError" in message
+    assert PRIVATE not in caplog.text
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "test_http.py" in record.getMessage()
+
+
+@pytest.fixture(scope="module")
+def hardened(embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A door with a store that holds a little, for any number of examples."""
+    from service.settings import Settings
+    from tests.service.client import ENVIRONMENT
+
+    store = EdgeStore(tmp_path_factory.mktemp("hardened"))
+    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    with Served(operations) as served, served.client() as client:
+        client.post("/points", json={"texts": ["one"], "qdrant": {"collection": "notes", "ids": [1]}})
+        yield client
+    store.close()
+
+
+PATHS = [route.path for route in ROUTES] + ["/v1/embeddings"]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(path=st.sampled_from(PATHS), body=requests.map(json.dumps) | st.text(max_size=20), strip=st.booleans())
+def test_any_body_has_an_answer_of_the_contract(hardened: httpx.Client, path: str, body: str, strip: bool) -> None:
+    """Results or an error, always strict JSON with the status of its code, and the door stays open."""
+    if strip and body.startswith('{"operation"'):
+        body = json.dumps({key: value for key, value in json.loads(body).items() if key != "operation"})
+    sent = body.encode("utf-8", "surrogatepass")
+    response = hardened.post(path, content=sent, headers={"Content-Type": "application/json"})
+    answer = read(response)
+    if path.startswith("/v1/"):
+        assert response.status_code < 500
+        assert ("error" in answer) == (response.status_code != 200)
+    elif response.status_code == 200:
+        assert {"results", "count", "deleted", "scores"} & set(answer)
+    else:
+        assert_error(answer)
+        assert response.status_code in {400, 404, 409, 413}
+    assert hardened.get("/ping").status_code == 200

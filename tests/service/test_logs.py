@@ -1,0 +1,44 @@
+"""Log lines: one per event, as text or as JSON, with the request that they belong to and no traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from service.logs import REQUEST_ID, JsonFormatter, TextFormatter
+
+
+def record(message: str, *values: object) -> logging.LogRecord:
+    """An event of the service."""
+    return logging.LogRecord("service.gate", logging.WARNING, __file__, 1, message, values, None)
+
+
+def test_a_json_line_is_one_object() -> None:
+    """A collector reads time, level, logger and message of each line, whatever is in the message."""
+    line = JsonFormatter().format(record('a "quoted"\nmessage of %d lines \ud800', 2))
+    assert "\n" not in line
+    told = json.loads(line)
+    assert set(told) == {"time", "level", "logger", "message"}
+    assert (told["level"], told["logger"]) == ("WARNING", "service.gate")
+    assert told["message"] == 'a "quoted"\nmessage of 2 lines ?'
+    assert told["time"].endswith("+00:00")
+
+
+def test_a_line_within_a_request_has_its_id() -> None:
+    """Both forms tell which request an event belongs to, and only within one."""
+    token = REQUEST_ID.set("abc-1")
+    try:
+        assert json.loads(JsonFormatter().format(record("x")))["request_id"] == "abc-1"
+        assert TextFormatter().format(record("x")).endswith("WARNING service.gate: x [abc-1]")
+    finally:
+        REQUEST_ID.reset(token)
+    assert TextFormatter().format(record("x")).endswith("WARNING service.gate: x")
+
+
+def test_a_json_line_has_no_traceback() -> None:
+    """An exception's message may quote a user's text."""
+    try:
+        raise ValueError("the private words of a user")
+    except ValueError as error:
+        event = logging.LogRecord("x", logging.ERROR, "", 1, "failed", (), (ValueError, error, error.__traceback__))
+    assert "private" not in JsonFormatter().format(event)

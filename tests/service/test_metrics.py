@@ -1,0 +1,190 @@
+"""What a worker counts and times: numbers that add up, and nothing of a user's in them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import grpc  # type: ignore[import-untyped,unused-ignore]
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from embedder.errors import NotFound
+from embedder.stages import Stages, stage
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.server import ServerStore
+from service.operations import Operations
+from tests.service.client import Client
+from tests.service.conftest import Serve
+from tests.service.doubles import FailingStore, Watched
+from tests.sink.grpc_double import GrpcDouble
+
+PRIVATE = "the private words of a user"
+
+
+def value(worker: Client, name: str, **labels: str) -> float:
+    """A sample of the worker's metrics; 0 where it was never touched."""
+    for family in text_string_to_metric_families(worker.operations.metrics.exposed().decode()):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return 0.0
+
+
+def test_requests_are_counted_by_operation_and_code(serve: Serve) -> None:
+    """Whoever watches a worker sees what it is asked for and what fails."""
+    worker = serve()
+    worker.good({"texts": ["a", "b"]})
+    worker.error({"texts": []}, "invalid_request")
+    worker.error({"operation": "count", "collection": "absent"}, "not_found")
+    worker.error({"operation": PRIVATE}, "invalid_request")
+    worker.error(PRIVATE, "invalid_request")
+    assert value(worker, "bge_m3_requests_total", operation="embed", code="ok") == 1
+    assert value(worker, "bge_m3_requests_total", operation="embed", code="invalid_request") == 1
+    assert value(worker, "bge_m3_requests_total", operation="count", code="not_found") == 1
+    assert value(worker, "bge_m3_requests_total", operation="unknown", code="invalid_request") == 2
+    assert value(worker, "bge_m3_request_seconds_count", operation="embed") == 2
+
+
+def test_tokens_and_batches_are_counted(serve: Serve) -> None:
+    """The tokens of the answers are those that went through the model, and fill their share of the budget."""
+    worker = serve()
+    used = worker.good({"texts": ["some words", "and more of them"]})["usage"]["tokens"]
+    assert value(worker, "bge_m3_tokens_total", operation="embed") == used
+    assert value(worker, "bge_m3_batch_tokens_total") == used
+    batches = value(worker, "bge_m3_batch_fill_count")
+    assert 1 <= batches <= 2
+    assert value(worker, "bge_m3_batch_fill_sum") == pytest.approx(used / 4096)
+    assert value(worker, "bge_m3_batch_seconds_count") == batches
+    assert value(worker, "bge_m3_queue_tokens") == 0
+
+
+def test_the_depth_of_the_queue_is_the_tokens_that_wait(serve: Serve, watched: Watched) -> None:
+    """A gauge that an autoscaler can follow."""
+    worker = Client(Operations(serve().operations.settings, watched.embedder))
+
+    async def measured() -> float:
+        watched.engine.gate.clear()
+        watched.engine.batches.clear()
+        first = asyncio.create_task(worker.operations.answer({"texts": ["one"]}))
+        while not watched.engine.batches:  # noqa: ASYNC110 - the engine is in another thread
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(worker.operations.answer({"texts": ["two"], "isPassage": True}))
+        while not watched.pool.waiting_tokens:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        depth = value(worker, "bge_m3_queue_tokens")
+        watched.engine.gate.set()
+        await asyncio.gather(first, second)
+        return depth
+
+    assert asyncio.run(measured()) == 3
+    assert value(worker, "bge_m3_queue_tokens") == 0
+
+
+def test_stages_are_timed(serve: Serve) -> None:
+    """Each stage that a request passes is observed once for it."""
+    worker = serve()
+    worker.good({"texts": ["one"], "isPassage": True, "qdrant": {"collection": "notes"}})
+    worker.good({"operation": "search", "collection": "notes", "queries": ["one"]})
+    observed = {
+        name: value(worker, "bge_m3_stage_seconds_count", stage=name)
+        for name in ("tokenize", "embed", "store", "ingest")
+    }
+    assert observed == {"tokenize": 2, "embed": 1, "store": 2, "ingest": 1}
+
+
+def test_rejected_points_are_counted_by_reason(serve: Serve, store: EdgeStore) -> None:
+    """Those that are invalid, and those that the store did not take."""
+    worker = serve()
+    target = {"collection": "notes", "ids": [1, 1], "payloads": [{"n": 1}, {"n": 2}]}
+    worker.good({"texts": ["a", "b"], "isPassage": True, "qdrant": target})
+    assert value(worker, "bge_m3_rejected_points_total", code="duplicate_id") == 1
+    failing = serve(store=FailingStore(store, 0))
+    failing.error({"texts": ["a", "b"], "isPassage": True, "qdrant": {"collection": "notes"}}, "store_unavailable")
+    assert value(failing, "bge_m3_rejected_points_total", code="store_unavailable") == 2
+
+
+def test_no_label_holds_anything_of_a_user(serve: Serve) -> None:
+    """Labels are words of fixed sets."""
+    worker = serve()
+    worker({"texts": [PRIVATE], "qdrant": {"collection": "private-collection"}})
+    worker({"operation": PRIVATE})
+    exposed = worker.operations.metrics.exposed().decode()
+    assert PRIVATE not in exposed
+    assert "private-collection" not in exposed
+
+
+def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
+    """`timings` gives the seconds of each stage, in any operation; without it nothing is added."""
+    worker = serve()
+    stored = worker.good({"texts": ["one"], "timings": True, "qdrant": {"collection": "notes"}})["timings"]
+    assert set(stored) == {"tokenize", "store", "ingest", "total"}
+    search = {"operation": "search", "collection": "notes", "queries": ["one"]}
+    found = worker.good({**search, "timings": True})["timings"]
+    assert set(found) == {"tokenize", "embed", "store", "total"}
+    assert all(0 <= found[name] <= found["total"] for name in found)
+    assert set(worker.good({"operation": "count", "collection": "notes", "timings": True})["timings"]) == {
+        "store",
+        "total",
+    }
+    for quiet in (search, {**search, "timings": False}):
+        assert "timings" not in worker.good(quiet)
+
+
+@pytest.mark.parametrize("wrong", ["true", 1, None, []])
+def test_timings_is_a_boolean(worker: Client, wrong: object) -> None:
+    """Types are strict here too."""
+    answer = worker.error({"texts": ["a"], "timings": wrong}, "invalid_request")
+    assert answer["error"].startswith("timings must be a boolean, got ")
+
+
+def test_timings_never_make_an_answer_too_large(serve: Serve) -> None:
+    """What fits without them is answered without them."""
+    request = {"texts": ["a"], "vectors": ["sparse"], "timings": True}
+    sizes = [serve(MAX_RESPONSE_MB=str(size / 1e6)).good(request) for size in (250, 100_000)]
+    assert ["timings" in answer for answer in sizes] == [False, True]
+
+
+def test_repeated_stages_are_summed_and_failures_counted_in() -> None:
+    """A stage's time is all that a request spent in it, from whatever thread."""
+    ticks = iter(range(100))
+    stages = Stages(clock=lambda: float(next(ticks)))
+    with stages.current():
+        with stage("embed"):
+            pass
+        with pytest.raises(ValueError, match="x"), stage("embed"):
+            raise ValueError("x")
+    with stage("embed"):  # outside of a request
+        pass
+    assert stages.seconds == {"embed": 2.0}
+
+
+def test_a_thread_of_another_request_does_not_add_to_this_one() -> None:
+    """Two requests at once keep their times apart."""
+    mine, other = Stages(), Stages()
+
+    def run() -> None:
+        with other.current(), stage("store"):
+            pass
+
+    with mine.current():
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert (set(mine.seconds), set(other.seconds)) == (set(), {"store"})
+
+
+def test_calls_to_the_store_that_are_repeated_are_counted(serve: Serve, tmp_path: Path) -> None:
+    """A server that fails now and then shows in the metrics before it shows in answers."""
+    worker = serve()
+    double = GrpcDouble(tmp_path)
+    store = ServerStore(
+        "http://127.0.0.1:9", grpc_port=double.port, pause_s=0.001, retried=worker.operations.metrics.retried
+    )
+    double.fail("Count", grpc.StatusCode.UNAVAILABLE, times=2)
+    with pytest.raises(NotFound):
+        store.count("absent")
+    store.close()
+    double.stop()
+    assert value(worker, "bge_m3_store_retries_total") == 2

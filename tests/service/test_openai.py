@@ -1,0 +1,179 @@
+"""OpenAI's embeddings API on the queue: its objects in, its objects out, in a list of one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.checkpoint import MINI
+from embedder.tokenizer import Tokenizer
+from tests.embedder.oracle import TOLERANCE
+from tests.service.client import CODES, Client, Json, decoded
+from tests.service.conftest import Serve
+from tests.service.doubles import Watched
+
+TEXTS = ["rsync copies only the changed parts of files.", "", "a query"]
+
+
+def job(worker: Client, route: str = "/v1/embeddings", **fields: Any) -> Json:
+    """OpenAI's object for a job of the queue."""
+    answer: Any = asyncio.run(worker.operations.answer_job({"openai_route": route, "openai_input": fields}))
+    assert isinstance(answer, list)
+    (one,) = answer
+    return decoded(one)
+
+
+def good(worker: Client, **fields: Any) -> Json:
+    """As `job`, where it must not fail."""
+    answer = job(worker, **fields)
+    assert "error" not in answer, answer
+    return answer
+
+
+def refused(worker: Client, route: str = "/v1/embeddings", **fields: Any) -> Json:
+    """The error object of a job that must fail."""
+    answer = job(worker, route, **fields)
+    assert set(answer) == {"error"}
+    error: Json = answer["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] in CODES
+    return error
+
+
+def test_texts_get_the_dense_vectors_of_embed(worker: Client) -> None:
+    """The same model answers both APIs, in the order of the texts, and counts the same tokens."""
+    answer = good(worker, input=TEXTS, model="mini", user="somebody")
+    wanted = worker.good({"texts": TEXTS, "isPassage": True, "vectors": ["dense"]})
+    assert (answer["object"], answer["model"]) == ("list", "mini")
+    assert answer["usage"] == {"prompt_tokens": wanted["usage"]["tokens"], "total_tokens": wanted["usage"]["tokens"]}
+    assert [one["index"] for one in answer["data"]] == [0, 1, 2]
+    for mine, theirs in zip(answer["data"], wanted["results"], strict=True):
+        assert mine["object"] == "embedding"
+        assert mine["embedding"] == pytest.approx(theirs["dense"], abs=TOLERANCE)
+
+
+def test_a_string_is_a_list_of_one(worker: Client) -> None:
+    """Both forms of a single text give the same vector."""
+    one, many = good(worker, input=TEXTS[0]), good(worker, input=TEXTS[:1])
+    assert one["data"][0]["embedding"] == pytest.approx(many["data"][0]["embedding"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_token_ids_are_those_of_the_model(worker: Client, framed: bool) -> None:
+    """Ids of the model's own tokenizer stand for their text, with or without `<s>` and `</s>`, one list or several."""
+    ids = Tokenizer(MINI).encode(TEXTS[:1], 512)[0].ids.tolist()
+    given = ids if framed else ids[1:-1]
+    wanted = good(worker, input=TEXTS[0])
+    for value in (given, [given], [given, given]):
+        answer = good(worker, input=value)
+        assert answer["data"][-1]["embedding"] == pytest.approx(wanted["data"][0]["embedding"], abs=TOLERANCE)
+        assert answer["usage"]["total_tokens"] == len(ids) * len(answer["data"])
+
+
+def test_base64_is_little_endian_float32(worker: Client) -> None:
+    """The form that OpenAI's own client asks for."""
+    data = good(worker, input=TEXTS[0], encoding_format="base64")["data"][0]["embedding"]
+    floats = np.frombuffer(base64.b64decode(data), dtype="<f4")
+    assert floats.tolist() == pytest.approx(good(worker, input=TEXTS[0])["data"][0]["embedding"], abs=TOLERANCE)
+    assert np.linalg.norm(floats) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_model_is_listed(worker: Client) -> None:
+    """`/v1/models` names what `model` may say, and one of it can be asked for."""
+    listed = job(worker, "/v1/models")
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert (model["id"], model["object"]) == ("mini", "model")
+    assert job(worker, "/v1/models/mini") == model
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "said"),
+    [
+        ({}, "invalid_request", "input is required"),
+        ({"input": []}, "invalid_request", "input must be a string, or a list"),
+        ({"input": {"a": 1}}, "invalid_request", "input must be a string, or a list"),
+        ({"input": ["a", 1]}, "invalid_request", "input[0] must be of the same kind"),
+        ({"input": [[1], []]}, "invalid_request", "input[1] must be of the same kind"),
+        ({"input": [[1], [True]]}, "invalid_request", "input[1] must be of the same kind"),
+        ({"input": [[5, 10**9]]}, "invalid_request", "input[0][1] must be a token id from 0 to"),
+        ({"input": [-1]}, "invalid_request", "input[0][0] must be a token id from 0 to"),
+        ({"input": "\ud800"}, "invalid_request", "input[0] is not valid Unicode"),
+        ({"input": "word " * 9000}, "invalid_request", "input[0] must have at most 512 tokens"),
+        ({"input": [7] * 511}, "invalid_request", "input[0] must have at most 512 tokens (PASSAGE_MAX_LENGTH) with"),
+        ({"input": "a", "dimensions": 64}, "invalid_request", "dimensions must be the model's own, 192, got 64"),
+        ({"input": "a", "encoding_format": "hex"}, "invalid_request", "encoding_format must be 'float' or 'base64'"),
+        ({"input": "a", "dimension": 192}, "invalid_request", "unknown field 'dimension'"),
+        ({"input": "a", "timings": True}, "invalid_request", "unknown field 'timings'"),
+        ({"input": "a", "model": "text-embedding-3-small"}, "not_found", "model: this worker serves 'mini' only"),
+    ],
+)
+def test_what_cannot_be_served_is_openais_error(worker: Client, fields: Json, code: str, said: str) -> None:
+    """The message names the field and the limit; `code` is that of the contract."""
+    error = refused(worker, **fields)
+    assert (error["code"], error["type"]) == (code, "invalid_request_error")
+    assert said in error["message"]
+
+
+def test_too_many_inputs_and_too_large_an_answer_are_refused(serve: Serve) -> None:
+    """The limits of the worker hold here too."""
+    assert "at most 2 items (MAX_TEXTS), got 3" in refused(serve(MAX_TEXTS="2"), input=["a"] * 3)["message"]
+    assert "at most 2 items (MAX_TEXTS), got 3" in refused(serve(MAX_TEXTS="2"), input=[[5]] * 3)["message"]
+    small = serve(MAX_RESPONSE_MB="0.002")
+    assert refused(small, input=["a"] * 3, encoding_format="base64")["code"] == "response_too_large"
+
+
+def test_an_unknown_route_is_not_found(worker: Client) -> None:
+    """So is a model that is not served."""
+    assert refused(worker, "/v1/chat/completions")["code"] == "not_found"
+    assert refused(worker, "/v1/models/gpt")["code"] == "not_found"
+
+
+def test_a_job_with_more_than_a_route_and_its_input_is_refused(worker: Client) -> None:
+    """No field is ignored."""
+    raw = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}, "operation": "embed"}
+    answer: Any = asyncio.run(worker.operations.answer_job(raw))
+    assert answer[0]["error"]["message"] == "unknown field 'operation'"
+
+
+def test_a_text_that_the_model_fails_on_fails_the_request(serve: Serve, watched: Watched) -> None:
+    """OpenAI's answer has no place for the error of one text, so it is that of all."""
+    from service.operations import Operations
+
+    worker = Client(Operations(serve().operations.settings, watched.embedder))
+    error = refused(worker, input=["fine", "a zebra"])
+    assert (error["code"], error["type"]) == ("model_failure", "server_error")
+    assert error["message"].startswith("input[1]: ")
+
+
+def test_one_short_text_goes_before_passages(serve: Serve, watched: Watched) -> None:
+    """A single text is a query: it does not wait behind a list that came before it."""
+    from service.operations import Operations
+
+    operations = Operations(serve().operations.settings, watched.embedder)
+
+    async def both() -> None:
+        watched.engine.gate.clear()
+        watched.engine.batches.clear()
+        first = asyncio.create_task(_embed(operations, ["one", "two"]))  # takes the lane
+        while not watched.engine.batches:  # noqa: ASYNC110 - the engine is in another thread
+            await asyncio.sleep(0.001)
+        passages = asyncio.create_task(_embed(operations, ["three and more", "four and more"]))
+        while operations.waiting_tokens < 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        query = asyncio.create_task(_embed(operations, "q"))
+        while operations.waiting_tokens < 11:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        watched.engine.gate.set()
+        await asyncio.gather(first, passages, query)
+
+    asyncio.run(both())
+    assert [len(batch) for batch in watched.engine.batches] == [2, 1, 2]
+
+
+async def _embed(operations: Any, texts: Any) -> None:
+    await operations.answer_job({"openai_route": "/v1/embeddings", "openai_input": {"input": texts}})

@@ -1,0 +1,222 @@
+"""The search page in a browser: what a search finds and why, and nothing that a payload could do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.metrics import Metrics
+from service.page import Page
+from service.settings import Settings
+from tests.service.chromium import PROGRAM, Chromium
+from tests.service.client import ENVIRONMENT, Json
+from tests.service.served import Served
+
+in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (apt-get install chromium)")
+
+KEY = "k3y-0123456789"
+HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>'
+TEXT = "\U0001d4b3 rsync copies only the changed parts."
+"""Its first character has two units in JavaScript."""
+
+HIT: Json = {
+    "id": "790dd20f-6aa9-57ca-90e3-1926c19dac9b",
+    "score": 3.8173,
+    "payload": {"text": TEXT, "topic": "backup"},
+    "explain": {
+        "branches": {"dense": {"rank": 3, "score": 0.61}, "sparse": None},
+        "fusion": {"dense": 0.0159},
+        "sparse": [
+            {"token": "rsync", "id": 12, "query": 0.21, "passage": 0.33, "contribution": 0.0693, "spans": [[2, 7]]},
+            {"token": "only", "id": 13, "query": 0.1, "passage": 0.1, "contribution": 0.01, "spans": [[15, 19]]},
+        ],
+        "colbert": [
+            {"query": "copy", "token": "copies", "row": 3, "span": [8, 14], "score": 0.81},
+            {"query": "</s>", "token": None, "row": 9, "span": None, "score": 0.5},
+        ],
+    },
+}
+EVIL: Json = {
+    "id": HOSTILE,
+    "score": 1.0,
+    "payload": {"text": HOSTILE, HOSTILE: HOSTILE},
+    "explain": {
+        "branches": {HOSTILE: {"rank": HOSTILE, "score": 1}},
+        "sparse": [
+            {"token": HOSTILE, "id": 1, "query": 1, "passage": 1, "contribution": 1, "spans": [[0, 4], [-3, 900]]}
+        ],
+        "colbert": [{"query": HOSTILE, "token": HOSTILE, "row": 0, "span": [0, 4], "score": 1}],
+    },
+}
+
+
+class Canned:
+    """Operations that answer every search with these hits, or with an error."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(lambda: 0)
+        self.model_label = "canned"
+        self.hits = [HIT]
+        self.asked: list[Any] = []
+
+    async def answer(self, raw: Any) -> Json:
+        """What a search answers."""
+        self.asked.append(raw)
+        if raw["queries"] == ["fail"]:
+            return {"error": HOSTILE, "error_code": "not_found", "retryable": False, "details": {}}
+        return {"results": [{"hits": self.hits}], "usage": {"tokens": 3}, "model": "mini"}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """One for all tests."""
+    with Chromium(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
+
+
+@pytest.fixture
+def canned() -> Canned:
+    """Operations behind a key, with two collections."""
+    more = {"API_KEY": KEY, "QDRANT_COLLECTIONS": "notes,papers", "QDRANT_COLLECTION": "notes"}
+    return Canned(Settings.from_environment({**ENVIRONMENT, **more}))
+
+
+@pytest.fixture
+def served(canned: Canned) -> Iterator[Served]:
+    """A door to them."""
+    operations: Any = canned
+    with Served(operations) as opened:
+        yield opened
+
+
+def search(browser: Chromium, query: str, *, key: str = KEY) -> str:
+    """Type a query, press the button, and wait; returns the state and what the page says."""
+    script = f"""new Promise((done) => {{
+        const told = () => `${{document.body.dataset.state}}: ${{document.getElementById("status").textContent}}`;
+        new MutationObserver((_, watch) => {{
+            if (document.body.dataset.state === "busy") return;
+            watch.disconnect();
+            done(told());
+        }}).observe(document.body, {{ attributeFilter: ["data-state"] }});
+        document.getElementById("key").value = {key!r};
+        document.getElementById("query").value = {query!r};
+        document.getElementById("go").click();
+    }})"""
+    return str(browser.run(script))
+
+
+@in_a_browser
+def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: Canned) -> None:
+    """Text, score, ranks, shared tokens and the alignment of the hit that the worker has found."""
+    browser.open(served.url)
+    assert search(browser, "copy rsync").startswith("done: 1 hits in ")
+    assert canned.asked == [
+        {"queries": ["copy rsync"], "limit": 10, "explain": True, "rerank": "colbert", "operation": "search"}
+    ]
+    assert browser.run("document.querySelector('.hit div.text').textContent") == TEXT
+    assert browser.run("[...document.querySelectorAll('.chip')].map((one) => one.textContent)") == [
+        "dense #3 · 0.610",
+        "sparse \u2013",
+    ]
+    marks = "[...document.querySelectorAll('mark')].map((one) => [one.textContent, one.className])"
+    assert browser.run(marks) == [["rsync", "w3"], ["only", "w1"]]
+    rows = "[...document.querySelectorAll('.{} tbody tr')].map((row) => [...row.cells].map((one) => one.textContent))"
+    assert browser.run(rows.format("sparse"))[0] == ["rsync", "0.210", "0.330", "0.0693"]
+    assert browser.run(rows.format("colbert")) == [["copy", "copies", "0.810", ""], ["</s>", "\u2013", "0.500", ""]]
+
+
+@in_a_browser
+def test_a_row_of_the_alignment_lights_its_place_in_the_text(browser: Chromium, served: Served) -> None:
+    """By mouse and by keyboard; places are counted in characters, not in units of JavaScript."""
+    browser.open(served.url)
+    search(browser, "copy rsync")
+    lit = "[...document.querySelectorAll('.lit')].map((one) => one.textContent)"
+    browser.run("document.querySelector('.colbert').open = true")
+    browser.run("document.querySelector('.colbert tbody tr').focus()")
+    assert browser.run(lit) == ["copies"]
+    browser.run("document.querySelector('.colbert tbody tr').blur()")
+    assert browser.run(lit) == []
+
+
+@in_a_browser
+def test_nothing_that_is_stored_can_act_in_the_page(browser: Chromium, served: Served, canned: Canned) -> None:
+    """Markup in ids, payloads, tokens and errors is shown as text: it neither runs nor becomes an element."""
+    canned.hits = [EVIL, HIT]
+    browser.open(served.url)
+    assert search(browser, HOSTILE).startswith("done: 2 hits")
+    assert search(browser, "fail") == f"failed: {HOSTILE}"
+    assert search(browser, "again").startswith("done: 2 hits")
+    assert browser.run("document.querySelector('.hit div.text').textContent") == HOSTILE
+    assert browser.run("document.querySelector('.hit .id').textContent") == HOSTILE
+    assert browser.run("document.images.length + document.scripts.length") == 1  # the page's own script
+    assert browser.run("typeof hacked") == "undefined"
+
+
+@in_a_browser
+def test_even_markup_that_got_in_would_not_run(browser: Chromium, served: Served) -> None:
+    """The policy stops handlers, scripts and connections to elsewhere, whatever the page's own code does."""
+    browser.open(served.url)
+    browser.console.clear()
+    browser.run(f"document.body.insertAdjacentHTML('beforeend', {HOSTILE!r})")
+    browser.run("document.head.append(Object.assign(document.createElement('script'), {textContent: 'hacked = 1'}))")
+    outside = "fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')"
+    assert browser.run(outside) == "refused"
+    assert browser.run("typeof hacked") == "undefined"
+    assert any("Content Security Policy" in one for one in browser.console)
+
+
+@in_a_browser
+def test_the_key_is_asked_for_and_kept_nowhere(browser: Chromium, served: Served) -> None:
+    """Without it the page says what is missing; with it the collections are offered; a reload forgets it."""
+    browser.open(served.url)
+    assert search(browser, "a", key="wrong").startswith("failed: Authorization must be")
+    assert search(browser, "a").startswith("done")
+    offered = """new Promise((done) => {
+        const list = document.getElementById("collections");
+        new MutationObserver(() => done([...list.options].map((one) => one.value))).observe(list, { childList: true });
+        document.getElementById("key").dispatchEvent(new Event("change"));
+    })"""
+    assert browser.run(offered) == ["notes", "papers"]
+    assert browser.run("document.getElementById('collection').placeholder") == "notes"
+    browser.open(served.url)
+    assert browser.run("document.getElementById('key').value") == ""
+    kept = "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
+    assert KEY not in browser.run(kept)
+
+
+@in_a_browser
+def test_the_page_loads_without_an_error(browser: Chromium, served: Served) -> None:
+    """Its own script and style have the hashes that the policy names, and it loads nothing else."""
+    browser.console.clear()
+    browser.open(served.url)
+    assert browser.run("getComputedStyle(document.querySelector('form')).display") == "grid"
+    loaded = browser.run("performance.getEntriesByType('resource').map((one) => new URL(one.name).pathname)")
+    assert set(loaded) <= {"/collections", "/favicon.ico"}
+    assert not [one for one in browser.console if "401" not in one]
+
+
+def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) -> None:
+    """It is served to whoever asks, since it is where the key is entered, and nobody may frame it."""
+    with httpx.Client(base_url=served.url, trust_env=False) as client:
+        response = client.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    for part in ("default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"):
+        assert part in policy.split("; ")
+    assert response.headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page_has_no_way_to_make_markup_of_text() -> None:
+    """No sink for HTML, no inline handler, no address of elsewhere is in its source."""
+    source = Page.load().body.decode()
+    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
+        assert sink not in source
+    assert not re.search(r"\son\w+\s*=", source)
+    assert not re.search(r"https?://", source)

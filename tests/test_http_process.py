@@ -1,0 +1,171 @@
+"""`python -m service.http`: the program, from its start to its end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.loopback import Worker
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "512"}
+PATIENCE = 60.0
+"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+
+
+def program(port: int, **more: str) -> Worker:
+    """The door on this port."""
+    return Worker(None, cwd=ROOT, script="-m", args=["service.http"], env={**SETTINGS, "PORT": str(port), **more})
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def status(client: httpx.Client, path: str = "/ping") -> int:
+    """Of an answer; 0 while the port is closed."""
+    try:
+        return client.get(path).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for another process."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def port() -> int:
+    """For one program."""
+    return free_port()
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[httpx.Client]:
+    """Of the program on that port."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as opened:
+        yield opened
+
+
+def test_the_port_answers_while_the_model_loads(port: int, client: httpx.Client) -> None:
+    """The probe reads 204 from the first moment, then 200, and never anything else; an end while loading is clean."""
+    with program(port) as worker:
+        seen = []
+        until(lambda: seen.append(status(client)) or seen[-1] == 200, "ready")  # type: ignore[func-returns-value]
+        assert [code for code, before in zip(seen, [None, *seen], strict=False) if code != before] in (
+            [0, 204, 200],
+            [204, 200],
+        )
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+    with program(port) as worker:
+        until(lambda: status(client) == 204, "loading")
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert "Traceback" not in worker.output
+
+
+def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: httpx.Client, tmp_path: Path) -> None:
+    """Queries are answered while a bulk job runs, and SIGTERM in the middle loses nothing that was taken."""
+    codes: list[int] = []
+    bulk: list[Any] = []
+
+    def load() -> None:
+        texts = [f"passage {n} " + "of some words " * 20 for n in range(80)]
+        bulk.append(client.post("/points", json={"texts": texts, "qdrant": {"collection": "notes"}}))
+
+    def ask() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
+            while True:
+                try:
+                    code = own.post("/embed", json={"texts": ["a query"], "vectors": ["dense"]}).status_code
+                except httpx.ConnectError:
+                    return  # the port is closed: everything before was answered
+                except httpx.RemoteProtocolError:
+                    return  # an idle connection, closed
+                codes.append(code)
+                if code == 503:
+                    return
+
+    with program(port, QDRANT_PATH=str(tmp_path / "store"), LOG_FORMAT="json") as worker:
+        until(lambda: status(client) == 200, "ready")
+        threads = [threading.Thread(target=load), *(threading.Thread(target=ask) for _ in range(4))]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(codes) > 20, "twenty answers")
+        worker.terminate()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert worker.wait(PATIENCE) == 0
+        lines = [json.loads(line) for line in worker.output.splitlines()]
+    assert set(codes) <= {200, 503}
+    assert bulk[0].status_code == 200
+    assert bulk[0].json()["upsert"]["stored"] == 80
+    assert {"time", "level", "logger", "message"} <= set(lines[0])
+    assert any("request_id" in line for line in lines)
+
+
+def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
+    """The program ends with status 2 and a line that names the setting; also where the port is taken."""
+    with (
+        socket.create_server(("", port)),
+        program(port) as taken,
+        program(free_port(), GPU_DEVICE="cuda:7") as device,
+        program(free_port(), LOG_FORMAT="yaml") as form,
+    ):
+        for worker, named in ((taken, f"PORT={port}"), (device, "GPU_DEVICE"), (form, "LOG_FORMAT")):
+            assert worker.wait(PATIENCE) == 2
+            (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
+            assert named in line
+            assert "Traceback" not in worker.output
+
+
+LOST = """
+import sys
+from service.http import serve
+from service.operations import Operations
+from service.settings import Settings
+
+class Lost(Operations):
+    def when_lost(self, callback):
+        callback()
+
+sys.exit(serve(Settings.from_environment(), Lost.build))
+"""
+BROKEN = """
+import sys
+from service.http import serve
+from service.settings import Settings
+
+def build(settings):
+    raise LookupError("the private words of a user")
+
+sys.exit(serve(Settings.from_environment(), build))
+"""
+
+
+def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
+    """The platform starts another when the last device is lost, or when loading fails for no fault of the settings."""
+    more = {**SETTINGS, "PORT": str(port)}
+    with Worker(None, cwd=ROOT, script="-c", args=[LOST], env=more) as worker:
+        assert worker.wait(PATIENCE) == 1
+        assert "Traceback" not in worker.output
+    with Worker(None, cwd=ROOT, script="-c", args=[BROKEN], env=more) as worker:
+        assert worker.wait(PATIENCE) == 1
+        assert "LookupError in build" in worker.output
+        assert "private words" not in worker.output
