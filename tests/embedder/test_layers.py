@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "weights",
     },
     "reference": {"checkpoint", "devices", "engine", "errors", "vectors"},
+    "stages": set(),
     "forward": {"engine", "errors", "tokenizer", "vectors"},
     "pool": {"batching", "engine", "errors", "forward", "tokenizer", "vectors"},
     "embedder": set(MODULES) - {"embedder"},
