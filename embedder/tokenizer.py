@@ -19,6 +19,9 @@ from embedder.errors import ConfigurationError
 # Defaults of XLM-RoBERTa, for a tokenizer_config.json that leaves them out.
 _SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
+_MARK = "\u2581"
+"""What pieces of a vocabulary begin with where a word does."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedText:
@@ -34,6 +37,20 @@ class EncodedText:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedText:
+    """One text as the model sees it, and where each token stands in it.
+
+    Attributes:
+        ids: int32 [T], as in `EncodedText`.
+        spans: of each token, start and end in characters; None for what no character stands for: the tokens
+            around the text, and a bare mark of a word's beginning.
+    """
+
+    ids: NDArray[np.int32]
+    spans: tuple[tuple[int, int] | None, ...]
 
 
 class Tokenizer:
@@ -97,15 +114,48 @@ class Tokenizer:
         [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return list(accumulate((start for start, _ in encoding.offsets), max))  # normalisation can swap neighbours
 
+    def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
+        """As `encode`, with the place of every token in its text.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+        _check(texts)
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=True)
+        return [self._placed(text, encoding, max_length) for text, encoding in zip(texts, encodings, strict=True)]
+
     def token(self, token_id: int) -> str:
         """The vocabulary's piece of an id."""
         return str(self._tokenizer.id_to_token(token_id))
+
+    def word(self, token_id: int) -> str:
+        """The piece of an id for a person, without the mark of a word's beginning where it has more than that."""
+        piece = self.token(token_id)
+        return piece.replace(_MARK, " ").strip() or piece
+
+    def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
+        cut = self._cut(encoding.ids, max_length)
+        spans = [
+            None if token == _MARK else _trimmed(text, start, end)
+            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
+        ]
+        if cut.truncated:
+            spans = [*spans[: max_length - 1], None]
+        return PlacedText(cut.ids, tuple(spans))
 
     def _cut(self, ids: list[int], max_length: int) -> EncodedText:
         truncated = len(ids) > max_length
         if truncated:
             ids = [*ids[: max_length - 1], self._eos]
         return EncodedText(np.array(ids, dtype=np.int32), truncated)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """The span without the white space around it, or None where nothing is left."""
+    found = text[start:end]
+    start += len(found) - len(found.lstrip())
+    end = start + len(found.strip())
+    return (start, end) if start < end else None
 
 
 def _check(texts: Iterable[str]) -> None:

@@ -38,6 +38,7 @@ from service.requests import (
     EmbedRequest,
     Limits,
     QdrantTarget,
+    ScoreRequest,
     SearchRequest,
     parse,
 )
@@ -48,9 +49,12 @@ from service.responses import (
     embed_answer,
     error_answer,
     least_size,
+    score_answer,
     search_answer,
     upsert_json,
 )
+from service.scorer import Scorer
+from service.scoring import Weights
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,6 +95,7 @@ class Operations:
         self._loads = ThreadPoolExecutor(max_workers=MOST_LOADS, thread_name_prefix="load")
         self._senders = ThreadPoolExecutor(max_workers=2 * STORE_CALLS, thread_name_prefix="sender")
         self._ingest = Ingest(self._opened, self._schema, self._senders)
+        self._scorer = Scorer(embedder)
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
@@ -138,6 +143,8 @@ class Operations:
                 return await self.count(request)
             case DeleteRequest() as request:
                 return await self.delete(request)
+            case ScoreRequest() as request:
+                return await self.score(request)
 
     async def embed(self, request: EmbedRequest) -> Json:
         """Texts to vectors."""
@@ -222,6 +229,17 @@ class Operations:
         return {
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }
+
+    async def score(self, request: ScoreRequest) -> Json:
+        """Pairs of texts to scores."""
+        scores, tokens = await self._scorer.scores(
+            request.pairs,
+            Weights(*request.weights),
+            query_length=request.max_query_length or self._query_length,
+            passage_length=request.max_passage_length or self._passage_length,
+        )
+        answer = score_answer(scores, model=self._model, tokens=tokens)
+        return check_size(answer, self._settings.max_response_bytes, remedy="send fewer pairs")
 
     async def defer_index(self, collection: str) -> None:
         """Before a bulk load: make or verify the collection, and build no graph while points arrive."""

@@ -72,6 +72,19 @@ def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
     return texts
 
 
+def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]]:
+    limit = _limits(info).max_texts
+    if len(pairs) > limit:
+        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(pairs)}")
+    for index, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f"[{index}] must be a query and a passage, got {len(pair)} items")
+        for place, text in enumerate(pair):
+            if not _is_unicode(text):
+                raise ValueError(f"[{index}][{place}] is not valid Unicode (a lone surrogate)")
+    return pairs
+
+
 def _valid_ids(ids: list[Any]) -> list[int | str]:
     for index, one in enumerate(ids):
         if isinstance(one, str):
@@ -105,6 +118,8 @@ def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
 
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
+Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
 Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
@@ -263,13 +278,36 @@ class DeleteRequest(_Wire):
         return self
 
 
-Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest
+class ScoreRequest(_Wire):
+    """How well each passage answers its query."""
+
+    operation: Literal["score"]
+    pairs: Pairs
+    weights: Annotated[list[Weight], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
+    max_query_length: Annotated[int, Field(ge=3)] | None = None
+    max_passage_length: Annotated[int, Field(ge=3)] | None = None
+
+    @field_validator("max_query_length", "max_passage_length")
+    @classmethod
+    def _within_model(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return None if value is None else _tokens_within_model(value, info)
+
+    @field_validator("weights")
+    @classmethod
+    def _weigh_something(cls, weights: list[float]) -> list[float]:
+        if weights[0] == weights[1] == 0:
+            raise ValueError("must be above 0 for dense or sparse, whose weighted mean is one of the scores")
+        return weights
+
+
+Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest
 
 _OPERATIONS: Mapping[str, type[Request]] = {
     "embed": EmbedRequest,
     "search": SearchRequest,
     "count": CountRequest,
     "delete": DeleteRequest,
+    "score": ScoreRequest,
 }
 
 
@@ -309,7 +347,8 @@ _WANTED = {
 _SAYS: Mapping[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "missing": lambda _got, _rule: "is required",
     "string_unicode": lambda _got, _rule: "is not valid Unicode (a lone surrogate)",
-    "too_short": lambda got, rule: f"must have at least {rule['min_length']} item, got {len(got)}",
+    "too_short": lambda got, rule: f"must have at least {_items(rule['min_length'])}, got {len(got)}",
+    "too_long": lambda got, rule: f"must have at most {_items(rule['max_length'])}, got {len(got)}",
     "string_too_short": lambda got, rule: f"must have at least {rule['min_length']} character, got {len(got)}",
     "string_too_long": lambda got, rule: f"must have at most {rule['max_length']} characters, got {len(got)}",
     "greater_than_equal": lambda got, rule: f"must be at least {rule['ge']}, got {_shown(got)}",
@@ -364,6 +403,10 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a very large integer" if value > 0 else "a very small integer"
     return str(value)
+
+
+def _items(count: int) -> str:
+    return f"{count} item" if count == 1 else f"{count} items"
 
 
 def _kind(value: object) -> str:

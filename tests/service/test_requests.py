@@ -78,7 +78,7 @@ def test_an_input_that_is_no_object_is_refused(raw: object) -> None:
         ({"text": "one"}, "unknown field 'text'"),
         ({"is_passage": True}, "unknown field 'is_passage'"),
         ({SURROGATE: 1}, "a field name"),
-        ({"operation": "score"}, "operation must be one of .*got 'score'"),
+        ({"operation": "rank"}, "operation must be one of .*got 'rank'"),
         ({"operation": "Embed"}, "operation"),
         ({"operation": None}, "operation"),
         ({"operation": ["embed"]}, "operation"),
@@ -237,6 +237,36 @@ def test_a_bad_count_or_deletion_names_its_field(raw: dict[str, Any], field: str
     """Above all a deletion that names nothing to delete is refused, not taken as everything."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse(raw, LIMITS)
+    assert_short(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"pairs": None}, "pairs"),
+        ({"pairs": []}, "pairs must have at least 1 item, got 0"),
+        ({"pairs": ["one", "two"]}, r"pairs\[0\] must be a list, got a string"),
+        ({"pairs": [["one"]]}, r"pairs\[0\] must be a query and a passage, got 1"),
+        ({"pairs": [["one", "two"], ["one", "two", "three"]]}, r"pairs\[1\] must be .* got 3"),
+        ({"pairs": [["one", 2]]}, r"pairs\[0\]\[1\]"),
+        ({"pairs": [["one", "two" + SURROGATE]]}, r"pairs\[0\]\[1\]"),
+        ({"pairs": [["a", "b"]] * 5}, "pairs must have at most 4 items .*got 5"),
+        ({"weights": [1.0, 1.0]}, "weights must have at least 3 items, got 2"),
+        ({"weights": [1.0] * 4}, "weights must have at most 3 items, got 4"),
+        ({"weights": [1.0, -1.0, 1.0]}, r"weights\[1\] must be at least 0"),
+        ({"weights": [1.0, float("nan"), 1.0]}, r"weights\[1\]"),
+        ({"weights": [1.0, 1e7, 1.0]}, r"weights\[1\] must be at most 1000000"),
+        ({"weights": [0.0, 0, 1.0]}, "weights must be above 0 for dense or sparse"),
+        ({"weights": [True, 1.0, 1.0]}, r"weights\[0\]"),
+        ({"maxQueryLength": 2}, "maxQueryLength must be at least 3, got 2"),
+        ({"maxPassageLength": 513}, "maxPassageLength .*512.*got 513"),
+        ({"texts": ["one"]}, "unknown field 'texts'"),
+    ],
+)
+def test_a_bad_score_request_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """Pairs are checked as strictly as texts, and weights so that no mean divides by 0."""
+    with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
+        parse({"operation": "score", "pairs": [["one", "two"]], **fields}, LIMITS)
     assert_short(refusal.value)
 
 
