@@ -30,6 +30,7 @@ from qdrant_sink.points import point_id
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
+from service.explaining import Explainer, add_explanations
 from service.ingest import Ingest, Load
 from service.plan import Entry, Plan
 from service.requests import (
@@ -65,7 +66,7 @@ EMBED_REMEDY = (
     'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
 )
 INGEST_REMEDY = "send fewer texts, or includeText false"
-SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false or withPayload false"
+SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
 
 STORE_CALLS = 8
 """Calls to the store at once, beside those of ingests."""
@@ -95,10 +96,13 @@ class Operations:
         self._loads = ThreadPoolExecutor(max_workers=MOST_LOADS, thread_name_prefix="load")
         self._senders = ThreadPoolExecutor(max_workers=2 * STORE_CALLS, thread_name_prefix="sender")
         self._ingest = Ingest(self._opened, self._schema, self._senders)
-        self._scorer = Scorer(embedder)
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
+        self._scorer = Scorer(embedder)
+        self._explainer = Explainer(
+            embedder, self._schema, query_length=self._query_length, passage_length=self._passage_length
+        )
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -213,9 +217,15 @@ class Operations:
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
-        hits = await self._blocking(lambda: self._query(collection, searches))
+        asked = self._explainer.asked(searches) if request.explain else searches
+        hits = await self._blocking(lambda: self._query(collection, asked))
+        told = None
+        if request.explain:
+            hits, told = await asyncio.to_thread(
+                self._explainer.told, request.queries, searches, hits, request.text_key
+            )
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await asyncio.to_thread(self._search_answer, hits, tokens)
+        return await asyncio.to_thread(self._search_answer, hits, tokens, told)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
@@ -334,8 +344,12 @@ class Operations:
         points = 0 if plan is None else len(plan.entries)
         return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=points)
 
-    def _search_answer(self, hits: Sequence[Sequence[Hit]], tokens: int) -> Json:
+    def _search_answer(
+        self, hits: Sequence[Sequence[Hit]], tokens: int, told: Sequence[Sequence[Json]] | None = None
+    ) -> Json:
         answer = search_answer(hits, model=self._model, tokens=tokens)
+        if told is not None:
+            add_explanations(answer, told)
         return check_size(answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
 
     def _search(self, request: SearchRequest, index: int, result: Result) -> Search:

@@ -34,6 +34,12 @@ from qdrant_sink.store import COLLECTION_NAME
 MOST_HITS = 1_000_000
 """Of one search job, before they are cut to pages: what a worker can hold beside the model."""
 
+MOST_EXPLAINED = 1000
+"""Hits of one job that are explained: each is tokenized anew."""
+
+MOST_EXPLAINED_ROWS = 100
+"""Likewise where their ColBERT rows are fetched: a client's lists of 1023 rows of 1024 take 32 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -122,6 +128,7 @@ Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pa
 Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
+TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)]
 Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
 
 
@@ -152,7 +159,7 @@ class QdrantTarget(_Wire):
     collection: Collection | None = None
     ids: Ids | None = None
     payloads: list[dict[str, Any]] | None = None
-    text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)] = "text"
+    text_key: TextKey = "text"
     mode: Literal["upsert", "insertOnly"] = "upsert"
     chunk: Chunking | None = None
     colbert_pooling: Literal["none", "mean"] = "none"
@@ -237,6 +244,26 @@ class SearchRequest(_Wire):
     params: SearchParams = SearchParams()
     with_payload: bool = True
     with_vectors: bool = False
+    explain: bool = False
+    text_key: TextKey = "text"
+
+    @model_validator(mode="after")
+    def _explains_few(self) -> SearchRequest:
+        if not self.explain:
+            return self
+        most = MOST_EXPLAINED_ROWS if "colbert" in (*self.using, self.rerank) else MOST_EXPLAINED
+        if len(self.queries) * self.limit > most:
+            raise ValueError(
+                f"explain: queries x limit must be at most {most}, got {len(self.queries)} x {self.limit}; "
+                "lower limit, or ask for fewer queries at once"
+            )
+        candidates = len(self.using) * max(self.prefetch, self.limit + self.offset)
+        if len(self.queries) * candidates > MOST_HITS:
+            raise ValueError(
+                f"explain: queries x candidates of all branches must be at most {MOST_HITS}, "
+                f"got {len(self.queries)} x {candidates}; lower prefetch or offset"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
