@@ -45,12 +45,17 @@ class PlacedText:
 
     Attributes:
         ids: int32 [T], as in `EncodedText`.
-        spans: of each token, start and end in characters; None for what no character stands for: the tokens
-            around the text, and a bare mark of a word's beginning.
+        spans: int32 [T, 2], start and end of each token in characters; both -1 for what no character stands for:
+            the tokens around the text, and a bare mark of a word's beginning.
     """
 
     ids: NDArray[np.int32]
-    spans: tuple[tuple[int, int] | None, ...]
+    spans: NDArray[np.int32]
+
+    def span(self, token: int) -> tuple[int, int] | None:
+        """Where a token stands, or None."""
+        start, end = self.spans[token].tolist()
+        return None if start < 0 else (start, end)
 
 
 class Tokenizer:
@@ -135,13 +140,13 @@ class Tokenizer:
 
     def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
         cut = self._cut(encoding.ids, max_length)
-        spans = [
-            None if token == _MARK else _trimmed(text, start, end)
-            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
-        ]
-        if cut.truncated:
-            spans = [*spans[: max_length - 1], None]
-        return PlacedText(cut.ids, tuple(spans))
+        spans = np.full((len(cut), 2), -1, dtype=np.int32)
+        kept = len(cut) - 1  # the last token stands around the text, cut or not
+        places = zip(encoding.tokens[:kept], encoding.offsets[:kept], strict=True)
+        for number, (token, (start, end)) in enumerate(places):
+            if token != _MARK:
+                spans[number] = _trimmed(text, start, end) or (-1, -1)
+        return PlacedText(cut.ids, spans)
 
     def _cut(self, ids: list[int], max_length: int) -> EncodedText:
         truncated = len(ids) > max_length

@@ -6,7 +6,7 @@ it. Where its tokens cannot be those of the vectors, nothing is said of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,11 @@ from qdrant_sink.search import Hit, Search
 
 Json = dict[str, Any]
 
-_PLACED_AT_ONCE = 32
-"""Texts: what the tokenizer tells of one takes several hundred bytes per token until it is read."""
+_PLACED_AT_ONCE = 1_000_000
+"""Characters: what the tokenizer tells takes several hundred bytes per token until it is read."""
+
+_LONGEST = 64
+"""Characters per token that the model takes: a stored text with more was surely cut, and is not tokenized."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,10 +86,12 @@ class Explainer:
             texts.append([text_of(self._layout, hit.payload or {}, text_key) for hit in own[0]])
             hits.append(inquiry.bare(own[0]))
         asking = self._placed(queries, self._query_length)
-        stored = self._placed((text for some in texts for text in some if text is not None), self._passage_length)
+        most = _LONGEST * self._passage_length
+        known = (text for some in texts for text in some if text is not None and len(text) <= most)
+        stored = self._placed(known, self._passage_length)
         told = [
             [
-                self._json(explanation, asking[query], None if text is None else stored[text])
+                self._json(explanation, asking[query], None if text is None else stored.get(text))
                 for explanation, text in zip(of_query, some, strict=True)
             ]
             for query, of_query, some in zip(queries, found, texts, strict=True)
@@ -94,10 +99,8 @@ class Explainer:
         return hits, told
 
     def _placed(self, texts: Iterable[str], length: int) -> dict[str, _Tokens]:
-        distinct = list(dict.fromkeys(texts))
         placed: dict[str, _Tokens] = {}
-        for first in range(0, len(distinct), _PLACED_AT_ONCE):
-            some = distinct[first : first + _PLACED_AT_ONCE]
+        for some in _batches(dict.fromkeys(texts)):
             for text, one in zip(some, self._embedder.place(some, length), strict=True):
                 placed[text] = _Tokens(text, one)
         return placed
@@ -125,7 +128,7 @@ class Explainer:
         }
 
     def _colbert_json(self, number: int, match: RowMatch, query: _Tokens, passage: _Tokens | None) -> Json:
-        span = None if passage is None else passage.placed.spans[match.row + 1]
+        span = None if passage is None else passage.placed.span(match.row + 1)
         return {
             "query": self._word(query, number),
             "token": None if passage is None else self._word(passage, match.row),
@@ -136,7 +139,7 @@ class Explainer:
 
     def _word(self, tokens: _Tokens, row: int) -> str:
         """Of the token of a ColBERT row, which `<s>` has none of: as it stands in the text, or by its name."""
-        span = tokens.placed.spans[row + 1]
+        span = tokens.placed.span(row + 1)
         return self._embedder.word(int(tokens.placed.ids[row + 1])) if span is None else tokens.text[slice(*span)]
 
 
@@ -147,13 +150,26 @@ def add_explanations(answer: Json, told: Sequence[Sequence[Mapping[str, Any]]]) 
             hit["explain"] = explanation
 
 
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and characters + len(text) > _PLACED_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
 def _place_json(place: Place | None) -> Json | None:
     return None if place is None else {"rank": place.rank, "score": place.score}
 
 
 def _spans(placed: PlacedText, token_id: int) -> list[list[int]]:
     places = np.flatnonzero(placed.ids == token_id).tolist()
-    return [list(span) for span in (placed.spans[place] for place in places) if span is not None]
+    return [list(span) for span in map(placed.span, places) if span is not None]
 
 
 def _short(value: float) -> float:

@@ -193,6 +193,28 @@ def test_the_text_is_found_where_the_job_put_it(worker: Client) -> None:
     assert unnamed["explain"]["sparse"][0]["contribution"] == named["explain"]["sparse"][0]["contribution"]
 
 
+def test_a_text_cut_at_the_workers_own_limit_is_highlighted_as_far_as_it_was_seen(serve: Serve) -> None:
+    """A passage over `PASSAGE_MAX_LENGTH` was embedded by its first tokens, and these are the ones that are shown."""
+    worker = serve(PASSAGE_MAX_LENGTH="20")
+    stored(worker, ["library " * 30])
+    (hit,) = hits(worker, "library", rerank="colbert")
+    seen = [[8 * n, 8 * n + 7] for n in range(18)]
+    assert hit["explain"]["sparse"][0]["spans"] == seen
+    best = hit["explain"]["colbert"][0]
+    assert (best["query"], best["span"]) == ("library", seen[best["row"]])
+
+
+def test_very_long_texts_are_explained_in_numbers(worker: Client) -> None:
+    """A query or a stored text of megabytes neither fails nor takes the worker down; the text is not highlighted."""
+    endless = "library " * 100_000
+    stored(worker, [endless, "one library"])
+    for query in (endless, "library"):
+        found = {hit["id"]: hit["explain"] for hit in hits(worker, query, rerank="colbert")}
+        assert found[0]["sparse"][0]["spans"] is None
+        assert found[0]["sparse"][0]["contribution"] > 0
+        assert found[1]["sparse"][0]["spans"] == [[4, 11]]
+
+
 @pytest.mark.parametrize("layout", ["langchain", "llamaindex", "haystack"])
 def test_every_layout_has_its_text(serve: Serve, layout: str) -> None:
     """Matches are highlighted in the text of a framework's payload as well."""
