@@ -173,6 +173,14 @@ def test_an_explained_search_finds_the_same(filled: Store) -> None:
                 assert (one.vectors.sparse, one.vectors.colbert) == (None, None)
 
 
+def test_a_threshold_does_not_hide_the_branches(filled: Store) -> None:
+    """A threshold is of the final score: a hit above it is explained by branches whose scores are on another scale."""
+    found = explained(filled, search_of(77, rerank="colbert", score_threshold=1.01))
+    assert found
+    for _, why in found:
+        assert any(place is not None and place.score < 1.01 for place in why.branches.values())
+
+
 def test_everything_is_one_request(tmp_path: Path) -> None:
     """However many hits and branches, an explanation costs the server one call; branches bring ids and scores alone."""
     double = GrpcDouble(tmp_path)
