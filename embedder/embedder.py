@@ -210,8 +210,8 @@ class Embedder:
 
     @property
     def window(self) -> int:
-        """Tokens that keep the model busy, and whose vectors fit into memory."""
-        return max(_WINDOW, 4 * self._pool.token_budget)
+        """Tokens that keep the model busy, that its queue can hold, and whose vectors fit into memory."""
+        return min(max(_WINDOW, 4 * self._pool.token_budget), self._pool.queue_tokens)
 
     @property
     def max_length(self) -> int:

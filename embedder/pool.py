@@ -66,6 +66,7 @@ class ModelPool:
 
     Attributes:
         token_budget: as given.
+        queue_tokens: as given.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class ModelPool:
         self._clock = clock
         self._when_lost: Callable[[], None] = lambda: None
         self.token_budget = token_budget
-        self._queue_tokens = queue_tokens
+        self.queue_tokens = queue_tokens
         self._queue: BatchQueue[_Job] = BatchQueue()
         self._changed = threading.Condition()
         self._closed = False
@@ -157,9 +158,9 @@ class ModelPool:
     def _queue_up(self, job: _Job, batch_size: int, window: int = 0) -> None:
         lengths = [len(text) for text in job.texts]
         tokens = sum(lengths)
-        if tokens > self._queue_tokens:
+        if tokens > self.queue_tokens:
             raise InvalidRequest(
-                f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self._queue_tokens}); "
+                f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); "
                 "split the job"
             )
         with self._changed:
@@ -167,9 +168,9 @@ class ModelPool:
                 raise Cancelled("the worker is shutting down")
             if not self._engines:
                 raise DeviceLost(_NO_DEVICE)
-            if self._queue.tokens + tokens > self._queue_tokens:
+            if self._queue.tokens + tokens > self.queue_tokens:
                 raise Overloaded(
-                    f"the queue holds {self._queue.tokens} of {self._queue_tokens} tokens "
+                    f"the queue holds {self._queue.tokens} of {self.queue_tokens} tokens "
                     f"and this request has {tokens}; retry later"
                 )
             self._queue.add(job, lengths, job.priority, cap=batch_size, window=window)

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedder.checkpoint import MINI
 from embedder.embedder import Embedder
+from embedder.pool import ModelPool
+from embedder.tokenizer import Tokenizer
 from service.operations import Operations
 from service.scoring import SCORE_KINDS, groups
 from service.settings import Settings
@@ -149,6 +152,19 @@ def test_a_job_of_any_size_holds_few_vectors_at_once(watched: Watched) -> None:
 
     assert 30_000 <= asyncio.run(body()) <= 32_768
     assert watched.pool.waiting_tokens == 0, "what was cancelled is not computed"
+
+
+def test_a_job_may_be_longer_than_the_queue(watched: Watched) -> None:
+    """What is embedded in groups need not fit into `QUEUE_TOKENS` at once; a pair must."""
+    tokenizer = Tokenizer(MINI)
+    pool = ModelPool([watched.engine], lanes=1, token_budget=64, queue_tokens=100)
+    embedder = Embedder(tokenizer, [watched.engine], pool)
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder))
+    pairs = [["one query", f"{n} " + TEXTS["a sentence"]] for n in range(20)]
+    assert len(worker.good({"operation": "score", "pairs": pairs})["scores"]["dense"]) == 20
+    refusal = worker.error({"operation": "score", "pairs": [["a", TEXTS["many words"]]]}, "invalid_request")
+    assert "QUEUE_TOKENS=100" in refusal["error"]
+    embedder.close()
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=30), window=st.integers(1, 40))
