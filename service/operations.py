@@ -24,19 +24,21 @@ from embedder.errors import (
 )
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Outputs
+from embedder.vectors import Embedding, Kind, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import point_id
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Hit, Quantization, Search
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
+from service.alike import examples
+from service.fields import Limits
 from service.ingest import Ingest, Load
 from service.plan import Entry, Plan
 from service.requests import (
     CountRequest,
     DeleteRequest,
     EmbedRequest,
-    Limits,
+    Like,
     QdrantTarget,
     SearchRequest,
     parse,
@@ -202,13 +204,27 @@ class Operations:
         """Embed all queries together and send them to the store as one batch."""
         collection = self._collection(request.collection, "collection")
         kinds = frozenset([*request.using, *([request.rerank] if request.rerank else [])])
+        await self._blocking(lambda: self._ingest.find(collection))
+        if request.like is not None:
+            like = request.like
+            return await self._alike(request, like, collection, kinds)
         results = await self._embedder.embed(
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
-        hits = await self._blocking(lambda: self._query(collection, searches))
+        hits = await self._blocking(lambda: self._opened().query(collection, searches))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await asyncio.to_thread(self._search_answer, hits, tokens)
+
+    async def _alike(self, request: SearchRequest, like: Like, collection: str, kinds: frozenset[Kind]) -> Json:
+        """Search by the vectors of stored points: nothing is embedded."""
+
+        def query() -> list[list[Hit]]:
+            embedding, where = examples(self._opened(), collection, like, kinds, request.filter)
+            search = self._search(request.model_copy(update={"filter": where}), 0, embedding)
+            return self._opened().query(collection, [search])
+
+        return await asyncio.to_thread(self._search_answer, await self._blocking(query), 0)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
@@ -339,17 +355,17 @@ class Operations:
             score_threshold=request.score_threshold,
             hnsw_ef=request.params.hnsw_ef,
             exact=request.params.exact,
+            indexed_only=request.params.indexed_only,
+            quantization=Quantization(**request.params.quantization.model_dump()),
             with_payload=request.with_payload,
-            with_vectors=("dense", "sparse", "colbert") if request.with_vectors else (),
+            with_vectors=request.with_vectors,
+            group_by=request.group_by,
+            group_size=request.group_size,
         )
         proven = conform_query(search, self._schema, index=index)
         if isinstance(proven, Refusal):
             raise ModelFailure(f"queries[{index}]: {proven.message}")
         return proven
-
-    def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        self._ingest.verify(collection)
-        return self._opened().query(collection, searches)
 
     def _opened(self) -> Store:
         with self._opening:
