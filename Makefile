@@ -4,6 +4,7 @@
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
+# make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 # make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
 
 VENV ?= .venv
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-server server-named check bench bench-sink format clean
+.PHONY: setup demo test test-server server-named check quality bench bench-sink format clean
 
 setup: $(READY)
 
@@ -45,6 +46,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+quality: $(READY)
+	@$(BIN)/python -m benchmarks.quality $(ARGS)
 
 bench: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)
