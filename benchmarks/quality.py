@@ -131,7 +131,7 @@ def render(measured: Mapping[str, Measured], bm25: Mapping[str, Quality], *, mod
     every, english = (len(questions) for questions in _grouped(corpus.questions()).values())
     intro = (
         f"Made by `make quality` on {date[:10]}. Model: {model}. {every} questions, {english} of them in English, among"
-        f" the {len(corpus.passages())} passages of the [bundled corpus](../corpus/README.md), which says what such small"
+        f" the {len(corpus.passages())} passages of the [bundled corpus](../corpus/README.md), which says what so small"
         " numbers mean: one question is about .02. The searches are those of the worker over Qdrant Edge, with its"
         " defaults. BM25: lower-cased words, no stems, no stop words, k1 = 1.2, b = .75."
     )
