@@ -212,7 +212,7 @@ class Operations:
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
-        hits = await self._blocking(lambda: self._opened().query(collection, searches))
+        hits = await self._blocking(lambda: self._query(collection, searches))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await asyncio.to_thread(self._search_answer, hits, tokens)
 
@@ -222,7 +222,7 @@ class Operations:
         def query() -> list[list[Hit]]:
             embedding, where = examples(self._opened(), collection, like, kinds, request.filter)
             search = self._search(request.model_copy(update={"filter": where}), 0, embedding)
-            return self._opened().query(collection, [search])
+            return self._query(collection, [search])
 
         return await asyncio.to_thread(self._search_answer, await self._blocking(query), 0)
 
@@ -366,6 +366,9 @@ class Operations:
         if isinstance(proven, Refusal):
             raise ModelFailure(f"queries[{index}]: {proven.message}")
         return proven
+
+    def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+        return self._opened().query(collection, searches)
 
     def _opened(self) -> Store:
         with self._opening:
