@@ -102,9 +102,6 @@ class Inquiry:
         needed: set[Kind] = {*search.with_vectors, "sparse"}
         if search.colbert is not None:
             needed.add("colbert")
-        planned = plan(search)
-        limits = {} if planned is None else {branch.query.kind: branch.limit for branch in planned.branches}
-        least = max(search.prefetch, search.limit + search.offset)
         branches = {
             kind: replace(
                 search,
@@ -112,11 +109,13 @@ class Inquiry:
                 fusion="rrf",
                 weights=None,
                 rerank=None,
-                limit=limits.get(kind, least),
+                limit=search.depth,
                 offset=0,
                 score_threshold=None,
                 with_payload=False,
                 with_vectors=(),
+                group_by=None,
+                group_size=1,
             )
             for kind in search.using
         }

@@ -65,12 +65,12 @@ class Explainer:
         return [one for search in searches for one in Inquiry.of(search).searches]
 
     def told(
-        self, queries: Sequence[str], searches: Sequence[Search], answers: Sequence[Sequence[Hit]], text_key: str
+        self, queries: Sequence[str | None], searches: Sequence[Search], answers: Sequence[Sequence[Hit]], text_key: str
     ) -> tuple[list[list[Hit]], list[list[Json]]]:
         """The hits of each search, with no more than it asked for, and the explanation of each hit. Blocks.
 
         Args:
-            queries: the text of each search.
+            queries: the text of each search; None if it is by stored points.
             searches: as they were given to `asked`.
             answers: to what that returned.
             text_key: where a plain payload keeps the text.
@@ -85,13 +85,15 @@ class Explainer:
             found.append(inquiry.explain(own, halved=self._halved))
             texts.append([text_of(self._layout, hit.payload or {}, text_key) for hit in own[0]])
             hits.append(inquiry.bare(own[0]))
-        asking = self._placed(queries, self._query_length)
+        asking = self._placed((query for query in queries if query is not None), self._query_length)
         most = _LONGEST * self._passage_length
         known = (text for some in texts for text in some if text is not None and len(text) <= most)
         stored = self._placed(known, self._passage_length)
         told = [
             [
-                self._json(explanation, asking[query], None if text is None else stored.get(text))
+                self._json(
+                    explanation, None if query is None else asking[query], None if text is None else stored.get(text)
+                )
                 for explanation, text in zip(of_query, some, strict=True)
             ]
             for query, of_query, some in zip(queries, found, texts, strict=True)
@@ -105,7 +107,7 @@ class Explainer:
                 placed[text] = _Tokens(text, one)
         return placed
 
-    def _json(self, explanation: Explanation, query: _Tokens, stored: _Tokens | None) -> Json:
+    def _json(self, explanation: Explanation, query: _Tokens | None, stored: _Tokens | None) -> Json:
         passage = stored if stored is not None and stored.fits(explanation) else None
         sparse, colbert = explanation.sparse, explanation.colbert
         return {
@@ -127,10 +129,10 @@ class Explainer:
             "spans": None if passage is None else _spans(passage.placed, match.id),
         }
 
-    def _colbert_json(self, number: int, match: RowMatch, query: _Tokens, passage: _Tokens | None) -> Json:
+    def _colbert_json(self, number: int, match: RowMatch, query: _Tokens | None, passage: _Tokens | None) -> Json:
         span = None if passage is None else passage.placed.span(match.row + 1)
         return {
-            "query": self._word(query, number),
+            "query": None if query is None else self._word(query, number),
             "token": None if passage is None else self._word(passage, match.row),
             "row": match.row,
             "span": None if span is None else list(span),

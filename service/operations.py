@@ -24,20 +24,22 @@ from embedder.errors import (
 )
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Outputs
+from embedder.vectors import Embedding, Kind, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import point_id
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Hit, Quantization, Search
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
+from service.alike import examples
 from service.explaining import Explainer, add_explanations
+from service.fields import Limits
 from service.ingest import Ingest, Load
 from service.plan import Entry, Plan
 from service.requests import (
     CountRequest,
     DeleteRequest,
     EmbedRequest,
-    Limits,
+    Like,
     QdrantTarget,
     ScoreRequest,
     SearchRequest,
@@ -213,18 +215,41 @@ class Operations:
         """Embed all queries together and send them to the store as one batch."""
         collection = self._collection(request.collection, "collection")
         kinds = frozenset([*request.using, *([request.rerank] if request.rerank else [])])
+        await self._blocking(lambda: self._ingest.find(collection))
+        if request.like is not None:
+            like = request.like
+            return await self._alike(request, like, collection, kinds)
         results = await self._embedder.embed(
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
-        asked = self._explainer.asked(searches) if request.explain else searches
-        hits = await self._blocking(lambda: self._query(collection, asked))
-        told = None
-        if request.explain:
-            hits, told = await asyncio.to_thread(
-                self._explainer.told, request.queries, searches, hits, request.text_key
-            )
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
+        return await self._found(request, collection, searches, request.queries, tokens)
+
+    async def _alike(self, request: SearchRequest, like: Like, collection: str, kinds: frozenset[Kind]) -> Json:
+        """Search by the vectors of stored points: nothing is embedded."""
+
+        def search() -> Search:
+            embedding, where = examples(self._opened(), collection, like, kinds, request.filter)
+            return self._search(request.model_copy(update={"filter": where}), 0, embedding)
+
+        return await self._found(request, collection, [await self._blocking(search)], [None], 0)
+
+    async def _found(
+        self,
+        request: SearchRequest,
+        collection: str,
+        searches: Sequence[Search],
+        queries: Sequence[str | None],
+        tokens: int,
+    ) -> Json:
+        """What the store finds, and why if that was asked for."""
+        if not request.explain:
+            hits = await self._blocking(lambda: self._query(collection, searches))
+            return await asyncio.to_thread(self._search_answer, hits, tokens)
+        asked = self._explainer.asked(searches)
+        found = await self._blocking(lambda: self._query(collection, asked))
+        hits, told = await asyncio.to_thread(self._explainer.told, queries, searches, found, request.text_key)
         return await asyncio.to_thread(self._search_answer, hits, tokens, told)
 
     async def count(self, request: CountRequest) -> Json:
@@ -371,8 +396,12 @@ class Operations:
             score_threshold=request.score_threshold,
             hnsw_ef=request.params.hnsw_ef,
             exact=request.params.exact,
+            indexed_only=request.params.indexed_only,
+            quantization=Quantization(**request.params.quantization.model_dump()),
             with_payload=request.with_payload,
-            with_vectors=("dense", "sparse", "colbert") if request.with_vectors else (),
+            with_vectors=request.with_vectors,
+            group_by=request.group_by,
+            group_size=request.group_size,
         )
         proven = conform_query(search, self._schema, index=index)
         if isinstance(proven, Refusal):
@@ -380,7 +409,6 @@ class Operations:
         return proven
 
     def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        self._ingest.verify(collection)
         return self._opened().query(collection, searches)
 
     def _opened(self) -> Store:

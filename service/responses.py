@@ -197,6 +197,8 @@ def _cut(message: str) -> str:
 
 def _hit(hit: Hit) -> Json:
     item: Json = {"id": id_json(hit.id), "score": hit.score}
+    if hit.group is not None:
+        item["group"] = hit.group
     if hit.payload is not None:
         item["payload"] = dict(hit.payload)
     if hit.vectors is not None:

@@ -232,6 +232,38 @@ def test_points_without_rows_or_weights_are_explained_by_what_they_have(worker: 
     assert why["fusion"] == {"dense": pytest.approx(hit["score"]), "sparse": 0.0, "colbert": 0.0}
 
 
+def test_hits_like_a_stored_point_are_explained(library: Client) -> None:
+    """A search by example has no text of its own: its tokens are named by what they match, and the sums hold."""
+    raw = {**SEARCH, "like": {"positive": [0], "negative": [1]}}
+    for fields in ({}, {"like": {"positive": [0]}, "rerank": "colbert"}):
+        for hit in library.good({**raw, **fields})["results"][0]["hits"]:
+            why = hit["explain"]
+            sparse = why["branches"]["sparse"]
+            total = sum(match["contribution"] for match in why["sparse"])
+            assert total == pytest.approx(0.0 if sparse is None else sparse["score"], abs=1e-4)
+            if "rerank" in fields:
+                assert {match["query"] for match in why["colbert"]} == {None}
+                assert sum(match["score"] for match in why["colbert"]) == pytest.approx(hit["score"], abs=1e-3)
+            else:
+                assert sum(why["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6)
+
+
+def test_hits_by_document_are_explained(worker: Client) -> None:
+    """With `groupBy` a hit's ranks are those among all candidates, of whatever document."""
+    texts = [f"one library number {n}" for n in range(6)]
+    payloads = [{"doc_id": n // 3} for n in range(6)]
+    target = {"collection": NOTES, "ids": list(range(6)), "payloads": payloads}
+    worker.good({"texts": texts, "isPassage": True, "qdrant": target})
+    plain = {hit["id"]: hit["explain"]["branches"] for hit in hits(worker, "library number 4")}
+    found = hits(worker, "library number 4", groupBy="doc_id", limit=2)
+    assert {hit["group"] for hit in found} == {0, 1}
+    for hit in found:
+        assert hit["explain"]["branches"] == plain[hit["id"]]
+        assert sum(hit["explain"]["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6)
+        spans = {match["token"]: match["spans"] for match in hit["explain"]["sparse"]}
+        assert spans["library"] == [[4, 11]]
+
+
 def test_an_explanation_is_one_request(serve: Serve, tmp_path: Any) -> None:
     """Two queries with two branches each are asked of the store as six searches at once."""
     store = WatchedStore(tmp_path / "watched")
