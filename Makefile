@@ -4,7 +4,9 @@
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
+# make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 # make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
+# make bench-search   searches in Qdrant Edge, up to 100 000 points: docs/benchmarks-search.md, 6 minutes
 
 VENV ?= .venv
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -15,7 +17,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-slow test-server server-named check bench bench-sink format clean
+.PHONY: setup demo test test-slow test-server server-named check quality bench bench-sink bench-search format clean
 
 setup: $(READY)
 
@@ -49,11 +51,17 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+quality: $(READY)
+	@$(BIN)/python -m benchmarks.quality $(ARGS)
+
 bench: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)
 
 bench-sink: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks.sink --out $(BENCH_DIR)/sink $(ARGS)
+
+bench-search: $(BENCH_READY)
+	@$(BIN)/python -m benchmarks.search --out $(BENCH_DIR)/search $(ARGS)
 
 $(BENCH_READY): $(READY) requirements-bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

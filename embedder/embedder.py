@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from embedder.batching import Priority
 from embedder.checkpoint import EncoderConfig, locate
@@ -20,10 +20,13 @@ from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.forward import Result
 from embedder.pool import ModelPool, Stream, Watch
 from embedder.stages import stage
-from embedder.tokenizer import EncodedText, Tokenizer
+from embedder.tokenizer import EncodedText, PlacedText, Tokenizer
 from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +168,16 @@ class Embedder:
         Raises:
             InvalidRequest: `max_length` is not from 3 to the model's, or a text is no valid Unicode.
         """
-        if not 3 <= max_length <= self.max_length:
-            raise InvalidRequest(f"maxLength must be from 3 to the model's {self.max_length}, got {max_length}")
-        try:
-            with stage("tokenize"):
-                return self._tokenizer.encode(texts, max_length)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
+        with stage("tokenize"):
+            return self._within_limits(self._tokenizer.encode, texts, max_length)
+
+    def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
+        """As `tokenize`, with the place of each token in its text. Blocks for longer than that."""
+        return self._within_limits(self._tokenizer.place, texts, max_length)
+
+    def word(self, token_id: int) -> str:
+        """What a person is shown of a token that has no place in a text."""
+        return self._tokenizer.word(token_id)
 
     def split(self, text: str, *, max_tokens: int, overlap: int) -> list[Chunk]:
         """Where to cut a long text: see `Chunker.split`. Blocks."""
@@ -192,6 +198,21 @@ class Embedder:
         fit into memory.
         """
         return self._pool.stream(texts, outputs, priority, deliver, batch_size=batch_size)
+
+    def _within_limits(
+        self, call: Callable[[Sequence[str], int], list[T]], texts: Sequence[str], max_length: int
+    ) -> list[T]:
+        if not 3 <= max_length <= self.max_length:
+            raise InvalidRequest(f"maxLength must be from 3 to the model's {self.max_length}, got {max_length}")
+        try:
+            return call(texts, max_length)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
+
+    @property
+    def window(self) -> int:
+        """Tokens that keep the model busy, that its queue can hold, and whose vectors fit into memory."""
+        return min(self._pool.window, self._pool.queue_tokens)
 
     @property
     def max_length(self) -> int:

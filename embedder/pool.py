@@ -75,6 +75,7 @@ class ModelPool:
 
     Attributes:
         token_budget: as given.
+        queue_tokens: as given.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class ModelPool:
         self._when_lost: Callable[[], None] = lambda: None
         self._watch: Watch = lambda _tokens, _fill, _seconds: None
         self.token_budget = token_budget
-        self._queue_tokens = queue_tokens
-        self._queue: BatchQueue[_Job] = BatchQueue(max(window, 4 * token_budget))
+        self.queue_tokens = queue_tokens
+        self.window = max(window, 4 * token_budget)
+        self._queue: BatchQueue[_Job] = BatchQueue(self.window)
         self._changed = threading.Condition()
         self._closed = False
         self._engines = list(engines)  # those that compute
@@ -166,9 +168,9 @@ class ModelPool:
     def _queue_up(self, job: _Job, batch_size: int) -> None:
         lengths = [len(text) for text in job.texts]
         tokens = sum(lengths)
-        if tokens > self._queue_tokens:
+        if tokens > self.queue_tokens:
             raise InvalidRequest(
-                f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self._queue_tokens}); "
+                f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); "
                 "split the job"
             )
         with self._changed:
@@ -176,9 +178,9 @@ class ModelPool:
                 raise Cancelled("the worker is shutting down")
             if not self._engines:
                 raise DeviceLost(_NO_DEVICE)
-            if self._queue.tokens + tokens > self._queue_tokens:
+            if self._queue.tokens + tokens > self.queue_tokens:
                 raise Overloaded(
-                    f"the queue holds {self._queue.tokens} of {self._queue_tokens} tokens "
+                    f"the queue holds {self._queue.tokens} of {self.queue_tokens} tokens "
                     f"and this request has {tokens}; retry later"
                 )
             self._queue.add(job, lengths, job.priority, cap=batch_size, streams=job.deliver is not None)

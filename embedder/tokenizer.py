@@ -19,6 +19,9 @@ from embedder.errors import ConfigurationError
 # Defaults of XLM-RoBERTa, for a tokenizer_config.json that leaves them out.
 _SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
+_MARK = "\u2581"
+"""What pieces of a vocabulary begin with where a word does."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedText:
@@ -34,6 +37,25 @@ class EncodedText:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedText:
+    """One text as the model sees it, and where each token stands in it.
+
+    Attributes:
+        ids: int32 [T], as in `EncodedText`.
+        spans: int32 [T, 2], start and end of each token in characters; both -1 for what no character stands for:
+            the tokens around the text, and a bare mark of a word's beginning.
+    """
+
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int32]
+
+    def span(self, token: int) -> tuple[int, int] | None:
+        """Where a token stands, or None."""
+        start, end = self.spans[token].tolist()
+        return None if start < 0 else (start, end)
 
 
 class Tokenizer:
@@ -110,15 +132,48 @@ class Tokenizer:
         [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return list(accumulate((start for start, _ in encoding.offsets), max))  # normalisation can swap neighbours
 
+    def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
+        """As `encode`, with the place of every token in its text.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+        _check(texts)
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=True)
+        return [self._placed(text, encoding, max_length) for text, encoding in zip(texts, encodings, strict=True)]
+
     def token(self, token_id: int) -> str:
         """The vocabulary's piece of an id."""
         return str(self._tokenizer.id_to_token(token_id))
+
+    def word(self, token_id: int) -> str:
+        """The piece of an id for a person, without the mark of a word's beginning where it has more than that."""
+        piece = self.token(token_id)
+        return piece.replace(_MARK, " ").strip() or piece
+
+    def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
+        cut = self._cut(encoding.ids, max_length)
+        spans = np.full((len(cut), 2), -1, dtype=np.int32)
+        kept = len(cut) - 1  # the last token stands around the text, cut or not
+        places = zip(encoding.tokens[:kept], encoding.offsets[:kept], strict=True)
+        for number, (token, (start, end)) in enumerate(places):
+            if token != _MARK:
+                spans[number] = _trimmed(text, start, end) or (-1, -1)
+        return PlacedText(cut.ids, spans)
 
     def _cut(self, ids: list[int], max_length: int) -> EncodedText:
         truncated = len(ids) > max_length
         if truncated:
             ids = [*ids[: max_length - 1], self._eos]
         return EncodedText(np.array(ids, dtype=np.int32), truncated)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """The span without the white space around it, or None where nothing is left."""
+    found = text[start:end]
+    start += len(found) - len(found.lstrip())
+    end = start + len(found.strip())
+    return (start, end) if start < end else None
 
 
 def _check(texts: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from embedder.vectors import SparseVector
 from qdrant_sink.filters import check_filter
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import NAMES, VectorNames
-from qdrant_sink.search import Fuse, Hit, Nearest, Plan, Search, Vectors
+from qdrant_sink.search import Fuse, Hit, Nearest, PayloadKeys, Plan, Quantization, Search, Stored, Vectors, WithPayload
 
 
 def client_filter(raw: Mapping[str, Any]) -> models.Filter:
@@ -71,36 +71,62 @@ def query_request(planned: Plan, names: VectorNames = NAMES) -> models.QueryRequ
         params=None if isinstance(planned.query, Fuse) else _params(planned.query, search, walked=last),
         limit=planned.limit,
         offset=planned.offset,
-        score_threshold=search.score_threshold,
-        with_payload=search.with_payload,
-        with_vector=[names.of(kind) for kind in search.with_vectors] or False,
+        score_threshold=planned.score_threshold,
+        with_payload=payload_selector(planned.with_payload),
+        with_vector=[names.of(kind) for kind in planned.with_vectors] or False,
     )
 
 
-def hit(scored: models.ScoredPoint, *, with_payload: bool, names: VectorNames = NAMES) -> Hit:
+def payload_selector(wanted: WithPayload) -> bool | models.PayloadSelector:
+    """What of payloads an answer carries, as the client takes it."""
+    if not isinstance(wanted, PayloadKeys):
+        return wanted
+    keys = list(wanted.keys)
+    return (
+        models.PayloadSelectorExclude(exclude=keys) if wanted.excluded else models.PayloadSelectorInclude(include=keys)
+    )
+
+
+def hit(scored: models.ScoredPoint, *, with_payload: WithPayload, names: VectorNames = NAMES) -> Hit:
     """One answer as a value of the sink."""
-    found: Any = scored.vector
-    vectors = None
-    if isinstance(found, dict) and found:
-        dense, sparse, colbert = (found.get(name) for name in (names.dense, names.sparse, names.colbert))
-        vectors = Vectors(
-            dense=None if dense is None else np.asarray(dense, dtype=np.float32),
-            sparse=None
-            if sparse is None
-            else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
-            colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
-        )
-    return Hit(sink_id(scored.id), scored.score, (scored.payload or {}) if with_payload else None, vectors)
+    found = stored(scored, with_payload=with_payload, names=names)
+    return Hit(sink_id(scored.id), scored.score, found.payload, found.vectors)
+
+
+def stored(
+    record: models.ScoredPoint | models.Record, *, with_payload: WithPayload, names: VectorNames = NAMES
+) -> Stored:
+    """What of a point was read."""
+    return Stored((record.payload or {}) if with_payload else None, _vectors(record.vector, names))
+
+
+def _vectors(found: Any, names: VectorNames) -> Vectors | None:
+    if not isinstance(found, dict) or not found:
+        return None
+    dense, sparse, colbert = (found.get(name) for name in (names.dense, names.sparse, names.colbert))
+    return Vectors(
+        dense=None if dense is None else np.asarray(dense, dtype=np.float32),
+        sparse=None
+        if sparse is None
+        else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
+        colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
+    )
 
 
 def _params(query: Nearest, search: Search, *, walked: bool) -> models.SearchParams | None:
-    """Of a stage: `walked`, what the caller asked for; rescored, where its vector is quantized."""
-    rescored = None
-    if query.oversampling is not None:
-        rescored = models.QuantizationSearchParams(rescore=True, oversampling=query.oversampling)
+    """Of a stage: `walked`, what the caller asked for; and how to use the quantized copy, where there is one."""
+    quantization = None if query.quantization is None else _quantization(query.quantization)
     if walked:
-        return models.SearchParams(hnsw_ef=search.hnsw_ef, exact=search.exact, quantization=rescored)
-    return None if rescored is None else models.SearchParams(quantization=rescored)
+        return models.SearchParams(
+            hnsw_ef=search.hnsw_ef, exact=search.exact, indexed_only=search.indexed_only, quantization=quantization
+        )
+    return None if quantization is None else models.SearchParams(quantization=quantization)
+
+
+def _quantization(wanted: Quantization) -> models.QuantizationSearchParams:
+    return models.QuantizationSearchParams(
+        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+    )
 
 
 def _nearest(query: Nearest) -> models.NearestQuery:

@@ -42,15 +42,17 @@ from embedder.errors import (
     StoreUnavailable,
     WorkerError,
 )
+from embedder.vectors import Kind
 from qdrant_sink.edge_filter import edge_filter
-from qdrant_sink.edge_models import edge_point, hit, query_request, sink_id
+from qdrant_sink.edge_models import edge_point, hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge_schema import CONFIG, create_index, edge_config, found_collection, found_indexes
 from qdrant_sink.filters import matches_all
 from qdrant_sink.found import FoundCollection, missing_indexes, verify
+from qdrant_sink.grouping import answer
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.reasons import reason
 from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
-from qdrant_sink.search import Hit, Search, page, plan
+from qdrant_sink.search import Hit, Plan, Search, Stored, WithPayload
 from qdrant_sink.store import COLLECTION_NAME, Filter, check_collection
 
 log = logging.getLogger(__name__)
@@ -177,11 +179,24 @@ class EdgeStore:
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer all searches in one batch: one list of hits per search, best first."""
-        plans = [plan(search) for search in searches]
-        with self._collection(collection) as shard, _mapped("search"):
-            requests = [query_request(p, self._names) for p in plans if p is not None]
-            answers = iter(shard.query_batch(edge.QueryBatchRequest(requests)) if requests else [])
-            return [[] if p is None else page(p, [hit(scored, self._names) for scored in next(answers)]) for p in plans]
+
+        def ask(plans: Sequence[Plan]) -> list[list[Hit]]:
+            requests = [query_request(one, self._names) for one in plans]
+            with self._collection(collection) as shard, _mapped("search"):
+                answers = shard.query_batch(edge.QueryBatchRequest(requests))
+                return [[hit(scored, self._names) for scored in hits] for hits in answers]
+
+        self._found(collection)  # there is one, whatever is asked of it
+        return answer(searches, ask, lambda ids, payload, kinds: self.fetch(collection, ids, payload, kinds))
+
+    def fetch(
+        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+    ) -> dict[PointId, Stored]:
+        """What is asked for of these points, by id."""
+        names = [self._names.of(kind) for kind in with_vectors]
+        with self._collection(collection) as shard, _mapped("ids"):
+            found = shard.retrieve(list(ids), with_payload=payload_selector(with_payload), with_vector=names or False)
+            return {sink_id(record.id): stored(record, self._names) for record in found}
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete by ids or by a filter with at least one condition; returns how many points were there."""

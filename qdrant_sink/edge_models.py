@@ -12,7 +12,7 @@ from embedder.vectors import SparseVector
 from qdrant_sink.edge_filter import edge_filter
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import VectorNames
-from qdrant_sink.search import Fuse, Hit, Nearest, Plan, Search, Vectors
+from qdrant_sink.search import Fuse, Hit, Nearest, PayloadKeys, Plan, Quantization, Search, Stored, Vectors, WithPayload
 
 
 def edge_point(point: Point, names: VectorNames) -> edge.Point:
@@ -49,22 +49,36 @@ def query_request(planned: Plan, names: VectorNames) -> edge.QueryRequest:
             )
             for b in planned.branches
         ],
-        with_vector=[names.of(kind) for kind in search.with_vectors] or False,
-        with_payload=search.with_payload,
+        with_vector=[names.of(kind) for kind in planned.with_vectors] or False,
+        with_payload=payload_selector(planned.with_payload),
         filter=condition if last else None,
         params=None if isinstance(planned.query, Fuse) else _params(planned.query, search, walked=last),
-        score_threshold=search.score_threshold,
+        score_threshold=planned.score_threshold,
     )
 
 
+def payload_selector(wanted: WithPayload) -> Any:
+    """What of payloads an answer carries, as the engine takes it."""
+    if not isinstance(wanted, PayloadKeys):
+        return wanted
+    choose = edge.PayloadSelector.Exclude if wanted.excluded else edge.PayloadSelector.Include
+    return choose(list(wanted.keys))
+
+
 def _params(query: Nearest, search: Search, *, walked: bool) -> edge.SearchParams | None:
-    """Of a stage: `walked`, what the caller asked for; rescored, where its vector is quantized."""
-    rescored = None
-    if query.oversampling is not None:
-        rescored = edge.QuantizationSearchParams(rescore=True, oversampling=query.oversampling)
+    """Of a stage: `walked`, what the caller asked for; and how to use the quantized copy, where there is one."""
+    quantization = None if query.quantization is None else _quantization(query.quantization)
     if walked:
-        return edge.SearchParams(hnsw_ef=search.hnsw_ef, exact=search.exact, quantization=rescored)
-    return None if rescored is None else edge.SearchParams(quantization=rescored)
+        return edge.SearchParams(
+            hnsw_ef=search.hnsw_ef, exact=search.exact, indexed_only=search.indexed_only, quantization=quantization
+        )
+    return None if quantization is None else edge.SearchParams(quantization=quantization)
+
+
+def _quantization(wanted: Quantization) -> edge.QuantizationSearchParams:
+    return edge.QuantizationSearchParams(
+        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+    )
 
 
 def _nearest(query: Nearest, names: VectorNames) -> edge.Query:
@@ -80,19 +94,25 @@ def _fuse(query: Fuse) -> Any:
 
 def hit(scored: edge.ScoredPoint, names: VectorNames) -> Hit:
     """One answer as a value of the sink."""
-    found = scored.vector
-    vectors = None
-    if isinstance(found, dict) and found:
-        sparse: Any = found.get(names.sparse)
-        dense, colbert = found.get(names.dense), found.get(names.colbert)
-        vectors = Vectors(
-            dense=None if dense is None else np.asarray(dense, dtype=np.float32),
-            sparse=None
-            if sparse is None
-            else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
-            colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
-        )
-    return Hit(sink_id(scored.id), scored.score, scored.payload, vectors)
+    return Hit(sink_id(scored.id), scored.score, scored.payload, _vectors(scored.vector, names))
+
+
+def stored(record: edge.Record, names: VectorNames) -> Stored:
+    """What of a point was read."""
+    return Stored(record.payload, _vectors(record.vector, names))
+
+
+def _vectors(found: Any, names: VectorNames) -> Vectors | None:
+    if not isinstance(found, dict) or not found:
+        return None
+    dense, sparse, colbert = (found.get(name) for name in (names.dense, names.sparse, names.colbert))
+    return Vectors(
+        dense=None if dense is None else np.asarray(dense, dtype=np.float32),
+        sparse=None
+        if sparse is None
+        else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
+        colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
+    )
 
 
 def sink_id(value: edge.PointId) -> PointId:

@@ -3,6 +3,7 @@
     one branch                  a plain query
     several branches            prefetch per branch, then fusion (RRF or DBSF)
     rerank="colbert"            prefetch per branch, then MaxSim over the union of all candidates
+    group_by                    any of these over all candidates, grouped in `qdrant_sink.grouping`
 
 The filter stands in every branch, so that it never starves the stages after it. When reranking there is
 no fusion stage: fusion would cut candidates before MaxSim sees them.
@@ -34,6 +35,38 @@ ColBERT rows it restores an overlap with the exact top 10 of 0.787 to 0.993 (bin
 """
 
 
+@dataclass(frozen=True, slots=True)
+class PayloadKeys:
+    """A part of a payload.
+
+    Attributes:
+        keys: paths such as `topic` and `metadata.topic`; one that a payload does not have is left out.
+        excluded: all of the payload but these.
+    """
+
+    keys: tuple[str, ...]
+    excluded: bool = False
+
+
+WithPayload = bool | PayloadKeys
+"""All of the payload, nothing of it, or a part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the quantized copy of a vector is used, where there is one.
+
+    Attributes:
+        ignore: search the vectors themselves.
+        rescore: order what the copy finds by the vectors themselves.
+        oversampling: candidates from the copy per hit wanted, at least 1; for `rescore`.
+    """
+
+    ignore: bool = False
+    rescore: bool = True
+    oversampling: float = OVERSAMPLING
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
     """One query and how it is to be answered.
@@ -55,11 +88,18 @@ class Search:
         limit: hits wanted, at least 1.
         offset: hits skipped before the first.
         where: a filter in Qdrant's JSON, or None.
-        score_threshold: hits below it are left out: of the final score, whichever stage gives it.
+        score_threshold: hits below it are left out: of the final score, whichever stage gives it. One branch: cosine
+            or inner product or MaxSim; several: the fused score; `rerank`: MaxSim, a sum over query rows. It cuts no
+            candidates of a branch before the last stage.
         hnsw_ef: candidates of the graph search; None: the store's own.
         exact: compare with every point rather than through the graph.
-        with_payload: whether hits carry their payload.
+        indexed_only: leave out large segments that have no graph yet: quick, and blind to what was just stored.
+        quantization: as above.
+        with_payload: what of their payload hits carry.
         with_vectors: which vectors hits carry.
+        group_by: a path in the payload, such as `doc_id`; hits come from `limit` groups of points with the same
+            string or integer there, after `offset` groups. What has neither there stands for itself.
+        group_size: most hits of a group.
         quantized: kinds that the collection keeps a quantized copy of, so that they are rescored;
             `conformance.conform_query` fills it in from the schema.
     """
@@ -79,8 +119,12 @@ class Search:
     score_threshold: float | None = None
     hnsw_ef: int | None = None
     exact: bool = False
-    with_payload: bool = True
+    indexed_only: bool = False
+    quantization: Quantization = Quantization()
+    with_payload: WithPayload = True
     with_vectors: tuple[Kind, ...] = ()
+    group_by: str | None = None
+    group_size: int = 1
     quantized: tuple[Kind, ...] = ()
 
     def __post_init__(self) -> None:
@@ -93,11 +137,16 @@ class Search:
                 raise ValueError(f"weights are positive numbers, got {self.weights}")
             if self.fusion != "rrf":
                 raise ValueError(f"weights are for fusion rrf, got {self.fusion}")
-        if self.rrf_k < 1 or self.limit < 1 or self.offset < 0 or self.prefetch < 1:
+        if min(self.rrf_k, self.limit, self.prefetch, self.group_size) < 1 or self.offset < 0:
             raise ValueError(
-                "rrf_k, limit and prefetch are at least 1 and offset at least 0, got "
-                f"{self.rrf_k}, {self.limit}, {self.prefetch} and {self.offset}"
+                "rrf_k, limit, prefetch and group_size are at least 1 and offset at least 0, got "
+                f"{self.rrf_k}, {self.limit}, {self.prefetch}, {self.group_size} and {self.offset}"
             )
+
+    @property
+    def depth(self) -> int:
+        """Candidates per branch that cannot leave the page short while the branch has more."""
+        return max(self.prefetch, (self.limit + self.offset) * (self.group_size if self.group_by else 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,10 +167,20 @@ class Hit:
         score: of the last stage: cosine, inner product, fused score or MaxSim (a sum over query rows).
         payload: None where it was not asked for.
         vectors: None where none was asked for.
+        group: what the point has at `group_by`; None where nothing is grouped, or the point stands for itself.
     """
 
     id: PointId
     score: float
+    payload: Mapping[str, Any] | None = None
+    vectors: Vectors | None = None
+    group: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """What of a stored point was asked for: its payload, its vectors, or None."""
+
     payload: Mapping[str, Any] | None = None
     vectors: Vectors | None = None
 
@@ -133,12 +192,12 @@ class Nearest:
     Attributes:
         kind: which vector.
         vector: of the query.
-        oversampling: of a quantized vector, `OVERSAMPLING`: rescore that many candidates per hit; else None.
+        quantization: how to use the quantized copy; None where there is none.
     """
 
     kind: Kind
     vector: NDArray[Any] | SparseVector
-    oversampling: float | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,50 +232,78 @@ class Plan:
         branches: what feeds it; empty: `query` runs on the collection itself.
         limit: hits to ask for.
         offset: hits to skip; `page` skips the rest.
-        search: for the rest: filter, threshold, parameters, what hits carry. The filter and the parameters
-            apply in every branch, or to `query` where there is none; oversampling applies wherever it stands.
+        depth: candidates per branch; of a grouped search a store that gives fewer hits has no more.
+        score_threshold: that the store applies; None leaves it to `page`.
+        with_payload: what of their payload the hits of the store carry.
+        with_vectors: which vectors they carry.
+        search: for the rest: filter and parameters. These apply in every branch, or to `query` where there is none;
+            quantization applies wherever it stands.
     """
 
     query: Nearest | Fuse
     branches: tuple[Branch, ...]
     limit: int
     offset: int
+    depth: int
+    score_threshold: float | None
+    with_payload: WithPayload
+    with_vectors: tuple[Kind, ...]
     search: Search
 
 
-def plan(search: Search) -> Plan | None:
+def plan(search: Search, depth: int | None = None) -> Plan | None:
     """The stages that answer `search`, or None where no branch can contribute (sparse without weights).
+
+    A grouped search asks for all candidates, with no more of them than their key, and for deeper ones in a later round.
+
+    Args:
+        search: what is asked.
+        depth: candidates per branch; None: as `Search.depth`.
 
     Raises:
         ValueError: a dense or colbert branch, or the reranking, has no query vector.
     """
-    wanted = max(search.prefetch, search.limit + search.offset)
+    depth = depth or search.depth
     weights = search.weights or (1.0,) * len(search.using)
     active: list[tuple[Branch, float]] = []
     for kind, weight in zip(search.using, weights, strict=True):
-        query = _nearest(search, kind)
-        if query is not None:
-            active.append((Branch(query, wanted), weight))
+        branch = _nearest(search, kind)
+        if branch is not None:
+            active.append((Branch(branch, depth), weight))
     if not active:
         return None
     branches = tuple(branch for branch, _ in active)
+    limit, offset = search.limit, search.offset
+    query: Nearest | Fuse
     if search.rerank:
-        query = _nearest(search, search.rerank)
-        if query is None:
+        reranking = _nearest(search, search.rerank)
+        if reranking is None:
             raise ValueError("rerank: the query has no colbert vector")
-        return Plan(query, branches, search.limit, search.offset, search)
-    if len(search.using) == 1:  # a lone branch left of several is fused all the same: scores keep their scale
-        return Plan(branches[0].query, (), search.limit, search.offset, search)
-    weighed = None if search.weights is None else tuple(weight for _, weight in active)
-    fuse = Fuse(search.fusion, search.rrf_k + 1, weighed)
-    return Plan(fuse, branches, search.limit + search.offset + TIE_MARGIN, 0, search)
+        query = reranking
+    elif len(search.using) == 1:  # a lone branch left of several is fused all the same: scores keep their scale
+        query, branches = branches[0].query, ()
+    else:
+        weighed = None if search.weights is None else tuple(weight for _, weight in active)
+        query = Fuse(search.fusion, search.rrf_k + 1, weighed)
+        limit, offset = limit + offset + TIE_MARGIN, 0
+    threshold, payload, vectors = search.score_threshold, search.with_payload, search.with_vectors
+    if search.group_by is not None:
+        limit, offset = depth * max(len(branches), 1), 0
+        payload, vectors = PayloadKeys((search.group_by,)), ()
+        threshold = None if branches else threshold  # hits that it cuts would look like a store without more
+    return Plan(query, branches, limit, offset, depth, threshold, payload, vectors, search)
 
 
 def page(planned: Plan, hits: Sequence[Hit]) -> list[Hit]:
     """The hits of the search out of those of the plan: best first, equal scores by ascending id."""
-    ordered = sorted(hits, key=_order)
+    ordered = best_first(hits)
     skip = planned.search.offset - planned.offset
     return ordered[skip : skip + planned.search.limit]
+
+
+def best_first(hits: Sequence[Hit]) -> list[Hit]:
+    """By falling score, equal scores by ascending id: numbers before UUIDs."""
+    return sorted(hits, key=_order)
 
 
 def _order(hit: Hit) -> tuple[float, bool, int]:
@@ -232,4 +319,4 @@ def _nearest(search: Search, kind: Kind) -> Nearest | None:
     vector = search.dense if kind == "dense" else search.colbert
     if vector is None:
         raise ValueError(f"using: {kind} is a branch and the query has no {kind} vector")
-    return Nearest(kind, vector, OVERSAMPLING if kind in search.quantized else None)
+    return Nearest(kind, vector, search.quantization if kind in search.quantized else None)

@@ -28,20 +28,24 @@ from embedder.errors import (
     StoreUnavailable,
     WorkerError,
 )
+from embedder.vectors import Kind
 from qdrant_sink.client_models import (
     client_filter,
     client_id,
     hit,
+    payload_selector,
     points_list,
     query_request,
     sink_id,
+    stored,
 )
 from qdrant_sink.faults import RAISED_BY_CLIENT, Fault, fault_of
 from qdrant_sink.filters import matches_all
+from qdrant_sink.grouping import answer
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.protobuf import upsert_request
 from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
-from qdrant_sink.search import Hit, Plan, Search, page, plan
+from qdrant_sink.search import Hit, Plan, Search, Stored, WithPayload
 from qdrant_sink.server_collections import ServerCollections
 from qdrant_sink.store import Filter, check_collection
 
@@ -214,17 +218,30 @@ class ServerStore:
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer all searches in one request: one list of hits per search, best first."""
         check_collection(collection)
-        plans = [plan(search) for search in searches]
-        requests = [query_request(planned, self._names) for planned in plans if planned is not None]
-        if not requests:
-            return [[] for _ in plans]
-        answers = iter(self._call(collection, lambda c: c.client.query_batch_points(collection, requests)))
 
-        def hits(planned: Plan) -> list[Hit]:
-            asked = planned.search.with_payload
-            return [hit(scored, with_payload=asked, names=self._names) for scored in next(answers).points]
+        def ask(plans: Sequence[Plan]) -> list[list[Hit]]:
+            requests = [query_request(planned, self._names) for planned in plans]
+            answers = self._call(collection, lambda c: c.client.query_batch_points(collection, requests))
+            return [
+                [hit(scored, with_payload=planned.with_payload, names=self._names) for scored in response.points]
+                for planned, response in zip(plans, answers, strict=True)
+            ]
 
-        return [[] if planned is None else page(planned, hits(planned)) for planned in plans]
+        return answer(searches, ask, lambda ids, payload, kinds: self.fetch(collection, ids, payload, kinds))
+
+    def fetch(
+        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+    ) -> dict[PointId, Stored]:
+        """What is asked for of these points, by id."""
+        check_collection(collection)
+        wanted = [client_id(point_id) for point_id in ids]
+        names = [self._names.of(kind) for kind in with_vectors]
+        selector = payload_selector(with_payload)
+        found = self._call(
+            collection,
+            lambda c: c.client.retrieve(collection, wanted, with_payload=selector, with_vectors=names or False),
+        )
+        return {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in found}
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete by ids or by a filter with at least one condition; returns how many points were there.

@@ -21,9 +21,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from embedder.errors import InvalidRequest
+from embedder.vectors import Kind
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Hit, Search, Stored, WithPayload
 
 Filter = Mapping[str, Any]
 """A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
@@ -91,6 +92,15 @@ class Store(Protocol):
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """Answer all searches in one request: one list of hits per search, best first."""
+        ...
+
+    def fetch(
+        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+    ) -> dict[PointId, Stored]:
+        """What is asked for of these points, by id; those that are not stored are left out.
+
+        `with_payload` as in `Search`; a payload that is not asked for is None.
+        """
         ...
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:

@@ -53,6 +53,16 @@ class Ingest:
             self._ensured.add(collection)
         return collection in self._ensured
 
+    def find(self, collection: str) -> None:
+        """As `verify`, for what reads the collection: it must be there.
+
+        Raises:
+            StoreError: it has another schema, or the store does not answer.
+            NotFound: it is not there.
+        """
+        if not self.verify(collection):
+            self._opened().existing(collection, [0])  # or only an index of the schema is missing
+
     def begin(self, plan: Plan) -> Load:
         """Verify the collection and find out what need not be embedded. Blocks for the store.
 

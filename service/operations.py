@@ -26,13 +26,16 @@ from embedder.errors import (
 from embedder.forward import Result
 from embedder.stages import stage
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Outputs
+from embedder.vectors import Embedding, Kind, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import point_id
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Hit, Quantization, Search
 from qdrant_sink.store import Store, check_collection
 from qdrant_sink.writer import UpsertReport
 from service.accounts import Accounts
+from service.alike import examples
+from service.explaining import Explainer, add_explanations
+from service.fields import Limits
 from service.ingest import Ingest, Load, lost
 from service.metrics import Metrics
 from service.openai import OpenAIRoutes, is_openai, openai_error
@@ -41,8 +44,9 @@ from service.requests import (
     CountRequest,
     DeleteRequest,
     EmbedRequest,
-    Limits,
+    Like,
     QdrantTarget,
+    ScoreRequest,
     SearchRequest,
     parse,
 )
@@ -53,9 +57,12 @@ from service.responses import (
     embed_answer,
     error_answer,
     least_size,
+    score_answer,
     search_answer,
     upsert_json,
 )
+from service.scorer import Scorer
+from service.scoring import Weights
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,7 +73,7 @@ EMBED_REMEDY = (
     'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
 )
 INGEST_REMEDY = "send fewer texts, or includeText false"
-SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false or withPayload false"
+SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
 
 STORE_CALLS = 8
 """Calls to the store at once, beside those of ingests."""
@@ -111,6 +118,10 @@ class Operations:
         """What this worker counts, whatever its doors are."""
         embedder.watch(self.metrics.batch)
         self._accounts = Accounts(self.metrics, settings.max_response_bytes)
+        self._scorer = Scorer(embedder)
+        self._explainer = Explainer(
+            embedder, self._schema, query_length=self._query_length, passage_length=self._passage_length
+        )
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -165,6 +176,8 @@ class Operations:
                 return await self.count(request)
             case DeleteRequest() as request:
                 return await self.delete(request)
+            case ScoreRequest() as request:
+                return await self.score(request)
 
     def check(self, raw: object) -> None:
         """Raise `InvalidRequest` if a job's input is not well-formed; nothing is done."""
@@ -243,13 +256,42 @@ class Operations:
         """Embed all queries together and send them to the store as one batch."""
         collection = self._collection(request.collection, "collection")
         kinds = frozenset([*request.using, *([request.rerank] if request.rerank else [])])
+        await self._blocking(lambda: self._ingest.find(collection))
+        if request.like is not None:
+            like = request.like
+            return await self._alike(request, like, collection, kinds)
         results = await self._embedder.embed(
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
-        hits = await self._blocking(lambda: self._query(collection, searches))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await asyncio.to_thread(self._search_answer, hits, tokens)
+        return await self._found(request, collection, searches, request.queries, tokens)
+
+    async def _alike(self, request: SearchRequest, like: Like, collection: str, kinds: frozenset[Kind]) -> Json:
+        """Search by the vectors of stored points: nothing is embedded."""
+
+        def search() -> Search:
+            embedding, where = examples(self._opened(), collection, like, kinds, request.filter)
+            return self._search(request.model_copy(update={"filter": where}), 0, embedding)
+
+        return await self._found(request, collection, [await self._blocking(search)], [None], 0)
+
+    async def _found(
+        self,
+        request: SearchRequest,
+        collection: str,
+        searches: Sequence[Search],
+        queries: Sequence[str | None],
+        tokens: int,
+    ) -> Json:
+        """What the store finds, and why if that was asked for."""
+        if not request.explain:
+            hits = await self._blocking(lambda: self._query(collection, searches))
+            return await asyncio.to_thread(self._search_answer, hits, tokens)
+        asked = self._explainer.asked(searches)
+        found = await self._blocking(lambda: self._query(collection, asked))
+        hits, told = await asyncio.to_thread(self._explainer.told, queries, searches, found, request.text_key)
+        return await asyncio.to_thread(self._search_answer, hits, tokens, told)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
@@ -264,6 +306,17 @@ class Operations:
         return {
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }
+
+    async def score(self, request: ScoreRequest) -> Json:
+        """Pairs of texts to scores."""
+        scores, tokens = await self._scorer.scores(
+            request.pairs,
+            Weights(*request.weights),
+            query_length=request.max_query_length or self._query_length,
+            passage_length=request.max_passage_length or self._passage_length,
+        )
+        answer = score_answer(scores, model=self._model, tokens=tokens)
+        return check_size(answer, self._settings.max_response_bytes, remedy="send fewer pairs")
 
     async def prepare_load(self, collection: str, *, defer: bool = False) -> bool:
         """Before a bulk load: make or verify the collection; build no graph while points arrive if it is empty.
@@ -391,8 +444,12 @@ class Operations:
         points = 0 if plan is None else len(plan.entries)
         return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=points)
 
-    def _search_answer(self, hits: Sequence[Sequence[Hit]], tokens: int) -> Json:
+    def _search_answer(
+        self, hits: Sequence[Sequence[Hit]], tokens: int, told: Sequence[Sequence[Json]] | None = None
+    ) -> Json:
         answer = search_answer(hits, model=self._model, tokens=tokens)
+        if told is not None:
+            add_explanations(answer, told)
         return check_size(answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
 
     def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
@@ -414,8 +471,12 @@ class Operations:
             score_threshold=request.score_threshold,
             hnsw_ef=request.params.hnsw_ef,
             exact=request.params.exact,
+            indexed_only=request.params.indexed_only,
+            quantization=Quantization(**request.params.quantization.model_dump()),
             with_payload=request.with_payload,
-            with_vectors=("dense", "sparse", "colbert") if request.with_vectors else (),
+            with_vectors=request.with_vectors,
+            group_by=request.group_by,
+            group_size=request.group_size,
         )
         proven = conform_query(search, self._schema, index=index)
         if isinstance(proven, Refusal):
@@ -423,7 +484,6 @@ class Operations:
         return proven
 
     def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        self._ingest.verify(collection)
         return self._opened().query(collection, searches)
 
     def _opened(self) -> Store:

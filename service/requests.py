@@ -8,115 +8,59 @@ field, the limit and the value, but never quotes a text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
 from embedder.chunking import MIN_TOKENS
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
-from qdrant_sink.filters import check_filter
-from qdrant_sink.points import MAX_INTEGER_ID
-from qdrant_sink.store import COLLECTION_NAME
+from qdrant_sink.grouping import GROUP_KEY
+from qdrant_sink.search import OVERSAMPLING, WithPayload
+from service.fields import (
+    Collection,
+    Filter,
+    Ids,
+    Kinds,
+    Limits,
+    Pairs,
+    TextKey,
+    Texts,
+    Weight,
+    Wire,
+    is_unicode,
+    kind_of,
+    payload_selection,
+    shown,
+    tokens_within_model,
+    vector_selection,
+)
 
 Valid = TypeVar("Valid", bound=BaseModel)
 
 MOST_HITS = 1_000_000
 """Of one search job, before they are cut to pages: what a worker can hold beside the model."""
 
+MOST_EXAMPLES = 100
+"""Positive or negative points of a search, whose vectors are read first."""
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request is checked against beyond its own form.
+MOST_EXPLAINED = 1000
+"""Hits of one job that are explained: each is tokenized anew."""
 
-    Attributes:
-        max_texts: most texts or queries of a job.
-        max_length: the model's limit in tokens.
-    """
-
-    max_texts: int
-    max_length: int
+MOST_EXPLAINED_ROWS = 100
+"""Likewise where their ColBERT rows are fetched: a client's lists of 1023 rows of 1024 take 32 MB."""
 
 
-def _limits(info: ValidationInfo) -> Limits:
-    context = info.context
-    if not isinstance(context, Limits):
-        raise TypeError("requests are validated by parse(), which knows the limits")
-    return context
-
-
-def _tokens_within_model(value: int, info: ValidationInfo) -> int:
-    limit = _limits(info).max_length
-    if value > limit:
-        raise ValueError(f"must be at most the model's {limit} tokens, got {_shown(value)}")
-    return value
-
-
-def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
-    limit = _limits(info).max_texts
-    if len(texts) > limit:
-        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
-    for index, text in enumerate(texts):
-        if not _is_unicode(text):
-            raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
-    return texts
-
-
-def _valid_ids(ids: list[Any]) -> list[int | str]:
-    for index, one in enumerate(ids):
-        if isinstance(one, str):
-            if not one or not _is_unicode(one):
-                raise ValueError(f"[{index}] must be a string of valid Unicode that is not empty")
-        elif isinstance(one, bool) or not isinstance(one, int):
-            raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
-                f"[{index}] must be an integer or a string, got {_kind(one)}"
-            )
-        elif not 0 <= one <= MAX_INTEGER_ID:
-            raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {_shown(one)}")
-    return ids
-
-
-def _distinct(kinds: list[Kind]) -> list[Kind]:
-    if len(set(kinds)) < len(kinds):
-        raise ValueError(f"must not repeat a kind, got {', '.join(kinds)}")
-    return kinds
-
-
-def _valid_key(key: str) -> str:
-    if not _is_unicode(key):
-        raise ValueError("is not valid Unicode (a lone surrogate)")
-    return key
-
-
-def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
-    check_filter(raw)
-    return raw
-
-
-Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
-Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
-Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
-Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
-Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
-
-
-class Chunking(_Wire):
+class Chunking(Wire):
     """How texts are cut into points: at most `maxTokens` each, of which `overlap` repeat the end of the one before."""
 
     max_tokens: Annotated[int, Field(ge=MIN_TOKENS)] = 512
@@ -125,7 +69,7 @@ class Chunking(_Wire):
     @field_validator("max_tokens")
     @classmethod
     def _within_model(cls, value: int, info: ValidationInfo) -> int:
-        return _tokens_within_model(value, info)
+        return tokens_within_model(value, info)
 
     @property
     def overlap_tokens(self) -> int:
@@ -133,27 +77,27 @@ class Chunking(_Wire):
         return self.max_tokens // 8 if self.overlap is None else self.overlap
 
 
-class QdrantTarget(_Wire):
+class QdrantTarget(Wire):
     """The `qdrant` block of an embed request: where and how to store the points."""
 
     collection: Collection | None = None
     ids: Ids | None = None
     id_scope: Collection | None = None
     payloads: list[dict[str, Any]] | None = None
-    text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)] = "text"
+    text_key: TextKey = "text"
     mode: Literal["upsert", "insertOnly"] = "upsert"
     chunk: Chunking | None = None
     colbert_pooling: Literal["none", "mean"] = "none"
 
 
-class EmbedRequest(_Wire):
+class EmbedRequest(Wire):
     """Turn texts into vectors, and store them if `qdrant` says where."""
 
     operation: Literal["embed"] = "embed"
     texts: Texts
     is_passage: bool = False
     batch_size: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    vectors: Kinds = list(KINDS)
+    vectors: Kinds = Field(default=list(KINDS))
     max_length: Annotated[int, Field(ge=3)] | None = None
     encoding: Literal["list", "base64"] = "list"
     dtype: Literal["float32", "float16"] = "float32"
@@ -164,7 +108,7 @@ class EmbedRequest(_Wire):
     @field_validator("max_length")
     @classmethod
     def _within_model(cls, value: int | None, info: ValidationInfo) -> int | None:
-        return None if value is None else _tokens_within_model(value, info)
+        return None if value is None else tokens_within_model(value, info)
 
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedRequest:
@@ -199,22 +143,40 @@ class EmbedRequest(_Wire):
         return self.qdrant is None if self.return_vectors is None else self.return_vectors
 
 
-class SearchParams(_Wire):
+class QuantizationParams(Wire):
+    """How the quantized copy of a vector is used, where the collection keeps one."""
+
+    ignore: bool = False
+    rescore: bool = True
+    oversampling: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = OVERSAMPLING
+
+
+class SearchParams(Wire):
     """How the store searches: `hnswEf` widens the graph search, `exact` does without the index."""
 
     hnsw_ef: Annotated[int, Field(ge=1, le=100_000)] | None = None
     exact: bool = False
+    indexed_only: bool = False
+    quantization: QuantizationParams = QuantizationParams()
 
 
-class SearchRequest(_Wire):
-    """Find the stored points nearest to each query."""
+class Like(Wire):
+    """Stored points in place of queries: what is found is like the first and unlike the second."""
+
+    positive: Annotated[Ids, Field(min_length=1, max_length=MOST_EXAMPLES)]
+    negative: Annotated[Ids, Field(max_length=MOST_EXAMPLES)] = Field(default=[])
+
+
+class SearchRequest(Wire):
+    """Find the stored points nearest to each query, or to the examples of `like`."""
 
     operation: Literal["search"]
-    queries: Texts
+    queries: Texts = Field(default=[])
+    like: Like | None = None
     collection: Collection | None = None
     limit: Annotated[int, Field(ge=1, le=10_000)] = 10
     offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    using: Kinds = ["dense", "sparse"]
+    using: Kinds = Field(default=["dense", "sparse"])
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: Annotated[int, Field(ge=1, le=1_000_000)] = 60
     weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
@@ -223,15 +185,50 @@ class SearchRequest(_Wire):
     filter: Filter | None = None
     score_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     params: SearchParams = SearchParams()
-    with_payload: bool = True
-    with_vectors: bool = False
+    with_payload: Annotated[WithPayload, PlainValidator(payload_selection)] = True
+    with_vectors: Annotated[tuple[Kind, ...], PlainValidator(vector_selection)] = ()
+    group_by: Annotated[str, Field(pattern=GROUP_KEY, max_length=255)] | None = None
+    group_size: Annotated[int, Field(ge=1, le=100)] = 1
+    explain: bool = False
+    text_key: TextKey = "text"
+
+    @model_validator(mode="after")
+    def _explains_few(self) -> SearchRequest:
+        if not self.explain:
+            return self
+        by_group = " x groupSize" if self.group_by else ""
+        asked, most_hits = len(self.queries) or 1, self.limit * self.group_size
+        most = MOST_EXPLAINED_ROWS if "colbert" in (*self.using, self.rerank) else MOST_EXPLAINED
+        if asked * most_hits > most:
+            raise ValueError(
+                f"explain: queries x limit{by_group} must be at most {most}, got {asked} x {most_hits}; "
+                "lower limit, or ask for fewer queries at once"
+            )
+        candidates = len(self.using) * max(self.prefetch, (self.limit + self.offset) * self.group_size)
+        if asked * candidates > MOST_HITS:
+            raise ValueError(
+                f"explain: queries x candidates of all branches must be at most {MOST_HITS}, "
+                f"got {asked} x {candidates}; lower prefetch or offset"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
-        if len(self.queries) * (self.limit + self.offset) > MOST_HITS:
+        if bool(self.queries) == (self.like is not None):
+            raise ValueError("queries: and like exclude each other" if self.like else "queries: or like must be given")
+        if self.group_by is None and self.group_size > 1:
+            raise ValueError(f"groupSize: belongs to groupBy, which is not given, got {self.group_size}")
+        asked, pages = len(self.queries) or 1, self.limit + self.offset
+        if asked * pages * self.group_size > MOST_HITS:
+            by_group = " x groupSize" if self.group_by else ""
             raise ValueError(
-                f"limit: queries x (limit + offset) must be at most {MOST_HITS}, "
-                f"got {len(self.queries)} x {self.limit + self.offset}"
+                f"limit: queries x (limit + offset){by_group} must be at most {MOST_HITS}, got {asked} x {pages}"
+                + (f" x {self.group_size}" if self.group_by else "")
+            )
+        if self.group_by is not None and asked * len(self.using) * self.prefetch > MOST_HITS:
+            raise ValueError(
+                f"prefetch: queries x branches x prefetch must be at most {MOST_HITS} with groupBy, "
+                f"got {asked} x {len(self.using)} x {self.prefetch}"
             )
         if self.weights is not None:
             if self.fusion != "rrf":
@@ -243,7 +240,7 @@ class SearchRequest(_Wire):
         return self
 
 
-class CountRequest(_Wire):
+class CountRequest(Wire):
     """How many points a collection holds, or how many match a filter."""
 
     operation: Literal["count"]
@@ -251,7 +248,7 @@ class CountRequest(_Wire):
     filter: Filter | None = None
 
 
-class DeleteRequest(_Wire):
+class DeleteRequest(Wire):
     """Remove points by their ids or by a filter."""
 
     operation: Literal["delete"]
@@ -267,13 +264,36 @@ class DeleteRequest(_Wire):
         return self
 
 
-Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest
+class ScoreRequest(Wire):
+    """How well each passage answers its query."""
+
+    operation: Literal["score"]
+    pairs: Pairs
+    weights: Annotated[list[Weight], Field(min_length=3, max_length=3)] = Field(default=[1.0, 1.0, 1.0])
+    max_query_length: Annotated[int, Field(ge=3)] | None = None
+    max_passage_length: Annotated[int, Field(ge=3)] | None = None
+
+    @field_validator("max_query_length", "max_passage_length")
+    @classmethod
+    def _within_model(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return None if value is None else tokens_within_model(value, info)
+
+    @field_validator("weights")
+    @classmethod
+    def _weigh_something(cls, weights: list[float]) -> list[float]:
+        if weights[0] == weights[1] == 0:
+            raise ValueError("must be above 0 for dense or sparse, whose weighted mean is one of the scores")
+        return weights
+
+
+Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest
 
 _OPERATIONS: Mapping[str, type[Request]] = {
     "embed": EmbedRequest,
     "search": SearchRequest,
     "count": CountRequest,
     "delete": DeleteRequest,
+    "score": ScoreRequest,
 }
 
 
@@ -284,10 +304,10 @@ def parse(raw: object, limits: Limits) -> Request:
         InvalidRequest: naming the first field at fault; all of them are in `details["errors"]`.
     """
     if not isinstance(raw, dict):
-        raise InvalidRequest(f"input must be an object, got {_kind(raw)}")
+        raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
     operation = raw.get("operation", "embed")
     if not isinstance(operation, str) or operation not in _OPERATIONS:
-        got = f"'{operation[:32]}'" if isinstance(operation, str) and _is_unicode(operation) else _kind(operation)
+        got = f"'{operation[:32]}'" if isinstance(operation, str) and is_unicode(operation) else kind_of(operation)
         raise InvalidRequest(f"operation must be one of {', '.join(_OPERATIONS)}, got {got}")
     return validated(_OPERATIONS[operation], raw, limits)
 
@@ -304,7 +324,7 @@ def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> V
         InvalidRequest: naming the first field at fault; all of them are in `details["errors"]`.
     """
     if not isinstance(raw, dict):
-        raise InvalidRequest(f"input must be an object, got {_kind(raw)}")
+        raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
     try:
         return kind.model_validate(raw, context=limits)
     except ValidationError as error:
@@ -329,14 +349,15 @@ _WANTED = {
 _SAYS: Mapping[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "missing": lambda _got, _rule: "is required",
     "string_unicode": lambda _got, _rule: "is not valid Unicode (a lone surrogate)",
-    "too_short": lambda got, rule: f"must have at least {rule['min_length']} item, got {len(got)}",
+    "too_short": lambda got, rule: f"must have at least {_items(rule['min_length'])}, got {len(got)}",
+    "too_long": lambda got, rule: f"must have at most {_items(rule['max_length'])}, got {len(got)}",
     "string_too_short": lambda got, rule: f"must have at least {rule['min_length']} character, got {len(got)}",
     "string_too_long": lambda got, rule: f"must have at most {rule['max_length']} characters, got {len(got)}",
-    "greater_than_equal": lambda got, rule: f"must be at least {rule['ge']}, got {_shown(got)}",
-    "greater_than": lambda got, rule: f"must be above {rule['gt']}, got {_shown(got)}",
-    "less_than_equal": lambda got, rule: f"must be at most {rule['le']}, got {_shown(got)}",
+    "greater_than_equal": lambda got, rule: f"must be at least {rule['ge']}, got {shown(got)}",
+    "greater_than": lambda got, rule: f"must be above {rule['gt']}, got {shown(got)}",
+    "less_than_equal": lambda got, rule: f"must be at most {rule['le']}, got {shown(got)}",
     "finite_number": lambda _got, _rule: "must be a finite number",
-    "literal_error": lambda got, rule: f"must be {rule['expected']}, got {_shown(got)}",
+    "literal_error": lambda got, rule: f"must be {rule['expected']}, got {shown(got)}",
     "string_pattern_mismatch": lambda got, rule: f"must match {rule['pattern']}, got a string of {len(got)} characters",
     "value_error": lambda _got, rule: str(rule["error"]),
 }
@@ -349,16 +370,16 @@ def _complaint(error: ErrorDetails) -> dict[str, str]:
     if kind == "extra_forbidden":
         return {"field": field, "message": f"unknown field '{field}'"}
     if kind in _WANTED:
-        says = f"must be {_WANTED[kind]}, got {_kind(got)}"
+        says = f"must be {_WANTED[kind]}, got {kind_of(got)}"
     elif kind in _SAYS:
         says = _SAYS[kind](got, error.get("ctx", {}))
     else:
         says = f"is not valid ({kind})"
     if kind == "value_error" and not field:  # a rule between fields names the field itself
         field, _, says = says.partition(": ")
-    elif kind == "value_error" and says.startswith("["):  # a rule about one item begins with its index
-        index, _, says = says.partition(" ")
-        field += index
+    elif kind == "value_error" and says.startswith(("[", ".")):  # a rule about one item begins with its place
+        place, _, says = says.partition(" ")
+        field += place
     field = field or "a field name"
     return {"field": field, "message": f"{field} {says}"}
 
@@ -375,29 +396,5 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _shown(value: object) -> str:
-    """A value short and plain enough to be quoted in a message."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return _kind(value)
-    if isinstance(value, str):
-        return f"'{value}'" if len(value) <= 32 and _is_unicode(value) else f"a string of {len(value)} characters"
-    if isinstance(value, int) and abs(value) >= 10**30:
-        return "a very large integer" if value > 0 else "a very small integer"
-    return str(value)
-
-
-def _kind(value: object) -> str:
-    """The JSON type of a value, with its article."""
-    names = {
-        type(None): "null", bool: "a boolean", int: "an integer", float: "a number",
-        str: "a string", list: "a list", dict: "an object",
-    }  # fmt: skip
-    return names.get(type(value), "something that is not JSON")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _items(count: int) -> str:
+    return f"{count} item" if count == 1 else f"{count} items"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from qdrant_sink.search import Hit
 from qdrant_sink.writer import UpsertReport
 from service.plan import Plan
 from service.requests import EmbedRequest
+from service.scoring import SCORE_KINDS, ScoreKind
 
 Json = dict[str, Any]
 
@@ -95,6 +96,20 @@ def search_answer(hits: Sequence[Sequence[Hit]], *, model: str, tokens: int) -> 
     """`{"results": [{"hits": [{"id", "score", ...}]}]}`, one result per query, hits best first."""
     return {
         "results": [{"hits": [_hit(hit) for hit in one]} for one in hits],
+        "usage": {"tokens": tokens},
+        "model": model,
+    }
+
+
+def score_answer(scores: Sequence[Mapping[ScoreKind, float] | WorkerError], *, model: str, tokens: int) -> Json:
+    """`{"scores": {kind: [...]}, "errors": [...]}`; a pair that failed is null in every list and named in `errors`."""
+    return {
+        "scores": {
+            kind: [None if isinstance(one, WorkerError) else one[kind] for one in scores] for kind in SCORE_KINDS
+        },
+        "errors": [
+            {"index": index, **error_answer(one)} for index, one in enumerate(scores) if isinstance(one, WorkerError)
+        ],
         "usage": {"tokens": tokens},
         "model": model,
     }
@@ -182,6 +197,8 @@ def _cut(message: str) -> str:
 
 def _hit(hit: Hit) -> Json:
     item: Json = {"id": id_json(hit.id), "score": hit.score}
+    if hit.group is not None:
+        item["group"] = hit.group
     if hit.payload is not None:
         item["payload"] = dict(hit.payload)
     if hit.vectors is not None:

@@ -72,6 +72,39 @@ def test_places_count_characters(mini: Bench) -> None:
     assert mini.tokenizer.starts("\U0001f680 one library")[-2:] == [2, 6]
 
 
+@pytest.mark.parametrize("max_length", [3, 20, 8192])
+@pytest.mark.parametrize("name", TEXTS)
+def test_spans_are_parts_of_the_text(bench: Bench, name: str, max_length: int) -> None:
+    """A placed text has the ids of an encoded one, and spans that neither begin nor end with white space."""
+    text = TEXTS[name]
+    (encoded,) = bench.tokenizer.encode([text], max_length)
+    (placed,) = bench.tokenizer.place([text], max_length)
+    assert placed.ids.tolist() == encoded.ids.tolist()
+    assert len(placed.spans) == len(placed.ids)
+    spans = [placed.span(token) for token in range(len(placed.ids))]
+    assert spans[0] is None
+    assert spans[-1] is None
+    for span in spans:
+        if span is not None:
+            start, end = span
+            assert 0 <= start < end <= len(text)
+            assert text[start:end] == text[start:end].strip()
+
+
+def test_a_span_is_the_word_of_its_token(mini: Bench) -> None:
+    """What the tokenizer lower-cased or normalised is found in the text as it was written."""
+    text = "\U0001f680  RSYNC\n\tcopies \ufb01les."
+    (placed,) = mini.tokenizer.place([text], 512)
+    spans = [placed.span(token) for token in range(len(placed.ids))]
+    found = [(mini.tokenizer.word(i), s and text[slice(*s)]) for i, s in zip(placed.ids, spans, strict=True)]
+    assert ("rsync", "RSYNC") in found
+    assert ("copie", "copie") in found
+    assert ("files", "\ufb01les") in found
+    assert found[0] == ("<s>", None)
+    assert found[-1] == ("</s>", None)
+    assert all(span is None for word, span in found if word == "\u2581")
+
+
 def test_special_tokens_carry_no_sparse_weight(mini: Bench) -> None:
     """`<s>`, `<pad>`, `</s>` and `<unk>` are dropped from sparse vectors; `<mask>` is not, as in FlagEmbedding."""
     assert {mini.tokenizer.token(token_id) for token_id in mini.tokenizer.dropped_ids} == {

@@ -17,11 +17,11 @@ from embedder.engine import EncodedBatch, GiveWay, TokenBatch
 from embedder.errors import StoreUnavailable
 from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
-from embedder.vectors import Outputs
+from embedder.vectors import Kind, Outputs
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Hit, Search, Stored, WithPayload
 from qdrant_sink.store import Filter, Store
 from tests.service.client import PATIENCE
 
@@ -75,6 +75,12 @@ class FailingStore:
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """See `Store.existing`."""
         return self._store.existing(collection, ids)
+
+    def fetch(
+        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+    ) -> dict[PointId, Stored]:
+        """See `Store.fetch`."""
+        raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
         """See `Store.query`."""

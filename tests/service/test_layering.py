@@ -84,6 +84,8 @@ def test_the_sink_knows_only_values_and_errors_of_the_embedder(module: str) -> N
         ("service/concurrency.py", set()),
         ("qdrant_sink/store.py", {"embedder", "qdrant_sink"}),
         ("qdrant_sink/search.py", {"numpy", "embedder", "qdrant_sink"}),
+        ("qdrant_sink/grouping.py", {"numpy", "embedder", "qdrant_sink"}),
+        ("qdrant_sink/examples.py", {"numpy", "embedder", "qdrant_sink"}),
         ("qdrant_sink/conformance.py", {"numpy", "embedder", "qdrant_sink"}),
     ],
 )

@@ -15,7 +15,7 @@ from embedder.embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.schema import schema_for
 from service.operations import Operations
-from service.requests import DeleteRequest, EmbedRequest, QdrantTarget, SearchRequest
+from service.requests import DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json, assert_error
 from tests.service.conftest import Serve
@@ -36,7 +36,7 @@ scalars = (
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
 )
-REQUESTS = (EmbedRequest, SearchRequest, DeleteRequest)
+REQUESTS = (EmbedRequest, SearchRequest, DeleteRequest, ScoreRequest)
 FIELDS = sorted({str(field.alias) for kind in REQUESTS for field in kind.model_fields.values()} - {"operation"})
 TARGET = sorted({str(field.alias) for field in QdrantTarget.model_fields.values()} - {"collection"})
 OPERATIONS = ["embed", "search", "count", "delete", "score", ""]
@@ -64,8 +64,10 @@ some_requests = st.builds(
             {"texts": ["a", PRIVATE]},
             {"texts": ["a", PRIVATE], "qdrant": {"collection": "notes"}},
             {"operation": "search", "queries": [PRIVATE], "collection": "notes"},
+            {"operation": "search", "queries": ["a"], "collection": "notes", "explain": True, "rerank": "colbert"},
             {"operation": "count", "collection": "notes"},
             {"operation": "delete", "collection": "notes", "ids": [1]},
+            {"operation": "score", "pairs": [["a", PRIVATE]]},
         ]
     ),
     st.dictionaries(st.sampled_from(FIELDS), values, max_size=2),
@@ -92,7 +94,7 @@ def test_any_input_has_an_answer_that_can_be_sent(hardened: Client, raw: Any) ->
         assert PRIVATE not in json.dumps(answer)
         assert "Traceback" not in answer["error"]
     else:
-        assert {"results", "count", "deleted"} & set(answer)
+        assert {"results", "count", "deleted", "scores"} & set(answer)
     for rejected in answer.get("upsert", {}).get("rejected", []):
         assert PRIVATE not in rejected["message"]
 
@@ -122,6 +124,8 @@ def jobs(*, text: str) -> list[Json]:
         {"texts": [text, text], "qdrant": {"collection": "notes", "ids": [text] * 2, "payloads": [{}, {"a": text}]}},
         {"texts": [text], "qdrant": {"collection": "other"}},
         search,
+        {**search, "explain": True, "rerank": "colbert"},
+        {**search, "explain": True, "textKey": text * 5},
         {**search, "queries": [text, None]},
         {**search, "collection": "absent"},
         {**search, "filter": matching},
@@ -132,6 +136,9 @@ def jobs(*, text: str) -> list[Json]:
         {**search, "filter": {"must": [{"has_id": [text]}]}},
         {"operation": "count", "collection": "notes", "filter": matching},
         {"operation": "delete", "collection": "notes", "ids": [text]},
+        {"operation": "score", "pairs": [[text, text]]},
+        {"operation": "score", "pairs": [[text, text + "\ud800"]]},
+        {"operation": "score", "pairs": [[text]], "weights": [text]},
     ]
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from embedder.errors import InvalidRequest
-from service.requests import CountRequest, DeleteRequest, EmbedRequest, Limits, SearchRequest, parse
+from embedder.vectors import KINDS
+from qdrant_sink.search import PayloadKeys
+from service.fields import Limits
+from service.requests import CountRequest, DeleteRequest, EmbedRequest, SearchRequest, parse
 
 LIMITS = Limits(max_texts=4, max_length=512)
 SURROGATE = "\ud800"
@@ -78,7 +81,7 @@ def test_an_input_that_is_no_object_is_refused(raw: object) -> None:
         ({"text": "one"}, "unknown field 'text'"),
         ({"is_passage": True}, "unknown field 'is_passage'"),
         ({SURROGATE: 1}, "a field name"),
-        ({"operation": "score"}, "operation must be one of .*got 'score'"),
+        ({"operation": "rank"}, "operation must be one of .*got 'rank'"),
         ({"operation": "Embed"}, "operation"),
         ({"operation": None}, "operation"),
         ({"operation": ["embed"]}, "operation"),
@@ -165,8 +168,21 @@ def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) 
         ({"queries": [SURROGATE]}, r"queries\[0\]"),
         ({"texts": ["one"]}, "unknown field 'texts'"),
         ({"collection": "a b"}, "collection"),
-        ({"collection": None, "groupBy": "doc_id"}, "unknown field 'groupBy'"),
-        ({"explain": True}, "unknown field 'explain'"),
+        ({"like": {"positive": [1]}}, "queries and like exclude"),
+        ({"groupBy": "a[]"}, "groupBy must match"),
+        ({"groupBy": ""}, "groupBy must match"),
+        ({"groupBy": "doc_id", "groupSize": 0}, "groupSize must be at least 1, got 0"),
+        ({"groupBy": "doc_id", "groupSize": 101}, "groupSize must be at most 100, got 101"),
+        ({"groupSize": 2}, "groupSize belongs to groupBy"),
+        ({"groupBy": "a", "groupSize": 100, "limit": 10_000, "offset": 1}, "limit queries x .* x groupSize"),
+        (
+            {"groupBy": "a", "prefetch": 100_000, "queries": ["a"] * 4, "using": [*KINDS]},
+            "prefetch queries x branches",
+        ),
+        ({"explain": 1}, "explain must be a boolean"),
+        ({"explain": True, "limit": 1001}, "explain queries x limit must be at most 1000"),
+        ({"textKey": ""}, "textKey"),
+        ({"textKey": "k" + SURROGATE}, "textKey"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"limit": 10_001}, "limit"),
         ({"limit": "10"}, "limit"),
@@ -205,7 +221,19 @@ def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) 
         ({"params": {"exact": "yes"}}, r"params\.exact"),
         ({"params": {"ef": 10}}, r"unknown field 'params\.ef'"),
         ({"withPayload": "all"}, "withPayload"),
-        ({"withVectors": ["dense"]}, "withVectors"),
+        ({"withPayload": []}, "withPayload must have 1 to 100 keys, got 0"),
+        ({"withPayload": ["a", 1]}, r"withPayload\[1\] must be a string, got an integer"),
+        ({"withPayload": ["a..b"]}, r"withPayload\[0\] must be a key"),
+        ({"withPayload": {"include": "a"}}, r"withPayload\.include must be a list, got a string"),
+        ({"withPayload": {"exclude": ["a", "b", ""]}}, r"withPayload\.exclude\[2\] must be a key"),
+        ({"withPayload": {"include": ["a"], "exclude": ["b"]}}, "withPayload must be a boolean, a list"),
+        ({"withVectors": ["dense", "text"]}, r"withVectors\[1\] must be one of dense, sparse, colbert, got 'text'"),
+        ({"withVectors": ["dense", "dense"]}, "withVectors must not repeat"),
+        ({"withVectors": "dense"}, "withVectors must be a boolean or a list"),
+        ({"withVectors": [["dense"]]}, r"withVectors\[0\]"),
+        ({"params": {"indexedOnly": 1}}, r"params\.indexedOnly"),
+        ({"params": {"quantization": {"oversampling": 0.5}}}, r"params\.quantization\.oversampling must be at least"),
+        ({"params": {"quantization": {"rescore": "no"}}}, r"params\.quantization\.rescore"),
         ({"isPassage": False}, "unknown field 'isPassage'"),
     ],
 )
@@ -237,6 +265,36 @@ def test_a_bad_count_or_deletion_names_its_field(raw: dict[str, Any], field: str
     """Above all a deletion that names nothing to delete is refused, not taken as everything."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse(raw, LIMITS)
+    assert_short(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"pairs": None}, "pairs"),
+        ({"pairs": []}, "pairs must have at least 1 item, got 0"),
+        ({"pairs": ["one", "two"]}, r"pairs\[0\] must be a list, got a string"),
+        ({"pairs": [["one"]]}, r"pairs\[0\] must be a query and a passage, got 1"),
+        ({"pairs": [["one", "two"], ["one", "two", "three"]]}, r"pairs\[1\] must be .* got 3"),
+        ({"pairs": [["one", 2]]}, r"pairs\[0\]\[1\]"),
+        ({"pairs": [["one", "two" + SURROGATE]]}, r"pairs\[0\]\[1\]"),
+        ({"pairs": [["a", "b"]] * 5}, "pairs must have at most 4 items .*got 5"),
+        ({"weights": [1.0, 1.0]}, "weights must have at least 3 items, got 2"),
+        ({"weights": [1.0] * 4}, "weights must have at most 3 items, got 4"),
+        ({"weights": [1.0, -1.0, 1.0]}, r"weights\[1\] must be at least 0"),
+        ({"weights": [1.0, float("nan"), 1.0]}, r"weights\[1\]"),
+        ({"weights": [1.0, 1e7, 1.0]}, r"weights\[1\] must be at most 1000000"),
+        ({"weights": [0.0, 0, 1.0]}, "weights must be above 0 for dense or sparse"),
+        ({"weights": [True, 1.0, 1.0]}, r"weights\[0\]"),
+        ({"maxQueryLength": 2}, "maxQueryLength must be at least 3, got 2"),
+        ({"maxPassageLength": 513}, "maxPassageLength .*512.*got 513"),
+        ({"texts": ["one"]}, "unknown field 'texts'"),
+    ],
+)
+def test_a_bad_score_request_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """Pairs are checked as strictly as texts, and weights so that no mean divides by 0."""
+    with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
+        parse({"operation": "score", "pairs": [["one", "two"]], **fields}, LIMITS)
     assert_short(refusal.value)
 
 
@@ -274,7 +332,46 @@ def test_the_defaults_of_a_search() -> None:
     assert (request.using, request.fusion, request.rrf_k) == (["dense", "sparse"], "rrf", 60)
     assert (request.weights, request.rerank, request.filter, request.score_threshold) == (None, None, None, None)
     assert (request.params.hnsw_ef, request.params.exact) == (None, False)
-    assert (request.with_payload, request.with_vectors) == (True, False)
+    assert (request.with_payload, request.with_vectors) == (True, ())
+
+
+@pytest.mark.parametrize(
+    ("like", "field"),
+    [
+        ({}, "like.positive is required"),
+        ({"positive": []}, "like.positive must have at least 1 item, got 0"),
+        ({"positive": [1] * 101}, "like.positive must have at most 100 items, got 101"),
+        ({"positive": [1], "negative": [-1]}, r"like.negative\[0\] must be from 0"),
+        ({"positive": [True]}, r"like.positive\[0\] must be an integer or a string"),
+        ({"positive": [1], "strategy": "best"}, "unknown field 'like.strategy'"),
+        ([1], "like must be an object"),
+        (None, "queries or like must be given"),
+    ],
+)
+def test_bad_examples_are_named(like: Any, field: str) -> None:
+    """A search by stored points says which of them is wrong."""
+    with pytest.raises(InvalidRequest, match=f"^{field}"):
+        parse({"operation": "search", "collection": "notes", "like": like}, LIMITS)
+
+
+def test_a_part_of_payload_and_vectors_is_asked_for_by_name() -> None:
+    """Keys are a list, or an object that includes or excludes; kinds of vectors are a list."""
+    search = {"operation": "search", "queries": ["a"]}
+    parsed = [
+        parse({**search, "withPayload": selection, "withVectors": vectors}, LIMITS)
+        for selection, vectors in (
+            (["a", "b.c"], ["dense"]),
+            ({"include": ["a"]}, True),
+            ({"exclude": ["a"]}, []),
+            (False, False),
+        )
+    ]
+    assert [(one.with_payload, one.with_vectors) for one in parsed if isinstance(one, SearchRequest)] == [
+        (PayloadKeys(("a", "b.c")), ("dense",)),
+        (PayloadKeys(("a",)), ("dense", "sparse", "colbert")),
+        (PayloadKeys(("a",), excluded=True), ()),
+        (False, ()),
+    ]
 
 
 def test_each_operation_has_its_type() -> None:

@@ -17,12 +17,14 @@ from embedder.embedder import Embedder
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import PointId
+from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, unpacked, until
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, WatchedStore
-from tests.sink.samples import Reference, ranked, rrf
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import Reference, dbsf, ranked, rrf
 
 NOTES = "notes"
 QUERIES = ("send only what changed to a remote machine", "relational database server", "record and edit sound")
@@ -54,10 +56,14 @@ class Library:
         return [result["hits"] for result in self.worker.good(raw)["results"]]
 
 
-@pytest.fixture(scope="module")
-def library(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    """Every passage stored under its number."""
-    store = EdgeStore(tmp_path_factory.mktemp("library"))
+@pytest.fixture(scope="module", params=["edge", "server"])
+def library(
+    embedder: Embedder, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Library]:
+    """Every passage stored under its number, in Qdrant Edge and behind the loopback server."""
+    root = tmp_path_factory.mktemp("library")
+    double = GrpcDouble(root) if request.param == "server" else None
+    store = EdgeStore(root) if double is None else ServerStore("http://127.0.0.1:9", grpc_port=double.port)
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     passages = corpus.passages()[:60]
     answer = worker.good(
@@ -78,6 +84,8 @@ def library(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Ite
     queries = [query_of(result) for result in worker.good({"texts": list(QUERIES), "encoding": "base64"})["results"]]
     yield Library(worker, passages, Reference(vectors), queries)
     store.close()
+    if double is not None:
+        double.stop()
 
 
 def query_of(result: Mapping[str, Any]) -> Query:
@@ -139,11 +147,10 @@ def test_the_default_search_fuses_dense_and_sparse_by_rank(
 
 
 def test_dbsf_fuses_scores_instead(library: Library) -> None:
-    """`fusion: "dbsf"` adds scores scaled to their branch: at most 1 per branch, and other than RRF's."""
-    for hits, fused in zip(library.hits(fusion="dbsf"), library.hits(), strict=True):
-        scores = [hit["score"] for hit in hits]
-        assert scores == sorted(scores, reverse=True)
-        assert 2 >= scores[0] > fused[0]["score"]
+    """`fusion: "dbsf"` adds scores scaled to the mean ± 3 deviations of their branch, and not ranks."""
+    for hits, query in zip(library.hits(fusion="dbsf"), library.queries, strict=True):
+        branches = [library.reference.dense(query.dense), library.reference.sparse(query.sparse)]
+        assert_ranked(hits, dbsf(branches), 1e-3)
 
 
 def test_rerank_orders_all_candidates_by_maxsim(library: Library) -> None:

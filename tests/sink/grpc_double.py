@@ -18,15 +18,16 @@ from typing import Any
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import qdrant_edge as edge
 from qdrant_client import grpc as pb
-from qdrant_client.conversions.conversion import grpc_to_payload, payload_to_grpc
+from qdrant_client.conversions.conversion import grpc_to_payload
 
 from tests.sink.faults import Script, spoil
 from tests.sink.grpc_collections import collection_info, config_of, field_index, merge_update
 from tests.sink.grpc_messages import (
     filter_of,
-    id_message,
     id_of,
+    payload_of,
     query_of,
+    retrieved_point,
     scored_point,
     stored_vector,
 )
@@ -273,10 +274,12 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
     def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             shard = self.double.shard(request.collection_name)
-            found = shard.retrieve([id_of(i) for i in request.ids], with_payload=True, with_vector=False)
-            return pb.GetResponse(
-                result=[pb.RetrievedPoint(id=id_message(r.id), payload=payload_to_grpc(r.payload or {})) for r in found]
+            found = shard.retrieve(
+                [id_of(i) for i in request.ids],
+                with_payload=payload_of(request.with_payload),
+                with_vector=list(request.with_vectors.include.names) or False,
             )
+            return pb.GetResponse(result=[retrieved_point(record) for record in found])
 
         return self.double.handle("Get", context, work)
 

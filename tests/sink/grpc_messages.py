@@ -78,12 +78,22 @@ def _params(message: Any) -> edge.SearchParams | None:
             oversampling=asked.oversampling if asked.HasField("oversampling") else None,
         )
     ef = params.hnsw_ef if params.HasField("hnsw_ef") else None
-    return edge.SearchParams(hnsw_ef=ef, exact=params.exact, quantization=quantization)
+    return edge.SearchParams(
+        hnsw_ef=ef, exact=params.exact, indexed_only=params.indexed_only, quantization=quantization
+    )
+
+
+def payload_of(selector: Any) -> Any:
+    """A WithPayloadSelector as the engine's."""
+    if selector.WhichOneof("selector_options") == "include":
+        return edge.PayloadSelector.Include(list(selector.include.fields))
+    if selector.WhichOneof("selector_options") == "exclude":
+        return edge.PayloadSelector.Exclude(list(selector.exclude.fields))
+    return selector.enable
 
 
 def query_of(query: Any) -> edge.QueryRequest:
     """A QueryPoints as the engine's request."""
-    payload = query.with_payload.enable if query.HasField("with_payload") else False
     names = list(query.with_vectors.include.names)
     return edge.QueryRequest(
         limit=query.limit,
@@ -101,15 +111,33 @@ def query_of(query: Any) -> edge.QueryRequest:
         filter=filter_of(query.filter) if query.HasField("filter") else None,
         params=_params(query),
         score_threshold=query.score_threshold if query.HasField("score_threshold") else None,
-        with_payload=payload,
+        with_payload=payload_of(query.with_payload),
         with_vector=names or False,
     )
 
 
 def scored_point(hit: edge.ScoredPoint) -> pb.ScoredPoint:
     """A hit as a message."""
+    message = pb.ScoredPoint(
+        id=id_message(hit.id),
+        payload=payload_to_grpc(hit.payload or {}),
+        score=hit.score,
+        version=hit.version,
+    )
+    _add_vectors(message, hit.vector)
+    return message
+
+
+def retrieved_point(record: edge.Record) -> pb.RetrievedPoint:
+    """A stored point as a message."""
+    message = pb.RetrievedPoint(id=id_message(record.id), payload=payload_to_grpc(record.payload or {}))
+    _add_vectors(message, record.vector)
+    return message
+
+
+def _add_vectors(message: Any, found: Any) -> None:
     outputs = {}
-    found: Any = hit.vector or {}
+    found = found or {}
     for name, vector in found.items():
         if isinstance(vector, edge.SparseVector):
             sparse = pb.SparseVector(indices=vector.indices, values=vector.values)
@@ -119,15 +147,8 @@ def scored_point(hit: edge.ScoredPoint) -> pb.ScoredPoint:
             outputs[name] = pb.VectorOutput(multi_dense=pb.MultiDenseVector(vectors=rows))
         else:
             outputs[name] = pb.VectorOutput(dense=pb.DenseVector(data=vector))
-    message = pb.ScoredPoint(
-        id=id_message(hit.id),
-        payload=payload_to_grpc(hit.payload or {}),
-        score=hit.score,
-        version=hit.version,
-    )
     if outputs:
         message.vectors.CopyFrom(pb.VectorsOutput(vectors=pb.NamedVectorsOutput(vectors=outputs)))
-    return message
 
 
 def filter_of(message: Any) -> edge.Filter:

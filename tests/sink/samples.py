@@ -89,8 +89,9 @@ def spoilt(index: int, **fields: Any) -> Draft:
 class Reference:
     """Exact search over embeddings by id."""
 
-    def __init__(self, embeddings: Mapping[PointId, Embedding]) -> None:
+    def __init__(self, embeddings: Mapping[PointId, Embedding], *, halves: bool = True) -> None:
         self._embeddings = embeddings
+        self._rounded = halved if halves else np.asarray
 
     def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
         """Cosine of every point."""
@@ -113,10 +114,10 @@ class Reference:
         return scores
 
     def colbert(self, query: NDArray[Any]) -> dict[PointId, float]:
-        """MaxSim of every point: the best row per query row, summed. Float16 storage rounds both sides."""
-        asked = halved(query)
+        """MaxSim of every point: the best row per query row, summed. Float16 storage (`halves`) rounds both sides."""
+        asked = self._rounded(query)
         return {
-            i: float((asked @ halved(e.colbert).T).max(axis=1).sum())
+            i: float((asked @ self._rounded(e.colbert).T).max(axis=1).sum())
             for i, e in self._embeddings.items()
             if e.colbert is not None
         }
@@ -125,6 +126,19 @@ class Reference:
 def ranked(scores: Mapping[PointId, float], limit: int | None = None) -> list[PointId]:
     """Ids, best first."""
     return sorted(scores, key=lambda i: -scores[i])[:limit]
+
+
+def dbsf(branches: Sequence[Mapping[PointId, float]]) -> dict[PointId, float]:
+    """Scores scaled to mean ± 3 standard deviations (of a sample) of their branch, summed over the branches."""
+    scores: dict[PointId, float] = {}
+    for branch in branches:
+        found = np.array(list(branch.values()))
+        deviation = np.std(found, ddof=1) if len(found) > 1 else 0.0
+        for point_id, score in branch.items():
+            low = found.mean() - 3 * deviation
+            scaled = (score - low) / (6 * deviation) if deviation else 0.5
+            scores[point_id] = scores.get(point_id, 0.0) + float(scaled)
+    return scores
 
 
 def rrf(branches: Sequence[Sequence[PointId]], k: int, weights: Sequence[float]) -> dict[PointId, float]:

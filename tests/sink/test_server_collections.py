@@ -14,7 +14,7 @@ from qdrant_client import grpc as pb
 
 from embedder.errors import SchemaMismatch, StoreUnavailable
 from qdrant_sink.schema import Placement
-from qdrant_sink.search import Search
+from qdrant_sink.search import Quantization, Search
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
@@ -295,6 +295,14 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
         assert not params.quantization.ignore
     assert not sparse.params.HasField("quantization")
     assert not unquantized.HasField("params")
+    chosen = replace(search, quantization=Quantization(rescore=False), indexed_only=True, exact=True, hnsw_ef=9)
+    ignored = replace(search, quantization=Quantization(ignore=True))
+    server_store.query("docs", [chosen, ignored])
+    chosen_sent, ignored_sent = double.queries[-1].query_points
+    params = chosen_sent.prefetch[0].params
+    assert (params.indexed_only, params.exact, params.hnsw_ef) == (True, True, 9)
+    assert (params.quantization.rescore, params.quantization.HasField("oversampling")) == (False, False)
+    assert ignored_sent.prefetch[0].params.quantization.ignore
     assert not any(branch.params.HasField("quantization") for branch in unquantized.prefetch)
 
 

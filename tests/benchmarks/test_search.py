@@ -1,0 +1,84 @@
+"""The benchmark of the search says what was measured, and measures every way of searching."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.collections import QUERY_ROWS, QUERY_WEIGHTS, WEIGHTS, Shape, points, queries
+from benchmarks.search import DEEP, GROUPS, HYBRID, RERANK, WAYS, Case, Findings, Latency, Wanted, measure, render
+
+SMALL = Shape(60, 16, 4)
+
+
+def _findings(hybrid: float, reranked: float) -> Findings:
+    latencies = {way: Latency(1.25, 9.75) for way in WAYS} | {
+        HYBRID: Latency(hybrid, 30.0),
+        RERANK: Latency(reranked, 40.0),
+    }
+    case = Case("some size", Shape(10_000, 192, 40), False, latencies, {RERANK: 97.4}, {HYBRID: 10.0, RERANK: 20.0})
+    grown = Case("growth", Shape(100_000, 192, 8), True, latencies, {}, {})
+    return Findings("2020-01-02T03:04:05+00:00", False, [case], [grown], {"CPU": "Example 9000", "cores": "2"})
+
+
+@pytest.mark.parametrize(
+    ("hybrid", "reranked", "said"),
+    [
+        (10.0, 20.1, ["| hybrid |  | 10.0 | 30.0 | 10 | met |", "| 97 | 20.1 | 40.0 | 20 | missed |"]),
+        (10.1, 20.0, ["| hybrid |  | 10.1 | 30.0 | 10 | missed |", "| 97 | 20.0 | 40.0 | 20 | met |"]),
+    ],
+)
+def test_goals_are_met_or_missed(hybrid: float, reranked: float, said: list[str]) -> None:
+    """The report says so, beside the figures, what was searched, and the machine."""
+    text = render(_findings(hybrid, reranked), notes="by hand", picture="plot.svg")
+    shape = "Some size: 10,000 points, 192 dimensions, 40 rows"
+    for part in [*said, shape, "| 100,000 | built |", "Example 9000, 2 cores", "2020-01-02", "by hand", "(plot.svg)"]:
+        assert part in text
+
+
+def test_every_way_is_measured_with_and_without_a_graph() -> None:
+    """A median and a 95th percentile each, and how many candidates were reranked."""
+    plain, indexed = measure(Wanted("small", SMALL, {HYBRID: 10.0}, graph=True), 5)
+    assert (plain.graph, indexed.graph) == (False, True)
+    for case in (plain, indexed):
+        assert list(case.latencies) == list(WAYS)
+        assert all(0 < one.p50 <= one.p95 for one in case.latencies.values())
+        assert 50 <= case.candidates[RERANK] <= case.candidates[DEEP] <= SMALL.points
+        assert GROUPS in case.latencies
+
+
+def test_points_and_queries_are_the_same_at_every_run() -> None:
+    """Runs compare: the same seeds give the same collection, of the stated shape."""
+    first, again = (list(islice(points(SMALL), 20)) for _ in range(2))
+    assert [one.id for one in first] == [one.id for one in again]
+    assert len({one.id for one in first}) == 20
+    for one, other in zip(first, again, strict=True):
+        assert one.dense is not None
+        assert one.sparse is not None
+        assert one.colbert is not None
+        assert one.dense == pytest.approx(other.dense)
+        assert one.dense.shape == (SMALL.size,)
+        assert len(one.sparse.indices) <= WEIGHTS
+        assert (np.diff(one.sparse.indices.astype(int)) > 0).all()
+        assert SMALL.rows // 2 <= len(one.colbert) <= SMALL.rows * 3 // 2
+    [query, _] = queries(SMALL, 2, rerank="colbert")
+    assert query.rerank == "colbert"
+    assert query.sparse is not None
+    assert query.colbert is not None
+    assert len(query.sparse.indices) <= QUERY_WEIGHTS
+    assert query.colbert.shape == (QUERY_ROWS, SMALL.size)
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    """Both states of the collection, as an SVG."""
+    pytest.importorskip("matplotlib")
+    from benchmarks.search_plot import draw
+
+    findings = _findings(1.0, 2.0)
+    draw([*findings.cases, *findings.growth], tmp_path / "plot.svg", title="some machine")
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "some machine" in text
+    assert "With the HNSW graph" in text

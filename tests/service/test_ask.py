@@ -1,0 +1,179 @@
+"""`python -m service.ask`: a question on the command line, its hits and why they were found."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from qdrant_sink.edge import EdgeStore
+from service.ask import ALIGNED, LEXICAL, WIDTH, Answer, _parser, ask, excerpt, request_of
+from tests.service.client import ENVIRONMENT, Client, Json
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ["rsync copies only the changed parts of files.", "word " * 200 + "RSYNC is here. " + "word " * 200]
+NOTES = {"collection": "notes", "ids": ["first", "second"], "payloads": [{"title": "rsync"}, {}]}
+
+
+def asked(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own, with its store at `path`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
+    environment = {**clean, **ENVIRONMENT, "QDRANT_PATH": str(path), "COLUMNS": "100", **variables}
+    return subprocess.run(
+        [sys.executable, "-m", "service.ask", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def shown(answer: Json, query: str = "rsync") -> str:
+    """What a terminal shows of the first question's hits, without colours."""
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    Answer(console, "plain", "text").show(query, answer["results"][0]["hits"])
+    found: Any = console.file
+    return str(found.getvalue())
+
+
+@pytest.fixture
+def filled(worker: Client) -> Client:
+    """A worker with two texts."""
+    worker.good({"texts": TEXTS, "isPassage": True, "qdrant": NOTES})
+    return worker
+
+
+def test_a_question_is_answered_in_a_process(tmp_path: Path, serve: Any) -> None:
+    """The store of the environment is asked; with --json the worker's own answer comes out, for other programs."""
+    store = EdgeStore(tmp_path / "asked")
+    serve(store=store).good({"texts": TEXTS, "isPassage": True, "qdrant": NOTES})
+    store.close()
+    done = asked(tmp_path / "asked", "copy files", "--collection", "notes", "--rerank", "--explain", "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert [hit["payload"]["id"] for hit in result["hits"]] == ["first", "second"]
+    assert result["hits"][0]["explain"]["colbert"]
+
+
+def test_a_question_that_cannot_be_asked_is_one_line(filled: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    """The worker's own message, on the standard error, with an exit status for scripts."""
+    arguments = _parser().parse_intermixed_args(["copy files", "--limit", "0", "--json"])
+    assert ask(filled.operations, arguments, "plain") == 2
+    assert capsys.readouterr() == ("", "limit must be at least 1, got 0\n")
+    missing = _parser().parse_intermixed_args(["copy files", "--collection", "absent"])
+    assert ask(filled.operations, missing, "plain") == 2
+    assert "absent" in capsys.readouterr().err
+
+
+def test_a_setting_that_cannot_work_is_one_line(tmp_path: Path) -> None:
+    """It names the setting; there is no traceback."""
+    done = asked(tmp_path / "asked", "files", MAX_MODELS="0")
+    assert done.returncode == 2
+    assert "MAX_MODELS" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_command_line_is_a_search() -> None:
+    """Every option is a field of the request, and what is not given is left to the worker."""
+    parse = _parser().parse_intermixed_args
+    assert request_of(parse(["a b", "c"])) == {
+        "operation": "search",
+        "queries": ["a b", "c"],
+        "limit": 5,
+        "using": ["dense", "sparse"],
+        "explain": False,
+        "textKey": "text",
+    }
+    everything = "--collection notes --rerank --explain --limit 3 --text-key body --using sparse colbert --json"
+    assert request_of(parse(["a", *everything.split()])) == {
+        "operation": "search",
+        "queries": ["a"],
+        "collection": "notes",
+        "limit": 3,
+        "using": ["sparse", "colbert"],
+        "rerank": "colbert",
+        "explain": True,
+        "textKey": "body",
+    }
+
+
+def test_hits_are_shown_with_title_score_and_text(filled: Client) -> None:
+    """Best first; a title stands for its hit, else the caller's id."""
+    answer = filled.good({"operation": "search", "collection": "notes", "queries": ["copy files with rsync"]})
+    lines = shown(answer).splitlines()
+    assert lines[0] == "? rsync"
+    assert re.fullmatch(r"  1  0\.03\d+ +rsync *", lines[1])
+    assert TEXTS[0] in lines[2]
+    assert re.match(r"  2  0\.03\d+ +second", lines[3])
+    assert "nothing found" in shown({"results": [{"hits": []}]})
+
+
+def test_an_explanation_is_shown_beside_the_text(filled: Client) -> None:
+    """Ranks of the branches, the parts of each score and what they add up to, and the alignment."""
+    raw = {"operation": "search", "collection": "notes", "queries": ["copy files"], "explain": True}
+    fused = shown(filled.good(raw))
+    assert re.search(r"dense #1 \(0\.\d+\)  sparse #1 \(0\.\d+\)", fused)
+    assert re.search(r"sparse, 0\.\d{4} in all", fused)
+    assert re.search(r"files +0\.\d{3} +0\.\d{3} +0\.\d{4}", fused)
+    assert re.search(r"sparse +0\.01639", fused)
+    assert "sparse -" in fused, "the second text shares no token with the question"
+    assert "ColBERT" not in fused
+    reranked = shown(filled.good({**raw, "rerank": "colbert"}))
+    assert re.search(r"ColBERT, \d\.\d{4} in all", reranked)
+    assert re.search(r"files +files +0\.\d{3}", reranked)
+    assert "fused score" not in reranked
+
+
+def test_matches_are_highlighted(filled: Client) -> None:
+    """The tokens that matched stand out where they are in the text, and what ColBERT aligned is underlined."""
+    raw = {"operation": "search", "collection": "notes", "queries": ["copy files"], "explain": True, "limit": 1}
+    (hit,) = filled.good({**raw, "rerank": "colbert"})["results"][0]["hits"]
+    text = excerpt(TEXTS[0], hit["explain"])
+    assert text.plain == TEXTS[0]
+    styled = {
+        style: [text.plain[s.start : s.end] for s in text.spans if s.style == style] for style in (LEXICAL, ALIGNED)
+    }
+    assert "files" in styled[LEXICAL]
+    assert "files" in styled[ALIGNED]
+
+
+def test_a_long_text_is_shown_around_its_match(filled: Client) -> None:
+    """What matched is in sight, however far into the text, and is marked as a part."""
+    raw = {
+        "operation": "search",
+        "collection": "notes",
+        "queries": ["rsync is here"],
+        "explain": True,
+        "using": ["sparse"],
+    }
+    hits = filled.good(raw)["results"][0]["hits"]
+    (why,) = [hit["explain"] for hit in hits if hit["payload"]["text"] == TEXTS[1]]
+    part = excerpt(TEXTS[1], why)
+    assert len(part) == WIDTH + 2
+    assert part.plain.startswith("…")
+    assert part.plain.endswith("…")
+    (found,) = {
+        part.plain[span.start : span.end] for span in part.spans if "RSYNC" in part.plain[span.start : span.end]
+    }
+    assert found == "RSYNC"
+
+
+@given(text=st.text(max_size=900), start=st.integers(0, 900))
+def test_no_text_moves_the_cursor(text: str, start: int) -> None:
+    """Whatever is stored, what is shown of it is printable, and as long as it should be."""
+    spans = [[start, start + 1]] if start < len(text) else []
+    part = excerpt(text, {"sparse": [{"spans": spans}], "colbert": None})
+    assert all(character.isprintable() for character in part.plain)
+    assert len(part.plain.strip("…")) <= WIDTH

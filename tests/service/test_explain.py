@@ -1,0 +1,287 @@
+"""`explain`: what a caller reads about each hit, and that nothing of it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedder.embedder import Embedder
+from embedder.vectors import Embedding, SparseVector
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import Draft
+from qdrant_sink.pooling import pooled
+from qdrant_sink.schema import schema_for
+from qdrant_sink.writer import write
+from service.operations import Operations
+from service.requests import MOST_EXPLAINED, MOST_EXPLAINED_ROWS
+from service.settings import Settings
+from tests.embedder.texts import TEXTS
+from tests.service.client import ENVIRONMENT, Client, Json, unpacked
+from tests.service.conftest import Serve
+from tests.service.doubles import WatchedStore
+
+NOTES = "notes"
+SEARCH: Json = {"operation": "search", "collection": NOTES, "explain": True}
+NO_PLACE = ("</s>", "\u2581")
+"""Tokens that no character stands for: the end of a text, and the mark of a word's beginning."""
+
+STORED = [
+    "\U0001f680 RSYNC copies only the changed parts of files. Nothing but changed parts!",
+    "PhotoRec recovers deleted files from memory cards.",
+    "A relational database server.",
+    *(
+        TEXTS[name]
+        for name in ("emoji", "chinese", "repeats", "combining marks", "compatibility forms", "all literals")
+    ),
+]
+
+
+def stored(worker: Client, texts: list[str], **more: Any) -> None:
+    """Store texts under their numbers."""
+    raw = {"texts": texts, "isPassage": True, "qdrant": {"collection": NOTES, "ids": list(range(len(texts)))}, **more}
+    assert worker.good(raw)["upsert"]["stored"] == len(texts)
+
+
+def hits(worker: Client, query: str, **fields: Any) -> list[Json]:
+    """The explained hits of a query."""
+    found: list[Json] = worker.good({**SEARCH, "queries": [query], **fields})["results"][0]["hits"]
+    return found
+
+
+def shown(text: str, spans: list[list[int]]) -> set[str]:
+    """What of a text is highlighted, in small letters."""
+    return {text[start:end].lower() for start, end in spans}
+
+
+@pytest.fixture(scope="module")
+def library(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A worker with `STORED`."""
+    store = EdgeStore(tmp_path_factory.mktemp("explained"))
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
+    stored(worker, STORED)
+    yield worker
+    store.close()
+
+
+def test_a_hit_says_why_it_was_found(library: Client) -> None:
+    """Ranks and scores per branch, parts of the fused score, and the tokens that matched, best first."""
+    best = hits(library, "copy only changed files")[0]
+    why = best["explain"]
+    assert set(why) == {"branches", "fusion", "sparse", "colbert"}
+    assert list(why["branches"]) == list(why["fusion"]) == ["dense", "sparse"]
+    for kind, place in why["branches"].items():
+        (alone,) = [hit for hit in hits(library, "copy only changed files", using=[kind]) if hit["id"] == best["id"]]
+        assert place["score"] == alone["score"]
+        assert alone["explain"]["branches"] == {kind: place}
+    assert sum(why["fusion"].values()) == pytest.approx(best["score"], abs=1e-6)
+    assert why["sparse"]
+    for match in why["sparse"]:
+        assert set(match) == {"token", "id", "query", "passage", "contribution", "spans"}
+        assert match["contribution"] == pytest.approx(match["query"] * match["passage"], abs=1e-6)
+    sparse = why["branches"]["sparse"]["score"]
+    assert sum(match["contribution"] for match in why["sparse"]) == pytest.approx(sparse, abs=1e-4)
+    assert why["colbert"] is None, "no ColBERT row of the query was computed"
+
+
+def test_matches_are_highlighted_in_the_stored_text(library: Client) -> None:
+    """Every span of a token is that word as it was written, however often, counted in characters."""
+    (best,) = [hit for hit in hits(library, "copies of changed files", rerank="colbert") if hit["id"] == 0]
+    text, why = best["payload"]["text"], best["explain"]
+    by_word = {match["token"]: match["spans"] for match in why["sparse"]}
+    assert shown(text, by_word["change"]) == {"change"}
+    assert len(by_word["change"]) == 2
+    assert shown(text, by_word["files"]) == {"files"}
+    for match in why["colbert"]:
+        assert (match["span"] is None) == (match["token"] in NO_PLACE)
+        if match["span"] is not None:
+            assert text[slice(*match["span"])] == match["token"]
+    assert [match["query"] for match in why["colbert"]] == ["copie", "s", "of", "change", "d", "files", "</s>"]
+    assert {match["query"]: match["token"] for match in why["colbert"]}["files"] == "files"
+
+
+@pytest.mark.parametrize("fields", [{"rerank": "colbert"}, {"using": ["colbert"]}])
+def test_the_alignment_adds_up_to_the_score(library: Client, fields: Json) -> None:
+    """One best token per token of the query; their scores are the MaxSim that Qdrant computed."""
+    for query in ("copy only changed files", "memory cards", ""):
+        for hit in hits(library, query, **fields):
+            why = hit["explain"]
+            assert sum(match["score"] for match in why["colbert"]) == pytest.approx(hit["score"], abs=1e-4)
+            assert why["fusion"] is None
+            assert (why["sparse"] is None) == (query == "" or "using" in fields)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(query=st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(STORED))
+def test_any_query_is_explained(library: Client, query: str) -> None:
+    """Whatever is asked: sums are scores, and every span is a part of the text it belongs to."""
+    for hit in hits(library, query, rerank="colbert"):
+        text, why = hit["payload"]["text"], hit["explain"]
+        assert sum(match["score"] for match in why["colbert"]) == pytest.approx(hit["score"], abs=1e-4)
+        spans = [match["span"] for match in why["colbert"] if match["span"] is not None]
+        for match in why["sparse"] or []:
+            assert bool(match["spans"]) == (match["token"] not in NO_PLACE), "what has a weight stands somewhere"
+            spans += match["spans"]
+        for start, end in spans:
+            assert 0 <= start < end <= len(text)
+            assert text[start:end].strip()
+
+
+def test_the_answer_is_the_same_but_for_the_explanation(library: Client) -> None:
+    """`explain` adds a key to each hit and changes nothing else, whatever else was asked for."""
+    fields: tuple[Json, ...] = ({}, {"withPayload": False}, {"withVectors": True}, {"rerank": "colbert", "offset": 1})
+    for more in fields:
+        raw = {**SEARCH, "queries": ["changed files", "memory", "changed files"], "limit": 3, **more}
+        plain, explained = library.good({**raw, "explain": False}), library.good(raw)
+        for result in explained["results"]:
+            for hit in result["hits"]:
+                assert hit.pop("explain")["branches"]
+        assert explained == plain
+
+
+@pytest.mark.parametrize("reason", ["truncated", "pooled"])
+def test_nothing_is_said_of_a_text_that_its_vectors_are_not_of(worker: Client, store: EdgeStore, reason: str) -> None:
+    """Where the text has other tokens than the rows, no place and no token of it is guessed; the numbers stand."""
+    stored(worker, STORED[:1], **({"maxLength": 8} if reason == "truncated" else {}))
+    if reason == "pooled":
+        whole = worker.good({"texts": STORED[:1], "isPassage": True, "encoding": "base64"})["results"][0]
+        indices, values = whole["sparse"]["indices"], whole["sparse"]["values"]
+        sparse = SparseVector(np.array(indices, np.uint32), np.array(values, np.float32))
+        rows = pooled(unpacked(whole["colbert"]), 10)
+        shorter = Embedding(unpacked(whole["dense"]), sparse, rows, tokens=whole["tokens"], truncated=False)
+        schema = schema_for(rows.shape[1], rows.shape[1])
+        assert write(store, NOTES, [Draft(0, 0, {"text": STORED[0]}, shorter)], schema).stored == 1
+    (hit,) = hits(worker, "rsync copies files", rerank="colbert")
+    why = hit["explain"]
+    assert sum(match["score"] for match in why["colbert"]) == pytest.approx(hit["score"], abs=1e-4)
+    assert {(match["token"], match["span"]) for match in why["colbert"]} == {(None, None)}
+    assert why["sparse"]
+    assert [match["spans"] for match in why["sparse"]] == [None] * len(why["sparse"])
+    assert all(match["token"] for match in why["sparse"]), "a token has its name from the vocabulary all the same"
+
+
+def test_a_text_of_another_model_is_noticed(worker: Client) -> None:
+    """A stored text without the tokens that the point has weights for is not highlighted, though its length fits."""
+    texts = ["the files", "one library"]
+    first, second = worker.good({"texts": texts})["results"]
+    assert first["tokens"] == second["tokens"], "or it would be noticed by the number of rows"
+    target = {"collection": NOTES, "ids": [0], "payloads": [{"other": texts[1]}]}
+    worker.good({"texts": texts[:1], "isPassage": True, "qdrant": target})
+    (hit,) = hits(worker, "files", rerank="colbert", textKey="other")
+    assert hit["explain"]["sparse"][0]["spans"] is None
+    assert {match["token"] for match in hit["explain"]["colbert"]} == {None}
+    (right,) = hits(worker, "files", rerank="colbert")
+    assert right["explain"]["sparse"][0]["spans"] == [[4, 9]]
+
+
+def test_the_text_is_found_where_the_job_put_it(worker: Client) -> None:
+    """`textKey` of the search is that of the ingest; without its text a hit is explained in numbers."""
+    target = {"collection": NOTES, "ids": [0], "textKey": "body"}
+    worker.good({"texts": ["one library"], "isPassage": True, "qdrant": target})
+    (named,) = hits(worker, "library", textKey="body", withPayload=False)
+    assert named["explain"]["sparse"][0]["spans"] == [[4, 11]]
+    assert "payload" not in named
+    (unnamed,) = hits(worker, "library")
+    assert unnamed["explain"]["sparse"][0]["spans"] is None
+    assert unnamed["explain"]["sparse"][0]["contribution"] == named["explain"]["sparse"][0]["contribution"]
+
+
+def test_a_text_cut_at_the_workers_own_limit_is_highlighted_as_far_as_it_was_seen(serve: Serve) -> None:
+    """A passage over `PASSAGE_MAX_LENGTH` was embedded by its first tokens, and these are the ones that are shown."""
+    worker = serve(PASSAGE_MAX_LENGTH="20")
+    stored(worker, ["library " * 30])
+    (hit,) = hits(worker, "library", rerank="colbert")
+    seen = [[8 * n, 8 * n + 7] for n in range(18)]
+    assert hit["explain"]["sparse"][0]["spans"] == seen
+    best = hit["explain"]["colbert"][0]
+    assert (best["query"], best["span"]) == ("library", seen[best["row"]])
+
+
+def test_very_long_texts_are_explained_in_numbers(worker: Client) -> None:
+    """A query or a stored text of megabytes neither fails nor takes the worker down; the text is not highlighted."""
+    endless = "library " * 100_000
+    stored(worker, [endless, "one library"])
+    for query in (endless, "library"):
+        found = {hit["id"]: hit["explain"] for hit in hits(worker, query, rerank="colbert")}
+        assert found[0]["sparse"][0]["spans"] is None
+        assert found[0]["sparse"][0]["contribution"] > 0
+        assert found[1]["sparse"][0]["spans"] == [[4, 11]]
+
+
+@pytest.mark.parametrize("layout", ["langchain", "llamaindex", "haystack"])
+def test_every_layout_has_its_text(serve: Serve, layout: str) -> None:
+    """Matches are highlighted in the text of a framework's payload as well."""
+    worker = serve(QDRANT_COLLECTION_CONFIG=f'{{"layout": "{layout}"}}')
+    stored(worker, ["one library"])
+    (hit,) = hits(worker, "library")
+    assert hit["explain"]["sparse"][0]["spans"] == [[4, 11]]
+
+
+def test_points_without_rows_or_weights_are_explained_by_what_they_have(worker: Client) -> None:
+    """A point that was stored without ColBERT has no alignment, one without sparse vector no matches."""
+    stored(worker, ["one library"], vectors=["dense"])
+    (hit,) = hits(worker, "library", using=["dense", "sparse", "colbert"])
+    why = hit["explain"]
+    assert why["branches"]["sparse"] is why["branches"]["colbert"] is None
+    assert why["sparse"] == []
+    assert why["colbert"] is None
+    assert why["fusion"] == {"dense": pytest.approx(hit["score"]), "sparse": 0.0, "colbert": 0.0}
+
+
+def test_hits_like_a_stored_point_are_explained(library: Client) -> None:
+    """A search by example has no text of its own: its tokens are named by what they match, and the sums hold."""
+    raw = {**SEARCH, "like": {"positive": [0], "negative": [1]}}
+    for fields in ({}, {"like": {"positive": [0]}, "rerank": "colbert"}):
+        for hit in library.good({**raw, **fields})["results"][0]["hits"]:
+            why = hit["explain"]
+            sparse = why["branches"]["sparse"]
+            total = sum(match["contribution"] for match in why["sparse"])
+            assert total == pytest.approx(0.0 if sparse is None else sparse["score"], abs=1e-4)
+            if "rerank" in fields:
+                assert {match["query"] for match in why["colbert"]} == {None}
+                assert sum(match["score"] for match in why["colbert"]) == pytest.approx(hit["score"], abs=1e-3)
+            else:
+                assert sum(why["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6)
+
+
+def test_hits_by_document_are_explained(worker: Client) -> None:
+    """With `groupBy` a hit's ranks are those among all candidates, of whatever document."""
+    texts = [f"one library number {n}" for n in range(6)]
+    payloads = [{"doc_id": n // 3} for n in range(6)]
+    target = {"collection": NOTES, "ids": list(range(6)), "payloads": payloads}
+    worker.good({"texts": texts, "isPassage": True, "qdrant": target})
+    plain = {hit["id"]: hit["explain"]["branches"] for hit in hits(worker, "library number 4")}
+    found = hits(worker, "library number 4", groupBy="doc_id", limit=2)
+    assert {hit["group"] for hit in found} == {0, 1}
+    for hit in found:
+        assert hit["explain"]["branches"] == plain[hit["id"]]
+        assert sum(hit["explain"]["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6)
+        spans = {match["token"]: match["spans"] for match in hit["explain"]["sparse"]}
+        assert spans["library"] == [[4, 11]]
+
+
+def test_an_explanation_is_one_request(serve: Serve, tmp_path: Any) -> None:
+    """Two queries with two branches each are asked of the store as six searches at once."""
+    store = WatchedStore(tmp_path / "watched")
+    worker = serve(store=store)
+    stored(worker, STORED[:2])
+    answer = worker.good({**SEARCH, "queries": ["files", "server"]})
+    assert len(answer["results"]) == 2
+    assert [search.limit for search in store.searches] == [10, 100, 100] * 2
+    store.close()
+
+
+def test_what_would_take_too_much_memory_is_refused(library: Client) -> None:
+    """The limits are of hits, of hits with ColBERT rows, and of candidates; the message says what to lower."""
+    for fields, named in (
+        ({"limit": MOST_EXPLAINED + 1}, f"at most {MOST_EXPLAINED}, got 1 x {MOST_EXPLAINED + 1}; lower limit"),
+        ({"limit": MOST_EXPLAINED_ROWS + 1, "rerank": "colbert"}, f"at most {MOST_EXPLAINED_ROWS}, got 1 x"),
+        ({"queries": ["a"] * 6, "prefetch": 100_000}, "got 6 x 200000; lower prefetch"),
+    ):
+        refusal = library.error({**SEARCH, "queries": ["a"], **fields}, "invalid_request")["error"]
+        assert refusal.startswith("explain ")
+        assert named in refusal

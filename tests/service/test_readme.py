@@ -1,0 +1,88 @@
+"""The README's code runs as it stands there."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdrant_sink.server import ServerStore
+from tests.service.client import ENVIRONMENT, Client
+from tests.service.conftest import Serve
+from tests.sink.grpc_double import GrpcDouble
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    "rsync copies only the changed parts of files to another machine.",
+    "PhotoRec recovers deleted files from memory cards.",
+    "A relational database server sends only what was asked for.",
+]
+VECTORS = '["dense", "sparse"]'
+FUSED = "query=models.RrfQuery(rrf=models.Rrf(k=61))"
+RERANKED = 'query=query["colbert"], using="colbert"'
+SERVER = '"http://localhost:6333"'
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[GrpcDouble]:
+    """A Qdrant server on a loopback port."""
+    server = GrpcDouble(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def served(serve: Serve, double: GrpcDouble) -> Iterator[Client]:
+    """A worker that has stored `TEXTS` on that server."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    worker = serve(store=store)
+    worker.good({"texts": TEXTS, "isPassage": True, "qdrant": {"collection": "notes"}})
+    yield worker
+    store.close()
+
+
+def snippet(heading: str) -> str:
+    """The first Python code under a heading."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n### {heading}\n")[2]
+    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run(code: str) -> list[Any]:
+    """What the code prints, from a process of its own: a Python literal per line."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [ast.literal_eval(line) for line in done.stdout.splitlines()]
+
+
+def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: GrpcDouble) -> None:
+    """The README's lines find what the worker's own search finds, with the same scores: fused, and reranked."""
+    code = snippet("Your own queries to Qdrant")
+    assert all(part in code for part in (SERVER, FUSED, VECTORS))
+    # The double speaks gRPC alone, on a port of its own; nothing else of the lines is changed.
+    code = code.replace(SERVER, f'"http://127.0.0.1:9", grpc_port={double.port}, check_compatibility=False')
+    reranked = code.replace(FUSED, RERANKED).replace(VECTORS, '["dense", "sparse", "colbert"]')
+    search = {"operation": "search", "collection": "notes", "queries": ["send only what changed"]}
+    for found, more in zip(run(code + reranked), ({}, {"rerank": "colbert"}), strict=True):
+        (result,) = served.good({**search, **more})["results"]
+        scores = {identity: (score, text) for identity, score, text in found}
+        assert len(scores) == len(TEXTS)
+        for hit in result["hits"]:
+            assert scores[hit["id"]] == (pytest.approx(hit["score"], abs=1e-4), hit["payload"]["text"])
+        assert [score for _, score, _ in found] == sorted((score for _, score, _ in found), reverse=True)

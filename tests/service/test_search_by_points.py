@@ -1,0 +1,175 @@
+"""Search by document and by stored points, and what hits carry, through the operations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.operations import Operations
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, Client, Json
+from tests.service.conftest import Serve
+from tests.service.doubles import Watched, WatchedStore
+
+NOTES = "notes"
+TEXTS = (
+    "rsync copies only the changed parts of files to another machine",
+    "rclone copies files to a cloud and only those that have changed",
+    "PostgreSQL is a relational database server",
+    "MariaDB is a relational database server that descends from MySQL",
+    "Audacity records and edits sound",
+)
+IDS = ("rsync", 7, "6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815", "maria", 9)
+SEARCH = {"operation": "search", "collection": NOTES}
+EVERY_KIND = [["dense"], ["sparse"], ["colbert"], ["dense", "sparse"], ["dense", "sparse", "colbert"]]
+
+
+@pytest.fixture
+def notes(worker: Client) -> Client:
+    """A worker with five notes."""
+    payloads = [{"topic": topic, "at": {"n": n}} for n, topic in enumerate(["sync", "sync", "db", "db", "sound"])]
+    stored = {"collection": NOTES, "ids": list(IDS), "payloads": payloads}
+    answer = worker.good({"texts": list(TEXTS), "isPassage": True, "qdrant": stored})
+    assert answer["upsert"]["stored"] == len(TEXTS)
+    return worker
+
+
+def _texts(answer: Json) -> list[str]:
+    return [hit["payload"]["text"] for hit in answer["results"][0]["hits"]]
+
+
+@pytest.mark.parametrize("using", EVERY_KIND)
+def test_a_stored_point_finds_its_neighbour(notes: Client, using: list[str]) -> None:
+    """`like` takes ids as they were given, of every form, and leaves the example itself out of the hits."""
+    for n, neighbour in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        answer = notes.good({**SEARCH, "like": {"positive": [IDS[n]]}, "using": using})
+        found = _texts(answer)
+        assert found[0] == TEXTS[neighbour]
+        assert TEXTS[n] not in found
+        assert answer["usage"] == {"tokens": 0}
+
+
+def test_a_search_by_a_point_is_the_search_by_its_text(notes: Client) -> None:
+    """The stored vectors are those of the text, so hits and scores are the same, less the example."""
+    for fields in ({}, {"using": ["dense"]}, {"using": ["dense"], "rerank": "colbert"}, {"using": ["sparse"]}):
+        without = {"must_not": [{"has_id": [7]}]}
+        [by_text] = notes.good({**SEARCH, "queries": [TEXTS[1]], "filter": without, **fields})["results"]
+        [by_point] = notes.good({**SEARCH, "like": {"positive": [7]}, **fields})["results"]
+        assert [hit["id"] for hit in by_point["hits"]] == [hit["id"] for hit in by_text["hits"]]
+        scores = [hit["score"] for hit in by_text["hits"]]
+        assert [hit["score"] for hit in by_point["hits"]] == pytest.approx(scores, abs=0.02)
+
+
+def test_negative_examples_draw_the_hits_away(notes: Client) -> None:
+    """Of two topics that the positive examples ask for, the one with a negative example comes last."""
+    both = {"positive": ["rsync", "maria"]}
+    less = {**both, "negative": [IDS[2]]}
+    for using in (["dense"], ["dense", "sparse"]):
+        found = _texts(notes.good({**SEARCH, "like": less, "using": using}))
+        assert found[0] == TEXTS[1]
+        assert TEXTS[2] not in found
+    assert set(_texts(notes.good({**SEARCH, "like": both, "limit": 2}))) == {TEXTS[1], TEXTS[2]}
+
+
+def test_the_filter_holds_beside_the_examples(notes: Client) -> None:
+    """Neither the caller's condition nor the exclusion of the example replaces the other."""
+    where = {"must_not": [{"key": "topic", "match": {"value": "sync"}}]}
+    found = _texts(notes.good({**SEARCH, "like": {"positive": ["maria"]}, "filter": where}))
+    assert sorted(found) == sorted([TEXTS[2], TEXTS[4]])
+
+
+def test_examples_that_are_not_there_are_named(notes: Client) -> None:
+    """`not_found`, by their places, and their ids as they were given."""
+    like = {"positive": ["rsync", "gone"], "negative": [99]}
+    answer = notes.error({**SEARCH, "like": like}, "not_found")
+    assert answer["error"] == "like.positive[1], like.negative[0]: not in collection 'notes'"
+    assert answer["details"] == {"collection": "notes", "ids": ["gone", 99]}
+    twice = {"positive": ["rsync", 7], "negative": [7]}
+    same = notes.error({**SEARCH, "like": twice}, "invalid_request")
+    assert same["error"] == "like.negative[0]: is the same point as like.positive[1]"
+    unlike = {"positive": [7], "negative": ["rsync"]}
+    refused = notes.error({**SEARCH, "like": unlike, "rerank": "colbert"}, "invalid_request")
+    assert refused["error"].startswith("like.negative")
+
+
+@pytest.mark.parametrize("asked", [{"queries": ["one"]}, {"like": {"positive": [1]}}])
+def test_a_missing_collection_is_noticed_before_the_model_runs(watched: Watched, tmp_path: Path, asked: Json) -> None:
+    """No query is embedded for a collection that is not there."""
+    store = WatchedStore(tmp_path / "none")
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    before = len(watched.engine.batches)
+    answer = worker.error({**SEARCH, **asked}, "not_found")
+    assert "'notes'" in answer["error"]
+    assert len(watched.engine.batches) == before
+    assert store.searches == []
+    store.close()
+
+
+def test_a_missing_index_keeps_nobody_from_searching(serve: Serve, notes: Client) -> None:
+    """A collection that lacks a payload index of the block is searched as it is."""
+    assert notes.good({**SEARCH, "queries": ["database"]})["results"]
+    newer = serve(QDRANT_COLLECTION_CONFIG='{"payloadIndexes": {"topic": "keyword"}}')
+    assert len(newer.good({**SEARCH, "queries": ["database"], "limit": 2})["results"][0]["hits"]) == 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"using": ["dense"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
+def test_hits_come_from_different_documents(worker: Client, fields: Json) -> None:
+    """`groupBy` gives the best chunk of each document; `limit` counts documents, and pages follow one another."""
+    long = " ".join(f"rsync copies changed parts of file {n} to another machine." for n in range(200))
+    texts = [long, TEXTS[2], TEXTS[4]]
+    target = {"collection": NOTES, "ids": ["long", "db", "sound"], "chunk": {"maxTokens": 32, "overlap": 0}}
+    chunks = worker.good({"texts": texts, "isPassage": True, "qdrant": target})["upsert"]["stored"]
+    assert chunks > 100
+    search = {**SEARCH, "queries": ["rsync copies changed parts"], **fields}
+    [plain] = worker.good({**search, "limit": 3})["results"]
+    assert {hit["payload"]["doc_id"] for hit in plain["hits"]} == {"long"}
+    assert "group" not in plain["hits"][0]
+    [grouped] = worker.good({**search, "limit": 3, "groupBy": "doc_id"})["results"]
+    groups = [hit["group"] for hit in grouped["hits"]]
+    assert (groups[0], sorted(groups)) == ("long", ["db", "long", "sound"])
+    assert [hit["group"] for hit in grouped["hits"]] == [hit["payload"]["doc_id"] for hit in grouped["hits"]]
+    paged = [worker.good({**search, "limit": 1, "offset": n, "groupBy": "doc_id"})["results"][0] for n in range(4)]
+    assert [hit["group"] for page in paged for hit in page["hits"]] == groups
+    [three] = worker.good({**search, "limit": 1, "groupBy": "doc_id", "groupSize": 3})["results"]
+    assert [hit["group"] for hit in three["hits"]] == ["long"] * 3
+
+
+@pytest.mark.parametrize("more", [{}, {"groupBy": "topic"}])
+def test_hits_carry_the_part_that_was_asked_for(notes: Client, more: Json) -> None:
+    """Payload by keys, all but keys, or not at all; vectors by kind. Grouped hits carry the same."""
+
+    def payload(selection: Any) -> Any:
+        [result] = notes.good({**SEARCH, "queries": [TEXTS[0]], "limit": 1, "withPayload": selection, **more})[
+            "results"
+        ]
+        return result["hits"][0].get("payload")
+
+    assert payload(["topic", "at.n"]) == {"topic": "sync", "at": {"n": 0}}
+    assert payload({"include": ["id"]}) == {"id": "rsync"}
+    assert payload({"exclude": ["text", "at"]}) == {"topic": "sync", "id": "rsync"}
+    assert payload(True) == {"topic": "sync", "id": "rsync", "text": TEXTS[0], "at": {"n": 0}}
+    assert payload(False) is None
+    [result] = notes.good({**SEARCH, "queries": [TEXTS[0]], "limit": 1, "withVectors": ["sparse"], **more})["results"]
+    assert set(result["hits"][0]["vectors"]) == {"sparse"}
+    [result] = notes.good({**SEARCH, "queries": [TEXTS[0]], "limit": 1, "withVectors": True, **more})["results"]
+    assert set(result["hits"][0]["vectors"]) == {"dense", "sparse", "colbert"}
+    assert np.linalg.norm(result["hits"][0]["vectors"]["dense"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_parameters_reach_the_store(serve: Serve, tmp_path: Path) -> None:
+    """How quantized copies are used is the caller's to say, and whether what has no index yet is searched."""
+    store = WatchedStore(tmp_path / "watched")
+    worker = serve(store=store)
+    worker.good({"texts": ["one"], "qdrant": {"collection": NOTES}})
+    quantization = {"rescore": False, "oversampling": 2.5, "ignore": True}
+    params = {"indexedOnly": True, "quantization": quantization}
+    worker.good({**SEARCH, "queries": ["one"], "params": params, "groupBy": "a.b", "groupSize": 2})
+    [search] = store.searches
+    assert search.indexed_only
+    assert (search.group_by, search.group_size) == ("a.b", 2)
+    used = search.quantization
+    assert (used.rescore, used.oversampling, used.ignore) == (False, 2.5, True)
+    store.close()

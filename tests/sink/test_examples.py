@@ -1,0 +1,118 @@
+"""Search by stored points: the same query on every store, computed from the stored vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.errors import InvalidRequest
+from embedder.vectors import KINDS, Kind, SparseVector
+from qdrant_sink.examples import alike, without
+from qdrant_sink.search import PayloadKeys, Vectors
+from qdrant_sink.store import Store
+from qdrant_sink.writer import write
+from tests.sink.samples import SCHEMA, draft, embedding, unit
+
+
+def _sparse(**weights: float) -> SparseVector:
+    """`_sparse(i3=0.5)`: index 3 with weight 0.5."""
+    pairs = sorted((int(name[1:]), weight) for name, weight in weights.items())
+    return SparseVector(np.array([i for i, _ in pairs], np.uint32), np.array([w for _, w in pairs], np.float32))
+
+
+DENSE: tuple[Kind, ...] = ("dense",)
+SPARSE: tuple[Kind, ...] = ("sparse",)
+COLBERT: tuple[Kind, ...] = ("colbert",)
+
+
+def _weights(sparse: SparseVector | None) -> dict[int, float]:
+    assert sparse is not None
+    return dict(zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True))
+
+
+def test_one_example_is_the_query_itself() -> None:
+    """Nothing is averaged away: the vectors are those of the point."""
+    one = embedding(5)
+    found = alike([Vectors(one.dense, one.sparse, one.colbert)], [], KINDS)
+    assert found.dense == pytest.approx(one.dense)
+    assert one.sparse is not None
+    assert _weights(found.sparse) == pytest.approx(_weights(one.sparse))
+    assert found.colbert == pytest.approx(one.colbert)
+
+
+def test_dense_examples_are_averaged_and_drawn_away() -> None:
+    """The mean of the positive; with negative ones, twice that less the mean of the negative, as Qdrant recommends."""
+    a, b, c = (unit(np.random.default_rng(n).normal(size=8)) for n in range(3))
+    liked = [Vectors(a), Vectors(b), Vectors(None)]
+    assert alike(liked, [], DENSE).dense == pytest.approx((a + b) / 2)
+    assert alike(liked, [Vectors(c)], DENSE).dense == pytest.approx(a + b - c)
+
+
+def test_sparse_examples_never_credit_what_is_unwanted() -> None:
+    """Weights are averaged, and what comes out at or below zero is left out rather than ranked."""
+    liked = [Vectors(sparse=_sparse(i1=1.0, i2=0.4)), Vectors(sparse=_sparse(i1=0.5)), Vectors()]
+    assert _weights(alike(liked, [], SPARSE).sparse) == pytest.approx({1: 0.5, 2: 0.4 / 3})
+    unlike = [Vectors(sparse=_sparse(i1=0.2, i2=0.9, i7=1.0))]
+    assert _weights(alike(liked, unlike, SPARSE).sparse) == pytest.approx({1: 0.8})
+    assert alike([Vectors()], unlike, SPARSE).sparse is None
+
+
+def test_rows_of_all_examples_count() -> None:
+    """MaxSim sums over the rows of every positive example; it knows none that are negative."""
+    rows = [unit(np.random.default_rng(n).normal(size=(n + 1, 8))) for n in range(2)]
+    found = alike([Vectors(colbert=one) for one in rows], [], COLBERT)
+    assert found.colbert == pytest.approx(np.concatenate(rows))
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "kind", "message"),
+    [
+        ([Vectors(unit(np.ones(8)))], [Vectors(unit(np.ones(8)) * 2)], "dense", r"^like: .*cancel .* 0.001, got \d"),
+        ([Vectors()], [], "dense", r"^like\.positive: .* dense"),
+        ([Vectors()], [], "colbert", r"^like\.positive: .* colbert"),
+        ([Vectors()], [Vectors()], "colbert", r"^like\.negative: must be empty .* got 1"),
+        ([Vectors(colbert=np.ones((512, 1024), np.float32))] * 2, [], "colbert", r"at most 1023 .* got 1024"),
+    ],
+)
+def test_examples_without_a_meaning_are_refused(
+    positive: list[Vectors], negative: list[Vectors], kind: Any, message: str
+) -> None:
+    """The message says which examples, the limit and what was found."""
+    with pytest.raises(InvalidRequest, match=message):
+        alike(positive, negative, (kind,))
+
+
+def test_examples_are_left_out_beside_the_filter() -> None:
+    """Whatever form the caller's condition has, it holds as before."""
+    same = {"key": "a", "match": {"value": 1}}
+    assert without(None, [3]) == {"must_not": [{"has_id": [3]}]}
+    assert without({"must": [same]}, [3]) == {"must": [same], "must_not": [{"has_id": [3]}]}
+    assert without({"must_not": same}, [3]) == {"must_not": [same, {"has_id": [3]}]}
+
+
+def test_stored_points_are_read_as_they_were_stored(store: Store, collection: str) -> None:
+    """Vectors to rounding, payloads or the asked part of them; a point that is not there is left out."""
+    store.ensure(collection, SCHEMA)
+    payload = {"a": 1, "b": {"c": 2, "d": 3}}
+    drafts = [draft(0, payload=payload), draft(1, payload={}, embedding=embedding(1, kinds=["sparse"]))]
+    assert write(store, collection, drafts, SCHEMA).stored == 2
+    found = store.fetch(collection, [0, 1, 2], True, ("dense", "sparse", "colbert"))
+    assert {i: one.payload for i, one in found.items()} == {0: payload, 1: {}}
+    vectors, bare = found[0].vectors, found[1].vectors
+    assert vectors is not None
+    assert bare is not None
+    assert vectors.dense == pytest.approx(embedding(0).dense, abs=1e-6)
+    assert vectors.colbert == pytest.approx(embedding(0).colbert, abs=1e-3)
+    assert (bare.dense, bare.colbert) == (None, None)
+    assert _weights(bare.sparse) == pytest.approx(_weights(embedding(1).sparse))
+
+    def part(*keys: str, excluded: bool = False) -> Any:
+        return store.fetch(collection, [0], PayloadKeys(keys, excluded), ())[0].payload
+
+    assert part("a", "b.c", "no") == {"a": 1, "b": {"c": 2}}
+    assert part("b.c", excluded=True) == {"a": 1, "b": {"d": 3}}
+    assert part("no") == {}
+    assert store.fetch(collection, [0], False, ())[0].payload is None
+    assert store.fetch(collection, [], True, ()) == {}

@@ -1,0 +1,235 @@
+"""Searches drawn at random, over collections drawn at random, find what exact arithmetic in numpy finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from embedder.vectors import KINDS, Embedding, Kind
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import PointId
+from qdrant_sink.search import Hit, Search
+from qdrant_sink.server import ServerStore
+from qdrant_sink.store import Store
+from qdrant_sink.writer import write
+from tests.sink.conftest import drop, real_server
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import SCHEMA, Reference, dbsf, draft, embedding, ranked, rrf
+
+COLLECTIONS = 6
+EXACT = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32"))
+"""Rows in float32, so that scores which differ are ranked and not rounded together."""
+GAP = 2e-5
+"""Scores of a branch that are closer are a tie, which says nothing of the ranks behind it."""
+TOLERANCE = {"rrf": 1e-6, "dbsf": 1e-3}
+MOST_DEPTH = 10_000
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Points of which some lack a kind of vector, and some belong to a document."""
+
+    name: str
+    embeddings: Mapping[PointId, Embedding]
+    payloads: Mapping[PointId, Mapping[str, Any]]
+
+    @classmethod
+    def drawn(cls, seed: int) -> Collection:
+        """The same for the same seed."""
+        rng = np.random.default_rng(seed)
+        embeddings: dict[PointId, Embedding] = {}
+        payloads: dict[PointId, Mapping[str, Any]] = {}
+        documents = int(rng.integers(2, 12))
+        for number in range(int(rng.integers(20, 90))):
+            left_out = ["", "", "", *KINDS][int(rng.integers(6))]
+            kinds = [kind for kind in KINDS if kind != left_out]
+            rows = int(rng.integers(1, 6))
+            embeddings[number] = embedding(1000 * seed + number, rows=rows, kinds=kinds)
+            document: dict[str, Any] = {"doc_id": rng.choice(["a", "b", "c"]) + str(rng.integers(documents))}
+            if rng.random() < 0.1:
+                document = {"doc_id": [document["doc_id"]]} if rng.random() < 0.5 else {}
+            elif rng.random() < 0.2:
+                document = {"doc_id": int(rng.integers(3))}
+            payloads[number] = {"meta": document, "tag": int(rng.integers(3))}
+        return cls(f"test_random_{seed}", embeddings, payloads)
+
+    def fill(self, store: Store) -> None:
+        """Store the points."""
+        store.ensure(self.name, EXACT)
+        drafts = [draft(i, embedding=self.embeddings[i], payload=self.payloads[i]) for i in range(len(self.payloads))]
+        assert write(store, self.name, drafts, EXACT).stored == len(drafts)
+
+
+DRAWN = [Collection.drawn(seed) for seed in range(COLLECTIONS)]
+
+
+@pytest.fixture(scope="module", params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Every store, holding the same collections."""
+    root: Path = tmp_path_factory.mktemp(request.param)
+    double = GrpcDouble(root) if request.param == "double" else None
+    store: Store
+    if request.param == "edge":
+        store = EdgeStore(root)
+    elif double is not None:
+        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    else:
+        store = ServerStore(*real_server())
+    for collection in DRAWN:
+        collection.fill(store)
+    yield store
+    store.close()
+    if double is not None:
+        double.stop()
+    elif request.param == "server":
+        drop("test_random_")
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> Search:
+    """Any branches, fusion, weights, page, filter and grouping."""
+    using: list[Kind] = draw(st.lists(st.sampled_from(KINDS), min_size=1, unique=True))
+    fusion: Literal["rrf", "dbsf"] = draw(st.sampled_from(["rrf", "dbsf"]))
+    weighed = fusion == "rrf" and draw(st.booleans())
+    weights = tuple(draw(st.floats(0.5, 3.0, width=32)) for _ in using)
+    query = embedding(draw(st.integers(10**6, 10**7)), rows=draw(st.integers(1, 4)))
+    tag = draw(st.sampled_from([None, None, 0, 1]))
+    group_by = draw(st.sampled_from([None, "meta.doc_id"]))
+    return Search(
+        dense=query.dense,
+        sparse=query.sparse,
+        colbert=query.colbert,
+        using=tuple(using),
+        fusion=fusion,
+        rrf_k=draw(st.integers(1, 100)),
+        weights=weights if weighed else None,
+        prefetch=draw(st.integers(1, 12) | st.integers(1, 120)),
+        rerank=draw(st.sampled_from([None, "colbert"])),
+        limit=draw(st.integers(1, 30)),
+        offset=draw(st.just(0) | st.integers(0, 20)),
+        where=None if tag is None else {"must": [{"key": "tag", "match": {"value": tag}}]},
+        with_payload=draw(st.booleans()),
+        group_by=group_by,
+        group_size=draw(st.integers(1, 3)) if group_by else 1,
+    )
+
+
+class Oracle:
+    """The answer to one search over one collection, by sorting everything."""
+
+    def __init__(self, collection: Collection, search: Search) -> None:
+        self._collection, self._search = collection, search
+        reference = Reference(collection.embeddings, halves=False)
+        assert search.dense is not None
+        assert search.sparse is not None
+        assert search.colbert is not None
+        every = {
+            "dense": reference.dense(search.dense),
+            "sparse": reference.sparse(search.sparse),
+            "colbert": reference.colbert(search.colbert),
+        }
+        wanted = None if search.where is None else search.where["must"][0]["match"]["value"]
+        self._scores = {
+            kind: {i: s for i, s in scores.items() if wanted is None or collection.payloads[i]["tag"] == wanted}
+            for kind, scores in every.items()
+        }
+
+    @property
+    def gap(self) -> float:
+        """The least difference of two scores that are ranked."""
+        kinds = {*self._search.using, *([self._search.rerank] if self._search.rerank else [])}
+        ordered = [sorted(self._scores[kind].values()) for kind in kinds]
+        return min((b - a for scores in ordered for a, b in pairwise(scores)), default=np.inf)
+
+    def scores(self, depth: int) -> dict[PointId, float]:
+        """Of the last stage over the best `depth` of every branch."""
+        search = self._search
+        branches = [ranked(self._scores[kind], depth) for kind in search.using]
+        if search.rerank:
+            union = {i for branch in branches for i in branch}
+            return {i: score for i, score in self._scores["colbert"].items() if i in union}
+        if len(branches) == 1:
+            return {i: self._scores[search.using[0]][i] for i in branches[0]}
+        if search.fusion == "dbsf":
+            kept = zip(search.using, branches, strict=True)
+            return dbsf([{i: self._scores[kind][i] for i in branch} for kind, branch in kept])
+        return rrf(branches, search.rrf_k, search.weights or (1.0,) * len(branches))
+
+    def key(self, point_id: PointId) -> object:
+        """The group of a point."""
+        value = self._collection.payloads[point_id]["meta"].get("doc_id")
+        return (type(value), value) if type(value) in (str, int) else ("alone", point_id)
+
+    def groups(self) -> tuple[dict[PointId, float], list[list[PointId]]]:
+        """All candidates with their scores, and the groups of the page, best first."""
+        search = self._search
+        wanted = search.limit + search.offset
+        depth = max(search.prefetch, wanted * search.group_size)
+        while True:
+            scores = self.scores(depth)
+            groups: dict[object, list[PointId]] = {}
+            for i in ranked(scores):
+                if search.score_threshold is None or scores[i] >= search.score_threshold:
+                    groups.setdefault(self.key(i), []).append(i)
+            lone = len(search.using) == 1 and not search.rerank
+            given = sum(map(len, groups.values())) if lone else len(scores)
+            if len(groups) >= wanted or given < depth or depth >= MOST_DEPTH:
+                return scores, [group[: search.group_size] for group in groups.values()][search.offset : wanted]
+            depth *= 4
+
+
+def _agree(hits: Sequence[Hit], scores: Mapping[PointId, float], expected: Sequence[PointId], tolerance: float) -> None:
+    """The same scores in the same order, and each its point's own: the same points but where scores tie."""
+    assert [hit.score for hit in hits] == pytest.approx([scores[i] for i in expected], abs=tolerance)
+    assert len({hit.id for hit in hits}) == len(hits)
+    for hit in hits:
+        assert hit.score == pytest.approx(scores[hit.id], abs=tolerance)
+
+
+def _tolerance(search: Search) -> float:
+    return GAP if search.rerank or len(search.using) == 1 else TOLERANCE[search.fusion]
+
+
+def _tied(scores: Mapping[PointId, float], cut: int, tolerance: float) -> bool:
+    """Whether the best `cut` are not told from the next by their scores."""
+    ordered = sorted(scores.values(), reverse=True)
+    return 0 < cut < len(ordered) and ordered[cut - 1] - ordered[cut] < 2 * tolerance
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(st.integers(0, COLLECTIONS - 1), searches(), st.none() | st.integers(0, 40))
+def test_a_search_is_what_sorting_everything_gives(filled: Store, number: int, search: Search, cut: int | None) -> None:
+    """Branches, weights, fusion, reranking, filter, offset, threshold and groups, in any combination."""
+    collection = DRAWN[number]
+    oracle = Oracle(collection, search)
+    assume(oracle.gap > GAP)
+    tolerance = _tolerance(search)
+    if cut is not None:  # a threshold between two scores
+        ordered = sorted(oracle.scores(search.depth).values(), reverse=True)
+        assume(cut + 1 < len(ordered) and ordered[cut] - ordered[cut + 1] > 4 * tolerance)
+        search = replace(search, score_threshold=(ordered[cut] + ordered[cut + 1]) / 2)
+        oracle = Oracle(collection, search)
+    [hits] = filled.query(collection.name, [search])
+    if search.group_by is None:
+        scores = oracle.scores(search.depth)
+        best = [i for i in ranked(scores) if search.score_threshold is None or scores[i] >= search.score_threshold]
+        _agree(hits, scores, best[search.offset : search.offset + search.limit], tolerance)
+    else:
+        scores, groups = oracle.groups()
+        heads = sorted((scores[group[0]] for group in groups), reverse=True)
+        assume(all(a - b > 2 * tolerance for a, b in pairwise(heads)))
+        assume(not any(_tied(scores, n + 1, tolerance) for n in range(len(scores) - 1)))
+        _agree(hits, scores, sorted((i for group in groups for i in group), key=lambda i: -scores[i]), tolerance)
+        for hit in hits:
+            value = collection.payloads[hit.id]["meta"].get("doc_id")
+            assert hit.group == (value if type(value) in (str, int) else None)
+    carried = {hit.id: hit.payload for hit in hits}
+    assert carried == {i: collection.payloads[i] if search.with_payload else None for i in carried}
