@@ -202,7 +202,7 @@ def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
     served.answer({"texts": [PRIVATE], "qdrant": {"collection": "private", "payloads": [{"note": PRIVATE}]}})
     served.answer({"operation": "search", "collection": "private", "queries": [PRIVATE]})
     served.run({"texts": [PRIVATE], "encoding": PRIVATE})
-    assert "ingested 1 texts: 1 stored" in served.worker.output
+    assert "ingested 1 points: 1 stored" in served.worker.output
     assert PRIVATE not in served.worker.output
     assert "Traceback" not in served.worker.output
 
