@@ -15,9 +15,9 @@ SMALL = Shape(60, 16, 4)
 
 
 def _findings(hybrid: float, reranked: float) -> Findings:
-    latencies = {way: Latency(1.25, 9.75) for way in WAYS} | {
-        HYBRID: Latency(hybrid, 30.0),
-        RERANK: Latency(reranked, 40.0),
+    latencies = {way: Latency(1.25, 9.75, 1.5) for way in WAYS} | {
+        HYBRID: Latency(hybrid, 30.0, 5.0),
+        RERANK: Latency(reranked, 40.0, 6.0),
     }
     case = Case("some size", Shape(10_000, 192, 40), False, latencies, {RERANK: 97.4}, {HYBRID: 10.0, RERANK: 20.0})
     grown = Case("growth", Shape(100_000, 192, 8), True, latencies, {}, {})
@@ -27,8 +27,8 @@ def _findings(hybrid: float, reranked: float) -> Findings:
 @pytest.mark.parametrize(
     ("hybrid", "reranked", "said"),
     [
-        (10.0, 20.1, ["| hybrid |  | 10.0 | 30.0 | 10 | met |", "| 97 | 20.1 | 40.0 | 20 | missed |"]),
-        (10.1, 20.0, ["| hybrid |  | 10.1 | 30.0 | 10 | missed |", "| 97 | 20.0 | 40.0 | 20 | met |"]),
+        (10.0, 20.1, ["| hybrid |  | 10.0 | 30.0 | 5.0 | 10 | met |", "| 97 | 20.1 | 40.0 | 6.0 | 20 | missed |"]),
+        (10.1, 20.0, ["| hybrid |  | 10.1 | 30.0 | 5.0 | 10 | missed |", "| 97 | 20.0 | 40.0 | 6.0 | 20 | met |"]),
     ],
 )
 def test_goals_are_met_or_missed(hybrid: float, reranked: float, said: list[str]) -> None:
@@ -45,7 +45,7 @@ def test_every_way_is_measured_with_and_without_a_graph() -> None:
     assert (plain.graph, indexed.graph) == (False, True)
     for case in (plain, indexed):
         assert list(case.latencies) == list(WAYS)
-        assert all(0 < one.p50 <= one.p95 for one in case.latencies.values())
+        assert all(0 < one.p50 <= one.p95 and one.cpu > 0 for one in case.latencies.values())
         assert 50 <= case.candidates[RERANK] <= case.candidates[DEEP] <= SMALL.points
         assert GROUPS in case.latencies
 
