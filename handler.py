@@ -1,4 +1,4 @@
-"""The RunPod adapter: a job in, a dict out. `python handler.py` serves the queue.
+"""The RunPod adapter: a job in, a dict out. `python handler.py` serves the queue or, with `PORT`, HTTP.
 
 Nothing heavy is imported here: the model loads on the first job, or before the first poll when this
 file is the program.
@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from service.operations import Operations
+    from service.progress import Report
     from service.settings import Settings
 
 _building = threading.Lock()
 _operations: Operations | None = None
 
 
-async def handler(job: dict[str, Any]) -> dict[str, Any]:
+async def handler(job: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
     """The answer to one RunPod job, `{"id", "input"}`; works in any event loop, any number at once.
+
+    Args:
+        job: as the platform sends it.
+        report: told how far a job that stores has come.
 
     Returns:
         What the operation in `job["input"]` answers, or `{"error", "error_code", "retryable", "details"}`.
@@ -30,7 +35,7 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
         asyncio.CancelledError: the job was cancelled; its queued texts are dropped.
     """
     operations = await asyncio.to_thread(build) if _operations is None else _operations
-    return await operations.answer(job.get("input"))
+    return await operations.answer(job.get("input"), report)
 
 
 def build(settings: Settings | None = None) -> Operations:

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from embedder.errors import (
     Internal,
     InvalidRequest,
     ModelFailure,
+    SchemaMismatch,
     StoreUnavailable,
     WorkerError,
     whereabouts,
@@ -32,6 +35,7 @@ from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
 from service.ingest import Ingest, Load
 from service.plan import Entry, Plan
+from service.progress import Report
 from service.requests import (
     CountRequest,
     DeleteRequest,
@@ -65,6 +69,9 @@ SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false or wi
 
 STORE_CALLS = 8
 """Calls to the store at once, beside those of ingests."""
+
+_ANY_NAME = "fitness-check"
+"""Of a collection that need not be there, to see that the store answers."""
 
 MOST_LOADS = 256
 """Ingests that store at once; more wait for their turn."""
@@ -112,24 +119,28 @@ class Operations:
                 store.close()  # its directory must be free for the next try
             raise
 
-    async def answer(self, raw: object) -> Json:
+    async def answer(self, raw: object, report: Report | None = None) -> Json:
         """The answer to a job's input: what it asked for, or the error, as JSON values.
+
+        Args:
+            raw: anything.
+            report: told while a job stores: `{"settled", "points"}`; a point that is stored or rejected is settled.
 
         Raises nothing but `asyncio.CancelledError`.
         """
         try:
-            return await self.run(raw)
+            return await self.run(raw, report)
         except WorkerError as error:
             return error_answer(error)
         except Exception as error:  # noqa: BLE001 - a job must not take the worker down
             log.error("internal error: %s", whereabouts(error))
             return error_answer(Internal(f"internal error ({type(error).__name__}); the worker's log says where"))
 
-    async def run(self, raw: object) -> Json:
+    async def run(self, raw: object, report: Report | None = None) -> Json:
         """As `answer`, but raises the `WorkerError`."""
         match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
-                return await self.ingest(request, request.qdrant)
+                return await self.ingest(request, request.qdrant, report)
             case EmbedRequest() as request:
                 return await self.embed(request)
             case SearchRequest() as request:
@@ -144,7 +155,7 @@ class Operations:
         results = await self._embedded(request)
         return await asyncio.to_thread(self._embed_answer, request, results)
 
-    async def ingest(self, request: EmbedRequest, target: QdrantTarget) -> Json:
+    async def ingest(self, request: EmbedRequest, target: QdrantTarget, report: Report | None = None) -> Json:
         """Texts to vectors to points. All that can be refused without the model is refused before it runs."""
         collection = self._collection(target.collection, "qdrant.collection")
         started = time.perf_counter()
@@ -160,23 +171,23 @@ class Operations:
         outline = [_outline(entry) for entry in plan.entries]
         if not request.wants_vectors:
             await asyncio.to_thread(self._embed_answer, request, outline, plan)
-        load = await self._blocking(lambda: self._ingest.begin(plan))
+        load = await self._blocking(lambda: self._ingest.begin(plan, report))
         planned = time.perf_counter()
         if request.wants_vectors:
             results = await self._embedded(request, [entry.encoded for entry in plan.entries])
             answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
-            report = await self._loading(lambda: _delivered(load, results))
+            done = await self._loading(lambda: _delivered(load, results))
         else:
-            report = await self._streamed(request, load, [plan.entries[position].encoded for position in load.wanted])
+            done = await self._streamed(request, load, [plan.entries[position].encoded for position in load.wanted])
             known = [load.failures.get(position, result) for position, result in enumerate(outline)]
             answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
-        answer["upsert"] = upsert_json(plan, report)
+        answer["upsert"] = upsert_json(plan, done)
         log.info(
             "ingested %d points: %d stored, %d of them there before, %d rejected; planned in %.2f s, done in %.2f s",
-            report.submitted,
-            report.stored,
-            report.skipped,
-            len(report.rejected),
+            done.submitted,
+            done.stored,
+            done.skipped,
+            len(done.rejected),
             planned - started,
             time.perf_counter() - planned,
         )
@@ -222,6 +233,24 @@ class Operations:
         return {
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }
+
+    async def check_store(self) -> None:
+        """Ask the store whether the collections that the settings name are missing or fit. Creates nothing.
+
+        Nothing is asked of an embedded store that no setting names: a job that needs it makes it.
+
+        Raises:
+            StoreError: one has another schema, or the store refuses or does not answer.
+        """
+        settings = self._settings
+        named = [name for name in (settings.qdrant_collection, *settings.qdrant_collections) if name is not None]
+        if settings.qdrant_url is None and "qdrant_path" not in settings.model_fields_set:
+            return
+        for collection in dict.fromkeys(named):
+            await self._blocking(partial(self._ingest.verify, collection))
+        if not named:
+            with suppress(SchemaMismatch):  # the name may be taken, and the answer is all that is asked for
+                await self._blocking(partial(self._ingest.verify, _ANY_NAME))
 
     async def defer_index(self, collection: str) -> None:
         """Before a bulk load: make or verify the collection, and build no graph while points arrive."""

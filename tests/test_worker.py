@@ -20,6 +20,7 @@ import pytest
 from embedder.embedder import Embedder
 from service.operations import Operations
 from service.settings import Settings
+from service.worker import is_http
 from tests.embedder.oracle import TOLERANCE
 from tests.loopback import JobQueue, Worker
 
@@ -196,13 +197,40 @@ def test_a_cancelled_job_leaves_the_worker_serving(served: Served) -> None:
     assert served.answer({"texts": ["after"], "vectors": ["dense"]})["results"][0]["text"] == "after"
 
 
+@pytest.mark.parametrize("extra", [{}, {"input": None}, {"input": [1]}, {"input": "texts", "webhook": "http://x"}])
+def test_a_job_of_an_odd_form_is_an_error_of_that_job(served: Served, extra: dict[str, Any]) -> None:
+    """Without an input, or with one that is no object, a job fails with a message, and the next is served."""
+    job = f"odd-{sorted(extra.items())!r}".encode().hex()
+    served.queue.submit_raw({"id": job, **extra})
+    posted = served.queue.result(job, PATIENCE)
+    assert posted["error"].startswith("input must be an object, got ")
+    served.answer({"texts": ["after"], "vectors": ["dense"]})
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "http"),
+    [
+        ({}, [], True),
+        ({"RUNPOD_WEBHOOK_GET_JOB": "https://queue?"}, [], False),
+        ({}, ["--rp_serve_api"], False),
+        ({}, ["--test_input", "{}"], False),
+        ({"RUNPOD_POD_ID": "pod"}, [], True),
+    ],
+)
+def test_a_port_means_http_where_nothing_asks_for_the_sdk(
+    environment: dict[str, str], arguments: list[str], http: bool
+) -> None:
+    """With `PORT`, a process serves HTTP unless the platform names a queue or an argument is the SDK's."""
+    assert is_http(environment, arguments) is http
+
+
 def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
     """Whatever the SDK and the worker log about good and bad jobs, a user's text is not in it."""
     served.answer({"texts": [PRIVATE]})
     served.answer({"texts": [PRIVATE], "qdrant": {"collection": "private", "payloads": [{"note": PRIVATE}]}})
     served.answer({"operation": "search", "collection": "private", "queries": [PRIVATE]})
     served.run({"texts": [PRIVATE], "encoding": PRIVATE})
-    assert "ingested 1 texts: 1 stored" in served.worker.output
+    assert "ingested 1 points: 1 stored" in served.worker.output
     assert PRIVATE not in served.worker.output
     assert "Traceback" not in served.worker.output
 

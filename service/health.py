@@ -1,0 +1,50 @@
+"""What a queue worker proves of itself before its first poll. RunPod's SDK ends the worker if a check raises.
+
+The weights are loaded by then: settings or a checkpoint that cannot work have refused to start already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from embedder.errors import ModelFailure, StoreUnavailable
+from service.operations import Operations
+
+log = logging.getLogger(__name__)
+
+STORE_PATIENCE: Final = 5.0
+"""Seconds for which a start waits for the store."""
+
+Check = Callable[[], Awaitable[None]]
+
+
+def checks(operations: Operations, *, store_patience: float = STORE_PATIENCE) -> list[Check]:
+    """The checks, in their order. Each raises a `WorkerError` if the worker should not serve.
+
+    Args:
+        operations: loaded.
+        store_patience: seconds.
+    """
+
+    async def device_computes() -> None:
+        """A text has finite vectors of all kinds."""
+        (result,) = (await operations.run({"texts": ["fit"], "encoding": "base64"}))["results"]
+        if "error" in result:
+            raise ModelFailure(result["error"])
+
+    async def store_fits() -> None:
+        """The collections that the settings name have the model's schema.
+
+        A store that does not answer is no reason to leave: it may come back, a restart would not help, and jobs
+        that only embed do not need it. Those that do are answered `store_unavailable` meanwhile.
+        """
+        try:
+            async with asyncio.timeout(store_patience):
+                await operations.check_store()
+        except (StoreUnavailable, TimeoutError):
+            log.warning("the store does not answer yet; jobs that need it fail as store_unavailable until it does")
+
+    return [device_computes, store_fits]
