@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from itertools import count
 from types import FrameType
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_limit_changes_without_stopping_the_sdk(stopped: list[int]) -> None:
     """Whatever is wanted, the limit equals the size of the SDK's queue, and the SDK asks for what is missing."""
     held: set[str] = set()
     wanted = 10
-    intake = Intake(4, lambda: held, lambda: wanted)
+    intake = Intake(4, lambda: held, lambda: wanted, clock=count().__next__)
     intake(1)
     assert taken(intake, held, 0) == 10
     held |= {"a", "b", "c"}
@@ -66,6 +67,24 @@ def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -
     assert taken(intake, held, 0) == 0
     held.remove("a")
     assert taken(intake, held, 0) == 99
+
+
+def test_a_queue_that_fails_at_once_is_left_alone(stopped: list[int]) -> None:
+    """Polls that come back within moments and bring nothing make the worker full, for which the SDK pauses a second."""
+    now = 0.0
+    held: set[str] = set()
+    intake = Intake(4, lambda: held, lambda: 10, clock=lambda: now)
+    intake(1)
+    asked = []
+    for pause in (1.0, 0.001, 0.001, 0.001, 1.0, 0.001, 0.001, 20.0, 0.001, 0.001):
+        now += pause
+        asked.append(taken(intake, held, 0))
+    assert asked == [10, 10, 10, 0, 10, 10, 10, 10, 10, 10]
+    for n in range(9):  # quick polls that bring jobs are welcome
+        now += 0.001
+        held = {str(n)}
+        intake.begin(str(n), 1)
+        assert taken(intake, held, 0) == 9
 
 
 def test_stopping_waits_for_every_job_that_was_taken(stopped: list[int]) -> None:
