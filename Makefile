@@ -1,6 +1,8 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
 # make test    the tests;  make check   lint, format and types
+# make audit   known vulnerabilities of the pinned packages; needs the public package index
+# make test-slow   the tests that take minutes
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
@@ -15,7 +17,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-server server-named check bench bench-sink format clean
+.PHONY: setup demo test test-slow test-server server-named check audit bench bench-sink format clean
 
 setup: $(READY)
 
@@ -34,6 +36,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
 test-server: server-named $(READY)
 	$(BIN)/python -m pytest -m server tests/sink $(ARGS)
 
@@ -45,6 +50,12 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In an environment of its own. --strict: a package that the index does not know is a failure, not a pass.
+audit:
+	@$(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.txt
 
 bench: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)
