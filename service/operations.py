@@ -8,8 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +18,6 @@ from embedder.errors import (
     Internal,
     InvalidRequest,
     ModelFailure,
-    SchemaMismatch,
     StoreUnavailable,
     WorkerError,
     whereabouts,
@@ -69,9 +66,6 @@ SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false or wi
 
 STORE_CALLS = 8
 """Calls to the store at once, beside those of ingests."""
-
-_ANY_NAME = "fitness-check"
-"""Of a collection that need not be there, to see that the store answers."""
 
 MOST_LOADS = 256
 """Ingests that store at once; more wait for their turn."""
@@ -234,23 +228,13 @@ class Operations:
             "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
         }
 
-    async def check_store(self) -> None:
-        """Ask the store whether the collections that the settings name are missing or fit. Creates nothing.
-
-        Nothing is asked of an embedded store that no setting names: a job that needs it makes it.
+    async def verify(self, collection: str) -> bool:
+        """Whether a collection is there with the model's schema; creates nothing.
 
         Raises:
-            StoreError: one has another schema, or the store refuses or does not answer.
+            StoreError: it has another schema, or the store refuses or does not answer.
         """
-        settings = self._settings
-        named = [name for name in (settings.qdrant_collection, *settings.qdrant_collections) if name is not None]
-        if settings.qdrant_url is None and "qdrant_path" not in settings.model_fields_set:
-            return
-        for collection in dict.fromkeys(named):
-            await self._blocking(partial(self._ingest.verify, collection))
-        if not named:
-            with suppress(SchemaMismatch):  # the name may be taken, and the answer is all that is asked for
-                await self._blocking(partial(self._ingest.verify, _ANY_NAME))
+        return await self._blocking(lambda: self._ingest.verify(collection))
 
     async def defer_index(self, collection: str) -> None:
         """Before a bulk load: make or verify the collection, and build no graph while points arrive."""

@@ -118,7 +118,7 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
 
     if queue:
         _take_children_along()
-        for check in checks(operations):
+        for check in checks(operations, settings):
             runpod.serverless.register_fitness_check(check)
     runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
     return 1 if lost.is_set() else 0

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.loopback import JobQueue, Worker
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import schema_for
+from tests.loopback import JobQueue, Worker, free_port
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -33,17 +35,21 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         "slow store": ("tests/programs/slow_store.py", {"QDRANT_PATH": "{tmp}/store"}),
         "refused": ("handler.py", {}),
         "stopped": ("handler.py", {"MAX_CONCURRENCY": "1"}),
-        "reference": ("handler.py", {"ENGINE": "flagembedding"}),
+        "unfit": ("handler.py", {"QDRANT_PATH": "{tmp}/other", "QDRANT_COLLECTION": "notes"}),
+        "reference": ("handler.py", {"ENGINE": "flagembedding", "QDRANT_URL": f"http://127.0.0.1:{free_port()}"}),
     }
     with ExitStack() as stack:
         directory = tmp_path_factory.mktemp("queue")
+        other = EdgeStore(directory / "other")
+        other.ensure("notes", schema_for(8, 8))
+        other.close()
         made: dict[str, tuple[JobQueue, Worker]] = {}
         for name, (script, variables) in programs.items():
             own = {key: value.format(tmp=directory) for key, value in variables.items()}
             queue = stack.enter_context(JobQueue())
             worker = stack.enter_context(Worker(queue, cwd=ROOT, script=script, env={**SETTINGS, **own}))
             made[name] = queue, worker
-        for _, worker in made.values():
+        for _, worker in (one for name, one in made.items() if name != "unfit"):
             worker.wait_for_first_poll(2 * PATIENCE)
         yield made
 
@@ -136,19 +142,37 @@ def test_the_loss_of_the_last_device_ends_the_worker(started: dict[str, tuple[Jo
 def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
     """Points settled so far are posted while a job stores, ever more of them, and nothing once it is answered."""
     queue, _ = started["slow store"]
-    texts = [f"text {n}" for n in range(3000)]
+    texts = [f"text {n}" for n in range(1200)]
     raw = {"texts": texts, "vectors": ["dense"], "includeText": False, "qdrant": {"collection": "notes"}}
     (job,) = queue.submit_many([raw])
-    assert queue.result(job, PATIENCE)["output"]["upsert"]["stored"] == 3000
+    assert queue.result(job, PATIENCE)["output"]["upsert"]["stored"] == 1200
     (quick,) = queue.submit_many([{"texts": ["after"], "vectors": ["dense"]}])
     queue.result(quick, PATIENCE)
     reports = queue.progress(job)
     assert reports
-    assert all(report["points"] == 3000 for report in reports)
+    assert all(report["points"] == 1200 for report in reports)
     settled = [report["settled"] for report in reports]
     assert settled == sorted(settled)
     assert [post.progress for post in queue.posts if post.id == job] == [True] * len(reports) + [False]
     assert not queue.progress(quick)
+
+
+def test_a_worker_starts_without_its_store(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Where nobody listens at `QDRANT_URL`, a worker warns, and embeds."""
+    queue, worker = started["reference"]
+    assert "the store does not answer yet" in worker.output
+    (answer,) = answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))
+    assert "output" in answer
+
+
+def test_a_worker_that_is_unfit_takes_no_job(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """A collection of another model ends the worker with 1 before its first poll, and the sizes are named."""
+    queue, worker = started["unfit"]
+    assert worker.wait(PATIENCE) == 1
+    assert not queue.polls
+    assert "store_fits" in worker.output
+    assert "192" in worker.output
+    assert "Traceback" not in worker.output
 
 
 def test_the_reference_engine_leaves_as_cleanly(started: dict[str, tuple[JobQueue, Worker]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -22,7 +21,7 @@ from service.operations import Operations
 from service.settings import Settings
 from service.worker import is_http
 from tests.embedder.oracle import TOLERANCE
-from tests.loopback import JobQueue, Worker
+from tests.loopback import JobQueue, Worker, free_port
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
@@ -318,14 +317,6 @@ def _handles_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
     return bool(int(caught, 16) >> 14 & 1)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def post(worker: Worker, port: int, job: dict[str, Any]) -> dict[str, Any]:

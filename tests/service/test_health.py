@@ -21,27 +21,25 @@ from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.service.doubles import FailingStore, Watched
 
 
-def run(operations: Operations) -> None:
-    """All checks, as the SDK runs them."""
+def run(embedder: Embedder, store: Store | None, **variables: str) -> None:
+    """All checks of a worker with these settings, as the SDK runs them."""
+    settings = Settings.from_environment({**ENVIRONMENT, **variables})
 
     async def each() -> None:
-        for check in checks(operations, store_patience=0.2):
+        for check in checks(Operations(settings, embedder, store), settings, store_patience=0.2):
             await check()
 
     asyncio.run(each())
 
 
-def operations(embedder: Embedder, store: Store | None, **variables: str) -> Operations:
-    """Operations with these settings."""
-    return Operations(Settings.from_environment({**ENVIRONMENT, **variables}), embedder, store)
-
-
 def test_a_sound_worker_passes(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
     """With a store that answers, whether its collections are there or not, nothing is created."""
     named = {"QDRANT_PATH": str(tmp_path), "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,other"}
-    run(operations(embedder, store, **named))
-    run(operations(embedder, store, QDRANT_PATH=str(tmp_path)))
+    run(embedder, store, **named)
+    run(embedder, store, QDRANT_PATH=str(tmp_path))
     assert not store.verify("notes", schema_for(192, 192))
+    store.ensure("fitness-check", schema_for(8, 8))
+    run(embedder, store, QDRANT_PATH=str(tmp_path))  # whose name was taken by a stranger
 
 
 def test_an_embedded_store_that_nobody_named_is_not_opened(
@@ -49,7 +47,7 @@ def test_an_embedded_store_that_nobody_named_is_not_opened(
 ) -> None:
     """A worker that only embeds leaves no directory behind."""
     monkeypatch.chdir(tmp_path)
-    run(operations(embedder, None))
+    run(embedder, None)
     assert not list(tmp_path.iterdir())
 
 
@@ -57,7 +55,7 @@ def test_a_device_that_computes_nonsense_is_unhealthy(store: EdgeStore) -> None:
     """A model that gives no finite vector for a plain text ends the worker before it takes a job."""
     broken = Watched.loaded(poison="fit")
     with pytest.raises(ModelFailure):
-        run(Operations(Settings.from_environment(ENVIRONMENT), broken.embedder, store))
+        run(broken.embedder, store)
     broken.embedder.close()
 
 
@@ -65,7 +63,7 @@ def test_a_collection_of_another_model_is_unhealthy(embedder: Embedder, store: E
     """Settings that name a collection with another schema cannot work; the message names the fields."""
     store.ensure("notes", schema_for(8, 8))
     with pytest.raises(SchemaMismatch, match="192"):
-        run(operations(embedder, store, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes"))
+        run(embedder, store, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes")
 
 
 class Hanging(FailingStore):
@@ -89,6 +87,6 @@ def test_a_store_that_does_not_answer_is_no_reason_to_leave(
     hanging = Hanging(store)
     away = hanging if hangs else FailingStore(store, None)
     with caplog.at_level(logging.WARNING):
-        run(operations(embedder, away, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes"))
+        run(embedder, away, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes")
     hanging.over.set()
     assert "store_unavailable" in caplog.text
