@@ -7,6 +7,8 @@ file is the program.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,9 @@ def build(settings: Settings | None = None) -> Operations:
 
 
 if __name__ == "__main__":
+    # First of all: Linux ignores a signal for which the first process of a container has no handler. And without the
+    # interpreter's own end, which can crash in a library that another thread is just loading.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from service.worker import serve
 
     sys.exit(serve(handler, build))

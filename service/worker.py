@@ -59,8 +59,9 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
     Returns:
         The exit status of the process: 2 if the settings cannot work, 1 if the last device was lost.
     """
-    # Until the SDK installs its own handler, nothing is in flight: stop at once, and cleanly.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until the SDK installs its own handler, nothing is in flight: stop at once. Not by the interpreter's own end,
+    # which can crash while another thread loads the model.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         settings = Settings.from_environment()
         configure_logging(settings.log_level)
