@@ -1,35 +1,53 @@
 # syntax=docker/dockerfile:1
-# torch's wheels bring the CUDA libraries, so the base needs none; the host brings the driver.
-FROM python:3.12-slim-bookworm
+#
+#   docker build -t bge-m3-qdrant .                                     weights from the platform's cache or the hub
+#   docker build --build-arg BAKE_MODEL=BAAI/bge-m3 -t bge-m3-qdrant .  weights inside
+#
+# A plain Python image: torch's wheels bring the CUDA libraries (13.0), so a CUDA image would only add a second copy of
+# them; the host brings the driver (580 or later). For older ones, TORCH_INDEX names an index with another build:
+#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
+FROM python:3.12.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
     HF_HOME=/models \
+    XDG_CACHE_HOME=/models/cache \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 RUN useradd --create-home --uid 1000 worker \
-    && mkdir -p /app /models \
-    && chown worker:worker /app /models
+    && install --directory --owner=worker --group=worker /app /models
 WORKDIR /app
 
+# torch is most of the image and changes least: a layer of its own, which other pins do not renew.
+ARG TORCH_INDEX=""
 COPY requirements.txt ./
-RUN pip install --no-cache-dir -r requirements.txt
+RUN grep '^torch==' requirements.txt > /tmp/torch.txt \
+    && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple} -r /tmp/torch.txt \
+    && rm /tmp/torch.txt
+RUN pip install -r requirements.txt
 
-COPY --chown=worker:worker handler.py ./
-COPY --chown=worker:worker embedder/ ./embedder/
-COPY --chown=worker:worker qdrant_sink/ ./qdrant_sink/
-COPY --chown=worker:worker service/ ./service/
-COPY --chown=worker:worker corpus/ ./corpus/
-COPY --chown=worker:worker precision/ ./precision/
+COPY handler.py ./
+COPY corpus/ ./corpus/
+COPY precision/ ./precision/
+COPY embedder/ ./embedder/
+COPY qdrant_sink/ ./qdrant_sink/
+COPY service/ ./service/
 
-USER worker
+# By number, so that a cluster can tell that it is not root.
+USER 1000:1000
 
-# A hub name bakes its weights into the image, at the revision that the worker pins; empty leaves them to
-# the platform's cache or the first start.
+# A hub name; empty leaves the weights to the platform's cache or the first start.
 ARG BAKE_MODEL=""
-RUN if [ -n "$BAKE_MODEL" ]; then \
-        python -c "import sys; from embedder.checkpoint import locate; locate(sys.argv[1])" "$BAKE_MODEL"; \
-    fi
+RUN if [ -n "$BAKE_MODEL" ]; then python -m embedder.bake "$BAKE_MODEL"; fi
+ENV MODEL_ID=${BAKE_MODEL:-BAAI/bge-m3} \
+    HF_HUB_OFFLINE=${BAKE_MODEL:+1}
 
+# Of the HTTP door (PORT); the queue worker has none, and tells the platform itself that it lives.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["python", "-m", "service.healthcheck"]
+
+# The exec form: Python is process 1, gets SIGTERM itself, and finishes its jobs.
 CMD ["python", "handler.py"]

@@ -1,6 +1,7 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
 # make test    the tests (make test-slow: those that take longer);  make check   lint, format and types
+# make audit   known vulnerabilities of the pinned packages; needs the public package index
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-slow test-server server-named check quality bench bench-sink bench-search format clean
+.PHONY: setup demo test test-slow test-server server-named check quality audit bench bench-sink bench-search format clean
 
 setup: $(READY)
 
@@ -53,6 +54,12 @@ check: $(READY)
 
 quality: $(READY)
 	@$(BIN)/python -m benchmarks.quality $(ARGS)
+
+# In an environment of its own. --strict: a package that the index does not know is a failure, not a pass.
+audit:
+	@$(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.txt
 
 bench: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)

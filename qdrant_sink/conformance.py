@@ -43,6 +43,9 @@ MULTIVECTOR_VALUES: Final = 2**20
 PAYLOAD_DEPTH: Final = 24
 """Levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
 
+PAYLOAD_BYTES: Final = 4_000_000
+"""Of the keys and texts of a payload in UTF-8, and 8 per other value: no point alone is more than a batch should be."""
+
 SPARSE_INDEX_MAX: Final = 2**32 - 1
 
 RefusalCode = Literal["invalid_id", "invalid_payload", "invalid_vector", "colbert_too_long"]
@@ -255,6 +258,7 @@ def _payload(payload: Any) -> dict[str, Any]:
     if not isinstance(payload, Mapping):
         raise _Refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
     result = dict(payload)
+    size = 0
     stack: list[tuple[str, Any, int]] = [("payload", result, 1)]
     while stack:
         path, container, depth = stack.pop()
@@ -266,10 +270,15 @@ def _payload(payload: Any) -> dict[str, Any]:
                 fault = _text_fault(key) if type(key) is str else f"a string, got {type(key).__name__}"
                 if fault:
                     raise _Refused("invalid_payload", f"{path}: a key must be {fault}")
+                size += _bytes(str(key))
             if type(item) is dict or type(item) is list:
                 stack.append((_place(path, key), item, depth + 1))
             elif fault := _scalar_fault(item):
                 raise _Refused("invalid_payload", f"{_place(path, key)}: must be {fault}")
+            else:
+                size += _bytes(item) if type(item) is str else 8
+    if size > PAYLOAD_BYTES:
+        raise _Refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
     return result
 
 
@@ -307,6 +316,10 @@ def _text_fault(text: str) -> str | None:
         except UnicodeEncodeError as exc:
             return f"text, got a lone surrogate at character {exc.start}"
     return None
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _shown(number: int) -> str:

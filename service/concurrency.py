@@ -11,14 +11,22 @@ from contextlib import asynccontextmanager
 WINDOW = 60.0
 """Seconds over which the arrival rate is measured."""
 
+HORIZON = 10.0
+"""Seconds of work that may wait here: a job that waits in this worker cannot be had by another that is idle."""
+
+GUESS = 0.1
+"""Seconds that a job takes, before anything is known."""
+
+_RECENT = 0.2
+"""Weight of the last job in the mean duration of jobs."""
+
 
 class Concurrency:
     """Admits jobs up to a limit that follows the arrival rate.
 
     At each arrival the limit grows by one while the rate is above `scale_up` and shrinks by one while it
-    is at or below `scale_down`. Jobs over the limit wait their turn here, in order, while the SDK goes on
-    taking jobs: its own limit (`intake`) is a constant, because each change of it stops the intake until
-    the worker is empty, and because it counts a job twice while it queues.
+    is at or below `scale_down`. Jobs over the limit wait their turn here, in order; how many should is
+    `wanted`.
 
     Args:
         minimum: jobs at once in quiet times, and at the start.
@@ -44,14 +52,21 @@ class Concurrency:
         self._clock = clock
         self._arrivals: deque[float] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._running = 0
+        self._running: dict[asyncio.Future[None], float] = {}  # since when
+        self._mean = GUESS
         self.limit = minimum
         """Jobs that may run at once now."""
 
     @property
-    def intake(self) -> int:
-        """The limit to tell the SDK: twice the jobs in flight and one, so that it fetches while they run."""
-        return 2 * self._maximum + 1
+    def wanted(self) -> int:
+        """Jobs to hold here, running and waiting: those that run, and as many as `HORIZON` is likely to see done.
+
+        How long a job takes is guessed at first, and learnt from those that are done and those that run.
+        """
+        now = self._clock()
+        ages = [now - since for since in self._running.values()]
+        seconds = max(self._mean, sum(ages) / len(ages) if ages else 0.0)
+        return self._maximum + int(HORIZON * self.limit / max(seconds, 1e-3))
 
     @property
     def rate(self) -> float:
@@ -71,17 +86,18 @@ class Concurrency:
         try:
             await turn
             yield
+            taken = self._clock() - self._running[turn]
+            self._mean += _RECENT * (taken - self._mean)
         finally:
-            if not turn.cancelled():
-                self._running -= 1
+            self._running.pop(turn, None)
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._running < self.limit:
+        while self._waiting and len(self._running) < self.limit:
             turn = self._waiting.popleft()
             if not turn.cancelled():
                 turn.set_result(None)
-                self._running += 1
+                self._running[turn] = self._clock()
 
     def _arrived(self) -> None:
         rate = self.rate

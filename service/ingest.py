@@ -20,6 +20,7 @@ from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
 from qdrant_sink.writer import BATCH_POINTS, Rejection, UpsertReport, Writer, present
 from service.plan import Plan
+from service.progress import Report
 from service.responses import upsert_json
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,12 @@ class Ingest:
         if not self.verify(collection):
             self._opened().existing(collection, [0])  # or only an index of the schema is missing
 
-    def begin(self, plan: Plan) -> Load:
+    def begin(self, plan: Plan, report: Report | None = None) -> Load:
         """Verify the collection and find out what need not be embedded. Blocks for the store.
+
+        Args:
+            plan: what to store.
+            report: told how many of the points are settled.
 
         Raises:
             StoreError: `details["upsert"]` says that nothing is stored.
@@ -74,7 +79,15 @@ class Ingest:
             self.verify(plan.collection)
             if plan.insert_only:
                 skipped = self._skipped(plan)
-            return Load(plan, self._opened(), self._schema, senders=self._senders, skipped=skipped, ensure=self.ensure)
+            return Load(
+                plan,
+                self._opened(),
+                self._schema,
+                senders=self._senders,
+                skipped=skipped,
+                ensure=self.ensure,
+                report=report,
+            )
         except WorkerError as error:
             raise lost(error, plan) from error
 
@@ -102,6 +115,7 @@ class Load:
         senders: threads that may wait for the store.
         skipped: owners that are there already and stay untouched.
         ensure: makes or verifies the collection.
+        report: told how many of the points are settled.
 
     Attributes:
         wanted: positions that must be embedded, ascending.
@@ -117,14 +131,17 @@ class Load:
         senders: Executor,
         skipped: Sequence[int],
         ensure: Callable[[str], None],
+        report: Report | None = None,
     ) -> None:
         self._plan = plan
+        self._tell = report
         self._store = store
         self._most_rows = most_rows(schema.colbert.size)
         self._skipped = skipped
         self.wanted = sorted(plan.owners.keys() - set(skipped))
         self.failures: dict[int, ModelFailure] = {}
         self._delivered = count(1)
+        self._settled_points = len(plan.entries) - sum(len(plan.owners[one]) for one in self.wanted)
         self._numbers = {position: number for number, position in enumerate(self.wanted)}
         self._stream: Stream | None = None
         self._writer = Writer(
@@ -203,6 +220,9 @@ class Load:
     def _settled(self, position: int) -> None:
         if self._stream is not None:
             self._stream.release(self._numbers[position])
+        self._settled_points += len(self._plan.owners[position])
+        if self._tell is not None:
+            self._tell({"settled": self._settled_points, "points": len(self._plan.entries)})
 
     def _report(self, failure: WorkerError | None) -> UpsertReport:
         plan, writer = self._plan, self._writer

@@ -40,6 +40,7 @@ from service.ingest import Ingest, Load, lost
 from service.metrics import Metrics
 from service.openai import OpenAIRoutes, is_openai, openai_error
 from service.plan import Entry, Plan
+from service.progress import Report
 from service.requests import (
     CountRequest,
     DeleteRequest,
@@ -140,34 +141,38 @@ class Operations:
                 store.close()  # its directory must be free for the next try
             raise
 
-    async def answer(self, raw: object) -> Json:
+    async def answer(self, raw: object, report: Report | None = None) -> Json:
         """The answer to a job's input: what it asked for, or the error, as JSON values.
+
+        Args:
+            raw: anything.
+            report: told while a job stores: `{"settled", "points"}`; a point that is stored or rejected is settled.
 
         Raises nothing but `asyncio.CancelledError`.
         """
-        return await self._accounts.answered(raw, self._answered)
+        return await self._accounts.answered(raw, lambda one: self._answered(one, report))
 
-    async def answer_job(self, raw: object) -> Json | list[Json]:
+    async def answer_job(self, raw: object, report: Report | None = None) -> Json | list[Json]:
         """As `answer`, in the form of the queue: OpenAI's objects, and its errors, come in a list of one."""
-        answer = await self.answer(raw)
+        answer = await self.answer(raw, report)
         if not is_openai(raw):
             return answer
         return [openai_error(answer) if "error" in answer else answer]
 
-    async def _answered(self, raw: object) -> Json:
+    async def _answered(self, raw: object, report: Report | None) -> Json:
         try:
-            return await (self._openai.answer(raw) if is_openai(raw) else self.run(raw))
+            return await (self._openai.answer(raw) if is_openai(raw) else self.run(raw, report))
         except WorkerError as error:
             return error_answer(error)
         except Exception as error:  # noqa: BLE001 - a job must not take the worker down
             log.error("internal error: %s", whereabouts(error))
             return error_answer(Internal(f"internal error ({type(error).__name__}); the worker's log says where"))
 
-    async def run(self, raw: object) -> Json:
+    async def run(self, raw: object, report: Report | None = None) -> Json:
         """As `answer`, for the operations of the job contract alone, and raises the `WorkerError`."""
         match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest() as request if request.qdrant is not None:
-                return await self.ingest(request, request.qdrant)
+                return await self.ingest(request, request.qdrant, report)
             case EmbedRequest() as request:
                 return await self.embed(request)
             case SearchRequest() as request:
@@ -188,7 +193,7 @@ class Operations:
         results = await self._embedded(request)
         return await asyncio.to_thread(self._embed_answer, request, results)
 
-    async def ingest(self, request: EmbedRequest, target: QdrantTarget) -> Json:
+    async def ingest(self, request: EmbedRequest, target: QdrantTarget, report: Report | None = None) -> Json:
         """Texts to vectors to points. All that can be refused without the model is refused before it runs."""
         collection = self._collection(target.collection, "qdrant.collection")
         started = time.perf_counter()
@@ -204,27 +209,27 @@ class Operations:
         outline = [_outline(entry) for entry in plan.entries]
         if not request.wants_vectors:
             await asyncio.to_thread(self._embed_answer, request, outline, plan)
-        load = await self._blocking(lambda: self._ingest.begin(plan))
+        load = await self._blocking(lambda: self._ingest.begin(plan, report))
         planned = time.perf_counter()
         try:
             if request.wants_vectors:
                 results = await self._embedded(request, [entry.encoded for entry in plan.entries])
                 answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
-                report = await self._loaded(load, lambda: _delivered(load, results))
+                done = await self._loaded(load, lambda: _delivered(load, results))
             else:
-                report = await self._streamed(request, load)
+                done = await self._streamed(request, load)
                 known = [load.failures.get(position, result) for position, result in enumerate(outline)]
                 answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
                 answer["usage"]["tokens"] = sum(len(plan.entries[position].encoded) for position in load.wanted)
         except WorkerError as error:
             raise error if "upsert" in error.details else lost(error, plan) from error
-        answer["upsert"] = upsert_json(plan, report)
+        answer["upsert"] = upsert_json(plan, done)
         log.info(
             "ingested %d points: %d stored, %d of them there before, %d rejected; planned in %.2f s, done in %.2f s",
-            report.submitted,
-            report.stored,
-            report.skipped,
-            len(report.rejected),
+            done.submitted,
+            done.stored,
+            done.skipped,
+            len(done.rejected),
             planned - started,
             time.perf_counter() - planned,
         )
@@ -343,6 +348,14 @@ class Operations:
         """Raise `InvalidRequest` if no alias may have this name: it is that of a collection, or not allowed."""
         self._collection(alias, "alias")
         check_collection(alias)
+
+    async def verify(self, collection: str) -> bool:
+        """Whether a collection is there with the model's schema; creates nothing.
+
+        Raises:
+            StoreError: it has another schema, or the store refuses or does not answer.
+        """
+        return await self._blocking(lambda: self._ingest.verify(collection))
 
     async def build_index(self, collection: str, *, timeout_s: float) -> None:
         """After a bulk load: returns when the graph is built and the collection is green."""

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -116,7 +116,7 @@ class Settings(BaseModel):
                 raise ValueError("must not carry a user or a password; use QDRANT_API_KEY")
             if parts.query or parts.fragment:
                 raise ValueError("must not carry a query; use QDRANT_API_KEY for a key")
-            _ = parts.port  # raises a ValueError for what is no port
+            _check_port(parts)
         return value
 
     @model_validator(mode="after")
@@ -193,6 +193,13 @@ class Settings(BaseModel):
 
 def _lowered(environment: Mapping[str, str]) -> dict[str, str]:
     return {key.lower(): value for key, value in environment.items() if value != ""}
+
+
+def _check_port(parts: SplitResult) -> None:
+    try:
+        _ = parts.port
+    except ValueError:  # its message quotes what stands there, which may be a key
+        raise ValueError("must have a port from 0 to 65535, or none") from None
 
 
 def _keeps_a_key_safe(url: str) -> bool:

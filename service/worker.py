@@ -1,45 +1,77 @@
-"""The RunPod queue worker: load and warm first, then take jobs. Also `--test_input` and `--rp_serve_api`."""
+"""The RunPod queue worker: load, warm and check first, then take jobs. Also the way to the other doors.
+
+`PORT` set, no queue named by the platform and none of the SDK's own arguments: the HTTP door (`service/http.py`).
+Anything else is the SDK's: the queue, `--test_input`, `--rp_serve_api`.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import orjson
 
 from embedder.errors import ConfigurationError
+from service import logs
 from service.concurrency import Concurrency
+from service.health import checks
 from service.intake import Intake
 from service.operations import Operations
+from service.progress import INTERVAL, Post, Report, posting
 from service.settings import Settings
-
-Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 log = logging.getLogger(__name__)
 
+QUEUE = "RUNPOD_WEBHOOK_GET_JOB"
+"""The variable by which the platform names its queue."""
+
+_LARGEST_INPUT = 20_000_000
+"""Bytes that the platform carries to a worker; what an input without a size of its own counts as."""
+
 _SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
+_PR_SET_PDEATHSIG = 1
 
-def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
-    """Run the SDK's worker until it is told to stop.
+
+class Handler(Protocol):
+    """Answers one job, and reports how far it has come."""
+
+    def __call__(self, job: dict[str, Any], report: Report | None = None, /) -> Awaitable[dict[str, Any]]:
+        """The answer, as JSON values."""
+        ...
+
+
+def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress_s: float = INTERVAL) -> int:
+    """Serve by the door that the environment and the arguments ask for, until told to stop.
 
     Args:
         handler: answers one job.
         build: loads the model that the handler uses; called before the first poll.
+        progress_s: seconds between two reports of a long job.
 
     Returns:
         The exit status of the process: 2 if the settings cannot work, 1 if the last device was lost.
     """
-    # Until the SDK installs its own handler, nothing is in flight: stop at once, and cleanly.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until the SDK installs its own handler, nothing is in flight: stop at once. Not by the interpreter's own end,
+    # which can crash while another thread loads the model.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         settings = Settings.from_environment()
-        configure_logging(settings.log_level)
+        logs.configure(settings.log_level, settings.log_format)
+        if settings.port is not None and is_http(os.environ, sys.argv[1:]):
+            http: Any = importlib.import_module("service.http")
+            status: int = http.serve(settings, build)
+            return status
         if settings.port is not None:
-            log.warning("PORT is set, but this program serves the RunPod queue and opens no HTTP port")
+            log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
         operations = build(settings)
     except ConfigurationError as error:
         print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
@@ -47,7 +79,19 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
     if not os.environ.get("RUNPOD_LOG_LEVEL"):
         os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
+    try:
+        return _work(handler, operations, settings, progress_s)
+    finally:
+        operations.close()
 
+
+def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
+    """Whether a process with `PORT` serves HTTP: no queue is named, and nothing is asked of the SDK."""
+    return not environment.get(QUEUE) and not any(one.startswith(("--rp_", "--test_")) for one in arguments)
+
+
+def _work(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
+    """Run the SDK's worker; returns as `serve` does."""
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress
 
@@ -57,7 +101,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
         scale_up=settings.scale_up_threshold,
         scale_down=settings.scale_down_threshold,
     )
-
+    intake = Intake(settings.max_concurrency, lambda: {job.id for job in JobsProgress()}, lambda: concurrency.wanted)
     lost = threading.Event()
 
     def leave() -> None:
@@ -65,22 +109,53 @@ def serve(handler: Handler, build: Callable[[Settings], Operations]) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
 
     operations.when_lost(leave)
-    intake = Intake(concurrency.intake, lambda: {job.id for job in JobsProgress()})
+    queue = bool(os.environ.get(QUEUE))
 
     async def limited(job: dict[str, Any]) -> dict[str, Any]:
-        intake.begin(job.get("id", ""))
-        async with concurrency.slot():
-            return await handler(job)
+        intake.begin(job.get("id", ""), _size(job.get("input")))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(concurrency.slot())
+            report = await stack.enter_async_context(posting(_post(job), interval=progress_s)) if queue else None
+            return await handler(job, report)
 
-    try:
-        runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
-    finally:
-        operations.close()
+    if queue:
+        _take_children_along()
+        for check in checks(operations, settings):
+            runpod.serverless.register_fitness_check(check)
+    runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
     return 1 if lost.is_set() else 0
 
 
-def configure_logging(level: str) -> None:
-    """One line per event on standard error; libraries only from WARNING up, since theirs may quote requests."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    for package in ("embedder", "qdrant_sink", "service"):
-        logging.getLogger(package).setLevel(level)
+def _post(job: dict[str, Any]) -> Post:
+    """Sends a report of this job as the SDK does, but for the caller to wait for."""
+    from runpod.http_client import AsyncClientSession
+    from runpod.serverless.modules.rp_http import send_result
+
+    async def post(report: dict[str, Any]) -> None:
+        async with AsyncClientSession() as session:
+            await send_result(session, {"status": "IN_PROGRESS", "output": report}, job)
+
+    return post
+
+
+def _size(raw: object) -> int:
+    """Bytes of a job's input."""
+    try:
+        return len(orjson.dumps(raw))
+    except TypeError:
+        return _LARGEST_INPUT
+
+
+def _take_children_along() -> None:
+    """Have the kernel end what this process forks (the SDK's pings) when it is killed and cannot do so itself."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def follow() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # killed before it could be said
+            os._exit(1)
+
+    os.register_at_fork(after_in_child=follow)

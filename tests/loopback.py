@@ -27,6 +27,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -591,6 +592,14 @@ class Worker:
             while chunk := os.read(pipe.fileno(), 65_536):
                 with self._output_lock:
                     self._output += chunk
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _no_constant(name: str) -> NoReturn:

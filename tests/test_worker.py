@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -20,8 +19,9 @@ import pytest
 from embedder.embedder import Embedder
 from service.operations import Operations
 from service.settings import Settings
+from service.worker import is_http
 from tests.embedder.oracle import TOLERANCE
-from tests.loopback import JobQueue, Worker
+from tests.loopback import JobQueue, Worker, free_port
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
@@ -196,6 +196,33 @@ def test_a_cancelled_job_leaves_the_worker_serving(served: Served) -> None:
     assert served.answer({"texts": ["after"], "vectors": ["dense"]})["results"][0]["text"] == "after"
 
 
+@pytest.mark.parametrize("extra", [{}, {"input": None}, {"input": [1]}, {"input": "texts", "webhook": "http://x"}])
+def test_a_job_of_an_odd_form_is_an_error_of_that_job(served: Served, extra: dict[str, Any]) -> None:
+    """Without an input, or with one that is no object, a job fails with a message, and the next is served."""
+    job = f"odd-{sorted(extra.items())!r}".encode().hex()
+    served.queue.submit_raw({"id": job, **extra})
+    posted = served.queue.result(job, PATIENCE)
+    assert posted["error"].startswith("input must be an object, got ")
+    served.answer({"texts": ["after"], "vectors": ["dense"]})
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "http"),
+    [
+        ({}, [], True),
+        ({"RUNPOD_WEBHOOK_GET_JOB": "https://queue?"}, [], False),
+        ({}, ["--rp_serve_api"], False),
+        ({}, ["--test_input", "{}"], False),
+        ({"RUNPOD_POD_ID": "pod"}, [], True),
+    ],
+)
+def test_a_port_means_http_where_nothing_asks_for_the_sdk(
+    environment: dict[str, str], arguments: list[str], http: bool
+) -> None:
+    """With `PORT`, a process serves HTTP unless the platform names a queue or an argument is the SDK's."""
+    assert is_http(environment, arguments) is http
+
+
 def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
     """Whatever the SDK and the worker log about good and bad jobs, a user's text is not in it."""
     served.answer({"texts": [PRIVATE]})
@@ -290,14 +317,6 @@ def _handles_sigterm(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
     return bool(int(caught, 16) >> 14 & 1)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def post(worker: Worker, port: int, job: dict[str, Any]) -> dict[str, Any]:

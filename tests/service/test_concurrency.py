@@ -172,16 +172,48 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     run(body)
 
 
-@pytest.mark.parametrize(("maximum", "intake"), [(1, 3), (4, 9), (64, 129)])
-def test_the_intake_is_constant_and_leaves_room(maximum: int, intake: int) -> None:
-    """The SDK is told one number for ever: twice what may run and one more."""
+def test_quick_jobs_are_wanted_by_the_hundred() -> None:
+    """A new worker wants a burst of 64 at once; after jobs of milliseconds, more than it can take in a second."""
 
     async def body() -> None:
-        concurrency = made(Clock(), maximum=maximum)
-        assert concurrency.intake == intake
+        clock = Clock()
+        concurrency = made(clock)
+        assert 64 <= concurrency.wanted <= 128
         for _ in range(20):
-            await pass_through(concurrency)
-        assert concurrency.intake == intake
+            async with concurrency.slot():
+                clock.now += 0.01
+        assert concurrency.wanted > 1000
+
+    run(body)
+
+
+def test_slow_jobs_are_left_to_other_workers() -> None:
+    """Of jobs of a minute, only those are held that run at once: what waits here cannot be had elsewhere."""
+
+    async def body() -> None:
+        clock = Clock()
+        concurrency = made(clock, maximum=4)
+        for _ in range(20):
+            async with concurrency.slot():
+                clock.now += 60
+        assert concurrency.wanted == 4
+
+    run(body)
+
+
+def test_a_slow_job_is_noticed_before_it_ends() -> None:
+    """The first job of a worker tells how slow its jobs are while it runs."""
+
+    async def body() -> None:
+        clock = Clock()
+        concurrency = made(clock, minimum=2, maximum=2)
+        jobs = Jobs(concurrency)
+        await jobs.arrive(2)
+        clock.now += 5
+        assert concurrency.wanted == 2 + 4
+        clock.now += 55
+        assert concurrency.wanted == 2
+        await jobs.finish_all()
 
     run(body)
 

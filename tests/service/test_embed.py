@@ -175,11 +175,12 @@ def test_batch_size_bounds_the_texts_of_a_job_in_a_batch(watched: Watched) -> No
 
 
 @pytest.mark.parametrize(
-    "quick", [{"texts": ["a query"]}, {"operation": "search", "collection": "none", "queries": ["a query"]}]
+    "quick", [{"texts": ["a query"]}, {"operation": "search", "collection": "notes", "queries": ["a query"]}]
 )
 def test_queries_do_not_wait_for_passages(watched: Watched, store: EdgeStore, quick: Json) -> None:
     """A query that comes while passages are embedded is in the next batch, before the passages that still wait."""
     operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store)
+    asyncio.run(operations.answer({"texts": ["there"], "qdrant": {"collection": "notes"}}))
     watched.engine.batches.clear()
 
     async def body() -> None:

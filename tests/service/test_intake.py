@@ -1,9 +1,10 @@
-"""The intake of the queue worker: constant while serving, closed while stopping."""
+"""The intake of the queue worker: as many jobs as are wanted while serving, none while stopping."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from itertools import count
 from types import FrameType
 
 import pytest
@@ -24,39 +25,90 @@ def stopped() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, previous)
 
 
-def test_the_limit_never_changes_while_serving(stopped: list[int]) -> None:
-    """Every change of the limit would stop the SDK's intake, so there is none."""
+def taken(intake: Intake, held: set[str], queued: int) -> int:
+    """How many jobs the SDK would ask for now; it counts a job twice while it queues."""
+    limit = intake(0)
+    assert limit == intake.capacity, "the SDK would stop until every job is answered"
+    return int(limit) - len(held) - queued
+
+
+@pytest.mark.parametrize(("most", "capacity"), [(1, 128), (4, 128), (500, 625)])
+def test_the_first_limit_sizes_the_queue_of_the_sdk(stopped: list[int], most: int, capacity: int) -> None:
+    """The SDK makes its queue by the first number it is told: room for a quarter more than may run, and for 128."""
+    assert Intake(most, set, lambda: 1)(1) == capacity
+
+
+def test_the_limit_changes_without_stopping_the_sdk(stopped: list[int]) -> None:
+    """Whatever is wanted, the limit equals the size of the SDK's queue, and the SDK asks for what is missing."""
     held: set[str] = set()
-    intake = Intake(9, lambda: held)
-    limits = []
-    for job in ("a", "b", "c"):
-        held.add(job)
-        intake.begin(job)
-        limits.append(intake(9))
-    assert limits == [9, 9, 9]
+    wanted = 10
+    intake = Intake(4, lambda: held, lambda: wanted, clock=count().__next__)
+    intake(1)
+    assert taken(intake, held, 0) == 10
+    held |= {"a", "b", "c"}
+    assert taken(intake, held, 3) == 7, "three that queue count once"
+    intake.begin("a", 1)
+    intake.begin("b", 1)
+    assert taken(intake, held, 1) == 7
+    wanted = 2
+    assert taken(intake, held, 1) == 0
+    wanted = 10**9
+    assert taken(intake, held, 1) == 128 - 3
     assert stopped == []
+
+
+def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -> None:
+    """Memory is bounded by the bytes of the inputs that are held, however many jobs they are."""
+    held = {"a", "b"}
+    intake = Intake(4, lambda: held, lambda: 100, most_bytes=1000)
+    intake(1)
+    intake.begin("a", 600)
+    intake.begin("b", 600)
+    assert taken(intake, held, 0) == 0
+    held.remove("a")
+    assert taken(intake, held, 0) == 99
+
+
+def test_a_queue_that_fails_at_once_is_left_alone(stopped: list[int]) -> None:
+    """Polls that come back within moments and bring nothing make the worker full, for which the SDK pauses a second."""
+    now = 0.0
+    held: set[str] = set()
+    intake = Intake(4, lambda: held, lambda: 10, clock=lambda: now)
+    intake(1)
+    asked = []
+    for pause in (1.0, 0.001, 0.001, 0.001, 1.0, 0.001, 0.001, 20.0, 0.001, 0.001):
+        now += pause
+        asked.append(taken(intake, held, 0))
+    assert asked == [10, 10, 10, 0, 10, 10, 10, 10, 10, 10]
+    for n in range(9):  # quick polls that bring jobs are welcome
+        now += 0.001
+        held = {str(n)}
+        intake.begin(str(n), 1)
+        assert taken(intake, held, 0) == 9
 
 
 def test_stopping_waits_for_every_job_that_was_taken(stopped: list[int]) -> None:
     """After SIGTERM, queued jobs are started, running ones finish, and only then does the SDK stop."""
     held = {"running", "queued"}
-    intake = Intake(9, lambda: held)
-    intake.begin("running")
-    assert intake(1) == 9
+    intake = Intake(4, lambda: held, lambda: 100)
+    intake(1)
+    intake.begin("running", 1)
     signal.raise_signal(signal.SIGTERM)
-    assert intake(9) == 1, "a limit of 0 would leave the queued job unstarted"
-    intake.begin("queued")
-    assert intake(1) == 0, "no further poll"
+    limit = intake(128)
+    assert int(limit) >= len(held), "the SDK starts no more jobs than its limit, so both must fit"
+    assert taken(intake, held, 1) == 0, "no further poll"
+    intake.begin("queued", 1)
+    assert taken(intake, held, 0) == 0
     assert stopped == []
     held.clear()
-    assert intake(0) == 0
+    assert taken(intake, held, 0) == 0
     assert stopped == [signal.SIGTERM]
 
 
 def test_an_idle_worker_stops_at_its_next_poll(stopped: list[int]) -> None:
     """With nothing taken, the signal is passed on at once."""
-    intake = Intake(9, set)
-    assert intake(1) == 9
+    intake = Intake(4, set, lambda: 100)
+    intake(1)
     signal.raise_signal(signal.SIGTERM)
-    assert intake(9) == 0
+    assert int(intake(128)) == 0
     assert stopped == [signal.SIGTERM]

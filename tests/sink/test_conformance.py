@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedder.vectors import Embedding, SparseVector
-from qdrant_sink.conformance import PAYLOAD_DEPTH, Refusal, conform, conform_query
+from qdrant_sink.conformance import PAYLOAD_BYTES, PAYLOAD_DEPTH, Refusal, conform, conform_query
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft, Point
 from qdrant_sink.schema import schema_for
@@ -136,6 +136,18 @@ def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, mess
     assert isinstance(refusal, Refusal)
     assert (refusal.index, refusal.code) == (5, "invalid_payload")
     assert re.search(message, refusal.message), refusal.message
+
+
+@pytest.mark.parametrize(
+    "large", [{"a": "x" * 4_000_000}, {"a": ["é" * 1_000_000] * 2}, {"n": [0] * 500_001}, {"k" * 4_000_001: 1}]
+)
+def test_a_payload_is_at_most_four_megabytes(large: dict[str, Any]) -> None:
+    """Keys, texts and values all count, in UTF-8; the refusal says the limit and the size."""
+    refusal = conform(draft(5, payload=large), SCHEMA)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "invalid_payload"
+    assert refusal.message.startswith("payload: at most 4000000 bytes with the text, got 400")
+    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_BYTES - 1)}), SCHEMA), Point)
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:

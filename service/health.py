@@ -1,0 +1,63 @@
+"""What a queue worker proves of itself before its first poll. RunPod's SDK ends the worker if a check raises.
+
+The weights are loaded by then: settings or a checkpoint that cannot work have refused to start already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from embedder.errors import ModelFailure, SchemaMismatch, StoreUnavailable
+from service.operations import Operations
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STORE_PATIENCE: Final = 5.0
+"""Seconds for which a start waits for the store."""
+
+_ANY: Final = "fitness-check"
+"""A name that is asked for where the settings name no collection, to see whether the store answers."""
+
+Check = Callable[[], Awaitable[None]]
+
+
+def checks(operations: Operations, settings: Settings, *, store_patience: float = STORE_PATIENCE) -> list[Check]:
+    """The checks, in their order. Each raises a `WorkerError` if the worker should not serve.
+
+    Args:
+        operations: loaded.
+        settings: name the store and its collections.
+        store_patience: seconds.
+    """
+    default = () if settings.qdrant_collection is None else (settings.qdrant_collection,)
+    named = dict.fromkeys((*default, *settings.qdrant_collections)) or (_ANY,)
+
+    async def device_computes() -> None:
+        """A text has finite vectors of all kinds."""
+        (result,) = (await operations.run({"texts": ["fit"], "encoding": "base64"}))["results"]
+        if "error" in result:
+            raise ModelFailure(result["error"])
+
+    async def store_fits() -> None:
+        """The collections that the settings name have the model's schema, as far as they are there.
+
+        A store that does not answer is no reason to leave: it may come back, a restart would not help, and jobs
+        that only embed do not need it. Those that do are answered `store_unavailable` meanwhile.
+        """
+        try:
+            async with asyncio.timeout(store_patience):
+                for collection in named:
+                    await operations.verify(collection)
+        except SchemaMismatch:
+            if collection != _ANY:  # a stranger's, which happens to have the name
+                raise
+        except (StoreUnavailable, TimeoutError):
+            log.warning("the store does not answer yet; jobs that need it fail as store_unavailable until it does")
+
+    # An embedded store that nobody named is made by the first job that needs it.
+    has_store = settings.qdrant_url is not None or "qdrant_path" in settings.model_fields_set
+    return [device_computes, store_fits] if has_store else [device_computes]

@@ -1,0 +1,31 @@
+"""The worker, with jobs that take 10 ms instead of a model's time; `bare`: the SDK alone, with a limit of 128."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import handler
+from service.progress import Report
+from service.worker import serve
+
+
+async def brief(job: dict[str, Any], _report: Report | None = None) -> dict[str, Any]:
+    """Answer after 10 ms."""
+    await asyncio.sleep(0.01)
+    return {"id": job["id"]}
+
+
+def main() -> int:
+    """Serve the queue."""
+    if sys.argv[1:] == ["bare"]:
+        import runpod
+
+        runpod.serverless.start({"handler": brief, "concurrency_modifier": lambda _current: 128})
+        return 0
+    return serve(brief, handler.build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

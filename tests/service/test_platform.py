@@ -1,0 +1,65 @@
+"""What the platforms ask of the worker: RunPod's hub sends jobs, Docker asks for its health."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.healthcheck import status
+from service.settings import Settings
+from tests.service.client import Client
+
+HUB_TESTS = json.loads((Path(__file__).parents[2] / ".runpod" / "tests.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def answering(code: int) -> Iterator[int]:
+    """The port of a server whose /ping answers with this status."""
+
+    class Ping(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code if self.path == "/ping" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ping)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("code", "wanted"), [(200, 0), (204, 1), (503, 1)])
+def test_a_container_is_healthy_when_its_door_is_ready(code: int, wanted: int) -> None:
+    """Loading and shutting down are not."""
+    with answering(code) as port:
+        assert status({"PORT": str(port)}) == wanted
+    assert status({"PORT": str(port)}) == 1, "nobody listens"
+
+
+def test_a_queue_worker_is_healthy_without_a_port() -> None:
+    """It has no door to ask, even where the platform sets `PORT`."""
+    assert status({}) == 0
+    assert status({"PORT": "1", "RUNPOD_WEBHOOK_GET_JOB": "https://queue?"}) == 0
+
+
+@pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])
+def test_the_jobs_of_the_hub_are_answered(worker: Client, test: dict[str, Any]) -> None:
+    """What RunPod sends to try the image works without a Qdrant server."""
+    assert set(test) == {"name", "input", "timeout"}
+    worker.good(test["input"])
+    environment = {one["key"]: one["value"] for one in HUB_TESTS["config"]["env"]}
+    assert Settings.from_environment(environment).qdrant_url is None

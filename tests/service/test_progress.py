@@ -1,0 +1,119 @@
+"""Reports of a job that goes on: the latest is posted, now and then, and none after the job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from service.progress import posting
+from tests.service.client import PATIENCE, Client
+
+Json = dict[str, Any]
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine; a test that hangs fails."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await body()
+
+    asyncio.run(bounded())
+
+
+def test_the_latest_report_is_posted_while_the_job_runs() -> None:
+    """Of many reports between two posts only the last is sent, from whatever thread it came."""
+
+    async def body() -> None:
+        posts: asyncio.Queue[Json] = asyncio.Queue()
+        async with posting(posts.put, interval=0.01) as report:
+            await asyncio.to_thread(lambda: [report({"settled": n}) for n in range(100)])
+            assert await posts.get() == {"settled": 99}
+            report({"settled": 100})
+            assert await posts.get() == {"settled": 100}
+        assert posts.empty()
+
+    run(body)
+
+
+def test_a_short_job_posts_nothing() -> None:
+    """A job that ends before the first occasion costs no request."""
+
+    async def body() -> None:
+        posts: asyncio.Queue[Json] = asyncio.Queue()
+        async with posting(posts.put, interval=60) as report:
+            report({"settled": 1})
+            await asyncio.sleep(0)
+        assert posts.empty()
+
+    run(body)
+
+
+def test_the_job_ends_only_when_its_post_has() -> None:
+    """An answer that followed at once could be overtaken, so the end of the job waits for the post under way."""
+
+    async def body() -> None:
+        began, finish, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def post(_report: Json) -> None:
+            began.set()
+            await finish.wait()
+            done.set()
+
+        async def job() -> None:
+            async with posting(post, interval=0.01) as report:
+                report({"settled": 1})
+                await began.wait()
+
+        running = asyncio.create_task(job())
+        await began.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not running.done()
+        finish.set()
+        await running
+        assert done.is_set()
+
+    run(body)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_post_that_fails_or_hangs_costs_the_job_nothing(hangs: bool) -> None:
+    """A queue that takes no progress delays an answer by the patience at most, and never makes it an error."""
+
+    async def body() -> None:
+        began, ended = asyncio.Event(), []
+
+        async def post(_report: Json) -> None:
+            began.set()
+            try:
+                if hangs:
+                    await asyncio.Event().wait()
+                raise ConnectionError
+            finally:
+                ended.append("post")
+
+        async with posting(post, interval=0.01, patience=0.05) as report:
+            report({"settled": 1})
+            await began.wait()
+        assert ended == ["post"]
+
+    run(body)
+
+
+def test_reports_of_an_ingest_end_with_all_points(worker: Client) -> None:
+    """A job that stores says how many points are settled, refused and merged ones included, and never too many."""
+    reports: list[Json] = []
+    raw = {
+        "texts": ["one", "two", "two", "bad", "three"],
+        "qdrant": {"collection": "notes", "payloads": [{}, {}, {}, {"n": float("nan")}, {}]},
+    }
+    answer = asyncio.run(worker.operations.answer(raw, reports.append))
+    assert answer["upsert"]["stored"] == 4
+    assert [one["points"] for one in reports] == [5] * len(reports)
+    settled = [one["settled"] for one in reports]
+    assert settled == sorted(settled)
+    assert settled[-1] == 5

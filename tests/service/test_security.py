@@ -1,0 +1,115 @@
+"""Secrets stay secret, and a job's input reaches nothing but the collection it names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from typing import Any
+
+import pytest
+
+from embedder.errors import ConfigurationError
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, Client, Json
+
+KEY = "k3y-0123456789"
+SECRETS = {"QDRANT_API_KEY": KEY, "API_KEY": KEY, "QDRANT_URL": "https://secret-host.example:6333"}
+
+JOBS: dict[str, Json] = {
+    "embed": {"texts": ["a"]},
+    "search": {"operation": "search", "collection": "notes", "queries": ["a"]},
+    "count": {"operation": "count", "collection": "notes"},
+    "delete": {"operation": "delete", "collection": "notes", "ids": [1]},
+}
+ELSEWHERE = [
+    "url", "qdrantUrl", "host", "apiKey", "qdrantPath", "path", "model", "modelId", "engine", "device",
+    "code", "callback", "webhook", "headers", "proxy",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shown", [repr, str, lambda one: f"{one}", lambda one: str(one.model_dump()), lambda one: one.model_dump_json()]
+)
+def test_settings_show_no_key(shown: Any) -> None:
+    """However settings are printed, dumped or formatted, keys are masked."""
+    text = shown(Settings.from_environment({**ENVIRONMENT, **SECRETS}))
+    assert KEY not in text
+    assert "**" in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"QDRANT_API_KEY": f"{KEY}\n"},
+        {"API_KEY": f"{KEY}é"},
+        {"QDRANT_URL": f"https://user:{KEY}@host:6333"},
+        {"QDRANT_URL": f"https://host:6333?key={KEY}"},
+        {"QDRANT_URL": f"http://{KEY}:6333", "QDRANT_API_KEY": KEY},
+        {"QDRANT_URL": f"https://host:{KEY}", "QDRANT_API_KEY": KEY},
+        {"QDRANT_API_KEY": KEY, "MAX_MODELS": "0"},
+    ],
+)
+def test_a_refusal_to_start_shows_no_key(wrong: dict[str, str]) -> None:
+    """Not in the message, and not in what Python prints of the exception with everything that led to it."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_environment({**ENVIRONMENT, **wrong})
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "ConfigurationError" in printed
+    assert KEY not in printed
+
+
+def test_warnings_show_no_key(caplog: pytest.LogCaptureFixture) -> None:
+    """Odd settings are named, their secrets not."""
+    with caplog.at_level(logging.WARNING):
+        Settings.from_environment({**ENVIRONMENT, "QDRANT_API_KEY": KEY, "API_KEY": KEY})
+    assert "QDRANT_API_KEY" in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("operation", JOBS)
+@pytest.mark.parametrize("field", ELSEWHERE)
+def test_a_job_names_no_server_path_model_or_code(worker: Client, operation: str, field: str) -> None:
+    """There is no field for them, at the top or in the `qdrant` block: each is refused by its name."""
+    raw = {**JOBS[operation], field: "http://169.254.169.254/"}
+    assert field in worker.error(raw, "invalid_request")["error"]
+    if operation == "embed":
+        target = {"qdrant": {"collection": "notes", field: "/etc/passwd"}}
+        assert field in worker.error({**JOBS["embed"], **target}, "invalid_request")["error"]
+
+
+@pytest.mark.parametrize("operation", JOBS)
+@pytest.mark.parametrize(
+    "name", ["../notes", "a/b", "/etc", "..", ".", "a\x00b", "a\\b", "http://x", "-a", "", "n" * 129, "é"]
+)
+def test_a_collection_is_a_name_and_no_path(worker: Client, operation: str, name: str) -> None:
+    """What could leave the store's directory or its part of a URL is refused before anything is opened."""
+    raw = JOBS[operation]
+    raw = {**raw, "qdrant": {"collection": name}} if operation == "embed" else {**raw, "collection": name}
+    worker.error(raw, "invalid_request")
+
+
+@pytest.mark.parametrize("depth", [200, 5_000])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda deep: deep,
+        lambda deep: {"texts": deep},
+        lambda deep: {"texts": ["a"], "qdrant": deep},
+        lambda deep: {"texts": ["a"], "qdrant": {"collection": "notes", "payloads": [{"a": deep}]}},
+        lambda deep: {"operation": "count", "collection": "notes", "filter": {"must": [deep]}},
+        lambda deep: {"operation": "delete", "collection": "notes", "filter": deep},
+        lambda deep: {"operation": deep},
+    ],
+)
+@pytest.mark.parametrize("kind", ["list", "object"])
+def test_deep_nesting_is_an_error_of_that_job(worker: Client, place: Any, kind: str, depth: int) -> None:
+    """Input nested beyond any limit neither crashes nor stops the worker, wherever it stands."""
+    deep: Any = {}
+    for _ in range(depth):
+        deep = [deep] if kind == "list" else {"a": deep}
+    answer = worker(place(deep))
+    if "upsert" in answer:
+        assert [one["code"] for one in answer["upsert"]["rejected"]] == ["invalid_payload"]
+    else:
+        assert answer["error_code"] == "invalid_request", json.dumps(answer)[:300]

@@ -1,0 +1,164 @@
+"""The image, the compose file and the hub's files, as far as they can be tested without Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+FIELDS = {name.upper() for name in Settings.model_fields}
+HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text(encoding="utf-8"))
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Dockerfile: (instruction, the rest), continuation lines joined."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    joined = re.sub(r"\\\n\s*", "", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def of(instruction: str) -> list[str]:
+    """The arguments of each such instruction."""
+    return [rest for name, rest in instructions() if name == instruction]
+
+
+def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as the image does, with none of the caller's settings."""
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("QDRANT_", "MODEL_", "RUNPOD_", "HF_"))
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """What the image holds under /app: copied by the Dockerfile's own COPY lines, without what is ignored."""
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert rules[0] == "*"
+    allowed = {rule.removeprefix("!").rstrip("/") for rule in rules if rule.startswith("!")}
+    app = tmp_path / "app"
+    app.mkdir()
+    for rest in of("COPY"):
+        (source,) = (word.rstrip("/") for word in rest.split()[:-1])
+        assert source in allowed, f".dockerignore keeps {source} out of the build"
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, app / source, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / source, app)
+    return app
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    """The Dockerfile follows the rules of its linter."""
+    linter = Path(sys.executable).parent / "hadolint"
+    if not linter.exists():
+        pytest.skip("hadolint has no build for this machine")
+    done = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_compose_file_is_one() -> None:
+    """It is valid by the schema of the compose specification."""
+    done = program("-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml", cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_runs_as_nobody_special_and_python_is_its_first_process() -> None:
+    """Not root, by number; the signal to stop reaches Python, since no shell stands before it."""
+    (user,) = of("USER")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    (command,) = of("CMD")
+    assert json.loads(command) == ["python", "handler.py"]
+    assert not of("ENTRYPOINT")
+
+
+def test_every_version_in_the_image_is_pinned() -> None:
+    """The base by its patch release, on a Python that the project supports, and every package exactly."""
+    (base,) = of("FROM")
+    version = re.fullmatch(r"python:3\.(\d+)\.\d+-slim-\w+", base)
+    assert version
+    assert int(version[1]) in {11, 12}
+    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[0-9][0-9a-z.]*", line) for line in pins)
+    assert len([line for line in pins if line.startswith("torch==")]) == 1
+
+
+def test_the_files_of_the_image_are_enough_to_serve(image: Path) -> None:
+    """With nothing but what is copied, the program answers a job, and the health check runs."""
+    job = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})
+    done = program("handler.py", "--test_input", job, cwd=image, MODEL_ID="mini", GPU_DEVICE="cpu")
+    assert done.returncode == 0, done.stderr
+    assert "'text': 'hello'" in done.stdout + done.stderr
+    assert program("-m", "service.healthcheck", cwd=image).returncode == 0
+
+
+def test_the_command_that_bakes_weights_takes_a_directory(image: Path) -> None:
+    """The Dockerfile's own command, with a model that is there, succeeds; with a wrong one the build fails."""
+    (line,) = (rest for rest in of("RUN") if "BAKE_MODEL" in rest)
+    words = shlex.split(line.partition("then ")[2].removesuffix("; fi"))
+    assert words == ["python", "-m", "embedder.bake", "$BAKE_MODEL"]
+    assert program(*words[1:-1], "mini", cwd=image).returncode == 0
+    refused = program(*words[1:-1], "no such model", cwd=image)
+    assert refused.returncode == 2
+    assert "MODEL_ID" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_pinned_packages_can_be_installed_together(tmp_path: Path) -> None:
+    """The Dockerfile's own installation finds every version and no conflict (it asks the package index)."""
+    done = program(
+        "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "-r", "requirements.txt", cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_compose_settings_are_settings() -> None:
+    """What the compose file sets is known to the worker, and works by default; the key of the door is the user's."""
+    worker = COMPOSE["services"]["worker"]
+    set_there = worker["environment"]
+    assert set(set_there) <= FIELDS
+    defaults = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in set_there.items()}
+    settings = Settings.from_environment(defaults)
+    assert settings.qdrant_url == "http://qdrant:6333"
+    assert worker["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
+    assert "healthcheck" in COMPOSE["services"]["qdrant"]
+    assert worker["depends_on"] == {"qdrant": {"condition": "service_healthy"}}
+
+
+def test_the_hub_offers_settings_that_exist_with_their_own_defaults() -> None:
+    """Every variable of hub.json is one the worker reads, and what the hub fills in changes nothing."""
+    defaults = Settings.from_environment({})
+    for variable in HUB["config"]["env"]:
+        key, given = variable["key"], variable["input"]["default"]
+        if key == "HF_TOKEN":
+            continue
+        assert key in FIELDS
+        own = getattr(defaults, key.lower())
+        assert given == own or (given == "" and not own), key
+        options = [option["value"] for option in variable["input"].get("options", [])]
+        for value in options:
+            Settings.from_environment({key: value})
+    for preset in HUB["config"]["presets"]:
+        Settings.from_environment(preset["defaults"])
+    assert HUB["config"]["runsOn"] == "GPU"
+    assert {"title", "description", "type", "category"} <= set(HUB)

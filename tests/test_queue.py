@@ -1,0 +1,186 @@
+"""The hazards of RunPod's queue, with the unmodified SDK: bursts, signals, kills, refusals, long and odd jobs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import schema_for
+from tests.loopback import JobQueue, Worker, free_port
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096", "PYTHONPATH": str(ROOT),
+}  # fmt: skip
+PATIENCE = 60.0
+"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+
+LONG: dict[str, Any] = {"texts": ["a passage that takes a while " * 60] * 100, "isPassage": True, "vectors": ["dense"]}
+NOISE = ("Traceback", "Exception ignored", "leaked", "Error in sys.excepthook", "Fatal Python error")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[JobQueue, Worker]]]:
+    """Workers that each test uses up, started together: most of their time is loading libraries."""
+    programs: dict[str, tuple[str, dict[str, str]]] = {
+        "burst": ("tests/programs/brief_jobs.py", {}),
+        "lost": ("tests/programs/lost_device.py", {}),
+        "slow store": ("tests/programs/slow_store.py", {"QDRANT_PATH": "{tmp}/store"}),
+        "refused": ("handler.py", {}),
+        "stopped": ("handler.py", {"MAX_CONCURRENCY": "1"}),
+        "unfit": ("handler.py", {"QDRANT_PATH": "{tmp}/other", "QDRANT_COLLECTION": "notes"}),
+        "reference": ("handler.py", {"ENGINE": "flagembedding", "QDRANT_URL": f"http://127.0.0.1:{free_port()}"}),
+    }
+    with ExitStack() as stack:
+        directory = tmp_path_factory.mktemp("queue")
+        other = EdgeStore(directory / "other")
+        other.ensure("notes", schema_for(8, 8))
+        other.close()
+        made: dict[str, tuple[JobQueue, Worker]] = {}
+        for name, (script, variables) in programs.items():
+            own = {key: value.format(tmp=directory) for key, value in variables.items()}
+            queue = stack.enter_context(JobQueue())
+            worker = stack.enter_context(Worker(queue, cwd=ROOT, script=script, env={**SETTINGS, **own}))
+            made[name] = queue, worker
+        for _, worker in (one for name, one in made.items() if name != "unfit"):
+            worker.wait_for_first_poll(2 * PATIENCE)
+        yield made
+
+
+def quiet(worker: Worker) -> bool:
+    """Nothing in the output tells of an end that was not clean."""
+    return not any(noise in worker.output for noise in NOISE)
+
+
+def answers(queue: JobQueue, jobs: list[str]) -> list[Any]:
+    """What was posted for each job."""
+    return [queue.result(job, PATIENCE) for job in jobs]
+
+
+def test_a_burst_is_taken_at_once_and_handled_four_at_a_time(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """64 jobs come over in one poll, at default settings, and so do 64 more: the intake never stalls."""
+    queue, _ = started["burst"]
+    for _ in range(2):
+        polls = len(queue.polls)
+        answers(queue, queue.submit_many({"n": n} for n in range(64)))
+        # The poll that was open brings them, and one more may have come between two halves of the burst.
+        assert len([poll for poll in queue.polls[polls:] if poll.at < queue.taken[-1].at]) <= 1
+        assert queue.polls[-1].batch_size > 1
+
+
+def test_a_cancelled_job_frees_the_worker(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """With one job at a time, cancelling a long one lets the next begin, and nothing is posted for it any more."""
+    queue, worker = started["stopped"]
+    long, quick = queue.submit_many([LONG, {"texts": ["quick"], "vectors": ["dense"]}])
+    # The SDK forgets the cancellation of a job that it has not begun; each ping is an occasion to look.
+    queue.until(lambda: f'"{long}", "message": "Started."' in worker.output, PATIENCE, "job begun")
+    queue.cancel(long)
+    assert "output" in queue.result(quick, PATIENCE)
+    assert [post.id for post in queue.posts] == [quick]
+
+
+def test_sigterm_with_jobs_running_and_queued_answers_them_all(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Told to stop in the middle of its work, the worker takes nothing more, answers what it has and exits with 0."""
+    queue, worker = started["stopped"]
+    some = {**LONG, "texts": LONG["texts"][:12]}
+    jobs = queue.submit_many([some, *({"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(6))])
+    queue.until(lambda: jobs[-1] == queue.taken[-1].id, PATIENCE, "jobs taken")
+    worker.terminate()
+    assert all("output" in answer for answer in answers(queue, jobs))
+    assert worker.wait(PATIENCE) == 0
+    assert quiet(worker)
+
+
+def test_an_answer_that_is_refused_is_posted_again_even_while_stopping(
+    started: dict[str, tuple[JobQueue, Worker]],
+) -> None:
+    """A queue that answers 500 to polls and posts loses no job; SIGTERM between two attempts changes nothing."""
+    queue, worker = started["refused"]
+    queue.fail_next_takes(500, 3)
+    jobs = queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}])
+    answers(queue, jobs)
+    queue.fail_next_posts(500, 1)
+    (job,) = queue.submit_many([{"texts": ["two"], "vectors": ["dense"]}])
+    queue.until(lambda: any(post.id == job and post.status == 500 for post in queue.posts), PATIENCE, "refused post")
+    worker.terminate()
+    assert "output" in queue.result(job, PATIENCE)
+    assert worker.wait(PATIENCE) == 0
+    assert [post.status for post in queue.posts if post.id == job] == [500, 200]
+
+
+def test_a_killed_worker_takes_its_pings_along(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """After SIGKILL no process of the worker is left to tell the platform that it lives; another takes the queue."""
+    queue, worker = started["burst"]
+    queue.until(lambda: bool(queue.pings), PATIENCE, "ping")
+    os.kill(worker.pid, signal.SIGKILL)
+    assert worker.wait(PATIENCE) == -signal.SIGKILL
+    worker._reader.join(PATIENCE)  # its output ends when the last process that could write to it does
+    assert not worker._reader.is_alive()
+
+
+def test_the_loss_of_the_last_device_ends_the_worker(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Jobs in flight are answered as retryable, and the process exits with 1 for the platform to replace it."""
+    queue, worker = started["lost"]
+    (first,) = queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}])
+    assert "output" in queue.result(first, PATIENCE)
+    jobs = queue.submit_many({"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(5))
+    posted = answers(queue, jobs)
+    assert worker.wait(PATIENCE) == 1
+    for answer in posted:
+        told = answer["output"] if "error" in answer else answer["output"]["results"][0]
+        assert told["retryable"] is True
+    assert "Traceback" not in worker.output
+
+
+def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Points settled so far are posted while a job stores, ever more of them, and nothing once it is answered."""
+    queue, _ = started["slow store"]
+    texts = [f"text {n}" for n in range(1200)]
+    raw = {"texts": texts, "vectors": ["dense"], "includeText": False, "qdrant": {"collection": "notes"}}
+    (job,) = queue.submit_many([raw])
+    assert queue.result(job, PATIENCE)["output"]["upsert"]["stored"] == 1200
+    (quick,) = queue.submit_many([{"texts": ["after"], "vectors": ["dense"]}])
+    queue.result(quick, PATIENCE)
+    reports = queue.progress(job)
+    assert reports
+    assert all(report["points"] == 1200 for report in reports)
+    settled = [report["settled"] for report in reports]
+    assert settled == sorted(settled)
+    assert [post.progress for post in queue.posts if post.id == job] == [True] * len(reports) + [False]
+    assert not queue.progress(quick)
+
+
+def test_a_worker_starts_without_its_store(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Where nobody listens at `QDRANT_URL`, a worker warns, and embeds."""
+    queue, worker = started["reference"]
+    assert "the store does not answer yet" in worker.output
+    (answer,) = answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))
+    assert "output" in answer
+
+
+def test_a_worker_that_is_unfit_takes_no_job(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """A collection of another model ends the worker with 1 before its first poll, and the sizes are named."""
+    queue, worker = started["unfit"]
+    assert worker.wait(PATIENCE) == 1
+    assert not queue.polls
+    assert "store_fits" in worker.output
+    assert "192" in worker.output
+    assert "Traceback" not in worker.output
+
+
+def test_the_reference_engine_leaves_as_cleanly(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """With `ENGINE=flagembedding` SIGTERM ends the process with 0, without a word of `__del__`, and leaves no child."""
+    queue, worker = started["reference"]
+    answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+    worker._reader.join(PATIENCE)
+    assert not worker._reader.is_alive()
+    assert quiet(worker)

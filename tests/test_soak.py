@@ -1,0 +1,64 @@
+"""Thousands of jobs of all kinds through the real SDK: memory and file descriptors stay where they are."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.loopback import JobQueue, Worker
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096", "MAX_RESPONSE_MB": "1"}
+PATIENCE = 300.0
+JOBS = 5_000
+BLOCK = 250
+
+
+def kinds() -> list[dict[str, Any]]:
+    """One round of jobs; the points are always the same, so that the store does not grow."""
+    target = {"collection": "notes", "ids": ["a", "b", "c"]}
+    return [
+        {"texts": ["a query"], "vectors": ["dense"]},
+        {"texts": ["a query", ""], "isPassage": False, "batchSize": 0},
+        {"texts": ["some words of a passage " * 20] * 3, "isPassage": True, "encoding": "base64", "dtype": "float16"},
+        {"texts": ["one", "two", "three"], "isPassage": True, "qdrant": target},
+        {"operation": "search", "collection": "notes", "queries": ["two"], "rerank": "colbert"},
+        {"operation": "count", "collection": "notes"},
+        {
+            "texts": ["long " * 300] * 4,
+            "isPassage": True,
+            "qdrant": {**target, "ids": [1, 2, 3, 4], "chunk": {"maxTokens": 64}},
+        },
+        {"texts": ["word " * 500]},
+        {"texts": [1]},
+        {"operation": "count", "collection": "absent"},
+    ]
+
+
+@pytest.mark.slow
+def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
+    """Every job is answered; after the first thousand memory stays within 5 %, descriptors within what is at work."""
+    with JobQueue() as queue, Worker(queue, cwd=ROOT, env={**SETTINGS, "QDRANT_PATH": str(tmp_path)}) as worker:
+        worker.wait_for_first_poll(PATIENCE)
+        process = psutil.Process(worker.pid)
+        inputs = cycle(kinds())
+        memory: list[int] = []
+        descriptors: list[int] = []
+        for _ in range(JOBS // BLOCK):
+            jobs = queue.submit_many(islice(inputs, BLOCK))
+            queue.cancel(jobs[BLOCK // 2])
+            for job in jobs[: BLOCK // 2] + jobs[BLOCK // 2 + 1 :]:
+                queue.result(job, PATIENCE)
+            memory.append(process.memory_info().rss)
+            descriptors.append(process.num_fds())
+        print(f"\nMB {[size // 10**6 for size in memory]}; descriptors {descriptors}")  # noqa: T201 - what -s shows
+        settled = 1_000 // BLOCK
+        assert max(memory[settled:]) <= 1.05 * max(memory[:settled])
+        assert max(descriptors[settled:]) <= max(descriptors[:settled]) + 8  # connections and files of the moment
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert "Traceback" not in worker.output
