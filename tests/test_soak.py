@@ -41,7 +41,7 @@ def kinds() -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
-    """Every job is answered; after the first thousand memory stays within 5 %, descriptors within what is at work."""
+    """Every job is answered; after the first thousand, memory stays within 5 %, descriptors within what is open."""
     with JobQueue() as queue, Worker(queue, cwd=ROOT, env={**SETTINGS, "QDRANT_PATH": str(tmp_path)}) as worker:
         worker.wait_for_first_poll(PATIENCE)
         process = psutil.Process(worker.pid)
