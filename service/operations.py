@@ -392,10 +392,11 @@ class Operations:
     def close(self) -> None:
         """Finish accepted work and release the model and the store. Calling it twice is harmless."""
         self._embedder.close()
-        for threads in (self._loads, self._senders, self._store_calls):
+        for threads in (self._loads, self._senders):
             threads.shutdown()
         if self._store is not None:
-            self._store.close()
+            self._store.close()  # first: a call that nobody waits for any more would go on trying
+        self._store_calls.shutdown()
 
     async def _loading(self, call: Callable[[], T]) -> T:
         """For a whole job: its thread mostly waits, and must not keep a short call from the store."""

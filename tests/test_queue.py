@@ -142,15 +142,15 @@ def test_the_loss_of_the_last_device_ends_the_worker(started: dict[str, tuple[Jo
 def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
     """Points settled so far are posted while a job stores, ever more of them, and nothing once it is answered."""
     queue, _ = started["slow store"]
-    texts = [f"text {n}" for n in range(1200)]
+    texts = [f"text {n}" for n in range(6000)]
     raw = {"texts": texts, "vectors": ["dense"], "includeText": False, "qdrant": {"collection": "notes"}}
     (job,) = queue.submit_many([raw])
-    assert queue.result(job, PATIENCE)["output"]["upsert"]["stored"] == 1200
+    assert queue.result(job, PATIENCE)["output"]["upsert"]["stored"] == 6000
     (quick,) = queue.submit_many([{"texts": ["after"], "vectors": ["dense"]}])
     queue.result(quick, PATIENCE)
     reports = queue.progress(job)
     assert reports
-    assert all(report["points"] == 1200 for report in reports)
+    assert all(report["points"] == 6000 for report in reports)
     settled = [report["settled"] for report in reports]
     assert settled == sorted(settled)
     assert [post.progress for post in queue.posts if post.id == job] == [True] * len(reports) + [False]
