@@ -18,7 +18,6 @@ from embedder.errors import (
     ConfigurationError,
     Internal,
     InvalidRequest,
-    ModelFailure,
     StoreUnavailable,
     WorkerError,
     whereabouts,
@@ -27,9 +26,8 @@ from embedder.forward import Result
 from embedder.stages import stage
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Kind, Outputs
-from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.points import point_id
-from qdrant_sink.search import Hit, Quantization, Search
+from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store, check_collection
 from qdrant_sink.writer import UpsertReport
 from service.accounts import Accounts
@@ -64,7 +62,9 @@ from service.responses import (
 )
 from service.scorer import Scorer
 from service.scoring import Weights
+from service.searching import search_of
 from service.settings import Settings
+from service.stores import open_store
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ class Operations:
         results = await self._embedder.embed(
             request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
         )
-        searches = [self._search(request, index, result) for index, result in enumerate(results)]
+        searches = [search_of(request, index, result, self._schema) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await self._found(request, collection, searches, request.queries, tokens)
 
@@ -277,7 +277,7 @@ class Operations:
 
         def search() -> Search:
             embedding, where = examples(self._opened(), collection, like, kinds, request.filter)
-            return self._search(request.model_copy(update={"filter": where}), 0, embedding)
+            return search_of(request.model_copy(update={"filter": where}), 0, embedding, self._schema)
 
         return await self._found(request, collection, [await self._blocking(search)], [None], 0)
 
@@ -466,37 +466,6 @@ class Operations:
             add_explanations(answer, told)
         return check_size(answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
 
-    def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
-        if isinstance(result, ModelFailure):
-            raise type(result)(f"queries[{index}]: {result.message}")
-        search = Search(
-            dense=result.dense,
-            sparse=result.sparse,
-            colbert=result.colbert,
-            using=tuple(request.using),
-            fusion=request.fusion,
-            rrf_k=request.rrf_k,
-            weights=None if request.weights is None else tuple(request.weights),
-            prefetch=request.prefetch,
-            rerank=request.rerank,
-            limit=request.limit,
-            offset=request.offset,
-            where=request.filter,
-            score_threshold=request.score_threshold,
-            hnsw_ef=request.params.hnsw_ef,
-            exact=request.params.exact,
-            indexed_only=request.params.indexed_only,
-            quantization=Quantization(**request.params.quantization.model_dump()),
-            with_payload=request.with_payload,
-            with_vectors=request.with_vectors,
-            group_by=request.group_by,
-            group_size=request.group_size,
-        )
-        proven = conform_query(search, self._schema, index=index)
-        if isinstance(proven, Refusal):
-            raise ModelFailure(f"queries[{index}]: {proven.message}")
-        return proven
-
     def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
         return self._opened().query(collection, searches)
 
@@ -513,25 +482,6 @@ class Operations:
 async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     """Run a call there, with the context of this task, so that its log lines have the id of the request."""
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
-
-
-def open_store(settings: Settings, retried: Callable[[], None] = lambda: None) -> Store:
-    """The server of `QDRANT_URL`, or where none is set the embedded store under `QDRANT_PATH`.
-
-    Args:
-        settings: name it.
-        retried: called for each call that is repeated.
-    """
-    names = settings.qdrant_collection_config.names
-    if settings.qdrant_url is not None:
-        from qdrant_sink.server import ServerStore
-
-        key = settings.qdrant_api_key
-        secret = None if key is None else key.get_secret_value()
-        return ServerStore(settings.qdrant_url, secret, names=names, retried=retried)
-    from qdrant_sink.edge import EdgeStore
-
-    return EdgeStore(Path(settings.qdrant_path), names=names)
 
 
 def _priority(request: EmbedRequest) -> Priority:

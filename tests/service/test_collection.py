@@ -14,8 +14,8 @@ from embedder.errors import ConfigurationError
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.schema import Placement, VectorNames, schema_for
 from service.collection import CollectionBlock, parse_block
-from service.operations import open_store
 from service.settings import Settings
+from service.stores import open_store
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
 
