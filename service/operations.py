@@ -293,10 +293,11 @@ class Operations:
         if not request.explain:
             hits = await self._blocking(lambda: self._query(collection, searches))
             return await asyncio.to_thread(self._search_answer, hits, tokens)
-        asked = self._explainer.asked(searches)
-        found = await self._blocking(lambda: self._query(collection, asked))
-        hits, told = await asyncio.to_thread(self._explainer.told, queries, searches, found, request.text_key)
-        return await asyncio.to_thread(self._search_answer, hits, tokens, told)
+        found = await self._blocking(
+            lambda: self._explainer.found(searches, request.text_key, lambda asked: self._query(collection, asked))
+        )
+        told = await asyncio.to_thread(self._explainer.told, queries, found, request.text_key)
+        return await asyncio.to_thread(self._search_answer, [one.hits for one in found], tokens, told)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
