@@ -7,6 +7,7 @@
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
 # make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 # make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
+# make bench-serving   queries over HTTP beside a bulk job, bursts on the queue: docs/benchmarks-serving.md, 3 minutes
 # make bench-search   searches in Qdrant Edge, up to 100 000 points: docs/benchmarks-search.md, 5 minutes
 
 VENV ?= .venv
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-slow test-server server-named check quality audit bench bench-sink bench-search format clean
+.PHONY: setup demo test test-slow test-server server-named check quality audit bench bench-sink bench-search bench-serving format clean
 
 setup: $(READY)
 
@@ -69,6 +70,9 @@ bench-sink: $(BENCH_READY)
 
 bench-search: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks.search --out $(BENCH_DIR)/search $(ARGS)
+
+bench-serving: $(BENCH_READY)
+	@$(BIN)/python -m benchmarks.serving --out $(BENCH_DIR)/serving $(ARGS)
 
 $(BENCH_READY): $(READY) requirements-bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

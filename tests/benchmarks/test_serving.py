@@ -1,0 +1,55 @@
+"""The benchmark of the service runs whole, and its report says what was measured."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bursts import Bursts
+from benchmarks.http_load import Load
+from benchmarks.results import Outcome
+from benchmarks.serving import Findings, render
+
+ROOT = Path(__file__).parents[2]
+
+
+def findings(*, lost: int = 0, ours: float = 0.2) -> Findings:
+    """Figures of a run."""
+    alone, beside = Outcome.of([0.010, 0.020], seconds=1.0), Outcome.of([0.030, 0.040, 0.050], seconds=1.0)
+    return Findings(
+        date="2026-01-02T03:04:05+00:00",
+        quick=False,
+        model="mini (auto, cpu)",
+        loads=[Load("/embed", alone, beside, 12.0, lost)],
+        bursts=[Bursts("this worker", [ours], [ours], [ours]), Bursts("bare", [0.12], [0.12], [0.12])],
+        machine={"CPU": "a CPU", "cores": "2"},
+    )
+
+
+def test_the_report_says_what_a_query_waits_and_what_was_lost() -> None:
+    """Each route has its figures alone and beside bulk jobs, and every request is counted."""
+    text = render(findings(lost=2), notes="")
+    assert "| /embed | beside bulk jobs | 3 | 40 | 50 | 12 |" in text
+    assert "Requests: 7; not answered with 200: 2." in text
+
+
+@pytest.mark.parametrize(("ours", "said"), [(0.2, "60 % | met"), (0.21, "57 % | missed")])
+def test_a_burst_is_judged_by_its_goal(ours: float, said: str) -> None:
+    """60 % of the SDK's rate is enough, less is not."""
+    assert said in render(findings(ours=ours), notes="")
+
+
+@pytest.mark.slow
+def test_the_command_measures_both(tmp_path: Path) -> None:
+    """One command gives every figure, and no request is lost."""
+    command = [sys.executable, "-m", "benchmarks.serving", "--quick", "--dtype", "float32"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "benchmarks-serving.md").read_text(encoding="utf-8")
+    assert "not answered with 200: 0." in text
+    assert "| 640 jobs |" in text
