@@ -36,15 +36,19 @@ log = logging.getLogger("service.http")  # not __name__: this can be the program
 DEFAULT_PORT: Final = 8000
 """Of `python -m service.http` where `PORT` is not set."""
 
+FAREWELL: Final = 30
+"""Seconds that clients have, when all is answered and the process ends, to read what they were answered."""
+
 Build = Callable[[Settings], Operations]
 
 
-def serve(settings: Settings, build: Build) -> int:
+def serve(settings: Settings, build: Build, *, farewell: int = FAREWELL) -> int:
     """Open the port, load the model, and serve until told to stop. Call it in the main thread.
 
     Args:
         settings: the operator's decisions.
         build: loads the model; called once, in a thread.
+        farewell: seconds; a client that has not read its answer by then is left behind.
 
     Returns:
         The exit status of the process.
@@ -58,7 +62,7 @@ def serve(settings: Settings, build: Build) -> int:
     if settings.api_key is None:
         log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
     with listener:
-        return asyncio.run(_Service(settings, listener).run(build))
+        return asyncio.run(_Service(settings, listener, farewell).run(build))
 
 
 class _Server(uvicorn.Server):
@@ -73,7 +77,7 @@ class _Server(uvicorn.Server):
 class _Service:
     """The port, the model behind it, and their end."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, farewell: int) -> None:
         self._listener = listener
         self._door = Door(settings, self._stop)
         self._status = 0
@@ -86,6 +90,7 @@ class _Service:
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=75,  # longer than load balancers keep theirs, so that none meets a closing one
+                timeout_graceful_shutdown=farewell,
             )
         )
 

@@ -108,6 +108,7 @@ _STATUSES: Final = {
     400: "invalid_request: the request cannot be served as written",
     401: "invalid_request: the bearer token is missing or wrong",
     404: "not_found: the collection, the model or the path is not there",
+    408: "invalid_request: the body stopped coming",
     409: "schema_mismatch: the collection has another schema",
     413: "invalid_request: the body is too large; or response_too_large: the answer would be",
     415: "invalid_request: the body must be application/json",

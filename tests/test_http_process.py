@@ -169,3 +169,28 @@ def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
         assert worker.wait(PATIENCE) == 1
         assert "LookupError in build" in worker.output
         assert "private words" not in worker.output
+
+
+HASTY = """
+import sys
+from service.http import serve
+from service.operations import Operations
+from service.settings import Settings
+
+sys.exit(serve(Settings.from_environment(), Operations.build, farewell=1))
+"""
+
+
+def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.Client) -> None:
+    """Told to stop, the process ends although an answer larger than all buffers was never read."""
+    more = {**SETTINGS, "PORT": str(port), "MAX_RESPONSE_MB": "30"}
+    body = json.dumps({"texts": ["word " * 3_000_000], "returnVectors": False}).encode()
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with Worker(None, cwd=ROOT, script="-c", args=[HASTY], env=more) as worker:
+        until(lambda: status(client) == 200, "ready")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
+            raw.sendall(head.encode() + body)
+            until(lambda: "/embed 200" in worker.output, "answer")
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
+            assert "Traceback" not in worker.output

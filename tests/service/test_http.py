@@ -294,6 +294,19 @@ def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
         assert f"got {len(body) + 1}" in refused(announced, 413, "invalid_request")
 
 
+def test_a_body_that_stops_coming_is_given_up(worker: Client) -> None:
+    """A client that stalls in the middle of its body does not hold a worker that is to end."""
+    with (
+        Served(worker.operations, patience=0.05) as served,
+        socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw,
+    ):
+        head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        raw.sendall(head + b'{"texts": [')
+        assert raw.recv(1000).startswith(b"HTTP/1.1 408 ")
+        served.do("close")
+        assert served.emptied.is_set()
+
+
 def test_while_the_model_loads(worker: Client) -> None:
     """The load balancer reads 204; requests are told to come again; then everything works without a restart."""
     with Served(None) as served, served.client() as client:
