@@ -131,6 +131,19 @@ def answers(path: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "the answer", "content": {"application/json": {"schema": kind}}}, **failures}
 
 
+def reads(path: str) -> dict[int | str, dict[str, Any]]:
+    """What a path that is only read answers, by status, as FastAPI takes it."""
+    json = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    if path == "/ping":
+        told = {200: "ready", 204: "the model loads", 503: "shutting down, or no device is left"}
+        return {status: {"description": text} for status, text in told.items()}
+    if path == "/health":
+        return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
+    failures = answers(path)
+    found = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
+    return {200: {"description": "the answer", **found}, 401: failures[401], 503: failures[503]}
+
+
 def body(schema: str, example: Json) -> Json:
     """A JSON body of a schema among the components, as an addition to FastAPI's description of a route."""
     content = {"schema": {"$ref": REFERENCE.format(model=schema)}, "example": example}
@@ -171,4 +184,14 @@ def _type(route: Route) -> type[Request]:
     return kind
 
 
-__all__ = ["EMBEDDINGS", "EMBEDDINGS_EXAMPLE", "ROUTES", "Route", "answers", "body", "components", "schema_name"]
+__all__ = [
+    "EMBEDDINGS",
+    "EMBEDDINGS_EXAMPLE",
+    "ROUTES",
+    "Route",
+    "answers",
+    "body",
+    "components",
+    "reads",
+    "schema_name",
+]

@@ -17,7 +17,7 @@ from service.door import Door
 from service.gate import Gate, defect, error_response, json_response
 from service.metrics import CONTENT_TYPE
 from service.openai import MODELS
-from service.openapi import EMBEDDINGS, EMBEDDINGS_EXAMPLE, ROUTES, Route, answers, body, components, schema_name
+from service.openapi import EMBEDDINGS, EMBEDDINGS_EXAMPLE, ROUTES, Route, answers, body, components, reads, schema_name
 from service.page import Page
 from service.responses import Json
 from service.statuses import BodyStalled, BodyTooLarge, NoSuchPath, NotJson, WrongMethod
@@ -80,7 +80,11 @@ def application(door: Door, *, most_bytes: int = MOST_BYTES, patience: float = B
         ("/openapi.json", endpoints.description, "This description"),
     )
     for path, endpoint, summary in described:
-        app.add_api_route(path, endpoint, methods=["GET"], summary=summary)
+        app.add_api_route(
+            path, endpoint, methods=["GET"], summary=summary, responses=reads(path), response_class=Response
+        )
+    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # as some monitors ask
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -194,7 +194,8 @@ def test_with_the_key_everything_is_served(keyed: Served) -> None:
             assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
             assert client.get("/metrics").status_code == 200
     with keyed.client() as client:
-        assert (client.get("/ping").status_code, client.get("/health").status_code) == (200, 200)
+        for ask in (client.get, client.head):
+            assert (ask("/ping").status_code, ask("/health").status_code) == (200, 200)
 
 
 def test_a_request_keeps_its_id(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -47,6 +47,22 @@ def served(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iter
     store.close()
 
 
+def test_what_is_only_read_is_as_described(served: Served) -> None:
+    """Every path without a body has a status, a type and a shape that the description names."""
+    with served.client() as client:
+        document = client.get("/openapi.json").json()
+    read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
+    assert {"/ping", "/health", "/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read)
+    assert {"200", "204", "503"} == set(read["/ping"])
+    assert all("401" in read[path] for path in read.keys() - {"/ping", "/health"})
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=served.url)
+    with requests.Session() as session:
+        session.trust_env = False
+        for path in read:
+            schema[path]["GET"].Case().call_and_validate(session=session, checks=CHECKS[:4])
+
+
 @pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
 def test_what_follows_from_the_description_is_answered_as_it_says(served: Served, path: str) -> None:
     """No server error, only documented statuses and shapes; and what the schema forbids is refused."""
