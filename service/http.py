@@ -6,7 +6,7 @@
 
 The port answers at once: `/ping` with 204 while the model loads in the background, 200 when it is ready. On
 SIGTERM new requests get 503, those that run are answered, then the process ends with status 0; it ends with
-1 when the last device is lost, and with 2 when the settings cannot work.
+1 when it is unfit to serve or the last device is lost, and with 2 when the settings cannot work.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Final
 
 import uvicorn
 
-from embedder.errors import ConfigurationError, whereabouts
+from embedder.errors import ConfigurationError, WorkerError, whereabouts
 from service import logs
 from service.door import Door
+from service.health import checks
 from service.operations import Operations
 from service.routes import application
 from service.settings import Settings
@@ -109,9 +110,12 @@ class _Service:
     def _load(self, loop: asyncio.AbstractEventLoop, build: Build) -> None:
         settings = self._door.settings
         try:
-            operations = build(settings)
+            operations = _fit(build(settings), settings)
         except ConfigurationError as error:
             self._status = _refused(str(error))
+        except WorkerError as error:
+            log.critical("unfit to serve: %s", error.message)
+            self._status = 1
         except BaseException as error:  # noqa: BLE001 - a port without a model behind it must not stay open
             log.critical("the model could not be loaded: %s", whereabouts(error))
             self._status = 1
@@ -132,6 +136,25 @@ class _Service:
 
     def _stop(self) -> None:
         self._server.should_exit = True
+
+
+def _fit(operations: Operations, settings: Settings) -> Operations:
+    """The operations, which have passed the checks of a queue worker too; else they are closed.
+
+    Raises:
+        WorkerError: what it is that they cannot do.
+    """
+
+    async def each() -> None:
+        for check in checks(operations, settings):
+            await check()
+
+    try:
+        asyncio.run(each())
+    except BaseException:
+        operations.close()
+        raise
+    return operations
 
 
 def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

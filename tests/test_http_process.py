@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import schema_for
 from tests.loopback import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -133,6 +135,21 @@ def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
             (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
             assert named in line
             assert "Traceback" not in worker.output
+
+
+def test_a_worker_that_is_unfit_is_never_ready(port: int, client: httpx.Client, tmp_path: Path) -> None:
+    """A collection of another model ends the program with status 1, and the probe has never read 200."""
+    other = EdgeStore(tmp_path)
+    other.ensure("notes", schema_for(8, 8))
+    other.close()
+    seen = set()
+    with program(port, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes") as worker:
+        until(lambda: seen.add(status(client)) or "unfit" in worker.output, "the end")  # type: ignore[func-returns-value]
+        assert worker.wait(PATIENCE) == 1
+        assert "unfit to serve: " in worker.output
+        assert "192" in worker.output
+        assert "Traceback" not in worker.output
+    assert 200 not in seen
 
 
 LOST = """
