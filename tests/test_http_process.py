@@ -122,6 +122,44 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
     assert any("request_id" in line for line in lines)
 
 
+@pytest.mark.slow
+def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, tmp_path: Path) -> None:
+    """Hundreds of queries of four clients while one bulk job follows another: none is lost (`-s` shows the p95)."""
+    done = threading.Event()
+    seconds: list[float] = []
+    stored: list[int] = []
+    texts = [f"passage {n} " + "of some words " * 60 for n in range(200)]
+
+    def load() -> None:
+        while not done.is_set():
+            answer = client.post("/points", json={"texts": texts, "qdrant": {"collection": "notes"}}).json()
+            stored.append(answer["upsert"]["stored"])
+
+    def ask() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
+            for _ in range(100):
+                started = time.perf_counter()
+                assert own.post("/embed", json={"texts": ["a query"], "vectors": ["dense"]}).status_code == 200
+                seconds.append(time.perf_counter() - started)
+
+    with program(port, QDRANT_PATH=str(tmp_path / "store")) as worker:
+        until(lambda: status(client) == 200, "ready")
+        loader = threading.Thread(target=load)
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in (loader, *askers):
+            thread.start()
+        for thread in askers:
+            thread.join(PATIENCE)
+        done.set()
+        loader.join(PATIENCE)
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+    assert len(seconds) == 400
+    assert set(stored) == {200}
+    p50, p95 = (1e3 * sorted(seconds)[int(400 * share)] for share in (0.5, 0.95))
+    print(f"\n400 queries beside {len(stored)} bulk jobs: p50 {p50:.0f} ms, p95 {p95:.0f} ms")  # noqa: T201
+
+
 def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
     """The program ends with status 2 and a line that names the setting; also where the port is taken."""
     with (
