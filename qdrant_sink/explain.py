@@ -2,16 +2,18 @@
 
 An explained search is asked together with one search per branch, of which only ids and scores come back, and with the
 sparse and ColBERT vectors of its own hits. All of that is one request (`Inquiry.searches`); the rest is computed here.
+Only a grouped search that looked deeper than its first round (`qdrant_sink.grouping`) has its branches asked again.
 
 Qdrant orders equal scores anew at every request, so among equal scores a branch alone can rank a point otherwise
 than it did inside the fused search. There the fused score decides which of those ranks it was.
 
-Pure functions of numpy.
+Pure functions of numpy, but for `explained`, which asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isclose, prod
@@ -21,13 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.vectors import Kind, SparseVector
-from qdrant_sink.search import Fuse, Hit, Search, plan
+from qdrant_sink.grouping import DEEPEST, STEP
+from qdrant_sink.search import Fuse, Hit, PayloadKeys, Search, WithPayload, plan
 
-FUSED_TOLERANCE: Final = 1e-6
-"""Of a fused score, against the sum of what its branches contributed."""
+FUSED_TOLERANCE: Final[Mapping[str, float]] = {"rrf": 1e-6, "dbsf": 1e-3}
+"""Of a fused score, against the sum of what its branches contributed. A store scales scores in float32."""
 
 MOST_TIES: Final = 4096
 """Combinations of ranks that are tried where scores of branches are equal."""
+
+
+Ask = Callable[[Sequence[Search]], Sequence[Sequence[Hit]]]
+"""Sends searches to a store as one batch; the hits of each, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class Explanation:
     Attributes:
         branches: its place in each branch of the search; None where it was not among the candidates.
         fusion: what each branch contributed to the fused score, which is their sum; None where the score is not
-            that of RRF, or the branches alone do not add up to it (the collection changed meanwhile).
+            fused, or the branches alone do not add up to it (the collection changed meanwhile).
         sparse: what matched, the largest contribution first; None if the query has no weights.
         colbert: per row of the query; None if the query has no rows, or the point has none.
         rows: ColBERT rows of the point; None if they are not known.
@@ -88,16 +95,20 @@ class Inquiry:
 
     Attributes:
         search: as it was.
-        asked: the same, with the payload and the vectors that the explanation needs.
+        text_key: of the payload, where the text is that an explanation points into.
+        asked: the search, with the payload and the vectors that the explanation needs.
         branches: by kind, the candidates of each branch of the search.
+        fuse: how the search fuses them; None if it does not.
     """
 
     search: Search
+    text_key: str
     asked: Search
     branches: Mapping[Kind, Search]
+    fuse: Fuse | None
 
     @classmethod
-    def of(cls, search: Search) -> Inquiry:
+    def of(cls, search: Search, text_key: str = "text") -> Inquiry:
         """The inquiry of a search that `conformance.conform_query` has proven."""
         needed: set[Kind] = {*search.with_vectors, "sparse"}
         if search.colbert is not None:
@@ -119,14 +130,32 @@ class Inquiry:
             )
             for kind in search.using
         }
-        payload = search.with_payload or True  # what was selected, else all of it
+        payload = _with_text(search.with_payload, text_key)
         asked = replace(search, with_payload=payload, with_vectors=tuple(sorted(needed)))
-        return cls(search, asked, branches)
+        planned = plan(search)
+        fuse = planned.query if planned is not None and isinstance(planned.query, Fuse) else None
+        return cls(search, text_key, asked, branches, fuse)
 
     @property
     def searches(self) -> list[Search]:
         """All that is asked, the hits first."""
         return [self.asked, *self.branches.values()]
+
+    def deeper(self, answers: Sequence[Sequence[Hit]]) -> Inquiry | None:
+        """The inquiry of which the branches look further; None where these answers explain the hits, or nothing will.
+
+        A grouped search takes hits from as deep as it must to find its groups, and does not tell how deep that was.
+        """
+        hits, *others = answers
+        full = any(len(found) == one.limit for one, found in zip(self.branches.values(), others, strict=True))
+        depth = max(one.limit for one in self.branches.values())
+        if self.search.group_by is None or not full or depth >= DEEPEST:
+            return None
+        branches = self._ranked(others)
+        if all(self._placed(hit, branches) for hit in hits):
+            return None
+        depth = min(depth * STEP, DEEPEST)
+        return replace(self, branches={kind: replace(one, limit=depth) for kind, one in self.branches.items()})
 
     def explain(self, answers: Sequence[Sequence[Hit]], *, halved: bool) -> list[Explanation]:
         """Of each hit in `answers[0]`.
@@ -136,7 +165,7 @@ class Inquiry:
             halved: whether the store compares ColBERT rows in float16.
         """
         hits, *others = answers
-        branches = dict(zip(self.branches, (_Branch(found) for found in others), strict=True))
+        branches = self._ranked(others)
         rows = self.search.colbert
         if rows is not None and halved:
             rows = rows.astype(np.float16)
@@ -148,7 +177,7 @@ class Inquiry:
         return [
             replace(
                 hit,
-                payload=hit.payload if self.search.with_payload else None,
+                payload=self._selected(hit.payload),
                 vectors=replace(
                     hit.vectors, **{kind: None for kind in ("dense", "sparse", "colbert") if kind not in kinds}
                 )
@@ -158,13 +187,27 @@ class Inquiry:
             for hit in hits
         ]
 
+    def _selected(self, payload: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Without the text, where that was fetched for the explanation alone."""
+        wanted = self.search.with_payload
+        if not wanted or payload is None:
+            return None
+        if wanted is True or any(path in wanted.keys for path in _paths(self.text_key)) != wanted.excluded:
+            return payload
+        return {key: value for key, value in payload.items() if key != self.text_key}
+
+    def _ranked(self, answers: Sequence[Sequence[Hit]]) -> dict[Kind, _Branch]:
+        return dict(zip(self.branches, map(_Branch, answers), strict=True))
+
+    def _placed(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> bool:
+        """Whether the branches account for the hit: for its fused score, or at least for its being there."""
+        if self.fuse is not None:
+            return self._fused(hit, branches, self.fuse) is not None
+        return any(branch.place(hit) for branch in branches.values())
+
     def _of(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
-        places = {kind: branch.places(hit) for kind, branch in branches.items()}
-        chosen = {kind: found[0] if found else None for kind, found in places.items()}
-        fusion = None
-        fused = self._fused(hit.score, places)
-        if fused is not None:
-            chosen, fusion = fused
+        fused = None if self.fuse is None else self._fused(hit, branches, self.fuse)
+        chosen, fusion = fused or ({kind: branch.place(hit) for kind, branch in branches.items()}, None)
         stored = hit.vectors
         sparse = None if stored is None else stored.sparse
         colbert = None if stored is None else stored.colbert
@@ -178,25 +221,38 @@ class Inquiry:
         )
 
     def _fused(
-        self, score: float, places: Mapping[Kind, Sequence[Place]]
+        self, hit: Hit, branches: Mapping[Kind, _Branch], fuse: Fuse
     ) -> tuple[dict[Kind, Place | None], dict[Kind, float]] | None:
-        """The places that explain a score of RRF, and their parts of it."""
-        search, planned = self.search, plan(self.search)
-        if planned is None or not isinstance(planned.query, Fuse) or planned.query.method != "rrf":
-            return None
+        """The places that explain a fused score, and their parts of it."""
+        places = {kind: branch.places(hit) for kind, branch in branches.items()}
         if prod(max(1, len(found)) for found in places.values()) > MOST_TIES:
             places = {kind: found[:1] for kind, found in places.items()}
-        weights = dict(zip(search.using, search.weights or (1.0,) * len(search.using), strict=True))
+        weights = dict(zip(places, self.search.weights or (1.0,) * len(places), strict=True))
         options: list[Sequence[Place | None]] = [found or [None] for found in places.values()]
         for ranked in product(*options):
             chosen: dict[Kind, Place | None] = dict(zip(places, ranked, strict=True))
             parts = {
-                kind: 0.0 if place is None else 1 / (search.rrf_k + place.rank / weights[kind])
+                kind: 0.0 if place is None else branches[kind].part(place, fuse, weights[kind])
                 for kind, place in chosen.items()
             }
-            if isclose(sum(parts.values()), score, rel_tol=0, abs_tol=FUSED_TOLERANCE):
+            if isclose(sum(parts.values()), hit.score, rel_tol=0, abs_tol=FUSED_TOLERANCE[fuse.method]):
                 return chosen, parts
         return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explained:
+    """The answer to an explained search.
+
+    Attributes:
+        hits: with no more than the search asked for.
+        payloads: of the hits, with the text at least.
+        explanations: of the hits.
+    """
+
+    hits: Sequence[Hit]
+    payloads: Sequence[Mapping[str, Any] | None]
+    explanations: Sequence[Explanation]
 
 
 class _Branch:
@@ -205,6 +261,22 @@ class _Branch:
     def __init__(self, hits: Sequence[Hit]) -> None:
         self._scores = [hit.score for hit in hits]
         self._ranks = {hit.id: rank for rank, hit in enumerate(hits, start=1)}
+        self._scale: tuple[float, float] | None = None
+
+    def place(self, hit: Hit) -> Place | None:
+        """Where the hit stands; None if it is no candidate."""
+        return next(iter(self.places(hit)), None)
+
+    def part(self, place: Place, fuse: Fuse, weight: float) -> float:
+        """What the branch adds to a fused score: by rank or, scaled to 3 standard deviations of a sample, by score."""
+        if fuse.method == "rrf":
+            return 1 / (fuse.k - 1 + place.rank / weight)
+        if self._scores[0] == self._scores[-1]:
+            return 0.5
+        if self._scale is None:
+            self._scale = float(np.mean(self._scores)), float(np.std(self._scores, ddof=1))
+        mean, deviation = self._scale
+        return 0.5 + (place.score - mean) / (6 * deviation)
 
     def places(self, hit: Hit) -> list[Place]:
         """Where the hit stands, and behind that where it might as well, its score being that of others too."""
@@ -218,6 +290,29 @@ class _Branch:
         while last < len(self._scores) and self._scores[last] == score:
             last += 1
         return [Place(rank, score) for rank in (own, *(rank for rank in range(first, last + 1) if rank != own))]
+
+
+def explained(searches: Sequence[Search], ask: Ask, *, text_key: str, halved: bool) -> list[Explained]:
+    """The hits of each search and what explains them.
+
+    Args:
+        searches: that `conformance.conform_query` has proven.
+        ask: the store.
+        text_key: as in `Inquiry`.
+        halved: as in `Inquiry.explain`.
+    """
+    inquiries = [Inquiry.of(search, text_key) for search in searches]
+    rest = iter(ask([one for inquiry in inquiries for one in inquiry.searches]))
+    answers = [[next(rest) for _ in inquiry.searches] for inquiry in inquiries]
+    found = []
+    for inquiry, own in zip(inquiries, answers, strict=True):
+        deeper = inquiry.deeper(own)
+        while deeper is not None:
+            own[1:] = ask(list(deeper.branches.values()))
+            deeper = deeper.deeper(own)
+        payloads = [hit.payload for hit in own[0]]
+        found.append(Explained(inquiry.bare(own[0]), payloads, inquiry.explain(own, halved=halved)))
+    return found
 
 
 def token_matches(query: SparseVector, passage: SparseVector | None) -> tuple[TokenMatch, ...]:
@@ -245,3 +340,19 @@ def row_matches(query: NDArray[Any], passage: NDArray[Any]) -> tuple[RowMatch, .
     best = products.argmax(axis=1)
     scores = products[np.arange(len(best)), best]
     return tuple(RowMatch(row, score) for row, score in zip(best.tolist(), scores.tolist(), strict=True))
+
+
+def _paths(key: str) -> tuple[str, ...]:
+    """What selects a payload's own key: the key in quotes and, unless it would be read as a path, as it is."""
+    quoted = f'"{key}"'
+    return (quoted, key) if re.fullmatch(r"[\w-]+", key) else (quoted,)
+
+
+def _with_text(wanted: WithPayload, key: str) -> WithPayload:
+    """The selection, and the text beside it where its key can be written."""
+    if isinstance(wanted, PayloadKeys) and wanted.excluded:
+        kept = tuple(path for path in wanted.keys if path not in _paths(key))
+        return PayloadKeys(kept, excluded=True) if kept else True
+    if wanted is True or '"' in key:
+        return wanted
+    return PayloadKeys((*(wanted.keys if wanted else ()), _paths(key)[0]))

@@ -31,7 +31,11 @@ LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 Json = dict[str, Any]
 
 _METADATA: Final[Mapping[Layout, str]] = {"langchain": "metadata.", "haystack": "meta."}
-_TEXT: Final[Mapping[Layout, str]] = {"langchain": "page_content", "haystack": "content"}
+_TEXT: Final[Mapping[Layout, str]] = {
+    "langchain": "page_content",
+    "llamaindex": "_node_content",
+    "haystack": "content",
+}
 _NO_DOCUMENT: Final = "None"  # LlamaIndex's own word for a node without a source
 
 
@@ -75,10 +79,15 @@ def laid_out(
 
 def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | None:
     """The text of a stored payload, or None where there is none in this layout."""
+    found = payload.get(text_key_of(layout, text_key))
     if layout == "llamaindex":
-        return _node_text(payload.get("_node_content"))
-    found = payload.get(_TEXT.get(layout, text_key))
+        return _node_text(found)
     return found if isinstance(found, str) else None
+
+
+def text_key_of(layout: Layout, text_key: str) -> str:
+    """The key of a stored payload that has the text, or holds what has it."""
+    return _TEXT.get(layout, text_key)
 
 
 def written_path(layout: Layout, key: str) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 
 from embedder.embedder import Embedder
 from embedder.tokenizer import PlacedText
-from qdrant_sink.explain import Explanation, Inquiry, Place, RowMatch, TokenMatch
-from qdrant_sink.layouts import text_of
+from qdrant_sink.explain import Ask, Explained, Explanation, Place, RowMatch, TokenMatch, explained
+from qdrant_sink.layouts import text_key_of, text_of
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Search
 
 Json = dict[str, Any]
 
@@ -60,45 +60,38 @@ class Explainer:
         self._query_length = query_length
         self._passage_length = passage_length
 
-    def asked(self, searches: Sequence[Search]) -> list[Search]:
-        """What to ask of the store, as one batch, in place of the searches."""
-        return [one for search in searches for one in Inquiry.of(search).searches]
+    def found(self, searches: Sequence[Search], text_key: str, ask: Ask) -> list[Explained]:
+        """The hits of each search and what explains them.
 
-    def told(
-        self, queries: Sequence[str | None], searches: Sequence[Search], answers: Sequence[Sequence[Hit]], text_key: str
-    ) -> tuple[list[list[Hit]], list[list[Json]]]:
-        """The hits of each search, with no more than it asked for, and the explanation of each hit. Blocks.
+        Args:
+            searches: proven, as `searcher.search_of` gives them.
+            text_key: where a plain payload keeps the text.
+            ask: the store.
+        """
+        return explained(searches, ask, text_key=text_key_of(self._layout, text_key), halved=self._halved)
+
+    def told(self, queries: Sequence[str | None], found: Sequence[Explained], text_key: str) -> list[list[Json]]:
+        """The explanation of each hit of each search. Blocks.
 
         Args:
             queries: the text of each search; None if it is by stored points.
-            searches: as they were given to `asked`.
-            answers: to what that returned.
+            found: as `found` gave it.
             text_key: where a plain payload keeps the text.
         """
-        hits: list[list[Hit]] = []
-        texts: list[list[str | None]] = []
-        found: list[list[Explanation]] = []
-        rest = iter(answers)
-        for search in searches:
-            inquiry = Inquiry.of(search)
-            own = [next(rest) for _ in inquiry.searches]
-            found.append(inquiry.explain(own, halved=self._halved))
-            texts.append([text_of(self._layout, hit.payload or {}, text_key) for hit in own[0]])
-            hits.append(inquiry.bare(own[0]))
+        texts = [[text_of(self._layout, one or {}, text_key) for one in of_query.payloads] for of_query in found]
         asking = self._placed((query for query in queries if query is not None), self._query_length)
         most = _LONGEST * self._passage_length
         known = (text for some in texts for text in some if text is not None and len(text) <= most)
         stored = self._placed(known, self._passage_length)
-        told = [
+        return [
             [
                 self._json(
                     explanation, None if query is None else asking[query], None if text is None else stored.get(text)
                 )
-                for explanation, text in zip(of_query, some, strict=True)
+                for explanation, text in zip(of_query.explanations, some, strict=True)
             ]
             for query, of_query, some in zip(queries, found, texts, strict=True)
         ]
-        return hits, told
 
     def _placed(self, texts: Iterable[str], length: int) -> dict[str, _Tokens]:
         placed: dict[str, _Tokens] = {}

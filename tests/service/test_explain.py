@@ -212,13 +212,15 @@ def test_very_long_texts_are_explained_in_numbers(worker: Client) -> None:
         assert found[1]["sparse"][0]["spans"] == [[4, 11]]
 
 
-@pytest.mark.parametrize("layout", ["langchain", "llamaindex", "haystack"])
+@pytest.mark.parametrize("layout", ["plain", "langchain", "llamaindex", "haystack"])
 def test_every_layout_has_its_text(serve: Serve, layout: str) -> None:
-    """Matches are highlighted in the text of a framework's payload as well."""
+    """Places are those in the text of a framework's payload as well, whatever of the payload the hits carry."""
     worker = serve(QDRANT_COLLECTION_CONFIG=f'{{"layout": "{layout}"}}')
     stored(worker, ["one library"])
-    (hit,) = hits(worker, "library")
-    assert hit["explain"]["sparse"][0]["spans"] == [[4, 11]]
+    for selection, kept in ((True, ...), (["topic"], {}), ({"exclude": ["topic"]}, ...), (False, None)):
+        (hit,) = hits(worker, "library", withPayload=selection)
+        assert hit["explain"]["sparse"][0]["spans"] == [[4, 11]]
+        assert kept is ... or hit.get("payload") == kept
 
 
 def test_points_without_rows_or_weights_are_explained_by_what_they_have(worker: Client) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.conformance import conform_query
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.explain import Explanation, Inquiry, Place, row_matches, token_matches
+from qdrant_sink.explain import FUSED_TOLERANCE, Explanation, Inquiry, Place, explained, row_matches, token_matches
 from qdrant_sink.points import PointId
-from qdrant_sink.search import Hit, Search
+from qdrant_sink.search import Hit, PayloadKeys, Search
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from qdrant_sink.writer import write
@@ -79,11 +79,10 @@ def search_of(seed: int, **fields: Any) -> Search:
     return proven
 
 
-def explained(store: Store, search: Search) -> list[tuple[Hit, Explanation]]:
+def told(store: Store, search: Search) -> list[tuple[Hit, Explanation]]:
     """The hits of a search, each with its explanation."""
-    inquiry = Inquiry.of(search)
-    answers = store.query(COLLECTION, inquiry.searches)
-    return list(zip(answers[0], inquiry.explain(answers, halved=True), strict=True))
+    [found] = explained([search], lambda asked: store.query(COLLECTION, asked), text_key="text", halved=True)
+    return list(zip(found.hits, found.explanations, strict=True))
 
 
 searches = st.builds(
@@ -96,6 +95,8 @@ searches = st.builds(
         optional={
             "offset": st.integers(0, 5),
             "rrf_k": st.sampled_from([1, 2, 60]),
+            "fusion": st.just("dbsf"),
+            "group_by": st.just("parity"),
             "where": st.just({"must": [{"key": "parity", "match": {"value": 1}}]}),
         },
     ),
@@ -105,11 +106,11 @@ searches = st.builds(
 @settings(max_examples=40, deadline=None)
 @given(search=searches)
 def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
-    """Sparse contributions add up to the inner product, ColBERT's to the MaxSim, and RRF's to the fused score."""
+    """Sparse contributions add up to the inner product, ColBERT's to the MaxSim, the branches' to the fused score."""
     assert search.sparse is not None
     assert search.colbert is not None
     sparse, maxsim = REFERENCE.sparse(search.sparse), REFERENCE.colbert(search.colbert)
-    for hit, why in explained(filled, search):
+    for hit, why in told(filled, search):
         assert why.sparse is not None
         contributions = [match.contribution for match in why.sparse]
         assert contributions == sorted(contributions, reverse=True)
@@ -124,7 +125,7 @@ def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
         fuses = len(search.using) > 1 and search.rerank is None
         assert (why.fusion is not None) == fuses
         if why.fusion is not None:
-            assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=1e-6)
+            assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=FUSED_TOLERANCE[search.fusion])
             assert {kind for kind, part in why.fusion.items() if part} == {
                 kind for kind, place in why.branches.items() if place
             }
@@ -134,12 +135,13 @@ def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
 @given(search=searches)
 def test_ranks_are_those_of_the_branches_alone(filled: Store, search: Search) -> None:
     """A hit's rank and score in a branch are what a search by that branch alone gives it, among as many candidates."""
+    search = replace(search, group_by=None)
     alone: dict[str, list[Hit]] = {}
     for kind in search.using:
         count = max(search.prefetch, search.limit + search.offset)
         one = replace(search, using=(kind,), rerank=None, limit=count, offset=0)
         (alone[kind],) = filled.query(COLLECTION, [one])
-    for hit, why in explained(filled, search):
+    for hit, why in told(filled, search):
         assert list(why.branches) == list(search.using)
         for kind, place in why.branches.items():
             found = [one for one in alone[kind] if one.id == hit.id]
@@ -175,7 +177,7 @@ def test_an_explained_search_finds_the_same(filled: Store) -> None:
 
 def test_a_threshold_does_not_hide_the_branches(filled: Store) -> None:
     """A threshold is of the final score: a hit above it is explained by branches whose scores are on another scale."""
-    found = explained(filled, search_of(77, rerank="colbert", score_threshold=1.01))
+    found = told(filled, search_of(77, rerank="colbert", score_threshold=1.01))
     assert found
     for _, why in found:
         assert any(place is not None and place.score < 1.01 for place in why.branches.values())
@@ -188,7 +190,7 @@ def test_everything_is_one_request(tmp_path: Path) -> None:
     store.ensure(COLLECTION, SCHEMA)
     assert write(store, COLLECTION, [draft(i) for i in range(9)], SCHEMA).stored == 9
     before = len(double.calls)
-    explained(store, search_of(5, rerank="colbert"))
+    told(store, search_of(5, rerank="colbert"))
     assert double.calls[before:] == ["QueryBatch"]
     first, *branches = double.queries[0].query_points
     assert set(first.with_vectors.include.names) == {"sparse", "colbert"}
@@ -202,7 +204,7 @@ def test_everything_is_one_request(tmp_path: Path) -> None:
 def test_weights_divide_ranks_in_the_explanation_too(filled: Store) -> None:
     """What a branch contributed is 1 / (rrfK + rank / weight), as it is fused."""
     search = search_of(31, weights=(3.0, 0.5), rrf_k=5, limit=30)
-    found = explained(filled, search)
+    found = told(filled, search)
     assert any(why.branches["sparse"] is None for _, why in found)
     for hit, why in found:
         assert why.fusion is not None
@@ -212,24 +214,66 @@ def test_weights_divide_ranks_in_the_explanation_too(filled: Store) -> None:
         assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=1e-6)
 
 
-def test_dbsf_has_no_contributions(filled: Store) -> None:
-    """It adds scaled scores, which ranks do not tell; the rest is explained."""
-    for _, why in explained(filled, search_of(31, fusion="dbsf")):
-        assert why.fusion is None
-        assert why.branches["dense"] is not None
+@pytest.mark.parametrize("fields", [{}, {"fusion": "dbsf"}, {"rerank": "colbert"}, {"using": ("dense",)}])
+def test_hits_from_far_down_are_explained(filled: Store, fields: dict[str, Any]) -> None:
+    """A search by document that had to look past `prefetch` says the ranks at which it found its hits."""
+    where = {"must_not": [{"has_id": [i for i in EMBEDDINGS if isinstance(i, int) and i % 2 and i != 59]}]}
+    deep = 0
+    for seed in range(300, 310):  # of odd parity there is one point, wherever it ranks
+        search = search_of(seed, group_by="parity", limit=2, prefetch=1, where=where, **fields)
+        for hit, why in told(filled, search):
+            ranks = [place.rank for place in why.branches.values() if place]
+            assert ranks
+            deep += min(ranks) > search.depth
+            if why.fusion is not None:
+                assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=FUSED_TOLERANCE[search.fusion])
+            assert (why.fusion is not None) == (len(search.using) > 1 and search.rerank is None)
+    assert deep
+
+
+@pytest.mark.parametrize("key", ["text", "my text.of", "text.of"])
+@pytest.mark.parametrize(
+    ("selection", "kept"),
+    [
+        (True, {"topic", "key"}),
+        (False, None),
+        (PayloadKeys(("topic",)), {"topic"}),
+        (PayloadKeys(("topic", "absent.x")), {"topic"}),
+        (PayloadKeys(("topic",), excluded=True), {"key"}),
+        (PayloadKeys(("topic", "key"), excluded=True), set()),
+    ],
+)
+def test_the_text_is_fetched_whatever_was_selected(
+    store: Store, collection: str, key: str, selection: Any, kept: Any
+) -> None:
+    """An explanation can point into a text of which the hits carry nothing, and hits carry no more for it."""
+    store.ensure(collection, SCHEMA)
+    assert write(store, collection, [draft(1, payload={key: "a text", "topic": "b"})], SCHEMA).stored == 1
+    if isinstance(selection, PayloadKeys):
+        keys = tuple(f'"{key}"' if name == "key" else name for name in selection.keys)
+        selection = PayloadKeys(keys, excluded=selection.excluded)
+    search = search_of(1, with_payload=selection, using=("dense",))
+    [found] = explained([search], lambda asked: store.query(collection, asked), text_key=key, halved=True)
+    [payload] = found.payloads
+    assert payload is not None
+    assert payload[key] == "a text"
+    [hit] = found.hits
+    assert hit.payload is None if kept is None else hit.payload is not None
+    if hit.payload is not None:
+        assert set(hit.payload) == {key if name == "key" else name for name in kept}
 
 
 def test_a_query_without_weights_has_no_sparse_part(filled: Store) -> None:
     """An empty query matches no token: its sparse branch ranks nothing and explains nothing."""
     search = replace(search_of(31), sparse=None)
-    for hit, why in explained(filled, search):
+    for hit, why in told(filled, search):
         assert why.sparse is None
         assert why.branches["sparse"] is None
         assert why.fusion is not None
         assert why.fusion["sparse"] == 0.0
         assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=1e-6)
     lonely = replace(search, using=("sparse",))
-    assert explained(filled, lonely) == []
+    assert told(filled, lonely) == []
 
 
 def hits_of(*pairs: tuple[PointId, float]) -> list[Hit]:
