@@ -39,10 +39,13 @@ COPY service/ ./service/
 # By number, so that a cluster can tell that it is not root.
 USER 1000:1000
 
-# A hub name; empty leaves the weights to the platform's cache or the first start.
+# A hub name, and its commit if it is not the default model; empty leaves the weights to the platform's cache or the
+# first start.
 ARG BAKE_MODEL=""
-RUN if [ -n "$BAKE_MODEL" ]; then python -m embedder.bake "$BAKE_MODEL"; fi
+ARG BAKE_REVISION=""
+RUN if [ -n "$BAKE_MODEL" ]; then python -m embedder.bake "$BAKE_MODEL" ${BAKE_REVISION:+"$BAKE_REVISION"}; fi
 ENV MODEL_ID=${BAKE_MODEL:-BAAI/bge-m3} \
+    MODEL_REVISION=${BAKE_REVISION} \
     HF_HUB_OFFLINE=${BAKE_MODEL:+1}
 
 # Of the HTTP door (PORT); the queue worker has none, and tells the platform itself that it lives.

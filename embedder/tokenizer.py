@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ _SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_
 
 _MARK = "\u2581"
 """What pieces of a vocabulary begin with where a word does."""
+
+_HEAD: Final = 16
+"""Characters per token of the limit that are read of a text at first: four times what a token of prose has."""
+
+_MARGIN: Final = 8
+"""Tokens beyond the limit that the head of a text must have: its last ones may be others in the whole text."""
+
+_TOGETHER: Final = 1_000_000
+"""Characters that are tokenized at once: the library takes up to 300 bytes for each until it is done."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,12 +102,14 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
         """Tokenize, cutting each text to `max_length` tokens (>= 3), special tokens included.
 
+        Of a long text only the head is read, as far as the limit needs it: what a text takes in time and memory
+        depends on the limit, not on its length.
+
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
         _check(texts)
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
-        return [self._cut(encoding.ids, max_length) for encoding in encodings]
+        return [one for part in _portions(texts, _HEAD * max_length) for one in self._heads(part, max_length)]
 
     def wrapped(self, ids: Sequence[int]) -> EncodedText:
         """Ids from the caller as a text: `<s>` and `</s>` are put around them where both are not there already.
@@ -151,6 +162,18 @@ class Tokenizer:
         piece = self.token(token_id)
         return piece.replace(_MARK, " ").strip() or piece
 
+    def _heads(self, texts: Sequence[str], max_length: int, size: int = _HEAD) -> list[EncodedText]:
+        """The texts by their first `size * max_length` characters; by more where these have too few tokens."""
+        heads = [_head(text, size * max_length) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
+        found = []
+        for text, head, encoding in zip(texts, heads, encodings, strict=True):
+            if len(head) == len(text) or len(encoding) >= max_length + _MARGIN:
+                found.append(self._cut(encoding.ids, max_length))
+            else:
+                found += self._heads([text], max_length, 4 * size)
+        return found
+
     def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
         cut = self._cut(encoding.ids, max_length)
         spans = np.full((len(cut), 2), -1, dtype=np.int32)
@@ -166,6 +189,28 @@ class Tokenizer:
         if truncated:
             ids = [*ids[: max_length - 1], self._eos]
         return EncodedText(np.array(ids, dtype=np.int32), truncated)
+
+
+def _portions(texts: Sequence[str], most: int) -> Iterator[list[str]]:
+    """The texts in their order, no more at once than what `_TOGETHER` says; of each, `most` characters count."""
+    portion: list[str] = []
+    size = 0
+    for text in texts:
+        if portion and size + min(len(text), most) > _TOGETHER:
+            yield portion
+            portion, size = [], 0
+        portion.append(text)
+        size += min(len(text), most)
+    if portion:
+        yield portion
+
+
+def _head(text: str, size: int) -> str:
+    """The text, or about `size` characters of its beginning: whole words, unless there is but one."""
+    if len(text) <= size:
+        return text
+    head = text[:size]
+    return head.rpartition(" ")[0].rstrip() or head
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:

@@ -1,4 +1,6 @@
-"""What a queue worker proves of itself before its first poll. RunPod's SDK ends the worker if a check raises.
+"""What a worker proves of itself before its first poll, or before its port says that it is ready.
+
+RunPod's SDK ends the worker if a check raises, and so does the HTTP door.
 
 The weights are loaded by then: settings or a checkpoint that cannot work have refused to start already.
 """

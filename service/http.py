@@ -6,7 +6,7 @@
 
 The port answers at once: `/ping` with 204 while the model loads in the background, 200 when it is ready. On
 SIGTERM new requests get 503, those that run are answered, then the process ends with status 0; it ends with
-1 when the last device is lost, and with 2 when the settings cannot work.
+1 when it is unfit to serve or the last device is lost, and with 2 when the settings cannot work.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Final
 
 import uvicorn
 
-from embedder.errors import ConfigurationError, whereabouts
+from embedder.errors import ConfigurationError, WorkerError, whereabouts
 from service import logs
 from service.door import Door
+from service.health import checks
 from service.operations import Operations
 from service.routes import application
 from service.settings import Settings
@@ -36,15 +37,19 @@ log = logging.getLogger("service.http")  # not __name__: this can be the program
 DEFAULT_PORT: Final = 8000
 """Of `python -m service.http` where `PORT` is not set."""
 
+FAREWELL: Final = 30
+"""Seconds that clients have, when all is answered and the process ends, to read what they were answered."""
+
 Build = Callable[[Settings], Operations]
 
 
-def serve(settings: Settings, build: Build) -> int:
+def serve(settings: Settings, build: Build, *, farewell: int = FAREWELL) -> int:
     """Open the port, load the model, and serve until told to stop. Call it in the main thread.
 
     Args:
         settings: the operator's decisions.
         build: loads the model; called once, in a thread.
+        farewell: seconds; a client that has not read its answer by then is left behind.
 
     Returns:
         The exit status of the process.
@@ -58,7 +63,7 @@ def serve(settings: Settings, build: Build) -> int:
     if settings.api_key is None:
         log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
     with listener:
-        return asyncio.run(_Service(settings, listener).run(build))
+        return asyncio.run(_Service(settings, listener, farewell).run(build))
 
 
 def listening(port: int) -> socket.socket:
@@ -87,7 +92,7 @@ class _Server(uvicorn.Server):
 class _Service:
     """The port, the model behind it, and their end."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, farewell: int) -> None:
         self._listener = listener
         self._door = Door(settings, self._stop)
         self._status = 0
@@ -100,6 +105,7 @@ class _Service:
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=75,  # longer than load balancers keep theirs, so that none meets a closing one
+                timeout_graceful_shutdown=farewell,
             )
         )
 
@@ -118,9 +124,12 @@ class _Service:
     def _load(self, loop: asyncio.AbstractEventLoop, build: Build) -> None:
         settings = self._door.settings
         try:
-            operations = build(settings)
+            operations = _fit(build(settings), settings)
         except ConfigurationError as error:
             self._status = _refused(str(error))
+        except WorkerError as error:
+            log.critical("unfit to serve: %s", error.message)
+            self._status = 1
         except BaseException as error:  # noqa: BLE001 - a port without a model behind it must not stay open
             log.critical("the model could not be loaded: %s", whereabouts(error))
             self._status = 1
@@ -141,6 +150,25 @@ class _Service:
 
     def _stop(self) -> None:
         self._server.should_exit = True
+
+
+def _fit(operations: Operations, settings: Settings) -> Operations:
+    """The operations, which have passed the checks of a queue worker too; else they are closed.
+
+    Raises:
+        WorkerError: what it is that they cannot do.
+    """
+
+    async def each() -> None:
+        for check in checks(operations, settings):
+            await check()
+
+    try:
+        asyncio.run(each())
+    except BaseException:
+        operations.close()
+        raise
+    return operations
 
 
 def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

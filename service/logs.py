@@ -10,7 +10,7 @@ from typing import Literal
 import orjson
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being served, in its tasks and threads; None outside of one."""
+"""Of the request or the job that is being served, in its tasks and threads; None outside of one."""
 
 _OURS = ("embedder", "qdrant_sink", "service")
 
@@ -29,7 +29,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message"}` and, within a request, `request_id`; a line each."""
+    """`{"time", "level", "logger", "message"}` and, within a request or a job, `request_id`; a line each."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The object. A traceback is left out: it may quote a user's text."""

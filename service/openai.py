@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
-from embedder.errors import InvalidRequest, ModelFailure, NotFound
+from embedder.errors import InvalidRequest, ModelFailure, NotFound, WorkerError
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
@@ -130,14 +130,14 @@ class OpenAIRoutes:
     async def _embeddings(self, raw: object) -> Json:
         request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
         if len(request.input) > self._max_texts:
-            raise InvalidRequest(
-                f"input must have at most {self._max_texts} items (MAX_TEXTS), got {len(request.input)}"
-            )
+            message = f"input must have at most {self._max_texts} items (MAX_TEXTS), got {len(request.input)}"
+            raise _at("input", InvalidRequest, message)
         if request.model not in (None, self._model):
-            raise NotFound(f"model: this worker serves '{self._model}' only")
+            raise _at("model", NotFound, f"model: this worker serves '{self._model}' only")
         size = self._embedder.hidden_size
         if request.dimensions not in (None, size):
-            raise InvalidRequest(f"dimensions must be the model's own, {size}, got {request.dimensions}")
+            message = f"dimensions must be the model's own, {size}, got {request.dimensions}"
+            raise _at("dimensions", InvalidRequest, message)
         bytes_per_number = 4 if request.encoding_format == "float" else 16 / 3
         check_least_size(int(len(request.input) * size * bytes_per_number), self._max_bytes, remedy=REMEDY)
         texts = await asyncio.to_thread(self._tokenized, request.input)
@@ -155,19 +155,16 @@ class OpenAIRoutes:
             texts = [self._framed(index, ids) for index, ids in enumerate(inputs)]
         for index, text in enumerate(texts):
             if text.truncated or len(text) > self._max_length:
-                raise InvalidRequest(
-                    f"input[{index}] must have at most {self._max_length} tokens (PASSAGE_MAX_LENGTH), got more"
-                    if text.truncated
-                    else f"input[{index}] must have at most {self._max_length} tokens (PASSAGE_MAX_LENGTH) with "
-                    f"the special ones, got {len(text)}"
-                )
+                rule = f"input[{index}] must have at most {self._max_length} tokens (PASSAGE_MAX_LENGTH)"
+                got = ", got more" if text.truncated else f" with the special ones, got {len(text)}"
+                raise _at(f"input[{index}]", InvalidRequest, rule + got)
         return texts
 
     def _framed(self, index: int, ids: Sequence[int]) -> EncodedText:
         try:
             return self._embedder.encoded(ids)
         except ValueError as error:
-            raise InvalidRequest(f"input[{index}]{error}") from None
+            raise _at(f"input[{index}]", InvalidRequest, f"input[{index}]{error}") from None
 
     def _embedded(self, request: EmbeddingsRequest, results: Sequence[Result]) -> Json:
         data = []
@@ -203,12 +200,18 @@ def openai_error(error: Json) -> Json:
     }
 
 
+def _at(field: str, kind: type[WorkerError], message: str) -> WorkerError:
+    """An error that names its field, which is OpenAI's `param`, as those of `validated` do."""
+    return kind(message, details={"errors": [{"field": field, "message": message}]})
+
+
 def _check_unicode(texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise InvalidRequest(f"input[{index}] is not valid Unicode (a lone surrogate)") from None
+            message = f"input[{index}] is not valid Unicode (a lone surrogate)"
+            raise _at(f"input[{index}]", InvalidRequest, message) from None
 
 
 def _dense(embedding: Embedding, encoding_format: str) -> Any:

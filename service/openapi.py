@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
-from embedder import errors
+from service.answers import ANSWERS
+from service.answers import schemas as answer_schemas
 from service.openai import EMBEDDINGS, EmbeddingsRequest
 from service.requests import Request, request_type
 from service.responses import Json
@@ -75,39 +76,11 @@ EMBEDDINGS_EXAMPLE: Final[Json] = {
     "encoding_format": "float",
 }
 
-_CODES: Final = sorted({one.code for one in vars(errors).values() if hasattr(one, "code")})
-
-ERROR: Final[Json] = {
-    "type": "object",
-    "required": ["error", "error_code", "retryable", "details"],
-    "additionalProperties": False,
-    "properties": {
-        "error": {"type": "string", "description": "names the field, the limit and the value"},
-        "error_code": {"enum": _CODES},
-        "retryable": {"type": "boolean"},
-        "details": {"type": "object"},
-    },
-}
-OPENAI_ERROR: Final[Json] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"enum": _CODES},
-            },
-        }
-    },
-}
 _STATUSES: Final = {
     400: "invalid_request: the request cannot be served as written",
     401: "invalid_request: the bearer token is missing or wrong",
     404: "not_found: the collection, the model or the path is not there",
+    408: "invalid_request: the body stopped coming",
     409: "schema_mismatch: the collection has another schema",
     413: "invalid_request: the body is too large; or response_too_large: the answer would be",
     415: "invalid_request: the body must be application/json",
@@ -120,14 +93,22 @@ _STATUSES: Final = {
 
 def answers(path: str) -> dict[int | str, dict[str, Any]]:
     """What a path answers, by status, as FastAPI takes it."""
-    openai = path.startswith("/v1/")
-    schema = {"$ref": REFERENCE.format(model="OpenAIError" if openai else "Error")}
-    failures: dict[int | str, dict[str, Any]] = {
-        status: {"description": text, "content": {"application/json": {"schema": schema}}}
-        for status, text in _STATUSES.items()
-    }
-    kind = {"type": "object"}
-    return {200: {"description": "the answer", "content": {"application/json": {"schema": kind}}}, **failures}
+    name, _, example = ANSWERS[path]
+    found = {"schema": {"$ref": REFERENCE.format(model=name)}, "example": example}
+    return {200: {"description": "the answer", "content": {"application/json": found}}, **_failures(path)}
+
+
+def reads(path: str) -> dict[int | str, dict[str, Any]]:
+    """What a path that is only read answers, by status, as FastAPI takes it."""
+    json = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    if path == "/ping":
+        told = {200: "ready", 204: "the model loads", 503: "shutting down, or no device is left"}
+        return {status: {"description": text} for status, text in told.items()}
+    if path == "/health":
+        return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
+    failures = _failures(path)
+    found = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
+    return {200: {"description": "the answer", **found}, 401: failures[401], 503: failures[503]}
 
 
 def body(schema: str, example: Json) -> Json:
@@ -160,7 +141,15 @@ def components() -> Json:
             properties["isPassage"] = {**properties["isPassage"], "default": True}
             required = [*required, "qdrant"]
         schemas[name] = {**described, "title": name, "properties": properties, "required": required}
-    return {**schemas, "Error": ERROR, "OpenAIError": OPENAI_ERROR}
+    return {**schemas, **answer_schemas()}
+
+
+def _failures(path: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": REFERENCE.format(model="OpenAIError" if path.startswith("/v1/") else "Error")}
+    return {
+        status: {"description": text, "content": {"application/json": {"schema": schema}}}
+        for status, text in _STATUSES.items()
+    }
 
 
 def _type(route: Route) -> type[Request]:
@@ -170,4 +159,14 @@ def _type(route: Route) -> type[Request]:
     return kind
 
 
-__all__ = ["EMBEDDINGS", "EMBEDDINGS_EXAMPLE", "ROUTES", "Route", "answers", "body", "components", "schema_name"]
+__all__ = [
+    "EMBEDDINGS",
+    "EMBEDDINGS_EXAMPLE",
+    "ROUTES",
+    "Route",
+    "answers",
+    "body",
+    "components",
+    "reads",
+    "schema_name",
+]

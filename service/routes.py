@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -17,13 +17,16 @@ from service.door import Door
 from service.gate import Gate, defect, error_response, json_response
 from service.metrics import CONTENT_TYPE
 from service.openai import MODELS
-from service.openapi import EMBEDDINGS, EMBEDDINGS_EXAMPLE, ROUTES, Route, answers, body, components, schema_name
+from service.openapi import EMBEDDINGS, EMBEDDINGS_EXAMPLE, ROUTES, Route, answers, body, components, reads, schema_name
 from service.page import Page
 from service.responses import Json
-from service.statuses import BodyTooLarge, NoSuchPath, NotJson, WrongMethod
+from service.statuses import BodyStalled, BodyTooLarge, NoSuchPath, NotJson, WrongMethod
 
 MOST_BYTES: Final = 30_000_000
 """Of a body: what RunPod's load balancer carries."""
+
+BODY_PATIENCE: Final = 30.0
+"""Seconds for which a part of a body is waited for: a client that stalls must not hold a worker that is to end."""
 
 _LARGE: Final = 100_000
 """Bytes of a body above which it is parsed in a thread."""
@@ -34,12 +37,13 @@ _CLIENT_GONE: Final = 499
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def application(door: Door, *, most_bytes: int = MOST_BYTES) -> ASGIApp:
+def application(door: Door, *, most_bytes: int = MOST_BYTES, patience: float = BODY_PATIENCE) -> ASGIApp:
     """The door's ASGI application.
 
     Args:
         door: its state.
         most_bytes: of a request's body.
+        patience: seconds between two parts of a body at most.
     """
     app = FastAPI(
         title="BGE-M3 for Qdrant",
@@ -49,7 +53,7 @@ def application(door: Door, *, most_bytes: int = MOST_BYTES) -> ASGIApp:
         openapi_url=None,
         redirect_slashes=False,
     )
-    endpoints = _Endpoints(door, most_bytes)
+    endpoints = _Endpoints(door, most_bytes, patience)
     for route in ROUTES:
         app.add_api_route(
             route.path,
@@ -76,7 +80,11 @@ def application(door: Door, *, most_bytes: int = MOST_BYTES) -> ASGIApp:
         ("/openapi.json", endpoints.description, "This description"),
     )
     for path, endpoint, summary in described:
-        app.add_api_route(path, endpoint, methods=["GET"], summary=summary)
+        app.add_api_route(
+            path, endpoint, methods=["GET"], summary=summary, responses=reads(path), response_class=Response
+        )
+    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # as some monitors ask
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -90,9 +98,10 @@ def application(door: Door, *, most_bytes: int = MOST_BYTES) -> ASGIApp:
 class _Endpoints:
     """One method per kind of route."""
 
-    def __init__(self, door: Door, most_bytes: int) -> None:
+    def __init__(self, door: Door, most_bytes: int, patience: float) -> None:
         self._door = door
         self._most_bytes = most_bytes
+        self._patience = patience
         self.describe: Callable[[], Json] = dict
 
     async def operation(self, route: Route, request: Request) -> Response:
@@ -149,6 +158,7 @@ class _Endpoints:
 
         Raises:
             NotJson: the content type is another, so that no page of another site can post without asking.
+            BodyStalled: the client sends no more, and not the end.
             BodyTooLarge: refused by its announced length, or as soon as it is longer.
             InvalidRequest: it is not JSON.
         """
@@ -159,13 +169,22 @@ class _Endpoints:
         if not announced.isdecimal() or int(announced) > self._most_bytes:
             raise BodyTooLarge(f"the body must have at most {self._most_bytes} bytes, got {announced[:20]}")
         parts, size = [], 0
-        async for part in request.stream():
+        stream = request.stream()
+        while (part := await self._next(stream)) is not None:
             size += len(part)
             if size > self._most_bytes:
                 raise BodyTooLarge(f"the body must have at most {self._most_bytes} bytes, got more")
             parts.append(part)
         raw = b"".join(parts)
         return await asyncio.to_thread(_parsed, raw) if size > _LARGE else _parsed(raw)
+
+    async def _next(self, stream: AsyncIterator[bytes]) -> bytes | None:
+        """The next part of a body; None at its end."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await anext(stream, None)
+        except TimeoutError:
+            raise BodyStalled(f"the body stopped coming: nothing for {self._patience:g} seconds") from None
 
 
 def _parsed(raw: bytes) -> Any:

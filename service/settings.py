@@ -103,6 +103,8 @@ class Settings(BaseModel):
         secret = "" if value is None else value.get_secret_value()
         if not (secret.isascii() and all(character.isprintable() for character in secret)):
             raise ValueError("must be printable ASCII without line breaks, since it travels in a header")
+        if secret != secret.strip():
+            raise ValueError("must not begin or end with a space, since a header loses it")
         return value
 
     @field_validator("qdrant_url")

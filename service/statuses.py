@@ -51,6 +51,13 @@ class WrongMethod(InvalidRequest):
     status: ClassVar[int] = 405
 
 
+class BodyStalled(InvalidRequest):
+    """The client has stopped sending in the middle of its body."""
+
+    status: ClassVar[int] = 408
+    retryable = True
+
+
 class BodyTooLarge(InvalidRequest):
     """The body is over the limit of the door."""
 
@@ -76,7 +83,7 @@ class ShuttingDown(Cancelled):
     retryable = True
 
 
-HttpError = Unauthorized | NoSuchPath | WrongMethod | BodyTooLarge | NotJson | Loading | ShuttingDown
+HttpError = Unauthorized | NoSuchPath | WrongMethod | BodyStalled | BodyTooLarge | NotJson | Loading | ShuttingDown
 
 
 def status_of(answer: Json) -> int:

@@ -41,10 +41,27 @@ _SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERR
 _PR_SET_PDEATHSIG = 1
 
 
+Answer = dict[str, Any] | list[dict[str, Any]]
+"""Of a job; a list of one where its route is OpenAI's."""
+
+
+class Unprinted(dict[str, Any]):
+    """An answer that is not spelt out where it is printed.
+
+    The SDK formats every answer twice for its log, whatever the level: a second of the event loop per 10 MB of
+    numbers. And at its level DEBUG it would log the texts and vectors.
+    """
+
+    def __repr__(self) -> str:
+        return "{...}"
+
+
 class Handler(Protocol):
     """Answers one job, and reports how far it has come."""
 
-    def __call__(self, job: dict[str, Any], report: Report | None = None, /) -> Awaitable[dict[str, Any]]:
+    def __call__(
+        self, job: dict[str, Any], report: Report | None = None, /
+    ) -> Awaitable[dict[str, Any] | list[dict[str, Any]]]:
         """The answer, as JSON values."""
         ...
 
@@ -111,12 +128,14 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
     operations.when_lost(leave)
     queue = bool(os.environ.get(QUEUE))
 
-    async def limited(job: dict[str, Any]) -> dict[str, Any]:
+    async def limited(job: dict[str, Any]) -> Answer:
         intake.begin(job.get("id", ""), _size(job.get("input")))
+        logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in a task of its own
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(concurrency.slot())
             report = await stack.enter_async_context(posting(_post(job), interval=progress_s)) if queue else None
-            return await handler(job, report)
+            answer = await handler(job, report)
+        return unprinted(answer) if queue else answer  # elsewhere to be shown is what an answer is for
 
     if queue:
         _take_children_along()
@@ -124,6 +143,11 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
             runpod.serverless.register_fitness_check(check)
     runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
     return 1 if lost.is_set() else 0
+
+
+def unprinted(answer: Answer) -> Answer:
+    """The same JSON, that prints as next to nothing."""
+    return [Unprinted(one) for one in answer] if isinstance(answer, list) else Unprinted(answer)
 
 
 def _post(job: dict[str, Any]) -> Post:

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema import schema_for
 from service.http import listening
 from tests.loopback import Worker
 
@@ -129,6 +131,44 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
     assert any("request_id" in line for line in lines)
 
 
+@pytest.mark.slow
+def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, tmp_path: Path) -> None:
+    """Hundreds of queries of four clients while one bulk job follows another: none is lost (`-s` shows the p95)."""
+    done = threading.Event()
+    seconds: list[float] = []
+    stored: list[int] = []
+    texts = [f"passage {n} " + "of some words " * 60 for n in range(200)]
+
+    def load() -> None:
+        while not done.is_set():
+            answer = client.post("/points", json={"texts": texts, "qdrant": {"collection": "notes"}}).json()
+            stored.append(answer["upsert"]["stored"])
+
+    def ask() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
+            for _ in range(100):
+                started = time.perf_counter()
+                assert own.post("/embed", json={"texts": ["a query"], "vectors": ["dense"]}).status_code == 200
+                seconds.append(time.perf_counter() - started)
+
+    with program(port, QDRANT_PATH=str(tmp_path / "store")) as worker:
+        until(lambda: status(client) == 200, "ready")
+        loader = threading.Thread(target=load)
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in (loader, *askers):
+            thread.start()
+        for thread in askers:
+            thread.join(PATIENCE)
+        done.set()
+        loader.join(PATIENCE)
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+    assert len(seconds) == 400
+    assert set(stored) == {200}
+    p50, p95 = (1e3 * sorted(seconds)[int(400 * share)] for share in (0.5, 0.95))
+    print(f"\n400 queries beside {len(stored)} bulk jobs: p50 {p50:.0f} ms, p95 {p95:.0f} ms")  # noqa: T201
+
+
 def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
     """The program ends with status 2 and a line that names the setting; also where the port is taken."""
     with (
@@ -142,6 +182,21 @@ def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
             (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
             assert named in line
             assert "Traceback" not in worker.output
+
+
+def test_a_worker_that_is_unfit_is_never_ready(port: int, client: httpx.Client, tmp_path: Path) -> None:
+    """A collection of another model ends the program with status 1, and the probe has never read 200."""
+    other = EdgeStore(tmp_path)
+    other.ensure("notes", schema_for(8, 8))
+    other.close()
+    seen = set()
+    with program(port, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes") as worker:
+        until(lambda: seen.add(status(client)) or "unfit" in worker.output, "the end")  # type: ignore[func-returns-value]
+        assert worker.wait(PATIENCE) == 1
+        assert "unfit to serve: " in worker.output
+        assert "192" in worker.output
+        assert "Traceback" not in worker.output
+    assert 200 not in seen
 
 
 LOST = """
@@ -178,3 +233,28 @@ def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
         assert worker.wait(PATIENCE) == 1
         assert "LookupError in build" in worker.output
         assert "private words" not in worker.output
+
+
+HASTY = """
+import sys
+from service.http import serve
+from service.operations import Operations
+from service.settings import Settings
+
+sys.exit(serve(Settings.from_environment(), Operations.build, farewell=1))
+"""
+
+
+def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.Client) -> None:
+    """Told to stop, the process ends although an answer larger than all buffers was never read."""
+    more = {**SETTINGS, "PORT": str(port), "MAX_RESPONSE_MB": "30"}
+    body = json.dumps({"texts": ["word " * 3_000_000], "returnVectors": False}).encode()
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with Worker(None, cwd=ROOT, script="-c", args=[HASTY], env=more) as worker:
+        until(lambda: status(client) == 200, "ready")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
+            raw.sendall(head.encode() + body)
+            until(lambda: "/embed 200" in worker.output, "answer")
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
+            assert "Traceback" not in worker.output

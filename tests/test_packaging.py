@@ -112,15 +112,72 @@ def test_the_files_of_the_image_are_enough_to_serve(image: Path) -> None:
     assert program("-m", "service.healthcheck", cwd=image).returncode == 0
 
 
-def test_the_command_that_bakes_weights_takes_a_directory(image: Path) -> None:
-    """The Dockerfile's own command, with a model that is there, succeeds; with a wrong one the build fails."""
+def shell(command: str, variables: dict[str, str], *, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command as a RUN line does, with these variables and programs alone."""
+    search = f"{path or Path(sys.executable).parent}:/usr/bin:/bin"
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=ROOT,
+        env={"PATH": search, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(("index", "named"), [("", False), ("https://example.org/cu126", True)])
+def test_torch_is_installed_alone_from_the_index_that_is_named(tmp_path: Path, index: str, named: bool) -> None:
+    """The Dockerfile's own command, with a `pip` that writes down what it is told."""
+    (line,) = (rest for rest in of("RUN") if "torch.txt" in rest)
+    pip = tmp_path / "pip"
+    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\ncat {tmp_path}/torch.txt >> {tmp_path}/told\n')
+    pip.chmod(0o755)
+    done = shell(line.replace("/tmp/", f"{tmp_path}/"), {"TORCH_INDEX": index}, path=tmp_path)  # noqa: S108 - the file's own
+    assert done.returncode == 0, done.stderr
+    told, *pins = (tmp_path / "told").read_text().splitlines()
+    assert told.startswith("install ")
+    assert (f"--index-url {index} --extra-index-url https://pypi.org/simple" in told) is named
+    assert [pin.partition("==")[0] for pin in pins] == ["torch"]
+    assert not (tmp_path / "torch.txt").exists()
+
+
+def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None:
+    """The Dockerfile's own command with a model, without one, and with a wrong one, where the build fails."""
     (line,) = (rest for rest in of("RUN") if "BAKE_MODEL" in rest)
-    words = shlex.split(line.partition("then ")[2].removesuffix("; fi"))
-    assert words == ["python", "-m", "embedder.bake", "$BAKE_MODEL"]
-    assert program(*words[1:-1], "mini", cwd=image).returncode == 0
-    refused = program(*words[1:-1], "no such model", cwd=image)
+    inside = f"cd {shlex.quote(str(image))}; {line}"
+    assert shell(inside, {"BAKE_MODEL": "mini"}).returncode == 0
+    assert shell(inside, {"BAKE_MODEL": ""}).returncode == 0
+    refused = shell(inside, {"BAKE_MODEL": "no such model"})
     assert refused.returncode == 2
     assert "MODEL_ID" in refused.stderr
+    named = {"BAKE_MODEL": "a/b c", "BAKE_REVISION": "d e"}
+    told = shell(line.replace("python -m embedder.bake", "printf '%s,'"), named)
+    assert told.stdout == "a/b c,d e,"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"BAKE_MODEL": "", "BAKE_REVISION": ""}, ["BAAI/bge-m3", "", ""]),
+        ({"BAKE_MODEL": "BAAI/bge-m3", "BAKE_REVISION": ""}, ["BAAI/bge-m3", "", "1"]),
+        ({"BAKE_MODEL": "me/mine", "BAKE_REVISION": "abc"}, ["me/mine", "abc", "1"]),
+    ],
+)
+def test_an_image_loads_what_was_baked_and_asks_nobody(arguments: dict[str, str], wanted: list[str]) -> None:
+    """Build arguments become the model, its commit, and no word to the hub; an empty variable counts as unset."""
+    (line,) = (rest for rest in of("ENV") if "MODEL_ID" in rest)
+    words = [word.partition("=")[2] for word in line.split()]
+    assert [word.partition("=")[0] for word in line.split()] == ["MODEL_ID", "MODEL_REVISION", "HF_HUB_OFFLINE"]
+    assert shell("; ".join(f'echo "{word}"' for word in words), arguments).stdout.splitlines() == wanted
+
+
+def test_every_health_check_is_the_one_that_is_there() -> None:
+    """The image and the compose file run the same command, without a shell."""
+    (rest,) = of("HEALTHCHECK")
+    command = ["python", "-m", "service.healthcheck"]
+    assert json.loads(rest.partition("CMD ")[2]) == command
+    assert COMPOSE["services"]["worker"]["healthcheck"]["test"] == ["CMD", *command]
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         "burst": ("tests/programs/brief_jobs.py", {}),
         "lost": ("tests/programs/lost_device.py", {}),
         "slow store": ("tests/programs/slow_store.py", {"QDRANT_PATH": "{tmp}/store"}),
-        "refused": ("handler.py", {}),
+        "refused": ("handler.py", {"RUNPOD_LOG_LEVEL": "DEBUG"}),
         "stopped": ("handler.py", {"MAX_CONCURRENCY": "1"}),
         "unfit": ("handler.py", {"QDRANT_PATH": "{tmp}/other", "QDRANT_COLLECTION": "notes"}),
         "reference": ("handler.py", {"ENGINE": "flagembedding", "QDRANT_URL": f"http://127.0.0.1:{free_port()}"}),
@@ -99,6 +99,19 @@ def test_sigterm_with_jobs_running_and_queued_answers_them_all(started: dict[str
     assert all("output" in answer for answer in answers(queue, jobs))
     assert worker.wait(PATIENCE) == 0
     assert quiet(worker)
+
+
+def test_the_sdk_at_debug_logs_no_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Not its texts, and not the repr of its numbers, which would take a second of the event loop for a large one."""
+    queue, worker = started["refused"]
+    texts = ["the private words of a user"]
+    openai = {"openai_route": "/v1/embeddings", "openai_input": {"input": texts}}
+    own, listed = answers(queue, queue.submit_many([{"texts": texts}, openai]))
+    assert own["output"]["results"][0]["text"] == texts[0]
+    assert listed["output"][0]["object"] == "list"
+    assert "Handler output: {...}" in worker.output
+    assert texts[0] not in worker.output
+    assert str(own["output"]["results"][0]["dense"][0]) not in worker.output
 
 
 def test_an_answer_that_is_refused_is_posted_again_even_while_stopping(

@@ -19,7 +19,7 @@ import pytest
 from embedder.embedder import Embedder
 from service.operations import Operations
 from service.settings import Settings
-from service.worker import is_http
+from service.worker import is_http, unprinted
 from tests.embedder.oracle import TOLERANCE
 from tests.loopback import JobQueue, Worker, free_port
 
@@ -229,9 +229,28 @@ def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
     served.answer({"texts": [PRIVATE], "qdrant": {"collection": "private", "payloads": [{"note": PRIVATE}]}})
     served.answer({"operation": "search", "collection": "private", "queries": [PRIVATE]})
     served.run({"texts": [PRIVATE], "encoding": PRIVATE})
+    openai = {"openai_route": "/v1/embeddings", "openai_input": {"input": PRIVATE, "model": PRIVATE}}
+    served.answer(openai)
     assert "ingested 1 points: 1 stored" in served.worker.output
     assert PRIVATE not in served.worker.output
     assert "Traceback" not in served.worker.output
+
+
+def test_log_lines_name_their_job(served: Served) -> None:
+    """What is logged of one of several jobs can be told from the others by the platform's id."""
+    job = served.queue.submit({"texts": ["one"], "qdrant": {"collection": "named"}})
+    served.queue.result(job, PATIENCE)
+    (line,) = [one for one in served.worker.output.splitlines() if "service.operations: ingested" in one and job in one]
+    assert line.endswith(f" [{job}]")
+
+
+def test_an_answer_is_not_spelt_out_for_the_log() -> None:
+    """The SDK formats each answer twice whatever its level: that costs nothing, and what it posts is the same."""
+    answer = {"results": [{"text": PRIVATE, "dense": [0.1, -2e-7]}], "usage": {"tokens": 3}}
+    for whole in (answer, [answer]):
+        wrapped = unprinted(whole)
+        assert json.dumps(wrapped) == json.dumps(whole)
+        assert PRIVATE not in f"{wrapped} { ({'output': wrapped}) }"
 
 
 @pytest.mark.parametrize(("run", "named"), [("no lanes", "MAX_MODELS"), ("no device", "GPU_DEVICE")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,8 @@ from embedder.errors import ConfigurationError
 from embedder.tokenizer import Tokenizer
 from tests.embedder.conftest import Bench
 from tests.embedder.texts import TEXTS
+
+ROOT = Path(__file__).parents[2]
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -38,6 +42,48 @@ def test_a_cut_text_keeps_its_first_tokens_and_its_end_token(mini: Bench) -> Non
     (cut,) = mini.tokenizer.encode(["one library of many tools"], len(free) - 1)
     assert cut.ids.tolist() == [*free.ids[:-2], free.ids[-1]]
     assert cut.truncated
+
+
+@pytest.mark.parametrize(
+    "part", ["a ", "a", "word, ", "\n", " " * 99 + "word ", "x" * 200 + " ", "e\u0301 \u0301", "\u4f60\u597d", "-"]
+)
+@pytest.mark.parametrize("max_length", [3, 100])
+def test_a_long_text_begins_as_it_does_in_full(bench: Bench, part: str, max_length: int) -> None:
+    """However long a text is and whatever it consists of, its first tokens are those of the whole."""
+    text = "The beginning. " + part * (20_000 // len(part))
+    (whole,) = bench.tokenizer.encode([text], 1_000_000)
+    (cut,) = bench.tokenizer.encode([text], max_length)
+    assert cut.truncated == (len(whole) > max_length)
+    assert cut.ids[:-1].tolist() == whole.ids[: len(cut) - 1].tolist()
+    assert cut.ids[-1] == whole.ids[-1]
+
+
+def test_many_texts_come_in_their_order(mini: Bench) -> None:
+    """More than is tokenized at once gives what each text gives alone."""
+    texts = [f"number {n} " + "word" * 75_000 for n in range(4)]
+    together = mini.tokenizer.encode(texts, 100_000)
+    alone = [mini.tokenizer.encode([text], 100_000)[0] for text in texts]
+    assert [one.ids.tolist() for one in together] == [one.ids.tolist() for one in alone]
+
+
+HUGE = """
+import resource, sys
+from embedder.checkpoint import MINI
+from embedder.tokenizer import Tokenizer
+
+tokenizer = Tokenizer(MINI)
+one, many = ["a " * 1_000_000], ["a " * 5_000] * 200
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tokenizer.encode(one, 8192)
+tokenizer.encode(many, 512)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_huge_text_takes_the_memory_of_what_is_kept_of_it() -> None:
+    """Two million characters of which few tokens are embedded do not fill the memory of a worker, in one or many."""
+    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) < 200_000, "kilobytes; in full it was 380 000"
 
 
 def test_an_empty_text_is_two_tokens(mini: Bench) -> None:

@@ -13,7 +13,7 @@ import uvicorn
 
 from service.door import Door
 from service.operations import Operations
-from service.routes import MOST_BYTES, application
+from service.routes import BODY_PATIENCE, MOST_BYTES, application
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE
 
@@ -25,10 +25,16 @@ class Served:
         operations: None: the model still loads.
         settings: those of the operations unless given.
         most_bytes: of a body.
+        patience: seconds between two parts of a body.
     """
 
     def __init__(
-        self, operations: Operations | None, *, settings: Settings | None = None, most_bytes: int = MOST_BYTES
+        self,
+        operations: Operations | None,
+        *,
+        settings: Settings | None = None,
+        most_bytes: int = MOST_BYTES,
+        patience: float = BODY_PATIENCE,
     ) -> None:
         own = settings or (operations.settings if operations else Settings.from_environment(ENVIRONMENT))
         self.emptied = threading.Event()
@@ -39,7 +45,11 @@ class Served:
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            application(self._door, most_bytes=most_bytes), lifespan="off", ws="none", log_config=None, access_log=False
+            application(self._door, most_bytes=most_bytes, patience=patience),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
         )
         self._server = uvicorn.Server(config)
         self._loop = asyncio.new_event_loop()

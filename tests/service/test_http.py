@@ -194,7 +194,8 @@ def test_with_the_key_everything_is_served(keyed: Served) -> None:
             assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
             assert client.get("/metrics").status_code == 200
     with keyed.client() as client:
-        assert (client.get("/ping").status_code, client.get("/health").status_code) == (200, 200)
+        for ask in (client.get, client.head):
+            assert (ask("/ping").status_code, ask("/health").status_code) == (200, 200)
 
 
 def test_a_request_keeps_its_id(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
@@ -292,6 +293,19 @@ def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
         assert refused(over, 413, "invalid_request") == f"the body must have at most {len(body)} bytes, got more"
         announced = client.post("/embed", content=body + b" ", headers=headers)
         assert f"got {len(body) + 1}" in refused(announced, 413, "invalid_request")
+
+
+def test_a_body_that_stops_coming_is_given_up(worker: Client) -> None:
+    """A client that stalls in the middle of its body does not hold a worker that is to end."""
+    with (
+        Served(worker.operations, patience=0.05) as served,
+        socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw,
+    ):
+        head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        raw.sendall(head + b'{"texts": [')
+        assert raw.recv(1000).startswith(b"HTTP/1.1 408 ")
+        served.do("close")
+        assert served.emptied.is_set()
 
 
 def test_while_the_model_loads(worker: Client) -> None:

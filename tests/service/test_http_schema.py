@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 import requests
 import schemathesis
@@ -47,6 +48,22 @@ def served(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iter
     store.close()
 
 
+def test_what_is_only_read_is_as_described(served: Served) -> None:
+    """Every path without a body has a status, a type and a shape that the description names."""
+    with served.client() as client:
+        document = client.get("/openapi.json").json()
+    read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
+    assert {"/ping", "/health", "/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read)
+    assert {"200", "204", "503"} == set(read["/ping"])
+    assert all("401" in read[path] for path in read.keys() - {"/ping", "/health"})
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=served.url)
+    with requests.Session() as session:
+        session.trust_env = False
+        for path in read:
+            schema[path]["GET"].Case().call_and_validate(session=session, checks=CHECKS[:4])
+
+
 @pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
 def test_what_follows_from_the_description_is_answered_as_it_says(served: Served, path: str) -> None:
     """No server error, only documented statuses and shapes; and what the schema forbids is refused."""
@@ -65,3 +82,38 @@ def test_what_follows_from_the_description_is_answered_as_it_says(served: Served
             case.call_and_validate(session=session, checks=CHECKS)
 
     tried()
+
+
+RICH: dict[str, list[dict[str, Any]]] = {
+    "/embed": [
+        {"texts": ["a", ""], "timings": True},
+        {"texts": ["a"], "encoding": "base64", "dtype": "float16", "includeText": False},
+    ],
+    "/points": [
+        {"texts": ["one two. " * 60], "qdrant": {"collection": "notes", "chunk": {"maxTokens": 32}}},
+        {"texts": ["a", "b"], "returnVectors": True, "qdrant": {"collection": "notes", "ids": [7, 7]}, "timings": True},
+    ],
+    "/search": [
+        {"collection": "notes", "queries": ["a"], "rerank": "colbert", "explain": True, "withVectors": True},
+        {"collection": "notes", "queries": ["a", "b"], "groupBy": "text", "timings": True, "withPayload": False},
+    ],
+    "/score": [{"pairs": [["a", "b"], ["c", "d"]], "timings": True}],
+    "/points/count": [{"collection": "notes", "timings": True}],
+    "/points/delete": [{"collection": "notes", "ids": ["absent"], "timings": True}],
+    "/v1/embeddings": [{"input": "a"}, {"input": ["a", "b"], "encoding_format": "base64"}],
+}
+
+
+def test_answers_have_the_shape_that_is_described(served: Served) -> None:
+    """With every option that adds to an answer; and so have the examples, which are there for every operation."""
+    with served.client() as client:
+        document = client.get("/openapi.json").json()
+        given = {path: [client.post(path, json=raw) for raw in RICH[path]] for path in RICH}
+    assert set(RICH) == {path for path, methods in document["paths"].items() if "post" in methods}
+    for path, responses in given.items():
+        told = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]
+        schema = {**told["schema"], "components": document["components"]}
+        jsonschema.validate(told["example"], schema)
+        for response in responses:
+            assert response.status_code == 200, response.text
+            jsonschema.validate(response.json(), schema)

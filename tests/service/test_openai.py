@@ -113,8 +113,9 @@ def test_the_model_is_listed(worker: Client) -> None:
     ],
 )
 def test_what_cannot_be_served_is_openais_error(worker: Client, fields: Json, code: str, said: str) -> None:
-    """The message names the field and the limit; `code` is that of the contract."""
+    """The message names the field and the limit, `param` the field; `code` is that of the contract."""
     error = refused(worker, **fields)
+    assert error["param"].partition("[")[0] in {"input", *fields}
     assert (error["code"], error["type"]) == (code, "invalid_request_error")
     assert said in error["message"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qdrant_sink.server import ServerStore
 from tests.service.client import ENVIRONMENT, Client
 from tests.service.conftest import Serve
+from tests.service.served import Served
 from tests.sink.grpc_double import GrpcDouble
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +90,36 @@ def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: 
         for hit in result["hits"]:
             assert scores[hit["id"]] == (pytest.approx(hit["score"], abs=1e-4), hit["payload"]["text"])
         assert [score for _, score, _ in found] == sorted((score for _, score, _ in found), reverse=True)
+
+
+def lines(heading: str, language: str) -> str:
+    """The first code in that language behind a heading or a bold word with `curl` in it."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(heading)[2]
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    return next(code for code in found if "curl" in code)
+
+
+@pytest.mark.parametrize("heading", ["\n## HTTP\n", "**On your own machine,**"])
+def test_one_curl_ingests_and_one_searches(serve: Serve, double: GrpcDouble, heading: str) -> None:
+    """The README's commands do what they say, on a worker with the compose file's settings and a Qdrant server."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    settings = {
+        key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+        for key, value in compose["services"]["worker"]["environment"].items()
+    }
+    commands = "".join(line for line in lines(heading, "sh").splitlines(keepends=True) if not line.startswith("PORT="))
+    key = "choose-one" if "Bearer" in commands else ""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    worker = serve(store=store, **{**settings, "MODEL_ID": "mini", "API_KEY": key})
+    with Served(worker.operations) as door:
+        here = commands.replace("localhost:8000", f"127.0.0.1:{door.port}").replace(
+            "curl -s", "curl -s --noproxy '*' -w '\\n'"
+        )
+        done = subprocess.run(["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True)
+    store.close()
+    stored, found = map(json.loads, done.stdout.splitlines())
+    assert stored["upsert"] == {"collection": "notes", "stored": 1, "skipped": 0, "rejected": []}
+    (hit,) = found["results"][0]["hits"]
+    assert hit["payload"]["text"].startswith("rsync copies only")

@@ -43,6 +43,9 @@ def test_settings_show_no_key(shown: Any) -> None:
     [
         {"QDRANT_API_KEY": f"{KEY}\n"},
         {"API_KEY": f"{KEY}é"},
+        {"API_KEY": f" {KEY}"},
+        {"API_KEY": " "},
+        {"QDRANT_API_KEY": f"{KEY} "},
         {"QDRANT_URL": f"https://user:{KEY}@host:6333"},
         {"QDRANT_URL": f"https://host:6333?key={KEY}"},
         {"QDRANT_URL": f"http://{KEY}:6333", "QDRANT_API_KEY": KEY},
