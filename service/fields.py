@@ -64,7 +64,7 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
         raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(pairs)}")
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
-            raise ValueError(f"[{index}] must be a query and a passage, got {len(pair)} items")
+            raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
         for place, text in enumerate(pair):
             if not is_unicode(text):
                 raise ValueError(f"[{index}][{place}] is not valid Unicode (a lone surrogate)")
