@@ -64,7 +64,7 @@ class Explainer:
         """The hits of each search and what explains them.
 
         Args:
-            searches: proven, as `searching.search_of` gives them.
+            searches: proven, as `searcher.search_of` gives them.
             text_key: where a plain payload keeps the text.
             ask: the store.
         """

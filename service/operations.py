@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from pathlib import Path
-from typing import TypeVar
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
-from embedder.errors import (
-    ConfigurationError,
-    Internal,
-    InvalidRequest,
-    StoreUnavailable,
-    WorkerError,
-    whereabouts,
-)
+from embedder.errors import Internal, InvalidRequest, WorkerError, whereabouts
 from embedder.forward import Result
-from embedder.stages import stage
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Kind, Outputs
+from embedder.vectors import Embedding, Outputs
 from qdrant_sink.points import point_id
-from qdrant_sink.search import Hit, Search
 from qdrant_sink.store import Store, check_collection
 from qdrant_sink.writer import UpsertReport
 from service.accounts import Accounts
-from service.alike import examples
-from service.explaining import Explainer, add_explanations
 from service.fields import Limits
 from service.ingest import Ingest, Load, lost
 from service.metrics import Metrics
@@ -43,7 +28,6 @@ from service.requests import (
     CountRequest,
     DeleteRequest,
     EmbedRequest,
-    Like,
     QdrantTarget,
     ScoreRequest,
     SearchRequest,
@@ -57,30 +41,22 @@ from service.responses import (
     error_answer,
     least_size,
     score_answer,
-    search_answer,
     upsert_json,
 )
 from service.scorer import Scorer
 from service.scoring import Weights
-from service.searching import search_of
+from service.searcher import Searcher
 from service.settings import Settings
+from service.store_calls import StoreCalls
 from service.stores import open_store
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 EMBED_REMEDY = (
     'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
 )
 INGEST_REMEDY = "send fewer texts, or includeText false"
 SEARCH_REMEDY = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
-
-STORE_CALLS = 8
-"""Calls to the store at once, beside those of ingests."""
-
-MOST_LOADS = 256
-"""Ingests that store at once; more wait for their turn."""
 
 
 class Operations:
@@ -95,15 +71,13 @@ class Operations:
     def __init__(self, settings: Settings, embedder: Embedder, store: Store | None = None) -> None:
         self._settings = settings
         self._embedder = embedder
-        self._store = store
-        self._opening = threading.Lock()
-        # Its own threads: calls that wait for a sick server must not keep queries from being tokenized.
-        self._store_calls = ThreadPoolExecutor(max_workers=STORE_CALLS, thread_name_prefix="store")
+        self.metrics = Metrics(lambda: self.waiting_tokens)
+        """What this worker counts, whatever its doors are."""
+        embedder.watch(self.metrics.batch)
+        self._calls = StoreCalls(settings, store, self.metrics.retried)
         block = settings.qdrant_collection_config
         self._schema = block.schema_for(embedder.hidden_size, embedder.colbert_size)
-        self._loads = ThreadPoolExecutor(max_workers=MOST_LOADS, thread_name_prefix="load")
-        self._senders = ThreadPoolExecutor(max_workers=2 * STORE_CALLS, thread_name_prefix="sender")
-        self._ingest = Ingest(self._opened, self._schema, self._senders)
+        self._ingest = Ingest(self._calls.opened, self._schema, self._calls.senders)
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
@@ -115,13 +89,16 @@ class Operations:
             max_length=self._passage_length,
             max_bytes=settings.max_response_bytes,
         )
-        self.metrics = Metrics(lambda: self.waiting_tokens)
-        """What this worker counts, whatever its doors are."""
-        embedder.watch(self.metrics.batch)
         self._accounts = Accounts(self.metrics, settings.max_response_bytes)
         self._scorer = Scorer(embedder)
-        self._explainer = Explainer(
-            embedder, self._schema, query_length=self._query_length, passage_length=self._passage_length
+        self._searcher = Searcher(
+            embedder,
+            self._calls,
+            self._ingest.find,
+            self._schema,
+            model=self._model,
+            query_length=self._query_length,
+            passage_length=self._passage_length,
         )
 
     @classmethod
@@ -209,7 +186,7 @@ class Operations:
         outline = [_outline(entry) for entry in plan.entries]
         if not request.wants_vectors:
             await asyncio.to_thread(self._embed_answer, request, outline, plan)
-        load = await self._blocking(lambda: self._ingest.begin(plan, report))
+        load = await self._calls.call(lambda: self._ingest.begin(plan, report))
         planned = time.perf_counter()
         try:
             if request.wants_vectors:
@@ -252,66 +229,28 @@ class Operations:
     async def _loaded(self, load: Load, run: Callable[[], UpsertReport]) -> UpsertReport:
         """Whatever ends the load, the model computes nothing more for it."""
         try:
-            return await self._loading(run)
+            return await self._calls.load(run)
         except BaseException:
             load.cancel()
             raise
 
     async def search(self, request: SearchRequest) -> Json:
-        """Embed all queries together and send them to the store as one batch."""
-        collection = self._collection(request.collection, "collection")
-        kinds = frozenset([*request.using, *([request.rerank] if request.rerank else [])])
-        await self._blocking(lambda: self._ingest.find(collection))
-        if request.like is not None:
-            like = request.like
-            return await self._alike(request, like, collection, kinds)
-        results = await self._embedder.embed(
-            request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
-        )
-        searches = [search_of(request, index, result, self._schema) for index, result in enumerate(results)]
-        tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._found(request, collection, searches, request.queries, tokens)
-
-    async def _alike(self, request: SearchRequest, like: Like, collection: str, kinds: frozenset[Kind]) -> Json:
-        """Search by the vectors of stored points: nothing is embedded."""
-
-        def search() -> Search:
-            embedding, where = examples(self._opened(), collection, like, kinds, request.filter)
-            return search_of(request.model_copy(update={"filter": where}), 0, embedding, self._schema)
-
-        return await self._found(request, collection, [await self._blocking(search)], [None], 0)
-
-    async def _found(
-        self,
-        request: SearchRequest,
-        collection: str,
-        searches: Sequence[Search],
-        queries: Sequence[str | None],
-        tokens: int,
-    ) -> Json:
-        """What the store finds, and why if that was asked for."""
-        if not request.explain:
-            hits = await self._blocking(lambda: self._query(collection, searches))
-            return await asyncio.to_thread(self._search_answer, hits, tokens)
-        found = await self._blocking(
-            lambda: self._explainer.found(searches, request.text_key, lambda asked: self._query(collection, asked))
-        )
-        told = await asyncio.to_thread(self._explainer.told, queries, found, request.text_key)
-        return await asyncio.to_thread(self._search_answer, [one.hits for one in found], tokens, told)
+        """Texts, or stored points, to the nearest points of a collection."""
+        answer = await self._searcher.search(request, self._collection(request.collection, "collection"))
+        return await asyncio.to_thread(check_size, answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
         collection = self._collection(request.collection, "collection")
-        return {"count": await self._blocking(lambda: self._opened().count(collection, request.filter))}
+        return {"count": await self._calls.call(lambda: self._calls.opened().count(collection, request.filter))}
 
     async def delete(self, request: DeleteRequest) -> Json:
         """Remove points; says how many were there."""
         collection = self._collection(request.collection, "collection")
         scope = request.id_scope or collection
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
-        return {
-            "deleted": await self._blocking(lambda: self._opened().delete(collection, ids=ids, where=request.filter))
-        }
+        store = self._calls.opened
+        return {"deleted": await self._calls.call(lambda: store().delete(collection, ids=ids, where=request.filter))}
 
     async def score(self, request: ScoreRequest) -> Json:
         """Pairs of texts to scores."""
@@ -335,10 +274,10 @@ class Operations:
             Whether the graph is deferred: `build_index` must follow.
         """
         self._collection(collection, "collection")
-        return await self._blocking(lambda: self._prepare_load(collection, defer=defer))
+        return await self._calls.call(lambda: self._prepare_load(collection, defer=defer))
 
     def _prepare_load(self, collection: str, *, defer: bool) -> bool:
-        store = self._opened()
+        store = self._calls.opened()
         self._ingest.ensure(collection)
         if not defer and store.count(collection):
             return False
@@ -356,15 +295,15 @@ class Operations:
         Raises:
             StoreError: it has another schema, or the store refuses or does not answer.
         """
-        return await self._blocking(lambda: self._ingest.verify(collection))
+        return await self._calls.call(lambda: self._ingest.verify(collection))
 
     async def build_index(self, collection: str, *, timeout_s: float) -> None:
         """After a bulk load: returns when the graph is built and the collection is green."""
-        await self._loading(lambda: self._opened().build_index(collection, self._schema, timeout_s=timeout_s))
+        await self._calls.load(lambda: self._calls.opened().build_index(collection, self._schema, timeout_s=timeout_s))
 
     async def alias(self, alias: str, collection: str) -> None:
         """Have an alias mean this collection, in one step."""
-        await self._blocking(lambda: self._opened().alias(self._collection(alias, "alias"), collection))
+        await self._calls.call(lambda: self._calls.opened().alias(self._collection(alias, "alias"), collection))
 
     @property
     def settings(self) -> Settings:
@@ -384,7 +323,7 @@ class Operations:
     @property
     def store_label(self) -> str:
         """The store, for a person."""
-        return self._opened().label
+        return self._calls.opened().label
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this, from another thread, when no device is left that computes: nothing can be served any more."""
@@ -393,20 +332,7 @@ class Operations:
     def close(self) -> None:
         """Finish accepted work and release the model and the store. Calling it twice is harmless."""
         self._embedder.close()
-        for threads in (self._loads, self._senders):
-            threads.shutdown()
-        if self._store is not None:
-            self._store.close()  # first: a call that nobody waits for any more would go on trying
-        self._store_calls.shutdown()
-
-    async def _loading(self, call: Callable[[], T]) -> T:
-        """For a whole job: its thread mostly waits, and must not keep a short call from the store."""
-        with stage("ingest"):
-            return await _in_thread(self._loads, call)
-
-    async def _blocking(self, call: Callable[[], T]) -> T:
-        with stage("store"):
-            return await _in_thread(self._store_calls, call)
+        self._calls.close()
 
     @property
     def _model(self) -> str:
@@ -458,31 +384,6 @@ class Operations:
         remedy = EMBED_REMEDY if request.wants_vectors else INGEST_REMEDY
         points = 0 if plan is None else len(plan.entries)
         return check_size(answer, self._settings.max_response_bytes, remedy=remedy, points=points)
-
-    def _search_answer(
-        self, hits: Sequence[Sequence[Hit]], tokens: int, told: Sequence[Sequence[Json]] | None = None
-    ) -> Json:
-        answer = search_answer(hits, model=self._model, tokens=tokens)
-        if told is not None:
-            add_explanations(answer, told)
-        return check_size(answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
-
-    def _query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        return self._opened().query(collection, searches)
-
-    def _opened(self) -> Store:
-        with self._opening:
-            if self._store is None:
-                try:
-                    self._store = open_store(self._settings, self.metrics.retried)
-                except ConfigurationError as error:  # the store is opened by a job, too late to refuse to start
-                    raise StoreUnavailable(str(error)) from error
-            return self._store
-
-
-async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Run a call there, with the context of this task, so that its log lines have the id of the request."""
-    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
 
 def _priority(request: EmbedRequest) -> Priority:

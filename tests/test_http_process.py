@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.http import listening
 from tests.loopback import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +79,14 @@ def test_the_port_answers_while_the_model_loads(port: int, client: httpx.Client)
         worker.terminate()
         assert worker.wait(PATIENCE) == 0
         assert "Traceback" not in worker.output
+
+
+def test_an_answer_is_sent_at_once(port: int) -> None:
+    """No part of an answer waits for the client to acknowledge another."""
+    with listening(port) as listener, socket.create_connection(("127.0.0.1", port)):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: httpx.Client, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.schema import schema_for
 from tests.loopback import JobQueue, Worker, free_port
 
+pytestmark = pytest.mark.slow
+"""A minute in all; `test_worker.py` has the promises that every run checks."""
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096", "PYTHONPATH": str(ROOT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -41,7 +42,11 @@ def kinds() -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
-    """Every job is answered; after the first thousand, memory stays within 5 %, descriptors within what is open."""
+    """Every job is answered; after the first thousand, memory stays within 5 %, descriptors within what is open.
+
+    Memory is that which only this process can give back: of the mapped files of the store, such as its log of 32 MB
+    that is written round and round, the kernel keeps what it likes.
+    """
     with JobQueue() as queue, Worker(queue, cwd=ROOT, env={**SETTINGS, "QDRANT_PATH": str(tmp_path)}) as worker:
         worker.wait_for_first_poll(PATIENCE)
         process = psutil.Process(worker.pid)
@@ -53,11 +58,12 @@ def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
             queue.cancel(jobs[BLOCK // 2])
             for job in jobs[: BLOCK // 2] + jobs[BLOCK // 2 + 1 :]:
                 queue.result(job, PATIENCE)
-            memory.append(process.memory_info().rss)
+            taken = process.memory_info()
+            memory.append(taken.rss - taken.shared)
             descriptors.append(process.num_fds())
         print(f"\nMB {[size // 10**6 for size in memory]}; descriptors {descriptors}")  # noqa: T201 - what -s shows
-        settled = 1_000 // BLOCK
-        assert max(memory[settled:]) <= 1.05 * max(memory[:settled])
+        settled = 1_000 // BLOCK  # what one sample shows may be a job in the making: the medians of a thousand jobs
+        assert median(memory[-settled:]) <= 1.05 * median(memory[settled : 2 * settled])
         assert max(descriptors[settled:]) <= max(descriptors[:settled]) + 8  # connections and files of the moment
         worker.terminate()
         assert worker.wait(PATIENCE) == 0

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.report import read
 from training.random_checkpoint import build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

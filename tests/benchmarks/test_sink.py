@@ -104,6 +104,7 @@ def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
         assert "model" in (tmp_path / "report.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_command_measures_both_stores(tmp_path: Path) -> None:
     """Every figure is there, the spans lie within the run and hold every text."""
     command = [sys.executable, "-m", "benchmarks.sink", "--quick", "--texts", "16", "--dtype", "float32"]

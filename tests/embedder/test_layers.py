@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "stages": set(),
     "forward": {"engine", "errors", "tokenizer", "vectors"},
     "pool": {"batching", "engine", "errors", "forward", "tokenizer", "vectors"},
-    "embedder": set(MODULES) - {"embedder"},
+    "embedder": set(MODULES) - {"embedder", "bake"},
+    "bake": {"checkpoint", "conversion", "errors"},
 }
 """Within the package. Scheduling and values know nothing; the pool knows the seam, not the engines."""
 

@@ -460,6 +460,7 @@ def run(*arguments: str, texts: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_program_prints_one_json_object(tmp_path: Path) -> None:
     """With --json the standard output is one object, whatever is logged, and status 0 is its verdict PASS."""
     queries = tmp_path / "queries"

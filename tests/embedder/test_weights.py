@@ -199,6 +199,7 @@ print((kilobytes("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to ask for the peak")
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_loading_takes_little_more_than_what_is_kept(tmp_path: Path, cache: Path, kind: Kind) -> None:

@@ -31,7 +31,7 @@ def _measured(embedder: Embedder, root: Path) -> Measured:
     try:
         return measure(operations)
     finally:
-        operations._opened().close()  # the model is the session's
+        operations._calls.opened().close()  # the model is the session's
 
 
 @pytest.fixture(scope="module")
