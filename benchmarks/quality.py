@@ -1,7 +1,7 @@
 """How good the hits are: the bundled questions, asked of the service. `make quality`.
 
 make quality                                     half a minute
-make quality ARGS="--model /path --dtypes float32 bfloat16"
+make quality ARGS="--model /path --dtypes float32 int8"
 
 The passages are ingested into Qdrant Edge and the questions searched by the operations of the worker, so that the
 figures are those of its answers. Beside them stands BM25 over the same passages.
@@ -44,6 +44,8 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What is asked of `search` beside the queries."""
 DENSE, HYBRID, RERANKED = "dense", "hybrid (dense + sparse, RRF)", "hybrid, reranked by ColBERT"
+TYPES: Final = ("float32", "float16", "bfloat16")
+"""Of the model: what the others are compared with, and what `DTYPE=auto` chooses between."""
 GROUPS: Final = ("all questions", "English questions")
 
 
@@ -149,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default="mini", help="as MODEL_ID")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"], help="as DTYPE, one after the other")
+    parser.add_argument("--dtypes", nargs="+", default=TYPES, help="as DTYPE, one after the other")
     parser.add_argument("--device", default="cpu", help="as GPU_DEVICE")
     parser.add_argument("--report", type=Path, default=REPORT)
     given = parser.parse_args()

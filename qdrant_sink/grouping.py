@@ -10,7 +10,7 @@ Rounds carry no more of a payload than the key of the group. What the hits are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,6 +29,11 @@ STEP: Final = 4
 AT_ONCE: Final = 50_000
 """Hits that a deeper round asks for in one batch, and one more search."""
 
+MOST_NUMBERS: Final = 2**20
+"""Of query vectors in one batch: 4 MB over gRPC; 21 MB as JSON, of which a server takes 32; 32 MB as a client's lists.
+A query of 20 tokens with ColBERT rows of 1024 has 21 504.
+"""
+
 GROUP_KEY = r"^[\w-]+(\.[\w-]+)*$"
 """A path that leads through objects alone, to one value."""
 
@@ -40,13 +45,16 @@ Fetch = Callable[[Sequence[PointId], WithPayload, tuple[Kind, ...]], Mapping[Poi
 
 
 def answer(searches: Sequence[Search], ask: Ask, fetch: Fetch) -> list[list[Hit]]:
-    """The hits of every search, best first. One batch asks for all; what lacks groups is asked again, deeper."""
+    """The hits of every search, best first. What lacks groups is asked again, deeper.
+
+    One batch asks for all, unless their vectors together have more than `MOST_NUMBERS`.
+    """
     answers: list[list[Hit]] = [[] for _ in searches]
     depths = {number: search.depth for number, search in enumerate(searches)}
     first = True
     while depths:
         planned = {n: p for n, depth in depths.items() if (p := plan(searches[n], depth)) is not None}
-        found = ask(list(planned.values())) if planned and first else _asked(list(planned.values()), ask)
+        found = [hits for batch in _batches(list(planned.values()), deep=not first) for hits in ask(batch)]
         first = False
         depths = {}
         for (number, one), hits in zip(planned.items(), found, strict=True):
@@ -60,16 +68,19 @@ def answer(searches: Sequence[Search], ask: Ask, fetch: Fetch) -> list[list[Hit]
     return _completed(searches, answers, fetch)
 
 
-def _asked(plans: Sequence[Plan], ask: Ask) -> list[Sequence[Hit]]:
-    """In batches of about `AT_ONCE` hits, since deep rounds are large."""
-    found: list[Sequence[Hit]] = []
+def _batches(plans: Sequence[Plan], *, deep: bool) -> Iterator[list[Plan]]:
+    """Of at most `MOST_NUMBERS`, or of one plan; those of deep rounds, which are large, of about `AT_ONCE` hits too."""
     batch: list[Plan] = []
-    for number, one in enumerate(plans, start=1):
+    numbers = hits = 0
+    for one in plans:
+        if batch and (numbers + one.numbers > MOST_NUMBERS or (deep and hits >= AT_ONCE)):
+            yield batch
+            batch, numbers, hits = [], 0, 0
         batch.append(one)
-        if number == len(plans) or sum(p.limit for p in batch) >= AT_ONCE:
-            found += ask(batch)
-            batch = []
-    return found
+        numbers += one.numbers
+        hits += one.limit
+    if batch:
+        yield batch
 
 
 def grouped(search: Search, hits: Sequence[Hit]) -> list[Hit]:

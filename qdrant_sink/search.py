@@ -199,6 +199,11 @@ class Nearest:
     vector: NDArray[Any] | SparseVector
     quantization: Quantization | None = None
 
+    @property
+    def numbers(self) -> int:
+        """Components of the vector, or weights."""
+        return self.vector.values.size if isinstance(self.vector, SparseVector) else self.vector.size
+
 
 @dataclass(frozen=True, slots=True)
 class Fuse:
@@ -249,6 +254,12 @@ class Plan:
     with_payload: WithPayload
     with_vectors: tuple[Kind, ...]
     search: Search
+
+    @property
+    def numbers(self) -> int:
+        """Of all its query vectors."""
+        last = 0 if isinstance(self.query, Fuse) else self.query.numbers
+        return last + sum(branch.query.numbers for branch in self.branches)
 
 
 def plan(search: Search, depth: int | None = None) -> Plan | None:

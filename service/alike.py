@@ -32,7 +32,7 @@ def examples(
     """
     named = [(f"like.positive[{n}]", raw) for n, raw in enumerate(like.positive)]
     named += [(f"like.negative[{n}]", raw) for n, raw in enumerate(like.negative)]
-    ids = [point_id(raw, collection, field=place) for place, raw in named]
+    ids = [point_id(raw, like.id_scope or collection, field=place) for place, raw in named]
     wanted, unwanted = ids[: len(like.positive)], ids[len(like.positive) :]
     for number, one in enumerate(unwanted):
         if one in wanted:

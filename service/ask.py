@@ -4,7 +4,8 @@
 
 Model, store and schema are those of the environment, as for the worker. With --explain the tokens that matched are
 highlighted (sparse: yellow; what ColBERT aligned: underlined), with the rank in each branch, the parts of the sparse
-score and the alignment beside the text. --json prints the worker's answer as it is.
+score and the alignment beside the text. Of the tokens, ▁ is the beginning of a word and </s> the end of a text.
+--json prints the worker's answer as it is.
 
 Exit status: 0, or 2 if the question could not be asked.
 """
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +39,12 @@ WIDTH = 480
 
 BEFORE = 120
 """Of these, characters before the match."""
+
+INDENT = 5
+"""Columns before what belongs to a hit."""
+
+GAP = 4
+"""Columns between two tables."""
 
 LEXICAL = "bold yellow"
 ALIGNED = "underline"
@@ -70,18 +77,36 @@ class Answer:
         payload, why = hit.get("payload") or {}, hit.get("explain")
         line = Text(f"{rank:>3}  {hit['score']:<8.4g} ")
         line.append(_title(payload, hit["id"]), style="bold")
-        if why is not None:
-            line.append("   " + "  ".join(_placed(kind, place) for kind, place in why["branches"].items()), style="dim")
         self._console.print(line)
-        text = text_of(self._layout, payload, self._text_key)
-        shown = Text("(no text in the payload)", style="dim") if text is None else excerpt(text, why)
-        self._console.print(Padding(shown, (0, 0, 0, 5)))
         if why is not None:
-            grid = Table.grid(padding=(0, 4))
-            tables = [table for table in (_fusion(why), _sparse(why), _colbert(why)) if table is not None]
-            if tables:
-                grid.add_row(*tables)
-                self._console.print(Padding(grid, (0, 0, 0, 5)))
+            places = "  ".join(_placed(kind, place) for kind, place in why["branches"].items())
+            self._indented(Text(places, style="dim"))
+        text = text_of(self._layout, payload, self._text_key)
+        self._indented(Text("(no text in the payload)", style="dim") if text is None else excerpt(text, why))
+        if why is not None:
+            self._side_by_side([table for table in (_fusion(why), _sparse(why), _colbert(why)) if table is not None])
+
+    def _indented(self, what: RenderableType) -> None:
+        self._console.print(Padding(what, (0, 0, 0, INDENT)))
+
+    def _side_by_side(self, tables: Sequence[Table]) -> None:
+        """As many beside each other as the console is wide enough for, the rest below: no figure is cut."""
+        row: list[Table] = []
+        free = self._console.width - INDENT
+        for table in tables:
+            width = self._console.measure(table).maximum
+            if row and width + GAP > free:
+                self._row(row)
+                row, free = [], self._console.width - INDENT
+            free -= width + (GAP if row else 0)
+            row.append(table)
+        if row:
+            self._row(row)
+
+    def _row(self, tables: Sequence[Table]) -> None:
+        grid = Table.grid(padding=(0, GAP))
+        grid.add_row(*tables)
+        self._indented(grid)
 
 
 def excerpt(text: str, why: Json | None) -> Text:
@@ -112,7 +137,7 @@ def _placed(kind: str, place: Json | None) -> str:
     return f"{kind} -" if place is None else f"{kind} #{place['rank']} ({place['score']:.4g})"
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
     table = Table(
         box=None,
         title=title,
@@ -122,15 +147,17 @@ def _table(title: str, *columns: str) -> Table:
         padding=(0, 1),
         min_width=len(title),
     )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("token", "query", "text", "branch") else "right")
+    for column in words:
+        table.add_column(column)
+    for column in figures:
+        table.add_column(column, justify="right")
     return table
 
 
 def _fusion(why: Json) -> Table | None:
     if why["fusion"] is None:
         return None
-    table = _table("fused score", "branch", "part")
+    table = _table("fused score", ["branch"], ["part"])
     for kind, part in why["fusion"].items():
         table.add_row(kind, f"{part:.5f}")
     return table
@@ -140,8 +167,7 @@ def _sparse(why: Json) -> Table | None:
     if not why["sparse"]:
         return None
     total = sum(match["contribution"] for match in why["sparse"])
-    table = _table(f"sparse, {total:.4f} in all", "token", "query", "text", "part")
-    table.columns[1].justify = table.columns[2].justify = "right"
+    table = _table(f"sparse, {total:.4f} in all", ["token"], ["query", "text", "part"])
     for match in why["sparse"]:
         weights = (f"{match[side]:.3f}" for side in ("query", "passage"))
         table.add_row(Text(_printable(match["token"]), style=LEXICAL), *weights, f"{match['contribution']:.4f}")
@@ -152,7 +178,7 @@ def _colbert(why: Json) -> Table | None:
     if not why["colbert"]:
         return None
     total = sum(match["score"] for match in why["colbert"])
-    table = _table(f"ColBERT, {total:.4f} in all", "query", "text", "score")
+    table = _table(f"ColBERT, {total:.4f} in all", ["query", "text"], ["score"])
     for match in why["colbert"]:
         token = f"row {match['row']}" if match["token"] is None else _printable(match["token"])
         table.add_row(_printable(match["query"]), Text(token, style=ALIGNED), f"{match['score']:.3f}")

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.filters import check_filter
 from qdrant_sink.points import MAX_INTEGER_ID
-from qdrant_sink.search import PayloadKeys, WithPayload
+from qdrant_sink.search import OVERSAMPLING, PayloadKeys, WithPayload
 from qdrant_sink.store import COLLECTION_NAME
 from service.collection import PAYLOAD_PATH
 
@@ -64,7 +64,7 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
         raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(pairs)}")
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
-            raise ValueError(f"[{index}] must be a query and a passage, got {len(pair)} items")
+            raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
         for place, text in enumerate(pair):
             if not is_unicode(text):
                 raise ValueError(f"[{index}][{place}] is not valid Unicode (a lone surrogate)")
@@ -154,6 +154,23 @@ class Wire(BaseModel):
     """A part of a request: strict types, camelCase names, nothing unknown."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
+
+
+class QuantizationParams(Wire):
+    """How the quantized copy of a vector is used, where the collection keeps one."""
+
+    ignore: bool = False
+    rescore: bool = True
+    oversampling: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = OVERSAMPLING
+
+
+class SearchParams(Wire):
+    """How the store searches: `hnswEf` widens the graph search, `exact` does without the index."""
+
+    hnsw_ef: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    exact: bool = False
+    indexed_only: bool = False
+    quantization: QuantizationParams = QuantizationParams()
 
 
 def shown(value: object) -> str:

@@ -25,7 +25,7 @@ from embedder.chunking import MIN_TOKENS
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.grouping import GROUP_KEY
-from qdrant_sink.search import OVERSAMPLING, WithPayload
+from qdrant_sink.search import WithPayload
 from service.fields import (
     Collection,
     Filter,
@@ -33,6 +33,7 @@ from service.fields import (
     Kinds,
     Limits,
     Pairs,
+    SearchParams,
     TextKey,
     Texts,
     Weight,
@@ -143,28 +144,12 @@ class EmbedRequest(Wire):
         return self.qdrant is None if self.return_vectors is None else self.return_vectors
 
 
-class QuantizationParams(Wire):
-    """How the quantized copy of a vector is used, where the collection keeps one."""
-
-    ignore: bool = False
-    rescore: bool = True
-    oversampling: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = OVERSAMPLING
-
-
-class SearchParams(Wire):
-    """How the store searches: `hnswEf` widens the graph search, `exact` does without the index."""
-
-    hnsw_ef: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    exact: bool = False
-    indexed_only: bool = False
-    quantization: QuantizationParams = QuantizationParams()
-
-
 class Like(Wire):
     """Stored points in place of queries: what is found is like the first and unlike the second."""
 
     positive: Annotated[Ids, Field(min_length=1, max_length=MOST_EXAMPLES)]
     negative: Annotated[Ids, Field(max_length=MOST_EXAMPLES)] = Field(default=[])
+    id_scope: Collection | None = None
 
 
 class SearchRequest(Wire):

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +78,13 @@ class Chromium:
         self._reader.join(PATIENCE)
         if self._process.stderr is not None:
             self._process.stderr.close()
+
+    @contextmanager
+    def width(self, pixels: int) -> Iterator[None]:
+        """The window as narrow as that for a while."""
+        self._send("Emulation.setDeviceMetricsOverride", width=pixels, height=700, deviceScaleFactor=1, mobile=True)
+        yield
+        self._send("Emulation.clearDeviceMetricsOverride")
 
     def open(self, url: str) -> None:
         """Load a page; returns when it is complete."""

@@ -40,9 +40,9 @@ def asked(path: Path, *arguments: str, **variables: str) -> subprocess.Completed
     )
 
 
-def shown(answer: Json, query: str = "rsync") -> str:
+def shown(answer: Json, query: str = "rsync", width: int = 100) -> str:
     """What a terminal shows of the first question's hits, without colours."""
-    console = Console(file=io.StringIO(), width=100, highlight=False)
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     Answer(console, "plain", "text").show(query, answer["results"][0]["hits"])
     found: Any = console.file
     return str(found.getvalue())
@@ -134,6 +134,27 @@ def test_an_explanation_is_shown_beside_the_text(filled: Client) -> None:
     assert re.search(r"ColBERT, \d\.\d{4} in all", reranked)
     assert re.search(r"files +files +0\.\d{3}", reranked)
     assert "fused score" not in reranked
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_figure_is_cut(filled: Client, width: int) -> None:
+    """However narrow the terminal is, tables stand below each other rather than lose digits."""
+    raw = {"operation": "search", "collection": "notes", "queries": ["copy files"], "explain": True, "limit": 1}
+    answer = filled.good({**raw, "using": ["dense", "sparse", "colbert"]})
+    text = shown(answer, width=width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    (why,) = (hit["explain"] for hit in answer["results"][0]["hits"])
+    for figure in (
+        *(f"{part:.5f}" for part in why["fusion"].values()),
+        *(f"{match['contribution']:.4f}" for match in why["sparse"]),
+        *(f"{match['score']:.3f}" for match in why["colbert"]),
+    ):
+        assert figure in text
+    titles = [lines.index(line) for line in lines if any(t in line for t in ("fused score", "in all"))]
+    assert len(set(titles)) == (1 if width == 200 else 3 if width == 40 else 2)
+    assert all(line.startswith("     ") for line in lines[2:] if line.strip())
 
 
 def test_matches_are_highlighted(filled: Client) -> None:

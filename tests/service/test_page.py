@@ -26,17 +26,18 @@ TEXT = "\U0001d4b3 rsync copies only the changed parts."
 HIT: Json = {
     "id": "790dd20f-6aa9-57ca-90e3-1926c19dac9b",
     "score": 3.8173,
-    "payload": {"text": TEXT, "topic": "backup"},
+    "payload": {"text": TEXT, "topic": "backup", "title": "rsync, a copier"},
     "explain": {
         "branches": {"dense": {"rank": 3, "score": 0.61}, "sparse": None},
-        "fusion": {"dense": 0.0159},
+        "fusion": {"dense": 0.0159, "sparse": 0},
         "sparse": [
             {"token": "rsync", "id": 12, "query": 0.21, "passage": 0.33, "contribution": 0.0693, "spans": [[2, 7]]},
             {"token": "only", "id": 13, "query": 0.1, "passage": 0.1, "contribution": 0.01, "spans": [[15, 19]]},
         ],
         "colbert": [
             {"query": "copy", "token": "copies", "row": 3, "span": [8, 14], "score": 0.81},
-            {"query": "</s>", "token": None, "row": 9, "span": None, "score": 0.5},
+            {"query": "</s>", "token": "\u2581", "row": 9, "span": None, "score": 0.5},
+            {"query": None, "token": None, "row": 9, "span": None, "score": 0.25},
         ],
     },
 }
@@ -114,20 +115,58 @@ def search(browser: Chromium, query: str, *, key: str = KEY) -> str:
 def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: Canned) -> None:
     """Text, score, ranks, shared tokens and the alignment of the hit that the worker has found."""
     browser.open(served.url)
-    assert search(browser, "copy rsync").startswith("done: 1 hits in ")
+    assert search(browser, "copy rsync").startswith("done: 1 hit in ")
     assert canned.asked == [
         {"queries": ["copy rsync"], "limit": 10, "explain": True, "rerank": "colbert", "operation": "search"}
     ]
     assert browser.run("document.querySelector('.hit div.text').textContent") == TEXT
+    assert browser.run("document.querySelector('.hit .title').textContent") == "rsync, a copier"
+    assert browser.run("document.querySelector('.hit .score').textContent") == "MaxSim 3.82"
     assert browser.run("[...document.querySelectorAll('.chip')].map((one) => one.textContent)") == [
-        "dense #3 · 0.610",
-        "sparse \u2013",
+        "dense #3 · 0.610, adds 0.0159",
+        "sparse: not among its candidates",
     ]
     marks = "[...document.querySelectorAll('mark')].map((one) => [one.textContent, one.className])"
     assert browser.run(marks) == [["rsync", "w3"], ["only", "w1"]]
     rows = "[...document.querySelectorAll('.{} tbody tr')].map((row) => [...row.cells].map((one) => one.textContent))"
     assert browser.run(rows.format("sparse"))[0] == ["rsync", "0.210", "0.330", "0.0693"]
-    assert browser.run(rows.format("colbert")) == [["copy", "copies", "0.810", ""], ["</s>", "\u2013", "0.500", ""]]
+    assert browser.run(rows.format("colbert")) == [
+        ["copy", "copies", "0.810", ""],
+        ["</s> ends the text", "\u2581 begins a word", "0.500", ""],
+        ["\u2013", "\u2013", "0.250", ""],
+    ]
+
+
+@in_a_browser
+def test_the_page_says_what_was_searched(browser: Chromium, served: Served, canned: Canned) -> None:
+    """A score is named after what gave it, and an empty answer says what reranking leaves out."""
+    canned.hits = []
+    browser.open(served.url)
+    assert search(browser, "a") == "done: Nothing found that has ColBERT rows to rerank by."
+    browser.run("document.getElementById('rerank').checked = false")
+    assert search(browser, "a") == "done: Nothing found."
+    canned.hits = [HIT, EVIL]
+    assert search(browser, "a").startswith("done: 2 hits in ")
+    assert browser.run("document.querySelector('.hit .score').textContent") == "RRF 3.82"
+
+
+@in_a_browser
+def test_a_phone_shows_it_whole(browser: Chromium, served: Served, canned: Canned) -> None:
+    """At 320 pixels nothing sticks out sideways, and no word of a table is broken."""
+    endless: Json = {**HIT["explain"]["sparse"][0], "token": "x" * 500}
+    long = {**HIT, "payload": {"text": "x" * 5000}, "explain": {**HIT["explain"], "sparse": [endless]}}
+    canned.hits = [HIT, long]
+    browser.open(served.url)
+    with browser.width(320):
+        search(browser, "copy")
+        browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert browser.run("document.documentElement.scrollWidth") <= 320
+        lines = """[...document.querySelectorAll('li:first-child :is(th, .sparse td)')].filter((one) => {
+            const range = document.createRange();
+            range.selectNodeContents(one);
+            return !/\\s/.test(one.textContent) && range.getClientRects().length > 1;
+        }).map((one) => one.textContent)"""
+        assert browser.run(lines) == []
 
 
 @in_a_browser
@@ -141,6 +180,23 @@ def test_a_row_of_the_alignment_lights_its_place_in_the_text(browser: Chromium, 
     assert browser.run(lit) == ["copies"]
     browser.run("document.querySelector('.colbert tbody tr').blur()")
     assert browser.run(lit) == []
+
+
+@in_a_browser
+def test_a_place_far_into_a_text_comes_into_sight(browser: Chromium, served: Served, canned: Canned) -> None:
+    """A long text scrolls in its own box to what is aligned; the page stays where it is."""
+    far = {"query": "copy", "token": "copies", "row": 3, "span": [5000, 5006], "score": 0.81}
+    text = "word " * 1000 + "copies" + " word" * 1000
+    canned.hits = [{**HIT, "payload": {"text": text}, "explain": {**HIT["explain"], "colbert": [far]}}]
+    browser.open(served.url)
+    search(browser, "copy")
+    browser.run("document.querySelector('.colbert').open = true")
+    browser.run("document.querySelector('.colbert tbody tr').dispatchEvent(new Event('mouseenter'))")
+    seen = """(() => {
+        const [box, lit] = ['div.text', '.lit'].map((one) => document.querySelector(one).getBoundingClientRect());
+        return [lit.top >= box.top, lit.bottom <= box.bottom, scrollY];
+    })()"""
+    assert browser.run(seen) == [True, True, 0]
 
 
 @in_a_browser

@@ -1,4 +1,4 @@
-"""Retrieval quality on the bundled questions: what each way of searching is worth, and that 16 bits lose none of it."""
+"""Retrieval quality on the bundled questions: each way of searching is worth what the docs say, in 16 bits too."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 import corpus
-from benchmarks.quality import BM25, DENSE, GROUPS, HYBRID, RERANKED, WAYS, Quality, baseline, measure, render
+from benchmarks.quality import BM25, DENSE, GROUPS, HYBRID, RERANKED, TYPES, WAYS, Quality, baseline, measure, render
 from embedder.embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT
 
-ALL = GROUPS[0]
-LOSS = 0.005
-"""Of nDCG@10 and recall@10 by 16 bits, as a share."""
+LOSS = {"float16": 0.005, "bfloat16": 0.03}
+"""Of nDCG@10 and recall@10 by 16 bits, as a share: half a per cent, or one question of the sixty."""
+
+ONE_QUESTION = 0.02
+"""What a right answer that is found, or missed, moves a mean by: processors round differently."""
+
+DOCS = Path(__file__).parents[2] / "docs" / "retrieval.md"
 
 Measured = dict[str, dict[str, Quality]]
 
@@ -57,22 +61,60 @@ def test_reranking_is_worth_its_time(float32: Measured) -> None:
         for way in (DENSE, "sparse", HYBRID):
             assert reranked.ndcg >= float32[way][group].ndcg + 0.02, (way, group)
             assert reranked.recall >= float32[way][group].recall + 0.02, (way, group)
-    assert float32[RERANKED][ALL].ndcg > 0.7
-    assert float32[RERANKED][ALL].recall > 0.85
 
 
-def test_sixteen_bits_lose_nothing(float32: Measured, tmp_path: Path) -> None:
-    """In float16 the service finds as much as in float32, to half a per cent."""
-    settings = Settings.from_environment({**ENVIRONMENT, "DTYPE": "float16"})
+def documented() -> dict[str, dict[str, list[Quality]]]:
+    """The tables of the docs: by group and way of searching, what each type finds, in the order of `TYPES`."""
+    tables: dict[str, dict[str, list[Quality]]] = {}
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            [group] = [group for group in GROUPS if group.capitalize() == line[3:]]
+            tables[group] = {}
+        elif line.startswith("|") and tables:
+            way, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            if way and cells[0].startswith("."):
+                figures = [float(cell) for cell in cells if cell]
+                tables[list(tables)[-1]][way] = [
+                    Quality(*pair) for pair in zip(figures[::2], figures[1::2], strict=True)
+                ]
+    return tables
+
+
+def assert_documented(measured: Measured, dtype: str) -> None:
+    """The docs have these figures, to a question."""
+    tables = documented()
+    assert set(tables) == set(GROUPS)
+    for group in GROUPS:
+        assert set(tables[group]) == {BM25, *WAYS}
+        for way in WAYS:
+            written, found = tables[group][way][TYPES.index(dtype)], measured[way][group]
+            assert found.ndcg == pytest.approx(written.ndcg, abs=ONE_QUESTION), (way, group)
+            assert found.recall == pytest.approx(written.recall, abs=ONE_QUESTION), (way, group)
+
+
+def test_every_way_finds_what_the_docs_say(float32: Measured, bm25: dict[str, Quality]) -> None:
+    """The tables of the docs hold: to a question, and those of the baseline to the last digit."""
+    assert_documented(float32, "float32")
+    for group in GROUPS:
+        exact = Quality(round(bm25[group].ndcg, 3), round(bm25[group].recall, 3))
+        assert documented()[group][BM25] == [exact]
+
+
+@pytest.mark.parametrize("dtype", LOSS)
+def test_sixteen_bits_lose_nothing(float32: Measured, tmp_path: Path, dtype: str) -> None:
+    """In 16 bits, of which `DTYPE=auto` chooses either, the service finds what it finds in float32 and the docs say."""
+    settings = Settings.from_environment({**ENVIRONMENT, "DTYPE": dtype})
     embedder = Embedder.load(settings.model_options)
     try:
         halves = _measured(embedder, tmp_path)
     finally:
         embedder.close()
+    assert_documented(halves, dtype)
+    kept = 1 - LOSS[dtype]
     for way in WAYS:
         for group in GROUPS:
-            assert halves[way][group].ndcg >= float32[way][group].ndcg * (1 - LOSS), (way, group)
-            assert halves[way][group].recall >= float32[way][group].recall * (1 - LOSS), (way, group)
+            assert halves[way][group].ndcg >= float32[way][group].ndcg * kept, (way, group)
+            assert halves[way][group].recall >= float32[way][group].recall * kept, (way, group)
 
 
 def test_quality_counts_right_answers_and_their_ranks() -> None:
@@ -88,12 +130,10 @@ def test_quality_counts_right_answers_and_their_ranks() -> None:
     assert Quality.of(np.array([[2, -1, -1], [1, 2, 3]]), [one, two], passages) == Quality(0.5, 0.5)
 
 
-def test_the_table_stands_in_the_docs(bm25: dict[str, Quality]) -> None:
-    """The report names the model, the type and the baseline, and the docs hold one."""
+def test_the_report_names_what_was_measured(bm25: dict[str, Quality]) -> None:
+    """The model, the notes of whoever read it, and a row for each way of searching."""
     made = {way: {group: Quality(0.5, 0.25) for group in GROUPS} for way in WAYS}
     text = render({"float32": made}, bm25, model="some", date="2020-01-02T00:00", notes="by hand")
     assert "Model: some." in text
     assert "by hand" in text
     assert "| dense | .500 | .250 |" in text
-    written = (Path(__file__).parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")
-    assert f"| {BM25} | {bm25[ALL].ndcg:.3f} |".replace("0.", ".") in written

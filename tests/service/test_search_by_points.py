@@ -95,6 +95,15 @@ def test_examples_that_are_not_there_are_named(notes: Client) -> None:
     assert refused["error"].startswith("like.negative")
 
 
+def test_examples_are_found_in_their_scope(worker: Client) -> None:
+    """Points whose ids belong to another name than the collection's are named by it."""
+    worker.good({"texts": list(TEXTS), "qdrant": {"collection": NOTES, "ids": list("abcde"), "idScope": "papers"}})
+    like = {"positive": ["a"], "negative": ["c"], "idScope": "papers"}
+    assert _texts(worker.good({**SEARCH, "like": like}))[0] == TEXTS[1]
+    del like["idScope"]
+    assert worker.error({**SEARCH, "like": like}, "not_found")["details"]["ids"] == ["a", "c"]
+
+
 @pytest.mark.parametrize("asked", [{"queries": ["one"]}, {"like": {"positive": [1]}}])
 def test_a_missing_collection_is_noticed_before_the_model_runs(watched: Watched, tmp_path: Path, asked: Json) -> None:
     """No query is embedded for a collection that is not there."""

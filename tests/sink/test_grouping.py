@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedder.vectors import SparseVector
-from qdrant_sink.grouping import DEEPEST, answer
+from qdrant_sink.grouping import DEEPEST, MOST_NUMBERS, answer
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.search import Hit, Plan, Search, Stored
 from qdrant_sink.store import Store
@@ -128,6 +128,20 @@ def test_what_hits_carry_is_read_once_at_the_end() -> None:
     assert store.fetched == [[0, 1, 3]]
     assert store.search(_search())[0][0].payload is None
     assert len(store.fetched) == 1
+
+
+def test_large_queries_are_asked_in_turn() -> None:
+    """However many rows the queries of a job have, no request to a store has more than a server takes."""
+    store = Ranked(["a", "b"])
+    small, large = _search(group_by=None), _search(group_by=None, rerank="colbert", colbert=np.ones((500, 1024)))
+    together = MOST_NUMBERS // (500 * 1024)
+    assert together == 2
+    searches = [small] * 100 + [large] * 5
+    assert [len(hits) for hits in store.search(*searches)] == [2] * 105
+    assert [len(depths) for depths in store.asked] == [102, 2, 1]
+    alone = _search(group_by=None, rerank="colbert", colbert=np.ones((1023, 1025)))
+    assert [len(hits) for hits in store.search(alone, alone)] == [2, 2]
+    assert [len(depths) for depths in store.asked[3:]] == [1, 1]
 
 
 def _rows(rerank: str | None) -> dict[str, Any]:
