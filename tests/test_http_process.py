@@ -133,9 +133,9 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
 
 @pytest.mark.slow
 def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, tmp_path: Path) -> None:
-    """Hundreds of queries of four clients while one bulk job follows another: none is lost (`-s` shows the p95)."""
+    """Hundreds of queries of four clients while one bulk job follows another: none is lost."""
     done = threading.Event()
-    seconds: list[float] = []
+    answered: list[int] = []
     stored: list[int] = []
     texts = [f"passage {n} " + "of some words " * 60 for n in range(200)]
 
@@ -146,10 +146,8 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
 
     def ask() -> None:
         with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
-            for _ in range(100):
-                started = time.perf_counter()
-                assert own.post("/embed", json={"texts": ["a query"], "vectors": ["dense"]}).status_code == 200
-                seconds.append(time.perf_counter() - started)
+            body = {"texts": ["a query"], "vectors": ["dense"]}
+            answered.extend(own.post("/embed", json=body).status_code for _ in range(100))
 
     with program(port, QDRANT_PATH=str(tmp_path / "store")) as worker:
         until(lambda: status(client) == 200, "ready")
@@ -163,10 +161,8 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
         loader.join(PATIENCE)
         worker.terminate()
         assert worker.wait(PATIENCE) == 0
-    assert len(seconds) == 400
+    assert answered == [200] * 400
     assert set(stored) == {200}
-    p50, p95 = (1e3 * sorted(seconds)[int(400 * share)] for share in (0.5, 0.95))
-    print(f"\n400 queries beside {len(stored)} bulk jobs: p50 {p50:.0f} ms, p95 {p95:.0f} ms")  # noqa: T201
 
 
 def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
