@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.vectors import SparseVector
-from qdrant_sink.points import MAX_INTEGER_ID, Draft, Point, PointId
+from qdrant_sink.points import MAX_INTEGER_ID, Draft, Point, PointId, shown_integer
 from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
 from qdrant_sink.search import Search
 
@@ -142,7 +142,7 @@ def _id(value: Any) -> PointId:
     if type(value) is not int:
         raise _Refused("invalid_id", f"id: an integer or a UUID, got {type(value).__name__}")
     if not 0 <= value <= MAX_INTEGER_ID:
-        raise _Refused("invalid_id", f"id: an integer id is 0 to {MAX_INTEGER_ID}, got {_shown(value)}")
+        raise _Refused("invalid_id", f"id: an integer id is 0 to {MAX_INTEGER_ID}, got {shown_integer(value)}")
     return value
 
 
@@ -303,7 +303,7 @@ def _scalar_fault(value: Any) -> str | None:
         return _text_fault(value)
     if kind is int:
         fits = -(2**63) <= value < 2**63
-        return None if fits else f"an integer of 64 bits with sign, got {_shown(value)}"
+        return None if fits else f"an integer of 64 bits with sign, got {shown_integer(value)}"
     if kind is float:
         return None if math.isfinite(value) else f"a finite number, got {value!r}"
     return None if value is None or kind is bool else f"plain JSON, got {kind.__name__}"
@@ -320,7 +320,3 @@ def _text_fault(text: str) -> str | None:
 
 def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _shown(number: int) -> str:
-    return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"

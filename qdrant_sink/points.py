@@ -109,7 +109,7 @@ def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
         raise InvalidRequest(f"{field}: an id is an integer or a string, got {type(raw).__name__}")
     if isinstance(raw, int):
         if not 0 <= raw <= MAX_INTEGER_ID:
-            raise InvalidRequest(f"{field}: an integer id is 0 to {MAX_INTEGER_ID}, got {_shown(raw)}")
+            raise InvalidRequest(f"{field}: an integer id is 0 to {MAX_INTEGER_ID}, got {shown_integer(raw)}")
         return raw
     if not raw:
         raise InvalidRequest(f"{field}: an id has at least 1 character, got 0")
@@ -196,5 +196,6 @@ def _digest(payload: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _shown(number: int) -> str:
+def shown_integer(number: int) -> str:
+    """An integer for a message, however long it is."""
     return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"

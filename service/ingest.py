@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _PROBED = 8
 """Chunks beyond a document's last that are looked for: so many in a row can have been refused in an earlier run."""
 
+_WHOLE = "the job failed as a whole, as its error says"
+"""Of each point of it: its message again would make a long answer of a short one."""
+
 
 class Ingest:
     """Stores the texts of jobs. Thread-safe.
@@ -268,7 +271,7 @@ class Load:
 def lost(error: WorkerError, plan: Plan) -> WorkerError:
     """The error of a job of which nothing is stored, with its account."""
     refused = {one.index for one in plan.rejected}
-    rejected = [Rejection(n, error.code, error.message) for n in range(len(plan.entries)) if n not in refused]
+    rejected = [Rejection(n, error.code, _WHOLE) for n in range(len(plan.entries)) if n not in refused]
     return _accounted(error, plan, UpsertReport.of(len(plan.entries), [], [], [*plan.rejected, *rejected]))
 
 

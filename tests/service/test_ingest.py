@@ -592,6 +592,16 @@ def test_an_answer_that_would_be_too_large_stores_nothing(serve: Serve) -> None:
     assert count(worker) == 2
 
 
+def test_a_job_that_is_refused_says_why_once(serve: Serve) -> None:
+    """Each of its points is accounted for by index and code; the reason stands in the error alone."""
+    answer = serve(MAX_RESPONSE_MB="0.02").error(
+        {**job(*map(str, range(300))), "returnVectors": True}, "response_too_large"
+    )
+    rejected = answer["details"]["upsert"]["rejected"]
+    assert [(one["index"], one["code"]) for one in rejected] == [(n, "response_too_large") for n in range(300)]
+    assert not any(answer["error"] in one["message"] for one in rejected)
+
+
 @pytest.mark.parametrize("key", ["k", "ü", "\0"])
 def test_an_answer_fits_even_if_every_point_is_refused(serve: Serve, key: str) -> None:
     """The room kept for the report suffices for the longest refusal, since stored points cannot be taken back."""
