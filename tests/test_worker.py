@@ -240,8 +240,13 @@ def test_log_lines_name_their_job(served: Served) -> None:
     """What is logged of one of several jobs can be told from the others by the platform's id."""
     job = served.queue.submit({"texts": ["one"], "qdrant": {"collection": "named"}})
     served.queue.result(job, PATIENCE)
-    (line,) = [one for one in served.worker.output.splitlines() if "service.operations: ingested" in one and job in one]
-    assert line.endswith(f" [{job}]")
+
+    def lines() -> list[str]:
+        told = served.worker.output.splitlines()
+        return [one for one in told if "service.operations: ingested" in one and one.endswith(f" [{job}]")]
+
+    served.queue.until(lambda: bool(lines()), PATIENCE, "line that names the job")
+    assert len(lines()) == 1
 
 
 def test_an_answer_is_not_spelt_out_for_the_log() -> None:
