@@ -7,7 +7,7 @@
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
 # make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 # make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
-# make bench-serving   queries over HTTP beside a bulk job, bursts on the queue: docs/benchmarks-serving.md, 3 minutes
+# make bench-serving   cold starts, queries over HTTP beside a bulk job, bursts: docs/benchmarks-serving.md, 4 minutes
 # make bench-search   searches in Qdrant Edge, up to 100 000 points: docs/benchmarks-search.md, 5 minutes
 
 VENV ?= .venv

@@ -18,11 +18,12 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.checkpoint import made
 from benchmarks.machine import hardware
 from benchmarks.plan import ENTRIES
 from benchmarks.report import write_report
 from benchmarks.results import Result, Run, read_result, write
-from benchmarks.shape import FULL_SIZE, QUICK_SIZE, Shape
+from benchmarks.shape import Shape
 from benchmarks.texts import Texts
 from benchmarks.workloads import WORKLOADS
 
@@ -38,7 +39,7 @@ def main() -> None:
     started = time.monotonic()
     out = (given.out / "quick" if given.quick else given.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = given.checkpoint or _checkpoint(out / "checkpoint", quick=given.quick)
+    checkpoint = given.checkpoint or made(out / "checkpoint", quick=given.quick)
     shape = Shape.read(checkpoint)
     texts = Texts.make(checkpoint, shape.max_length)
     texts.write(out / "texts.json")
@@ -67,20 +68,6 @@ def main() -> None:
     report = given.report or (out / "benchmarks.md" if given.quick else REPORT)
     write_report(out, report)
     print(f"{report} and {report.with_suffix('.svg').name}, from {out}; {time.monotonic() - started:.0f} s in all")
-
-
-def _checkpoint(path: Path, *, quick: bool) -> Path:
-    """Random weights, of the size of BGE-M3 or small, in its published format; made once."""
-    if path.is_dir():
-        return path
-    print(f"making a checkpoint with random weights: {path}", flush=True)
-    part = path.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    sizes = [f"--{name}={size}" for name, size in (QUICK_SIZE if quick else FULL_SIZE).items()]
-    # In a process of its own: this one stays small, and so does what it starts.
-    command = [sys.executable, "-m", "training.random_checkpoint", str(part), "--format=bin", *sizes]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return part.rename(path)
 
 
 def _into_page_cache(checkpoint: Path, kinds: AbstractSet[str]) -> None:

@@ -82,14 +82,15 @@ def _door(environment: Mapping[str, str]) -> Iterator[httpx.Client]:
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client,
     ):
         deadline = time.monotonic() + PATIENCE
-        while not _ready(client):
+        while not ready(client):
             if time.monotonic() > deadline:
                 raise TimeoutError(worker.output[-2000:])
             time.sleep(0.05)
         yield client
 
 
-def _ready(client: httpx.Client) -> bool:
+def ready(client: httpx.Client) -> bool:
+    """Whether the worker that this client asks has its model."""
     try:
         return client.get("/ping").status_code == 200
     except httpx.TransportError:

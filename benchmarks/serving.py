@@ -1,6 +1,6 @@
-"""The benchmark of the service: HTTP beside a bulk job, and bursts on the queue. `make bench-serving`.
+"""The benchmark of the service: cold starts, HTTP beside a bulk job, bursts on the queue. `make bench-serving`.
 
-make bench-serving                               about 3 minutes on two cores
+make bench-serving                               about 4 minutes on two cores
 make bench-serving ARGS="--quick"                half of one; its figures mean little
 make bench-serving ARGS="--model /path --dtype int8 --device cpu"
 """
@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import bursts, http_load
+from benchmarks import bursts, cold_start, http_load
 from benchmarks.bursts import GOAL, Bursts
+from benchmarks.checkpoint import made
+from benchmarks.cold_start import ColdStart
 from benchmarks.http_load import BULK, CLIENTS, Load
 from benchmarks.machine import hardware, versions
 from benchmarks.report import kept_notes
@@ -36,6 +38,7 @@ class Findings:
         date: of the run, ISO 8601.
         quick: whether its figures mean little.
         model: of the HTTP door, and its type.
+        starts: one per door, of random weights of full size.
         loads: one per route.
         bursts: of this worker and of the SDK alone.
         machine: hardware and versions.
@@ -44,6 +47,7 @@ class Findings:
     date: str
     quick: bool
     model: str
+    starts: Sequence[ColdStart]
     loads: Sequence[Load]
     bursts: Sequence[Bursts]
     machine: Mapping[str, str]
@@ -55,15 +59,20 @@ def main() -> None:
     quick = given.quick
     found = hardware()
     environment = {"MODEL_ID": given.model, "GPU_DEVICE": given.device, "DTYPE": given.dtype}
+    checkpoint = made((given.out if quick else given.out.parent) / "checkpoint", quick=quick).resolve()
+    print("cold starts", flush=True)
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    starts = cold_start.measure({**environment, "MODEL_ID": str(checkpoint)}, rounds)
     print("HTTP, alone and beside bulk jobs", flush=True)
     loads = http_load.measure(environment, QUICK_SECONDS if quick else SECONDS)
     print("bursts on the queue", flush=True)
-    taken = bursts.measure(QUICK_ROUNDS if quick else ROUNDS)
+    taken = bursts.measure(rounds)
     name = given.model if not Path(given.model).is_dir() else Path(given.model).name
     findings = Findings(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         model=f"{name} ({given.dtype}, {given.device})",
+        starts=starts,
         loads=loads,
         bursts=taken,
         machine={**found, **versions("runpod", "uvicorn", "fastapi", "qdrant-edge-py")},
@@ -85,11 +94,31 @@ def render(findings: Findings, *, notes: str) -> str:
         "# Benchmarks of the service",
         f"{warning}Made by `make bench-serving` on {findings.date[:10]}; {where}, which the clients share.",
         notes,
+        _starts(findings),
         _loads(findings),
         _bursts(findings.bursts),
         f"## Machine\n\n| | |\n|---|---|\n{machine}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _starts(findings: Findings) -> str:
+    names = list(dict.fromkeys(name for start in findings.starts for name in start.phases))
+    rows = [
+        (
+            start.door,
+            f"{statistics.median(start.seconds):.1f}",
+            *(f"{start.phases[name]:.2f}" if name in start.phases else "" for name in names),
+        )
+        for start in findings.starts
+    ]
+    size = "a small checkpoint" if findings.quick else "a checkpoint of full size"
+    return (
+        f"## Cold start\n\nSeconds from the start of the process to the first poll of the queue, or to `/ping` answered"
+        f" with 200, for {size} with random weights in the page cache; medians of {len(findings.starts[0].seconds)}"
+        " starts. The phases are those of the log; the rest is the interpreter, the service's own modules, and the"
+        " checks before the first poll, a text embedded among them.\n\n" + table(("door", "ready after", *names), rows)
+    )
 
 
 def _loads(findings: Findings) -> str:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from service.concurrency import Concurrency
 from service.health import checks
 from service.intake import Intake
 from service.operations import Operations
+from service.processor import ask_ahead
 from service.progress import INTERVAL, Post, Report, posting
 from service.settings import Settings
 
@@ -89,6 +91,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
             return status
         if settings.port is not None:
             log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
+        ask_ahead()
         operations = build(settings)
     except ConfigurationError as error:
         print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
@@ -109,8 +112,11 @@ def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
 
 def _work(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
     """Run the SDK's worker; returns as `serve` does."""
+    started = time.perf_counter()
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress
+
+    log.info("SDK ready; seconds: SDK %.2f", time.perf_counter() - started)
 
     concurrency = Concurrency(
         settings.min_concurrency,

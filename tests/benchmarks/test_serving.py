@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bursts import Bursts
+from benchmarks.cold_start import ColdStart, phases
 from benchmarks.http_load import Load
 from benchmarks.results import Outcome
 from benchmarks.serving import Findings, render
@@ -23,6 +24,10 @@ def findings(*, lost: int = 0, ours: float = 0.2) -> Findings:
         date="2026-01-02T03:04:05+00:00",
         quick=False,
         model="mini (auto, cpu)",
+        starts=[
+            ColdStart("queue", [3.0, 9.0, 4.0], {"torch": 1.5, "SDK": 0.4}),
+            ColdStart("HTTP", [3.0], {"torch": 1.25}),
+        ],
         loads=[Load("/embed", alone, beside, 12.0, lost)],
         bursts=[Bursts("this worker", [ours], [ours], [ours]), Bursts("bare", [0.12], [0.12], [0.12])],
         machine={"CPU": "a CPU", "cores": "2"},
@@ -36,6 +41,20 @@ def test_the_report_says_what_a_query_waits_and_what_was_lost() -> None:
     assert "Requests: 7; not answered with 200: 2." in text
 
 
+def test_the_report_says_how_long_each_door_takes_to_open() -> None:
+    """Readiness and every phase stand side by side, and a phase that a door does not have is left empty."""
+    text = render(findings(), notes="")
+    assert "| door | ready after | torch | SDK |" in text
+    assert "| queue | 4.0 | 1.50 | 0.40 |" in text
+    assert "| HTTP | 3.0 | 1.25 |  |" in text
+
+
+def test_the_phases_are_those_of_the_log() -> None:
+    """Of every line that ends in seconds, and of no other."""
+    log = "12:00 INFO x: model ready: 2048 tokens; seconds: torch 1.50, warm-up 0.01\nretry after 3.00 s\n"
+    assert phases(log + "12:01 INFO y: SDK ready; seconds: SDK 0.40\n") == {"torch": 1.5, "warm-up": 0.01, "SDK": 0.4}
+
+
 @pytest.mark.parametrize(("ours", "said"), [(0.2, "60 % | met"), (0.21, "57 % | missed")])
 def test_a_burst_is_judged_by_its_goal(ours: float, said: str) -> None:
     """60 % of the SDK's rate is enough, less is not."""
@@ -43,7 +62,7 @@ def test_a_burst_is_judged_by_its_goal(ours: float, said: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_measures_both(tmp_path: Path) -> None:
+def test_the_command_measures_everything(tmp_path: Path) -> None:
     """One command gives every figure, and no request is lost."""
     command = [sys.executable, "-m", "benchmarks.serving", "--quick", "--dtype", "float32"]
     done = subprocess.run(
@@ -51,5 +70,7 @@ def test_the_command_measures_both(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "benchmarks-serving.md").read_text(encoding="utf-8")
+    assert "| queue | " in text
+    assert "| HTTP | " in text
     assert "not answered with 200: 0." in text
     assert "| 640 jobs |" in text

@@ -1,0 +1,92 @@
+"""Cold starts: from the start of a process to its first poll of the queue, or its first ready answer over HTTP."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from benchmarks.http_load import PATIENCE, ready
+from tests.loopback import JobQueue, Worker, free_port
+
+ROOT: Final = Path(__file__).parents[1]
+
+_LINE: Final = re.compile(r"; seconds: (.*)$", re.MULTILINE)
+_PHASE: Final = re.compile(r"([\w-]+) (\d+\.\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """One door.
+
+    Attributes:
+        door: `queue` or `HTTP`.
+        seconds: to readiness, one per start.
+        phases: median seconds of each phase that the log names, in its order.
+    """
+
+    door: str
+    seconds: list[float]
+    phases: dict[str, float]
+
+
+def measure(environment: Mapping[str, str], rounds: int) -> list[ColdStart]:
+    """Starts of both doors in turn, after one of each that is not counted and fills the caches.
+
+    Args:
+        environment: of the worker: model, type, device.
+        rounds: starts per door.
+
+    Raises:
+        TimeoutError: a worker was not ready in five minutes.
+        RuntimeError: a worker ended before it was ready.
+    """
+    taken: dict[str, list[tuple[float, dict[str, float]]]] = {"queue": [], "HTTP": []}
+    with tempfile.TemporaryDirectory() as root:
+        given = {**environment, "QDRANT_PATH": f"{root}/store", "XDG_CACHE_HOME": f"{root}/cache"}
+        for number in range(rounds + 1):
+            for door, start_of in (("queue", _polling), ("HTTP", _serving)):
+                found = start_of(given)
+                if number:
+                    taken[door].append(found)
+    return [
+        ColdStart(
+            door,
+            [seconds for seconds, _ in starts],
+            {name: statistics.median(phases[name] for _, phases in starts) for name in starts[0][1]},
+        )
+        for door, starts in taken.items()
+    ]
+
+
+def phases(log: str) -> dict[str, float]:
+    """What the lines of a worker's log that end in `seconds: NAME 1.23, ...` say."""
+    return {name: float(value) for line in _LINE.findall(log) for name, value in _PHASE.findall(line)}
+
+
+def _polling(environment: Mapping[str, str]) -> tuple[float, dict[str, float]]:
+    with JobQueue() as queue:
+        started = time.monotonic()
+        with Worker(queue, cwd=ROOT, env=environment) as worker:
+            return worker.wait_for_first_poll(PATIENCE) - started, phases(worker.output)
+
+
+def _serving(environment: Mapping[str, str]) -> tuple[float, dict[str, float]]:
+    port = free_port()
+    started = time.monotonic()
+    with (
+        Worker(None, cwd=ROOT, env={**environment, "PORT": str(port)}) as worker,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client,
+    ):
+        while not ready(client):
+            if time.monotonic() - started > PATIENCE:
+                raise TimeoutError(worker.output[-2000:])
+            time.sleep(0.02)
+        return time.monotonic() - started, phases(worker.output)
