@@ -152,7 +152,7 @@ class Embedder:
             InvalidRequest: the texts are more than the queue can ever hold, or one is no valid Unicode.
             Overloaded: the queue has no room now.
         """
-        encoded = await asyncio.to_thread(self.tokenize, texts, max_length)
+        encoded = await asyncio.to_thread(self.tokenize, texts, max_length, at_once=True)
         return await self.embed_tokens(encoded, outputs, priority=priority, batch_size=batch_size)
 
     async def embed_tokens(
@@ -162,14 +162,34 @@ class Embedder:
         with stage("embed"):
             return await asyncio.wrap_future(self._pool.submit(texts, outputs, priority, batch_size=batch_size))
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+    def tokenize(self, texts: Sequence[str], max_length: int, *, at_once: bool = False) -> list[EncodedText]:
         """The tokens of each text, cut to `max_length`. Blocks for about a second per 5 MB.
 
+        Args:
+            texts: empty texts are valid.
+            max_length: tokens, special tokens included.
+            at_once: whether all are going to wait for the model together. More than its queue can ever hold are
+                then refused here, before the rest is tokenized.
+
         Raises:
-            InvalidRequest: `max_length` is not from 3 to the model's, or a text is no valid Unicode.
+            InvalidRequest: `max_length` is not from 3 to the model's, a text is no valid Unicode, or the texts
+                are too many to wait at once.
         """
         with stage("tokenize"):
-            return self._within_limits(self._tokenizer.encode, texts, max_length)
+            return self._within_limits(self._queueable if at_once else self._tokenizer.encode, texts, max_length)
+
+    def _queueable(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+        found: list[EncodedText] = []
+        tokens = 0
+        for portion in self._tokenizer.portions(texts, max_length):
+            found += portion
+            tokens += sum(len(text) for text in portion)
+            if tokens > (most := self._pool.queue_tokens) and len(found) < len(texts):
+                raise InvalidRequest(
+                    f"texts: the first {len(found)} of {len(texts)} have {tokens} tokens, "
+                    f"more than the queue holds (QUEUE_TOKENS={most}); split the job"
+                )
+        return found
 
     def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
         """As `tokenize`, with the place of each token in its text. Blocks for longer than that."""

@@ -108,8 +108,17 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
+        return [one for portion in self.portions(texts, max_length) for one in portion]
+
+    def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
+        """As `encode`, some texts at a time.
+
+        Raises:
+            UnicodeEncodeError: likewise, before the first.
+        """
         _check(texts)
-        return [one for part in _portions(texts, _HEAD * max_length) for one in self._heads(part, max_length)]
+        for portion in _portions(texts, _HEAD * max_length):
+            yield self._heads(portion, max_length)
 
     def wrapped(self, ids: Sequence[int]) -> EncodedText:
         """Ids from the caller as a text: `<s>` and `</s>` are put around them where both are not there already.

@@ -150,7 +150,7 @@ class OpenAIRoutes:
     def _tokenized(self, inputs: Sequence[Any]) -> list[EncodedText]:
         if isinstance(inputs[0], str):
             _check_unicode(inputs)
-            texts = self._embedder.tokenize(inputs, self._max_length)
+            texts = self._embedder.tokenize(inputs, self._max_length, at_once=True)
         else:
             texts = [self._framed(index, ids) for index, ids in enumerate(inputs)]
         for index, text in enumerate(texts):

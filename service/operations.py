@@ -360,7 +360,9 @@ class Operations:
     async def _embedded(self, request: EmbedRequest, texts: Sequence[EncodedText] | None = None) -> list[Result]:
         """The results of the request's texts, which may be tokenized already."""
         if texts is None:
-            texts = await asyncio.to_thread(self._embedder.tokenize, request.texts, self._max_length(request))
+            texts = await asyncio.to_thread(
+                self._embedder.tokenize, request.texts, self._max_length(request), at_once=True
+            )
         self._admit(request, [len(text) for text in texts])
         return await self._embedder.embed_tokens(
             texts,

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from embedder import tokenizer
 from embedder.batching import Priority
 from embedder.embedder import Embedder, ModelOptions
 from embedder.engine import Engine
 from embedder.errors import Cancelled, ConfigurationError, InvalidRequest, ModelFailure, Overloaded
 from embedder.forward import Result
 from embedder.pool import ModelPool
-from embedder.tokenizer import Tokenizer
+from embedder.tokenizer import EncodedText, Tokenizer
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.conftest import Bench
 from tests.embedder.fakes import PATIENCE, CountingEngine
@@ -28,9 +29,9 @@ from tests.embedder.test_tokenizer import edit
 TEXTS = ["one library", "", "a tool that reads many files"]
 
 
-def facade(tokenizer: Tokenizer, engine: Engine, *, queue_tokens: int = 10_000) -> Embedder:
+def facade(texts_to_ids: Tokenizer, engine: Engine, *, queue_tokens: int = 10_000) -> Embedder:
     """An embedder over one engine with one lane and small batches."""
-    return Embedder(tokenizer, [engine], ModelPool([engine], lanes=1, token_budget=16, queue_tokens=queue_tokens))
+    return Embedder(texts_to_ids, [engine], ModelPool([engine], lanes=1, token_budget=16, queue_tokens=queue_tokens))
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,27 @@ def test_refusals_reach_the_caller(mini: Bench) -> None:
     embedder.close()
     with pytest.raises(Cancelled):
         asyncio.run(ask(1))
+
+
+def test_texts_that_never_fit_are_refused_before_all_are_read(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of many megabytes does not keep a core busy for half a minute only to be refused."""
+    monkeypatch.setattr(tokenizer, "_TOGETHER", 16)  # two texts at a time
+    read: list[int] = []
+    whole = Tokenizer.portions
+
+    def counted(self: Tokenizer, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
+        for portion in whole(self, texts, max_length):
+            read.append(len(portion))
+            yield portion
+
+    monkeypatch.setattr(Tokenizer, "portions", counted)
+    embedder = facade(mini.tokenizer, CountingEngine(), queue_tokens=10)
+    expected = r"texts: the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\)"
+    with pytest.raises(InvalidRequest, match=expected):
+        run(embedder, ["library"] * 1000, 64)
+    assert read == [2, 2]
+    assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued bit by bit may be of any size
+    embedder.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

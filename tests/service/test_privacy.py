@@ -178,7 +178,7 @@ class _Broken:
     def watch(self, callback: object) -> None:
         """See `Embedder.watch`."""
 
-    def tokenize(self, texts: list[str], max_length: int) -> list[Any]:
+    def tokenize(self, texts: list[str], max_length: int, *, at_once: bool) -> list[Any]:
         """Fail."""
         raise LookupError(texts[0])
 
