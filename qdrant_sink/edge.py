@@ -147,6 +147,14 @@ class EdgeStore:
         self._check(collection, schema)
         self.optimize(collection)
 
+    def collection_of(self, name: str) -> str | None:
+        """See `Store.collection_of`."""
+        check_collection(name)
+        with self._guard:
+            self._check_open()
+            real = self._real(name)
+            return real if self._exists(real) else None
+
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection, in one step: a symbolic link, renamed into its place."""
         check_collection(alias)

@@ -177,6 +177,10 @@ class ServerStore:
         """Build the graph as the schema has it; returns when the collection is green."""
         self._collections.build_index(collection, schema, timeout_s=timeout_s)
 
+    def collection_of(self, name: str) -> str | None:
+        """See `Store.collection_of`."""
+        return self._collections.collection_of(name)
+
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection, in one step for everybody who uses it."""
         self._collections.alias(alias, collection)

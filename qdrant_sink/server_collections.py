@@ -132,11 +132,19 @@ class ServerCollections:
                 raise StoreUnavailable("the store is closed")
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
+    def collection_of(self, name: str) -> str | None:
+        """The collection that a name leads to: its own, that of an alias, or None if it is neither's."""
+        check_collection(name)
+        if name in self._names_of_all(name):
+            return name
+        aliases = self._call(name, lambda client: client.get_aliases()).aliases
+        return next((one.collection_name for one in aliases if one.alias_name == name), None)
+
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection, in one step for everybody who uses it."""
         check_collection(alias)
         check_collection(collection)
-        names = {one.name for one in self._call(collection, lambda client: client.get_collections()).collections}
+        names = self._names_of_all(collection)
         if alias in names:
             raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
         if collection not in names:
@@ -147,6 +155,9 @@ class ServerCollections:
         ]
         if not self._call(collection, lambda client: client.update_collection_aliases(change)):
             raise StoreUnavailable(f"Qdrant took the change of the alias {alias!r} and has not done it yet")
+
+    def _names_of_all(self, collection: str) -> set[str]:
+        return {one.name for one in self._call(collection, lambda client: client.get_collections()).collections}
 
     def _check(self, collection: str, schema: CollectionSchema) -> None:
         check_collection(collection)

@@ -75,6 +75,10 @@ class Store(Protocol):
         """
         ...
 
+    def collection_of(self, name: str) -> str | None:
+        """The collection that a name leads to: its own, that of an alias, or None if it is neither's."""
+        ...
+
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection; whoever uses the alias sees the one before or this one, never none.
 

@@ -22,22 +22,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, TextIO
 
-from embedder.errors import ConfigurationError, Overloaded, ResponseTooLarge, WorkerError
+from embedder.errors import ConfigurationError, Overloaded, ResponseTooLarge, WorkerError, whereabouts
+from service.lines import BadLineError, Job, Line, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
 
-Json = dict[str, Any]
+log = logging.getLogger(__name__)
 
-JOB_TEXTS = 500
-JOB_CHARACTERS = 1_000_000
-"""Of one job: enough for the model to be busy, little enough to be lost and repeated."""
+Json = dict[str, Any]
 
 JOBS = 3
 """At once, so that the model never waits for the end of one."""
@@ -47,28 +47,6 @@ PAUSE_S = 1.0
 """Before a job that the pool had no room for is tried again."""
 
 _INTERRUPTED = "interrupted; run the same command again to go on"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One document.
-
-    Attributes:
-        number: of the line, from 1, over all files.
-        text: to embed.
-        id: as in `qdrant.ids`, or None.
-        payload: a JSON object.
-    """
-
-    number: int
-    text: str
-    id: int | str | None
-    payload: Json
-
-    @property
-    def key(self) -> Hashable:
-        """What makes it the same point as another line."""
-        return self.text if self.id is None else (self.id,)
 
 
 @dataclass(slots=True)
@@ -94,71 +72,6 @@ class Total:
         return found if self.failure is None else {**found, "error": self.failure}
 
 
-class BadLineError(Exception):
-    """A line that is no document; the message says why, without its content."""
-
-
-def parse_line(number: int, raw: bytes) -> Line:
-    """A document.
-
-    Raises:
-        BadLineError: the line is none.
-    """
-    try:
-        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadLineError(f"not UTF-8 (byte {error.start})") from None
-    except ValueError as error:
-        raise BadLineError(f"not JSON (column {getattr(error, 'colno', '?')})") from None
-    except RecursionError:
-        raise BadLineError("nested too deeply") from None
-    if not isinstance(value, dict):
-        raise BadLineError(f"must be an object, got {type(value).__name__}")
-    unknown = sorted(value.keys() - {"text", "id", "payload"})
-    if unknown:
-        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line has text, id and payload")
-    text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
-    if not isinstance(text, str):
-        raise BadLineError(f"text must be a string, got {type(text).__name__}")
-    if not isinstance(payload, dict):
-        raise BadLineError(f"payload must be an object, got {type(payload).__name__}")
-    if identity is not None and (isinstance(identity, bool) or not isinstance(identity, int | str)):
-        raise BadLineError(f"id must be an integer or a string, got {type(identity).__name__}")
-    return Line(number, text, identity, payload)
-
-
-class Job:
-    """Lines that go together: with ids or without, each point once."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self.keys: set[Hashable] = set()
-        self._characters = 0
-
-    def takes(self, line: Line) -> bool:
-        """Whether there is room for this one; an empty job takes any."""
-        fits = len(self.lines) < JOB_TEXTS and self._characters + len(line.text) <= JOB_CHARACTERS
-        return not self.lines or (fits and line.key not in self.keys)
-
-    def add(self, line: Line) -> None:
-        """Put a line in."""
-        self.lines.append(line)
-        self.keys.add(line.key)
-        self._characters += len(line.text)
-
-
-def jobs(lines: Iterable[Line]) -> Iterator[Job]:
-    """Lines in jobs, those with ids apart from those without. A point that comes twice is in two jobs, in order."""
-    filling = {True: Job(), False: Job()}
-    for line in lines:
-        named = line.id is not None
-        if not filling[named].takes(line):
-            yield filling[named]
-            filling[named] = Job()
-        filling[named].add(line)
-    yield from (job for job in filling.values() if job.lines)
-
-
 class Bulk:
     """One load.
 
@@ -180,7 +93,8 @@ class Bulk:
     def stop(self) -> None:
         """Begin no further job; from any thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     def load(self, raw: Iterable[bytes]) -> Total:
         """Load all lines, build the index, set the alias; what could not be done is the total's `failure`."""
@@ -195,7 +109,7 @@ class Bulk:
         arguments, operations = self._arguments, self._operations
         operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
         if arguments.alias is not None:
-            await operations.check_alias(arguments.alias)
+            await operations.check_alias(arguments.alias, arguments.collection)
         if await operations.prepare_load(arguments.collection, defer=arguments.defer_index):
             self._say("the graph is built at the end")
         await self._send_all(raw)
@@ -218,7 +132,7 @@ class Bulk:
         stopping = asyncio.create_task(self._stopping.wait())
         running: dict[asyncio.Task[None], Job] = {}
         try:
-            while not self._stopping.is_set():
+            while not self._over:
                 coming = asyncio.create_task(read.get())
                 await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
@@ -232,14 +146,11 @@ class Bulk:
                     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         del running[task]
-                        task.result()
-                if not self._stopping.is_set():
-                    running[asyncio.create_task(self._load(job.lines))] = job
+                if not self._over:
+                    running[asyncio.create_task(self._job(job.lines))] = job
         finally:
             stopping.cancel()
-            for outcome in await asyncio.gather(*running, return_exceptions=True):
-                if isinstance(outcome, WorkerError) and self.total.failure is None:
-                    self.total.failure = outcome.message
+            await asyncio.gather(*running)
 
     def _read(self, raw: Iterable[bytes], read: asyncio.Queue[Job | None]) -> None:
         """In a thread of its own: a slow pipe must not keep what was read from being sent."""
@@ -247,22 +158,24 @@ class Bulk:
         if loop is None:
             return
 
-        def put(job: Job | None) -> None:
+        def put(job: Job | None) -> bool:
+            """False: the load has ended before the lines."""
             putting = read.put(job)
             try:
                 asyncio.run_coroutine_threadsafe(putting, loop).result()
+            except (RuntimeError, CancelledError):
+                return False
             finally:
                 putting.close()  # the loop may have ended before it began
+            return True
 
         try:
-            for job in jobs(self._lines(raw)):
-                put(job)
-            put(None)
-        except (RuntimeError, asyncio.CancelledError):  # the load has ended before the lines
-            return
+            if all(put(job) for job in jobs(self._lines(raw))):
+                put(None)
         except OSError as error:
-            self.total.failure = f"a file cannot be read ({error.strerror})"
-            self.stop()
+            self._fail(f"a file cannot be read ({error.strerror})")
+        except Exception as error:  # noqa: BLE001 - whatever ended the reading would leave the load waiting
+            self._fail_by(error)
 
     def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
         for number, one in enumerate(raw, start=1):
@@ -272,17 +185,23 @@ class Bulk:
                 except BadLineError as error:
                     self._reject({"line": number, "code": "invalid_request", "message": str(error)})
 
-    async def _load(self, lines: Sequence[Line]) -> None:
-        answer = await self._operations.answer(self._request(lines))
-        code = answer.get("error_code")
-        if code == Overloaded.code:
-            await asyncio.sleep(PAUSE_S)
+    async def _job(self, lines: Sequence[Line]) -> None:
+        """As `_load`; whatever goes wrong is the load's failure."""
+        try:
             await self._load(lines)
-            return
+        except Exception as error:  # noqa: BLE001 - a job that ended without a word would be missing from the total
+            self._fail_by(error)
+
+    async def _load(self, lines: Sequence[Line]) -> None:
+        request = self._request(lines)
+        while (answer := await self._operations.answer(request)).get("error_code") == Overloaded.code:
+            if await self._stops_within(PAUSE_S):
+                return
+        code = answer.get("error_code")
         if code in ("invalid_request", ResponseTooLarge.code) and len(lines) > 1:
             middle = len(lines) // 2  # one of them is at fault; it must not take the others along
             await self._load(lines[:middle])
-            if not self._stopping.is_set():
+            if not self._over:
                 await self._load(lines[middle:])
             return
         report = answer.get("upsert") or answer["details"].get("upsert")
@@ -295,8 +214,7 @@ class Bulk:
         for one in report["rejected"]:
             self._reject({"line": lines[one["index"]].number, **{k: v for k, v in one.items() if k != "index"}})
         if code is not None:
-            self.total.failure = answer["error"]
-            self._stopping.set()
+            self._fail(answer["error"])
         done = self.total.stored + self.total.rejected
         self._say(f"{done} points, {done / max(time.monotonic() - self.total.started, 1e-3):.0f} a second")
 
@@ -328,8 +246,35 @@ class Bulk:
     def _reject(self, one: Json) -> None:
         with self._lock:
             self.total.rejected += 1
-            if self._rejects is not None:
+            if self._rejects is None:
+                return
+            try:
                 print(json.dumps(one, ensure_ascii=False), file=self._rejects, flush=True)
+            except OSError as error:
+                self._rejects = None
+                self._fail(f"--rejects cannot be written ({error.strerror})")
+
+    @property
+    def _over(self) -> bool:
+        return self._stopping.is_set() or self.total.failure is not None
+
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _fail(self, why: str) -> None:
+        """Begin no further job, and say why; the first reason is the one that is told. From any thread."""
+        if self.total.failure is None:
+            self.total.failure = why
+        self.stop()
+
+    def _fail_by(self, error: Exception) -> None:
+        log.error("the load failed: %s", whereabouts(error))
+        self._fail(f"internal error ({type(error).__name__})")
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -373,13 +318,23 @@ def _raw_lines(files: Sequence[Path]) -> Iterator[bytes]:
                 yield from file
 
 
+def _close(rejects: TextIO) -> None:
+    with suppress(OSError):  # each line was flushed when it was written, and failed then
+        rejects.close()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the load that the command line describes; returns the exit status."""
     arguments = arguments_of(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    missing = [path for path in arguments.files if str(path) != "-" and not path.is_file()]
+    missing = [path for path in arguments.files if str(path) != "-" and (path.is_dir() or not path.exists())]
     if missing:
         print(f"no such file: {missing[0]}", file=sys.stderr)
+        return 2
+    try:
+        rejects = arguments.rejects.open("w", encoding="utf-8") if arguments.rejects else None
+    except OSError as error:
+        print(f"--rejects cannot be written ({error.strerror}): {arguments.rejects}", file=sys.stderr)
         return 2
     try:
         # Answers stay in this process, however large.
@@ -390,7 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     with ExitStack() as stack:
         stack.callback(operations.close)
-        rejects = stack.enter_context(arguments.rejects.open("w", encoding="utf-8")) if arguments.rejects else None
+        if rejects is not None:
+            stack.callback(_close, rejects)
         bulk = Bulk(operations, arguments, rejects)
 
         def stop(number: int, _frame: object) -> None:

@@ -284,10 +284,21 @@ class Operations:
         store.defer_index(collection, self._schema)
         return True
 
-    async def check_alias(self, alias: str) -> None:
-        """Raise `InvalidRequest` if no alias may have this name: it is that of a collection, or not allowed."""
+    async def check_alias(self, alias: str, collection: str) -> None:
+        """Raise `InvalidRequest` if this alias cannot come to mean this collection, which need not be there yet.
+
+        It has the name of a collection, or of none that this worker serves; or the collection is an alias itself.
+        """
         self._collection(alias, "alias")
         check_collection(alias)
+        check_collection(collection)
+        of_alias, of_collection = await self._calls.call(
+            lambda: [self._calls.opened().collection_of(name) for name in (alias, collection)]
+        )
+        if alias in (of_alias, collection):
+            raise InvalidRequest(f"alias: '{alias}' is the name of a collection; choose another")
+        if of_collection not in (None, collection):
+            raise InvalidRequest(f"collection: '{collection}' is an alias; an alias leads to a collection")
 
     async def verify(self, collection: str) -> bool:
         """Whether a collection is there with the model's schema; creates nothing.

@@ -60,6 +60,10 @@ class FailingStore:
         """See `Store.build_index`."""
         self._store.build_index(collection, schema, timeout_s=timeout_s)
 
+    def collection_of(self, name: str) -> str | None:
+        """See `Store.collection_of`."""
+        return self._store.collection_of(name)
+
     def alias(self, alias: str, collection: str) -> None:
         """See `Store.alias`."""
         self._store.alias(alias, collection)

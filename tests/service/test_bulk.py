@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import EdgeStore
 from service import bulk
-from service.bulk import BadLineError, Bulk, jobs, parse_line
+from service.bulk import Bulk
+from service.lines import JOB_TEXTS, BadLineError, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE
@@ -149,14 +151,14 @@ def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
     """After a signal no further job begins, what was begun is accounted for, and no alias is set."""
 
     def lines() -> Iterable[bytes]:
-        yield from (line(text=f"text {n}") for n in range(bulk.JOB_TEXTS))
+        yield from (line(text=f"text {n}") for n in range(JOB_TEXTS))
         load.bulk.stop()
-        yield from (line(text=f"later {n}") for n in range(2 * bulk.JOB_TEXTS))
+        yield from (line(text=f"later {n}") for n in range(2 * JOB_TEXTS))
 
     total = load(lines(), "--vectors", "dense", "--alias", "live")
     assert total.failure is not None
     assert "interrupted" in total.failure
-    assert total.stored == store.count("notes") < 2 * bulk.JOB_TEXTS
+    assert total.stored == store.count("notes") < 2 * JOB_TEXTS
     assert total.rejected == 0
 
 
@@ -186,15 +188,15 @@ def test_jobs_are_small_and_never_mix_ids() -> None:
     ]
     found = [[one.number for one in job.lines] for job in jobs(lines)]
     assert sorted(found) == [[1, 2, 3], [4, 5], [6], [7], [8]]
-    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * bulk.JOB_TEXTS + 2)]
-    assert [len(job.lines) for job in jobs(many)] == [bulk.JOB_TEXTS, bulk.JOB_TEXTS, 1]
+    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * JOB_TEXTS + 2)]
+    assert [len(job.lines) for job in jobs(many)] == [JOB_TEXTS, JOB_TEXTS, 1]
     mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
     assert [len(job.lines) for job in jobs(mixed)] == [50, 50]
 
 
 def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
     """A point that comes again is stored as it came last, though jobs run side by side."""
-    ids = range(bulk.JOB_TEXTS // 5)
+    ids = range(JOB_TEXTS // 5)
     lines = [line(text=f"version {version} of {n}", id=n) for version in range(4) for n in ids]
     total = load(lines, "--vectors", "dense")
     assert (total.stored, total.rejected) == (len(lines), 0)
@@ -210,6 +212,59 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
     assert store.count("live") == 2
     total = load(lines, "--collection", "v2", "--alias", "live", "--allow-rejected")
     assert store.count("live") == (total.stored or 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--alias", "taken"], "alias: 'taken' is the name of a collection; choose another"),
+        (["--alias", "notes"], "alias: 'notes' is the name of a collection; choose another"),
+        (
+            ["--collection", "live", "--alias", "other"],
+            "collection: 'live' is an alias; an alias leads to a collection",
+        ),
+    ],
+)
+def test_an_alias_that_cannot_be_is_said_at_once(load: Loader, store: EdgeStore, options: list[str], why: str) -> None:
+    """Not after hours of embedding: nothing is stored, and no collection is made."""
+    load([line(text="old")], "--collection", "taken", "--alias", "live")
+    total = load([line(text="a")], *options)
+    assert (total.failure, total.stored) == (why, 0)
+    assert store.collection_of("notes") is None
+    assert store.count("taken") == 1
+
+
+def test_a_job_that_breaks_is_a_failure(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load never reports success for points of which it knows nothing."""
+
+    async def broken(_self: Operations, _request: object) -> dict[str, Any]:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(Operations, "answer", broken)
+    total = load([line(text="a"), line(text="b", id=1)])
+    assert (total.failure, total.stored) == ("internal error (KeyError)", 0)
+
+
+def test_lines_that_break_off_are_a_failure(load: Loader, store: EdgeStore) -> None:
+    """What was read before is stored; the load ends, and says that it is not all."""
+
+    def lines() -> Iterable[bytes]:
+        yield from (line(text=f"text {n}") for n in range(JOB_TEXTS + 1))
+        raise ValueError("secret")
+
+    total = load(lines(), "--vectors", "dense")
+    assert total.failure == "internal error (ValueError)"
+    assert total.stored == store.count("notes")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+def test_rejects_that_cannot_be_written_are_a_failure(embedder: Embedder, store: EdgeStore) -> None:
+    """A full disk is named, and a rejected line is still counted."""
+    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
+        total = Bulk(operations, bulk.arguments_of(["--collection", "notes"]), full).load([b"nonsense"] * 3)
+    assert total.failure == "--rejects cannot be written (No space left on device)"
+    assert total.rejected >= 1
 
 
 def test_derived_ids_are_those_of_the_alias(load: Loader, store: EdgeStore, serve: Serve) -> None:
@@ -282,8 +337,15 @@ def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
     """A file that is not there, or a store that somebody owns, is one line and status 2."""
-    command = [sys.executable, "-m", "service.bulk", "--collection", "notes", str(tmp_path / "absent.jsonl")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 2
-    assert "absent.jsonl" in done.stderr
-    assert "Traceback" not in done.stderr
+    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+    for options, named in (
+        ([str(tmp_path / "absent.jsonl")], "absent.jsonl"),
+        ([str(tmp_path)], "no such file"),
+        (["--rejects", str(tmp_path / "absent" / "rejects.jsonl"), "-"], "--rejects cannot be written (No such file"),
+    ):
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == 2
+        assert named in done.stderr
+        assert "Traceback" not in done.stderr

@@ -211,6 +211,17 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
         return self.double.handle("ListCollectionAliases", context, work)
 
+    def ListAliases(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            return pb.ListAliasesResponse(
+                aliases=[
+                    pb.AliasDescription(alias_name=alias, collection_name=name)
+                    for alias, name in self.double.aliases.items()
+                ]
+            )
+
+        return self.double.handle("ListAliases", context, work)
+
     def CollectionExists(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             exists = self.double.real(request.collection_name) in self.double.collections

@@ -244,6 +244,10 @@ def test_an_alias_never_hides_a_collection(store: Store, collection: str) -> Non
         with pytest.raises(InvalidRequest, match=f"^alias: '{name}' is the name of a collection"):
             store.alias(name, other)
     store.alias(alias, collection)
+    names = (collection, alias, alias + "_2")
+    assert [store.collection_of(name) for name in names] == [collection, collection, None]
+    with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+        store.collection_of("../x")
     with pytest.raises(NotFound, match=f"'{alias}' does not exist"):
         store.alias(alias + "_2", alias)
     with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):

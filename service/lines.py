@@ -1,0 +1,101 @@
+"""Lines of JSON as documents, and documents as jobs: what a load from the command line reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+JOB_TEXTS = 500
+JOB_CHARACTERS = 1_000_000
+"""Of one job: enough for the model to be busy, little enough to be lost and repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One document.
+
+    Attributes:
+        number: of the line, from 1, over all files.
+        text: to embed.
+        id: as in `qdrant.ids`, or None.
+        payload: a JSON object.
+    """
+
+    number: int
+    text: str
+    id: int | str | None
+    payload: Json
+
+    @property
+    def key(self) -> Hashable:
+        """What makes it the same point as another line."""
+        return self.text if self.id is None else (self.id,)
+
+
+class BadLineError(Exception):
+    """A line that is no document; the message says why, without its content."""
+
+
+def parse_line(number: int, raw: bytes) -> Line:
+    """A document.
+
+    Raises:
+        BadLineError: the line is none.
+    """
+    try:
+        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadLineError(f"not UTF-8 (byte {error.start})") from None
+    except ValueError as error:
+        raise BadLineError(f"not JSON (column {getattr(error, 'colno', '?')})") from None
+    except RecursionError:
+        raise BadLineError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise BadLineError(f"must be an object, got {type(value).__name__}")
+    unknown = sorted(value.keys() - {"text", "id", "payload"})
+    if unknown:
+        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line has text, id and payload")
+    text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
+    if not isinstance(text, str):
+        raise BadLineError(f"text must be a string, got {type(text).__name__}")
+    if not isinstance(payload, dict):
+        raise BadLineError(f"payload must be an object, got {type(payload).__name__}")
+    if identity is not None and (isinstance(identity, bool) or not isinstance(identity, int | str)):
+        raise BadLineError(f"id must be an integer or a string, got {type(identity).__name__}")
+    return Line(number, text, identity, payload)
+
+
+class Job:
+    """Lines that go together: with ids or without, each point once."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.keys: set[Hashable] = set()
+        self._characters = 0
+
+    def takes(self, line: Line) -> bool:
+        """Whether there is room for this one; an empty job takes any."""
+        fits = len(self.lines) < JOB_TEXTS and self._characters + len(line.text) <= JOB_CHARACTERS
+        return not self.lines or (fits and line.key not in self.keys)
+
+    def add(self, line: Line) -> None:
+        """Put a line in."""
+        self.lines.append(line)
+        self.keys.add(line.key)
+        self._characters += len(line.text)
+
+
+def jobs(lines: Iterable[Line]) -> Iterator[Job]:
+    """Lines in jobs, those with ids apart from those without. A point that comes twice is in two jobs, in order."""
+    filling = {True: Job(), False: Job()}
+    for line in lines:
+        named = line.id is not None
+        if not filling[named].takes(line):
+            yield filling[named]
+            filling[named] = Job()
+        filling[named].add(line)
+    yield from (job for job in filling.values() if job.lines)
