@@ -59,9 +59,10 @@ class Concurrency:
 
     @property
     def wanted(self) -> int:
-        """Jobs to hold here, running and waiting: those that run, and as many as `HORIZON` is likely to see done.
+        """Jobs to hold here, running and waiting: `maximum`, and as many as `HORIZON` is likely to see done.
 
-        How long a job takes is guessed at first, and learnt from those that are done and those that run.
+        With fewer than `maximum`, slow jobs would arrive as slowly as they end, and their rate would stay unseen. How
+        long a job takes is guessed at first, and learnt from those that are done and those that run.
         """
         now = self._clock()
         ages = [now - since for since in self._running.values()]

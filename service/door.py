@@ -39,6 +39,11 @@ class Door:
         return "loading" if self._operations is None else "ready"
 
     @property
+    def closing(self) -> bool:
+        """Whether nothing more is admitted, for whatever reason."""
+        return self._closing
+
+    @property
     def operations(self) -> Operations | None:
         """None while the model loads."""
         return self._operations

@@ -141,7 +141,7 @@ class _Service:
         _call(loop, self._door.close)
 
     def _told_to_stop(self) -> None:
-        if self._door.state == "draining":
+        if self._door.closing:
             self._server.force_exit = True  # told twice
             self._stop()
             return

@@ -9,13 +9,27 @@ from typing import Literal
 
 import orjson
 
+from embedder.errors import whereabouts
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request or the job that is being served, in its tasks and threads; None outside of one."""
 
 _OURS = ("embedder", "qdrant_sink", "service")
 
 
-class TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Says of an exception its type and place: a traceback, or a library's words, may quote a user's text."""
+
+    def said(self, record: logging.LogRecord) -> str:
+        """The message."""
+        message = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            message = f"{message.partition(chr(10))[0]}: {whereabouts(error)}"  # asyncio's other lines quote it
+        return message.encode("utf-8", "replace").decode()
+
+
+class TextFormatter(_Formatter):
     """`2026-11-23 08:45:09,123 INFO service.http: GET /ping 200 [id]`."""
 
     def __init__(self) -> None:
@@ -23,21 +37,23 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, which ends with the request's id if there is one."""
-        line = super().format(record)
+        record.message = self.said(record)
+        record.asctime = self.formatTime(record)
+        line = self.formatMessage(record)
         request_id = REQUEST_ID.get()
         return line if request_id is None else f"{line} [{request_id}]"
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_Formatter):
     """`{"time", "level", "logger", "message"}` and, within a request or a job, `request_id`; a line each."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object. A traceback is left out: it may quote a user's text."""
+        """The object."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage().encode("utf-8", "replace").decode(),
+            "message": self.said(record),
         }
         request_id = REQUEST_ID.get()
         if request_id is not None:

@@ -95,6 +95,8 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
     """Queries are answered while a bulk job runs, and SIGTERM in the middle loses nothing that was taken."""
     codes: list[int] = []
     bulk: list[Any] = []
+    lost: list[str] = []
+    query = {"texts": ["a query"], "vectors": ["dense"]}
 
     def load() -> None:
         texts = [f"passage {n} " + "of some words " * 20 for n in range(80)]
@@ -103,12 +105,13 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
     def ask() -> None:
         with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
             while True:
-                try:
-                    code = own.post("/embed", json={"texts": ["a query"], "vectors": ["dense"]}).status_code
+                try:  # on a connection of its own: an idle one may be closed, which would look like a lost request
+                    code = own.post("/embed", json=query, headers={"Connection": "close"}).status_code
                 except httpx.ConnectError:
                     return  # the port is closed: everything before was answered
-                except httpx.RemoteProtocolError:
-                    return  # an idle connection, closed
+                except httpx.TransportError as error:
+                    lost.append(repr(error))
+                    return
                 codes.append(code)
                 if code == 503:
                     return
@@ -124,6 +127,7 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
             thread.join(PATIENCE)
         assert worker.wait(PATIENCE) == 0
         lines = [json.loads(line) for line in worker.output.splitlines()]
+    assert not lost
     assert set(codes) <= {200, 503}
     assert bulk[0].status_code == 200
     assert bulk[0].json()["upsert"]["stored"] == 80
@@ -229,6 +233,46 @@ def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
         assert worker.wait(PATIENCE) == 1
         assert "LookupError in build" in worker.output
         assert "private words" not in worker.output
+
+
+STUCK = """
+import asyncio, os, sys
+from service.http import serve
+from service.operations import Operations
+from service.settings import Settings
+
+class Stuck(Operations):
+    def when_lost(self, callback):
+        self.lose = callback
+
+    async def answer(self, request, report=None):
+        if "LOST" in os.environ:
+            self.lose()
+        print("stuck", file=sys.stderr, flush=True)
+        await asyncio.Event().wait()
+
+sys.exit(serve(Settings.from_environment(), Stuck.build))
+"""
+
+
+@pytest.mark.parametrize(("lost", "exit_status"), [({}, 0), ({"LOST": "1"}, 1)], ids=["draining", "lost"])
+def test_a_second_request_to_end_is_obeyed_at_once(
+    port: int, client: httpx.Client, lost: dict[str, str], exit_status: int
+) -> None:
+    """An operator does not wait for a request that hangs, whatever the reason for which the worker is closing."""
+    more = {**SETTINGS, "PORT": str(port), **lost}
+    with Worker(None, cwd=ROOT, script="-c", args=[STUCK], env=more) as worker:
+        until(lambda: status(client) == 200, "ready")
+        asking = threading.Thread(target=status, args=(client, "/v1/models"))
+        asking.start()
+        until(lambda: "stuck" in worker.output, "a request that hangs")
+        if not lost:
+            worker.terminate()
+            until(lambda: status(client) == 503, "the end of admission")
+        worker.terminate()
+        assert worker.wait(PATIENCE) == exit_status
+        asking.join(PATIENCE)
+    assert "Traceback" not in worker.output
 
 
 HASTY = """

@@ -188,7 +188,7 @@ def test_quick_jobs_are_wanted_by_the_hundred() -> None:
 
 
 def test_slow_jobs_are_left_to_other_workers() -> None:
-    """Of jobs of a minute, only those are held that run at once: what waits here cannot be had elsewhere."""
+    """Of jobs of a minute, no more are held than may run at once: what waits here cannot be had elsewhere."""
 
     async def body() -> None:
         clock = Clock()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
+
+import pytest
 
 from service.logs import REQUEST_ID, JsonFormatter, TextFormatter
 
@@ -35,10 +39,35 @@ def test_a_line_within_a_request_has_its_id() -> None:
     assert TextFormatter().format(record("x")).endswith("WARNING service.gate: x")
 
 
-def test_a_json_line_has_no_traceback() -> None:
-    """An exception's message may quote a user's text."""
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
+    """What failed is said by type and place: an exception's message may quote a user's text."""
     try:
         raise ValueError("the private words of a user")
     except ValueError as error:
         event = logging.LogRecord("x", logging.ERROR, "", 1, "failed", (), (ValueError, error, error.__traceback__))
-    assert "private" not in JsonFormatter().format(event)
+    event.exc_text = "as another handler has spelt it: the private words"
+    line = formatter.format(event)
+    assert "private" not in line
+    assert "failed: ValueError in test_a_line_has_no_traceback (service/test_logs.py:" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_what_asyncio_logs_quotes_nothing(formatter: logging.Formatter, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose failure nobody has awaited is told about by asyncio, with the exception's own words."""
+
+    async def fail() -> None:
+        raise ValueError("the private words of a user")
+
+    async def forgotten() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+
+    asyncio.run(forgotten())
+    gc.collect()
+    (event,) = [event for event in caplog.records if event.name == "asyncio"]
+    assert "private" in event.getMessage()
+    line = formatter.format(event)
+    assert "private" not in line
+    assert "Task exception was never retrieved: ValueError in fail" in line
