@@ -186,7 +186,7 @@ class Embedder:
             tokens += sum(len(text) for text in portion)
             if tokens > (most := self._pool.queue_tokens) and len(found) < len(texts):
                 raise InvalidRequest(
-                    f"texts: the first {len(found)} of {len(texts)} have {tokens} tokens, "
+                    f"the first {len(found)} of {len(texts)} have {tokens} tokens, "
                     f"more than the queue holds (QUEUE_TOKENS={most}); split the job"
                 )
         return found
@@ -227,7 +227,7 @@ class Embedder:
         try:
             return call(texts, max_length)
         except UnicodeEncodeError as error:
-            raise InvalidRequest("texts: one is not valid Unicode (a lone surrogate)") from error
+            raise InvalidRequest("a text is not valid Unicode (a lone surrogate)") from error
 
     @property
     def window(self) -> int:

@@ -170,8 +170,7 @@ class ModelPool:
         tokens = sum(lengths)
         if tokens > self.queue_tokens:
             raise InvalidRequest(
-                f"texts: {tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); "
-                "split the job"
+                f"{tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); split the job"
             )
         with self._changed:
             if self._closed:

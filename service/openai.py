@@ -15,10 +15,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
-from embedder.errors import InvalidRequest, ModelFailure, NotFound, WorkerError
+from embedder.errors import InvalidRequest, ModelFailure, NotFound
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
+from service.naming import at, named
 from service.requests import validated
 from service.responses import Json, check_least_size, check_size, vectors_json
 
@@ -131,40 +132,42 @@ class OpenAIRoutes:
         request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
         if len(request.input) > self._max_texts:
             message = f"input must have at most {self._max_texts} items (MAX_TEXTS), got {len(request.input)}"
-            raise _at("input", InvalidRequest, message)
+            raise at("input", InvalidRequest, message)
         if request.model not in (None, self._model):
-            raise _at("model", NotFound, f"model: this worker serves '{self._model}' only")
+            raise at("model", NotFound, f"model: this worker serves '{self._model}' only")
         size = self._embedder.hidden_size
         if request.dimensions not in (None, size):
             message = f"dimensions must be the model's own, {size}, got {request.dimensions}"
-            raise _at("dimensions", InvalidRequest, message)
+            raise at("dimensions", InvalidRequest, message)
         bytes_per_number = 4 if request.encoding_format == "float" else 16 / 3
         check_least_size(int(len(request.input) * size * bytes_per_number), self._max_bytes, remedy=REMEDY)
         texts = await asyncio.to_thread(self._tokenized, request.input)
         single = len(texts) == 1 and len(texts[0]) <= self._query_length
-        results = await self._embedder.embed_tokens(
-            texts, Outputs.of(["dense"]), priority=Priority.QUERY if single else Priority.PASSAGE
-        )
+        with named("input"):
+            results = await self._embedder.embed_tokens(
+                texts, Outputs.of(["dense"]), priority=Priority.QUERY if single else Priority.PASSAGE
+            )
         return await asyncio.to_thread(self._embedded, request, results)
 
     def _tokenized(self, inputs: Sequence[Any]) -> list[EncodedText]:
         if isinstance(inputs[0], str):
             _check_unicode(inputs)
-            texts = self._embedder.tokenize(inputs, self._max_length, at_once=True)
+            with named("input"):
+                texts = self._embedder.tokenize(inputs, self._max_length, at_once=True)
         else:
             texts = [self._framed(index, ids) for index, ids in enumerate(inputs)]
         for index, text in enumerate(texts):
             if text.truncated or len(text) > self._max_length:
                 rule = f"input[{index}] must have at most {self._max_length} tokens (PASSAGE_MAX_LENGTH)"
                 got = ", got more" if text.truncated else f" with the special ones, got {len(text)}"
-                raise _at(f"input[{index}]", InvalidRequest, rule + got)
+                raise at(f"input[{index}]", InvalidRequest, rule + got)
         return texts
 
     def _framed(self, index: int, ids: Sequence[int]) -> EncodedText:
         try:
             return self._embedder.encoded(ids)
         except ValueError as error:
-            raise _at(f"input[{index}]", InvalidRequest, f"input[{index}]{error}") from None
+            raise at(f"input[{index}]", InvalidRequest, f"input[{index}]{error}") from None
 
     def _embedded(self, request: EmbeddingsRequest, results: Sequence[Result]) -> Json:
         data = []
@@ -200,18 +203,13 @@ def openai_error(error: Json) -> Json:
     }
 
 
-def _at(field: str, kind: type[WorkerError], message: str) -> WorkerError:
-    """An error that names its field, which is OpenAI's `param`, as those of `validated` do."""
-    return kind(message, details={"errors": [{"field": field, "message": message}]})
-
-
 def _check_unicode(texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             message = f"input[{index}] is not valid Unicode (a lone surrogate)"
-            raise _at(f"input[{index}]", InvalidRequest, message) from None
+            raise at(f"input[{index}]", InvalidRequest, message) from None
 
 
 def _dense(embedding: Embedding, encoding_format: str) -> Any:

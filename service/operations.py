@@ -21,6 +21,7 @@ from service.accounts import Accounts
 from service.fields import Limits
 from service.ingest import Ingest, Load, lost
 from service.metrics import Metrics
+from service.naming import named
 from service.openai import OpenAIRoutes, is_openai, openai_error
 from service.plan import Entry, Plan
 from service.progress import Report
@@ -109,8 +110,8 @@ class Operations:
             ConfigurationError: the settings cannot work on this machine.
         """
         # A directory that the operator names must work; the default one is made when a job first needs it.
-        named = settings.qdrant_url is None and "qdrant_path" in settings.model_fields_set
-        store = open_store(settings) if named else None
+        chosen = settings.qdrant_url is None and "qdrant_path" in settings.model_fields_set
+        store = open_store(settings) if chosen else None
         try:
             return cls(settings, Embedder.load(settings.model_options), store)
         except BaseException:
@@ -216,13 +217,14 @@ class Operations:
         """Embed and store at once."""
         stream = None
         if load.wanted:
-            stream = self._embedder.stream(
-                load.texts,
-                Outputs.of(request.vectors),
-                load.deliver,
-                priority=_priority(request),
-                batch_size=request.batch_size,
-            )
+            with named("texts"):
+                stream = self._embedder.stream(
+                    load.texts,
+                    Outputs.of(request.vectors),
+                    load.deliver,
+                    priority=_priority(request),
+                    batch_size=request.batch_size,
+                )
             load.attach(stream)
         return await self._loaded(load, load.run)
 
@@ -370,17 +372,18 @@ class Operations:
 
     async def _embedded(self, request: EmbedRequest, texts: Sequence[EncodedText] | None = None) -> list[Result]:
         """The results of the request's texts, which may be tokenized already."""
-        if texts is None:
-            texts = await asyncio.to_thread(
-                self._embedder.tokenize, request.texts, self._max_length(request), at_once=True
+        with named("texts"):
+            if texts is None:
+                texts = await asyncio.to_thread(
+                    self._embedder.tokenize, request.texts, self._max_length(request), at_once=True
+                )
+            self._admit(request, [len(text) for text in texts])
+            return await self._embedder.embed_tokens(
+                texts,
+                Outputs.of(request.vectors, "float32" if request.qdrant else request.dtype),
+                priority=_priority(request),
+                batch_size=request.batch_size,
             )
-        self._admit(request, [len(text) for text in texts])
-        return await self._embedder.embed_tokens(
-            texts,
-            Outputs.of(request.vectors, "float32" if request.qdrant else request.dtype),
-            priority=_priority(request),
-            batch_size=request.batch_size,
-        )
 
     def _admit(self, request: EmbedRequest, lengths: Sequence[int]) -> None:
         """Refuse, before anything is computed, an answer that is sure to be too large.

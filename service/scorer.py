@@ -11,6 +11,7 @@ from embedder.errors import ModelFailure
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
+from service.naming import named
 from service.scoring import ScoreKind, Weights, groups, score
 
 Scores = dict[ScoreKind, float] | ModelFailure
@@ -45,7 +46,8 @@ class Scorer:
         tokens = 0
         for group in groups(len(pairs), keyed.__getitem__, self._embedder.window):
             texts = {text.ids.tobytes(): text for pair in group for text in encoded[pair]}
-            found = await self._embedder.embed_tokens(list(texts.values()), Outputs(), priority=Priority.PASSAGE)
+            with named("pairs"):
+                found = await self._embedder.embed_tokens(list(texts.values()), Outputs(), priority=Priority.PASSAGE)
             tokens += sum(len(text) for text in texts.values())
             results = dict(zip(texts, found, strict=True))
             keys = [[key for key, _ in keyed[pair]] for pair in group]

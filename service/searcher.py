@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
-from embedder.errors import ModelFailure
+from embedder.errors import InvalidRequest, ModelFailure
 from embedder.forward import Result
 from embedder.vectors import Embedding, Kind, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
@@ -15,6 +15,7 @@ from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.search import Hit, Quantization, Search
 from service.alike import examples
 from service.explaining import Explainer, add_explanations
+from service.naming import named
 from service.requests import Like, SearchRequest
 from service.responses import Json, search_answer
 from service.store_calls import StoreCalls
@@ -62,9 +63,10 @@ class Searcher:
         await self._calls.call(lambda: self._find(collection))
         if request.like is not None:
             return await self._alike(request, request.like, collection, kinds)
-        results = await self._embedder.embed(
-            request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
-        )
+        with named("queries"):
+            results = await self._embedder.embed(
+                request.queries, Outputs.of(kinds), max_length=self._query_length, priority=Priority.QUERY
+            )
         searches = [search_of(request, index, result, self._schema) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await self._found(request, collection, searches, request.queries, tokens)
@@ -112,6 +114,7 @@ def search_of(request: SearchRequest, index: int, result: Result, schema: Collec
 
     Raises:
         ModelFailure: the model could not embed the query, or its vectors cannot be asked with.
+        InvalidRequest: likewise of stored examples.
     """
     if isinstance(result, ModelFailure):
         raise type(result)(f"queries[{index}]: {result.message}")
@@ -140,5 +143,7 @@ def search_of(request: SearchRequest, index: int, result: Result, schema: Collec
     )
     proven = conform_query(search, schema, index=index)
     if isinstance(proven, Refusal):
+        if request.like is not None:
+            raise InvalidRequest(f"like: {proven.message}")
         raise ModelFailure(f"queries[{index}]: {proven.message}")
     return proven

@@ -157,7 +157,7 @@ def test_texts_that_never_fit_are_refused_before_all_are_read(mini: Bench, monke
 
     monkeypatch.setattr(Tokenizer, "portions", counted)
     embedder = facade(mini.tokenizer, CountingEngine(), queue_tokens=10)
-    expected = r"texts: the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\)"
+    expected = r"^the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\)"
     with pytest.raises(InvalidRequest, match=expected):
         run(embedder, ["library"] * 1000, 64)
     assert read == [2, 2]

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,13 +246,22 @@ def test_more_texts_than_max_texts_are_refused(serve: Serve) -> None:
     assert answer["error"] == "texts must have at most 2 items (MAX_TEXTS), got 3"
 
 
-def test_a_job_larger_than_the_queue_is_refused() -> None:
-    """A job that can never fit into the queue is told so at once, and a smaller one is served after it."""
-    operations = Operations.build(Settings.from_environment({**ENVIRONMENT, "QUEUE_TOKENS": "20"}))
+def test_a_job_larger_than_the_queue_is_refused(tmp_path: Path) -> None:
+    """A job that can never fit into the queue is told so at once, by the field's own name; a smaller one is served."""
+    settings = {**ENVIRONMENT, "QUEUE_TOKENS": "20", "QDRANT_PATH": str(tmp_path / "store")}
+    operations = Operations.build(Settings.from_environment(settings))
+    many = ["word"] * 30
     try:
         worker = Client(operations)
-        answer = worker.error({"texts": ["word " * 30]}, "invalid_request")
-        assert "QUEUE_TOKENS=20" in answer["error"]
+        worker.good({"texts": ["word"], "qdrant": {"collection": "notes"}})
+        for field, request in (
+            ("texts", {"texts": many}),
+            ("queries", {"operation": "search", "queries": many, "collection": "notes"}),
+            ("input", {"openai_route": "/v1/embeddings", "openai_input": {"input": many}}),
+        ):
+            answer = worker.error(request, "invalid_request")
+            assert answer["error"].startswith(f"{field}: 90 tokens are more than the queue holds (QUEUE_TOKENS=20)")
+            assert [one["field"] for one in answer["details"]["errors"]] == [field]
         worker.good({"texts": ["word"]})
     finally:
         operations.close()

@@ -327,6 +327,7 @@ def test_a_job_that_the_pool_refuses_is_accounted_for(watched: Watched, store: E
     """Too many tokens for the queue: the answer says of each text that it is not stored."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     answer = worker.error(job(*("word " * (400 + n) for n in range(250))), "invalid_request")
+    assert answer["error"].startswith("texts: ")
     assert "QUEUE_TOKENS" in answer["error"]
     assert len(answer["details"]["upsert"]["rejected"]) == 250
 

@@ -163,6 +163,7 @@ def test_a_job_may_be_longer_than_the_queue(watched: Watched) -> None:
     pairs = [["one query", f"{n} " + TEXTS["a sentence"]] for n in range(20)]
     assert len(worker.good({"operation": "score", "pairs": pairs})["scores"]["dense"]) == 20
     refusal = worker.error({"operation": "score", "pairs": [["a", TEXTS["many words"]]]}, "invalid_request")
+    assert refusal["error"].startswith("pairs: ")
     assert "QUEUE_TOKENS=100" in refusal["error"]
     embedder.close()
 

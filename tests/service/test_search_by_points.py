@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedder.errors import InvalidRequest
+from embedder.vectors import Embedding
 from service.operations import Operations
+from service.requests import SearchRequest
+from service.searcher import search_of
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
@@ -182,3 +186,12 @@ def test_parameters_reach_the_store(serve: Serve, tmp_path: Path) -> None:
     used = search.quantization
     assert (used.rescore, used.oversampling, used.ignore) == (False, 2.5, True)
     store.close()
+
+
+def test_examples_that_cannot_be_searched_by_are_the_callers() -> None:
+    """Vectors of stored points that break a rule are named as the examples, not as a failure of the model."""
+    schema = Settings.from_environment(ENVIRONMENT).qdrant_collection_config.schema_for(192, 192)
+    request = SearchRequest.model_validate({"operation": "search", "like": {"positive": [1]}, "using": ["dense"]})
+    broken = Embedding(np.full(192, np.nan, np.float32), None, None, tokens=0, truncated=False)
+    with pytest.raises(InvalidRequest, match=r"^like: "):
+        search_of(request, 0, broken, schema)
