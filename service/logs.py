@@ -30,7 +30,7 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`2026-11-23 08:45:09,123 INFO service.http: GET /ping 200 [id]`."""
+    """`2026-11-23 08:45:09,123 INFO service.gate: /embed 200, 3 ms [id]`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
