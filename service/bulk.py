@@ -109,8 +109,8 @@ class Bulk:
         arguments, operations = self._arguments, self._operations
         operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
         if arguments.alias is not None:
-            await operations.check_alias(arguments.alias, arguments.collection)
-        if await operations.prepare_load(arguments.collection, defer=arguments.defer_index):
+            await operations.collections.check_alias(arguments.alias, arguments.collection)
+        if await operations.collections.prepare_load(arguments.collection, defer=arguments.defer_index):
             self._say("the graph is built at the end")
         await self._send_all(raw)
         if self.total.failure is None and self._stopping.is_set():
@@ -118,11 +118,11 @@ class Bulk:
         if self.total.failure is not None:
             return
         self._say("all sent; building the index")
-        await operations.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
+        await operations.collections.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
         if arguments.alias is None:
             return
         if self.total.stored and (arguments.allow_rejected or not self.total.rejected):
-            await operations.alias(arguments.alias, arguments.collection)
+            await operations.collections.alias(arguments.alias, arguments.collection)
         else:
             self._say("the alias stays where it is: not every line is stored")
 

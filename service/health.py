@@ -53,7 +53,7 @@ def checks(operations: Operations, settings: Settings, *, store_patience: float 
         try:
             async with asyncio.timeout(store_patience):
                 for collection in named:
-                    await operations.verify(collection)
+                    await operations.collections.verify(collection)
         except SchemaMismatch:
             if collection != _ANY:  # a stranger's, which happens to have the name
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from itertools import count
@@ -19,14 +19,19 @@ from qdrant_sink.pooling import pooled
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
 from qdrant_sink.writer import BATCH_POINTS, Rejection, UpsertReport, Writer, present
+from service.documents import Documents
 from service.plan import Plan
 from service.progress import Report
 from service.responses import upsert_json
 
 log = logging.getLogger(__name__)
 
-_PROBED = 8
-"""Chunks beyond a document's last that are looked for: so many in a row can have been refused in an earlier run."""
+_PROBES = 8192
+"""Chunks beyond the last ones of all documents of a job that are looked for at once."""
+
+_GAP = (16, 1024)
+"""Of each of them, fewest and most: so many in a row can be missing of an earlier version, which was refused in part or
+cut short. A job of one document looks the farthest."""
 
 _WHOLE = "the job failed as a whole, as its error says"
 """Of each point of it: its message again would make a long answer of a short one."""
@@ -46,6 +51,7 @@ class Ingest:
         self._schema = schema
         self._senders = senders
         self._ensured: set[str] = set()
+        self._documents = Documents()
 
     def verify(self, collection: str) -> bool:
         """Check, once per collection, that it has the model's schema; False if it is not there. Creates nothing.
@@ -89,6 +95,7 @@ class Ingest:
                 senders=self._senders,
                 skipped=skipped,
                 ensure=self.ensure,
+                documents=self._documents,
                 report=report,
             )
         except WorkerError as error:
@@ -118,6 +125,7 @@ class Load:
         senders: threads that may wait for the store.
         skipped: owners that are there already and stay untouched.
         ensure: makes or verifies the collection.
+        documents: that jobs are writing.
         report: told how many of the points are settled.
 
     Attributes:
@@ -134,9 +142,12 @@ class Load:
         senders: Executor,
         skipped: Sequence[int],
         ensure: Callable[[str], None],
+        documents: Documents,
         report: Report | None = None,
     ) -> None:
         self._plan = plan
+        self._ensure = ensure
+        self._documents = documents
         self._tell = report
         self._store = store
         self._most_rows = most_rows(schema.colbert.size)
@@ -147,6 +158,7 @@ class Load:
         self._settled_points = len(plan.entries) - sum(len(plan.owners[one]) for one in self.wanted)
         self._numbers = {position: number for number, position in enumerate(self.wanted)}
         self._stream: Stream | None = None
+        self._cancelled = False
         self._writer = Writer(
             store,
             plan.collection,
@@ -154,7 +166,7 @@ class Load:
             senders,
             insert_only=plan.insert_only,
             merged=plan.owners,
-            ensure=lambda: ensure(plan.collection),
+            ensure=self._make,
             prepare=self._pooled,
             settled=self._settled,
             gave_up=self._stop_model,
@@ -180,16 +192,32 @@ class Load:
     def attach(self, stream: Stream) -> None:
         """The stream that delivers: released as points are settled, cancelled if the store gives out."""
         self._stream = stream
+        if self._cancelled:
+            stream.cancel()
 
-    def run(self) -> UpsertReport:
+    def run(self, begin: Callable[[], None]) -> UpsertReport:
         """Store what is delivered until all of it is accounted for. Blocks.
+
+        Args:
+            begin: has the model, or whoever has its results, deliver. Called in this thread, and not before someone
+                is there to take what it delivers: the streams of all jobs share what may wait for that.
 
         Raises:
             StoreError: the store gave out; `details["upsert"]` accounts for every point.
             Internal: the store raised what no store should; likewise.
         """
+        with self._documents.held(self._held()):
+            return self._run(begin)
+
+    def _held(self) -> set[Hashable]:
+        plan = self._plan
+        return {(plan.collection, plan.id_scope, plan.ids[one.text]) for one in plan.entries if one.chunk is not None}
+
+    def _run(self, begin: Callable[[], None]) -> UpsertReport:
         if not self.wanted:
             self._writer.end()
+        elif not self._cancelled:
+            begin()
         self._writer.run()
         failure = self._writer.failure
         report = self._report(failure)
@@ -206,8 +234,17 @@ class Load:
 
     def cancel(self) -> None:
         """Compute and send nothing more; `run` ends as soon as what is being sent is accounted for."""
+        self._cancelled = True
         self._stop_model()
         self._writer.abandon(Cancelled("the job was cancelled"))
+
+    def _make(self) -> None:
+        plan = self._plan
+        if self._skipped and self._store.collection_of(plan.collection) is None:
+            raise NotFound(
+                f"collection {plan.collection!r} was deleted while the job ran"
+            )  # made anew, it would lack them
+        self._ensure(plan.collection)
 
     def _stop_model(self) -> None:
         if self._stream is not None:
@@ -240,7 +277,10 @@ class Load:
         return UpsertReport.of(len(plan.entries), writer.stored, skipped, rejected)
 
     def _forget_stale(self) -> None:
-        """Delete chunks that a document had beyond its last one now, if all it has now is stored."""
+        """Delete chunks that a document had beyond its last one now, if all it has now is stored.
+
+        They are found by their ids, which tell documents of different `idScope` apart, as their payload does not.
+        """
         plan = self._plan
         if plan.insert_only:
             return
@@ -251,16 +291,18 @@ class Load:
             if plan.entries[positions[0]].chunk is not None and stored.issuperset(positions)
         }
         stale: list[PointId] = []
+        least, most = _GAP
         while documents:
+            probed = max(least, min(most, _PROBES // len(documents)))
             probes: dict[PointId, PointId] = {
                 chunk_id(document, first + n, plan.id_scope): document
                 for document, first in documents.items()
-                for n in range(_PROBED)
+                for n in range(probed)
             }
             there = present(self._store, plan.collection, list(probes))
             stale += [one for one in probes if one in there]
             longer = {probes[one] for one in there}
-            documents = {document: first + _PROBED for document, first in documents.items() if document in longer}
+            documents = {document: first + probed for document, first in documents.items() if document in longer}
         # From the last on: a deletion that is cut short leaves the next run its beginning to find.
         for end in range(len(stale), 0, -BATCH_POINTS):
             self._store.delete(plan.collection, ids=stale[max(0, end - BATCH_POINTS) : end])

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
-from embedder.errors import Internal, InvalidRequest, WorkerError, whereabouts
+from embedder.errors import Internal, WorkerError, whereabouts
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.points import point_id
-from qdrant_sink.store import Store, check_collection
+from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
 from service.accounts import Accounts
+from service.collections import Collections
 from service.fields import Limits
 from service.ingest import Ingest, Load, lost
 from service.metrics import Metrics
@@ -79,6 +80,8 @@ class Operations:
         block = settings.qdrant_collection_config
         self._schema = block.schema_for(embedder.hidden_size, embedder.colbert_size)
         self._ingest = Ingest(self._calls.opened, self._schema, self._calls.senders)
+        self.collections = Collections(settings, self._calls, self._ingest, self._schema)
+        """Whole collections: their names, schema, graphs and aliases."""
         self._limits = Limits(max_texts=settings.max_texts, max_length=embedder.max_length)
         self._query_length = self._clamped("QUERY_MAX_LENGTH", settings.query_max_length)
         self._passage_length = self._clamped("PASSAGE_MAX_LENGTH", settings.passage_max_length)
@@ -173,7 +176,7 @@ class Operations:
 
     async def ingest(self, request: EmbedRequest, target: QdrantTarget, report: Report | None = None) -> Json:
         """Texts to vectors to points. All that can be refused without the model is refused before it runs."""
-        collection = self._collection(target.collection, "qdrant.collection")
+        collection = self.collections.named(target.collection, "qdrant.collection")
         started = time.perf_counter()
         plan = await asyncio.to_thread(
             Plan.of,
@@ -187,18 +190,10 @@ class Operations:
         outline = [_outline(entry) for entry in plan.entries]
         if not request.wants_vectors:
             await asyncio.to_thread(self._embed_answer, request, outline, plan)
-        load = await self._calls.call(lambda: self._ingest.begin(plan, report))
         planned = time.perf_counter()
         try:
-            if request.wants_vectors:
-                results = await self._embedded(request, [entry.encoded for entry in plan.entries])
-                answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
-                done = await self._loaded(load, lambda: _delivered(load, results))
-            else:
-                done = await self._streamed(request, load)
-                known = [load.failures.get(position, result) for position, result in enumerate(outline)]
-                answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
-                answer["usage"]["tokens"] = sum(len(plan.entries[position].encoded) for position in load.wanted)
+            with self._calls.slot():
+                answer, done = await self._stored(request, plan, outline, report)
         except WorkerError as error:
             raise error if "upsert" in error.details else lost(error, plan) from error
         answer["upsert"] = upsert_json(plan, done)
@@ -213,10 +208,25 @@ class Operations:
         )
         return answer
 
+    async def _stored(
+        self, request: EmbedRequest, plan: Plan, outline: Sequence[Result], report: Report | None
+    ) -> tuple[Json, UpsertReport]:
+        """The answer but for its account, and the account."""
+        load = await self._calls.call(lambda: self._ingest.begin(plan, report))
+        if request.wants_vectors:
+            results = await self._embedded(request, [entry.encoded for entry in plan.entries])
+            answer = await asyncio.to_thread(self._embed_answer, request, results, plan)
+            return answer, await self._loaded(load, lambda: _deliver(load, results))
+        done = await self._streamed(request, load)
+        known = [load.failures.get(position, result) for position, result in enumerate(outline)]
+        answer = await asyncio.to_thread(embed_answer, request, known, model=self._model, plan=plan)
+        answer["usage"]["tokens"] = sum(len(plan.entries[position].encoded) for position in load.wanted)
+        return answer, done
+
     async def _streamed(self, request: EmbedRequest, load: Load) -> UpsertReport:
         """Embed and store at once."""
-        stream = None
-        if load.wanted:
+
+        def begin() -> None:
             with named("texts"):
                 stream = self._embedder.stream(
                     load.texts,
@@ -226,29 +236,30 @@ class Operations:
                     batch_size=request.batch_size,
                 )
             load.attach(stream)
-        return await self._loaded(load, load.run)
 
-    async def _loaded(self, load: Load, run: Callable[[], UpsertReport]) -> UpsertReport:
+        return await self._loaded(load, begin)
+
+    async def _loaded(self, load: Load, begin: Callable[[], None]) -> UpsertReport:
         """Whatever ends the load, the model computes nothing more for it."""
         try:
-            return await self._calls.load(run)
+            return await self._calls.load(lambda: load.run(begin))
         except BaseException:
             load.cancel()
             raise
 
     async def search(self, request: SearchRequest) -> Json:
         """Texts, or stored points, to the nearest points of a collection."""
-        answer = await self._searcher.search(request, self._collection(request.collection, "collection"))
+        answer = await self._searcher.search(request, self.collections.named(request.collection, "collection"))
         return await asyncio.to_thread(check_size, answer, self._settings.max_response_bytes, remedy=SEARCH_REMEDY)
 
     async def count(self, request: CountRequest) -> Json:
         """How many points match."""
-        collection = self._collection(request.collection, "collection")
+        collection = self.collections.named(request.collection, "collection")
         return {"count": await self._calls.call(lambda: self._calls.opened().count(collection, request.filter))}
 
     async def delete(self, request: DeleteRequest) -> Json:
         """Remove points; says how many were there."""
-        collection = self._collection(request.collection, "collection")
+        collection = self.collections.named(request.collection, "collection")
         scope = request.id_scope or collection
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         store = self._calls.opened
@@ -264,59 +275,6 @@ class Operations:
         )
         answer = score_answer(scores, model=self._model, tokens=tokens)
         return check_size(answer, self._settings.max_response_bytes, remedy="send fewer pairs")
-
-    async def prepare_load(self, collection: str, *, defer: bool = False) -> bool:
-        """Before a bulk load: make or verify the collection; build no graph while points arrive if it is empty.
-
-        Args:
-            collection: by name.
-            defer: build none even if it has points, whose searches then compare with each of them.
-
-        Returns:
-            Whether the graph is deferred: `build_index` must follow.
-        """
-        self._collection(collection, "collection")
-        return await self._calls.call(lambda: self._prepare_load(collection, defer=defer))
-
-    def _prepare_load(self, collection: str, *, defer: bool) -> bool:
-        store = self._calls.opened()
-        self._ingest.ensure(collection)
-        if not defer and store.count(collection):
-            return False
-        store.defer_index(collection, self._schema)
-        return True
-
-    async def check_alias(self, alias: str, collection: str) -> None:
-        """Raise `InvalidRequest` if this alias cannot come to mean this collection, which need not be there yet.
-
-        It has the name of a collection, or of none that this worker serves; or the collection is an alias itself.
-        """
-        self._collection(alias, "alias")
-        check_collection(alias)
-        check_collection(collection)
-        of_alias, of_collection = await self._calls.call(
-            lambda: [self._calls.opened().collection_of(name) for name in (alias, collection)]
-        )
-        if alias in (of_alias, collection):
-            raise InvalidRequest(f"alias: '{alias}' is the name of a collection; choose another")
-        if of_collection not in (None, collection):
-            raise InvalidRequest(f"collection: '{collection}' is an alias; an alias leads to a collection")
-
-    async def verify(self, collection: str) -> bool:
-        """Whether a collection is there with the model's schema; creates nothing.
-
-        Raises:
-            StoreError: it has another schema, or the store refuses or does not answer.
-        """
-        return await self._calls.call(lambda: self._ingest.verify(collection))
-
-    async def build_index(self, collection: str, *, timeout_s: float) -> None:
-        """After a bulk load: returns when the graph is built and the collection is green."""
-        await self._calls.load(lambda: self._calls.opened().build_index(collection, self._schema, timeout_s=timeout_s))
-
-    async def alias(self, alias: str, collection: str) -> None:
-        """Have an alias mean this collection, in one step."""
-        await self._calls.call(lambda: self._calls.opened().alias(self._collection(alias, "alias"), collection))
 
     @property
     def settings(self) -> Settings:
@@ -357,15 +315,6 @@ class Operations:
         if value > limit and name.lower() in self._settings.model_fields_set:
             log.warning("%s=%d is more than the model takes; using %d", name, value, limit)
         return min(value, limit)
-
-    def _collection(self, named: str | None, field: str) -> str:
-        collection = named or self._settings.qdrant_collection
-        if collection is None:
-            raise InvalidRequest(f"{field} is required: the worker has no default (QDRANT_COLLECTION)")
-        allowed = self._settings.qdrant_collections
-        if allowed and collection not in allowed:
-            raise InvalidRequest(f"{field}: '{collection}' is not among the collections that this worker serves")
-        return collection
 
     def _max_length(self, request: EmbedRequest) -> int:
         return request.max_length or (self._passage_length if request.is_passage else self._query_length)
@@ -411,8 +360,7 @@ def _outline(entry: Entry) -> Result:
     return Embedding(None, None, None, tokens=len(entry.encoded), truncated=entry.encoded.truncated)
 
 
-def _delivered(load: Load, results: Sequence[Result]) -> UpsertReport:
-    """Store vectors that are there already."""
+def _deliver(load: Load, results: Sequence[Result]) -> None:
+    """Hand over vectors that are there already."""
     for number, position in enumerate(load.wanted):
         load.deliver(number, results[position])
-    return load.run()

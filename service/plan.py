@@ -18,6 +18,9 @@ from service.requests import EmbedRequest, QdrantTarget
 
 Json = dict[str, Any]
 
+_MAX_INTEGER = 2**63 - 1
+"""In a payload of Qdrant."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
@@ -135,7 +138,9 @@ def _entries(
         if number is not None:
             document = str(identity) if named is None else named
             identity = chunk_id(identity, number, scope)
-            written = {"doc_id": document, "chunk": number, "start": start, "end": end}
+            # As Qdrant's payloads have no integers of 64 bits without sign, which ids are.
+            shown = str(document) if isinstance(document, int) and document > _MAX_INTEGER else document
+            written = {"doc_id": shown, "chunk": number, "start": start, "end": end}
         elif named is not None and is_derived(named):
             written = {"id": named}
         payload = laid_out(
@@ -160,6 +165,7 @@ def _refused(
     """What need not be embedded: it could not be stored."""
     size = schema.colbert.size
     bounded = "colbert" in request.vectors and target.colbert_pooling == "none"
+    kept: set[int] = set()
     out: set[int] = set()
     for position, entry in enumerate(entries):
         rows = len(entry.encoded) - 1
@@ -169,25 +175,29 @@ def _refused(
         elif bounded and rows > most_rows(size):
             yield Rejection(position, "colbert_too_long", too_many_rows(rows, size))
         else:
+            kept.add(entry.text)
             continue
-        out.add(entry.text)
-    contested = _contested(request, target, ids, out)
+        out.add(position)
+    contested = _contested(request, target, ids, kept)
     for position, entry in enumerate(entries):
-        if entry.text in contested:
+        if entry.text in contested and position not in out:
             yield Rejection(position, "duplicate_id", contested[entry.text])
 
 
 def _contested(
-    request: EmbedRequest, target: QdrantTarget, ids: Sequence[PointId], out: Collection[int]
+    request: EmbedRequest, target: QdrantTarget, ids: Sequence[PointId], kept: Collection[int]
 ) -> dict[int, str]:
-    """Texts in chunks whose document is another one of the same id: their chunks must not mix."""
+    """Texts in chunks whose document is another one of the same id: their chunks must not mix.
+
+    `kept` are the texts of which at least one chunk is going to be stored.
+    """
     if target.chunk is None:
         return {}
     payloads = target.payloads or [{}] * len(ids)
     whole = (
         (index, ids[index], {"text": text, "payload": payloads[index]})
         for index, text in enumerate(request.texts)
-        if index not in out
+        if index in kept
     )
     return {index: error.message for index, error in claims(whole)[1]}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Final, TypeVar
 
-from embedder.errors import ConfigurationError, StoreUnavailable
+from embedder.errors import ConfigurationError, Overloaded, StoreUnavailable
 from embedder.stages import stage
 from qdrant_sink.store import Store
 from service.settings import Settings
@@ -20,8 +21,8 @@ T = TypeVar("T")
 _CALLS: Final = 8
 """Calls to the store at once, beside those of ingests."""
 
-_LOADS: Final = 256
-"""Ingests that store at once; more wait for their turn."""
+LOADS: Final = 256
+"""Ingests at once; more are refused as `overloaded`."""
 
 
 class StoreCalls:
@@ -41,7 +42,8 @@ class StoreCalls:
         self._retried = retried
         self._opening = threading.Lock()
         self._calls = ThreadPoolExecutor(max_workers=_CALLS, thread_name_prefix="store")
-        self._loads = ThreadPoolExecutor(max_workers=_LOADS, thread_name_prefix="load")
+        self._loads = ThreadPoolExecutor(max_workers=LOADS, thread_name_prefix="load")
+        self._slots = threading.Semaphore(LOADS)
         self._senders = ThreadPoolExecutor(max_workers=2 * _CALLS, thread_name_prefix="sender")
 
     def opened(self) -> Store:
@@ -67,6 +69,20 @@ class StoreCalls:
         """What the call returns, which blocks for the store."""
         with stage("store"):
             return await _in_thread(self._calls, call)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the ingests that run at once, for the block.
+
+        Raises:
+            Overloaded: there is none left.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise Overloaded(f"{LOADS} jobs that store are running, and more do not at once; retry later")
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def load(self, call: Callable[[], T]) -> T:
         """As `call`, for a whole job: its thread mostly waits, and must not keep a short call from the store."""

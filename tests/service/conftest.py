@@ -9,6 +9,7 @@ import pytest
 
 from embedder.checkpoint import MINI
 from embedder.embedder import Embedder
+from qdrant_sink import conformance
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.store import Store
 from service.operations import Operations
@@ -67,3 +68,10 @@ def serve(embedder: Embedder, store: EdgeStore) -> Serve:
 def worker(serve: Serve) -> Client:
     """A worker with the default settings over an empty Qdrant Edge."""
     return serve()
+
+
+@pytest.fixture
+def small_multivectors(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A store that takes 20 rows per multivector at most."""
+    monkeypatch.setattr(conformance, "MULTIVECTOR_VALUES", 21 * 192)
+    return 20

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,12 @@ import numpy as np
 import pytest
 
 from embedder.embedder import Embedder
-from embedder.errors import StoreUnavailable
-from qdrant_sink import conformance
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import NAMESPACE
 from qdrant_sink.schema import schema_for
-from service import ingest
 from service.operations import Operations
 from service.settings import Settings
-from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
+from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, Watched
 
@@ -32,6 +31,7 @@ TEXTS = (
 )
 SURROGATE = "\ud800"
 CHUNK = {"maxTokens": 48, "overlap": 8}
+LONG = " ".join(f"Sentence number {n} speaks of topic {n % 7}." for n in range(60))
 LARGE = "x" * 1_500_000
 """Three payloads of this size do not fit into one batch to the store."""
 
@@ -233,74 +233,6 @@ def test_a_store_that_fails_stops_the_model(
     assert sum(len(batch) for batch in watched.engine.batches) < 100
 
 
-LONG = " ".join(f"Sentence number {n} speaks of topic {n % 7}." for n in range(60))
-
-
-def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) -> None:
-    """Each chunk is found by itself and says of which document it is, and where in it."""
-    answer = worker.good(job(LONG, "short", ids=["manual", 7], payloads=[{"lang": "en"}] * 2, chunk=CHUNK))
-    first, second = answer["results"]
-    assert first["chunks"] > 5
-    assert second["chunks"] == 1
-    assert answer["upsert"] == block(first["chunks"] + 1)
-    assert count(worker) == first["chunks"] + 1
-    assert answer["usage"]["tokens"] == first["tokens"] + second["tokens"]
-    raw = {"operation": "search", "collection": NOTES, "queries": ["topic"], "using": ["dense"], "limit": 100}
-    hits = [hit["payload"] for hit in worker.good(raw)["results"][0]["hits"]]
-    chunks = sorted((hit for hit in hits if hit["doc_id"] == "manual"), key=lambda hit: hit["chunk"])
-    assert [chunk["chunk"] for chunk in chunks] == list(range(first["chunks"]))
-    for chunk in chunks:
-        assert chunk["text"] == LONG[chunk["start"] : chunk["end"]]
-        assert set(chunk) == {"text", "lang", "doc_id", "chunk", "start", "end"}
-    (other,) = [hit for hit in hits if hit["doc_id"] == 7]
-    assert other == {"text": "short", "lang": "en", "doc_id": 7, "chunk": 0, "start": 0, "end": 5}
-
-
-def test_a_document_that_shrinks_leaves_no_stale_chunks(worker: Client) -> None:
-    """After a new version, search finds nothing of the old one, and other documents are untouched."""
-    worker.good(job(LONG, LONG + " End.", ids=["a", "b"], chunk=CHUNK))
-    before = count(worker)
-    answer = worker.good(job(LONG[:300], ids=["a"], chunk=CHUNK))
-    fewer = answer["results"][0]["chunks"]
-    only_a = {"must": [{"key": "doc_id", "match": {"value": "a"}}]}
-    assert worker.good({"operation": "count", "collection": NOTES, "filter": only_a}) == {"count": fewer}
-    assert count(worker) < before
-    only_b = {"must": [{"key": "doc_id", "match": {"value": "b"}}]}
-    assert worker.good({"operation": "count", "collection": NOTES, "filter": only_b})["count"] > fewer
-
-
-def test_a_deletion_that_was_cut_short_is_completed(
-    serve: Serve, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However it ended, the same job again leaves the chunks of the new version and no others."""
-    worker = serve()
-    long = worker.good(job(LONG, ids=["a"], chunk=CHUNK))["results"][0]["chunks"]
-    assert long > 10
-    monkeypatch.setattr(ingest, "BATCH_POINTS", 3)
-    delete, left = store.delete, [1]
-
-    def failing(*args: Any, **more: Any) -> int:
-        if not left:
-            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-        left.pop()
-        return delete(*args, **more)
-
-    monkeypatch.setattr(store, "delete", failing)
-    answer = worker.error(job(LONG[:100], ids=["a"], chunk=CHUNK), "store_unavailable")
-    fewer = answer["details"]["upsert"]["stored"]
-    assert fewer < count(worker) < long
-    monkeypatch.setattr(store, "delete", delete)
-    worker.good(job(LONG[:100], ids=["a"], chunk=CHUNK))
-    assert count(worker) == fewer
-
-
-def test_a_refused_document_does_not_hold_its_id(worker: Client) -> None:
-    """Of two documents of one id, the one that can be stored is."""
-    answer = worker.good(job("one", "two", ids=["a", "a"], payloads=[{"n": float("inf")}, {}], chunk=CHUNK))
-    assert answer["upsert"]["stored"] == count(worker) == 1
-    assert [(one["index"], one["code"]) for one in answer["upsert"]["rejected"]] == [(0, "invalid_payload")]
-
-
 def test_derived_ids_can_belong_to_something_more_lasting(worker: Client, store: EdgeStore) -> None:
     """`idScope` gives texts, names and chunks the ids that they have in a collection of another name."""
     raw = job("by its text", LONG, ids=None, chunk=CHUNK)
@@ -344,53 +276,6 @@ def test_a_defect_in_the_store_leaves_nothing_behind(
     assert watched.pool.waiting_tokens == 0
     monkeypatch.undo()
     assert worker.good(job("one", "three"))["upsert"] == block(2)
-
-
-def test_insert_only_deletes_no_chunks(worker: Client) -> None:
-    """`insertOnly` changes nothing that is there, not even by deleting it."""
-    worker.good(job(LONG, ids=["a"], chunk=CHUNK))
-    before = count(worker)
-    worker.good(job(LONG[:300], ids=["a"], chunk=CHUNK, mode="insertOnly"))
-    assert count(worker) == before
-
-
-def test_chunks_of_two_documents_never_mix(worker: Client) -> None:
-    """Of two different documents under one id the first is stored, and each chunk of the second is rejected."""
-    answer = worker.good(job(LONG[:300], LONG, ids=["a", "a"], chunk=CHUNK))
-    one, other = answer["results"]
-    assert answer["upsert"]["stored"] == one["chunks"] == count(worker)
-    assert [(r["index"], r["chunk"], r["code"]) for r in answer["upsert"]["rejected"]] == [
-        (1, number, "duplicate_id") for number in range(other["chunks"])
-    ]
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"chunk": {"maxTokens": 16}}, ["qdrant.chunk.maxTokens", "at least 32", "16"]),
-        ({"chunk": {"maxTokens": 10_000}}, ["qdrant.chunk.maxTokens", "at most", "10000"]),
-        ({"chunk": {"maxTokens": 64, "overlap": 33}}, ["qdrant.chunk.overlap", "32", "33"]),
-        ({"chunk": {"tokens": 64}}, ["qdrant.chunk.tokens"]),
-        ({"colbertPooling": "max"}, ["qdrant.colbertPooling", "'mean'"]),
-    ],
-)
-def test_chunking_that_cannot_be_done_is_refused(worker: Client, fields: Json, named: list[str]) -> None:
-    """The message names the field, the limit and the value."""
-    answer = worker.error(job("a", **fields), "invalid_request")
-    assert all(name in answer["error"] for name in named), answer["error"]
-
-
-def test_chunks_have_no_vectors_of_a_whole_text(worker: Client) -> None:
-    """Asking for the vectors of a text that is cut is refused, not answered with some of them."""
-    assert "returnVectors" in worker.error({**job("a", chunk=CHUNK), "returnVectors": True}, "invalid_request")["error"]
-    assert "maxLength" in worker.error({**job("a", chunk=CHUNK), "maxLength": 32}, "invalid_request")["error"]
-
-
-@pytest.fixture
-def small_multivectors(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A store that takes 20 rows per multivector at most."""
-    monkeypatch.setattr(conformance, "MULTIVECTOR_VALUES", 21 * 192)
-    return 20
 
 
 def test_a_text_with_too_many_rows_says_what_to_do(observed: Client, watched: Watched, small_multivectors: int) -> None:
@@ -700,3 +585,24 @@ def test_a_query_that_the_model_cannot_encode_is_named(observed: Client) -> None
     observed.good(job("one"))
     raw = {"operation": "search", "collection": NOTES, "queries": ["fine", "zebra"]}
     assert observed.error(raw, "model_failure")["error"].startswith("queries[1]")
+
+
+def test_more_jobs_than_can_store_at_once_are_refused(
+    watched: Watched, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None waits with vectors in its hands that nobody takes: it is told to come again, and others go on."""
+    monkeypatch.setattr("service.store_calls.LOADS", 2)
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    watched.engine.gate.clear()
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first = [threads.submit(worker.good, job(f"text {n}")) for n in range(2)]
+            asyncio.run(until(lambda: watched.pool.waiting_tokens > 0))
+            refused = worker.error(job("one too many"), "overloaded")
+            assert refused["error"].startswith("2 jobs that store are running")
+            assert len(refused["details"]["upsert"]["rejected"]) == 1
+            watched.engine.gate.set()
+            assert [one.result(PATIENCE)["upsert"] for one in first] == [block(1)] * 2
+    finally:
+        watched.engine.gate.set()
+    assert worker.good(job("one too many"))["upsert"] == block(1)
