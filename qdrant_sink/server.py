@@ -2,7 +2,8 @@
 
 REST goes to the port of the URL, 6333 where it has none; gRPC to `grpc_port`, 6334 unless it is given. With
 `prefer_grpc` the first call asks the gRPC port; where that does not answer and REST does (a proxy that
-passes only HTTP), REST is used from then on, with a warning: it is several times slower for ColBERT.
+passes only HTTP), REST is used from then on, with a warning: it is several times slower for ColBERT. Calls
+that come meanwhile wait for the same answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -141,6 +143,8 @@ class ServerStore:
             metadata=[] if api_key is None else [("api-key", api_key)],
             options=dict(_RECONNECT),
         )
+        # Made here and not by the first call, so that `close` finds the client's channels whenever it comes.
+        self._exists = client.grpc_collections.CollectionExists if prefer_grpc else None
         self._send = self._channel.unary_unary(
             "/qdrant.Points/Upsert", response_deserializer=messages.PointsOperationResponse.FromString
         )
@@ -148,8 +152,8 @@ class ServerStore:
         self._deadline_s = deadline_s
         self._retried = retried
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_LONGEST_PAUSE_S)
-        self._guard = threading.Lock()
-        self._connected: _Connection | None = None
+        self._guard = threading.Lock()  # of the next two; never held while the server is asked
+        self._connecting: Future[_Connection] | None = None
         self._closed = threading.Event()
         self._names = names
         self._collections = ServerCollections(self._on_client, self._closed.wait, names)
@@ -157,9 +161,10 @@ class ServerStore:
     @property
     def label(self) -> str:
         """What a person is told about the store."""
-        if self._connected is None:
+        connection = self._connected()
+        if connection is None:
             return "Qdrant server"
-        return "Qdrant server (gRPC)" if self._connected.over_grpc else "Qdrant server (REST)"
+        return "Qdrant server (gRPC)" if connection.over_grpc else "Qdrant server (REST)"
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection, or verify it; one that another worker creates meanwhile is verified."""
@@ -277,14 +282,16 @@ class ServerStore:
         return self._call(collection, lambda c: c.client.count(collection, condition, exact=True)).count
 
     def close(self) -> None:
-        """Close the connections; calling it twice is harmless."""
+        """Close the connections; calling it twice is harmless. Calls that wait for the first connection end at once."""
         with self._guard:
             if self._closed.is_set():
                 return
             self._closed.set()
-            for connection in {id(c): c for c in (self._first, self._connected) if c}.values():
-                connection.client.close()
-            self._channel.close()
+            if self._connecting is not None:
+                self._connecting.cancel()
+        for connection in {id(c): c for c in (self._first, self._connected()) if c}.values():
+            connection.client.close()
+        self._channel.close()
 
     def _on_client(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
         return self._call(collection, lambda connection: call(connection.client))
@@ -317,9 +324,8 @@ class ServerStore:
         return max(self._back_off(state), (fault and fault.retry_after_s) or 0.0)
 
     def _attempt(self, collection: str, call: Callable[[_Connection], T]) -> T:
-        connection = self._connection(collection)
         try:
-            return call(connection)
+            return call(self._connection(collection))
         except WorkerError:
             raise
         except RAISED_BY_CLIENT as exc:
@@ -328,28 +334,66 @@ class ServerStore:
             raise _FaultError(fault_of(exc, collection)) from exc
 
     def _connection(self, collection: str) -> _Connection:
+        """The connection; where there is none yet, of all calls at once one asks the server and the others wait.
+
+        Raises:
+            StoreUnavailable: the store is closed, or is while this waits.
+            Exception: one of `RAISED_BY_CLIENT`: the server did not answer. The next call asks again.
+        """
         with self._guard:
             if self._closed.is_set():
                 raise StoreUnavailable("the store is closed")
-            if self._connected is None:
-                self._connected = self._connect(collection)
-            return self._connected
+            connecting = self._connecting
+            if connecting is None:
+                connecting = Future()
+                # A thread of its own: `close` frees the callers, and nothing interrupts a request over REST.
+                args = (connecting, collection)
+                threading.Thread(target=self._connect, args=args, name="connect", daemon=True).start()
+                self._connecting = connecting
+        try:
+            return connecting.result()
+        except CancelledError as exc:
+            raise StoreUnavailable("the store is closed") from exc
 
-    def _connect(self, collection: str) -> _Connection:
-        """The first connection if its transport answers; REST if only that does."""
-        if not self._first.over_grpc:
+    def _connected(self) -> _Connection | None:
+        connecting = self._connecting
+        if connecting is None or not connecting.done() or connecting.cancelled() or connecting.exception():
+            return None
+        return connecting.result()
+
+    def _connect(self, connecting: Future[_Connection], collection: str) -> None:
+        """Ask the server; whatever happens, who waits for the answer hears of it."""
+        try:
+            connection = self._answering(collection)
+        except BaseException as exc:  # noqa: BLE001 - raised by the calls that wait
+            with self._guard:
+                self._connecting = None
+                if not connecting.cancelled():
+                    connecting.set_exception(exc)
+            return
+        with self._guard:
+            if not connecting.cancelled():
+                connecting.set_result(connection)
+                return
+        connection.client.close()
+
+    def _answering(self, collection: str) -> _Connection:
+        """The first connection if its transport answers; REST if only that does.
+
+        Raises:
+            Exception: one of `RAISED_BY_CLIENT`: neither does, or what does asks for patience.
+        """
+        if self._exists is None:
             return self._first
         request = messages.CollectionExistsRequest(collection_name=collection)
         try:
-            self._first.client.grpc_collections.CollectionExists(request, timeout=PROBE_TIMEOUT_S)
+            self._exists(request, timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError as exc:
             if exc.code() in _NO_GRPC:
                 if not self._rest_answers(collection):
-                    raise _FaultError(fault_of(exc, collection)) from exc
+                    raise
                 log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
                 return _Connection(self._new_client(prefer_grpc=False), over_grpc=False)
-        except RAISED_BY_CLIENT as exc:  # it answers, if only to ask for patience
-            raise _FaultError(fault_of(exc, collection)) from exc
         return self._first
 
     def _rest_answers(self, collection: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,10 +12,14 @@ from typing import Any
 
 @dataclass
 class RestDouble:
-    """Answers per "METHOD /path"; each a list of (status, headers, JSON or text), the last one for ever."""
+    """Answers per "METHOD /path"; each a list of (status, headers, JSON or text), the last one for ever.
+
+    What is in `before` happens once before such a call is answered.
+    """
 
     answers: dict[str, list[tuple[int, dict[str, str], Any]]] = field(default_factory=dict)
     requests: list[tuple[str, Any]] = field(default_factory=list)
+    before: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         double = self
@@ -24,6 +29,7 @@ class RestDouble:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 call = f"{self.command} {self.path.split('?')[0]}"
                 double.requests.append((call, json.loads(body) if body else None))
+                double.before.pop(call, lambda: None)()
                 script = double.answers.get(call, [(404, {}, {"status": {"error": "Not found"}})])
                 status, headers, content = script.pop(0) if len(script) > 1 else script[0]
                 data = content.encode() if isinstance(content, str) else json.dumps(content).encode()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as pb
-from qdrant_client import models
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from embedder.errors import (
@@ -30,6 +33,7 @@ from qdrant_sink.reasons import reason
 from qdrant_sink.search import Search
 from qdrant_sink.server import ServerStore
 from qdrant_sink.writer import write
+from tests.sink.faults import PATIENCE_S
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
 from tests.sink.samples import SCHEMA, draft, embedding
@@ -420,6 +424,108 @@ def test_a_server_that_starts_late_is_found(double: GrpcDouble) -> None:
     store.ensure("docs", SCHEMA)
     assert store.label == "Qdrant server (gRPC)"
     store.close()
+
+
+class Silent:
+    """A port that takes connections and never answers; it counts them."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.taken: SimpleQueue[socket.socket] = SimpleQueue()
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.taken.put(self._listener.accept()[0])
+
+    def stop(self) -> None:
+        """Drop all connections and refuse new ones."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE_S)
+        self._listener.close()
+        while not self.taken.empty():
+            self.taken.get().close()
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    """A server that hangs."""
+    server = Silent()
+    yield server
+    server.stop()
+
+
+def _failing(store: ServerStore, callers: int) -> tuple[list[threading.Thread], SimpleQueue[StoreUnavailable]]:
+    """Threads that count at once, and how each of them failed."""
+    failures: SimpleQueue[StoreUnavailable] = SimpleQueue()
+    together = threading.Barrier(callers)
+
+    def count() -> None:
+        together.wait(PATIENCE_S)
+        with pytest.raises(StoreUnavailable) as caught:
+            store.count("docs")
+        failures.put(caught.value)
+
+    threads = [threading.Thread(target=count) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    return threads, failures
+
+
+def test_callers_of_a_server_that_hangs_wait_together(silent: Silent) -> None:
+    """However many calls come first, the server is asked once for all of them, and again by the call after."""
+    store = ServerStore(f"http://127.0.0.1:{silent.port}", grpc_port=9, timeout_s=2, deadline_s=0.1)
+    threads, failures = _failing(store, 6)
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    told = [failures.get(timeout=PATIENCE_S) for _ in threads]
+    assert all("Qdrant does not answer" in error.message for error in told)
+    assert len({id(error) for error in told}) == 6
+    silent.taken.get_nowait().close()
+    assert silent.taken.empty()
+    [thread], _ = _failing(store, 1)
+    silent.taken.get(timeout=PATIENCE_S).close()
+    store.close()
+    thread.join(PATIENCE_S)
+
+
+def test_closing_frees_the_callers_of_a_server_that_hangs(silent: Silent) -> None:
+    """A worker that stops before its server has ever answered does not wait for it."""
+    store = ServerStore(f"http://127.0.0.1:{silent.port}", grpc_port=9, timeout_s=600, deadline_s=600)
+    threads, failures = _failing(store, 3)
+    asked = silent.taken.get(timeout=PATIENCE_S)
+    store.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        assert "the store is closed" in failures.get(timeout=PATIENCE_S).message
+    assert store.label == "Qdrant server"
+    asked.close()
+
+
+def test_an_answer_that_comes_after_the_end_opens_nothing(rest: RestDouble) -> None:
+    """A store that is closed while it connects leaves no client open."""
+    store = _rest_store(rest)
+    made: list[QdrantClient] = []
+    new_client = store._new_client
+
+    def recorded(**options: Any) -> QdrantClient:
+        made.append(new_client(**options))
+        return made[-1]
+
+    store._new_client = recorded  # type: ignore[assignment]
+    rest.before["GET /collections/docs/exists"] = store.close
+    threads, failures = _failing(store, 1)
+    threads[0].join(PATIENCE_S)
+    assert "the store is closed" in failures.get(timeout=PATIENCE_S).message
+    for thread in threading.enumerate():
+        if thread.name == "connect":
+            thread.join(PATIENCE_S)
+    assert len(made) == 2
+    assert all(client._client.closed for client in (store._first.client, *made))  # type: ignore[attr-defined]
 
 
 def test_a_server_that_was_away_for_long_is_found_again(server_store: ServerStore) -> None:
