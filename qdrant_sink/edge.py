@@ -172,21 +172,27 @@ class EdgeStore:
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points; raises NotFound, StoreRejected, StoreUnavailable."""
+        check_collection(collection)
+        if not points:
+            return
         mode = edge.UpdateMode.InsertOnly if insert_only else edge.UpdateMode.Upsert
         with _mapped("points"):
             rows = [edge_point(point, self._names) for point in points]
             operation = edge.UpdateOperation.upsert_points(rows, update_mode=mode)
         with self._written(collection) as shard, _mapped("points"):
-            if rows:
-                shard.update(operation)
+            shard.update(operation)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Which of these ids are stored."""
+        check_collection(collection)
+        if not ids:
+            return set()
         with self._collection(collection) as shard, _mapped("ids"):
             return {sink_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        """Answer all searches in one batch: one list of hits per search, best first."""
+        """Answer all searches, in one batch unless they are large or grouped; hits per search, best first."""
+        check_collection(collection)
 
         def ask(plans: Sequence[Plan]) -> list[list[Hit]]:
             requests = [query_request(one, self._names) for one in plans]
@@ -194,13 +200,15 @@ class EdgeStore:
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
                 return [[hit(scored, self._names) for scored in hits] for hits in answers]
 
-        self._found(collection)  # there is one, whatever is asked of it
         return answer(searches, ask, lambda ids, payload, kinds: self.fetch(collection, ids, payload, kinds))
 
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
     ) -> dict[PointId, Stored]:
         """What is asked for of these points, by id."""
+        check_collection(collection)
+        if not ids:
+            return {}
         names = [self._names.of(kind) for kind in with_vectors]
         with self._collection(collection) as shard, _mapped("ids"):
             found = shard.retrieve(list(ids), with_payload=payload_selector(with_payload), with_vector=names or False)

@@ -225,7 +225,7 @@ class ServerStore:
         return {sink_id(record.id) for record in found}
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        """Answer all searches in one request: one list of hits per search, best first."""
+        """Answer all searches, in one request unless they are large or grouped; hits per search, best first."""
         check_collection(collection)
 
         def ask(plans: Sequence[Plan]) -> list[list[Hit]]:
@@ -243,6 +243,8 @@ class ServerStore:
     ) -> dict[PointId, Stored]:
         """What is asked for of these points, by id."""
         check_collection(collection)
+        if not ids:
+            return {}
         wanted = [client_id(point_id) for point_id in ids]
         names = [self._names.of(kind) for kind in with_vectors]
         selector = payload_selector(with_payload)

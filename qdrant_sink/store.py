@@ -6,12 +6,15 @@ from a worker thread. Vendor exceptions never pass this seam; every method raise
 
     StoreUnavailable   no answer, a time-out, a rate limit: the same call may succeed later
     StoreRejected      the content was refused: repeating it does not help
-    NotFound           the collection does not exist (every method but ensure)
+    NotFound           the collection does not exist (every method but `ensure`, and `verify`, which returns False)
     SchemaMismatch     ensure() and verify(): the collection exists with another schema
     InvalidRequest     a filter that is not Qdrant's, a deletion without ids or condition, a name
     ConfigurationError what takes a schema: this store cannot have it at all (its vector names, shards)
 
 Every method takes an alias where it takes a collection, but for `alias` itself.
+
+An empty question asks nothing, and needs no collection: `upsert` of no points, `existing` and `fetch` of no ids, and
+`query` of searches that can find nothing (sparse alone, without weights) go nowhere and raise no NotFound.
 """
 
 from __future__ import annotations
@@ -95,7 +98,11 @@ class Store(Protocol):
         ...
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        """Answer all searches in one request: one list of hits per search, best first."""
+        """Answer all searches: one list of hits per search, best first.
+
+        One batch asks for all of them, several where `qdrant_sink.grouping` needs them: vectors that are too large for
+        one request, or groups that are looked for deeper.
+        """
         ...
 
     def fetch(

@@ -32,6 +32,7 @@ def test_a_missing_collection_is_not_found(store: Store, collection: str) -> Non
         lambda: store.query(collection, [search]),
         lambda: store.count(collection),
         lambda: store.existing(collection, [1]),
+        lambda: store.fetch(collection, [1], True, ()),
         lambda: store.delete(collection, ids=[1]),
         lambda: store.upsert(collection, [_point(0)]),
     ):
@@ -39,13 +40,30 @@ def test_a_missing_collection_is_not_found(store: Store, collection: str) -> Non
             ask()
 
 
-def test_a_name_that_is_no_collection_is_refused(store: Store) -> None:
-    """A name never becomes a path or a URL of its own."""
-    for name in ("../etc", ".hidden", "", "a/b", "a b", "x" * 129, "a\n"):
+def test_an_empty_question_needs_no_collection(store: Store, collection: str) -> None:
+    """Nothing to store, to look up or to search by is no error where there is no collection, and creates none."""
+    store.upsert(collection, [])
+    assert store.existing(collection, []) == set()
+    assert store.fetch(collection, [], True, ("dense",)) == {}
+    assert store.query(collection, []) == []
+    assert store.query(collection, [Search(using=("sparse",))] * 2) == [[], []]
+    with pytest.raises(NotFound):
+        store.count(collection)
+
+
+@pytest.mark.parametrize("name", ["../etc", ".hidden", "", "a/b", "a b", "x" * 129, "a\n"])
+def test_a_name_that_is_no_collection_is_refused(store: Store, name: str) -> None:
+    """A name never becomes a path or a URL of its own, not even in a question about nothing."""
+    for ask in (
+        lambda: store.ensure(name, SCHEMA),
+        lambda: store.count(name),
+        lambda: store.upsert(name, []),
+        lambda: store.existing(name, []),
+        lambda: store.fetch(name, [], True, ()),
+        lambda: store.query(name, []),
+    ):
         with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
-            store.ensure(name, SCHEMA)
-        with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
-            store.count(name)
+            ask()
 
 
 def test_upsert_replaces_and_insert_only_leaves(store: Store, collection: str) -> None:
