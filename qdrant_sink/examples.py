@@ -55,13 +55,16 @@ def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors]) -> NDArray[
     if not liked:
         raise InvalidRequest("like.positive: at least one of the points must have a dense vector, got none")
     query: NDArray[np.float64] = np.mean(np.stack(liked), axis=0, dtype=np.float64)
+    formula = "mean(positive)"
     disliked = [one.dense for one in negative if one.dense is not None]
     if disliked:
         query = 2 * query - np.mean(np.stack(disliked), axis=0, dtype=np.float64)
+        formula = "2 * mean(positive) - mean(negative)"
     norm = float(np.linalg.norm(query))
     if norm < NORM_MIN:
         raise InvalidRequest(
-            f"like: the examples cancel each other out: the norm of their mean must be {NORM_MIN:g}, got {norm:.3g}"
+            f"like: the examples cancel each other out: the norm of {formula} must be at least {NORM_MIN:g}, "
+            f"got {norm:.3g}"
         )
     return query.astype(np.float32)
 

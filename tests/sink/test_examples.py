@@ -69,7 +69,18 @@ def test_rows_of_all_examples_count() -> None:
 @pytest.mark.parametrize(
     ("positive", "negative", "kind", "message"),
     [
-        ([Vectors(unit(np.ones(8)))], [Vectors(unit(np.ones(8)) * 2)], "dense", r"^like: .*cancel .* 0.001, got \d"),
+        (
+            [Vectors(unit(np.ones(8)))],
+            [Vectors(unit(np.ones(8)) * 2)],
+            "dense",
+            r"^like: .*cancel .*: the norm of 2 \* mean\(positive\) - mean\(negative\) must be at least 0\.001, got 0$",
+        ),
+        (
+            [Vectors(unit(np.ones(8))), Vectors(-unit(np.ones(8)))],
+            [],
+            "dense",
+            r"^like: .*cancel .*: the norm of mean\(positive\) must be at least 0\.001, got 0$",
+        ),
         ([Vectors()], [], "dense", r"^like\.positive: .* dense"),
         ([Vectors()], [], "colbert", r"^like\.positive: .* colbert"),
         ([Vectors()], [Vectors()], "colbert", r"^like\.negative: must be empty .* got 1"),
