@@ -20,17 +20,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.points import payload_for
 from qdrant_sink.schema import Layout
 
-LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
-
 Json = dict[str, Any]
 
-_METADATA: Final[Mapping[Layout, str]] = {"langchain": "metadata.", "haystack": "meta."}
 _TEXT: Final[Mapping[Layout, str]] = {
     "langchain": "page_content",
     "llamaindex": "_node_content",
@@ -88,17 +85,6 @@ def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | 
 def text_key_of(layout: Layout, text_key: str) -> str:
     """The key of a stored payload that has the text, or holds what has it."""
     return _TEXT.get(layout, text_key)
-
-
-def written_path(layout: Layout, key: str) -> str:
-    """Where a filter or an index of Qdrant finds a key that the worker or the caller wrote."""
-    return _METADATA.get(layout, "") + key
-
-
-def document_filter(layout: Layout, doc_id: int | str) -> Json:
-    """Qdrant's filter for all chunks of one document."""
-    value = str(doc_id) if layout == "llamaindex" else doc_id
-    return {"must": [{"key": written_path(layout, "doc_id"), "match": {"value": value}}]}
 
 
 def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str, field: str) -> Json:

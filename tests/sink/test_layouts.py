@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.conformance import Refusal, conform
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.layouts import LAYOUTS, document_filter, laid_out, text_of, written_path
+from qdrant_sink.layouts import laid_out, text_of
 from qdrant_sink.schema import Layout
 from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
 
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 POINT = "790dd20f-6aa9-57ca-90e3-1926c19dac9b"
 NESTED = json.loads("[" * 900 + "]" * 900)
 CHUNK = {"doc_id": "manual", "chunk": 2, "start": 10, "end": 18}
@@ -189,21 +190,22 @@ def test_a_payload_that_is_not_json_is_left_to_conformance(layout: Layout, bad: 
     assert outcome.code == "invalid_payload"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "prefix"), [("plain", ""), ("llamaindex", ""), ("langchain", "metadata."), ("haystack", "meta.")]
+)
 @pytest.mark.parametrize("doc_id", ["manual", 7])
-def test_the_chunks_of_a_document_are_found_by_filter(edge_store: EdgeStore, layout: Layout, doc_id: int | str) -> None:
-    """Chunks can be counted and deleted by their document, in every layout, with text ids and with numbers."""
+def test_a_filter_finds_what_the_caller_and_the_worker_wrote(
+    edge_store: EdgeStore, layout: Layout, prefix: str, doc_id: int | str
+) -> None:
+    """A caller's key and the chunks of a document, at the path that the README says; LlamaIndex's ids are text."""
     edge_store.ensure("docs", SCHEMA)
     payloads = [built(layout, written={**CHUNK, "doc_id": name, "chunk": 0}) for name in (doc_id, doc_id, "other")]
     write(edge_store, "docs", [draft(index, payload=payload) for index, payload in enumerate(payloads)], SCHEMA)
-    assert edge_store.count("docs", document_filter(layout, doc_id)) == 2
-    assert edge_store.delete("docs", where=document_filter(layout, doc_id)) == 2
 
+    def at(key: str, value: int | str) -> dict[str, Any]:
+        return {"must": [{"key": prefix + key, "match": {"value": value}}]}
 
-@pytest.mark.parametrize(
-    ("layout", "path"),
-    [("plain", "topic"), ("llamaindex", "topic"), ("langchain", "metadata.topic"), ("haystack", "meta.topic")],
-)
-def test_a_callers_key_has_a_path(layout: Layout, path: str) -> None:
-    """Filters and payload indexes name a key by where the layout puts it."""
-    assert written_path(layout, "topic") == path
+    assert edge_store.count("docs", at("topic", "backup")) == 3
+    document = at("doc_id", str(doc_id) if layout == "llamaindex" else doc_id)
+    assert edge_store.count("docs", document) == 2
+    assert edge_store.delete("docs", where=document) == 2
