@@ -10,10 +10,10 @@
 Matched to langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
 qdrant-haystack 13.1.0.
 
-A layout decides the payload alone. The vectors are called the same in each, and a framework must be told so: LangChain
-by `vector_name="dense"` and `sparse_vector_name="sparse"`, LlamaIndex by `dense_vector_name` and `sparse_vector_name`.
-Haystack's QdrantDocumentStore cannot be told and opens no collection but its own: it is for code that reads points
-with Haystack's converter, or fills a collection of Haystack's from ours.
+A layout decides the payload alone. The vectors are called as the schema's `VectorNames` say, in each alike, and a
+framework must know: LangChain is told by `vector_name` and `sparse_vector_name`, LlamaIndex by `dense_vector_name` and
+`sparse_vector_name`. Haystack's QdrantDocumentStore cannot be told: the schema must have its own names, `text-dense`
+and `text-sparse`.
 """
 
 from __future__ import annotations
