@@ -2,7 +2,8 @@
 
     gRPC                                    REST            here                retried
     UNAVAILABLE, DEADLINE_EXCEEDED,         5xx, 408,       StoreUnavailable    yes
-      ABORTED, INTERNAL, UNKNOWN              transport
+      ABORTED, INTERNAL, UNKNOWN,             transport
+      CANCELLED
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
       of one message or its whole capacity  413, 400        StoreRejected       no: a smaller batch can pass
     NOT_FOUND                               404             NotFound            no

@@ -49,7 +49,10 @@ def _point(index: int = 0) -> Point:
     return point
 
 
-@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED])
+@pytest.mark.parametrize(
+    "code",
+    [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED, Code.UNKNOWN, Code.CANCELLED],
+)
 def test_a_passing_fault_is_waited_out(server_store: ServerStore, double: GrpcDouble, code: Any) -> None:
     """A server that restarts costs a job a moment and no point."""
     server_store.ensure("docs", SCHEMA)
