@@ -151,7 +151,7 @@ class _Run:
         from embedder.vectors import Embedding
         from qdrant_sink.points import Draft, text_id
         from qdrant_sink.schema import schema_for
-        from qdrant_sink.writer import write
+        from tests.sink.writing import write
 
         schema = schema_for(self._embedder.hidden_size, self._embedder.colbert_size)
         drafts = [

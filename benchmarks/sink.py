@@ -175,7 +175,7 @@ def _ingests(findings: Findings) -> str:
         f"## Ingest of {findings.ingests[0].texts} passages\n\n"
         f"Model: {findings.model}. Each text is two to four sentences of the bundled corpus, all three vectors are"
         f" stored, {len(findings.ingests[0].whole)} rounds. The model alone: `Embedder.embed`. The store alone:"
-        " `writer.write` of the same points into an empty collection. Ingest: one job of the worker, from its input"
+        " `Writer`, with the same points, into an empty collection. Ingest: one job of the worker, from its input"
         f" to its answer. Goal: at least {_share(GOAL)} of the rate of the slower half. Store beside model: the share"
         " of the store's time in which the model computed. The double is a process of its own on the same cores, in"
         f" Python, and slower than a server.\n\n{table(head, rows)}"

@@ -155,14 +155,6 @@ def payload_for(
     return {**payload, **written}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Claim:
-    """A point and the positions in the job that it stands for: its owner's, then those merged into it."""
-
-    point: Point
-    indices: tuple[int, ...]
-
-
 def claims(
     entries: Iterable[tuple[int, PointId, Mapping[str, Any]]],
 ) -> tuple[dict[int, tuple[int, ...]], list[tuple[int, DuplicateId]]]:

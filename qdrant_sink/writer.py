@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -27,7 +27,7 @@ from embedder.errors import (
     whereabouts,
 )
 from qdrant_sink.conformance import Refusal, conform
-from qdrant_sink.points import Claim, Draft, Point, PointId, claims
+from qdrant_sink.points import Draft, Point, PointId
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
 
@@ -76,14 +76,22 @@ class UpsertReport:
         return cls(submitted, len(written) + len(skipped), len(skipped), ordered)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Claim:
+    """A point and the positions in the job that it stands for: its own, then those merged into it."""
+
+    point: Point
+    indices: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class _Sent:
     """What became of a batch."""
 
     times_ensured: int
-    stored: list[Claim] = field(default_factory=list)
-    refused: list[tuple[Claim, StoreRejected]] = field(default_factory=list)
-    unsent: list[Claim] = field(default_factory=list)
+    stored: list[_Claim] = field(default_factory=list)
+    refused: list[tuple[_Claim, StoreRejected]] = field(default_factory=list)
+    unsent: list[_Claim] = field(default_factory=list)
     failure: WorkerError = field(default_factory=lambda: StoreUnavailable("the batch was not sent"))
 
 
@@ -130,9 +138,9 @@ class Writer:
         self._prepare = prepare
         self._settled = settled
         self._gave_up = gave_up
-        self._inbox: SimpleQueue[Draft | Claim | Rejection | _Sent | WorkerError | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Draft | Rejection | _Sent | WorkerError | None] = SimpleQueue()
         self._ended = False
-        self._waiting: deque[tuple[Claim, int]] = deque()
+        self._waiting: deque[tuple[_Claim, int]] = deque()
         self._bytes = 0
         self._sending = 0
         self._times_ensured = 0
@@ -143,7 +151,7 @@ class Writer:
         self.rejected: list[Rejection] = []
         """Those that are not, as far as it is known."""
 
-    def offer(self, item: Draft | Claim | Rejection) -> None:
+    def offer(self, item: Draft | Rejection) -> None:
         """A point to store, or one that never became one; never blocks."""
         self._inbox.put(item)
 
@@ -175,7 +183,7 @@ class Writer:
                 item = self._inbox.get()
             self._take(item)
 
-    def _take(self, item: Draft | Claim | Rejection | _Sent | WorkerError | None) -> None:
+    def _take(self, item: Draft | Rejection | _Sent | WorkerError | None) -> None:
         match item:
             case None:
                 self._ended = True
@@ -187,8 +195,6 @@ class Writer:
             case Rejection():
                 self._reject(self._merged.get(item.index, (item.index,)), item.code, item.message)
                 self._settled(item.index)
-            case Claim():
-                self._add(item)
             case Draft() if self.failure is not None:  # not worth proving
                 self._refuse(self._merged.get(item.index, (item.index,)), self.failure)
             case Draft():
@@ -204,9 +210,9 @@ class Writer:
             self._reject(indices, proven.code, proven.message)
             self._settled(draft.index)
         else:
-            self._add(Claim(proven, indices))
+            self._add(_Claim(proven, indices))
 
-    def _add(self, claim: Claim) -> None:
+    def _add(self, claim: _Claim) -> None:
         if self.failure is not None:
             self._refuse(claim.indices, self.failure)
         else:
@@ -221,7 +227,7 @@ class Writer:
         """Send the next batch; the collection is made for the first."""
         if self._times_ensured == 0 and not self._make():
             return
-        batch: list[Claim] = []
+        batch: list[_Claim] = []
         size = 0
         while self._waiting and len(batch) < BATCH_POINTS:
             claim, nbytes = self._waiting[0]
@@ -292,7 +298,7 @@ class Writer:
     def _reject(self, indices: Sequence[int], code: str, message: str) -> None:
         self.rejected += [Rejection(index, code, message) for index in indices]
 
-    def _deliver(self, batch: Sequence[Claim], times_ensured: int) -> None:
+    def _deliver(self, batch: Sequence[_Claim], times_ensured: int) -> None:
         """In a sender's thread: whatever happens, the writer hears of it."""
         sent = _Sent(times_ensured)
         try:
@@ -300,7 +306,7 @@ class Writer:
         finally:
             self._inbox.put(sent)
 
-    def _upsert(self, batch: Sequence[Claim], sent: _Sent) -> None:
+    def _upsert(self, batch: Sequence[_Claim], sent: _Sent) -> None:
         pending = [batch]
         while pending:
             part = pending.pop()
@@ -331,50 +337,6 @@ class Writer:
 def _internal(what: str, error: BaseException) -> Internal:
     log.error("%s: %s", what, whereabouts(error))
     return Internal(f"internal error ({type(error).__name__})")
-
-
-def write(
-    store: Store,
-    collection: str,
-    drafts: Sequence[Draft],
-    schema: CollectionSchema,
-    *,
-    insert_only: bool = False,
-) -> UpsertReport:
-    """Store the drafts in a collection that `store.ensure` has seen, and say what became of each.
-
-    Blocking: call it in a thread. A draft's `index` is unique within `drafts`. Errors of the store end up
-    in the report and are not raised; points that merged into another (`points.claims`) share its fate.
-    """
-    rejected: list[Rejection] = []
-    proven: dict[int, Point] = {}
-    for draft in drafts:
-        outcome = conform(draft, schema)
-        if isinstance(outcome, Refusal):
-            rejected.append(Rejection(outcome.index, outcome.code, outcome.message))
-        else:
-            proven[draft.index] = outcome
-    owners, duplicates = claims((index, point.id, point.payload) for index, point in proven.items())
-    rejected += [Rejection(index, error.code, error.message) for index, error in duplicates]
-    skipped: list[int] = []
-    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="sender") as senders:
-        writer = Writer(store, collection, schema, senders, insert_only=insert_only)
-        try:
-            ids = [proven[owner].id for owner in owners] if insert_only else []
-            there = present(store, collection, ids)
-        except WorkerError as error:
-            there = set()
-            for indices in owners.values():
-                rejected += [Rejection(index, error.code, error.message) for index in indices]
-            owners = {}
-        for owner, indices in owners.items():
-            if proven[owner].id in there:
-                skipped += indices
-            else:
-                writer.offer(Claim(proven[owner], indices))
-        writer.end()
-        writer.run()
-    return UpsertReport.of(len(drafts), writer.stored, skipped, [*rejected, *writer.rejected])
 
 
 def present(store: Store, collection: str, ids: Sequence[PointId]) -> set[PointId]:

@@ -83,9 +83,10 @@ def test_a_deletion_that_was_cut_short_is_completed(
     assert count(worker) == fewer
 
 
-def test_a_refused_document_does_not_hold_its_id(worker: Client) -> None:
+@pytest.mark.parametrize("cut", [{}, {"chunk": CHUNK}], ids=["point", "chunks"])
+def test_a_refused_document_does_not_hold_its_id(worker: Client, cut: Json) -> None:
     """Of two documents of one id, the one that can be stored is."""
-    answer = worker.good(job("one", "two", ids=["a", "a"], payloads=[{"n": float("inf")}, {}], chunk=CHUNK))
+    answer = worker.good(job("one", "two", ids=["a", "a"], payloads=[{"n": float("inf")}, {}], **cut))
     assert answer["upsert"]["stored"] == count(worker) == 1
     assert [(one["index"], one["code"]) for one in answer["upsert"]["rejected"]] == [(0, "invalid_payload")]
 

@@ -16,7 +16,6 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft
 from qdrant_sink.pooling import pooled
 from qdrant_sink.schema import schema_for
-from qdrant_sink.writer import write
 from service.operations import Operations
 from service.requests import MOST_EXPLAINED, MOST_EXPLAINED_ROWS
 from service.settings import Settings
@@ -24,6 +23,7 @@ from tests.embedder.texts import TEXTS
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
+from tests.sink.writing import write
 
 NOTES = "notes"
 SEARCH: Json = {"operation": "search", "collection": NOTES, "explain": True}

@@ -15,10 +15,11 @@ import numpy as np
 
 from qdrant_sink import writer
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Point, PointId
+from qdrant_sink.points import Point
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.samples import SCHEMA, job
+from tests.sink.writing import write
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,6 @@ class Telling:
         with self._lock:
             self._told.send_bytes(ids)  # less than a pipe takes at once, so a message is whole or not there
 
-    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """See `Store.existing`."""
-        return self._store.existing(collection, ids)
-
 
 def load(place: Place, collection: str, count: int, told: Connection, *, insert_only: bool) -> None:
     """Load `job(count)`; an empty message says that it is done. Then wait for the end."""
@@ -71,7 +68,7 @@ def load(place: Place, collection: str, count: int, told: Connection, *, insert_
     store = place.open()
     store.ensure(collection, SCHEMA)
     telling: object = Telling(store, told)
-    report = writer.write(telling, collection, job(count), SCHEMA, insert_only=insert_only)  # type: ignore[arg-type]
+    report = write(telling, collection, job(count), SCHEMA, insert_only=insert_only)  # type: ignore[arg-type]
     if (report.stored, report.rejected) != (count, ()):
         raise RuntimeError(f"{report.stored} of {count} points are stored")
     told.send_bytes(b"")

@@ -19,9 +19,9 @@ from qdrant_sink.schema import CollectionSchema, VectorNames
 from qdrant_sink.search import Search
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
 
 NAMES = VectorNames(dense="text-dense", sparse="dense", colbert="späte Interaktion")
 """With a name that is another kind's, and one that is not ASCII."""

@@ -19,8 +19,8 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft, Point
 from qdrant_sink.schema import schema_for
 from qdrant_sink.search import Search
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, SIZE, draft, embedding, spoilt, unit
+from tests.sink.writing import write
 
 
 def sparse(indices: Any, values: Any) -> SparseVector:

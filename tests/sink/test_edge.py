@@ -19,8 +19,8 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
 from qdrant_sink.schema import Placement
 from qdrant_sink.search import Search
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_points_survive_kill_9(tmp_path: Path) -> None:
     script = """
         import os, signal, sys
         from qdrant_sink.edge import EdgeStore
-        from qdrant_sink.writer import write
+        from tests.sink.writing import write
         from tests.sink.samples import SCHEMA, draft
         store = EdgeStore(sys.argv[1])
         store.ensure("docs", SCHEMA)

@@ -12,8 +12,8 @@ from embedder.vectors import KINDS, Kind, SparseVector
 from qdrant_sink.examples import alike, without
 from qdrant_sink.search import PayloadKeys, Vectors
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft, embedding, unit
+from tests.sink.writing import write
 
 
 def _sparse(**weights: float) -> SparseVector:

@@ -20,10 +20,10 @@ from qdrant_sink.points import PointId
 from qdrant_sink.search import Hit, PayloadKeys, Search
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.conftest import drop, real_server
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, Reference, draft, embedding, rrf
+from tests.sink.writing import write
 
 COLLECTION = "test_explain"
 TOLERANCE = 1e-4

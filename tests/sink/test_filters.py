@@ -12,8 +12,8 @@ from embedder.errors import InvalidRequest
 from qdrant_sink.filters import check_filter, matches_all
 from qdrant_sink.search import Search
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
 
 PAYLOADS: list[dict[str, Any]] = [
     {"n": 1, "city": "Bern", "on": True, "at": "2024-05-01T12:00:00Z", "tags": ["a", "b"], "x": None},

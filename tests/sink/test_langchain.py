@@ -17,8 +17,8 @@ from qdrant_sink.layouts import laid_out
 from qdrant_sink.points import Draft, point_id
 from qdrant_sink.schema import schema_for
 from qdrant_sink.server import ServerStore
-from qdrant_sink.writer import write
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.writing import write
 
 TEXTS = {
     "rsync": "rsync copies only the changed parts of files to another machine.",

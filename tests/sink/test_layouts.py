@@ -12,8 +12,8 @@ from qdrant_sink.conformance import Refusal, conform
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.layouts import laid_out, text_of
 from qdrant_sink.schema import Layout
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 POINT = "790dd20f-6aa9-57ca-90e3-1926c19dac9b"

@@ -20,8 +20,8 @@ from qdrant_sink.points import (
     point_id,
     text_id,
 )
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
 
 SOME = uuid.UUID("6d2a8a52-6e32-4f0b-8f6a-5c9d0e1f2a3b")
 

@@ -19,10 +19,10 @@ from qdrant_sink.points import PointId
 from qdrant_sink.search import Hit, Search
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.conftest import drop, real_server
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, Reference, dbsf, draft, embedding, ranked, rrf
+from tests.sink.writing import write
 
 COLLECTIONS = 6
 EXACT = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32"))

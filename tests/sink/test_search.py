@@ -16,10 +16,10 @@ from qdrant_sink.points import PointId
 from qdrant_sink.search import Branch, Fuse, Nearest, Plan, Search, plan
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.conftest import drop, real_server
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, Reference, draft, embedding, ranked, rrf
+from tests.sink.writing import write
 
 COLLECTION = "test_search"
 POINTS = 120

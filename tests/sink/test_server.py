@@ -32,11 +32,11 @@ from qdrant_sink.protobuf import dense_parts, multi_dense_parts, point_parts, up
 from qdrant_sink.reasons import reason
 from qdrant_sink.search import Search
 from qdrant_sink.server import ServerStore
-from qdrant_sink.writer import write
 from tests.sink.faults import PATIENCE_S
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
 from tests.sink.samples import SCHEMA, draft, embedding
+from tests.sink.writing import write
 
 Code = grpc.StatusCode
 SECRET = "key-3f9a-secret"  # noqa: S105 - opens nothing

@@ -13,8 +13,8 @@ from qdrant_sink.conformance import conform
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.search import Search
 from qdrant_sink.store import Store
-from qdrant_sink.writer import write
 from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
 
 FIRST = draft(0)
 

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from embedder.errors import AccessDenied, Cancelled, NotFound, StoreRejected, StoreUnavailable
+from qdrant_sink import writer as writer_module
 from qdrant_sink.points import Draft, Point, PointId
 from qdrant_sink.schema import CollectionSchema, schema_for
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from qdrant_sink.writer import BATCH_BYTES, IN_FLIGHT, Rejection, Writer, write
+from qdrant_sink.writer import BATCH_BYTES, IN_FLIGHT, Rejection, Writer, present
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, draft, embedding, spoilt
+from tests.sink.writing import write
 
 NAN = np.full(8, np.nan, dtype=np.float32)
 PATIENCE = 30.0
@@ -53,10 +55,6 @@ class Memory:
                 if not (insert_only and point.id in self.points):
                     self.points[point.id] = point
 
-    def existing(self, _collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """What is there."""
-        return set(ids) & set(self.points)
-
 
 def _memory(**how: Any) -> Any:
     return Memory(**how)
@@ -68,35 +66,24 @@ def test_good_points_are_stored_beside_bad_ones(store: Store, collection: str) -
     drafts = [
         draft(0),
         spoilt(1, dense=NAN),
-        draft(2, id=0, payload={"other": 1}),
-        draft(3, id=0, payload=draft(0).payload),
-        draft(4, payload={"a": float("inf")}),
-        draft(5),
+        draft(2, payload={"a": float("inf")}),
+        draft(3),
     ]
     report = write(store, collection, drafts, SCHEMA)
-    assert (report.submitted, report.stored, report.skipped) == (6, 3, 0)
-    assert [(r.index, r.code) for r in report.rejected] == [
-        (1, "invalid_vector"),
-        (2, "duplicate_id"),
-        (4, "invalid_payload"),
-    ]
-    assert store.count(collection) == 2
+    assert (report.submitted, report.stored) == (4, 2)
+    assert [(r.index, r.code) for r in report.rejected] == [(1, "invalid_vector"), (2, "invalid_payload")]
+    assert store.existing(collection, [0, 1, 2, 3]) == {0, 3}
 
 
-def test_a_duplicate_of_a_refused_point_takes_its_place() -> None:
-    """A point that cannot be stored does not hold its id against one that can."""
-    report = write(_memory(), "c", [spoilt(0, dense=NAN), draft(1, id=0)], SCHEMA)
-    assert report.stored == 1
-    assert [(r.index, r.code) for r in report.rejected] == [(0, "invalid_vector")]
-
-
-def test_insert_only_counts_what_was_there(store: Store, collection: str) -> None:
-    """A second run of the same job stores all and skips all: nothing is written twice."""
+def test_insert_only_leaves_what_was_there(store: Store, collection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run of a job can ask what is there, however much, and overwrites nothing of it."""
     store.ensure(collection, SCHEMA)
-    drafts = [draft(i) for i in range(5)]
-    assert write(store, collection, drafts[:3], SCHEMA, insert_only=True).skipped == 0
-    report = write(store, collection, drafts, SCHEMA, insert_only=True)
-    assert (report.stored, report.skipped, report.rejected) == (5, 3, ())
+    monkeypatch.setattr(writer_module, "BATCH_POINTS", 2)
+    assert write(store, collection, [draft(i) for i in range(3)], SCHEMA, insert_only=True).stored == 3
+    assert present(store, collection, range(5)) == {0, 1, 2}
+    again = [draft(i, payload={"again": True}) for i in range(5)]
+    assert write(store, collection, again, SCHEMA, insert_only=True).stored == 5
+    assert store.count(collection, {"must": [{"key": "again", "match": {"value": True}}]}) == 2
 
 
 def test_a_refused_batch_is_split_down_to_the_point_at_fault() -> None:
@@ -113,9 +100,9 @@ def test_a_refused_batch_is_split_down_to_the_point_at_fault() -> None:
 
 def test_merged_points_share_the_fate_of_their_owner() -> None:
     """What merged into a refused point is refused too, each under its own index."""
-    drafts = [draft(0), draft(1), draft(2, id=0, payload=draft(0).payload)]
-    report = write(_memory(refuse=[0]), "c", drafts, SCHEMA)
-    assert (report.stored, [r.index for r in report.rejected]) == (1, [0, 2])
+    merged = {0: (0, 2), 1: (1, 3)}
+    report = write(_memory(refuse=[0]), "c", [draft(0), draft(1)], SCHEMA, merged=merged)
+    assert (report.submitted, report.stored, [r.index for r in report.rejected]) == (4, 2, [0, 2])
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("no answer"), AccessDenied("not for you")])
