@@ -117,6 +117,7 @@ class _Run:
         from service.operations import Operations
 
         watched: Any = WatchedStore(store, recorder)
+        self._schema = settings.qdrant_collection_config.schema_for(embedder.hidden_size, embedder.colbert_size)
         self._embedder = embedder
         self._store = store
         self._recorder = recorder
@@ -150,17 +151,15 @@ class _Run:
     def _write(self, texts: Sequence[str], results: Sequence[Result], collection: str) -> None:
         from embedder.vectors import Embedding
         from qdrant_sink.points import Draft, text_id
-        from qdrant_sink.schema import schema_for
         from tests.sink.writing import write
 
-        schema = schema_for(self._embedder.hidden_size, self._embedder.colbert_size)
         drafts = [
             Draft(index, text_id(text, collection), {"text": text}, result)
             for index, (text, result) in enumerate(zip(texts, results, strict=True))
             if isinstance(result, Embedding)
         ]
-        self._store.ensure(collection, schema)
-        report = write(self._store, collection, drafts, schema)
+        self._store.ensure(collection, self._schema)
+        report = write(self._store, collection, drafts, self._schema)
         if report.stored != len(texts):
             raise RuntimeError(f"{report.stored} of {len(texts)} points are stored: {report.rejected[:1]}")
 

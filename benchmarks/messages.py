@@ -83,10 +83,10 @@ def _points(count: int) -> Sequence[Any]:
     from embedder.vectors import Embedding, SparseVector
     from qdrant_sink.conformance import conform
     from qdrant_sink.points import Draft, Point
-    from qdrant_sink.schema import schema_for
+    from service.collection import CollectionBlock
 
     rng = np.random.default_rng(0)
-    schema = schema_for(SIZE, SIZE)
+    schema = CollectionBlock().schema_for(SIZE, SIZE)
     found = []
     for index in range(count):
         rows = rng.standard_normal((ROWS + 1, SIZE), dtype=np.float32)

@@ -26,8 +26,8 @@ from benchmarks.machine import hardware, versions
 from benchmarks.report import kept_notes
 from benchmarks.sections import table
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import schema_for
 from qdrant_sink.search import Search
+from service.collection import CollectionBlock
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "benchmarks-search.md"
@@ -137,7 +137,7 @@ def measure(wanted: Wanted, timed: int) -> list[Case]:
     with tempfile.TemporaryDirectory() as root:
         store = EdgeStore(root)
         try:
-            store.ensure(COLLECTION, schema_for(wanted.shape.size, wanted.shape.size))
+            store.ensure(COLLECTION, CollectionBlock().schema_for(wanted.shape.size, wanted.shape.size))
             rest = points(wanted.shape)
             while batch := list(itertools.islice(rest, BATCH)):
                 store.upsert(COLLECTION, batch)

@@ -178,12 +178,3 @@ class CollectionSchema:
             ("colbert", self.colbert.quantization),
         )
         return tuple(kind for kind, quantization in kinds if quantization != "none")
-
-
-def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
-    """The schema of a BGE-M3 checkpoint whose heads have these sizes (both 1024 for BAAI/bge-m3)."""
-    return CollectionSchema(
-        dense=DenseSchema(size=dense_size),
-        sparse=SparseSchema(),
-        colbert=ColbertSchema(size=colbert_size),
-    )

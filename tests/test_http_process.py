@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import schema_for
 from service.http import listening
 from tests.loopback import Worker
+from tests.sink.samples import schema_for
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "512"}

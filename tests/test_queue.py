@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import schema_for
 from tests.loopback import JobQueue, Worker, free_port
+from tests.sink.samples import schema_for
 
 pytestmark = pytest.mark.slow
 """A minute in all; `test_worker.py` has the promises that every run checks."""

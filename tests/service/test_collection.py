@@ -12,12 +12,13 @@ from pydantic.alias_generators import to_camel
 
 from embedder.errors import ConfigurationError
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import Placement, VectorNames, schema_for
+from qdrant_sink.schema import Placement, VectorNames
 from service.collection import CollectionBlock, parse_block
 from service.settings import Settings
 from service.stores import open_store
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
+from tests.sink.samples import schema_for
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

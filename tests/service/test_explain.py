@@ -15,7 +15,6 @@ from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft
 from qdrant_sink.pooling import pooled
-from qdrant_sink.schema import schema_for
 from service.operations import Operations
 from service.requests import MOST_EXPLAINED, MOST_EXPLAINED_ROWS
 from service.settings import Settings
@@ -23,6 +22,7 @@ from tests.embedder.texts import TEXTS
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
+from tests.sink.samples import schema_for
 from tests.sink.writing import write
 
 NOTES = "notes"

@@ -12,13 +12,14 @@ import pytest
 from embedder.embedder import Embedder
 from embedder.errors import ModelFailure, SchemaMismatch
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import CollectionSchema, schema_for
+from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.store import Store
 from service.health import checks
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.service.doubles import FailingStore, Watched
+from tests.sink.samples import schema_for
 
 
 def run(embedder: Embedder, store: Store | None, **variables: str) -> None:

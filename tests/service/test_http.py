@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 from embedder.errors import DeviceLost
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import schema_for
 from service.openapi import EMBEDDINGS_EXAMPLE, ROUTES
 from service.operations import Operations
 from tests.embedder.oracle import TOLERANCE
@@ -31,6 +30,7 @@ from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, Watched
 from tests.service.served import Served
 from tests.service.test_privacy import requests
+from tests.sink.samples import schema_for
 
 PRIVATE = "the private words of a user"
 KEY = "k3y-0123456789"

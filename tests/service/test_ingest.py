@@ -16,12 +16,12 @@ import pytest
 from embedder.embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import NAMESPACE
-from qdrant_sink.schema import schema_for
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, Watched
+from tests.sink.samples import schema_for
 
 NOTES = "notes"
 TEXTS = (

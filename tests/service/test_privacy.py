@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from embedder.embedder import Embedder
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.schema import schema_for
 from service.operations import Operations
 from service.requests import DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json, assert_error
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore
+from tests.sink.samples import schema_for
 
 PRIVATE = "the private words of a user, which stay here: " + "lorem ipsum " * 6
 """Longer than anything that a message quotes."""

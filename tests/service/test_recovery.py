@@ -9,12 +9,12 @@ from pathlib import Path
 from embedder.embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
-from qdrant_sink.schema import schema_for
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, Watched
+from tests.sink.samples import schema_for
 
 COUNT: Json = {"operation": "count", "collection": "notes"}
 

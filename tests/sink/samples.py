@@ -10,10 +10,17 @@ from numpy.typing import NDArray
 
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.points import Draft, PointId
-from qdrant_sink.schema import CollectionSchema, schema_for
+from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, SparseSchema
 
 SIZE = 8
 VOCABULARY = 40
+
+
+def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
+    """What the sink makes where the operator has set nothing, for heads of these sizes."""
+    return CollectionSchema(DenseSchema(dense_size), SparseSchema(), ColbertSchema(colbert_size))
+
+
 SCHEMA: CollectionSchema = schema_for(SIZE, SIZE)
 
 

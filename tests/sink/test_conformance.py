@@ -17,9 +17,8 @@ from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.conformance import PAYLOAD_BYTES, PAYLOAD_DEPTH, Refusal, conform, conform_query
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft, Point
-from qdrant_sink.schema import schema_for
 from qdrant_sink.search import Search
-from tests.sink.samples import SCHEMA, SIZE, draft, embedding, spoilt, unit
+from tests.sink.samples import SCHEMA, SIZE, draft, embedding, schema_for, spoilt, unit
 from tests.sink.writing import write
 
 

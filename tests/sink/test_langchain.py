@@ -15,9 +15,9 @@ from embedder.embedder import Embedder, ModelOptions
 from embedder.vectors import Embedding, Outputs
 from qdrant_sink.layouts import laid_out
 from qdrant_sink.points import Draft, point_id
-from qdrant_sink.schema import schema_for
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import schema_for
 from tests.sink.writing import write
 
 TEXTS = {

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from qdrant_sink.conformance import conform, most_rows
 from qdrant_sink.points import Draft, Point
 from qdrant_sink.pooling import pooled
-from qdrant_sink.schema import schema_for
-from tests.sink.samples import embedding, unit
+from tests.sink.samples import embedding, schema_for, unit
 
 
 def smooth(count: int, size: int, seed: int = 0) -> NDArray[np.float32]:

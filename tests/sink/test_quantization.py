@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from qdrant_sink.conformance import conform_query
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
-from qdrant_sink.schema import CollectionSchema, schema_for
+from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.search import Search
-from tests.sink.samples import unit
+from tests.sink.samples import schema_for, unit
 
 POINTS = 2000
 QUERIES = 30

@@ -13,11 +13,11 @@ from qdrant_client import grpc as pb
 from embedder.errors import SchemaMismatch
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.found import Difference, FoundCollection, FoundVector, differences
-from qdrant_sink.schema import CollectionSchema, schema_for
+from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA
+from tests.sink.samples import SCHEMA, schema_for
 
 FOUND = {
     "dense": FoundVector("dense", size=8, distance="cosine"),

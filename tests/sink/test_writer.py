@@ -16,12 +16,12 @@ import pytest
 from embedder.errors import AccessDenied, Cancelled, NotFound, StoreRejected, StoreUnavailable
 from qdrant_sink import writer as writer_module
 from qdrant_sink.points import Draft, Point, PointId
-from qdrant_sink.schema import CollectionSchema, schema_for
+from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from qdrant_sink.writer import BATCH_BYTES, IN_FLIGHT, Rejection, Writer, present
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, draft, embedding, spoilt
+from tests.sink.samples import SCHEMA, draft, embedding, schema_for, spoilt
 from tests.sink.writing import write
 
 NAN = np.full(8, np.nan, dtype=np.float32)
