@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from qdrant_client import models
 
 from embedder.vectors import SparseVector
@@ -97,20 +96,7 @@ def stored(
     record: models.ScoredPoint | models.Record, *, with_payload: WithPayload, names: VectorNames = NAMES
 ) -> Stored:
     """What of a point was read."""
-    return Stored((record.payload or {}) if with_payload else None, _vectors(record.vector, names))
-
-
-def _vectors(found: Any, names: VectorNames) -> Vectors | None:
-    if not isinstance(found, dict) or not found:
-        return None
-    dense, sparse, colbert = (found.get(name) for name in (names.dense, names.sparse, names.colbert))
-    return Vectors(
-        dense=None if dense is None else np.asarray(dense, dtype=np.float32),
-        sparse=None
-        if sparse is None
-        else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
-        colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
-    )
+    return Stored((record.payload or {}) if with_payload else None, Vectors.of(record.vector, names))
 
 
 def _params(query: Nearest, search: Search, *, walked: bool) -> models.SearchParams | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-import numpy as np
 import qdrant_edge as edge
 
 from embedder.vectors import SparseVector
@@ -94,25 +93,12 @@ def _fuse(query: Fuse) -> Any:
 
 def hit(scored: edge.ScoredPoint, names: VectorNames) -> Hit:
     """One answer as a value of the sink."""
-    return Hit(sink_id(scored.id), scored.score, scored.payload, _vectors(scored.vector, names))
+    return Hit(sink_id(scored.id), scored.score, scored.payload, Vectors.of(scored.vector, names))
 
 
 def stored(record: edge.Record, names: VectorNames) -> Stored:
     """What of a point was read."""
-    return Stored(record.payload, _vectors(record.vector, names))
-
-
-def _vectors(found: Any, names: VectorNames) -> Vectors | None:
-    if not isinstance(found, dict) or not found:
-        return None
-    dense, sparse, colbert = (found.get(name) for name in (names.dense, names.sparse, names.colbert))
-    return Vectors(
-        dense=None if dense is None else np.asarray(dense, dtype=np.float32),
-        sparse=None
-        if sparse is None
-        else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
-        colbert=None if colbert is None else np.asarray(colbert, dtype=np.float32),
-    )
+    return Stored(record.payload, Vectors.of(record.vector, names))
 
 
 def sink_id(value: edge.PointId) -> PointId:

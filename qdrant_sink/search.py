@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from embedder.vectors import Kind, SparseVector
 from qdrant_sink.points import PointId
+from qdrant_sink.schema import VectorNames
 
 TIE_MARGIN: Final = 8
 """Hits asked for beyond a fused page. Ranks tie by construction, in groups of at most the permutations of
@@ -156,6 +157,23 @@ class Vectors:
     dense: NDArray[np.float32] | None = None
     sparse: SparseVector | None = None
     colbert: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, found: object, names: VectorNames) -> Vectors | None:
+        """From what a client or the engine gives: by name a list of numbers, of rows, or `indices` and `values`.
+
+        None where it gives no named vectors.
+        """
+        if not isinstance(found, Mapping) or not found:
+            return None
+        dense, sparse, colbert = (found.get(name) for name in (names.dense, names.sparse, names.colbert))
+        return cls(
+            dense=None if dense is None else np.asarray(dense, np.float32),
+            sparse=None
+            if sparse is None
+            else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
+            colbert=None if colbert is None else np.asarray(colbert, np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
