@@ -12,7 +12,7 @@ from embedder.vectors import SparseVector
 from qdrant_sink.filters import check_filter
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import NAMES, VectorNames
-from qdrant_sink.search import Fuse, Hit, Nearest, PayloadKeys, Plan, Quantization, Search, Stored, Vectors, WithPayload
+from qdrant_sink.search import Fuse, Hit, Nearest, PayloadKeys, Plan, Rescoring, Search, Stored, Vectors, WithPayload
 
 
 def client_filter(raw: Mapping[str, Any]) -> models.Filter:
@@ -101,7 +101,7 @@ def stored(
 
 def _params(query: Nearest, search: Search, *, walked: bool) -> models.SearchParams | None:
     """Of a stage: `walked`, what the caller asked for; and how to use the quantized copy, where there is one."""
-    quantization = None if query.quantization is None else _quantization(query.quantization)
+    quantization = None if query.rescoring is None else _quantization(query.rescoring)
     if walked:
         return models.SearchParams(
             hnsw_ef=search.hnsw_ef, exact=search.exact, indexed_only=search.indexed_only, quantization=quantization
@@ -109,7 +109,7 @@ def _params(query: Nearest, search: Search, *, walked: bool) -> models.SearchPar
     return None if quantization is None else models.SearchParams(quantization=quantization)
 
 
-def _quantization(wanted: Quantization) -> models.QuantizationSearchParams:
+def _quantization(wanted: Rescoring) -> models.QuantizationSearchParams:
     return models.QuantizationSearchParams(
         ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
     )

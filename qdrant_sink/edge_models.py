@@ -11,7 +11,7 @@ from embedder.vectors import SparseVector
 from qdrant_sink.edge_filter import edge_filter
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import VectorNames
-from qdrant_sink.search import Fuse, Hit, Nearest, PayloadKeys, Plan, Quantization, Search, Stored, Vectors, WithPayload
+from qdrant_sink.search import Fuse, Hit, Nearest, PayloadKeys, Plan, Rescoring, Search, Stored, Vectors, WithPayload
 
 
 def edge_point(point: Point, names: VectorNames) -> edge.Point:
@@ -66,7 +66,7 @@ def payload_selector(wanted: WithPayload) -> Any:
 
 def _params(query: Nearest, search: Search, *, walked: bool) -> edge.SearchParams | None:
     """Of a stage: `walked`, what the caller asked for; and how to use the quantized copy, where there is one."""
-    quantization = None if query.quantization is None else _quantization(query.quantization)
+    quantization = None if query.rescoring is None else _quantization(query.rescoring)
     if walked:
         return edge.SearchParams(
             hnsw_ef=search.hnsw_ef, exact=search.exact, indexed_only=search.indexed_only, quantization=quantization
@@ -74,7 +74,7 @@ def _params(query: Nearest, search: Search, *, walked: bool) -> edge.SearchParam
     return None if quantization is None else edge.SearchParams(quantization=quantization)
 
 
-def _quantization(wanted: Quantization) -> edge.QuantizationSearchParams:
+def _quantization(wanted: Rescoring) -> edge.QuantizationSearchParams:
     return edge.QuantizationSearchParams(
         ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
     )

@@ -54,7 +54,7 @@ WithPayload = bool | PayloadKeys
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
+class Rescoring:
     """How the quantized copy of a vector is used, where there is one.
 
     Attributes:
@@ -95,7 +95,7 @@ class Search:
         hnsw_ef: candidates of the graph search; None: the store's own.
         exact: compare with every point rather than through the graph.
         indexed_only: leave out large segments that have no graph yet: quick, and blind to what was just stored.
-        quantization: as above.
+        rescoring: how the quantized copies of `quantized` are used.
         with_payload: what of their payload hits carry.
         with_vectors: which vectors hits carry.
         group_by: a path in the payload, such as `doc_id`; hits come from `limit` groups of points with the same
@@ -121,7 +121,7 @@ class Search:
     hnsw_ef: int | None = None
     exact: bool = False
     indexed_only: bool = False
-    quantization: Quantization = Quantization()
+    rescoring: Rescoring = Rescoring()
     with_payload: WithPayload = True
     with_vectors: tuple[Kind, ...] = ()
     group_by: str | None = None
@@ -210,12 +210,12 @@ class Nearest:
     Attributes:
         kind: which vector.
         vector: of the query.
-        quantization: how to use the quantized copy; None where there is none.
+        rescoring: how to use the quantized copy; None where there is none.
     """
 
     kind: Kind
     vector: NDArray[Any] | SparseVector
-    quantization: Quantization | None = None
+    rescoring: Rescoring | None = None
 
     @property
     def numbers(self) -> int:
@@ -260,7 +260,7 @@ class Plan:
         with_payload: what of their payload the hits of the store carry.
         with_vectors: which vectors they carry.
         search: for the rest: filter and parameters. These apply in every branch, or to `query` where there is none;
-            quantization applies wherever it stands.
+            rescoring applies wherever it stands.
     """
 
     query: Nearest | Fuse
@@ -348,4 +348,4 @@ def _nearest(search: Search, kind: Kind) -> Nearest | None:
     vector = search.dense if kind == "dense" else search.colbert
     if vector is None:
         raise ValueError(f"using: {kind} is a branch and the query has no {kind} vector")
-    return Nearest(kind, vector, search.quantization if kind in search.quantized else None)
+    return Nearest(kind, vector, search.rescoring if kind in search.quantized else None)

@@ -12,7 +12,7 @@ from embedder.forward import Result
 from embedder.vectors import Embedding, Kind, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Hit, Quantization, Search
+from qdrant_sink.search import Hit, Rescoring, Search
 from service.alike import examples
 from service.explaining import Explainer, add_explanations
 from service.naming import named
@@ -135,7 +135,7 @@ def search_of(request: SearchRequest, index: int, result: Result, schema: Collec
         hnsw_ef=request.params.hnsw_ef,
         exact=request.params.exact,
         indexed_only=request.params.indexed_only,
-        quantization=Quantization(**request.params.quantization.model_dump()),
+        rescoring=Rescoring(**request.params.quantization.model_dump()),
         with_payload=request.with_payload,
         with_vectors=request.with_vectors,
         group_by=request.group_by,

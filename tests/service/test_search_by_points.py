@@ -183,7 +183,7 @@ def test_parameters_reach_the_store(serve: Serve, tmp_path: Path) -> None:
     [search] = store.searches
     assert search.indexed_only
     assert (search.group_by, search.group_size) == ("a.b", 2)
-    used = search.quantization
+    used = search.rescoring
     assert (used.rescore, used.oversampling, used.ignore) == (False, 2.5, True)
     store.close()
 

@@ -14,7 +14,7 @@ from qdrant_client import grpc as pb
 
 from embedder.errors import SchemaMismatch, StoreUnavailable
 from qdrant_sink.schema import Placement
-from qdrant_sink.search import Quantization, Search
+from qdrant_sink.search import Rescoring, Search
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
@@ -295,8 +295,8 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
         assert not params.quantization.ignore
     assert not sparse.params.HasField("quantization")
     assert not unquantized.HasField("params")
-    chosen = replace(search, quantization=Quantization(rescore=False), indexed_only=True, exact=True, hnsw_ef=9)
-    ignored = replace(search, quantization=Quantization(ignore=True))
+    chosen = replace(search, rescoring=Rescoring(rescore=False), indexed_only=True, exact=True, hnsw_ef=9)
+    ignored = replace(search, rescoring=Rescoring(ignore=True))
     server_store.query("docs", [chosen, ignored])
     chosen_sent, ignored_sent = double.queries[-1].query_points
     params = chosen_sent.prefetch[0].params
