@@ -13,7 +13,7 @@ from embedder.vectors import Embedding, Kind, Outputs
 from qdrant_sink.conformance import Refusal, conform_query
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.search import Hit, Rescoring, Search
-from service.alike import examples
+from service.examples import examples
 from service.explaining import Explainer, add_explanations
 from service.naming import named
 from service.requests import Like, SearchRequest
