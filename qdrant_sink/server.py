@@ -99,6 +99,7 @@ class ServerStore:
         grpc_port: where gRPC listens.
         timeout_s: whole seconds that one attempt may take.
         deadline_s: seconds after which no further attempt starts; three attempts that time out fit in.
+        patience_s: likewise of what someone waits for: `verify`, `query`, `fetch` and `count`.
         names: of the vectors, in every collection.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
         retried: called before each further attempt; must not raise.
@@ -116,6 +117,7 @@ class ServerStore:
         grpc_port: int = 6334,
         timeout_s: int = 20,
         deadline_s: float = 70.0,
+        patience_s: float = 10.0,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
         retried: Callable[[], None] = lambda: None,
@@ -150,6 +152,7 @@ class ServerStore:
         )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
+        self._patience_s = min(patience_s, deadline_s)
         self._retried = retried
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_LONGEST_PAUSE_S)
         self._guard = threading.Lock()  # of the next two; never held while the server is asked
@@ -157,6 +160,7 @@ class ServerStore:
         self._closed = threading.Event()
         self._names = names
         self._collections = ServerCollections(self._on_client, self._closed.wait, names)
+        self._looks = ServerCollections(functools.partial(self._on_client, soon=True), self._closed.wait, names)
 
     @property
     def label(self) -> str:
@@ -172,7 +176,7 @@ class ServerStore:
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
-        return self._collections.verify(collection, schema)
+        return self._looks.verify(collection, schema)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Build no HNSW graph until `build_index` is called, by whatever process."""
@@ -230,7 +234,7 @@ class ServerStore:
 
         def ask(plans: Sequence[Plan]) -> list[list[Hit]]:
             requests = [query_request(planned, self._names) for planned in plans]
-            answers = self._call(collection, lambda c: c.client.query_batch_points(collection, requests))
+            answers = self._call(collection, lambda c: c.client.query_batch_points(collection, requests), soon=True)
             return [
                 [hit(scored, with_payload=planned.with_payload, names=self._names) for scored in response.points]
                 for planned, response in zip(plans, answers, strict=True)
@@ -251,6 +255,7 @@ class ServerStore:
         found = self._call(
             collection,
             lambda c: c.client.retrieve(collection, wanted, with_payload=selector, with_vectors=names or False),
+            soon=True,
         )
         return {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in found}
 
@@ -281,7 +286,7 @@ class ServerStore:
         """The exact number of points that match."""
         check_collection(collection)
         condition = None if where is None else client_filter(where)
-        return self._call(collection, lambda c: c.client.count(collection, condition, exact=True)).count
+        return self._call(collection, lambda c: c.client.count(collection, condition, exact=True), soon=True).count
 
     def close(self) -> None:
         """Close the connections; calling it twice is harmless. Calls that wait for the first connection end at once."""
@@ -295,14 +300,14 @@ class ServerStore:
             connection.client.close()
         self._channel.close()
 
-    def _on_client(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
-        return self._call(collection, lambda connection: call(connection.client))
+    def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, soon: bool = False) -> T:
+        return self._call(collection, lambda connection: call(connection.client), soon=soon)
 
-    def _call(self, collection: str, call: Callable[[_Connection], T]) -> T:
+    def _call(self, collection: str, call: Callable[[_Connection], T], *, soon: bool = False) -> T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
             wait=self._pause,
-            stop=tenacity.stop_before_delay(self._deadline_s),
+            stop=tenacity.stop_before_delay(self._patience_s if soon else self._deadline_s),
             before_sleep=self._report,
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,

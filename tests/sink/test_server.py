@@ -420,6 +420,30 @@ def test_no_server_at_all_is_unavailable() -> None:
     store.close()
 
 
+def test_what_someone_waits_for_is_given_up_sooner_than_what_must_be_stored() -> None:
+    """While a server is away a search is told so within seconds, and points are tried for as long as it may take."""
+    repeated: set[str] = set()
+    calling: list[str] = []
+    store = ServerStore(
+        "http://127.0.0.1:9", grpc_port=9, deadline_s=1.5, patience_s=0, retried=lambda: repeated.add(calling[-1])
+    )
+    calls: dict[str, Callable[[], object]] = {
+        "query": lambda: store.query("docs", [Search(embedding(0).dense, None)]),
+        "fetch": lambda: store.fetch("docs", [1], True, ()),
+        "count": lambda: store.count("docs"),
+        "verify": lambda: store.verify("docs", SCHEMA),
+        "upsert": lambda: store.upsert("docs", [_point()]),
+        "delete": lambda: store.delete("docs", ids=[1]),
+        "ensure": lambda: store.ensure("docs", SCHEMA),
+    }
+    for name, call in calls.items():
+        calling.append(name)
+        with pytest.raises(StoreUnavailable):
+            call()
+    assert repeated == {"upsert", "delete", "ensure"}
+    store.close()
+
+
 def test_a_server_that_starts_late_is_found(double: GrpcDouble) -> None:
     """The first call waits for a server that is still starting, and then uses gRPC."""
     double.fail("CollectionExists", Code.UNAVAILABLE, times=2)
