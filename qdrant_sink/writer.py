@@ -4,7 +4,7 @@
 
 Batches grow with the load: while the store is idle, what there is is sent; while it works, points gather up to
 `BATCH_BYTES`. A batch that the store refuses is split until the point at fault stands alone; its neighbours are
-stored. When the store no longer answers, does not let the writer in or has lost the collection, what is not there is
+stored. When the store no longer answers, takes nothing at all or has lost the collection, what is not there is
 reported so, and `stored + rejected == submitted` holds in every case.
 """
 
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from embedder.errors import (
-    AccessDenied,
     Internal,
     NotFound,
+    NothingTaken,
     StoreRejected,
     StoreUnavailable,
     WorkerError,
@@ -309,7 +309,7 @@ class Writer:
                 continue
             try:
                 self._store.upsert(self._collection, [claim.point for claim in part], insert_only=self._insert_only)
-            except AccessDenied as error:
+            except NothingTaken as error:
                 sent.failure = error
                 sent.unsent += part
             except StoreRejected as error:

@@ -17,8 +17,10 @@ from qdrant_client import models
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from embedder.errors import (
+    AccessDenied,
     ConfigurationError,
     NotFound,
+    NothingTaken,
     StoreRejected,
     StoreUnavailable,
     WorkerError,
@@ -32,7 +34,7 @@ from qdrant_sink.server import ServerStore
 from qdrant_sink.writer import write
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
-from tests.sink.samples import SCHEMA, draft, embedding
+from tests.sink.samples import SCHEMA, draft, embedding, job
 
 Code = grpc.StatusCode
 SECRET = "key-3f9a-secret"  # noqa: S105 - opens nothing
@@ -45,7 +47,9 @@ def _point(index: int = 0) -> Point:
     return point
 
 
-@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED])
+@pytest.mark.parametrize(
+    "code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED, Code.FAILED_PRECONDITION]
+)
 def test_a_passing_fault_is_waited_out(server_store: ServerStore, double: GrpcDouble, code: Any) -> None:
     """A server that restarts costs a job a moment and no point."""
     server_store.ensure("docs", SCHEMA)
@@ -98,10 +102,12 @@ def test_the_deadline_ends_the_patience(double: GrpcDouble) -> None:
     ("code", "error", "message"),
     [
         (Code.INVALID_ARGUMENT, StoreRejected, "Qdrant refused the request: INVALID_ARGUMENT"),
-        (Code.UNIMPLEMENTED, StoreRejected, "Qdrant refused the request: UNIMPLEMENTED"),
+        (Code.OUT_OF_RANGE, StoreRejected, "Qdrant refused the request: OUT_OF_RANGE"),
+        (Code.UNIMPLEMENTED, NothingTaken, "Qdrant refused the request: UNIMPLEMENTED"),
+        (Code.DATA_LOSS, NothingTaken, "Qdrant refused the request: DATA_LOSS"),
         (Code.NOT_FOUND, NotFound, "collection 'docs' does not exist"),
-        (Code.UNAUTHENTICATED, StoreRejected, "denied access: UNAUTHENTICATED; check QDRANT_API_KEY"),
-        (Code.PERMISSION_DENIED, StoreRejected, "denied access: PERMISSION_DENIED; check QDRANT_API_KEY"),
+        (Code.UNAUTHENTICATED, AccessDenied, "denied access: UNAUTHENTICATED; check QDRANT_API_KEY"),
+        (Code.PERMISSION_DENIED, AccessDenied, "denied access: PERMISSION_DENIED; check QDRANT_API_KEY"),
     ],
 )
 def test_what_a_retry_cannot_cure_is_not_retried(
@@ -112,6 +118,7 @@ def test_what_a_retry_cannot_cure_is_not_retried(
     double.fail("Upsert", code, times=5, details=WORDS)
     with pytest.raises(error) as caught:
         server_store.upsert("docs", [_point()])
+    assert type(caught.value) is error
     assert message in caught.value.message
     assert double.calls.count("Upsert") == 1
     for part in ("user", "10.1.2.3", SECRET, "/var"):
@@ -125,6 +132,25 @@ def test_a_message_too_large_is_split_and_not_repeated(server_store: ServerStore
     double.fail("Upsert", Code.RESOURCE_EXHAUSTED, details=details)
     assert write(server_store, "docs", [draft(0), draft(1)], SCHEMA).stored == 2
     assert double.calls.count("Upsert") == 3
+
+
+@pytest.mark.parametrize("code", [Code.UNIMPLEMENTED, Code.DATA_LOSS, Code.FAILED_PRECONDITION])
+def test_a_server_that_takes_nothing_is_not_asked_point_by_point(double: GrpcDouble, code: Any) -> None:
+    """What no point is at fault for ends the job: a batch of two hundred is not sent in four hundred pieces."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.2, pause_s=0.1)
+    store.ensure("docs", SCHEMA)
+    double.fail("Upsert", code, times=10**6, details=f"Storage locked: {WORDS}")
+    report = write(store, "docs", job(200), SCHEMA)
+    store.close()
+    locked = code is Code.FAILED_PRECONDITION
+    assert (report.stored, len(report.rejected)) == (0, 200)
+    assert {one.code for one in report.rejected} == {"store_unavailable" if locked else "store_rejected"}
+    assert {one.message for one in report.rejected} == {
+        f"Qdrant is not in a state to do it: {code.name}, Storage locked"
+        if locked
+        else f"Qdrant refused the request: {code.name}, Storage locked"
+    }
+    assert double.calls.count("Upsert") <= 20
 
 
 def test_points_that_are_not_yet_stored_are_not_reported_as_stored(
@@ -342,6 +368,7 @@ def test_rest_asks_the_same_question(rest: RestDouble) -> None:
         (429, {"Retry-After": "0"}, refusal("Rate limiting exceeded")),
         (429, {}, refusal("Rate limiting exceeded")),
         (408, {}, refusal("slow")),
+        (403, {}, refusal("Storage locked: maintenance")),
     ],
 )
 def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
@@ -378,16 +405,19 @@ def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
         ),
         (
             (401, {}, "Must provide an API key"),
-            StoreRejected,
+            AccessDenied,
             "denied access: HTTP 401; check QDRANT_API_KEY",
         ),
-        ((403, {}, refusal("Forbidden")), StoreRejected, "denied access: HTTP 403"),
+        ((403, {}, refusal("Forbidden")), AccessDenied, "denied access: HTTP 403"),
+        ((405, {}, refusal(WORDS)), NothingTaken, "Qdrant refused the request: HTTP 405"),
+        ((302, {}, "<html>log in</html>"), NothingTaken, "Qdrant refused the request: HTTP 302"),
+        ((501, {}, refusal(WORDS)), NothingTaken, "Qdrant refused the request: HTTP 501"),
         (
             (404, {}, refusal("Not found: Collection `docs` doesn't exist!")),
             NotFound,
             "'docs' does not exist",
         ),
-        ((200, {}, "surprise"), StoreRejected, "does not fit its API"),
+        ((200, {}, "surprise"), NothingTaken, "does not fit its API"),
     ],
 )
 def test_a_lasting_status_is_told_at_once(
@@ -398,6 +428,7 @@ def test_a_lasting_status_is_told_at_once(
     store = _rest_store(rest, prefer_grpc=False)
     with pytest.raises(error) as caught:
         store.upsert("docs", [_point()])
+    assert type(caught.value) is error
     assert message in caught.value.message
     assert len(rest.requests) == 1
     assert "user" not in caught.value.message
