@@ -251,6 +251,8 @@ class Writer:
         for claim in sent.stored:
             self.stored += claim.indices
             self._settled(claim.indices[0])
+        if isinstance(self.failure, NotFound):
+            self._lose(self.failure)
         for claim, refusal in sent.refused:
             self._refuse(claim.indices, refusal)
         if not sent.unsent:
@@ -259,13 +261,17 @@ class Writer:
             for claim in sent.unsent:
                 self._add(claim)
             return
-        if isinstance(sent.failure, NotFound):  # what was acknowledged is gone with it
-            self._reject(self.stored, sent.failure.code, sent.failure.message)
-            self.stored.clear()
+        if isinstance(sent.failure, NotFound):
+            self._lose(sent.failure)
         error = self.failure or sent.failure
         for claim in sent.unsent:
             self._refuse(claim.indices, error)
         self._give_up(error)
+
+    def _lose(self, error: NotFound) -> None:
+        """What was acknowledged is gone with the collection."""
+        self._reject(self.stored, error.code, error.message)
+        self.stored.clear()
 
     def _remade(self, times_ensured: int) -> bool:
         """Whether a collection that vanished since it was ensured is there again.
@@ -304,7 +310,9 @@ class Writer:
         pending = [batch]
         while pending:
             part = pending.pop()
-            if sent.unsent:
+            if self.failure is not None and not sent.unsent:  # cancelled, or another batch has found the store gone
+                sent.failure = self.failure
+            if self.failure is not None or sent.unsent:
                 sent.unsent += part
                 continue
             try:
