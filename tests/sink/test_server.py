@@ -153,16 +153,52 @@ def test_a_server_that_takes_nothing_is_not_asked_point_by_point(double: GrpcDou
     assert double.calls.count("Upsert") <= 20
 
 
-def test_points_that_are_not_yet_stored_are_not_reported_as_stored(
-    server_store: ServerStore, double: GrpcDouble
-) -> None:
-    """An acknowledgement without completion is no success."""
-    server_store.ensure("docs", SCHEMA)
+def test_points_that_are_not_yet_stored_are_not_reported_as_stored(double: GrpcDouble) -> None:
+    """An acknowledgement without completion is no success, however long one waits."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.3)
+    store.ensure("docs", SCHEMA)
     double.update_status = pb.UpdateStatus.Acknowledged
     with pytest.raises(StoreUnavailable, match="has not stored them yet"):
-        server_store.upsert("docs", [_point()])
+        store.upsert("docs", [_point()])
     with pytest.raises(StoreUnavailable, match="has not done it yet"):
-        server_store.delete("docs", ids=[0])
+        store.delete("docs", ids=[0])
+    store.close()
+
+
+@pytest.mark.parametrize("status", [pb.UpdateStatus.Acknowledged, pb.UpdateStatus.WaitTimeout])
+@pytest.mark.parametrize("insert_only", [False, True])
+def test_what_is_only_acknowledged_is_asked_for_again(
+    server_store: ServerStore, double: GrpcDouble, status: pb.UpdateStatus.ValueType, *, insert_only: bool
+) -> None:
+    """A server that is behind with its queue costs a job a moment, not its end; a deletion is asked for again too."""
+
+    def behind() -> None:
+        double.update_status = status
+        double.before[method] = lambda: setattr(double, "update_status", pb.UpdateStatus.Completed)
+
+    server_store.ensure("docs", SCHEMA)
+    server_store.upsert("docs", [_point(7)])
+    double.calls.clear()
+    method = "Upsert"
+    double.before[method] = behind
+    report = write(server_store, "docs", job(8), SCHEMA, insert_only=insert_only)
+    assert (report.stored, report.skipped, report.rejected) == (8, 1 if insert_only else 0, ())
+    assert double.calls.count(method) == 2
+    method = "Delete"
+    double.before[method] = behind
+    assert server_store.delete("docs", ids=[1, 2]) == 2
+    assert double.calls.count(method) == 2
+    assert server_store.count("docs") == 6
+
+
+def test_what_is_only_acknowledged_over_rest_is_asked_for_again(rest: RestDouble) -> None:
+    """Over HTTP too."""
+    behind: tuple[int, dict[str, str], Any] = (200, {}, result({"operation_id": 1, "status": "acknowledged"}))
+    rest.answers["PUT /collections/docs/points"] = [behind, DONE]
+    store = _rest_store(rest, prefer_grpc=False)
+    store.upsert("docs", [_point()])
+    assert len(rest.requests) == 2
+    store.close()
 
 
 def test_two_workers_create_one_collection(server_store: ServerStore, double: GrpcDouble) -> None:
