@@ -293,14 +293,16 @@ def _too_large(size: str) -> _Refused:
 
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
-    """Refuse a point without a tenant: no search of any tenant would be meant to find it."""
+    """Refuse a point whose tenant is none that the keyword index holds: no search of any tenant is meant to find it."""
     value: Any = payload
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    if type(value) is int or (type(value) is str and value):
+    if type(value) is str and value:
         return
     got = "nothing" if value is None else "an empty string" if value == "" else type(value).__name__
-    raise _Refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty or an integer, got {got}")
+    if type(value) is int:
+        got = "an integer; write it as a string"
+    raise _Refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty, got {got}")
 
 
 def _place(path: str, key: str | int) -> str:
