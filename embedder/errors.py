@@ -10,7 +10,8 @@
     ├── StoreError
     │   ├── StoreUnavailable    store_unavailable    the store does not answer; retry later
     │   ├── StoreRejected       store_rejected       the store refused what it was sent
-    │   │   └── AccessDenied        store_rejected       the store does not let the worker in
+    │   │   └── NothingTaken        store_rejected       the store takes nothing, whatever it is sent
+    │   │       └── AccessDenied        store_rejected       the store does not let the worker in
     │   └── SchemaMismatch      schema_mismatch      the collection differs from what is wanted
     ├── DuplicateId         duplicate_id         two points of one job claim one id
     ├── Cancelled           cancelled            the job was cancelled
@@ -101,8 +102,12 @@ class StoreRejected(StoreError):
     code = "store_rejected"
 
 
-class AccessDenied(StoreRejected):
-    """The store does not let this worker in: nothing that it sends is at fault, and nothing will be taken."""
+class NothingTaken(StoreRejected):
+    """The store refuses whatever it is sent: no content is at fault, and less of it fares no better."""
+
+
+class AccessDenied(NothingTaken):
+    """The store does not let this worker in."""
 
 
 class SchemaMismatch(StoreError):

@@ -44,7 +44,10 @@ PAYLOAD_DEPTH: Final = 24
 """Levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
 
 PAYLOAD_BYTES: Final = 4_000_000
-"""Of the keys and texts of a payload in UTF-8, and 8 per other value: no point alone is more than a batch should be."""
+"""Of the keys and texts of a payload in UTF-8, and 8 per value: no point alone is more than a batch should be.
+
+JSON needs 6 at most around a value and its key (quotes or brackets, colon, comma), and about 8 for a number.
+"""
 
 SPARSE_INDEX_MAX: Final = 2**32 - 1
 
@@ -265,6 +268,9 @@ def _payload(payload: Any) -> dict[str, Any]:
         if depth > PAYLOAD_DEPTH:
             raise _Refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
         named = type(container) is dict
+        size += 8 * len(container)
+        if size > PAYLOAD_BYTES:  # before millions of empty lists are looked at
+            raise _too_large(f"{size} or more")
         for key, item in container.items() if named else enumerate(container):
             if named:
                 fault = _text_fault(key) if type(key) is str else f"a string, got {type(key).__name__}"
@@ -275,22 +281,28 @@ def _payload(payload: Any) -> dict[str, Any]:
                 stack.append((_place(path, key), item, depth + 1))
             elif fault := _scalar_fault(item):
                 raise _Refused("invalid_payload", f"{_place(path, key)}: must be {fault}")
-            else:
-                size += _bytes(item) if type(item) is str else 8
+            elif type(item) is str:
+                size += _bytes(item)
     if size > PAYLOAD_BYTES:
-        raise _Refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
+        raise _too_large(str(size))
     return result
 
 
+def _too_large(size: str) -> _Refused:
+    return _Refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
+
+
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
-    """Refuse a point without a tenant: no search of any tenant would be meant to find it."""
+    """Refuse a point whose tenant is none that the keyword index holds: no search of any tenant is meant to find it."""
     value: Any = payload
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    if type(value) is int or (type(value) is str and value):
+    if type(value) is str and value:
         return
     got = "nothing" if value is None else "an empty string" if value == "" else type(value).__name__
-    raise _Refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty or an integer, got {got}")
+    if type(value) is int:
+        got = "an integer; write it as a string"
+    raise _Refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty, got {got}")
 
 
 def _place(path: str, key: str | int) -> str:

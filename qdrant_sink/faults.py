@@ -8,8 +8,12 @@
       of one message or its whole capacity  413, 400        StoreRejected       no: a smaller batch can pass
     NOT_FOUND                               404             NotFound            no
     UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
-    everything else                         4xx             StoreRejected       no
+    FAILED_PRECONDITION                     403 if locked   StoreUnavailable    yes
+    INVALID_ARGUMENT, OUT_OF_RANGE          400, 422        StoreRejected       no
+    everything else                         the others      NothingTaken        no: nor does a smaller batch pass
 
+A server that is locked for writing, or that moves a shard, answers FAILED_PRECONDITION; over REST the one is a 403
+of its own words and the other a 500. Only what is about content is StoreRejected itself: the writer splits it.
 No message of the server is passed on; `reasons.reason` picks what is harmless in it.
 """
 
@@ -23,7 +27,7 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from embedder.errors import AccessDenied, NotFound, StoreRejected, StoreUnavailable, WorkerError
+from embedder.errors import AccessDenied, NotFound, NothingTaken, StoreRejected, StoreUnavailable, WorkerError
 from qdrant_sink.reasons import reason
 
 RAISED_BY_CLIENT = (
@@ -47,6 +51,8 @@ _TRANSIENT = (
     grpc.StatusCode.CANCELLED,
 )
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_OF_CONTENT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+_HTTP_OF_CONTENT = (400, 413, 422)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +78,22 @@ def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one p
         return _of_grpc(exc, collection)
     if isinstance(exc, UnexpectedResponse):
         return _of_status(exc, collection)
-    if isinstance(exc, ResponseHandlingException) and not isinstance(exc.source, ValueError):
+    if _is_odd_answer(exc):
+        return Fault(NothingTaken("the answer of Qdrant does not fit its API"))
+    if isinstance(exc, ResponseHandlingException):
         return Fault(_unavailable(f"no answer ({type(exc.source).__name__})", ""), retry=True)
     if isinstance(exc, QdrantException):
         return _exhausted("", None)
     if isinstance(exc, OSError):
         return Fault(_unavailable("no connection", ""), retry=True)
     return Fault(StoreRejected("the request or the answer of Qdrant does not fit its API"))
+
+
+def _is_odd_answer(exc: Exception) -> bool:
+    """Whether a success over REST could not be read: it is that of a proxy, or of a server of another version."""
+    if isinstance(exc, ResponseHandlingException):
+        return isinstance(exc.source, ValueError)
+    return isinstance(exc, json.JSONDecodeError)
 
 
 def _of_grpc(exc: Any, collection: str) -> Fault:
@@ -93,7 +108,9 @@ def _of_grpc(exc: Any, collection: str) -> Fault:
         return Fault(_absent(collection))
     if code in _DENIED:
         return Fault(_denied(code.name))
-    return Fault(_rejected(code.name, details))
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return Fault(_not_now(code.name, details), retry=True)
+    return Fault(_rejected(code.name, details) if code in _OF_CONTENT else _nothing(code.name, details))
 
 
 def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
@@ -101,13 +118,16 @@ def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     details = _error_of(exc.content)
     if status == 429:
         return _exhausted(details, _seconds(exc.headers.get("Retry-After")))
-    if status >= 500 or status == 408:
+    if status == 408 or (status >= 500 and status != 501):
         return Fault(_unavailable(f"HTTP {status}", details), retry=True)
     if status == 404:
         return Fault(_absent(collection))
+    if status == 403 and "storage locked" in reason(details).lower():
+        return Fault(_not_now(f"HTTP {status}", details), retry=True)
     if status in (401, 403):
         return Fault(_denied(f"HTTP {status}"))
-    return Fault(_rejected(f"HTTP {status}", details))
+    of_content = status in _HTTP_OF_CONTENT
+    return Fault(_rejected(f"HTTP {status}", details) if of_content else _nothing(f"HTTP {status}", details))
 
 
 def _exhausted(details: str, retry_after_s: float | None) -> Fault:
@@ -124,9 +144,22 @@ def _unavailable(status: str, details: str) -> StoreUnavailable:
     return StoreUnavailable(f"Qdrant does not answer: {status}" + (f", {why}" if why else ""))
 
 
-def _rejected(status: str, details: str) -> StoreRejected:
+def _not_now(status: str, details: str) -> StoreUnavailable:
     why = reason(details)
-    return StoreRejected(f"Qdrant refused the request: {status}" + (f", {why}" if why else ""))
+    return StoreUnavailable(f"Qdrant is not in a state to do it: {status}" + (f", {why}" if why else ""))
+
+
+def _rejected(status: str, details: str) -> StoreRejected:
+    return StoreRejected(_refusal(status, details))
+
+
+def _nothing(status: str, details: str) -> NothingTaken:
+    return NothingTaken(_refusal(status, details))
+
+
+def _refusal(status: str, details: str) -> str:
+    why = reason(details)
+    return f"Qdrant refused the request: {status}" + (f", {why}" if why else "")
 
 
 def _denied(status: str) -> AccessDenied:

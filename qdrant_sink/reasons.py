@@ -22,6 +22,7 @@ _KNOWN = tuple(
         r"request larger than rate limiter capacity",
         r"rate limiting exceeded",
         r"index required but not found",
+        r"storage locked",
         r"already exists",
         r"doesn't exist",
         r"recursion limit (?:exceeded|reached)",

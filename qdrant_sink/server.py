@@ -85,6 +85,11 @@ class _FaultError(Exception):
         self.fault = fault
 
 
+def _unfinished(message: str) -> _FaultError:
+    """Of what waits in the server's queue: the same call again waits behind it and changes nothing, insert_only too."""
+    return _FaultError(Fault(StoreUnavailable(message), retry=True))
+
+
 class ServerStore:
     """Collections on a server. Thread-safe; connects on the first call.
 
@@ -204,17 +209,19 @@ class ServerStore:
         def request() -> bytes:
             return upsert_request(collection, points, insert_only=insert_only, names=self._names)
 
-        def send(connection: _Connection) -> bool:
+        def send(connection: _Connection) -> None:
             if connection.over_grpc:
                 status = self._send(request(), timeout=self._timeout_s).result.status
-                return bool(status == messages.UpdateStatus.Completed)
-            mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
-            rows = points_list(points, self._names)
-            result = connection.client.upsert(collection, rows, wait=True, update_mode=mode)
-            return bool(result.status == models.UpdateStatus.COMPLETED)
+                done = status == messages.UpdateStatus.Completed
+            else:
+                mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
+                rows = points_list(points, self._names)
+                result = connection.client.upsert(collection, rows, wait=True, update_mode=mode)
+                done = result.status == models.UpdateStatus.COMPLETED
+            if not done:
+                raise _unfinished("Qdrant took the points and has not stored them yet")
 
-        if not self._call(collection, send):
-            raise StoreUnavailable("Qdrant took the points and has not stored them yet")
+        self._call(collection, send)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Which of these ids are stored."""
@@ -277,9 +284,13 @@ class ServerStore:
         else:
             selector = models.PointIdsList(points=[client_id(point_id) for point_id in ids])
             there = len(self.existing(collection, ids))
-        result = self._call(collection, lambda c: c.client.delete(collection, selector, wait=True))
-        if result.status != models.UpdateStatus.COMPLETED:
-            raise StoreUnavailable("Qdrant took the deletion and has not done it yet")
+
+        def send(connection: _Connection) -> None:
+            result = connection.client.delete(collection, selector, wait=True)
+            if result.status != models.UpdateStatus.COMPLETED:
+                raise _unfinished("Qdrant took the deletion and has not done it yet")
+
+        self._call(collection, send)
         return there
 
     def count(self, collection: str, where: Filter | None = None) -> int:

@@ -6,6 +6,7 @@ from a worker thread. Vendor exceptions never pass this seam; every method raise
 
     StoreUnavailable   no answer, a time-out, a rate limit: the same call may succeed later
     StoreRejected      the content was refused: repeating it does not help
+    NothingTaken       likewise, but whatever the content is: a smaller part of it is refused too
     NotFound           the collection does not exist (every method but `ensure`, and `verify`, which returns False)
     SchemaMismatch     ensure() and verify(): the collection exists with another schema
     InvalidRequest     a filter that is not Qdrant's, a deletion without ids or condition, a name

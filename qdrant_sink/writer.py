@@ -4,7 +4,7 @@
 
 Batches grow with the load: while the store is idle, what there is is sent; while it works, points gather up to
 `BATCH_BYTES`. A batch that the store refuses is split until the point at fault stands alone; its neighbours are
-stored. When the store no longer answers, does not let the writer in or has lost the collection, what is not there is
+stored. When the store no longer answers, takes nothing at all or has lost the collection, what is not there is
 reported so, and `stored + rejected == submitted` holds in every case.
 """
 
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from embedder.errors import (
-    AccessDenied,
     Internal,
     NotFound,
+    NothingTaken,
     StoreRejected,
     StoreUnavailable,
     WorkerError,
@@ -257,6 +257,8 @@ class Writer:
         for claim in sent.stored:
             self.stored += claim.indices
             self._settled(claim.indices[0])
+        if isinstance(self.failure, NotFound):
+            self._lose(self.failure)
         for claim, refusal in sent.refused:
             self._refuse(claim.indices, refusal)
         if not sent.unsent:
@@ -265,13 +267,17 @@ class Writer:
             for claim in sent.unsent:
                 self._add(claim)
             return
-        if isinstance(sent.failure, NotFound):  # what was acknowledged is gone with it
-            self._reject(self.stored, sent.failure.code, sent.failure.message)
-            self.stored.clear()
+        if isinstance(sent.failure, NotFound):
+            self._lose(sent.failure)
         error = self.failure or sent.failure
         for claim in sent.unsent:
             self._refuse(claim.indices, error)
         self._give_up(error)
+
+    def _lose(self, error: NotFound) -> None:
+        """What was acknowledged is gone with the collection."""
+        self._reject(self.stored, error.code, error.message)
+        self.stored.clear()
 
     def _remade(self, times_ensured: int) -> bool:
         """Whether a collection that vanished since it was ensured is there again.
@@ -310,12 +316,14 @@ class Writer:
         pending = [batch]
         while pending:
             part = pending.pop()
-            if sent.unsent:
+            if self.failure is not None and not sent.unsent:  # cancelled, or another batch has found the store gone
+                sent.failure = self.failure
+            if self.failure is not None or sent.unsent:
                 sent.unsent += part
                 continue
             try:
                 self._store.upsert(self._collection, [claim.point for claim in part], insert_only=self._insert_only)
-            except AccessDenied as error:
+            except NothingTaken as error:
                 sent.failure = error
                 sent.unsent += part
             except StoreRejected as error:

@@ -22,6 +22,7 @@ CODES = {
     "DeviceLost": "model_failure",
     "StoreUnavailable": "store_unavailable",
     "StoreRejected": "store_rejected",
+    "NothingTaken": "store_rejected",
     "AccessDenied": "store_rejected",
     "SchemaMismatch": "schema_mismatch",
     "DuplicateId": "duplicate_id",

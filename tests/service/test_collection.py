@@ -171,7 +171,7 @@ def test_the_store_is_opened_with_the_names(tmp_path: Path) -> None:
 def test_a_point_without_a_tenant_is_rejected_by_itself(serve: Serve) -> None:
     """Its neighbours are stored, and found by their tenant."""
     worker = serve(QDRANT_COLLECTION_CONFIG='{"tenantKey": "tenant"}')
-    payloads = [{"tenant": "acme"}, {}, {"tenant": 7}]
+    payloads = [{"tenant": "acme"}, {}, {"tenant": "7"}]
     target = {"collection": "notes", "payloads": payloads}
     answer = worker.good({"texts": ["one", "two", "three"], "isPassage": True, "qdrant": target})
     assert answer["upsert"]["stored"] == 2

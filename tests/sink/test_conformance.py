@@ -138,15 +138,25 @@ def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, mess
 
 
 @pytest.mark.parametrize(
-    "large", [{"a": "x" * 4_000_000}, {"a": ["é" * 1_000_000] * 2}, {"n": [0] * 500_001}, {"k" * 4_000_001: 1}]
+    "large",
+    [
+        {"a": "x" * 4_000_000},
+        {"a": ["é" * 1_000_000] * 2},
+        {"n": [0] * 500_001},
+        {"k" * 4_000_001: 1},
+        {"n": [[]] * 500_001},
+        {"n": [{}] * 500_001},
+        {"n": [""] * 500_001},
+        {"n": [[[None] * 5000]] * 100},
+    ],
 )
 def test_a_payload_is_at_most_four_megabytes(large: dict[str, Any]) -> None:
-    """Keys, texts and values all count, in UTF-8; the refusal says the limit and the size."""
+    """Keys, texts and values all count, in UTF-8, and so do empty ones; the refusal says the limit and the size."""
     refusal = conform(draft(5, payload=large), SCHEMA)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_payload"
     assert refusal.message.startswith("payload: at most 4000000 bytes with the text, got 400")
-    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_BYTES - 1)}), SCHEMA), Point)
+    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_BYTES - 9)}), SCHEMA), Point)
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:

@@ -20,8 +20,10 @@ from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from embedder.errors import (
+    AccessDenied,
     ConfigurationError,
     NotFound,
+    NothingTaken,
     StoreRejected,
     StoreUnavailable,
     WorkerError,
@@ -35,7 +37,7 @@ from qdrant_sink.server import ServerStore
 from tests.sink.faults import PATIENCE_S
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
-from tests.sink.samples import SCHEMA, draft, embedding
+from tests.sink.samples import SCHEMA, draft, embedding, job
 from tests.sink.writing import write
 
 Code = grpc.StatusCode
@@ -51,7 +53,15 @@ def _point(index: int = 0) -> Point:
 
 @pytest.mark.parametrize(
     "code",
-    [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED, Code.UNKNOWN, Code.CANCELLED],
+    [
+        Code.UNAVAILABLE,
+        Code.DEADLINE_EXCEEDED,
+        Code.INTERNAL,
+        Code.ABORTED,
+        Code.UNKNOWN,
+        Code.CANCELLED,
+        Code.FAILED_PRECONDITION,
+    ],
 )
 def test_a_passing_fault_is_waited_out(server_store: ServerStore, double: GrpcDouble, code: Any) -> None:
     """A server that restarts costs a job a moment and no point."""
@@ -105,10 +115,12 @@ def test_the_deadline_ends_the_patience(double: GrpcDouble) -> None:
     ("code", "error", "message"),
     [
         (Code.INVALID_ARGUMENT, StoreRejected, "Qdrant refused the request: INVALID_ARGUMENT"),
-        (Code.UNIMPLEMENTED, StoreRejected, "Qdrant refused the request: UNIMPLEMENTED"),
+        (Code.OUT_OF_RANGE, StoreRejected, "Qdrant refused the request: OUT_OF_RANGE"),
+        (Code.UNIMPLEMENTED, NothingTaken, "Qdrant refused the request: UNIMPLEMENTED"),
+        (Code.DATA_LOSS, NothingTaken, "Qdrant refused the request: DATA_LOSS"),
         (Code.NOT_FOUND, NotFound, "collection 'docs' does not exist"),
-        (Code.UNAUTHENTICATED, StoreRejected, "denied access: UNAUTHENTICATED; check QDRANT_API_KEY"),
-        (Code.PERMISSION_DENIED, StoreRejected, "denied access: PERMISSION_DENIED; check QDRANT_API_KEY"),
+        (Code.UNAUTHENTICATED, AccessDenied, "denied access: UNAUTHENTICATED; check QDRANT_API_KEY"),
+        (Code.PERMISSION_DENIED, AccessDenied, "denied access: PERMISSION_DENIED; check QDRANT_API_KEY"),
     ],
 )
 def test_what_a_retry_cannot_cure_is_not_retried(
@@ -119,6 +131,7 @@ def test_what_a_retry_cannot_cure_is_not_retried(
     double.fail("Upsert", code, times=5, details=WORDS)
     with pytest.raises(error) as caught:
         server_store.upsert("docs", [_point()])
+    assert type(caught.value) is error
     assert message in caught.value.message
     assert double.calls.count("Upsert") == 1
     for part in ("user", "10.1.2.3", SECRET, "/var"):
@@ -134,16 +147,71 @@ def test_a_message_too_large_is_split_and_not_repeated(server_store: ServerStore
     assert double.calls.count("Upsert") == 3
 
 
-def test_points_that_are_not_yet_stored_are_not_reported_as_stored(
-    server_store: ServerStore, double: GrpcDouble
-) -> None:
-    """An acknowledgement without completion is no success."""
-    server_store.ensure("docs", SCHEMA)
+@pytest.mark.parametrize("code", [Code.UNIMPLEMENTED, Code.DATA_LOSS, Code.FAILED_PRECONDITION])
+def test_a_server_that_takes_nothing_is_not_asked_point_by_point(double: GrpcDouble, code: Any) -> None:
+    """What no point is at fault for ends the job: a batch of two hundred is not sent in four hundred pieces."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.2, pause_s=0.1)
+    store.ensure("docs", SCHEMA)
+    double.fail("Upsert", code, times=10**6, details=f"Storage locked: {WORDS}")
+    report = write(store, "docs", job(200), SCHEMA)
+    store.close()
+    locked = code is Code.FAILED_PRECONDITION
+    assert (report.stored, len(report.rejected)) == (0, 200)
+    assert {one.code for one in report.rejected} == {"store_unavailable" if locked else "store_rejected"}
+    assert {one.message for one in report.rejected} == {
+        f"Qdrant is not in a state to do it: {code.name}, Storage locked"
+        if locked
+        else f"Qdrant refused the request: {code.name}, Storage locked"
+    }
+    assert double.calls.count("Upsert") <= 20
+
+
+def test_points_that_are_not_yet_stored_are_not_reported_as_stored(double: GrpcDouble) -> None:
+    """An acknowledgement without completion is no success, however long one waits."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.3)
+    store.ensure("docs", SCHEMA)
     double.update_status = pb.UpdateStatus.Acknowledged
     with pytest.raises(StoreUnavailable, match="has not stored them yet"):
-        server_store.upsert("docs", [_point()])
+        store.upsert("docs", [_point()])
     with pytest.raises(StoreUnavailable, match="has not done it yet"):
-        server_store.delete("docs", ids=[0])
+        store.delete("docs", ids=[0])
+    store.close()
+
+
+@pytest.mark.parametrize("status", [pb.UpdateStatus.Acknowledged, pb.UpdateStatus.WaitTimeout])
+@pytest.mark.parametrize("insert_only", [False, True])
+def test_what_is_only_acknowledged_is_asked_for_again(
+    server_store: ServerStore, double: GrpcDouble, status: pb.UpdateStatus.ValueType, *, insert_only: bool
+) -> None:
+    """A server that is behind with its queue costs a job a moment, not its end; a deletion is asked for again too."""
+
+    def behind() -> None:
+        double.update_status = status
+        double.before[method] = lambda: setattr(double, "update_status", pb.UpdateStatus.Completed)
+
+    server_store.ensure("docs", SCHEMA)
+    server_store.upsert("docs", [_point(7)])
+    double.calls.clear()
+    method = "Upsert"
+    double.before[method] = behind
+    report = write(server_store, "docs", job(8), SCHEMA, insert_only=insert_only)
+    assert (report.stored, report.skipped, report.rejected) == (8, 1 if insert_only else 0, ())
+    assert double.calls.count(method) == 2
+    method = "Delete"
+    double.before[method] = behind
+    assert server_store.delete("docs", ids=[1, 2]) == 2
+    assert double.calls.count(method) == 2
+    assert server_store.count("docs") == 6
+
+
+def test_what_is_only_acknowledged_over_rest_is_asked_for_again(rest: RestDouble) -> None:
+    """Over HTTP too."""
+    behind: tuple[int, dict[str, str], Any] = (200, {}, result({"operation_id": 1, "status": "acknowledged"}))
+    rest.answers["PUT /collections/docs/points"] = [behind, DONE]
+    store = _rest_store(rest, prefer_grpc=False)
+    store.upsert("docs", [_point()])
+    assert len(rest.requests) == 2
+    store.close()
 
 
 def test_two_workers_create_one_collection(server_store: ServerStore, double: GrpcDouble) -> None:
@@ -349,6 +417,7 @@ def test_rest_asks_the_same_question(rest: RestDouble) -> None:
         (429, {"Retry-After": "0"}, refusal("Rate limiting exceeded")),
         (429, {}, refusal("Rate limiting exceeded")),
         (408, {}, refusal("slow")),
+        (403, {}, refusal("Storage locked: maintenance")),
     ],
 )
 def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
@@ -385,16 +454,19 @@ def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
         ),
         (
             (401, {}, "Must provide an API key"),
-            StoreRejected,
+            AccessDenied,
             "denied access: HTTP 401; check QDRANT_API_KEY",
         ),
-        ((403, {}, refusal("Forbidden")), StoreRejected, "denied access: HTTP 403"),
+        ((403, {}, refusal("Forbidden")), AccessDenied, "denied access: HTTP 403"),
+        ((405, {}, refusal(WORDS)), NothingTaken, "Qdrant refused the request: HTTP 405"),
+        ((302, {}, "<html>log in</html>"), NothingTaken, "Qdrant refused the request: HTTP 302"),
+        ((501, {}, refusal(WORDS)), NothingTaken, "Qdrant refused the request: HTTP 501"),
         (
             (404, {}, refusal("Not found: Collection `docs` doesn't exist!")),
             NotFound,
             "'docs' does not exist",
         ),
-        ((200, {}, "surprise"), StoreRejected, "does not fit its API"),
+        ((200, {}, "surprise"), NothingTaken, "does not fit its API"),
     ],
 )
 def test_a_lasting_status_is_told_at_once(
@@ -405,6 +477,7 @@ def test_a_lasting_status_is_told_at_once(
     store = _rest_store(rest, prefer_grpc=False)
     with pytest.raises(error) as caught:
         store.upsert("docs", [_point()])
+    assert type(caught.value) is error
     assert message in caught.value.message
     assert len(rest.requests) == 1
     assert "user" not in caught.value.message

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
+from time import monotonic, sleep
 from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -322,6 +323,92 @@ def test_an_abandoned_job_sends_nothing_more() -> None:
     assert writer.stored == [0]
     assert sorted(one.index for one in writer.rejected) == list(range(1, 10))
     assert sorted(held.points) == [0]
+
+
+class Splitting(Memory):
+    """A store that refuses every batch, after some only when it is let go, and that gives out beside them.
+
+    Args:
+        free: batches that are refused at once.
+        gone_from: the id of the first point that the store does not answer for any more, once another one waits.
+    """
+
+    def __init__(self, free: int, gone_from: int = 10**9) -> None:
+        super().__init__()
+        self._free = free
+        self._gone_from = gone_from
+        self.waits = Event()
+        self.go = Event()
+
+    def upsert(self, _collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """See `Store.upsert`."""
+        if any(point.id >= self._gone_from for point in points if isinstance(point.id, int)):
+            assert self.waits.wait(PATIENCE)
+            raise StoreUnavailable("no answer")
+        with self._lock:
+            self.batches.append(len(points))
+            late = len(self.batches) > self._free
+        if late:
+            self.waits.set()
+            assert self.go.wait(PATIENCE)
+        raise StoreRejected("refused")
+
+
+def _given_up(writer: Writer) -> None:
+    ends = monotonic() + PATIENCE
+    while writer.failure is None:
+        assert monotonic() < ends
+        sleep(0.001)
+
+
+def test_a_batch_that_is_being_split_is_left_when_the_job_is_cancelled() -> None:
+    """Its other halves are not sent, and each of them is reported once as what the job ended by."""
+    store = Splitting(free=12)
+    with running(store) as writer:
+        for index in range(500):
+            writer.offer(draft(index))
+        assert store.waits.wait(PATIENCE)
+        writer.abandon(Cancelled("nobody waits"))
+        _given_up(writer)
+        store.go.set()
+    assert len(store.batches) <= 12 + IN_FLIGHT
+    assert sorted(one.index for one in writer.rejected) == list(range(500))
+    assert {one.code for one in writer.rejected} <= {"store_rejected", "cancelled"}
+    assert sum(one.code == "cancelled" for one in writer.rejected) > 450
+
+
+def test_a_batch_that_is_being_split_is_left_when_the_store_gives_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch finds the store gone; another, which is being split, is not tried point by point."""
+    monkeypatch.setattr("qdrant_sink.writer.BATCH_POINTS", 100)
+    store = Splitting(free=5, gone_from=150)
+    with running(store) as writer:
+        for index in range(400):
+            writer.offer(draft(index))
+        writer.end()
+        _given_up(writer)
+        store.go.set()
+    assert len(store.batches) <= 5 + IN_FLIGHT
+    assert sorted(one.index for one in writer.rejected) == list(range(400))
+    assert sum(one.code == "store_unavailable" for one in writer.rejected) > 350
+
+
+def test_what_is_acknowledged_late_is_gone_with_the_collection_too() -> None:
+    """A batch whose answer comes after another has found the collection gone is not reported as stored."""
+    arrived = Event()
+
+    class Gone(Memory):
+        def upsert(self, _collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+            if points[0].id:
+                raise NotFound("collection 'c' does not exist")
+            arrived.set()
+            _given_up(writer)
+
+    with running(Gone()) as writer:
+        writer.offer(draft(0))
+        assert arrived.wait(PATIENCE)
+        writer.offer(draft(1))
+    assert writer.stored == []
+    assert sorted((one.index, one.code) for one in writer.rejected) == [(0, "not_found"), (1, "not_found")]
 
 
 def test_a_point_that_cannot_even_be_proven_costs_no_other() -> None:
