@@ -23,6 +23,9 @@ PURE = (
     "writer",
     "pooling",
     "layouts",
+    "edge_segments",
+    "edge_settings",
+    "edge_faults",
 )
 CLIENTS = {
     "server": {"qdrant_client", "grpc", "tenacity"},
@@ -32,6 +35,7 @@ CLIENTS = {
     "protobuf": {"qdrant_client"},
     "faults": {"qdrant_client", "grpc"},
     "edge": {"qdrant_edge"},
+    "edge_collection": {"qdrant_edge"},
     "edge_models": {"qdrant_edge"},
     "edge_schema": {"qdrant_edge"},
     "edge_filter": {"qdrant_edge"},
