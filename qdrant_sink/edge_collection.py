@@ -17,7 +17,7 @@ from embedder.errors import StoreUnavailable
 from qdrant_sink.edge_faults import mapped
 from qdrant_sink.edge_schema import found_collection, found_indexes
 from qdrant_sink.edge_segments import clear_unfinished, without_graph
-from qdrant_sink.edge_settings import merging, recover_config
+from qdrant_sink.edge_settings import limit_threads, merging, recover_config
 from qdrant_sink.found import FoundCollection
 
 
@@ -70,6 +70,22 @@ class EdgeCollection:
             merged = self._merged()
             return changed or merged, self._waiting(self._open(), vector)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds threads, memory maps and a descriptor."""
+        return self._shard is not None
+
+    def rest(self) -> bool:
+        """Flush and close until it is asked for again; false if it is in use just now."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            with mapped("flush"):
+                self._close()
+        finally:
+            self._lock.release()
+        return True
+
     def end(self) -> None:
         """Flush and close for good."""
         with self._lock, mapped("flush"):
@@ -82,6 +98,7 @@ class EdgeCollection:
         if self._shard is None:
             with mapped(f"opening of collection {self._directory.name!r}"):
                 recover_config(self._directory)
+                limit_threads(self._directory)
                 self._shard = edge.EdgeShard.load(str(self._directory))
                 clear_unfinished(self._directory)
         return self._shard

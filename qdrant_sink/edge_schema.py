@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import qdrant_edge as edge
 
-from qdrant_sink.edge_settings import read_config
+from qdrant_sink.edge_settings import SEARCH_THREADS, read_config
 from qdrant_sink.found import FoundCollection, FoundVector
 from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
 
@@ -70,6 +70,7 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
                 memory=edge.Memory.Cold if sparse.on_disk else None,
             )
         },
+        max_search_threads=SEARCH_THREADS,
         payload_memory=None if schema.payload_on_disk is None else _memory(on_disk=schema.payload_on_disk),
     )
 

@@ -15,6 +15,10 @@ from typing import Any, Final
 CONFIG: Final = "edge_config.json"
 """Where the engine keeps the configuration of a collection, in its directory."""
 
+SEARCH_THREADS: Final = 2
+"""Of each open collection. The engine's own choice is eight on two cores; as a rule a search visits two segments, and
+the GIL lets one search run at a time: more threads were measured to be no faster."""
+
 BEFORE: Final = "edge_config.before.json"
 """What it was before `merging`."""
 
@@ -45,6 +49,13 @@ def recover_config(directory: Path) -> None:
     before = directory / BEFORE
     if before.exists():
         before.replace(directory / CONFIG)
+
+
+def limit_threads(directory: Path) -> None:
+    """Before a collection is opened: give it `SEARCH_THREADS`, if it says nothing of its own."""
+    config = read_config(directory)
+    if not config.get("max_search_threads"):
+        _write(directory, CONFIG, {**config, "max_search_threads": SEARCH_THREADS})
 
 
 def _write(directory: Path, name: str, config: Mapping[str, Any]) -> None:
