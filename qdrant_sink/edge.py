@@ -8,6 +8,9 @@ holds the GIL for its whole run, during which the worker answers nothing. Measur
 20 000 points of 1024 components: the exact search takes 12 ms (hybrid 24 ms), the run 98 s, the search after
 it 6 ms (hybrid 2 ms). Call it after a bulk load, before serving.
 
+A process that is killed within that run loses no point, and what it leaves does not keep the next run from building the
+graph: see `edge_segments`. `build_index` raises unless the graph is there.
+
 A write is acknowledged when it is in the write-ahead log: nothing of it is lost when the process ends, however it
 ends. The disk is told every `FLUSH_EVERY_S` seconds, as a server does by default, since telling it takes the
 engine 40 to 200 ms, again with the GIL: a load that did so for every batch took twenty times as long. So a machine
@@ -26,9 +29,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -38,19 +39,20 @@ from embedder.errors import (
     ConfigurationError,
     InvalidRequest,
     NotFound,
-    StoreRejected,
     StoreUnavailable,
     WorkerError,
 )
 from embedder.vectors import Kind
+from qdrant_sink.edge_collection import EdgeCollection
+from qdrant_sink.edge_faults import mapped
 from qdrant_sink.edge_filter import edge_filter
 from qdrant_sink.edge_models import edge_point, hit, payload_selector, query_request, sink_id, stored
-from qdrant_sink.edge_schema import CONFIG, create_index, edge_config, found_collection, found_indexes
+from qdrant_sink.edge_schema import create_index, edge_config
+from qdrant_sink.edge_settings import CONFIG
 from qdrant_sink.filters import matches_all
-from qdrant_sink.found import FoundCollection, missing_indexes, verify
+from qdrant_sink.found import missing_indexes, verify
 from qdrant_sink.grouping import answer
 from qdrant_sink.points import Point, PointId
-from qdrant_sink.reasons import reason
 from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
 from qdrant_sink.search import Hit, Plan, Search, Stored, WithPayload
 from qdrant_sink.store import COLLECTION_NAME, Filter, check_collection
@@ -60,18 +62,9 @@ log = logging.getLogger(__name__)
 FLUSH_EVERY_S: Final = 5.0
 """Qdrant's own `flush_interval_sec`."""
 
-
-@dataclass(slots=True)
-class _Collection:
-    shard: edge.EdgeShard
-    config: FoundCollection
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    unflushed: bool = False
-
-    def described(self) -> FoundCollection:
-        """What the collection is now, its payload indexes included."""
-        with self.lock, _mapped("description of a collection"):
-            return replace(self.config, payload_indexes=found_indexes(self.shard))
+OPEN_COLLECTIONS: Final = 64
+"""Each holds two threads, a descriptor and 20 to 60 memory maps, and jobs choose the names. To open one again takes
+10 ms, or a third of a second with 3 000 points of 1024 dimensions."""
 
 
 class EdgeStore:
@@ -80,26 +73,26 @@ class EdgeStore:
     Args:
         path: of the directory; made if it is not there.
         names: of the vectors, in every collection.
+        open_collections: at most; beyond that those are closed that were asked for the longest ago.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process owns it.
     """
 
-    def __init__(self, path: str | Path, *, names: VectorNames = NAMES) -> None:
+    def __init__(
+        self, path: str | Path, *, names: VectorNames = NAMES, open_collections: int = OPEN_COLLECTIONS
+    ) -> None:
         self._root = Path(path)
         self._names = names
         self._guard = threading.Lock()
-        self._open: dict[str, _Collection] = {}
+        self._open_collections = open_collections
+        self._known: dict[str, EdgeCollection] = {}  # the last one asked for at the end
         self._lock_file = _own(self._root)
         self._closed = False
         self._ending = threading.Event()
         self._flusher = threading.Thread(target=self._flush_regularly, name="edge-flush", daemon=True)
         self._flusher.start()
-        for leftover in self._root.glob(".creating-*"):
-            if leftover.is_symlink():
-                leftover.unlink(missing_ok=True)
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
+        self._clear_half_made()
 
     @property
     def label(self) -> str:
@@ -113,15 +106,15 @@ class EdgeStore:
             self._check_open()
             name = self._real(collection)
             if not self._exists(name):
-                self._open.pop(name, None)  # its directory was removed from under it
+                self._known.pop(name, None)  # its directory was removed from under it
                 self._create(name, schema)
-            opened = self._load(name)
-        found = opened.described()
+            there = self._at(name)
+        found = there.described()
         verify(collection, schema, found)
         for key, index in missing_indexes(schema, found).items():
-            with opened.lock, _mapped(f"payload index on {key!r}"):
-                create_index(opened.shard, key, index)
-                opened.shard.flush()
+            with there.opened() as shard, mapped(f"payload index on {key!r}"):
+                create_index(shard, key, index)
+                shard.flush()
             log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
@@ -132,20 +125,22 @@ class EdgeStore:
             name = self._real(collection)
             if not self._exists(name):
                 return False
-            opened = self._load(name)
-        found = opened.described()
+            there = self._at(name)
+        found = there.described()
         verify(collection, schema, found)
         return not missing_indexes(schema, found)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Nothing to defer: the graph is built by `build_index` alone."""
-        with self._collection(collection):
-            self._check(collection, schema)
+        self._found(collection)
+        self._check(collection, schema)
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
-        """As `optimize`, which nothing interrupts, whatever `timeout_s`."""
+        """As `optimize`, which nothing interrupts, whatever `timeout_s`; then see that the graph is there."""
         self._check(collection, schema)
-        self.optimize(collection)
+        _, waiting = self._found(collection).optimize(self._names.dense)
+        if waiting:
+            raise StoreUnavailable(f"collection {collection!r} is not ready: {waiting} points are in no HNSW graph")
 
     def collection_of(self, name: str) -> str | None:
         """See `Store.collection_of`."""
@@ -166,7 +161,7 @@ class EdgeStore:
             if self._real(collection) != collection or not self._exists(collection):
                 raise NotFound(f"collection {collection!r} does not exist")
             beside = self._root / f".creating-{uuid.uuid4().hex}"
-            with _mapped(f"alias {alias!r}"):
+            with mapped(f"alias {alias!r}"):
                 beside.symlink_to(collection)
                 beside.replace(self._root / alias)
 
@@ -176,10 +171,10 @@ class EdgeStore:
         if not points:
             return
         mode = edge.UpdateMode.InsertOnly if insert_only else edge.UpdateMode.Upsert
-        with _mapped("points"):
+        with mapped("points"):
             rows = [edge_point(point, self._names) for point in points]
             operation = edge.UpdateOperation.upsert_points(rows, update_mode=mode)
-        with self._written(collection) as shard, _mapped("points"):
+        with self._found(collection).opened(to_write=True) as shard, mapped("points"):
             shard.update(operation)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
@@ -187,7 +182,7 @@ class EdgeStore:
         check_collection(collection)
         if not ids:
             return set()
-        with self._collection(collection) as shard, _mapped("ids"):
+        with self._found(collection).opened() as shard, mapped("ids"):
             return {sink_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
@@ -196,7 +191,7 @@ class EdgeStore:
 
         def ask(plans: Sequence[Plan]) -> list[list[Hit]]:
             requests = [query_request(one, self._names) for one in plans]
-            with self._collection(collection) as shard, _mapped("search"):
+            with self._found(collection).opened() as shard, mapped("search"):
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
                 return [[hit(scored, self._names) for scored in hits] for hits in answers]
 
@@ -210,7 +205,7 @@ class EdgeStore:
         if not ids:
             return {}
         names = [self._names.of(kind) for kind in with_vectors]
-        with self._collection(collection) as shard, _mapped("ids"):
+        with self._found(collection).opened() as shard, mapped("ids"):
             found = shard.retrieve(list(ids), with_payload=payload_selector(with_payload), with_vector=names or False)
             return {sink_id(record.id): stored(record, self._names) for record in found}
 
@@ -221,7 +216,7 @@ class EdgeStore:
         condition = edge_filter(where)
         if where is not None and matches_all(where):
             raise InvalidRequest("filter: must have at least one condition to delete by, got none")
-        with self._written(collection) as shard, _mapped("deletion"):
+        with self._found(collection).opened(to_write=True) as shard, mapped("deletion"):
             if condition is not None:
                 there = shard.count(edge.CountRequest(exact=True, filter=condition))
                 shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
@@ -233,15 +228,13 @@ class EdgeStore:
     def count(self, collection: str, where: Filter | None = None) -> int:
         """The exact number of points that match."""
         condition = edge_filter(where)
-        with self._collection(collection) as shard, _mapped("count"):
+        with self._found(collection).opened() as shard, mapped("count"):
             return shard.count(edge.CountRequest(exact=True, filter=condition))
 
     def optimize(self, collection: str) -> bool:
         """Build the HNSW graph and merge segments; holds the GIL throughout. True if anything was done."""
-        with self._collection(collection) as shard, _mapped("optimisation"):
-            changed = shard.optimize()
-            shard.flush()
-            return changed
+        changed, _ = self._found(collection).optimize(self._names.dense)
+        return changed
 
     def close(self) -> None:
         """Flush and release the directory; calling it twice is harmless."""
@@ -252,52 +245,33 @@ class EdgeStore:
             self._ending.set()
             failed: WorkerError | None = None
             try:
-                for opened in self._open.values():
+                for one in self._known.values():
                     try:
-                        with opened.lock, _mapped("flush"):
-                            opened.shard.flush()
-                            opened.shard.close()
+                        one.end()
                     except WorkerError as error:  # the other collections are closed all the same
                         failed = error
                 if failed is not None:
                     raise failed
             finally:
-                self._open.clear()
+                self._known.clear()
                 os.close(self._lock_file)
 
-    @contextmanager
-    def _collection(self, name: str) -> Iterator[edge.EdgeShard]:
-        opened = self._found(name)
-        with opened.lock:
-            yield opened.shard
-
-    @contextmanager
-    def _written(self, name: str) -> Iterator[edge.EdgeShard]:
-        """As `_collection`, to be flushed soon."""
-        opened = self._found(name)
-        with opened.lock:
-            opened.unflushed = True
-            yield opened.shard
-
-    def _found(self, name: str) -> _Collection:
+    def _found(self, name: str) -> EdgeCollection:
         check_collection(name)
         with self._guard:
             self._check_open()
             real = self._real(name)
             if not self._exists(real):
                 raise NotFound(f"collection {name!r} does not exist")
-            return self._load(real)
+            return self._at(real)
 
     def _flush_regularly(self) -> None:
         while not self._ending.wait(FLUSH_EVERY_S):
             with self._guard:
-                opened = list(self._open.values())
-            for one in opened:
+                known = list(self._known.values())
+            for one in known:
                 try:
-                    with one.lock, _mapped("flush"):
-                        if one.unflushed and not self._closed:
-                            one.shard.flush()
-                            one.unflushed = False
+                    one.flush()
                 except WorkerError as error:  # tried again in a while; the points are in the log
                     log.error("%s", error.message)
 
@@ -324,39 +298,39 @@ class EdgeStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _load(self, name: str) -> _Collection:
-        opened = self._open.get(name)
-        if opened is None:
-            directory = self._root / name
-            with _mapped(f"opening of collection {name!r}"):
-                opened = _Collection(edge.EdgeShard.load(str(directory)), found_collection(directory))
-            self._open[name] = opened
-        return opened
+    def _at(self, name: str) -> EdgeCollection:
+        """The collection of a directory that is there, and room for it to be open."""
+        there = self._known.pop(name, None) or EdgeCollection(self._root / name)
+        others = [one for one in self._known.values() if one.is_open]
+        self._known[name] = there
+        excess = len(others) + 1 - self._open_collections
+        for one in others:
+            if excess <= 0:
+                break
+            try:
+                excess -= one.rest()
+            except WorkerError as error:  # it stays open and is tried again; the points are in the log
+                log.error("%s", error.message)
+        return there
+
+    def _clear_half_made(self) -> None:
+        for leftover in self._root.glob(".creating-*"):
+            if leftover.is_symlink():
+                leftover.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _create(self, name: str, schema: CollectionSchema) -> None:
         """Create beside and rename, so that a crash leaves no half-made collection."""
         beside = self._root / f".creating-{uuid.uuid4().hex}"
-        with _mapped(f"creation of collection {name!r}"):
+        with mapped(f"creation of collection {name!r}"):
+            self._clear_half_made()  # of a try that failed: the same call is made again
             shard = edge.EdgeShard.create(str(beside), edge_config(schema))
             for key, index in schema.indexes.items():
                 create_index(shard, key, index)
             shard.flush()
             shard.close()
             beside.rename(self._root / name)
-
-
-@contextmanager
-def _mapped(what: str) -> Iterator[None]:
-    """Turn whatever the engine raises, its panics too, into the errors of the seam."""
-    try:
-        yield
-    except (WorkerError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as exc:  # PanicException derives from BaseException
-        why = reason(str(exc))
-        if "space" in why:
-            raise StoreUnavailable(f"Qdrant Edge cannot write: {why}") from exc
-        raise StoreRejected(f"Qdrant Edge refused the {what}" + (f": {why}" if why else "")) from exc
 
 
 def _own(root: Path) -> int:

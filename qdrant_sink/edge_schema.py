@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import qdrant_edge as edge
 
+from qdrant_sink.edge_settings import SEARCH_THREADS, read_config
 from qdrant_sink.found import FoundCollection, FoundVector
 from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
-
-CONFIG: Final = "edge_config.json"
-"""Where the engine keeps the configuration of a collection, in its directory."""
 
 FULL_SCAN_KB: Final = 10_000
 """Below this many kilobytes of candidates a filtered search compares all of them (Qdrant's default)."""
@@ -73,6 +70,7 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
                 memory=edge.Memory.Cold if sparse.on_disk else None,
             )
         },
+        max_search_threads=SEARCH_THREADS,
         payload_memory=None if schema.payload_on_disk is None else _memory(on_disk=schema.payload_on_disk),
     )
 
@@ -93,7 +91,7 @@ def found_indexes(shard: edge.EdgeShard) -> dict[str, PayloadIndex]:
 
 def found_collection(directory: Path) -> FoundCollection:
     """What the engine has written beside the data; of the payload indexes it says nothing there."""
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
+    config = read_config(directory)
     found = {name: _found_vector(params, config) for name, params in (config.get("vectors") or {}).items()}
     for name, params in (config.get("sparse_vectors") or {}).items():
         modifier = (params.get("modifier") or "none").lower()

@@ -148,19 +148,19 @@ class Interrupted(EdgeStore):
 
     def __init__(self, path: Path, at: int) -> None:
         super().__init__(path)
-        self._at = at
+        self._failing = at
         self._numbers = iter(range(1_000_000))
-        self._later = threading.Event()
+        self._stored_later = threading.Event()
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""
         number = next(self._numbers)
-        if number == self._at:
-            self._later.wait(PATIENCE)
+        if number == self._failing:
+            self._stored_later.wait(PATIENCE)
             raise StoreUnavailable("Qdrant does not answer: DEADLINE_EXCEEDED")
         super().upsert(collection, points, insert_only=insert_only)
-        if number > self._at:
-            self._later.set()
+        if number > self._failing:
+            self._stored_later.set()
 
 
 def test_a_version_that_was_cut_short_leaves_nothing_behind_a_gap(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigurationError, InvalidRequest, StoreRejected
+from embedder.errors import ConfigurationError, InvalidRequest, StoreRejected, StoreUnavailable
 from embedder.vectors import SparseVector
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.edge_faults import mapped
+from qdrant_sink.edge_settings import SEARCH_THREADS, limit_threads, read_config
 from qdrant_sink.points import Point
 from qdrant_sink.schema import Placement
 from qdrant_sink.search import Search
@@ -23,6 +28,10 @@ from tests.sink.samples import SCHEMA, draft
 from tests.sink.writing import write
 
 ROOT = Path(__file__).parents[2]
+
+
+def _entries(directory: str) -> int:
+    return len(list(Path(directory).iterdir()))
 
 
 def test_one_process_owns_the_directory(tmp_path: Path) -> None:
@@ -157,3 +166,97 @@ def test_words_of_the_engine_are_passed_on_only_where_they_are_harmless(
     with pytest.raises(StoreRejected) as caught:
         edge_store.upsert("docs", [Point(1, {}, **vectors)])
     assert caught.value.message.lower() == "qdrant edge refused the points" + (f": {reason}" if reason else "")
+
+
+def test_collections_beyond_a_bound_are_closed_and_opened_again(tmp_path: Path) -> None:
+    """Jobs choose the names, so threads must not grow with them; what was written is there when it is asked for."""
+    store = EdgeStore(tmp_path, open_collections=3)
+    for i in range(8):
+        store.ensure(f"docs_{i}", SCHEMA)
+        write(store, f"docs_{i}", [draft(j) for j in range(i + 1)], SCHEMA)
+        assert sum(one.is_open for one in store._known.values()) <= 3
+    threads = _entries("/proc/self/task")
+    assert [store.count(f"docs_{i}") for i in range(8)] == list(range(1, 9))
+    assert [name for name, one in store._known.items() if one.is_open] == ["docs_5", "docs_6", "docs_7"]
+    assert _entries("/proc/self/task") <= threads + 3 * SEARCH_THREADS
+    store.close()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        store.count("docs_0")
+
+
+def test_closing_and_writing_do_not_meet(tmp_path: Path) -> None:
+    """Several threads at more collections than may be open lose nothing, and none is told anything."""
+    store = EdgeStore(tmp_path, open_collections=2)
+    for i in range(4):
+        store.ensure(f"docs_{i}", SCHEMA)
+
+    def fill(worker: int) -> None:
+        for j in range(8):
+            assert write(store, f"docs_{(worker + j) % 4}", [draft(100 * worker + j)], SCHEMA).stored == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fill, range(4)))
+    assert [store.count(f"docs_{i}") for i in range(4)] == [8] * 4
+    store.close()
+
+
+def test_a_collection_in_use_is_not_closed(tmp_path: Path) -> None:
+    """The bound gives way to what is under way, and is met again afterwards."""
+    store = EdgeStore(tmp_path, open_collections=1)
+    for name in ("docs", "other"):
+        store.ensure(name, SCHEMA)
+    with store._found("docs").opened() as shard:
+        assert store.count("other") == 0
+        assert shard.info().points_count == 0
+        assert all(one.is_open for one in store._known.values())
+    assert store.count("other") == 0
+    assert not store._known["docs"].is_open
+    store.close()
+
+
+def test_threads_are_few_and_the_operator_s_to_choose(tmp_path: Path) -> None:
+    """A collection of an earlier version is given as few as a new one; what it states itself stays."""
+    store = EdgeStore(tmp_path)
+    store.ensure("docs", SCHEMA)
+    assert read_config(tmp_path / "docs")["max_search_threads"] == SEARCH_THREADS
+    store.close()
+    config = tmp_path / "docs" / "edge_config.json"
+    stated = read_config(tmp_path / "docs")
+    for before, after in (({}, SEARCH_THREADS), ({"max_search_threads": 5}, 5)):
+        config.write_text(json.dumps({**{k: v for k, v in stated.items() if k != "max_search_threads"}, **before}))
+        limit_threads(tmp_path / "docs")
+        assert read_config(tmp_path / "docs") == {**stated, "max_search_threads": after}
+
+
+def test_what_the_system_refuses_may_be_there_later(tmp_path: Path) -> None:
+    """Out of descriptors is said so and can be tried again, which then succeeds."""
+    store = EdgeStore(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_entries("/proc/self/fd") - 1, hard))
+    try:
+        with pytest.raises(StoreUnavailable, match="creation of collection 'docs': too many open files"):
+            store.ensure("docs", SCHEMA)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    store.ensure("docs", SCHEMA)
+    assert list(tmp_path.glob(".creating-*")) == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("service error: mmap of /secret: Cannot allocate memory (os error 12)"),
+            "cannot allocate memory",
+        ),
+        (RuntimeError('Custom { error: Os { code: 11, kind: WouldBlock, message: "x" } }'), "temporarily unavailable"),
+        (OSError(30, "x", "/secret"), "read-only file system"),
+        (MemoryError(), "cannot allocate memory"),
+    ],
+)
+def test_words_of_the_system_are_its_own(error: Exception, words: str) -> None:
+    """Whatever the form in which it arrives, no path is quoted."""
+    with pytest.raises(StoreUnavailable, match=words) as caught, mapped("points"):
+        raise error
+    assert "secret" not in caught.value.message

@@ -19,6 +19,7 @@ CLIENTS = {
     "protobuf": {"qdrant_client"},
     "faults": {"qdrant_client", "grpc"},
     "edge": {"qdrant_edge"},
+    "edge_collection": {"qdrant_edge"},
     "edge_models": {"qdrant_edge"},
     "edge_schema": {"qdrant_edge"},
     "edge_filter": {"qdrant_edge"},

@@ -1,0 +1,157 @@
+"""The graph of an embedded collection is built whatever happened to the process that was building it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.errors import StoreUnavailable
+from embedder.vectors import Embedding
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.edge_segments import GRAPH_KB, found_segments, without_graph
+from qdrant_sink.edge_settings import BEFORE, CONFIG, merging, read_config
+from qdrant_sink.points import Draft
+from qdrant_sink.schema import schema_for
+from qdrant_sink.search import Search
+from qdrant_sink.writer import write
+from tests.sink.samples import SCHEMA, draft, unit
+
+ROOT = Path(__file__).parents[2]
+WIDE = schema_for(1024, 8)
+POINTS = GRAPH_KB // 4 + 100
+"""Just enough for a graph, and too few for two."""
+PATIENCE_S = 60
+
+
+def load(directory: str) -> EdgeStore:
+    """A store with all points in "docs" and nothing of them flushed."""
+    store = EdgeStore(directory)
+    store.ensure("docs", WIDE)
+    dense = vectors()
+    rows = [Draft(i, i, {"i": i}, Embedding(dense[i], None, None, 3, truncated=False)) for i in range(POINTS)]
+    assert write(store, "docs", rows, WIDE).stored == POINTS
+    return store
+
+
+def vectors() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The dense vectors of the points."""
+    return unit(np.random.default_rng(0).normal(size=(POINTS, 1024)))
+
+
+def _killed_while_it_optimises(directory: Path, call: str) -> None:
+    """Load in another process and end it as soon as the engine is building."""
+    script = f"""
+        import sys
+        from tests.sink.test_edge_graph import load
+        store = load(sys.argv[1])
+        print("loaded", flush=True)
+        {call}
+        print("built", flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(directory)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "loaded\n"
+        deadline = time.monotonic() + PATIENCE_S
+        while not list((directory / "docs").glob("temp_segments/*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.kill()
+        assert child.stdout.read() == ""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'store.optimize("docs")',
+        pytest.param(  # as it was done before: unflushed, so that the log is dealt among two segments
+            'store._known["docs"]._shard.optimize()', marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_kill_while_the_graph_is_built_costs_no_point_and_no_graph(tmp_path: Path, call: str) -> None:
+    """After a kill -9 in the middle every point is there, and the next `build_index` does build the graph."""
+    _killed_while_it_optimises(tmp_path, call)
+    docs = tmp_path / "docs"
+    store = EdgeStore(tmp_path)
+    assert store.count("docs") == POINTS
+    assert list((docs / "temp_segments").iterdir()) == []
+    store.build_index("docs", WIDE, timeout_s=PATIENCE_S)
+    store.close()
+    assert sum(segment.points for segment in found_segments(docs, "dense") if segment.indexed) == POINTS
+    assert list(docs.glob("segments/*/vector_index-dense/graph*"))
+    assert without_graph(docs, "dense", POINTS) == 0
+    assert not (read_config(docs).get("optimizers") or {}).get("indexing_threshold")
+    store = EdgeStore(tmp_path)
+    dense = vectors()
+    found = store.query("docs", [Search(dense=dense[i], using=("dense",), limit=1) for i in range(0, POINTS, 100)])
+    assert [hits[0].id for hits in found] == list(range(0, POINTS, 100))
+    assert store.count("docs") == POINTS
+    store.close()
+
+
+def test_a_graph_that_is_not_there_is_told(edge_store: EdgeStore, tmp_path: Path) -> None:
+    """Whatever the engine says it has done: a load ends well only when the graph is there."""
+
+    class Idle:
+        """A shard that optimises nothing."""
+
+        def __init__(self, shard: Any) -> None:
+            self._shard = shard
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._shard, name)
+
+        def optimize(self) -> bool:
+            return False
+
+    edge_store.ensure("docs", SCHEMA)
+    write(edge_store, "docs", [draft(i) for i in range(200)], SCHEMA)
+    edge_store.build_index("docs", SCHEMA, timeout_s=1)  # so few want none
+    docs = tmp_path / "edge" / "docs"
+    config = read_config(docs)
+    (docs / CONFIG).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
+    there: Any = edge_store._known["docs"]
+    there._shard = Idle(there._shard)
+    there._merged = lambda: False
+    with pytest.raises(StoreUnavailable, match="collection 'docs' is not ready: 200 points are in no HNSW graph"):
+        edge_store.build_index("docs", SCHEMA, timeout_s=1)
+
+
+def test_settings_are_as_they_were_after_a_kill(tmp_path: Path) -> None:
+    """A process that ends while segments are joined leaves none of the settings for that."""
+    store = EdgeStore(tmp_path)
+    store.ensure("docs", SCHEMA)
+    store.close()
+    docs = tmp_path / "docs"
+    before = read_config(docs)
+    inside = merging(docs)
+    inside.__enter__()
+    assert read_config(docs)["optimizers"]["default_segment_number"] == 1
+    assert (docs / BEFORE).exists()
+    store = EdgeStore(tmp_path)
+    assert store.count("docs") == 0
+    assert not (docs / BEFORE).exists()
+    after = read_config(docs)
+    assert {key: after[key] for key in before} == before
+    assert not any((after.get("optimizers") or {}).values())
+    store.close()
+
+
+def test_what_the_engine_does_not_open_is_no_segment(edge_store: EdgeStore, tmp_path: Path) -> None:
+    """A kill may leave the beginnings of a segment: they are not in the way of what asks for the graph."""
+    edge_store.ensure("docs", SCHEMA)
+    write(edge_store, "docs", [draft(i) for i in range(3)], SCHEMA)
+    docs = tmp_path / "edge" / "docs"
+    (docs / "segments" / "01234567-89ab-cdef-0123-456789abcdef").mkdir()
+    edge_store.build_index("docs", SCHEMA, timeout_s=1)
+    assert [segment.points for segment in found_segments(docs, "dense")] == [3]
