@@ -19,10 +19,9 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.edge_segments import GRAPH_KB, found_segments, without_graph
 from qdrant_sink.edge_settings import BEFORE, CONFIG, merging, read_config
 from qdrant_sink.points import Draft
-from qdrant_sink.schema import schema_for
 from qdrant_sink.search import Search
-from qdrant_sink.writer import write
-from tests.sink.samples import SCHEMA, draft, unit
+from tests.sink.samples import SCHEMA, draft, schema_for, unit
+from tests.sink.writing import write
 
 ROOT = Path(__file__).parents[2]
 WIDE = schema_for(1024, 8)
