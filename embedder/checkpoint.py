@@ -204,4 +204,7 @@ def read_head(checkpoint: Path, name: str) -> tuple[Tensor, Tensor]:
 
     with readable(f"{name}.pt"):
         state = torch.load(checkpoint / f"{name}.pt", map_location="cpu", weights_only=True)
-        return state["weight"].float(), state["bias"].float()
+        weight, bias = state["weight"], state["bias"]
+        if not all(one.is_floating_point() and one.dtype.itemsize > 1 for one in (weight, bias)):
+            raise TypeError("quantised, and the scale is elsewhere")
+        return weight.float(), bias.float()

@@ -232,10 +232,18 @@ def test_heads_must_divide_the_width(small_checkpoint: Path, packed_from: Load) 
 
 @pytest.mark.parametrize("head", ["sparse_linear", "colbert_linear"])
 @pytest.mark.parametrize(
-    "state", [{}, {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)}, [1, 2], {"weight": 1, "bias": 2}]
+    "state",
+    [
+        {},
+        {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)},
+        [1, 2],
+        {"weight": 1, "bias": 2},
+        {"weight": torch.zeros(1, 16, dtype=torch.int8), "bias": torch.zeros(1)},
+        {"weight": torch.zeros(1, 16).to(torch.float8_e4m3fn), "bias": torch.zeros(1)},
+    ],
 )
 def test_a_head_that_does_not_fit_is_named(small_checkpoint: Path, packed_from: Load, head: str, state: object) -> None:
-    """A head without its weights, or of another width than the model, is refused by name."""
+    """A head without its weights, of another width than the model, or quantised, is refused by name."""
     torch.save(state, small_checkpoint / f"{head}.pt")
     refused(lambda: packed_from(small_checkpoint), head, small_checkpoint)
 
