@@ -91,21 +91,35 @@ def test_auto_is_a_type_that_the_device_multiplies() -> None:
         ({"float32": 170, "bfloat16": 420, "float16": 45}, "bfloat16"),
         ({"float32": 250, "bfloat16": 145, "float16": 240}, "float16"),
         ({"float32": 250, "bfloat16": 145, "float16": 180}, "float32"),
+        ({"float32": 250, "bfloat16": 500, "float16": 480}, "float16"),
+        ({"float32": 250, "bfloat16": 700, "float16": 480}, "bfloat16"),
+        ({"float32": 330, "bfloat16": 320, "float16": 240}, "bfloat16"),
+        ({"float32": 250, "bfloat16": 240}, "bfloat16"),
+        ({"float32": 250, "bfloat16": 145}, "float32"),
     ],
-    ids=["AVX512-BF16 at full rate", "AVX512-FP16", "16 bits much slower"],
+    ids=[
+        "AVX512-BF16 at full rate",
+        "AVX512-FP16",
+        "16 bits much slower",
+        "both about equal",
+        "bfloat16 decisively faster",
+        "float16 much slower",
+        "bfloat16 alone",
+        "bfloat16 alone and slow",
+    ],
 )
 def test_auto_on_a_cpu_is_what_was_measured(
     rates: dict[str, float], best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The type with the best rate is taken; 16 bits that are about as fast as float32 are, for half the memory."""
+    """The better type of those that are about as fast: 16 bits, for half the memory, and float16 as the more exact."""
     monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype in rates)
-    assert choose_dtype("auto", "cpu", rate=rates.__getitem__) == best
+    assert choose_dtype("auto", "cpu", rates=lambda dtypes: {one: rates[one] for one in dtypes}) == best
 
 
 def test_auto_without_16_bit_kernels_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that multiplies no 16 bits gets float32 at once."""
     monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype == "float32")
-    assert choose_dtype("auto", "cpu", rate=lambda dtype: pytest.fail(f"measured {dtype}")) == "float32"
+    assert choose_dtype("auto", "cpu", rates=lambda dtypes: pytest.fail(f"measured {dtypes}")) == "float32"
 
 
 def test_int8_on_a_gpu_is_refused() -> None:
