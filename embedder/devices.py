@@ -1,15 +1,16 @@
-"""Which devices to use and in which type, from what the settings say and what the machine has."""
+"""Which devices to use and in which type, from what the settings say and what the machine has; and their errors."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from embedder.calibration import product_rates
-from embedder.errors import ConfigurationError
+from embedder.errors import ConfigurationError, DeviceLost
 from embedder.linear import has_onednn
 
 log = logging.getLogger(__name__)
@@ -101,3 +102,30 @@ def memory_share(device: str, work: Callable[[], object]) -> float:
         taken = torch.cuda.max_memory_reserved(device) - before
         torch.cuda.empty_cache()
     return taken / free
+
+
+@contextmanager
+def device_errors(device: str) -> Iterator[None]:
+    """What torch raises inside, as `Engine.encode` promises it.
+
+    Raises:
+        MemoryError: the device's memory was too small.
+        DeviceLost: after the error, the device computes no more.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"the batch does not fit into the memory of {device}") from error
+    except RuntimeError as error:
+        if device == "cpu" or _answers(device):
+            raise
+        raise DeviceLost(f"{device} has failed for good ({type(error).__name__})") from error
+
+
+def _answers(device: str) -> bool:
+    """Whether the device still computes; after some errors no call on it ever succeeds again."""
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError:
+        return False
+    return True
