@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from embedder.engine import Engine, TokenBatch
 from embedder.vectors import Outputs
-
-if TYPE_CHECKING:
-    from embedder.linear import Linear
 
 _TEXT = 128
 """Tokens per text while measuring: between a query and a long passage."""
@@ -25,33 +22,33 @@ _SHARE = 0.8
 """Of the free memory of a GPU, what the batches of all lanes may take together."""
 
 
-def product_rate(
-    dtype: str,
-    *,
-    device: str = "cpu",
-    rows: int = 256,
-    repeats: int = 4,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """FLOP/s of a [rows, 1024] x [1024, 4096] product, prepared as the engine prepares it: the best of some runs."""
+def product_rates(
+    dtypes: Sequence[str], *, rows: int = 128, rounds: int = 3, clock: Callable[[], float] = time.thread_time
+) -> dict[str, float]:
+    """FLOP/s by type of a [rows, 1024] x [1024, 4096] product on one core of the CPU, prepared as the engine does it.
+
+    The best of some rounds over all types, in the time that this thread has the core: on a machine that is busy
+    with something else, two threads that wait for each other take ten times as long, in leaps of a time slice.
+    """
     import torch
 
     from embedder.linear import prepare
 
-    stored = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-    with torch.inference_mode():
-        x = torch.ones(rows, 1024, dtype=stored, device=device)
-        weight = torch.ones(4096, 1024, dtype=stored, device=device)
-        linear: Linear = prepare(weight, weight[:, 0].contiguous(), dtype=dtype)
-        linear(x)
-        seconds = []
-        for _ in range(repeats):
-            _wait(device)
-            started = clock()
-            linear(x)
-            _wait(device)
-            seconds.append(clock() - started)
-    return 2.0 * rows * 1024 * 4096 / max(min(seconds), 1e-9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            products = {}
+            for dtype in dtypes:
+                stored = getattr(torch, dtype)
+                x, weight = torch.ones(rows, 1024, dtype=stored), torch.ones(4096, 1024, dtype=stored)
+                products[dtype] = partial(prepare(weight, weight[:, 0].contiguous(), dtype=dtype), x)
+                products[dtype]()
+            runs = [{dtype: _spent(product, clock) for dtype, product in products.items()} for _ in range(rounds)]
+    finally:
+        torch.set_num_threads(threads)
+    operations = 2.0 * rows * 1024 * 4096
+    return {dtype: operations / max(min(run[dtype] for run in runs), 1e-9) for dtype in dtypes}
 
 
 def warm(engine: Engine) -> None:
@@ -107,8 +104,7 @@ def _timed(engine: Engine, tokens: int, clock: Callable[[], float]) -> float:
     return max(clock() - started, 1e-9)
 
 
-def _wait(device: str) -> None:
-    if device != "cpu":
-        import torch
-
-        torch.cuda.synchronize(device)
+def _spent(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
+    work()
+    return clock() - started

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MINI = Path(__file__).parent / "checkpoints" / "mini"
 PLATFORM_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 """Where RunPod's model cache mounts what an endpoint names as its model."""
 
+_SHORTEST = 3
+"""Tokens of a text that the model must take: one, between `<s>` and `</s>`."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 
@@ -67,7 +70,7 @@ class EncoderConfig:
         """From config.json.
 
         Raises:
-            ConfigurationError: it is missing or damaged, or describes another architecture.
+            ConfigurationError: it is missing or damaged, describes another architecture, or has a size that is none.
         """
         path = checkpoint / "config.json"
         if not path.is_file():
@@ -81,25 +84,47 @@ class EncoderConfig:
         ):
             if raw.get(key, wanted) != wanted:
                 raise ConfigurationError(f"MODEL_ID: config.json has {key}={raw[key]!r}, supported is {wanted!r}")
-        try:
-            config = cls(
-                hidden=raw["hidden_size"],
-                layers=raw["num_hidden_layers"],
-                heads=raw["num_attention_heads"],
-                intermediate=raw["intermediate_size"],
-                vocabulary=raw["vocab_size"],
-                positions=raw["max_position_embeddings"],
-                pad_id=raw["pad_token_id"],
-                epsilon=raw["layer_norm_eps"],
-            )
-        except KeyError as error:
-            raise ConfigurationError(f"MODEL_ID: config.json lacks {error.args[0]}") from error
+        config = cls(
+            hidden=_size(raw, "hidden_size"),
+            layers=_size(raw, "num_hidden_layers"),
+            heads=_size(raw, "num_attention_heads"),
+            intermediate=_size(raw, "intermediate_size"),
+            vocabulary=_size(raw, "vocab_size"),
+            positions=_size(raw, "max_position_embeddings"),
+            pad_id=_size(raw, "pad_token_id", least=0),
+            epsilon=_number(raw, "layer_norm_eps"),
+        )
         if config.hidden % config.heads:
             raise ConfigurationError(
                 f"MODEL_ID: config.json has hidden_size={config.hidden}, "
                 f"which is no multiple of num_attention_heads={config.heads}"
             )
+        if config.max_length < _SHORTEST:
+            raise ConfigurationError(
+                f"MODEL_ID: config.json has max_position_embeddings={config.positions}, "
+                f"which leaves no text {_SHORTEST} tokens behind pad_token_id={config.pad_id}"
+            )
         return config
+
+
+def _size(raw: dict[str, Any], key: str, *, least: int = 1) -> int:
+    found = _required(raw, key)
+    if type(found) is not int or found < least:  # true is an int, too
+        raise ConfigurationError(f"MODEL_ID: config.json has {key}={found!r}, which must be a whole number >= {least}")
+    return found
+
+
+def _number(raw: dict[str, Any], key: str) -> float:
+    found = _required(raw, key)
+    if type(found) not in (int, float) or not 0 < found < math.inf:
+        raise ConfigurationError(f"MODEL_ID: config.json has {key}={found!r}, which must be a number > 0")
+    return float(found)
+
+
+def _required(raw: dict[str, Any], key: str) -> Any:
+    if key not in raw:
+        raise ConfigurationError(f"MODEL_ID: config.json lacks {key}")
+    return raw[key]
 
 
 @contextmanager
@@ -204,4 +229,7 @@ def read_head(checkpoint: Path, name: str) -> tuple[Tensor, Tensor]:
 
     with readable(f"{name}.pt"):
         state = torch.load(checkpoint / f"{name}.pt", map_location="cpu", weights_only=True)
-        return state["weight"].float(), state["bias"].float()
+        weight, bias = state["weight"], state["bias"]
+        if not all(one.is_floating_point() and one.dtype.itemsize > 1 for one in (weight, bias)):
+            raise TypeError("quantised, and the scale is elsewhere")
+        return weight.float(), bias.float()

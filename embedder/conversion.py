@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from embedder.checkpoint import readable
-from embedder.tensorfile import TensorFile
+from embedder.tensorfile import CODES, TensorFile
 
 log = logging.getLogger(__name__)
 
-_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _END = 2**20
 """Bytes of the source's beginning and end that identify it. At the end an archive has the checksums of its parts."""
 
@@ -89,7 +88,7 @@ def _write(tensors: TensorFile, file: BinaryIO, identity: str) -> None:
         for name in ordered:
             shape = tensors.shapes[name]
             begin, end = end, end + torch.Size(shape).numel() * dtypes[name].itemsize
-            header[name] = {"dtype": _CODES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
+            header[name] = {"dtype": CODES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little"))

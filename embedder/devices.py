@@ -1,22 +1,23 @@
-"""Which devices to use and in which type, from what the settings say and what the machine has."""
+"""Which devices to use and in which type, from what the settings say and what the machine has; and their errors."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from embedder.calibration import product_rate
-from embedder.errors import ConfigurationError
+from embedder.calibration import product_rates
+from embedder.errors import ConfigurationError, DeviceLost
 from embedder.linear import has_onednn
 
 log = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_PAYS = 0.75
-"""Share of float32's rate at which 16 bits still pay: they halve the memory, and the time of a single query."""
+_DECISIVE = 4 / 3
+"""How many times as fast a type must be to be taken before a better one: measuring leaves a tenth open."""
 
 
 def choose_devices(setting: str | None) -> list[str]:
@@ -37,32 +38,40 @@ def choose_devices(setting: str | None) -> list[str]:
 
 
 def choose_dtype(
-    setting: str, device: str, *, engine: str = "packed", rate: Callable[[str], float] = product_rate
+    setting: str,
+    device: str,
+    *,
+    engine: str = "packed",
+    rates: Callable[[Sequence[str]], Mapping[str, float]] = product_rates,
 ) -> str:
     """The type of the matrix products: `DTYPE`, with `auto` resolved.
 
-    `auto` is float16 on CUDA. On a CPU it is measured, in about 0.1 s: the faster of bfloat16 and float16
-    among those that the processor multiplies, unless float32 is clearly faster. What a processor says
-    of itself does not settle it: with AVX512-BF16 but no AMX, bfloat16 is 2.6 times as fast as float32 on
-    one vendor's cores and half as fast on another's. FlagEmbedding computes in float32 on any CPU.
+    `auto` is float16 on CUDA. On a CPU it is measured, in about 0.2 s, among the types that the processor
+    multiplies: float16, unless another is faster by a third; then the faster of bfloat16 and float32, where
+    float32 again must be faster by a third. For 16 bits halve the memory and the time of a single query, and
+    float16 is ten times closer to float32 than bfloat16 is. What a processor says of itself does not settle
+    it: with AVX512-BF16 but no AMX, bfloat16 is 2.6 times as fast as float32 on one vendor's cores and half as
+    fast on another's. FlagEmbedding computes in float32 on any CPU.
 
     Args:
         setting: `DTYPE`.
         device: `cpu` or `cuda:N`.
         engine: `packed` or `flagembedding`.
-        rate: FLOP/s of a product by type.
+        rates: FLOP/s of a product by type.
     """
     if setting != "auto":
         return setting
     if device != "cpu":
         return "float16"
-    narrow = [dtype for dtype in ("bfloat16", "float16") if has_onednn(dtype)]
-    if engine != "packed" or not narrow:
+    chosen, *others = [dtype for dtype in ("float16", "bfloat16") if has_onednn(dtype)] + ["float32"]
+    if engine != "packed" or not others:
         return "float32"
-    rates = {dtype: rate(dtype) for dtype in ("float32", *narrow)}
-    log.info("rates of a product: %s", ", ".join(f"{dtype} {rates[dtype] / 1e9:.0f} GFLOP/s" for dtype in rates))
-    best = max(narrow, key=lambda dtype: rates[dtype])
-    return best if rates[best] >= _PAYS * rates["float32"] else "float32"
+    found = rates([chosen, *others])
+    log.info("rates of a product on a core: %s", ", ".join(f"{one} {found[one] / 1e9:.0f} GFLOP/s" for one in found))
+    for other in others:
+        if found[other] >= _DECISIVE * found[chosen]:
+            chosen = other
+    return chosen
 
 
 def _named(name: str) -> str:
@@ -93,3 +102,30 @@ def memory_share(device: str, work: Callable[[], object]) -> float:
         taken = torch.cuda.max_memory_reserved(device) - before
         torch.cuda.empty_cache()
     return taken / free
+
+
+@contextmanager
+def device_errors(device: str) -> Iterator[None]:
+    """What torch raises inside, as `Engine.encode` promises it.
+
+    Raises:
+        MemoryError: the device's memory was too small.
+        DeviceLost: after the error, the device computes no more.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"the batch does not fit into the memory of {device}") from error
+    except RuntimeError as error:
+        if device == "cpu" or _answers(device):
+            raise
+        raise DeviceLost(f"{device} has failed for good ({type(error).__name__})") from error
+
+
+def _answers(device: str) -> bool:
+    """Whether the device still computes; after some errors no call on it ever succeeds again."""
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError:
+        return False
+    return True

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedder.checkpoint import EncoderConfig, read_head
-from embedder.devices import memory_share
+from embedder.devices import device_errors, memory_share
 from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
-from embedder.errors import ConfigurationError, DeviceLost
+from embedder.errors import ConfigurationError
 from embedder.flash import flash_kernel
 from embedder.heads import Heads
 from embedder.linear import Linear, prepare
@@ -74,7 +74,7 @@ class PackedEngine:
 
         On CUDA a batch that gives way runs on a stream of lower priority, and `give_way` is not called.
         """
-        with self._errors(), torch.inference_mode(), self._on_stream(urgent=give_way is None):
+        with device_errors(self.device), torch.inference_mode(), self._on_stream(urgent=give_way is None):
             return self._encode(batch, outputs, give_way if give_way and self.device == "cpu" else _stay)
 
     def memory_share(self, batch: TokenBatch) -> float:
@@ -83,7 +83,7 @@ class PackedEngine:
 
     def probe(self, batch: TokenBatch) -> None:
         """See `Engine.probe`: one layer."""
-        with self._errors(), torch.inference_mode(), self._on_stream(urgent=False):
+        with device_errors(self.device), torch.inference_mode(), self._on_stream(urgent=False):
             packing = Packing.of(np.sort(batch.lengths), self.device, flash=self._flash)
             x = torch.ones(len(batch.ids), self.hidden_size, dtype=_STORED[self.dtype], device=self.device)
             self._layers[0](x, packing, _stay)
@@ -143,26 +143,6 @@ class PackedEngine:
         torch.cuda.set_device(self.device)  # for good: a switch back could touch a device that is lost
         with torch.cuda.stream(stream):
             yield
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """What torch raises, as the seam has it."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(f"the batch does not fit into the memory of {self.device}") from error
-        except RuntimeError as error:
-            if self.device == "cpu" or self._answers():
-                raise
-            raise DeviceLost(f"{self.device} has failed for good ({type(error).__name__})") from error
-
-    def _answers(self) -> bool:
-        """Whether the device still computes; after some errors no call on it ever succeeds again."""
-        try:
-            torch.zeros(1, device=self.device).add_(1).item()
-        except RuntimeError:
-            return False
-        return True
 
     def _load(self, checkpoint: Path) -> None:
         stored = _STORED[self.dtype]

@@ -34,8 +34,10 @@ def flash_kernel(device: str, dtype: torch.dtype, head: int) -> Flash | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10
         return None
-    # A text's sums are not split by the length of the longest text beside it, where torch lets one say so.
-    unsplit: dict[str, Any] = {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
+    # A text's sums are not split by the length of the longest text beside it, where torch lets one say so: on ROCm
+    # its kernel has the parameter and refuses it.
+    tells = "num_splits" in signature(varlen_attn).parameters and torch.version.hip is None
+    unsplit: dict[str, Any] = {"num_splits": 1} if tells else {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
         found: Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest, **unsplit)  # type: ignore[assignment]

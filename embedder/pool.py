@@ -193,8 +193,15 @@ class ModelPool:
             return self._queue.tokens
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call this when no device is left that computes: the process can serve nothing any more."""
-        self._when_lost = callback
+        """Call this once when no device is left that computes: the process can serve nothing any more.
+
+        At once if that is so already; else from a lane's thread.
+        """
+        with self._changed:
+            self._when_lost = callback
+            lost = not self._engines
+        if lost:
+            callback()
 
     def watch(self, callback: Watch) -> None:
         """Call this, from a lane's thread, after every batch."""
@@ -298,10 +305,12 @@ class ModelPool:
     def _lose(self, engine: Engine, error: DeviceLost) -> list[Engine]:
         """Take an engine out of service; the engines that are left. Without any, nobody waits on."""
         with self._changed:
-            if engine in self._engines:
+            first = engine in self._engines  # another lane may have found out before
+            if first:
                 log.critical("%s; %d devices left", error.message, len(self._engines) - 1)
                 self._engines.remove(engine)
             left = list(self._engines)
+            told = self._when_lost
             stranded = [] if left else self._queue.drain()
             self._changed.notify_all()
         for pick in stranded:
@@ -310,8 +319,8 @@ class ModelPool:
         for future in {pick.key.future for pick in stranded if pick.key.deliver is None}:
             if future.set_running_or_notify_cancel():
                 future.set_exception(DeviceLost(_NO_DEVICE))
-        if not left:
-            self._when_lost()
+        if first and not left:
+            told()
         return left
 
     def _deliver(self, batch: list[Pick[_Job]], passes: list[Pass]) -> None:

@@ -55,10 +55,13 @@ class ReferenceEngine:
 
     def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
         """See `Engine.encode`. Gives way between its padded groups."""
+        from embedder.devices import device_errors
+
         order = np.argsort(batch.lengths, kind="stable")
         parts: dict[int, dict[str, np.ndarray]] = {}
         for texts in _padded_groups(order, batch.lengths):
-            parts |= zip(texts, self._forward(batch, texts, outputs), strict=True)
+            with device_errors(self.device):
+                parts |= zip(texts, self._forward(batch, texts, outputs), strict=True)
             if give_way is not None:
                 give_way()
         each = [parts[text] for text in range(len(batch))]
@@ -87,17 +90,14 @@ class ReferenceEngine:
         offsets = batch.offsets
         ids = [batch.ids[offsets[text] : offsets[text + 1]].tolist() for text in texts]
         features = [{"input_ids": one, "attention_mask": [1] * len(one)} for one in ids]
-        try:
-            with self._lock, torch.inference_mode():
-                padded = pad_with_compat(self._flag.tokenizer, features, padding=True, return_tensors="pt")
-                out = self._flag.model(
-                    padded.to(self.device),
-                    return_dense=outputs.dense,
-                    return_sparse=outputs.sparse,
-                    return_colbert_vecs=outputs.colbert,
-                )
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(f"the batch does not fit into the memory of {self.device}") from error
+        with self._lock, torch.inference_mode():
+            padded = pad_with_compat(self._flag.tokenizer, features, padding=True, return_tensors="pt")
+            out = self._flag.model(
+                padded.to(self.device),
+                return_dense=outputs.dense,
+                return_sparse=outputs.sparse,
+                return_colbert_vecs=outputs.colbert,
+            )
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in out.items()}
         found: list[dict[str, np.ndarray]] = [{} for _ in texts]
         for row, one in enumerate(ids):

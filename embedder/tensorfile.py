@@ -14,6 +14,8 @@ from embedder.errors import ConfigurationError
 
 SLICE = 2**24
 """Most elements of a slice, and most that are mapped at once: 64 MiB of float32."""
+CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""The types in which a weight is a number of its own, as safetensors calls them."""
 
 
 class TensorFile:
@@ -30,7 +32,7 @@ class TensorFile:
         slice_elements: most elements of a slice; a single row may be more.
 
     Attributes:
-        shapes: shape of each tensor of the encoder, by its name in the file.
+        shapes: shape of each tensor of the encoder, by its name in the file; of a `.bin`, those of `CODES` only.
 
     Raises:
         ConfigurationError: the file is damaged, or holds more than tensors: no code in it is run.
@@ -52,6 +54,11 @@ class TensorFile:
     def dtype(self, name: str) -> torch.dtype:
         """The type of a tensor in the file."""
         return self._slice(name, 0, 0).dtype
+
+    def code(self, name: str) -> str:
+        """The type of a tensor in the file, as safetensors calls it."""
+        one = self._tensors[name]
+        return CODES.get(one.dtype, str(one.dtype)) if isinstance(one, Tensor) else str(one.get_dtype())
 
     def slices(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """The rows of a tensor as (number of the first, [n, ...] in the type of the file), in order.
@@ -99,7 +106,7 @@ class TensorFile:
             with safe_open(self.path, framework="pt") as file:
                 return {name: file.get_slice(name) for name in file.keys() if _is_used(name)}  # noqa: SIM118 - no mapping
         state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mappable)
-        return {name: one for name, one in state.items() if _is_used(name) and one.is_floating_point()}
+        return {name: one for name, one in state.items() if _is_used(name) and one.dtype in CODES}
 
 
 def _is_used(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,11 +26,23 @@ _MARK = "\u2581"
 _HEAD: Final = 16
 """Characters per token of the limit that are read of a text at first: four times what a token of prose has."""
 
+_MOST: Final = 64
+"""Characters per token of the limit beyond which no text is read."""
+
+_LEAST: Final = 65_536
+"""Characters that are read of any text, if the limit needs them."""
+
 _MARGIN: Final = 8
 """Tokens beyond the limit that the head of a text must have: its last ones may be others in the whole text."""
 
 _TOGETHER: Final = 1_000_000
 """Characters that are tokenized at once: the library takes up to 300 bytes for each until it is done."""
+
+
+_SPACE: Final = r"[^\S\x1c-\x1f]"  # what the library takes for white space
+_TO_LAST_SPACE: Final = re.compile(rf".*{_SPACE}", re.DOTALL)
+_LONG_SPACE: Final = re.compile(rf"({_SPACE}{{8}}){_SPACE}+")
+_VISIBLE: Final = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +51,7 @@ class EncodedText:
 
     Attributes:
         ids: int32 [T], `<s>` ... `</s>`, T >= 2 and at most the limit asked for.
-        truncated: whether tokens were cut off to reach the limit.
+        truncated: whether some of the text was left out to keep to the limit.
     """
 
     ids: NDArray[np.int32]
@@ -103,7 +116,14 @@ class Tokenizer:
         """Tokenize, cutting each text to `max_length` tokens (>= 3), special tokens included.
 
         Of a long text only the head is read, as far as the limit needs it: what a text takes in time and memory
-        depends on the limit, not on its length.
+        depends on the limit, not on its length. The tokens are those of the whole text, with two exceptions:
+
+        - A word that is longer than 8 characters for each token of the limit may be cut where the head ends. If it
+          repeats one pattern all along, such as `000...`, it may be divided elsewhere than in full: a piece near its
+          beginning is longer or shorter, and those behind it are moved by a few characters.
+        - A text that has not enough tokens in 64 characters for each of the limit, and 65 536 in all, ends there,
+          and is `truncated` if more follows. White space beyond 8 characters in a row is not counted; what has so
+          few tokens beside it are characters that the vocabulary lacks, a whole word of which is one token.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
@@ -171,16 +191,21 @@ class Tokenizer:
         piece = self.token(token_id)
         return piece.replace(_MARK, " ").strip() or piece
 
-    def _heads(self, texts: Sequence[str], max_length: int, size: int = _HEAD) -> list[EncodedText]:
-        """The texts by their first `size * max_length` characters; by more where these have too few tokens."""
-        heads = [_head(text, size * max_length) for text in texts]
+    def _heads(self, texts: Sequence[str], max_length: int, size: int | None = None) -> list[EncodedText]:
+        """The texts by their first `size` characters; by more where these have too few tokens."""
+        size = size or _HEAD * max_length
+        most = max(_MOST * max_length, _LEAST)
+        heads = [_head(text, size) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
         found = []
         for text, head, encoding in zip(texts, heads, encodings, strict=True):
             if len(head) == len(text) or len(encoding) >= max_length + _MARGIN:
                 found.append(self._cut(encoding.ids, max_length))
+            elif size >= most:
+                more = _VISIBLE.search(text, len(head)) is not None
+                found.append(self._cut(encoding.ids, max_length, more=more))
             else:
-                found += self._heads([text], max_length, 4 * size)
+                found += self._heads([_LONG_SPACE.sub(r"\1", text)], max_length, min(4 * size, most))
         return found
 
     def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
@@ -193,11 +218,10 @@ class Tokenizer:
                 spans[number] = _trimmed(text, start, end) or (-1, -1)
         return PlacedText(cut.ids, spans)
 
-    def _cut(self, ids: list[int], max_length: int) -> EncodedText:
-        truncated = len(ids) > max_length
-        if truncated:
-            ids = [*ids[: max_length - 1], self._eos]
-        return EncodedText(np.array(ids, dtype=np.int32), truncated)
+    def _cut(self, ids: list[int], max_length: int, *, more: bool = False) -> EncodedText:
+        if len(ids) > max_length:
+            ids, more = [*ids[: max_length - 1], self._eos], True
+        return EncodedText(np.array(ids, dtype=np.int32), more)
 
 
 def _portions(texts: Sequence[str], most: int) -> Iterator[list[str]]:
@@ -215,11 +239,11 @@ def _portions(texts: Sequence[str], most: int) -> Iterator[list[str]]:
 
 
 def _head(text: str, size: int) -> str:
-    """The text, or about `size` characters of its beginning: whole words, unless there is but one."""
+    """The text, or about `size` characters of its beginning: whole words, unless one fills the second half."""
     if len(text) <= size:
         return text
-    head = text[:size]
-    return head.rpartition(" ")[0].rstrip() or head
+    words = _TO_LAST_SPACE.match(text, size // 2, size)
+    return text[: words.end() if words else size]
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:

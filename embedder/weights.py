@@ -12,7 +12,7 @@ from torch import Tensor
 from embedder.checkpoint import readable
 from embedder.conversion import converted
 from embedder.errors import ConfigurationError
-from embedder.tensorfile import SLICE, TensorFile
+from embedder.tensorfile import CODES, SLICE, TensorFile
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Weights:
             device: of the result.
 
         Raises:
-            ConfigurationError: there is no such weight, or it has another shape.
+            ConfigurationError: there is no such weight, it has another shape, or it is no floating-point number.
         """
         return self.read_rows([name], *shape, dtype=dtype, device=device)
 
@@ -98,6 +98,12 @@ class Weights:
         if name not in self._keys:
             raise ConfigurationError(f"MODEL_ID: the checkpoint lacks the weight {name}")
         _require_shape(name, self._file.shapes[self._keys[name]], shape)
+        code = self._file.code(self._keys[name])
+        if code not in CODES.values():  # a quantised weight: without its scale, which is elsewhere, it means nothing
+            raise ConfigurationError(
+                f"MODEL_ID: the weight {name} is stored as {code}, supported are {', '.join(CODES.values())}; "
+                "use the checkpoint that was quantised (DTYPE=int8 quantises it at start)"
+            )
 
 
 def shaped(weight: Tensor, name: str, *shape: int) -> Tensor:

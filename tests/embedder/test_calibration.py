@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
+import torch
 
-from embedder.calibration import calibrate, product_rate, warm
+from embedder.calibration import calibrate, product_rates, warm
 from embedder.engine import EncodedBatch, GiveWay, TokenBatch
 from embedder.vectors import Outputs
 from tests.embedder.fakes import CountingEngine
@@ -117,6 +119,21 @@ def test_a_hiccup_does_not_end_the_search() -> None:
 
 
 def test_the_rate_of_a_product_is_its_arithmetic_over_its_time() -> None:
-    """2 x rows x 1024 x 4096 operations in the shortest of the runs."""
-    ticks = iter([0.0, 0.5, 1.0, 1.25, 2.0, 3.0, 4.0, 5.0])
-    assert product_rate("float32", rows=8, clock=lambda: next(ticks)) == 2 * 8 * 1024 * 4096 / 0.25
+    """2 x rows x 1024 x 4096 operations in the shortest of the runs, of which each type has one per round."""
+    seconds = [0.5, 9.0, 0.25, 7.0, 1.0, 8.0]
+    ticks = chain.from_iterable((10.0 * n, 10.0 * n + took) for n, took in enumerate(seconds))
+    found = product_rates(["float32", "bfloat16"], rows=8, rounds=3, clock=lambda: next(ticks))
+    assert found == {"float32": 2 * 8 * 1024 * 4096 / 0.25, "bfloat16": 2 * 8 * 1024 * 4096 / 7}
+
+
+def test_measuring_a_product_leaves_the_threads_as_they_were() -> None:
+    """One core is measured, and all that were meant to be used are used afterwards."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert product_rates(["float32"], rows=1, clock=torch.get_num_threads) == {"float32": 2 * 1024 * 4096 / 1e-9}
+        with pytest.raises(ZeroDivisionError):
+            product_rates(["float32"], rows=1, clock=lambda: 1 / (torch.get_num_threads() - 1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -163,6 +163,39 @@ def test_a_missing_size_is_named(small_checkpoint: Path) -> None:
     refused(lambda: EncoderConfig.read(small_checkpoint), "layer_norm_eps", small_checkpoint)
 
 
+SIZES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "4", None, True, [1], float("inf")], ids=repr)
+@pytest.mark.parametrize("key", [*SIZES, "max_position_embeddings", "pad_token_id"])
+def test_a_size_that_is_none_is_named(small_checkpoint: Path, key: str, value: object) -> None:
+    """A size that is no positive whole number is refused with its key, the rule and the value; `<pad>` may be 0."""
+    edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
+    if key == "pad_token_id" and value == 0:
+        assert EncoderConfig.read(small_checkpoint).pad_id == 0
+        return
+    least = 0 if key == "pad_token_id" else 1
+    message = f"config.json has {key}={value!r}, which must be a whole number >= {least}"
+    refused(lambda: EncoderConfig.read(small_checkpoint), message, small_checkpoint)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1e-5, "1e-5", None, True, float("nan"), float("inf")], ids=repr)
+def test_an_epsilon_that_is_none_is_named(small_checkpoint: Path, value: object) -> None:
+    """A layer norm divides by the root of epsilon at worst: it must be a number above zero."""
+    edit(small_checkpoint / "config.json", lambda config: config.update(layer_norm_eps=value))
+    message = f"config.json has layer_norm_eps={value!r}, which must be a number > 0"
+    refused(lambda: EncoderConfig.read(small_checkpoint), message, small_checkpoint)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 4])
+def test_a_model_must_take_a_token(small_checkpoint: Path, positions: int) -> None:
+    """Positions that leave no room for a single token of a text are refused."""
+    edit(small_checkpoint / "config.json", lambda config: config.update(max_position_embeddings=positions))
+    refused(
+        lambda: EncoderConfig.read(small_checkpoint), f"max_position_embeddings={positions}, which", small_checkpoint
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_damaged_config_is_named(small_checkpoint: Path, content: bytes) -> None:
     """A config.json that is no JSON object is refused by name."""
@@ -232,10 +265,18 @@ def test_heads_must_divide_the_width(small_checkpoint: Path, packed_from: Load) 
 
 @pytest.mark.parametrize("head", ["sparse_linear", "colbert_linear"])
 @pytest.mark.parametrize(
-    "state", [{}, {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)}, [1, 2], {"weight": 1, "bias": 2}]
+    "state",
+    [
+        {},
+        {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)},
+        [1, 2],
+        {"weight": 1, "bias": 2},
+        {"weight": torch.zeros(1, 16, dtype=torch.int8), "bias": torch.zeros(1)},
+        {"weight": torch.zeros(1, 16).to(torch.float8_e4m3fn), "bias": torch.zeros(1)},
+    ],
 )
 def test_a_head_that_does_not_fit_is_named(small_checkpoint: Path, packed_from: Load, head: str, state: object) -> None:
-    """A head without its weights, or of another width than the model, is refused by name."""
+    """A head without its weights, of another width than the model, or quantised, is refused by name."""
     torch.save(state, small_checkpoint / f"{head}.pt")
     refused(lambda: packed_from(small_checkpoint), head, small_checkpoint)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +41,8 @@ WITH_SPACES = {
     "lines": "one line of the log\n" * 400,
     "blank lines": "a paragraph of text\n\n\n" * 400,
     "space between": "start" + " " * 9000 + "\n" * 9000 + "end",
+    "blank lines with spaces": "a paragraph of text" + " \n" * 3000 + "and another one",
+    "zero-width spaces": "\u200b \n" * 3000 + "a paragraph of text" + "\u200b\n" * 3000,
     "separators that only Python calls space": "a\x1c" * 2000,
 }
 PARTS = st.one_of(
@@ -46,6 +51,7 @@ PARTS = st.one_of(
         lambda text: text[:400]
     ),
     st.sampled_from([" ", "\n", "\r\n", "\n\n", "\t", "\u2028", "\x1c", "\x85", "", ". ", "\u3002"]),
+    st.text(alphabet=" \n\r\t\u3000\u200b\x01\x1c", max_size=40),
 )
 DOCUMENTS = st.lists(PARTS, max_size=30).map("".join)
 
@@ -75,9 +81,29 @@ class Blind(Counting):
 
 
 @pytest.fixture(scope="module")
-def tokenizers(mini: Bench, polyglot_tokenizer: Path) -> list[Tokenizer]:
-    """The miniature's, to which most scripts are unknown, and one that knows them."""
-    return [mini.tokenizer, Tokenizer(polyglot_tokenizer)]
+def blind_to_controls(polyglot_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that, as BGE-M3's, takes zero-width spaces for spaces and control characters for nothing."""
+    path = shutil.copytree(polyglot_tokenizer, tmp_path_factory.mktemp("tokenizer") / "blind") / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    replaced = [
+        {"type": "Replace", "pattern": {"Regex": "[\u200b\u200e\u200f\ufeff]"}, "content": " "},
+        {"type": "Replace", "pattern": {"Regex": "[\\x01-\\x08\\x0e-\\x1f\\x7f]"}, "content": ""},
+    ]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [*replaced, content["normalizer"]]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def tokenizers(mini: Bench, polyglot_tokenizer: Path, blind_to_controls: Path) -> list[Tokenizer]:
+    """The miniature's, to which most scripts are unknown, one that knows them, and one that drops characters."""
+    return [mini.tokenizer, Tokenizer(polyglot_tokenizer), Tokenizer(blind_to_controls)]
+
+
+@cache
+def chunker(tokenizer: Tokenizer) -> Chunker:
+    """One per tokenizer."""
+    return Chunker(tokenizer)
 
 
 def uncovered(text: str, chunks: Sequence[Chunk]) -> str:
@@ -91,7 +117,7 @@ def uncovered(text: str, chunks: Sequence[Chunk]) -> str:
 
 def check(tokenizer: Tokenizer, text: str, max_tokens: int, overlap: int) -> list[Chunk]:
     """What holds for every document."""
-    chunks = Chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap)
+    chunks = chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap)
     assert chunks
     for encoded in tokenizer.encode([text[chunk.start : chunk.end] for chunk in chunks], max_tokens):
         assert not encoded.truncated
@@ -114,7 +140,7 @@ def test_every_chunk_is_encoded_whole_and_nothing_is_lost(
     overlap = data.draw(st.integers(0, max_tokens // 2))
     for tokenizer in tokenizers:
         chunks = check(tokenizer, text, max_tokens, overlap)
-        assert Chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap) == chunks
+        assert chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap) == chunks
 
 
 @pytest.mark.parametrize("overlap", [0, 16])
@@ -241,22 +267,47 @@ def test_the_work_grows_with_the_document_and_not_with_its_square(text: str) -> 
     assert tokenizer.characters < 6 * len(text)
 
 
+@pytest.mark.parametrize(
+    "blank", [" \n", "\n", " ", "\r\n", "\t\n", "\u2003\n", "\u200b\n", "\x01 \n", "\u200b\x01\x02\n"]
+)
+def test_blank_lines_are_no_work(blind_to_controls: Path, blank: str) -> None:
+    """However many lines without a token a document has, the splitter sees a few: no overlap goes back over them."""
+    tokenizer = Counting(blind_to_controls)
+    few, many = ("".join(SENTENCES[:40]) + blank * count + "".join(SENTENCES[40:80]) for count in (20, 20_000))
+    chunks = check(tokenizer, many, 64, 16)
+    tokenizer.characters = 0
+    assert Chunker(tokenizer).split(many, max_tokens=64, overlap=16) == chunks
+    assert tokenizer.characters < 6 * len(few)
+    words = [re.findall(r"\w+", many[chunk.start : chunk.end]) for chunk in chunks]
+    assert words == [re.findall(r"\w+", few[chunk.start : chunk.end]) for chunk in check(tokenizer, few, 64, 16)]
+
+
+def test_paragraphs_stay_paragraphs_however_much_white_space_is_between(mini: Bench) -> None:
+    """Spaces around the newlines, or hundreds of these, make no other chunks than two newlines."""
+    paragraph = "A first sentence here.\nA second one follows.\nAnd a third."
+    [length] = mini.tokenizer.lengths([paragraph])
+    for between in ("\n" * 300, " " * 20 + "\n\n" + "\t" * 20, "\r\n" * 50, "\n\n \n\t\n\n\n \n"):
+        text = between.join([paragraph] * 10)
+        chunks = check(mini.tokenizer, text, max(MIN_TOKENS, length + length // 2), 0)
+        assert {text[chunk.start : chunk.end] for chunk in chunks} == {paragraph}
+
+
 def test_threads_share_a_chunker(mini: Bench) -> None:
     """Jobs that split at the same time, with limits of their own, get what each would get alone."""
-    chunker, text = Chunker(mini.tokenizer), "".join(SENTENCES[:100])
+    shared, text = Chunker(mini.tokenizer), "".join(SENTENCES[:100])
     limits = [32 + 8 * n for n in range(8)]
-    alone = [chunker.split(text, max_tokens=limit, overlap=limit // 4) for limit in limits]
+    alone = [shared.split(text, max_tokens=limit, overlap=limit // 4) for limit in limits]
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(lambda n: chunker.split(text, max_tokens=n, overlap=n // 4), limits)) == alone
+        assert list(threads.map(lambda n: shared.split(text, max_tokens=n, overlap=n // 4), limits)) == alone
 
 
 def test_what_cannot_be_split_so_is_refused(mini: Bench) -> None:
     """The message names the field, the limit and the value."""
-    chunker = Chunker(mini.tokenizer)
+    splits = chunker(mini.tokenizer)
     with pytest.raises(InvalidRequest, match=r"^chunk\.maxTokens must be at least 32, got 31$"):
-        chunker.split("text", max_tokens=31, overlap=0)
+        splits.split("text", max_tokens=31, overlap=0)
     for overlap in (-1, 33):
         with pytest.raises(InvalidRequest, match=rf"^chunk\.overlap must be from 0 to .* 32, got {overlap}$"):
-            chunker.split("text", max_tokens=64, overlap=overlap)
+            splits.split("text", max_tokens=64, overlap=overlap)
     with pytest.raises(UnicodeEncodeError):
-        chunker.split("secret \ud800", max_tokens=64, overlap=0)
+        splits.split("secret \ud800", max_tokens=64, overlap=0)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from embedder.calibration import batch_of
 from embedder.checkpoint import MINI
 from embedder.devices import choose_devices, choose_dtype
 from embedder.encoder import PackedEngine
-from embedder.errors import ConfigurationError
+from embedder.errors import ConfigurationError, DeviceLost
 from embedder.linear import has_onednn
 from embedder.reference import ReferenceEngine
+from embedder.vectors import Outputs
+from tests.embedder.conftest import Bench
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
 with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -91,21 +97,35 @@ def test_auto_is_a_type_that_the_device_multiplies() -> None:
         ({"float32": 170, "bfloat16": 420, "float16": 45}, "bfloat16"),
         ({"float32": 250, "bfloat16": 145, "float16": 240}, "float16"),
         ({"float32": 250, "bfloat16": 145, "float16": 180}, "float32"),
+        ({"float32": 250, "bfloat16": 500, "float16": 480}, "float16"),
+        ({"float32": 250, "bfloat16": 700, "float16": 480}, "bfloat16"),
+        ({"float32": 330, "bfloat16": 320, "float16": 240}, "bfloat16"),
+        ({"float32": 250, "bfloat16": 240}, "bfloat16"),
+        ({"float32": 250, "bfloat16": 145}, "float32"),
     ],
-    ids=["AVX512-BF16 at full rate", "AVX512-FP16", "16 bits much slower"],
+    ids=[
+        "AVX512-BF16 at full rate",
+        "AVX512-FP16",
+        "16 bits much slower",
+        "both about equal",
+        "bfloat16 decisively faster",
+        "float16 much slower",
+        "bfloat16 alone",
+        "bfloat16 alone and slow",
+    ],
 )
 def test_auto_on_a_cpu_is_what_was_measured(
     rates: dict[str, float], best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The type with the best rate is taken; 16 bits that are about as fast as float32 are, for half the memory."""
+    """The better type of those that are about as fast: 16 bits, for half the memory, and float16 as the more exact."""
     monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype in rates)
-    assert choose_dtype("auto", "cpu", rate=rates.__getitem__) == best
+    assert choose_dtype("auto", "cpu", rates=lambda dtypes: {one: rates[one] for one in dtypes}) == best
 
 
 def test_auto_without_16_bit_kernels_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that multiplies no 16 bits gets float32 at once."""
     monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype == "float32")
-    assert choose_dtype("auto", "cpu", rate=lambda dtype: pytest.fail(f"measured {dtype}")) == "float32"
+    assert choose_dtype("auto", "cpu", rates=lambda dtypes: pytest.fail(f"measured {dtypes}")) == "float32"
 
 
 def test_int8_on_a_gpu_is_refused() -> None:
@@ -127,3 +147,50 @@ def test_types_that_flagembedding_lacks_are_refused(dtype: str, device: str, fix
     """`ENGINE=flagembedding` with a type that it cannot compute in names the setting and the fix."""
     with pytest.raises(ConfigurationError, match=rf"DTYPE={dtype}.*{fix}"):
         ReferenceEngine(Path("/nowhere"), device=device, dtype=dtype, dropped_ids=frozenset())
+
+
+@pytest.mark.parametrize(
+    ("device", "answers", "error"),
+    [("cuda:0", True, RuntimeError), ("cuda:0", False, DeviceLost), ("cpu", False, RuntimeError)],
+)
+@pytest.mark.parametrize("name", ["packed", "reference"])
+def test_a_device_is_lost_only_if_it_answers_no_more(
+    *,
+    small_checkpoint: Path,
+    name: str,
+    device: str,
+    answers: bool,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error after which the device still computes is the batch's; any other ends the device's service."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+
+    engine: Any = getattr(Bench(small_checkpoint), name)
+    monkeypatch.setattr("embedder.devices._answers", lambda _: answers)
+    monkeypatch.setattr(engine, "device", device)
+    if name == "packed":
+        monkeypatch.setattr(engine, "_on_stream", lambda **_: nullcontext())
+        monkeypatch.setattr(engine, "_encode", failing)
+    else:
+        monkeypatch.setattr(engine, "_flag", SimpleNamespace(tokenizer=engine._flag.tokenizer, model=failing))
+        monkeypatch.setattr("transformers.BatchEncoding.to", lambda padded, _: padded)
+    with pytest.raises(error) as caught:
+        engine.encode(batch_of([8]), Outputs())
+    assert type(caught.value) is error
+
+
+def test_the_reference_says_when_the_memory_is_too_small(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit is a MemoryError from FlagEmbedding, too, so that the batch is halved."""
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory: secret host")
+
+    engine: Any = Bench(small_checkpoint).reference
+    monkeypatch.setattr(engine, "_flag", SimpleNamespace(tokenizer=engine._flag.tokenizer, model=exhausted))
+    with pytest.raises(MemoryError, match="does not fit into the memory of cpu"):
+        engine.encode(batch_of([8]), Outputs())

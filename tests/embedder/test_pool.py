@@ -278,6 +278,38 @@ def test_without_any_device_nobody_waits_forever() -> None:
         assert told.wait(PATIENCE)
 
 
+def test_the_loss_of_the_last_device_is_told_once() -> None:
+    """Several lanes of a GPU may fail at the same time: whoever asked to be told is told once."""
+    lanes = 4
+    failing = threading.Barrier(lanes)
+
+    def lost() -> DeviceLost:
+        failing.wait(PATIENCE)
+        return DeviceLost("cuda:0 has failed for good")
+
+    engine = CountingEngine(device="cuda:0", broken=range(100), error=lost)
+    told: list[int] = []
+    with pool_of(engine, lanes=lanes, token_budget=3) as pool:
+        pool.when_lost(lambda: told.append(1))
+        with engine.held():
+            futures = [submit(pool, [1], priority=Priority.QUERY) for _ in range(lanes)]
+            for _ in range(lanes):
+                engine.wait_for_pass()
+        assert all(isinstance(done(future)[0], DeviceLost) for future in futures)
+    assert told == [1]
+
+
+def test_who_asks_after_the_last_device_was_lost_is_told_at_once() -> None:
+    """A device that fails before anybody listens, while the rest of a worker starts, is not forgotten."""
+    engine = CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed"))
+    told: list[int] = []
+    with pool_of(engine) as pool:
+        done(submit(pool, [1]))
+        pool.when_lost(lambda: told.append(1))
+        assert told == [1]
+    assert told == [1]
+
+
 def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
     """Jobs that ask for float16 and for float32 rows share a batch, and each gets its type."""
     asked: list[str] = []

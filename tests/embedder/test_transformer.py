@@ -16,7 +16,7 @@ from embedder.calibration import batch_of
 from embedder.checkpoint import MINI
 from embedder.encoder import PackedEngine
 from embedder.engine import TokenBatch
-from embedder.errors import Cancelled, DeviceLost
+from embedder.errors import Cancelled
 from embedder.transformer import Packing
 from embedder.vectors import Outputs
 from tests.embedder.conftest import Bench
@@ -92,7 +92,7 @@ def test_a_pass_can_be_ended_between_pieces(mini: Bench) -> None:
 
 
 def test_what_torch_raises_stops_at_the_engine(packed_from: Callable[[Path], PackedEngine]) -> None:
-    """Out of memory is a MemoryError wherever it happens, and a device that no longer answers is lost."""
+    """Out of memory is a MemoryError wherever it happens."""
 
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")
@@ -103,15 +103,3 @@ def test_what_torch_raises_stops_at_the_engine(packed_from: Callable[[Path], Pac
     for work in (lambda: engine.encode(batch, Outputs()), lambda: engine.probe(batch)):
         with pytest.raises(MemoryError, match="does not fit into the memory of cpu"):
             work()
-
-
-@pytest.mark.parametrize(("answers", "error"), [(True, RuntimeError), (False, DeviceLost)])
-def test_a_device_is_lost_only_if_it_answers_no_more(
-    packed_from: Callable[[Path], PackedEngine], answers: bool, error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error after which the device still computes is the batch's; any other ends the device's service."""
-    engine = packed_from(MINI)
-    monkeypatch.setattr(engine, "device", "cuda:0")
-    monkeypatch.setattr(engine, "_answers", lambda: answers)
-    with pytest.raises(error), engine._errors():
-        raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")

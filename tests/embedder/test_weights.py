@@ -160,6 +160,42 @@ def test_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
         shaped(STATE["a.weight"], "a.weight", *shape)
 
 
+@pytest.mark.parametrize(
+    ("stored", "code"),
+    [
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int64, "I64"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.float8_e5m2, "F8_E5M2"),
+    ],
+    ids=str,
+)
+def test_quantised_weights_are_refused(tmp_path: Path, stored: torch.dtype, code: str) -> None:
+    """A weight that means nothing without a scale is refused with its type and what to do, read or mapped."""
+    weights = Weights.open(saved(tmp_path / "model", STATE | {"a.weight": STATE["a.weight"].to(stored)}))
+    message = (
+        f"^MODEL_ID: the weight a.weight is stored as {code}, supported are F64, F32, F16, BF16; use the checkpoint"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        weights.read_rows(["b.weight", "a.weight"], 3, 8, dtype=torch.float32)
+    with pytest.raises(ConfigurationError, match=message):
+        weights.mapped("a.weight", 3, 8)
+    assert torch.equal(weights.read("b.weight", 3, 8, dtype=torch.float32), STATE["b.weight"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"), [("bin", torch.int8), ("legacy", torch.int8), ("bin", torch.float8_e4m3fn)], ids=str
+)
+def test_quantised_weights_of_a_bin_are_refused(tmp_path: Path, cache: Path, kind: Kind, stored: torch.dtype) -> None:
+    """So is a `pytorch_model.bin` with such weights, whether or not it can be converted."""
+    folder = saved(tmp_path / "model", STATE | {"a.weight": STATE["a.weight"].to(stored)}, kind)
+    for place in (cache, folder / "pytorch_model.bin" / "below"):
+        with pytest.raises(ConfigurationError, match=r"lacks the weight a\.weight"):
+            Weights.open(folder, cache=place).read("a.weight", 3, 8, dtype=torch.float32)
+
+
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
     """Weights of two files are never mixed: a checkpoint that is replaced while it loads stops the start."""
     folder = saved(tmp_path / "model", STATE)
