@@ -31,6 +31,7 @@ from threading import Lock, Thread
 from typing import Any, TextIO
 
 from embedder.errors import ConfigurationError, Overloaded, ResponseTooLarge, WorkerError, whereabouts
+from service.leaving import leave
 from service.lines import BadLineError, Job, Line, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
@@ -323,6 +324,11 @@ def _close(rejects: TextIO) -> None:
         rejects.close()
 
 
+def _nothing_begun(_number: int, _frame: object) -> None:
+    print(_INTERRUPTED, file=sys.stderr, flush=True)
+    leave(2)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the load that the command line describes; returns the exit status."""
     arguments = arguments_of(argv)
@@ -336,6 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"--rejects cannot be written ({error.strerror}): {arguments.rejects}", file=sys.stderr)
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _nothing_begun)
     try:
         # Answers stay in this process, however large.
         settings = Settings.from_environment().model_copy(update={"max_response_mb": 10_000.0})

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -333,6 +334,22 @@ def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
         out = process.stdout.read() if process.stdout is not None else b""
         assert process.wait(PATIENCE) == 2
     assert "interrupted" in json.loads(out)["error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, number: signal.Signals) -> None:
+    """At once, in one line and with the status of a load that was not finished."""
+    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / "edge").exists() and time.monotonic() < deadline:  # opened before the model is loaded
+            time.sleep(0.005)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to go on\n")
 
 
 def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
