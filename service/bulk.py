@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -90,12 +90,31 @@ class Bulk:
         self._lock = Lock()  # lines are read in another thread
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: dict[asyncio.Task[None], Job] = {}
+        self._indexing = False
 
     def stop(self) -> None:
         """Begin no further job; from any thread."""
-        if self._loop is not None:
+        self._soon(self._stopping.set)
+
+    def interrupt(self) -> None:
+        """As `stop`, and tell the person who waits what for; from a signal."""
+        self._soon(self._interrupted)
+
+    def _interrupted(self) -> None:
+        self._stopping.set()
+        texts = sum(len(job.lines) for job in self._running.values())
+        if texts:
+            self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends at once")
+        elif self._indexing:
+            self._say("stopping when the index is built; a second signal ends at once")
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self._loop is None:
+            call()
+        else:
             with suppress(RuntimeError):  # it has ended
-                self._loop.call_soon_threadsafe(self._stopping.set)
+                self._loop.call_soon_threadsafe(call)
 
     def load(self, raw: Iterable[bytes]) -> Total:
         """Load all lines, build the index, set the alias; what could not be done is the total's `failure`."""
@@ -119,6 +138,7 @@ class Bulk:
         if self.total.failure is not None:
             return
         self._say("all sent; building the index")
+        self._indexing = True
         await operations.collections.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
         if arguments.alias is None:
             return
@@ -131,7 +151,7 @@ class Bulk:
         read: asyncio.Queue[Job | None] = asyncio.Queue(maxsize=1)
         Thread(target=self._read, args=(raw, read), name="lines", daemon=True).start()  # a pipe may never end
         stopping = asyncio.create_task(self._stopping.wait())
-        running: dict[asyncio.Task[None], Job] = {}
+        running = self._running
         try:
             while not self._over:
                 coming = asyncio.create_task(read.get())
@@ -152,6 +172,7 @@ class Bulk:
         finally:
             stopping.cancel()
             await asyncio.gather(*running)
+            running.clear()
 
     def _read(self, raw: Iterable[bytes], read: asyncio.Queue[Job | None]) -> None:
         """In a thread of its own: a slow pipe must not keep what was read from being sent."""
@@ -358,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bulk = Bulk(operations, arguments, rejects)
 
         def stop(number: int, _frame: object) -> None:
-            bulk.stop()
+            bulk.interrupt()
             signal.signal(number, signal.SIG_DFL)  # the second time at once
 
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -163,6 +163,22 @@ def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
     assert total.rejected == 0
 
 
+def test_an_interrupted_load_says_what_it_waits_for(load: Loader, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who presses Ctrl-C reads why nothing happens for a while, and that a second time ends it at once."""
+
+    def lines() -> Iterable[bytes]:
+        yield from (line(text=f"some words of text {n} " * 10) for n in range(JOB_TEXTS + 1))
+        while not load.bulk._running:
+            time.sleep(0.001)
+        load.bulk.interrupt()
+
+    total = load(lines())
+    assert total.failure is not None
+    assert "interrupted" in total.failure
+    told = [one for one in capsys.readouterr().err.splitlines() if one.startswith("stopping")]
+    assert told == [f"stopping: up to {JOB_TEXTS} texts under way are finished first; a second signal ends at once"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
