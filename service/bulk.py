@@ -47,6 +47,9 @@ GREEN_TIMEOUT_S = 24 * 3600.0
 PAUSE_S = 1.0
 """Before a job that the pool had no room for is tried again."""
 
+SHOWN = 10
+"""Rejected points that are named on the terminal, where no file is."""
+
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -269,12 +272,20 @@ class Bulk:
         with self._lock:
             self.total.rejected += 1
             if self._rejects is None:
+                self._tell(one)
                 return
             try:
                 print(json.dumps(one, ensure_ascii=False), file=self._rejects, flush=True)
             except OSError as error:
                 self._rejects = None
                 self._fail(f"--rejects cannot be written ({error.strerror})")
+
+    def _tell(self, one: Json) -> None:
+        if self.total.rejected <= SHOWN:
+            chunk = f", chunk {one['chunk']}" if "chunk" in one else ""
+            self._say(f"line {one['line']}{chunk}: {one['message']}")
+        elif self.total.rejected == SHOWN + 1:
+            self._say("more were rejected; use --rejects FILE for all")
 
     @property
     def _over(self) -> bool:
@@ -322,7 +333,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--text-key", default="text", help="where the payload keeps the text")
     parser.add_argument("--defer-index", action="store_true", help="defer the graph of a collection in use, too")
-    parser.add_argument("--rejects", type=Path, help="a file for what was rejected: line, code and message")
+    parser.add_argument("--rejects", type=Path, help="a file for all that was rejected: line, code and message")
     arguments = parser.parse_args(argv)
     if arguments.chunk_overlap is not None and not arguments.chunk_tokens:
         parser.error("--chunk-overlap needs --chunk-tokens")

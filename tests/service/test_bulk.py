@@ -105,6 +105,27 @@ def test_a_point_that_is_refused_is_named_by_its_line(load: Loader) -> None:
     assert [(one["line"], one["code"]) for one in load.rejected] == [(4, "invalid_payload")]
 
 
+def test_rejected_lines_are_named_without_a_file_too(
+    embedder: Embedder, store: EdgeStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first ten by number and reason, and then how to have them all."""
+    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    arguments = bulk.arguments_of(["--collection", "notes", "--chunk-tokens", "32"])
+
+    def told(lines: Iterable[bytes]) -> list[str]:
+        Bulk(operations, arguments, None).load(lines)
+        return [one for one in capsys.readouterr().err.splitlines() if "line" in one or "--rejects" in one]
+
+    long = "The first words of a line that is cut. And the others."
+    assert told([b"[1]", line(text="a"), line(text=long, payload={"n": float("inf")})])[:2] == [
+        "line 1: must be an object, got list",
+        "line 3, chunk 0: payload.n: must be a finite number, got inf",
+    ]
+    many = told([b"nonsense"] * 13)
+    assert many[:10] == [f"line {n}: not JSON (column 1)" for n in range(1, 11)]
+    assert many[10:] == ["more were rejected; use --rejects FILE for all"]
+
+
 def test_one_bad_id_does_not_take_its_job_along(load: Loader) -> None:
     """An id that is none, or a key that the worker writes, is refused for its own line."""
     lines = [
