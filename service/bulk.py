@@ -195,7 +195,7 @@ class Bulk:
             return True
 
         try:
-            if all(put(job) for job in jobs(self._lines(raw))):
+            if all(put(job) for job in jobs(self._lines(raw), self._arguments.alias or self._arguments.collection)):
                 put(None)
         except OSError as error:
             self._fail(f"a file cannot be read ({error.strerror})")

@@ -20,9 +20,10 @@ from embedder.encoder import PackedEngine
 from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import point_id, text_id
 from service import bulk
 from service.bulk import Bulk
-from service.lines import JOB_TEXTS, BadLineError, jobs, parse_line
+from service.lines import JOB_BYTES, JOB_TEXTS, BadLineError, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE
@@ -217,19 +218,22 @@ def test_an_option_that_cannot_be_is_no_fault_of_a_line(load: Loader, options: l
 
 
 def test_jobs_are_small_and_never_mix_ids() -> None:
-    """A job has a bounded number of texts and characters, alone if it must, and ids for all of its lines or none."""
+    """A job has a bounded number of texts, characters and bytes, alone if it must, and ids for all lines or none."""
     lines = [parse_line(n, line(text=f"{n}" + "x" * 300_000)) for n in range(1, 6)]
     lines += [
         parse_line(6, line(text="x" * 2_000_000)),
         parse_line(7, line(text="x", id=1)),
         parse_line(8, line(text="x")),
     ]
-    found = [[one.number for one in job.lines] for job in jobs(lines)]
+    found = [[one.number for one in job.lines] for job in jobs(lines, "notes")]
     assert sorted(found) == [[1, 2, 3], [4, 5], [6], [7], [8]]
+    heavy = [parse_line(n, line(text=f"{n}", payload={"body": "x" * (JOB_BYTES // 3)})) for n in range(1, 6)]
+    heavy.append(parse_line(6, line(text="6", payload={"body": "x" * (2 * JOB_BYTES)})))
+    assert [[one.number for one in job.lines] for job in jobs(heavy, "notes")] == [[1, 2], [3, 4], [5], [6]]
     many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * JOB_TEXTS + 2)]
-    assert [len(job.lines) for job in jobs(many)] == [JOB_TEXTS, JOB_TEXTS, 1]
+    assert [len(job.lines) for job in jobs(many, "notes")] == [JOB_TEXTS, JOB_TEXTS, 1]
     mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
-    assert [len(job.lines) for job in jobs(mixed)] == [50, 50]
+    assert [len(job.lines) for job in jobs(mixed, "notes")] == [50, 50]
 
 
 def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
@@ -240,6 +244,20 @@ def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
     assert (total.stored, total.rejected) == (len(lines), 0)
     wanted = {"must": [{"key": "text", "match": {"any": [f"version 3 of {n}" for n in ids]}}]}
     assert store.count("notes", wanted) == store.count("notes") == len(ids)
+
+
+def test_a_later_line_wins_whatever_the_spelling_of_its_id(load: Loader, store: EdgeStore) -> None:
+    """One UUID in several forms, or named where it would be derived, is one point: the last line is stored."""
+    plain = "0f2f4a3e-5a70-4c5e-9a53-1b7f7b8f2c11"
+    forms = [plain, plain.upper(), f"{{{plain}}}", plain.replace("-", ""), f"urn:uuid:{plain}"]
+    derived = str(point_id("named", "notes"))
+    lines = [line(text=f"version {n}", id=one) for n, one in enumerate([*forms, "named", derived])]
+    of_text = str(text_id("the text", "notes"))
+    total = load([*lines, line(text="the text"), line(text="another text", id=of_text)])
+    assert (total.stored, total.rejected) == (9, 0), load.rejected
+    assert store.count("notes") == 3
+    stored = {"must": [{"key": "text", "match": {"any": ["version 4", "version 6", "another text"]}}]}
+    assert store.count("notes", stored) == 3
 
 
 @pytest.mark.parametrize("lines", [[], [b"nonsense"], [line(text="a"), b"nonsense"]])
