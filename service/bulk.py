@@ -9,7 +9,8 @@ end. The alias is set only then, and only if no line was rejected; ids that are 
 are the same in the next collection. After an interruption run the same command again; with --insert-only it embeds
 only what is missing, which is right if the collection was new.
 
-Exit status: 0 if every point is stored, 1 if some were rejected, 2 if the load could not be finished.
+Exit status: 0 if every point is stored, 1 if some were rejected or the alias did not move, 2 if the load could not be
+finished.
 """
 
 from __future__ import annotations
@@ -55,12 +56,22 @@ _INTERRUPTED = "interrupted; run the same command again to go on"
 
 @dataclass(slots=True)
 class Total:
-    """What became of everything so far, counted in points."""
+    """What became of everything so far, counted in points.
+
+    Attributes:
+        stored: those that are there, of which `skipped` were before.
+        skipped: likewise.
+        rejected: points and lines.
+        failure: why the load could not be finished.
+        alias: whether it moved; None where there is none to move.
+        started: by the monotonic clock.
+    """
 
     stored: int = 0
     skipped: int = 0
     rejected: int = 0
     failure: str | None = None
+    alias: bool | None = None
     started: float = field(default_factory=time.monotonic)
 
     def json(self, collection: str) -> Json:
@@ -73,7 +84,14 @@ class Total:
             "rejected": self.rejected,
             "seconds": round(time.monotonic() - self.started, 1),
         }
+        if self.alias is not None:
+            found["alias"] = self.alias
         return found if self.failure is None else {**found, "error": self.failure}
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 2 if self.failure is not None else 1 if self.rejected or self.alias is False else 0
 
 
 class Bulk:
@@ -89,12 +107,13 @@ class Bulk:
         self._operations = operations
         self._arguments = arguments
         self._rejects = rejects
-        self.total = Total()
+        self.total = Total(alias=None if arguments.alias is None else False)
         self._lock = Lock()  # lines are read in another thread
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[asyncio.Task[None], Job] = {}
         self._indexing = False
+        self._deferred = False
 
     def stop(self) -> None:
         """Begin no further job; from any thread."""
@@ -125,6 +144,11 @@ class Bulk:
             asyncio.run(self._run(raw))
         except WorkerError as error:
             self.total.failure = error.message
+        if self._deferred:
+            self._say(
+                "the graph is still deferred: searches compare with every point until this load, or another into the "
+                "collection, has run to its end and builds it"
+            )
         return self.total
 
     async def _run(self, raw: Iterable[bytes]) -> None:
@@ -133,7 +157,8 @@ class Bulk:
         operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
         if arguments.alias is not None:
             await operations.collections.check_alias(arguments.alias, arguments.collection)
-        if await operations.collections.prepare_load(arguments.collection, defer=arguments.defer_index):
+        self._deferred = await operations.collections.prepare_load(arguments.collection, defer=arguments.defer_index)
+        if self._deferred:
             self._say("the graph is built at the end")
         await self._send_all(raw)
         if self.total.failure is None and self._stopping.is_set():
@@ -143,12 +168,15 @@ class Bulk:
         self._say("all sent; building the index")
         self._indexing = True
         await operations.collections.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
+        self._deferred = False
         if arguments.alias is None:
             return
         if self.total.stored and (arguments.allow_rejected or not self.total.rejected):
             await operations.collections.alias(arguments.alias, arguments.collection)
+            self.total.alias = True
         else:
-            self._say("the alias stays where it is: not every line is stored")
+            read = self.total.stored + self.total.rejected
+            self._say(f"the alias stays where it is: {'not every line is stored' if read else 'no line was read'}")
 
     async def _send_all(self, raw: Iterable[bytes]) -> None:
         read: asyncio.Queue[Job | None] = asyncio.Queue(maxsize=1)
@@ -397,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, stop)
         total = bulk.load(_raw_lines(arguments.files))
         print(json.dumps(total.json(arguments.collection)))
-    return 2 if total.failure is not None else 1 if total.rejected else 0
+    return total.status
 
 
 if __name__ == "__main__":

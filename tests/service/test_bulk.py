@@ -271,6 +271,33 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
 
 
 @pytest.mark.parametrize(
+    ("lines", "options", "outcome"),
+    [
+        ([], [], (False, 1, "no line was read")),
+        ([b"nonsense"], [], (False, 1, "not every line is stored")),
+        ([line(text="a"), b"nonsense"], ["--allow-rejected"], (True, 1, None)),
+        ([line(text="a")], [], (True, 0, None)),
+    ],
+)
+def test_a_script_reads_whether_the_alias_moved(
+    load: Loader,
+    capsys: pytest.CaptureFixture[str],
+    lines: list[bytes],
+    options: list[str],
+    outcome: tuple[bool, int, str | None],
+) -> None:
+    """The summary has it where there is an alias, and a load that left it is no success, with the reason."""
+    moved, status, said = outcome
+    nothing = load([])
+    assert nothing.status == 0
+    assert "alias" not in nothing.json("notes")
+    total = load(lines, "--alias", "live", *options)
+    assert (total.json("notes")["alias"], total.status) == (moved, status)
+    told = [one for one in capsys.readouterr().err.splitlines() if "alias" in one]
+    assert told == ([] if said is None else [f"the alias stays where it is: {said}"])
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--alias", "taken"], "alias: 'taken' is the name of a collection; choose another"),
@@ -288,6 +315,25 @@ def test_an_alias_that_cannot_be_is_said_at_once(load: Loader, store: EdgeStore,
     assert (total.failure, total.stored) == (why, 0)
     assert store.collection_of("notes") is None
     assert store.count("taken") == 1
+
+
+def test_a_graph_that_is_still_deferred_is_no_secret(
+    load: Loader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who defers the graph of a collection in use learns that its searches stay slow, and what ends that."""
+
+    async def broken(_self: Operations, _request: object) -> dict[str, Any]:
+        raise KeyError("secret")
+
+    load([line(text="a")])
+    assert "still deferred" not in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(Operations, "answer", broken)
+        for options, said in (([], False), (["--defer-index"], True)):
+            assert load([line(text="b")], *options).failure is not None
+            assert ("the graph is still deferred" in capsys.readouterr().err) is said
+    assert load([line(text="b")]).failure is None
+    assert "still deferred" not in capsys.readouterr().err
 
 
 def test_a_job_that_breaks_is_a_failure(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
