@@ -307,6 +307,8 @@ class Operations:
 
     @property
     def _model(self) -> str:
+        if self._settings.served_model_name is not None:
+            return self._settings.served_model_name
         name = self._settings.model_id
         return Path(name).name if Path(name).is_dir() else name  # a local path is nobody else's business
 
