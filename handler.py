@@ -61,6 +61,7 @@ def build(settings: Settings | None = None) -> Operations:
 if __name__ == "__main__":
     # First of all: Linux ignores a signal for which the first process of a container has no handler. And without the
     # interpreter's own end, which can crash in a library that another thread is just loading.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from service.worker import serve
 

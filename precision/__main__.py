@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -153,4 +154,8 @@ if __name__ == "__main__":
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     for package in ("embedder", "precision"):
         logging.getLogger(package).setLevel(logging.INFO)
-    sys.exit(main())
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        os._exit(130)  # not by the interpreter's own end, which aborts while a thread is inside torch
+    sys.exit(status)

@@ -109,7 +109,7 @@ class Comparison:
         dense: cosines, one per text.
         colbert: cosines, one per row of any text.
         sparse: of all texts.
-        rankings: `dense`, `sparse`, `colbert`, and `hybrid`, their reciprocal rank fusion; empty without queries.
+        rankings: `dense`, `sparse`, `colbert`, and `all three, RRF`, which is their fusion; empty without queries.
     """
 
     passages: int
@@ -209,8 +209,8 @@ def _rank(queries: Sequence[Embedding], passages: Sequence[Embedding]) -> dict[s
         "colbert": colbert_scores(_colbert(queries), _colbert(passages)),
     }
     candidates = {kind: top(one, CANDIDATES, above=0 if kind == "sparse" else -np.inf) for kind, one in scores.items()}
-    hybrid = top(fused_scores(list(candidates.values()), len(passages)), DEPTH, above=0)
-    return {kind: ranking[:, :DEPTH] for kind, ranking in candidates.items()} | {"hybrid": hybrid}
+    fused = top(fused_scores(list(candidates.values()), len(passages)), DEPTH, above=0)
+    return {kind: ranking[:, :DEPTH] for kind, ranking in candidates.items()} | {"all three, RRF": fused}
 
 
 def _agreement(reference: Ranking, other: Ranking, relevant: NDArray[np.bool_] | None) -> Agreement:

@@ -29,6 +29,7 @@ from embedder.errors import ConfigurationError
 from embedder.vectors import KINDS
 from qdrant_sink.layouts import text_of
 from qdrant_sink.schema import Layout
+from service.leaving import uninterrupted
 from service.operations import Operations
 from service.settings import Settings
 
@@ -254,4 +255,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(uninterrupted(main))

@@ -9,7 +9,8 @@ end. The alias is set only then, and only if no line was rejected; ids that are 
 are the same in the next collection. After an interruption run the same command again; with --insert-only it embeds
 only what is missing, which is right if the collection was new.
 
-Exit status: 0 if every point is stored, 1 if some were rejected, 2 if the load could not be finished.
+Exit status: 0 if every point is stored, 1 if some were rejected or the alias did not move, 2 if the load could not be
+finished.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from threading import Lock, Thread
 from typing import Any, TextIO
 
 from embedder.errors import ConfigurationError, Overloaded, ResponseTooLarge, WorkerError, whereabouts
+from service.leaving import leave
 from service.lines import BadLineError, Job, Line, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
@@ -46,17 +48,30 @@ GREEN_TIMEOUT_S = 24 * 3600.0
 PAUSE_S = 1.0
 """Before a job that the pool had no room for is tried again."""
 
+SHOWN = 10
+"""Rejected points that are named on the terminal, where no file is."""
+
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 @dataclass(slots=True)
 class Total:
-    """What became of everything so far, counted in points."""
+    """What became of everything so far, counted in points.
+
+    Attributes:
+        stored: those that are there, of which `skipped` were before.
+        skipped: likewise.
+        rejected: points and lines.
+        failure: why the load could not be finished.
+        alias: whether it moved; None where there is none to move.
+        started: by the monotonic clock.
+    """
 
     stored: int = 0
     skipped: int = 0
     rejected: int = 0
     failure: str | None = None
+    alias: bool | None = None
     started: float = field(default_factory=time.monotonic)
 
     def json(self, collection: str) -> Json:
@@ -69,7 +84,14 @@ class Total:
             "rejected": self.rejected,
             "seconds": round(time.monotonic() - self.started, 1),
         }
+        if self.alias is not None:
+            found["alias"] = self.alias
         return found if self.failure is None else {**found, "error": self.failure}
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 2 if self.failure is not None else 1 if self.rejected or self.alias is False else 0
 
 
 class Bulk:
@@ -85,16 +107,36 @@ class Bulk:
         self._operations = operations
         self._arguments = arguments
         self._rejects = rejects
-        self.total = Total()
+        self.total = Total(alias=None if arguments.alias is None else False)
         self._lock = Lock()  # lines are read in another thread
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: dict[asyncio.Task[None], Job] = {}
+        self._indexing = False
+        self._deferred = False
 
     def stop(self) -> None:
         """Begin no further job; from any thread."""
-        if self._loop is not None:
+        self._soon(self._stopping.set)
+
+    def interrupt(self) -> None:
+        """As `stop`, and tell the person who waits what for; from a signal."""
+        self._soon(self._interrupted)
+
+    def _interrupted(self) -> None:
+        self._stopping.set()
+        texts = sum(len(job.lines) for job in self._running.values())
+        if texts:
+            self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends at once")
+        elif self._indexing:
+            self._say("stopping when the index is built; a second signal ends at once")
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self._loop is None:
+            call()
+        else:
             with suppress(RuntimeError):  # it has ended
-                self._loop.call_soon_threadsafe(self._stopping.set)
+                self._loop.call_soon_threadsafe(call)
 
     def load(self, raw: Iterable[bytes]) -> Total:
         """Load all lines, build the index, set the alias; what could not be done is the total's `failure`."""
@@ -102,6 +144,11 @@ class Bulk:
             asyncio.run(self._run(raw))
         except WorkerError as error:
             self.total.failure = error.message
+        if self._deferred:
+            self._say(
+                "the graph is still deferred: searches compare with every point until this load, or another into the "
+                "collection, has run to its end and builds it"
+            )
         return self.total
 
     async def _run(self, raw: Iterable[bytes]) -> None:
@@ -110,7 +157,8 @@ class Bulk:
         operations.check(self._request([Line(0, "", None, {})]))  # options are at fault for no line
         if arguments.alias is not None:
             await operations.collections.check_alias(arguments.alias, arguments.collection)
-        if await operations.collections.prepare_load(arguments.collection, defer=arguments.defer_index):
+        self._deferred = await operations.collections.prepare_load(arguments.collection, defer=arguments.defer_index)
+        if self._deferred:
             self._say("the graph is built at the end")
         await self._send_all(raw)
         if self.total.failure is None and self._stopping.is_set():
@@ -118,19 +166,23 @@ class Bulk:
         if self.total.failure is not None:
             return
         self._say("all sent; building the index")
+        self._indexing = True
         await operations.collections.build_index(arguments.collection, timeout_s=GREEN_TIMEOUT_S)
+        self._deferred = False
         if arguments.alias is None:
             return
         if self.total.stored and (arguments.allow_rejected or not self.total.rejected):
             await operations.collections.alias(arguments.alias, arguments.collection)
+            self.total.alias = True
         else:
-            self._say("the alias stays where it is: not every line is stored")
+            read = self.total.stored + self.total.rejected
+            self._say(f"the alias stays where it is: {'not every line is stored' if read else 'no line was read'}")
 
     async def _send_all(self, raw: Iterable[bytes]) -> None:
         read: asyncio.Queue[Job | None] = asyncio.Queue(maxsize=1)
         Thread(target=self._read, args=(raw, read), name="lines", daemon=True).start()  # a pipe may never end
         stopping = asyncio.create_task(self._stopping.wait())
-        running: dict[asyncio.Task[None], Job] = {}
+        running = self._running
         try:
             while not self._over:
                 coming = asyncio.create_task(read.get())
@@ -151,6 +203,7 @@ class Bulk:
         finally:
             stopping.cancel()
             await asyncio.gather(*running)
+            running.clear()
 
     def _read(self, raw: Iterable[bytes], read: asyncio.Queue[Job | None]) -> None:
         """In a thread of its own: a slow pipe must not keep what was read from being sent."""
@@ -170,7 +223,7 @@ class Bulk:
             return True
 
         try:
-            if all(put(job) for job in jobs(self._lines(raw))):
+            if all(put(job) for job in jobs(self._lines(raw), self._arguments.alias or self._arguments.collection)):
                 put(None)
         except OSError as error:
             self._fail(f"a file cannot be read ({error.strerror})")
@@ -247,12 +300,20 @@ class Bulk:
         with self._lock:
             self.total.rejected += 1
             if self._rejects is None:
+                self._tell(one)
                 return
             try:
                 print(json.dumps(one, ensure_ascii=False), file=self._rejects, flush=True)
             except OSError as error:
                 self._rejects = None
                 self._fail(f"--rejects cannot be written ({error.strerror})")
+
+    def _tell(self, one: Json) -> None:
+        if self.total.rejected <= SHOWN:
+            chunk = f", chunk {one['chunk']}" if "chunk" in one else ""
+            self._say(f"line {one['line']}{chunk}: {one['message']}")
+        elif self.total.rejected == SHOWN + 1:
+            self._say("more were rejected; use --rejects FILE for all")
 
     @property
     def _over(self) -> bool:
@@ -300,7 +361,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--text-key", default="text", help="where the payload keeps the text")
     parser.add_argument("--defer-index", action="store_true", help="defer the graph of a collection in use, too")
-    parser.add_argument("--rejects", type=Path, help="a file for what was rejected: line, code and message")
+    parser.add_argument("--rejects", type=Path, help="a file for all that was rejected: line, code and message")
     arguments = parser.parse_args(argv)
     if arguments.chunk_overlap is not None and not arguments.chunk_tokens:
         parser.error("--chunk-overlap needs --chunk-tokens")
@@ -323,6 +384,11 @@ def _close(rejects: TextIO) -> None:
         rejects.close()
 
 
+def _nothing_begun(_number: int, _frame: object) -> None:
+    print(_INTERRUPTED, file=sys.stderr, flush=True)
+    leave(2)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the load that the command line describes; returns the exit status."""
     arguments = arguments_of(argv)
@@ -336,6 +402,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"--rejects cannot be written ({error.strerror}): {arguments.rejects}", file=sys.stderr)
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _nothing_begun)
     try:
         # Answers stay in this process, however large.
         settings = Settings.from_environment().model_copy(update={"max_response_mb": 10_000.0})
@@ -350,14 +418,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         bulk = Bulk(operations, arguments, rejects)
 
         def stop(number: int, _frame: object) -> None:
-            bulk.stop()
+            bulk.interrupt()
             signal.signal(number, signal.SIG_DFL)  # the second time at once
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         total = bulk.load(_raw_lines(arguments.files))
         print(json.dumps(total.json(arguments.collection)))
-    return 2 if total.failure is not None else 1 if total.rejected else 0
+    return total.status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.text import Text
 
 import corpus
 from embedder.errors import ConfigurationError
+from service.leaving import uninterrupted
 from service.operations import Operations
 from service.settings import Settings
 
@@ -163,4 +164,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(uninterrupted(main))

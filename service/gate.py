@@ -8,7 +8,8 @@ import re
 import time
 import uuid
 from collections.abc import Collection
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import orjson
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 OPEN: Final = frozenset({"/", "/ping", "/health"})
 """Paths that need no key, and are answered while the door closes."""
+
+_CODE: Final = "error_code"
+"""Key of a message between an error's response and the gate, which takes it out."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -52,12 +56,12 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         token = REQUEST_ID.set(request_id)
-        status = 0
+        status, code = 0, None
 
         async def sent(message: Message) -> None:
-            nonlocal status
+            nonlocal status, code
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, code = message["status"], message.pop(_CODE, None)
                 added = MutableHeaders(scope=message)
                 added["X-Request-ID"] = request_id
                 added["X-Content-Type-Options"] = "nosniff"
@@ -78,7 +82,9 @@ class Gate:
             if self._door.operations is not None:
                 self._door.operations.metrics.responded(route, status)
             level = logging.DEBUG if route in OPEN else logging.INFO
-            log.log(level, "%s %d, %.0f ms", route, status, 1e3 * (time.perf_counter() - started))
+            said = f"{status} {code}" if code else status
+            seconds = time.perf_counter() - started
+            log.log(level, "%s %s, %.0f ms", route, said, 1e3 * seconds, extra={"error_code": code})
             REQUEST_ID.reset(token)
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
@@ -97,6 +103,22 @@ class Gate:
         same = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
         if not (same and scheme.lower() == "bearer"):
             raise Unauthorized("Authorization must be 'Bearer ' and the API_KEY of this worker")
+
+
+class _Refusal(Response):
+    """An error, which tells the gate its code."""
+
+    def __init__(self, code: str, *rest: Any) -> None:
+        super().__init__(*rest)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+
+        async def coded(message: Message) -> None:
+            await send({**message, _CODE: self._code} if message["type"] == "http.response.start" else message)
+
+        await super().__call__(scope, receive, coded)
 
 
 def defect(error: Exception) -> Internal:
@@ -123,4 +145,5 @@ def _response(answer: Json, status: int, path: str) -> Response:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     body = openai_error(answer) if "error" in answer and path.startswith("/v1/") else answer
-    return Response(orjson.dumps(body), status, headers, "application/json")
+    response = Response if "error" not in answer else partial(_Refusal, answer["error_code"])
+    return response(orjson.dumps(body), status, headers, "application/json")

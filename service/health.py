@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 
-from embedder.errors import ModelFailure, SchemaMismatch, StoreUnavailable
+from embedder.errors import ConfigurationError, ModelFailure, SchemaMismatch, StoreUnavailable
 from service.operations import Operations
 from service.settings import Settings
+from service.stores import open_store
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,19 @@ def checks(operations: Operations, settings: Settings, *, store_patience: float 
         except (StoreUnavailable, TimeoutError):
             log.warning("the store does not answer yet; jobs that need it fail as store_unavailable until it does")
 
+    async def default_store_is_free() -> None:
+        """Nobody else holds the directory that the first job which stores would open."""
+        try:
+            await asyncio.to_thread(_tried, settings)
+        except ConfigurationError as error:
+            log.warning("%s; until then jobs that need it fail as store_unavailable", error)
+
     # An embedded store that nobody named is made by the first job that needs it.
     has_store = settings.qdrant_url is not None or "qdrant_path" in settings.model_fields_set
-    return [device_computes, store_fits] if has_store else [device_computes]
+    return [device_computes, store_fits if has_store else default_store_is_free]
+
+
+def _tried(settings: Settings) -> None:
+    """Open the embedded store, if it is there, and leave it as it was."""
+    if Path(settings.qdrant_path).is_dir():
+        open_store(settings).close()

@@ -28,6 +28,7 @@ from embedder.errors import ConfigurationError, WorkerError, whereabouts
 from service import logs
 from service.door import Door
 from service.health import checks
+from service.leaving import leave
 from service.operations import Operations
 from service.routes import application
 from service.settings import Settings
@@ -52,7 +53,8 @@ def serve(settings: Settings, build: Build, *, farewell: int = FAREWELL) -> int:
         farewell: seconds; a client that has not read its answer by then is left behind.
 
     Returns:
-        The exit status of the process.
+        The exit status of the process, which has ended by then if the model still loads: no thread can be stopped
+        in the middle of that.
     """
     logs.configure(settings.log_level, settings.log_format)
     port = settings.port or DEFAULT_PORT
@@ -63,7 +65,11 @@ def serve(settings: Settings, build: Build, *, farewell: int = FAREWELL) -> int:
     if settings.api_key is None:
         log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
     with listener:
-        return asyncio.run(_Service(settings, listener, farewell).run(build))
+        service = _Service(settings, listener, farewell)
+        status = asyncio.run(service.run(build))
+    if service.loading:
+        leave(status)
+    return status
 
 
 def listening(port: int) -> socket.socket:
@@ -94,8 +100,10 @@ class _Service:
 
     def __init__(self, settings: Settings, listener: socket.socket, farewell: int) -> None:
         self._listener = listener
+        self._port = listener.getsockname()[1]
         self._door = Door(settings, self._stop)
         self._status = 0
+        self._builder: threading.Thread | None = None
         self._server = _Server(
             uvicorn.Config(
                 application(self._door),
@@ -115,11 +123,17 @@ class _Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         # A daemon: a signal while it loads ends the process without waiting for it.
-        threading.Thread(target=self._load, args=(loop, build), name="build", daemon=True).start()
+        self._builder = threading.Thread(target=self._load, args=(loop, build), name="build", daemon=True)
+        self._builder.start()
         await self._server.serve(sockets=[self._listener])
         if self._door.operations is not None:
             await asyncio.to_thread(self._door.operations.close)
         return 1 if self._door.state == "lost" else self._status
+
+    @property
+    def loading(self) -> bool:
+        """Whether the model is being loaded, or was loaded for nobody."""
+        return self._builder is not None and (self._builder.is_alive() or self._door.operations is None)
 
     def _load(self, loop: asyncio.AbstractEventLoop, build: Build) -> None:
         settings = self._door.settings
@@ -136,7 +150,7 @@ class _Service:
         else:
             operations.when_lost(lambda: _call(loop, partial(self._door.close, lost=True)))
             _call(loop, partial(self._door.open, operations))
-            log.info("serving %s on port %d", operations.model_label, self._listener.getsockname()[1])
+            log.info("serving %s on port %d", operations.model_label, self._port)
             return
         _call(loop, self._door.close)
 

@@ -7,11 +7,15 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from embedder.errors import InvalidRequest
+from qdrant_sink.points import point_id, text_id
+
 Json = dict[str, Any]
 
 JOB_TEXTS = 500
 JOB_CHARACTERS = 1_000_000
-"""Of one job: enough for the model to be busy, little enough to be lost and repeated."""
+JOB_BYTES = 8_000_000
+"""Of one job, texts and payloads: enough for the model to be busy, little enough to be lost and repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +27,23 @@ class Line:
         text: to embed.
         id: as in `qdrant.ids`, or None.
         payload: a JSON object.
+        size: bytes that it was read from.
     """
 
     number: int
     text: str
     id: int | str | None
     payload: Json
+    size: int = 0
 
-    @property
-    def key(self) -> Hashable:
-        """What makes it the same point as another line."""
-        return self.text if self.id is None else (self.id,)
+    def key(self, scope: str) -> Hashable:
+        """What makes it the same point as another line, where derived ids belong to this scope."""
+        if self.id is None:
+            return text_id(self.text, scope)
+        try:
+            return point_id(self.id, scope)
+        except InvalidRequest:  # which the worker says better
+            return (self.id,)
 
 
 class BadLineError(Exception):
@@ -66,36 +76,59 @@ def parse_line(number: int, raw: bytes) -> Line:
         raise BadLineError(f"payload must be an object, got {type(payload).__name__}")
     if identity is not None and (isinstance(identity, bool) or not isinstance(identity, int | str)):
         raise BadLineError(f"id must be an integer or a string, got {type(identity).__name__}")
-    return Line(number, text, identity, payload)
+    return Line(number, text, identity, payload, len(raw))
 
 
 class Job:
-    """Lines that go together: with ids or without, each point once."""
+    """Lines that go together: with ids or without, each point once.
 
-    def __init__(self) -> None:
+    Args:
+        scope: of derived ids.
+    """
+
+    def __init__(self, scope: str) -> None:
         self.lines: list[Line] = []
         self.keys: set[Hashable] = set()
+        self._scope = scope
         self._characters = 0
+        self._bytes = 0
 
     def takes(self, line: Line) -> bool:
         """Whether there is room for this one; an empty job takes any."""
-        fits = len(self.lines) < JOB_TEXTS and self._characters + len(line.text) <= JOB_CHARACTERS
-        return not self.lines or (fits and line.key not in self.keys)
+        if not self.lines:
+            return True
+        fits = (
+            len(self.lines) < JOB_TEXTS
+            and self._characters + len(line.text) <= JOB_CHARACTERS
+            and self._bytes + line.size <= JOB_BYTES
+        )
+        return fits and not self.has(line)
+
+    def has(self, line: Line) -> bool:
+        """Whether a line of the same point is in."""
+        return line.key(self._scope) in self.keys
 
     def add(self, line: Line) -> None:
         """Put a line in."""
         self.lines.append(line)
-        self.keys.add(line.key)
+        self.keys.add(line.key(self._scope))
         self._characters += len(line.text)
+        self._bytes += line.size
 
 
-def jobs(lines: Iterable[Line]) -> Iterator[Job]:
-    """Lines in jobs, those with ids apart from those without. A point that comes twice is in two jobs, in order."""
-    filling = {True: Job(), False: Job()}
+def jobs(lines: Iterable[Line], scope: str) -> Iterator[Job]:
+    """Lines in jobs, those with ids apart from those without. A point that comes twice is in two jobs, in order.
+
+    Args:
+        lines: documents.
+        scope: of derived ids.
+    """
+    filling = {True: Job(scope), False: Job(scope)}
     for line in lines:
         named = line.id is not None
-        if not filling[named].takes(line):
-            yield filling[named]
-            filling[named] = Job()
+        for kind, full in ((named, not filling[named].takes(line)), (not named, filling[not named].has(line))):
+            if full:
+                yield filling[kind]
+                filling[kind] = Job(scope)
         filling[named].add(line)
     yield from (job for job in filling.values() if job.lines)

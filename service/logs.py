@@ -45,7 +45,10 @@ class TextFormatter(_Formatter):
 
 
 class JsonFormatter(_Formatter):
-    """`{"time", "level", "logger", "message"}` and, within a request or a job, `request_id`; a line each."""
+    """`{"time", "level", "logger", "message"}`, a line each.
+
+    Within a request or a job also `request_id`, and where a request was refused `error_code`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The object."""
@@ -58,6 +61,9 @@ class JsonFormatter(_Formatter):
         request_id = REQUEST_ID.get()
         if request_id is not None:
             line["request_id"] = request_id
+        error_code = getattr(record, "error_code", None)
+        if error_code is not None:
+            line["error_code"] = error_code
         return orjson.dumps(line).decode()
 
 

@@ -125,7 +125,7 @@ class OpenAIRoutes:
         if job.openai_route == f"{MODELS}/{self._model}":
             return self._listed()
         if job.openai_route.startswith(f"{MODELS}/"):
-            raise NotFound(f"model: this worker serves '{self._model}' only")
+            raise NotFound(self._other_model())
         raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}")
 
     async def _embeddings(self, raw: object) -> Json:
@@ -134,7 +134,7 @@ class OpenAIRoutes:
             message = f"input must have at most {self._max_texts} items (MAX_TEXTS), got {len(request.input)}"
             raise at("input", InvalidRequest, message)
         if request.model not in (None, self._model):
-            raise at("model", NotFound, f"model: this worker serves '{self._model}' only")
+            raise at("model", NotFound, self._other_model())
         size = self._embedder.hidden_size
         if request.dimensions not in (None, size):
             message = f"dimensions must be the model's own, {size}, got {request.dimensions}"
@@ -180,6 +180,9 @@ class OpenAIRoutes:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer: Json = {"object": "list", "data": data, "model": self._model, "usage": usage}
         return check_size(answer, self._max_bytes, remedy=REMEDY)
+
+    def _other_model(self) -> str:
+        return f"model: this worker serves '{self._model}' only (GET {MODELS} names it)"
 
     def _listed(self) -> Json:
         return {"id": self._model, "object": "model", "created": self._created, "owned_by": "BAAI"}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from embedder.batching import Priority
 from embedder.embedder import Embedder
-from embedder.errors import Internal, WorkerError, whereabouts
+from embedder.errors import Internal, InvalidRequest, WorkerError, whereabouts
 from embedder.forward import Result
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Embedding, Outputs
+from qdrant_sink.layouts import text_key_of
 from qdrant_sink.points import point_id
 from qdrant_sink.store import Store
 from qdrant_sink.writer import UpsertReport
@@ -22,7 +23,7 @@ from service.collections import Collections
 from service.fields import Limits
 from service.ingest import Ingest, Load, lost
 from service.metrics import Metrics
-from service.naming import named
+from service.naming import at, named
 from service.openai import OpenAIRoutes, is_openai, openai_error
 from service.plan import Entry, Plan
 from service.progress import Report
@@ -167,7 +168,16 @@ class Operations:
 
     def check(self, raw: object) -> None:
         """Raise `InvalidRequest` if a job's input is not well-formed; nothing is done."""
-        parse(raw, self._limits)
+        request = parse(raw, self._limits)
+        if isinstance(request, EmbedRequest) and request.qdrant is not None:
+            self._check_target(request.qdrant)
+
+    def _check_target(self, target: QdrantTarget) -> None:
+        layout = self._schema.layout
+        if layout != "plain" and target.text_key != QdrantTarget().text_key:
+            key = text_key_of(layout, target.text_key)
+            message = f"qdrant.textKey: belongs to the plain layout; in {layout}'s the text is in '{key}'; leave it out"
+            raise at("qdrant.textKey", InvalidRequest, message)
 
     async def embed(self, request: EmbedRequest) -> Json:
         """Texts to vectors."""
@@ -176,6 +186,7 @@ class Operations:
 
     async def ingest(self, request: EmbedRequest, target: QdrantTarget, report: Report | None = None) -> Json:
         """Texts to vectors to points. All that can be refused without the model is refused before it runs."""
+        self._check_target(target)
         collection = self.collections.named(target.collection, "qdrant.collection")
         started = time.perf_counter()
         plan = await asyncio.to_thread(
@@ -307,6 +318,8 @@ class Operations:
 
     @property
     def _model(self) -> str:
+        if self._settings.served_model_name is not None:
+            return self._settings.served_model_name
         name = self._settings.model_id
         return Path(name).name if Path(name).is_dir() else name  # a local path is nobody else's business
 

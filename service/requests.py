@@ -61,6 +61,13 @@ MOST_EXPLAINED_ROWS = 100
 """Likewise where their ColBERT rows are fetched: a client's lists of 1023 rows of 1024 take 32 MB."""
 
 
+_MOST_SAID = 3
+"""Complaints in the message of an error."""
+
+_MOST_COMPLAINTS = 20
+"""In its details."""
+
+
 class Chunking(Wire):
     """How texts are cut into points: at most `maxTokens` each, of which `overlap` repeat the end of the one before."""
 
@@ -286,7 +293,7 @@ def parse(raw: object, limits: Limits) -> Request:
     """The request in a job's input.
 
     Raises:
-        InvalidRequest: naming the first field at fault; all of them are in `details["errors"]`.
+        InvalidRequest: naming up to three fields at fault; up to twenty of them are in `details["errors"]`.
     """
     if not isinstance(raw, dict):
         raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
@@ -306,17 +313,19 @@ def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> V
     """The value as that type.
 
     Raises:
-        InvalidRequest: naming the first field at fault; all of them are in `details["errors"]`.
+        InvalidRequest: naming up to three fields at fault; up to twenty of them are in `details["errors"]`.
     """
     if not isinstance(raw, dict):
         raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
     try:
         return kind.model_validate(raw, context=limits)
     except ValidationError as error:
-        complaints = [_complaint(one) for one in error.errors(include_url=False)[:20]]
-        message = complaints[0]["message"]
-        if len(complaints) > 1:
-            message += f" (and {error.error_count() - 1} more)"
+        # Unknown fields first: where a name is misspelt, that is why the right one is missing.
+        errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
+        complaints = [_complaint(one) for one in errors[:_MOST_COMPLAINTS]]
+        message = "; ".join(one["message"] for one in complaints[:_MOST_SAID])
+        if len(errors) > _MOST_SAID:
+            message += f" (and {len(errors) - _MOST_SAID} more)"
         raise InvalidRequest(message, details={"errors": complaints}) from None
 
 

@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
+_MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
+"""It is part of a path, `/v1/models/NAME`."""
+
+
 def _names(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -56,6 +60,7 @@ class Settings(BaseModel):
 
     model_id: str = DEFAULT_MODEL
     model_revision: str | None = None
+    served_model_name: Annotated[str, Field(pattern=_MODEL_NAME)] | None = None
     engine: Literal["packed", "flagembedding"] = "packed"
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     gpu_device: str | None = None

@@ -21,10 +21,11 @@ from typing import Any, Protocol
 import orjson
 
 from embedder.errors import ConfigurationError
-from service import logs
+from service import local, logs
 from service.concurrency import Concurrency
 from service.health import checks
 from service.intake import Intake
+from service.leaving import INTERRUPTED
 from service.operations import Operations
 from service.processor import ask_ahead
 from service.progress import INTERVAL, Post, Report, posting
@@ -77,10 +78,11 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
         progress_s: seconds between two reports of a long job.
 
     Returns:
-        The exit status of the process: 2 if the settings cannot work, 1 if the last device was lost.
+        The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device was lost.
     """
     # Until the SDK installs its own handler, nothing is in flight: stop at once. Not by the interpreter's own end,
     # which can crash while another thread loads the model.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         settings = Settings.from_environment()
@@ -89,6 +91,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
             http: Any = importlib.import_module("service.http")
             status: int = http.serve(settings, build)
             return status
+        local.check(os.environ, sys.argv[1:], queue=bool(os.environ.get(QUEUE)))
         if settings.port is not None:
             log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
         ask_ahead()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +236,37 @@ def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
         assert worker.wait(PATIENCE) == 1
         assert "LookupError in build" in worker.output
         assert "private words" not in worker.output
+
+
+LOADING = """
+import sys, torch
+from service.http import serve
+from service.settings import Settings
+
+def build(settings):
+    matrix = torch.ones(256, 256)
+    print("inside", file=sys.stderr, flush=True)
+    while True:
+        torch.mm(matrix, matrix)
+
+sys.exit(serve(Settings.from_environment(), build))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(number: signal.Signals) -> None:
+    """The status is 0 and nothing aborts, although the thread that loads is in the middle of a library."""
+    more = {**SETTINGS, "LOG_FORMAT": "json"}
+    with ExitStack() as stack:
+        for delay in (0.0, 0.01, 0.05):
+            env = {**more, "PORT": str(free_port())}
+            worker = stack.enter_context(Worker(None, cwd=ROOT, script="-c", args=[LOADING], env=env))
+            until(lambda worker=worker: "inside" in worker.output, "loading")  # type: ignore[misc]
+            time.sleep(delay)
+            os.kill(worker.pid, number)
+            assert worker.wait(PATIENCE) == 0, worker.output
+            told = [one for one in worker.output.splitlines() if one != "inside"]
+            assert json.loads(told[-1])["message"] == "told to stop; finishing what runs"
 
 
 STUCK = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -87,6 +89,8 @@ def programs() -> Iterator[dict[str, Worker]]:
             "good job": Worker(None, cwd=ROOT, args=["--test_input", good], env=SETTINGS),
             "bad job": Worker(None, cwd=ROOT, args=["--test_input", bad], env=SETTINGS),
             "no lanes": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0"}),
+            "no queue": Worker(None, cwd=ROOT, env=SETTINGS),
+            "no JSON": Worker(None, cwd=ROOT, args=["--test_input", "{nonsense"], env=SETTINGS),
             "no device": Worker(queue, cwd=ROOT, env={**SETTINGS, "GPU_DEVICE": "cuda:7"}),
         }
         yield {name: stack.enter_context(worker) for name, worker in started.items()}
@@ -258,9 +262,17 @@ def test_an_answer_is_not_spelt_out_for_the_log() -> None:
         assert PRIVATE not in f"{wrapped} { ({'output': wrapped}) }"
 
 
-@pytest.mark.parametrize(("run", "named"), [("no lanes", "MAX_MODELS"), ("no device", "GPU_DEVICE")])
+@pytest.mark.parametrize(
+    ("run", "named"),
+    [
+        ("no lanes", "MAX_MODELS"),
+        ("no device", "GPU_DEVICE"),
+        ("no queue", "RUNPOD_WEBHOOK_GET_JOB"),
+        ("no JSON", "--test_input is not JSON"),
+    ],
+)
 def test_settings_that_cannot_work_refuse_to_start(programs: dict[str, Worker], run: str, named: str) -> None:
-    """The program ends with status 2 and one line that names the setting, and has asked for no job."""
+    """The program ends with status 2 and one line that names what is wrong, and has asked for no job."""
     assert programs[run].wait(PATIENCE) == 2
     (line,) = programs[run].output.splitlines()
     assert line.startswith("refusing to start: ")
@@ -305,14 +317,15 @@ def test_an_idle_worker_leaves_on_sigterm(served: Served) -> None:
     assert "Traceback" not in served.worker.output
 
 
-def test_sigterm_while_loading_stops_at_once() -> None:
+@pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_loading_stops_at_once(number: signal.Signals, exit_status: int) -> None:
     """A worker that is no longer wanted before it is ready leaves without a trace of an error."""
     with JobQueue() as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
         deadline = time.monotonic() + PATIENCE
         while not _handles_sigterm(worker.pid) and time.monotonic() < deadline:
             time.sleep(0.005)
-        worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        os.kill(worker.pid, number)
+        assert worker.wait(PATIENCE) == exit_status
         assert not queue.polls
         assert "model ready" not in worker.output
         assert "Traceback" not in worker.output
@@ -337,7 +350,7 @@ def test_jobs_delivered_while_stopping_are_answered() -> None:
 
 
 def _handles_sigterm(pid: int) -> bool:
-    """Whether the process has a handler for SIGTERM, as the kernel tells it."""
+    """Whether the program has a handler for SIGTERM, its last one, as the kernel tells it."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
     return bool(int(caught, 16) >> 14 & 1)

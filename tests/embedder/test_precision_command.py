@@ -265,7 +265,7 @@ def test_float32_agrees_with_itself(small: Sample, exact: Embedded) -> None:
     assert found.colbert.least == pytest.approx(1)
     assert found.colbert.count == found.tokens - 52
     assert found.sparse.error.largest == pytest.approx(0, abs=1e-6)
-    assert list(found.rankings) == ["dense", "sparse", "colbert", "hybrid"]
+    assert list(found.rankings) == ["dense", "sparse", "colbert", "all three, RRF"]
     for agreement in found.rankings.values():
         assert agreement.overlap == agreement.same_first == 1
         assert agreement.quality is not None
@@ -299,7 +299,7 @@ def test_vectors_of_the_wrong_texts_fail_in_everything(small: Sample, exact: Emb
     """An engine that mixes texts up fails by its rankings too."""
     mixed = Embedded(with_dense_of_the_next(exact.passages), exact.queries)
     found = compare(exact, mixed, small.answers, types=TYPES)
-    assert failed(found) == {"dense cosine, least", "nDCG@10 loss, dense", "nDCG@10 loss, hybrid"}
+    assert failed(found) == {"dense cosine, least", "nDCG@10 loss, dense", "nDCG@10 loss, all three, RRF"}
 
 
 def test_a_text_that_fails_is_left_out_and_fails_the_verdict(small: Sample, exact: Embedded) -> None:
@@ -331,7 +331,7 @@ def test_without_right_answers_rankings_are_judged_by_their_overlap(exact: Embed
     assert not failed(compare(exact, exact, None, types=TYPES))
     mixed = Embedded(exact.passages, with_dense_of_the_next(exact.queries))
     found = failed(compare(exact, mixed, None, types=TYPES))
-    assert found == {"dense cosine, least", "overlap@10, dense", "overlap@10, hybrid"}
+    assert found == {"dense cosine, least", "overlap@10, dense", "overlap@10, all three, RRF"}
 
 
 def test_a_better_ranking_is_no_loss() -> None:

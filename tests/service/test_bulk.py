@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +20,10 @@ from embedder.encoder import PackedEngine
 from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.points import point_id, text_id
 from service import bulk
 from service.bulk import Bulk
-from service.lines import JOB_TEXTS, BadLineError, jobs, parse_line
+from service.lines import JOB_BYTES, JOB_TEXTS, BadLineError, jobs, parse_line
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE
@@ -104,6 +106,27 @@ def test_a_point_that_is_refused_is_named_by_its_line(load: Loader) -> None:
     assert [(one["line"], one["code"]) for one in load.rejected] == [(4, "invalid_payload")]
 
 
+def test_rejected_lines_are_named_without_a_file_too(
+    embedder: Embedder, store: EdgeStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first ten by number and reason, and then how to have them all."""
+    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    arguments = bulk.arguments_of(["--collection", "notes", "--chunk-tokens", "32"])
+
+    def told(lines: Iterable[bytes]) -> list[str]:
+        Bulk(operations, arguments, None).load(lines)
+        return [one for one in capsys.readouterr().err.splitlines() if "line" in one or "--rejects" in one]
+
+    long = "The first words of a line that is cut. And the others."
+    assert told([b"[1]", line(text="a"), line(text=long, payload={"n": float("inf")})])[:2] == [
+        "line 1: must be an object, got list",
+        "line 3, chunk 0: payload.n: must be a finite number, got inf",
+    ]
+    many = told([b"nonsense"] * 13)
+    assert many[:10] == [f"line {n}: not JSON (column 1)" for n in range(1, 11)]
+    assert many[10:] == ["more were rejected; use --rejects FILE for all"]
+
+
 def test_one_bad_id_does_not_take_its_job_along(load: Loader) -> None:
     """An id that is none, or a key that the worker writes, is refused for its own line."""
     lines = [
@@ -162,6 +185,22 @@ def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
     assert total.rejected == 0
 
 
+def test_an_interrupted_load_says_what_it_waits_for(load: Loader, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who presses Ctrl-C reads why nothing happens for a while, and that a second time ends it at once."""
+
+    def lines() -> Iterable[bytes]:
+        yield from (line(text=f"some words of text {n} " * 10) for n in range(JOB_TEXTS + 1))
+        while not load.bulk._running:
+            time.sleep(0.001)
+        load.bulk.interrupt()
+
+    total = load(lines())
+    assert total.failure is not None
+    assert "interrupted" in total.failure
+    told = [one for one in capsys.readouterr().err.splitlines() if one.startswith("stopping")]
+    assert told == [f"stopping: up to {JOB_TEXTS} texts under way are finished first; a second signal ends at once"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -179,19 +218,22 @@ def test_an_option_that_cannot_be_is_no_fault_of_a_line(load: Loader, options: l
 
 
 def test_jobs_are_small_and_never_mix_ids() -> None:
-    """A job has a bounded number of texts and characters, alone if it must, and ids for all of its lines or none."""
+    """A job has a bounded number of texts, characters and bytes, alone if it must, and ids for all lines or none."""
     lines = [parse_line(n, line(text=f"{n}" + "x" * 300_000)) for n in range(1, 6)]
     lines += [
         parse_line(6, line(text="x" * 2_000_000)),
         parse_line(7, line(text="x", id=1)),
         parse_line(8, line(text="x")),
     ]
-    found = [[one.number for one in job.lines] for job in jobs(lines)]
+    found = [[one.number for one in job.lines] for job in jobs(lines, "notes")]
     assert sorted(found) == [[1, 2, 3], [4, 5], [6], [7], [8]]
+    heavy = [parse_line(n, line(text=f"{n}", payload={"body": "x" * (JOB_BYTES // 3)})) for n in range(1, 6)]
+    heavy.append(parse_line(6, line(text="6", payload={"body": "x" * (2 * JOB_BYTES)})))
+    assert [[one.number for one in job.lines] for job in jobs(heavy, "notes")] == [[1, 2], [3, 4], [5], [6]]
     many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * JOB_TEXTS + 2)]
-    assert [len(job.lines) for job in jobs(many)] == [JOB_TEXTS, JOB_TEXTS, 1]
+    assert [len(job.lines) for job in jobs(many, "notes")] == [JOB_TEXTS, JOB_TEXTS, 1]
     mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
-    assert [len(job.lines) for job in jobs(mixed)] == [50, 50]
+    assert [len(job.lines) for job in jobs(mixed, "notes")] == [50, 50]
 
 
 def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
@@ -204,6 +246,20 @@ def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
     assert store.count("notes", wanted) == store.count("notes") == len(ids)
 
 
+def test_a_later_line_wins_whatever_the_spelling_of_its_id(load: Loader, store: EdgeStore) -> None:
+    """One UUID in several forms, or named where it would be derived, is one point: the last line is stored."""
+    plain = "0f2f4a3e-5a70-4c5e-9a53-1b7f7b8f2c11"
+    forms = [plain, plain.upper(), f"{{{plain}}}", plain.replace("-", ""), f"urn:uuid:{plain}"]
+    derived = str(point_id("named", "notes"))
+    lines = [line(text=f"version {n}", id=one) for n, one in enumerate([*forms, "named", derived])]
+    of_text = str(text_id("the text", "notes"))
+    total = load([*lines, line(text="the text"), line(text="another text", id=of_text)])
+    assert (total.stored, total.rejected) == (9, 0), load.rejected
+    assert store.count("notes") == 3
+    stored = {"must": [{"key": "text", "match": {"any": ["version 4", "version 6", "another text"]}}]}
+    assert store.count("notes", stored) == 3
+
+
 @pytest.mark.parametrize("lines", [[], [b"nonsense"], [line(text="a"), b"nonsense"]])
 def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeStore, lines: list[bytes]) -> None:
     """A rejected line, or a pipe that brought nothing, leaves the alias where it was; unless that is allowed."""
@@ -212,6 +268,33 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
     assert store.count("live") == 2
     total = load(lines, "--collection", "v2", "--alias", "live", "--allow-rejected")
     assert store.count("live") == (total.stored or 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "outcome"),
+    [
+        ([], [], (False, 1, "no line was read")),
+        ([b"nonsense"], [], (False, 1, "not every line is stored")),
+        ([line(text="a"), b"nonsense"], ["--allow-rejected"], (True, 1, None)),
+        ([line(text="a")], [], (True, 0, None)),
+    ],
+)
+def test_a_script_reads_whether_the_alias_moved(
+    load: Loader,
+    capsys: pytest.CaptureFixture[str],
+    lines: list[bytes],
+    options: list[str],
+    outcome: tuple[bool, int, str | None],
+) -> None:
+    """The summary has it where there is an alias, and a load that left it is no success, with the reason."""
+    moved, status, said = outcome
+    nothing = load([])
+    assert nothing.status == 0
+    assert "alias" not in nothing.json("notes")
+    total = load(lines, "--alias", "live", *options)
+    assert (total.json("notes")["alias"], total.status) == (moved, status)
+    told = [one for one in capsys.readouterr().err.splitlines() if "alias" in one]
+    assert told == ([] if said is None else [f"the alias stays where it is: {said}"])
 
 
 @pytest.mark.parametrize(
@@ -232,6 +315,25 @@ def test_an_alias_that_cannot_be_is_said_at_once(load: Loader, store: EdgeStore,
     assert (total.failure, total.stored) == (why, 0)
     assert store.collection_of("notes") is None
     assert store.count("taken") == 1
+
+
+def test_a_graph_that_is_still_deferred_is_no_secret(
+    load: Loader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who defers the graph of a collection in use learns that its searches stay slow, and what ends that."""
+
+    async def broken(_self: Operations, _request: object) -> dict[str, Any]:
+        raise KeyError("secret")
+
+    load([line(text="a")])
+    assert "still deferred" not in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(Operations, "answer", broken)
+        for options, said in (([], False), (["--defer-index"], True)):
+            assert load([line(text="b")], *options).failure is not None
+            assert ("the graph is still deferred" in capsys.readouterr().err) is said
+    assert load([line(text="b")]).failure is None
+    assert "still deferred" not in capsys.readouterr().err
 
 
 def test_a_job_that_breaks_is_a_failure(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +435,22 @@ def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
         out = process.stdout.read() if process.stdout is not None else b""
         assert process.wait(PATIENCE) == 2
     assert "interrupted" in json.loads(out)["error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, number: signal.Signals) -> None:
+    """At once, in one line and with the status of a load that was not finished."""
+    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / "edge").exists() and time.monotonic() < deadline:  # opened before the model is loaded
+            time.sleep(0.005)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to go on\n")
 
 
 def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:

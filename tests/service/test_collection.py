@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
-from embedder.errors import ConfigurationError
+from embedder.errors import ConfigurationError, InvalidRequest
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.schema import Placement, VectorNames
 from service.collection import CollectionBlock, parse_block
@@ -223,3 +224,18 @@ def test_the_readme_explains_every_field_and_its_example_works() -> None:
     assert set(re.findall(r"`([A-Za-z.]+)`", rows)) == _fields(CollectionBlock)
     example = section.split("```json")[1].split("```")[0]
     assert parse_block(example).schema_for(1024, 1024) != schema_for(1024, 1024)
+
+
+def test_a_key_that_a_layout_does_not_use_is_refused(serve: Serve, store: EdgeStore) -> None:
+    """The layout of a framework has a key of its own; who asks for another learns it before anything is made."""
+    worker = serve(QDRANT_COLLECTION_CONFIG='{"layout": "langchain"}')
+    job: dict[str, Any] = {"texts": ["a"], "qdrant": {"collection": "notes", "textKey": "body"}}
+    error = worker.error(job, "invalid_request")
+    assert error["error"] == (
+        "qdrant.textKey: belongs to the plain layout; in langchain's the text is in 'page_content'; leave it out"
+    )
+    assert error["details"]["errors"][0]["field"] == "qdrant.textKey"
+    with pytest.raises(InvalidRequest, match="textKey"):  # of a load from the command line, before it begins
+        worker.operations.check(job)
+    assert not store.collection_of("notes")
+    worker.good({"texts": ["a"], "qdrant": {"collection": "notes", "textKey": "text"}})  # the default is no wish

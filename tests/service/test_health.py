@@ -52,6 +52,23 @@ def test_an_embedded_store_that_nobody_named_is_not_opened(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_default_store_that_somebody_owns_is_said_at_start(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second worker in one directory serves what needs no store, and its log says why the rest fails."""
+    monkeypatch.chdir(tmp_path)
+    owner = EdgeStore("qdrant_data")
+    run(embedder, None)
+    owner.close()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "QDRANT_PATH: another process owns the directory" in record.getMessage()
+    assert "store_unavailable" in record.getMessage()
+    run(embedder, None)
+    assert caplog.records == [record]
+    EdgeStore("qdrant_data").close()
+
+
 def test_a_device_that_computes_nonsense_is_unhealthy(store: EdgeStore) -> None:
     """A model that gives no finite vector for a plain text ends the worker before it takes a job."""
     broken = Watched.loaded(poison="fit")

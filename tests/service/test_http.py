@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from embedder.errors import DeviceLost
 from qdrant_sink.edge import EdgeStore
+from service.logs import JsonFormatter
 from service.openapi import EMBEDDINGS_EXAMPLE, ROUTES
 from service.operations import Operations
 from tests.embedder.oracle import TOLERANCE
@@ -205,6 +206,34 @@ def test_a_request_keeps_its_id(http: httpx.Client, caplog: pytest.LogCaptureFix
         made = http.get("/ping", headers={"X-Request-ID": odd}).headers["x-request-id"]
         assert uuid.UUID(made)
     assert http.post("/embed", content=b"{").headers["x-request-id"]
+
+
+def test_the_log_line_of_a_refused_request_says_why(
+    serve: Serve, store: EdgeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator reads the code beside the status, whoever refused; of a good request there is none."""
+    with (
+        caplog.at_level("INFO"),
+        Served(serve(store=FailingStore(store, None)).operations) as served,
+        served.client() as client,
+    ):
+        client.post("/embed", json={"texts": ["a"], "vectors": ["dense"]})
+        client.post("/points/count", json={"collection": "notes"})
+        client.get("/embed")
+        client.post("/v1/embeddings", json={"input": "a", "model": "other"})
+        client.post("/embed", content=b"{", headers={"Content-Type": "application/json"})
+    records = [one for one in caplog.records if one.name == "service.gate"]
+    said = [one.getMessage().partition(",")[0] for one in records]
+    assert said == [
+        "/embed 200",
+        "/points/count 503 store_unavailable",
+        "/embed 405 invalid_request",
+        "/v1/embeddings 404 not_found",
+        "/embed 400 invalid_request",
+    ]
+    lines = [json.loads(JsonFormatter().format(one)) for one in records[:2]]
+    assert [line.get("error_code") for line in lines] == [None, "store_unavailable"]
+    assert "error_code" not in lines[0]
 
 
 def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:

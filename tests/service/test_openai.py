@@ -16,6 +16,7 @@ from tests.service.client import CODES, Client, Json, decoded
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched
 
+OTHER = "model: this worker serves 'mini' only (GET /v1/models names it)"
 TEXTS = ["rsync copies only the changed parts of files.", "", "a query"]
 
 
@@ -54,6 +55,25 @@ def test_texts_get_the_dense_vectors_of_embed(worker: Client) -> None:
     for mine, theirs in zip(answer["data"], wanted["results"], strict=True):
         assert mine["object"] == "embedding"
         assert mine["embedding"] == pytest.approx(theirs["dense"], abs=TOLERANCE)
+
+
+def test_the_operator_names_the_model(serve: Serve) -> None:
+    """A client that asks for one name is served by any checkpoint, and every answer has that name, and no other."""
+    worker = serve(SERVED_MODEL_NAME="BAAI/bge-m3")
+    assert good(worker, input="a", model="BAAI/bge-m3")["model"] == "BAAI/bge-m3"
+    assert refused(worker, input="a", model="mini")["code"] == "not_found"
+    (listed,) = job(worker, "/v1/models")["data"]
+    assert listed == job(worker, "/v1/models/BAAI/bge-m3")
+    assert listed["id"] == "BAAI/bge-m3"
+    notes = {"collection": "notes"}
+    for raw in (
+        {"texts": ["a"]},
+        {"texts": ["a"], "qdrant": notes},
+        {"operation": "search", "queries": ["a"], **notes},
+        {"operation": "score", "pairs": [["a", "a"]]},
+    ):
+        assert worker.good(raw)["model"] == "BAAI/bge-m3"
+    assert worker.operations.model_label.startswith("BAAI/bge-m3 (packed, ")
 
 
 def test_a_string_is_a_list_of_one(worker: Client) -> None:
@@ -109,7 +129,7 @@ def test_the_model_is_listed(worker: Client) -> None:
         ({"input": "a", "encoding_format": "hex"}, "invalid_request", "encoding_format must be 'float' or 'base64'"),
         ({"input": "a", "dimension": 192}, "invalid_request", "unknown field 'dimension'"),
         ({"input": "a", "timings": True}, "invalid_request", "unknown field 'timings'"),
-        ({"input": "a", "model": "text-embedding-3-small"}, "not_found", "model: this worker serves 'mini' only"),
+        ({"input": "a", "model": "text-embedding-3-small"}, "not_found", OTHER),
     ],
 )
 def test_what_cannot_be_served_is_openais_error(worker: Client, fields: Json, code: str, said: str) -> None:

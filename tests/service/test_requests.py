@@ -299,11 +299,24 @@ def test_a_bad_score_request_names_its_field(fields: dict[str, Any], field: str)
 
 
 def test_all_mistakes_are_listed() -> None:
-    """The message is about the first mistake and counts the others; `details` lists them all."""
-    with pytest.raises(InvalidRequest, match=r"^isPassage .* \(and 2 more\)$") as refusal:
-        parse({"texts": ["a"], "isPassage": 1, "batchSize": -1, "typo": 1}, LIMITS)
+    """The message names three of them, unknown fields first, and counts the others; `details` lists them all."""
+    with pytest.raises(InvalidRequest) as refusal:
+        parse({"texts": ["a"], "isPassage": 1, "batchSize": -1, "encoding": "b64", "typo": 1}, LIMITS)
+    assert refusal.value.message == (
+        "unknown field 'typo'; isPassage must be a boolean, got an integer; "
+        "batchSize must be at least 0, got -1 (and 1 more)"
+    )
     fields = [one["field"] for one in refusal.value.details["errors"]]
-    assert sorted(fields) == ["batchSize", "isPassage", "typo"]
+    assert fields == ["typo", "isPassage", "batchSize", "encoding"]
+
+
+def test_a_misspelt_field_is_named_before_the_one_that_is_missing() -> None:
+    """Who writes `text` for `texts` reads what to correct, and not only that `texts` is required."""
+    with pytest.raises(InvalidRequest, match=r"^unknown field 'text'; texts is required$"):
+        parse({"text": ["a"]}, LIMITS)
+    many = {"texts": [1] * 100, "qdrant": {"id": ["a"]}}
+    with pytest.raises(InvalidRequest, match=r"^unknown field 'qdrant.id'; texts\[0\] must be a string"):
+        parse(many, LIMITS)
 
 
 def test_a_flood_of_mistakes_has_a_short_answer() -> None:

@@ -21,6 +21,7 @@ SECRET = "s3cret-0123456789"  # noqa: S105 - a made-up one
 DEFAULTS: dict[str, Any] = {
     "MODEL_ID": "BAAI/bge-m3",
     "MODEL_REVISION": None,
+    "SERVED_MODEL_NAME": None,
     "ENGINE": "packed",
     "DTYPE": "auto",
     "GPU_DEVICE": None,
@@ -66,6 +67,7 @@ def test_the_readme_explains_every_setting() -> None:
     [
         ("MODEL_ID", "mini", "mini"),
         ("MODEL_REVISION", "5617a9f", "5617a9f"),
+        ("SERVED_MODEL_NAME", "BAAI/bge-m3", "BAAI/bge-m3"),
         ("ENGINE", "flagembedding", "flagembedding"),
         ("DTYPE", "int8", "int8"),
         ("GPU_DEVICE", "cuda:0,cuda:1", "cuda:0,cuda:1"),
@@ -105,6 +107,8 @@ def test_secrets_are_read_but_only_on_request() -> None:
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
+        ("SERVED_MODEL_NAME", "two words"),
+        ("SERVED_MODEL_NAME", "/mine"),
         ("ENGINE", "onnx"),
         ("DTYPE", "float64"),
         ("MAX_MODELS", "0"),

@@ -1,0 +1,60 @@
+"""Ctrl-C in the commands that a person runs: they end, and say nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 60.0
+"""Seconds after which a command counts as hanging. Nothing is measured by it."""
+
+
+def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command with its store at `path`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
+    settings = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "QDRANT_PATH": str(path)}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**clean, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupted(process: subprocess.Popen[str]) -> None:
+    """The end after Ctrl-C is the shell's, without a word."""
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (130, "")
+
+
+@pytest.mark.parametrize("command", [["service.ask", "files", "--collection", "notes"], ["service.demo"]])
+def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: list[str]) -> None:
+    """There is no traceback, and nothing aborts in a library."""
+    store = tmp_path / "store"
+    with started(store, *command) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not store.exists() and time.monotonic() < deadline:  # opened before the model is loaded
+            time.sleep(0.005)
+        time.sleep(0.2)
+        interrupted(process)
+
+
+def test_a_comparison_ends_quietly(tmp_path: Path) -> None:
+    """Here while it waits for its texts."""
+    passages = tmp_path / "passages"
+    os.mkfifo(passages)
+    with (
+        started(tmp_path, "precision", "--model", "mini", "--passages", str(passages)) as process,
+        passages.open("w"),  # opened when the command has opened it too
+    ):
+        interrupted(process)
