@@ -34,28 +34,8 @@ _SPECIAL: Final = 2  # <s> and </s>, which `Tokenizer` insists on
 _LARGE: Final = 64  # characters of a window per token of a chunk: about 16 chunks of English
 _SMALL: Final = 8  # the same after an estimate has failed, as it may fail again
 
-_LONGEST: Final = 8
-"""Blank characters in a row that the splitter sees as they are; of a longer run, the newlines that it sees."""
-_SPACE: Final = r"[^\S\x1c-\x1f]"  # what Rust calls white space, hence the splitter
-_INVISIBLE: Final = [
-    chr(code)
-    for first, last in (
-        (0x0, 0x20),
-        (0x7F, 0xA0),
-        (0xAD, 0xAD),
-        (0x61C, 0x61C),
-        (0x1680, 0x1680),
-        (0x180E, 0x180E),
-        (0x2000, 0x200F),
-        (0x2028, 0x202F),
-        (0x205F, 0x206F),
-        (0x3000, 0x3000),
-        (0xFEFF, 0xFEFF),
-    )
-    for code in range(first, last + 1)
-]
-"""White space, control and format characters: what a tokenizer may drop, or take for a space."""
-_NEWLINES: Final = re.compile(rf"(?:\r\n){{1,{_LONGEST}}}|\r{{1,{_LONGEST}}}|\n{{1,{_LONGEST}}}")
+_NEWLINES: Final = re.compile(r"(?:\r\n){1,8}|\r{1,8}|\n{1,8}")
+"""What the splitter sees of a long run of blanks. A shorter one, which it sees as it is, has at most as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +51,6 @@ class Chunker:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._blank = _blank(tokenizer)
 
     def split(self, text: str, *, max_tokens: int, overlap: int) -> list[Chunk]:
         """Chunks in the order of the text, at least one; every character but white space is in one of them.
@@ -94,7 +73,7 @@ class Chunker:
         if not 0 <= overlap <= max_tokens // 2:
             most = max_tokens // 2
             raise InvalidRequest(f"chunk.overlap must be from 0 to half of maxTokens, {most}, got {overlap}")
-        condensed = _condensed(text, self._blank)
+        condensed = _condensed(text, self._tokenizer.blanks)
         chunks = [condensed.original(one) for one in self._split(condensed.text, max_tokens, overlap)]
         return list(_complete(text, chunks)) or [Chunk(0, len(text))]
 
@@ -102,13 +81,14 @@ class Chunker:
         """The same for a text without long runs of blanks; nothing if it fits or is blank."""
         chunks: list[Chunk] = []
         start, size = 0, _LARGE * max_tokens
+        widest = self._tokenizer.most(max_tokens) // max_tokens
         while True:
             window = text[start : start + size]
             last = start + size >= len(text)
             starts = self._tokenizer.starts(window)
-            if last and not start and len(starts) + _SPECIAL <= max_tokens:
+            if last and not start and max(len(starts), len(window) // widest) + _SPECIAL <= max_tokens:
                 return []
-            found = _pieces(window, _counter(window, starts), max_tokens - _SPECIAL, overlap)
+            found = _pieces(window, _counter(window, starts, widest), max_tokens - _SPECIAL, overlap)
             resume = len(window)
             if not last:
                 if len(found) < 2:  # no chunk that ends before the window does
@@ -168,13 +148,13 @@ class _Condensed:
         return character + self.gone[bisect_right(self.ends, character)]
 
 
-def _condensed(text: str, blank: re.Pattern[str]) -> _Condensed:
+def _condensed(text: str, blanks: re.Pattern[str]) -> _Condensed:
     """Every long run that separates words is as many newlines as it has in a row, or else a space."""
     parts: list[str] = []
     ends: list[int] = []
     gone = [0]
     end = read = 0
-    for run in blank.finditer(text):
+    for run in blanks.finditer(text):
         short = max(_NEWLINES.findall(run[0]), key=_count, default=" ")
         parts += text[read : run.start()], short
         end += run.start() - read + len(short)
@@ -186,19 +166,6 @@ def _condensed(text: str, blank: re.Pattern[str]) -> _Condensed:
 
 def _count(newlines: str) -> int:
     return len(newlines.replace("\r\n", "\n"))
-
-
-def _blank(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """Long runs, with white space in them, of characters that give this tokenizer no token beside white space.
-
-    For BGE-M3 that is white space, zero-width spaces and control characters; for another tokenizer it may be nothing.
-    """
-    words, *lengths = tokenizer.lengths(["a a", *(f"a {one} \n{one}{one} a" for one in _INVISIBLE)])
-    blank = "".join(one for one, length in zip(_INVISIBLE, lengths, strict=True) if length == words)
-    if not {" ", "\n"} <= set(blank):
-        return re.compile(r"(?!)")
-    one = f"[{re.escape(blank)}]"
-    return re.compile(rf"(?={one}{{0,{_LONGEST}}}{_SPACE}){one}{{{_LONGEST + 1},}}")
 
 
 def _complete(text: str, chunks: list[Chunk]) -> Iterator[Chunk]:
@@ -216,17 +183,17 @@ def _pieces(text: str, size: Callable[[str], int], capacity: int, overlap: int) 
     return [Chunk(start, start + len(piece)) for start, piece in splitter.chunk_indices(text)]
 
 
-def _counter(window: str, starts: list[int]) -> Callable[[str], int]:
+def _counter(window: str, starts: list[int], widest: int) -> Callable[[str], int]:
     """Estimates the tokens of a part of the window from where the window's tokens start.
 
     A part that begins or ends within a word has other tokens there than the window; one more for each is
-    nearly always enough.
+    nearly always enough. No token counts for more than `widest` characters: of a text with fewer, the end is not read.
     """
 
     def size(part: str) -> int:
         start = window.find(part)  # equal texts have equal tokens, so any occurrence serves
         end = start + len(part)
         cut = (start > 0 and not window[start - 1].isspace()) + (end < len(window) and not window[end].isspace())
-        return bisect_left(starts, end) - bisect_left(starts, start) + cut
+        return max(bisect_left(starts, end) - bisect_left(starts, start) + cut, len(part) // widest)
 
     return size

@@ -41,8 +41,25 @@ _TOGETHER: Final = 1_000_000
 
 _SPACE: Final = r"[^\S\x1c-\x1f]"  # what the library takes for white space
 _TO_LAST_SPACE: Final = re.compile(rf".*{_SPACE}", re.DOTALL)
-_LONG_SPACE: Final = re.compile(rf"({_SPACE}{{8}}){_SPACE}+")
 _VISIBLE: Final = re.compile(r"\S")
+_INVISIBLE: Final = [
+    chr(code)
+    for first, last in (
+        (0x0, 0x20),
+        (0x7F, 0xA0),
+        (0xAD, 0xAD),
+        (0x61C, 0x61C),
+        (0x1680, 0x1680),
+        (0x180E, 0x180E),
+        (0x2000, 0x200F),
+        (0x2028, 0x202F),
+        (0x205F, 0x206F),
+        (0x3000, 0x3000),
+        (0xFEFF, 0xFEFF),
+    )
+    for code in range(first, last + 1)
+]
+"""White space, control and format characters: what a tokenizer may drop, or take for a space."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +128,12 @@ class Tokenizer:
         """Ids of `<s>`, `</s>`, `<pad>` and `<unk>`, which carry no sparse weight."""
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._bos, self._eos = ids["cls_token"], ids["eos_token"]
+        self.blanks = self._blanks()
+        """Every run of over 8 characters, white space among them, that one space can stand for: the tokens stay.
+
+        For BGE-M3 they consist of white space, zero-width spaces and control characters. No run is one where white
+        space itself has tokens.
+        """
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
         """Tokenize, cutting each text to `max_length` tokens (>= 3), special tokens included.
@@ -122,13 +145,17 @@ class Tokenizer:
           repeats one pattern all along, such as `000...`, it may be divided elsewhere than in full: a piece near its
           beginning is longer or shorter, and those behind it are moved by a few characters.
         - A text that has not enough tokens in 64 characters for each of the limit, and 65 536 in all, ends there,
-          and is `truncated` if more follows. White space beyond 8 characters in a row is not counted; what has so
-          few tokens beside it are characters that the vocabulary lacks, a whole word of which is one token.
+          and is `truncated` if more follows (see `most`). Long runs of white space are not counted; what has so few
+          tokens beside them are characters that the vocabulary lacks, a whole word of which is one token.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
         return [one for portion in self.portions(texts, max_length) for one in portion]
+
+    def most(self, max_length: int) -> int:
+        """Characters of a text, its long runs of blanks counted as one, beyond which `encode` does not read it."""
+        return max(_MOST * max_length, _LEAST)
 
     def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
         """As `encode`, some texts at a time.
@@ -194,7 +221,7 @@ class Tokenizer:
     def _heads(self, texts: Sequence[str], max_length: int, size: int | None = None) -> list[EncodedText]:
         """The texts by their first `size` characters; by more where these have too few tokens."""
         size = size or _HEAD * max_length
-        most = max(_MOST * max_length, _LEAST)
+        most = self.most(max_length)
         heads = [_head(text, size) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
         found = []
@@ -205,8 +232,16 @@ class Tokenizer:
                 more = _VISIBLE.search(text, len(head)) is not None
                 found.append(self._cut(encoding.ids, max_length, more=more))
             else:
-                found += self._heads([_LONG_SPACE.sub(r"\1", text)], max_length, min(4 * size, most))
+                found += self._heads([self.blanks.sub(" ", text)], max_length, min(4 * size, most))
         return found
+
+    def _blanks(self) -> re.Pattern[str]:
+        words, *lengths = self.lengths(["a a", *(f"a {one} \n{one}{one} a" for one in _INVISIBLE)])
+        blank = "".join(one for one, length in zip(_INVISIBLE, lengths, strict=True) if length == words)
+        if not {" ", "\n"} <= set(blank):
+            return re.compile(r"(?!)")
+        one = f"[{re.escape(blank)}]"
+        return re.compile(rf"(?={one}{{0,8}}{_SPACE}){one}{{9,}}")
 
     def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
         cut = self._cut(encoding.ids, max_length)

@@ -292,6 +292,13 @@ def test_paragraphs_stay_paragraphs_however_much_white_space_is_between(mini: Be
         assert {text[chunk.start : chunk.end] for chunk in chunks} == {paragraph}
 
 
+@pytest.mark.parametrize("unknown", ["\ue000" * 150_000, ("\ue000" * 4999 + " ") * 30], ids=["a word", "words"])
+def test_characters_without_tokens_of_their_own_fill_chunks_too(mini: Bench, unknown: str) -> None:
+    """What the vocabulary lacks is a token however long it is: its chunks are no longer than what is embedded."""
+    assert mini.tokenizer.lengths([unknown]) < [100]
+    assert len(check(mini.tokenizer, f"{unknown}\n{SENTENCES[0]}", 256, 16)) > 2
+
+
 def test_threads_share_a_chunker(mini: Bench) -> None:
     """Jobs that split at the same time, with limits of their own, get what each would get alone."""
     shared, text = Chunker(mini.tokenizer), "".join(SENTENCES[:100])
