@@ -162,7 +162,7 @@ def parse_block(value: str) -> CollectionBlock:
     """The block in a JSON object, or in the file of this path: the first if the value starts with `{`.
 
     Raises:
-        ValueError: naming every field at fault with its limit and its value; it quotes no path.
+        ValueError: naming every field at fault with its limit and its value.
     """
     text = value.strip()
     if not text.startswith("{"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.points import point_id, text_id
+from service.fields import kind_of
 
 Json = dict[str, Any]
 
@@ -65,17 +66,17 @@ def parse_line(number: int, raw: bytes) -> Line:
     except RecursionError:
         raise BadLineError("nested too deeply") from None
     if not isinstance(value, dict):
-        raise BadLineError(f"must be an object, got {type(value).__name__}")
+        raise BadLineError(f"must be an object, got {kind_of(value)}")
     unknown = sorted(value.keys() - {"text", "id", "payload"})
     if unknown:
         raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line has text, id and payload")
     text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
     if not isinstance(text, str):
-        raise BadLineError(f"text must be a string, got {type(text).__name__}")
+        raise BadLineError(f"text must be a string, got {kind_of(text)}")
     if not isinstance(payload, dict):
-        raise BadLineError(f"payload must be an object, got {type(payload).__name__}")
+        raise BadLineError(f"payload must be an object, got {kind_of(payload)}")
     if identity is not None and (isinstance(identity, bool) or not isinstance(identity, int | str)):
-        raise BadLineError(f"id must be an integer or a string, got {type(identity).__name__}")
+        raise BadLineError(f"id must be an integer or a string, got {kind_of(identity)}")
     return Line(number, text, identity, payload, len(raw))
 
 

@@ -261,7 +261,7 @@ class ScoreRequest(Wire):
 
     operation: Literal["score"]
     pairs: Pairs
-    weights: Annotated[list[Weight], Field(min_length=3, max_length=3)] = Field(default=[1.0, 1.0, 1.0])
+    weights: list[Weight] = Field(default=[1.0, 1.0, 1.0], json_schema_extra={"minItems": 3, "maxItems": 3})
     max_query_length: Annotated[int, Field(ge=3)] | None = None
     max_passage_length: Annotated[int, Field(ge=3)] | None = None
 
@@ -273,6 +273,8 @@ class ScoreRequest(Wire):
     @field_validator("weights")
     @classmethod
     def _weigh_something(cls, weights: list[float]) -> list[float]:
+        if len(weights) != 3:
+            raise ValueError(f"must have exactly 3 items, got {len(weights)}")
         if weights[0] == weights[1] == 0:
             raise ValueError("must be above 0 for dense or sparse, whose weighted mean is one of the scores")
         return weights

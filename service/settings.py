@@ -220,12 +220,29 @@ def _keeps_a_key_safe(url: str) -> bool:
         return False
 
 
+_SAYS: Mapping[str, str] = {
+    "int_parsing": "must be an integer",
+    "int_parsing_size": "must be an integer of fewer digits",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be at least {ge:.12g}",
+    "greater_than": "must be above {gt:.12g}",
+    "less_than_equal": "must be at most {le:.12g}",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+}
+"""pydantic's error types in the words of all our messages; the fields are the rule's parameters."""
+
+
 def _complaint(error: Any) -> str:
     message = re.sub(r"^Value error, ", "", error["msg"])
+    if error["type"] in _SAYS:
+        message = _SAYS[error["type"]].format(**error.get("ctx", {}))
     if not error["loc"]:
         return message
-    name = str(error["loc"][0]).upper()
-    if name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL", "QDRANT_COLLECTION_CONFIG"):
+    name, value = str(error["loc"][0]).upper(), error["input"]
+    secret = name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL")
+    document = name == "QDRANT_COLLECTION_CONFIG" and str(value).lstrip().startswith("{")
+    if secret or document or not isinstance(value, str | int | float):
         return f"{name}: {message}"
-    value = error["input"]
-    return f"{name}={value!r}: {message}" if isinstance(value, str | int | float) else f"{name}: {message}"
+    return f"{name}={value!r}: {message}"

@@ -79,12 +79,12 @@ def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
     [
         (b"{", "not JSON"),
         (b'{"text": "\xff"}', "not UTF-8 (byte 10)"),
-        (b"[1]", "must be an object, got list"),
+        (b"[1]", "must be an object, got a list"),
         (line(txt="a"), "unknown field 'txt'"),
-        (line(text=1), "text must be a string, got int"),
-        (line(text="a", id=1.5), "id must be an integer or a string, got float"),
-        (line(text="a", id=True), "id must be an integer or a string, got bool"),
-        (line(text="a", payload=[]), "payload must be an object, got list"),
+        (line(text=1), "text must be a string, got an integer"),
+        (line(text="a", id=1.5), "id must be an integer or a string, got a number"),
+        (line(text="a", id=True), "id must be an integer or a string, got a boolean"),
+        (line(text="a", payload=[]), "payload must be an object, got a list"),
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
@@ -119,7 +119,7 @@ def test_rejected_lines_are_named_without_a_file_too(
 
     long = "The first words of a line that is cut. And the others."
     assert told([b"[1]", line(text="a"), line(text=long, payload={"n": float("inf")})])[:2] == [
-        "line 1: must be an object, got list",
+        "line 1: must be an object, got a list",
         "line 3, chunk 0: payload.n: must be a finite number, got inf",
     ]
     many = told([b"nonsense"] * 13)

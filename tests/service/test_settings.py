@@ -150,6 +150,28 @@ def test_a_bad_value_refuses_to_start_and_names_its_variable(variable: str, text
         Settings.from_environment({variable: text})
 
 
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("MAX_MODELS", "0", "MAX_MODELS='0': must be at least 1"),
+        ("MAX_MODELS", "many", "MAX_MODELS='many': must be an integer"),
+        ("MAX_MODELS", "9" * 5000, "must be an integer of fewer digits"),
+        ("QUEUE_TOKENS", "9999999999", "QUEUE_TOKENS='9999999999': must be at most 1000000000"),
+        ("SCALE_UP_THRESHOLD", "often", "SCALE_UP_THRESHOLD='often': must be a number"),
+        ("SCALE_UP_THRESHOLD", "nan", "SCALE_UP_THRESHOLD='nan': must be a finite number"),
+        ("MAX_RESPONSE_MB", "0", "MAX_RESPONSE_MB='0': must be above 0"),
+        ("LOG_FORMAT", "yaml", "LOG_FORMAT='yaml': must be 'text' or 'json'"),
+        ("QDRANT_COLLECTIONS", "fine,a b", r"QDRANT_COLLECTIONS='a b': must match ^[A-Za-z0-9_]"),
+        ("QDRANT_COLLECTION_CONFIG", "/absent.json", "QDRANT_COLLECTION_CONFIG='/absent.json': must be a JSON"),
+        ("QDRANT_COLLECTION_CONFIG", "{", "QDRANT_COLLECTION_CONFIG: is not valid JSON"),
+    ],
+)
+def test_a_refusal_has_the_words_of_all_messages(variable: str, text: str, said: str) -> None:
+    """The variable, its value and the rule, as in errors of requests."""
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        Settings.from_environment({variable: text})
+
+
 def test_all_bad_values_are_named_at_once() -> None:
     """Two mistakes take one restart to correct, not two."""
     with pytest.raises(ConfigurationError, match=r"MAX_MODELS.*PORT"):
