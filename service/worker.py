@@ -134,6 +134,8 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
         lost.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
+    # As `serve`'s, for a device that is lost before the SDK installs its own.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if lost.is_set() else 0))
     operations.when_lost(leave)
     queue = bool(os.environ.get(QUEUE))
 

@@ -331,6 +331,27 @@ def test_a_signal_while_loading_stops_at_once(number: signal.Signals, exit_statu
         assert "Traceback" not in worker.output
 
 
+LOST = """
+import sys
+import handler
+from service.operations import Operations
+from service.worker import serve
+
+class Lost(Operations):
+    def when_lost(self, callback):
+        callback()
+
+sys.exit(serve(handler.handler, Lost.build))
+"""
+
+
+def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure() -> None:
+    """The platform is told by status 1, as of a loss later on, and not that all is well."""
+    with JobQueue() as queue, Worker(queue, cwd=ROOT, script="-c", args=[LOST], env=SETTINGS) as worker:
+        assert worker.wait(PATIENCE) == 1
+        assert not queue.polls
+
+
 def test_jobs_delivered_while_stopping_are_answered() -> None:
     """SIGTERM loses nothing: not the jobs under way, not those that the open poll delivers afterwards."""
     with JobQueue(hold=3) as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
