@@ -26,10 +26,10 @@ from service.responses import upsert_json
 
 log = logging.getLogger(__name__)
 
-_PROBES = 8192
+_PROBES = 4096
 """Chunks beyond the last ones of all documents of a job that are looked for at once."""
 
-_GAP = (16, 1024)
+_GAP = (16, 256)
 """Of each of them, fewest and most: so many in a row can be missing of an earlier version, which was refused in part or
 cut short. A job of one document looks the farthest."""
 
