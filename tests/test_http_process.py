@@ -253,7 +253,7 @@ sys.exit(serve(Settings.from_environment(), build))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(number: signal.Signals) -> None:
     """The status is 0 and nothing aborts, although the thread that loads is in the middle of a library."""
     more = {**SETTINGS, "LOG_FORMAT": "json"}
@@ -290,6 +290,7 @@ sys.exit(serve(Settings.from_environment(), Stuck.build))
 
 
 @pytest.mark.parametrize(("lost", "exit_status"), [({}, 0), ({"LOST": "1"}, 1)], ids=["draining", "lost"])
+@pytest.mark.slow
 def test_a_second_request_to_end_is_obeyed_at_once(
     port: int, client: httpx.Client, lost: dict[str, str], exit_status: int
 ) -> None:
@@ -319,6 +320,7 @@ sys.exit(serve(Settings.from_environment(), Operations.build, farewell=1))
 """
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.Client) -> None:
     """Told to stop, the process ends although an answer larger than all buffers was never read."""
     more = {**SETTINGS, "PORT": str(port), "MAX_RESPONSE_MB": "30"}

@@ -103,6 +103,7 @@ def test_every_version_in_the_image_is_pinned() -> None:
     assert len([line for line in pins if line.startswith("torch==")]) == 1
 
 
+@pytest.mark.slow
 def test_the_files_of_the_image_are_enough_to_serve(image: Path) -> None:
     """With nothing but what is copied, the program answers a job, and the health check runs."""
     job = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})

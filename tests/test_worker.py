@@ -352,6 +352,7 @@ def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure() -> None:
         assert not queue.polls
 
 
+@pytest.mark.slow
 def test_jobs_delivered_while_stopping_are_answered() -> None:
     """SIGTERM loses nothing: not the jobs under way, not those that the open poll delivers afterwards."""
     with JobQueue(hold=3) as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:

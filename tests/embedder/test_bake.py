@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from embedder.bake import main as bake
 from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION
 from tests.embedder.test_checkpoint import as_bin, cached
@@ -28,6 +30,7 @@ def baked(home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_baked_weights_load_offline_and_are_there_once(tmp_path: Path, small_checkpoint: Path) -> None:
     """A `.bin` of the hub becomes safetensors in its place: nothing is converted at a start, and nothing kept twice."""
     as_bin(small_checkpoint)
@@ -44,6 +47,7 @@ def test_baked_weights_load_offline_and_are_there_once(tmp_path: Path, small_che
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_a_directory_of_the_callers_is_never_changed(small_checkpoint: Path) -> None:
     """Weights that are no links of the hub's cache stay as they are."""
     as_bin(small_checkpoint)
