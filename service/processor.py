@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ def ask_ahead() -> None:
     package is missing: the SDK that needs it is then missing too, or needs it no longer.
     """
     try:
-        cpuinfo: Any = importlib.import_module("cpuinfo")
+        import cpuinfo
     except ImportError:
         return
     answer: Future[Any] = Future()

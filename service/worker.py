@@ -7,7 +7,6 @@ Anything else is the SDK's: the queue, `--test_input`, `--rp_serve_api`.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import logging
 import os
 import signal
@@ -88,9 +87,9 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
         settings = Settings.from_environment()
         logs.configure(settings.log_level, settings.log_format)
         if settings.port is not None and is_http(os.environ, sys.argv[1:]):
-            http: Any = importlib.import_module("service.http")
-            status: int = http.serve(settings, build)
-            return status
+            from service.http import serve as serve_http
+
+            return serve_http(settings, build)
         local.check(os.environ, sys.argv[1:], queue=bool(os.environ.get(QUEUE)))
         if settings.port is not None:
             log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
