@@ -1,0 +1,13 @@
+"""The contract test: requests of every kind, played against the service and compared with recorded answers.
+
+    python -m tests.contract.record            play all requests, print what differs, end with 1 if anything does
+    python -m tests.contract.record --write    play all requests and record their answers
+
+`cases/` holds the requests as data, `records/` the answers, and `world.py` is the only module that calls the service.
+"""
+
+import os
+from typing import Final
+
+GRPC_VERBOSITY: Final = os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+"""Read when gRPC is imported: the double that ends its calls is no news."""

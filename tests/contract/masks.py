@@ -1,0 +1,101 @@
+"""What of an answer is not compared exactly: texts for a person, and what depends on the time or on chance.
+
+| where | becomes | why |
+|---|---|---|
+| a text under `error` or `message`, in an answer | `<text>` | recorded apart, in `messages.json` |
+| numbers under `timings`, `seconds` | `<seconds>` | of a clock |
+| `created` of a model | `<time>` | of a clock |
+| the header `x-request-id`, 32 hexadecimal digits | `<id>` | drawn at random; one that the caller gave stays |
+| the header `content-length` | `<bytes>` | texts count, and the decimals of a model |
+| hashes in `content-security-policy` | `sha256-<hash>` | of the page's text |
+| the body of a page, `text/html` | `<page>` | not part of the wire |
+| the OpenAPI document | `<openapi>` | recorded apart |
+| `/metrics` | names, types and label sets | its values depend on the time |
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+Json = dict[str, Any]
+
+TEXT: Final = "<text>"
+"""Stands for a text that is not empty."""
+
+_TEXTS: Final = frozenset({"error", "message"})
+_CLOCKS: Final = {"seconds": "<seconds>", "created": "<time>"}
+_HASH: Final = re.compile(r"sha256-[A-Za-z0-9+/=_-]+")
+_DRAWN_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+def masked(answer: Any) -> tuple[Any, dict[str, str]]:
+    """The answer with its masks, and by path the texts that are recorded apart."""
+    texts: dict[str, str] = {}
+    return _masked(_response(answer), "", texts), texts
+
+
+def _masked(value: Any, path: str, texts: dict[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_masked(part, f"{path}[{index}]", texts) for index, part in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    result: Json = {}
+    for key, part in value.items():
+        place = f"{path}.{key}"
+        if key in _TEXTS and isinstance(part, str) and part:
+            texts[place.removeprefix(".")] = part
+            result[key] = TEXT
+        elif key in _CLOCKS and _is_number(part):
+            result[key] = _CLOCKS[key]
+        elif key == "timings" and isinstance(part, dict):
+            result[key] = {stage: "<seconds>" if _is_number(spent) else spent for stage, spent in part.items()}
+        elif key != "payload":
+            result[key] = _masked(part, place, texts)
+        else:
+            result[key] = part
+    return result
+
+
+def _response(answer: Any) -> Any:
+    """An answer over HTTP with masked headers and body; any other as it is."""
+    if not isinstance(answer, dict) or answer.keys() != {"status", "headers", "body"}:
+        return answer
+    headers, body = dict(answer["headers"]), answer["body"]
+    if "content-length" in headers:
+        headers["content-length"] = "<bytes>"
+    if _DRAWN_ID.fullmatch(headers.get("x-request-id", "")):
+        headers["x-request-id"] = "<id>"
+    if "content-security-policy" in headers:
+        headers["content-security-policy"] = _HASH.sub("sha256-<hash>", headers["content-security-policy"])
+    kind = headers.get("content-type", "")
+    if kind.startswith("text/html") and body:
+        body = "<page>"
+    elif isinstance(body, dict) and "openapi" in body:
+        body = "<openapi>"
+    elif kind.startswith("text/plain; version=") and body:
+        body = _families(body)
+    return {"status": answer["status"], "headers": headers, "body": body}
+
+
+def _families(exposed: str) -> Json:
+    """Of every metric the type, by name of a sample the label sets, and the bounds of a histogram."""
+    families: Json = {}
+    for family in text_string_to_metric_families(exposed):
+        samples: dict[str, set[str]] = {}
+        bounds: dict[str, None] = {}
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if sample.name.endswith("_bucket"):
+                bounds[labels.pop("le")] = None
+            text = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+            samples.setdefault(sample.name, set()).add(text)
+        described: Json = {"type": family.type, "samples": {name: sorted(samples[name]) for name in sorted(samples)}}
+        families[family.name] = {**described, "bounds": list(bounds)} if bounds else described
+    return families
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

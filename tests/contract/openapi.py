@@ -1,0 +1,66 @@
+"""The OpenAPI document as a record of its own, in two parts: what may be asked, and what is answered.
+
+Paths, parameters and the schemas of requests are one part; answers, and the schemas that only they name, the other,
+so that a change of one shows apart from the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any, Final
+
+from tests.contract import records
+from tests.contract.compare import differences
+from tests.contract.steps import Call, Scenario
+from tests.contract.world import opened
+
+Json = dict[str, Any]
+
+_REFERENCE: Final = re.compile(r"#/components/schemas/(\w+)")
+
+
+def document() -> Json:
+    """The document that the service serves."""
+    call = Call("openapi", "GET", "/openapi.json")
+    with opened("stub-edge") as world, world.stage(Scenario("openapi", [call])) as stage:
+        described: Json = stage.play(call)["body"]
+    return described
+
+
+def split(described: Json) -> tuple[Json, Json]:
+    """The document without its answers, and these."""
+    asked = copy.deepcopy(described)
+    answered: Json = {"paths": {}}
+    for path, methods in asked["paths"].items():
+        for method, operation in methods.items():
+            answered["paths"][f"{method.upper()} {path}"] = operation.pop("responses")
+    schemas = asked["components"]["schemas"]
+    named = _named(str(asked["paths"]), schemas)
+    answered["schemas"] = {name: schemas.pop(name) for name in sorted(schemas.keys() - named)}
+    return asked, answered
+
+
+def compared() -> list[str]:
+    """What differs from the recorded document."""
+    asked, answered = split(document())
+    return differences(records.read("openapi"), asked, "openapi") + differences(
+        records.read("openapi-answers"), answered, "openapi-answers"
+    )
+
+
+def recorded() -> None:
+    """Record the document."""
+    asked, answered = split(document())
+    records.write("openapi", asked)
+    records.write("openapi-answers", answered)
+
+
+def _named(text: str, schemas: Json) -> set[str]:
+    """The schemas that a text names, and those that these name."""
+    found: set[str] = set()
+    waiting = set(_REFERENCE.findall(text))
+    while waiting:
+        found |= waiting
+        waiting = {name for one in waiting for name in _REFERENCE.findall(str(schemas.get(one, "")))} - found
+    return found

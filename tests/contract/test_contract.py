@@ -1,0 +1,117 @@
+"""The wire as it was recorded: requests of every kind get the answers that clients have come to rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.contract import openapi, records
+from tests.contract.cases import AREAS
+from tests.contract.record import compared
+from tests.contract.steps import Area, Call, Job, Step
+from tests.contract.world import WORLDS, World, opened
+
+REQUESTS_MIN = 200
+"""Of the contract test."""
+
+PATHS: Mapping[str, str] = {
+    "/embed": "EmbedRequest",
+    "/points": "EmbedRequest",
+    "/search": "SearchRequest",
+    "/points/count": "CountRequest",
+    "/points/delete": "DeleteRequest",
+    "/score": "ScoreRequest",
+    "/v1/embeddings": "EmbeddingsRequest",
+}
+
+
+@pytest.fixture(scope="module", params=list(WORLDS))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Every engine over every store in turn."""
+    with opened(request.param) as entered:
+        yield entered
+
+
+@pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
+def test_answers_are_the_recorded_ones(world: World, area: Area) -> None:
+    """What a client sent before is answered as before: structure, codes, statuses, details and numbers.
+
+    `python -m tests.contract.record --write` records an answer that is meant to change.
+    """
+    lines = compared(world, area)
+    assert not lines, "\n".join(lines)
+
+
+def test_the_openapi_document_is_the_recorded_one() -> None:
+    """A client that was generated from the description keeps working."""
+    lines = openapi.compared()
+    assert not lines, "\n".join(lines)
+
+
+def test_there_are_enough_requests_each_with_a_name() -> None:
+    """A difference names its request."""
+    names = [case for area in AREAS for case in area.cases()]
+    assert len(names) == len(set(names)) >= REQUESTS_MIN
+
+
+def test_every_error_code_occurs() -> None:
+    """Whatever a client branches on is part of the record."""
+    schemas = records.read("openapi-answers")["schemas"]
+    codes = set(schemas["Error"]["properties"]["error_code"]["enum"])
+    found: set[str] = set()
+    for area in AREAS:
+        _collect_codes(records.read(f"{area.name}.stub"), found)
+    assert codes <= found
+
+
+def test_every_field_of_every_request_occurs() -> None:
+    """No option of a request can change unnoticed: each is used in a request that is not about its validation."""
+    schemas = records.read("openapi")["components"]["schemas"]
+    fields = {
+        f"{name}.{field}"
+        for name, schema in schemas.items()
+        for field in schema.get("properties", {})
+        if field != "operation" and name != "PointsRequest"
+    }
+    found: set[str] = set()
+    for area in AREAS:
+        if area.name != "invalid":
+            for scenario in area.scenarios:
+                for step in scenario.steps:
+                    _collect_fields(*_request(step), schemas, found)
+    assert fields - found == set()
+
+
+def _collect_codes(value: Any, found: set[str]) -> None:
+    if isinstance(value, list):
+        for part in value:
+            _collect_codes(part, found)
+    elif isinstance(value, dict):
+        found.update(value[key] for key in ("error_code", "code") if isinstance(value.get(key), str))
+        for part in value.values():
+            _collect_codes(part, found)
+
+
+def _request(step: Step) -> tuple[str | None, Any]:
+    """The schema of a request, and the request."""
+    if isinstance(step, Call):
+        return PATHS.get(step.path), step.json
+    if not isinstance(step, Job) or not isinstance(step.input, dict):
+        return None, None
+    if "openai_route" in step.input:
+        return "EmbeddingsRequest", step.input.get("openai_input")
+    return f"{str(step.input.get('operation', 'embed')).capitalize()}Request", step.input
+
+
+def _collect_fields(name: str | None, value: Any, schemas: Mapping[str, Any], found: set[str]) -> None:
+    if name is None or name not in schemas or not isinstance(value, dict):
+        return
+    properties = schemas[name].get("properties", {})
+    for key, part in value.items():
+        found.add(f"{name}.{key}")
+        described = properties.get(key, {})
+        for option in (described, *described.get("anyOf", ())):
+            if "$ref" in option:
+                _collect_fields(option["$ref"].rpartition("/")[2], part, schemas, found)

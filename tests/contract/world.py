@@ -1,0 +1,396 @@
+"""The service that the requests are played against: the only module of the contract test that calls its code.
+
+Four worlds: an engine (`stub`, or `mini` in float32) over a store (Qdrant Edge, or a server: the gRPC double on
+loopback). Each scenario has an empty store of its own. A job goes through `Operations.answer_job`, a request over HTTP
+through the ASGI application, a bulk load through `service.bulk.main`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+from unittest import mock
+
+import httpx
+import numpy as np
+
+from embedder.checkpoint import MINI
+from embedder.embedder import Embedder
+from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
+from embedder.errors import DeviceLost
+from embedder.pool import ModelPool
+from embedder.tokenizer import Tokenizer
+from embedder.vectors import Outputs
+from qdrant_sink import conformance
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.server import ServerStore
+from qdrant_sink.store import Store
+from service import bulk
+from service.door import Door
+from service.operations import Operations
+from service.routes import BODY_PATIENCE, MOST_BYTES, application
+from service.settings import Settings
+from tests.contract import stub
+from tests.contract.faulty import FaultyStore, script
+from tests.contract.steps import Call, Engine, Fault, Job, Load, Scenario, Step, StoreKind
+from tests.sink.grpc_double import GrpcDouble
+
+Json = dict[str, Any]
+
+ENVIRONMENT: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
+"""Settings of every scenario."""
+
+POISON: Final = "zebra"
+"""The stub gives texts with this word a dense vector of NaN."""
+
+WAIT_MAX_S: Final = 30.0
+"""For what another thread brings about; the test fails after it."""
+
+_CALL_STALL_S: Final = 0.05
+"""A body that stalls is given up after this time."""
+
+_DEADLINE_S: Final = 0.1
+"""After which a call that the server does not answer is not repeated."""
+
+
+class StubEngine:
+    """The engine of the stub: see `tests.contract.stub`.
+
+    Args:
+        tokenizer: of `mini`.
+        lost: whether the device computes no more.
+    """
+
+    name = "stub"
+    device = "cpu"
+    dtype = "float32"
+    hidden_size = stub.SIZE
+    colbert_size = stub.SIZE
+    max_length = 512
+
+    def __init__(self, tokenizer: Tokenizer, *, lost: bool = False) -> None:
+        self._dropped = tokenizer.dropped_ids
+        self._poison = tokenizer.encode([POISON], 16)[0].ids[1:-1].tolist()
+        self._lost = lost
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
+
+    def memory_share(self, batch: TokenBatch) -> float:
+        """See `Engine.memory_share`."""
+        return 0.0
+
+    def probe(self, batch: TokenBatch) -> None:
+        """See `Engine.probe`."""
+
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        """See `Engine.encode`."""
+        self.begun.set()
+        if not self.gate.wait(WAIT_MAX_S):
+            raise TimeoutError
+        if self._lost:
+            raise DeviceLost("the device computes no more")
+        bounds = batch.offsets.tolist()
+        texts = [batch.ids[start:end].tolist() for start, end in pairwise(bounds)]
+        dense = np.stack([stub.dense(ids) for ids in texts])
+        dense[[_within(self._poison, ids) for ids in texts]] = np.nan
+        weights = [stub.sparse(ids, self._dropped) for ids in texts]
+        sparse = SparseBatch(
+            offsets_of(np.array([len(indices) for indices, _ in weights], dtype=np.int32)),
+            np.concatenate([indices for indices, _ in weights]),
+            np.concatenate([values for _, values in weights]),
+        )
+        colbert = np.concatenate([stub.colbert(ids) for ids in texts]).astype(outputs.colbert_type)
+        return EncodedBatch(
+            dense if outputs.dense else None,
+            sparse if outputs.sparse else None,
+            colbert if outputs.colbert else None,
+        )
+
+
+def _within(part: Sequence[int], whole: Sequence[int]) -> bool:
+    return any(whole[start : start + len(part)] == part for start in range(len(whole)))
+
+
+class _SharedEmbedder(Embedder):
+    """The model of `mini`, which outlives the operations over it."""
+
+    def close(self) -> None:
+        """Leave the model to the world."""
+
+    def end(self) -> None:
+        """Stop the model."""
+        super().close()
+
+
+class World:
+    """One engine over one kind of store.
+
+    Args:
+        engine: of the model.
+        store: that scenarios are played over.
+    """
+
+    def __init__(self, engine: Engine, store: StoreKind) -> None:
+        self.engine = engine
+        self.store = store
+        self.name = f"{engine}-{store}"
+        self._tokenizer = Tokenizer(MINI)
+        self._shared: _SharedEmbedder | None = None
+
+    def __enter__(self) -> Self:
+        if self.engine == "mini":
+            settings = Settings.from_environment(ENVIRONMENT)
+            self._shared = cast("_SharedEmbedder", _SharedEmbedder.load(settings.model_options))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shared is not None:
+            self._shared.end()
+
+    def plays(self, scenario: Scenario) -> bool:
+        """Whether a scenario is played in this world."""
+        return self.engine in scenario.engines and self.store in scenario.stores
+
+    def embedder(self, settings: Settings, *, lost: bool = False) -> tuple[Embedder, StubEngine | None]:
+        """A model for one set of settings, and its engine if that is the stub."""
+        if self._shared is not None:
+            return self._shared, None
+        engine = StubEngine(self._tokenizer, lost=lost)
+        pool = ModelPool([engine], lanes=1, token_budget=4096, queue_tokens=settings.queue_tokens)
+        return Embedder(self._tokenizer, [engine], pool), engine
+
+    @contextmanager
+    def stage(self, scenario: Scenario) -> Iterator[Stage]:
+        """An empty store for the scenario, and the service over it."""
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if scenario.multivector_values is not None:
+                stack.enter_context(mock.patch.object(conformance, "MULTIVECTOR_VALUES", scenario.multivector_values))
+            names = Settings.from_environment({**ENVIRONMENT, **scenario.settings}).qdrant_collection_config.names
+            double = None
+            if self.store == "server":
+                double = GrpcDouble(folder)
+                stack.callback(double.stop)
+                store: Store = ServerStore(
+                    "http://127.0.0.1:9", grpc_port=double.port, names=names, deadline_s=_DEADLINE_S,
+                    patience_s=_DEADLINE_S, pause_s=0.02,
+                )  # fmt: skip
+            else:
+                store = EdgeStore(folder / "edge", names=names)
+            stack.callback(store.close)
+            stage = Stage(self, scenario, FaultyStore(store), double, folder)
+            stack.callback(stage.close)
+            yield stage
+
+
+class Stage:
+    """The service during one scenario: operations per set of settings, all over one store."""
+
+    def __init__(
+        self, world: World, scenario: Scenario, store: FaultyStore, double: GrpcDouble | None, folder: Path
+    ) -> None:
+        self._world = world
+        self._scenario = scenario
+        self._store = store
+        self._double = double
+        self._folder = folder
+        self._operations: dict[str, tuple[Operations, StubEngine | None]] = {}
+        self._runner = asyncio.Runner()
+
+    def close(self) -> None:
+        """End the operations."""
+        if self._world.engine == "stub":
+            for operations, _ in self._operations.values():
+                operations.close()
+        self._runner.close()
+
+    def play(self, step: Step) -> Any:
+        """The answer to a step, as its caller reads it."""
+        environment = {**ENVIRONMENT, **self._scenario.settings, **step.settings}
+        if isinstance(step, Load):
+            with self._failing(step.fault):
+                return self._loaded(step, environment)
+        settings = Settings.from_environment(environment)
+        operations, engine = self._over(settings, lost=step.fault == "device lost")
+        with ExitStack() as stack:
+            if step.fault == "queue full":
+                stack.enter_context(_filled(operations, cast("StubEngine", engine)))
+            else:
+                stack.enter_context(self._failing(step.fault))
+            if isinstance(step, Job):
+                return self._answered(step, operations)
+            return self._runner.run(_called(step, settings, operations))
+
+    def _answered(self, step: Job, operations: Operations) -> Any:
+        reports: list[Json] = []
+        answer = _read(self._runner.run(operations.answer_job(_read(step.input), reports.append)))
+        return {"answer": answer, "last_report": _read(reports[-1])} if step.reports else answer
+
+    def _over(self, settings: Settings, *, lost: bool) -> tuple[Operations, StubEngine | None]:
+        key = f"{settings.model_dump_json()} {settings.api_key} {lost}"
+        if key not in self._operations:
+            embedder, engine = self._world.embedder(settings, lost=lost)
+            self._operations[key] = Operations(settings, embedder, cast("Store", self._store)), engine
+        return self._operations[key]
+
+    @contextmanager
+    def _failing(self, fault: Fault | None) -> Iterator[None]:
+        """Have the store fail so for the block; a fault of the model is the engine's."""
+        if fault is None or fault == "device lost":
+            yield
+        elif self._double is not None and fault != "defect":
+            script(self._double, fault)
+            yield
+            self._double.failures.clear()
+            self._double.refused_ids.clear()
+        else:
+            self._store.fault = fault
+            yield
+            self._store.fault = None
+
+    def _loaded(self, step: Load, environment: Mapping[str, str]) -> Json:
+        """The exit status of a bulk load, its summary, its rejected lines, and what it says where it has no summary."""
+        source, rejects = self._folder / "lines.jsonl", self._folder / "rejects.jsonl"
+        for path in (source, rejects):
+            path.unlink(missing_ok=True)
+        if step.lines is not None:
+            source.write_bytes(b"".join(map(_line, step.lines)))
+        out, said = io.StringIO(), io.StringIO()
+        with ExitStack() as stack:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.getsignal(number))
+            stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
+            stack.enter_context(mock.patch.object(Operations, "build", self._build))
+            stack.enter_context(redirect_stdout(out))
+            stack.enter_context(redirect_stderr(said))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", ResourceWarning)  # settings that are invalid leave the rejects file open
+            try:
+                status = bulk.main([str(source), "--rejects", str(rejects), *step.options])
+            except SystemExit as end:  # of argparse
+                status = cast("int", end.code)
+        answer: Json = {"status": status, "summary": json.loads(out.getvalue() or "null")}
+        if rejects.exists():
+            lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
+            answer["rejects"] = sorted(lines, key=lambda line: (line["line"], line.get("chunk", 0)))
+        if not out.getvalue():
+            answer["message"] = said.getvalue().replace(str(self._folder), "")
+        return answer
+
+    def _build(self, settings: Settings) -> Operations:
+        return Operations(settings, self._world.embedder(settings)[0], cast("Store", self._store))
+
+
+def _line(value: Any) -> bytes:
+    raw = value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode()
+    return raw + b"\n"
+
+
+def _read(value: Any) -> Any:
+    """What the other side reads of a value: strict JSON."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+@contextmanager
+def _filled(operations: Operations, engine: StubEngine) -> Iterator[None]:
+    """Hold the model and fill its queue for the block."""
+    engine.gate.clear()
+    engine.begun.clear()
+    room = operations.settings.queue_tokens
+    jobs = ({"texts": ["a"]}, {"texts": [""] * (room // 2), "isPassage": True, "vectors": ["dense"]})
+
+    def fill(job: Json) -> None:
+        asyncio.run(operations.answer(job))
+
+    threads = [threading.Thread(target=fill, args=(job,)) for job in jobs]
+    try:
+        threads[0].start()
+        _until(engine.begun.is_set)
+        threads[1].start()
+        _until(lambda: operations.waiting_tokens >= room // 2 * 2)
+        yield
+    finally:
+        engine.gate.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(WAIT_MAX_S)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_MAX_S
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.001)
+
+
+async def _called(step: Call, settings: Settings, operations: Operations) -> Json:
+    """Status, headers and body of an answer over HTTP."""
+    door = Door(settings)
+    if step.state != "loading":
+        door.open(operations)
+    if step.state in ("draining", "lost"):
+        door.close(lost=step.state == "lost")
+    app = application(
+        door,
+        most_bytes=step.body_max_bytes or MOST_BYTES,
+        patience=_CALL_STALL_S if step.stalls else BODY_PATIENCE,
+    )
+    headers, content = dict(step.headers), step.content
+    if step.json is not None:
+        content = json.dumps(step.json, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        headers = {"Content-Type": "application/json", **headers}
+    if step.stalls or (content is not None and not isinstance(content, bytes)):
+        body: Any = _parts([content] if isinstance(content, bytes) else content or [], stalls=step.stalls)
+    else:
+        body = content
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service", timeout=WAIT_MAX_S) as client:
+        response = await client.request(step.method, step.path, content=body, headers=headers)
+    return {
+        "status": response.status_code,
+        "headers": dict(sorted(response.headers.items())),
+        "body": _body(response.headers.get("content-type"), response.content),
+    }
+
+
+async def _parts(parts: Sequence[bytes], *, stalls: bool) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+    if stalls:
+        await asyncio.sleep(WAIT_MAX_S)
+
+
+def _body(kind: str | None, content: bytes) -> Any:
+    text = content.decode("utf-8")
+    return json.loads(text) if kind == "application/json" and text else text
+
+
+WORLDS: Final[Mapping[str, tuple[Engine, StoreKind]]] = {
+    "stub-edge": ("stub", "edge"),
+    "stub-server": ("stub", "server"),
+    "mini-edge": ("mini", "edge"),
+    "mini-server": ("mini", "server"),
+}
+"""By name: the engine and the store."""
+
+
+def opened(name: str) -> World:
+    """The world of this name; enter it to play."""
+    return World(*WORLDS[name])
