@@ -3,7 +3,8 @@
     python -m tests.contract.record            play all requests, print what differs, end with 1 if anything does
     python -m tests.contract.record --write    play all requests and record their answers
 
-`cases/` holds the requests as data, `records/` the answers, and `world.py` is the only module that calls the service.
+`cases/` holds the requests as data, `records/` the answers, and `world.py`, `engine.py` and `faulty.py` are the only
+modules that call the code of the service.
 """
 
 import os

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.contract import openapi, records
+from tests.contract import configuration, openapi, records
 from tests.contract.cases import AREAS
 from tests.contract.compare import EXACT, MINI, STUB, Tolerance, differences
 from tests.contract.masks import masked
@@ -159,8 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {count} requests, {time.perf_counter() - started:.1f} s", file=sys.stderr)
     if arguments.write:
         openapi.recorded()
+        configuration.recorded()
     elif arguments.only == "*":
-        lines += openapi.compared()
+        lines += openapi.compared() + configuration.compared()
     for line in lines:
         print(line)
     return 1 if lines else 0

@@ -5,6 +5,7 @@
 | `AREA.ENGINE.json` | the answers over Qdrant Edge, by case |
 | `AREA.ENGINE-server.json` | those over a server, where they differ; no file where none does |
 | `messages.json` | the texts for a person, by engine (or `ENGINE-server`), case and path |
+| `configuration.json` | settings, the collection block, build arguments and options |
 | `openapi.json` | the OpenAPI document without its answers |
 | `openapi-answers.json` | its answers, and the schemas that only these name |
 """

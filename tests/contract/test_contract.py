@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract import openapi, records
+from tests.contract import configuration, openapi, records
 from tests.contract.cases import AREAS
 from tests.contract.record import compared
 from tests.contract.steps import Area, Call, Job, Step
@@ -47,6 +47,12 @@ def test_answers_are_the_recorded_ones(world: World, area: Area) -> None:
 def test_the_openapi_document_is_the_recorded_one() -> None:
     """A client that was generated from the description keeps working."""
     lines = openapi.compared()
+    assert not lines, "\n".join(lines)
+
+
+def test_the_names_of_settings_are_the_recorded_ones() -> None:
+    """What an operator has configured keeps its meaning: variables, the collection block, build arguments, options."""
+    lines = configuration.compared()
     assert not lines, "\n".join(lines)
 
 

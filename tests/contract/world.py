@@ -1,4 +1,4 @@
-"""The service that the requests are played against: the only module of the contract test that calls its code.
+"""The service that the requests are played against: with `engine.py` and `faulty.py`, the only one to call its code.
 
 Four worlds: an engine (`stub`, or `mini` in float32) over a store (Qdrant Edge, or a server: the gRPC double on
 loopback). Each scenario has an empty store of its own. A job goes through `Operations.answer_job`, a request over HTTP
@@ -17,33 +17,29 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from itertools import pairwise
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 from unittest import mock
 
 import httpx
-import numpy as np
 
 from embedder.checkpoint import MINI
 from embedder.embedder import Embedder
-from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
-from embedder.errors import DeviceLost
 from embedder.pool import ModelPool
 from embedder.tokenizer import Tokenizer
-from embedder.vectors import Outputs
 from qdrant_sink import conformance
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from service import bulk
+from service import ask, bulk
+from service.collection import CollectionBlock
 from service.door import Door
 from service.operations import Operations
 from service.routes import BODY_PATIENCE, MOST_BYTES, application
 from service.settings import Settings
-from tests.contract import stub
+from tests.contract.engine import WAIT_MAX_S, SharedEmbedder, StubEngine
 from tests.contract.faulty import FaultyStore, script
 from tests.contract.steps import Call, Engine, Fault, Job, Load, Scenario, Step, StoreKind
 from tests.sink.grpc_double import GrpcDouble
@@ -53,87 +49,11 @@ Json = dict[str, Any]
 ENVIRONMENT: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
 """Settings of every scenario."""
 
-POISON: Final = "zebra"
-"""The stub gives texts with this word a dense vector of NaN."""
-
-WAIT_MAX_S: Final = 30.0
-"""For what another thread brings about; the test fails after it."""
-
 _CALL_STALL_S: Final = 0.05
 """A body that stalls is given up after this time."""
 
 _DEADLINE_S: Final = 0.1
 """After which a call that the server does not answer is not repeated."""
-
-
-class StubEngine:
-    """The engine of the stub: see `tests.contract.stub`.
-
-    Args:
-        tokenizer: of `mini`.
-        lost: whether the device computes no more.
-    """
-
-    name = "stub"
-    device = "cpu"
-    dtype = "float32"
-    hidden_size = stub.SIZE
-    colbert_size = stub.SIZE
-    max_length = 512
-
-    def __init__(self, tokenizer: Tokenizer, *, lost: bool = False) -> None:
-        self._dropped = tokenizer.dropped_ids
-        self._poison = tokenizer.encode([POISON], 16)[0].ids[1:-1].tolist()
-        self._lost = lost
-        self.gate = threading.Event()
-        self.gate.set()
-        self.begun = threading.Event()
-
-    def memory_share(self, batch: TokenBatch) -> float:
-        """See `Engine.memory_share`."""
-        return 0.0
-
-    def probe(self, batch: TokenBatch) -> None:
-        """See `Engine.probe`."""
-
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-        """See `Engine.encode`."""
-        self.begun.set()
-        if not self.gate.wait(WAIT_MAX_S):
-            raise TimeoutError
-        if self._lost:
-            raise DeviceLost("the device computes no more")
-        bounds = batch.offsets.tolist()
-        texts = [batch.ids[start:end].tolist() for start, end in pairwise(bounds)]
-        dense = np.stack([stub.dense(ids) for ids in texts])
-        dense[[_within(self._poison, ids) for ids in texts]] = np.nan
-        weights = [stub.sparse(ids, self._dropped) for ids in texts]
-        sparse = SparseBatch(
-            offsets_of(np.array([len(indices) for indices, _ in weights], dtype=np.int32)),
-            np.concatenate([indices for indices, _ in weights]),
-            np.concatenate([values for _, values in weights]),
-        )
-        colbert = np.concatenate([stub.colbert(ids) for ids in texts]).astype(outputs.colbert_type)
-        return EncodedBatch(
-            dense if outputs.dense else None,
-            sparse if outputs.sparse else None,
-            colbert if outputs.colbert else None,
-        )
-
-
-def _within(part: Sequence[int], whole: Sequence[int]) -> bool:
-    return any(whole[start : start + len(part)] == part for start in range(len(whole)))
-
-
-class _SharedEmbedder(Embedder):
-    """The model of `mini`, which outlives the operations over it."""
-
-    def close(self) -> None:
-        """Leave the model to the world."""
-
-    def end(self) -> None:
-        """Stop the model."""
-        super().close()
 
 
 class World:
@@ -149,12 +69,12 @@ class World:
         self.store = store
         self.name = f"{engine}-{store}"
         self._tokenizer = Tokenizer(MINI)
-        self._shared: _SharedEmbedder | None = None
+        self._shared: SharedEmbedder | None = None
 
     def __enter__(self) -> Self:
         if self.engine == "mini":
             settings = Settings.from_environment(ENVIRONMENT)
-            self._shared = cast("_SharedEmbedder", _SharedEmbedder.load(settings.model_options))
+            self._shared = cast("SharedEmbedder", SharedEmbedder.load(settings.model_options))
         return self
 
     def __exit__(
@@ -394,3 +314,25 @@ WORLDS: Final[Mapping[str, tuple[Engine, StoreKind]]] = {
 def opened(name: str) -> World:
     """The world of this name; enter it to play."""
     return World(*WORLDS[name])
+
+
+def settings() -> Json:
+    """The default of every setting, by the name of its variable."""
+    defaults = Settings.model_validate({}).model_dump(mode="json", by_alias=True)
+    return {name.upper(): default for name, default in defaults.items()}
+
+
+def collection_fields() -> Json:
+    """The JSON schema of `QDRANT_COLLECTION_CONFIG`."""
+    return CollectionBlock.model_json_schema()
+
+
+def command_help() -> dict[str, str]:
+    """What the commands say of their options."""
+    said = {}
+    for name, command in (("ask", ask.main), ("bulk", bulk.main)):
+        out = io.StringIO()
+        with redirect_stdout(out), suppress(SystemExit):
+            command(["--help"])
+        said[name] = out.getvalue()
+    return said

@@ -52,6 +52,12 @@ SCENARIOS: Final = (
             _ingest("ingest-device-lost", "device lost"),
             Job("score-device-lost", {"operation": "score", "pairs": [["a", "b"]]}, fault="device lost"),
             Job(
+                "ingest-queue-full",
+                {"texts": ["a"], "returnVectors": True, "qdrant": {"collection": NOTES, "ids": [1]}},
+                {"QUEUE_TOKENS": "100"},
+                "queue full",
+            ),
+            Job(
                 "score-queue-full", {"operation": "score", "pairs": [["a", "b"]]}, {"QUEUE_TOKENS": "100"}, "queue full"
             ),
         ],

@@ -1,0 +1,93 @@
+"""The engines behind the requests: the stub as an `Engine` of the embedder, and `mini` shared by all scenarios."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from embedder.embedder import Embedder
+from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
+from embedder.errors import DeviceLost
+from embedder.tokenizer import Tokenizer
+from embedder.vectors import Outputs
+from tests.contract import stub
+
+POISON: Final = "zebra"
+"""The stub gives texts with this word a dense vector of NaN."""
+
+WAIT_MAX_S: Final = 30.0
+"""For what another thread brings about; the test fails after it."""
+
+
+class StubEngine:
+    """The engine of the stub: see `tests.contract.stub`.
+
+    Args:
+        tokenizer: of `mini`.
+        lost: whether the device computes no more.
+    """
+
+    name = "stub"
+    device = "cpu"
+    dtype = "float32"
+    hidden_size = stub.SIZE
+    colbert_size = stub.SIZE
+    max_length = 512
+
+    def __init__(self, tokenizer: Tokenizer, *, lost: bool = False) -> None:
+        self._dropped = tokenizer.dropped_ids
+        self._poison = tokenizer.encode([POISON], 16)[0].ids[1:-1].tolist()
+        self._lost = lost
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
+
+    def memory_share(self, batch: TokenBatch) -> float:
+        """See `Engine.memory_share`."""
+        return 0.0
+
+    def probe(self, batch: TokenBatch) -> None:
+        """See `Engine.probe`."""
+
+    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        """See `Engine.encode`."""
+        self.begun.set()
+        if not self.gate.wait(WAIT_MAX_S):
+            raise TimeoutError
+        if self._lost:
+            raise DeviceLost("the device computes no more")
+        bounds = batch.offsets.tolist()
+        texts = [batch.ids[start:end].tolist() for start, end in pairwise(bounds)]
+        dense = np.stack([stub.dense(ids) for ids in texts])
+        dense[[_within(self._poison, ids) for ids in texts]] = np.nan
+        weights = [stub.sparse(ids, self._dropped) for ids in texts]
+        sparse = SparseBatch(
+            offsets_of(np.array([len(indices) for indices, _ in weights], dtype=np.int32)),
+            np.concatenate([indices for indices, _ in weights]),
+            np.concatenate([values for _, values in weights]),
+        )
+        colbert = np.concatenate([stub.colbert(ids) for ids in texts]).astype(outputs.colbert_type)
+        return EncodedBatch(
+            dense if outputs.dense else None,
+            sparse if outputs.sparse else None,
+            colbert if outputs.colbert else None,
+        )
+
+
+def _within(part: Sequence[int], whole: Sequence[int]) -> bool:
+    return any(whole[start : start + len(part)] == part for start in range(len(whole)))
+
+
+class SharedEmbedder(Embedder):
+    """The model of `mini`, which outlives the operations over it."""
+
+    def close(self) -> None:
+        """Leave the model to the world."""
+
+    def end(self) -> None:
+        """Stop the model."""
+        super().close()
