@@ -52,6 +52,7 @@ SCENARIOS: Final = (
             _documents("no-overlap", LONG[:400], ids=["tight"], chunk={"maxTokens": 32, "overlap": 0}),
             _documents("default-overlap", LONG[:400], ids=["eighth"], chunk={"maxTokens": 32}),
             _documents("default-size", LONG, ids=["whole"], chunk={}),
+            _documents("largest-chunk", LONG, ids=["largest"], chunk={"maxTokens": 512, "overlap": 256}),
             _documents("blank-document", "", " ", ids=["none", "blank"]),
             _documents("text-key-of-chunks", LONG[:200], ids=["elsewhere"], textKey="body"),
             contents("all-forms-as-stored"),

@@ -33,6 +33,7 @@ SCENARIOS: Final = (
             Job("repeated-text", {"texts": ["same", "same"], "vectors": ["dense"]}),
             Job("batch-of-two", {"texts": MANY, "batchSize": 2, "vectors": ["sparse"]}),
             Job("cut-to-five-tokens", {"texts": [*TEXTS, "a"], "maxLength": 5, "vectors": ["sparse"]}),
+            Job("largest-batch", {"texts": MANY[:1], "batchSize": 1_000_000, "maxLength": 512, "vectors": ["sparse"]}),
             Job("cut-to-three-tokens", {"texts": TEXTS[:1], "maxLength": 3, "isPassage": True}),
             Job("without-texts", {"texts": TEXTS, "includeText": False, "vectors": ["sparse"]}),
             Job("list-of-float32", {"texts": TEXTS[:1], "encoding": "list", "dtype": "float32", "vectors": ["dense"]}),

@@ -23,6 +23,14 @@ def _like(name: str, positive: list[Any], **fields: Any) -> Job:
     return _bare(name, like={"positive": positive, **more}, **fields)
 
 
+def _nested(levels: int) -> dict[str, Any]:
+    """A filter within so many others."""
+    condition: dict[str, Any] = {"must": [{"has_id": [1]}]}
+    for _ in range(levels):
+        condition = {"must": [condition]}
+    return condition
+
+
 SCENARIOS: Final = (
     Scenario(
         "hybrid",
@@ -68,6 +76,25 @@ SCENARIOS: Final = (
     Scenario(
         "indexed only",
         [stored("ten-points-again"), _bare("indexed-only", QUERY, params={"indexedOnly": True})],
+    ),
+    Scenario(
+        "at the limits",
+        [
+            stored("ten-points-at-the-limits"),
+            _bare("payload-of-100-keys", QUERY, limit=1, withPayload=["n", *(f"key{n}" for n in range(99))]),
+            _bare("largest-rrfK", QUERY, rrfK=1_000_000, limit=1),
+            _bare("largest-prefetch", QUERY, prefetch=100_000, limit=1),
+            _bare("largest-limit", QUERY, limit=10_000),
+            _bare("largest-page", QUERY, limit=1, offset=999_999),
+            _bare("largest-group", QUERY, groupBy="topic", groupSize=100, limit=1),
+            _bare("largest-hnswEf", QUERY, limit=1, params={"hnswEf": 100_000}),
+            _bare("largest-oversampling", QUERY, limit=1, params={"quantization": {"oversampling": 100}}),
+            _bare("most-explained", QUERY, using=["dense"], explain=True, limit=1000),
+            _bare("most-explained-rows", QUERY, using=["sparse"], explain=True, limit=100, rerank="colbert", offset=9),
+            _bare("most-examples", like={"positive": [1, *range(101, 200)]}),
+            _bare("longest-text-key", QUERY, limit=1, textKey="k" * 255),
+            _bare("deepest-filter", QUERY, limit=1, filter=_nested(15)),
+        ],
     ),
     Scenario(
         "hits",
