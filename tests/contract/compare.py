@@ -12,10 +12,10 @@ from typing import Any, Final
 Json = dict[str, Any]
 
 VALUE_CHARACTERS_MAX: Final = 80
-"""Of a value in a line."""
+"""Length of a value in a line."""
 
 _SCORES: Final = frozenset({"score", "fusion"})
-"""Keys of numbers that a store computes."""
+"""Keys whose numbers a store computes."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ EXACT: Final = Tolerance()
 
 STUB: Final = Tolerance(scores=1e-6)
 """The vectors of the stub are exact, and so are inner products and MaxSim. But a fused score and the score of a query
-made of stored points are quotients and roots in float32, which compilers round differently in the last place."""
+made of stored points are quotients and roots in float32, which compilers round differently in the last inner."""
 
 MINI: Final = Tolerance(numbers=2e-5, scores=2e-5)
 """The promise of the model in float32."""
 
 
 def differences(expected: Any, actual: Any, path: str, tolerance: Tolerance = EXACT) -> list[str]:
-    """What differs, one line each: `search/plain.results[0].hits[2].score: 0.5 -> 0.25`.
+    """The differences, one line each: `search/plain.results[0].hits[2].score: 0.5 -> 0.25`.
 
     Args:
         expected: the recorded answer.
@@ -67,14 +67,14 @@ def _differences(expected: Any, actual: Any, path: str, tolerance: Tolerance, al
 
 def _of_objects(expected: Json, actual: Json, path: str, tolerance: Tolerance, allowed: float) -> Iterator[str]:
     for key in sorted(expected.keys() | actual.keys()):
-        place = f"{path}.{key}"
+        inner = f"{path}.{key}"
         if key not in actual:
-            yield f"{place}: {_shown(expected[key])} -> missing"
+            yield f"{inner}: {_shown(expected[key])} -> missing"
         elif key not in expected:
-            yield f"{place}: missing -> {_shown(actual[key])}"
+            yield f"{inner}: missing -> {_shown(actual[key])}"
         else:
             within = tolerance.scores if key in _SCORES else allowed
-            yield from _differences(expected[key], actual[key], place, tolerance, within)
+            yield from _differences(expected[key], actual[key], inner, tolerance, within)
 
 
 def _of_lists(expected: list[Any], actual: list[Any], path: str, tolerance: Tolerance, allowed: float) -> Iterator[str]:
@@ -83,8 +83,8 @@ def _of_lists(expected: list[Any], actual: list[Any], path: str, tolerance: Tole
         return
     if path.endswith(".hits"):
         actual = _in_order(expected, actual, tolerance.scores)
-    for index, (one, other) in enumerate(zip(expected, actual, strict=True)):
-        yield from _differences(one, other, f"{path}[{index}]", tolerance, allowed)
+    for index, (before, after) in enumerate(zip(expected, actual, strict=True)):
+        yield from _differences(before, after, f"{path}[{index}]", tolerance, allowed)
 
 
 def _in_order(expected: Sequence[Json], actual: Sequence[Json], within: float) -> list[Json]:
@@ -103,8 +103,8 @@ def _in_order(expected: Sequence[Json], actual: Sequence[Json], within: float) -
     return ordered
 
 
-def _near(one: float, other: float, within: float) -> bool:
-    return one == other or abs(one - other) <= within * max(1.0, abs(one))
+def _near(expected: float, actual: float, within: float) -> bool:
+    return expected == actual or abs(expected - actual) <= within * max(1.0, abs(expected))
 
 
 def _shown(value: Any) -> str:

@@ -25,12 +25,12 @@ def configuration() -> Json:
         "settings": settings(),
         "collection": _fields(schema, schema.get("$defs", {}), ""),
         "build_arguments": sorted(_BUILD_ARGUMENT.findall((_ROOT / "Dockerfile").read_text(encoding="utf-8"))),
-        "options": {command: sorted(set(_OPTION.findall(said))) for command, said in command_help().items()},
+        "options": {command: sorted(set(_OPTION.findall(text))) for command, text in command_help().items()},
     }
 
 
 def compared() -> list[str]:
-    """What differs from the recorded configuration."""
+    """The differences from the recorded configuration."""
     return differences(records.read("configuration"), configuration(), "configuration")
 
 
@@ -41,12 +41,12 @@ def recorded() -> None:
 
 def _fields(schema: Json, named: Json, path: str) -> Json:
     """Rules by path, such as `dense.onDisk`."""
-    found: Json = {}
+    rules: Json = {}
     for name, described in schema.get("properties", {}).items():
         block = named.get(described.get("$ref", "").rpartition("/")[2])
         if block is not None and "properties" in block:
-            found |= _fields(block, named, f"{path}{name}.")
+            rules |= _fields(block, named, f"{path}{name}.")
         else:
             options = [described, *described.get("anyOf", ())]
-            found[path + name] = {rule: option[rule] for option in options for rule in _RULES if rule in option}
-    return found
+            rules[path + name] = {rule: option[rule] for option in options for rule in _RULES if rule in option}
+    return rules

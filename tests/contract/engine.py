@@ -17,10 +17,10 @@ from embedder.vectors import Outputs
 from tests.contract import stub
 
 POISON: Final = "zebra"
-"""The stub gives texts with this word a dense vector of NaN."""
+"""A word; the stub gives texts with it a dense vector of NaN."""
 
 WAIT_MAX_S: Final = 30.0
-"""For what another thread brings about; the test fails after it."""
+"""Time that a test waits for another thread before it fails."""
 
 
 class StubEngine:

@@ -13,7 +13,7 @@ from tests.contract.steps import Fault
 from tests.sink.grpc_double import GrpcDouble
 
 RETRY_AFTER_S: Final = 7
-"""What a server that limits the rate asks for."""
+"""The pause that a server with a limited rate asks for."""
 
 REFUSED_ID: Final = 7
 """The point that `refuses 7` is about."""

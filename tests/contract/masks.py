@@ -1,4 +1,4 @@
-"""What of an answer is not compared exactly: texts for a person, and what depends on the time or on chance.
+"""Masks for the parts of an answer that are not compared exactly: texts for a person, times, and random values.
 
 | where | becomes | why |
 |---|---|---|
@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 Json = dict[str, Any]
 
 TEXT: Final = "<text>"
-"""Stands for a text that is not empty."""
+"""The mask of a text that is not empty."""
 
 _TEXTS: Final = frozenset({"error", "message"})
 _CLOCKS: Final = {"seconds": "<seconds>", "created": "<time>"}
@@ -44,16 +44,16 @@ def _masked(value: Any, path: str, texts: dict[str, str]) -> Any:
         return value
     result: Json = {}
     for key, part in value.items():
-        place = f"{path}.{key}"
+        inner = f"{path}.{key}"
         if key in _TEXTS and isinstance(part, str) and part:
-            texts[place.removeprefix(".")] = part
+            texts[inner.removeprefix(".")] = part
             result[key] = TEXT
         elif key in _CLOCKS and _is_number(part):
             result[key] = _CLOCKS[key]
         elif key == "timings" and isinstance(part, dict):
             result[key] = {stage: "<seconds>" if _is_number(spent) else spent for stage, spent in part.items()}
         elif key != "payload":
-            result[key] = _masked(part, place, texts)
+            result[key] = _masked(part, inner, texts)
         else:
             result[key] = part
     return result
@@ -81,7 +81,7 @@ def _response(answer: Any) -> Any:
 
 
 def _families(exposed: str) -> Json:
-    """Of every metric the type, by name of a sample the label sets, and the bounds of a histogram."""
+    """The type of every metric, the label sets of its samples by name, and the bounds of a histogram."""
     families: Json = {}
     for family in text_string_to_metric_families(exposed):
         samples: dict[str, set[str]] = {}

@@ -42,7 +42,7 @@ def split(described: Json) -> tuple[Json, Json]:
 
 
 def compared() -> list[str]:
-    """What differs from the recorded document."""
+    """The differences from the recorded document."""
     asked, answered = split(document())
     return differences(records.read("openapi"), asked, "openapi") + differences(
         records.read("openapi-answers"), answered, "openapi-answers"
@@ -58,9 +58,9 @@ def recorded() -> None:
 
 def _named(text: str, schemas: Json) -> set[str]:
     """The schemas that a text names, and those that these name."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = set(_REFERENCE.findall(text))
     while waiting:
-        found |= waiting
-        waiting = {name for one in waiting for name in _REFERENCE.findall(str(schemas.get(one, "")))} - found
-    return found
+        names |= waiting
+        waiting = {inner for name in waiting for inner in _REFERENCE.findall(str(schemas.get(name, "")))} - names
+    return names

@@ -50,11 +50,11 @@ def played(world: World, area: Area, chosen: Chooser = lambda _case: True) -> tu
             continue
         with world.stage(scenario) as stage:
             for name, step in zip(names, scenario.steps, strict=True):
-                answer, said = masked(stage.play(step))
+                answer, messages = masked(stage.play(step))
                 if chosen(name):
                     answers[name] = answer
-                    if said:
-                        texts[name] = said
+                    if messages:
+                        texts[name] = messages
     return answers, texts
 
 
@@ -70,12 +70,12 @@ def expected(world: World, area: Area) -> tuple[Json, Json]:
     names = {f"{area.name}/{step.name}" for scenario in scenarios for step in scenario.steps}
     return (
         {name: answer for name, answer in answers.items() if name in names},
-        {name: said for name, said in texts.items() if name in names},
+        {name: text for name, text in texts.items() if name in names},
     )
 
 
 def compared(world: World, area: Area, chosen: Chooser = lambda _case: True, *, messages: bool = False) -> list[str]:
-    """What differs from the recorded answers of an area.
+    """The differences from the recorded answers of an area.
 
     Args:
         world: to play in, entered.
@@ -123,8 +123,8 @@ def recorded(world: World, area: Area) -> None:
             if name not in others or differences(others[name], answer, name, tolerance)
         },
     )
-    kept = {name: said for name, said in messages.get(suite, {}).items() if not name.startswith(f"{area.name}/")}
-    kept |= {name: said for name, said in texts.items() if said != other_texts.get(name)}
+    kept = {name: text for name, text in messages.get(suite, {}).items() if not name.startswith(f"{area.name}/")}
+    kept |= {name: text for name, text in texts.items() if text != other_texts.get(name)}
     records.write("messages", {**messages, suite: kept})
 
 

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 FOLDER: Final = Path(__file__).parent / "records"
 
 LINE_CHARACTERS_MAX: Final = 110
-"""Of an object on one line. A list of numbers is on one line, whatever its length."""
+"""Length of an object on one line. A list of numbers is on one line, whatever its length."""
 
 
 def read(name: str) -> Json:

@@ -10,7 +10,7 @@ Engine = Literal["stub", "mini"]
 StoreKind = Literal["edge", "server"]
 State = Literal["ready", "loading", "draining", "lost"]
 Fault = Literal["away", "busy", "defect", "denied", "device lost", "queue full", "refuses 7", "rejects"]
-"""What goes wrong during a step: see `world.py`."""
+"""A failure during a step: see `faulty.py` for those of the store and `world.py` for the others."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Job:
         name: unique in its area.
         input: the job's input.
         settings: environment variables beside those of the scenario.
-        fault: what goes wrong meanwhile.
+        fault: a failure meanwhile.
         reports: whether the last report of progress is recorded beside the answer.
     """
 
@@ -44,7 +44,7 @@ class Call:
         content: the body as it is; a list is sent in parts of unannounced length.
         headers: of the request.
         settings: environment variables beside those of the scenario.
-        fault: what goes wrong meanwhile.
+        fault: a failure meanwhile.
         state: of the server.
         body_max_bytes: limit of the body; None is the server's own.
         stalls: whether the body stops coming after `content`.
@@ -72,7 +72,7 @@ class Load:
         lines: of the file, as JSON values or as they are; None names a file that is missing.
         options: of the command line.
         settings: environment variables beside those of the scenario.
-        fault: what goes wrong meanwhile.
+        fault: a failure meanwhile.
     """
 
     name: str

@@ -18,13 +18,13 @@ SIZE: Final = 64
 """Components of a dense vector and of a ColBERT row."""
 
 _MAGNITUDES: Final = np.array([*range(33, 93), 95, 19, 18, 8], dtype=np.float64) / 512
-"""Of the components; their squares sum to 1."""
+"""Sizes of the components; their squares sum to 1."""
 
-_SHARE: Final = 0.25
-"""Of the signs of a ColBERT row, those that depend on the tokens around it."""
+_TURNED_SHARE: Final = 0.25
+"""Share of the signs of a ColBERT row that the tokens around it turn."""
 
 _WEIGHTS: Final = 255
-"""Sparse weights are multiples of 1/256, from 1/256 to 255/256."""
+"""Number of different sparse weights: the multiples of 1/256 from 1/256 to 255/256."""
 
 
 def dense(ids: Sequence[int]) -> NDArray[np.float32]:
@@ -48,7 +48,7 @@ def colbert(ids: Sequence[int]) -> NDArray[np.float32]:
     rows = []
     for index in range(1, len(ids)):
         around = f"{ids[index - 1]} {ids[index]} {ids[index + 1] if index + 1 < len(ids) else None}"
-        turned = np.where(_bytes(around) < 256 * _SHARE, -1.0, 1.0)
+        turned = np.where(_bytes(around) < 256 * _TURNED_SHARE, -1.0, 1.0)
         rows.append(_signs(ids[index], 1) * turned)
     return _scaled(np.array(rows))
 

@@ -14,7 +14,7 @@ from tests.contract.steps import Area, Call, Job, Step
 from tests.contract.world import WORLDS, World, opened
 
 REQUESTS_MIN = 200
-"""Of the contract test."""
+"""Requests that the contract test has at least."""
 
 PATHS: Mapping[str, str] = {
     "/embed": "EmbedRequest",
@@ -36,7 +36,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 @pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
 def test_answers_are_the_recorded_ones(world: World, area: Area) -> None:
-    """What a client sent before is answered as before: structure, codes, statuses, details and numbers.
+    """A client gets the answers that it got before: structure, codes, statuses, details and numbers.
 
     `python -m tests.contract.record --write` records an answer that is meant to change.
     """
@@ -51,7 +51,7 @@ def test_the_openapi_document_is_the_recorded_one() -> None:
 
 
 def test_the_names_of_settings_are_the_recorded_ones() -> None:
-    """What an operator has configured keeps its meaning: variables, the collection block, build arguments, options."""
+    """A configuration of an operator keeps its meaning: variables, the collection block, build arguments, options."""
     lines = configuration.compared()
     assert not lines, "\n".join(lines)
 
@@ -63,13 +63,13 @@ def test_there_are_enough_requests_each_with_a_name() -> None:
 
 
 def test_every_error_code_occurs() -> None:
-    """Whatever a client branches on is part of the record."""
+    """Every code that a client branches on is part of the record."""
     schemas = records.read("openapi-answers")["schemas"]
     codes = set(schemas["Error"]["properties"]["error_code"]["enum"])
-    found: set[str] = set()
+    occurring: set[str] = set()
     for area in AREAS:
-        _collect_codes(records.read(f"{area.name}.stub"), found)
-    assert codes <= found
+        _collect_codes(records.read(f"{area.name}.stub"), occurring)
+    assert codes <= occurring
 
 
 def test_every_field_of_every_request_occurs() -> None:
@@ -81,23 +81,23 @@ def test_every_field_of_every_request_occurs() -> None:
         for field in schema.get("properties", {})
         if field != "operation" and name != "PointsRequest"
     }
-    found: set[str] = set()
+    occurring: set[str] = set()
     for area in AREAS:
         if area.name != "invalid":
             for scenario in area.scenarios:
                 for step in scenario.steps:
-                    _collect_fields(*_request(step), schemas, found)
-    assert fields - found == set()
+                    _collect_fields(*_request(step), schemas, occurring)
+    assert fields - occurring == set()
 
 
-def _collect_codes(value: Any, found: set[str]) -> None:
+def _collect_codes(value: Any, occurring: set[str]) -> None:
     if isinstance(value, list):
         for part in value:
-            _collect_codes(part, found)
+            _collect_codes(part, occurring)
     elif isinstance(value, dict):
-        found.update(value[key] for key in ("error_code", "code") if isinstance(value.get(key), str))
+        occurring.update(value[key] for key in ("error_code", "code") if isinstance(value.get(key), str))
         for part in value.values():
-            _collect_codes(part, found)
+            _collect_codes(part, occurring)
 
 
 def _request(step: Step) -> tuple[str | None, Any]:
@@ -111,13 +111,13 @@ def _request(step: Step) -> tuple[str | None, Any]:
     return f"{str(step.input.get('operation', 'embed')).capitalize()}Request", step.input
 
 
-def _collect_fields(name: str | None, value: Any, schemas: Mapping[str, Any], found: set[str]) -> None:
+def _collect_fields(name: str | None, value: Any, schemas: Mapping[str, Any], occurring: set[str]) -> None:
     if name is None or name not in schemas or not isinstance(value, dict):
         return
     properties = schemas[name].get("properties", {})
     for key, part in value.items():
-        found.add(f"{name}.{key}")
+        occurring.add(f"{name}.{key}")
         described = properties.get(key, {})
         for option in (described, *described.get("anyOf", ())):
             if "$ref" in option:
-                _collect_fields(option["$ref"].rpartition("/")[2], part, schemas, found)
+                _collect_fields(option["$ref"].rpartition("/")[2], part, schemas, occurring)

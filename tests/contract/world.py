@@ -1,4 +1,4 @@
-"""The service that the requests are played against: with `engine.py` and `faulty.py`, the only one to call its code.
+"""The service that the requests are played against: with `engine.py` and `faulty.py`, the only code that calls it.
 
 Four worlds: an engine (`stub`, or `mini` in float32) over a store (Qdrant Edge, or a server: the gRPC double on
 loopback). Each scenario has an empty store of its own. A job goes through `Operations.answer_job`, a request over HTTP
@@ -50,10 +50,10 @@ ENVIRONMENT: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32
 """Settings of every scenario."""
 
 _CALL_STALL_S: Final = 0.05
-"""A body that stalls is given up after this time."""
+"""Time after which a body that stalls is given up."""
 
 _DEADLINE_S: Final = 0.1
-"""After which a call that the server does not answer is not repeated."""
+"""Time after which a call that the server does not answer is not repeated."""
 
 
 class World:
@@ -135,9 +135,8 @@ class Stage:
 
     def close(self) -> None:
         """End the operations."""
-        if self._world.engine == "stub":
-            for operations, _ in self._operations.values():
-                operations.close()
+        for operations, _ in self._operations.values():
+            operations.close()
         self._runner.close()
 
     def play(self, step: Step) -> Any:
@@ -185,20 +184,20 @@ class Stage:
             self._store.fault = None
 
     def _loaded(self, step: Load, environment: Mapping[str, str]) -> Json:
-        """The exit status of a bulk load, its summary, its rejected lines, and what it says where it has no summary."""
+        """The exit status of a bulk load, its summary and rejected lines, and its message where it has no summary."""
         source, rejects = self._folder / "lines.jsonl", self._folder / "rejects.jsonl"
         for path in (source, rejects):
             path.unlink(missing_ok=True)
         if step.lines is not None:
             source.write_bytes(b"".join(map(_line, step.lines)))
-        out, said = io.StringIO(), io.StringIO()
+        out, errors = io.StringIO(), io.StringIO()
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.getsignal(number))
             stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
             stack.enter_context(mock.patch.object(Operations, "build", self._build))
             stack.enter_context(redirect_stdout(out))
-            stack.enter_context(redirect_stderr(said))
+            stack.enter_context(redirect_stderr(errors))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", ResourceWarning)  # settings that are invalid leave the rejects file open
             try:
@@ -210,7 +209,7 @@ class Stage:
             lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
             answer["rejects"] = sorted(lines, key=lambda line: (line["line"], line.get("chunk", 0)))
         if not out.getvalue():
-            answer["message"] = said.getvalue().replace(str(self._folder), "")
+            answer["message"] = errors.getvalue().replace(str(self._folder), "")
         return answer
 
     def _build(self, settings: Settings) -> Operations:
@@ -223,7 +222,7 @@ def _line(value: Any) -> bytes:
 
 
 def _read(value: Any) -> Any:
-    """What the other side reads of a value: strict JSON."""
+    """The value as the other side reads it: strict JSON."""
     return json.loads(json.dumps(value, allow_nan=False))
 
 
@@ -328,11 +327,11 @@ def collection_fields() -> Json:
 
 
 def command_help() -> dict[str, str]:
-    """What the commands say of their options."""
-    said = {}
+    """The help of every command that takes options."""
+    texts = {}
     for name, command in (("ask", ask.main), ("bulk", bulk.main)):
         out = io.StringIO()
         with redirect_stdout(out), suppress(SystemExit):
             command(["--help"])
-        said[name] = out.getvalue()
-    return said
+        texts[name] = out.getvalue()
+    return texts

@@ -1,4 +1,4 @@
-"""What goes wrong beside the request: the store, the queue, the device, a defect."""
+"""Failures of the store, the queue and the device, and a defect."""
 
 from __future__ import annotations
 

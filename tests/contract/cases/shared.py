@@ -22,7 +22,7 @@ TEXTS: Final = (
     "A compressed archive takes less room on a remote disk.",
     "An editor with syntax colours for thirty languages.",
 )
-"""Of the collection: point 1 has the first."""
+"""Texts of the collection; the first is that of point 1."""
 
 PAYLOADS: Final[tuple[Json, ...]] = (
     {"topic": "files", "n": 1, "price": 0.5, "tags": ["copy", "network"], "when": "2024-05-01T12:00:00Z",
@@ -39,7 +39,7 @@ PAYLOADS: Final[tuple[Json, ...]] = (
     {"n": 9, "tags": ["network"]},
     {"topic": 10, "n": 10},
 )  # fmt: skip
-"""Of the points, in their order."""
+"""Payloads of the points, in the order of `TEXTS`."""
 
 
 def stored(name: str, **qdrant: Any) -> Job:
@@ -65,5 +65,5 @@ def count(name: str, **fields: Any) -> Job:
 
 
 def contents(name: str, **fields: Any) -> Job:
-    """What is stored, as far as a search with a hundred hits shows it: ids and payloads."""
+    """A search that shows what is stored: up to a hundred ids and payloads."""
     return search(name, "what is stored", using=["dense"], limit=100, **fields)
