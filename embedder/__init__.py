@@ -1,1 +1,73 @@
-"""BGE-M3: texts to dense, sparse and ColBERT vectors, from one shared pool of models."""
+"""BGE-M3: texts to dense, sparse and ColBERT vectors, from one shared pool of models.
+
+embedder    the public object
+tokenizer   texts -> token ids
+chunking    long documents -> chunks
+scheduling  who computes what, and when
+engines     a batch of token ids -> vectors
+model       BGE-M3 in torch
+checkpoint  files of a model
+vectors     the values that come out
+errors      what can go wrong
+timings     where the time of a request goes
+bake        the command that prefetches a model
+
+Importing this package imports neither torch nor a tokenizer; `Embedder.load` does.
+"""
+
+from embedder.checkpoint.find import DEFAULT_MODEL
+from embedder.chunking import CHUNK_MIN_TOKENS, Chunk
+from embedder.embedder import Embedder, ModelOptions
+from embedder.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeviceLost,
+    FieldError,
+    Internal,
+    InvalidRequest,
+    ModelFailure,
+    NotFound,
+    Overloaded,
+    WorkerError,
+    whereabouts,
+)
+from embedder.scheduling.jobs import ResultStream
+from embedder.scheduling.pool import BatchReport
+from embedder.scheduling.runner import Result
+from embedder.scheduling.scheduler import Priority
+from embedder.timings import Timings, timed
+from embedder.tokenizer import EncodedText, PlacedText
+from embedder.vectors import KINDS, ColbertType, Embedding, Kind, Outputs, SparseVector
+
+__all__ = [
+    "CHUNK_MIN_TOKENS",
+    "DEFAULT_MODEL",
+    "KINDS",
+    "BatchReport",
+    "Cancelled",
+    "Chunk",
+    "ColbertType",
+    "ConfigurationError",
+    "DeviceLost",
+    "Embedder",
+    "Embedding",
+    "EncodedText",
+    "FieldError",
+    "Internal",
+    "InvalidRequest",
+    "Kind",
+    "ModelFailure",
+    "ModelOptions",
+    "NotFound",
+    "Outputs",
+    "Overloaded",
+    "PlacedText",
+    "Priority",
+    "Result",
+    "ResultStream",
+    "SparseVector",
+    "Timings",
+    "WorkerError",
+    "timed",
+    "whereabouts",
+]

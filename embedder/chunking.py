@@ -22,17 +22,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from semantic_text_splitter import TextSplitter
-
 from embedder.errors import InvalidRequest
 from embedder.tokenizer import Tokenizer
 
-MIN_TOKENS: Final = 32
-"""Of a chunk. The longest single character, U+FDFA, normalises to 18 and always fits."""
+CHUNK_MIN_TOKENS: Final = 32
+"""Least limit of tokens per chunk. The longest single character, U+FDFA, normalises to 18 tokens and always fits."""
 
-_SPECIAL: Final = 2  # <s> and </s>, which `Tokenizer` insists on
-_LARGE: Final = 64  # characters of a window per token of a chunk: about 16 chunks of English
-_SMALL: Final = 8  # the same after an estimate has failed, as it may fail again
+_SPECIAL_TOKENS: Final = 2  # <s> and </s>, which `Tokenizer` insists on
+_WINDOW_CHARACTERS_PER_TOKEN: Final = 64  # of a chunk: the window holds about 16 chunks of English
+_RETRY_CHARACTERS_PER_TOKEN: Final = 8  # the same after an estimate has failed, as it may fail again
 
 _NEWLINES: Final = re.compile(r"(?:\r\n){1,8}|\r{1,8}|\n{1,8}")
 """What the splitter sees of a long run of blanks. A shorter one, which it sees as it is, has at most as many."""
@@ -68,37 +66,37 @@ class Chunker:
             InvalidRequest: `max_tokens` or `overlap` is out of range.
             UnicodeEncodeError: the text holds a lone surrogate.
         """
-        if max_tokens < MIN_TOKENS:
-            raise InvalidRequest(f"chunk.maxTokens must be at least {MIN_TOKENS}, got {max_tokens}")
+        if max_tokens < CHUNK_MIN_TOKENS:
+            raise InvalidRequest(f"chunk.maxTokens must be at least {CHUNK_MIN_TOKENS}, got {max_tokens}")
         if not 0 <= overlap <= max_tokens // 2:
             most = max_tokens // 2
             raise InvalidRequest(f"chunk.overlap must be from 0 to half of maxTokens, {most}, got {overlap}")
         condensed = _condensed(text, self._tokenizer.blanks)
-        chunks = [condensed.original(one) for one in self._split(condensed.text, max_tokens, overlap)]
+        chunks = [condensed.original(chunk) for chunk in self._split(condensed.text, max_tokens, overlap)]
         return list(_complete(text, chunks)) or [Chunk(0, len(text))]
 
     def _split(self, text: str, max_tokens: int, overlap: int) -> list[Chunk]:
-        """The same for a text without long runs of blanks; nothing if it fits or is blank."""
+        """The chunks of a text without long runs of blanks; none if the text fits or is blank."""
         chunks: list[Chunk] = []
-        start, size = 0, _LARGE * max_tokens
-        widest = self._tokenizer.most(max_tokens) // max_tokens
+        start, size = 0, _WINDOW_CHARACTERS_PER_TOKEN * max_tokens
+        widest = self._tokenizer.max_characters(max_tokens) // max_tokens
         while True:
             window = text[start : start + size]
             last = start + size >= len(text)
             starts = self._tokenizer.starts(window)
-            if last and not start and max(len(starts), len(window) // widest) + _SPECIAL <= max_tokens:
+            if last and not start and max(len(starts), len(window) // widest) + _SPECIAL_TOKENS <= max_tokens:
                 return []
-            found = _pieces(window, _counter(window, starts, widest), max_tokens - _SPECIAL, overlap)
+            pieces = _pieces(window, _counter(window, starts, widest), max_tokens - _SPECIAL_TOKENS, overlap)
             resume = len(window)
             if not last:
-                if len(found) < 2:  # no chunk that ends before the window does
+                if len(pieces) < 2:  # no chunk that ends before the window does
                     size *= 2
                     continue
-                resume = found.pop().start
-            kept = self._proven(window, found, max_tokens)
-            size = min(2 * size, _LARGE * max_tokens)
-            if kept != found:
-                last, resume, size = False, kept[-1].end, _SMALL * max_tokens
+                resume = pieces.pop().start
+            kept = self._proven(window, pieces, max_tokens)
+            size = min(2 * size, _WINDOW_CHARACTERS_PER_TOKEN * max_tokens)
+            if kept != pieces:
+                last, resume, size = False, kept[-1].end, _RETRY_CHARACTERS_PER_TOKEN * max_tokens
             for chunk in kept:
                 if not chunks or start + chunk.end > chunks[-1].end:
                     chunks.append(Chunk(start + chunk.start, start + chunk.end))
@@ -106,23 +104,23 @@ class Chunker:
                 return chunks
             start += resume
 
-    def _proven(self, window: str, found: list[Chunk], max_tokens: int) -> list[Chunk]:
-        """`found` if all of it fits; otherwise up to the first chunk that does not, and of that what fits."""
-        lengths = self._tokenizer.lengths([window[chunk.start : chunk.end] for chunk in found])
+    def _proven(self, window: str, pieces: list[Chunk], max_tokens: int) -> list[Chunk]:
+        """`pieces` if all of it fits; otherwise up to the first chunk that does not, and of that what fits."""
+        lengths = self._tokenizer.lengths([window[chunk.start : chunk.end] for chunk in pieces])
         for index, length in enumerate(lengths):
             if length > max_tokens:
-                return [*found[:index], self._shortened(window, found[index], max_tokens)]
-        return found
+                return [*pieces[:index], self._shortened(window, pieces[index], max_tokens)]
+        return pieces
 
     def _shortened(self, window: str, chunk: Chunk, max_tokens: int) -> Chunk:
         text = window[chunk.start : chunk.end]
-        end = _pieces(text, self._tokens, max_tokens - _SPECIAL, 0)[0].end
-        while end > 1 and self._tokens(text[:end]) + _SPECIAL > max_tokens:
+        end = _pieces(text, self._tokens, max_tokens - _SPECIAL_TOKENS, 0)[0].end
+        while end > 1 and self._tokens(text[:end]) + _SPECIAL_TOKENS > max_tokens:
             end //= 2  # what has fewer bytes than a chunk has tokens, the library takes to fit
         return Chunk(chunk.start, chunk.start + end)
 
     def _tokens(self, text: str) -> int:
-        return self._tokenizer.lengths([text])[0] - _SPECIAL
+        return self._tokenizer.lengths([text])[0] - _SPECIAL_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +140,9 @@ class _Condensed:
 
     def original(self, chunk: Chunk) -> Chunk:
         """Where a chunk of `text` lies in the whole text."""
-        return Chunk(self._place(chunk.start), self._place(chunk.end - 1) + 1)
+        return Chunk(self._offset(chunk.start), self._offset(chunk.end - 1) + 1)
 
-    def _place(self, character: int) -> int:
+    def _offset(self, character: int) -> int:
         return character + self.gone[bisect_right(self.ends, character)]
 
 
@@ -169,7 +167,7 @@ def _count(newlines: str) -> int:
 
 
 def _complete(text: str, chunks: list[Chunk]) -> Iterator[Chunk]:
-    """The chunks, and in them what was blank to the tokenizer, but is no white space."""
+    """The chunks, including what is blank to the tokenizer without being white space."""
     for number, chunk in enumerate(chunks):
         start, end = chunk.start, chunk.end
         if not number:
@@ -179,6 +177,8 @@ def _complete(text: str, chunks: list[Chunk]) -> Iterator[Chunk]:
 
 
 def _pieces(text: str, size: Callable[[str], int], capacity: int, overlap: int) -> list[Chunk]:
+    from semantic_text_splitter import TextSplitter
+
     splitter = TextSplitter.from_callback(size, capacity, overlap)
     return [Chunk(start, start + len(piece)) for start, piece in splitter.chunk_indices(text)]
 

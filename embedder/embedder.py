@@ -12,26 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from embedder.batching import Priority
-from embedder.checkpoint import EncoderConfig, locate
+from embedder.checkpoint.config import MAX_LENGTH_MIN, EncoderConfig
+from embedder.checkpoint.find import find_checkpoint
 from embedder.chunking import Chunk, Chunker
-from embedder.engine import Engine
+from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
-from embedder.forward import Result
-from embedder.pool import ModelPool, Stream, Watch
-from embedder.stages import stage
+from embedder.scheduling.jobs import ResultStream
+from embedder.scheduling.pool import ModelPool, Observer
+from embedder.scheduling.runner import Result
+from embedder.scheduling.scheduler import Priority
+from embedder.timings import timed
 from embedder.tokenizer import EncodedText, PlacedText, Tokenizer
 from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
-
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What to load and how to run it; each attribute is the setting of the same name.
+    """What to load and how to run it; each attribute is a setting of the service.
 
     Attributes:
         model_id: `mini`, a directory, or a hub name.
@@ -39,7 +40,7 @@ class ModelOptions:
         engine: `packed` or `flagembedding`.
         dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
         device: a device, a comma list, or None to choose.
-        lanes: threads per GPU; a CPU has one.
+        threads_per_gpu: worker threads of each GPU (`MAX_MODELS`, the lanes of a worker); a CPU has one.
         token_budget: tokens per batch; None to measure.
         queue_tokens: most tokens waiting.
     """
@@ -49,13 +50,19 @@ class ModelOptions:
     engine: Literal["packed", "flagembedding"] = "packed"
     dtype: str = "auto"
     device: str | None = None
-    lanes: int = 4
+    threads_per_gpu: int = 4
     token_budget: int | None = None
     queue_tokens: int = 2_000_000
 
 
 class Embedder:
-    """One loaded model. Usable from any thread and any event loop."""
+    """One loaded model. Usable from any thread and any event loop.
+
+    Args:
+        tokenizer: of the checkpoint.
+        engines: one per device, with the weights of the checkpoint.
+        pool: runs the engines.
+    """
 
     def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
         self._tokenizer = tokenizer
@@ -68,7 +75,7 @@ class Embedder:
         """Find and read the checkpoint, place it on its devices and warm it. Blocks for seconds.
 
         Raises:
-            ConfigurationError: the options cannot work on this machine.
+            ConfigurationError: the options cannot work on this machine, or the checkpoint is missing or damaged.
         """
         # In a thread that ends: OpenMP keeps workers for each thread that ever computed, and with more of them
         # than cores they stop spinning between two products. That makes a query more than twice as slow.
@@ -82,10 +89,10 @@ class Embedder:
     @classmethod
     def _load(cls, options: ModelOptions) -> Embedder:
         started = time.perf_counter()
-        checkpoint = locate(options.model_id, options.revision)
-        located = time.perf_counter()
-        from embedder.calibration import calibrate, warm
-        from embedder.devices import choose_devices, choose_dtype
+        checkpoint = find_checkpoint(options.model_id, options.revision)
+        found = time.perf_counter()
+        from embedder.engines.calibration import calibrate, warm
+        from embedder.engines.devices import choose_devices, choose_dtype
 
         imported = time.perf_counter()
         devices = choose_devices(options.device)
@@ -95,20 +102,21 @@ class Embedder:
             raise ConfigurationError(
                 f"MODEL_ID: tokenizer.json has {tokenizer.vocabulary_size} tokens, the model has {rows}"
             )
-        chosen_types = [choose_dtype(options.dtype, device, engine=options.engine) for device in devices]
-        if len(set(chosen_types)) > 1:
-            log.warning("devices compute in different types (%s), so vectors differ a little", ", ".join(chosen_types))
+        dtypes = [choose_dtype(options.dtype, device, engine=options.engine) for device in devices]
+        if len(set(dtypes)) > 1:
+            log.warning("devices compute in different types (%s), so vectors differ a little", ", ".join(dtypes))
         typed = time.perf_counter()
         engines = [
-            _engine(options.engine, checkpoint, device, dtype, tokenizer)
-            for device, dtype in zip(devices, chosen_types, strict=True)
+            _load_engine(options.engine, checkpoint, device, dtype, tokenizer)
+            for device, dtype in zip(devices, dtypes, strict=True)
         ]
         loaded = time.perf_counter()
         for engine in engines:
             warm(engine)
         warmed = time.perf_counter()
         budget = options.token_budget or min(
-            calibrate(engine, batches=2 * options.lanes - 1)  # torch keeps memory per stream, and a lane has two
+            # torch keeps memory per stream, and all but one of a GPU's threads have two
+            calibrate(engine, batches=2 * options.threads_per_gpu - 1)
             for engine in engines
         )
         log.info(
@@ -118,14 +126,19 @@ class Embedder:
             " + ".join(engine.dtype for engine in engines),
             " + ".join(devices),
             budget,
-            located - started,
-            imported - located,
+            found - started,
+            imported - found,
             typed - imported,
             loaded - typed,
             warmed - loaded,
             time.perf_counter() - warmed,
         )
-        pool = ModelPool(engines, lanes=options.lanes, token_budget=budget, queue_tokens=options.queue_tokens)
+        pool = ModelPool(
+            engines,
+            threads_per_gpu=options.threads_per_gpu,
+            token_budget=budget,
+            queue_tokens=options.queue_tokens,
+        )
         return cls(tokenizer, engines, pool)
 
     async def embed(
@@ -149,8 +162,11 @@ class Embedder:
             batch_size: most of these texts in one batch; 0 leaves it to the token budget.
 
         Raises:
-            InvalidRequest: the texts are more than the queue can ever hold, or one is no valid Unicode.
+            InvalidRequest: `max_length` is out of range, a text is not valid Unicode, or the texts are more than the
+                queue can ever hold.
             Overloaded: the queue has no room now.
+            Cancelled: the embedder is closed.
+            DeviceLost: no device is left that computes.
         """
         encoded = await asyncio.to_thread(self.tokenize, texts, max_length, at_once=True)
         return await self.embed_tokens(encoded, outputs, priority=priority, batch_size=batch_size)
@@ -158,9 +174,36 @@ class Embedder:
     async def embed_tokens(
         self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0
     ) -> list[Result]:
-        """As `embed`, of texts that are tokenized."""
-        with stage("embed"):
+        """One result per tokenized text, in order; arguments and errors are those of `embed`."""
+        with timed("embed"):
             return await asyncio.wrap_future(self._pool.submit(texts, outputs, priority, batch_size=batch_size))
+
+    def stream(
+        self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0
+    ) -> ResultStream:
+        """The results of tokenized texts, pulled portion by portion while the next ones are computed.
+
+            with embedder.stream(texts, outputs, priority=Priority.PASSAGE) as stream:
+                for portion in stream:  # blocks until a result is ready
+                    for index, result in portion: ...
+
+        The texts are queued by the call, and computed once the first portion is asked for. Coming back for the next
+        portion says that the last one is done with: only so many texts of all streams are ahead of that (`window`)
+        that the model stays busy and their vectors fit into memory. See `ResultStream`.
+
+        Args:
+            texts: in any number; a stream of none ends immediately.
+            outputs: the vectors to compute.
+            priority: queries go before passages.
+            batch_size: most of these texts in one batch; 0 leaves it to the token budget.
+
+        Raises:
+            InvalidRequest: the texts are more than the queue can ever hold.
+            Overloaded: the queue has no room now.
+            Cancelled: the embedder is closed.
+            DeviceLost: no device is left that computes.
+        """
+        return self._pool.stream(texts, outputs, priority, batch_size=batch_size)
 
     def tokenize(self, texts: Sequence[str], max_length: int, *, at_once: bool = False) -> list[EncodedText]:
         """The tokens of each text, cut to `max_length`. Blocks for about a second per 5 MB.
@@ -168,62 +211,65 @@ class Embedder:
         Args:
             texts: empty texts are valid.
             max_length: tokens, special tokens included.
-            at_once: whether all are going to wait for the model together. More than its queue can ever hold are
+            at_once: whether all texts are going to wait for the model together. More than its queue can ever hold are
                 then refused here, before the rest is tokenized.
 
         Raises:
-            InvalidRequest: `max_length` is not from 3 to the model's, a text is no valid Unicode, or the texts
-                are too many to wait at once.
+            InvalidRequest: `max_length` is not from 3 to the model's limit, a text is not valid Unicode, or the texts
+                are too many to wait together.
         """
-        with stage("tokenize"):
+        with timed("tokenize"):
             return self._within_limits(self._queueable if at_once else self._tokenizer.encode, texts, max_length)
 
     def _queueable(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
-        found: list[EncodedText] = []
+        encoded: list[EncodedText] = []
         tokens = 0
         for portion in self._tokenizer.portions(texts, max_length):
-            found += portion
+            encoded += portion
             tokens += sum(len(text) for text in portion)
-            if tokens > (most := self._pool.queue_tokens) and len(found) < len(texts):
+            if tokens > (most := self._pool.queue_tokens) and len(encoded) < len(texts):
                 raise InvalidRequest(
-                    f"the first {len(found)} of {len(texts)} have {tokens} tokens, "
+                    f"the first {len(encoded)} of {len(texts)} have {tokens} tokens, "
                     f"more than the queue holds (QUEUE_TOKENS={most}); split the job"
                 )
-        return found
+        return encoded
 
     def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
-        """As `tokenize`, with the place of each token in its text. Blocks for longer than that."""
+        """The tokens that `tokenize` gives, with the span of each in its text. Blocks for longer than `tokenize`.
+
+        Raises:
+            InvalidRequest: `max_length` is not from 3 to the model's limit, or a text is not valid Unicode.
+        """
         return self._within_limits(self._tokenizer.place, texts, max_length)
 
     def word(self, token_id: int) -> str:
-        """What a person is shown of a token that has no place in a text."""
+        """The piece of a token for a person, where no span of a text shows it."""
         return self._tokenizer.word(token_id)
 
     def split(self, text: str, *, max_tokens: int, overlap: int) -> list[Chunk]:
-        """Where to cut a long text: see `Chunker.split`. Blocks."""
+        """The chunks of a long text; see `Chunker.split`. Blocks.
+
+        Raises:
+            InvalidRequest: `max_tokens` or `overlap` is out of range.
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
         return self._chunker.split(text, max_tokens=max_tokens, overlap=overlap)
 
-    def stream(
-        self,
-        texts: Sequence[EncodedText],
-        outputs: Outputs,
-        deliver: Callable[[int, Result], None],
-        *,
-        priority: Priority,
-        batch_size: int = 0,
-    ) -> Stream:
-        """As `embed`, of tokenized texts, each result handed over as it comes: see `ModelPool.stream`.
+    def encoded(self, ids: Sequence[int]) -> EncodedText:
+        """A text that its caller has tokenized; see `Tokenizer.wrapped`.
 
-        Only so many texts of all streams are ahead of their release that the model stays busy and their vectors
-        fit into memory.
+        Raises:
+            ValueError: an id is not in the vocabulary; the message gives its index and the size of the vocabulary.
         """
-        return self._pool.stream(texts, outputs, priority, deliver, batch_size=batch_size)
+        return self._tokenizer.wrapped(ids)
 
     def _within_limits(
         self, call: Callable[[Sequence[str], int], list[T]], texts: Sequence[str], max_length: int
     ) -> list[T]:
-        if not 3 <= max_length <= self.max_length:
-            raise InvalidRequest(f"maxLength must be from 3 to the model's {self.max_length}, got {max_length}")
+        if not MAX_LENGTH_MIN <= max_length <= self.max_length:
+            raise InvalidRequest(
+                f"maxLength must be from {MAX_LENGTH_MIN} to the model's {self.max_length}, got {max_length}"
+            )
         try:
             return call(texts, max_length)
         except UnicodeEncodeError as error:
@@ -255,25 +301,21 @@ class Embedder:
         first = self._engines[0]
         return f"{first.name}, {first.dtype}, {' + '.join(engine.device for engine in self._engines)}"
 
-    def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call this, from a lane's thread, when no device is left that computes."""
-        self._pool.when_lost(callback)
-
-    def watch(self, callback: Watch) -> None:
-        """Call this, from a lane's thread, after every batch: see `embedder.pool.Watch`."""
-        self._pool.watch(callback)
-
     @property
     def waiting_tokens(self) -> int:
         """Tokens that wait for the model."""
         return self._pool.waiting_tokens
 
-    def encoded(self, ids: Sequence[int]) -> EncodedText:
-        """A text that its caller has tokenized: see `Tokenizer.wrapped`."""
-        return self._tokenizer.wrapped(ids)
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call this once when no device is left that computes, immediately or from a worker thread."""
+        self._pool.when_lost(callback)
+
+    def observe(self, observer: Observer) -> None:
+        """Call this with a `BatchReport` after every batch, from a worker thread. It must not raise."""
+        self._pool.observe(observer)
 
     def close(self) -> None:
-        """Finish what was accepted, then stop. Blocks until the lanes have stopped."""
+        """Finish what was accepted, then stop. Blocks until every open stream is consumed or cancelled."""
         self._pool.close()
 
 
@@ -284,11 +326,11 @@ def _fulfil(future: Future[Embedder], load: Callable[[ModelOptions], Embedder], 
         future.set_exception(error)
 
 
-def _engine(name: str, checkpoint: Path, device: str, dtype: str, tokenizer: Tokenizer) -> Engine:
+def _load_engine(name: str, checkpoint: Path, device: str, dtype: str, tokenizer: Tokenizer) -> Engine:
     if name == "flagembedding":
-        from embedder.reference import ReferenceEngine
+        from embedder.engines.flagembedding import FlagEmbeddingEngine
 
-        return ReferenceEngine(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)
-    from embedder.encoder import PackedEngine
+        return FlagEmbeddingEngine.load(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)
+    from embedder.engines.packed import PackedEngine
 
-    return PackedEngine(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)
+    return PackedEngine.load(checkpoint, device=device, dtype=dtype, dropped_ids=tokenizer.dropped_ids)

@@ -1,82 +1,116 @@
-"""Every error that reaches a caller, with its code on the wire and whether a retry can help.
+"""The errors of the worker: their base, those of any request and those of the model.
 
     WorkerError
-    ├── InvalidRequest      invalid_request      the request cannot be served as written
-    ├── NotFound            not_found            the collection or the point is not there
-    ├── Overloaded          overloaded           the queue is full; retry later
-    ├── ResponseTooLarge    response_too_large   the answer is over the limit of the platform
-    ├── ModelFailure        model_failure        the model could not produce a vector
-    │   └── DeviceLost          model_failure        the device computes no more; another worker can
-    ├── StoreError
-    │   ├── StoreUnavailable    store_unavailable    the store does not answer; retry later
-    │   ├── StoreRejected       store_rejected       the store refused what it was sent
-    │   │   └── NothingTaken        store_rejected       the store takes nothing, whatever it is sent
-    │   │       └── AccessDenied        store_rejected       the store does not let the worker in
-    │   └── SchemaMismatch      schema_mismatch      the collection differs from what is wanted
-    ├── DuplicateId         duplicate_id         two points of one job claim one id
-    ├── Cancelled           cancelled            the job was cancelled
-    └── Internal            internal             a defect of the worker
+    ├── InvalidRequest      the request cannot be served as written
+    ├── NotFound            what the request names does not exist
+    ├── Overloaded          the worker has no room now; retry later
+    ├── ModelFailure        the model could not produce a vector
+    │   └── DeviceLost          the device computes no more; another worker can
+    ├── Cancelled           the work was cancelled
+    ├── Internal            a defect of the worker
+    └── (the errors of the store: qdrant_sink.errors)
 
-    ConfigurationError      never on the wire: the worker refuses to start
+    ConfigurationError      never answered to a request: the worker refuses to start
 
-Messages name the field, the limit and the actual value, and never quote a text, a key or a host.
+A message names the limit and the actual value and never quotes a text, a key or a host. What else an error has to
+say it says as values. Names, codes and statuses on the wire are given to these types in `service.wire.errors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field of a request.
+
+    Attributes:
+        field: path of the field, such as `qdrant.ids[3]`.
+        message: begins with the field.
+    """
+
+    field: str
+    message: str
 
 
 class WorkerError(Exception):
-    """Base of all errors of the wire.
+    """Base of all errors that a request can end with.
 
     Attributes:
-        code: stable name on the wire.
         retryable: whether the same request can succeed later, unchanged.
-        message: for the caller; names the field, the limit and the value.
-        details: JSON values that travel beside the message.
+        message: for the caller; says what is wrong, the limit and the value.
     """
 
-    code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, details: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.details: Mapping[str, Any] = MappingProxyType(dict(details or {}))
+
+    def saying(self, message: str) -> Self:
+        """The same error with another message."""
+        error = type(self).__new__(type(self), message)  # not by `copy`, which knows no keyword arguments
+        error.__dict__.update(self.__dict__)
+        error.message = message
+        return error
+
+    def at(self, field: str) -> Self:
+        """The same error about a field of the request, whose path stands in front of the message."""
+        return self.saying(f"{field}: {self.message}")
 
 
 class InvalidRequest(WorkerError):
-    """The request cannot be served as it is written."""
+    """The request cannot be served as it is written.
 
-    code = "invalid_request"
+    Attributes:
+        fields: the fields at fault, where they are known one by one.
+    """
+
+    def __init__(self, message: str, *, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
+
+    def at(self, field: str) -> Self:
+        """As `WorkerError.at`, and `fields` names it too."""
+        error = super().at(field)
+        error.fields = (FieldError(field, error.message),)
+        return error
 
 
 class NotFound(WorkerError):
-    """What the request names does not exist."""
+    """What the request names does not exist.
 
-    code = "not_found"
+    Attributes:
+        collection: the collection in which points are missing; None where something else is.
+        ids: the missing points, as their caller gave them.
+        fields: the field that names what is missing, where that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        collection: str | None = None,
+        ids: Sequence[int | str] = (),
+        fields: Sequence[FieldError] = (),
+    ) -> None:
+        super().__init__(message)
+        self.collection = collection
+        self.ids = tuple(ids)
+        self.fields = tuple(fields)
 
 
 class Overloaded(WorkerError):
-    """The queue of the model pool is full."""
+    """The worker has no room for the request now."""
 
-    code = "overloaded"
     retryable = True
-
-
-class ResponseTooLarge(WorkerError):
-    """The answer would be larger than what the platform carries."""
-
-    code = "response_too_large"
 
 
 class ModelFailure(WorkerError):
     """The model could not produce what was asked of it."""
-
-    code = "model_failure"
 
 
 class DeviceLost(ModelFailure):
@@ -85,47 +119,8 @@ class DeviceLost(ModelFailure):
     retryable = True
 
 
-class StoreError(WorkerError):
-    """Base of the errors of the store."""
-
-
-class StoreUnavailable(StoreError):
-    """The store does not answer, or asks for patience."""
-
-    code = "store_unavailable"
-    retryable = True
-
-
-class StoreRejected(StoreError):
-    """The store refused the content of a request."""
-
-    code = "store_rejected"
-
-
-class NothingTaken(StoreRejected):
-    """The store refuses whatever it is sent: no content is at fault, and less of it fares no better."""
-
-
-class AccessDenied(NothingTaken):
-    """The store does not let this worker in."""
-
-
-class SchemaMismatch(StoreError):
-    """A collection exists with another schema; it is never altered silently."""
-
-    code = "schema_mismatch"
-
-
-class DuplicateId(WorkerError):
-    """Two different points of one job claim the same id."""
-
-    code = "duplicate_id"
-
-
 class Cancelled(WorkerError):
-    """The job was cancelled before it was done."""
-
-    code = "cancelled"
+    """The work was cancelled before it was done."""
 
 
 class Internal(WorkerError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer as FastTokenizer
 
-from embedder.checkpoint import readable
+from embedder.checkpoint.damage import read_object, readable
 from embedder.errors import ConfigurationError
 
 # Defaults of XLM-RoBERTa, for a tokenizer_config.json that leaves them out.
@@ -23,20 +21,20 @@ _SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_
 _MARK = "\u2581"
 """What pieces of a vocabulary begin with where a word does."""
 
-_HEAD: Final = 16
+_HEAD_CHARACTERS_PER_TOKEN: Final = 16
 """Characters per token of the limit that are read of a text at first: four times what a token of prose has."""
 
-_MOST: Final = 64
+_READ_CHARACTERS_PER_TOKEN: Final = 64
 """Characters per token of the limit beyond which no text is read."""
 
-_LEAST: Final = 65_536
+_READ_MIN_CHARACTERS: Final = 65_536
 """Characters that are read of any text, if the limit needs them."""
 
-_MARGIN: Final = 8
-"""Tokens beyond the limit that the head of a text must have: its last ones may be others in the whole text."""
+_HEAD_MARGIN_TOKENS: Final = 8
+"""Tokens beyond the limit that the head of a text must have: its last ones may differ in the whole text."""
 
-_TOGETHER: Final = 1_000_000
-"""Characters that are tokenized at once: the library takes up to 300 bytes for each until it is done."""
+PORTION_MAX_CHARACTERS: Final = 1_000_000
+"""Characters that are tokenized together: the library takes up to 300 bytes for each until it is done."""
 
 
 _SPACE: Final = r"[^\S\x1c-\x1f]"  # what the library takes for white space
@@ -80,7 +78,7 @@ class EncodedText:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedText:
-    """One text as the model sees it, and where each token stands in it.
+    """One text as the model sees it, and the span of the text that each token stands for.
 
     Attributes:
         ids: int32 [T], as in `EncodedText`.
@@ -92,7 +90,7 @@ class PlacedText:
     spans: NDArray[np.int32]
 
     def span(self, token: int) -> tuple[int, int] | None:
-        """Where a token stands, or None."""
+        """Start and end of a token in characters, or None if no character stands for it."""
         start, end = self.spans[token].tolist()
         return None if start < 0 else (start, end)
 
@@ -102,20 +100,30 @@ class Tokenizer:
 
     Truncation is done here rather than in the library, whose own is mutable state on the shared
     object (`Already borrowed` under threads); the result is the same: the last token stays `</s>`.
+
+    Args:
+        checkpoint: a folder in the published layout.
+        portion_characters: characters that are tokenized together, at most; a single text may be more.
+
+    Raises:
+        ConfigurationError: a file is missing, damaged or unreadable, or is the tokenizer of another kind of model.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, *, portion_characters: int = PORTION_MAX_CHARACTERS) -> None:
+        from tokenizers import Tokenizer as FastTokenizer
+
         path = checkpoint / "tokenizer.json"
         if not path.is_file():
             raise ConfigurationError("MODEL_ID: the checkpoint has no tokenizer.json")
-        with readable(path.name):
-            self._tokenizer = FastTokenizer.from_file(str(path))
+        with readable(path.name, ValueError):
+            self._tokenizer = FastTokenizer.from_buffer(path.read_bytes())
+        self._portion_characters = portion_characters
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         names = _SPECIAL | _special_names(checkpoint / "tokenizer_config.json")
-        found = {role: self._tokenizer.token_to_id(token) for role, token in names.items()}
-        ids = {role: token_id for role, token_id in found.items() if token_id is not None}
-        missing = [names[role] for role in found if role not in ids]
+        looked_up = {role: self._tokenizer.token_to_id(token) for role, token in names.items()}
+        ids = {role: token_id for role, token_id in looked_up.items() if token_id is not None}
+        missing = [name for role, name in names.items() if role not in ids]
         if missing:
             raise ConfigurationError(f"MODEL_ID: tokenizer.json lacks the special tokens {missing}")
         empty = self._tokenizer.encode("").ids
@@ -145,37 +153,37 @@ class Tokenizer:
           repeats one pattern all along, such as `000...`, it may be divided elsewhere than in full: a piece near its
           beginning is longer or shorter, and those behind it are moved by a few characters.
         - A text that has not enough tokens in 64 characters for each of the limit, and 65 536 in all, ends there,
-          and is `truncated` if more follows (see `most`). Long runs of white space are not counted; what has so few
-          tokens beside them are characters that the vocabulary lacks, a whole word of which is one token.
+          and is `truncated` if more follows (see `max_characters`). Long runs of white space are not counted; what has
+          so few tokens beside them are characters that the vocabulary lacks, a whole word of which is one token.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
-        return [one for portion in self.portions(texts, max_length) for one in portion]
+        return [text for portion in self.portions(texts, max_length) for text in portion]
 
-    def most(self, max_length: int) -> int:
+    def max_characters(self, max_length: int) -> int:
         """Characters of a text, its long runs of blanks counted as one, beyond which `encode` does not read it."""
-        return max(_MOST * max_length, _LEAST)
+        return max(_READ_CHARACTERS_PER_TOKEN * max_length, _READ_MIN_CHARACTERS)
 
     def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
-        """As `encode`, some texts at a time.
+        """The same texts as `encode`, portion by portion.
 
         Raises:
-            UnicodeEncodeError: likewise, before the first.
+            UnicodeEncodeError: a text holds a lone surrogate; before the first portion.
         """
         _check(texts)
-        for portion in _portions(texts, _HEAD * max_length):
+        for portion in _portions(texts, _HEAD_CHARACTERS_PER_TOKEN * max_length, self._portion_characters):
             yield self._heads(portion, max_length)
 
     def wrapped(self, ids: Sequence[int]) -> EncodedText:
-        """Ids from the caller as a text: `<s>` and `</s>` are put around them where both are not there already.
+        """Token ids from the caller as a text, between `<s>` and `</s>` unless they stand there already.
 
         Raises:
-            ValueError: one is not in the vocabulary; the message says which, and how many there are.
+            ValueError: an id is not in the vocabulary; the message gives its index and the size of the vocabulary.
         """
-        for place, one in enumerate(ids):
-            if not 0 <= one < self.vocabulary_size:
-                raise ValueError(f"[{place}] must be a token id from 0 to {self.vocabulary_size - 1}")
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < self.vocabulary_size:
+                raise ValueError(f"[{index}] must be a token id from 0 to {self.vocabulary_size - 1}")
         framed = len(ids) >= 2 and (ids[0], ids[-1]) == (self._bos, self._eos)
         whole = ids if framed else [self._bos, *ids, self._eos]
         return EncodedText(np.array(whole, dtype=np.int32), truncated=False)
@@ -200,7 +208,7 @@ class Tokenizer:
         return list(accumulate((start for start, _ in encoding.offsets), max))  # normalisation can swap neighbours
 
     def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
-        """As `encode`, with the place of every token in its text.
+        """The ids that `encode` gives, with the span of every token in its text.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
@@ -220,37 +228,37 @@ class Tokenizer:
 
     def _heads(self, texts: Sequence[str], max_length: int, size: int | None = None) -> list[EncodedText]:
         """The texts by their first `size` characters; by more where these have too few tokens."""
-        size = size or _HEAD * max_length
-        most = self.most(max_length)
+        size = size or _HEAD_CHARACTERS_PER_TOKEN * max_length
+        most = self.max_characters(max_length)
         heads = [_head(text, size) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
-        found = []
+        encoded = []
         for text, head, encoding in zip(texts, heads, encodings, strict=True):
-            if len(head) == len(text) or len(encoding) >= max_length + _MARGIN:
-                found.append(self._cut(encoding.ids, max_length))
+            if len(head) == len(text) or len(encoding) >= max_length + _HEAD_MARGIN_TOKENS:
+                encoded.append(self._cut(encoding.ids, max_length))
             elif size >= most:
                 more = _VISIBLE.search(text, len(head)) is not None
-                found.append(self._cut(encoding.ids, max_length, more=more))
+                encoded.append(self._cut(encoding.ids, max_length, more=more))
             else:
-                found += self._heads([self.blanks.sub(" ", text)], max_length, min(4 * size, most))
-        return found
+                encoded += self._heads([self.blanks.sub(" ", text)], max_length, min(4 * size, most))
+        return encoded
 
     def _blanks(self) -> re.Pattern[str]:
-        words, *lengths = self.lengths(["a a", *(f"a {one} \n{one}{one} a" for one in _INVISIBLE)])
-        blank = "".join(one for one, length in zip(_INVISIBLE, lengths, strict=True) if length == words)
+        words, *lengths = self.lengths(["a a", *(f"a {character} \n{character * 2} a" for character in _INVISIBLE)])
+        blank = "".join(character for character, length in zip(_INVISIBLE, lengths, strict=True) if length == words)
         if not {" ", "\n"} <= set(blank):
             return re.compile(r"(?!)")
-        one = f"[{re.escape(blank)}]"
-        return re.compile(rf"(?={one}{{0,8}}{_SPACE}){one}{{9,}}")
+        any_blank = f"[{re.escape(blank)}]"
+        return re.compile(rf"(?={any_blank}{{0,8}}{_SPACE}){any_blank}{{9,}}")
 
     def _placed(self, text: str, encoding: Any, max_length: int) -> PlacedText:
         cut = self._cut(encoding.ids, max_length)
         spans = np.full((len(cut), 2), -1, dtype=np.int32)
         kept = len(cut) - 1  # the last token stands around the text, cut or not
-        places = zip(encoding.tokens[:kept], encoding.offsets[:kept], strict=True)
-        for number, (token, (start, end)) in enumerate(places):
+        offsets = zip(encoding.tokens[:kept], encoding.offsets[:kept], strict=True)
+        for index, (token, (start, end)) in enumerate(offsets):
             if token != _MARK:
-                spans[number] = _trimmed(text, start, end) or (-1, -1)
+                spans[index] = _trimmed(text, start, end) or (-1, -1)
         return PlacedText(cut.ids, spans)
 
     def _cut(self, ids: list[int], max_length: int, *, more: bool = False) -> EncodedText:
@@ -259,12 +267,12 @@ class Tokenizer:
         return EncodedText(np.array(ids, dtype=np.int32), more)
 
 
-def _portions(texts: Sequence[str], most: int) -> Iterator[list[str]]:
-    """The texts in their order, no more at once than what `_TOGETHER` says; of each, `most` characters count."""
+def _portions(texts: Sequence[str], most: int, together: int) -> Iterator[list[str]]:
+    """The texts in their order, at most `together` characters at a time; of each text, `most` characters count."""
     portion: list[str] = []
     size = 0
     for text in texts:
-        if portion and size + min(len(text), most) > _TOGETHER:
+        if portion and size + min(len(text), most) > together:
             yield portion
             portion, size = [], 0
         portion.append(text)
@@ -283,9 +291,9 @@ def _head(text: str, size: int) -> str:
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
     """The span without the white space around it, or None where nothing is left."""
-    found = text[start:end]
-    start += len(found) - len(found.lstrip())
-    end = start + len(found.strip())
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    end = start + len(part.strip())
     return (start, end) if start < end else None
 
 
@@ -298,13 +306,12 @@ def _special_names(path: Path) -> dict[str, str]:
     """The special tokens a tokenizer_config.json names: plain strings or AddedToken objects."""
     if not path.is_file():
         return {}
-    with readable(path.name):
-        config: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
-    found = {}
+    config = read_object(path)
+    names = {}
     for role in _SPECIAL:
         value = config.get(role)
         if isinstance(value, dict):
             value = value.get("content")
         if isinstance(value, str):
-            found[role] = value
-    return found
+            names[role] = value
+    return names

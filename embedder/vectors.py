@@ -15,7 +15,14 @@ KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Which vectors to compute, at least one, and the type in which ColBERT rows leave the device."""
+    """Which vectors to compute, at least one.
+
+    Attributes:
+        dense: whether to compute the dense vector.
+        sparse: whether to compute the lexical weights.
+        colbert: whether to compute the ColBERT rows.
+        colbert_type: type in which ColBERT rows leave the device and are handed out.
+    """
 
     dense: bool = True
     sparse: bool = True
@@ -39,8 +46,8 @@ class Outputs:
         return tuple(kind for kind in KINDS if getattr(self, kind))
 
     def __or__(self, other: Outputs) -> Outputs:
-        """What serves both: ColBERT in the wider of the types that are asked for."""
-        types = {one.colbert_type for one in (self, other) if one.colbert}
+        """The outputs that serve both: ColBERT in the wider of the types that are asked for."""
+        types = {outputs.colbert_type for outputs in (self, other) if outputs.colbert}
         return Outputs(
             self.dense or other.dense,
             self.sparse or other.sparse,
@@ -66,10 +73,13 @@ class SparseVector:
 class Embedding:
     """The vectors of one text; a kind that was not asked for is None.
 
+    The arrays may be views of those of a whole batch (see `embedder.scheduling.runner.run`): a single text keeps the
+    batch in memory, and all texts of a job at most twice their own vectors. Copy a text that is kept for long.
+
     Attributes:
         dense: float32 [H], L2 norm 1, H the model's hidden size.
         sparse: lexical weights.
-        colbert: float32 or float16 [tokens - 1, H], rows of L2 norm 1.
+        colbert: float32 or float16 [tokens - 1, H], rows of L2 norm 1, in the type asked for.
         tokens: length of the encoded text, special tokens included.
         truncated: whether the text was longer than the limit and was cut.
     """

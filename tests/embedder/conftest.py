@@ -3,56 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
 
 from embedder.checkpoint import MINI
-from embedder.encoder import PackedEngine
-from embedder.reference import ReferenceEngine
-from embedder.tokenizer import Tokenizer
-from tests.embedder.oracle import Oracle
+from embedder.engines.packed import PackedEngine
+from tests.embedder.bench import Bench
 from tests.embedder.texts import TEXTS
 from training.random_checkpoint import build
 from training.tokenizer import save_tokenizer, train_tokenizer
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A checkpoint with everything that can embed with it; each is loaded on first use."""
-
-    checkpoint: Path
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Ours."""
-        return Tokenizer(self.checkpoint)
-
-    @cached_property
-    def packed(self) -> PackedEngine:
-        """Our engine in float32."""
-        return self.packed_as("float32")
-
-    @cached_property
-    def reference(self) -> ReferenceEngine:
-        """FlagEmbedding behind the seam."""
-        return ReferenceEngine(self.checkpoint, device="cpu", dtype="float32", dropped_ids=self.tokenizer.dropped_ids)
-
-    @cached_property
-    def oracle(self) -> Oracle:
-        """FlagEmbedding by its public interface."""
-        return Oracle(self.checkpoint)
-
-    def packed_as(self, dtype: str, device: str = "cpu") -> PackedEngine:
-        """Our engine in another type or elsewhere."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
-            return PackedEngine(self.checkpoint, device=device, dtype=dtype, dropped_ids=self.tokenizer.dropped_ids)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -136,6 +98,6 @@ def small_checkpoint(tmp_path: Path, _small: Path) -> Path:
 @pytest.fixture
 def packed_from() -> Callable[[Path], PackedEngine]:
     """The packed engine of a checkpoint, in float32."""
-    return lambda checkpoint: PackedEngine(
+    return lambda checkpoint: PackedEngine.load(
         checkpoint, device="cpu", dtype="float32", dropped_ids=frozenset({0, 1, 2, 3})
     )

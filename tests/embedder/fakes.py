@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
+from embedder.engines import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
 
@@ -27,7 +27,7 @@ class CountingEngine:
     """Vectors computed from the text's number alone; remembers every batch it was given.
 
     Args:
-        device: a lane per device computes at a time if `cpu`, all of them if not.
+        device: has one worker thread if `cpu`, otherwise as many as the pool is given.
         broken: numbers of texts on which a pass fails.
         error: what it fails with.
         spoiled: numbers of texts that get vectors that are not finite.
@@ -82,7 +82,7 @@ class CountingEngine:
         """Whether one more pass starts soon; only a pass that must not start costs the time."""
         return self._started.acquire(timeout=0.3)
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         numbers = batch.ids[batch.offsets[:-1] + 1]
         with self._lock:
@@ -94,7 +94,9 @@ class CountingEngine:
         return EncodedBatch(
             dense=self._rows(numbers, "dense") if outputs.dense else None,
             sparse=self._sparse(numbers) if outputs.sparse else None,
-            colbert=self._rows(np.repeat(numbers, batch.lengths - 1), "colbert") if outputs.colbert else None,
+            colbert=self._rows(np.repeat(numbers, batch.lengths - 1), "colbert").astype(outputs.colbert_type)
+            if outputs.colbert
+            else None,
         )
 
     def memory_share(self, batch: TokenBatch) -> float:

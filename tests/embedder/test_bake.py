@@ -11,7 +11,7 @@ import pytest
 
 from embedder.bake import main as bake
 from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION
-from tests.embedder.test_checkpoint import as_bin, cached
+from tests.embedder.checkpoints import as_bin, cached
 
 ROOT = Path(__file__).parents[2]
 

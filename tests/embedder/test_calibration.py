@@ -8,8 +8,8 @@ from itertools import chain
 import pytest
 import torch
 
-from embedder.calibration import calibrate, product_rates, warm
-from embedder.engine import EncodedBatch, GiveWay, TokenBatch
+from embedder.engines import EncodedBatch, TokenBatch, YieldPoint
+from embedder.engines.calibration import calibrate, product_rates, warm
 from embedder.vectors import Outputs
 from tests.embedder.fakes import CountingEngine
 
@@ -33,7 +33,7 @@ class TimedEngine(CountingEngine):
         self._seconds = seconds
         self._memory = memory
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         tokens = len(batch.ids)
         if tokens > self._memory:
@@ -41,7 +41,7 @@ class TimedEngine(CountingEngine):
         self.tokens.append(tokens)
         self.lengths.extend(batch.lengths.tolist())
         self.now += self._seconds(tokens)
-        return super().encode(batch, outputs, give_way)
+        return super().encode(batch, outputs, yield_point)
 
     def calibrated(self, seconds: float = 1e9) -> int:
         """The budget found."""

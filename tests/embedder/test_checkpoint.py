@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION, MINI, EncoderConfig, locate
-from embedder.encoder import PackedEngine
+from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION, MINI, EncoderConfig, find_checkpoint
+from embedder.engines.packed import PackedEngine
 from embedder.errors import ConfigurationError
+from tests.embedder.checkpoints import as_bin, cached, edit, without
 from tests.embedder.oracle import assert_same, embed
-from tests.embedder.test_tokenizer import edit
 
 Load = Callable[[Path], PackedEngine]
 
@@ -41,39 +40,17 @@ def refused(load: Callable[[], object], mentions: str, checkpoint: Path) -> None
     assert str(checkpoint) not in str(caught.value)
 
 
-def as_bin(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Turn the weights of a checkpoint into `pytorch_model.bin`; returns them."""
-    weights = load_file(checkpoint / "model.safetensors")
-    (checkpoint / "model.safetensors").unlink()
-    torch.save(weights, checkpoint / "pytorch_model.bin")
-    return weights
-
-
-def without(checkpoint: Path, name: str) -> None:
-    """Remove a weight from a checkpoint."""
-    weights = load_file(checkpoint / "model.safetensors")
-    del weights[name]
-    save_file(weights, checkpoint / "model.safetensors")
-
-
-def cached(cache: Path, model: str, revision: str, checkpoint: Path) -> Path:
-    """Put a checkpoint into a cache as the hub client lays it out."""
-    snapshot = cache / f"models--{model.replace('/', '--')}" / "snapshots" / revision
-    shutil.copytree(checkpoint, snapshot)
-    return snapshot
-
-
-# --- locate ---------------------------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------------------------
 
 
 def test_the_miniature_is_found_by_its_name() -> None:
     """`MODEL_ID=mini` needs neither network nor files beside the program."""
-    assert locate("mini") == MINI
+    assert find_checkpoint("mini") == MINI
 
 
 def test_a_directory_is_used_as_it_is(small_checkpoint: Path) -> None:
     """A local directory in the published layout is a model."""
-    assert locate(str(small_checkpoint)) == small_checkpoint
+    assert find_checkpoint(str(small_checkpoint)) == small_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -82,27 +59,27 @@ def test_a_directory_is_used_as_it_is(small_checkpoint: Path) -> None:
 def test_a_missing_file_is_named(small_checkpoint: Path, name: str) -> None:
     """A directory that lacks a file is refused, naming the file."""
     (small_checkpoint / name).unlink()
-    refused(lambda: locate(str(small_checkpoint)), name, small_checkpoint)
+    refused(lambda: find_checkpoint(str(small_checkpoint)), name, small_checkpoint)
 
 
 def test_all_missing_files_are_named(tmp_path: Path) -> None:
     """An empty directory is told everything that it lacks at once."""
     names = "config.json, tokenizer.json, sparse_linear.pt, colbert_linear.pt, model.safetensors or pytorch_model.bin"
-    refused(lambda: locate(str(tmp_path)), names, tmp_path)
+    refused(lambda: find_checkpoint(str(tmp_path)), names, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "nothing-of-this-name", "./nothing", "a/b/c", "/", "../..x/", "a/ "])
 def test_a_name_that_is_no_model_is_refused(name: str) -> None:
     """What is no directory and no hub name is refused at once, without asking the network."""
     with pytest.raises(ConfigurationError, match="MODEL_ID"):
-        locate(name)
+        find_checkpoint(name)
 
 
 def test_the_platform_cache_gives_the_pinned_revision(tmp_path: Path, small_checkpoint: Path) -> None:
     """RunPod's model cache is used where it holds the pinned commit, whatever else it holds."""
     cached(tmp_path / "hub", DEFAULT_MODEL, "1" * 40, small_checkpoint)
     snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
-    assert locate(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
+    assert find_checkpoint(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
 
 
 def test_the_platform_cache_with_another_revision_is_used_with_a_warning(
@@ -114,7 +91,7 @@ def test_the_platform_cache_with_another_revision_is_used_with_a_warning(
     refs.mkdir()
     (refs / "main").write_text("1" * 40 + "\n", encoding="utf-8")
     with caplog.at_level(logging.WARNING):
-        assert locate(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
+        assert find_checkpoint(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
     assert "1" * 40 in caplog.text
     assert DEFAULT_REVISION in caplog.text
 
@@ -128,7 +105,7 @@ def test_the_platform_cache_of_another_model_needs_no_pin(
     refs.mkdir()
     (refs / "main").write_text("2" * 40, encoding="utf-8")
     with caplog.at_level(logging.WARNING):
-        assert locate("me/tuned", platform_cache=tmp_path / "hub") == snapshot
+        assert find_checkpoint("me/tuned", platform_cache=tmp_path / "hub") == snapshot
     assert not caplog.records
 
 
@@ -136,7 +113,7 @@ def test_a_cached_model_that_is_incomplete_is_refused(tmp_path: Path, small_chec
     """A cached snapshot whose weights are missing is named as such rather than half loaded."""
     (small_checkpoint / "model.safetensors").unlink()
     cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
-    refused(lambda: locate(DEFAULT_MODEL, platform_cache=tmp_path / "hub"), "pytorch_model.bin", tmp_path)
+    refused(lambda: find_checkpoint(DEFAULT_MODEL, platform_cache=tmp_path / "hub"), "pytorch_model.bin", tmp_path)
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------
@@ -311,7 +288,7 @@ def test_a_plain_pickle_is_refused_unrun(small_checkpoint: Path, packed_from: Lo
     """A raw pickle under the name of the weights is refused as well."""
     as_bin(small_checkpoint)
     marker = tmp_path / "executed"
-    (small_checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(Marker(marker)))
+    (small_checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(Marker(marker), protocol=2))
     refused(lambda: packed_from(small_checkpoint), "pytorch_model.bin", small_checkpoint)
     assert not marker.exists()
 

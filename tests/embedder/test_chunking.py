@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from semantic_text_splitter import TextSplitter
 
 from embedder.checkpoint import MINI
-from embedder.chunking import MIN_TOKENS, Chunk, Chunker
+from embedder.chunking import CHUNK_MIN_TOKENS, Chunk, Chunker
 from embedder.errors import InvalidRequest
 from embedder.tokenizer import Tokenizer
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
 from tests.embedder.texts import TEXTS
 
 SENTENCES = [f"The library number {n} parses configuration files, and writes them again. " for n in range(400)]
@@ -132,7 +132,7 @@ def check(tokenizer: Tokenizer, text: str, max_tokens: int, overlap: int) -> lis
 
 
 @settings(max_examples=150)
-@given(text=DOCUMENTS, max_tokens=st.integers(MIN_TOKENS, 90), data=st.data())
+@given(text=DOCUMENTS, max_tokens=st.integers(CHUNK_MIN_TOKENS, 90), data=st.data())
 def test_every_chunk_is_encoded_whole_and_nothing_is_lost(
     tokenizers: list[Tokenizer], text: str, max_tokens: int, data: st.DataObject
 ) -> None:
@@ -149,7 +149,7 @@ def test_texts_without_sentences_are_split_all_the_same(tokenizers: list[Tokeniz
     """No spaces, foreign scripts, one endless character: still chunks that fit."""
     text = {**WITHOUT_SPACES, **WITH_SPACES}[name]
     for tokenizer in tokenizers:
-        check(tokenizer, text, MIN_TOKENS, overlap)
+        check(tokenizer, text, CHUNK_MIN_TOKENS, overlap)
 
 
 def test_chunks_end_where_sentences_end(mini: Bench) -> None:
@@ -167,7 +167,7 @@ def test_paragraphs_are_kept_together(mini: Bench) -> None:
     paragraph = "A first sentence here. A second one follows. And a third."
     text = "\n\n".join([paragraph] * 10)
     [length] = mini.tokenizer.lengths([paragraph])
-    chunks = check(mini.tokenizer, text, max(MIN_TOKENS, length + length // 2), 0)
+    chunks = check(mini.tokenizer, text, max(CHUNK_MIN_TOKENS, length + length // 2), 0)
     assert {text[chunk.start : chunk.end] for chunk in chunks} == {paragraph}
 
 
@@ -183,7 +183,7 @@ def test_neighbours_share_whole_sentences(mini: Bench) -> None:
 @pytest.mark.parametrize("text", ["", " \n\t ", "\u2003", "\x1c", "short", "  short, with space around it \n"])
 def test_a_document_that_fits_is_one_chunk(mini: Bench, text: str) -> None:
     """A short, empty or blank document is stored once and as it is."""
-    assert check(mini.tokenizer, text, MIN_TOKENS, 8) == [Chunk(0, len(text))]
+    assert check(mini.tokenizer, text, CHUNK_MIN_TOKENS, 8) == [Chunk(0, len(text))]
 
 
 def test_a_document_of_exactly_the_limit_is_one_chunk(mini: Bench) -> None:
@@ -243,8 +243,8 @@ def test_a_blank_document_is_one_chunk_for_every_tokenizer(small_checkpoint: Pat
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
     path.write_text(json.dumps(content), encoding="utf-8")
     tokenizer = Tokenizer(small_checkpoint)
-    assert tokenizer.lengths([" " * 500]) > [MIN_TOKENS]
-    assert Chunker(tokenizer).split(" " * 500, max_tokens=MIN_TOKENS, overlap=0) == [Chunk(0, 500)]
+    assert tokenizer.lengths([" " * 500]) > [CHUNK_MIN_TOKENS]
+    assert Chunker(tokenizer).split(" " * 500, max_tokens=CHUNK_MIN_TOKENS, overlap=0) == [Chunk(0, 500)]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_paragraphs_stay_paragraphs_however_much_white_space_is_between(mini: Be
     [length] = mini.tokenizer.lengths([paragraph])
     for between in ("\n" * 300, " " * 20 + "\n\n" + "\t" * 20, "\r\n" * 50, "\n\n \n\t\n\n\n \n"):
         text = between.join([paragraph] * 10)
-        chunks = check(mini.tokenizer, text, max(MIN_TOKENS, length + length // 2), 0)
+        chunks = check(mini.tokenizer, text, max(CHUNK_MIN_TOKENS, length + length // 2), 0)
         assert {text[chunk.start : chunk.end] for chunk in chunks} == {paragraph}
 
 

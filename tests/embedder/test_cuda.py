@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from embedder.batching import Priority
-from embedder.calibration import batch_of, calibrate, warm
-from embedder.checkpoint import MINI
-from embedder.encoder import PackedEngine
-from embedder.engine import TokenBatch
-from embedder.pool import ModelPool
+from embedder import Priority
+from embedder.engines import TokenBatch
+from embedder.engines.calibration import batch_of, calibrate, warm
+from embedder.engines.packed import PackedEngine
+from embedder.scheduling.pool import ModelPool
 from embedder.vectors import Embedding, Outputs
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
 from tests.embedder.fakes import PATIENCE
-from tests.embedder.oracle import assert_same, assert_well_formed, cosines, embed
-from tests.embedder.test_precision import LEAST_COSINE
+from tests.embedder.oracle import LEAST_COSINE, assert_same, assert_well_formed, cosines, embed
 from tests.embedder.texts import TEXTS
 
 pytestmark = [
@@ -50,11 +49,11 @@ def test_16_bits_stay_near_float32(mini: Bench, dtype: str) -> None:
         assert cosines(one.colbert, other.colbert).min() > LEAST_COSINE[dtype]
 
 
-def test_lanes_that_overlap_do_not_mix_results(mini: Bench) -> None:
-    """Four lanes on one GPU give each of 32 requests what it gets alone."""
+def test_threads_that_overlap_do_not_mix_results(mini: Bench) -> None:
+    """Four worker threads on one GPU give each of 32 requests what it gets alone."""
     engine = mini.packed_as("float32", DEVICE)
     requests = [[ALL_TEXTS[(n + k) % len(ALL_TEXTS)] for k in range(1 + n % 4)] for n in range(32)]
-    pool = ModelPool([engine], lanes=4, token_budget=600, queue_tokens=100_000)
+    pool = ModelPool([engine], threads_per_gpu=4, token_budget=600, queue_tokens=100_000)
     with ThreadPoolExecutor(32) as threads:
         found = list(
             threads.map(
@@ -80,12 +79,9 @@ def test_a_gpu_can_be_calibrated(mini: Bench) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_variable_length_attention_equals_that_of_each_length(mini: Bench, dtype: str) -> None:
     """The flash kernel over all texts at once and SDPA per length give vectors of one direction."""
-    flash, grouped = (
-        mini.packed_as(dtype, DEVICE),
-        PackedEngine(MINI, device=DEVICE, dtype=dtype, dropped_ids=mini.tokenizer.dropped_ids),
-    )
-    assert flash._flash is not None
-    grouped._flash = None
+    model = mini.model_as(dtype, DEVICE)
+    assert model.flash is not None
+    flash, grouped = PackedEngine(model), PackedEngine(replace(model, flash=None))
     pairs = zip(
         embed(flash, mini.tokenizer, ALL_TEXTS, 512), embed(grouped, mini.tokenizer, ALL_TEXTS, 512), strict=True
     )
@@ -95,7 +91,7 @@ def test_variable_length_attention_equals_that_of_each_length(mini: Bench, dtype
         assert cosines(one.colbert, other.colbert).min() > LEAST_COSINE[dtype]
 
 
-def test_a_batch_that_gives_way_has_the_same_vectors(mini: Bench) -> None:
+def test_a_batch_that_yields_has_the_same_vectors(mini: Bench) -> None:
     """The stream of lower priority computes what the urgent one does."""
     engine = mini.packed_as("float32", DEVICE)
     batch = TokenBatch.of([one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 512)])
@@ -121,3 +117,11 @@ def test_the_memory_of_a_batch_is_a_share_of_what_is_free(mini: Bench) -> None:
     engine = mini.packed_as("float16", DEVICE)
     small, large = (engine.memory_share(batch_of([128] * texts)) for texts in (64, 1024))
     assert 0 < small < large < 1
+
+
+def test_results_are_not_in_page_locked_memory(mini: Bench) -> None:
+    """Results live as long as a request, so they are in ordinary memory and keep no buffer of the device's copies."""
+    encoded = mini.packed_as("float16", DEVICE).encode(batch_of([128] * 8), Outputs())
+    assert encoded.colbert is not None
+    assert not torch.from_numpy(encoded.colbert).is_pinned()
+    assert encoded.colbert.base is None

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from embedder.calibration import batch_of
 from embedder.checkpoint import MINI
-from embedder.devices import choose_devices, choose_dtype
-from embedder.encoder import PackedEngine
+from embedder.engines.calibration import batch_of
+from embedder.engines.devices import choose_devices, choose_dtype, device_errors
+from embedder.engines.flagembedding import FlagEmbeddingEngine
+from embedder.engines.packed import PackedEngine
 from embedder.errors import ConfigurationError, DeviceLost
-from embedder.linear import has_onednn
-from embedder.reference import ReferenceEngine
+from embedder.model.linear import has_onednn
 from embedder.vectors import Outputs
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
 with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -66,7 +64,7 @@ def test_cuda_without_a_number_is_the_first(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize("setting", ["", "gpu", "0", "cuda:", "cuda:-1", "cuda:x", "CPU", "cpu,", "mps", "cuda:1:2"])
 def test_what_is_no_device_is_refused(setting: str) -> None:
     """Junk in `GPU_DEVICE` is refused with an example of what is meant."""
-    with pytest.raises(ConfigurationError, match="is no device; use cpu, cuda:0"):
+    with pytest.raises(ConfigurationError, match="is an unknown device; use cpu, cuda:0"):
         choose_devices(setting)
 
 
@@ -114,24 +112,26 @@ def test_auto_is_a_type_that_the_device_multiplies() -> None:
         "bfloat16 alone and slow",
     ],
 )
-def test_auto_on_a_cpu_is_what_was_measured(
-    rates: dict[str, float], best: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_on_a_cpu_is_what_was_measured(rates: dict[str, float], best: str) -> None:
     """The better type of those that are about as fast: 16 bits, for half the memory, and float16 as the more exact."""
-    monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype in rates)
-    assert choose_dtype("auto", "cpu", rates=lambda dtypes: {one: rates[one] for one in dtypes}) == best
+    measured = choose_dtype(
+        "auto", "cpu", rates=lambda dtypes: {dtype: rates[dtype] for dtype in dtypes}, multiplies=rates.__contains__
+    )
+    assert measured == best
 
 
-def test_auto_without_16_bit_kernels_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_16_bit_kernels_measures_nothing() -> None:
     """A CPU that multiplies no 16 bits gets float32 at once."""
-    monkeypatch.setattr("embedder.devices.has_onednn", lambda dtype: dtype == "float32")
-    assert choose_dtype("auto", "cpu", rates=lambda dtypes: pytest.fail(f"measured {dtypes}")) == "float32"
+    chosen = choose_dtype(
+        "auto", "cpu", rates=lambda dtypes: pytest.fail(f"measured {dtypes}"), multiplies=lambda _: False
+    )
+    assert chosen == "float32"
 
 
 def test_int8_on_a_gpu_is_refused() -> None:
     """`DTYPE=int8` with a GPU names the fix."""
     with pytest.raises(ConfigurationError, match=r"DTYPE=int8 .* cuda:0; use auto or float16"):
-        PackedEngine(MINI, device="cuda:0", dtype="int8", dropped_ids=frozenset())
+        PackedEngine.load(MINI, device="cuda:0", dtype="int8", dropped_ids=frozenset())
 
 
 @pytest.mark.parametrize(
@@ -146,51 +146,37 @@ def test_int8_on_a_gpu_is_refused() -> None:
 def test_types_that_flagembedding_lacks_are_refused(dtype: str, device: str, fix: str) -> None:
     """`ENGINE=flagembedding` with a type that it cannot compute in names the setting and the fix."""
     with pytest.raises(ConfigurationError, match=rf"DTYPE={dtype}.*{fix}"):
-        ReferenceEngine(Path("/nowhere"), device=device, dtype=dtype, dropped_ids=frozenset())
+        FlagEmbeddingEngine.load(Path("/nowhere"), device=device, dtype=dtype, dropped_ids=frozenset())
 
 
 @pytest.mark.parametrize(
     ("device", "answers", "error"),
     [("cuda:0", True, RuntimeError), ("cuda:0", False, DeviceLost), ("cpu", False, RuntimeError)],
 )
-@pytest.mark.parametrize("name", ["packed", "reference"])
-def test_a_device_is_lost_only_if_it_answers_no_more(
-    *,
-    small_checkpoint: Path,
-    name: str,
-    device: str,
-    answers: bool,
-    error: type[Exception],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_device_is_lost_only_if_it_answers_no_more(device: str, answers: bool, error: type[Exception]) -> None:
     """An error after which the device still computes is the batch's; any other ends the device's service."""
-
-    def failing(*_: object, **__: object) -> None:
+    with pytest.raises(error) as caught, device_errors(device, still_answers=lambda _: answers):
         raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
-
-    engine: Any = getattr(Bench(small_checkpoint), name)
-    monkeypatch.setattr("embedder.devices._answers", lambda _: answers)
-    monkeypatch.setattr(engine, "device", device)
-    if name == "packed":
-        monkeypatch.setattr(engine, "_on_stream", lambda **_: nullcontext())
-        monkeypatch.setattr(engine, "_encode", failing)
-    else:
-        monkeypatch.setattr(engine, "_flag", SimpleNamespace(tokenizer=engine._flag.tokenizer, model=failing))
-        monkeypatch.setattr("transformers.BatchEncoding.to", lambda padded, _: padded)
-    with pytest.raises(error) as caught:
-        engine.encode(batch_of([8]), Outputs())
     assert type(caught.value) is error
 
 
-def test_the_reference_says_when_the_memory_is_too_small(
-    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("error", [TypeError("a defect"), ImportError("no kernel"), OSError(28, "full")])
+def test_what_is_not_of_the_device_keeps_its_type(error: Exception) -> None:
+    """A defect is not mistaken for a device that failed, even where the device answers no more."""
+    with pytest.raises(type(error)) as caught, device_errors("cuda:0", still_answers=lambda _: False):
+        raise error
+    assert caught.value is error
+
+
+def test_flagembedding_says_when_the_memory_is_too_small(mini: Bench) -> None:
     """What does not fit is a MemoryError from FlagEmbedding, too, so that the batch is halved."""
 
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")
 
-    engine: Any = Bench(small_checkpoint).reference
-    monkeypatch.setattr(engine, "_flag", SimpleNamespace(tokenizer=engine._flag.tokenizer, model=exhausted))
+    library = SimpleNamespace(tokenizer=mini.flagembedding._library.tokenizer, model=exhausted)
+    engine = FlagEmbeddingEngine(
+        library, mini.model.config, colbert_size=192, device="cpu", dtype="float32", dropped_ids=frozenset()
+    )
     with pytest.raises(MemoryError, match="does not fit into the memory of cpu"):
         engine.encode(batch_of([8]), Outputs())

@@ -1,4 +1,4 @@
-"""The facade: texts in, vectors out, from any thread and any event loop."""
+"""The public object: texts in, vectors out, from any thread and any event loop."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedder import tokenizer
-from embedder.batching import Priority
-from embedder.embedder import Embedder, ModelOptions
-from embedder.engine import Engine
+from embedder import BatchReport, Embedder, ModelOptions, Priority, Result
+from embedder.checkpoint import MINI
+from embedder.engines import Engine
 from embedder.errors import Cancelled, ConfigurationError, InvalidRequest, ModelFailure, Overloaded
-from embedder.forward import Result
-from embedder.pool import ModelPool
+from embedder.scheduling.pool import ModelPool
 from embedder.tokenizer import EncodedText, Tokenizer
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
+from tests.embedder.checkpoints import as_bin, edit
 from tests.embedder.fakes import PATIENCE, CountingEngine
 from tests.embedder.oracle import assert_same, embed
-from tests.embedder.test_checkpoint import as_bin
-from tests.embedder.test_tokenizer import edit
 
 TEXTS = ["one library", "", "a tool that reads many files"]
 
 
 def facade(texts_to_ids: Tokenizer, engine: Engine, *, queue_tokens: int = 10_000) -> Embedder:
-    """An embedder over one engine with one lane and small batches."""
-    return Embedder(texts_to_ids, [engine], ModelPool([engine], lanes=1, token_budget=16, queue_tokens=queue_tokens))
+    """An embedder over one engine with one worker thread and small batches."""
+    return Embedder(
+        texts_to_ids, [engine], ModelPool([engine], threads_per_gpu=1, token_budget=16, queue_tokens=queue_tokens)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +143,17 @@ def test_refusals_reach_the_caller(mini: Bench) -> None:
         asyncio.run(ask(1))
 
 
-def test_texts_that_never_fit_are_refused_before_all_are_read(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
     """A request of many megabytes does not keep a core busy for half a minute only to be refused."""
-    monkeypatch.setattr(tokenizer, "_TOGETHER", 16)  # two texts at a time
     read: list[int] = []
-    whole = Tokenizer.portions
 
-    def counted(self: Tokenizer, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
-        for portion in whole(self, texts, max_length):
-            read.append(len(portion))
-            yield portion
+    class Counting(Tokenizer):
+        def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
+            for portion in super().portions(texts, max_length):
+                read.append(len(portion))
+                yield portion
 
-    monkeypatch.setattr(Tokenizer, "portions", counted)
-    embedder = facade(mini.tokenizer, CountingEngine(), queue_tokens=10)
+    embedder = facade(Counting(MINI, portion_characters=16), CountingEngine(), queue_tokens=10)  # two texts at a time
     expected = r"^the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\)"
     with pytest.raises(InvalidRequest, match=expected):
         run(embedder, ["library"] * 1000, 64)
@@ -166,7 +163,7 @@ def test_texts_that_never_fit_are_refused_before_all_are_read(mini: Bench, monke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ["packed", "reference"])
+@pytest.mark.parametrize("engine", ["packed", "flagembedding"])
 def test_weights_that_are_not_finite_are_never_a_silent_gap(small_checkpoint: Path, engine: str, kind: Kind) -> None:
     """A text whose states overflow is an error in each kind of vector, sparse too; its neighbours are unharmed."""
     bench = Bench(small_checkpoint)
@@ -180,6 +177,39 @@ def test_weights_that_are_not_finite_are_never_a_silent_gap(small_checkpoint: Pa
     )
     embedder.close()
     assert [isinstance(result, ModelFailure) for result in results] == [False, True, False]
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_gives_what_a_whole_job_gives(mini: Bench, embedder: Embedder) -> None:
+    """Results that are pulled are those of `embed`, each with the index of its text."""
+    encoded = embedder.tokenize(TEXTS * 20, 512)
+    with embedder.stream(encoded, Outputs(), priority=Priority.PASSAGE, batch_size=4) as stream:
+        results = dict(result for portion in stream for result in portion)
+    found = [results[index] for index in range(len(encoded))]
+    embeddings = [result for result in found if isinstance(result, Embedding)]
+    assert_same(embeddings, embed(mini.packed, mini.tokenizer, TEXTS, 512) * 20)
+
+
+def test_a_stream_of_a_closed_embedder_is_refused(mini: Bench) -> None:
+    """After `close` nothing is accepted."""
+    closed = facade(mini.tokenizer, CountingEngine())
+    closed.close()
+    with pytest.raises(Cancelled):
+        closed.stream(mini.tokenizer.encode(["library"], 64), Outputs(), priority=Priority.PASSAGE)
+
+
+def test_batches_are_observed(mini: Bench) -> None:
+    """Whoever observes an embedder is told of each batch by its tokens, its fill and its seconds."""
+    reports: list[BatchReport] = []
+    watched = facade(mini.tokenizer, CountingEngine())
+    watched.observe(reports.append)
+    run(watched, ["library"], 64)
+    watched.close()
+    [report] = reports
+    assert (report.tokens, report.fill) == (3, 3 / 16)
+    assert report.seconds >= 0
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
@@ -219,8 +249,8 @@ def test_a_model_that_is_not_there_is_refused() -> None:
 
 
 def test_loading_leaves_no_thread_behind() -> None:
-    """What a load computes on ends with it, so that OpenMP has the workers of the lane alone."""
+    """What a load computes on ends with it, so that OpenMP has the workers of its one thread alone."""
     before = set(threading.enumerate())
-    embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", lanes=4, token_budget=512))
-    assert [thread.name for thread in set(threading.enumerate()) - before] == ["lane-cpu-0"]
+    embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", threads_per_gpu=4, token_budget=512))
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["model-cpu-0"]
     embedder.close()

@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 
 from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION
-from tests.embedder.test_checkpoint import as_bin, cached
+from tests.embedder.checkpoints import as_bin, cached
 
 ROOT = Path(__file__).parents[2]
 
 LOCATE = """
 import sys
 from pathlib import Path
-from embedder.checkpoint import locate
+from embedder.checkpoint import find_checkpoint
 from embedder.errors import ConfigurationError
 model, revision, platform_cache = sys.argv[1:]
 try:
-    print(locate(model, revision or None, platform_cache=Path(platform_cache)))
+    print(find_checkpoint(model, revision or None, platform_cache=Path(platform_cache)))
 except ConfigurationError as error:
     print("refused:", error)
 """
@@ -34,7 +34,7 @@ except ConfigurationError as error:
 def located(
     model: str, home: Path, *, revision: str = "", platform_cache: str = "/nowhere", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `locate` in a fresh process whose hub cache is under `home`."""
+    """Run `find_checkpoint` in a fresh process whose hub cache is under `home`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
     return subprocess.run(
         [sys.executable, "-c", LOCATE, model, revision, platform_cache],

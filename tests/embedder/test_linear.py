@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from embedder.errors import ConfigurationError
-from embedder.linear import prepare
+from embedder.model.linear import prepare
 
 ROWS, IN, OUT = 23, 96, 40
 
@@ -88,6 +88,6 @@ def test_int8_where_there_is_no_kernel_names_the_fix(
     weight: torch.Tensor, bias: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`DTYPE=int8` on a machine without the kernel refuses to start instead of being slow."""
-    monkeypatch.setattr("embedder.linear.has_onednn", lambda _dtype: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match=r"DTYPE=int8 needs .* use auto or float32"):
         prepare(weight, bias, dtype="int8")

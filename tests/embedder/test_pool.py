@@ -9,19 +9,18 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
 
 import numpy as np
 import pytest
 
-from embedder.batching import Priority
-from embedder.engine import EncodedBatch, Engine, GiveWay, TokenBatch
+from embedder import Priority, Result
+from embedder.engines import EncodedBatch, Engine, TokenBatch, YieldPoint
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, ModelFailure, Overloaded
-from embedder.forward import Result
-from embedder.pool import WINDOW, ModelPool, Stream
+from embedder.scheduling.jobs import ResultStream
+from embedder.scheduling.pool import STREAM_WINDOW_TOKENS, BatchReport, ModelPool
 from embedder.tokenizer import EncodedText
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
 from tests.embedder.fakes import PATIENCE, CountingEngine, text
 from tests.embedder.oracle import assert_same, embed
 from tests.embedder.texts import TEXTS
@@ -31,10 +30,16 @@ EVERY_OUTPUT = [Outputs.of(kinds) for n in (1, 2, 3) for kinds in itertools.comb
 
 @contextmanager
 def pool_of(
-    *engines: Engine, lanes: int = 1, token_budget: int = 30, queue_tokens: int = 10_000, window: int = WINDOW
+    *engines: Engine,
+    threads_per_gpu: int = 1,
+    token_budget: int = 30,
+    queue_tokens: int = 10_000,
+    window: int = STREAM_WINDOW_TOKENS,
 ) -> Iterator[ModelPool]:
     """A pool that is closed at the end."""
-    pool = ModelPool(engines, lanes=lanes, token_budget=token_budget, queue_tokens=queue_tokens, window=window)
+    pool = ModelPool(
+        engines, threads_per_gpu=threads_per_gpu, token_budget=token_budget, queue_tokens=queue_tokens, window=window
+    )
     try:
         yield pool
     finally:
@@ -78,14 +83,17 @@ def sequential(texts: Sequence[EncodedText], outputs: Outputs) -> list[Embedding
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("device", "lanes"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])
-def test_concurrent_jobs_get_what_they_would_get_alone(device: str, lanes: int) -> None:
+@pytest.mark.parametrize(("device", "threads_per_gpu"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])
+def test_concurrent_jobs_get_what_they_would_get_alone(device: str, threads_per_gpu: int) -> None:
     """Jobs with different sizes, lengths, outputs and limits, all at once, get their own results in order."""
     jobs = [
         ([text(1 + 50 * job + n, 2 + (n * job) % 7 + 1) for n in range(1 + 3 * job)], outputs)
         for job, outputs in enumerate(EVERY_OUTPUT * 2)
     ]
-    with pool_of(CountingEngine(device=device), lanes=lanes) as pool, ThreadPoolExecutor(len(jobs)) as threads:
+    with (
+        pool_of(CountingEngine(device=device), threads_per_gpu=threads_per_gpu) as pool,
+        ThreadPoolExecutor(len(jobs)) as threads,
+    ):
         found = list(
             threads.map(
                 lambda numbered: done(
@@ -126,14 +134,14 @@ def test_every_device_works() -> None:
     assert sorted([*engines[0].seen, *engines[1].seen]) == [1, 2]
 
 
-def test_lanes_of_a_gpu_run_at_the_same_time_and_a_cpu_has_one() -> None:
-    """`MAX_MODELS` lanes overlap on a GPU; on a CPU, whose cores one pass fills, a second pass waits."""
+def test_threads_of_a_gpu_overlap_and_a_cpu_has_one() -> None:
+    """`MAX_MODELS` worker threads overlap on a GPU; on a CPU, whose cores one pass fills, a second pass waits."""
     gpu, cpu = CountingEngine(device="cuda:0"), CountingEngine(device="cpu")
-    with pool_of(gpu, lanes=3, token_budget=3) as pool, gpu.held():
+    with pool_of(gpu, threads_per_gpu=3, token_budget=3) as pool, gpu.held():
         submit(pool, [1, 2])
         gpu.wait_for_pass()
         gpu.wait_for_pass()
-    with pool_of(cpu, lanes=2, token_budget=3) as pool, cpu.held():
+    with pool_of(cpu, threads_per_gpu=2, token_budget=3) as pool, cpu.held():
         submit(pool, [1, 2])
         cpu.wait_for_pass()
         assert not cpu.another_pass_starts()
@@ -144,22 +152,22 @@ def test_one_thread_computes_on_a_cpu() -> None:
     threads: set[int] = set()
 
     class Watching(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
             threads.add(threading.get_ident())
-            if give_way is not None:
-                give_way()
-            return super().encode(batch, outputs, give_way)
+            if yield_point is not None:
+                yield_point()
+            return super().encode(batch, outputs, yield_point)
 
-    with pool_of(Watching(), lanes=4, token_budget=6) as pool:
+    with pool_of(Watching(), threads_per_gpu=4, token_budget=6) as pool:
         for future in [submit(pool, [number], priority=Priority(number % 2)) for number in range(1, 60)]:
             done(future)
     assert len(threads) == 1
 
 
-def test_a_lane_of_a_gpu_is_kept_for_queries() -> None:
-    """With several lanes on a GPU, passages never take them all: a query starts while bulk work runs."""
+def test_a_thread_of_a_gpu_is_kept_for_queries() -> None:
+    """With several threads on a GPU, passages never take them all: a query starts while bulk work runs."""
     engine = CountingEngine(device="cuda:0")
-    with pool_of(engine, lanes=2, token_budget=3) as pool, engine.held():
+    with pool_of(engine, threads_per_gpu=2, token_budget=3) as pool, engine.held():
         submit(pool, [1, 2, 3])
         engine.wait_for_pass()
         assert not engine.another_pass_starts()
@@ -168,17 +176,17 @@ def test_a_lane_of_a_gpu_is_kept_for_queries() -> None:
         assert engine.batches[-1] == [9]
 
 
-def test_passages_give_way_to_queries_while_they_run() -> None:
+def test_passages_yield_to_queries_while_they_run() -> None:
     """On a CPU a query that arrives in the middle of a pass is answered before the pass ends."""
     answered: list[Result] = []
 
     class Pausing(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-            if give_way is not None:
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            if yield_point is not None:
                 query = submit(pool, [9], priority=Priority.QUERY)
-                give_way()
+                yield_point()
                 answered.extend(query.result(0))
-            return super().encode(batch, outputs, give_way)
+            return super().encode(batch, outputs, yield_point)
 
     engine = Pausing()
     with pool_of(engine) as pool:
@@ -187,15 +195,15 @@ def test_passages_give_way_to_queries_while_they_run() -> None:
     assert engine.batches == [[9], [1, 2, 3]]
 
 
-def test_a_pass_nobody_waits_for_stops_where_it_gives_way() -> None:
+def test_a_pass_nobody_waits_for_stops_at_a_yield_point() -> None:
     """Cancelling a long job frees the processor at the next piece, not at the end of the pass; a neighbour goes on."""
     ended: list[int] = []
 
     class Pausing(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-            encoded = super().encode(batch, outputs, give_way)
-            assert give_way is not None
-            give_way()
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            encoded = super().encode(batch, outputs, yield_point)
+            assert yield_point is not None
+            yield_point()
             ended.append(len(batch))
             return encoded
 
@@ -217,31 +225,28 @@ def test_a_pass_nobody_waits_for_stops_where_it_gives_way() -> None:
     assert [len(batch) for batch in engine.batches[1:]] == ended
 
 
-def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
-    """However many queries come, a pass over passages gets as much time as the queries that it lets pass."""
+def test_queries_take_their_share_by_the_clock_of_the_pool() -> None:
+    """What queries take at yield points is measured: one that takes longer than the pass is followed by none."""
     now = 0.0
-    served = 0
-    meanwhile: list[int] = []
+    served: list[int] = []
 
     class Slow(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-            nonlocal now, served
-            if give_way is None:
-                served += 1
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            nonlocal now
+            if yield_point is None:
                 now += 4
             else:
-                for _ in range(100):
+                for _ in range(6):
                     submit(pool, [9], priority=Priority.QUERY)
                     now += 1
-                    give_way()
-                meanwhile.append(served)
-            return super().encode(batch, outputs, give_way)
+                    yield_point()
+                    served.append(self.seen.count(9))
+            return super().encode(batch, outputs, yield_point)
 
-    pool = ModelPool([Slow()], lanes=1, token_budget=3, queue_tokens=10_000, clock=lambda: now)
-    passages = submit(pool, [1])
-    assert failures(done(passages)) == []
+    pool = ModelPool([Slow()], threads_per_gpu=1, token_budget=3, queue_tokens=10_000, clock=lambda: now)
+    assert failures(done(submit(pool, [1]))) == []
     pool.close()
-    assert meanwhile == [26]  # 4 s each, of 100 s of its own, and one more
+    assert served == [1, 1, 1, 2, 2, 2]
 
 
 def test_a_lost_device_hands_its_batch_to_another() -> None:
@@ -279,9 +284,9 @@ def test_without_any_device_nobody_waits_forever() -> None:
 
 
 def test_the_loss_of_the_last_device_is_told_once() -> None:
-    """Several lanes of a GPU may fail at the same time: whoever asked to be told is told once."""
-    lanes = 4
-    failing = threading.Barrier(lanes)
+    """Several threads of a GPU may fail at the same time: whoever asked to be told is told once."""
+    threads = 4
+    failing = threading.Barrier(threads)
 
     def lost() -> DeviceLost:
         failing.wait(PATIENCE)
@@ -289,11 +294,11 @@ def test_the_loss_of_the_last_device_is_told_once() -> None:
 
     engine = CountingEngine(device="cuda:0", broken=range(100), error=lost)
     told: list[int] = []
-    with pool_of(engine, lanes=lanes, token_budget=3) as pool:
+    with pool_of(engine, threads_per_gpu=threads, token_budget=3) as pool:
         pool.when_lost(lambda: told.append(1))
         with engine.held():
-            futures = [submit(pool, [1], priority=Priority.QUERY) for _ in range(lanes)]
-            for _ in range(lanes):
+            futures = [submit(pool, [1], priority=Priority.QUERY) for _ in range(threads)]
+            for _ in range(threads):
                 engine.wait_for_pass()
         assert all(isinstance(done(future)[0], DeviceLost) for future in futures)
     assert told == [1]
@@ -315,9 +320,9 @@ def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
     asked: list[str] = []
 
     class Asking(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
             asked.append(outputs.colbert_type)
-            return super().encode(batch, outputs, give_way)
+            return super().encode(batch, outputs, yield_point)
 
     engine = Asking()
     with pool_of(engine) as pool:
@@ -352,9 +357,9 @@ def test_a_batch_computes_only_what_its_jobs_want() -> None:
     asked: list[Outputs] = []
 
     class Asking(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
             asked.append(outputs)
-            return super().encode(batch, outputs, give_way)
+            return super().encode(batch, outputs, yield_point)
 
     with pool_of(Asking()) as pool:
         done(submit(pool, [1], Outputs.of(("dense",))))
@@ -440,7 +445,7 @@ def test_a_job_larger_than_the_queue_is_invalid() -> None:
 def test_closing_finishes_what_was_accepted() -> None:
     """A shutdown answers every accepted request and refuses new ones as cancelled. Closing twice is harmless."""
     engine = CountingEngine()
-    pool = ModelPool([engine], lanes=2, token_budget=6, queue_tokens=1000)
+    pool = ModelPool([engine], threads_per_gpu=2, token_budget=6, queue_tokens=1000)
     with engine.held():
         futures = [submit(pool, [number, number + 1]) for number in range(1, 9)]
         closing = threading.Thread(target=pool.close)
@@ -489,8 +494,8 @@ def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
     """A vector that was asked for is never silently absent."""
 
     class Forgetful(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-            full = super().encode(batch, outputs, give_way)
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            full = super().encode(batch, outputs, yield_point)
             return EncodedBatch(full.dense, full.sparse, None)
 
     with pool_of(Forgetful()) as pool:
@@ -501,50 +506,36 @@ def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
     assert failures(without) == []
 
 
-def test_a_result_does_not_keep_its_batch_in_memory() -> None:
-    """Holding one text's vectors holds those alone, not the arrays of everything that rode with it."""
-    with pool_of(CountingEngine()) as pool:
-        [one, _] = done(submit(pool, [5, 6]))
-    assert isinstance(one, Embedding)
-    assert one.dense is not None
-    assert one.dense.base is None
-    assert one.colbert is not None
-    assert one.colbert.base is None
-    assert one.sparse is not None
-    assert one.sparse.indices.base is None
-    assert one.sparse.values.base is None
-
-
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_an_engine_that_returns_too_little_hangs_nobody(lanes: int) -> None:
+@pytest.mark.parametrize("threads_per_gpu", [1, 3])
+def test_an_engine_that_returns_too_little_hangs_nobody(threads_per_gpu: int) -> None:
     """A defective engine gives errors, not callers that wait forever, and the pool works on."""
 
     class Short(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-            full = super().encode(batch, outputs, give_way)
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            full = super().encode(batch, outputs, yield_point)
             if 7 in self.batches[-1] and full.dense is not None:
                 return EncodedBatch(full.dense[:0], full.sparse, full.colbert)
             return full
 
-    with pool_of(Short(), lanes=lanes) as pool:
+    with pool_of(Short(), threads_per_gpu=threads_per_gpu) as pool:
         assert 1 in failures(done(submit(pool, [6, 7, 8])))
         assert failures(done(submit(pool, [1, 2, 3]))) == []
 
 
 @pytest.mark.parametrize("error", [SystemExit, GeneratorExit, MemoryError, type("Panic", (BaseException,), {})])
-def test_no_exception_ends_a_lane(error: type[BaseException]) -> None:
-    """Whatever escapes from a native library fails its text; the lane serves the next job."""
+def test_no_exception_ends_a_worker_thread(error: type[BaseException]) -> None:
+    """Whatever escapes from a native library fails its text; the thread serves the next job."""
     with pool_of(CountingEngine(broken={2}, error=error), token_budget=100) as pool:
         assert failures(done(submit(pool, [1, 2, 3]))) == [1]
         assert failures(done(submit(pool, [4, 5]))) == []
 
 
 def test_a_text_that_did_not_fit_is_tried_once_more() -> None:
-    """A text alone that found the memory taken by another lane is not given up at once, nor tried for ever."""
+    """A text alone that found the memory taken by another thread is not given up at once, nor tried for ever."""
 
     class Crowded(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-            encoded = super().encode(batch, outputs, give_way)
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            encoded = super().encode(batch, outputs, yield_point)
             number = self.batches[-1][0]
             if len(self.batches) == 1 or number == 2:
                 raise MemoryError
@@ -562,13 +553,13 @@ def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
     still_there: list[bool] = []
 
     class Exhausting(CountingEngine):
-        def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
             still_there.extend(reference() is not None for reference in taken)
             activations = np.zeros(1000)
             taken.append(weakref.ref(activations))
             if len(batch) > 1:
                 raise MemoryError
-            return super().encode(batch, outputs, give_way)
+            return super().encode(batch, outputs, yield_point)
 
     gc.disable()
     try:
@@ -583,15 +574,18 @@ def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
 # --- the real engine ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
-def test_concurrent_requests_equal_sequential_ones(mini: Bench, lanes: int) -> None:
+@pytest.mark.parametrize("threads_per_gpu", [1, 4])
+def test_concurrent_requests_equal_sequential_ones(mini: Bench, threads_per_gpu: int) -> None:
     """32 requests at once, with the real model, give what each gives alone."""
     everything = [one for name, one in TEXTS.items() if name not in ("many words", "long word")]
     requests = [
         ([everything[(n + k) % len(everything)] for k in range(1 + n % 4)], EVERY_OUTPUT[n % len(EVERY_OUTPUT)])
         for n in range(32)
     ]
-    with pool_of(mini.packed, lanes=lanes, token_budget=200) as pool, ThreadPoolExecutor(32) as threads:
+    with (
+        pool_of(mini.packed, threads_per_gpu=threads_per_gpu, token_budget=200) as pool,
+        ThreadPoolExecutor(32) as threads,
+    ):
         found = list(
             threads.map(
                 lambda request: vectors(
@@ -608,114 +602,149 @@ def test_concurrent_requests_equal_sequential_ones(mini: Bench, lanes: int) -> N
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
-class Consumer:
-    """Takes what a stream delivers."""
-
-    def __init__(self) -> None:
-        self.results: SimpleQueue[tuple[int, Result]] = SimpleQueue()
-
-    def __call__(self, index: int, result: Result) -> None:
-        """One result."""
-        self.results.put((index, result))
-
-    def take(self, count: int) -> dict[int, Result]:
-        """So many results; none may come twice."""
-        found = dict(self.results.get(timeout=PATIENCE) for _ in range(count))
-        assert len(found) == count
-        return found
-
-
-def stream(pool: ModelPool, numbers: Sequence[int], consumer: Consumer) -> Stream:
+def stream(pool: ModelPool, numbers: Sequence[int], priority: Priority = Priority.PASSAGE) -> ResultStream:
     """Stream texts of three tokens by their numbers."""
-    return pool.stream([text(number) for number in numbers], Outputs(), Priority.PASSAGE, consumer)
+    return pool.stream([text(number) for number in numbers], Outputs(), priority)
 
 
-def test_a_stream_delivers_each_result_once_as_it_comes() -> None:
+def pulled(running: ResultStream) -> dict[int, Result]:
+    """All that is left of a stream; none may come twice."""
+    results = [one for portion in running for one in portion]
+    assert len(dict(results)) == len(results)
+    return dict(results)
+
+
+def test_a_stream_gives_each_result_once_as_it_comes() -> None:
     """Before the last text is computed the first results are there, and they are those of a whole job."""
-    engine, consumer = CountingEngine(), Consumer()
+    engine = CountingEngine()
     with pool_of(engine, token_budget=6) as pool:
-        with engine.held():
-            stream(pool, range(1, 9), consumer)
-            engine.wait_for_pass()
-        found = consumer.take(8)
+        with stream(pool, range(1, 9)) as running:
+            first = next(running)
+            assert 1 <= len(first) <= 8
+            found = dict(first) | pulled(running)
         whole = done(submit(pool, range(1, 9)))
     assert_same(vectors([found[index] for index in range(8)]), vectors(whole), tolerance=0)
-    with pytest.raises(Empty):
-        consumer.results.get_nowait()
 
 
 def test_a_stream_is_no_further_ahead_than_its_window() -> None:
-    """A consumer that releases nothing stops its stream, and nobody else; each release lets one text follow."""
-    engine, consumer = CountingEngine(), Consumer()
-    with pool_of(engine, token_budget=1, window=6) as pool:
-        running = stream(pool, range(1, 7), consumer)
-        assert sorted(consumer.take(2)) == [0, 1]
+    """A consumer that does not come back stops its stream, and nobody else; coming back lets others follow."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=1, window=6) as pool, stream(pool, range(1, 7)) as running:
+        first = next(running)
+        for _ in range(2):
+            engine.wait_for_pass()
         assert failures(done(submit(pool, [90, 91]))) == []
-        assert not {3, 4, 5, 6}.intersection(engine.seen)
-        running.release(0)
-        assert sorted(consumer.take(1)) == [2]
-        assert not {4, 5, 6}.intersection(engine.seen)
-        for index in (1, 2):
-            running.release(index)
-            running.release(index)  # a second time is nothing
-        assert sorted(consumer.take(2)) == [3, 4]
-        assert not {6}.intersection(engine.seen)
-        running.release(3)
-        assert sorted(consumer.take(1)) == [5]
+        assert engine.seen == [1, 2, 90, 91]
+        rest = pulled(running)
+    assert sorted([*(index for index, _ in first), *rest]) == list(range(6))
+
+
+def test_a_stream_that_nobody_consumes_computes_nothing() -> None:
+    """Its texts are queued by the call, count as waiting, and hold neither the model nor the window."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=3, window=6) as pool:
+        with stream(pool, range(1, 7)):
+            assert failures(done(submit(pool, [90]))) == []
+            assert pool.waiting_tokens == 18
+            assert engine.seen == [90]
+        assert pool.waiting_tokens == 0
+
+
+def test_hundreds_of_streams_end_with_few_consumers() -> None:
+    """300 streams that are open together, consumed by four threads, share a window of two texts and all end."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=3, window=6) as pool, ThreadPoolExecutor(4) as threads:
+        streams = [stream(pool, [1 + number % 9, 1 + number % 7]) for number in range(300)]
+        for results in threads.map(pulled, streams, timeout=PATIENCE):
+            assert results.keys() == {0, 1}
+    assert len(engine.seen) == 600
 
 
 def test_a_cancelled_stream_computes_nothing_more() -> None:
-    """What still waits is dropped, and the queue has its room back."""
-    engine, consumer = CountingEngine(), Consumer()
+    """What still waits is dropped, the queue has its room back, and what was never released is released."""
+    engine = CountingEngine()
     with pool_of(engine, token_budget=1, window=6) as pool:
-        running = stream(pool, range(1, 50), consumer)
-        consumer.take(2)
+        running = stream(pool, range(1, 50))
+        next(running)
         running.cancel()
+        with pytest.raises(Cancelled):
+            next(running)
         assert pool.waiting_tokens == 0
-        running.release(0)
-        assert failures(done(submit(pool, [90]))) == []
-        again = Consumer()
-        after = stream(pool, range(60, 66), again)  # what was never released does not stand in its way
-        for index in range(6):
-            assert again.take(1).keys() == {index}
-            after.release(index)
-    assert set(engine.seen) <= {1, 2, 90, *range(60, 66)}
+        with stream(pool, range(60, 66)) as after:
+            assert pulled(after).keys() == set(range(6))
+    assert len(set(engine.seen) - set(range(60, 66))) <= 3
+
+
+def test_a_stream_can_be_cancelled_while_its_consumer_waits() -> None:
+    """From another thread, with the text in a pass: the consumer is told, and others are served."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=3) as pool, ThreadPoolExecutor(1) as thread:
+        running = stream(pool, [1, 2])
+        with engine.held():
+            waiting = thread.submit(next, running)
+            engine.wait_for_pass()
+            running.cancel()
+            with pytest.raises(Cancelled):
+                waiting.result(PATIENCE)
+        assert failures(done(submit(pool, [3]))) == []
+    assert 2 not in engine.seen
 
 
 def test_closing_the_pool_finishes_a_stream() -> None:
     """A stream that was accepted ends, however slowly it is consumed."""
-    engine, consumer = CountingEngine(), Consumer()
+    engine = CountingEngine()
     with ThreadPoolExecutor(1) as thread, pool_of(engine, token_budget=1, window=3) as pool:
-        running = stream(pool, range(1, 7), consumer)
+        running = stream(pool, range(1, 7))
         closing = thread.submit(pool.close)
-        for _ in range(6):
-            ((index, result),) = consumer.take(1).items()
-            assert isinstance(result, Embedding)
-            running.release(index)
+        assert len(vectors(list(pulled(running).values()))) == 6
         closing.result(PATIENCE)
 
 
 def test_a_stream_without_a_device_is_told_so_for_each_text() -> None:
-    """When the last device is lost, every text of a stream fails, those that waited too."""
-    consumer = Consumer()
-    with pool_of(CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed")), token_budget=3) as pool:
-        stream(pool, range(1, 6), consumer)
-        assert all(isinstance(result, DeviceLost) for result in consumer.take(5).values())
+    """When the last device is lost, every text of a stream fails, those that waited too, consumed or not."""
+    engine = CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed"))
+    with pool_of(engine, token_budget=3) as pool:
+        idle = stream(pool, range(2, 5))
+        assert all(isinstance(result, DeviceLost) for result in pulled(stream(pool, range(1, 6))).values())
+        results = pulled(idle)
+        assert len(results) == 3
+        assert all(isinstance(result, DeviceLost) for result in results.values())
 
 
 def test_a_stream_larger_than_the_queue_is_refused() -> None:
     """Streaming changes nothing about admission."""
     with pool_of(CountingEngine(), queue_tokens=10) as pool, pytest.raises(InvalidRequest, match="QUEUE_TOKENS=10"):
-        stream(pool, range(1, 6), Consumer())
+        stream(pool, range(1, 6))
 
 
 def test_queries_that_stream_may_come_and_go_beside_a_pass() -> None:
     """A pass over passages asks for queries while other threads add them: nothing is ever lost by it."""
     engine = CountingEngine()
-    with pool_of(engine, token_budget=6, window=3) as pool, ThreadPoolExecutor(4) as threads:
-        held = Consumer()
-        blocked = pool.stream([text(n) for n in range(1, 9)], Outputs(), Priority.QUERY, held)
-        held.take(1)
+    with (
+        pool_of(engine, token_budget=6, window=3) as pool,
+        ThreadPoolExecutor(4) as threads,
+        stream(pool, range(1, 9), Priority.QUERY) as blocked,
+    ):
+        next(blocked)
         jobs = list(threads.map(lambda n: submit(pool, [n], priority=Priority(n % 2)), range(100, 400)))
         assert all(failures(done(job)) == [] for job in jobs)
-        blocked.cancel()
+
+
+# --- observers ------------------------------------------------------------------------------------------------------
+
+
+def test_observers_see_every_batch() -> None:
+    """Each batch is reported with its tokens, its share of the budget and its seconds, to every observer."""
+    ticks = itertools.count(0.0, 0.5)
+    pool = ModelPool(
+        [CountingEngine()], threads_per_gpu=1, token_budget=12, queue_tokens=1000, clock=lambda: next(ticks)
+    )
+    reports: list[list[BatchReport]] = [[], []]
+    for seen in reports:
+        pool.observe(seen.append)
+    done(submit(pool, [1, 2]))
+    done(pool.submit([text(3, 24)], Outputs(), Priority.QUERY))
+    pool.close()
+    assert [(report.tokens, report.fill) for report in reports[0]] == [(6, 0.5), (24, 2.0)]
+    assert all(report.seconds > 0 for report in reports[0])
+    assert reports[0] == reports[1]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import precision
-from embedder.embedder import ModelOptions
+from embedder import ModelOptions
 from embedder.errors import ConfigurationError, ModelFailure
 from embedder.tokenizer import Tokenizer
 from embedder.vectors import Embedding, SparseVector
@@ -31,7 +31,7 @@ from precision.comparison import Comparison, Embedded, Lengths, Quality, compare
 from precision.ranking import colbert_scores, dense_scores, fused_scores, ndcg, overlap, sparse_scores, top
 from precision.sample import Sample, bundled, read
 from precision.verdict import INT8, SIXTEEN_BIT, Check, described, judge, thresholds_for
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
 
 ROOT = Path(precision.__file__).parents[1]
 TYPES = ("float32", "bfloat16")
@@ -417,7 +417,7 @@ def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, said: s
         (["--model", "mini", "--queries", "nowhere"], "--queries: needs --passages"),
         (["--model", "mini", "--passages", "-", "--queries", "-"], "--queries: the standard input is read"),
         (["--model", "mini", "--max-length", "2"], "--max-length: must be from 3 to the model's 512, got 2"),
-        (["--model", "mini", "--device", "tpu"], "--device: 'tpu' is no device"),
+        (["--model", "mini", "--device", "tpu"], "--device: 'tpu' is an unknown device"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
 from embedder.errors import ConfigurationError
 from embedder.tokenizer import Tokenizer
-from tests.embedder.conftest import Bench
+from tests.embedder.bench import Bench
+from tests.embedder.checkpoints import edit
 from tests.embedder.texts import TEXTS
 
 ROOT = Path(__file__).parents[2]
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a JSON file in place."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    change(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_a_text_within_the_limit_is_whole(mini: Bench) -> None:
@@ -99,6 +90,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_huge_text_takes_the_memory_of_what_is_kept_of_it() -> None:
     """Millions of characters of which few tokens are embedded do not fill the memory of a worker, in one or many."""
     done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -135,14 +127,13 @@ def test_lengths_are_those_of_the_uncut_text(bench: Bench) -> None:
     assert bench.tokenizer.lengths(texts) == [len(one) for one in encoded]
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_every_token_has_a_place_in_the_text(bench: Bench, name: str) -> None:
-    """Tokens start in the order of the text, counted in characters, one place per token but `<s>` and `</s>`."""
-    text = TEXTS[name]
-    starts = bench.tokenizer.starts(text)
-    assert len(starts) + 2 == bench.tokenizer.lengths([text])[0]
-    assert starts == sorted(starts)
-    assert all(0 <= start < len(text) for start in starts)
+def test_every_token_starts_somewhere_in_the_text(bench: Bench) -> None:
+    """Tokens start in the order of the text, counted in characters, one start per token but `<s>` and `</s>`."""
+    for name, text in TEXTS.items():
+        starts = bench.tokenizer.starts(text)
+        assert len(starts) + 2 == bench.tokenizer.lengths([text])[0], name
+        assert starts == sorted(starts), name
+        assert all(0 <= start < len(text) for start in starts), name
 
 
 def test_places_count_characters(mini: Bench) -> None:
@@ -151,22 +142,19 @@ def test_places_count_characters(mini: Bench) -> None:
 
 
 @pytest.mark.parametrize("max_length", [3, 20, 8192])
-@pytest.mark.parametrize("name", TEXTS)
-def test_spans_are_parts_of_the_text(bench: Bench, name: str, max_length: int) -> None:
+def test_spans_are_parts_of_the_text(bench: Bench, max_length: int) -> None:
     """A placed text has the ids of an encoded one, and spans that neither begin nor end with white space."""
-    text = TEXTS[name]
-    (encoded,) = bench.tokenizer.encode([text], max_length)
-    (placed,) = bench.tokenizer.place([text], max_length)
-    assert placed.ids.tolist() == encoded.ids.tolist()
-    assert len(placed.spans) == len(placed.ids)
-    spans = [placed.span(token) for token in range(len(placed.ids))]
-    assert spans[0] is None
-    assert spans[-1] is None
-    for span in spans:
-        if span is not None:
-            start, end = span
-            assert 0 <= start < end <= len(text)
-            assert text[start:end] == text[start:end].strip()
+    for name, text in TEXTS.items():
+        (encoded,) = bench.tokenizer.encode([text], max_length)
+        (placed,) = bench.tokenizer.place([text], max_length)
+        assert placed.ids.tolist() == encoded.ids.tolist(), name
+        assert len(placed.spans) == len(placed.ids), name
+        spans = [placed.span(token) for token in range(len(placed.ids))]
+        assert spans[0] is None, name
+        assert spans[-1] is None, name
+        for start, end in filter(None, spans):
+            assert 0 <= start < end <= len(text), name
+            assert text[start:end] == text[start:end].strip(), name
 
 
 def test_a_span_is_the_word_of_its_token(mini: Bench) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder import transformer
-from embedder.calibration import batch_of
-from embedder.checkpoint import MINI
-from embedder.encoder import PackedEngine
-from embedder.engine import TokenBatch
-from embedder.errors import Cancelled
-from embedder.transformer import Packing
-from embedder.vectors import Outputs
-from tests.embedder.conftest import Bench
+from embedder import Cancelled, Outputs
+from embedder.engines import TokenBatch
+from embedder.engines.calibration import batch_of
+from embedder.engines.packed import PackedEngine
+from embedder.model import Packing, PieceSizes
+from tests.embedder.bench import Bench
 from tests.embedder.oracle import assert_same, embed
 from tests.embedder.texts import TEXTS
 
@@ -44,30 +40,29 @@ def test_every_token_is_in_one_piece(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("rows", "scores"), [(1, 1), (7, 50), (64, 5000)])
-def test_pieces_do_not_change_vectors(bench: Bench, rows: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_do_not_change_vectors(bench: Bench, rows: int, scores: int) -> None:
     """A batch in many small pieces has the float32 vectors of the batch in one."""
     texts = ALL_TEXTS if rows > 1 else ALL_TEXTS[:3]
     whole = embed(bench.packed, bench.tokenizer, texts, 200)
-    monkeypatch.setattr(transformer, "_ROWS", rows)
-    monkeypatch.setattr(transformer, "_SCORES", scores)
-    assert_same(embed(bench.packed, bench.tokenizer, texts, 200), whole)
+    in_pieces = PackedEngine(bench.model, pieces=PieceSizes(rows, scores))
+    assert_same(embed(in_pieces, bench.tokenizer, texts, 200), whole)
 
 
-def test_a_query_in_the_middle_of_a_pass_disturbs_nothing(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_in_the_middle_of_a_pass_disturbs_nothing(mini: Bench) -> None:
     """Batches that run between the pieces of another, on the same weights, get their vectors and leave it its own."""
-    monkeypatch.setattr(transformer, "_ROWS", 50)
+    engine = PackedEngine(mini.model, pieces=PieceSizes(rows=50))
     query = TokenBatch.of([mini.tokenizer.encode(["how do I copy files"], 64)[0].ids])
     passages = TokenBatch.of([one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 128)])
-    alone, undisturbed = mini.packed.encode(query, Outputs()), mini.packed.encode(passages, Outputs())
+    alone, undisturbed = engine.encode(query, Outputs()), engine.encode(passages, Outputs())
     between: list[np.ndarray] = []
 
-    def give_way() -> None:
-        found = mini.packed.encode(query, Outputs())
+    def yield_point() -> None:
+        found = engine.encode(query, Outputs())
         assert found.dense is not None
         between.append(found.dense)
 
-    disturbed = mini.packed.encode(passages, Outputs(), give_way)
-    assert len(between) > mini.packed.config.layers * 3
+    disturbed = engine.encode(passages, Outputs(), yield_point)
+    assert len(between) > mini.model.config.layers * 3
     assert alone.dense is not None
     for dense in between:
         np.testing.assert_array_equal(dense, alone.dense)
@@ -80,26 +75,33 @@ def test_a_query_in_the_middle_of_a_pass_disturbs_nothing(mini: Bench, monkeypat
 
 
 def test_a_pass_can_be_ended_between_pieces(mini: Bench) -> None:
-    """What `give_way` raises ends the pass as it is, and the engine serves the next."""
+    """What `yield_point` raises ends the pass as it is, and the engine serves the next."""
 
-    def give_way() -> None:
+    def yield_point() -> None:
         raise Cancelled("nobody waits")
 
     batch = TokenBatch.of([mini.tokenizer.encode(["some words"], 64)[0].ids])
     with pytest.raises(Cancelled, match="nobody waits"):
-        mini.packed.encode(batch, Outputs(), give_way)
+        mini.packed.encode(batch, Outputs(), yield_point)
     assert mini.packed.encode(batch, Outputs()).dense is not None
 
 
-def test_what_torch_raises_stops_at_the_engine(packed_from: Callable[[Path], PackedEngine]) -> None:
+def test_what_torch_raises_stops_at_the_engine(mini: Bench) -> None:
     """Out of memory is a MemoryError wherever it happens."""
 
-    def exhausted(*_: object) -> None:
+    def exhausted(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")
 
-    engine = packed_from(MINI)
-    engine._layers[0] = exhausted  # type: ignore[call-overload]
+    layer = replace(mini.model.layers[0], qkv=exhausted)
+    engine = PackedEngine(replace(mini.model, layers=(layer,)))
     batch = batch_of([8])
     for work in (lambda: engine.encode(batch, Outputs()), lambda: engine.probe(batch)):
         with pytest.raises(MemoryError, match="does not fit into the memory of cpu"):
             work()
+
+
+def test_a_model_cannot_be_changed(mini: Bench) -> None:
+    """Threads share a model because nothing about it ever changes."""
+    with pytest.raises(AttributeError):
+        mini.model.layers = ()  # type: ignore[misc]
+    assert not hasattr(mini.model, "__dict__")

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from embedder.engine import SparseBatch, TokenBatch
+from embedder.engines import SparseBatch, TokenBatch
 from embedder.vectors import KINDS, Embedding, Outputs, SparseVector
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import embedder
+from embedder.checkpoint.weights import Weights, shaped
 from embedder.errors import ConfigurationError
-from embedder.weights import Weights, shaped
 
 Kind = Literal["safetensors", "bin", "legacy"]
 State = dict[str, Tensor]
@@ -221,7 +221,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 import torch
-from embedder.weights import Weights
+from embedder.checkpoint.weights import Weights
 
 def kilobytes(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":"))

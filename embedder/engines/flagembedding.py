@@ -1,4 +1,4 @@
-"""FlagEmbedding behind the same seam: the oracle, and `ENGINE=flagembedding` for those who want it."""
+"""The library FlagEmbedding behind the seam: `ENGINE=flagembedding`, and what our own engine is compared with."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from embedder.checkpoint import EncoderConfig, readable
-from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
+from embedder.checkpoint.config import EncoderConfig
+from embedder.engines.engine import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.errors import ConfigurationError
 from embedder.vectors import Outputs
 
-_PADDED_TOKENS = 16_384
+_PADDED_MAX_TOKENS = 16_384
 """Most tokens of one padded forward pass, so that one long text does not pad many short ones."""
 
 
-class ReferenceEngine:
-    """FlagEmbedding's own model, run on the pool's batches.
+class FlagEmbeddingEngine:
+    """An `Engine` over FlagEmbedding's own model, run on the pool's batches.
 
-    The forward pass is the library's, padding included; what it does per text around it (probing the
+    The forward pass is the library's, padding included; what the library does per text around it (probing the
     batch size by running the first batch twice, Python loops over tokens) is left out.
 
     Args:
-        checkpoint: a folder in the published layout.
+        library: a `BGEM3FlagModel`: its `tokenizer` pads, its `model` computes on `device`.
+        config: sizes of its encoder.
+        colbert_size: width of its ColBERT rows.
         device: `cpu` or `cuda:N`.
         dtype: `float32`, `bfloat16` or `float16`.
         dropped_ids: token ids that carry no sparse weight.
@@ -32,38 +34,69 @@ class ReferenceEngine:
 
     name = "flagembedding"
 
-    def __init__(self, checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        library: Any,
+        config: EncoderConfig,
+        *,
+        colbert_size: int,
+        device: str,
+        dtype: str,
+        dropped_ids: frozenset[int],
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.hidden_size = config.hidden
+        self.max_length = config.max_length
+        self.colbert_size = colbert_size
+        self._dropped = np.array(sorted(dropped_ids))
+        self._library = library
+        self._lock = threading.Lock()  # its tokenizer, which pads, is not thread-safe
+
+    @classmethod
+    def load(cls, checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozenset[int]) -> FlagEmbeddingEngine:
+        """An engine over a checkpoint.
+
+        The files are opened by our own readers first, which say which of them is damaged. What the library raises
+        after that keeps its type: a lack of memory, a missing package or a failing device is not a damaged file.
+
+        Args:
+            checkpoint: a folder in the published layout.
+            device: `cpu` or `cuda:N`.
+            dtype: `float32`, `bfloat16` or `float16`; on a CPU `float32`.
+            dropped_ids: token ids that carry no sparse weight.
+
+        Raises:
+            ConfigurationError: the library does not compute in this type, or a file is damaged or cannot be read.
+        """
         if dtype == "int8":
             raise ConfigurationError("DTYPE=int8 needs ENGINE=packed; FlagEmbedding has no int8")
         if device == "cpu" and dtype != "float32":
             raise ConfigurationError(f"DTYPE={dtype}: FlagEmbedding computes in float32 on the CPU; use float32")
+        from embedder.checkpoint.weights import check_files
+
+        config = EncoderConfig.read(checkpoint)
+        check_files(checkpoint)
         from FlagEmbedding import BGEM3FlagModel
 
-        self.device = device
-        self.dtype = dtype
-        config = EncoderConfig.read(checkpoint)
-        self.hidden_size = config.hidden
-        self.max_length = config.max_length
-        self._dropped = np.array(sorted(dropped_ids))
-        with readable("the checkpoint"):
-            self._flag: Any = BGEM3FlagModel(
-                str(checkpoint), use_fp16=dtype == "float16", use_bf16=dtype == "bfloat16", devices=device
-            )
-        self._flag.model.to(device).eval()
-        self.colbert_size = int(self._flag.model.colbert_linear.out_features)
-        self._lock = threading.Lock()  # its tokenizer, which pads, is not thread-safe
+        library: Any = BGEM3FlagModel(
+            str(checkpoint), use_fp16=dtype == "float16", use_bf16=dtype == "bfloat16", devices=device
+        )
+        library.model.to(device).eval()
+        size = int(library.model.colbert_linear.out_features)
+        return cls(library, config, colbert_size=size, device=device, dtype=dtype, dropped_ids=dropped_ids)
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
-        """See `Engine.encode`. Gives way between its padded groups."""
-        from embedder.devices import device_errors
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+        """See `Engine.encode`. Yields between its padded groups."""
+        from embedder.engines.devices import device_errors
 
         order = np.argsort(batch.lengths, kind="stable")
         parts: dict[int, dict[str, np.ndarray]] = {}
         for texts in _padded_groups(order, batch.lengths):
             with device_errors(self.device):
                 parts |= zip(texts, self._forward(batch, texts, outputs), strict=True)
-            if give_way is not None:
-                give_way()
+            if yield_point is not None:
+                yield_point()
         each = [parts[text] for text in range(len(batch))]
         return EncodedBatch(
             dense=np.stack([part["dense"] for part in each]) if outputs.dense else None,
@@ -75,7 +108,7 @@ class ReferenceEngine:
 
     def memory_share(self, batch: TokenBatch) -> float:
         """See `Engine.memory_share`."""
-        from embedder.devices import memory_share
+        from embedder.engines.devices import memory_share
 
         return 0.0 if self.device == "cpu" else memory_share(self.device, lambda: self.encode(batch, Outputs()))
 
@@ -89,25 +122,25 @@ class ReferenceEngine:
 
         offsets = batch.offsets
         ids = [batch.ids[offsets[text] : offsets[text + 1]].tolist() for text in texts]
-        features = [{"input_ids": one, "attention_mask": [1] * len(one)} for one in ids]
+        features = [{"input_ids": text, "attention_mask": [1] * len(text)} for text in ids]
         with self._lock, torch.inference_mode():
-            padded = pad_with_compat(self._flag.tokenizer, features, padding=True, return_tensors="pt")
-            out = self._flag.model(
+            padded = pad_with_compat(self._library.tokenizer, features, padding=True, return_tensors="pt")
+            out = self._library.model(
                 padded.to(self.device),
                 return_dense=outputs.dense,
                 return_sparse=outputs.sparse,
                 return_colbert_vecs=outputs.colbert,
             )
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in out.items()}
-        found: list[dict[str, np.ndarray]] = [{} for _ in texts]
-        for row, one in enumerate(ids):
+        parts: list[dict[str, np.ndarray]] = [{} for _ in texts]
+        for row, text in enumerate(ids):
             if outputs.dense:
-                found[row]["dense"] = arrays["dense_vecs"][row]
+                parts[row]["dense"] = arrays["dense_vecs"][row]
             if outputs.sparse:
-                found[row]["weights"] = arrays["sparse_vecs"][row, : len(one), 0]
+                parts[row]["weights"] = arrays["sparse_vecs"][row, : len(text), 0]
             if outputs.colbert:
-                found[row]["colbert"] = arrays["colbert_vecs"][row, : len(one) - 1]
-        return found
+                parts[row]["colbert"] = arrays["colbert_vecs"][row, : len(text) - 1]
+        return parts
 
     def _sparse(self, batch: TokenBatch, parts: list[dict[str, np.ndarray]]) -> SparseBatch:
         """Maximum weight per text and token id; special ids and weights <= 0 removed."""
@@ -124,10 +157,10 @@ class ReferenceEngine:
 
 
 def _padded_groups(order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    """Texts, shortest first, in groups that pad to at most `_PADDED_TOKENS` each."""
+    """Texts, shortest first, in groups that pad to at most `_PADDED_MAX_TOKENS` each."""
     groups: list[list[int]] = [[]]
     for text in order.tolist():
-        if groups[-1] and (len(groups[-1]) + 1) * int(lengths[text]) > _PADDED_TOKENS:
+        if groups[-1] and (len(groups[-1]) + 1) * int(lengths[text]) > _PADDED_MAX_TOKENS:
             groups.append([])
         groups[-1].append(text)
     return groups

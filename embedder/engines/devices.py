@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 import torch
 
-from embedder.calibration import product_rates
+from embedder.engines.calibration import product_rates
 from embedder.errors import ConfigurationError, DeviceLost
-from embedder.linear import has_onednn
+from embedder.model.linear import has_onednn
 
 log = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_DECISIVE = 4 / 3
+_DECISIVE_FACTOR = 4 / 3
 """How many times as fast a type must be to be taken before a better one: measuring leaves a tenth open."""
 
 
@@ -24,7 +24,7 @@ def choose_devices(setting: str | None) -> list[str]:
     """Devices of `GPU_DEVICE`: a name, a comma list, or None for `cuda:0` where there is one, else the CPU.
 
     Raises:
-        ConfigurationError: a name that is none, a device that is not there, or one named twice.
+        ConfigurationError: an unknown name, a missing device, or a device named twice.
     """
     if setting is None:
         if torch.cuda.is_available():
@@ -43,6 +43,7 @@ def choose_dtype(
     *,
     engine: str = "packed",
     rates: Callable[[Sequence[str]], Mapping[str, float]] = product_rates,
+    multiplies: Callable[[str], bool] = has_onednn,
 ) -> str:
     """The type of the matrix products: `DTYPE`, with `auto` resolved.
 
@@ -58,31 +59,35 @@ def choose_dtype(
         device: `cpu` or `cuda:N`.
         engine: `packed` or `flagembedding`.
         rates: FLOP/s of a product by type.
+        multiplies: whether the processor multiplies a type.
     """
     if setting != "auto":
         return setting
     if device != "cpu":
         return "float16"
-    chosen, *others = [dtype for dtype in ("float16", "bfloat16") if has_onednn(dtype)] + ["float32"]
+    chosen, *others = [dtype for dtype in ("float16", "bfloat16") if multiplies(dtype)] + ["float32"]
     if engine != "packed" or not others:
         return "float32"
-    found = rates([chosen, *others])
-    log.info("rates of a product on a core: %s", ", ".join(f"{one} {found[one] / 1e9:.0f} GFLOP/s" for one in found))
+    measured = rates([chosen, *others])
+    log.info(
+        "rates of a product on a core: %s",
+        ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in measured.items()),
+    )
     for other in others:
-        if found[other] >= _DECISIVE * found[chosen]:
+        if measured[other] >= _DECISIVE_FACTOR * measured[chosen]:
             chosen = other
     return chosen
 
 
 def _named(name: str) -> str:
     if not _DEVICE.fullmatch(name):
-        raise ConfigurationError(f"GPU_DEVICE: {name!r} is no device; use cpu, cuda:0 or a comma list")
+        raise ConfigurationError(f"GPU_DEVICE: {name!r} is an unknown device; use cpu, cuda:0 or a comma list")
     if name == "cpu":
         return name
     index = int(name.partition(":")[2] or 0)
-    found = torch.cuda.device_count()
-    if index >= found:
-        raise ConfigurationError(f"GPU_DEVICE: cuda:{index} is not there; CUDA devices found: {found}")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ConfigurationError(f"GPU_DEVICE: cuda:{index} is not there; CUDA devices found: {count}")
     return f"cuda:{index}"
 
 
@@ -104,28 +109,28 @@ def memory_share(device: str, work: Callable[[], object]) -> float:
     return taken / free
 
 
-@contextmanager
-def device_errors(device: str) -> Iterator[None]:
-    """What torch raises inside, as `Engine.encode` promises it.
-
-    Raises:
-        MemoryError: the device's memory was too small.
-        DeviceLost: after the error, the device computes no more.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"the batch does not fit into the memory of {device}") from error
-    except RuntimeError as error:
-        if device == "cpu" or _answers(device):
-            raise
-        raise DeviceLost(f"{device} has failed for good ({type(error).__name__})") from error
-
-
-def _answers(device: str) -> bool:
+def answers(device: str) -> bool:
     """Whether the device still computes; after some errors no call on it ever succeeds again."""
     try:
         torch.zeros(1, device=device).add_(1).item()
     except RuntimeError:
         return False
     return True
+
+
+@contextmanager
+def device_errors(device: str, *, still_answers: Callable[[str], bool] = answers) -> Iterator[None]:
+    """Translate what torch raises inside into what `Engine.encode` promises; a defect keeps its type.
+
+    Raises:
+        MemoryError: the device's memory was too small.
+        DeviceLost: after the error, the device does not compute any more.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"the batch does not fit into the memory of {device}") from error
+    except RuntimeError as error:
+        if device == "cpu" or still_answers(device):
+            raise
+        raise DeviceLost(f"{device} has failed for good ({type(error).__name__})") from error

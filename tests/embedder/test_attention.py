@@ -1,4 +1,4 @@
-"""The flash kernel is asked for what the torch at hand lets one ask for."""
+"""Attention is computed by the kernel that the torch at hand has, asked for what it lets one ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from embedder.flash import flash_kernel
+from embedder.model.attention import flash_kernel
 
 
 @pytest.mark.parametrize(("hip", "asked"), [(None, {"num_splits": 1}), ("6.4.43482", {})], ids=["cuda", "rocm"])

@@ -1,7 +1,7 @@
 """The seam to the model: token ids in, three kinds of vectors out, a batch at a time.
 
-Two implementations: `embedder.encoder.PackedEngine` (default) and `embedder.reference.ReferenceEngine`
-(FlagEmbedding). Both are safe to call from several threads at once.
+Two implementations: `embedder.engines.packed.PackedEngine` (default) and
+`embedder.engines.flagembedding.FlagEmbeddingEngine`. Both may be called by several threads concurrently.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from embedder.vectors import Outputs, SparseVector
 
-GiveWay = Callable[[], None]
-"""What a batch calls between two pieces of its work, to let what is more urgent pass."""
+YieldPoint = Callable[[], None]
+"""Called by a pass between two pieces of its work, so that more urgent work can run there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +59,9 @@ class SparseBatch:
     offsets: NDArray[np.int64]
     indices: NDArray[np.uint32]
     values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
     def __getitem__(self, text: int) -> SparseVector:
         part = slice(self.offsets[text], self.offsets[text + 1])
@@ -114,27 +117,30 @@ class Engine(Protocol):
         """The most tokens of one text, special tokens included."""
         ...
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """Run the model over the batch; only the heads that `outputs` names.
 
         Args:
             batch: at least one text.
             outputs: the vectors to compute.
-            give_way: None for an urgent batch. Else the engine may call it between pieces of the work, in the
-                same thread, holding nothing that another `encode` needs; what it raises ends the pass.
+            yield_point: None for an urgent batch. Otherwise the engine may call it between pieces of the work, in
+                the same thread, holding nothing that another `encode` needs; what it raises ends the pass.
+
+        Returns:
+            Arrays of the batch, in ordinary memory that nothing else writes to: their rows are handed out as views.
 
         Raises:
-            DeviceLost: the device computes no more, for this batch or any other.
+            DeviceLost: the device does not compute any more, neither this batch nor another.
             MemoryError: the batch does not fit into the device's memory.
         """
         ...
 
     def memory_share(self, batch: TokenBatch) -> float:
-        """The share of the device's free memory that `encode` takes for this batch; 0 on a CPU, over 1 if it fails."""
+        """Share of the device's free memory that `encode` takes for this batch; 0 on a CPU, over 1 if it fails."""
         ...
 
     def probe(self, batch: TokenBatch) -> None:
-        """Do a part of `encode` whose rate depends on the size of the batch as that of the whole does.
+        """Do a part of `encode` whose speed depends on the size of the batch as that of the whole does.
 
         Raises:
             MemoryError: the batch does not fit into the device's memory.

@@ -22,20 +22,20 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from embedder.checkpoint import readable
-from embedder.tensorfile import CODES, TensorFile
+from embedder.checkpoint.damage import readable
+from embedder.checkpoint.tensorfile import CODES, TensorFile
 
 log = logging.getLogger(__name__)
 
-_END = 2**20
-"""Bytes of the source's beginning and end that identify it. At the end an archive has the checksums of its parts."""
+_ENDS_BYTES = 2**20
+"""Size of the source's beginning and of its end, which identify it: an archive ends with checksums of its parts."""
 
 
 def converted(source: Path, cache: Path | None = None) -> Path:
-    """The safetensors copy of a `.bin`; made now unless an intact one of this very file is there.
+    """The safetensors copy of a `.bin`; made now unless an intact copy of this very file exists.
 
-    It takes the place of the copy of an earlier file in the same folder. Processes that want it at once wait
-    for the first of them, and a copy appears under its name only when it is complete.
+    The copy replaces that of an earlier file in the same folder. Processes that want it concurrently wait for the
+    first of them, and a copy appears under its name only when it is complete.
 
     Args:
         source: what `torch.save` wrote. If it is an archive, some 100 MB of memory are needed, else its size.
@@ -43,12 +43,12 @@ def converted(source: Path, cache: Path | None = None) -> Path:
 
     Raises:
         OSError: the copy cannot be written.
-        ConfigurationError: the source is damaged, or holds more than tensors.
+        ConfigurationError: the source is damaged, cannot be read, or holds more than tensors.
     """
     folder = _user_cache() if cache is None else cache
     with readable(source.name):
         identity = _identity(source)
-        digest = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:16]
     copy = folder / f"{digest}.safetensors"
     if _is_copy(copy, identity):
         return copy
@@ -81,14 +81,13 @@ def _convert(source: Path, copy: Path, identity: str) -> None:
 def _write(tensors: TensorFile, file: BinaryIO, identity: str) -> None:
     """As the safetensors library lays a file out, but slice by slice: the library wants all tensors at once."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", "source": identity}}
-    with readable(tensors.path.name):
-        dtypes = {name: tensors.dtype(name) for name in tensors.shapes}
-        ordered = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)  # wide types first, so that all are aligned
-        end = 0
-        for name in ordered:
-            shape = tensors.shapes[name]
-            begin, end = end, end + torch.Size(shape).numel() * dtypes[name].itemsize
-            header[name] = {"dtype": CODES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
+    dtypes = {name: tensors.dtype(name) for name in tensors.shapes}
+    ordered = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)  # wide types first, so that all are aligned
+    end = 0
+    for name in ordered:
+        shape = tensors.shapes[name]
+        begin, end = end, end + torch.Size(shape).numel() * dtypes[name].itemsize
+        header[name] = {"dtype": CODES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little"))
@@ -115,12 +114,12 @@ def _is_copy(copy: Path, identity: str) -> bool:
 
 def _identity(source: Path) -> str:
     """Size, time of change, and a digest of both ends."""
-    found = source.stat()
+    status = source.stat()
     with source.open("rb") as file:
-        digest = hashlib.sha256(file.read(_END))
-        file.seek(max(0, found.st_size - _END))
-        digest.update(file.read(_END))
-    return f"{found.st_size} {found.st_mtime_ns} {digest.hexdigest()}"
+        digest = hashlib.sha256(file.read(_ENDS_BYTES))
+        file.seek(max(0, status.st_size - _ENDS_BYTES))
+        digest.update(file.read(_ENDS_BYTES))
+    return f"{status.st_size} {status.st_mtime_ns} {digest.hexdigest()}"
 
 
 def _user_cache() -> Path:

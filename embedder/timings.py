@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 
-_current: ContextVar[Stages | None] = ContextVar("stages", default=None)
+_current: ContextVar[Timings | None] = ContextVar("timings", default=None)
 
 
-class Stages:
+class Timings:
     """Seconds by stage of one request; a stage that ran several times is summed. Thread-safe.
 
     Args:
-        clock: seconds, monotonic.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -25,7 +25,7 @@ class Stages:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within the block, in tasks and threads that copy its context, `stage` adds to these."""
+        """Within the block, in tasks and threads that copy its context, `timed` adds to these timings."""
         token = _current.set(self)
         try:
             yield
@@ -34,7 +34,7 @@ class Stages:
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to a stage, whether it ends well or not."""
+        """Add the seconds of the block to a stage, whether the block ends well or raises."""
         started = self._clock()
         try:
             yield
@@ -44,17 +44,17 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What was measured so far."""
+        """A copy of the seconds measured so far, by stage."""
         with self._lock:
             return dict(self._seconds)
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Measure the block as a stage of the current request; without one, do nothing."""
-    stages = _current.get()
-    if stages is None:
+def timed(name: str) -> Iterator[None]:
+    """Measure the block as a stage of the current request; without a current request, do nothing."""
+    timings = _current.get()
+    if timings is None:
         yield
     else:
-        with stages.measured(name):
+        with timings.measured(name):
             yield

@@ -19,10 +19,10 @@ from embedder.errors import ConfigurationError
 Linear = Callable[[Tensor], Tensor]
 """[T, K] -> [T, N], in the type of its input."""
 
-_TINY = 1e-12
+_SCALE_MIN = 1e-12
 """Keeps the scale of an all-zero channel or row above zero."""
-_ROWS = 256
-"""Rows that are quantised at once: fresh memory for a whole layer's weights costs more than the arithmetic."""
+_QUANTISED_ROWS = 256
+"""Rows that are quantised together: fresh memory for a whole layer's weights costs more than the arithmetic."""
 
 
 def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False, after_gelu: bool = False) -> Linear:
@@ -30,10 +30,10 @@ def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False, aft
 
     Args:
         weight: [N, K], already on its device and of its final type; float32 for int8.
-        bias: [N], likewise.
+        bias: [N], on the same device and of the same type.
         dtype: `float32`, `bfloat16`, `float16` or `int8` (CPU only).
         gelu: whether GELU (by erf, as XLM-RoBERTa uses) follows.
-        after_gelu: whether its input comes out of a GELU; int8 then spends its range on values above zero.
+        after_gelu: whether the input comes out of a GELU; int8 then spends its range on values above zero.
 
     Raises:
         ConfigurationError: `dtype` is int8 and this machine's torch has no kernel for it.
@@ -89,10 +89,10 @@ def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) ->
     # Without VNNI pairs of products are added up in 16 bits: 7 bits of activation keep them from saturating.
     highest = 255 if torch.cpu._is_vnni_supported() else 127  # noqa: SLF001
     zero = highest // 8 if after_gelu else (highest + 1) // 2
-    scale = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).clamp_(min=_TINY).div_(127.0)  # [N]
+    scale = torch.maximum(weight.amax(dim=1), weight.amin(dim=1).neg_()).clamp_(min=_SCALE_MIN).div_(127.0)  # [N]
     narrow = torch.empty(weight.shape, dtype=torch.int8)
-    for first in range(0, len(weight), _ROWS):
-        part = slice(first, first + _ROWS)
+    for first in range(0, len(weight), _QUANTISED_ROWS):
+        part = slice(first, first + _QUANTISED_ROWS)
         narrow[part] = (weight[part] / scale[part, None]).round_()
     packed = torch.ops.onednn.qlinear_prepack(narrow, None)
     zeros = torch.zeros(len(scale), dtype=torch.int64)
@@ -101,7 +101,7 @@ def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) ->
     def apply(x: Tensor) -> Tensor:
         above = x.amax(dim=1, keepdim=True) / (highest - zero)
         below = x.amin(dim=1, keepdim=True) / -zero
-        row = torch.maximum(above, below).clamp_(min=_TINY)  # [T, 1]
+        row = torch.maximum(above, below).clamp_(min=_SCALE_MIN)  # [T, 1]
         quantized = torch.addcmul(shift, x, row.reciprocal()).to(torch.uint8)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, zero, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedder.linear import Linear
+from embedder.model.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Heads:
         sparse_weight: float32 [H]; exact in any `DTYPE`, since it costs nothing and ranks.
         sparse_bias: float32 scalar.
         colbert_linear: [T, H] -> [T, C].
+        colbert_size: C, width of a ColBERT row.
         dropped: token ids that carry no sparse weight.
         vocabulary: above every token id.
     """
@@ -33,11 +34,12 @@ class Heads:
     sparse_weight: Tensor
     sparse_bias: Tensor
     colbert_linear: Linear
+    colbert_size: int
     dropped: Tensor
     vocabulary: int
 
     def dense(self, states: Tensor, first: Tensor) -> Tensor:
-        """Float32 [B, H], from states [T, H] and the place [B] of each text's first token."""
+        """Float32 [B, H], from states [T, H] and the index [B] of each text's first token."""
         return functional.normalize(states[first].float(), dim=-1)
 
     def sparse(self, states: Tensor, ids: Tensor, text: Tensor, texts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,10 +57,10 @@ class Heads:
         weights = torch.relu(states.float() @ self.sparse_weight + self.sparse_bias)  # [T]
         kept = ~(weights <= 0) & ~torch.isin(ids, self.dropped)  # NaN stays, so that it is noticed
         pairs = text[kept] * self.vocabulary + ids[kept]
-        unique, place = torch.unique(pairs, return_inverse=True)
-        values = torch.zeros(len(unique), device=weights.device).scatter_reduce_(0, place, weights[kept], "amax")
+        unique, entry = torch.unique(pairs, return_inverse=True)
+        values = torch.zeros(len(unique), device=weights.device).scatter_reduce_(0, entry, weights[kept], "amax")
         return torch.bincount(unique // self.vocabulary, minlength=texts), unique % self.vocabulary, values
 
     def colbert(self, states: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """[R, C] of `dtype`, from states [T, H] and the places [R] of the tokens that have a row."""
+        """[R, C] of `dtype`, from states [T, H] and the indices [R] of the tokens that have a row."""
         return functional.normalize(self.colbert_linear(states[rows]).float(), dim=-1).to(dtype)

@@ -9,17 +9,17 @@ from functools import partial
 
 import numpy as np
 
-from embedder.engine import Engine, TokenBatch
+from embedder.engines.engine import Engine, TokenBatch
 from embedder.vectors import Outputs
 
-_TEXT = 128
+_TEXT_TOKENS = 128
 """Tokens per text while measuring: between a query and a long passage."""
-_SMALLEST = 512
-_LARGEST = {"cpu": 16_384, "cuda": 131_072}
-_WORTH = 1.05
+_BUDGET_MIN_TOKENS = 512
+_BUDGET_MAX_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+_GAIN_MIN_FACTOR = 1.05
 """A doubled batch must raise the rate by this factor to be worth the longer wait."""
-_SHARE = 0.8
-"""Of the free memory of a GPU, what the batches of all lanes may take together."""
+_MEMORY_MAX_SHARE = 0.8
+"""Share of a GPU's free memory that the batches of all worker threads may take together."""
 
 
 def product_rates(
@@ -32,7 +32,7 @@ def product_rates(
     """
     import torch
 
-    from embedder.linear import prepare
+    from embedder.model.linear import prepare
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -64,22 +64,22 @@ def calibrate(
     Doubles the batch until the rate stops growing or `seconds` would be exceeded; on a GPU this many
     `batches` must fit into its memory together. Never returns less than 512 for want of speed.
     """
-    best, best_rate, spent = _SMALLEST, 0.0, 0.0
-    tokens = _SMALLEST
-    largest = _LARGEST["cpu" if engine.device == "cpu" else "cuda"]
+    best, best_rate, spent = _BUDGET_MIN_TOKENS, 0.0, 0.0
+    tokens = _BUDGET_MIN_TOKENS
+    largest = _BUDGET_MAX_TOKENS["cpu" if engine.device == "cpu" else "cuda"]
     while tokens <= largest:
         took = _timed(engine, tokens, clock)
-        if tokens / took < best_rate * _WORTH:  # once more: something else may have wanted the cores
+        if tokens / took < best_rate * _GAIN_MIN_FACTOR:  # once more: something else may have wanted the cores
             spent += took
             took = _timed(engine, tokens, clock)
         spent += took
-        if tokens / took < best_rate * _WORTH:
+        if tokens / took < best_rate * _GAIN_MIN_FACTOR:
             break
         best, best_rate = tokens, tokens / took
         if spent + 2 * took > seconds:
             break
         tokens *= 2
-    while best > _SMALLEST and batches * engine.memory_share(_texts(engine, best)) > _SHARE:
+    while best > _BUDGET_MIN_TOKENS and batches * engine.memory_share(_texts(engine, best)) > _MEMORY_MAX_SHARE:
         best //= 2
     return best
 
@@ -90,7 +90,7 @@ def batch_of(lengths: list[int]) -> TokenBatch:
 
 
 def _texts(engine: Engine, tokens: int) -> TokenBatch:
-    length = min(_TEXT, engine.max_length)
+    length = min(_TEXT_TOKENS, engine.max_length)
     return batch_of([length] * max(1, tokens // length))
 
 

@@ -1,4 +1,4 @@
-"""The encoder's weights, read straight into the type and place in which they are used."""
+"""The weights of a checkpoint, by name and shape, read straight into the type and device in which they are used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from embedder.checkpoint import readable
-from embedder.conversion import converted
+from embedder.checkpoint.convert import converted
+from embedder.checkpoint.damage import damaged
+from embedder.checkpoint.tensorfile import CODES, SLICE_MAX_ELEMENTS, TensorFile, load_state
 from embedder.errors import ConfigurationError
-from embedder.tensorfile import CODES, SLICE, TensorFile
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ class Weights:
         self.names = frozenset(self._keys)
 
     @classmethod
-    def open(cls, checkpoint: Path, *, cache: Path | None = None, slice_elements: int = SLICE) -> Weights:
+    def open(cls, checkpoint: Path, *, cache: Path | None = None, slice_elements: int = SLICE_MAX_ELEMENTS) -> Weights:
         """Of `model.safetensors`, or of the safetensors copy of `pytorch_model.bin`.
 
-        The copy is made once (`embedder/conversion.py`); where it cannot be written, a warning says why and the
+        The copy is made once (`embedder/checkpoint/convert.py`); where it cannot be written, a warning says why and the
         `.bin` itself is read.
 
         Args:
@@ -69,7 +69,7 @@ class Weights:
             device: of the result.
 
         Raises:
-            ConfigurationError: there is no such weight, it has another shape, or it is no floating-point number.
+            ConfigurationError: the weight is missing, has another shape, or is not a floating-point number.
         """
         return self.read_rows([name], *shape, dtype=dtype, device=device)
 
@@ -81,8 +81,7 @@ class Weights:
         first = 0
         for name in names:
             for start, part in self._file.slices(self._keys[name]):
-                with readable(self._file.path.name):
-                    out[first + start : first + start + len(part)].copy_(part)
+                out[first + start : first + start + len(part)].copy_(part)
             first += shape[0]
         return out
 
@@ -106,18 +105,45 @@ class Weights:
             )
 
 
+def read_head(checkpoint: Path, name: str) -> tuple[Tensor, Tensor]:
+    """Weight [N, H] and bias [N] of `sparse_linear` or `colbert_linear`, float32, on the CPU.
+
+    Raises:
+        ConfigurationError: the file is damaged, cannot be read, or is not that of a linear layer.
+    """
+    state = load_state(checkpoint / f"{name}.pt")
+    for part in ("weight", "bias"):
+        if part not in state:
+            raise damaged(f"{name}.pt", f"without {part}")
+        if not state[part].is_floating_point() or state[part].dtype.itemsize == 1:
+            raise damaged(f"{name}.pt", "quantised, and its scale is elsewhere")
+    return state["weight"].float(), state["bias"].float()
+
+
+def check_files(checkpoint: Path) -> None:
+    """Open the weights of the encoder and of both heads, so that a damaged file is known by its name.
+
+    Raises:
+        ConfigurationError: a file is damaged, cannot be read, or holds more than tensors.
+    """
+    path = checkpoint / "model.safetensors"
+    TensorFile(path if path.is_file() else checkpoint / "pytorch_model.bin")
+    for head in ("sparse_linear", "colbert_linear"):
+        read_head(checkpoint, head)
+
+
 def shaped(weight: Tensor, name: str, *shape: int) -> Tensor:
     """The weight, if it has the shape that config.json implies.
 
     Raises:
-        ConfigurationError: it has another.
+        ConfigurationError: the weight has another shape.
     """
     _require_shape(name, weight.shape, shape)
     return weight
 
 
-def _require_shape(name: str, found: tuple[int, ...], implied: tuple[int, ...]) -> None:
-    if found != implied:
+def _require_shape(name: str, shape: tuple[int, ...], implied: tuple[int, ...]) -> None:
+    if shape != implied:
         raise ConfigurationError(
-            f"MODEL_ID: the weight {name} has shape {list(found)}, config.json implies {list(implied)}"
+            f"MODEL_ID: the weight {name} has shape {list(shape)}, config.json implies {list(implied)}"
         )

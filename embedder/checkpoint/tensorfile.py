@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedder.checkpoint import readable
+from embedder.checkpoint.damage import damaged, readable
 from embedder.errors import ConfigurationError
 
-SLICE = 2**24
+SLICE_MAX_ELEMENTS = 2**24
 """Most elements of a slice, and most that are mapped at once: 64 MiB of float32."""
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """The types in which a weight is a number of its own, as safetensors calls them."""
+
+_PICKLE_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+    struct.error,
+)
+"""What `torch.load` raises for a file that was cut off or altered, beside RuntimeError (see `_reports_damage`)."""
+_NOT_DAMAGE = ("allocate", "out of memory", "unable to mmap", "unable to open", "CUDA", "HIP")
+"""In the messages of RuntimeErrors that are not about the content of a file."""
 
 
 class TensorFile:
@@ -38,17 +56,17 @@ class TensorFile:
         ConfigurationError: the file is damaged, or holds more than tensors: no code in it is run.
     """
 
-    def __init__(self, path: Path, *, slice_elements: int = SLICE) -> None:
+    def __init__(self, path: Path, *, slice_elements: int = SLICE_MAX_ELEMENTS) -> None:
         self.path = path
         self._limit = slice_elements
         with readable(path.name):
             self._version = _version(path)
-            self._mappable = path.suffix == ".safetensors" or _is_archive(path)
-            self._tensors = self._open()
-            self.shapes = {
-                name: tuple(one.shape if isinstance(one, Tensor) else one.get_shape())
-                for name, one in self._tensors.items()
-            }
+            self._mappable = _is_archive(path) or path.suffix == ".safetensors"
+        self._tensors = self._open()
+        self.shapes = {
+            name: tuple(tensor.shape if isinstance(tensor, Tensor) else tensor.get_shape())
+            for name, tensor in self._tensors.items()
+        }
         self._touched = 0
 
     def dtype(self, name: str) -> torch.dtype:
@@ -57,8 +75,8 @@ class TensorFile:
 
     def code(self, name: str) -> str:
         """The type of a tensor in the file, as safetensors calls it."""
-        one = self._tensors[name]
-        return CODES.get(one.dtype, str(one.dtype)) if isinstance(one, Tensor) else str(one.get_dtype())
+        tensor = self._tensors[name]
+        return CODES.get(tensor.dtype, str(tensor.dtype)) if isinstance(tensor, Tensor) else str(tensor.get_dtype())
 
     def slices(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """The rows of a tensor as (number of the first, [n, ...] in the type of the file), in order.
@@ -75,25 +93,23 @@ class TensorFile:
 
     def view(self, name: str) -> Tensor:
         """A whole tensor, in the type of the file, on a mapping of its own that lives as long as the tensor."""
-        with readable(self.path.name):
-            view: Tensor = self._open()[name][...]
-            return view
+        return _part_of(self.path, self._open()[name], ...)
 
     def _slice(self, name: str, start: int, end: int) -> Tensor:
         elements = (end - start) * torch.Size(self.shapes[name][1:]).numel()
         if self._mappable and self._touched + elements > self._limit:
             self._remap()
         self._touched += elements
-        with readable(self.path.name):
-            tensor = self._tensors[name]
-            part: Tensor = tensor[start:end] if self.shapes[name] else tensor[...].reshape(1)
-            return part
+        tensor = self._tensors[name]
+        if not self.shapes[name]:
+            return _part_of(self.path, tensor, ...).reshape(1)
+        return _part_of(self.path, tensor, slice(start, end))
 
     def _remap(self) -> None:
         self._tensors = {}
         self._touched = 0
+        self._tensors = self._open()
         with readable(self.path.name):
-            self._tensors = self._open()
             version = _version(self.path)
         if version != self._version:
             raise ConfigurationError(f"MODEL_ID: {self.path.name} changed while it was read; start again")
@@ -101,12 +117,52 @@ class TensorFile:
     def _open(self) -> dict[str, Any]:
         """By name, what yields a view of the file when it is sliced."""
         if self.path.suffix == ".safetensors":
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
 
-            with safe_open(self.path, framework="pt") as file:
+            with readable(self.path.name, SafetensorError), safe_open(self.path, framework="pt") as file:
                 return {name: file.get_slice(name) for name in file.keys() if _is_used(name)}  # noqa: SIM118 - no mapping
-        state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mappable)
-        return {name: one for name, one in state.items() if _is_used(name) and one.dtype in CODES}
+        state = load_state(self.path, mapped=self._mappable)
+        return {name: tensor for name, tensor in state.items() if _is_used(name) and tensor.dtype in CODES}
+
+
+def load_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The state dict that `torch.save` wrote, on the CPU. No code in the file is run.
+
+    Args:
+        path: the file.
+        mapped: whether the tensors are views of the file, which must then be an archive.
+
+    Raises:
+        ConfigurationError: the file is damaged, holds something else than tensors by name, or cannot be read.
+    """
+    with readable(path.name, *_PICKLE_DAMAGE, is_damage=_reports_damage):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if not isinstance(state, dict):
+        raise damaged(path.name, "not a state dict")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise damaged(path.name, "not only tensors by name")
+    return state
+
+
+def _reports_damage(error: Exception) -> bool:
+    """Whether another exception of `torch.load` is about the content of the file.
+
+    torch has no type for it: a RuntimeError itself, not of a subclass, says so in two dozen wordings, and in a few
+    others that memory or a mapping was refused.
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL  # sought beyond the ends of a file that was cut off
+    return type(error) is RuntimeError and not any(phrase in str(error) for phrase in _NOT_DAMAGE)
+
+
+def _part_of(path: Path, tensor: Any, rows: Any) -> Tensor:
+    """A view of a tensor of the file, which may have been cut off since it was opened."""
+    from safetensors import SafetensorError
+
+    with readable(path.name, SafetensorError):
+        part: Tensor = tensor[rows]
+        return part
 
 
 def _is_used(name: str) -> bool:
@@ -114,10 +170,11 @@ def _is_used(name: str) -> bool:
 
 
 def _is_archive(path: Path) -> bool:
+    """Whether the file is a zip archive. Opened here first: safetensors calls any refusal "no such file"."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def _version(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

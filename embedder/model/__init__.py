@@ -1,0 +1,15 @@
+"""BGE-M3 in torch, over texts without padding.
+
+model        the weights as one frozen value, and the way through them
+transformer  the layers
+attention    attention within texts, and how a batch is cut into pieces
+heads        hidden states -> dense, sparse and ColBERT vectors
+linear       linear layers, prepared for the device and the type
+
+The only package here that imports torch on import: its modules are torch code.
+"""
+
+from embedder.model.attention import Packing, PieceSizes
+from embedder.model.model import Model, load_model
+
+__all__ = ["Model", "Packing", "PieceSizes", "load_model"]

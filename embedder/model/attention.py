@@ -1,0 +1,168 @@
+"""Attention within the texts of a batch that are concatenated without padding.
+
+On CUDA a variable-length kernel attends over all texts of a batch in one call, where torch has one for the type. Else
+texts of one length are computed together; on a CPU in pieces short enough to yield between them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Flash = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""(q, k, v, bounds, longest) -> context: [T, heads, D] each; bounds int32 [B + 1], where the texts begin and end."""
+
+_FLASH_HEAD_MAX_WIDTH = 256
+"""Widest head of the flash kernels; narrower ones must be multiples of 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceSizes:
+    """How large the pieces are between which a pass on a CPU can yield.
+
+    Attributes:
+        rows: most tokens of a piece of a token-wise layer; above 512 the rate of the products does not grow.
+        scores: most attention scores of a piece, per head; the default takes about as long as a piece of rows.
+    """
+
+    rows: int = 512
+    scores: int = 1 << 21
+
+
+DEFAULT_PIECES = PieceSizes()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Texts of one length that lie side by side, or a part of one long text's queries.
+
+    Attributes:
+        start: first token, in [T].
+        texts: number of texts.
+        length: tokens of each.
+        first: the first position of each text that attends in this piece.
+        last: the position behind the last.
+    """
+
+    start: int
+    texts: int
+    length: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a batch is cut into pieces; made once and used by every layer.
+
+    Attributes:
+        rows: ranges of tokens that cover [T], for the token-wise layers.
+        spans: the pieces of attention; empty with a variable-length kernel.
+        longest: tokens of the longest text.
+        flash: the variable-length kernel, or None.
+        bounds: int32 [B + 1] on the device, for the kernel.
+    """
+
+    rows: tuple[slice, ...]
+    spans: tuple[Span, ...]
+    longest: int
+    flash: Flash | None = None
+    bounds: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, lengths: np.ndarray, device: str, *, flash: Flash | None, pieces: PieceSizes = DEFAULT_PIECES
+    ) -> Packing:
+        """Cut a batch of texts with these lengths, shortest first.
+
+        Args:
+            lengths: int32 [B], ascending.
+            device: where the batch runs.
+            flash: the variable-length kernel of the device, or None (`flash_kernel`).
+            pieces: sizes on a CPU; on a GPU a piece is everything.
+        """
+        tokens, longest = int(lengths.sum()), int(lengths[-1])
+        whole = (slice(0, tokens),)
+        if flash is not None:
+            bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+            return cls(whole, (), longest, flash, bounds.pin_memory().to(device, non_blocking=True))
+        if device != "cpu":
+            return cls(whole, _spans(lengths, tokens**2), longest)
+        count = -(-tokens // pieces.rows)
+        edges = [tokens * n // count for n in range(count + 1)]
+        rows = tuple(slice(*edge) for edge in itertools.pairwise(edges))
+        return cls(rows, _spans(lengths, pieces.scores), longest)
+
+
+def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[], None]) -> Tensor:
+    """Softmax attention within each text: [T, 3 H] -> [T, H]; `yield_point` is called after each piece."""
+    tokens, width = qkv.shape
+    apart = qkv.view(tokens, 3, heads, -1)
+    if packing.flash is not None and packing.bounds is not None:
+        q, k, v = apart.unbind(1)  # each [T, heads, H / heads]
+        return packing.flash(q, k, v, packing.bounds, packing.longest).reshape(tokens, width // 3)
+    context = torch.empty(tokens, heads, apart.shape[-1], dtype=qkv.dtype, device=qkv.device)
+    for span in packing.spans:
+        end = span.start + span.texts * span.length
+        # each of q, k, v is [texts, heads, L, H / heads]
+        q, k, v = apart[span.start : end].view(span.texts, span.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(q[:, :, span.first : span.last], k, v)
+        out = context[span.start : end].view(span.texts, span.length, heads, -1)
+        out[:, span.first : span.last] = attended.transpose(1, 2)
+        yield_point()
+    return context.view(tokens, width // 3)
+
+
+def flash_kernel(device: str, dtype: torch.dtype, head_width: int) -> Flash | None:
+    """The variable-length kernel for heads of this width and type, or None where torch has none for the device.
+
+    Args:
+        device: `cpu` or `cuda:N`.
+        dtype: type of the states.
+        head_width: D, width of a head.
+    """
+    fits = dtype in (torch.float16, torch.bfloat16) and head_width % 8 == 0 and head_width <= _FLASH_HEAD_MAX_WIDTH
+    if device == "cpu" or not fits or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        # Here, because it imports torch's compiler: a second of a start that a CPU has no use for.
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    # A text's sums are not split by the length of the longest text beside it, where torch lets one say so: on ROCm
+    # its kernel has the parameter and refuses it.
+    has_splits = "num_splits" in signature(varlen_attn).parameters and torch.version.hip is None
+    unsplit: dict[str, Any] = {"num_splits": 1} if has_splits else {}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        context: Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest, **unsplit)  # type: ignore[assignment]
+        return context
+
+    return attend
+
+
+def _spans(lengths: np.ndarray, scores: int) -> tuple[Span, ...]:
+    """Pieces of at most `scores` attention scores per head, of one row at least; lengths ascend."""
+    spans: list[Span] = []
+    start = 0
+    for length, run in itertools.groupby(lengths.tolist()):
+        texts = len(list(run))
+        together = min(texts, max(1, scores // length**2))
+        rows = min(length, max(1, scores // length)) if together == 1 else length
+        for text in range(0, texts, together):
+            count = min(together, texts - text)
+            spans.extend(
+                Span(start, count, length, first, min(first + rows, length)) for first in range(0, length, rows)
+            )
+            start += count * length
+    return tuple(spans)

@@ -1,0 +1,190 @@
+"""BGE-M3 as a value: its weights on one device, and the forward pass through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from embedder.checkpoint.config import EncoderConfig
+from embedder.checkpoint.weights import Weights, read_head, shaped
+from embedder.errors import ConfigurationError
+from embedder.model.attention import Flash, Packing, flash_kernel
+from embedder.model.heads import Heads
+from embedder.model.linear import Linear, prepare
+from embedder.model.transformer import Layer, Norm
+
+_STATE_TYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,  # what is not a linear layer stays float32
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The weights of one BGE-M3 on one device, which any number of threads may compute with.
+
+    Attributes:
+        config: sizes of the encoder.
+        device: `cpu` or `cuda:N`.
+        dtype: type of the matrix products: `float32`, `bfloat16`, `float16` or `int8`.
+        words: [V, H], token embeddings; on a CPU in the type of the file, and left in the file until touched.
+        positions: [P, H], position embeddings, with the embedding of the single token type added.
+        embedding_norm: of the sum of both.
+        layers: of the encoder, in order.
+        heads: dense, sparse and ColBERT.
+        flash: the variable-length attention kernel, or None.
+    """
+
+    config: EncoderConfig
+    device: str
+    dtype: str
+    words: Tensor
+    positions: Tensor
+    embedding_norm: Norm
+    layers: tuple[Layer, ...]
+    heads: Heads
+    flash: Flash | None
+
+    @property
+    def state_type(self) -> torch.dtype:
+        """Type of the token states."""
+        return _STATE_TYPES[self.dtype]
+
+    def states(self, ids: Tensor, positions: Tensor, packing: Packing, yield_point: Callable[[], None]) -> Tensor:
+        """The last hidden states [T, H] of concatenated texts.
+
+        Args:
+            ids: int [T], token ids.
+            positions: int64 [T], position ids.
+            packing: how the batch is cut into pieces.
+            yield_point: called after each piece.
+        """
+        x = functional.embedding(ids, self.words).to(self.state_type)
+        x = x.add_(functional.embedding(positions, self.positions))
+        x = self.embedding_norm(x)
+        for layer in self.layers:
+            x = layer(x, packing, yield_point)
+        return x
+
+
+def load_model(checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozenset[int]) -> Model:
+    """Read the weights of a checkpoint onto a device, in the type in which they compute.
+
+    Args:
+        checkpoint: a folder in the published layout.
+        device: `cpu` or `cuda:N`.
+        dtype: `float32`, `bfloat16`, `float16`, or on the CPU `int8`.
+        dropped_ids: token ids that carry no sparse weight.
+
+    Raises:
+        ConfigurationError: a file is damaged or cannot be read, the files do not fit together, or the type does not
+            fit the device.
+        MemoryError, RuntimeError: of torch, for want of memory or of a working device.
+    """
+    if dtype == "int8" and device != "cpu":
+        raise ConfigurationError(f"DTYPE=int8 runs on the CPU only, not on {device}; use auto or float16")
+    config = EncoderConfig.read(checkpoint)
+    weights = Weights.open(checkpoint)
+    with torch.inference_mode():
+        model = _Reader(weights, config, device=device, dtype=dtype).model(checkpoint, dropped_ids)
+    if any(_layer_of(name) >= config.layers for name in weights.names):
+        raise ConfigurationError(
+            f"MODEL_ID: config.json has num_hidden_layers={config.layers}, the weights have more layers"
+        )
+    if device != "cpu":
+        torch.cuda.synchronize(device)  # the streams of the engine's threads do not wait for this one
+    return model
+
+
+class _Reader:
+    """Reads the parts of a model by their published names."""
+
+    def __init__(self, weights: Weights, config: EncoderConfig, *, device: str, dtype: str) -> None:
+        self._weights = weights
+        self._config = config
+        self._device = device
+        self._dtype = dtype
+        self._stored = _STATE_TYPES[dtype]
+
+    def model(self, checkpoint: Path, dropped_ids: frozenset[int]) -> Model:
+        config = self._config
+        table = ("embeddings.word_embeddings.weight", config.vocabulary, config.hidden)
+        # On a CPU the largest table, of which a request touches a few rows, stays in the file: nearly half of the
+        # weights are neither read nor converted before the first answer, and take no memory until they are used.
+        words = self._weights.mapped(*table) if self._device == "cpu" else self._tensor(*table)
+        # BGE-M3 has a single token type: its embedding is a constant of every position.
+        positions = self._tensor("embeddings.position_embeddings.weight", config.positions, config.hidden)
+        positions = positions.add_(self._tensor("embeddings.token_type_embeddings.weight", 1, config.hidden))
+        return Model(
+            config=config,
+            device=self._device,
+            dtype=self._dtype,
+            words=words,
+            positions=positions,
+            embedding_norm=self._norm("embeddings.LayerNorm"),
+            layers=tuple(self._layer(f"encoder.layer.{n}") for n in range(config.layers)),
+            heads=self._heads(checkpoint, dropped_ids),
+            flash=flash_kernel(self._device, self._stored, config.hidden // config.heads),
+        )
+
+    def _layer(self, prefix: str) -> Layer:
+        hidden, intermediate = self._config.hidden, self._config.intermediate
+        attention = f"{prefix}.attention"
+        return Layer(
+            qkv=self._linear(*(f"{attention}.self.{part}" for part in ("query", "key", "value"))),
+            attended=self._linear(f"{attention}.output.dense"),
+            attention_norm=self._norm(f"{attention}.output.LayerNorm"),
+            up=self._linear(f"{prefix}.intermediate.dense", shape=(intermediate, hidden), gelu=True),
+            down=self._linear(f"{prefix}.output.dense", shape=(hidden, intermediate), after_gelu=True),
+            output_norm=self._norm(f"{prefix}.output.LayerNorm"),
+            heads=self._config.heads,
+        )
+
+    def _heads(self, checkpoint: Path, dropped_ids: frozenset[int]) -> Heads:
+        hidden = self._config.hidden
+        weight, bias = read_head(checkpoint, "sparse_linear")
+        sparse_weight = shaped(weight, "sparse_linear.weight", 1, hidden)[0].to(self._device)
+        sparse_bias = shaped(bias, "sparse_linear.bias", 1)[0].to(self._device)
+        weight, bias = read_head(checkpoint, "colbert_linear")
+        size = bias.numel()
+        weight = shaped(weight, "colbert_linear.weight", size, hidden).to(self._device, self._stored)
+        bias = shaped(bias, "colbert_linear.bias", size).to(self._device, self._stored)
+        return Heads(
+            sparse_weight=sparse_weight,
+            sparse_bias=sparse_bias,
+            colbert_linear=prepare(weight, bias, dtype=self._dtype),
+            colbert_size=size,
+            dropped=torch.tensor(sorted(dropped_ids), device=self._device),
+            vocabulary=self._config.vocabulary,
+        )
+
+    def _linear(
+        self, *names: str, shape: tuple[int, int] | None = None, gelu: bool = False, after_gelu: bool = False
+    ) -> Linear:
+        """Linear layers of one shape [out, in] side by side; by default [H, H]."""
+        out, width = shape or (self._config.hidden, self._config.hidden)
+        read_rows = partial(self._weights.read_rows, dtype=self._stored, device=self._device)
+        weight = read_rows([f"{name}.weight" for name in names], out, width)
+        bias = read_rows([f"{name}.bias" for name in names], out)
+        return prepare(weight, bias, dtype=self._dtype, gelu=gelu, after_gelu=after_gelu)
+
+    def _norm(self, name: str) -> Norm:
+        hidden = self._config.hidden
+        return Norm(self._tensor(f"{name}.weight", hidden), self._tensor(f"{name}.bias", hidden), self._config.epsilon)
+
+    def _tensor(self, name: str, *shape: int) -> Tensor:
+        return self._weights.read(name, *shape, dtype=self._stored, device=self._device)
+
+
+def _layer_of(name: str) -> int:
+    """The number in `encoder.layer.N...`; -1 for any other weight."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["encoder", "layer"] and parts[2].isdigit() else -1

@@ -1,0 +1,14 @@
+"""From texts that wait to results: who computes what, and when.
+
+scheduler  the plan as pure data: queues, turns, budget, window, yield points
+pool       the worker threads that follow it
+jobs       the two kinds of jobs, and the stream of results
+runner     one batch through an engine
+"""
+
+from embedder.scheduling.jobs import ResultStream
+from embedder.scheduling.pool import BatchReport, ModelPool, Observer
+from embedder.scheduling.runner import Result
+from embedder.scheduling.scheduler import Priority
+
+__all__ = ["BatchReport", "ModelPool", "Observer", "Priority", "Result", "ResultStream"]

@@ -1,0 +1,183 @@
+"""The two kinds of jobs in the pool: one whose results are collected, and one whose results are streamed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from types import TracebackType
+from typing import Protocol, Self
+
+from embedder.errors import Cancelled, DeviceLost
+from embedder.scheduling.runner import Result
+from embedder.tokenizer import EncodedText
+from embedder.vectors import Outputs
+
+Results = list[tuple[int, Result]]
+"""Results of some texts of a job, each with the index of its text; an index comes once."""
+
+
+class Job(Hashable, Protocol):
+    """What the pool knows of a job. Its methods may be called by several threads, in any order of texts."""
+
+    @property
+    def texts(self) -> Sequence[EncodedText]:
+        """The texts to embed."""
+        ...
+
+    @property
+    def outputs(self) -> Outputs:
+        """The vectors to compute of each text."""
+        ...
+
+    def complete(self, results: Results) -> None:
+        """Take the results of some texts."""
+        ...
+
+    def fail(self, waiting: Sequence[int], error: DeviceLost) -> None:
+        """Take note that these texts will never be computed."""
+        ...
+
+
+class CollectedJob:
+    """A job whose results are handed over together, in the order of its texts, by a future."""
+
+    def __init__(self, texts: Sequence[EncodedText], outputs: Outputs) -> None:
+        self.texts = texts
+        self.outputs = outputs
+        self.future: Future[list[Result]] = Future()
+        self._results: dict[int, Result] = {}
+        self._lock = threading.Lock()
+
+    def complete(self, results: Results) -> None:
+        """Take some results; the last ones complete the future, unless it was cancelled."""
+        with self._lock:
+            self._results.update(results)
+            if len(self._results) < len(self.texts):
+                return
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result([self._results[index] for index in range(len(self.texts))])
+
+    def fail(self, waiting: Sequence[int], error: DeviceLost) -> None:
+        """Fail as a whole: part of the results is of no use."""
+        del waiting
+        try:
+            self.future.set_exception(error)
+        except InvalidStateError:
+            return  # cancelled meanwhile
+
+
+class StreamedJob:
+    """A job whose results wait for its consumer, who takes all that are ready."""
+
+    def __init__(self, texts: Sequence[EncodedText], outputs: Outputs) -> None:
+        self.texts = texts
+        self.outputs = outputs
+        self._left = len(texts)
+        self._ready: Results = []
+        self._cancelled = False
+        self._changed = threading.Condition()
+
+    def complete(self, results: Results) -> None:
+        """Take some results, unless the consumer does not want any."""
+        with self._changed:
+            if not self._cancelled:
+                self._ready += results
+                self._changed.notify_all()
+
+    def fail(self, waiting: Sequence[int], error: DeviceLost) -> None:
+        """Complete each of these texts with the error: results that were taken stay valid."""
+        self.complete([(index, error) for index in waiting])
+
+    def cancel(self) -> None:
+        """Drop the results that nobody has taken, and refuse more. After the last was taken nothing changes."""
+        with self._changed:
+            self._cancelled = self._left > 0
+            self._ready = []
+            self._changed.notify_all()
+
+    def take(self) -> Results:
+        """Wait until a result is ready, and take all that are; empty after the last.
+
+        Raises:
+            Cancelled: the job was cancelled.
+        """
+        with self._changed:
+            while self._left and not self._ready and not self._cancelled:
+                self._changed.wait()
+            if self._cancelled:
+                raise Cancelled("the stream was cancelled")
+            portion, self._ready = self._ready, []
+            self._left -= len(portion)
+            return portion
+
+
+class ResultStream(Iterator[Results]):
+    """The results of a job, pulled by its consumer: `with embedder.stream(...) as stream: for portion in stream: ...`.
+
+    A portion is every result that is ready, at least one, in any order. The consumer is done with a portion when it
+    asks for the next: the tokens of its texts then return to the window that all streams share, and as many others
+    are computed. Nothing is computed before the first portion is asked for. So hundreds of streams can be open while
+    a few threads consume them, and results never pile up; but whoever has asked once and then waits for another
+    stream keeps its share of the window from it.
+
+    Leaving the `with` block cancels what is left. One thread iterates; `cancel` may be called from any.
+
+    Args:
+        job: of which results are taken.
+        consume: called before the first portion.
+        release: called with the indices of a portion that the consumer is done with.
+        drop: called when the consumer wants nothing more.
+    """
+
+    def __init__(
+        self,
+        job: StreamedJob,
+        *,
+        consume: Callable[[], None],
+        release: Callable[[Sequence[int]], None],
+        drop: Callable[[], None],
+    ) -> None:
+        self._job = job
+        self._consume: Callable[[], None] | None = consume
+        self._release = release
+        self._drop = drop
+        self._taken: list[int] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Results:
+        """Wait for the next portion.
+
+        Raises:
+            StopIteration: the last result was taken.
+            Cancelled: the stream was cancelled.
+        """
+        if self._consume is not None:
+            self._consume()
+            self._consume = None
+        if self._taken:
+            self._release(self._taken)
+        portion = self._job.take()
+        self._taken = [index for index, _ in portion]  # the results live as long as the consumer keeps them
+        if not portion:
+            raise StopIteration
+        return portion
+
+    def cancel(self) -> None:
+        """Drop the texts that wait and the results that were not taken; iterating then raises `Cancelled`.
+
+        After the last portion was taken, this only releases it.
+        """
+        self._job.cancel()
+        self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Cancel what is left."""
+        self.cancel()

@@ -1,0 +1,277 @@
+"""The shared pool: one set of weights per device, worker threads that run batches, one queue for all requests."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from embedder.engines.engine import Engine
+from embedder.errors import Cancelled, DeviceLost, ModelFailure
+from embedder.scheduling.jobs import CollectedJob, Job, ResultStream, StreamedJob
+from embedder.scheduling.runner import Result, Text, run
+from embedder.scheduling.scheduler import NO_DEVICE, Batch, Pass, Priority, Role, Scheduler
+from embedder.tokenizer import EncodedText
+from embedder.vectors import Outputs
+
+log = logging.getLogger(__name__)
+
+STREAM_WINDOW_TOKENS = 32_768
+"""Tokens of streams that may be ahead of their consumers: 128 MiB of ColBERT rows of 1024 in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """Size and duration of one batch.
+
+    Attributes:
+        texts: number of its texts.
+        tokens: of all its texts.
+        fill: its tokens as a share of the token budget; over 1 for a longer text that went alone.
+        seconds: from its start to its last result, queries at its yield points included.
+    """
+
+    texts: int
+    tokens: int
+    fill: float
+    seconds: float
+
+
+Observer = Callable[[BatchReport], None]
+"""Called after every batch, from a worker thread. Must not raise, and should not block."""
+
+
+class ModelPool:
+    """Worker threads that compute what the scheduler plans. Usable from any thread.
+
+    All threads of a GPU share its engine's weights, so memory does not grow with their number. Which thread computes
+    what is decided in `embedder.scheduling.scheduler`; here are the threads, the lock and the calls.
+
+    Args:
+        engines: one per device, with the same weights.
+        threads_per_gpu: worker threads of a GPU; a CPU has one.
+        token_budget: most tokens of one batch; a longer text goes alone.
+        queue_tokens: most tokens waiting; a request beyond it is refused as `Overloaded`.
+        window: most tokens of streams that are being computed, or delivered and not yet released; four batches,
+            if that is more, so that the model stays busy.
+        clock: monotonic seconds.
+
+    Attributes:
+        token_budget: as given.
+        queue_tokens: as given.
+        window: the larger of what was given and four batches.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        threads_per_gpu: int,
+        token_budget: int,
+        queue_tokens: int,
+        window: int = STREAM_WINDOW_TOKENS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.token_budget = token_budget
+        self.queue_tokens = queue_tokens
+        self.window = max(window, 4 * token_budget)
+        self._clock = clock
+        self._when_lost: Callable[[], None] = lambda: None
+        self._observers: tuple[Observer, ...] = ()
+        self._scheduler: Scheduler[Job] = Scheduler(budget=token_budget, queue_tokens=queue_tokens, window=self.window)
+        self._changed = threading.Condition()
+        self._engines = list(engines)  # those that compute
+        self._threads = [
+            threading.Thread(target=self._work, args=(engine, role), name=f"model-{engine.device}-{n}", daemon=True)
+            for engine in engines
+            for n, role in enumerate(Scheduler.roles(engine.device, threads_per_gpu))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, texts: Sequence[EncodedText], outputs: Outputs, priority: Priority, *, batch_size: int = 0
+    ) -> Future[list[Result]]:
+        """Queue texts; the future gives one result per text, in order.
+
+        Cancelling the future drops what still waits; a batch of which nothing is wanted any more stops at its next
+        yield point.
+
+        Args:
+            texts: may be empty.
+            outputs: the vectors to compute.
+            priority: queries go before passages.
+            batch_size: most texts of this job in one batch; 0 leaves it to the budget.
+
+        Raises:
+            InvalidRequest: the job alone is larger than the queue.
+            Overloaded: the queue has no room for the job now.
+            Cancelled: the pool is closed.
+            DeviceLost: no device is left that computes.
+        """
+        job = CollectedJob(texts, outputs)
+        if not texts:
+            job.future.set_result([])
+            return job.future
+        self._add(job, priority, batch_size=batch_size, streams=False)
+        job.future.add_done_callback(lambda future: self._drop(job) if future.cancelled() else None)
+        return job.future
+
+    def stream(
+        self, texts: Sequence[EncodedText], outputs: Outputs, priority: Priority, *, batch_size: int = 0
+    ) -> ResultStream:
+        """Queue texts whose results are pulled as they come; see `ResultStream`.
+
+        If the last device is lost, the texts that wait have a `DeviceLost` as their result.
+
+        Args and errors are those of `submit`.
+        """
+        job = StreamedJob(texts, outputs)
+        self._add(job, priority, batch_size=batch_size, streams=True)
+        return ResultStream(
+            job,
+            consume=lambda: self._consume(job),
+            release=lambda indices: self._release(job, indices),
+            drop=lambda: self._drop(job),
+        )
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait for a worker thread."""
+        with self._changed:
+            return self._scheduler.tokens
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call this once when no device is left that computes: the process can serve nothing any more.
+
+        Immediately if that has happened already; otherwise from a worker thread.
+        """
+        with self._changed:
+            self._when_lost = callback
+            lost = not self._engines
+        if lost:
+            callback()
+
+    def observe(self, observer: Observer) -> None:
+        """Call this after every batch, beside the observers that are there."""
+        with self._changed:
+            self._observers = (*self._observers, observer)
+
+    def close(self) -> None:
+        """Finish what was accepted, then stop the threads. Blocks until every open stream is consumed or cancelled.
+
+        Calling it twice is harmless.
+        """
+        with self._changed:
+            self._scheduler.close()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _add(self, job: Job, priority: Priority, *, batch_size: int, streams: bool) -> None:
+        with self._changed:
+            self._scheduler.add(job, [len(text) for text in job.texts], priority, cap=batch_size, streams=streams)
+            self._changed.notify_all()
+
+    def _consume(self, job: Job) -> None:
+        with self._changed:
+            self._scheduler.consume(job)
+            self._changed.notify_all()
+
+    def _release(self, job: Job, indices: Sequence[int]) -> None:
+        with self._changed:
+            self._scheduler.release(job, indices)
+            self._changed.notify_all()
+
+    def _drop(self, job: Job) -> None:
+        with self._changed:
+            self._scheduler.drop(job)
+            self._changed.notify_all()
+
+    def _work(self, engine: Engine, role: Role) -> None:
+        """A worker thread: batches, until the engine's device is lost or the pool is closed and empty."""
+        while batch := self._next_batch(engine, role):
+            self._compute(batch, engine)
+
+    def _next_batch(self, engine: Engine, role: Role) -> Batch[Job] | None:
+        """Wait for a batch; None if the thread has nothing to do any more."""
+        with self._changed:
+            while engine in self._engines:
+                batch = self._scheduler.next_batch(role)
+                if batch is not None:
+                    if self._scheduler.over(role):
+                        self._changed.notify_all()  # others may wait for the last text to leave the queue
+                    return batch
+                if self._scheduler.over(role):
+                    break
+                self._changed.wait()
+            return None
+
+    def _compute(self, batch: Batch[Job], engine: Engine) -> None:
+        """Compute a batch and hand its results to its jobs."""
+        started_s = self._clock()
+        results = self._results(batch, engine)
+        with self._changed:
+            self._scheduler.finish(batch)
+            observers = self._observers
+        report = BatchReport(
+            texts=len(batch.picks),
+            tokens=batch.tokens,
+            fill=batch.tokens / self.token_budget,
+            seconds=self._clock() - started_s,
+        )
+        for observer in observers:
+            observer(report)
+        for job, positions in batch.by_job().items():
+            job.complete([(batch.picks[position].index, results[position]) for position in positions])
+
+    def _results(self, batch: Batch[Job], engine: Engine) -> list[Result]:
+        """A result per text, by this engine or, if its device is lost meanwhile, by another."""
+        texts = [Text(pick.key.texts[pick.index], pick.key.outputs, owner=pick.key) for pick in batch.picks]
+        while True:
+            running = Pass(batch, self._clock())
+            try:
+                if batch.priority is Priority.QUERY:
+                    return run(texts, engine, None)
+                return run(texts, engine, partial(self._yield, running, engine))
+            except Cancelled:
+                return [ModelFailure("nobody waits for this text any more")] * len(texts)
+            except DeviceLost as error:
+                left = self._lose(engine, error)
+                if not left:
+                    return [DeviceLost(NO_DEVICE)] * len(texts)
+                engine = left[0]
+
+    def _yield(self, running: Pass[Job], engine: Engine) -> None:
+        """Compute the queries that go first at a yield point of a pass over passages.
+
+        Raises:
+            Cancelled: nobody wants a result of the pass any more.
+        """
+        began_s = self._clock()
+        with self._changed:
+            queries = self._scheduler.queries_first(running, began_s)
+        if queries is not None:
+            self._compute(queries, engine)
+            running.yielded_s += self._clock() - began_s
+
+    def _lose(self, engine: Engine, error: DeviceLost) -> list[Engine]:
+        """Take an engine out of service; the engines that are left. Without any, every waiting text fails."""
+        with self._changed:
+            first = engine in self._engines  # another thread may have noticed before
+            if first:
+                log.critical("%s; %d devices left", error.message, len(self._engines) - 1)
+                self._engines.remove(engine)
+            left = list(self._engines)
+            when_lost = self._when_lost
+            stranded = {} if left else self._scheduler.lose_all()
+            self._changed.notify_all()
+        for job, waiting in stranded.items():
+            job.fail(waiting, DeviceLost(NO_DEVICE))
+        if first and not left:
+            when_lost()
+        return left

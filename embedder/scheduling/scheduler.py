@@ -1,0 +1,336 @@
+"""Who computes what, and when. Pure: lengths, a budget and the time in, a plan out; no threads, no torch, no clock.
+
+Rules, in the order in which they apply:
+
+1. Queries go before passages, and a batch never mixes the two: a query that rides with passages
+   waits for all of them. But passages that one batch of queries has passed over come next, so that a
+   stream of queries without end starves nobody; they yield to queries while they run.
+2. Jobs of one priority take turns text by text, and the job that opened a batch goes to the back of
+   the queue, so a small job is not stuck behind a large one and no job starves.
+3. A batch holds at most `budget` tokens, except that a longer text goes alone.
+4. A job's `cap` bounds how many of its texts share a batch.
+5. Jobs that stream share a `window`: while it is used up, by tokens that were taken and not released again,
+   their texts wait. So results never pile up in front of slow consumers, however many there are. The last text
+   taken may exceed it. A stream that nobody consumes yet takes nothing of it, so that many streams can be queued
+   while few threads consume them.
+6. At a yield point of a batch of passages one batch of queries goes first, unless queries have taken more time of
+   this pass than the pass itself: it might never end. A batch of which no job wants a result any more stops there.
+7. The first of several worker threads of a GPU takes queries only. A CPU has one thread: its cores are all busy with
+   one pass, and a second thread that computes slows both down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Generic, TypeVar
+
+from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
+
+JobKey = TypeVar("JobKey", bound=Hashable)
+
+NO_DEVICE = "no device of this worker computes any more; it must be restarted"
+
+
+class Priority(IntEnum):
+    """Lower goes first."""
+
+    QUERY = 0
+    PASSAGE = 1
+
+
+class Role(Enum):
+    """What a worker thread takes."""
+
+    ANY = "any"
+    QUERIES_ONLY = "queries only"
+
+
+@dataclass(frozen=True, slots=True)
+class Pick(Generic[JobKey]):
+    """Text number `index` of the job `key`."""
+
+    key: JobKey
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[JobKey]):
+    """The texts of one pass.
+
+    Attributes:
+        picks: at least one.
+        priority: of all of them.
+        tokens: of all of them together.
+    """
+
+    picks: tuple[Pick[JobKey], ...]
+    priority: Priority
+    tokens: int
+
+    def by_job(self) -> dict[JobKey, list[int]]:
+        """Positions in `picks` by job."""
+        positions: dict[JobKey, list[int]] = {}
+        for position, pick in enumerate(self.picks):
+            positions.setdefault(pick.key, []).append(position)
+        return positions
+
+
+@dataclass(slots=True)
+class Pass(Generic[JobKey]):
+    """A batch that is being computed.
+
+    Attributes:
+        batch: what is computed.
+        started_s: when the pass started.
+        yielded_s: seconds that queries took at its yield points.
+    """
+
+    batch: Batch[JobKey]
+    started_s: float
+    yielded_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Job(Generic[JobKey]):
+    """What is known of one job until its last result is computed and released.
+
+    Attributes:
+        next: number of the first text that waits.
+        computing: texts that are in a pass.
+        held: of a stream, texts that were taken and not released.
+        consumed: whether its texts may be taken: of a stream, once somebody consumes it.
+    """
+
+    key: JobKey
+    lengths: Sequence[int]
+    priority: Priority
+    cap: int
+    streams: bool
+    next: int = 0
+    computing: int = 0
+    held: set[int] = field(default_factory=set)
+    consumed: bool = True
+
+    @property
+    def waiting(self) -> range:
+        return range(self.next, len(self.lengths))
+
+    @property
+    def over(self) -> bool:
+        return not (self.waiting or self.computing or self.held)
+
+
+class Scheduler(Generic[JobKey]):
+    """The jobs of a pool and the plan for them. Not thread-safe.
+
+    Args:
+        budget: most tokens of one batch; a longer text goes alone.
+        queue_tokens: most tokens that may wait.
+        window: most tokens of streams that are being computed, or were computed and are not released.
+
+    Attributes:
+        budget: as given.
+        queue_tokens: as given.
+        window: as given.
+        tokens: tokens of all texts that wait.
+    """
+
+    def __init__(self, *, budget: int, queue_tokens: float = math.inf, window: float = math.inf) -> None:
+        self.budget = budget
+        self.queue_tokens = queue_tokens
+        self.window = window
+        self.tokens = 0
+        self._free = window
+        self._closed = False
+        self._lost = False
+        self._passed_over = False
+        self._jobs: dict[JobKey, _Job[JobKey]] = {}
+        self._queues: dict[Priority, deque[_Job[JobKey]]] = {priority: deque() for priority in Priority}
+
+    @staticmethod
+    def roles(device: str, threads: int) -> list[Role]:
+        """The worker threads of a device, of which a GPU may have as many as `threads`: rule 7."""
+        if device == "cpu":
+            return [Role.ANY]
+        return [Role.QUERIES_ONLY if n == 0 < threads - 1 else Role.ANY for n in range(threads)]
+
+    # --- jobs -------------------------------------------------------------------------------------------------------
+
+    def add(
+        self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0, streams: bool = False
+    ) -> None:
+        """Queue a job.
+
+        Args:
+            key: names it.
+            lengths: tokens of each of its texts.
+            priority: of all its texts.
+            cap: most of its texts in one batch; 0 leaves it to the budget.
+            streams: whether it shares the window; it then waits for `consume`.
+
+        Raises:
+            InvalidRequest: the job alone is larger than the queue.
+            Cancelled: the scheduler is closed.
+            DeviceLost: no device is left that computes.
+            Overloaded: the queue has no room for the job now.
+        """
+        tokens = sum(lengths)
+        if tokens > self.queue_tokens:
+            raise InvalidRequest(
+                f"{tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); split the job"
+            )
+        if self._closed:
+            raise Cancelled("the worker is shutting down")
+        if self._lost:
+            raise DeviceLost(NO_DEVICE)
+        if self.tokens + tokens > self.queue_tokens:
+            raise Overloaded(
+                f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
+                f"and this request has {tokens}; retry later"
+            )
+        if lengths:
+            job = _Job(key, lengths, priority, cap or len(lengths), streams, consumed=not streams)
+            self._jobs[key] = job
+            self._queues[priority].append(job)
+            self.tokens += tokens
+
+    def consume(self, key: JobKey) -> None:
+        """Somebody takes the results of this stream from now on."""
+        if key in self._jobs:
+            self._jobs[key].consumed = True
+
+    def release(self, key: JobKey, indices: Sequence[int]) -> None:
+        """The consumer of a stream is done with these results; others may be computed in their place."""
+        job = self._jobs.get(key)
+        if job is not None:
+            self._release(job, indices)
+            self._forget_if_over(job)
+
+    def drop(self, key: JobKey) -> None:
+        """Nobody wants a result of this job any more: forget what waits of it and release the rest."""
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            self._dequeue(job)
+            self._release(job, list(job.held))
+
+    def close(self) -> None:
+        """Accept no job any more; what was accepted is still planned."""
+        self._closed = True
+
+    def lose_all(self) -> dict[JobKey, list[int]]:
+        """No device is left that computes: accept no job any more, and return the texts that wait, by job."""
+        self._lost = True
+        stranded = {job.key: list(job.waiting) for queue in self._queues.values() for job in queue}
+        for key in stranded:
+            job = self._jobs[key]
+            self._dequeue(job)
+            self._forget_if_over(job)
+        return stranded
+
+    # --- passes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a text waits, be it for its turn, for the window or for a consumer."""
+        return any(self._queues.values())
+
+    def over(self, role: Role) -> bool:
+        """Whether a worker thread has nothing to do any more: after `close`, one for queries need not wait."""
+        return self._closed and (role is Role.QUERIES_ONLY or not self.waiting)
+
+    def next_batch(self, role: Role = Role.ANY) -> Batch[JobKey] | None:
+        """Remove and return the next batch for a worker thread; None if no text may be taken now."""
+        if role is Role.QUERIES_ONLY:
+            return self._take(Priority.QUERY)
+        passages = self._has_ready(Priority.PASSAGE)
+        queries = self._has_ready(Priority.QUERY) and not (self._passed_over and passages)
+        self._passed_over = queries and passages
+        return self._take(Priority.QUERY if queries else Priority.PASSAGE)
+
+    def queries_first(self, running: Pass[JobKey], now_s: float) -> Batch[JobKey] | None:
+        """The queries that go first at a yield point of a pass; None if it goes on: rule 6.
+
+        Args:
+            running: the pass; the caller adds to `yielded_s` what the queries take.
+            now_s: the time, by the clock of `started_s`.
+
+        Raises:
+            Cancelled: no job wants a result of the pass any more; it should stop.
+        """
+        if not any(pick.key in self._jobs for pick in running.batch.picks):
+            raise Cancelled("nobody waits for this batch any more")
+        own_s = now_s - running.started_s - running.yielded_s
+        return None if running.yielded_s > own_s else self._take(Priority.QUERY)
+
+    def finish(self, batch: Batch[JobKey]) -> None:
+        """The batch was computed, or its texts failed."""
+        for key, positions in batch.by_job().items():
+            job = self._jobs.get(key)
+            if job is not None:
+                job.computing -= len(positions)
+                self._forget_if_over(job)
+
+    def _take(self, priority: Priority) -> Batch[JobKey] | None:
+        picks: list[Pick[JobKey]] = []
+        queue = self._queues[priority]
+        left = self.budget
+        open_jobs = list(self._ready_jobs(priority))
+        opener = open_jobs[:1]
+        turn = 0
+        while open_jobs:
+            turn += 1
+            still_open = []
+            for job in open_jobs:
+                length = job.lengths[job.next]
+                if (length > left and picks) or not self._ready(job):
+                    continue
+                picks.append(Pick(job.key, job.next))
+                self._start(job, length)
+                left -= length
+                if self._ready(job) and turn < job.cap:
+                    still_open.append(job)
+            open_jobs = still_open
+        for job in opener:
+            queue.remove(job)
+            queue.append(job)
+        for job in [job for job in queue if not job.waiting]:
+            queue.remove(job)
+        return Batch(tuple(picks), priority, self.budget - left) if picks else None
+
+    def _start(self, job: _Job[JobKey], length: int) -> None:
+        """The next text of a job leaves the queue."""
+        if job.streams:
+            job.held.add(job.next)
+            self._free -= length
+        job.next += 1
+        job.computing += 1
+        self.tokens -= length
+
+    def _has_ready(self, priority: Priority) -> bool:
+        return next(self._ready_jobs(priority), None) is not None
+
+    def _ready_jobs(self, priority: Priority) -> Iterator[_Job[JobKey]]:
+        return (job for job in self._queues[priority] if self._ready(job))
+
+    def _ready(self, job: _Job[JobKey]) -> bool:
+        return bool(job.waiting) and (not job.streams or (job.consumed and self._free > 0))
+
+    def _release(self, job: _Job[JobKey], indices: Sequence[int]) -> None:
+        """Give tokens back to the window, once each."""
+        released = job.held.intersection(indices)
+        job.held -= released
+        self._free += sum(job.lengths[index] for index in released)
+
+    def _dequeue(self, job: _Job[JobKey]) -> None:
+        if job.waiting:
+            self._queues[job.priority].remove(job)
+            self.tokens -= sum(job.lengths[index] for index in job.waiting)
+            job.next = len(job.lengths)
+
+    def _forget_if_over(self, job: _Job[JobKey]) -> None:
+        if job.over:
+            self._jobs.pop(job.key, None)

@@ -1,0 +1,91 @@
+"""What the package offers, and what a start must not cost. Who may import whom: the contracts in pyproject.toml."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import embedder
+
+ROOT = Path(embedder.__file__).parents[1]
+PACKAGES = {
+    "embedder.checkpoint": {"DEFAULT_MODEL", "DEFAULT_REVISION", "MINI", "EncoderConfig", "find_checkpoint"},
+    "embedder.engines": {"EncodedBatch", "Engine", "SparseBatch", "TokenBatch", "YieldPoint", "offsets_of"},
+    "embedder.model": {"Model", "Packing", "PieceSizes", "load_model"},
+    "embedder.scheduling": {"BatchReport", "ModelPool", "Observer", "Priority", "Result", "ResultStream"},
+}
+PUBLIC = {
+    *("Embedder", "ModelOptions", "ResultStream", "Result", "Priority", "BatchReport"),
+    *("Embedding", "SparseVector", "Outputs", "Kind", "KINDS", "ColbertType"),
+    *("EncodedText", "PlacedText", "Chunk", "CHUNK_MIN_TOKENS", "DEFAULT_MODEL", "Timings", "timed"),
+    *("WorkerError", "FieldError", "InvalidRequest", "NotFound", "Overloaded", "ModelFailure", "DeviceLost"),
+    *("Cancelled", "Internal", "ConfigurationError", "whereabouts"),
+}
+HEAVY = {"torch", "transformers", "FlagEmbedding", "huggingface_hub", "safetensors", "tokenizers"}
+OUTSIDERS = {"qdrant_sink", "service", "qdrant_client", "qdrant_edge", "runpod"}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules in `sys.modules` of a fresh process that ran the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def test_the_public_names_are_a_promise() -> None:
+    """What `from embedder import ...` offers stays, and is there."""
+    assert set(embedder.__all__) == PUBLIC
+    assert len(embedder.__all__) == len(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(embedder, name) is not None
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_names_what_it_offers(package: str) -> None:
+    """Each room says which of its names are for others."""
+    module = __import__(package, fromlist=["__all__"])
+    assert set(module.__all__) == PACKAGES[package]
+    assert all(hasattr(module, name) for name in PACKAGES[package])
+
+
+def test_no_package_is_forgotten() -> None:
+    """A new room is listed here with what it offers."""
+    found = {info.name for info in pkgutil.iter_modules(embedder.__path__, "embedder.") if info.ispkg}
+    assert found == PACKAGES.keys()
+
+
+def test_importing_is_cheap() -> None:
+    """A worker can read its settings and refuse them before it has paid for torch, and so can every other tool.
+
+    Torch, the tokenizers and the hub's client are imported where a model is loaded, not where a module is named.
+    """
+    names = "embedder, embedder.checkpoint, embedder.engines, embedder.scheduling, embedder.vectors, embedder.bake"
+    assert not loaded_after(f"import {names}") & (HEAVY | OUTSIDERS)
+
+
+def test_the_packed_engine_never_pays_for_flagembedding() -> None:
+    """Embedding on a CPU imports neither FlagEmbedding (seconds), nor transformers, nor torch's compiler (one)."""
+    code = """
+import asyncio
+from embedder import Embedder, ModelOptions, Outputs, Priority
+embedder = Embedder.load(ModelOptions("mini", device="cpu", token_budget=512))
+asyncio.run(embedder.embed(["one text"], Outputs(), max_length=16, priority=Priority.QUERY))
+embedder.close()
+import sys
+assert "torch._dynamo" not in sys.modules
+"""
+    loaded = loaded_after(code)
+    assert "torch" in loaded
+    assert not loaded & {"FlagEmbedding", "transformers", "sentence_transformers", "datasets", "peft"}
+    assert not loaded & OUTSIDERS

@@ -1,0 +1,520 @@
+"""Every text gets its turn: exactly once, within the budget, queries first, nobody stuck: no thread, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
+from embedder.scheduling.scheduler import Batch, Pass, Pick, Priority, Role, Scheduler
+
+lengths = st.lists(st.integers(2, 40), min_size=1, max_size=12)
+priorities = st.sampled_from(Priority)
+caps = st.integers(0, 4)
+budgets = st.integers(2, 60)
+
+
+@dataclass
+class Expected:
+    """A job as the model of the scheduler knows it."""
+
+    lengths: list[int]
+    priority: Priority
+    cap: int
+    streams: bool
+    next: int = 0
+    consumed: bool = False
+    held: set[int] = field(default_factory=set)
+    computing: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that still wait."""
+        return sum(self.lengths[self.next :])
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens that the window lacks."""
+        return sum(self.lengths[index] for index in self.held)
+
+
+class Planning(RuleBasedStateMachine):
+    """Jobs come, are taken, computed, released and dropped, in any order, beside a plain model of what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler: Scheduler[int] = Scheduler(budget=1, window=60)
+        self.jobs: dict[int, Expected] = {}
+        self.running: list[Batch[int]] = []
+        self.serial = 0
+        self.passed_over = False
+
+    def ready(self, priority: Priority) -> bool:
+        """Whether a text of this priority may be taken."""
+        free = 60 - sum(job.held_tokens for job in self.jobs.values())
+        return any(
+            job.tokens and (not job.streams or (job.consumed and free > 0))
+            for job in self.jobs.values()
+            if job.priority is priority
+        )
+
+    @rule(lengths=lengths, priority=priorities, cap=caps, streams=st.booleans())
+    def add(self, lengths: list[int], priority: Priority, cap: int, streams: bool) -> None:
+        """A job arrives."""
+        self.serial += 1
+        self.jobs[self.serial] = Expected(lengths, priority, cap, streams)
+        self.scheduler.add(self.serial, lengths, priority, cap=cap, streams=streams)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def consume(self, data: st.DataObject) -> None:
+        """Somebody takes the results of a stream."""
+        key = data.draw(st.sampled_from(sorted(self.jobs)))
+        self.jobs[key].consumed = True
+        self.scheduler.consume(key)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        """A job is cancelled."""
+        key = data.draw(st.sampled_from(sorted(self.jobs)))
+        self.scheduler.drop(key)
+        del self.jobs[key]
+
+    @rule()
+    def drop_a_stranger(self) -> None:
+        """A job that is done, or never was, is cancelled."""
+        self.scheduler.drop(-1)
+
+    @precondition(lambda self: any(job.held for job in self.jobs.values()))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """A consumer is done with some results, and says so twice."""
+        key = data.draw(st.sampled_from(sorted(key for key, job in self.jobs.items() if job.held)))
+        indices = data.draw(st.sets(st.sampled_from(sorted(self.jobs[key].held)), min_size=1))
+        self.jobs[key].held -= indices
+        for _ in range(2):
+            self.scheduler.release(key, sorted(indices))
+
+    @rule(budget=budgets)
+    def take(self, budget: int) -> None:
+        """A batch is formed, and keeps all the rules."""
+        ready = [priority for priority in Priority if self.ready(priority)]
+        self.scheduler.budget = budget
+        batch = self.scheduler.next_batch()
+        assert (batch is not None) == bool(ready)
+        if batch is not None:
+            both = len(ready) == 2
+            assert batch.priority == (Priority.PASSAGE if both and self.passed_over else ready[0])
+            self.passed_over = both and batch.priority is Priority.QUERY
+        else:
+            self.passed_over = False
+        self._check(batch, budget)
+
+    @rule(budget=budgets)
+    def take_queries(self, budget: int) -> None:
+        """A thread that is kept for queries gets nothing else."""
+        ready = self.ready(Priority.QUERY)
+        self.scheduler.budget = budget
+        batch = self.scheduler.next_batch(Role.QUERIES_ONLY)
+        assert (batch is not None) == ready
+        assert batch is None or batch.priority is Priority.QUERY
+        self._check(batch, budget)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def finish(self) -> None:
+        """A batch is computed."""
+        batch = self.running.pop(0)
+        self.scheduler.finish(batch)
+        for pick in batch.picks:
+            if pick.key in self.jobs:
+                self.jobs[pick.key].computing -= 1
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def yield_point(self) -> None:
+        """A pass goes on exactly as long as one of its jobs is there."""
+        batch = self.running[0]
+        running = Pass(batch, started_s=0.0, yielded_s=1.0)
+        if any(pick.key in self.jobs for pick in batch.picks):
+            assert self.scheduler.queries_first(running, now_s=1.0) is None
+        else:
+            with pytest.raises(Cancelled):
+                self.scheduler.queries_first(running, now_s=1.0)
+
+    def _check(self, batch: Batch[int] | None, budget: int) -> None:
+        """The texts of a job leave in their order, each once, no more than its cap at a time, within the budget."""
+        if batch is None:
+            return
+        self.running.append(batch)
+        tokens = 0
+        for key, positions in batch.by_job().items():
+            job = self.jobs[key]
+            indices = [batch.picks[position].index for position in positions]
+            assert job.priority is batch.priority
+            assert indices == list(range(job.next, job.next + len(indices)))
+            assert not job.cap or len(indices) <= job.cap
+            job.next += len(indices)
+            job.computing += len(indices)
+            job.held |= set(indices) if job.streams else set()
+            tokens += sum(job.lengths[index] for index in indices)
+        assert batch.tokens == tokens
+        assert tokens <= budget or len(batch.picks) == 1
+
+    @invariant()
+    def tokens_are_those_that_wait(self) -> None:
+        """`tokens` counts exactly what waits, and a text waits while it does."""
+        assert self.scheduler.tokens == sum(job.tokens for job in self.jobs.values())
+        assert self.scheduler.waiting == (self.scheduler.tokens > 0)
+
+
+Planning.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+TestPlanning = Planning.TestCase
+
+
+def scheduler_of(budget: int, *, window: float = float("inf")) -> Scheduler[str]:
+    """A scheduler whose queue holds anything."""
+    return Scheduler(budget=budget, window=window)
+
+
+def taken(scheduler: Scheduler[str], role: Role = Role.ANY) -> list[Pick[str]]:
+    """The next batch as a list, computed immediately."""
+    batch = scheduler.next_batch(role)
+    if batch is None:
+        return []
+    scheduler.finish(batch)
+    return list(batch.picks)
+
+
+def drained(scheduler: Scheduler[str]) -> list[list[Pick[str]]]:
+    """All batches until nothing waits."""
+    batches = []
+    while scheduler.waiting:
+        batches.append(taken(scheduler))
+    return batches
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(jobs=st.lists(st.tuples(lengths, priorities, caps), max_size=8), budget=budgets)
+def test_every_text_leaves_exactly_once(jobs: list[tuple[list[int], Priority, int]], budget: int) -> None:
+    """Whatever is queued, following the plan gives each text of each job once, and then nothing."""
+    scheduler = scheduler_of(budget)
+    for number, (job, priority, cap) in enumerate(jobs):
+        scheduler.add(str(number), job, priority, cap=cap)
+    left = [(pick.key, pick.index) for batch in drained(scheduler) for pick in batch]
+    assert sorted(left) == sorted((str(number), n) for number, (job, _, _) in enumerate(jobs) for n in range(len(job)))
+    assert scheduler.tokens == 0
+    assert scheduler.next_batch() is None
+
+
+def test_a_query_does_not_wait_for_passages() -> None:
+    """A query that arrives behind a thousand passages is in the next batch, and rides without them."""
+    scheduler = scheduler_of(4096)
+    scheduler.add("passages", [100] * 1000, Priority.PASSAGE)
+    scheduler.add("query", [8], Priority.QUERY)
+    assert taken(scheduler) == [Pick("query", 0)]
+
+
+@given(length=st.integers(2, 512))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_a_small_job_is_not_stuck_behind_a_large_one(length: int) -> None:
+    """One text behind a thousand of the same priority is in one of the next two batches, however long it is."""
+    scheduler = scheduler_of(512)
+    scheduler.add("large", [100] * 1000, Priority.PASSAGE)
+    scheduler.add("small", [length], Priority.PASSAGE)
+    batches = [taken(scheduler), taken(scheduler)]
+    assert any(pick.key == "small" for batch in batches for pick in batch)
+
+
+@given(lengths=st.lists(st.integers(2, 100), min_size=2, max_size=6))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_no_job_starves(lengths: list[int]) -> None:
+    """With n jobs of one priority that never end, each is served within n batches, whatever its lengths."""
+    scheduler = scheduler_of(100)
+    for number, length in enumerate(lengths):
+        scheduler.add(str(number), [length] * 1000, Priority.PASSAGE)
+    served = {pick.key for _ in lengths for pick in taken(scheduler)}
+    assert served == {str(number) for number in range(len(lengths))}
+
+
+def test_queries_without_end_starve_no_passages() -> None:
+    """Where queries never stop coming, every second batch is of passages."""
+    scheduler = scheduler_of(10)
+    scheduler.add("passages", [10] * 4, Priority.PASSAGE)
+    served = []
+    for number in range(6):
+        scheduler.add(f"query {number}", [8], Priority.QUERY)
+        served.append(taken(scheduler)[0].key)
+    assert [key == "passages" for key in served] == [False, True] * 3
+
+
+def test_jobs_take_turns_within_a_batch() -> None:
+    """Two jobs of one priority share a batch text by text."""
+    scheduler = scheduler_of(60)
+    scheduler.add("a", [10] * 4, Priority.QUERY)
+    scheduler.add("b", [10] * 4, Priority.QUERY)
+    assert [pick.key for pick in taken(scheduler)] == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_a_text_over_the_budget_goes_alone() -> None:
+    """A text longer than any batch is not refused: it has a batch of its own."""
+    scheduler = scheduler_of(10)
+    scheduler.add("a", [100, 2], Priority.QUERY)
+    scheduler.add("b", [2], Priority.QUERY)
+    assert taken(scheduler) == [Pick("a", 0)]
+    assert taken(scheduler) == [Pick("b", 0), Pick("a", 1)]
+
+
+def test_a_cap_leaves_room_for_others() -> None:
+    """`batchSize` 2 puts two texts of its job in a batch, and the rest of the batch goes to others."""
+    scheduler = scheduler_of(100)
+    scheduler.add("capped", [2] * 5, Priority.QUERY, cap=2)
+    scheduler.add("free", [2] * 5, Priority.QUERY)
+    batch = taken(scheduler)
+    assert [pick.index for pick in batch if pick.key == "capped"] == [0, 1]
+    assert [pick.index for pick in batch if pick.key == "free"] == [0, 1, 2, 3, 4]
+
+
+def test_a_dropped_job_leaves_and_frees_its_room() -> None:
+    """After a drop no text of the job leaves any more, and its tokens are no longer counted."""
+    scheduler = scheduler_of(20)
+    scheduler.add("dropped", [10] * 3, Priority.QUERY)
+    scheduler.add("kept", [10] * 3, Priority.QUERY)
+    taken(scheduler)
+    scheduler.drop("dropped")
+    assert scheduler.tokens == 20
+    assert {pick.key for batch in drained(scheduler) for pick in batch} == {"kept"}
+
+
+def test_a_job_without_texts_waits_for_nothing() -> None:
+    """Adding no texts leaves the scheduler as it was."""
+    scheduler = scheduler_of(10)
+    scheduler.add("empty", [], Priority.QUERY)
+    assert not scheduler.waiting
+    assert scheduler.next_batch() is None
+
+
+# --- the window of streams ------------------------------------------------------------------------------------------
+
+
+def test_a_window_holds_streams_back_until_results_are_released() -> None:
+    """Streams share a window; others are served meanwhile, and what is released lets streams go on."""
+    scheduler = scheduler_of(100, window=25)
+    scheduler.add("slow", [10] * 10, Priority.PASSAGE, streams=True)
+    scheduler.consume("slow")
+    scheduler.add("free", [10] * 2, Priority.PASSAGE)
+    assert [pick.key for pick in taken(scheduler)] == ["slow", "free", "slow", "free", "slow"]
+    assert taken(scheduler) == []
+    assert scheduler.waiting
+    assert scheduler.tokens == 70
+    scheduler.release("slow", [0])
+    assert taken(scheduler) == [Pick("slow", 3)]
+    scheduler.release("slow", [0])  # the window gets each text back once
+    assert taken(scheduler) == []
+
+
+def test_a_stream_takes_nothing_of_the_window_before_it_is_consumed() -> None:
+    """A hundred streams that nobody consumes yet do not stand in the way of the one that somebody does."""
+    scheduler = scheduler_of(100, window=25)
+    for number in range(100):
+        scheduler.add(f"idle {number}", [10] * 10, Priority.PASSAGE, streams=True)
+    assert scheduler.next_batch() is None
+    assert scheduler.tokens == 10_000
+    scheduler.consume("idle 57")
+    assert [pick.key for pick in taken(scheduler)] == ["idle 57"] * 3
+
+
+def test_many_streams_have_one_window() -> None:
+    """Ten slow consumers hold no more than one does."""
+    scheduler = scheduler_of(1000, window=25)
+    for number in range(10):
+        scheduler.add(str(number), [10] * 10, Priority.PASSAGE, streams=True)
+        scheduler.consume(str(number))
+    assert [pick.key for pick in taken(scheduler)] == ["0", "1", "2"]
+    assert taken(scheduler) == []
+
+
+def test_a_dropped_stream_returns_what_it_held() -> None:
+    """A consumer that gives up, with results computed and others in a pass, leaves the window whole."""
+    scheduler = scheduler_of(10, window=20)
+    scheduler.add("gone", [10] * 5, Priority.PASSAGE, streams=True)
+    scheduler.consume("gone")
+    taken(scheduler)
+    running = scheduler.next_batch()
+    scheduler.drop("gone")
+    assert running is not None
+    scheduler.finish(running)
+    scheduler.add("next", [10] * 5, Priority.PASSAGE, streams=True)
+    scheduler.consume("next")
+    assert [taken(scheduler), taken(scheduler), taken(scheduler)] == [[Pick("next", 0)], [Pick("next", 1)], []]
+
+
+def test_a_text_longer_than_the_window_goes_alone() -> None:
+    """A window smaller than one text delays it until everything else is released, and no longer."""
+    scheduler = scheduler_of(100, window=20)
+    scheduler.add("job", [10, 50, 10], Priority.PASSAGE, streams=True)
+    scheduler.consume("job")
+    assert taken(scheduler) == [Pick("job", 0), Pick("job", 1)]
+    scheduler.release("job", [0])
+    assert taken(scheduler) == []
+    scheduler.release("job", [1])
+    assert taken(scheduler) == [Pick("job", 2)]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    jobs=st.lists(st.tuples(lengths, priorities, caps, st.booleans()), max_size=6),
+    budget=budgets,
+    window=st.integers(1, 300),
+)
+def test_windows_lose_no_text(jobs: list[tuple[list[int], Priority, int, bool]], budget: int, window: int) -> None:
+    """Whatever the window, all texts leave, once each, if what left is released again."""
+    scheduler = scheduler_of(budget, window=window)
+    for number, (job, priority, cap, streams) in enumerate(jobs):
+        scheduler.add(str(number), job, priority, cap=cap, streams=streams)
+        scheduler.consume(str(number))
+    left = []
+    while scheduler.waiting:
+        batch = taken(scheduler)
+        assert batch
+        left += [(int(pick.key), pick.index) for pick in batch]
+        for pick in batch:
+            scheduler.release(pick.key, [pick.index])
+    assert sorted(left) == [(number, n) for number, (job, *_) in enumerate(jobs) for n in range(len(job))]
+
+
+# --- yield points ---------------------------------------------------------------------------------------------------
+
+
+def pass_over_passages(scheduler: Scheduler[str]) -> Pass[str]:
+    """A pass over a passage that started at 100 s."""
+    scheduler.add("passage", [10], Priority.PASSAGE)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    return Pass(batch, started_s=100.0)
+
+
+def test_queries_go_first_at_a_yield_point() -> None:
+    """A query that arrives while passages are computed is next, and a batch of queries at a time."""
+    scheduler = scheduler_of(10)
+    running = pass_over_passages(scheduler)
+    assert scheduler.queries_first(running, 100.0) is None
+    scheduler.add("queries", [8, 8], Priority.QUERY)
+    scheduler.add("more passages", [8], Priority.PASSAGE)
+    first = scheduler.queries_first(running, 100.0)
+    assert first is not None
+    assert first.picks == (Pick("queries", 0),)
+    assert first.priority is Priority.QUERY
+
+
+def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
+    """However many queries come, a pass gets as much time as the queries that go first, but for one batch of them."""
+    scheduler = scheduler_of(10)
+    running = pass_over_passages(scheduler)
+    now, served = 100.0, 0
+    for number in range(100):
+        scheduler.add(f"query {number}", [8], Priority.QUERY)
+        now += 1.0  # of the pass itself
+        if scheduler.queries_first(running, now) is not None:
+            served += 1
+            running.yielded_s += 4.0
+            now += 4.0
+    assert served == 26  # 4 s each, of 100 s of its own, and one more
+
+
+def test_a_pass_that_nobody_waits_for_stops_at_a_yield_point() -> None:
+    """It goes on while one of its jobs wants a result, and stops after the last was dropped."""
+    scheduler = scheduler_of(20)
+    scheduler.add("one", [10], Priority.PASSAGE)
+    scheduler.add("other", [10, 10], Priority.PASSAGE)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    running = Pass(batch, started_s=0.0)
+    scheduler.drop("one")
+    assert scheduler.queries_first(running, 1.0) is None
+    scheduler.drop("other")
+    with pytest.raises(Cancelled):
+        scheduler.queries_first(running, 1.0)
+
+
+# --- worker threads -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "queries_only"),
+    [("cpu", 1, [False]), ("cpu", 4, [False]), ("cuda:0", 1, [False]), ("cuda:1", 3, [True, False, False])],
+)
+def test_the_first_of_several_threads_of_a_gpu_takes_queries_only(
+    device: str, threads: int, queries_only: list[bool]
+) -> None:
+    """Passages never take all threads of a GPU; a CPU has one thread, whatever `MAX_MODELS`, and it takes both."""
+    assert [role is Role.QUERIES_ONLY for role in Scheduler.roles(device, threads)] == queries_only
+
+
+def test_a_thread_for_queries_leaves_passages_alone() -> None:
+    """It gets a batch of queries out of turn, or nothing."""
+    scheduler = scheduler_of(10)
+    scheduler.add("passages", [8, 8], Priority.PASSAGE)
+    assert taken(scheduler, Role.QUERIES_ONLY) == []
+    scheduler.add("query", [8], Priority.QUERY)
+    assert taken(scheduler, Role.QUERIES_ONLY) == [Pick("query", 0)]
+
+
+def test_threads_end_when_what_was_accepted_is_taken() -> None:
+    """After closing, a thread for queries may end, and the others do once nothing waits, streams included."""
+    scheduler = scheduler_of(10)
+    scheduler.add("stream", [8], Priority.PASSAGE, streams=True)
+    assert not scheduler.over(Role.QUERIES_ONLY)
+    scheduler.close()
+    assert scheduler.over(Role.QUERIES_ONLY)
+    assert not scheduler.over(Role.ANY)
+    scheduler.consume("stream")
+    assert taken(scheduler) == [Pick("stream", 0)]
+    assert scheduler.over(Role.ANY)
+
+
+# --- admission ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_and_names_the_numbers() -> None:
+    """What is over the limit alone is invalid; what is over it now is retryable, and fits once there is room."""
+    scheduler: Scheduler[str] = Scheduler(budget=10, queue_tokens=20)
+    with pytest.raises(InvalidRequest, match=r"21 tokens .*QUEUE_TOKENS=20"):
+        scheduler.add("too large", [21], Priority.QUERY)
+    scheduler.add("first", [10, 5], Priority.QUERY)
+    with pytest.raises(Overloaded, match="15 of 20 tokens and this request has 6"):
+        scheduler.add("second", [6], Priority.QUERY)
+    scheduler.add("fits", [5], Priority.QUERY)
+    taken(scheduler)
+    scheduler.add("second", [6], Priority.QUERY)
+
+
+def test_a_closed_scheduler_accepts_nothing() -> None:
+    """What was accepted is still planned; new jobs are told that the worker ends."""
+    scheduler = scheduler_of(10)
+    scheduler.add("job", [8], Priority.QUERY)
+    scheduler.close()
+    with pytest.raises(Cancelled):
+        scheduler.add("late", [8], Priority.QUERY)
+    assert taken(scheduler) == [Pick("job", 0)]
+
+
+def test_without_a_device_every_waiting_text_is_named() -> None:
+    """Losing the last device returns every text that waited, once, and refuses new jobs as retryable."""
+    scheduler = scheduler_of(10)
+    scheduler.add("query", [8], Priority.QUERY)
+    scheduler.add("passages", [10] * 3, Priority.PASSAGE)
+    scheduler.add("stream", [10] * 2, Priority.PASSAGE, streams=True)
+    taken(scheduler, Role.QUERIES_ONLY)
+    taken(scheduler)
+    assert scheduler.lose_all() == {"passages": [1, 2], "stream": [0, 1]}
+    assert scheduler.lose_all() == {}
+    assert not scheduler.waiting
+    assert scheduler.tokens == 0
+    with pytest.raises(DeviceLost, match="must be restarted"):
+        scheduler.add("late", [8], Priority.QUERY)
