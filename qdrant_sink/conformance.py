@@ -1,11 +1,11 @@
-"""Prove a point valid for every Qdrant, or refuse it with the reason.
+"""Prove a point or a query valid for every Qdrant, or refuse it with the reason.
 
 Qdrant does not notice much of what harms it: one NaN in a dense vector enters every top-10, a duplicate
 sparse index scores wrong, a norm near zero ranks at random, and the embedded engine panics where the
 server answers 422. So nothing reaches a store that has not passed here. What can be repaired without
 loss is repaired: indices are sorted, weights of exactly zero and repetitions of the same index and weight
 are dropped, and a sparse vector without any weight (BGE-M3 gives one for an empty text) is left out, since
-it can never match. Everything else is refused by itself: its neighbours are stored.
+it can never match. Everything else is refused point by point: its neighbours are stored.
 
 Pure functions of numpy; the arrays that come in may be anything.
 """
@@ -15,16 +15,15 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.vectors import SparseVector
-from qdrant_sink.points import MAX_INTEGER_ID, Draft, Point, PointId, shown_integer
+from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, shown_integer
 from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
-from qdrant_sink.search import Search
 
 NORM_MIN: Final = 1e-3
 """Cosine leaves a vector of norm < 3.5e-4 un-normalised, and it ranks wrongly; the margin is for rounding."""
@@ -33,134 +32,134 @@ NORM_MAX: Final = 1e18
 """The square of a norm must stay inside float32 (3.4e38), or the vector becomes zero on normalisation."""
 
 WEIGHT_MAX: Final = 1e15
-"""Of a sparse weight: keeps every inner product finite in float32."""
+"""Maximum size of a sparse weight; it keeps every inner product finite in float32."""
 
 FLOAT16_MAX: Final = 65504.0
+"""Largest number that float16 storage holds."""
 
 MULTIVECTOR_VALUES: Final = 2**20
-"""Rows times size of a multivector must be below this; only the server checks it."""
+"""Exclusive maximum of rows times size of a multivector; only the server checks it."""
 
 PAYLOAD_DEPTH: Final = 24
-"""Levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
+"""Maximum levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
 
 PAYLOAD_BYTES: Final = 4_000_000
-"""Of the keys and texts of a payload in UTF-8, and 8 per value: no point alone is more than a batch should be.
+"""Maximum size of a payload: bytes of its keys and texts in UTF-8, and 8 per value. No single point exceeds a batch.
 
-JSON needs 6 at most around a value and its key (quotes or brackets, colon, comma), and about 8 for a number.
+JSON needs 6 bytes at most around a value and its key (quotes or brackets, colon, comma), and about 8 for a number.
 """
 
 SPARSE_INDEX_MAX: Final = 2**32 - 1
+"""Largest index of a sparse vector: an unsigned integer of 32 bits."""
 
 RefusalCode = Literal["invalid_id", "invalid_payload", "invalid_vector", "colbert_too_long"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why one point cannot be stored, or one query not asked.
+    """The reason why a point cannot be stored or a query not asked.
 
     Attributes:
-        index: position within the job.
         code: stable name of the reason.
-        message: names the field, the limit and the value found.
+        message: names the field, the limit and the actual value.
     """
 
-    index: int
     code: RefusalCode
     message: str
 
 
-def most_rows(size: int) -> int:
-    """The most rows of this size that a multivector holds: 1023 of 1024."""
+def rows_max(size: int) -> int:
+    """Maximum number of rows of this size in a multivector: 1023 of 1024."""
     return (MULTIVECTOR_VALUES - 1) // size
 
 
-def too_many_rows(rows: int, size: int) -> str:
-    """Why a multivector of so many rows is refused, and the ways out."""
-    return (
-        f"colbert: at most {most_rows(size)} rows of {size}, got {rows}; split the text (chunk), "
-        'pool its rows (colbertPooling: "mean") or leave colbert out of vectors'
+def too_many_rows(rows: int, size: int) -> Refusal:
+    """The refusal of a multivector with so many rows, with the ways out."""
+    return Refusal(
+        "colbert_too_long",
+        f"colbert: at most {rows_max(size)} rows of {size}, got {rows}; split the text (chunk), "
+        'pool its rows (colbertPooling: "mean") or leave colbert out of vectors',
     )
 
 
 class _Refused(Exception):
-    def __init__(self, code: RefusalCode, message: str) -> None:
-        super().__init__(message)
-        self.code: RefusalCode = code
-        self.message = message
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
-    """The draft as a point that a collection of this schema takes, or why there is none."""
+    """The draft as a point that a collection of this schema accepts, or the reason why it does not."""
     try:
         point_id = _id(draft.id)
         payload = _payload(draft.payload)
         if schema.tenant_key is not None:
             _check_tenant(payload, schema.tenant_key)
-        embedding = draft.embedding
-        dense = None if embedding.dense is None else _dense(embedding.dense, schema.dense)
-        sparse = None if embedding.sparse is None else _sparse(embedding.sparse, schema.sparse)
-        colbert = None if embedding.colbert is None else _colbert(embedding.colbert, schema)
-        if dense is None and sparse is None and colbert is None:
-            found = "no weight in sparse and no other vector" if embedding.sparse is not None else "no vector"
-            raise _Refused("invalid_vector", f"a point has at least 1 vector to be found by; this one has {found}")
+        vectors = _vectors(draft.vectors, schema)
     except _Refused as refused:
-        return Refusal(draft.index, refused.code, refused.message)
-    return Point(point_id, payload, dense, sparse, colbert)
+        return refused.refusal
+    if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
+        got = "no weight in sparse and no other vector" if draft.vectors.sparse is not None else "no vector"
+        return Refusal("invalid_vector", f"a point has at least 1 vector to be found by; this one has {got}")
+    return Point(point_id, payload, vectors.dense, vectors.sparse, vectors.colbert)
 
 
-def conform_payload(index: int, payload: Any, schema: CollectionSchema) -> Refusal | None:
-    """Why no point of this payload can be stored, whatever its vectors are."""
+def conform_payload(payload: Any, schema: CollectionSchema) -> Refusal | None:
+    """The reason why a point of this payload cannot be stored whatever its vectors are; None if it can."""
     try:
         proven = _payload(payload)
         if schema.tenant_key is not None:
             _check_tenant(proven, schema.tenant_key)
     except _Refused as refused:
-        return Refusal(index, refused.code, refused.message)
+        return refused.refusal
     return None
 
 
-def conform_query(search: Search, schema: CollectionSchema, *, index: int = 0) -> Search | Refusal:
-    """The search with query vectors that a collection of this schema takes, or why it cannot be asked.
+def conform_vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors | Refusal:
+    """The vectors as a collection of this schema accepts them, or the reason why it does not.
 
-    The rules are those of a point. A sparse query without weights is legal and becomes None: that branch
-    contributes nothing. Vectors of which the schema has a quantized copy will be rescored. `index` is the
-    position of the query within the job.
+    A sparse vector without weights becomes None.
     """
     try:
-        dense = None if search.dense is None else _dense(search.dense, schema.dense)
-        sparse = None if search.sparse is None else _sparse(search.sparse, schema.sparse)
-        colbert = None if search.colbert is None else _colbert(search.colbert, schema)
-        needed = set(search.using) | ({search.rerank} if search.rerank else set())
-        for kind, vector in (("dense", dense), ("colbert", colbert)):
-            if kind in needed and vector is None:
-                raise _Refused("invalid_vector", f"{kind}: the search uses it and the query has none")
+        return _vectors(vectors, schema)
     except _Refused as refused:
-        return Refusal(index, refused.code, refused.message)
-    return replace(search, dense=dense, sparse=sparse, colbert=colbert, quantized=schema.quantized)
+        return refused.refusal
+
+
+def _refused(code: RefusalCode, message: str) -> _Refused:
+    return _Refused(Refusal(code, message))
+
+
+def _vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors:
+    return Vectors(
+        dense=None if vectors.dense is None else _dense(vectors.dense, schema.dense),
+        sparse=None if vectors.sparse is None else _sparse(vectors.sparse, schema.sparse),
+        colbert=None if vectors.colbert is None else _colbert(vectors.colbert, schema),
+    )
 
 
 def _id(value: Any) -> PointId:
     if isinstance(value, uuid.UUID):
         return value
     if type(value) is not int:
-        raise _Refused("invalid_id", f"id: an integer or a UUID, got {type(value).__name__}")
-    if not 0 <= value <= MAX_INTEGER_ID:
-        raise _Refused("invalid_id", f"id: an integer id is 0 to {MAX_INTEGER_ID}, got {shown_integer(value)}")
+        raise _refused("invalid_id", f"id: an integer or a UUID, got {type(value).__name__}")
+    if not 0 <= value <= INTEGER_ID_MAX:
+        raise _refused("invalid_id", f"id: an integer id is 0 to {INTEGER_ID_MAX}, got {shown_integer(value)}")
     return value
 
 
 def _numbers(name: str, raw: Any, *, integers: bool = False) -> NDArray[Any]:
-    """`raw` as an array of real numbers: only ndarray, list and tuple, and no bool, text or object."""
+    """`raw` as an array of real numbers: only ndarray, list and tuple, without bool, text or object."""
     if type(raw) not in (np.ndarray, list, tuple):
-        raise _Refused("invalid_vector", f"{name}: an array or a list of numbers, got {type(raw).__name__}")
+        raise _refused("invalid_vector", f"{name}: an array or a list of numbers, got {type(raw).__name__}")
     try:
         array = np.asarray(raw)
     except (ValueError, OverflowError, TypeError) as exc:
-        raise _Refused("invalid_vector", f"{name}: rows must be of one length and hold only numbers") from exc
+        raise _refused("invalid_vector", f"{name}: rows must be of one length and hold only numbers") from exc
     kinds = "iu" if integers else "fiu"
     if array.size and array.dtype.kind not in kinds:
         wanted = "integers" if integers else "real numbers"
-        raise _Refused("invalid_vector", f"{name}: must hold {wanted}, got dtype {array.dtype.name}")
+        raise _refused("invalid_vector", f"{name}: must hold {wanted}, got dtype {array.dtype.name}")
     return array
 
 
@@ -170,15 +169,15 @@ def _float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
     finite = np.isfinite(result)
     if not finite.all():
         where = np.unravel_index(int(np.argmin(finite)), array.shape)
-        place = name + "".join(f"[{i}]" for i in where)
-        raise _Refused("invalid_vector", f"{place}: must be finite in float32, got {float(array[where])!r}")
+        path = name + "".join(f"[{i}]" for i in where)
+        raise _refused("invalid_vector", f"{path}: must be finite in float32, got {float(array[where])!r}")
     return result
 
 
 def _dense(raw: Any, schema: DenseSchema) -> NDArray[np.float32]:
     array = _numbers("dense", raw)
     if array.shape != (schema.size,):
-        raise _Refused("invalid_vector", f"dense: must have shape ({schema.size},), got {array.shape}")
+        raise _refused("invalid_vector", f"dense: must have shape ({schema.size},), got {array.shape}")
     vector = _float32("dense", array)
     _check_range("dense", vector, schema.datatype)
     _check_norms("dense", vector[np.newaxis, :], rows=False)
@@ -189,10 +188,10 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
     size = schema.colbert.size
     array = _numbers("colbert", raw)
     if array.ndim != 2 or array.shape[1] != size or not array.shape[0]:
-        raise _Refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
+        raise _refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
     rows = array.shape[0]
     if array.size >= MULTIVECTOR_VALUES:
-        raise _Refused("colbert_too_long", too_many_rows(rows, size))
+        raise _Refused(too_many_rows(rows, size))
     matrix = _float32("colbert", array)
     _check_range("colbert", matrix, schema.colbert.datatype)
     _check_norms("colbert", matrix, rows=True)
@@ -202,7 +201,7 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
 def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> None:
     largest = float(np.abs(array).max())
     if datatype == "float16" and largest > FLOAT16_MAX:
-        raise _Refused("invalid_vector", f"{name}: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}")
+        raise _refused("invalid_vector", f"{name}: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}")
 
 
 def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
@@ -211,33 +210,33 @@ def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
     wrong = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
     if wrong.any():
         row = int(np.argmax(wrong))
-        place = f"{name}[{row}]" if rows else name
+        path = f"{name}[{row}]" if rows else name
         norm = math.sqrt(float(np.square(matrix[row].astype(np.float64)).sum()))
-        raise _Refused("invalid_vector", f"{place}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
+        raise _refused("invalid_vector", f"{path}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
 
 
 def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
     if not isinstance(raw, SparseVector):
-        raise _Refused("invalid_vector", f"sparse: indices and values, got {type(raw).__name__}")
+        raise _refused("invalid_vector", f"sparse: indices and values, got {type(raw).__name__}")
     indices = _numbers("sparse.indices", raw.indices, integers=True)
     weights = _numbers("sparse.values", raw.values)
     if indices.ndim != 1 or weights.ndim != 1:
-        raise _Refused(
+        raise _refused(
             "invalid_vector",
             f"sparse: indices and values must be flat, got shapes {indices.shape} and {weights.shape}",
         )
     if indices.size != weights.size:
-        raise _Refused("invalid_vector", f"sparse: {indices.size} indices but {weights.size} values")
+        raise _refused("invalid_vector", f"sparse: {indices.size} indices but {weights.size} values")
     if not indices.size:
         return None
     lowest, highest = int(indices.min()), int(indices.max())
     if lowest < 0 or highest > SPARSE_INDEX_MAX:
         bad = lowest if lowest < 0 else highest
-        raise _Refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {bad}")
+        raise _refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {bad}")
     values = _float32("sparse.values", weights)
     largest = float(np.abs(values).max())
     if largest > WEIGHT_MAX:
-        raise _Refused("invalid_vector", f"sparse.values: at most {WEIGHT_MAX:g} in size, got {largest:.3g}")
+        raise _refused("invalid_vector", f"sparse.values: at most {WEIGHT_MAX:g} in size, got {largest:.3g}")
     _check_range("sparse.values", values, schema.datatype)
     kept = values != 0
     keys, values = indices[kept].astype(np.uint32), values[kept]
@@ -250,23 +249,23 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
         differing = same & (values[1:] != values[:-1])
         if differing.any():
             index = int(keys[int(np.argmax(differing))])
-            raise _Refused("invalid_vector", f"sparse.indices: index {index} occurs with two different values")
+            raise _refused("invalid_vector", f"sparse.indices: index {index} occurs with two different values")
         first = np.concatenate(([True], ~same))
         keys, values = keys[first], values[first]
     return SparseVector(keys, values)
 
 
 def _payload(payload: Any) -> dict[str, Any]:
-    """A copy of the mapping; all of it plain JSON, which every transport carries unchanged."""
+    """A copy of the mapping, all of it plain JSON, which every transport carries unchanged."""
     if not isinstance(payload, Mapping):
-        raise _Refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
+        raise _refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
     result = dict(payload)
     size = 0
     stack: list[tuple[str, Any, int]] = [("payload", result, 1)]
     while stack:
         path, container, depth = stack.pop()
         if depth > PAYLOAD_DEPTH:
-            raise _Refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
+            raise _refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
         named = type(container) is dict
         size += 8 * len(container)
         if size > PAYLOAD_BYTES:  # before millions of empty lists are looked at
@@ -275,12 +274,12 @@ def _payload(payload: Any) -> dict[str, Any]:
             if named:
                 fault = _text_fault(key) if type(key) is str else f"a string, got {type(key).__name__}"
                 if fault:
-                    raise _Refused("invalid_payload", f"{path}: a key must be {fault}")
+                    raise _refused("invalid_payload", f"{path}: a key must be {fault}")
                 size += _bytes(str(key))
             if type(item) is dict or type(item) is list:
-                stack.append((_place(path, key), item, depth + 1))
+                stack.append((_path(path, key), item, depth + 1))
             elif fault := _scalar_fault(item):
-                raise _Refused("invalid_payload", f"{_place(path, key)}: must be {fault}")
+                raise _refused("invalid_payload", f"{_path(path, key)}: must be {fault}")
             elif type(item) is str:
                 size += _bytes(item)
     if size > PAYLOAD_BYTES:
@@ -289,11 +288,11 @@ def _payload(payload: Any) -> dict[str, Any]:
 
 
 def _too_large(size: str) -> _Refused:
-    return _Refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
+    return _refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
 
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
-    """Refuse a point whose tenant is none that the keyword index holds: no search of any tenant is meant to find it."""
+    """Refuse a point whose tenant the keyword index cannot hold: a search of no tenant would find it."""
     value: Any = payload
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -302,10 +301,10 @@ def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
     got = "nothing" if value is None else "an empty string" if value == "" else type(value).__name__
     if type(value) is int:
         got = "an integer; write it as a string"
-    raise _Refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty, got {got}")
+    raise _refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty, got {got}")
 
 
-def _place(path: str, key: str | int) -> str:
+def _path(path: str, key: str | int) -> str:
     return f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key[:40]}"
 
 

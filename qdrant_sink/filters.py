@@ -1,4 +1,4 @@
-"""Qdrant's filter JSON, checked before any store sees it, with the place of what is wrong.
+"""Qdrant's filter JSON, checked before any store sees it; errors give the path of what is wrong.
 
 Both stores take the same language and refuse the same mistakes: what passes `check_filter` is understood by
 a server and by Qdrant Edge. Conditions that only one of them knows are refused by name. Pure: no client.
@@ -13,10 +13,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from embedder.errors import InvalidRequest
-from qdrant_sink.points import MAX_INTEGER_ID, UUID_TEXT
+from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT
+
+Filter = Mapping[str, Any]
+"""A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
 
 FILTER_DEPTH: Final = 16
-"""Filters inside filters."""
+"""Maximum depth of filters inside filters."""
 
 _CLAUSES: Final = ("must", "should", "must_not")
 _COMPARISONS: Final = ("lt", "gt", "lte", "gte")
@@ -37,12 +40,12 @@ _PATH: Final = re.compile(rf"{_STEP}(?:\.{_STEP})*")
 
 
 def check_filter(raw: Any, field: str = "filter") -> None:
-    """Accept `raw` as a filter or raise `InvalidRequest`, which names the place: `filter.must[0].match`."""
+    """Accept `raw` as a filter or raise `InvalidRequest`, which gives the path: `filter.must[0].match`."""
     _filter(raw, field, 1)
 
 
-def matches_all(raw: Mapping[str, Any]) -> bool:
-    """Whether a checked filter says nothing, at any depth, and so would match every point."""
+def matches_all(raw: Filter) -> bool:
+    """Whether a checked filter has no effective condition at any depth, so that it matches every point."""
     should, least = as_list(raw.get("should")), raw.get("min_should")
     return (
         all(_always(condition) for condition in as_list(raw.get("must")))
@@ -119,8 +122,8 @@ def _field_condition(raw: Mapping[str, Any], at: str) -> None:
     _path(raw["key"], f"{at}.key")
     tests = [name for name in _KEYED if raw.get(name) is not None]
     if len(tests) != 1:
-        found = ", ".join(tests) or "none"
-        raise InvalidRequest(f"{at}: exactly one of {', '.join(_KEYED)} beside key, got {found}")
+        got = ", ".join(tests) or "none"
+        raise InvalidRequest(f"{at}: exactly one of {', '.join(_KEYED)} beside key, got {got}")
     name = tests[0]
     _TESTS[name](raw[name], f"{at}.{name}")
 
@@ -292,8 +295,8 @@ def _date(raw: Any, at: str) -> None:
 
 def _id(raw: Any, at: str) -> None:
     if isinstance(raw, int) and not isinstance(raw, bool):
-        if not 0 <= raw <= MAX_INTEGER_ID:
-            raise InvalidRequest(f"{at}: an integer id is 0 to {MAX_INTEGER_ID}")
+        if not 0 <= raw <= INTEGER_ID_MAX:
+            raise InvalidRequest(f"{at}: an integer id is 0 to {INTEGER_ID_MAX}")
     elif not isinstance(raw, str) or not UUID_TEXT.fullmatch(raw):
         raise InvalidRequest(f"{at}: must be an unsigned 64-bit integer or a UUID, got {_kind(raw)}")
 

@@ -1,4 +1,4 @@
-"""Points before and after they are proven: ids, payloads, and which point of a job owns an id."""
+"""Points: their ids, vectors and payloads, before and after they are proven, and as they are read back."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.errors import DuplicateId, InvalidRequest
+from embedder.errors import InvalidRequest
 from embedder.vectors import Embedding, SparseVector
+from qdrant_sink.errors import DuplicateId
+from qdrant_sink.schema import VectorNames
 
 PointId = int | uuid.UUID
 """What Qdrant takes as an id: an unsigned 64-bit integer or a UUID."""
 
-MAX_INTEGER_ID = 2**64 - 1
+INTEGER_ID_MAX = 2**64 - 1
 
 NAMESPACE = uuid.UUID("6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815")
-"""Of the ids that are derived from a caller's own string. Changing it would double every collection."""
+"""UUID namespace of ids derived from a caller's own string. Changing it would double every collection."""
 
 TEXT_NAMESPACE = uuid.uuid5(NAMESPACE, "text")
-"""Of the ids that are derived from a text, so that a text never meets a caller's id of the same letters."""
+"""UUID namespace of ids derived from a text: a text and a caller's id of the same letters are two points."""
 
 CHUNK_NAMESPACE = uuid.uuid5(NAMESPACE, "chunk")
-"""Of the ids of a document's chunks."""
+"""UUID namespace of the ids of a document's chunks."""
 
 UUID_TEXT = re.compile(
     r"(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -39,25 +41,66 @@ UUID_TEXT = re.compile(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Draft:
-    """A point that is not proven yet.
+class Vectors:
+    """Vectors of a text, a query or a stored point; a kind that is missing is None.
 
     Attributes:
-        index: position within the job; what a refusal names.
-        id: as `point_id` or `text_id` gives it.
+        dense: float32 [size].
+        sparse: weights per token id.
+        colbert: float32 or float16 [rows, size].
+
+    Qdrant returns dense and ColBERT vectors with norm 1, as it stores them.
+    """
+
+    dense: NDArray[np.float32] | None = None
+    sparse: SparseVector | None = None
+    colbert: NDArray[Any] | None = None
+
+    @classmethod
+    def of(cls, embedding: Embedding) -> Vectors:
+        """The vectors that the model computed."""
+        return cls(embedding.dense, embedding.sparse, embedding.colbert)
+
+    @classmethod
+    def named(cls, vectors: object, names: VectorNames) -> Vectors | None:
+        """Vectors as a client or the engine returns them; None where it returns no named vectors.
+
+        Args:
+            vectors: by name a list of numbers, a list of rows, or an object with `indices` and `values`.
+            names: what each kind is called.
+        """
+        if not isinstance(vectors, Mapping) or not vectors:
+            return None
+        dense, sparse, colbert = (vectors.get(name) for name in (names.dense, names.sparse, names.colbert))
+        return cls(
+            dense=None if dense is None else np.asarray(dense, np.float32),
+            sparse=None
+            if sparse is None
+            else SparseVector(np.asarray(sparse.indices, np.uint32), np.asarray(sparse.values, np.float32)),
+            colbert=None if colbert is None else np.asarray(colbert, np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """A point before it is proven.
+
+    Attributes:
+        index: position within the job; a rejection names it.
+        id: as `point_id` or `text_id` returns it.
         payload: meant to be plain JSON.
-        embedding: meant to be finite and of the collection's sizes.
+        vectors: meant to be finite and of the collection's sizes.
     """
 
     index: int
     id: PointId
     payload: Mapping[str, Any]
-    embedding: Embedding
+    vectors: Vectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
-    """A point that every Qdrant takes: made by `conformance.conform` alone.
+    """A point that every Qdrant accepts; only `conformance.conform` makes one.
 
     Attributes:
         id: unsigned 64-bit integer or UUID.
@@ -66,7 +109,7 @@ class Point:
         sparse: uint32 and float32 [N], N > 0, indices unique and ascending, no weight is zero.
         colbert: float32 or float16 [rows, size], rows * size < 2**20, every row like `dense`.
 
-    A kind of vector that the point does not have is None; at least one is there.
+    A kind of vector that is missing is None; a point has at least one kind.
     """
 
     id: PointId
@@ -84,7 +127,7 @@ class Point:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the point takes in a request, within a few per cent."""
+        """Size of the point in a request in bytes, within a few per cent."""
         size = 64 + len(json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode())
         if self.dense is not None:
             size += 4 * self.dense.size
@@ -95,8 +138,33 @@ class Point:
         return size
 
 
+@dataclass(frozen=True, slots=True)
+class PayloadKeys:
+    """A part of a payload.
+
+    Attributes:
+        keys: paths such as `topic` and `metadata.topic`; a path that a payload lacks is left out.
+        excluded: the whole payload except these keys.
+    """
+
+    keys: tuple[str, ...]
+    excluded: bool = False
+
+
+WithPayload = bool | PayloadKeys
+"""The whole payload, nothing of it, or a part."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """A stored point as it was read: payload and vectors, each None unless requested."""
+
+    payload: Mapping[str, Any] | None = None
+    vectors: Vectors | None = None
+
+
 def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
-    """The id of a point that its caller named.
+    """The point id that a caller's id stands for.
 
     A JSON integer is an unsigned 64-bit id, and the text of a UUID in a form that Qdrant reads (hyphenated,
     32 digits, urn:uuid:, braces) is that UUID. Any other string, "1" too, becomes the UUID version 5 of
@@ -108,8 +176,8 @@ def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
     if isinstance(raw, bool) or not isinstance(raw, int | str):
         raise InvalidRequest(f"{field}: an id is an integer or a string, got {type(raw).__name__}")
     if isinstance(raw, int):
-        if not 0 <= raw <= MAX_INTEGER_ID:
-            raise InvalidRequest(f"{field}: an integer id is 0 to {MAX_INTEGER_ID}, got {shown_integer(raw)}")
+        if not 0 <= raw <= INTEGER_ID_MAX:
+            raise InvalidRequest(f"{field}: an integer id is 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
         return raw
     if not raw:
         raise InvalidRequest(f"{field}: an id has at least 1 character, got 0")
@@ -128,13 +196,13 @@ def is_derived(raw: int | str) -> bool:
 
 
 def text_id(text: str, collection: str) -> uuid.UUID:
-    """The id of a point without one: the same text in the same collection is the same point."""
+    """The point id of a text whose caller names none: the same text in the same collection is the same point."""
     name = f"{collection}\0{text}".encode("utf-8", "surrogatepass")
     return uuid.UUID(bytes=hashlib.sha1(TEXT_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], version=5)
 
 
 def chunk_id(document: PointId, number: int, collection: str) -> uuid.UUID:
-    """The id of a document's chunk: a second run of the same document overwrites the same points."""
+    """The point id of a document's chunk: a second run of the same document overwrites the same points."""
     return uuid.uuid5(CHUNK_NAMESPACE, f"{collection}\0{document}\0{number}")
 
 
@@ -144,7 +212,7 @@ def payload_for(
     *,
     field: str = "qdrant.payloads",
 ) -> dict[str, Any]:
-    """The caller's payload and, what the worker writes beside it: the text under its key, `id`.
+    """The caller's payload together with what the worker writes: the text under its key, and `id`.
 
     Raises:
         InvalidRequest: a key is in both; names `field` (such as `qdrant.payloads[3]`) and the key.
@@ -161,20 +229,20 @@ def claims(
     """Give every id to its first entry, in the order of the job.
 
     A later entry of the same id merges if its payload is the same (the text is part of it); otherwise it is
-    returned with the reason, since storing both would silently keep only the last.
+    a duplicate, since storing both would silently keep only the last.
 
     Args:
         entries: index, id and payload, plain JSON, of each.
 
     Returns:
-        By the index of each owner the indices that it stands for, its own first; and the duplicates.
+        By the index of each owner all indices that it stands for, its own first; and the duplicates with their error.
     """
     owners: dict[PointId, tuple[bytes, list[int]]] = {}
     duplicates: list[tuple[int, DuplicateId]] = []
-    for index, identity, payload in entries:
-        content = _digest(payload)
-        owned, indices = owners.setdefault(identity, (content, []))
-        if owned == content:
+    for index, point, payload in entries:
+        digest = _digest(payload)
+        owned, indices = owners.setdefault(point, (digest, []))
+        if owned == digest:
             indices.append(index)
         else:
             message = f"the id is already that of point {indices[0]} of this job, which has another payload or text"
@@ -183,11 +251,11 @@ def claims(
 
 
 def _digest(payload: Mapping[str, Any]) -> bytes:
-    """Of what the payload says, whatever the order of its keys."""
+    """Digest of a payload, independent of the order of its keys."""
     text = json.dumps(payload, sort_keys=True).encode()
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def shown_integer(number: int) -> str:
-    """An integer for a message, however long it is."""
+    """An integer for a message, shortened where it has more than 128 bits."""
     return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"

@@ -1,14 +1,14 @@
-"""What of a vendor's error message may be passed on.
+"""The part of a vendor's error message that may be passed on.
 
-A message of a server or of the engine can quote hosts, paths, payloads and texts. So it is never handed
-through: only phrases that are known to carry nothing but field names, limits and numbers are.
+A message of a server or of the engine can quote hosts, paths, payloads and texts. So it is never passed
+on as a whole: only phrases that carry nothing but field names, limits and numbers are.
 """
 
 from __future__ import annotations
 
 import re
 
-_KNOWN = tuple(
+_HARMLESS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         r"vector dimension error: expected dim: \d+, got \d+",
@@ -41,5 +41,5 @@ _KNOWN = tuple(
 def reason(message: str | None) -> str:
     """The harmless phrases of a vendor's message in their order, or the empty string."""
     text = (message or "")[:4000]
-    found = sorted({(match.start(), match.group()) for known in _KNOWN for match in known.finditer(text)})
-    return "; ".join(phrase.strip() for _, phrase in found)[:200]
+    phrases = sorted({(match.start(), match.group()) for pattern in _HARMLESS for match in pattern.finditer(text)})
+    return "; ".join(phrase.strip() for _, phrase in phrases)[:200]

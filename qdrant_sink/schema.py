@@ -1,4 +1,4 @@
-"""The collection as data: what BGE-M3 and the operator want of it; `qdrant_sink.found` compares."""
+"""A collection as BGE-M3 and the operator want it; `schema_diff` compares it with an existing one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ IndexType = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "
 Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 
 INT8_QUANTILE: Final = 0.99
-"""Of the components; the outermost hundredth is clipped, so that outliers do not coarsen the rest."""
+"""Share of the components that int8 covers; the outermost hundredth is clipped, so that outliers do not coarsen the
+rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorNames:
-    """What the three vectors are called in a collection; each at most 200 bytes, all different."""
+    """Names of the three vectors in a collection; at most 200 bytes each, all different."""
 
     dense: str = "dense"
     sparse: str = "sparse"
@@ -32,7 +33,7 @@ class VectorNames:
 
 
 NAMES: Final = VectorNames()
-"""Of the vectors of a collection unless the operator names them otherwise."""
+"""Default names of the vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class DenseSchema:
         ef_construct: candidates considered while the graph is built.
         datatype: of the storage.
         on_disk: memory-mapped rather than in RAM.
-        quantization: of a copy in RAM that searches use first; see `qdrant_sink.search.OVERSAMPLING`.
+        quantization: of a copy in RAM that searches use first; see `searching.plan.OVERSAMPLING`.
     """
 
     size: int
@@ -101,7 +102,7 @@ class PayloadIndex:
     """An index on a key of the payload.
 
     Attributes:
-        type: of the values; of an index that a store found, whatever it calls it.
+        type: of the values; of an existing index, whatever the store calls it.
         tenant: points of one value are kept together, since most searches ask for one value.
     """
 
@@ -125,7 +126,7 @@ class Placement:
 
     @property
     def server_only(self) -> str:
-        """What of it an embedded store cannot do, as "shards=4, replication=2"; empty: nothing."""
+        """The fields that an embedded store cannot satisfy, as "shards=4, replication=2"; may be empty."""
         values = {"shards": self.shards, "replication": self.replication, "writeConsistency": self.write_consistency}
         return ", ".join(f"{name}={value}" for name, value in values.items() if value is not None and value > 1)
 
@@ -164,7 +165,7 @@ class CollectionSchema:
 
     @property
     def indexes(self) -> dict[str, PayloadIndex]:
-        """Every payload index, that of the tenant included."""
+        """All payload indexes, including the tenant's."""
         result = {key: PayloadIndex(kind) for key, kind in self.payload_indexes.items()}
         if self.tenant_key is not None:
             result[self.tenant_key] = PayloadIndex("keyword", tenant=True)
@@ -172,7 +173,7 @@ class CollectionSchema:
 
     @property
     def quantized(self) -> tuple[Kind, ...]:
-        """The kinds that are searched through a quantized copy."""
+        """The kinds of vectors that are searched through a quantized copy."""
         kinds: tuple[tuple[Kind, Quantization], ...] = (
             ("dense", self.dense.quantization),
             ("colbert", self.colbert.quantization),

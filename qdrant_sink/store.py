@@ -1,40 +1,44 @@
-"""The seam to the store: what the sink and the search ask of it, and nothing of how it answers.
+"""The seam to Qdrant: what one Qdrant can do, with no policy.
 
 Two implementations: `qdrant_sink.server.ServerStore` (a Qdrant server over gRPC) and
 `qdrant_sink.edge.EdgeStore` (Qdrant Edge in process). Both are blocking and thread-safe: call them
-from a worker thread. Vendor exceptions never pass this seam; every method raises only:
+from a worker thread. Vendor exceptions never pass this seam; every method raises only errors of
+`embedder.errors` and `qdrant_sink.errors`:
 
     StoreUnavailable   no answer, a time-out, a rate limit: the same call may succeed later
     StoreRejected      the content was refused: repeating it does not help
-    NothingTaken       likewise, but whatever the content is: a smaller part of it is refused too
-    NotFound           the collection does not exist (every method but `ensure`, and `verify`, which returns False)
+    NothingTaken       any content is refused, a smaller part of it too
+    AccessDenied       any call is refused: the credentials do not suffice
+    NotFound           the collection does not exist (every method but `ensure` and `collection_of`, and `verify`, which
+                       returns False)
     SchemaMismatch     ensure() and verify(): the collection exists with another schema
-    InvalidRequest     a filter that is not Qdrant's, a deletion without ids or condition, a name
-    ConfigurationError what takes a schema: this store cannot have it at all (its vector names, shards)
+    InvalidRequest     an invalid filter or collection name, a deletion without ids or condition
+    ConfigurationError methods with a schema: this store cannot have it at all (its vector names, shards)
 
-Every method takes an alias where it takes a collection, but for `alias` itself.
+Every method accepts an alias in place of a collection, except `alias` itself.
 
 An empty question asks nothing, and needs no collection: `upsert` of no points, `existing` and `fetch` of no ids, and
-`query` of searches that can find nothing (sparse alone, without weights) go nowhere and raise no NotFound.
+`query` of no plans go nowhere and raise no NotFound.
+
+Batches of queries, pages, groups and payloads of grouped hits are made above the seam, by `qdrant_sink.searching`;
+batches of points by `qdrant_sink.writing`. Both ask for the part of the seam that they use.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
-from qdrant_sink.points import Point, PointId
+from qdrant_sink.filters import Filter
+from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Hit, Search, Stored, WithPayload
+from qdrant_sink.searching.plan import Hit, Plan
 
-Filter = Mapping[str, Any]
-"""A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
-
-COLLECTION_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
-"""Of a collection in every store: it can be a directory, and a part of a URL."""
+COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+"""Pattern of a collection name in every store: it can be a directory, and a part of a URL."""
 
 
 def check_collection(name: str) -> None:
@@ -44,17 +48,17 @@ def check_collection(name: str) -> None:
 
 
 class Store(Protocol):
-    """A place that keeps conformant points and answers hybrid searches."""
+    """Collections of conformant points that answer hybrid searches."""
 
     @property
     def label(self) -> str:
-        """What a person is told about the store, without host or path: "Qdrant Edge (embedded)"."""
+        """Name of the store for a person, without host or path: "Qdrant Edge (embedded)"."""
         ...
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection with this schema, or verify field by field that it has it.
 
-        Payload indexes that an existing collection lacks are created. Workers may do this at the same time.
+        Payload indexes that an existing collection lacks are created. Workers may do this concurrently.
         """
         ...
 
@@ -68,7 +72,7 @@ class Store(Protocol):
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Before a bulk load: build no HNSW graph while points arrive.
 
-        Nothing is remembered but by the collection itself, so that `build_index` of any later process undoes it.
+        Only the collection itself remembers it, so that `build_index` of any later process undoes it.
         """
         ...
 
@@ -80,11 +84,11 @@ class Store(Protocol):
         ...
 
     def collection_of(self, name: str) -> str | None:
-        """The collection that a name leads to: its own, that of an alias, or None if it is neither's."""
+        """The collection that a name stands for: its own, that of an alias, or None for an unknown name."""
         ...
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection; whoever uses the alias sees the one before or this one, never none.
+        """Point an alias at a collection, atomically: users of the alias see the previous collection or this one.
 
         InvalidRequest: a collection has that name. NotFound: the collection does not exist.
         """
@@ -95,28 +99,24 @@ class Store(Protocol):
         ...
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """Which of these ids are stored."""
+        """The ids among these that are stored."""
         ...
 
-    def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        """Answer all searches: one list of hits per search, best first.
-
-        One batch asks for all of them, several where `qdrant_sink.grouping` needs them: vectors that are too large for
-        one request, or groups that are looked for deeper.
-        """
+    def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
+        """The hits of each plan as the store returns them, in one request; their order is the store's own."""
         ...
 
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
     ) -> dict[PointId, Stored]:
-        """What is asked for of these points, by id; those that are not stored are left out.
+        """The requested parts of these points, by id; missing points are left out.
 
-        `with_payload` as in `Search`; a payload that is not asked for is None.
+        A payload that is not requested is None.
         """
         ...
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
-        """Delete by ids or by filter; returns how many points were there."""
+        """Delete by ids or by filter; returns how many points existed."""
         ...
 
     def count(self, collection: str, where: Filter | None = None) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdrant_sink.points import Draft, PointId
-from qdrant_sink.search import Search
+from qdrant_sink.searching import run
 from qdrant_sink.store import Store
-from tests.sink.samples import SIZE, unit
+from tests.sink.samples import SIZE, search_by, unit
 
 TOLERANCE = 1e-3
 """What float16 storage of ColBERT rows and the engine's own scaling to norm 1 leave of a component at least."""
@@ -40,14 +40,14 @@ def contents(store: Store, collection: str) -> dict[PointId, Held]:
     count = store.count(collection)
     if not count:
         return {}
-    search = Search(
+    search = search_by(
         dense=unit(np.ones(SIZE)),
         using=("dense",),
         limit=count,
         exact=True,
         with_vectors=("dense", "sparse", "colbert"),
     )
-    [hits] = store.query(collection, [search])
+    [hits] = run(store, collection, [search])
     found = {}
     for hit in hits:
         assert hit.payload is not None
@@ -70,12 +70,12 @@ def assert_holds(store: Store, collection: str, drafts: Sequence[Draft]) -> None
     assert set(found) == {draft.id for draft in drafts}
     held = [found[draft.id] for draft in drafts]
     assert [dict(one.payload) for one in held] == [dict(draft.payload) for draft in drafts]
-    given = [draft.embedding for draft in drafts]
+    given = [draft.vectors for draft in drafts]
     _close([one.dense for one in held], [one.dense for one in given])
     _close([one.colbert for one in held], [one.colbert for one in given])
-    for one, embedding in zip(held, given, strict=True):
-        assert embedding.sparse is not None
-        sparse = embedding.sparse
+    for one, vectors in zip(held, given, strict=True):
+        assert vectors.sparse is not None
+        sparse = vectors.sparse
         assert one.sparse == dict(zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True))
 
 

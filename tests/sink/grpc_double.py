@@ -41,7 +41,7 @@ class Failure:
     code: Any
     times: int
     details: str = ""
-    retry_after: int | None = None
+    retry_after: float | None = None
     after: bool = False  # do the work and lose the answer
 
 

@@ -223,7 +223,7 @@ def _match(message: Any) -> Any:
     if kind in ("keyword", "integer"):
         return edge.MatchValue(value)
     if kind == "boolean":
-        exact: Any = np.bool_(value)  # a Python bool would become 0 or 1: see qdrant_sink.edge_filter
+        exact: Any = np.bool_(value)  # a Python bool would become 0 or 1: see qdrant_sink.edge.filters
         return edge.MatchValue(exact)
     if kind in ("keywords", "except_keywords"):
         items: Iterable[Any] = value.strings

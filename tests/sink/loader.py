@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qdrant_sink import writer
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
 from qdrant_sink.server import ServerStore
@@ -46,16 +45,15 @@ class Place:
 
 
 class Telling:
-    """A store that tells which ids it has acknowledged: one message of 64-bit integers per upsert. For the writer."""
+    """A destination that tells which ids it has acknowledged: one message of 64-bit integers per upsert."""
 
     def __init__(self, store: Store, told: Connection) -> None:
         self._store = store
         self._told = told
         self._lock = threading.Lock()
-        self.label = store.label
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-        """See `Store.upsert`."""
+        """See `Destination.upsert`."""
         self._store.upsert(collection, points, insert_only=insert_only)
         ids = np.array([point.id for point in points], dtype=np.uint64).tobytes()
         with self._lock:
@@ -64,11 +62,9 @@ class Telling:
 
 def load(place: Place, collection: str, count: int, told: Connection, *, insert_only: bool) -> None:
     """Load `job(count)`; an empty message says that it is done. Then wait for the end."""
-    writer.BATCH_POINTS = 100
     store = place.open()
     store.ensure(collection, SCHEMA)
-    telling: object = Telling(store, told)
-    report = write(telling, collection, job(count), SCHEMA, insert_only=insert_only)  # type: ignore[arg-type]
+    report = write(Telling(store, told), collection, job(count), SCHEMA, insert_only=insert_only, batch_points=100)
     if (report.stored, report.rejected) != (count, ()):
         raise RuntimeError(f"{report.stored} of {count} points are stored")
     told.send_bytes(b"")

@@ -1,16 +1,18 @@
-"""Embeddings, drafts and a numpy reference for what a search must find."""
+"""Vectors, drafts, searches and a numpy reference for what a search must find."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.vectors import Embedding, SparseVector
-from qdrant_sink.points import Draft, PointId
+from embedder.vectors import Kind, SparseVector
+from qdrant_sink.points import Draft, PointId, Vectors
 from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, SparseSchema
+from qdrant_sink.searching import Search, SearchOptions
 
 SIZE = 8
 VOCABULARY = 40
@@ -35,30 +37,40 @@ def halved(array: NDArray[Any]) -> NDArray[np.float32]:
     return array.astype(np.float16).astype(np.float32)
 
 
-def embedding(
+def sample_vectors(
     seed: int, *, rows: int = 4, size: int = SIZE, kinds: Sequence[str] = ("dense", "sparse", "colbert")
-) -> Embedding:
+) -> Vectors:
     """What BGE-M3 would give: unit norms, unique ascending indices, positive weights."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(3, 9))
     indices = np.sort(rng.choice(VOCABULARY, count, replace=False)).astype(np.uint32)
     weights = rng.uniform(0.05, 1.0, count).astype(np.float32)
     dense, colbert = unit(rng.normal(size=size)), unit(rng.normal(size=(rows, size)))
-    return Embedding(
+    return Vectors(
         dense=dense if "dense" in kinds else None,
         sparse=SparseVector(indices, weights) if "sparse" in kinds else None,
         colbert=colbert if "colbert" in kinds else None,
-        tokens=rows + 1,
-        truncated=False,
     )
 
 
+def search_by(
+    dense: NDArray[np.float32] | None = None,
+    sparse: SparseVector | None = None,
+    colbert: NDArray[Any] | None = None,
+    *,
+    quantized: tuple[Kind, ...] = (),
+    **options: Any,
+) -> Search:
+    """A search by these vectors, which nothing has proven; `options` as in `SearchOptions`."""
+    return Search(Vectors(dense, sparse, colbert), SearchOptions(**options), quantized)
+
+
 def draft(index: int, **overrides: Any) -> Draft:
-    """A draft that conforms; `id`, `payload` or `embedding` can be replaced."""
+    """A draft that conforms; `id`, `payload` or `vectors` can be replaced."""
     values: dict[str, Any] = {
         "id": index,
         "payload": {"text": f"text {index}", "parity": index % 2, "even": index % 2 == 0},
-        "embedding": embedding(index),
+        "vectors": sample_vectors(index),
     }
     return Draft(index, **{**values, **overrides})
 
@@ -80,35 +92,38 @@ def job(count: int, *, words: int = 5) -> list[Draft]:
             index,
             index,
             {"text": f"{index}" + " word" * words, "even": index % 2 == 0},
-            Embedding(dense[index], SparseVector(indices[index], weights[index]), colbert[index], 5, truncated=False),
+            Vectors(dense[index], SparseVector(indices[index], weights[index]), colbert[index]),
         )
         for index in range(count)
     ]
 
 
 def spoilt(index: int, **fields: Any) -> Draft:
-    """A draft whose embedding has these fields instead of sound ones."""
-    sound = embedding(index)
-    values = {name: getattr(sound, name) for name in ("dense", "sparse", "colbert", "tokens", "truncated")}
-    return draft(index, embedding=Embedding(**{**values, **fields}))
+    """A draft that has these vectors in place of sound ones."""
+    return draft(index, vectors=replace(sample_vectors(index), **fields))
 
 
 class Reference:
-    """Exact search over embeddings by id."""
+    """Exact search over the vectors of points by id.
 
-    def __init__(self, embeddings: Mapping[PointId, Embedding], *, halves: bool = True) -> None:
-        self._embeddings = embeddings
+    Args:
+        vectors: of each point: `Vectors`, or what else has the three kinds.
+        halves: whether ColBERT rows are rounded as float16 storage does.
+    """
+
+    def __init__(self, vectors: Mapping[PointId, Any], *, halves: bool = True) -> None:
+        self._vectors = vectors
         self._rounded = halved if halves else np.asarray
 
     def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
         """Cosine of every point."""
-        return {i: float(e.dense @ query) for i, e in self._embeddings.items() if e.dense is not None}
+        return {i: float(e.dense @ query) for i, e in self._vectors.items() if e.dense is not None}
 
     def sparse(self, query: SparseVector) -> dict[PointId, float]:
         """Inner product of every point that shares an index."""
         weights = dict(zip(query.indices.tolist(), query.values.tolist(), strict=True))
         scores: dict[PointId, float] = {}
-        for point_id, e in self._embeddings.items():
+        for point_id, e in self._vectors.items():
             if e.sparse is None:
                 continue
             shared = [
@@ -125,7 +140,7 @@ class Reference:
         asked = self._rounded(query)
         return {
             i: float((asked @ self._rounded(e.colbert).T).max(axis=1).sum())
-            for i, e in self._embeddings.items()
+            for i, e in self._vectors.items()
             if e.colbert is not None
         }
 

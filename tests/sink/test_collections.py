@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigurationError, InvalidRequest, NotFound, SchemaMismatch
+from embedder.errors import ConfigurationError, InvalidRequest, NotFound
 from qdrant_sink.conformance import conform
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.errors import SchemaMismatch
 from qdrant_sink.points import Point
 from qdrant_sink.schema import CollectionSchema, VectorNames
-from qdrant_sink.search import Search
+from qdrant_sink.searching import run
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, draft
+from tests.sink.samples import SCHEMA, draft, search_by
 from tests.sink.writing import write
 
 NAMES = VectorNames(dense="text-dense", sparse="dense", colbert="späte Interaktion")
@@ -73,10 +74,10 @@ def test_vectors_can_be_called_otherwise(named_store: Store) -> None:
     assert write(named_store, "docs", [draft(i) for i in range(20)], schema).stored == 20
     for name in (NAMES.dense, NAMES.sparse, NAMES.colbert):
         assert named_store.count("docs", {"must": [{"has_vector": name}]}) == 20
-    query = draft(7).embedding
-    search = Search(query.dense, query.sparse, query.colbert, limit=1, with_vectors=("dense", "sparse", "colbert"))
-    for asked in (search, replace(search, rerank="colbert"), replace(search, using=("colbert",))):
-        [[hit]] = named_store.query("docs", [asked])
+    query = draft(7).vectors
+    search = search_by(query.dense, query.sparse, query.colbert, limit=1, with_vectors=("dense", "sparse", "colbert"))
+    for asked in (search, search.with_options(rerank="colbert"), search.with_options(using=("colbert",))):
+        [[hit]] = run(named_store, "docs", [asked])
         assert hit.id == 7
         assert hit.vectors is not None
         assert hit.vectors.dense is not None
@@ -129,7 +130,7 @@ def test_what_was_configured_is_created_and_must_be_there(store: Store, collecti
     store.ensure(other, schema)
     with pytest.raises(SchemaMismatch, match=field) as caught:
         store.ensure(other, explicit)
-    assert [one["field"] for one in caught.value.details["differences"]] == [field]
+    assert [difference.field for difference in caught.value.differences] == [field]
     assert write(store, collection, [draft(0)], explicit).stored == 1
 
 
@@ -195,8 +196,8 @@ def test_an_alias_serves_wherever_a_collection_does(store: Store, collection: st
     store.upsert(alias, [_point(0), _point(1)])
     assert store.count(collection) == store.count(alias) == 2
     assert store.existing(alias, [0, 5]) == {0}
-    search = Search(dense=draft(1).embedding.dense, using=("dense",), limit=1)
-    assert [hit.id for hit in store.query(alias, [search])[0]] == [1]
+    search = search_by(dense=draft(1).vectors.dense, using=("dense",), limit=1)
+    assert [hit.id for hit in run(store, alias, [search])[0]] == [1]
     assert store.delete(alias, ids=[0]) == 1
     assert store.count(collection) == 1
     with pytest.raises(SchemaMismatch, match=r"dense\.distance"):
@@ -272,8 +273,8 @@ def test_a_bulk_load_without_a_graph_ends_with_one(store: Store, collection: str
     store.defer_index(collection, explicit)
     assert store.verify(collection, explicit)
     store.upsert(collection, [_point(i) for i in range(30)])
-    search = Search(dense=draft(7).embedding.dense, using=("dense",), limit=1)
-    assert store.query(collection, [search])[0][0].id == 7
+    search = search_by(dense=draft(7).vectors.dense, using=("dense",), limit=1)
+    assert run(store, collection, [search])[0][0].id == 7
     store.build_index(collection, explicit, timeout_s=60)
     assert store.verify(collection, explicit)
-    assert store.query(collection, [search])[0][0].id == 7
+    assert run(store, collection, [search])[0][0].id == 7

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder.vectors import Embedding, SparseVector
-from qdrant_sink.conformance import PAYLOAD_BYTES, PAYLOAD_DEPTH, Refusal, conform, conform_query
+from embedder.vectors import SparseVector
+from qdrant_sink.conformance import PAYLOAD_BYTES, PAYLOAD_DEPTH, Refusal, conform
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Draft, Point
-from qdrant_sink.search import Search
-from tests.sink.samples import SCHEMA, SIZE, draft, embedding, schema_for, spoilt, unit
-from tests.sink.writing import write
+from qdrant_sink.points import Draft, Point, Vectors
+from qdrant_sink.searching import Search, SearchOptions, conform_query, run
+from tests.sink.samples import SCHEMA, SIZE, draft, sample_vectors, schema_for, search_by, spoilt, unit
+from tests.sink.writing import causes, write
 
 
 def sparse(indices: Any, values: Any) -> SparseVector:
@@ -36,7 +36,7 @@ def nested(depth: int) -> Any:
 
 
 NAN, INF = float("nan"), float("inf")
-SOUND = embedding(0)
+SOUND = sample_vectors(0)
 assert SOUND.dense is not None
 assert SOUND.colbert is not None
 DENSE, COLBERT = SOUND.dense.tolist(), SOUND.colbert.tolist()
@@ -103,7 +103,7 @@ def test_a_spoilt_vector_is_refused_with_field_limit_and_value(case: str) -> Non
     fields, message = REFUSED_VECTORS[case]
     refusal = conform(spoilt(3, **fields), SCHEMA)
     assert isinstance(refusal, Refusal)
-    assert (refusal.index, refusal.code) == (3, "invalid_vector")
+    assert refusal.code == "invalid_vector"
     assert re.search(message, refusal.message), refusal.message
 
 
@@ -133,7 +133,7 @@ def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, mess
     """A payload that a transport would drop, round or choke on is refused, and the key is named."""
     refusal = conform(draft(5, payload=payload), SCHEMA)
     assert isinstance(refusal, Refusal)
-    assert (refusal.index, refusal.code) == (5, "invalid_payload")
+    assert refusal.code == "invalid_payload"
     assert re.search(message, refusal.message), refusal.message
 
 
@@ -199,7 +199,7 @@ def test_a_text_without_weights_is_stored_without_sparse(edge_store: EdgeStore, 
     one = spoilt(1, sparse=sparse(*weights))
     edge_store.ensure("docs", SCHEMA)
     assert write(edge_store, "docs", [one], SCHEMA).stored == 1
-    [[hit]] = edge_store.query("docs", [Search(dense=one.embedding.dense, using=("dense",))])
+    [[hit]] = run(edge_store, "docs", [search_by(dense=one.vectors.dense, using=("dense",))])
     assert hit.id == 1
 
 
@@ -215,7 +215,7 @@ def test_a_point_with_nothing_to_be_found_by_is_refused() -> None:
 def test_colbert_rows_end_where_the_server_ends_them(rows: int) -> None:
     """1023 rows of 1024 pass and 1024 do not, with a code of its own and what can be done about it."""
     schema = schema_for(1024, 1024)
-    outcome = conform(Draft(0, 0, {}, embedding(0, rows=rows, size=1024)), schema)
+    outcome = conform(Draft(0, 0, {}, sample_vectors(0, rows=rows, size=1024)), schema)
     if rows == 1023:
         assert isinstance(outcome, Point)
     else:
@@ -238,15 +238,15 @@ def test_float16_rows_stay_float16() -> None:
 def test_a_query_follows_the_same_rules() -> None:
     """A query vector that would poison scores is refused; a sparse one without weights is simply left out."""
     nan = np.full(SIZE, NAN, dtype=np.float32)
-    refusal = conform_query(Search(dense=nan, using=("dense",)), SCHEMA, index=4)
+    refusal = conform_query(Vectors(dense=nan), SearchOptions(using=("dense",)), SCHEMA)
     assert isinstance(refusal, Refusal)
-    assert (refusal.index, refusal.code) == (4, "invalid_vector")
-    absent = conform_query(Search(using=("dense",)), SCHEMA)
+    assert refusal.code == "invalid_vector"
+    absent = conform_query(Vectors(), SearchOptions(using=("dense",)), SCHEMA)
     assert isinstance(absent, Refusal)
     assert "dense: the search uses it" in absent.message
-    sound = conform_query(Search(dense=SOUND.dense, sparse=sparse([], [])), SCHEMA)
+    sound = conform_query(Vectors(SOUND.dense, sparse([], [])), SearchOptions(), SCHEMA)
     assert isinstance(sound, Search)
-    assert sound.sparse is None
+    assert sound.vectors.sparse is None
 
 
 # Adversarial input: whatever passes is accepted by the real engine and found again.
@@ -308,9 +308,7 @@ payloads = st.dictionaries(
 )
 ids = st.one_of(st.integers(1000, 2**64 - 1), st.uuids(), st.sampled_from([-1, 2**64, "1"]))
 drafts = st.builds(
-    lambda point_id, payload, dense, weights, rows: Draft(
-        1, point_id, payload, Embedding(dense, weights, rows, 4, truncated=False)
-    ),
+    lambda point_id, payload, dense, weights, rows: Draft(1, point_id, payload, Vectors(dense, weights, rows)),
     ids,
     payloads,
     dense_vectors,
@@ -327,17 +325,17 @@ def test_whatever_passes_is_stored_and_found_and_whatever_does_not_leaves_its_ne
     """No input poisons a collection: a point is stored and found by its own vectors, or refused by index."""
     edge_store.ensure("hostile", SCHEMA)
     batch = [draft(0), *(replace(hostile, index=1 + i) for i, hostile in enumerate(hostiles)), draft(100)]
-    outcomes = [conform(each, SCHEMA) for each in batch]
+    indices, outcomes = [each.index for each in batch], [conform(each, SCHEMA) for each in batch]
     points = [outcome for outcome in outcomes if isinstance(outcome, Point)]
-    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    refusals = [(index, one.code) for index, one in zip(indices, outcomes, strict=True) if isinstance(one, Refusal)]
     report = write(edge_store, "hostile", batch, SCHEMA)
     assert (report.submitted, report.stored) == (len(batch), len(points))
-    assert [(r.index, r.code) for r in report.rejected] == [(r.index, r.code) for r in refusals]
+    assert causes(report) == refusals
     assert edge_store.existing("hostile", [point.id for point in points]) == {point.id for point in points}
     for point in points:
         _is_found(edge_store, point)
-    search = Search(dense=batch[0].embedding.dense, using=("dense",), limit=len(batch))
-    [neighbours] = edge_store.query("hostile", [search])
+    search = search_by(dense=batch[0].vectors.dense, using=("dense",), limit=len(batch))
+    [neighbours] = run(edge_store, "hostile", [search])
     assert neighbours[0].score == pytest.approx(1.0, abs=1e-5)
     assert all(math.isfinite(hit.score) for hit in neighbours)
     edge_store.delete("hostile", ids=[point.id for point in points])
@@ -377,15 +375,15 @@ def _is_found(store: EdgeStore, point: Point) -> None:
     alone = {"must": [{"has_id": [point.id if isinstance(point.id, int) else str(point.id)]}]}
     searches = []
     if point.dense is not None:
-        searches.append(Search(dense=point.dense, using=("dense",), where=alone))
+        searches.append(search_by(dense=point.dense, using=("dense",), where=alone))
     if point.sparse is not None:
-        searches.append(Search(sparse=point.sparse, using=("sparse",), where=alone))
+        searches.append(search_by(sparse=point.sparse, using=("sparse",), where=alone))
     if point.colbert is not None:
-        searches.append(Search(colbert=point.colbert.astype(np.float32), using=("colbert",), where=alone))
-    for [hit] in store.query("hostile", searches):
+        searches.append(search_by(colbert=point.colbert.astype(np.float32), using=("colbert",), where=alone))
+    for [hit] in run(store, "hostile", searches):
         assert hit.id == point.id
         assert math.isfinite(hit.score)
         assert _alike(hit.payload, point.payload)
     if point.dense is not None:
-        [top, *_] = store.query("hostile", [Search(dense=point.dense, using=("dense",), limit=1)])[0]
+        [top, *_] = run(store, "hostile", [search_by(dense=point.dense, using=("dense",), limit=1)])[0]
         assert top.score == pytest.approx(1.0, abs=1e-3)

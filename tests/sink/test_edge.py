@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigurationError, InvalidRequest, StoreRejected, StoreUnavailable
+from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.vectors import SparseVector
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.edge_faults import mapped
-from qdrant_sink.edge_settings import SEARCH_THREADS, limit_threads, read_config
+from qdrant_sink.edge.faults import mapped
+from qdrant_sink.edge.settings import SEARCH_THREADS, limit_threads, read_config
+from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from qdrant_sink.points import Point
 from qdrant_sink.schema import Placement
-from qdrant_sink.search import Search
-from tests.sink.samples import SCHEMA, draft
+from qdrant_sink.searching import run
+from tests.sink.samples import SCHEMA, draft, search_by
 from tests.sink.writing import write
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ def test_points_survive_kill_9(tmp_path: Path) -> None:
     assert done.returncode == -9
     store = EdgeStore(tmp_path)
     assert store.count("docs") == 50
-    [[hit]] = store.query("docs", [Search(dense=draft(7).embedding.dense, using=("dense",), limit=1)])
+    [[hit]] = run(store, "docs", [search_by(dense=draft(7).vectors.dense, using=("dense",), limit=1)])
     assert hit.id == 7
     store.close()
 
@@ -127,10 +129,10 @@ def test_optimised_and_exact_search_agree(edge_store: EdgeStore) -> None:
     """Merging the segments changes no answer."""
     edge_store.ensure("docs", SCHEMA)
     write(edge_store, "docs", [draft(i) for i in range(200)], SCHEMA)
-    search = Search(dense=draft(3).embedding.dense, sparse=draft(3).embedding.sparse, limit=5)
-    before = edge_store.query("docs", [search])
+    search = search_by(dense=draft(3).vectors.dense, sparse=draft(3).vectors.sparse, limit=5)
+    before = run(edge_store, "docs", [search])
     edge_store.optimize("docs")
-    after = edge_store.query("docs", [search])
+    after = run(edge_store, "docs", [search])
     assert [hit.id for hit in before[0]] == [hit.id for hit in after[0]]
 
 
@@ -174,10 +176,10 @@ def test_collections_beyond_a_bound_are_closed_and_opened_again(tmp_path: Path) 
     for i in range(8):
         store.ensure(f"docs_{i}", SCHEMA)
         write(store, f"docs_{i}", [draft(j) for j in range(i + 1)], SCHEMA)
-        assert sum(one.is_open for one in store._known.values()) <= 3
+        assert sum(one.is_open for one in store._collections.values()) <= 3
     threads = _entries("/proc/self/task")
     assert [store.count(f"docs_{i}") for i in range(8)] == list(range(1, 9))
-    assert [name for name, one in store._known.items() if one.is_open] == ["docs_5", "docs_6", "docs_7"]
+    assert [name for name, one in store._collections.items() if one.is_open] == ["docs_5", "docs_6", "docs_7"]
     assert _entries("/proc/self/task") <= threads + 3 * SEARCH_THREADS
     store.close()
     with pytest.raises(StoreUnavailable, match="the store is closed"):
@@ -205,12 +207,12 @@ def test_a_collection_in_use_is_not_closed(tmp_path: Path) -> None:
     store = EdgeStore(tmp_path, open_collections=1)
     for name in ("docs", "other"):
         store.ensure(name, SCHEMA)
-    with store._found("docs").opened() as shard:
+    with store._collection("docs").opened() as shard:
         assert store.count("other") == 0
         assert shard.info().points_count == 0
-        assert all(one.is_open for one in store._known.values())
+        assert all(one.is_open for one in store._collections.values())
     assert store.count("other") == 0
-    assert not store._known["docs"].is_open
+    assert not store._collections["docs"].is_open
     store.close()
 
 
@@ -232,7 +234,9 @@ def test_what_the_system_refuses_may_be_there_later(tmp_path: Path) -> None:
     """Out of descriptors is said so and can be tried again, which then succeeds."""
     store = EdgeStore(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_entries("/proc/self/fd") - 1, hard))
+    lowest = os.dup(0)  # of the descriptors that are free
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
         with pytest.raises(StoreUnavailable, match="creation of collection 'docs': too many open files"):
             store.ensure("docs", SCHEMA)

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.errors import StoreUnavailable
-from embedder.vectors import Embedding
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.edge_segments import GRAPH_KB, found_segments, without_graph
-from qdrant_sink.edge_settings import BEFORE, CONFIG, merging, read_config
-from qdrant_sink.points import Draft
-from qdrant_sink.search import Search
-from tests.sink.samples import SCHEMA, draft, schema_for, unit
+from qdrant_sink.edge.segments import GRAPH_KB, segments_of, without_graph
+from qdrant_sink.edge.settings import BEFORE, CONFIG, merging, read_config
+from qdrant_sink.errors import StoreUnavailable
+from qdrant_sink.points import Draft, Vectors
+from qdrant_sink.searching import run
+from tests.sink.samples import SCHEMA, draft, schema_for, search_by, unit
 from tests.sink.writing import write
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +34,7 @@ def load(directory: str) -> EdgeStore:
     store = EdgeStore(directory)
     store.ensure("docs", WIDE)
     dense = vectors()
-    rows = [Draft(i, i, {"i": i}, Embedding(dense[i], None, None, 3, truncated=False)) for i in range(POINTS)]
+    rows = [Draft(i, i, {"i": i}, Vectors(dense[i])) for i in range(POINTS)]
     assert write(store, "docs", rows, WIDE).stored == POINTS
     return store
 
@@ -73,7 +72,7 @@ def _killed_while_it_optimises(directory: Path, call: str) -> None:
     [
         'store.optimize("docs")',
         pytest.param(  # as it was done before: unflushed, so that the log is dealt among two segments
-            'store._known["docs"]._shard.optimize()', marks=pytest.mark.slow
+            'store._collections["docs"]._shard.optimize()', marks=pytest.mark.slow
         ),
     ],
 )
@@ -86,13 +85,13 @@ def test_a_kill_while_the_graph_is_built_costs_no_point_and_no_graph(tmp_path: P
     assert list((docs / "temp_segments").iterdir()) == []
     store.build_index("docs", WIDE, timeout_s=PATIENCE_S)
     store.close()
-    assert sum(segment.points for segment in found_segments(docs, "dense") if segment.indexed) == POINTS
+    assert sum(segment.points for segment in segments_of(docs, "dense") if segment.indexed) == POINTS
     assert list(docs.glob("segments/*/vector_index-dense/graph*"))
     assert without_graph(docs, "dense", POINTS) == 0
     assert not (read_config(docs).get("optimizers") or {}).get("indexing_threshold")
     store = EdgeStore(tmp_path)
     dense = vectors()
-    found = store.query("docs", [Search(dense=dense[i], using=("dense",), limit=1) for i in range(0, POINTS, 100)])
+    found = run(store, "docs", [search_by(dense=dense[i], using=("dense",), limit=1) for i in range(0, POINTS, 100)])
     assert [hits[0].id for hits in found] == list(range(0, POINTS, 100))
     assert store.count("docs") == POINTS
     store.close()
@@ -119,7 +118,7 @@ def test_a_graph_that_is_not_there_is_told(edge_store: EdgeStore, tmp_path: Path
     docs = tmp_path / "edge" / "docs"
     config = read_config(docs)
     (docs / CONFIG).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
-    there: Any = edge_store._known["docs"]
+    there: Any = edge_store._collections["docs"]
     there._shard = Idle(there._shard)
     there._merged = lambda: False
     with pytest.raises(StoreUnavailable, match="collection 'docs' is not ready: 200 points are in no HNSW graph"):
@@ -153,4 +152,4 @@ def test_what_the_engine_does_not_open_is_no_segment(edge_store: EdgeStore, tmp_
     docs = tmp_path / "edge" / "docs"
     (docs / "segments" / "01234567-89ab-cdef-0123-456789abcdef").mkdir()
     edge_store.build_index("docs", SCHEMA, timeout_s=1)
-    assert [segment.points for segment in found_segments(docs, "dense")] == [3]
+    assert [segment.points for segment in segments_of(docs, "dense")] == [3]

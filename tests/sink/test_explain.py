@@ -12,32 +12,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.vectors import Embedding, SparseVector
-from qdrant_sink.conformance import conform_query
-from qdrant_sink.edge import EdgeStore
-from qdrant_sink.explain import FUSED_TOLERANCE, Explanation, Inquiry, Place, explained, row_matches, token_matches
-from qdrant_sink.points import PointId
-from qdrant_sink.search import Hit, PayloadKeys, Search
+from embedder.vectors import SparseVector
+from qdrant_sink.points import PayloadKeys, PointId, Vectors
+from qdrant_sink.searching import BranchRank, Explanation, Hit, Search, SearchOptions, conform_query, explain, run
+from qdrant_sink.searching.explain import FUSED_TOLERANCE, Inquiry
+from qdrant_sink.searching.matches import row_matches, token_matches
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
-from tests.sink.conftest import drop, real_server
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, Reference, draft, embedding, rrf
+from tests.sink.samples import SCHEMA, Reference, draft, rrf, sample_vectors
+from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTION = "test_explain"
 TOLERANCE = 1e-4
 """Of a sum of contributions, against the store's score."""
 
-WHOLE: dict[PointId, Embedding] = {i: embedding(i, rows=1 + i % 6) for i in range(60)}
-TWINS: dict[PointId, Embedding] = {100 + i: WHOLE[i] for i in range(8)}
-PARTS: dict[PointId, Embedding] = {
-    200: embedding(200, kinds=("dense",)),
-    201: embedding(201, kinds=("dense", "sparse")),
-    202: embedding(202, kinds=("dense", "colbert")),
+WHOLE: dict[PointId, Vectors] = {i: sample_vectors(i, rows=1 + i % 6) for i in range(60)}
+TWINS: dict[PointId, Vectors] = {100 + i: WHOLE[i] for i in range(8)}
+PARTS: dict[PointId, Vectors] = {
+    200: sample_vectors(200, kinds=("dense",)),
+    201: sample_vectors(201, kinds=("dense", "sparse")),
+    202: sample_vectors(202, kinds=("dense", "colbert")),
 }
-EMBEDDINGS = {**WHOLE, **TWINS, **PARTS}
-REFERENCE = Reference(EMBEDDINGS)
+VECTORS = {**WHOLE, **TWINS, **PARTS}
+REFERENCE = Reference(VECTORS)
 USING: list[Any] = [
     ("dense",),
     ("sparse",),
@@ -48,40 +47,29 @@ USING: list[Any] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(scope="module", params=STORES)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Every store, with points of which some are equal and some lack a vector."""
-    root: Path = tmp_path_factory.mktemp(request.param)
-    double = GrpcDouble(root) if request.param == "double" else None
-    store: Store
-    if double is not None:
-        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
-    elif request.param == "edge":
-        store = EdgeStore(root)
-    else:
-        store = ServerStore(*real_server())
-    store.ensure(COLLECTION, SCHEMA)
-    drafts = [draft(n, id=i, embedding=e, payload={"parity": n % 2}) for n, (i, e) in enumerate(EMBEDDINGS.items())]
-    assert write(store, COLLECTION, drafts, SCHEMA).stored == len(EMBEDDINGS)
-    yield store
-    store.close()
-    if double is not None:
-        double.stop()
+    with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
+        store.ensure(COLLECTION, SCHEMA)
+        drafts = [draft(n, id=i, vectors=v, payload={"parity": n % 2}) for n, (i, v) in enumerate(VECTORS.items())]
+        assert write(store, COLLECTION, drafts, SCHEMA).stored == len(VECTORS)
+        yield store
     if request.param == "server":
         drop(COLLECTION)
 
 
 def search_of(seed: int, **fields: Any) -> Search:
     """A conformant search by a random query."""
-    query = embedding(seed, rows=1 + seed % 5)
-    proven = conform_query(Search(query.dense, query.sparse, query.colbert, **fields), SCHEMA)
+    query = sample_vectors(seed, rows=1 + seed % 5)
+    proven = conform_query(query, SearchOptions(**fields), SCHEMA)
     assert isinstance(proven, Search)
     return proven
 
 
 def told(store: Store, search: Search) -> list[tuple[Hit, Explanation]]:
     """The hits of a search, each with its explanation."""
-    [found] = explained([search], lambda asked: store.query(COLLECTION, asked), text_key="text", halved=True)
+    [found] = explain(store, COLLECTION, [search], text_key="text", halved=True)
     return list(zip(found.hits, found.explanations, strict=True))
 
 
@@ -107,25 +95,25 @@ searches = st.builds(
 @given(search=searches)
 def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
     """Sparse contributions add up to the inner product, ColBERT's to the MaxSim, the branches' to the fused score."""
-    assert search.sparse is not None
-    assert search.colbert is not None
-    sparse, maxsim = REFERENCE.sparse(search.sparse), REFERENCE.colbert(search.colbert)
+    assert search.vectors.sparse is not None
+    assert search.vectors.colbert is not None
+    sparse, maxsim = REFERENCE.sparse(search.vectors.sparse), REFERENCE.colbert(search.vectors.colbert)
     for hit, why in told(filled, search):
         assert why.sparse is not None
         contributions = [match.contribution for match in why.sparse]
         assert contributions == sorted(contributions, reverse=True)
         assert sum(contributions) == pytest.approx(sparse.get(hit.id, 0.0), abs=TOLERANCE)
         if why.colbert is None:
-            assert EMBEDDINGS[hit.id].colbert is None
+            assert VECTORS[hit.id].colbert is None
         else:
-            assert len(why.colbert) == len(search.colbert)
+            assert len(why.colbert) == len(search.vectors.colbert)
             assert sum(match.score for match in why.colbert) == pytest.approx(maxsim[hit.id], abs=TOLERANCE)
-            if search.rerank or search.using == ("colbert",):
+            if search.options.rerank or search.options.using == ("colbert",):
                 assert sum(match.score for match in why.colbert) == pytest.approx(hit.score, abs=TOLERANCE)
-        fuses = len(search.using) > 1 and search.rerank is None
+        fuses = len(search.options.using) > 1 and search.options.rerank is None
         assert (why.fusion is not None) == fuses
         if why.fusion is not None:
-            assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=FUSED_TOLERANCE[search.fusion])
+            assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=FUSED_TOLERANCE[search.options.fusion])
             assert {kind for kind, part in why.fusion.items() if part} == {
                 kind for kind, place in why.branches.items() if place
             }
@@ -135,14 +123,14 @@ def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
 @given(search=searches)
 def test_ranks_are_those_of_the_branches_alone(filled: Store, search: Search) -> None:
     """A hit's rank and score in a branch are what a search by that branch alone gives it, among as many candidates."""
-    search = replace(search, group_by=None)
+    search = search.with_options(group_by=None)
     alone: dict[str, list[Hit]] = {}
-    for kind in search.using:
-        count = max(search.prefetch, search.limit + search.offset)
-        one = replace(search, using=(kind,), rerank=None, limit=count, offset=0)
-        (alone[kind],) = filled.query(COLLECTION, [one])
+    for kind in search.options.using:
+        count = max(search.options.prefetch, search.options.limit + search.options.offset)
+        one = search.with_options(using=(kind,), rerank=None, limit=count, offset=0)
+        (alone[kind],) = run(filled, COLLECTION, [one])
     for hit, why in told(filled, search):
-        assert list(why.branches) == list(search.using)
+        assert list(why.branches) == list(search.options.using)
         for kind, place in why.branches.items():
             found = [one for one in alone[kind] if one.id == hit.id]
             if place is None:
@@ -162,9 +150,9 @@ def test_an_explained_search_finds_the_same(filled: Store) -> None:
     )
     for more in fields:
         search = search_of(77, limit=6, offset=2, **more)
-        (plain,) = filled.query(COLLECTION, [search])
+        (plain,) = run(filled, COLLECTION, [search])
         inquiry = Inquiry.of(search)
-        bare = inquiry.bare(filled.query(COLLECTION, inquiry.searches)[0])
+        bare = inquiry.bare(run(filled, COLLECTION, inquiry.searches)[0])
         assert [(hit.id, hit.score, hit.payload) for hit in bare] == [(hit.id, hit.score, hit.payload) for hit in plain]
         for one, other in zip(bare, plain, strict=True):
             assert (one.vectors is None) == (other.vectors is None)
@@ -217,17 +205,17 @@ def test_weights_divide_ranks_in_the_explanation_too(filled: Store) -> None:
 @pytest.mark.parametrize("fields", [{}, {"fusion": "dbsf"}, {"rerank": "colbert"}, {"using": ("dense",)}])
 def test_hits_from_far_down_are_explained(filled: Store, fields: dict[str, Any]) -> None:
     """A search by document that had to look past `prefetch` says the ranks at which it found its hits."""
-    where = {"must_not": [{"has_id": [i for i in EMBEDDINGS if isinstance(i, int) and i % 2 and i != 59]}]}
+    where = {"must_not": [{"has_id": [i for i in VECTORS if isinstance(i, int) and i % 2 and i != 59]}]}
     deep = 0
     for seed in range(300, 310):  # of odd parity there is one point, wherever it ranks
         search = search_of(seed, group_by="parity", limit=2, prefetch=1, where=where, **fields)
         for hit, why in told(filled, search):
             ranks = [place.rank for place in why.branches.values() if place]
             assert ranks
-            deep += min(ranks) > search.depth
+            deep += min(ranks) > search.options.depth
             if why.fusion is not None:
-                assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=FUSED_TOLERANCE[search.fusion])
-            assert (why.fusion is not None) == (len(search.using) > 1 and search.rerank is None)
+                assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=FUSED_TOLERANCE[search.options.fusion])
+            assert (why.fusion is not None) == (len(search.options.using) > 1 and search.options.rerank is None)
     assert deep
 
 
@@ -253,7 +241,7 @@ def test_the_text_is_fetched_whatever_was_selected(
         keys = tuple(f'"{key}"' if name == "key" else name for name in selection.keys)
         selection = PayloadKeys(keys, excluded=selection.excluded)
     search = search_of(1, with_payload=selection, using=("dense",))
-    [found] = explained([search], lambda asked: store.query(collection, asked), text_key=key, halved=True)
+    [found] = explain(store, collection, [search], text_key=key, halved=True)
     [payload] = found.payloads
     assert payload is not None
     assert payload[key] == "a text"
@@ -265,14 +253,15 @@ def test_the_text_is_fetched_whatever_was_selected(
 
 def test_a_query_without_weights_has_no_sparse_part(filled: Store) -> None:
     """An empty query matches no token: its sparse branch ranks nothing and explains nothing."""
-    search = replace(search_of(31), sparse=None)
+    search = search_of(31)
+    search = replace(search, vectors=replace(search.vectors, sparse=None))
     for hit, why in told(filled, search):
         assert why.sparse is None
         assert why.branches["sparse"] is None
         assert why.fusion is not None
         assert why.fusion["sparse"] == 0.0
         assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=1e-6)
-    lonely = replace(search, using=("sparse",))
+    lonely = search.with_options(using=("sparse",))
     assert told(filled, lonely) == []
 
 
@@ -299,7 +288,7 @@ def test_what_does_not_add_up_is_not_told() -> None:
     answers = [hits_of((1, 1 / 61 + 1 / 70)), hits_of((1, 0.9)), hits_of((2, 3.0), (1, 2.0))]
     (why,) = inquiry.explain(answers, halved=True)
     assert why.fusion is None
-    assert why.branches == {"dense": Place(1, 0.9), "sparse": Place(2, 2.0)}
+    assert why.branches == {"dense": BranchRank(1, 0.9), "sparse": BranchRank(2, 2.0)}
 
 
 def test_a_flood_of_ties_is_not_searched_through() -> None:
@@ -307,7 +296,7 @@ def test_a_flood_of_ties_is_not_searched_through() -> None:
     inquiry = Inquiry.of(search_of(31, using=("dense", "sparse", "colbert")))
     same = hits_of(*((i, 1.0) for i in range(1000)))
     explanations = inquiry.explain([same[:3], same, same, same], halved=True)
-    assert [why.branches["dense"] for why in explanations] == [Place(n, 1.0) for n in (1, 2, 3)]
+    assert [why.branches["dense"] for why in explanations] == [BranchRank(n, 1.0) for n in (1, 2, 3)]
     assert all(why.fusion is None for why in explanations)
 
 
@@ -333,7 +322,7 @@ def test_token_matches_are_the_common_tokens(query: SparseVector, passage: Spars
 @given(rows=st.integers(1, 5), others=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_row_matches_are_the_nearest_rows(rows: int, others: int, seed: int) -> None:
     """One match per row of the query: no other row of the passage is nearer."""
-    query, passage = embedding(seed, rows=rows).colbert, embedding(seed + 1, rows=others).colbert
+    query, passage = sample_vectors(seed, rows=rows).colbert, sample_vectors(seed + 1, rows=others).colbert
     assert query is not None
     assert passage is not None
     found: Sequence[Any] = row_matches(query, passage)

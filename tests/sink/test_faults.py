@@ -8,19 +8,20 @@ import random
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Self
 
 import psutil
 import pytest
 
-from qdrant_sink import writer
+from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.server import ServerStore
-from qdrant_sink.writer import UpsertReport, present
+from qdrant_sink.writing import WriteReport, existing_ids
+from tests.sink import writing
 from tests.sink.contents import assert_holds
 from tests.sink.faults import Kind, Proxy, Script
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, job
-from tests.sink.writing import write
 
 Connect = Callable[..., ServerStore]
 
@@ -63,12 +64,11 @@ def proxied(double: GrpcDouble) -> Iterator[Callable[..., Proxy]]:
         proxy.stop()
 
 
-@pytest.fixture(autouse=True)
-def _many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BATCH_POINTS", 25)
+write = partial(writing.write, batch_points=25)
+"""Many requests per job."""
 
 
-def _all_stored(report: UpsertReport, count: int) -> bool:
+def _all_stored(report: WriteReport, count: int) -> bool:
     return (report.submitted, report.stored, report.skipped, report.rejected) == (count, count, 0, ())
 
 
@@ -81,7 +81,7 @@ def test_one_kind_of_fault_again_and_again(
     store, drafts = connect(), job(300)
     store.ensure("docs", SCHEMA)
     double.script = Script([kind], every=3, methods=("Upsert", "Get"))
-    assert present(store, "docs", [draft.id for draft in drafts]) == set()
+    assert existing_ids(store, "docs", [draft.id for draft in drafts]) == set()
     report = write(store, "docs", drafts, SCHEMA, insert_only=insert_only)
     assert _all_stored(report, 300)
     assert double.script.happened[kind] >= 4
@@ -156,7 +156,7 @@ def test_a_server_that_restarts(
 
 
 def test_a_server_that_stays_away_is_accounted_for(double: GrpcDouble, connect: Connect) -> None:
-    """Every point is either acknowledged, and there, or reported as `store_unavailable`, and can be sent again."""
+    """Every point is either acknowledged, and there, or reported as `StoreUnavailable`, and can be sent again."""
     store, drafts = connect(deadline_s=0.4), job(500)
     store.ensure("docs", SCHEMA)
 
@@ -169,7 +169,7 @@ def test_a_server_that_stays_away_is_accounted_for(double: GrpcDouble, connect: 
     double.before["Upsert"] = stop_at_the_eighth
     report = write(store, "docs", drafts, SCHEMA)
     lost = {rejection.index for rejection in report.rejected}
-    assert {rejection.code for rejection in report.rejected} == {"store_unavailable"}
+    assert {type(rejection.cause) for rejection in report.rejected} == {StoreUnavailable}
     assert 0 < report.stored < report.submitted == 500
     assert report.stored + len(lost) == 500
 

@@ -10,9 +10,9 @@ import pytest
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.filters import check_filter, matches_all
-from qdrant_sink.search import Search
+from qdrant_sink.searching import run
 from qdrant_sink.store import Store
-from tests.sink.samples import SCHEMA, draft
+from tests.sink.samples import SCHEMA, draft, search_by
 from tests.sink.writing import write
 
 PAYLOADS: list[dict[str, Any]] = [
@@ -134,10 +134,10 @@ def test_both_stores_select_the_same_points(store: Store, collection: str) -> No
     store.ensure(collection, SCHEMA)
     ids = [0, 1, 2, uuid.UUID(ID)]
     write(store, collection, [draft(i, id=ids[i], payload=p) for i, p in enumerate(PAYLOADS)], SCHEMA)
-    everything = draft(0).embedding.dense
+    everything = draft(0).vectors.dense
     for where, expected in SELECTS:
         assert store.count(collection, where) == len(expected), where
-        [hits] = store.query(collection, [Search(dense=everything, using=("dense",), where=where)])
+        [hits] = run(store, collection, [search_by(dense=everything, using=("dense",), where=where)])
         assert {hit.id for hit in hits} == {ids[i] for i in expected}, where
 
 
@@ -230,7 +230,7 @@ def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str)
     with pytest.raises(InvalidRequest, match="matsch"):
         store.delete(collection, where=wrong)
     with pytest.raises(InvalidRequest, match="matsch"):
-        store.query(collection, [Search(dense=draft(0).embedding.dense, using=("dense",), where=wrong)])
+        run(store, collection, [search_by(dense=draft(0).vectors.dense, using=("dense",), where=wrong)])
 
 
 def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:

@@ -17,12 +17,12 @@ import pytest
 
 from qdrant_sink.points import PointId
 from qdrant_sink.store import Store
-from tests.sink.conftest import drop, real_server
 from tests.sink.contents import assert_holds, contents
 from tests.sink.faults import PATIENCE_S
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.loader import Place, load
 from tests.sink.samples import SCHEMA, job
+from tests.sink.stores import drop, real_server
 from tests.sink.writing import write
 
 KILLS = 20

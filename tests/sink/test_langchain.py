@@ -10,11 +10,11 @@ from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore, RetrievalMode, SparseEmbeddings, SparseVector
 from qdrant_client import QdrantClient, models
 
-from embedder.batching import Priority
+from embedder import Priority
 from embedder.embedder import Embedder, ModelOptions
 from embedder.vectors import Embedding, Outputs
-from qdrant_sink.layouts import laid_out
-from qdrant_sink.points import Draft, point_id
+from qdrant_sink.payload_layouts import laid_out
+from qdrant_sink.points import Draft, Vectors, point_id
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import schema_for
@@ -84,9 +84,11 @@ def model() -> Iterator[Model]:
     model.embedder.close()
 
 
-@pytest.fixture
-def langchain(server_store: ServerStore, double: GrpcDouble, model: Model) -> Iterator[QdrantVectorStore]:
+@pytest.fixture(scope="module")
+def langchain(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantVectorStore]:
     """LangChain's store, on a collection that our adapter made and our writer filled."""
+    double = GrpcDouble(tmp_path_factory.mktemp("double"))
+    server_store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
     schema = schema_for(model.embedder.hidden_size, model.embedder.colbert_size)
     drafts = []
     for index, (name, embedding) in enumerate(zip(TEXTS, model(list(TEXTS.values())), strict=True)):
@@ -99,7 +101,7 @@ def langchain(server_store: ServerStore, double: GrpcDouble, model: Model) -> It
             written={"id": name},
             point_id=str(identity),
         )
-        drafts.append(Draft(index, identity, payload, embedding))
+        drafts.append(Draft(index, identity, payload, Vectors.of(embedding)))
     server_store.ensure("notes", schema)
     assert write(server_store, "notes", drafts, schema).stored == len(TEXTS)
     client = QdrantClient(host="127.0.0.1", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
@@ -113,6 +115,8 @@ def langchain(server_store: ServerStore, double: GrpcDouble, model: Model) -> It
         sparse_vector_name="sparse",
     )
     client.close()
+    server_store.close()
+    double.stop()
 
 
 @pytest.mark.parametrize("name", TEXTS)

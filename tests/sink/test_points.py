@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.errors import DuplicateId
 from qdrant_sink.points import (
     NAMESPACE,
     chunk_id,
@@ -89,7 +90,7 @@ def test_the_first_point_owns_its_id() -> None:
     owners, duplicates = claims([(0, 7, {"a": 1, "b": 2}), (1, 8, {}), (2, 7, {"b": 2, "a": 1}), (3, 7, {"a": 2})])
     assert owners == {0: (0, 2), 1: (1,)}
     [(index, error)] = duplicates
-    assert (index, error.code) == (3, "duplicate_id")
+    assert (index, type(error)) == (3, DuplicateId)
     assert "point 0 of this job" in error.message
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qdrant_sink.conformance import conform, most_rows
-from qdrant_sink.points import Draft, Point
-from qdrant_sink.pooling import pooled
-from tests.sink.samples import embedding, schema_for, unit
+from qdrant_sink.conformance import conform, rows_max
+from qdrant_sink.points import Draft, Point, Vectors
+from qdrant_sink.writing.pooling import pooled
+from tests.sink.samples import sample_vectors, schema_for, unit
 
 
 def smooth(count: int, size: int, seed: int = 0) -> NDArray[np.float32]:
@@ -92,16 +92,16 @@ def test_a_search_finds_the_same_in_pooled_rows(factor: int) -> None:
 
 def test_a_text_of_the_full_model_fits_when_pooled() -> None:
     """8191 rows of 1024 become 1023, which is what a multivector holds."""
-    assert most_rows(1024) == 1023
-    long = embedding(0, rows=8191, size=1024, kinds=("colbert",))
+    assert rows_max(1024) == 1023
+    long = sample_vectors(0, rows=8191, size=1024, kinds=("colbert",))
     assert long.colbert is not None
-    short = pooled(long.colbert.astype(np.float16), most_rows(1024))
+    short = pooled(long.colbert.astype(np.float16), rows_max(1024))
     assert short.shape == (1023, 1024)
-    fitting = type(long)(None, None, short, long.tokens, truncated=False)
+    fitting = Vectors(colbert=short)
     assert isinstance(conform(Draft(0, 0, {}, fitting), schema_for(1024, 1024)), Point)
 
 
 @pytest.mark.parametrize("size", [1, 8, 192, 1000, 1024])
-def test_most_rows_is_where_conformance_ends(size: int) -> None:
+def test_rows_max_is_where_conformance_ends(size: int) -> None:
     """The limit that pooling goes by is the one that a point is held to."""
-    assert most_rows(size) * size < 2**20 <= (most_rows(size) + 1) * size
+    assert rows_max(size) * size < 2**20 <= (rows_max(size) + 1) * size

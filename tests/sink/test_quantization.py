@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qdrant_sink.conformance import conform_query
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Search
-from tests.sink.samples import schema_for, unit
+from qdrant_sink.searching import Search, conform_query, run
+from tests.sink.samples import schema_for, search_by, unit
 
 POINTS = 2000
 QUERIES = 30
@@ -53,12 +52,12 @@ def _indexed(root: Path, schema: CollectionSchema, points: list[Point]) -> EdgeS
 
 
 def _recall(store: EdgeStore, searches: list[Search], best: list[set[int]]) -> float:
-    answers = store.query("docs", searches)
+    answers = run(store, "docs", searches)
     return float(np.mean([len(b & {hit.id for hit in hits}) / 10 for b, hits in zip(best, answers, strict=True)]))
 
 
 def _rescored(searches: list[Search], schema: CollectionSchema) -> list[Search]:
-    proven = [conform_query(search, schema) for search in searches]
+    proven = [conform_query(search.vectors, search.options, schema) for search in searches]
     return [search for search in proven if isinstance(search, Search)]
 
 
@@ -74,7 +73,7 @@ def test_rescoring_restores_the_recall_of_dense(
     schema = replace(schema, dense=replace(schema.dense, quantization=kind, m=0))
     store = _indexed(tmp_path, schema, [Point(i, {}, dense=vector) for i, vector in enumerate(points)])
     best = [set(np.argsort(-points @ query)[:10].tolist()) for query in queries]
-    searches = [Search(dense=query, using=("dense",)) for query in queries]
+    searches = [search_by(dense=query, using=("dense",)) for query in queries]
     assert _recall(store, _rescored(searches, schema), best) >= RECALL
     assert _recall(store, searches, best) < RECALL
     store.close()
@@ -92,7 +91,7 @@ def test_rescoring_restores_the_ranking_of_colbert(tmp_path: Path) -> None:
     scores = np.einsum("qrd,ptd->qprt", queries, rows).max(axis=3).sum(axis=2)
     best = [set(np.argsort(-of_query)[:10].tolist()) for of_query in scores]
     searches = [
-        Search(dense=dense[i], colbert=query, using=("dense",), rerank="colbert", prefetch=400)
+        search_by(dense=dense[i], colbert=query, using=("dense",), rerank="colbert", prefetch=400)
         for i, query in enumerate(queries)
     ]
     assert _recall(store, _rescored(searches, schema), best) >= RECALL

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,15 +12,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from embedder.vectors import KINDS, Embedding, Kind
-from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import PointId
-from qdrant_sink.search import Hit, Search
-from qdrant_sink.server import ServerStore
+from embedder.vectors import KINDS, Kind
+from qdrant_sink.points import PointId, Vectors
+from qdrant_sink.searching import Hit, Search, run
 from qdrant_sink.store import Store
-from tests.sink.conftest import drop, real_server
-from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, Reference, dbsf, draft, embedding, ranked, rrf
+from tests.sink.samples import SCHEMA, Reference, dbsf, draft, ranked, rrf, sample_vectors, search_by
+from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTIONS = 6
@@ -38,21 +34,21 @@ class Collection:
     """Points of which some lack a kind of vector, and some belong to a document."""
 
     name: str
-    embeddings: Mapping[PointId, Embedding]
+    embeddings: Mapping[PointId, Vectors]
     payloads: Mapping[PointId, Mapping[str, Any]]
 
     @classmethod
     def drawn(cls, seed: int) -> Collection:
         """The same for the same seed."""
         rng = np.random.default_rng(seed)
-        embeddings: dict[PointId, Embedding] = {}
+        embeddings: dict[PointId, Vectors] = {}
         payloads: dict[PointId, Mapping[str, Any]] = {}
         documents = int(rng.integers(2, 12))
         for number in range(int(rng.integers(20, 90))):
             left_out = ["", "", "", *KINDS][int(rng.integers(6))]
             kinds = [kind for kind in KINDS if kind != left_out]
             rows = int(rng.integers(1, 6))
-            embeddings[number] = embedding(1000 * seed + number, rows=rows, kinds=kinds)
+            embeddings[number] = sample_vectors(1000 * seed + number, rows=rows, kinds=kinds)
             document: dict[str, Any] = {"doc_id": rng.choice(["a", "b", "c"]) + str(rng.integers(documents))}
             if rng.random() < 0.1:
                 document = {"doc_id": [document["doc_id"]]} if rng.random() < 0.5 else {}
@@ -64,32 +60,21 @@ class Collection:
     def fill(self, store: Store) -> None:
         """Store the points."""
         store.ensure(self.name, EXACT)
-        drafts = [draft(i, embedding=self.embeddings[i], payload=self.payloads[i]) for i in range(len(self.payloads))]
+        drafts = [draft(i, vectors=self.embeddings[i], payload=self.payloads[i]) for i in range(len(self.payloads))]
         assert write(store, self.name, drafts, EXACT).stored == len(drafts)
 
 
 DRAWN = [Collection.drawn(seed) for seed in range(COLLECTIONS)]
 
 
-@pytest.fixture(scope="module", params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(scope="module", params=STORES)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Every store, holding the same collections."""
-    root: Path = tmp_path_factory.mktemp(request.param)
-    double = GrpcDouble(root) if request.param == "double" else None
-    store: Store
-    if request.param == "edge":
-        store = EdgeStore(root)
-    elif double is not None:
-        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
-    else:
-        store = ServerStore(*real_server())
-    for collection in DRAWN:
-        collection.fill(store)
-    yield store
-    store.close()
-    if double is not None:
-        double.stop()
-    elif request.param == "server":
+    with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
+        for collection in DRAWN:
+            collection.fill(store)
+        yield store
+    if request.param == "server":
         drop("test_random_")
 
 
@@ -100,10 +85,10 @@ def searches(draw: st.DrawFn) -> Search:
     fusion: Literal["rrf", "dbsf"] = draw(st.sampled_from(["rrf", "dbsf"]))
     weighed = fusion == "rrf" and draw(st.booleans())
     weights = tuple(draw(st.floats(0.5, 3.0, width=32)) for _ in using)
-    query = embedding(draw(st.integers(10**6, 10**7)), rows=draw(st.integers(1, 4)))
+    query = sample_vectors(draw(st.integers(10**6, 10**7)), rows=draw(st.integers(1, 4)))
     tag = draw(st.sampled_from([None, None, 0, 1]))
     group_by = draw(st.sampled_from([None, "meta.doc_id"]))
-    return Search(
+    return search_by(
         dense=query.dense,
         sparse=query.sparse,
         colbert=query.colbert,
@@ -126,17 +111,18 @@ class Oracle:
     """The answer to one search over one collection, by sorting everything."""
 
     def __init__(self, collection: Collection, search: Search) -> None:
-        self._collection, self._search = collection, search
+        self._collection, self._search = collection, search.options
         reference = Reference(collection.embeddings, halves=False)
-        assert search.dense is not None
-        assert search.sparse is not None
-        assert search.colbert is not None
+        assert search.vectors.dense is not None
+        assert search.vectors.sparse is not None
+        assert search.vectors.colbert is not None
         every = {
-            "dense": reference.dense(search.dense),
-            "sparse": reference.sparse(search.sparse),
-            "colbert": reference.colbert(search.colbert),
+            "dense": reference.dense(search.vectors.dense),
+            "sparse": reference.sparse(search.vectors.sparse),
+            "colbert": reference.colbert(search.vectors.colbert),
         }
-        wanted = None if search.where is None else search.where["must"][0]["match"]["value"]
+        where = search.options.where
+        wanted = None if where is None else where["must"][0]["match"]["value"]
         self._scores = {
             kind: {i: s for i, s in scores.items() if wanted is None or collection.payloads[i]["tag"] == wanted}
             for kind, scores in every.items()
@@ -195,7 +181,7 @@ def _agree(hits: Sequence[Hit], scores: Mapping[PointId, float], expected: Seque
 
 
 def _tolerance(search: Search) -> float:
-    return GAP if search.rerank or len(search.using) == 1 else TOLERANCE[search.fusion]
+    return GAP if search.options.rerank or len(search.options.using) == 1 else TOLERANCE[search.options.fusion]
 
 
 def _tied(scores: Mapping[PointId, float], cut: int, tolerance: float) -> bool:
@@ -213,15 +199,19 @@ def test_a_search_is_what_sorting_everything_gives(filled: Store, number: int, s
     assume(oracle.gap > GAP)
     tolerance = _tolerance(search)
     if cut is not None:  # a threshold between two scores
-        ordered = sorted(oracle.scores(search.depth).values(), reverse=True)
+        ordered = sorted(oracle.scores(search.options.depth).values(), reverse=True)
         assume(cut + 1 < len(ordered) and ordered[cut] - ordered[cut + 1] > 4 * tolerance)
-        search = replace(search, score_threshold=(ordered[cut] + ordered[cut + 1]) / 2)
+        search = search.with_options(score_threshold=(ordered[cut] + ordered[cut + 1]) / 2)
         oracle = Oracle(collection, search)
-    [hits] = filled.query(collection.name, [search])
-    if search.group_by is None:
-        scores = oracle.scores(search.depth)
-        best = [i for i in ranked(scores) if search.score_threshold is None or scores[i] >= search.score_threshold]
-        _agree(hits, scores, best[search.offset : search.offset + search.limit], tolerance)
+    [hits] = run(filled, collection.name, [search])
+    if search.options.group_by is None:
+        scores = oracle.scores(search.options.depth)
+        best = [
+            i
+            for i in ranked(scores)
+            if search.options.score_threshold is None or scores[i] >= search.options.score_threshold
+        ]
+        _agree(hits, scores, best[search.options.offset : search.options.offset + search.options.limit], tolerance)
     else:
         scores, groups = oracle.groups()
         heads = sorted((scores[group[0]] for group in groups), reverse=True)
@@ -232,4 +222,4 @@ def test_a_search_is_what_sorting_everything_gives(filled: Store, number: int, s
             value = collection.payloads[hit.id]["meta"].get("doc_id")
             assert hit.group == (value if type(value) in (str, int) else None)
     carried = {hit.id: hit.payload for hit in hits}
-    assert carried == {i: collection.payloads[i] if search.with_payload else None for i in carried}
+    assert carried == {i: collection.payloads[i] if search.options.with_payload else None for i in carried}

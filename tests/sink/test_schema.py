@@ -10,19 +10,19 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as pb
 
-from embedder.errors import SchemaMismatch
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.found import Difference, FoundCollection, FoundVector, differences
+from qdrant_sink.errors import Difference, SchemaMismatch, StoreRejected
 from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema_diff import CollectionDescription, VectorDescription, differences
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, schema_for
 
 FOUND = {
-    "dense": FoundVector("dense", size=8, distance="cosine"),
-    "sparse": FoundVector("sparse"),
-    "colbert": FoundVector("multivector", size=8, distance="cosine", comparator="max_sim"),
+    "dense": VectorDescription("dense", size=8, distance="cosine"),
+    "sparse": VectorDescription("sparse"),
+    "colbert": VectorDescription("multivector", size=8, distance="cosine", comparator="max_sim"),
 }
 
 
@@ -47,9 +47,9 @@ def test_the_schema_of_bge_m3() -> None:
 
 def test_a_collection_that_serves_has_no_differences() -> None:
     """Further vectors beside the three are not in the way."""
-    assert differences(SCHEMA, FoundCollection(FOUND)) == []
-    more = {**FOUND, "image": FoundVector("dense", size=512, distance="dot")}
-    assert differences(SCHEMA, FoundCollection(more)) == []
+    assert differences(SCHEMA, CollectionDescription(FOUND)) == []
+    more = {**FOUND, "image": VectorDescription("dense", size=512, distance="dot")}
+    assert differences(SCHEMA, CollectionDescription(more)) == []
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,21 @@ def test_a_collection_that_serves_has_no_differences() -> None:
         ("dense", None, Difference("dense", "absent", "dense")),
         ("sparse", None, Difference("sparse", "absent", "sparse")),
         ("colbert", None, Difference("colbert", "absent", "multivector")),
-        ("dense", FoundVector("dense", 768, "cosine"), Difference("dense.size", 768, 8)),
-        ("dense", FoundVector("dense", 8, "dot"), Difference("dense.distance", "dot", "cosine")),
-        ("colbert", FoundVector("dense", 8, "cosine"), Difference("colbert.kind", "dense", "multivector")),
+        ("dense", VectorDescription("dense", 768, "cosine"), Difference("dense.size", 768, 8)),
+        ("dense", VectorDescription("dense", 8, "dot"), Difference("dense.distance", "dot", "cosine")),
+        ("colbert", VectorDescription("dense", 8, "cosine"), Difference("colbert.kind", "dense", "multivector")),
         (
             "colbert",
-            FoundVector("multivector", 8, "cosine", "other"),
+            VectorDescription("multivector", 8, "cosine", "other"),
             Difference("colbert.comparator", "other", "max_sim"),
         ),
-        ("sparse", FoundVector("sparse", modifier="idf"), Difference("sparse.modifier", "idf", "none")),
+        ("sparse", VectorDescription("sparse", modifier="idf"), Difference("sparse.modifier", "idf", "none")),
     ],
 )
-def test_every_verified_field_is_told(name: str, vector: FoundVector | None, expected: Difference) -> None:
+def test_every_verified_field_is_told(name: str, vector: VectorDescription | None, expected: Difference) -> None:
     """The field, what was found and what is wanted are named."""
     found = {key: value for key, value in {**FOUND, name: vector}.items() if value is not None}
-    assert differences(SCHEMA, FoundCollection(found)) == [expected]
+    assert differences(SCHEMA, CollectionDescription(found)) == [expected]
 
 
 def test_ensure_creates_once_and_verifies_ever_after(store: Store, collection: str) -> None:
@@ -84,10 +84,8 @@ def test_ensure_creates_once_and_verifies_ever_after(store: Store, collection: s
     message = caught.value.message
     assert "dense.size is 8, wanted 1024" in message
     assert "colbert.size is 8, wanted 512" in message
-    assert caught.value.details["differences"] == [
-        {"field": "dense.size", "found": 8, "wanted": 1024},
-        {"field": "colbert.size", "found": 8, "wanted": 512},
-    ]
+    assert caught.value.collection == collection
+    assert caught.value.differences == (Difference("dense.size", 8, 1024), Difference("colbert.size", 8, 512))
     store.ensure(collection, SCHEMA)
 
 
@@ -158,8 +156,7 @@ def test_a_directory_that_the_engine_cannot_read_is_told(tmp_path: Path) -> None
     shard.close()
     (tmp_path / "docs" / "edge_config.json").write_text("{")
     store = EdgeStore(tmp_path)
-    with pytest.raises(Exception, match="refused the opening of collection 'docs'") as caught:
+    with pytest.raises(StoreRejected, match="refused the opening of collection 'docs'") as caught:
         store.ensure("docs", SCHEMA)
-    assert getattr(caught.value, "code", None) == "store_rejected"
     assert str(tmp_path) not in str(caught.value)
     store.close()

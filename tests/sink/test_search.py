@@ -4,77 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder.vectors import Embedding, SparseVector
-from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import PointId
-from qdrant_sink.search import Branch, Fuse, Nearest, Plan, Search, plan
-from qdrant_sink.server import ServerStore
+from embedder.vectors import SparseVector
+from qdrant_sink.points import PointId, Vectors
+from qdrant_sink.searching import Search, SearchOptions, run
+from qdrant_sink.searching.plan import Branch, Fuse, Nearest, Plan
+from qdrant_sink.searching.run import plan_of
 from qdrant_sink.store import Store
-from tests.sink.conftest import drop, real_server
-from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, Reference, draft, embedding, ranked, rrf
+from tests.sink.samples import SCHEMA, Reference, draft, ranked, rrf, sample_vectors, search_by
+from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTION = "test_search"
 POINTS = 120
-EMBEDDINGS: dict[PointId, Embedding] = {i: embedding(i) for i in range(POINTS)}
-REFERENCE = Reference(EMBEDDINGS)
-QUERIES = [embedding(seed) for seed in range(1000, 1010)]
+VECTORS: dict[PointId, Vectors] = {i: sample_vectors(i) for i in range(POINTS)}
+REFERENCE = Reference(VECTORS)
+QUERIES = [sample_vectors(seed) for seed in range(1000, 1010)]
 TOLERANCE = 2e-3
 """Of a score: float16 rows on one side, float32 on the other."""
 
 
-def _fill(store: Store) -> None:
-    store.ensure(COLLECTION, SCHEMA)
-    drafts = [draft(i, embedding=EMBEDDINGS[i]) for i in range(POINTS)]
-    assert write(store, COLLECTION, drafts, SCHEMA).stored == POINTS
-
-
-@pytest.fixture(scope="module", params=["edge", "double", pytest.param("server", marks=pytest.mark.server)])
+@pytest.fixture(scope="module", params=STORES)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Every store, holding the same points."""
-    root: Path = tmp_path_factory.mktemp(request.param)
+    with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
+        store.ensure(COLLECTION, SCHEMA)
+        drafts = [draft(i, vectors=VECTORS[i]) for i in range(POINTS)]
+        assert write(store, COLLECTION, drafts, SCHEMA).stored == POINTS
+        yield store
     if request.param == "server":
-        real = ServerStore(*real_server())
-        _fill(real)
-        yield real
-        real.close()
         drop(COLLECTION)
-    elif request.param == "edge":
-        embedded = EdgeStore(root)
-        _fill(embedded)
-        yield embedded
-        embedded.close()
-    else:
-        double = GrpcDouble(root)
-        server = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
-        _fill(server)
-        yield server
-        server.close()
-        double.stop()
 
 
-def _search(query: Embedding, **fields: Any) -> Search:
-    return Search(dense=query.dense, sparse=query.sparse, colbert=query.colbert, **fields)
+def _search(query: Vectors, **fields: Any) -> Search:
+    return search_by(dense=query.dense, sparse=query.sparse, colbert=query.colbert, **fields)
 
 
-def _dense(query: Embedding) -> dict[PointId, float]:
+def _dense(query: Vectors) -> dict[PointId, float]:
     assert query.dense is not None
     return REFERENCE.dense(query.dense)
 
 
-def _sparse(query: Embedding) -> dict[PointId, float]:
+def _sparse(query: Vectors) -> dict[PointId, float]:
     assert query.sparse is not None
     return REFERENCE.sparse(query.sparse)
 
 
-def _colbert(query: Embedding) -> dict[PointId, float]:
+def _colbert(query: Vectors) -> dict[PointId, float]:
     assert query.colbert is not None
     return REFERENCE.colbert(query.colbert)
 
@@ -93,7 +73,7 @@ def _agree(hits: list[Any], expected: dict[PointId, float], limit: int, *, toler
 @pytest.mark.parametrize("kind", list(BRANCHES))
 def test_one_branch_is_an_exact_ranking(filled: Store, kind: Any) -> None:
     """Cosine, inner product and MaxSim are what their names say, best first."""
-    answers = filled.query(COLLECTION, [_search(query, using=(kind,), limit=10) for query in QUERIES])
+    answers = run(filled, COLLECTION, [_search(query, using=(kind,), limit=10) for query in QUERIES])
     for query, hits in zip(QUERIES, answers, strict=True):
         _agree(hits, BRANCHES[kind](query), 10)
 
@@ -111,9 +91,7 @@ def test_one_branch_is_an_exact_ranking(filled: Store, kind: Any) -> None:
 def test_rrf_counts_as_the_literature(filled: Store, k: int, weights: Any, using: Any) -> None:
     """rrf_k=60 is the 60 of the paper: a first rank alone scores 1/61; a weight divides the rank."""
     for query in QUERIES:
-        [hits] = filled.query(
-            COLLECTION, [_search(query, using=using, rrf_k=k, weights=weights, prefetch=60, limit=60)]
-        )
+        [hits] = run(filled, COLLECTION, [_search(query, using=using, rrf_k=k, weights=weights, prefetch=60, limit=60)])
         branches = [ranked(BRANCHES[kind](query), 60) for kind in using]
         _agree(hits, rrf(branches, k, weights or (1.0,) * len(using)), 60, tolerance=1e-6)
 
@@ -121,7 +99,7 @@ def test_rrf_counts_as_the_literature(filled: Store, k: int, weights: Any, using
 def test_dbsf_adds_scaled_scores(filled: Store) -> None:
     """A branch is scaled to mean ± 3 standard deviations of its candidates; scores are summed."""
     query = QUERIES[0]
-    [hits] = filled.query(COLLECTION, [_search(query, fusion="dbsf", prefetch=40, limit=40)])
+    [hits] = run(filled, COLLECTION, [_search(query, fusion="dbsf", prefetch=40, limit=40)])
     expected: dict[PointId, float] = {}
     for kind in ("dense", "sparse"):
         scores = BRANCHES[kind](query)
@@ -136,7 +114,7 @@ def test_dbsf_adds_scaled_scores(filled: Store) -> None:
 def test_reranking_sees_the_union_of_all_branches(filled: Store) -> None:
     """Every candidate of every branch is judged by MaxSim: fusion does not cut any before."""
     for query in QUERIES:
-        [hits] = filled.query(COLLECTION, [_search(query, rerank="colbert", prefetch=20, limit=20)])
+        [hits] = run(filled, COLLECTION, [_search(query, rerank="colbert", prefetch=20, limit=20)])
         union = set(ranked(_dense(query), 20)) | set(ranked(_sparse(query), 20))
         assert len(union) > 20
         _agree(hits, {i: score for i, score in _colbert(query).items() if i in union}, 20)
@@ -146,7 +124,8 @@ def test_the_offset_continues_where_the_limit_ended(filled: Store) -> None:
     """Page two follows page one, even where the prefetch was asked too small for it."""
     for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
         fields: dict[str, Any] = {"prefetch": 1, **more}
-        whole, first, second = filled.query(
+        whole, first, second = run(
+            filled,
             COLLECTION,
             [
                 _search(QUERIES[1], limit=10, **{**fields, "prefetch": 10}),
@@ -161,7 +140,7 @@ def test_the_same_search_has_the_same_answer(filled: Store) -> None:
     """Ranks of two branches tie all the time; tied points are in the order of their ids, every time."""
     for limit in (5, 6, 7):
         search = _search(QUERIES[1], limit=limit)
-        answers = {tuple(h.id for h in filled.query(COLLECTION, [search])[0]) for _ in range(10)}
+        answers = {tuple(h.id for h in run(filled, COLLECTION, [search])[0]) for _ in range(10)}
         assert len(answers) == 1
 
 
@@ -170,7 +149,7 @@ def test_a_filter_does_not_starve_the_stages(filled: Store) -> None:
     where = {"must": [{"key": "parity", "match": {"value": 1}}]}
     for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
         fields: dict[str, Any] = more
-        [hits] = filled.query(COLLECTION, [_search(QUERIES[2], limit=30, prefetch=30, where=where, **fields)])
+        [hits] = run(filled, COLLECTION, [_search(QUERIES[2], limit=30, prefetch=30, where=where, **fields)])
         assert len(hits) == 30
         assert {hit.payload["parity"] for hit in hits if hit.payload} == {1}
 
@@ -179,12 +158,12 @@ def test_the_threshold_is_of_the_final_score(filled: Store) -> None:
     """Hits below it are left out, whichever stage scored them."""
     query = QUERIES[3]
     expected = _dense(query)
-    [hits] = filled.query(
-        COLLECTION, [_search(query, using=("dense",), limit=100, score_threshold=0.3, exact=True, hnsw_ef=50)]
+    [hits] = run(
+        filled, COLLECTION, [_search(query, using=("dense",), limit=100, score_threshold=0.3, exact=True, hnsw_ef=50)]
     )
     assert len(hits) == sum(score >= 0.3 for score in expected.values())
     best = max(_colbert(query).values())
-    [few] = filled.query(COLLECTION, [_search(query, rerank="colbert", prefetch=100, score_threshold=best - 0.01)])
+    [few] = run(filled, COLLECTION, [_search(query, rerank="colbert", prefetch=100, score_threshold=best - 0.01)])
     assert len(few) == 1
 
 
@@ -192,7 +171,8 @@ def test_a_query_without_weights_is_answered(filled: Store) -> None:
     """An empty text has no lexical weights: its sparse branch gives nothing, and the others answer."""
     none = SparseVector(np.empty(0, np.uint32), np.empty(0, np.float32))
     query = replace(QUERIES[4], sparse=none)
-    alone, hybrid, dense, reranked = filled.query(
+    alone, hybrid, dense, reranked = run(
+        filled,
         COLLECTION,
         [
             _search(query, using=("sparse",)),
@@ -205,13 +185,14 @@ def test_a_query_without_weights_is_answered(filled: Store) -> None:
     assert reranked == []
     assert [hit.id for hit in hybrid] == [hit.id for hit in dense]
     assert hybrid[0].score == pytest.approx(1 / (60 + 1 / 2)), "fused scores keep their scale"
-    assert filled.query(COLLECTION, [_search(query, using=("sparse",))]) == [[]]
+    assert run(filled, COLLECTION, [_search(query, using=("sparse",))]) == [[]]
 
 
 def test_hits_carry_what_was_asked_for(filled: Store) -> None:
     """Payload and vectors come back as they were stored, or not at all."""
-    query = EMBEDDINGS[7]
-    bare, full = filled.query(
+    query = VECTORS[7]
+    bare, full = run(
+        filled,
         COLLECTION,
         [
             _search(query, limit=1, with_payload=False),
@@ -233,16 +214,16 @@ def test_hits_carry_what_was_asked_for(filled: Store) -> None:
 def test_the_plan_states_the_stages() -> None:
     """What is sent can be read off as data: branches, their limits, and the last stage."""
     query = QUERIES[0]
-    fused = plan(_search(query, limit=80, offset=40, weights=(2.0, 1.0)))
+    fused = plan_of(_search(query, limit=80, offset=40, weights=(2.0, 1.0)), 120)
     assert isinstance(fused, Plan)
     assert fused.query == Fuse("rrf", k=61, weights=(2.0, 1.0))
     assert [(b.query.kind, b.limit) for b in fused.branches] == [("dense", 120), ("sparse", 120)]
-    reranked = plan(_search(query, rerank="colbert"))
+    reranked = plan_of(_search(query, rerank="colbert"), 100)
     assert isinstance(reranked, Plan)
     assert isinstance(reranked.query, Nearest)
     assert reranked.query.kind == "colbert"
     assert all(isinstance(branch, Branch) and branch.limit == 100 for branch in reranked.branches)
-    single = plan(_search(query, using=("sparse",)))
+    single = plan_of(_search(query, using=("sparse",)), 100)
     assert isinstance(single, Plan)
     assert (single.query.kind if isinstance(single.query, Nearest) else None, single.branches) == (
         "sparse",
@@ -268,4 +249,4 @@ def test_the_plan_states_the_stages() -> None:
 def test_a_search_that_cannot_be_meant_is_refused(fields: dict[str, Any]) -> None:
     """Combinations without a meaning are refused when the value is made."""
     with pytest.raises(ValueError, match=r"using|weights|limit"):
-        Search(**fields)
+        SearchOptions(**fields)

@@ -12,13 +12,13 @@ import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as pb
 
-from embedder.errors import SchemaMismatch, StoreUnavailable
+from qdrant_sink.errors import SchemaMismatch, StoreUnavailable
 from qdrant_sink.schema import Placement
-from qdrant_sink.search import Rescoring, Search
+from qdrant_sink.searching import Rescoring, run
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
-from tests.sink.samples import SCHEMA, draft
+from tests.sink.samples import SCHEMA, draft, search_by
 
 Status = pb.CollectionStatus
 Answer = tuple[int, dict[str, str], Any]
@@ -282,11 +282,11 @@ def test_an_alias_moves_in_one_request(server_store: ServerStore, double: GrpcDo
 def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcDouble) -> None:
     """Every stage that reads a quantized vector asks for three times the candidates and rescores them."""
     server_store.ensure("docs", SCHEMA)
-    query = draft(1).embedding
-    search = Search(query.dense, query.sparse, query.colbert, rerank="colbert", quantized=("dense", "colbert"))
+    query = draft(1).vectors
+    search = search_by(query.dense, query.sparse, query.colbert, rerank="colbert", quantized=("dense", "colbert"))
     plain = replace(search, quantized=())
-    alone = replace(search, using=("dense",), rerank=None)
-    server_store.query("docs", [search, plain, alone])
+    alone = search.with_options(using=("dense",), rerank=None)
+    run(server_store, "docs", [search, plain, alone])
     quantized, unquantized, single = double.queries[-1].query_points
     dense, sparse = quantized.prefetch
     for params in (dense.params, quantized.params, single.params):
@@ -295,9 +295,9 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
         assert not params.quantization.ignore
     assert not sparse.params.HasField("quantization")
     assert not unquantized.HasField("params")
-    chosen = replace(search, rescoring=Rescoring(rescore=False), indexed_only=True, exact=True, hnsw_ef=9)
-    ignored = replace(search, rescoring=Rescoring(ignore=True))
-    server_store.query("docs", [chosen, ignored])
+    chosen = search.with_options(rescoring=Rescoring(rescore=False), indexed_only=True, exact=True, hnsw_ef=9)
+    ignored = search.with_options(rescoring=Rescoring(ignore=True))
+    run(server_store, "docs", [chosen, ignored])
     chosen_sent, ignored_sent = double.queries[-1].query_points
     params = chosen_sent.prefetch[0].params
     assert (params.indexed_only, params.exact, params.hnsw_ef) == (True, True, 9)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedder.errors import InvalidRequest, NotFound, StoreUnavailable
+from embedder.errors import InvalidRequest, NotFound
 from qdrant_sink.conformance import conform
-from qdrant_sink.points import Point, PointId
-from qdrant_sink.search import Search
+from qdrant_sink.errors import StoreUnavailable
+from qdrant_sink.points import Point, PointId, Vectors
+from qdrant_sink.searching import run
 from qdrant_sink.store import Store
-from tests.sink.samples import SCHEMA, draft
+from tests.sink.samples import SCHEMA, draft, search_by
+from tests.sink.stores import STORES, opened
 from tests.sink.writing import write
 
 FIRST = draft(0)
@@ -27,9 +30,9 @@ def _point(index: int, **overrides: object) -> Point:
 
 def test_a_missing_collection_is_not_found(store: Store, collection: str) -> None:
     """Asking for what does not exist is told as such and creates nothing."""
-    search = Search(dense=FIRST.embedding.dense, using=("dense",))
+    search = search_by(dense=FIRST.vectors.dense, using=("dense",))
     for ask in (
-        lambda: store.query(collection, [search]),
+        lambda: run(store, collection, [search]),
         lambda: store.count(collection),
         lambda: store.existing(collection, [1]),
         lambda: store.fetch(collection, [1], True, ()),
@@ -46,7 +49,8 @@ def test_an_empty_question_needs_no_collection(store: Store, collection: str) ->
     assert store.existing(collection, []) == set()
     assert store.fetch(collection, [], True, ("dense",)) == {}
     assert store.query(collection, []) == []
-    assert store.query(collection, [Search(using=("sparse",))] * 2) == [[], []]
+    assert run(store, collection, []) == []
+    assert run(store, collection, [search_by(using=("sparse",))] * 2) == [[], []]
     with pytest.raises(NotFound):
         store.count(collection)
 
@@ -69,11 +73,11 @@ def test_a_name_that_is_no_collection_is_refused(store: Store, name: str) -> Non
 def test_upsert_replaces_and_insert_only_leaves(store: Store, collection: str) -> None:
     """A second upsert wins; insert_only leaves a point that is there exactly as it is."""
     store.ensure(collection, SCHEMA)
-    search = Search(dense=FIRST.embedding.dense, using=("dense",), limit=1)
+    search = search_by(dense=FIRST.vectors.dense, using=("dense",), limit=1)
     store.upsert(collection, [_point(0, payload={"v": 1})])
     store.upsert(collection, [_point(0, payload={"v": 2})])
     store.upsert(collection, [_point(0, payload={"v": 3}), _point(1)], insert_only=True)
-    assert store.query(collection, [search])[0][0].payload == {"v": 2}
+    assert run(store, collection, [search])[0][0].payload == {"v": 2}
     assert store.count(collection) == 2
 
 
@@ -81,9 +85,7 @@ def test_a_point_without_a_kind_loses_the_kind_it_had(store: Store, collection: 
     """An upsert replaces the whole point: no vector of an earlier text stays behind."""
     store.ensure(collection, SCHEMA)
     store.upsert(collection, [_point(0)])
-    whole = FIRST.embedding
-    dense_only = type(whole)(whole.dense, None, None, whole.tokens, whole.truncated)
-    store.upsert(collection, [_point(0, embedding=dense_only)])
+    store.upsert(collection, [_point(0, vectors=Vectors(FIRST.vectors.dense))])
     assert store.count(collection, {"must": [{"has_vector": "colbert"}]}) == 0
     assert store.count(collection, {"must": [{"has_vector": "dense"}]}) == 1
 
@@ -126,8 +128,8 @@ def test_payloads_come_back_unchanged(store: Store, collection: str) -> None:
     }
     store.ensure(collection, SCHEMA)
     store.upsert(collection, [_point(0, payload=payload)])
-    search = Search(dense=FIRST.embedding.dense, using=("dense",))
-    [[hit]] = store.query(collection, [search])
+    search = search_by(dense=FIRST.vectors.dense, using=("dense",))
+    [[hit]] = run(store, collection, [search])
     assert hit.payload == payload
     assert hit.payload is not None
     assert [type(value) for value in hit.payload["bool"]] == [bool, bool]
@@ -141,7 +143,7 @@ def test_a_payload_of_the_greatest_depth_comes_back(store: Store, collection: st
         payload = {"a": payload}
     store.ensure(collection, SCHEMA)
     store.upsert(collection, [_point(0, payload=payload)])
-    [[hit]] = store.query(collection, [Search(dense=FIRST.embedding.dense, using=("dense",))])
+    [[hit]] = run(store, collection, [search_by(dense=FIRST.vectors.dense, using=("dense",))])
     assert hit.payload == payload
 
 
@@ -154,8 +156,8 @@ def test_many_threads_share_one_store(store: Store, collection: str) -> None:
             store.ensure(collection, SCHEMA)
             drafts = [draft(i, id=worker * 100 + i) for i in range(10)]
             assert write(store, collection, drafts, SCHEMA).stored == 10
-            search = Search(dense=FIRST.embedding.dense, using=("dense",))
-            assert store.query(collection, [search])[0][0].score == pytest.approx(1.0, abs=1e-5)
+            search = search_by(dense=FIRST.vectors.dense, using=("dense",))
+            assert run(store, collection, [search])[0][0].score == pytest.approx(1.0, abs=1e-5)
         except BaseException as exc:  # noqa: BLE001 - reported by the main thread
             failures.append(exc)
 
@@ -168,13 +170,15 @@ def test_many_threads_share_one_store(store: Store, collection: str) -> None:
     assert store.count(collection) == 60
 
 
-def test_closing_twice_is_harmless_and_a_closed_store_says_so(store: Store, collection: str) -> None:
+@pytest.mark.parametrize("kind", STORES)
+def test_closing_twice_is_harmless_and_a_closed_store_says_so(kind: str, tmp_path: Path, collection: str) -> None:
     """After the end every call is told that the store is closed."""
-    store.ensure(collection, SCHEMA)
-    store.close()
-    store.close()
-    with pytest.raises(StoreUnavailable, match="closed"):
-        store.count(collection)
+    with opened(kind, tmp_path) as store:
+        store.ensure(collection, SCHEMA)
+        store.close()
+        store.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            store.count(collection)
 
 
 def test_the_label_names_no_host(store: Store) -> None:

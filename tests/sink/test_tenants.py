@@ -56,7 +56,7 @@ def test_a_point_without_a_tenant_is_refused(value: Any, got: str) -> None:
     for schema, payload in ((TENANTED, {"tenant": value}), (NESTED, {"metadata": {"tenant": value}})):
         refusal = conform(draft(3, payload=payload), schema)
         assert isinstance(refusal, Refusal)
-        assert (refusal.index, refusal.code) == (3, "invalid_payload")
+        assert refusal.code == "invalid_payload"
         assert refusal.message == f"payload.{schema.tenant_key}: the tenant, a string that is not empty, got {got}"
 
 

@@ -1,34 +1,43 @@
-"""A whole job through the writer, for tests that need points in a collection or an account of them."""
+"""A whole job through the writer, for tests that need points in a collection or a report on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from qdrant_sink.conformance import Refusal
 from qdrant_sink.points import Draft
 from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.store import Store
-from qdrant_sink.writer import IN_FLIGHT, UpsertReport, Writer
+from qdrant_sink.writing import BATCH_MAX_POINTS, IN_FLIGHT_MAX, Destination, Writer, WriteReport
 
 
 def write(
-    store: Store,
+    store: Destination,
     collection: str,
     drafts: Sequence[Draft],
     schema: CollectionSchema,
     *,
     insert_only: bool = False,
     merged: Mapping[int, tuple[int, ...]] | None = None,
-) -> UpsertReport:
-    """Offer all drafts, run the writer, and say what became of each; `merged` as the writer takes it.
+    batch_points: int = BATCH_MAX_POINTS,
+) -> WriteReport:
+    """Write all drafts as one portion and say what became of each; keywords as the writer takes them.
 
-    The collection must be there, and the ids must differ.
+    The collection must exist, and the ids must differ.
     """
-    with ThreadPoolExecutor(IN_FLIGHT) as senders:
-        writer = Writer(store, collection, schema, senders, insert_only=insert_only, merged=merged)
-        for draft in drafts:
-            writer.offer(draft)
-        writer.end()
-        writer.run()
-    submitted = sum(len((merged or {}).get(draft.index, (draft.index,))) for draft in drafts)
-    return UpsertReport.of(submitted, writer.stored, [], writer.rejected)
+    with ThreadPoolExecutor(IN_FLIGHT_MAX) as senders:
+        writer = Writer(
+            store, collection, schema, senders, insert_only=insert_only, merged=merged, batch_points=batch_points
+        )
+        return writer.write([drafts])
+
+
+def causes(report: WriteReport) -> list[tuple[int, str]]:
+    """The index of every point that is not stored, and why: a code of conformance, or the name of an error."""
+    return [
+        (
+            rejection.index,
+            rejection.cause.code if isinstance(rejection.cause, Refusal) else type(rejection.cause).__name__,
+        )
+        for rejection in report.rejected
+    ]

@@ -1,0 +1,108 @@
+"""Plans, points and answers in the types of Qdrant Edge."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import qdrant_edge as edge
+
+from embedder.vectors import SparseVector
+from qdrant_sink.edge.filters import edge_filter
+from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
+from qdrant_sink.schema import VectorNames
+from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
+
+
+def edge_point(point: Point, names: VectorNames) -> edge.Point:
+    """A point as the engine accepts it."""
+    vectors: dict[str, Any] = {}
+    if point.dense is not None:
+        vectors[names.dense] = point.dense.tolist()
+    if point.sparse is not None:
+        vectors[names.sparse] = _sparse(point.sparse)
+    if point.colbert is not None:
+        vectors[names.colbert] = point.colbert.tolist()
+    return edge.Point(point.id, vectors, dict(point.payload))
+
+
+def _sparse(vector: SparseVector) -> edge.SparseVector:
+    return edge.SparseVector(vector.indices.tolist(), vector.values.tolist())
+
+
+def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
+    """The stages of a plan as one request."""
+    condition = edge_filter(plan.where)
+    last = not plan.branches
+    return edge.QueryRequest(
+        limit=plan.limit,
+        offset=plan.offset,
+        query=_fuse(plan.query) if isinstance(plan.query, Fuse) else _nearest(plan.query, names),
+        prefetches=[
+            edge.Prefetch(
+                limit=branch.limit,
+                query=_nearest(branch.query, names),
+                params=_params(branch.query, plan.traversal),
+                filter=condition,
+            )
+            for branch in plan.branches
+        ],
+        with_vector=[names.of(kind) for kind in plan.with_vectors] or False,
+        with_payload=payload_selector(plan.with_payload),
+        filter=condition if last else None,
+        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if last else None),
+        score_threshold=plan.score_threshold,
+    )
+
+
+def payload_selector(wanted: WithPayload) -> Any:
+    """The part of payloads that an answer carries, as the engine accepts it."""
+    if not isinstance(wanted, PayloadKeys):
+        return wanted
+    choose = edge.PayloadSelector.Exclude if wanted.excluded else edge.PayloadSelector.Include
+    return choose(list(wanted.keys))
+
+
+def _params(query: Nearest, traversal: Traversal | None) -> edge.SearchParams | None:
+    """Parameters of a stage, which searches the collection unless `traversal` is None."""
+    quantization = None if query.rescoring is None else _quantization(query.rescoring)
+    if traversal is not None:
+        return edge.SearchParams(
+            hnsw_ef=traversal.hnsw_ef,
+            exact=traversal.exact,
+            indexed_only=traversal.indexed_only,
+            quantization=quantization,
+        )
+    return None if quantization is None else edge.SearchParams(quantization=quantization)
+
+
+def _quantization(wanted: Rescoring) -> edge.QuantizationSearchParams:
+    return edge.QuantizationSearchParams(
+        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+    )
+
+
+def _nearest(query: Nearest, names: VectorNames) -> edge.Query:
+    vector = _sparse(query.vector) if isinstance(query.vector, SparseVector) else query.vector.tolist()
+    return edge.Query.Nearest(vector, using=names.of(query.kind))
+
+
+def _fuse(query: Fuse) -> Any:
+    if query.method == "dbsf":
+        return edge.Fusion.Dbsf()
+    return edge.Fusion.Rrf(k=query.k, weights=None if query.weights is None else list(query.weights))
+
+
+def hit(scored: edge.ScoredPoint, names: VectorNames) -> Hit:
+    """One answer as a value of the sink."""
+    return Hit(sink_id(scored.id), scored.score, scored.payload, Vectors.named(scored.vector, names))
+
+
+def stored(record: edge.Record, names: VectorNames) -> Stored:
+    """The parts of a point that were read."""
+    return Stored(record.payload, Vectors.named(record.vector, names))
+
+
+def sink_id(value: edge.PointId) -> PointId:
+    """The id as the engine returns it."""
+    return uuid.UUID(value) if isinstance(value, str) else value

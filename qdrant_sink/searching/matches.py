@@ -1,0 +1,60 @@
+"""What of two texts' vectors matched: token by token for sparse vectors, row by row for ColBERT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.vectors import SparseVector
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMatch:
+    """A token id of both query and passage, and its weight in each."""
+
+    id: int
+    query: float
+    passage: float
+
+    @property
+    def contribution(self) -> float:
+        """Share of the inner product."""
+        return self.query * self.passage
+
+
+@dataclass(frozen=True, slots=True)
+class RowMatch:
+    """The row of the passage that is nearest to one row of the query, and their inner product."""
+
+    row: int
+    score: float
+
+
+def token_matches(query: SparseVector, passage: SparseVector | None) -> tuple[TokenMatch, ...]:
+    """The token ids that both have, the largest contribution first; the contributions add up to the inner product."""
+    if passage is None:
+        return ()
+    shared, ours, theirs = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
+    matches = [
+        TokenMatch(index, query_weight, passage_weight)
+        for index, query_weight, passage_weight in zip(
+            shared.tolist(), query.values[ours].tolist(), passage.values[theirs].tolist(), strict=True
+        )
+    ]
+    return tuple(sorted(matches, key=lambda match: (-match.contribution, match.id)))
+
+
+def row_matches(query: NDArray[Any], passage: NDArray[Any]) -> tuple[RowMatch, ...]:
+    """The best row of the passage for each row of the query; the scores add up to the MaxSim.
+
+    Args:
+        query: float [Q, size], rows of norm 1.
+        passage: float [R, size], rows of norm 1, R at least 1.
+    """
+    products = query.astype(np.float32) @ passage.astype(np.float32).T
+    best = products.argmax(axis=1)
+    scores = products[np.arange(len(best)), best]
+    return tuple(RowMatch(row, score) for row, score in zip(best.tolist(), scores.tolist(), strict=True))

@@ -1,0 +1,228 @@
+"""The collections of a Qdrant server: created once, verified ever after, indexed, and named by aliases.
+
+Nothing is remembered between calls: what a worker that was killed has left half done (no payload index yet,
+a deferred graph) is read from the server and finished by whoever asks next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+from qdrant_client import QdrantClient, models
+
+from embedder.errors import ConfigurationError, InvalidRequest, NotFound
+from qdrant_sink.errors import StoreRejected, StoreUnavailable
+from qdrant_sink.schema import CollectionSchema, PayloadIndex, VectorNames
+from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify
+from qdrant_sink.server.schema import (
+    collection_description,
+    graph_diff,
+    index_params,
+    sparse_vectors_config,
+    vectors_config,
+)
+from qdrant_sink.store import check_collection
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+POLL_INTERVAL_MIN_S: Final = 0.05
+POLL_INTERVAL_MAX_S: Final = 2.0
+"""Longest time between two looks at a collection that is being indexed."""
+
+
+class Call(Protocol):
+    """Runs a call about a collection on the connected client, repeats it as `ServerStore` does, maps its errors."""
+
+    def __call__(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
+        """The result of `call`."""
+        ...
+
+
+class ServerCollections:
+    """What a store does to collections rather than to points.
+
+    Args:
+        call: see `Call`.
+        pause: waits for some seconds; true if the store was closed meanwhile.
+        names: of the vectors.
+    """
+
+    def __init__(self, call: Call, pause: Callable[[float], bool], names: VectorNames) -> None:
+        self._call = call
+        self._pause = pause
+        self._names = names
+
+    def ensure(self, collection: str, schema: CollectionSchema) -> None:
+        """Create the collection and its payload indexes, or verify it and add the indexes that it lacks.
+
+        One that another worker creates meanwhile is verified; to create an index twice is harmless.
+        """
+        self._check(collection, schema)
+        actual = self._described(collection)
+        created = actual is None
+        if actual is None:
+            self._create(collection, schema)
+            actual = self._description(collection)
+        verify(collection, schema, actual)
+        _warn_of_deferral(collection, schema, actual)
+        missing = missing_indexes(schema, actual)
+        for key, index in missing.items():
+            self._create_index(collection, key, index)
+            if not created:
+                log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
+        if missing:
+            verify(collection, schema, self._description(collection))
+
+    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        self._check(collection, schema)
+        actual = self._described(collection)
+        if actual is None:
+            return False
+        verify(collection, schema, actual)
+        _warn_of_deferral(collection, schema, actual)
+        return not missing_indexes(schema, actual)
+
+    def defer_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Build no graph for the dense vector from now on; one that is tuned otherwise is left alone."""
+        self._check(collection, schema)
+        m = self._actual_m(collection)
+        if m == schema.dense.m and m > 0:
+            self._update_m(collection, schema, 0)
+        elif m > 0:
+            log.warning(
+                "collection %r has dense.m = %d and not %d: its graph is not deferred; set dense.m in "
+                "QDRANT_COLLECTION_CONFIG to what it has",
+                collection,
+                m,
+                schema.dense.m,
+            )
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
+        """Restore the graph of the dense vector, whoever deferred it, and wait until the collection is green.
+
+        One that is restored already is left to go on: every change of a collection begins its optimisation anew.
+        """
+        self._check(collection, schema)
+        if self._actual_m(collection) == 0 and schema.dense.m > 0:
+            self._update_m(collection, schema, schema.dense.m)
+        deadline = time.monotonic() + timeout_s
+        pause = POLL_INTERVAL_MIN_S
+        before = ""
+        while True:
+            status = self._call(collection, lambda client: client.get_collection(collection)).status.value
+            if status == "green":
+                return
+            if status == "grey" != before:  # pending since the server restarted: any change starts it
+                self._update(collection, optimizers_config=models.OptimizersConfigDiff())
+            before = status
+            left = deadline - time.monotonic()
+            if status == "red":
+                raise StoreUnavailable(f"collection {collection!r} is red: Qdrant failed to build its index")
+            if left <= 0:
+                raise StoreUnavailable(
+                    f"collection {collection!r} is {status} and not green after {timeout_s:g} s: "
+                    "its index is still being built"
+                )
+            if self._pause(min(pause, left)):
+                raise StoreUnavailable("the store is closed")
+            pause = min(2 * pause, POLL_INTERVAL_MAX_S)
+
+    def collection_of(self, name: str) -> str | None:
+        """The collection that a name stands for: its own, that of an alias, or None for an unknown name."""
+        check_collection(name)
+        aliases = self._call(name, lambda client: client.get_aliases()).aliases  # a list that is short as a rule
+        for alias in aliases:
+            if alias.alias_name == name:
+                return alias.collection_name
+        return name if self._call(name, lambda client: client.collection_exists(name)) else None
+
+    def alias(self, alias: str, collection: str) -> None:
+        """Point an alias at a collection, atomically."""
+        check_collection(alias)
+        check_collection(collection)
+        names = self._collection_names(collection)
+        if alias in names:
+            raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
+        if collection not in names:
+            raise NotFound(f"collection {collection!r} does not exist")
+        change: list[models.AliasOperations] = [
+            models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)),
+            models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)),
+        ]
+        if not self._call(collection, lambda client: client.update_collection_aliases(change)):
+            raise StoreUnavailable(f"Qdrant took the change of the alias {alias!r} and has not done it yet")
+
+    def _collection_names(self, collection: str) -> set[str]:
+        response = self._call(collection, lambda client: client.get_collections())
+        return {description.name for description in response.collections}
+
+    def _check(self, collection: str, schema: CollectionSchema) -> None:
+        check_collection(collection)
+        if schema.names != self._names:
+            raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
+
+    def _described(self, collection: str) -> CollectionDescription | None:
+        try:
+            return self._description(collection)
+        except NotFound:
+            return None
+
+    def _description(self, collection: str) -> CollectionDescription:
+        return collection_description(self._call(collection, lambda client: client.get_collection(collection)))
+
+    def _actual_m(self, collection: str) -> int:
+        """Edges per node of the dense vector's graph."""
+        vector = self._description(collection).vectors.get(self._names.dense)
+        return (vector and vector.m) or 0
+
+    def _create(self, collection: str, schema: CollectionSchema) -> None:
+        placement = schema.placement
+        try:
+            self._call(
+                collection,
+                lambda client: client.create_collection(
+                    collection,
+                    vectors_config=vectors_config(schema),
+                    sparse_vectors_config=sparse_vectors_config(schema),
+                    shard_number=placement.shards,
+                    replication_factor=placement.replication,
+                    write_consistency_factor=placement.write_consistency,
+                    on_disk_payload=schema.payload_on_disk,
+                ),
+            )
+        except StoreRejected:
+            # Lost to another worker, or an earlier attempt was done but not answered. Otherwise the
+            # collection is still not there and the refusal stands.
+            if not self._call(collection, lambda client: client.collection_exists(collection)):
+                raise
+
+    def _create_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        params = index_params(index)
+        result = self._call(
+            collection, lambda client: client.create_payload_index(collection, key, field_schema=params, wait=True)
+        )
+        if result.status != models.UpdateStatus.COMPLETED:
+            raise StoreUnavailable(f"Qdrant took the payload index on {key!r} and has not built it yet")
+
+    def _update_m(self, collection: str, schema: CollectionSchema, m: int) -> None:
+        self._update(collection, vectors_config=graph_diff(schema, m=m))
+
+    def _update(self, collection: str, **change: Any) -> None:
+        if not self._call(collection, lambda client: client.update_collection(collection, **change)):
+            raise StoreUnavailable(f"Qdrant took the change of collection {collection!r} and has not done it yet")
+
+
+def _warn_of_deferral(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
+    vector = actual.vectors[schema.names.dense]
+    if vector.m == 0 and schema.dense.m > 0:
+        log.warning(
+            "collection %r has no graph (m = 0), so every search compares with every point: a bulk load runs or "
+            "was cut short; the next one builds it",
+            collection,
+        )

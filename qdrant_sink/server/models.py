@@ -1,0 +1,133 @@
+"""Plans, points and answers in the models of qdrant-client, which carries them over gRPC and REST alike."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from qdrant_client import models
+
+from embedder.vectors import SparseVector
+from qdrant_sink.filters import Filter, check_filter
+from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
+from qdrant_sink.schema import NAMES, VectorNames
+from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
+
+
+def client_filter(raw: Filter) -> models.Filter:
+    """The filter; raises InvalidRequest as `check_filter`, which runs first."""
+    check_filter(raw)
+    return models.Filter.model_validate(raw)
+
+
+def client_id(point_id: PointId) -> int | str:
+    """The id as the client accepts it."""
+    return str(point_id) if isinstance(point_id, uuid.UUID) else point_id
+
+
+def sink_id(value: Any) -> PointId:
+    """The id as the client returns it."""
+    return value if isinstance(value, int | uuid.UUID) else uuid.UUID(value)
+
+
+def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[models.PointStruct]:
+    """The points for REST; gRPC has `protobuf.upsert_request`, which is many times faster."""
+    rows = []
+    for point in points:
+        vectors: dict[str, Any] = {}
+        if point.dense is not None:
+            vectors[names.dense] = point.dense.tolist()
+        if point.sparse is not None:
+            vectors[names.sparse] = _sparse(point.sparse)
+        if point.colbert is not None:
+            vectors[names.colbert] = point.colbert.tolist()
+        rows.append(models.PointStruct(id=client_id(point.id), vector=vectors, payload=dict(point.payload)))
+    return rows
+
+
+def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest:
+    """The stages of a plan as one request."""
+    condition = None if plan.where is None else client_filter(plan.where)
+    last = not plan.branches
+    return models.QueryRequest(
+        prefetch=None
+        if last
+        else [
+            models.Prefetch(
+                query=_nearest(branch.query),
+                using=names.of(branch.query.kind),
+                limit=branch.limit,
+                filter=condition,
+                params=_params(branch.query, plan.traversal),
+            )
+            for branch in plan.branches
+        ],
+        query=_fuse(plan.query) if isinstance(plan.query, Fuse) else _nearest(plan.query),
+        using=None if isinstance(plan.query, Fuse) else names.of(plan.query.kind),
+        filter=condition if last else None,
+        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if last else None),
+        limit=plan.limit,
+        offset=plan.offset,
+        score_threshold=plan.score_threshold,
+        with_payload=payload_selector(plan.with_payload),
+        with_vector=[names.of(kind) for kind in plan.with_vectors] or False,
+    )
+
+
+def payload_selector(wanted: WithPayload) -> bool | models.PayloadSelector:
+    """The part of payloads that an answer carries, as the client accepts it."""
+    if not isinstance(wanted, PayloadKeys):
+        return wanted
+    keys = list(wanted.keys)
+    return (
+        models.PayloadSelectorExclude(exclude=keys) if wanted.excluded else models.PayloadSelectorInclude(include=keys)
+    )
+
+
+def hit(scored: models.ScoredPoint, *, with_payload: WithPayload, names: VectorNames = NAMES) -> Hit:
+    """One answer as a value of the sink."""
+    point = stored(scored, with_payload=with_payload, names=names)
+    return Hit(sink_id(scored.id), scored.score, point.payload, point.vectors)
+
+
+def stored(
+    record: models.ScoredPoint | models.Record, *, with_payload: WithPayload, names: VectorNames = NAMES
+) -> Stored:
+    """The parts of a point that were read."""
+    return Stored((record.payload or {}) if with_payload else None, Vectors.named(record.vector, names))
+
+
+def _params(query: Nearest, traversal: Traversal | None) -> models.SearchParams | None:
+    """Parameters of a stage, which searches the collection unless `traversal` is None."""
+    quantization = None if query.rescoring is None else _quantization(query.rescoring)
+    if traversal is not None:
+        return models.SearchParams(
+            hnsw_ef=traversal.hnsw_ef,
+            exact=traversal.exact,
+            indexed_only=traversal.indexed_only,
+            quantization=quantization,
+        )
+    return None if quantization is None else models.SearchParams(quantization=quantization)
+
+
+def _quantization(wanted: Rescoring) -> models.QuantizationSearchParams:
+    return models.QuantizationSearchParams(
+        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+    )
+
+
+def _nearest(query: Nearest) -> models.NearestQuery:
+    vector = query.vector
+    return models.NearestQuery(nearest=_sparse(vector) if isinstance(vector, SparseVector) else vector.tolist())
+
+
+def _sparse(vector: SparseVector) -> models.SparseVector:
+    return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+
+
+def _fuse(query: Fuse) -> models.FusionQuery | models.RrfQuery:
+    if query.method == "dbsf":
+        return models.FusionQuery(fusion=models.Fusion.DBSF)
+    weights = None if query.weights is None else list(query.weights)
+    return models.RrfQuery(rrf=models.Rrf(k=query.k, weights=weights))

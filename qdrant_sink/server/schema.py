@@ -1,0 +1,133 @@
+"""Collections in the models of qdrant-client: the requests that create them, and the description of an existing one."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qdrant_client import models
+
+from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
+from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
+
+_DISTANCES: Final = {
+    "cosine": models.Distance.COSINE,
+    "dot": models.Distance.DOT,
+    "euclid": models.Distance.EUCLID,
+    "manhattan": models.Distance.MANHATTAN,
+}
+
+
+def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
+    """The dense and ColBERT vectors of a new collection."""
+    dense, colbert = schema.dense, schema.colbert
+    return {
+        schema.names.dense: models.VectorParams(
+            size=dense.size,
+            distance=_DISTANCES[dense.distance],
+            datatype=models.Datatype(dense.datatype),
+            on_disk=dense.on_disk,
+            quantization_config=_quantization(dense.quantization),
+            hnsw_config=models.HnswConfigDiff(m=dense.m, ef_construct=dense.ef_construct),
+        ),
+        schema.names.colbert: models.VectorParams(
+            size=colbert.size,
+            distance=_DISTANCES[colbert.distance],
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator(colbert.comparator)),
+            datatype=models.Datatype(colbert.datatype),
+            on_disk=colbert.on_disk,
+            quantization_config=_quantization(colbert.quantization),
+            hnsw_config=models.HnswConfigDiff(m=colbert.m),
+        ),
+    }
+
+
+def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams]:
+    """The sparse vector of a new collection."""
+    sparse = schema.sparse
+    return {
+        schema.names.sparse: models.SparseVectorParams(
+            index=models.SparseIndexParams(datatype=models.Datatype(sparse.datatype), on_disk=sparse.on_disk),
+            modifier=None if sparse.modifier is None else models.Modifier(sparse.modifier),
+        )
+    }
+
+
+def graph_diff(schema: CollectionSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
+    """The change of the dense vector's graph to `m` edges per node."""
+    config = models.HnswConfigDiff(m=m, ef_construct=schema.dense.ef_construct)
+    return {schema.names.dense: models.VectorParamsDiff(hnsw_config=config)}
+
+
+def index_params(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:
+    """The parameters of a new payload index."""
+    if index.tenant:
+        return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+    return models.PayloadSchemaType(index.type)
+
+
+def collection_description(info: models.CollectionInfo) -> CollectionDescription:
+    """An existing collection as the server describes it. A single unnamed vector has the empty name."""
+    params = info.config.params
+    dense = params.vectors or {}
+    vectors: dict[str, VectorDescription] = {}
+    for name, vector in ({"": dense} if isinstance(dense, models.VectorParams) else dense).items():
+        vectors[name] = _vector_description(vector, info.config)
+    for name, weights in (params.sparse_vectors or {}).items():
+        modifier = None if weights.modifier in (None, models.Modifier.NONE) else weights.modifier.value
+        index = weights.index or models.SparseIndexParams()
+        vectors[name] = VectorDescription(
+            kind="sparse", modifier=modifier, datatype=_datatype(index.datatype), on_disk=_on_disk(index)
+        )
+    return CollectionDescription(
+        vectors=vectors,
+        payload_indexes={
+            key: PayloadIndex(index.data_type.value, tenant=bool(getattr(index.params, "is_tenant", None)))
+            for key, index in info.payload_schema.items()
+        },
+        payload_on_disk=params.on_disk_payload,
+        placement=Placement(params.shard_number, params.replication_factor, params.write_consistency_factor),
+    )
+
+
+def _vector_description(vector: models.VectorParams, config: models.CollectionConfig) -> VectorDescription:
+    """An existing vector; fields that it leaves open come from the collection."""
+    multi = vector.multivector_config
+    own, common = vector.hnsw_config or models.HnswConfigDiff(), config.hnsw_config
+    return VectorDescription(
+        kind="dense" if multi is None else "multivector",
+        size=vector.size,
+        distance=vector.distance.value.lower(),
+        comparator=None if multi is None else multi.comparator.value.lower(),
+        datatype=_datatype(vector.datatype),
+        quantization=_quantization_name(vector.quantization_config or config.quantization_config),
+        m=common.m if own.m is None else own.m,
+        ef_construct=common.ef_construct if own.ef_construct is None else own.ef_construct,
+        on_disk=_on_disk(vector),
+    )
+
+
+def _quantization(kind: Quantization) -> models.QuantizationConfig | None:
+    if kind == "int8":
+        int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=INT8_QUANTILE, always_ram=True)
+        return models.ScalarQuantization(scalar=int8)
+    if kind == "binary":
+        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
+    return None
+
+
+def _quantization_name(config: Any) -> str:
+    if config is None:
+        return "none"
+    if isinstance(config, models.ScalarQuantization):
+        return str(config.scalar.type.value).lower()
+    return str(next(iter(type(config).model_fields)))  # "binary", "product" and the like
+
+
+def _datatype(value: models.Datatype | None) -> str:
+    return "float32" if value is None else value.value
+
+
+def _on_disk(params: models.VectorParams | models.SparseIndexParams) -> bool:
+    """Newer servers have `memory` beside the older flag."""
+    memory = getattr(params, "memory", None)
+    return bool(params.on_disk) if memory is None else str(memory) == "cold"

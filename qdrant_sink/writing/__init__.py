@@ -1,0 +1,25 @@
+"""Vectors into a collection: the writer of a job, its report, and documents in chunks."""
+
+from __future__ import annotations
+
+from qdrant_sink.writing.batches import BATCH_MAX_BYTES, BATCH_MAX_POINTS
+from qdrant_sink.writing.documents import DocumentLocks
+from qdrant_sink.writing.existing import existing_ids
+from qdrant_sink.writing.pooling import pooled
+from qdrant_sink.writing.reports import Rejection, WriteReport
+from qdrant_sink.writing.stale import delete_stale_chunks
+from qdrant_sink.writing.writer import IN_FLIGHT_MAX, Destination, Writer
+
+__all__ = [
+    "BATCH_MAX_BYTES",
+    "BATCH_MAX_POINTS",
+    "IN_FLIGHT_MAX",
+    "Destination",
+    "DocumentLocks",
+    "Rejection",
+    "WriteReport",
+    "Writer",
+    "delete_stale_chunks",
+    "existing_ids",
+    "pooled",
+]

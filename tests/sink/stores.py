@@ -1,0 +1,59 @@
+"""Stores to test: Qdrant Edge, a server behind the loopback double, and a real one where the environment names it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.server import ServerStore
+from qdrant_sink.store import Store
+from tests.sink.grpc_double import GrpcDouble
+
+STORES: Final = ["edge", "double", pytest.param("server", marks=pytest.mark.server)]
+"""Kinds of stores, as parameters of a fixture; a real server only where QDRANT_URL names one."""
+
+
+@contextmanager
+def opened(kind: str, root: Path) -> Iterator[Store]:
+    """A store of this kind, with its data under `root`."""
+    double = GrpcDouble(root) if kind == "double" else None
+    store: Store
+    if double is not None:
+        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, timeout_s=5, deadline_s=3.0, pause_s=0.02)
+    elif kind == "edge":
+        store = EdgeStore(root / "edge")
+    else:
+        url, key = real_server()
+        store = ServerStore(url, key, deadline_s=5.0)
+    try:
+        yield store
+    finally:
+        store.close()
+        if double is not None:
+            double.stop()
+
+
+def real_server() -> tuple[str, str | None]:
+    """URL and key of the server that the environment names; skips the test where it names none."""
+    url = os.environ.get("QDRANT_URL")
+    if not url:
+        pytest.skip("QDRANT_URL is not set")
+    return url, os.environ.get("QDRANT_API_KEY")
+
+
+def drop(*names: str) -> None:
+    """Delete the collections of the real server whose names start so."""
+    from qdrant_client import QdrantClient
+
+    url, key = real_server()
+    client = QdrantClient(url=url, api_key=key, check_compatibility=False)
+    for description in client.get_collections().collections:
+        if description.name.startswith(names):
+            client.delete_collection(description.name)
+    client.close()

@@ -1,0 +1,283 @@
+"""What is remembered of collections follows the collection, whatever name it was asked by."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from embedder.errors import NotFound
+from qdrant_sink.catalogue import RESOLUTION_MAX_AGE_S, Catalogue
+from qdrant_sink.errors import SchemaMismatch
+from qdrant_sink.points import Draft, PointId, chunk_id
+from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.store import Store
+from qdrant_sink.writing import DocumentLocks, Writer, delete_stale_chunks
+from tests.sink.samples import SCHEMA, draft, schema_for
+from tests.sink.writing import write
+
+SCOPE = "notes"
+OTHER = schema_for(16, 16)
+"""The schema of another model."""
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+class Counted:
+    """A store that counts what a catalogue asks it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.calls: list[str] = []
+
+    def collection_of(self, name: str) -> str | None:
+        """See `Store.collection_of`."""
+        self.calls.append("collection_of")
+        return self._store.collection_of(name)
+
+    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+        """See `Store.verify`."""
+        self.calls.append("verify")
+        return self._store.verify(collection, schema)
+
+    def ensure(self, collection: str, schema: CollectionSchema) -> None:
+        """See `Store.ensure`."""
+        self.calls.append("ensure")
+        self._store.ensure(collection, schema)
+
+    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+        """See `Store.existing`."""
+        self.calls.append("existing")
+        return self._store.existing(collection, ids)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def counted(store: Store) -> Counted:
+    """The store under test, counting."""
+    return Counted(store)
+
+
+@pytest.fixture
+def catalogue(counted: Counted, clock: Clock) -> Catalogue:
+    """Knows nothing yet."""
+    return Catalogue(lambda: counted, SCHEMA, clock=clock)
+
+
+@pytest.fixture
+def alias(store: Store, collection: str) -> str:
+    """A name for an alias, after `collection` exists."""
+    store.ensure(collection, SCHEMA)
+    name = f"{collection}_alias"
+    store.alias(name, collection)
+    return name
+
+
+def test_an_alias_and_the_collections_own_name_are_one(catalogue: Catalogue, collection: str, alias: str) -> None:
+    """Locks and everything remembered can be keyed by what both names stand for."""
+    assert catalogue.resolve(alias) == catalogue.resolve(collection) == collection
+
+
+def test_a_name_of_nothing_stands_for_itself(catalogue: Catalogue, collection: str) -> None:
+    """A job that creates its collection uses the name that it was given."""
+    assert catalogue.resolve(collection) == collection
+    assert not catalogue.verify(collection)
+    with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
+        catalogue.find(collection)
+    assert catalogue.ensure(collection) == collection
+    assert catalogue.verify(collection)
+    assert catalogue.find(collection) == collection
+
+
+def test_a_collection_is_verified_once_by_whatever_name(
+    catalogue: Catalogue, counted: Counted, collection: str, alias: str
+) -> None:
+    """Searches in quick succession, by alias or by name, cost the store nothing."""
+    assert catalogue.find(alias) == collection
+    assert counted.calls == ["collection_of", "verify"]
+    for _ in range(5):
+        assert catalogue.find(alias) == catalogue.find(collection) == collection
+        assert catalogue.verify(alias)
+    assert counted.calls == ["collection_of", "verify"]
+
+
+def test_a_job_resolves_afresh(
+    catalogue: Catalogue, counted: Counted, store: Store, collection: str, alias: str
+) -> None:
+    """A job that begins after an alias was moved writes to where it leads now, whatever a read remembers."""
+    assert catalogue.find(alias) == collection
+    newer = f"{collection}_newer"
+    store.ensure(newer, SCHEMA)
+    store.alias(alias, newer)
+    assert catalogue.resolve(alias) == newer
+    assert catalogue.find(alias) == newer, "and reads profit from it"
+
+
+def test_an_alias_that_moved_is_noticed_within_a_second(
+    catalogue: Catalogue, clock: Clock, store: Store, collection: str, alias: str
+) -> None:
+    """A read may use what a name stood for a moment ago, and no longer."""
+    assert catalogue.find(alias) == collection
+    newer = f"{collection}_newer"
+    store.ensure(newer, SCHEMA)
+    store.alias(alias, newer)
+    assert catalogue.find(alias) == collection
+    clock.now += RESOLUTION_MAX_AGE_S
+    assert catalogue.find(alias) == newer
+
+
+def test_an_alias_that_moved_to_another_schema_is_refused(
+    catalogue: Catalogue, clock: Clock, store: Store, collection: str, alias: str
+) -> None:
+    """Vectors of one model are never compared with those of another; the collection at fault is named."""
+    assert catalogue.find(alias) == collection
+    other = f"{collection}_other"
+    store.ensure(other, OTHER)
+    store.alias(alias, other)
+    clock.now += RESOLUTION_MAX_AGE_S
+    for read in (catalogue.find, catalogue.verify, catalogue.ensure):
+        with pytest.raises(SchemaMismatch) as caught:
+            read(alias)
+        assert caught.value.collection == other
+    assert catalogue.find(collection) == collection
+
+
+def test_a_missing_index_keeps_no_reader_out(counted: Counted, store: Store, collection: str) -> None:
+    """A collection that lacks only a payload index can be searched; it is not remembered as verified."""
+    store.ensure(collection, SCHEMA)
+    indexed = Catalogue(lambda: counted, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
+    assert not indexed.verify(collection)
+    assert indexed.find(collection) == collection
+    assert indexed.ensure(collection) == collection
+    assert indexed.verify(collection)
+
+
+class Names:
+    """A store of names alone. What happens `meanwhile` does so once, while an answer is on its way."""
+
+    def __init__(self) -> None:
+        self.collections: dict[str, str] = {"old": "old", "new": "new", "alias": "old"}
+        self.verified: list[str] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def collection_of(self, name: str) -> str | None:
+        """What the name stood for when this was called."""
+        collection = self.collections.get(name)
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        return collection
+
+    def verify(self, collection: str, _schema: CollectionSchema) -> bool:
+        """All collections have the schema."""
+        self.verified.append(collection)
+        return True
+
+    def ensure(self, collection: str, _schema: CollectionSchema) -> None:
+        """Make it."""
+        self.collections[collection] = collection
+
+    def existing(self, _collection: str, _ids: Sequence[PointId]) -> set[PointId]:
+        """No points."""
+        return set()
+
+
+def test_a_deleted_collection_is_forgotten() -> None:
+    """Whoever makes it anew may give it another schema: it is verified again."""
+    names = Names()
+    catalogue = Catalogue(lambda: names, SCHEMA)
+    assert catalogue.verify("old")
+    del names.collections["old"]
+    assert catalogue.resolve("old") == "old"
+    names.collections["old"] = "old"
+    assert catalogue.verify("old")
+    assert names.verified == ["old", "old"]
+
+
+def test_an_answer_that_was_overtaken_is_not_remembered(clock: Clock) -> None:
+    """Of two threads, the one that asked before the alias moved does not overwrite what the other learnt."""
+    names = Names()
+    catalogue = Catalogue(lambda: names, SCHEMA, clock=clock)
+
+    def move() -> None:
+        clock.now += 0.1
+        names.collections["alias"] = "new"
+        assert catalogue.resolve("alias") == "new"
+
+    names.meanwhile = move
+    assert catalogue.resolve("alias") == "old"
+    assert catalogue.resolve("alias", max_age_s=RESOLUTION_MAX_AGE_S) == "new"
+
+
+def test_threads_share_one_catalogue(store: Store, collection: str) -> None:
+    """Jobs and searches that begin together agree on the collection."""
+    catalogue = Catalogue(lambda: store, SCHEMA)
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: catalogue.ensure(collection), range(8))) == {collection}
+        assert set(threads.map(lambda _: catalogue.find(collection), range(50))) == {collection}
+
+
+def _version(document: PointId, chunks: int) -> list[Draft]:
+    return [draft(number, id=chunk_id(document, number, SCOPE)) for number in range(chunks)]
+
+
+def test_jobs_by_alias_and_by_name_do_not_mix_a_document(store: Store, collection: str, alias: str) -> None:
+    """The second of two versions is there whole, whichever name each job was given."""
+    catalogue, locks = Catalogue(lambda: store, SCHEMA), DocumentLocks()
+    stored, go_on = threading.Event(), threading.Event()
+
+    def job(name: str, chunks: int, pause: Callable[[], object]) -> None:
+        target = catalogue.resolve(name)
+        with locks.held(target, SCOPE, {1}):
+            assert write(store, target, _version(1, chunks), SCHEMA).stored == chunks
+            pause()
+            delete_stale_chunks(store, target, {1: chunks}, SCOPE)
+
+    def wait() -> None:
+        stored.set()
+        assert go_on.wait(30)
+
+    with ThreadPoolExecutor(2) as threads:
+        short = threads.submit(job, alias, 2, wait)
+        assert stored.wait(30)
+        long = threads.submit(job, collection, 9, lambda: None)
+        with pytest.raises(TimeoutError):
+            long.result(0.1)
+        go_on.set()
+        short.result(30)
+        long.result(30)
+    assert store.count(collection) == 9
+
+
+def test_an_alias_that_moves_in_the_middle_does_not_split_a_job(store: Store, collection: str, alias: str) -> None:
+    """All points of a job are in the collection that its name stood for when it began."""
+    catalogue = Catalogue(lambda: store, SCHEMA)
+    target = catalogue.resolve(alias)
+    newer = f"{collection}_newer"
+
+    def portions() -> Iterator[Sequence[Draft]]:
+        yield [draft(0), draft(1)]
+        store.ensure(newer, SCHEMA)
+        store.alias(alias, newer)
+        yield [draft(2), draft(3)]
+
+    with ThreadPoolExecutor(2) as senders:
+        writer = Writer(store, target, SCHEMA, senders, ensure=lambda: catalogue.ensure(target))
+        assert writer.write(portions()).stored == 4
+    assert (store.count(collection), store.count(newer)) == (4, 0)

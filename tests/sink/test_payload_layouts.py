@@ -1,0 +1,211 @@
+"""A payload reads as its framework wrote it, refuses collisions, and gives its text back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import pytest
+
+from embedder.errors import InvalidRequest
+from qdrant_sink.conformance import Refusal, conform
+from qdrant_sink.edge import EdgeStore
+from qdrant_sink.payload_layouts import laid_out, text_of
+from qdrant_sink.schema import Layout
+from tests.sink.samples import SCHEMA, draft
+from tests.sink.writing import write
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+POINT = "790dd20f-6aa9-57ca-90e3-1926c19dac9b"
+NESTED = json.loads("[" * 900 + "]" * 900)
+CHUNK = {"doc_id": "manual", "chunk": 2, "start": 10, "end": 18}
+
+
+def built(layout: Layout, **overrides: Any) -> dict[str, Any]:
+    """A payload of a text with one key of the caller's."""
+    values: dict[str, Any] = {
+        "text": "r\u00e9sum\u00e9",
+        "text_key": "text",
+        "payload": {"topic": "backup"},
+        "written": {},
+        "point_id": POINT,
+    }
+    return laid_out(layout, **{**values, **overrides})
+
+
+def test_plain_is_flat() -> None:
+    """Ours: the text under its key, beside what the caller and the worker wrote."""
+    assert built("plain", text_key="body", written={"id": "rsync"}) == {
+        "topic": "backup",
+        "body": "r\u00e9sum\u00e9",
+        "id": "rsync",
+    }
+
+
+def test_langchain_finds_page_content_and_metadata() -> None:
+    """As langchain-qdrant 1.1 reads points: `page_content` and `metadata`, nothing else."""
+    assert built("langchain", written=CHUNK) == {
+        "page_content": "r\u00e9sum\u00e9",
+        "metadata": {"topic": "backup", **CHUNK},
+    }
+
+
+def test_haystack_finds_a_document() -> None:
+    """As qdrant-haystack 13.1 reads points: the fields of a Document, its metadata not flattened."""
+    assert built("haystack", written=CHUNK) == {
+        "id": POINT,
+        "content": "r\u00e9sum\u00e9",
+        "meta": {"topic": "backup", **CHUNK},
+    }
+
+
+def test_llamaindex_finds_a_node_and_its_document() -> None:
+    """As llama-index-core 0.14 writes a TextNode: the node as JSON, metadata flat beside it, its source three times."""
+    payload = built("llamaindex", written=CHUNK)
+    node = json.loads(payload.pop("_node_content"))
+    assert payload == {
+        "topic": "backup",
+        "chunk": 2,
+        "start": 10,
+        "end": 18,
+        "_node_type": "TextNode",
+        "document_id": "manual",
+        "doc_id": "manual",
+        "ref_doc_id": "manual",
+    }
+    assert node == {
+        "id_": POINT,
+        "embedding": None,
+        "metadata": {"topic": "backup", "chunk": 2, "start": 10, "end": 18},
+        "excluded_embed_metadata_keys": ["chunk", "start", "end"],
+        "excluded_llm_metadata_keys": ["chunk", "start", "end"],
+        "relationships": {
+            "1": {
+                "node_id": "manual",
+                "node_type": "4",
+                "metadata": {},
+                "hash": None,
+                "class_name": "RelatedNodeInfo",
+            }
+        },
+        "metadata_template": "{key}: {value}",
+        "metadata_separator": "\n",
+        "text": "r\u00e9sum\u00e9",
+        "mimetype": "text/plain",
+        "start_char_idx": 10,
+        "end_char_idx": 18,
+        "text_template": "{metadata_str}\n\n{content}",
+        "class_name": "TextNode",
+    }
+
+
+def test_llamaindex_says_none_of_a_text_without_a_document() -> None:
+    """A text that is no chunk has no source, in LlamaIndex's own words; numbers become its text ids."""
+    payload = built("llamaindex")
+    assert {payload[key] for key in ("document_id", "doc_id", "ref_doc_id")} == {"None"}
+    node = json.loads(payload["_node_content"])
+    assert node["relationships"] == {}
+    assert node["start_char_idx"] is None
+    assert built("llamaindex", written={**CHUNK, "doc_id": 7})["ref_doc_id"] == "7"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_key_of_the_worker_cannot_be_set(layout: Layout) -> None:
+    """No caller's key is overwritten in silence, in whichever object it lands."""
+    with pytest.raises(InvalidRequest, match=r"^qdrant\.payloads\[3\]: the key 'chunk' is written by the worker"):
+        built(layout, payload={"chunk": 1}, written=CHUNK, field="qdrant.payloads[3]")
+
+
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [
+        ("plain", "text"),
+        ("llamaindex", "_node_content"),
+        ("llamaindex", "_node_type"),
+        ("llamaindex", "document_id"),
+        ("llamaindex", "doc_id"),
+        ("llamaindex", "ref_doc_id"),
+    ],
+)
+def test_a_key_of_the_layout_cannot_be_set(layout: Layout, key: str) -> None:
+    """What the framework reads at that place is not the caller's to write."""
+    with pytest.raises(InvalidRequest, match=rf"the key '{key}' is written by the worker and cannot be set"):
+        built(layout, payload={key: 1})
+
+
+@pytest.mark.parametrize(("layout", "keys"), [("langchain", ["page_content", "text"]), ("haystack", ["content", "id"])])
+def test_a_key_that_lands_elsewhere_is_the_callers(layout: Layout, keys: list[str]) -> None:
+    """In a metadata object of its own the caller's keys cannot meet the text."""
+    payload = built(layout, payload=dict.fromkeys(keys, "mine"))
+    assert text_of(layout, payload, "text") == "r\u00e9sum\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("key", "what"), [("id", "the caller's own ids"), ("start", "what the worker writes of a chunk")]
+)
+def test_the_text_keeps_away_from_the_workers_keys(key: str, what: str) -> None:
+    """A `textKey` that the worker needs is refused with what it is needed for."""
+    with pytest.raises(InvalidRequest, match=rf"^qdrant\.textKey: '{key}' keeps {what}; choose another key$"):
+        built("plain", text_key=key, written={**CHUNK, "id": "rsync"})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("text", ["", "plain", 'quotes " and \\ and \u2028', "\U0001f680 \x00"])
+def test_the_text_comes_back(layout: Layout, text: str) -> None:
+    """What was stored is what a search shows."""
+    assert text_of(layout, built(layout, text=text, text_key="body"), "body") == text
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"text": 1, "page_content": 1, "content": None, "_node_content": 1},
+        {"_node_content": "{"},
+        {"_node_content": "[]"},
+        {"_node_content": "[" * 100_000},
+        {"_node_content": '{"text": 1}'},
+    ],
+)
+def test_a_payload_of_someone_else_has_no_text(layout: Layout, payload: dict[str, Any]) -> None:
+    """Points that were not written in this layout are no error."""
+    assert text_of(layout, payload, "text") is None
+
+
+def test_a_newer_node_gives_its_text_too() -> None:
+    """LlamaIndex's `Node` keeps its text in a resource."""
+    content = json.dumps({"text_resource": {"text": "inside"}, "class_name": "Node"})
+    assert text_of("llamaindex", {"_node_content": content}, "text") == "inside"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "bad", [float("nan"), {1, 2}, 2**70, "\ud800", NESTED], ids=["nan", "set", "integer", "surrogate", "depth"]
+)
+def test_a_payload_that_is_not_json_is_left_to_conformance(layout: Layout, bad: Any) -> None:
+    """In every layout a point whose payload no store can hold is refused by itself, and fails no job."""
+    outcome = conform(draft(0, payload=built(layout, payload={"a": bad})), SCHEMA)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code == "invalid_payload"
+
+
+@pytest.mark.parametrize(
+    ("layout", "prefix"), [("plain", ""), ("llamaindex", ""), ("langchain", "metadata."), ("haystack", "meta.")]
+)
+@pytest.mark.parametrize("doc_id", ["manual", 7])
+def test_a_filter_finds_what_the_caller_and_the_worker_wrote(
+    edge_store: EdgeStore, layout: Layout, prefix: str, doc_id: int | str
+) -> None:
+    """A caller's key and the chunks of a document, at the path that the README says; LlamaIndex's ids are text."""
+    edge_store.ensure("docs", SCHEMA)
+    payloads = [built(layout, written={**CHUNK, "doc_id": name, "chunk": 0}) for name in (doc_id, doc_id, "other")]
+    write(edge_store, "docs", [draft(index, payload=payload) for index, payload in enumerate(payloads)], SCHEMA)
+
+    def at(key: str, value: int | str) -> dict[str, Any]:
+        return {"must": [{"key": prefix + key, "match": {"value": value}}]}
+
+    assert edge_store.count("docs", at("topic", "backup")) == 3
+    document = at("doc_id", str(doc_id) if layout == "llamaindex" else doc_id)
+    assert edge_store.count("docs", document) == 2
+    assert edge_store.delete("docs", where=document) == 2
