@@ -48,7 +48,7 @@ ENV MODEL_ID=${BAKE_MODEL:-BAAI/bge-m3} \
     MODEL_REVISION=${BAKE_REVISION} \
     HF_HUB_OFFLINE=${BAKE_MODEL:+1}
 
-# Of the HTTP door (PORT); the queue worker has none, and tells the platform itself that it lives.
+# Asks the HTTP server (PORT); the queue worker reports to the platform itself.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-m", "service.healthcheck"]
 

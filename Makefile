@@ -1,6 +1,6 @@
 # make setup   a virtual environment with the pinned dependencies
 # make demo    the main job on the bundled corpus: no network, no server, no GPU
-# make test    the tests (make test-slow: those that take longer);  make check   lint, format and types
+# make test    the tests (make test-slow: those that take longer);  make check   lint, format, types and imports
 # make audit   known vulnerabilities of the pinned packages; needs the public package index
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
@@ -52,6 +52,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 quality: $(READY)
 	@$(BIN)/python -m benchmarks.quality $(ARGS)

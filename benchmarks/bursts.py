@@ -12,7 +12,7 @@ from tests.loopback import JobQueue, Worker
 ROOT: Final = Path(__file__).parents[1]
 BURST, MANY = 64, 640
 GOAL: Final = 0.6
-"""Of the rate of the SDK alone."""
+"""Least share of the rate of the SDK alone."""
 PATIENCE: Final = 120.0
 
 _SETTINGS: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}

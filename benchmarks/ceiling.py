@@ -40,7 +40,7 @@ def _ways(dtype: str, device: str) -> dict[str, Product]:
     else:
         ways["plain"] = lambda: functional.linear(x, weight, bias)
     try:
-        from embedder.linear import prepare
+        from embedder.model.linear import prepare
 
         prepared = prepare(weight, bias, dtype=dtype)
         prepared(x)

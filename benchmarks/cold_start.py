@@ -24,25 +24,25 @@ _PHASE: Final = re.compile(r"([\w-]+) (\d+\.\d+)")
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """One door.
+    """The starts of one transport.
 
     Attributes:
-        door: `queue` or `HTTP`.
+        transport: `queue` or `HTTP`.
         seconds: to readiness, one per start.
         phases: median seconds of each phase that the log names, in its order.
     """
 
-    door: str
+    transport: str
     seconds: list[float]
     phases: dict[str, float]
 
 
 def measure(environment: Mapping[str, str], rounds: int) -> list[ColdStart]:
-    """Starts of both doors in turn, after one of each that is not counted and fills the caches.
+    """Starts of both transports in turn, after one of each that is not counted and fills the caches.
 
     Args:
         environment: of the worker: model, type, device.
-        rounds: starts per door.
+        rounds: starts per transport.
 
     Raises:
         TimeoutError: a worker was not ready in five minutes.
@@ -52,17 +52,17 @@ def measure(environment: Mapping[str, str], rounds: int) -> list[ColdStart]:
     with tempfile.TemporaryDirectory() as root:
         given = {**environment, "QDRANT_PATH": f"{root}/store", "XDG_CACHE_HOME": f"{root}/cache"}
         for number in range(rounds + 1):
-            for door, start_of in (("queue", _polling), ("HTTP", _serving)):
-                found = start_of(given)
+            for transport, start_of in (("queue", _polling), ("HTTP", _serving)):
+                start = start_of(given)
                 if number:
-                    taken[door].append(found)
+                    taken[transport].append(start)
     return [
         ColdStart(
-            door,
+            transport,
             [seconds for seconds, _ in starts],
             {name: statistics.median(phases[name] for _, phases in starts) for name in starts[0][1]},
         )
-        for door, starts in taken.items()
+        for transport, starts in taken.items()
     ]
 
 

@@ -10,9 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.vectors import SparseVector
-from qdrant_sink.points import Point
-from qdrant_sink.search import Search
+from embedder import SparseVector
+from qdrant_sink import Point, Search, SearchOptions, Vectors
 
 VOCABULARY: Final = 8192
 WEIGHTS: Final = 40
@@ -54,22 +53,20 @@ def points(shape: Shape, *, seed: int = 0) -> Iterator[Point]:
         )
 
 
-def queries(shape: Shape, count: int, *, seed: int = 1, **fields: Any) -> list[Search]:
-    """Searches with all three vectors near the points of a cluster, and these fields."""
+def queries(shape: Shape, count: int, *, seed: int = 1, **options: Any) -> list[Search]:
+    """Searches with all three vectors near the points of a cluster, and these options (`SearchOptions`)."""
     rng = np.random.default_rng(seed)
     centres = _unit(np.random.default_rng(0).normal(size=(CLUSTERS, shape.size)))
-    found = []
+    searches = []
     for _ in range(count):
         centre = centres[int(rng.integers(CLUSTERS))]
-        found.append(
-            Search(
-                dense=_unit(centre + rng.normal(scale=0.08, size=shape.size)),
-                sparse=_sparse(rng, QUERY_WEIGHTS),
-                colbert=_unit(centre + rng.normal(scale=0.08, size=(QUERY_ROWS, shape.size))),
-                **fields,
-            )
+        vectors = Vectors(
+            dense=_unit(centre + rng.normal(scale=0.08, size=shape.size)),
+            sparse=_sparse(rng, QUERY_WEIGHTS),
+            colbert=_unit(centre + rng.normal(scale=0.08, size=(QUERY_ROWS, shape.size))),
         )
-    return found
+        searches.append(Search(vectors, SearchOptions(**options)))
+    return searches
 
 
 def _sparse(rng: np.random.Generator, count: int) -> SparseVector:

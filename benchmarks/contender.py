@@ -31,7 +31,7 @@ from benchmarks.workloads import WORKLOADS, Bench  # noqa: E402
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """Of the command line."""
+    """The arguments of the command line."""
 
     name: str
     checkpoint: Path

@@ -1,4 +1,4 @@
-"""What a client of the HTTP door waits for a query: alone, and beside a job that ingests."""
+"""What a client of the HTTP server waits for a query: alone, and beside a job that ingests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Load:
     Attributes:
         route: that is asked.
         idle: its answers when nothing else goes on but the other clients.
-        beside: likewise, while bulk jobs follow each other.
+        beside: its answers while bulk jobs follow each other.
         ingested: passages stored meanwhile, per second.
         lost: requests of both that were not answered with 200.
     """
@@ -57,7 +57,7 @@ def measure(environment: Mapping[str, str], seconds: float) -> list[Load]:
         environment: of the worker: model, type, device.
         seconds: of each of the two.
     """
-    with tempfile.TemporaryDirectory() as root, _door({**environment, "QDRANT_PATH": f"{root}/store"}) as client:
+    with tempfile.TemporaryDirectory() as root, _serving({**environment, "QDRANT_PATH": f"{root}/store"}) as client:
         _ingest(client, 0)
         loads = []
         for route, (path, body) in _ASKED.items():
@@ -75,7 +75,7 @@ def measure(environment: Mapping[str, str], seconds: float) -> list[Load]:
 
 
 @contextmanager
-def _door(environment: Mapping[str, str]) -> Iterator[httpx.Client]:
+def _serving(environment: Mapping[str, str]) -> Iterator[httpx.Client]:
     port = free_port()
     with (
         Worker(None, cwd=ROOT, script="-m", args=["service.http"], env={**environment, "PORT": str(port)}) as worker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import statistics
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +22,18 @@ import corpus
 from benchmarks.spans import Recorder, Timeline, WatchedStore, watch_model
 
 if TYPE_CHECKING:
-    from embedder.embedder import Embedder
-    from embedder.forward import Result
-    from qdrant_sink.store import Store
+    from embedder import Embedder, Result
+    from qdrant_sink import Store
     from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 GOAL = 0.9
-"""Of the rate of the slower half."""
+"""Least share of the rate of the slower half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """The same texts, in every round: embedded; stored; and both at once, by one job of the worker.
+    """The same texts, in every round: embedded; stored; and both concurrently, by one job of the worker.
 
     Attributes:
         store: its name.
@@ -76,7 +77,7 @@ def passages(count: int) -> list[str]:
 
 def measure(settings: Settings, count: int, rounds: int) -> tuple[list[Ingest], str]:
     """Ingest into Qdrant Edge, and into the gRPC double in a process of its own; and the model, for a person."""
-    from embedder.embedder import Embedder
+    from embedder import Embedder
     from qdrant_sink.edge import EdgeStore
     from qdrant_sink.server import ServerStore
 
@@ -115,13 +116,14 @@ class _Run:
 
     def __init__(self, settings: Settings, embedder: Embedder, store: Store, recorder: Recorder) -> None:
         from service.operations import Operations
+        from service.wire import Codec
 
         watched: Any = WatchedStore(store, recorder)
         self._schema = settings.qdrant_collection_config.schema_for(embedder.hidden_size, embedder.colbert_size)
         self._embedder = embedder
         self._store = store
         self._recorder = recorder
-        self._operations = Operations(settings, embedder, watched)
+        self._codec = Codec(Operations(settings, embedder, watched))
 
     def round(self, texts: Sequence[str], collection: str) -> tuple[float, float, Timeline]:
         """Seconds of the model alone and of the store alone, and the timeline of the job."""
@@ -135,31 +137,34 @@ class _Run:
         }
         self._recorder.take(0.0, 1.0)
         start = time.perf_counter()
-        answer = asyncio.run(self._operations.run(job))
+        answer = asyncio.run(self._codec.answer(job))
         timeline = self._recorder.take(start, time.perf_counter())
-        if answer["upsert"]["stored"] != len(texts):
-            raise RuntimeError(f"{answer['upsert']['stored']} of {len(texts)} texts are stored")
+        if answer.code is not None:
+            raise RuntimeError(f"the job failed: {answer.code}")
+        stored = json.loads(answer.body)["upsert"]["stored"]
+        if stored != len(texts):
+            raise RuntimeError(f"{stored} of {len(texts)} texts are stored")
         return model, alone, timeline
 
     async def _embed(self, texts: Sequence[str]) -> list[Result]:
-        from embedder.batching import Priority
-        from embedder.vectors import Outputs
+        from embedder import Outputs, Priority
 
         length = self._embedder.max_length
         return await self._embedder.embed(texts, Outputs(), max_length=length, priority=Priority.PASSAGE)
 
     def _write(self, texts: Sequence[str], results: Sequence[Result], collection: str) -> None:
-        from embedder.vectors import Embedding
-        from qdrant_sink.points import Draft, text_id
-        from tests.sink.writing import write
+        from embedder import Embedding
+        from qdrant_sink import Draft, Vectors, Writer, text_id
+        from qdrant_sink.writing import IN_FLIGHT_MAX
 
         drafts = [
-            Draft(index, text_id(text, collection), {"text": text}, result)
+            Draft(index, text_id(text, collection), {"text": text}, Vectors.of(result))
             for index, (text, result) in enumerate(zip(texts, results, strict=True))
             if isinstance(result, Embedding)
         ]
         self._store.ensure(collection, self._schema)
-        report = write(self._store, collection, drafts, self._schema)
+        with ThreadPoolExecutor(IN_FLIGHT_MAX) as senders:
+            report = Writer(self._store, collection, self._schema, senders).write([drafts])
         if report.stored != len(texts):
             raise RuntimeError(f"{report.stored} of {len(texts)} points are stored: {report.rejected[:1]}")
 

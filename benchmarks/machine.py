@@ -13,7 +13,7 @@ _LIBRARIES = ("torch", "FlagEmbedding", "transformers", "tokenizers", "m3serve",
 
 
 def hardware() -> dict[str, str]:
-    """Of this machine, by name; what cannot be found is left out. Needs no torch."""
+    """The properties of this machine, by name; unknown ones are left out. Needs no torch."""
     import psutil
 
     cpuinfo = _text("/proc/cpuinfo")
@@ -32,7 +32,7 @@ def hardware() -> dict[str, str]:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Of the libraries that compute and of `more`, as this process sees them. Imports torch."""
+    """The versions of the libraries that compute, and of `more`, in this process. Imports torch."""
     import torch
 
     found = {}

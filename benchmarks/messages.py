@@ -6,7 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdrant_sink import Point
 
 ROWS, SIZE, WEIGHTS = 256, 1024, 100
 
@@ -39,8 +42,8 @@ def measure(points: int, repeats: int) -> list[Way]:
     from qdrant_client.conversions.conversion import RestToGrpc
     from qdrant_client.http.api.points_api import jsonable_encoder
 
-    from qdrant_sink.client_models import points_list
-    from qdrant_sink.protobuf import upsert_request
+    from qdrant_sink.server.models import points_list
+    from qdrant_sink.server.protobuf import upsert_request
 
     made = _points(points)
 
@@ -77,25 +80,24 @@ def _way(name: str, build: Callable[[], Any], encode: Callable[[Any], bytes], re
     return Way(name, statistics.median(built), statistics.median(encoded), nbytes)
 
 
-def _points(count: int) -> Sequence[Any]:
+def _points(count: int) -> Sequence[Point]:
     import numpy as np
 
-    from embedder.vectors import Embedding, SparseVector
-    from qdrant_sink.conformance import conform
-    from qdrant_sink.points import Draft, Point
-    from service.collection import CollectionBlock
+    from embedder import SparseVector
+    from qdrant_sink import Draft, Refusal, Vectors, conform
+    from service.collection_config import CollectionConfig
 
     rng = np.random.default_rng(0)
-    schema = CollectionBlock().schema_for(SIZE, SIZE)
-    found = []
+    schema = CollectionConfig().schema_for(SIZE, SIZE)
+    points = []
     for index in range(count):
         rows = rng.standard_normal((ROWS + 1, SIZE), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         indices = np.sort(rng.choice(250_002, WEIGHTS, replace=False)).astype(np.uint32)
         sparse = SparseVector(indices, rng.uniform(0.01, 0.4, WEIGHTS).astype(np.float32))
-        embedding = Embedding(rows[0], sparse, rows[1:], ROWS + 1, truncated=False)
-        point = conform(Draft(index, index, {"text": "a passage " * 100}, embedding), schema)
-        if not isinstance(point, Point):
+        draft = Draft(index, index, {"text": "a passage " * 100}, Vectors(rows[0], sparse, rows[1:]))
+        point = conform(draft, schema)
+        if isinstance(point, Refusal):
             raise TypeError(point.message)
-        found.append(point)
-    return found
+        points.append(point)
+    return points

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from benchmarks.seam import Phase, Setup
 
 if TYPE_CHECKING:
-    from embedder.embedder import Embedder
+    from embedder import Embedder
 
 
 class Packed:
-    """An `Embedder` with the service's defaults, but for type and lanes."""
+    """An `Embedder` with the service's defaults, but for type and worker threads."""
 
     cancels = True
     attention_copies = 0
@@ -25,7 +25,7 @@ class Packed:
 
     async def embed(self, texts: Sequence[str], *, query: bool, max_length: int, dense_only: bool = False) -> None:
         """One job of the pool."""
-        from embedder.batching import Priority
+        from embedder import Priority
         from embedder.errors import ModelFailure
         from embedder.vectors import Outputs
 
@@ -40,7 +40,7 @@ class Packed:
             raise RuntimeError(f"{len(failures)} of {len(texts)} texts failed: {failures[0]}")
 
     async def close(self) -> None:
-        """Stop the lanes."""
+        """Stop the worker threads."""
         self._embedder.close()
 
 
@@ -57,14 +57,14 @@ class _Heard(logging.Handler):
 
 async def load(setup: Setup, phase: Phase) -> Packed:
     """Loaded, warmed and its token budget measured, as a worker is before its first job."""
-    from embedder.embedder import Embedder, ModelOptions
+    from embedder import Embedder, ModelOptions
 
     heard = _Heard()
     logger = logging.getLogger("embedder")
     logger.setLevel(logging.INFO)
     logger.addHandler(heard)
     phase("imported")
-    options = ModelOptions(str(setup.checkpoint), dtype=setup.dtype, device=setup.device, lanes=setup.lanes)
+    options = ModelOptions(str(setup.checkpoint), dtype=setup.dtype, device=setup.device, threads_per_gpu=setup.lanes)
     embedder = Embedder.load(options)
     phase("loaded")
     logger.removeHandler(heard)

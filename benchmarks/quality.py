@@ -14,20 +14,21 @@ import asyncio
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 import corpus
 from benchmarks.report import kept_notes
 from benchmarks.sections import table
-from embedder.embedder import Embedder
+from embedder import KINDS, Embedder
 from precision.ranking import Ranking, ndcg, top
+from qdrant_sink import PayloadKeys, SearchOptions
 from qdrant_sink.edge import EdgeStore
-from service.operations import Operations
+from service.operations import IngestRequest, Operations, SearchRequest
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -35,17 +36,18 @@ REPORT = ROOT / "docs" / "retrieval.md"
 DEPTH: Final = 10
 COLLECTION = "corpus"
 BM25 = "BM25"
-WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "dense": {"using": ["dense"]},
-    "sparse": {"using": ["sparse"]},
-    "ColBERT": {"using": ["colbert"]},
-    "hybrid (dense + sparse, RRF)": {},
-    "hybrid, reranked by ColBERT": {"rerank": "colbert"},
+_OPTIONS: Final = SearchOptions(limit=DEPTH, with_payload=PayloadKeys(("id",)))
+WAYS: Final[Mapping[str, SearchOptions]] = {
+    "dense": replace(_OPTIONS, using=("dense",)),
+    "sparse": replace(_OPTIONS, using=("sparse",)),
+    "ColBERT": replace(_OPTIONS, using=("colbert",)),
+    "hybrid (dense + sparse, RRF)": _OPTIONS,
+    "hybrid, reranked by ColBERT": replace(_OPTIONS, rerank="colbert"),
 }
-"""What is asked of `search` beside the queries."""
+"""How each way searches."""
 DENSE, HYBRID, RERANKED = "dense", "hybrid (dense + sparse, RRF)", "hybrid, reranked by ColBERT"
 TYPES: Final = ("float32", "float16", "bfloat16")
-"""Of the model: what the others are compared with, and what `DTYPE=auto` chooses between."""
+"""Types of the model: float32, with which the others are compared, and what `DTYPE=auto` chooses between."""
 GROUPS: Final = ("all questions", "English questions")
 
 
@@ -63,14 +65,14 @@ class Quality:
 
     @classmethod
     def of(cls, ranking: Ranking, questions: Sequence[corpus.Question], passages: Sequence[corpus.Passage]) -> Quality:
-        """Of the rankings [Q, <= 10] of these questions."""
+        """The quality of the rankings [Q, <= 10] of these questions."""
         relevant = np.array([[passage.id in question.answers for passage in passages] for question in questions])
         found = (np.take_along_axis(relevant, np.maximum(ranking, 0), axis=1) & (ranking >= 0)).sum(axis=1)
         return cls(float(ndcg(ranking, relevant).mean()), float((found / relevant.sum(axis=1)).mean()))
 
 
 Measured = Mapping[str, Mapping[str, Quality]]
-"""By way of searching, then by group of questions."""
+"""Quality by way of searching, then by group of questions."""
 
 
 def measure(operations: Operations) -> dict[str, dict[str, Quality]]:
@@ -79,26 +81,15 @@ def measure(operations: Operations) -> dict[str, dict[str, Quality]]:
     place = {passage.id: number for number, passage in enumerate(passages)}
 
     async def run() -> dict[str, Ranking]:
-        await operations.run(
-            {
-                "texts": [passage.text for passage in passages],
-                "isPassage": True,
-                "qdrant": {"collection": COLLECTION, "ids": [passage.id for passage in passages]},
-            }
-        )
-        search = {
-            "operation": "search",
-            "collection": COLLECTION,
-            "queries": [question.query for question in questions],
-            "limit": DEPTH,
-            "withPayload": ["id"],
-        }
+        texts, ids = [passage.text for passage in passages], [passage.id for passage in passages]
+        await operations.ingest(IngestRequest(texts, vectors=KINDS, collection=COLLECTION, ids=ids))
+        queries = [question.query for question in questions]
         rankings = {}
-        for way, fields in WAYS.items():
-            answer = await operations.run({**search, **fields})
+        for way, options in WAYS.items():
+            result = await operations.search(SearchRequest(queries, collection=COLLECTION, options=options))
             ranking = np.full((len(questions), DEPTH), -1, np.int64)
-            for row, result in zip(ranking, answer["results"], strict=True):
-                row[: len(result["hits"])] = [place[hit["payload"]["id"]] for hit in result["hits"]]
+            for row, hits in zip(ranking, result.hits, strict=True):
+                row[: len(hits)] = [place[(hit.payload or {})["id"]] for hit in hits]
             rankings[way] = ranking
         return rankings
 

@@ -26,7 +26,7 @@ class Ratio:
         contender: of this engine, with its type.
         against: what it is compared with.
         value: the ratio; None if it was not measured.
-        goal: the promise; None if there is none.
+        goal: the promise; None without one.
         at_least: whether more is better.
         unit: `x` or `%`.
         reason: why there is no value.
@@ -80,7 +80,7 @@ def ratios(results: Results, linear: int) -> list[Ratio]:
 
 
 def share_of_ceiling(result: Result, linear: int) -> float | None:
-    """Of the best matrix product of its type, reached on 512-token passages; attention not counted."""
+    """The share of the best matrix product of its type that 512-token passages reach; attention not counted."""
     outcome = result.good("passages-512")
     rates = [] if outcome is None else [rate for key, rate in outcome.figures.items() if key.startswith("ceiling, ")]
     return 2 * linear * outcome.tokens_per_second / max(rates) if outcome and rates else None

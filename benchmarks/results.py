@@ -69,12 +69,12 @@ class Outcome:
 
     @property
     def calls_per_second(self) -> float:
-        """Over the whole workload, pauses included."""
+        """Calls per second over the whole workload, pauses included."""
         return self.n / self.seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the median call."""
+        """Tokens per second of the median call."""
         return self.tokens / self.p50
 
 
@@ -140,7 +140,7 @@ class Run:
 
 
 def write(directory: Path, value: Result | Run) -> None:
-    """As `NAME.json`, or `run.json`, replacing the file in one step."""
+    """Write `NAME.json`, or `run.json`, replacing the file in one step."""
     path = directory / f"{value.name if isinstance(value, Result) else 'run'}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(value), indent=1) + "\n", encoding="utf-8")

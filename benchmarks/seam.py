@@ -1,4 +1,4 @@
-"""What a contender must be able to do, and what it is told."""
+"""What a contender must be able to do, and how it is set up."""
 
 from __future__ import annotations
 

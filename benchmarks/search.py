@@ -15,19 +15,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.collections import QUERY_ROWS, QUERY_WEIGHTS, WEIGHTS, Shape, points, queries
+from benchmarks.latencies import Case, Latency
 from benchmarks.machine import hardware, versions
 from benchmarks.report import kept_notes
 from benchmarks.sections import table
+from qdrant_sink import Search, run
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.search import Search
-from service.collection import CollectionBlock
+from service.collection_config import CollectionConfig
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "benchmarks-search.md"
@@ -42,43 +43,7 @@ WAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     DEEP: {"rerank": "colbert"},
     GROUPS: {"group_by": "doc_id"},
 }
-"""What is asked of a search beside its vectors; the rest are the defaults: 10 hits, 100 candidates per branch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds of one query.
-
-    Attributes:
-        p50: median by the clock.
-        p95: 95th percentile by the clock.
-        cpu: median of what all threads of the process computed; what else runs on the machine moves it little.
-    """
-
-    p50: float
-    p95: float
-    cpu: float
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A collection and what searches of it take.
-
-    Attributes:
-        name: what it stands for.
-        shape: what it holds.
-        graph: whether the HNSW graph is built; else dense vectors are compared with all.
-        latencies: by way of searching.
-        candidates: that are reranked, on the average, by way.
-        goals: milliseconds that the median may take, by way.
-    """
-
-    name: str
-    shape: Shape
-    graph: bool
-    latencies: Mapping[str, Latency]
-    candidates: Mapping[str, float]
-    goals: Mapping[str, float]
+"""Options of a search (`SearchOptions`) by its name; the rest are the defaults: 10 hits, 100 candidates per branch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +102,7 @@ def measure(wanted: Wanted, timed: int) -> list[Case]:
     with tempfile.TemporaryDirectory() as root:
         store = EdgeStore(root)
         try:
-            store.ensure(COLLECTION, CollectionBlock().schema_for(wanted.shape.size, wanted.shape.size))
+            store.ensure(COLLECTION, CollectionConfig().schema_for(wanted.shape.size, wanted.shape.size))
             rest = points(wanted.shape)
             while batch := list(itertools.islice(rest, BATCH)):
                 store.upsert(COLLECTION, batch)
@@ -171,7 +136,7 @@ def render(findings: Findings, *, notes: str, picture: str) -> str:
     Args:
         findings: the figures.
         notes: the section written by hand, markers included.
-        picture: file name of the plot; empty if there is none.
+        picture: file name of the plot; empty without one.
     """
     warning = "**A quick run: it shows that everything runs; its figures mean little.**\n\n" if findings.quick else ""
     growing = findings.growth[0].shape
@@ -208,7 +173,7 @@ def _case(store: EdgeStore, wanted: Wanted, timed: int, *, graph: bool) -> Case:
         seconds, busy = [], []
         for search in searches:
             started, computed = time.perf_counter(), time.process_time()
-            store.query(COLLECTION, [search])
+            run(store, COLLECTION, [search])
             seconds.append(1e3 * (time.perf_counter() - started))
             busy.append(1e3 * (time.process_time() - computed))
         ordered = sorted(seconds[WARM_UP:])
@@ -224,10 +189,12 @@ def _case(store: EdgeStore, wanted: Wanted, timed: int, *, graph: bool) -> Case:
 
 def _candidates(store: EdgeStore, search: Search) -> int:
     """How many points the branches of a search find together."""
+    options = search.options
     alone = [
-        replace(search, using=(kind,), rerank=None, limit=search.prefetch, with_payload=False) for kind in search.using
+        search.with_options(using=(kind,), rerank=None, limit=options.prefetch, with_payload=False)
+        for kind in options.using
     ]
-    return len({hit.id for hits in store.query(COLLECTION, alone) for hit in hits})
+    return len({hit.id for hits in run(store, COLLECTION, alone) for hit in hits})
 
 
 def _section(case: Case) -> str:

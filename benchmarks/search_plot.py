@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 
@@ -12,10 +12,8 @@ mpl.use("svg")
 
 from matplotlib.figure import Figure
 
+from benchmarks.latencies import Case
 from benchmarks.plot import STYLE
-
-if TYPE_CHECKING:
-    from benchmarks.search import Case
 
 _COLOURS = ("#20639b", "#3caea3", "#d99a2b", "#8a6fb0", "#b0413e", "#999999")
 

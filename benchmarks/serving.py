@@ -37,8 +37,8 @@ class Findings:
     Attributes:
         date: of the run, ISO 8601.
         quick: whether its figures mean little.
-        model: of the HTTP door, and its type.
-        starts: one per door, of random weights of full size.
+        model: model of the HTTP server, and its type.
+        starts: one per transport, of random weights of full size.
         loads: one per route.
         bursts: of this worker and of the SDK alone.
         machine: hardware and versions.
@@ -106,7 +106,7 @@ def _starts(findings: Findings) -> str:
     names = list(dict.fromkeys(name for start in findings.starts for name in start.phases))
     rows = [
         (
-            start.door,
+            start.transport,
             f"{statistics.median(start.seconds):.1f}",
             *(f"{start.phases[name]:.2f}" if name in start.phases else "" for name in names),
         )
@@ -117,7 +117,8 @@ def _starts(findings: Findings) -> str:
         f"## Cold start\n\nSeconds from the start of the process to the first poll of the queue, or to `/ping` answered"
         f" with 200, for {size} with random weights in the page cache; medians of {len(findings.starts[0].seconds)}"
         " starts. The phases are those of the log; the rest is the interpreter, the service's own modules, and the"
-        " checks before the first poll, a text embedded among them.\n\n" + table(("door", "ready after", *names), rows)
+        " checks before the first poll, a text embedded among them.\n\n"
+        + table(("transport", "ready after", *names), rows)
     )
 
 
@@ -157,7 +158,7 @@ def _bursts(found: Sequence[Bursts]) -> str:
     head = ("jobs of 10 ms", "this worker, s", "SDK alone with a limit of 128, s", "our rate, of the SDK's", "")
     return (
         "## Bursts on the queue\n\nFrom the submission to the last answer, medians. This worker runs at its defaults,"
-        " four jobs at once; the SDK alone runs as many as it has taken. Goal: at least"
+        " four jobs concurrently; the SDK alone runs as many as it has taken. Goal: at least"
         f" {100 * GOAL:.0f} % of the SDK's rate.\n\n{table(head, rows)}"
     )
 

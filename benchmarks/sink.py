@@ -104,7 +104,7 @@ def render(findings: Findings, *, notes: str, picture: str) -> str:
     Args:
         findings: the figures.
         notes: the section written by hand, markers included.
-        picture: file name of the timeline; empty if there is none.
+        picture: file name of the timeline; empty without one.
     """
     warning = "**A quick run: it shows that everything runs; its figures mean little.**\n\n" if findings.quick else ""
     parts = [
@@ -140,7 +140,7 @@ def _requests(findings: Findings) -> str:
         f"## One request of {findings.points} points\n\n"
         f"Each point has a dense vector of {messages.SIZE}, {messages.WEIGHTS} sparse weights and {messages.ROWS} x"
         f" {messages.SIZE} ColBERT values. Built: the request as the client takes it. Ready: the bytes that are sent,"
-        f" which this sink builds at once. Goal: ready at least {TIMES_GOAL} times quicker than by the models of REST;"
+        f" which this sink builds directly. Goal: ready at least {TIMES_GOAL} times quicker than by the models of REST;"
         f" it is {ratio:.1f} times: {verdict}.\n\n{table(head, rows)}"
     )
 

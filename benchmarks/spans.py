@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedder.embedder import Embedder
-    from qdrant_sink.points import Point
-    from qdrant_sink.store import Store
+    from embedder import BatchReport, Embedder
+    from qdrant_sink import Point, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Timeline:
     Attributes:
         seconds: of the run.
         model: passes of the encoder, one after the other.
-        store: upserts; several may be under way at once.
+        store: upserts; several may be under way concurrently.
     """
 
     seconds: float
@@ -77,15 +76,13 @@ def _recorded(spans: list[Span], texts: int) -> Iterator[None]:
 
 
 def watch_model(embedder: Embedder, recorder: Recorder) -> None:
-    """Record every pass of a loaded embedder, which stays what a worker loads in all else."""
-    for engine in embedder._engines:  # noqa: SLF001 - no seam is worth having for this alone
-        encode = engine.encode
+    """Record every batch that an embedder computes."""
 
-        def watched(batch: Any, *more: Any, _encode: Any = encode, **named: Any) -> Any:
-            with _recorded(recorder.model, len(batch)):
-                return _encode(batch, *more, **named)
+    def record(batch: BatchReport) -> None:
+        end = time.perf_counter()
+        recorder.model.append(Span(end - batch.seconds, end, batch.texts))
 
-        setattr(engine, "encode", watched)  # noqa: B010 - assigning it is an error to the type checker
+    embedder.observe(record)
 
 
 class WatchedStore:
@@ -125,12 +122,12 @@ def shared(first: Sequence[Span], second: Sequence[Span]) -> float:
     return covered(first) + covered(second) - covered([*first, *second])
 
 
-def lanes(spans: Sequence[Span]) -> list[int]:
-    """For each span, in order of start, the lowest lane that is free then: what is at once lies side by side."""
+def rows(spans: Sequence[Span]) -> list[int]:
+    """For each span, in order of start, the lowest row that is free then: concurrent spans lie side by side."""
     ends: list[float] = []
-    found = []
+    chosen = []
     for span in spans:
-        free = next((lane for lane, end in enumerate(ends) if end <= span.start), len(ends))
+        free = next((row for row, end in enumerate(ends) if end <= span.start), len(ends))
         ends[free : free + 1] = [span.end]
-        found.append(free)
-    return found
+        chosen.append(free)
+    return chosen

@@ -21,7 +21,7 @@ QUERY_LENGTHS = (9, 5, 11, 8, 12, 9, 7, 11)
 QUERIES = 512
 MIXED = 16
 MIXED_MEDIAN, MIXED_SPREAD = 88.0, 1.1
-"""Of a log-normal distribution: a few long texts hold most tokens, as in real corpora."""
+"""Parameters of a log-normal distribution: a few long texts hold most tokens, as in real corpora."""
 MIXED_LEAST, MIXED_MOST = 8, 512
 SHORT_LENGTH = 5
 SHORTS = 10_000
@@ -52,7 +52,7 @@ class Texts:
 
     @classmethod
     def make(cls, checkpoint: Path, max_length: int) -> Self:
-        """For the tokenizer and the length limit of a checkpoint; the same arguments give the same texts."""
+        """Texts for the tokenizer and the length limit of a checkpoint; the same arguments give the same texts."""
         writer = Writer(checkpoint / "tokenizer.json", seed=0)
         plan = {
             "queries": [QUERY_LENGTHS[n % len(QUERY_LENGTHS)] for n in range(QUERIES)],
@@ -65,11 +65,11 @@ class Texts:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote."""
+        """The texts of a file that `write` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def write(self, path: Path) -> None:
-        """For the contenders to read."""
+        """Write a file for the contenders to read."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from embedder.checkpoint import EncoderConfig, locate
-from embedder.embedder import ModelOptions
+from embedder import ModelOptions
+from embedder.checkpoint import EncoderConfig, find_checkpoint
 from embedder.errors import ConfigurationError, WorkerError
 from embedder.tokenizer import Tokenizer
 from precision.comparison import Lengths, compare, embed
@@ -66,11 +66,11 @@ def run(given: argparse.Namespace) -> Report:
         WorkerError: the device failed.
     """
     sample = read(given.passages, given.queries)
-    checkpoint = locate(given.model, given.revision)
+    checkpoint = find_checkpoint(given.model, given.revision)
     lengths = _lengths(given.max_length, EncoderConfig.read(checkpoint).max_length)
     sample = fitting(sample, Tokenizer(checkpoint), passage_length=lengths.passage, query_length=lengths.query)
 
-    from embedder.devices import choose_devices, choose_dtype  # after the cheap refusals: it imports torch
+    from embedder.engines.devices import choose_devices, choose_dtype  # after the cheap refusals: it imports torch
 
     devices = choose_devices(given.device)
     dtype = choose_dtype(given.dtype, devices[0])
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--queries",
         metavar="FILE",
-        help="your queries, likewise; without them the rankings of your passages are not compared",
+        help="your queries, in the same form; without them the rankings of your passages are not compared",
     )
     parser.add_argument(
         "--max-length",

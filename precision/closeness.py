@@ -20,7 +20,7 @@ NOTICEABLE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of some numbers, the extremes and what lies between. NaN throughout if there are none.
+    """The extremes of some numbers and three percentiles. NaN throughout for no numbers.
 
     Attributes:
         count: how many numbers.
@@ -40,7 +40,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Spread:
-        """Of an array [N] of finite numbers."""
+        """The spread of an array [N] of finite numbers."""
         if not len(values):
             return cls(0, *[float("nan")] * 5)
         return cls(len(values), *(float(value) for value in np.percentile(values, (0, 1, 50, 99, 100))))
@@ -57,9 +57,9 @@ class SparseDifference:
         error: over the ids of either type, |w' - w| / max(w, floor x scale): see `sparse_difference`.
         own_error: over the ids of both whose w is at least 1 % of the scale, |w' - w| / w.
         jaccard: per text, ids of both / ids of either; 1 for two empty sets (Jaccard 1912).
-        weighted_jaccard: per text, sum of min(w, w') / sum of max(w, w'); likewise (Ruzicka 1958).
+        weighted_jaccard: per text, sum of min(w, w') / sum of max(w, w'); 1 for two empty sets (Ruzicka 1958).
         one_sided: ids, over all texts, that only one type has.
-        one_sided_largest: the largest weight of such an id as a share of its text's scale; 0 if there is none.
+        one_sided_largest: the largest weight of such an id as a share of its text's scale; 0 without one.
     """
 
     error: Spread
@@ -75,7 +75,7 @@ def cosines(reference: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]
 
     Args:
         reference: [N, H].
-        other: likewise.
+        other: as `reference`.
 
     Returns:
         Within [-1, 1]; where both rows are zero 1, where one is 0.
@@ -109,7 +109,7 @@ def sparse_difference(
 
     Args:
         reference: one vector per text.
-        other: likewise.
+        other: as `reference`.
         floor: share of a text's scale, in (0, 1].
     """
     pairs = [_aligned(a, b) for a, b in zip(reference, other, strict=True)]

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.batching import Priority
-from embedder.embedder import Embedder, ModelOptions
+from embedder import Embedder, ModelOptions, Priority
 from embedder.errors import ModelFailure
 from embedder.vectors import Embedding, Outputs, SparseVector
 from precision.closeness import SparseDifference, Spread, cosines, row_cosines, sparse_difference
@@ -36,7 +35,7 @@ SPARSE_FLOOR = 0.5
 """A weight below half of its text's largest is compared with that half. So 2 % allows a small weight an error of 1 % of
 the largest: five roundings of a number of that size to bfloat16 (2^-9 each)."""
 DEPTH = 10
-"""Of the rankings that are compared."""
+"""Length of the rankings that are compared."""
 CANDIDATES = 100
 """Passages per kind that are fused, as the service's `prefetch`."""
 BATCH_TOKENS = 4096
@@ -179,7 +178,7 @@ def compare(
 
 def _embed(sample: Sample, options: ModelOptions, lengths: Lengths) -> Embedded:
     most = max(len(sample.passages) * lengths.passage, len(sample.queries) * lengths.query)
-    embedder = Embedder.load(replace(options, lanes=1, token_budget=BATCH_TOKENS, queue_tokens=most))
+    embedder = Embedder.load(replace(options, threads_per_gpu=1, token_budget=BATCH_TOKENS, queue_tokens=most))
 
     async def run() -> Embedded:
         return Embedded(

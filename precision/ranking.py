@@ -18,7 +18,7 @@ Ranking = NDArray[np.int64]
 RRF_K = 60
 """The constant of Cormack, Clarke and Buettcher 2009, and the service's default."""
 ROWS = 16_384
-"""Passage rows that are multiplied at once."""
+"""Passage rows in one multiplication."""
 
 
 def dense_scores(queries: NDArray[Any], passages: NDArray[Any]) -> Scores:

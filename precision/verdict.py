@@ -29,7 +29,9 @@ class Thresholds:
 
 
 SIXTEEN_BIT = Thresholds(dense_cosine=0.9995, colbert_cosine=0.9995, sparse_error=0.02, ndcg_loss=0.005, overlap=0.95)
-"""For float32, float16 and bfloat16. A cosine of 0.9995 is an error of 3.2 % of the vector's length, sqrt(2 (1 - cos)).
+"""Limits for float32, float16 and bfloat16.
+
+A cosine of 0.9995 is an error of 3.2 % of the vector's length, sqrt(2 (1 - cos)).
 Overlap: on average at most one passage of every second query's top ten is another, as happens among near ties."""
 
 INT8 = Thresholds(dense_cosine=0.98, colbert_cosine=0.95, sparse_error=0.1, ndcg_loss=0.02, overlap=0.85)

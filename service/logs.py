@@ -9,7 +9,7 @@ from typing import Literal
 
 import orjson
 
-from embedder.errors import whereabouts
+from embedder import whereabouts
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request or the job that is being served, in its tasks and threads; None outside of one."""
@@ -30,7 +30,7 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`2026-11-23 08:45:09,123 INFO service.gate: /embed 200, 3 ms [id]`."""
+    """`2026-11-23 08:45:09,123 INFO service.transports.http.gate: /embed 200, 3 ms [id]`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

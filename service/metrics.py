@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -66,7 +66,7 @@ class Metrics:
         )
 
     def batch(self, tokens: int, fill: float, seconds: float) -> None:
-        """A batch went through the model; see `embedder.pool.Watch`."""
+        """A batch of so many tokens, which fill a share of the token budget, went through the model."""
         self._batch_tokens.inc(tokens)
         self._batch_fill.observe(fill)
         self._batch_seconds.observe(seconds)
@@ -75,24 +75,33 @@ class Metrics:
         """A call to the store is repeated."""
         self._retries.inc()
 
-    def answered(self, operation: str, answer: Mapping[str, Any], stages: Mapping[str, float], seconds: float) -> None:
+    def answered(
+        self,
+        operation: str,
+        code: str,
+        stages: Mapping[str, float],
+        seconds: float,
+        *,
+        tokens: int = 0,
+        rejected: Sequence[str] = (),
+    ) -> None:
         """A request is answered.
 
         Args:
             operation: one of a fixed set of names.
-            answer: as it is sent.
+            code: of its error; `ok` where it has none.
             stages: seconds by stage.
-            seconds: altogether.
+            seconds: from the request to its answer.
+            tokens: tokens that were embedded.
+            rejected: per point that was not stored, the code of the reason.
         """
-        self._requests.labels(operation, answer.get("error_code", "ok")).inc()
+        self._requests.labels(operation, code).inc()
         self._seconds.labels(operation).observe(seconds)
         for stage, spent in stages.items():
             self._stages.labels(stage).observe(spent)
-        usage = answer.get("usage", {})
-        self._tokens.labels(operation).inc(usage.get("tokens", usage.get("total_tokens", 0)))
-        report = answer.get("upsert") or answer.get("details", {}).get("upsert") or {"rejected": []}
-        for one in report["rejected"]:
-            self._rejections.labels(one["code"]).inc()
+        self._tokens.labels(operation).inc(tokens)
+        for reason in rejected:
+            self._rejections.labels(reason).inc()
 
     def responded(self, route: str, status: int) -> None:
         """An answer went out over HTTP; `route` is one of a fixed set."""

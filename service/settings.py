@@ -9,9 +9,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -24,12 +23,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from embedder.checkpoint import DEFAULT_MODEL
-from embedder.embedder import ModelOptions
-from embedder.errors import ConfigurationError
-from qdrant_sink.store import COLLECTION_NAME
-from service.collection import CollectionBlock, parse_block
+from embedder import DEFAULT_MODEL, ConfigurationError, ModelOptions
+from qdrant_sink import COLLECTION_NAME
+from service.collection_config import CollectionConfig, parse_config
+from service.validation import rule
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def _names(value: object) -> object:
 
 
 def _block(value: object) -> object:
-    return parse_block(value) if isinstance(value, str) else value
+    return parse_config(value) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -84,7 +83,7 @@ class Settings(BaseModel):
     qdrant_collections: Annotated[
         tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_names)
     ] = ()
-    qdrant_collection_config: Annotated[CollectionBlock, BeforeValidator(_block)] = CollectionBlock()
+    qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_block)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -187,7 +186,7 @@ class Settings(BaseModel):
             engine=self.engine,
             dtype=self.dtype,
             device=self.gpu_device,
-            lanes=self.max_models,
+            threads_per_gpu=self.max_models,
             token_budget=self.token_budget,
             queue_tokens=self.queue_tokens,
         )
@@ -220,24 +219,8 @@ def _keeps_a_key_safe(url: str) -> bool:
         return False
 
 
-_SAYS: Mapping[str, str] = {
-    "int_parsing": "must be an integer",
-    "int_parsing_size": "must be an integer of fewer digits",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a finite number",
-    "greater_than_equal": "must be at least {ge:.12g}",
-    "greater_than": "must be above {gt:.12g}",
-    "less_than_equal": "must be at most {le:.12g}",
-    "literal_error": "must be {expected}",
-    "string_pattern_mismatch": "must match {pattern}",
-}
-"""pydantic's error types in the words of all our messages; the fields are the rule's parameters."""
-
-
-def _complaint(error: Any) -> str:
-    message = re.sub(r"^Value error, ", "", error["msg"])
-    if error["type"] in _SAYS:
-        message = _SAYS[error["type"]].format(**error.get("ctx", {}))
+def _complaint(error: ErrorDetails) -> str:
+    message = rule(error)
     if not error["loc"]:
         return message
     name, value = str(error["loc"][0]).upper(), error["input"]

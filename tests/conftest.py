@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# Before torch is imported, and for all programs that tests start: threads of a product that wait for each other sleep.
+# By default they spin, and where several processes share two cores that multiplies the time of every pass by ten.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No test depends on the clock: on a busy machine any example may take long.
 settings.register_profile("project", deadline=None)

@@ -52,6 +52,7 @@ API_KEY: Final = "loopback-key"
 
 _CALLERS: Final = ("QDRANT_", "MODEL_", "RUNPOD_")  # of the caller's own environment: never passed on
 _LARGEST_READ: Final = 1 << 30  # bytes; refusing is this queue's business, not aiohttp's
+_LOOK_S: Final = 0.02  # between two looks at what the queue does not announce
 _TAIL: Final = 4_000  # characters of a worker's output in an error message
 
 
@@ -231,16 +232,19 @@ class JobQueue:
             return self._results[id]
 
     def until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
-        """Wait until `condition` holds; it is asked again after everything that happens at the queue.
+        """Wait until `condition` holds, which may be about the queue or about a worker's output.
 
         Raises:
             TimeoutError: it did not hold within `timeout` seconds; the message says `what` was awaited.
         """
+        deadline = time.monotonic() + timeout
         with self._changed:
-            if not self._changed.wait_for(condition, timeout):
-                seen = f"polls {len(self._polls)}, the last posts {self._posts[-5:]}"
-                message = f"no {what} within {timeout:g} s; {seen}"
-                raise TimeoutError(message)
+            while not condition():
+                if time.monotonic() > deadline:
+                    seen = f"polls {len(self._polls)}, the last posts {self._posts[-5:]}"
+                    message = f"no {what} within {timeout:g} s; {seen}"
+                    raise TimeoutError(message)
+                self._changed.wait(_LOOK_S)
 
     def fail_next_posts(self, status: int, n: int) -> None:
         """Answer the next `n` posts to `job-done`, progress included, with `status`, and keep no body."""
@@ -542,7 +546,7 @@ class Worker:
 
         Raises:
             RuntimeError: it ended first; the message ends with its output.
-            TimeoutError: it did neither within `timeout` seconds; likewise.
+            TimeoutError: it did neither within `timeout` seconds; the message ends with its output.
         """
         if self._queue is None:
             message = "a worker without a queue never polls"

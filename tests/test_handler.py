@@ -83,7 +83,7 @@ def test_importing_the_handler_loads_nothing_heavy() -> None:
 
 
 def test_a_handler_works_in_any_event_loop_and_loads_one_model() -> None:
-    """Jobs at once and in later loops share one model, and each has its own answer."""
+    """Concurrent jobs, and jobs in later event loops, share one model, and each has its own answer."""
     printed, logged = output(TWO_LOOPS)
     answers: dict[str, Any] = json.loads(printed)
     assert logged.count("model ready") == 1

@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import httpx
 import pytest
 
 from qdrant_sink.edge import EdgeStore
-from service.http import listening
-from tests.loopback import Worker
+from service.transports.http.server import listening
+from tests.loopback import Worker, free_port
 from tests.sink.samples import schema_for
 
 ROOT = Path(__file__).parents[1]
@@ -27,21 +28,21 @@ PATIENCE = 60.0
 """Seconds after which a worker counts as hanging. Nothing is measured by it."""
 
 
-def program(port: int, **more: str) -> Worker:
-    """The door on this port."""
-    return Worker(None, cwd=ROOT, script="-m", args=["service.http"], env={**SETTINGS, "PORT": str(port), **more})
+def program(port: int, module: str = "service.http", *arguments: str, **more: str) -> Worker:
+    """A program that serves HTTP on this port; `more` are further variables."""
+    environment = {**SETTINGS, "PORT": str(port), **more}
+    return Worker(None, cwd=ROOT, script="-m", args=[module, *arguments], env=environment)
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def connected(port: int) -> httpx.Client:
+    """A client of the program on that port."""
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False)
 
 
-def status(client: httpx.Client, path: str = "/ping") -> int:
-    """Of an answer; 0 while the port is closed."""
+def status(client: httpx.Client) -> int:
+    """The status of `/ping`; 0 while the port is closed."""
     try:
-        return client.get(path).status_code
+        return client.get("/ping").status_code
     except httpx.TransportError:
         return 0
 
@@ -52,38 +53,79 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)
-        time.sleep(0.002)
+        time.sleep(0.005)
+
+
+def statuses(client: httpx.Client, over: Callable[[int], bool]) -> list[int]:
+    """The statuses of `/ping` until `over` says that one is the last, without repetitions."""
+    seen = [status(client)]
+
+    def is_over() -> bool:
+        if (now := status(client)) != seen[-1]:
+            seen.append(now)
+        return over(now)
+
+    until(is_over, "another status")
+    return seen
 
 
 @pytest.fixture
 def port() -> int:
-    """For one program."""
+    """A free port for one program."""
     return free_port()
 
 
 @pytest.fixture
 def client(port: int) -> Iterator[httpx.Client]:
-    """Of the program on that port."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as opened:
+    """A client of the program on that port."""
+    with connected(port) as opened:
         yield opened
 
 
-def test_the_port_answers_while_the_model_loads(port: int, client: httpx.Client) -> None:
-    """The probe reads 204 from the first moment, then 200, and never anything else; an end while loading is clean."""
-    with program(port) as worker:
-        seen = []
-        until(lambda: seen.append(status(client)) or seen[-1] == 200, "ready")  # type: ignore[func-returns-value]
-        assert [code for code, before in zip(seen, [None, *seen], strict=False) if code != before] in (
-            [0, 204, 200],
-            [204, 200],
-        )
-        worker.terminate()
-        assert worker.wait(PATIENCE) == 0
-    with program(port) as worker:
-        until(lambda: status(client) == 204, "loading")
-        worker.terminate()
-        assert worker.wait(PATIENCE) == 0
-        assert "Traceback" not in worker.output
+@dataclass(frozen=True)
+class Served:
+    """A program that is ready to serve.
+
+    Attributes:
+        seen: the statuses of `/ping` from its start until it was ready.
+    """
+
+    client: httpx.Client
+    worker: Worker
+    seen: list[int]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A program with a store of its own, which the last test that uses it ends."""
+    port, store = free_port(), tmp_path_factory.mktemp("http") / "store"
+    with program(port, QDRANT_PATH=str(store), LOG_FORMAT="json") as worker, connected(port) as client:
+        yield Served(client, worker, statuses(client, lambda now: now == 200))
+
+
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
+    """Programs that end by themselves, started together: most of their time is loading libraries."""
+    store = tmp_path_factory.mktemp("other")
+    other = EdgeStore(store)
+    other.ensure("notes", schema_for(8, 8))
+    other.close()
+    taken = free_port()
+    programs = {
+        f"PORT={taken}": program(taken),
+        "GPU_DEVICE": program(free_port(), GPU_DEVICE="cuda:7"),
+        "LOG_FORMAT": program(free_port(), LOG_FORMAT="yaml"),
+        "other model": program(free_port(), QDRANT_PATH=str(store), QDRANT_COLLECTION="notes"),
+        "lost": program(free_port(), "tests.programs.lost_at_start"),
+        "broken": program(free_port(), "tests.programs.loading", "broken"),
+    }
+    with socket.create_server(("", taken)), ExitStack() as stack:
+        yield {name: stack.enter_context(worker) for name, worker in programs.items()}
+
+
+def test_the_port_answers_while_the_model_loads(served: Served) -> None:
+    """The probe reads 204 from the first moment, then 200, and never anything else."""
+    assert served.seen in ([0, 204, 200], [204, 200])
 
 
 def test_an_answer_is_sent_at_once(port: int) -> None:
@@ -94,8 +136,9 @@ def test_an_answer_is_sent_at_once(port: int) -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: httpx.Client, tmp_path: Path) -> None:
+def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None:
     """Queries are answered while a bulk job runs, and SIGTERM in the middle loses nothing that was taken."""
+    client, worker = served.client, served.worker
     codes: list[int] = []
     bulk: list[Any] = []
     lost: list[str] = []
@@ -119,17 +162,15 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(port: int, client: http
                 if code == 503:
                     return
 
-    with program(port, QDRANT_PATH=str(tmp_path / "store"), LOG_FORMAT="json") as worker:
-        until(lambda: status(client) == 200, "ready")
-        threads = [threading.Thread(target=load), *(threading.Thread(target=ask) for _ in range(4))]
-        for thread in threads:
-            thread.start()
-        until(lambda: len(codes) > 20, "twenty answers")
-        worker.terminate()
-        for thread in threads:
-            thread.join(PATIENCE)
-        assert worker.wait(PATIENCE) == 0
-        lines = [json.loads(line) for line in worker.output.splitlines()]
+    threads = [threading.Thread(target=load), *(threading.Thread(target=ask) for _ in range(4))]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(codes) > 20, "twenty answers")
+    worker.terminate()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert worker.wait(PATIENCE) == 0
+    lines = [json.loads(line) for line in worker.output.splitlines()]
     assert not lost
     assert set(codes) <= {200, 503}
     assert bulk[0].status_code == 200
@@ -172,136 +213,77 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
     assert set(stored) == {200}
 
 
-def test_settings_that_cannot_work_refuse_to_start(port: int) -> None:
+@pytest.mark.parametrize("setting", ["PORT=", "GPU_DEVICE", "LOG_FORMAT"])
+def test_settings_that_cannot_work_refuse_to_start(unfit: dict[str, Worker], setting: str) -> None:
     """The program ends with status 2 and a line that names the setting; also where the port is taken."""
-    with (
-        socket.create_server(("", port)),
-        program(port) as taken,
-        program(free_port(), GPU_DEVICE="cuda:7") as device,
-        program(free_port(), LOG_FORMAT="yaml") as form,
-    ):
-        for worker, named in ((taken, f"PORT={port}"), (device, "GPU_DEVICE"), (form, "LOG_FORMAT")):
-            assert worker.wait(PATIENCE) == 2
-            (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
-            assert named in line
-            assert "Traceback" not in worker.output
+    ((named, worker),) = [(name, worker) for name, worker in unfit.items() if name.startswith(setting)]
+    assert worker.wait(PATIENCE) == 2
+    (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
+    assert named in line
+    assert "Traceback" not in worker.output
 
 
-def test_a_worker_that_is_unfit_is_never_ready(port: int, client: httpx.Client, tmp_path: Path) -> None:
-    """A collection of another model ends the program with status 1, and the probe has never read 200."""
-    other = EdgeStore(tmp_path)
-    other.ensure("notes", schema_for(8, 8))
-    other.close()
-    seen = set()
-    with program(port, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes") as worker:
-        until(lambda: seen.add(status(client)) or "unfit" in worker.output, "the end")  # type: ignore[func-returns-value]
-        assert worker.wait(PATIENCE) == 1
-        assert "unfit to serve: " in worker.output
-        assert "192" in worker.output
-        assert "Traceback" not in worker.output
-    assert 200 not in seen
+def test_a_worker_that_is_unfit_is_never_ready(unfit: dict[str, Worker]) -> None:
+    """A collection of another model ends the program with status 1, and nobody has been served."""
+    worker = unfit["other model"]
+    assert worker.wait(PATIENCE) == 1
+    assert "unfit to serve: " in worker.output
+    assert "192" in worker.output
+    assert "serving" not in worker.output
+    assert "Traceback" not in worker.output
 
 
-LOST = """
-import sys
-from service.http import serve
-from service.operations import Operations
-from service.settings import Settings
-
-class Lost(Operations):
-    def when_lost(self, callback):
-        callback()
-
-sys.exit(serve(Settings.from_environment(), Lost.build))
-"""
-BROKEN = """
-import sys
-from service.http import serve
-from service.settings import Settings
-
-def build(settings):
-    raise LookupError("the private words of a user")
-
-sys.exit(serve(Settings.from_environment(), build))
-"""
-
-
-def test_a_worker_that_can_serve_nothing_ends_with_status_1(port: int) -> None:
+def test_a_worker_that_can_serve_nothing_ends_with_status_1(unfit: dict[str, Worker]) -> None:
     """The platform starts another when the last device is lost, or when loading fails for no fault of the settings."""
-    more = {**SETTINGS, "PORT": str(port)}
-    with Worker(None, cwd=ROOT, script="-c", args=[LOST], env=more) as worker:
-        assert worker.wait(PATIENCE) == 1
-        assert "Traceback" not in worker.output
-    with Worker(None, cwd=ROOT, script="-c", args=[BROKEN], env=more) as worker:
-        assert worker.wait(PATIENCE) == 1
-        assert "LookupError in build" in worker.output
-        assert "private words" not in worker.output
+    assert unfit["lost"].wait(PATIENCE) == 1
+    assert "Traceback" not in unfit["lost"].output
+    assert unfit["broken"].wait(PATIENCE) == 1
+    assert "LookupError in broken" in unfit["broken"].output
+    assert "private words" not in unfit["broken"].output
 
 
-LOADING = """
-import sys, torch
-from service.http import serve
-from service.settings import Settings
-
-def build(settings):
-    matrix = torch.ones(256, 256)
-    print("inside", file=sys.stderr, flush=True)
-    while True:
-        torch.mm(matrix, matrix)
-
-sys.exit(serve(Settings.from_environment(), build))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "delay"),
+    [
+        (signal.SIGTERM, 0.01),
+        *(
+            pytest.param(number, delay, marks=pytest.mark.slow)
+            for number in (signal.SIGTERM, signal.SIGINT)
+            for delay in (0.0, 0.05)
+        ),
+    ],
+)
+def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(
+    port: int, client: httpx.Client, number: signal.Signals, delay: float
+) -> None:
     """The status is 0 and nothing aborts, although the thread that loads is in the middle of a library."""
-    more = {**SETTINGS, "LOG_FORMAT": "json"}
-    with ExitStack() as stack:
-        for delay in (0.0, 0.01, 0.05):
-            env = {**more, "PORT": str(free_port())}
-            worker = stack.enter_context(Worker(None, cwd=ROOT, script="-c", args=[LOADING], env=env))
-            until(lambda worker=worker: "inside" in worker.output, "loading")  # type: ignore[misc]
-            time.sleep(delay)
-            os.kill(worker.pid, number)
-            assert worker.wait(PATIENCE) == 0, worker.output
-            told = [one for one in worker.output.splitlines() if one != "inside"]
-            assert json.loads(told[-1])["message"] == "told to stop; finishing what runs"
+    with program(port, "tests.programs.loading", "endless", LOG_FORMAT="json") as worker:
+        until(lambda: "inside" in worker.output, "loading")
+        assert status(client) == 204
+        time.sleep(delay)
+        os.kill(worker.pid, number)
+        assert worker.wait(PATIENCE) == 0, worker.output
+        lines = [line for line in worker.output.splitlines() if line != "inside"]
+        assert json.loads(lines[-1])["message"] == "told to stop; finishing what runs"
 
 
-STUCK = """
-import asyncio, os, sys
-from service.http import serve
-from service.operations import Operations
-from service.settings import Settings
-
-class Stuck(Operations):
-    def when_lost(self, callback):
-        self.lose = callback
-
-    async def answer(self, request, report=None):
-        if "LOST" in os.environ:
-            self.lose()
-        print("stuck", file=sys.stderr, flush=True)
-        await asyncio.Event().wait()
-
-sys.exit(serve(Settings.from_environment(), Stuck.build))
-"""
-
-
-@pytest.mark.parametrize(("lost", "exit_status"), [({}, 0), ({"LOST": "1"}, 1)], ids=["draining", "lost"])
+@pytest.mark.parametrize(("arguments", "exit_status"), [([], 0), (["lost"], 1)], ids=["draining", "lost"])
 @pytest.mark.slow
 def test_a_second_request_to_end_is_obeyed_at_once(
-    port: int, client: httpx.Client, lost: dict[str, str], exit_status: int
+    port: int, client: httpx.Client, arguments: list[str], exit_status: int
 ) -> None:
     """An operator does not wait for a request that hangs, whatever the reason for which the worker is closing."""
-    more = {**SETTINGS, "PORT": str(port), **lost}
-    with Worker(None, cwd=ROOT, script="-c", args=[STUCK], env=more) as worker:
+
+    def ask() -> None:
+        with suppress(httpx.TransportError):
+            client.post("/score", json={"pairs": [["a query", "a passage"]]})
+
+    with program(port, "tests.programs.hanging_score", *arguments) as worker:
         until(lambda: status(client) == 200, "ready")
-        asking = threading.Thread(target=status, args=(client, "/v1/models"))
+        asking = threading.Thread(target=ask)
         asking.start()
         until(lambda: "stuck" in worker.output, "a request that hangs")
-        if not lost:
+        if not arguments:
             worker.terminate()
             until(lambda: status(client) == 503, "the end of admission")
         worker.terminate()
@@ -310,23 +292,12 @@ def test_a_second_request_to_end_is_obeyed_at_once(
     assert "Traceback" not in worker.output
 
 
-HASTY = """
-import sys
-from service.http import serve
-from service.operations import Operations
-from service.settings import Settings
-
-sys.exit(serve(Settings.from_environment(), Operations.build, farewell=1))
-"""
-
-
 @pytest.mark.slow
 def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.Client) -> None:
     """Told to stop, the process ends although an answer larger than all buffers was never read."""
-    more = {**SETTINGS, "PORT": str(port), "MAX_RESPONSE_MB": "30"}
     body = json.dumps({"texts": ["word " * 3_000_000], "returnVectors": False}).encode()
     head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with Worker(None, cwd=ROOT, script="-c", args=[HASTY], env=more) as worker:
+    with program(port, "tests.programs.hasty_shutdown", MAX_RESPONSE_MB="30") as worker:
         until(lambda: status(client) == 200, "ready")
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
             raw.sendall(head.encode() + body)

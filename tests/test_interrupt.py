@@ -1,4 +1,4 @@
-"""Ctrl-C in the commands that a person runs: they end, and say nothing."""
+"""Ctrl-C ends the commands that a person runs, without output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def interrupted(process: subprocess.Popen[str]) -> None:
-    """The end after Ctrl-C is the shell's, without a word."""
+    """After Ctrl-C the command ends with the status that shells expect, and prints nothing."""
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said) == (130, "")
@@ -39,7 +39,7 @@ def interrupted(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("command", [["service.ask", "files", "--collection", "notes"], ["service.demo"]])
 def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: list[str]) -> None:
-    """There is no traceback, and nothing aborts in a library."""
+    """Ctrl-C while the model loads leaves no traceback, and nothing aborts in a library."""
     store = tmp_path / "store"
     with started(store, *command) as process:
         deadline = time.monotonic() + PATIENCE
@@ -50,7 +50,7 @@ def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: li
 
 
 def test_a_comparison_ends_quietly(tmp_path: Path) -> None:
-    """Here while it waits for its texts."""
+    """Ctrl-C while `precision` waits for its texts leaves no traceback."""
     passages = tmp_path / "passages"
     os.mkfifo(passages)
     with (

@@ -1,4 +1,4 @@
-"""The image, the compose file and the hub's files, as far as they can be tested without Docker."""
+"""The installation, the image, the compose file and the hub's files, tested without Docker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Of the Dockerfile: (instruction, the rest), continuation lines joined."""
+    """The lines of the Dockerfile as (instruction, arguments), continuation lines joined."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     joined = re.sub(r"\\\n\s*", "", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
@@ -68,7 +71,7 @@ def image(tmp_path: Path) -> Path:
     return app
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_finds_nothing() -> None:
     """The Dockerfile follows the rules of its linter."""
     linter = Path(sys.executable).parent / "hadolint"
     if not linter.exists():
@@ -77,14 +80,14 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_compose_file_is_one() -> None:
+def test_the_compose_file_is_valid() -> None:
     """It is valid by the schema of the compose specification."""
     done = program("-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml", cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
 def test_the_image_runs_as_nobody_special_and_python_is_its_first_process() -> None:
-    """Not root, by number; the signal to stop reaches Python, since no shell stands before it."""
+    """The user is not root, and given by number; the signal to stop reaches Python, since no shell stands before it."""
     (user,) = of("USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     (command,) = of("CMD")
@@ -127,18 +130,46 @@ def shell(command: str, variables: dict[str, str], *, path: Path | None = None) 
     )
 
 
+def test_an_installation_has_every_package_and_every_file_beside_its_code() -> None:
+    """The search page, the miniature model and the corpus are installed with the code that reads them."""
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    roots = {package for package in installed["packages"] if "." not in package}
+    assert roots == {rest.split()[0].rstrip("/") for rest in of("COPY")} - {"requirements.txt", "handler.py"}
+    for root in roots:
+        for file in (ROOT / root).rglob("*"):
+            package = ".".join(file.parent.relative_to(ROOT).parts)
+            if file.suffix == ".py":
+                assert package in installed["packages"], file
+            elif file.is_file() and file.suffix != ".pyc" and file.name != "README.md":
+                assert any(_is_within(file, *entry) for entry in installed["package-data"].items()), file
+
+
+def _is_within(file: Path, package: str, patterns: list[str]) -> bool:
+    """Whether the files of a package that these patterns select include this one."""
+    root = ROOT / package.replace(".", "/")
+    return file.is_relative_to(root) and any(fnmatch(str(file.relative_to(root)), pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize("name", ["README.md", "Makefile", "Dockerfile", "docker-compose.yml", "training/README.md"])
+def test_every_command_names_a_module_that_exists(name: str) -> None:
+    """What is written as `python -m MODULE` can be run."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    modules = set(re.findall(r'python"?,? "?-m"?,? "?([a-z_.]+)', text)) - {"pip", "venv"}
+    assert all(find_spec(module) for module in modules), modules
+
+
 @pytest.mark.parametrize(("index", "named"), [("", False), ("https://example.org/cu126", True)])
 def test_torch_is_installed_alone_from_the_index_that_is_named(tmp_path: Path, index: str, named: bool) -> None:
-    """The Dockerfile's own command, with a `pip` that writes down what it is told."""
+    """The command of the Dockerfile installs torch first, from the index of the build argument where there is one."""
     (line,) = (rest for rest in of("RUN") if "torch.txt" in rest)
     pip = tmp_path / "pip"
-    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\ncat {tmp_path}/torch.txt >> {tmp_path}/told\n')
+    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncat {tmp_path}/torch.txt >> {tmp_path}/called\n')
     pip.chmod(0o755)
     done = shell(line.replace("/tmp/", f"{tmp_path}/"), {"TORCH_INDEX": index}, path=tmp_path)  # noqa: S108 - the file's own
     assert done.returncode == 0, done.stderr
-    told, *pins = (tmp_path / "told").read_text().splitlines()
-    assert told.startswith("install ")
-    assert (f"--index-url {index} --extra-index-url https://pypi.org/simple" in told) is named
+    arguments, *pins = (tmp_path / "called").read_text().splitlines()
+    assert arguments.startswith("install ")
+    assert (f"--index-url {index} --extra-index-url https://pypi.org/simple" in arguments) is named
     assert [pin.partition("==")[0] for pin in pins] == ["torch"]
     assert not (tmp_path / "torch.txt").exists()
 
@@ -153,8 +184,8 @@ def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None
     assert refused.returncode == 2
     assert "MODEL_ID" in refused.stderr
     named = {"BAKE_MODEL": "a/b c", "BAKE_REVISION": "d e"}
-    told = shell(line.replace("python -m embedder.bake", "printf '%s,'"), named)
-    assert told.stdout == "a/b c,d e,"
+    printed = shell(line.replace("python -m embedder.bake", "printf '%s,'"), named)
+    assert printed.stdout == "a/b c,d e,"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +222,7 @@ def test_the_pinned_packages_can_be_installed_together(tmp_path: Path) -> None:
 
 
 def test_the_compose_settings_are_settings() -> None:
-    """What the compose file sets is known to the worker, and works by default; the key of the door is the user's."""
+    """The worker knows every variable of the compose file, and their defaults work; the API key is the user's."""
     worker = COMPOSE["services"]["worker"]
     set_there = worker["environment"]
     assert set(set_there) <= FIELDS

@@ -31,7 +31,7 @@ NOISE = ("Traceback", "Exception ignored", "leaked", "Error in sys.excepthook", 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[JobQueue, Worker]]]:
-    """Workers that each test uses up, started together: most of their time is loading libraries."""
+    """Workers that the tests use up, started concurrently: most of their time is loading libraries."""
     programs: dict[str, tuple[str, dict[str, str]]] = {
         "burst": ("tests/programs/brief_jobs.py", {}),
         "lost": ("tests/programs/lost_device.py", {}),
@@ -102,7 +102,7 @@ def test_sigterm_with_jobs_running_and_queued_answers_them_all(started: dict[str
 
 
 def test_the_sdk_at_debug_logs_no_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """Not its texts, and not the repr of its numbers, which would take a second of the event loop for a large one."""
+    """Neither texts nor numbers of an answer are logged; the repr of a large one would take a second."""
     queue, worker = started["refused"]
     texts = ["the private words of a user"]
     openai = {"openai_route": "/v1/embeddings", "openai_input": {"input": texts}}
@@ -150,13 +150,13 @@ def test_the_loss_of_the_last_device_ends_the_worker(started: dict[str, tuple[Jo
     posted = answers(queue, jobs)
     assert worker.wait(PATIENCE) == 1
     for answer in posted:
-        told = answer["output"] if "error" in answer else answer["output"]["results"][0]
-        assert told["retryable"] is True
+        error = answer["output"] if "error" in answer else answer["output"]["results"][0]
+        assert error["retryable"] is True
     assert "Traceback" not in worker.output
 
 
 def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """Points settled so far are posted while a job stores, ever more of them, and nothing once it is answered."""
+    """While a job stores, the number of points that are done is posted and grows; nothing follows the answer."""
     queue, _ = started["slow store"]
     texts = [f"text {n}" for n in range(6000)]
     raw = {"texts": texts, "vectors": ["dense"], "includeText": False, "qdrant": {"collection": "notes"}}
@@ -167,8 +167,8 @@ def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[st
     reports = queue.progress(job)
     assert reports
     assert all(report["points"] == 6000 for report in reports)
-    settled = [report["settled"] for report in reports]
-    assert settled == sorted(settled)
+    done = [report["settled"] for report in reports]
+    assert done == sorted(done)
     assert [post.progress for post in queue.posts if post.id == job] == [True] * len(reports) + [False]
     assert not queue.progress(quick)
 

@@ -58,14 +58,14 @@ def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
             queue.cancel(jobs[BLOCK // 2])
             for job in jobs[: BLOCK // 2] + jobs[BLOCK // 2 + 1 :]:
                 queue.result(job, PATIENCE)
-            taken = process.memory_info()
-            memory.append(taken.rss - taken.shared)
+            now = process.memory_info()
+            memory.append(now.rss - now.shared)
             descriptors.append(process.num_fds())
         print(f"\nMB {[size // 10**6 for size in memory]}; descriptors {descriptors}")  # noqa: T201 - what -s shows
-        settled, thousand = 2_000 // BLOCK, 1_000 // BLOCK
+        warm, thousand = 2_000 // BLOCK, 1_000 // BLOCK
         # What one sample shows may be a job in the making: the medians of a thousand jobs.
-        assert median(memory[-thousand:]) <= 1.05 * median(memory[settled : settled + thousand])
-        assert max(descriptors[settled:]) <= max(descriptors[:settled]) + 8  # connections and files of the moment
+        assert median(memory[-thousand:]) <= 1.05 * median(memory[warm : warm + thousand])
+        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 8  # connections and files of the moment
         worker.terminate()
         assert worker.wait(PATIENCE) == 0
         assert "Traceback" not in worker.output

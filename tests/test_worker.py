@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.embedder import Embedder
+from embedder import Embedder
 from service.operations import Operations
 from service.settings import Settings
-from service.worker import is_http, unprinted
+from service.transports.queue.worker import is_http, unprinted
 from tests.embedder.oracle import TOLERANCE
 from tests.loopback import JobQueue, Worker, free_port
+from tests.service.client import Client
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
@@ -69,7 +69,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with JobQueue() as queue:
         early = queue.submit_many(
             [
-                {"texts": ["a passage that takes a while " * 60] * 24, "isPassage": True, "vectors": ["sparse"]},
+                {"texts": ["a passage that takes a while " * 60] * 12, "isPassage": True, "vectors": ["sparse"]},
                 {"texts": ["a query"], "vectors": ["sparse"]},
             ]
         )
@@ -80,7 +80,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[dict[str, Worker]]:
-    """Runs that end by themselves, all started at once: most of their time is loading libraries."""
+    """Runs that end by themselves, started concurrently: most of their time is loading libraries."""
     good = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})
     bad = json.dumps({"input": {"texts": ["hello"], "batchSize": -1}})
     with ExitStack() as stack:
@@ -88,21 +88,22 @@ def programs() -> Iterator[dict[str, Worker]]:
         started = {
             "good job": Worker(None, cwd=ROOT, args=["--test_input", good], env=SETTINGS),
             "bad job": Worker(None, cwd=ROOT, args=["--test_input", bad], env=SETTINGS),
-            "no lanes": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0"}),
+            "no model": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0"}),
             "no queue": Worker(None, cwd=ROOT, env=SETTINGS),
             "no JSON": Worker(None, cwd=ROOT, args=["--test_input", "{nonsense"], env=SETTINGS),
             "no device": Worker(queue, cwd=ROOT, env={**SETTINGS, "GPU_DEVICE": "cuda:7"}),
+            "lost": Worker(queue, cwd=ROOT, script="-m", args=["tests.programs.lost_at_start"], env=SETTINGS),
         }
         yield {name: stack.enter_context(worker) for name, worker in started.items()}
         assert not queue.polls
 
 
 @pytest.fixture(scope="module")
-def direct() -> Iterator[Operations]:
+def direct() -> Iterator[Client]:
     """The same operations in this process."""
     settings = Settings.from_environment(SETTINGS)
     operations = Operations(settings, Embedder.load(settings.model_options))
-    yield operations
+    yield Client(operations)
     operations.close()
 
 
@@ -132,23 +133,23 @@ def test_the_first_jobs_are_handled_one_at_a_time(served: Served) -> None:
     assert [post.id for post in served.queue.posts][:2] == served.early
 
 
-def test_the_original_request_over_the_queue(served: Served, direct: Operations) -> None:
+def test_the_original_request_over_the_queue(served: Served, direct: Client) -> None:
     """A client of the first version gets the answer it knows, posted once, as `output`."""
     raw = {"texts": ["What is BGE M3?", ""], "isPassage": False, "batchSize": 0}
     answer = served.answer(raw)
-    assert_same(answer, asyncio.run(direct.answer(raw)))
+    assert_same(answer, direct(raw))
     assert set(answer["results"][0]) >= {"text", "dense", "sparse", "colbert"}
 
 
-def test_many_jobs_at_once_are_each_answered_once(served: Served, direct: Operations) -> None:
+def test_many_jobs_at_once_are_each_answered_once(served: Served, direct: Client) -> None:
     """Every job of a burst gets exactly one answer, its own, whatever the limits of concurrency are."""
     inputs: list[dict[str, Any]] = [
         {"texts": [f"job {n}", f"text {n} of the burst"], "isPassage": n % 2 == 0} for n in range(32)
     ]
     jobs = served.queue.submit_many(inputs)
     posted = [served.queue.result(job, PATIENCE) for job in jobs]
-    for raw, one in zip(inputs, posted, strict=True):
-        assert_same(one["output"], asyncio.run(direct.answer(raw)))
+    for one, expected in zip(posted, direct.together(inputs), strict=True):
+        assert_same(one["output"], expected)
     counted = [post.id for post in served.queue.posts]
     assert all(counted.count(job) == 1 for job in jobs)
 
@@ -192,10 +193,10 @@ def test_ingest_and_search_over_the_queue(served: Served) -> None:
 
 def test_a_cancelled_job_leaves_the_worker_serving(served: Served) -> None:
     """Jobs that are withdrawn, waiting or running, cost nobody else an answer."""
-    jobs = served.queue.submit_many([{"texts": [f"passage {n} " * 40] * 20, "vectors": ["dense"]} for n in range(24)])
-    for job in jobs[4:20]:
+    jobs = served.queue.submit_many([{"texts": [f"passage {n} " * 40] * 20, "vectors": ["dense"]} for n in range(12)])
+    for job in jobs[2:10]:
         served.queue.cancel(job)
-    for job in [*jobs[:4], *jobs[20:]]:
+    for job in [*jobs[:2], *jobs[10:]]:
         assert len(served.queue.result(job, PATIENCE)["output"]["results"]) == 20
     assert served.answer({"texts": ["after"], "vectors": ["dense"]})["results"][0]["text"] == "after"
 
@@ -241,13 +242,13 @@ def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
 
 
 def test_log_lines_name_their_job(served: Served) -> None:
-    """What is logged of one of several jobs can be told from the others by the platform's id."""
+    """A log line about a job ends with the platform's id of that job."""
     job = served.queue.submit({"texts": ["one"], "qdrant": {"collection": "named"}})
     served.queue.result(job, PATIENCE)
 
     def lines() -> list[str]:
-        told = served.worker.output.splitlines()
-        return [one for one in told if "service.operations: ingested" in one and one.endswith(f" [{job}]")]
+        logged = served.worker.output.splitlines()
+        return [line for line in logged if "ingested 1 points" in line and line.endswith(f" [{job}]")]
 
     served.queue.until(lambda: bool(lines()), PATIENCE, "line that names the job")
     assert len(lines()) == 1
@@ -265,7 +266,7 @@ def test_an_answer_is_not_spelt_out_for_the_log() -> None:
 @pytest.mark.parametrize(
     ("run", "named"),
     [
-        ("no lanes", "MAX_MODELS"),
+        ("no model", "MAX_MODELS"),
         ("no device", "GPU_DEVICE"),
         ("no queue", "RUNPOD_WEBHOOK_GET_JOB"),
         ("no JSON", "--test_input is not JSON"),
@@ -331,25 +332,10 @@ def test_a_signal_while_loading_stops_at_once(number: signal.Signals, exit_statu
         assert "Traceback" not in worker.output
 
 
-LOST = """
-import sys
-import handler
-from service.operations import Operations
-from service.worker import serve
-
-class Lost(Operations):
-    def when_lost(self, callback):
-        callback()
-
-sys.exit(serve(handler.handler, Lost.build))
-"""
-
-
-def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure() -> None:
-    """The platform is told by status 1, as of a loss later on, and not that all is well."""
-    with JobQueue() as queue, Worker(queue, cwd=ROOT, script="-c", args=[LOST], env=SETTINGS) as worker:
-        assert worker.wait(PATIENCE) == 1
-        assert not queue.polls
+def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure(programs: dict[str, Worker]) -> None:
+    """The process ends with status 1, as after a later loss, and has taken no job."""
+    assert programs["lost"].wait(PATIENCE) == 1
+    assert "Traceback" not in programs["lost"].output
 
 
 @pytest.mark.slow

@@ -34,20 +34,20 @@ Dtype = Literal["float32", "float16"]
 Entries = Iterator[tuple[str, torch.Tensor]]
 """Entries of a state dict, float32."""
 
-MINIATURE = Path(__file__).parents[1] / "embedder" / "checkpoints" / "mini"
+MINIATURE = Path(__file__).parents[1] / "embedder" / "checkpoint" / "mini"
 
 WORD_STD = 0.05
 POSITION_STD = 0.02
 TYPE_STD = 0.005
 BIAS_STD = 0.05
-"""Of a linear layer's biases, in units of its outputs. Biases push all tokens the same way: much larger ones
+"""Spread of a linear layer's biases, in units of its outputs. Biases push all tokens the same way: much larger ones
 would make texts alike and leave the sparse weights of one sign."""
 NORM_STD = 0.02
 """Layer normalisations scale by 1 +- 0.02 and shift by 0 +- 0.02."""
 SELECTIVITY_GAIN = 1.7
-"""Of queries and keys: attention scores spread by its square, so attention is selective."""
+"""Gain of queries and keys: attention scores spread by its square, so attention is selective."""
 BRANCH_GAIN = 1.5
-"""Of all attention branches together, and of all feed-forward branches, whatever the depth. Were every layer
+"""Gain of all attention branches together, and of all feed-forward branches, whatever the depth. Were every layer
 as loud as its input, the tokens of a text would all be alike after a dozen."""
 
 

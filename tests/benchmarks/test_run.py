@@ -54,5 +54,5 @@ def test_memory_is_that_of_the_process(finished: Path) -> None:
 
 
 def test_the_report_stands_where_it_was_asked_for(finished: Path) -> None:
-    """And docs/benchmarks.md is left alone."""
+    """`--report` names the file, and docs/benchmarks.md is left alone."""
     assert "this engine, defaults" in (finished / "report.md").read_text(encoding="utf-8")

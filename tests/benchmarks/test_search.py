@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.collections import QUERY_ROWS, QUERY_WEIGHTS, WEIGHTS, Shape, points, queries
-from benchmarks.search import DEEP, GROUPS, HYBRID, RERANK, WAYS, Case, Findings, Latency, Wanted, measure, render
+from benchmarks.latencies import Case, Latency
+from benchmarks.search import DEEP, GROUPS, HYBRID, RERANK, WAYS, Findings, Wanted, measure, render
 
 SMALL = Shape(60, 16, 4)
 
@@ -65,11 +66,11 @@ def test_points_and_queries_are_the_same_at_every_run() -> None:
         assert (np.diff(one.sparse.indices.astype(int)) > 0).all()
         assert SMALL.rows // 2 <= len(one.colbert) <= SMALL.rows * 3 // 2
     [query, _] = queries(SMALL, 2, rerank="colbert")
-    assert query.rerank == "colbert"
-    assert query.sparse is not None
-    assert query.colbert is not None
-    assert len(query.sparse.indices) <= QUERY_WEIGHTS
-    assert query.colbert.shape == (QUERY_ROWS, SMALL.size)
+    assert query.options.rerank == "colbert"
+    assert query.vectors.sparse is not None
+    assert query.vectors.colbert is not None
+    assert len(query.vectors.sparse.indices) <= QUERY_WEIGHTS
+    assert query.vectors.colbert.shape == (QUERY_ROWS, SMALL.size)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:

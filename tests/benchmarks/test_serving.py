@@ -41,16 +41,16 @@ def test_the_report_says_what_a_query_waits_and_what_was_lost() -> None:
     assert "Requests: 7; not answered with 200: 2." in text
 
 
-def test_the_report_says_how_long_each_door_takes_to_open() -> None:
-    """Readiness and every phase stand side by side, and a phase that a door does not have is left empty."""
+def test_the_report_says_how_long_each_transport_takes_to_start() -> None:
+    """Readiness and every phase stand side by side, and a phase that a transport does not have is left empty."""
     text = render(findings(), notes="")
-    assert "| door | ready after | torch | SDK |" in text
+    assert "| transport | ready after | torch | SDK |" in text
     assert "| queue | 4.0 | 1.50 | 0.40 |" in text
     assert "| HTTP | 3.0 | 1.25 |  |" in text
 
 
 def test_the_phases_are_those_of_the_log() -> None:
-    """Of every line that ends in seconds, and of no other."""
+    """Every line of the log that ends in seconds is read, and no other."""
     log = "12:00 INFO x: model ready: 2048 tokens; seconds: torch 1.50, warm-up 0.01\nretry after 3.00 s\n"
     assert phases(log + "12:01 INFO y: SDK ready; seconds: SDK 0.40\n") == {"torch": 1.5, "warm-up": 0.01, "SDK": 0.4}
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.ingest import Ingest, passages
 from benchmarks.messages import Way
 from benchmarks.sink import Findings, render, write_report
-from benchmarks.spans import Recorder, Span, Timeline, covered, lanes, merged, shared
+from benchmarks.spans import Recorder, Span, Timeline, covered, merged, rows, shared
 
 ROOT = Path(__file__).parents[2]
 MODEL = [Span(0.0, 2.0, 10), Span(2.5, 4.0, 10)]
@@ -21,7 +21,7 @@ STORE = [Span(1.0, 3.0, 5), Span(1.5, 2.0, 5), Span(3.0, 3.5, 5), Span(5.0, 6.0,
 
 
 def test_time_that_spans_share_is_counted_once() -> None:
-    """Upserts that run at once do not make the store look busier than the clock."""
+    """Concurrent upserts do not make the store look busier than the clock."""
     assert merged(STORE) == [(1.0, 3.5), (5.0, 6.0)]
     assert covered(STORE) == 3.5
     assert shared(MODEL, STORE) == pytest.approx(1.0 + 1.0)
@@ -30,7 +30,7 @@ def test_time_that_spans_share_is_counted_once() -> None:
 
 
 def test_the_overlap_is_a_share_of_the_store() -> None:
-    """All of it beside the model: 100 %, none: 0 %, and nothing to divide by is told."""
+    """A store that works only beside the model has a share of 100 %, one that never does 0 %, and an idle one none."""
     timeline = Timeline(7.0, MODEL, STORE)
     assert timeline.hidden == pytest.approx(2.0 / 3.5)
     assert timeline.idle == pytest.approx(0.5)
@@ -41,7 +41,7 @@ def test_the_overlap_is_a_share_of_the_store() -> None:
 
 def test_what_is_at_once_is_drawn_side_by_side() -> None:
     """No bar hides another, and a row that is free is used again."""
-    assert lanes(STORE) == [0, 1, 0, 0]
+    assert rows(STORE) == [0, 1, 0, 0]
 
 
 def test_a_run_has_its_own_spans_alone() -> None:

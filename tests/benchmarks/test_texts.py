@@ -16,13 +16,13 @@ from training.random_checkpoint import build
 
 @pytest.fixture(scope="module")
 def texts() -> Texts:
-    """For the miniature's tokenizer and 8192 tokens."""
+    """Texts for the tokenizer of the miniature model and 8192 tokens."""
     return Texts.make(MINI, 8192)
 
 
 @pytest.mark.parametrize("kind", ["queries", "mixed", "passages", "longs", "shorts"])
 def test_every_text_has_the_tokens_it_claims(texts: Texts, kind: str) -> None:
-    """Counted by the checkpoint's own tokenizer."""
+    """The lengths are those that the checkpoint's own tokenizer counts."""
     tokenizer = Tokenizer.from_file(str(MINI / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()

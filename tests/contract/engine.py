@@ -9,11 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from embedder.embedder import Embedder
-from embedder.engine import EncodedBatch, GiveWay, SparseBatch, TokenBatch, offsets_of
-from embedder.errors import DeviceLost
+from embedder import DeviceLost, Embedder, Outputs
+from embedder.engines import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.tokenizer import Tokenizer
-from embedder.vectors import Outputs
 from tests.contract import stub
 
 POISON: Final = "zebra"
@@ -53,7 +51,7 @@ class StubEngine:
     def probe(self, batch: TokenBatch) -> None:
         """See `Engine.probe`."""
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         self.begun.set()
         if not self.gate.wait(WAIT_MAX_S):

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 
-from embedder.errors import AccessDenied, StoreRejected, StoreUnavailable
-from qdrant_sink.store import Store
+from qdrant_sink import AccessDenied, Store, StoreRejected, StoreUnavailable
 from tests.contract.steps import Fault
 from tests.sink.grpc_double import GrpcDouble
 
@@ -32,7 +31,7 @@ _CODES: Final[Mapping[Fault, grpc.StatusCode]] = {
 
 _ERRORS: Final[Mapping[Fault, Exception]] = {
     "away": StoreUnavailable("Qdrant does not answer: UNAVAILABLE"),
-    "busy": StoreUnavailable("Qdrant limits the rate", details={"retry_after_s": float(RETRY_AFTER_S)}),
+    "busy": StoreUnavailable("Qdrant limits the rate", retry_after_s=float(RETRY_AFTER_S)),
     "denied": AccessDenied("Qdrant does not let the worker in: PERMISSION_DENIED"),
     "rejects": StoreRejected("Qdrant refused the request: INVALID_ARGUMENT"),
     "defect": LookupError("a defect of the store"),

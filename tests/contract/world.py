@@ -1,8 +1,8 @@
 """The service that the requests are played against: with `engine.py` and `faulty.py`, the only code that calls it.
 
 Four worlds: an engine (`stub`, or `mini` in float32) over a store (Qdrant Edge, or a server: the gRPC double on
-loopback). Each scenario has an empty store of its own. A job goes through `Operations.answer_job`, a request over HTTP
-through the ASGI application, a bulk load through `service.bulk.main`.
+loopback). Each scenario has an empty store of its own. A job goes through `Codec.job`, a request over
+HTTP through the ASGI application, a bulk load through the command of `service.bulk`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from unittest import mock
 
 import httpx
 
+from embedder import Embedder
 from embedder.checkpoint import MINI
-from embedder.embedder import Embedder
-from embedder.pool import ModelPool
+from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink import conformance
+from qdrant_sink import Store, conformance
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
-from qdrant_sink.store import Store
-from service import ask, bulk
-from service.collection import CollectionBlock
-from service.door import Door
+from service.bulk import __main__ as bulk
+from service.collection_config import CollectionConfig
 from service.operations import Operations
-from service.routes import BODY_PATIENCE, MOST_BYTES, application
 from service.settings import Settings
+from service.transports.cli import ask
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S
+from service.transports.http.routes import application
+from service.transports.http.state import ServerState
+from service.wire import Codec
 from tests.contract.engine import WAIT_MAX_S, SharedEmbedder, StubEngine
 from tests.contract.faulty import FaultyStore, script
 from tests.contract.steps import Call, Engine, Fault, Job, Load, Scenario, Step, StoreKind
@@ -92,7 +94,7 @@ class World:
         if self._shared is not None:
             return self._shared, None
         engine = StubEngine(self._tokenizer, lost=lost)
-        pool = ModelPool([engine], lanes=1, token_budget=4096, queue_tokens=settings.queue_tokens)
+        pool = ModelPool([engine], threads_per_gpu=1, token_budget=4096, queue_tokens=settings.queue_tokens)
         return Embedder(self._tokenizer, [engine], pool), engine
 
     @contextmanager
@@ -158,7 +160,7 @@ class Stage:
 
     def _answered(self, step: Job, operations: Operations) -> Any:
         reports: list[Json] = []
-        answer = _read(self._runner.run(operations.answer_job(_read(step.input), reports.append)))
+        answer = _read(self._runner.run(Codec(operations).job(_read(step.input), reports.append)))
         return {"answer": answer, "last_report": _read(reports[-1])} if step.reports else answer
 
     def _over(self, settings: Settings, *, lost: bool) -> tuple[Operations, StubEngine | None]:
@@ -235,7 +237,7 @@ def _filled(operations: Operations, engine: StubEngine) -> Iterator[None]:
     jobs = ({"texts": ["a"]}, {"texts": [""] * (room // 2), "isPassage": True, "vectors": ["dense"]})
 
     def fill(job: Json) -> None:
-        asyncio.run(operations.answer(job))
+        asyncio.run(Codec(operations).answer(job))
 
     threads = [threading.Thread(target=fill, args=(job,)) for job in jobs]
     try:
@@ -261,15 +263,15 @@ def _until(condition: Callable[[], bool]) -> None:
 
 async def _called(step: Call, settings: Settings, operations: Operations) -> Json:
     """Status, headers and body of an answer over HTTP."""
-    door = Door(settings)
+    state = ServerState(settings)
     if step.state != "loading":
-        door.open(operations)
+        state.open(operations)
     if step.state in ("draining", "lost"):
-        door.close(lost=step.state == "lost")
+        state.close(lost=step.state == "lost")
     app = application(
-        door,
-        most_bytes=step.body_max_bytes or MOST_BYTES,
-        patience=_CALL_STALL_S if step.stalls else BODY_PATIENCE,
+        state,
+        body_max_bytes=step.body_max_bytes or BODY_MAX_BYTES,
+        body_part_timeout_s=_CALL_STALL_S if step.stalls else BODY_PART_TIMEOUT_S,
     )
     headers, content = dict(step.headers), step.content
     if step.json is not None:
@@ -323,7 +325,7 @@ def settings() -> Json:
 
 def collection_fields() -> Json:
     """The JSON schema of `QDRANT_COLLECTION_CONFIG`."""
-    return CollectionBlock.model_json_schema()
+    return CollectionConfig.model_json_schema()
 
 
 def command_help() -> dict[str, str]:

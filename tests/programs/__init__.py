@@ -1,1 +1,1 @@
-"""Programs that the tests start under the real SDK: workers with a model, a job or a device of their own."""
+"""Programs that the tests start in processes of their own: workers whose operations behave as a test needs."""

@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 import handler
-from service.progress import Report
-from service.worker import serve
+from service.transports.queue.worker import serve
+from service.wire import Progress
 
 
-async def brief(job: dict[str, Any], _report: Report | None = None) -> dict[str, Any]:
+async def brief(job: dict[str, Any], _progress: Progress | None = None) -> dict[str, Any]:
     """Answer after 10 ms."""
     await asyncio.sleep(0.01)
     return {"id": job["id"]}

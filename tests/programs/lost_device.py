@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 
-import handler
+from embedder import DeviceLost, Embedder, Outputs
 from embedder.checkpoint import MINI
-from embedder.embedder import Embedder
-from embedder.encoder import PackedEngine
-from embedder.engine import EncodedBatch, GiveWay, TokenBatch
-from embedder.errors import DeviceLost
-from embedder.pool import ModelPool
+from embedder.engines.engine import EncodedBatch, TokenBatch, YieldPoint
+from embedder.engines.packed import PackedEngine
+from embedder.model.model import load_model
+from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from embedder.vectors import Outputs
 from service.operations import Operations
 from service.settings import Settings
-from service.worker import serve
+from tests.programs.serving import serve
 
 
 class Fragile(PackedEngine):
@@ -23,27 +21,21 @@ class Fragile(PackedEngine):
 
     left = 2
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         if not self.left:
             raise DeviceLost("the device does not answer")
         self.left -= 1
-        return super().encode(batch, outputs, give_way)
+        return super().encode(batch, outputs, yield_point)
 
 
 def build(settings: Settings) -> Operations:
     """The operations over `mini` on such a device."""
     tokenizer = Tokenizer(MINI)
-    engine = Fragile(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids)
-    pool = ModelPool([engine], lanes=1, token_budget=4096, queue_tokens=100_000)
+    engine = Fragile(load_model(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids))
+    pool = ModelPool([engine], threads_per_gpu=1, token_budget=4096, queue_tokens=100_000)
     return Operations(settings, Embedder(tokenizer, [engine], pool))
 
 
-def load(settings: Settings) -> Operations:
-    """As `handler.build`, so that the handler answers with these operations."""
-    handler._operations = build(settings)
-    return handler._operations
-
-
 if __name__ == "__main__":
-    sys.exit(serve(handler.handler, load))
+    sys.exit(serve(build))

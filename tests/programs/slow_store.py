@@ -7,13 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import handler
-from embedder.embedder import Embedder
+from embedder import Embedder
+from qdrant_sink import Point
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Point
 from service.operations import Operations
 from service.settings import Settings
-from service.worker import serve
+from tests.programs.serving import serve
 
 
 class SlowStore(EdgeStore):
@@ -25,12 +24,10 @@ class SlowStore(EdgeStore):
         super().upsert(collection, points, insert_only=insert_only)
 
 
-def load(settings: Settings) -> Operations:
-    """As `handler.build`, so that the handler answers with these operations."""
-    store = SlowStore(Path(settings.qdrant_path))
-    handler._operations = Operations(settings, Embedder.load(settings.model_options), store)
-    return handler._operations
+def build(settings: Settings) -> Operations:
+    """The operations over such a store."""
+    return Operations(settings, Embedder.load(settings.model_options), SlowStore(Path(settings.qdrant_path)))
 
 
 if __name__ == "__main__":
-    sys.exit(serve(handler.handler, load, progress_s=0.1))
+    sys.exit(serve(build, progress_s=0.1))

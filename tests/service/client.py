@@ -6,12 +6,13 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.operations import Operations
+from service.wire import Codec, Progress
 
 ENVIRONMENT: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
 """Settings of every worker under test; with a given budget nothing is measured at start."""
@@ -44,10 +45,19 @@ class Client:
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
+        self._codec = Codec(operations)
 
-    def __call__(self, raw: object) -> Json:
+    def __call__(self, raw: object, progress: Progress | None = None) -> Json:
         """The answer to one input, from an event loop of its own."""
-        return decoded(asyncio.run(self.operations.answer(raw)))
+        return asyncio.run(self.answer(raw, progress))
+
+    async def answer(self, raw: object, progress: Progress | None = None) -> Json:
+        """The answer to one input, in the event loop of the caller."""
+        return read((await self._codec.answer(raw, progress)).body)
+
+    async def job(self, raw: object) -> Any:
+        """The answer to one input in the form of the queue."""
+        return await self._codec.job(raw)
 
     def good(self, raw: object) -> Json:
         """As a call, where the answer must not be an error."""
@@ -66,17 +76,19 @@ class Client:
         """The answers to inputs that are sent at the same time."""
 
         async def all_at_once() -> list[Json]:
-            return await asyncio.gather(*(self.operations.answer(raw) for raw in inputs))
+            return await asyncio.gather(*map(self.answer, inputs))
 
-        return [decoded(answer) for answer in asyncio.run(all_at_once())]
+        return asyncio.run(all_at_once())
 
 
-def decoded(answer: Json) -> Json:
-    """What a client reads; raises ValueError for NaN and TypeError for what JSON has no form for."""
-    text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
-    text.encode("utf-8")
-    read: Json = json.loads(text)
-    return read
+def read(body: bytes) -> Json:
+    """What a client reads; raises ValueError for what strict JSON has no form for."""
+    answer: Json = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+    return answer
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
 
 
 def unpacked(block: Mapping[str, Any]) -> NDArray[Any]:

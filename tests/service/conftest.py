@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from embedder import Embedder
 from embedder.checkpoint import MINI
-from embedder.embedder import Embedder
-from qdrant_sink import conformance
+from qdrant_sink import Store, conformance
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.store import Store
 from service.operations import Operations
 from service.settings import Settings
 from tests.embedder.oracle import Oracle

@@ -7,22 +7,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Lock
+from typing import Any, NoReturn
 
 import numpy as np
 
+from embedder import Embedder, EncodedText, Outputs, Overloaded, Priority, ResultStream
 from embedder.checkpoint import MINI
-from embedder.embedder import Embedder
-from embedder.encoder import PackedEngine
-from embedder.engine import EncodedBatch, GiveWay, TokenBatch
-from embedder.errors import StoreUnavailable
-from embedder.pool import ModelPool
+from embedder.engines import EncodedBatch, TokenBatch, YieldPoint
+from embedder.engines.packed import PackedEngine
+from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from embedder.vectors import Kind, Outputs
+from qdrant_sink import Hit, Plan, Point, Store, StoreUnavailable
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Point, PointId
-from qdrant_sink.schema import CollectionSchema
-from qdrant_sink.search import Hit, Search, Stored, WithPayload
-from qdrant_sink.store import Filter, Store
 from tests.service.client import PATIENCE
 
 
@@ -38,35 +34,6 @@ class FailingStore:
         self._store = store
         self._left = upserts
         self._lock = Lock()
-        self.label = store.label
-
-    def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """See `Store.ensure`."""
-        if self._left is None:
-            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-        self._store.ensure(collection, schema)
-
-    def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """See `Store.verify`."""
-        if self._left is None:
-            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-        return self._store.verify(collection, schema)
-
-    def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """See `Store.defer_index`."""
-        self._store.defer_index(collection, schema)
-
-    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """See `Store.build_index`."""
-        self._store.build_index(collection, schema, timeout_s=timeout_s)
-
-    def collection_of(self, name: str) -> str | None:
-        """See `Store.collection_of`."""
-        return self._store.collection_of(name)
-
-    def alias(self, alias: str, collection: str) -> None:
-        """See `Store.alias`."""
-        self._store.alias(alias, collection)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""
@@ -76,47 +43,35 @@ class FailingStore:
             self._left -= 1
         self._store.upsert(collection, points, insert_only=insert_only)
 
-    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """See `Store.existing`."""
-        return self._store.existing(collection, ids)
-
-    def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
-    ) -> dict[PointId, Stored]:
-        """See `Store.fetch`."""
-        raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-
-    def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-        """See `Store.query`."""
-        raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-
-    def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
-        """See `Store.delete`."""
-        raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-
-    def count(self, collection: str, where: Filter | None = None) -> int:
-        """See `Store.count`."""
-        raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-
-    def close(self) -> None:
-        """See `Store.close`."""
-        self._store.close()
+    def __getattr__(self, name: str) -> Any:
+        down = {"fetch", "query", "delete", "count"} | ({"ensure", "verify"} if self._left is None else set())
+        if name in down:
+            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
+        return getattr(self._store, name)
 
 
 class WatchedStore(EdgeStore):
-    """Qdrant Edge that remembers what it was asked, and answers searches only while its gate is open."""
+    """Qdrant Edge that remembers what it was asked, and answers searches only while its gate is open.
+
+    Attributes:
+        plans: of all searches.
+        requests: number of calls that they came in.
+        gate: while it is cleared, no search is answered.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.searches: list[Search] = []
+        self.plans: list[Plan] = []
+        self.requests = 0
         self.gate = Event()
         self.gate.set()
 
-    def query(self, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+    def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
         """See `Store.query`."""
-        self.searches += searches
+        self.plans += plans
+        self.requests += 1
         self.gate.wait(PATIENCE)
-        return super().query(collection, searches)
+        return super().query(collection, plans)
 
 
 class WatchedEngine:
@@ -132,8 +87,8 @@ class WatchedEngine:
     dtype = "float32"
 
     def __init__(self, tokenizer: Tokenizer, poison: str) -> None:
-        self._engine = PackedEngine(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids)
-        self._poison = int(tokenizer.encode([poison], 8)[0].ids[1])
+        self._engine = PackedEngine.load(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids)
+        self._poison = int(tokenizer.encode([poison], 8)[0].ids[-2])  # its last token: the first may be of any word
         self.hidden_size = self._engine.hidden_size
         self.colbert_size = self._engine.colbert_size
         self.max_length = self._engine.max_length
@@ -150,7 +105,7 @@ class WatchedEngine:
         """See `Engine.probe`."""
         self._engine.probe(batch)
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, give_way: GiveWay | None = None) -> EncodedBatch:
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
         self.batches.append(batch.lengths.tolist())
         self.gate.wait(PATIENCE)
@@ -174,8 +129,46 @@ class Watched:
 
     @classmethod
     def loaded(cls, *, poison: str = "zebra") -> Watched:
-        """One lane, and a budget of 4096 tokens."""
+        """A budget of 4096 tokens."""
         tokenizer = Tokenizer(MINI)
         engine = WatchedEngine(tokenizer, poison)
-        pool = ModelPool([engine], lanes=1, token_budget=4096, queue_tokens=100_000)
+        pool = ModelPool([engine], threads_per_gpu=1, token_budget=4096, queue_tokens=100_000)
         return cls(engine, pool, Embedder(tokenizer, [engine], pool))
+
+
+class RaisingStore:
+    """A store some of whose methods fail.
+
+    Args:
+        store: does all other calls.
+        failures: by the name of a method, what a call of it raises.
+    """
+
+    def __init__(self, store: Store, **failures: Exception) -> None:
+        self._store = store
+        self.failures = failures
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.failures:
+            return getattr(self._store, name)
+
+        def fail(*_arguments: object, **_keywords: object) -> NoReturn:
+            raise self.failures[name]
+
+        return fail
+
+
+class CrowdedEmbedder(Embedder):
+    """An embedder that remembers how often it had no room for a job."""
+
+    refused = 0
+
+    def stream(
+        self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0
+    ) -> ResultStream:
+        """See `Embedder.stream`."""
+        try:
+            return super().stream(texts, outputs, priority=priority, batch_size=batch_size)
+        except Overloaded:
+            self.refused += 1
+            raise

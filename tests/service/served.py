@@ -1,4 +1,4 @@
-"""The HTTP door on loopback, in a thread of the test, over operations that the test has made."""
+"""The HTTP server on loopback, in a thread of the test, over operations that the test has made."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any, Self
 import httpx
 import uvicorn
 
-from service.door import Door
 from service.operations import Operations
-from service.routes import BODY_PATIENCE, MOST_BYTES, application
 from service.settings import Settings
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S
+from service.transports.http.routes import application
+from service.transports.http.state import ServerState
 from tests.service.client import ENVIRONMENT, PATIENCE
 
 
 class Served:
-    """A door that is open within the context.
+    """A server that listens within the context.
 
     Args:
-        operations: None: the model still loads.
-        settings: those of the operations unless given.
-        most_bytes: of a body.
-        patience: seconds between two parts of a body.
+        operations: the operations; None while the model still loads.
+        settings: the settings; None takes those of the operations.
+        body_max_bytes: limit on a body.
+        body_part_timeout_s: longest wait for a part of a body.
     """
 
     def __init__(
@@ -33,19 +34,19 @@ class Served:
         operations: Operations | None,
         *,
         settings: Settings | None = None,
-        most_bytes: int = MOST_BYTES,
-        patience: float = BODY_PATIENCE,
+        body_max_bytes: int = BODY_MAX_BYTES,
+        body_part_timeout_s: float = BODY_PART_TIMEOUT_S,
     ) -> None:
         own = settings or (operations.settings if operations else Settings.from_environment(ENVIRONMENT))
         self.emptied = threading.Event()
-        self._door = Door(own, self.emptied.set)
+        self._state = ServerState(own, self.emptied.set)
         if operations is not None:
-            self._door.open(operations)
+            self._state.open(operations)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            application(self._door, most_bytes=most_bytes, patience=patience),
+            application(self._state, body_max_bytes=body_max_bytes, body_part_timeout_s=body_part_timeout_s),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -53,7 +54,7 @@ class Served:
         )
         self._server = uvicorn.Server(config)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="door")
+        self._thread = threading.Thread(target=self._run, name="http")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -71,10 +72,10 @@ class Served:
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
 
     def do(self, method: str, *args: Any, **more: Any) -> None:
-        """Call a method of the door in its loop, and wait for it."""
+        """Call a method of its state in its loop, and wait for it."""
 
         async def call() -> None:
-            getattr(self._door, method)(*args, **more)
+            getattr(self._state, method)(*args, **more)
 
         asyncio.run_coroutine_threadsafe(call(), self._loop).result(PATIENCE)
 

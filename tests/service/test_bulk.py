@@ -6,30 +6,40 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
+from embedder import Embedder, InvalidRequest
 from embedder.checkpoint import MINI
-from embedder.embedder import Embedder
-from embedder.encoder import PackedEngine
-from embedder.pool import ModelPool
+from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
+from qdrant_sink import Store, StoreUnavailable, point_id, text_id
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import point_id, text_id
-from service import bulk
-from service.bulk import Bulk
-from service.lines import JOB_BYTES, JOB_TEXTS, BadLineError, jobs, parse_line
+from service.bulk import BulkLoad, LoadReport
+from service.bulk.__main__ import arguments_of, main, options_of
+from service.bulk.__main__ import load as load_command
+from service.bulk.json_lines import BadLineError, parse_line
+from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_TEXTS, batches
 from service.operations import Operations
 from service.settings import Settings
-from tests.service.client import ENVIRONMENT, PATIENCE
+from service.wire.fields import Limits
+from tests.service.client import ENVIRONMENT, PATIENCE, Client
 from tests.service.conftest import Serve
+from tests.service.doubles import CrowdedEmbedder, RaisingStore, Watched
 
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a command with a store of its own, and nothing of the caller's."""
+    return {**ENVIRONMENT, "QDRANT_PATH": str(folder / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
 
 
 def line(**fields: Any) -> bytes:
@@ -38,84 +48,118 @@ def line(**fields: Any) -> bytes:
 
 
 class Loader:
-    """Loads lines through operations over a store of its own."""
+    """Loads lines into the collection `notes` through operations over one store.
 
-    def __init__(self, embedder: Embedder, store: EdgeStore, folder: Path) -> None:
-        self._operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
-        self._rejects = folder / "rejects.jsonl"
-        self.bulk: Bulk
+    Args:
+        embedder: the model.
+        store: where points go.
+        rejects: a file for rejected lines; None names them on the terminal.
 
-    def __call__(self, raw: Iterable[bytes], *options: str) -> bulk.Total:
+    Attributes:
+        bulk: the latest load.
+        said: what its user has read on the terminal.
+    """
+
+    def __init__(self, embedder: Embedder, store: Store, rejects: Path | None) -> None:
+        self._core = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+        self._rejects = rejects
+        self.bulk: BulkLoad
+        self.said: list[str] = []
+
+    def __call__(
+        self, raw: Iterable[bytes], *options: str, batch_texts: int = BATCH_TEXTS, overloaded_pause_s: float = 1.0
+    ) -> LoadReport:
         """What became of the lines."""
-        arguments = bulk.arguments_of(["--collection", "notes", *options])
+        if self._rejects is None:
+            return self._load(raw, options, None, batch_texts, overloaded_pause_s)
         with self._rejects.open("w", encoding="utf-8") as rejects:
-            self.bulk = Bulk(self._operations, arguments, rejects)
-            return self.bulk.load(raw)
+            return self._load(raw, options, rejects, batch_texts, overloaded_pause_s)
+
+    def _load(
+        self,
+        raw: Iterable[bytes],
+        options: Iterable[str],
+        rejects: TextIO | None,
+        batch_texts: int,
+        overloaded_pause_s: float,
+    ) -> LoadReport:
+        arguments = arguments_of(["--collection", "notes", *options])
+        limits = Limits(max_texts=self._core.settings.max_texts, max_length=self._core.max_length)
+        self.said.clear()
+        self.bulk = BulkLoad(
+            self._core,
+            options_of(arguments, limits),
+            rejects,
+            self.say,
+            batch_texts=batch_texts,
+            overloaded_pause_s=overloaded_pause_s,
+        )
+        return self.bulk.run(raw)
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.said.append(text)
 
     @property
     def rejected(self) -> list[dict[str, Any]]:
         """What the file of rejects holds."""
-        return [json.loads(one) for one in self._rejects.read_text(encoding="utf-8").splitlines()]
+        assert self._rejects is not None
+        return [json.loads(rejection) for rejection in self._rejects.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
 def load(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> Loader:
     """A loader into an empty Qdrant Edge."""
-    return Loader(embedder, store, tmp_path)
+    return Loader(embedder, store, tmp_path / "rejects.jsonl")
 
 
 def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
-    """Lines with and without ids and payloads are stored, blank ones are nothing, and the total is exact."""
+    """Lines with and without ids and payloads are stored, blank ones are nothing, and the summary is exact."""
     lines = [line(text="a", id=1, payload={"n": 1}), b"\n", line(text="b"), line(text="c", id="three"), line(text="d")]
-    total = load(lines)
-    assert total.json("notes") | {"seconds": 0} == {
+    report = load(lines)
+    assert report.summary("notes") | {"seconds": 0} == {
         "collection": "notes", "submitted": 4, "stored": 4, "skipped": 0, "rejected": 0, "seconds": 0,
     }  # fmt: skip
     assert store.count("notes") == 4
 
 
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        (b"{", "not JSON"),
+def test_a_bad_line_is_named_and_costs_no_other(load: Loader) -> None:
+    """The file of rejects has its number and the reason, and nothing of what it says."""
+    bad: list[tuple[bytes, str]] = [
+        (b"{", "not JSON (column "),
         (b'{"text": "\xff"}', "not UTF-8 (byte 10)"),
         (b"[1]", "must be an object, got a list"),
-        (line(txt="a"), "unknown field 'txt'"),
+        (line(txt="secret"), "unknown field 'txt'"),
         (line(text=1), "text must be a string, got an integer"),
-        (line(text="a", id=1.5), "id must be an integer or a string, got a number"),
-        (line(text="a", id=True), "id must be an integer or a string, got a boolean"),
-        (line(text="a", payload=[]), "payload must be an object, got a list"),
+        (line(text="secret", id=1.5), "id must be an integer or a string, got a number"),
+        (line(text="secret", id=True), "id must be an integer or a string, got a boolean"),
+        (line(text="secret", payload=[]), "payload must be an object, got a list"),
         (b"[" * 100_000, "nested too deeply"),
-    ],
-)
-def test_a_bad_line_is_named_and_costs_no_other(load: Loader, raw: bytes, reason: str) -> None:
-    """The file of rejects has its number and the reason, and nothing of what it says."""
-    total = load([line(text="secret one"), raw, line(text="secret two")])
-    assert (total.stored, total.rejected) == (2, 1)
-    (one,) = load.rejected
-    assert (one["line"], one["code"]) == (2, "invalid_request")
-    assert reason in one["message"]
-    assert "secret" not in json.dumps(one)
+    ]
+    lines = [raw for wrong, _ in bad for raw in (wrong, line(text="secret, but sound"))]
+    report = load(lines)
+    assert (report.stored, report.rejected) == (len(bad), len(bad))
+    for number, (rejection, (_, reason)) in enumerate(zip(load.rejected, bad, strict=True)):
+        assert (rejection["line"], rejection["code"]) == (2 * number + 1, "invalid_request")
+        assert rejection["message"].startswith(reason)
+        assert "secret" not in json.dumps(rejection)
 
 
 def test_a_point_that_is_refused_is_named_by_its_line(load: Loader) -> None:
-    """What the job rejects by index is the line's number in the file, over all jobs."""
+    """The number of a rejected line is that in the file, over all batches."""
     lines = [line(text=f"text {n}", payload={"n": n if n != 3 else float("inf")}) for n in range(6)]
-    total = load(lines)
-    assert (total.stored, total.rejected) == (5, 1)
+    report = load(lines)
+    assert (report.stored, report.rejected) == (5, 1)
     assert [(one["line"], one["code"]) for one in load.rejected] == [(4, "invalid_payload")]
 
 
-def test_rejected_lines_are_named_without_a_file_too(
-    embedder: Embedder, store: EdgeStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rejected_lines_are_named_without_a_file_too(embedder: Embedder, store: EdgeStore) -> None:
     """The first ten by number and reason, and then how to have them all."""
-    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
-    arguments = bulk.arguments_of(["--collection", "notes", "--chunk-tokens", "32"])
+    load = Loader(embedder, store, None)
 
     def told(lines: Iterable[bytes]) -> list[str]:
-        Bulk(operations, arguments, None).load(lines)
-        return [one for one in capsys.readouterr().err.splitlines() if "line" in one or "--rejects" in one]
+        load(lines, "--chunk-tokens", "32")
+        return [text for text in load.said if text.startswith("line") or "--rejects" in text]
 
     long = "The first words of a line that is cut. And the others."
     assert told([b"[1]", line(text="a"), line(text=long, payload={"n": float("inf")})])[:2] == [
@@ -127,14 +171,14 @@ def test_rejected_lines_are_named_without_a_file_too(
     assert many[10:] == ["more were rejected; use --rejects FILE for all"]
 
 
-def test_one_bad_id_does_not_take_its_job_along(load: Loader) -> None:
-    """An id that is none, or a key that the worker writes, is refused for its own line."""
+def test_one_bad_id_does_not_take_its_batch_along(load: Loader) -> None:
+    """An invalid id, or a payload key that the worker writes, is refused for its own line."""
     lines = [
         line(text="a", id=1), line(text="b", id=-1), line(text="c", id=""), line(text="d", id=2**64),
         line(text="e", id=5, payload={"text": "mine"}), line(text="\ud800", id=6), line(text="g", id=7),
     ]  # fmt: skip
-    total = load(lines)
-    assert (total.stored, total.rejected) == (2, 5)
+    report = load(lines)
+    assert (report.stored, report.rejected) == (2, 5)
     assert sorted(one["line"] for one in load.rejected) == [2, 3, 4, 5, 6]
 
 
@@ -142,8 +186,8 @@ def test_a_second_run_goes_on_where_the_first_ended(load: Loader, store: EdgeSto
     """With `--insert-only` what is there is skipped and counted, and nothing is doubled."""
     lines = [line(text=f"text {n}") for n in range(8)]
     load(lines[:5])
-    total = load(lines, "--insert-only")
-    assert (total.stored, total.skipped) == (8, 5)
+    report = load(lines, "--insert-only")
+    assert (report.stored, report.skipped) == (8, 5)
     assert store.count("notes") == 8
 
 
@@ -164,41 +208,58 @@ def test_an_alias_moves_when_all_is_there(load: Loader, store: EdgeStore) -> Non
 
 
 def test_long_documents_are_cut(load: Loader, store: EdgeStore) -> None:
-    """`--chunk-tokens` stores a point per chunk, and the total counts points."""
+    """`--chunk-tokens` stores a point per chunk, and the summary counts points."""
     text = " ".join(f"Sentence number {n} speaks of topic {n % 7}." for n in range(40))
-    total = load([line(text=text, id=1)], "--chunk-tokens", "48", "--chunk-overlap", "0")
-    assert total.stored == store.count("notes") > 3
+    report = load([line(text=text, id=1)], "--chunk-tokens", "48", "--chunk-overlap", "0")
+    assert report.stored == store.count("notes") > 3
 
 
 def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
-    """After a signal no further job begins, what was begun is accounted for, and no alias is set."""
+    """After a signal no further batch begins, what was begun is accounted for, and no alias is set."""
 
     def lines() -> Iterable[bytes]:
-        yield from (line(text=f"text {n}") for n in range(JOB_TEXTS))
+        yield from (line(text=f"text {n}") for n in range(20))
         load.bulk.stop()
-        yield from (line(text=f"later {n}") for n in range(2 * JOB_TEXTS))
+        yield from (line(text=f"later {n}") for n in range(40))
 
-    total = load(lines(), "--vectors", "dense", "--alias", "live")
-    assert total.failure is not None
-    assert "interrupted" in total.failure
-    assert total.stored == store.count("notes") < 2 * JOB_TEXTS
-    assert total.rejected == 0
+    report = load(lines(), "--vectors", "dense", "--alias", "live", batch_texts=20)
+    assert report.failure == "interrupted; run the same command again to go on"
+    assert report.stored == store.count("notes") < 40
+    assert (report.rejected, report.alias, store.collection_of("live")) == (0, False, None)
 
 
-def test_an_interrupted_load_says_what_it_waits_for(load: Loader, capsys: pytest.CaptureFixture[str]) -> None:
-    """Who presses Ctrl-C reads why nothing happens for a while, and that a second time ends it at once."""
+class Waiting(Loader):
+    """A loader whose user notes when the load says what it still waits for."""
+
+    def __init__(self, embedder: Embedder, store: Store) -> None:
+        super().__init__(embedder, store, None)
+        self.stopping = threading.Event()
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        super().say(text)
+        if text.startswith("stopping"):
+            self.stopping.set()
+
+
+def test_an_interrupted_load_says_what_it_waits_for(watched: Watched, store: EdgeStore) -> None:
+    """Who presses Ctrl-C reads why nothing happens for a while, and that a second time ends it immediately."""
+    load = Waiting(watched.embedder, store)
+    watched.engine.batches.clear()
 
     def lines() -> Iterable[bytes]:
-        yield from (line(text=f"some words of text {n} " * 10) for n in range(JOB_TEXTS + 1))
-        while not load.bulk._running:
+        yield from (line(text=f"text {n}") for n in range(6))
+        while not watched.engine.batches:
             time.sleep(0.001)
         load.bulk.interrupt()
+        load.stopping.wait(PATIENCE)
+        watched.engine.gate.set()
 
-    total = load(lines())
-    assert total.failure is not None
-    assert "interrupted" in total.failure
-    told = [one for one in capsys.readouterr().err.splitlines() if one.startswith("stopping")]
-    assert told == [f"stopping: up to {JOB_TEXTS} texts under way are finished first; a second signal ends at once"]
+    watched.engine.gate.clear()
+    report = load(lines(), batch_texts=5)
+    assert report.failure == "interrupted; run the same command again to go on"
+    told = [text for text in load.said if text.startswith("stopping")]
+    assert told == ["stopping: up to 5 texts under way are finished first; a second signal ends immediately"]
 
 
 @pytest.mark.parametrize(
@@ -209,39 +270,45 @@ def test_an_interrupted_load_says_what_it_waits_for(load: Loader, capsys: pytest
         (["--text-key", ""], "qdrant.textKey"),
     ],
 )
-def test_an_option_that_cannot_be_is_no_fault_of_a_line(load: Loader, options: list[str], named: str) -> None:
-    """The load ends before it begins, with the reason, and no line is rejected."""
-    total = load([line(text="a")], *options)
-    assert total.failure is not None
-    assert named in total.failure
-    assert (total.stored, total.rejected) == (0, 0)
+def test_an_invalid_option_is_the_fault_of_no_line(
+    load: Loader, worker: Client, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+) -> None:
+    """The load ends before it begins, with the reason in its summary, and no line is rejected."""
+    with pytest.raises(InvalidRequest, match=named):
+        load([line(text="a")], *options)
+    arguments = arguments_of(["--collection", "notes", "--alias", "live", *options])
+    assert load_command(worker.operations, arguments, None) == 2
+    summary = json.loads(capsys.readouterr().out)
+    assert named in summary["error"]
+    assert (summary["submitted"], summary["stored"], summary["rejected"], summary["alias"]) == (0, 0, 0, False)
 
 
-def test_jobs_are_small_and_never_mix_ids() -> None:
-    """A job has a bounded number of texts, characters and bytes, alone if it must, and ids for all lines or none."""
+def test_batches_are_small_and_never_mix_ids() -> None:
+    """A batch is bounded in texts, characters and bytes, or has one line alone; all of its lines have ids, or none."""
     lines = [parse_line(n, line(text=f"{n}" + "x" * 300_000)) for n in range(1, 6)]
     lines += [
         parse_line(6, line(text="x" * 2_000_000)),
         parse_line(7, line(text="x", id=1)),
         parse_line(8, line(text="x")),
     ]
-    found = [[one.number for one in job.lines] for job in jobs(lines, "notes")]
-    assert sorted(found) == [[1, 2, 3], [4, 5], [6], [7], [8]]
-    heavy = [parse_line(n, line(text=f"{n}", payload={"body": "x" * (JOB_BYTES // 3)})) for n in range(1, 6)]
-    heavy.append(parse_line(6, line(text="6", payload={"body": "x" * (2 * JOB_BYTES)})))
-    assert [[one.number for one in job.lines] for job in jobs(heavy, "notes")] == [[1, 2], [3, 4], [5], [6]]
-    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * JOB_TEXTS + 2)]
-    assert [len(job.lines) for job in jobs(many, "notes")] == [JOB_TEXTS, JOB_TEXTS, 1]
+    numbers = [[line.number for line in batch.lines] for batch in batches(lines, "notes")]
+    assert sorted(numbers) == [[1, 2, 3], [4, 5], [6], [7], [8]]
+    heavy = [parse_line(n, line(text=f"{n}", payload={"body": "x" * (BATCH_MAX_BYTES // 3)})) for n in range(1, 6)]
+    heavy.append(parse_line(6, line(text="6", payload={"body": "x" * (2 * BATCH_MAX_BYTES)})))
+    assert [[line.number for line in batch.lines] for batch in batches(heavy, "notes")] == [[1, 2], [3, 4], [5], [6]]
+    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * BATCH_TEXTS + 2)]
+    assert [len(batch.lines) for batch in batches(many, "notes")] == [BATCH_TEXTS, BATCH_TEXTS, 1]
+    assert [len(batch.lines) for batch in batches(many[:5], "notes", max_texts=2)] == [2, 2, 1]
     mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
-    assert [len(job.lines) for job in jobs(mixed, "notes")] == [50, 50]
+    assert [len(batch.lines) for batch in batches(mixed, "notes")] == [50, 50]
 
 
 def test_a_later_line_wins(load: Loader, store: EdgeStore) -> None:
-    """A point that comes again is stored as it came last, though jobs run side by side."""
-    ids = range(JOB_TEXTS // 5)
+    """A point that comes again is stored as it came last, though batches run concurrently."""
+    ids = range(20)
     lines = [line(text=f"version {version} of {n}", id=n) for version in range(4) for n in ids]
-    total = load(lines, "--vectors", "dense")
-    assert (total.stored, total.rejected) == (len(lines), 0)
+    report = load(lines, "--vectors", "dense", batch_texts=25)
+    assert (report.stored, report.rejected) == (len(lines), 0)
     wanted = {"must": [{"key": "text", "match": {"any": [f"version 3 of {n}" for n in ids]}}]}
     assert store.count("notes", wanted) == store.count("notes") == len(ids)
 
@@ -253,8 +320,8 @@ def test_a_later_line_wins_whatever_the_spelling_of_its_id(load: Loader, store: 
     derived = str(point_id("named", "notes"))
     lines = [line(text=f"version {n}", id=one) for n, one in enumerate([*forms, "named", derived])]
     of_text = str(text_id("the text", "notes"))
-    total = load([*lines, line(text="the text"), line(text="another text", id=of_text)])
-    assert (total.stored, total.rejected) == (9, 0), load.rejected
+    report = load([*lines, line(text="the text"), line(text="another text", id=of_text)])
+    assert (report.stored, report.rejected) == (9, 0), load.rejected
     assert store.count("notes") == 3
     stored = {"must": [{"key": "text", "match": {"any": ["version 4", "version 6", "another text"]}}]}
     assert store.count("notes", stored) == 3
@@ -266,8 +333,8 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
     load([line(text="old"), line(text="older")], "--collection", "v1", "--alias", "live")
     load(lines, "--collection", "v2", "--alias", "live")
     assert store.count("live") == 2
-    total = load(lines, "--collection", "v2", "--alias", "live", "--allow-rejected")
-    assert store.count("live") == (total.stored or 2)
+    report = load(lines, "--collection", "v2", "--alias", "live", "--allow-rejected")
+    assert store.count("live") == (report.stored or 2)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +348,6 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
 )
 def test_a_script_reads_whether_the_alias_moved(
     load: Loader,
-    capsys: pytest.CaptureFixture[str],
     lines: list[bytes],
     options: list[str],
     outcome: tuple[bool, int, str | None],
@@ -290,10 +356,10 @@ def test_a_script_reads_whether_the_alias_moved(
     moved, status, said = outcome
     nothing = load([])
     assert nothing.status == 0
-    assert "alias" not in nothing.json("notes")
-    total = load(lines, "--alias", "live", *options)
-    assert (total.json("notes")["alias"], total.status) == (moved, status)
-    told = [one for one in capsys.readouterr().err.splitlines() if "alias" in one]
+    assert "alias" not in nothing.summary("notes")
+    report = load(lines, "--alias", "live", *options)
+    assert (report.summary("notes")["alias"], report.status) == (moved, status)
+    told = [text for text in load.said if "alias" in text]
     assert told == ([] if said is None else [f"the alias stays where it is: {said}"])
 
 
@@ -308,65 +374,82 @@ def test_a_script_reads_whether_the_alias_moved(
         ),
     ],
 )
-def test_an_alias_that_cannot_be_is_said_at_once(load: Loader, store: EdgeStore, options: list[str], why: str) -> None:
+def test_an_alias_that_cannot_be_is_said_before_the_load(
+    load: Loader, store: EdgeStore, options: list[str], why: str
+) -> None:
     """Not after hours of embedding: nothing is stored, and no collection is made."""
     load([line(text="old")], "--collection", "taken", "--alias", "live")
-    total = load([line(text="a")], *options)
-    assert (total.failure, total.stored) == (why, 0)
+    report = load([line(text="a")], *options)
+    assert (report.failure, report.stored) == (why, 0)
     assert store.collection_of("notes") is None
     assert store.count("taken") == 1
 
 
-def test_a_graph_that_is_still_deferred_is_no_secret(
-    load: Loader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_graph_that_is_still_deferred_is_said(embedder: Embedder, store: EdgeStore) -> None:
     """Who defers the graph of a collection in use learns that its searches stay slow, and what ends that."""
+    faulty = RaisingStore(store)
+    load = Loader(embedder, faulty, None)
 
-    async def broken(_self: Operations, _request: object) -> dict[str, Any]:
-        raise KeyError("secret")
+    def told() -> bool:
+        return any(text.startswith("the graph is still deferred: searches compare") for text in load.said)
 
-    load([line(text="a")])
-    assert "still deferred" not in capsys.readouterr().err
-    with monkeypatch.context() as patched:
-        patched.setattr(Operations, "answer", broken)
-        for options, said in (([], False), (["--defer-index"], True)):
-            assert load([line(text="b")], *options).failure is not None
-            assert ("the graph is still deferred" in capsys.readouterr().err) is said
+    assert load([line(text="a")]).failure is None
+    assert not told()
+    faulty.failures["upsert"] = StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
+    assert load([line(text="b")]).failure is not None
+    assert not told()
+    assert load([line(text="b")], "--defer-index").failure is not None
+    assert told()
+    faulty.failures.clear()
     assert load([line(text="b")]).failure is None
-    assert "still deferred" not in capsys.readouterr().err
+    assert not told()
 
 
-def test_a_job_that_breaks_is_a_failure(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A load never reports success for points of which it knows nothing."""
+def test_a_batch_that_breaks_is_rejected(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """A load never reports success for points of which it knows nothing, and repeats nothing of a defect's words."""
+    load = Loader(embedder, RaisingStore(store, existing=KeyError("secret")), tmp_path / "rejects.jsonl")
+    report = load([line(text="a"), line(text="b", id=1)], "--insert-only")
+    assert (report.stored, report.rejected, report.status) == (0, 2, 1)
+    assert {(rejection["code"], rejection["message"]) for rejection in load.rejected} == {
+        ("internal", "internal error (KeyError)")
+    }
 
-    async def broken(_self: Operations, _request: object) -> dict[str, Any]:
-        raise KeyError("secret")
 
-    monkeypatch.setattr(Operations, "answer", broken)
-    total = load([line(text="a"), line(text="b", id=1)])
-    assert (total.failure, total.stored) == ("internal error (KeyError)", 0)
+class Broken(Loader):
+    """A loader whose terminal is gone when the first batch is done."""
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        if text.endswith("a second"):
+            raise KeyError("secret")
+
+
+def test_a_batch_that_ends_without_a_word_is_a_failure(embedder: Embedder, store: EdgeStore) -> None:
+    """Whatever goes wrong beside an ingest ends the load, with the kind of the error."""
+    report = Broken(embedder, store, None)([line(text="a"), line(text="b", id=1)])
+    assert (report.failure, report.status) == ("internal error (KeyError)", 2)
 
 
 def test_lines_that_break_off_are_a_failure(load: Loader, store: EdgeStore) -> None:
     """What was read before is stored; the load ends, and says that it is not all."""
 
     def lines() -> Iterable[bytes]:
-        yield from (line(text=f"text {n}") for n in range(JOB_TEXTS + 1))
+        yield from (line(text=f"text {n}") for n in range(11))
         raise ValueError("secret")
 
-    total = load(lines(), "--vectors", "dense")
-    assert total.failure == "internal error (ValueError)"
-    assert total.stored == store.count("notes")
+    report = load(lines(), "--vectors", "dense", batch_texts=10)
+    assert report.failure == "internal error (ValueError)"
+    assert report.stored == store.count("notes")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
 def test_rejects_that_cannot_be_written_are_a_failure(embedder: Embedder, store: EdgeStore) -> None:
     """A full disk is named, and a rejected line is still counted."""
-    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
-    with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
-        total = Bulk(operations, bulk.arguments_of(["--collection", "notes"]), full).load([b"nonsense"] * 3)
-    assert total.failure == "--rejects cannot be written (No space left on device)"
-    assert total.rejected >= 1
+    load = Loader(embedder, store, Path("/dev/full"))
+    with suppress(OSError):  # raised again when the file is closed
+        load([b"nonsense"] * 3)
+    assert load.bulk.report.failure == "--rejects cannot be written (No space left on device)"
+    assert load.bulk.report.rejected >= 1
 
 
 def test_derived_ids_are_those_of_the_alias(load: Loader, store: EdgeStore, serve: Serve) -> None:
@@ -378,17 +461,24 @@ def test_derived_ids_are_those_of_the_alias(load: Loader, store: EdgeStore, serv
     assert worker.good({"operation": "delete", "collection": "live", "ids": ["second"]}) == {"deleted": 1}
 
 
-def test_a_pool_without_room_is_waited_for(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+def test_a_pool_without_room_is_waited_for(watched: Watched, store: EdgeStore) -> None:
     """A load takes what room there is, and rejects nothing for want of it."""
-    tokenizer = Tokenizer(MINI)
-    engine = PackedEngine(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids)
-    pool = ModelPool([engine], lanes=1, token_budget=512, queue_tokens=4_000)
-    small = Embedder(tokenizer, [engine], pool)
+    pool = ModelPool([watched.engine], threads_per_gpu=1, token_budget=128, queue_tokens=200)
+    small = CrowdedEmbedder(Tokenizer(MINI), [watched.engine], pool)
+
+    def lines() -> Iterable[bytes]:
+        yield from (line(text=f"text {n}") for n in range(120))
+        while not small.refused:
+            time.sleep(0.001)
+        watched.engine.gate.set()
+
+    watched.engine.gate.clear()
     try:
-        total = Loader(small, store, tmp_path)([line(text=f"some words, number {n}") for n in range(1200)])
+        report = Loader(small, store, None)(lines(), batch_texts=30, overloaded_pause_s=0.02)
     finally:
+        watched.engine.gate.set()
         small.close()
-    assert (total.stored, total.rejected, total.failure) == (1200, 0, None)
+    assert (report.stored, report.rejected, report.failure) == (120, 0, None)
 
 
 def test_a_line_is_refused_without_its_content() -> None:
@@ -400,13 +490,11 @@ def test_a_line_is_refused_without_its_content() -> None:
 def test_the_command_loads_and_reports(tmp_path: Path) -> None:
     """`python -m service.bulk` reads files and a pipe, prints one line of JSON, and its status says how it went."""
     (tmp_path / "one.jsonl").write_bytes(line(text="a") + b"nonsense\n")
-    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "service.bulk", "--collection", "notes", str(tmp_path / "one.jsonl"), "-"]
     done = subprocess.run(
-        command,
+        [*COMMAND, str(tmp_path / "one.jsonl"), "-"],
         input=line(text="b").decode(),
         cwd=ROOT,
-        env=environment,
+        env=environment(tmp_path),
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,
@@ -421,10 +509,13 @@ def test_the_command_loads_and_reports(tmp_path: Path) -> None:
 
 def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
     """SIGTERM while a pipe is silent: what was read is stored, the summary is printed, and the status says so."""
-    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        COMMAND,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
@@ -439,11 +530,14 @@ def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, number: signal.Signals) -> None:
-    """At once, in one line and with the status of a load that was not finished."""
-    environment = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+    """Immediately, in one line and with the status of a load that was not finished."""
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        COMMAND,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         deadline = time.monotonic() + PATIENCE
         while not (tmp_path / "edge").exists() and time.monotonic() < deadline:  # opened before the model is loaded
@@ -453,17 +547,14 @@ def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, numbe
     assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to go on\n")
 
 
-def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
-    """A file that is not there, or a store that somebody owns, is one line and status 2."""
-    command = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that does not exist, or rejects that cannot be written, are one line on the terminal and status 2."""
     for options, named in (
-        ([str(tmp_path / "absent.jsonl")], "absent.jsonl"),
-        ([str(tmp_path)], "no such file"),
+        ([str(tmp_path / "absent.jsonl")], "no such file: "),
+        ([str(tmp_path)], "no such file: "),
         (["--rejects", str(tmp_path / "absent" / "rejects.jsonl"), "-"], "--rejects cannot be written (No such file"),
     ):
-        done = subprocess.run(
-            [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        assert done.returncode == 2
-        assert named in done.stderr
-        assert "Traceback" not in done.stderr
+        assert main(["--collection", "notes", *options]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(named)
+        assert str(tmp_path) in said

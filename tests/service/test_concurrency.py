@@ -1,4 +1,4 @@
-"""How many queue jobs run at once, on a clock that the test turns."""
+"""How many queue jobs run concurrently, on a clock that the test turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.concurrency import Concurrency
+from service.transports.queue.concurrency import Concurrency
 from tests.service.client import PATIENCE
 
 
@@ -24,18 +24,20 @@ class Clock:
         return self.now
 
 
-def made(clock: Clock, minimum: int = 1, maximum: int = 4, up: float = 0.05, down: float = 0.0) -> Concurrency:
+def concurrency_of(
+    clock: Clock, minimum: int = 1, maximum: int = 4, up: float = 0.05, down: float = 0.0
+) -> Concurrency:
     """A concurrency of these settings, by default the worker's own."""
     return Concurrency(minimum, maximum, scale_up=up, scale_down=down, clock=clock)
 
 
 async def pass_through(concurrency: Concurrency) -> None:
-    """A job that is done at once."""
+    """A job that is done immediately."""
     async with concurrency.slot():
         pass
 
 
-async def settle() -> None:
+async def run_tasks() -> None:
     """Let every task run until it waits."""
     for _ in range(20):
         await asyncio.sleep(0)
@@ -66,12 +68,12 @@ class Jobs:
             number = len(self.tasks)
             self._finish[number] = asyncio.Event()
             self.tasks.append(asyncio.create_task(self._job(number)))
-            await settle()
+            await run_tasks()
 
     async def finish(self, number: int) -> None:
         """Let a job end."""
         self._finish[number].set()
-        await settle()
+        await run_tasks()
 
     async def finish_all(self) -> None:
         """Let every job end."""
@@ -86,10 +88,10 @@ class Jobs:
 
 
 def test_it_begins_with_the_minimum() -> None:
-    """A worker that has just started handles `MIN_CONCURRENCY` jobs at once."""
+    """A worker that has just started handles `MIN_CONCURRENCY` jobs concurrently."""
 
     async def body() -> None:
-        concurrency = made(Clock(), minimum=2)
+        concurrency = concurrency_of(Clock(), minimum=2)
         assert concurrency.limit == 2
         jobs = Jobs(concurrency)
         await jobs.arrive(3)
@@ -103,7 +105,7 @@ def test_it_grows_while_requests_come_faster_than_the_threshold() -> None:
     """Above 0.05 requests per second, three in a minute, each further one raises the limit, up to the maximum."""
 
     async def body() -> None:
-        concurrency = made(Clock())
+        concurrency = concurrency_of(Clock())
         limits = []
         for _ in range(10):
             await pass_through(concurrency)
@@ -118,7 +120,7 @@ def test_it_keeps_its_size_between_the_thresholds() -> None:
 
     async def body() -> None:
         clock = Clock()
-        concurrency = made(clock, up=0.1, down=0.01)
+        concurrency = concurrency_of(clock, up=0.1, down=0.01)
         for _ in range(9):
             await pass_through(concurrency)
         grown = concurrency.limit
@@ -139,7 +141,7 @@ def test_it_shrinks_after_quiet_minutes_but_not_below_the_minimum() -> None:
 
     async def body() -> None:
         clock = Clock()
-        concurrency = made(clock, minimum=2)
+        concurrency = concurrency_of(clock, minimum=2)
         for _ in range(10):
             await pass_through(concurrency)
         limits = []
@@ -157,7 +159,7 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
 
     async def body() -> None:
         clock = Clock()
-        concurrency = made(clock)
+        concurrency = concurrency_of(clock)
         for _ in range(6):
             await pass_through(concurrency)
         assert concurrency.rate == pytest.approx(6 / 60)
@@ -173,11 +175,11 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
 
 
 def test_quick_jobs_are_wanted_by_the_hundred() -> None:
-    """A new worker wants a burst of 64 at once; after jobs of milliseconds, more than it can take in a second."""
+    """A new worker wants a burst of 64 jobs; after jobs of milliseconds, more than it can take in a second."""
 
     async def body() -> None:
         clock = Clock()
-        concurrency = made(clock)
+        concurrency = concurrency_of(clock)
         assert 64 <= concurrency.wanted <= 128
         for _ in range(20):
             async with concurrency.slot():
@@ -188,11 +190,11 @@ def test_quick_jobs_are_wanted_by_the_hundred() -> None:
 
 
 def test_slow_jobs_are_left_to_other_workers() -> None:
-    """Of jobs of a minute, no more are held than may run at once: what waits here cannot be had elsewhere."""
+    """Of jobs of a minute, no more are held than may run concurrently: what waits here cannot be had elsewhere."""
 
     async def body() -> None:
         clock = Clock()
-        concurrency = made(clock, maximum=4)
+        concurrency = concurrency_of(clock, maximum=4)
         for _ in range(20):
             async with concurrency.slot():
                 clock.now += 60
@@ -206,7 +208,7 @@ def test_a_slow_job_is_noticed_before_it_ends() -> None:
 
     async def body() -> None:
         clock = Clock()
-        concurrency = made(clock, minimum=2, maximum=2)
+        concurrency = concurrency_of(clock, minimum=2, maximum=2)
         jobs = Jobs(concurrency)
         await jobs.arrive(2)
         clock.now += 5
@@ -218,11 +220,11 @@ def test_a_slow_job_is_noticed_before_it_ends() -> None:
     run(body)
 
 
-def test_jobs_over_the_limit_wait_for_a_place() -> None:
-    """No more than the limit run at once, and each that ends lets the next begin, in their order."""
+def test_jobs_over_the_limit_wait_for_a_slot() -> None:
+    """No more than the limit run concurrently, and each that ends lets the next begin, in their order."""
 
     async def body() -> None:
-        jobs = Jobs(made(Clock(), minimum=2, maximum=2))
+        jobs = Jobs(concurrency_of(Clock(), minimum=2, maximum=2))
         await jobs.arrive(5)
         assert jobs.started == [0, 1]
         await jobs.finish(1)
@@ -239,7 +241,7 @@ def test_a_limit_that_grows_lets_the_longest_waiting_job_in_first() -> None:
     """A newcomer that raises the limit does not overtake those who wait already."""
 
     async def body() -> None:
-        jobs = Jobs(made(Clock(), minimum=1, maximum=2))
+        jobs = Jobs(concurrency_of(Clock(), minimum=1, maximum=2))
         await jobs.arrive(8)
         assert jobs.started == [0, 1]
         await jobs.finish_all()
@@ -248,14 +250,14 @@ def test_a_limit_that_grows_lets_the_longest_waiting_job_in_first() -> None:
     run(body)
 
 
-def test_a_cancelled_job_gives_its_place_back() -> None:
+def test_a_cancelled_job_frees_its_slot() -> None:
     """Cancelling a running job lets the next one in."""
 
     async def body() -> None:
-        jobs = Jobs(made(Clock(), maximum=1))
+        jobs = Jobs(concurrency_of(Clock(), maximum=1))
         await jobs.arrive(2)
         jobs.tasks[0].cancel()
-        await settle()
+        await run_tasks()
         assert jobs.started == [0, 1]
         assert jobs.tasks[0].cancelled()
         await jobs.finish_all()
@@ -263,14 +265,14 @@ def test_a_cancelled_job_gives_its_place_back() -> None:
     run(body)
 
 
-def test_a_job_cancelled_while_it_waits_takes_no_place() -> None:
-    """The one behind it comes in its stead, and no place is lost."""
+def test_a_job_cancelled_while_it_waits_takes_no_slot() -> None:
+    """The next job takes its turn, and no slot is lost."""
 
     async def body() -> None:
-        jobs = Jobs(made(Clock(), maximum=1))
+        jobs = Jobs(concurrency_of(Clock(), maximum=1))
         await jobs.arrive(3)
         jobs.tasks[1].cancel()
-        await settle()
+        await run_tasks()
         await jobs.finish(0)
         assert jobs.started == [0, 2]
         await jobs.finish_all()
@@ -278,11 +280,11 @@ def test_a_job_cancelled_while_it_waits_takes_no_place() -> None:
     run(body)
 
 
-def test_a_job_that_fails_gives_its_place_back() -> None:
-    """An exception in a job passes through and frees the place."""
+def test_a_job_that_fails_frees_its_slot() -> None:
+    """An exception in a job passes through and frees the slot."""
 
     async def body() -> None:
-        concurrency = made(Clock(), maximum=1)
+        concurrency = concurrency_of(Clock(), maximum=1)
 
         async def failing() -> None:
             async with concurrency.slot():
@@ -299,7 +301,7 @@ def test_hundreds_of_jobs_never_exceed_the_limit() -> None:
     """Whatever the order of arrivals, ends and cancellations, the limit holds and everyone has a turn."""
 
     async def body() -> None:
-        concurrency = made(Clock(), minimum=1, maximum=3)
+        concurrency = concurrency_of(Clock(), minimum=1, maximum=3)
         running = most = done = 0
 
         async def job(number: int) -> None:

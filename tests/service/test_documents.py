@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from embedder.embedder import Embedder
-from embedder.errors import StoreUnavailable
+from embedder import Embedder
+from qdrant_sink import Filter, Point, PointId, Store, StoreUnavailable
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Point, PointId
-from service import ingest
-from service.documents import Documents
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
-from tests.service.conftest import Serve
-from tests.service.test_ingest import CHUNK, LONG, NOTES, block, count, job
+from tests.service.ingests import CHUNK, LONG, NOTES, block, count, job
+
+
+def worker_over(store: Store, embedder: Embedder, *, batch_points: int) -> Client:
+    """A worker that sends so many points, or ids, to the store at a time."""
+    settings = Settings.from_environment(ENVIRONMENT)
+    return Client(Operations(settings, embedder, store, batch_points=batch_points))
 
 
 def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) -> None:
@@ -58,29 +59,37 @@ def test_a_document_that_shrinks_leaves_no_stale_chunks(worker: Client) -> None:
     assert worker.good({"operation": "count", "collection": NOTES, "filter": only_b})["count"] > fewer
 
 
-def test_a_deletion_that_was_cut_short_is_completed(
-    serve: Serve, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class FailingDeletes(EdgeStore):
+    """Qdrant Edge that stops answering after a number of deletions.
+
+    Attributes:
+        deletes_left: how many deletions still succeed.
+    """
+
+    deletes_left = 1
+
+    def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
+        """See `Store.delete`."""
+        if not self.deletes_left:
+            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
+        self.deletes_left -= 1
+        return super().delete(collection, ids=ids, where=where)
+
+
+def test_a_deletion_that_was_cut_short_is_completed(embedder: Embedder, tmp_path: Path) -> None:
     """However it ended, the same job again leaves the chunks of the new version and no others."""
-    worker = serve()
+    store = FailingDeletes(tmp_path / "edge")
+    worker = worker_over(store, embedder, batch_points=3)
     long = worker.good(job(LONG, ids=["a"], chunk=CHUNK))["results"][0]["chunks"]
     assert long > 10
-    monkeypatch.setattr(ingest, "BATCH_POINTS", 3)
-    delete, left = store.delete, [1]
-
-    def failing(*args: Any, **more: Any) -> int:
-        if not left:
-            raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
-        left.pop()
-        return delete(*args, **more)
-
-    monkeypatch.setattr(store, "delete", failing)
     answer = worker.error(job(LONG[:100], ids=["a"], chunk=CHUNK), "store_unavailable")
+    assert "chunks of earlier versions may be left" in answer["error"]
     fewer = answer["details"]["upsert"]["stored"]
     assert fewer < count(worker) < long
-    monkeypatch.setattr(store, "delete", delete)
+    store.deletes_left = 1000
     worker.good(job(LONG[:100], ids=["a"], chunk=CHUNK))
     assert count(worker) == fewer
+    store.close()
 
 
 @pytest.mark.parametrize("cut", [{}, {"chunk": CHUNK}], ids=["point", "chunks"])
@@ -88,7 +97,7 @@ def test_a_refused_document_does_not_hold_its_id(worker: Client, cut: Json) -> N
     """Of two documents of one id, the one that can be stored is."""
     answer = worker.good(job("one", "two", ids=["a", "a"], payloads=[{"n": float("inf")}, {}], **cut))
     assert answer["upsert"]["stored"] == count(worker) == 1
-    assert [(one["index"], one["code"]) for one in answer["upsert"]["rejected"]] == [(0, "invalid_payload")]
+    assert [(point["index"], point["code"]) for point in answer["upsert"]["rejected"]] == [(0, "invalid_payload")]
 
 
 def test_insert_only_deletes_no_chunks(worker: Client) -> None:
@@ -104,7 +113,7 @@ def test_chunks_of_two_documents_never_mix(worker: Client) -> None:
     answer = worker.good(job(LONG[:300], LONG, ids=["a", "a"], chunk=CHUNK))
     one, other = answer["results"]
     assert answer["upsert"]["stored"] == one["chunks"] == count(worker)
-    assert [(r["index"], r["chunk"], r["code"]) for r in answer["upsert"]["rejected"]] == [
+    assert [(point["index"], point["chunk"], point["code"]) for point in answer["upsert"]["rejected"]] == [
         (1, number, "duplicate_id") for number in range(other["chunks"])
     ]
 
@@ -138,7 +147,7 @@ def test_chunks_of_two_documents_never_mix_where_one_is_refused_in_part(
     many, few = " ".join(["library"] * 44) + ".", "A few words."
     chunk = {"maxTokens": 48, "overlap": 0}  # the first of the two has too many rows
     answer = worker.good(job(f"{many} {few}", few, ids=["a", "a"], chunk=chunk))
-    rejected = [(one["index"], one["chunk"], one["code"]) for one in answer["upsert"]["rejected"]]
+    rejected = [(point["index"], point["chunk"], point["code"]) for point in answer["upsert"]["rejected"]]
     assert rejected == [(0, 0, "colbert_too_long"), (1, 0, "duplicate_id")]
     assert answer["upsert"]["stored"] == count(worker) == 1
 
@@ -163,18 +172,15 @@ class Interrupted(EdgeStore):
             self._stored_later.set()
 
 
-def test_a_version_that_was_cut_short_leaves_nothing_behind_a_gap(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_that_was_cut_short_leaves_nothing_behind_a_gap(embedder: Embedder, tmp_path: Path) -> None:
     """Of a document whose load failed in the middle, a shorter version leaves no chunk, however many are missing."""
-    monkeypatch.setattr("qdrant_sink.writer.BATCH_POINTS", 20)
     store = Interrupted(tmp_path / "edge", at=1)
     try:
-        worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
+        worker = worker_over(store, embedder, batch_points=20)
         text = " ".join(LONG for _ in range(6))
         short = {"maxTokens": 32, "overlap": 0}
         answer = worker.error({**job(text, ids=["a"], chunk=short), "vectors": ["dense"]}, "store_unavailable")
-        missing = sorted(one["chunk"] for one in answer["details"]["upsert"]["rejected"])
+        missing = sorted(point["chunk"] for point in answer["details"]["upsert"]["rejected"])
         assert 20 <= len(missing) <= max(missing), "there is a gap, and chunks behind it"
         assert answer["details"]["upsert"]["stored"] == store.count(NOTES) > 20
         worker.good({**job("A short new version.", ids=["a"], chunk=short), "vectors": ["dense"]})
@@ -183,60 +189,49 @@ def test_a_version_that_was_cut_short_leaves_nothing_behind_a_gap(
         store.close()
 
 
-def test_of_two_jobs_with_one_document_one_follows_the_other(
-    serve: Serve, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A long version that arrives while a short one is stored is there whole afterwards, not a fragment of it."""
-    looking, go_on = threading.Event(), threading.Event()
-    existing = store.existing
+class Paused(EdgeStore):
+    """Qdrant Edge that tells when it is asked for existing points, and answers the first time when it may go on."""
 
-    def slow(collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        looking.set()
-        go_on.wait(PATIENCE)
-        return existing(collection, ids)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
 
-    begun = threading.Semaphore(0)
-    held = Documents.held
+    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+        """See `Store.existing`."""
+        if not self.asked.is_set():
+            self.asked.set()
+            self.go_on.wait(PATIENCE)
+        return super().existing(collection, ids)
 
-    def counted(documents: Documents, wanted: Collection[Hashable]) -> AbstractContextManager[None]:
-        begun.release()
-        return held(documents, wanted)
 
-    worker = serve()
-    monkeypatch.setattr(store, "existing", slow)
-    monkeypatch.setattr(Documents, "held", counted)
+@pytest.mark.parametrize("name", [NOTES, "live"])
+def test_of_two_jobs_with_one_document_one_follows_the_other(embedder: Embedder, tmp_path: Path, name: str) -> None:
+    """A long version that arrives while a short one is stored is there whole afterwards, not a fragment of it.
+
+    It makes no difference whether the second job names the collection or an alias of it.
+    """
+    store = Paused(tmp_path / "edge")
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
+    worker.good(job("There before."))
+    store.alias("live", NOTES)
+    short_job = job("A short version.", ids=["a"], chunk=CHUNK)
+    long_job = job(LONG, ids=["a"], chunk=CHUNK, collection=name, idScope=NOTES)
+    other_job = job(LONG, ids=["b"], chunk=CHUNK)
     with ThreadPoolExecutor(2) as threads:
-        short = threads.submit(worker.good, job("A short version.", ids=["a"], chunk=CHUNK))
-        assert looking.wait(PATIENCE)
-        long = threads.submit(worker.good, job(LONG, ids=["a"], chunk=CHUNK))
-        assert all(begun.acquire(timeout=PATIENCE) for _ in range(2))
+        short = threads.submit(worker.good, short_job)
+        assert store.asked.wait(PATIENCE)
+        long = threads.submit(worker.good, long_job)
+        chunks = worker.good(other_job)["results"][0]["chunks"]  # of another document: waits for neither
+        assert chunks > 5
         assert worker.operations.waiting_tokens == 0, "a job that waits takes no room from others"
-        other = worker.good({**job("Another document."), "vectors": ["dense"]})  # waits for neither
-        assert other["upsert"] == block(1)
-        go_on.set()
+        assert count(worker) == 1 + 1 + chunks
+        assert not long.done()
+        store.go_on.set()
         assert short.result(PATIENCE)["upsert"] == block(1)
-        chunks = long.result(PATIENCE)["results"][0]["chunks"]
-    assert chunks > 5
-    assert count(worker) == chunks + 1
-
-
-def test_a_document_is_held_by_one_at_a_time() -> None:
-    """Who holds some of the documents that another wants is waited for; others are not."""
-    documents = Documents()
-    got = threading.Event()
-
-    def take() -> None:
-        with documents.held({"b", "c"}):
-            got.set()
-
-    with documents.held({"a", "b"}):
-        thread = threading.Thread(target=take)
-        thread.start()
-        with documents.held({"c"}):
-            assert not got.is_set()
-        assert not got.wait(0.05)
-    assert got.wait(PATIENCE)
-    thread.join()
+        assert long.result(PATIENCE)["results"][0]["chunks"] == chunks
+    assert count(worker) == 1 + chunks + chunks
+    store.close()
 
 
 @pytest.mark.parametrize("identity", [2**63 - 1, 2**63, 2**64 - 1])
@@ -248,21 +243,25 @@ def test_every_id_can_be_that_of_a_document(worker: Client, store: EdgeStore, id
     assert store.count(NOTES, {"must": [{"key": "doc_id", "match": {"value": shown}}]}) == 1
 
 
-def test_a_collection_that_vanishes_takes_along_what_was_skipped(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Vanishing(EdgeStore):
+    """Qdrant Edge whose collection is deleted, by whoever, as soon as it was asked for existing points."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+        """See `Store.existing`."""
+        stored = super().existing(collection, ids)
+        shutil.rmtree(self._path / collection)
+        return stored
+
+
+def test_a_collection_that_vanishes_takes_along_what_was_skipped(embedder: Embedder, tmp_path: Path) -> None:
     """With `insertOnly`, points that were there are not counted as stored in a collection that was made anew."""
-    store = EdgeStore(tmp_path / "edge")
+    store = Vanishing(tmp_path / "edge")
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     worker.good(job("one", "two"))
-    existing = store.existing
-
-    def dropped(collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        found = existing(collection, ids)
-        shutil.rmtree(tmp_path / "edge" / collection)
-        return found
-
-    monkeypatch.setattr(store, "existing", dropped)
     answer = worker.error(job("one", "two", "three", mode="insertOnly"), "not_found")
     assert answer["details"]["upsert"]["stored"] == 0
     assert len(answer["details"]["upsert"]["rejected"]) == 3

@@ -6,13 +6,12 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder.vectors import Embedding
+from embedder import Embedding
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
@@ -20,6 +19,7 @@ from tests.embedder.oracle import NEGLIGIBLE, TOLERANCE, Oracle
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked, until
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched
+from tests.service.wrappers import embedder_over
 
 TEXTS = (
     "Copy only the changed parts of files to another machine.",
@@ -76,7 +76,7 @@ def test_the_limits_of_max_length_are_usable(worker: Client) -> None:
 
 
 def test_colbert_has_a_row_for_every_token_but_the_first(worker: Client) -> None:
-    """An empty text has one row, of `</s>`, and no sparse weight; nothing has none."""
+    """An empty text has one row, of `</s>`, and no sparse weight; every text has a row."""
     answer = worker.good({"texts": list(TEXTS)})
     for result in answer["results"]:
         assert len(result["colbert"]) == result["tokens"] - 1
@@ -180,17 +180,17 @@ def test_batch_size_bounds_the_texts_of_a_job_in_a_batch(watched: Watched) -> No
 )
 def test_queries_do_not_wait_for_passages(watched: Watched, store: EdgeStore, quick: Json) -> None:
     """A query that comes while passages are embedded is in the next batch, before the passages that still wait."""
-    operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store)
-    asyncio.run(operations.answer({"texts": ["there"], "qdrant": {"collection": "notes"}}))
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    worker.good({"texts": ["there"], "qdrant": {"collection": "notes"}})
     watched.engine.batches.clear()
 
     async def body() -> None:
         watched.engine.gate.clear()
         passages = {"texts": ["a passage of some length"] * 6, "isPassage": True, "batchSize": 1}
-        long = asyncio.create_task(operations.answer(passages))
+        long = asyncio.create_task(worker.answer(passages))
         await until(lambda: len(watched.engine.batches) == 1)
         waiting = watched.pool.waiting_tokens
-        short = asyncio.create_task(operations.answer(quick))
+        short = asyncio.create_task(worker.answer(quick))
         await until(lambda: watched.pool.waiting_tokens > waiting)
         watched.engine.gate.set()
         await asyncio.gather(long, short)
@@ -203,25 +203,25 @@ def test_queries_do_not_wait_for_passages(watched: Watched, store: EdgeStore, qu
 
 def test_a_cancelled_job_leaves_nothing_behind(watched: Watched) -> None:
     """What still waits of a job that was withdrawn is not computed, and the next job is served."""
-    operations = Operations(Settings.from_environment(ENVIRONMENT), watched.embedder)
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     watched.engine.batches.clear()
 
     async def body() -> None:
         watched.engine.gate.clear()
-        job = asyncio.create_task(operations.answer({"texts": list("abcdef"), "batchSize": 1}))
+        job = asyncio.create_task(worker.answer({"texts": list("abcdef"), "batchSize": 1}))
         await until(lambda: len(watched.engine.batches) == 1)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
         await until(lambda: watched.pool.waiting_tokens == 0)
         watched.engine.gate.set()
-        assert "results" in await operations.answer({"texts": ["next one"]})
+        assert "results" in await worker.answer({"texts": ["next one"]})
 
     asyncio.run(body())
     assert [len(batch) for batch in watched.engine.batches] == [1, 1]
 
 
-def test_jobs_at_once_answer_like_jobs_in_turn(worker: Client) -> None:
+def test_concurrent_jobs_answer_like_jobs_in_turn(worker: Client) -> None:
     """Texts of other jobs in the same batch change nothing: every job gets its own texts' vectors."""
     jobs: list[Json] = [
         {"texts": [f"{text[:40]} {n}" for text in TEXTS[: n % 7 + 1]], "isPassage": n % 3 == 0} for n in range(24)
@@ -230,7 +230,7 @@ def test_jobs_at_once_answer_like_jobs_in_turn(worker: Client) -> None:
         assert_same_results(together, alone)
 
 
-def test_jobs_of_different_kinds_at_once_get_what_each_asked_for(worker: Client) -> None:
+def test_concurrent_jobs_get_the_kinds_that_each_asked_for(worker: Client) -> None:
     """A job that wants one kind of vector gets only that, whatever its neighbours in a batch want."""
     jobs: list[Json] = [{"texts": ["a", "b c"], "vectors": [kind]} for kind in KINDS for _ in range(4)]
     for job, answer in zip(jobs, worker.together(jobs), strict=True):
@@ -246,25 +246,25 @@ def test_more_texts_than_max_texts_are_refused(serve: Serve) -> None:
     assert answer["error"] == "texts must have at most 2 items (MAX_TEXTS), got 3"
 
 
-def test_a_job_larger_than_the_queue_is_refused(tmp_path: Path) -> None:
-    """A job that can never fit into the queue is told so at once, by the field's own name; a smaller one is served."""
-    settings = {**ENVIRONMENT, "QUEUE_TOKENS": "20", "QDRANT_PATH": str(tmp_path / "store")}
-    operations = Operations.build(Settings.from_environment(settings))
+def test_a_job_larger_than_the_queue_is_refused(watched: Watched, store: EdgeStore) -> None:
+    """A job that can never fit into the queue is refused by the name of its field; a smaller one is served."""
     many = ["word"] * 30
-    try:
-        worker = Client(operations)
+    says = "90 tokens are more than the queue holds (QUEUE_TOKENS=20)"
+    with embedder_over(watched.engine, queue_tokens=20) as small:
+        worker = Client(Operations(Settings.from_environment(ENVIRONMENT), small, store))
         worker.good({"texts": ["word"], "qdrant": {"collection": "notes"}})
         for field, request in (
             ("texts", {"texts": many}),
             ("queries", {"operation": "search", "queries": many, "collection": "notes"}),
-            ("input", {"openai_route": "/v1/embeddings", "openai_input": {"input": many}}),
         ):
             answer = worker.error(request, "invalid_request")
-            assert answer["error"].startswith(f"{field}: 90 tokens are more than the queue holds (QUEUE_TOKENS=20)")
-            assert [one["field"] for one in answer["details"]["errors"]] == [field]
+            assert answer["error"].startswith(f"{field}: {says}")
+            assert [error["field"] for error in answer["details"]["errors"]] == [field]
+        raw = {"openai_route": "/v1/embeddings", "openai_input": {"input": many}}
+        (openai,) = asyncio.run(worker.job(raw))
+        assert openai["error"]["message"].startswith(f"input: {says}")
+        assert (openai["error"]["param"], openai["error"]["code"]) == ("input", "invalid_request")
         worker.good({"texts": ["word"]})
-    finally:
-        operations.close()
 
 
 def test_an_answer_that_is_too_large_names_the_ways_out(serve: Serve) -> None:
@@ -299,9 +299,9 @@ def assert_agrees(result: Mapping[str, Any], reference: Embedding, kinds: Sequen
     assert result["tokens"] == reference.tokens
     for kind, wanted in (("dense", reference.dense), ("colbert", reference.colbert)):
         if kind in kinds and wanted is not None:
-            found = np.array(result[kind], dtype=np.float32)
-            assert found.shape == wanted.shape
-            assert np.abs(found - wanted).max() <= TOLERANCE
+            vector = np.array(result[kind], dtype=np.float32)
+            assert vector.shape == wanted.shape
+            assert np.abs(vector - wanted).max() <= TOLERANCE
     if "sparse" in kinds and reference.sparse is not None:
         theirs = dict(zip(reference.sparse.indices.tolist(), reference.sparse.values.tolist(), strict=True))
         assert_same_weights(weights(result), theirs)

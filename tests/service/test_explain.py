@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.embedder import Embedder
-from embedder.vectors import Embedding, SparseVector
+from embedder import Embedder, SparseVector
+from qdrant_sink import Draft, Vectors
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Draft
-from qdrant_sink.pooling import pooled
+from qdrant_sink.writing.pooling import pooled
 from service.operations import Operations
-from service.requests import MOST_EXPLAINED, MOST_EXPLAINED_ROWS
 from service.settings import Settings
+from service.wire.requests import EXPLAINED_HITS_MAX, EXPLAINED_ROWS_HITS_MAX
 from tests.embedder.texts import TEXTS
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked
 from tests.service.conftest import Serve
@@ -49,8 +49,8 @@ def stored(worker: Client, texts: list[str], **more: Any) -> None:
 
 def hits(worker: Client, query: str, **fields: Any) -> list[Json]:
     """The explained hits of a query."""
-    found: list[Json] = worker.good({**SEARCH, "queries": [query], **fields})["results"][0]["hits"]
-    return found
+    explained: list[Json] = worker.good({**SEARCH, "queries": [query], **fields})["results"][0]["hits"]
+    return explained
 
 
 def shown(text: str, spans: list[list[int]]) -> set[str]:
@@ -74,10 +74,10 @@ def test_a_hit_says_why_it_was_found(library: Client) -> None:
     why = best["explain"]
     assert set(why) == {"branches", "fusion", "sparse", "colbert"}
     assert list(why["branches"]) == list(why["fusion"]) == ["dense", "sparse"]
-    for kind, place in why["branches"].items():
+    for kind, branch in why["branches"].items():
         (alone,) = [hit for hit in hits(library, "copy only changed files", using=[kind]) if hit["id"] == best["id"]]
-        assert place["score"] == alone["score"]
-        assert alone["explain"]["branches"] == {kind: place}
+        assert branch["score"] == alone["score"]
+        assert alone["explain"]["branches"] == {kind: branch}
     assert sum(why["fusion"].values()) == pytest.approx(best["score"], abs=1e-6)
     assert why["sparse"]
     for match in why["sparse"]:
@@ -145,14 +145,14 @@ def test_the_answer_is_the_same_but_for_the_explanation(library: Client) -> None
 
 @pytest.mark.parametrize("reason", ["truncated", "pooled"])
 def test_nothing_is_said_of_a_text_that_its_vectors_are_not_of(worker: Client, store: EdgeStore, reason: str) -> None:
-    """Where the text has other tokens than the rows, no place and no token of it is guessed; the numbers stand."""
+    """Where the text has other tokens than the rows, no span and no token of it is guessed; the numbers stand."""
     stored(worker, STORED[:1], **({"maxLength": 8} if reason == "truncated" else {}))
     if reason == "pooled":
         whole = worker.good({"texts": STORED[:1], "isPassage": True, "encoding": "base64"})["results"][0]
         indices, values = whole["sparse"]["indices"], whole["sparse"]["values"]
         sparse = SparseVector(np.array(indices, np.uint32), np.array(values, np.float32))
         rows = pooled(unpacked(whole["colbert"]), 10)
-        shorter = Embedding(unpacked(whole["dense"]), sparse, rows, tokens=whole["tokens"], truncated=False)
+        shorter = Vectors(unpacked(whole["dense"]), sparse, rows)
         schema = schema_for(rows.shape[1], rows.shape[1])
         assert write(store, NOTES, [Draft(0, 0, {"text": STORED[0]}, shorter)], schema).stored == 1
     (hit,) = hits(worker, "rsync copies files", rerank="colbert")
@@ -206,15 +206,15 @@ def test_very_long_texts_are_explained_in_numbers(worker: Client) -> None:
     endless = "library " * 100_000
     stored(worker, [endless, "one library"])
     for query in (endless, "library"):
-        found = {hit["id"]: hit["explain"] for hit in hits(worker, query, rerank="colbert")}
-        assert found[0]["sparse"][0]["spans"] is None
-        assert found[0]["sparse"][0]["contribution"] > 0
-        assert found[1]["sparse"][0]["spans"] == [[4, 11]]
+        why = {hit["id"]: hit["explain"] for hit in hits(worker, query, rerank="colbert")}
+        assert why[0]["sparse"][0]["spans"] is None
+        assert why[0]["sparse"][0]["contribution"] > 0
+        assert why[1]["sparse"][0]["spans"] == [[4, 11]]
 
 
 @pytest.mark.parametrize("layout", ["plain", "langchain", "llamaindex", "haystack"])
 def test_every_layout_has_its_text(serve: Serve, layout: str) -> None:
-    """Places are those in the text of a framework's payload as well, whatever of the payload the hits carry."""
+    """Spans are those in the text of a framework's payload as well, whatever of the payload the hits carry."""
     worker = serve(QDRANT_COLLECTION_CONFIG=f'{{"layout": "{layout}"}}')
     stored(worker, ["one library"])
     for selection, kept in ((True, ...), (["topic"], {}), ({"exclude": ["topic"]}, ...), (False, None)):
@@ -257,31 +257,34 @@ def test_hits_by_document_are_explained(worker: Client) -> None:
     target = {"collection": NOTES, "ids": list(range(6)), "payloads": payloads}
     worker.good({"texts": texts, "isPassage": True, "qdrant": target})
     plain = {hit["id"]: hit["explain"]["branches"] for hit in hits(worker, "library number 4")}
-    found = hits(worker, "library number 4", groupBy="doc_id", limit=2)
-    assert {hit["group"] for hit in found} == {0, 1}
-    for hit in found:
+    grouped = hits(worker, "library number 4", groupBy="doc_id", limit=2)
+    assert {hit["group"] for hit in grouped} == {0, 1}
+    for hit in grouped:
         assert hit["explain"]["branches"] == plain[hit["id"]]
         assert sum(hit["explain"]["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6)
         spans = {match["token"]: match["spans"] for match in hit["explain"]["sparse"]}
         assert spans["library"] == [[4, 11]]
 
 
-def test_an_explanation_is_one_request(serve: Serve, tmp_path: Any) -> None:
-    """Two queries with two branches each are asked of the store as six searches at once."""
+def test_an_explanation_is_one_request(serve: Serve, tmp_path: Path) -> None:
+    """Two queries with two branches each are asked of the store as six searches in one request."""
     store = WatchedStore(tmp_path / "watched")
     worker = serve(store=store)
     stored(worker, STORED[:2])
     answer = worker.good({**SEARCH, "queries": ["files", "server"]})
     assert len(answer["results"]) == 2
-    assert [search.limit for search in store.searches] == [10, 100, 100] * 2
+    assert (store.requests, [len(plan.branches) for plan in store.plans]) == (1, [2, 0, 0] * 2)
     store.close()
 
 
 def test_what_would_take_too_much_memory_is_refused(library: Client) -> None:
     """The limits are of hits, of hits with ColBERT rows, and of candidates; the message says what to lower."""
     for fields, named in (
-        ({"limit": MOST_EXPLAINED + 1}, f"at most {MOST_EXPLAINED}, got 1 x {MOST_EXPLAINED + 1}; lower limit"),
-        ({"limit": MOST_EXPLAINED_ROWS + 1, "rerank": "colbert"}, f"at most {MOST_EXPLAINED_ROWS}, got 1 x"),
+        (
+            {"limit": EXPLAINED_HITS_MAX + 1},
+            f"at most {EXPLAINED_HITS_MAX}, got 1 x {EXPLAINED_HITS_MAX + 1}; lower limit",
+        ),
+        ({"limit": EXPLAINED_ROWS_HITS_MAX + 1, "rerank": "colbert"}, f"at most {EXPLAINED_ROWS_HITS_MAX}, got 1 x"),
         ({"queries": ["a"] * 6, "prefetch": 100_000}, "got 6 x 200000; lower prefetch"),
     ):
         refusal = library.error({**SEARCH, "queries": ["a"], **fields}, "invalid_request")["error"]

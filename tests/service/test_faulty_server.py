@@ -1,4 +1,4 @@
-"""Jobs and loads against a server that fails: each account is exact, and nothing but time is lost."""
+"""Jobs and loads against a server that fails: each report is exact, and nothing but time is lost."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedder.embedder import Embedder
+from embedder import Embedder
 from qdrant_sink.server import ServerStore
-from service.bulk import Bulk, Total, arguments_of
+from service.bulk import BulkLoad, LoadReport
+from service.bulk.__main__ import arguments_of, options_of
 from service.operations import Operations
 from service.settings import Settings
-from tests.service.client import ENVIRONMENT, Json
-from tests.service.conftest import Serve
+from service.wire.fields import Limits
+from tests.service.client import ENVIRONMENT, Client, Json
 from tests.sink.faults import Kind, Script
 from tests.sink.grpc_double import GrpcDouble
 
 JOBS = 4
 TEXTS = 75
-"""Of one job. The last has the first one's text and payload under its id, and the one before a payload that is none."""
+"""Texts of one job. The last repeats the first with its id and payload; the one before has an invalid payload."""
 
 POINTS = JOBS * (TEXTS - 2)
 FAULTS = (Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.LOST)
@@ -60,18 +61,27 @@ def connect(double: GrpcDouble) -> Iterator[Connect]:
         store.close()
 
 
-@pytest.fixture(autouse=True)
-def _many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdrant_sink.writer.BATCH_POINTS", 6)
-    monkeypatch.setattr("service.lines.JOB_TEXTS", TEXTS)
+Serve = Callable[[ServerStore], Client]
+"""Makes a worker over a store, which is sent a few points at a time."""
+
+
+@pytest.fixture
+def serve(embedder: Embedder) -> Serve:
+    """Makes workers with the session's model."""
+    return lambda store: Client(operations_over(store, embedder))
+
+
+def operations_over(store: ServerStore, embedder: Embedder) -> Operations:
+    """Operations that make many requests of a job."""
+    return Operations(Settings.from_environment(ENVIRONMENT), embedder, store, batch_points=6)
 
 
 def document(number: int) -> tuple[int, str, Json]:
     """Id, text and payload; the same at every call."""
-    job, place = divmod(number, TEXTS)
-    if place == TEXTS - 1:
+    job, index = divmod(number, TEXTS)
+    if index == TEXTS - 1:
         return document(job * TEXTS)
-    payload = {"n": 2**63 if place == TEXTS - 2 else number}
+    payload = {"n": 2**63 if index == TEXTS - 2 else number}
     return number, f"note {number} on topic {number % 7}", payload
 
 
@@ -82,9 +92,9 @@ def job(number: int, *, mode: str = "upsert", collection: str = "notes") -> Json
     return {"texts": list(texts), "isPassage": True, "includeText": False, "qdrant": target}
 
 
-def assert_accounted(report: Json, *, stored: int | None = None) -> None:
+def assert_complete(report: Json, *, stored: int | None = None) -> None:
     """Every point of a job is either stored or rejected, once; `stored`: so many of them are."""
-    rejected = [one["index"] for one in report["rejected"]]
+    rejected = [point["index"] for point in report["rejected"]]
     assert rejected == sorted(set(rejected))
     assert report["stored"] + len(rejected) == TEXTS
     assert TEXTS - 2 in rejected
@@ -93,20 +103,20 @@ def assert_accounted(report: Json, *, stored: int | None = None) -> None:
 
 def held(store: ServerStore, collection: str) -> dict[Any, Any]:
     """All points of a collection by id."""
-    found = store.fetch(collection, range(JOBS * TEXTS), True, ("dense", "sparse", "colbert"))
-    assert len(found) == store.count(collection)
-    return dict(found)
+    points = store.fetch(collection, range(JOBS * TEXTS), True, ("dense", "sparse", "colbert"))
+    assert len(points) == store.count(collection)
+    return dict(points)
 
 
 def assert_equal(store: ServerStore, collection: str, undisturbed: str) -> None:
     """Both collections have the same points, with the same payloads and vectors."""
-    found, wanted = held(store, collection), held(store, undisturbed)
-    assert set(found) == set(wanted)
-    assert len(found) == POINTS
-    for one, other in ((found[point_id], wanted[point_id]) for point_id in found):
+    points, wanted = held(store, collection), held(store, undisturbed)
+    assert set(points) == set(wanted)
+    assert len(points) == POINTS
+    for one, other in ((points[point_id], wanted[point_id]) for point_id in points):
         assert one.payload == other.payload
         assert one.vectors.sparse.indices.tolist() == other.vectors.sparse.indices.tolist()
-    np.testing.assert_allclose(numbers(found, list(found)), numbers(wanted, list(found)), atol=TOLERANCE)
+    np.testing.assert_allclose(numbers(points, list(points)), numbers(wanted, list(points)), atol=TOLERANCE)
 
 
 def numbers(points: dict[Any, Any], ids: list[Any]) -> NDArray[Any]:
@@ -134,12 +144,14 @@ class Loader:
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
 
-    def __call__(self, store: ServerStore, collection: str, *options: str) -> Total:
+    def __call__(self, store: ServerStore, collection: str, *options: str) -> LoadReport:
         """What became of them."""
-        operations = Operations(Settings.from_environment(ENVIRONMENT), self._embedder, store)
+        core = operations_over(store, self._embedder)
+        limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
         fields = [dict(zip(("id", "text", "payload"), document(n), strict=True)) for n in range(JOBS * TEXTS)]
-        lines = [json.dumps(one).encode() for one in fields]
-        return Bulk(operations, arguments_of(["--collection", collection, *options]), None).load(lines)
+        lines = [json.dumps(line).encode() for line in fields]
+        asked = options_of(arguments_of(["--collection", collection, *options]), limits)
+        return BulkLoad(core, asked, None, lambda _text: None, batch_texts=TEXTS).run(lines)
 
 
 @pytest.fixture
@@ -150,15 +162,15 @@ def load(embedder: Embedder) -> Loader:
 
 @pytest.mark.parametrize("mode", ["upsert", "insertOnly"])
 def test_jobs_among_faults_are_as_without(double: GrpcDouble, connect: Connect, serve: Serve, mode: str) -> None:
-    """A tenth of all calls fails, several jobs at once: each answer accounts for all, and the points are the same."""
+    """A tenth of all calls fails, for several jobs: each answer accounts for all, and the points are the same."""
     store = connect()
-    worker = serve(store=store)
+    worker = serve(store)
     for number in range(JOBS):
         worker.good(job(number, collection="undisturbed"))
     double.script = Script(FAULTS, every=8, methods=CALLS)
     for answer in worker.together([job(number, mode=mode) for number in range(JOBS)]):
         assert "error" not in answer, answer
-        assert_accounted(answer["upsert"], stored=TEXTS - 1)
+        assert_complete(answer["upsert"], stored=TEXTS - 1)
     assert set(double.script.happened) == set(FAULTS)
     assert double.script.happened.total() >= double.script.calls / 10
     double.script = None
@@ -166,14 +178,14 @@ def test_jobs_among_faults_are_as_without(double: GrpcDouble, connect: Connect, 
 
 
 def test_a_load_among_faults_is_as_without(double: GrpcDouble, connect: Connect, load: Loader) -> None:
-    """The total of a load from the command line is exact too, its graph is built and its alias set."""
+    """The report of a load from the command line is exact too, its graph is built and its alias set."""
     store = connect()
     load(store, "undisturbed")
     double.script = Script(FAULTS, every=8, methods=CALLS)
-    total = load(store, "notes", "--alias", "live", "--allow-rejected")
+    report = load(store, "notes", "--alias", "live", "--allow-rejected")
     assert set(double.script.happened) == set(FAULTS)
     double.script = None
-    assert (total.failure, total.stored, total.rejected) == (None, JOBS * (TEXTS - 1), JOBS)
+    assert (report.failure, report.stored, report.rejected) == (None, JOBS * (TEXTS - 1), JOBS)
     assert store.collection_of("live") == "notes"
     assert_equal(store, "notes", "undisturbed")
 
@@ -182,40 +194,40 @@ def test_a_load_among_faults_is_as_without(double: GrpcDouble, connect: Connect,
 def test_a_job_whose_store_dies_can_be_sent_again(
     double: GrpcDouble, connect: Connect, serve: Serve, mode: str
 ) -> None:
-    """The account of its error is what the collection holds; the same job again completes it."""
+    """The report in its error is what the collection holds; the same job again completes it."""
     lasting = connect()
     for number in range(JOBS):
-        serve(store=lasting).good(job(number, collection="undisturbed"))
+        serve(lasting).good(job(number, collection="undisturbed"))
         if number:
-            serve(store=lasting).good(job(number))
+            serve(lasting).good(job(number))
     dies_at(double, 6)
-    answer = serve(store=connect(deadline_s=0.3)).error(job(0, mode=mode), "store_unavailable")
+    answer = serve(connect(deadline_s=0.3)).error(job(0, mode=mode), "store_unavailable")
     assert answer["retryable"]
-    report = answer["details"]["upsert"]
-    assert_accounted(report)
-    lost = {one["index"] for one in report["rejected"]}
+    upsert = answer["details"]["upsert"]
+    assert_complete(upsert)
+    lost = {point["index"] for point in upsert["rejected"]}
     there = lasting.existing("notes", range(TEXTS))
     assert there == {document(n)[0] for n in range(TEXTS) if n not in lost}
     assert 0 < len(there) < TEXTS - 2
 
     double.failures.clear()
-    again = serve(store=lasting).good(job(0, mode=mode))["upsert"]
-    assert_accounted(again, stored=TEXTS - 1)
-    assert again["skipped"] == (report["stored"] if mode == "insertOnly" else 0)
+    again = serve(lasting).good(job(0, mode=mode))["upsert"]
+    assert_complete(again, stored=TEXTS - 1)
+    assert again["skipped"] == (upsert["stored"] if mode == "insertOnly" else 0)
     assert_equal(lasting, "notes", "undisturbed")
 
 
 def test_a_load_whose_store_dies_can_be_run_again(double: GrpcDouble, connect: Connect, load: Loader) -> None:
-    """It ends with the reason and a total that is what the collection holds; with --insert-only the rest is added."""
+    """It ends with the reason and a report of what the collection holds; with --insert-only the rest is added."""
     lasting = connect()
     load(lasting, "undisturbed")
     dies_at(double, 20)
-    total = load(connect(deadline_s=0.3), "notes", "--alias", "live")
-    assert total.failure is not None
-    assert "points were not stored: Qdrant does not answer" in total.failure
+    report = load(connect(deadline_s=0.3), "notes", "--alias", "live")
+    assert report.failure is not None
+    assert "points were not stored: Qdrant does not answer" in report.failure
     there = lasting.existing("notes", range(JOBS * TEXTS))
-    assert 0 < len(there) <= total.stored < JOBS * (TEXTS - 1)
-    assert total.stored - len(there) <= JOBS  # the texts that merge
+    assert 0 < len(there) <= report.stored < JOBS * (TEXTS - 1)
+    assert report.stored - len(there) <= JOBS  # the texts that merge
     assert lasting.collection_of("live") is None
 
     double.failures.clear()

@@ -1,4 +1,4 @@
-"""The HTTP door: the operations of the queue, with the same answers and errors, and what only HTTP has."""
+"""The HTTP server: the operations of the queue, with the same answers and errors, and what only HTTP has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import httpx
 import httpx2
@@ -20,17 +19,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder.errors import DeviceLost
+from embedder import DeviceLost, Embedder, Outputs
+from embedder.checkpoint import MINI
+from embedder.engines import EncodedBatch, TokenBatch, YieldPoint
+from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import EdgeStore
 from service.logs import JsonFormatter
-from service.openapi import EMBEDDINGS_EXAMPLE, ROUTES
 from service.operations import Operations
+from service.settings import Settings
+from service.transports.http.openapi import EMBEDDINGS_EXAMPLE, ROUTES
 from tests.embedder.oracle import TOLERANCE
-from tests.service.client import CODES, PATIENCE, Client, Json, assert_error, until
+from tests.service import client as wire
+from tests.service.client import CODES, ENVIRONMENT, PATIENCE, Client, Json, assert_error, until
 from tests.service.conftest import Serve
-from tests.service.doubles import FailingStore, Watched
+from tests.service.doubles import FailingStore, RaisingStore, Watched, WatchedEngine
 from tests.service.served import Served
-from tests.service.test_privacy import requests
+from tests.service.strategies import requests
+from tests.service.wrappers import embedder_over
 from tests.sink.samples import schema_for
 
 PRIVATE = "the private words of a user"
@@ -39,20 +44,26 @@ KEY = "k3y-0123456789"
 
 @pytest.fixture
 def http(worker: Client) -> Iterator[httpx.Client]:
-    """A client of a door without a key."""
+    """A client of a server without a key."""
     with Served(worker.operations) as served, served.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def shared(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server whose store holds a little, for requests that change nothing, or anything."""
+    store = EdgeStore(tmp_path_factory.mktemp("shared"))
+    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    with Served(operations) as served, served.client() as client:
+        client.post("/points", json={"texts": ["one"], "qdrant": {"collection": "notes", "ids": [1]}})
+        yield client
+    store.close()
 
 
 def read(response: httpx.Response) -> Json:
     """The JSON object of an answer, read strictly."""
     assert response.headers["content-type"] == "application/json"
-
-    def refuse(name: str) -> None:
-        raise ValueError(name)
-
-    answer: Json = json.loads(response.content.decode("utf-8"), parse_constant=refuse)
-    return answer
+    return wire.read(response.content)
 
 
 def refused(response: httpx.Response, status: int, code: str) -> str:
@@ -94,11 +105,11 @@ def test_every_operation_has_its_path(http: httpx.Client, worker: Client) -> Non
     stored = http.post("/points", json={"texts": ["rsync copies", "a database"], "qdrant": {"collection": "notes"}})
     assert read(stored)["upsert"] == {"collection": "notes", "stored": 2, "skipped": 0, "rejected": []}
     search = {"collection": "notes", "queries": ["copy with rsync"], "limit": 1}
-    found = read(http.post("/search", json=search))
-    assert found["results"][0]["hits"][0]["payload"] == {"text": "rsync copies"}
-    assert found == worker.good({**search, "operation": "search"})
+    answer = read(http.post("/search", json=search))
+    assert answer["results"][0]["hits"][0]["payload"] == {"text": "rsync copies"}
+    assert answer == worker.good({**search, "operation": "search"})
     assert read(http.post("/points/count", json={"collection": "notes"})) == {"count": 2}
-    ids = [hit["id"] for hit in found["results"][0]["hits"]]
+    ids = [hit["id"] for hit in answer["results"][0]["hits"]]
     assert read(http.post("/points/delete", json={"collection": "notes", "ids": ids})) == {"deleted": 1}
     assert read(http.post("/points/count", json={"collection": "notes"})) == {"count": 1}
 
@@ -126,7 +137,7 @@ def test_every_example_of_the_description_works(http: httpx.Client) -> None:
     for route in ROUTES:
         content = described["paths"][route.path]["post"]["requestBody"]["content"]["application/json"]
         assert content["example"] == route.example
-    for route in sorted(ROUTES, key=lambda one: one.path != "/points"):  # stored first, so that it can be found
+    for route in sorted(ROUTES, key=lambda route: route.path != "/points"):  # stored first, so that it can be found
         response = http.post(route.path, json=route.example)
         assert response.status_code == 200, (route.path, response.text)
     assert http.post("/v1/embeddings", json=EMBEDDINGS_EXAMPLE).status_code == 200
@@ -153,7 +164,7 @@ def test_the_official_openai_client(worker: Client) -> None:
         with pytest.raises(openai.BadRequestError) as bad:
             client.embeddings.create(model="mini", input=texts, dimensions=8)
         assert bad.value.code == "invalid_request"
-        assert "dimensions must be the model's own, 192, got 8" in bad.value.message
+        assert "dimensions: must be the model's own, 192, got 8" in bad.value.message
         with pytest.raises(openai.NotFoundError):
             client.embeddings.create(model="other", input=texts)
 
@@ -176,11 +187,8 @@ def test_without_the_key_nothing_is_served(keyed: Served, path: str, header: str
 
 
 @pytest.fixture(scope="module")
-def keyed(embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A door with a key."""
-    from service.settings import Settings
-    from tests.service.client import ENVIRONMENT
-
+def keyed(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a key."""
     store = EdgeStore(tmp_path_factory.mktemp("keyed"))
     operations = Operations(Settings.from_environment({**ENVIRONMENT, "API_KEY": KEY}), embedder, store)
     with Served(operations) as served:
@@ -199,19 +207,19 @@ def test_with_the_key_everything_is_served(keyed: Served) -> None:
             assert (ask("/ping").status_code, ask("/health").status_code) == (200, 200)
 
 
-def test_a_request_keeps_its_id(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_keeps_its_id(shared: httpx.Client) -> None:
     """The id that a proxy gives is in the answer; without one, or with one that could forge a log line, it is made."""
-    assert http.get("/ping", headers={"X-Request-ID": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
+    assert shared.get("/ping", headers={"X-Request-ID": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
     for odd in ("", "a b", "x" * 200, 'a","level":"'):
-        made = http.get("/ping", headers={"X-Request-ID": odd}).headers["x-request-id"]
+        made = shared.get("/ping", headers={"X-Request-ID": odd}).headers["x-request-id"]
         assert uuid.UUID(made)
-    assert http.post("/embed", content=b"{").headers["x-request-id"]
+    assert shared.post("/embed", content=b"{").headers["x-request-id"]
 
 
 def test_the_log_line_of_a_refused_request_says_why(
     serve: Serve, store: EdgeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An operator reads the code beside the status, whoever refused; of a good request there is none."""
+    """An operator reads the code beside the status, whoever refused; a good request has no code."""
     with (
         caplog.at_level("INFO"),
         Served(serve(store=FailingStore(store, None)).operations) as served,
@@ -222,8 +230,8 @@ def test_the_log_line_of_a_refused_request_says_why(
         client.get("/embed")
         client.post("/v1/embeddings", json={"input": "a", "model": "other"})
         client.post("/embed", content=b"{", headers={"Content-Type": "application/json"})
-    records = [one for one in caplog.records if one.name == "service.gate"]
-    said = [one.getMessage().partition(",")[0] for one in records]
+    records = [record for record in caplog.records if record.name == "service.transports.http.gate"]
+    said = [record.getMessage().partition(",")[0] for record in records]
     assert said == [
         "/embed 200",
         "/points/count 503 store_unavailable",
@@ -231,7 +239,7 @@ def test_the_log_line_of_a_refused_request_says_why(
         "/v1/embeddings 404 not_found",
         "/embed 400 invalid_request",
     ]
-    lines = [json.loads(JsonFormatter().format(one)) for one in records[:2]]
+    lines = [json.loads(JsonFormatter().format(record)) for record in records[:2]]
     assert [line.get("error_code") for line in lines] == [None, "store_unavailable"]
     assert "error_code" not in lines[0]
 
@@ -262,14 +270,14 @@ def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
         assert away.headers["retry-after"] == "5"
 
 
-def test_errors_of_openais_paths_have_openais_form(http: httpx.Client) -> None:
-    """Also those that the door itself makes."""
+def test_errors_of_openais_paths_have_openais_form(shared: httpx.Client) -> None:
+    """Also those that the server itself makes."""
     for response, status in (
-        (http.post("/v1/embeddings", json={}), 400),
-        (http.post("/v1/embeddings", content=b"{"), 415),
-        (http.get("/v1/models/gpt"), 404),
-        (http.get("/v1/nowhere"), 404),
-        (http.get("/v1/embeddings"), 405),
+        (shared.post("/v1/embeddings", json={}), 400),
+        (shared.post("/v1/embeddings", content=b"{"), 415),
+        (shared.get("/v1/models/gpt"), 404),
+        (shared.get("/v1/nowhere"), 404),
+        (shared.get("/v1/embeddings"), 405),
     ):
         error = read(response)["error"]
         assert response.status_code == status
@@ -282,7 +290,7 @@ def test_errors_of_openais_paths_have_openais_form(http: httpx.Client) -> None:
     [
         (b"{", "the body is not JSON (line 1, column 2)"),
         (b"", "the body is not JSON (line 1, column 1)"),
-        (b'{"texts": ["a"], "maxLength": NaN}', "the body is not JSON (a number that has no form in it)"),
+        (b'{"texts": ["a"], "maxLength": NaN}', "the body is not JSON (a number that JSON cannot hold)"),
         (b'{"texts": ["a"], "maxLength": ' + b"9" * 5000 + b"}", "the body is not JSON (a number"),
         (b'{"texts": ["\xff"]}', "the body is not UTF-8 (byte 12)"),
         ('{"texts": ["a"]}'.encode("utf-16"), "the body is not UTF-8"),
@@ -290,16 +298,18 @@ def test_errors_of_openais_paths_have_openais_form(http: httpx.Client) -> None:
         (b"null", "input must be an object, got null"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(http: httpx.Client, body: bytes, said: str) -> None:
+def test_a_body_without_a_json_object_is_refused(shared: httpx.Client, body: bytes, said: str) -> None:
     """The message says where, and quotes nothing."""
-    response = http.post("/embed", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
+    response = shared.post("/embed", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
     assert said in refused(response, 400, "invalid_request")
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_a_body_of_another_type_is_refused(http: httpx.Client, kind: str | None) -> None:
+def test_a_body_of_another_type_is_refused(shared: httpx.Client, kind: str | None) -> None:
     """A page of another site can post these without asking the browser's leave, and no other."""
-    response = http.post("/embed", content=b'{"texts": ["a"]}', headers={} if kind is None else {"Content-Type": kind})
+    response = shared.post(
+        "/embed", content=b'{"texts": ["a"]}', headers={} if kind is None else {"Content-Type": kind}
+    )
     refused(response, 415, "invalid_request")
 
 
@@ -315,7 +325,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(worker: Client) -> N
 def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
     """A body of unannounced length ends where the limit is; one at the limit is taken."""
     body = json.dumps({"texts": ["a" * 900], "vectors": ["dense"]}).encode()
-    with Served(worker.operations, most_bytes=len(body)) as served, served.client() as client:
+    with Served(worker.operations, body_max_bytes=len(body)) as served, served.client() as client:
         headers = {"Content-Type": "application/json"}
         assert client.post("/embed", content=iter([body[:500], body[500:]]), headers=headers).status_code == 200
         over = client.post("/embed", content=iter([body, b" "]), headers=headers)
@@ -327,7 +337,7 @@ def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
 def test_a_body_that_stops_coming_is_given_up(worker: Client) -> None:
     """A client that stalls in the middle of its body does not hold a worker that is to end."""
     with (
-        Served(worker.operations, patience=0.05) as served,
+        Served(worker.operations, body_part_timeout_s=0.05) as served,
         socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw,
     ):
         head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
@@ -368,7 +378,7 @@ def test_a_full_queue_is_429_and_says_when_to_retry(serve: Serve, watched: Watch
 
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(serve: Serve, watched: Watched) -> None:
-    """A request under way is answered; later ones and the probe get 503; then the door says that it is empty."""
+    """A request under way is answered; later ones and the probe get 503; then the server says that it is empty."""
     operations = Operations(serve().operations.settings, watched.embedder)
     with Served(operations) as served, served.client() as client, busy(watched, client) as answers:
         served.do("close")
@@ -392,14 +402,26 @@ def test_a_lost_device_shows_in_the_probe(worker: Client) -> None:
         assert read(client.get("/health"))["status"] == "lost"
 
 
-def test_a_request_on_a_lost_device_can_be_retried_elsewhere() -> None:
-    """Such a failure of the model is 503, any other 500."""
-    from embedder.errors import ModelFailure
-    from service.responses import error_answer
-    from service.statuses import status_of
+class LostEngine(WatchedEngine):
+    """An engine whose device is lost at its first batch."""
 
-    assert status_of(error_answer(DeviceLost("gone"))) == 503
-    assert status_of(error_answer(ModelFailure("odd"))) == 500
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+        """See `Engine.encode`."""
+        raise DeviceLost("cpu: the device is lost")
+
+
+def test_a_request_on_a_lost_device_can_be_retried_elsewhere(serve: Serve) -> None:
+    """Such a failure of the model is 503 with the time of a retry, on OpenAI's paths too."""
+    with (
+        embedder_over(LostEngine(Tokenizer(MINI), "zebra")) as lost,
+        Served(Operations(serve().operations.settings, lost)) as served,
+        served.client() as client,
+    ):
+        client.post("/embed", json={"texts": ["the first to notice"]})
+        for path, raw in (("/embed", {"texts": ["a"]}), ("/v1/embeddings", {"input": "a"})):
+            response = client.post(path, json=raw)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        refused(client.post("/embed", json={"texts": ["a"]}), 503, "model_failure")
 
 
 def test_a_client_that_goes_away_frees_the_queue(serve: Serve, watched: Watched) -> None:
@@ -438,54 +460,41 @@ def test_no_text_and_no_key_is_in_a_log_line(serve: Serve, caplog: pytest.LogCap
         assert KEY not in line
 
 
-class _Broken:
-    """Operations with a defect whose message quotes the text."""
+class Defective(Operations):
+    """Operations with a defect that only HTTP meets, whose message quotes a text."""
 
-    def __init__(self, operations: Operations) -> None:
-        self.settings = operations.settings
-        self.metrics = operations.metrics
-
-    async def answer(self, raw: Any) -> Json:
+    @property
+    def model_label(self) -> str:
         """Fail."""
-        raise LookupError(raw["texts"][0])
+        raise LookupError(PRIVATE)
 
 
-def test_a_defect_of_the_door_is_an_answer(worker: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """The caller reads `internal`, the log where it happened, and neither the text."""
-    broken: Any = _Broken(worker.operations)
-    with Served(broken) as served, served.client() as client:
-        message = refused(client.post("/embed", json={"texts": [PRIVATE]}), 500, "internal")
-        assert "LookupError" in message
+def test_a_defect_is_an_answer(
+    serve: Serve, embedder: Embedder, store: EdgeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the server or of an operation: the caller reads `internal`, the log where it happened, neither the text."""
+    defective = Defective(serve().operations.settings, embedder, RaisingStore(store, count=LookupError(PRIVATE)))
+    with Served(defective) as served, served.client() as client:
+        for response in (client.get("/health"), client.post("/points/count", json={"collection": "notes"})):
+            assert "LookupError" in refused(response, 500, "internal")
     assert PRIVATE not in caplog.text
-    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "test_http.py" in record.getMessage()
-
-
-@pytest.fixture(scope="module")
-def hardened(embedder: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A door with a store that holds a little, for any number of examples."""
-    from service.settings import Settings
-    from tests.service.client import ENVIRONMENT
-
-    store = EdgeStore(tmp_path_factory.mktemp("hardened"))
-    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
-    with Served(operations) as served, served.client() as client:
-        client.post("/points", json={"texts": ["one"], "qdrant": {"collection": "notes", "ids": [1]}})
-        yield client
-    store.close()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(said) == 2
+    assert "test_http.py" in said[0]
+    assert "doubles.py" in said[1]
 
 
 PATHS = [route.path for route in ROUTES] + ["/v1/embeddings"]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from(PATHS), body=requests.map(json.dumps) | st.text(max_size=20), strip=st.booleans())
-def test_any_body_has_an_answer_of_the_contract(hardened: httpx.Client, path: str, body: str, strip: bool) -> None:
-    """Results or an error, always strict JSON with the status of its code, and the door stays open."""
+def test_any_body_has_an_answer_of_the_contract(shared: httpx.Client, path: str, body: str, strip: bool) -> None:
+    """Results or an error, always strict JSON with the status of its code, and the server stays up."""
     if strip and body.startswith('{"operation"'):
         body = json.dumps({key: value for key, value in json.loads(body).items() if key != "operation"})
     sent = body.encode("utf-8", "surrogatepass")
-    response = hardened.post(path, content=sent, headers={"Content-Type": "application/json"})
+    response = shared.post(path, content=sent, headers={"Content-Type": "application/json"})
     answer = read(response)
     if path.startswith("/v1/"):
         assert response.status_code < 500
@@ -495,4 +504,4 @@ def test_any_body_has_an_answer_of_the_contract(hardened: httpx.Client, path: st
     else:
         assert_error(answer)
         assert response.status_code in {400, 404, 409, 413}
-    assert hardened.get("/ping").status_code == 200
+    assert shared.get("/ping").status_code == 200

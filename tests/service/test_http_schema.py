@@ -1,4 +1,4 @@
-"""The OpenAPI document keeps its word: schemathesis reads it and tries the door with what follows from it."""
+"""The OpenAPI document keeps its word: schemathesis reads it and tries the server with what follows from it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from embedder.embedder import Embedder
+from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
-from service.openapi import ROUTES
 from service.operations import Operations
 from service.settings import Settings
+from service.transports.http.openapi import ROUTES
 from tests.service.client import ENVIRONMENT
 from tests.service.served import Served
 
@@ -39,7 +39,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def served(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A door whose store holds a little."""
+    """A server whose store holds a little."""
     store = EdgeStore(tmp_path_factory.mktemp("schema"))
     operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
     with Served(operations) as opened, opened.client() as client:

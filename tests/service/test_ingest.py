@@ -1,4 +1,4 @@
-"""Texts to stored points: what is kept under which id, what is refused, and that every point is accounted for."""
+"""Texts to stored points: what is kept under which id, what is refused, and that every point is reported."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import asyncio
 import json
 import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder.embedder import Embedder
+from embedder import Embedder, Overloaded
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import NAMESPACE
-from service.operations import Operations
+from service.operations import Collections, IngestFailed, IngestRequest, IngestResult, Operations
+from service.operations.ingest import Ingest
+from service.operations.store_access import StoreAccess
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
 from tests.service.conftest import Serve
-from tests.service.doubles import FailingStore, Watched
+from tests.service.doubles import FailingStore, RaisingStore, Watched
+from tests.service.ingests import CHUNK, LONG, NOTES, block, count, job
+from tests.service.wrappers import ObservedEngine, ObservedStore, embedder_over
 from tests.sink.samples import schema_for
 
-NOTES = "notes"
 TEXTS = (
     "rsync copies only the changed parts of files to another machine.",
     "PhotoRec recovers deleted files from memory cards.",
     "PostgreSQL is an object-relational database server.",
 )
 SURROGATE = "\ud800"
-CHUNK = {"maxTokens": 48, "overlap": 8}
-LONG = " ".join(f"Sentence number {n} speaks of topic {n % 7}." for n in range(60))
 LARGE = "x" * 1_500_000
 """Three payloads of this size do not fit into one batch to the store."""
 
@@ -42,29 +42,12 @@ def observed(watched: Watched, store: EdgeStore) -> Client:
     return Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
 
 
-def job(*texts: str, **qdrant: Any) -> Json:
-    """An ingest of these texts as passages into `NOTES`."""
-    return {"texts": list(texts), "isPassage": True, "qdrant": {"collection": NOTES, **qdrant}}
-
-
-def count(worker: Client) -> int:
-    """How many points `NOTES` holds."""
-    found = worker.good({"operation": "count", "collection": NOTES})["count"]
-    assert isinstance(found, int)
-    return found
-
-
 def nearest(worker: Client, query: str, **fields: Any) -> Json:
     """The best hit of an exact dense search."""
     raw = {"operation": "search", "collection": NOTES, "queries": [query], "using": ["dense"], "limit": 1, **fields}
     hit = worker.good(raw)["results"][0]["hits"][0]
     assert isinstance(hit, dict)
     return hit
-
-
-def block(stored: int, *, skipped: int = 0) -> Json:
-    """The `upsert` block of a job without rejections."""
-    return {"collection": NOTES, "stored": stored, "skipped": skipped, "rejected": []}
 
 
 def test_an_ingest_says_what_it_stored(worker: Client) -> None:
@@ -157,7 +140,7 @@ def test_insert_only_leaves_existing_points_untouched(worker: Client) -> None:
 
 
 def test_what_is_there_is_not_embedded_again(observed: Client, watched: Watched) -> None:
-    """A job that was cut short and runs again with `insertOnly` costs the model only what was missing."""
+    """A job that was interrupted and runs again with `insertOnly` costs the model only what was missing."""
     texts = [f"text number {n}" for n in range(6)]
     observed.good(job(*texts[:4]))
     watched.engine.batches.clear()
@@ -176,59 +159,37 @@ def test_equal_texts_are_embedded_once(observed: Client, watched: Watched) -> No
     assert [len(batch) for batch in watched.engine.batches] == [1]
 
 
-def test_points_are_stored_while_others_are_embedded(
-    observed: Client, watched: Watched, monkeypatch: pytest.MonkeyPatch, store: EdgeStore
-) -> None:
+def test_points_are_stored_while_others_are_embedded(watched: Watched, store: EdgeStore) -> None:
     """The model does not wait for the end of a job: its last batch finds earlier points in the collection."""
-    found: list[int] = []
-    encode = watched.engine.encode
-    there = threading.Event()
-    upsert = store.upsert
+    stored = threading.Event()
+    counts: list[int] = []
 
-    def upserted(*args: Any, **more: Any) -> None:
-        upsert(*args, **more)
-        there.set()
+    def before(batch: int) -> None:
+        if batch == 3:
+            assert stored.wait(PATIENCE)
+            counts.append(store.count(NOTES))
 
-    def encoded(*args: Any) -> Any:
-        if len(watched.engine.batches) == 2:
-            assert there.wait(PATIENCE)
-            found.append(store.count(NOTES))
-        return encode(*args)
+    with embedder_over(ObservedEngine(watched.engine, before)) as embedder:
+        settings = Settings.from_environment(ENVIRONMENT)
+        worker = Client(Operations(settings, embedder, ObservedStore(store, stored.set)))
+        assert worker.good(job(*("word " * (480 + n) for n in range(24))))["upsert"] == block(24)
+    (count,) = counts
+    assert 0 < count < 24
 
-    monkeypatch.setattr(store, "upsert", upserted)
-    monkeypatch.setattr(watched.engine, "encode", encoded)
+
+def test_a_store_that_fails_stops_the_model(watched: Watched, store: EdgeStore) -> None:
+    """Nothing is computed for a store that takes nothing: the rest of the job is dropped, and reported."""
+    refused = threading.Event()
+    failing = ObservedStore(FailingStore(store, 0), refused.set)
+
+    def before(batch: int) -> None:
+        if batch == 3:
+            assert refused.wait(PATIENCE)
+
     watched.engine.batches.clear()
-    texts = ["word " * (480 + n) for n in range(24)]
-    assert observed.good(job(*texts))["upsert"] == block(24)
-    assert len(found) == 1
-    assert 0 < found[0] < 24
-
-
-def test_a_store_that_fails_stops_the_model(
-    embedder: Embedder, watched: Watched, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is computed for a store that takes nothing: the rest of the job is dropped, and accounted for."""
-    failing = FailingStore(store, 0)
-    failed = threading.Event()
-    encode = watched.engine.encode
-    upsert = failing.upsert
-
-    def refused(*args: Any, **more: Any) -> None:
-        try:
-            upsert(*args, **more)
-        finally:
-            failed.set()
-
-    def encoded(*args: Any) -> Any:
-        if len(watched.engine.batches) == 2:
-            assert failed.wait(PATIENCE)
-        return encode(*args)
-
-    monkeypatch.setattr(failing, "upsert", refused)
-    monkeypatch.setattr(watched.engine, "encode", encoded)
-    watched.engine.batches.clear()
-    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, failing))
-    answer = worker.error(job(*("word " * (400 + n) for n in range(100))), "store_unavailable")
+    with embedder_over(ObservedEngine(watched.engine, before)) as embedder:
+        worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, failing))
+        answer = worker.error(job(*("word " * (400 + n) for n in range(100))), "store_unavailable")
     assert len(answer["details"]["upsert"]["rejected"]) == 100
     assert sum(len(batch) for batch in watched.engine.batches) < 100
 
@@ -255,7 +216,7 @@ def test_usage_counts_what_was_embedded(worker: Client) -> None:
     assert worker.good(job(*TEXTS, mode="insertOnly"))["usage"]["tokens"] == 0
 
 
-def test_a_job_that_the_pool_refuses_is_accounted_for(watched: Watched, store: EdgeStore) -> None:
+def test_a_job_that_the_pool_refuses_is_reported(watched: Watched, store: EdgeStore) -> None:
     """Too many tokens for the queue: the answer says of each text that it is not stored."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     answer = worker.error(job(*("word " * (400 + n) for n in range(250))), "invalid_request")
@@ -264,22 +225,19 @@ def test_a_job_that_the_pool_refuses_is_accounted_for(watched: Watched, store: E
     assert len(answer["details"]["upsert"]["rejected"]) == 250
 
 
-def test_a_defect_in_the_store_leaves_nothing_behind(
-    watched: Watched, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job is `internal` with its account, the pool has its room back, and the worker goes on."""
-    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
-    nothing: dict[str, Any] = {}
-    monkeypatch.setattr(store, "ensure", lambda *_: nothing["missing"])
+def test_a_defect_in_the_store_leaves_nothing_behind(watched: Watched, store: EdgeStore) -> None:
+    """The job is `internal` with its report, the pool has its room back, and the worker goes on."""
+    defective = RaisingStore(store, ensure=ZeroDivisionError("the words of a user"))
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, defective))
     answer = worker.error(job(*("word " * (400 + n) for n in range(100))), "internal")
     assert len(answer["details"]["upsert"]["rejected"]) == 100
     assert watched.pool.waiting_tokens == 0
-    monkeypatch.undo()
+    defective.failures.clear()
     assert worker.good(job("one", "three"))["upsert"] == block(2)
 
 
 def test_a_text_with_too_many_rows_says_what_to_do(observed: Client, watched: Watched, small_multivectors: int) -> None:
-    """It is refused by itself, before it is embedded, with the three ways out."""
+    """Such a text is refused alone, before it is embedded, and its message names three ways out."""
     watched.engine.batches.clear()
     text = "word " * 100
     answer = observed.good(job(text, "short"))
@@ -302,7 +260,7 @@ def test_too_many_rows_can_be_pooled(worker: Client, small_multivectors: int) ->
 
 
 def test_the_text_goes_under_its_key(worker: Client) -> None:
-    """`textKey` names the place of the text, and the caller's own payload stands beside it unchanged."""
+    """`textKey` names the key of the text, and the caller's own payload stands beside it unchanged."""
     payload = {"text": 5, "nested": {"list": [1, 2.5, None, True, {"ü": "🙂"}]}, "": "", "large": 2**63 - 1}
     worker.good(job("the passage", ids=[1], payloads=[payload], textKey="body"))
     assert nearest(worker, "passage")["payload"] == {**payload, "body": "the passage"}
@@ -341,7 +299,7 @@ def test_the_same_text_twice_is_one_point(worker: Client) -> None:
 
 
 def test_two_different_points_cannot_share_an_id(worker: Client) -> None:
-    """The first has the id, the later is refused by index, and the rest is stored."""
+    """The first point keeps the id, a later one is refused by index, and the rest is stored."""
     answer = worker.good(job("one", "two", "three", ids=["a", "a", "b"]))
     rejected = answer["upsert"]["rejected"]
     assert [(one["index"], one["code"]) for one in rejected] == [(1, "duplicate_id")]
@@ -363,7 +321,7 @@ def test_two_different_points_cannot_share_an_id(worker: Client) -> None:
     ],
 )
 def test_a_bad_payload_is_refused_alone(worker: Client, payload: dict[str, Any], place: str) -> None:
-    """A payload that Qdrant cannot hold is refused by index with its place; its neighbours are stored."""
+    """A payload that Qdrant cannot hold is refused by index with its path; its neighbours are stored."""
     answer = worker.good(job(*TEXTS, payloads=[{}, payload, {}]))
     (rejected,) = answer["upsert"]["rejected"]
     assert (rejected["index"], rejected["code"]) == (1, "invalid_payload")
@@ -373,7 +331,7 @@ def test_a_bad_payload_is_refused_alone(worker: Client, payload: dict[str, Any],
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t  "])
-def test_a_text_of_nothing_can_be_stored_and_found(worker: Client, text: str) -> None:
+def test_an_empty_text_can_be_stored_and_found(worker: Client, text: str) -> None:
     """An empty text has no sparse weights; it is stored by its other vectors and found by them."""
     assert worker.good(job(text, *TEXTS, ids=[1, 2, 3, 4]))["upsert"] == block(4)
     hit = nearest(worker, text, withVectors=True)
@@ -417,7 +375,7 @@ def test_a_job_without_a_collection_uses_the_operators(serve: Serve) -> None:
     ],
 )
 def test_without_a_default_a_collection_must_be_named(worker: Client, raw: Json, field: str) -> None:
-    """Where the operator has set none, the request must say where."""
+    """Without `QDRANT_COLLECTION` a request must name a collection, and the refusal says so."""
     answer = worker.error(raw, "invalid_request")
     assert answer["error"].startswith(f"{field} is required")
     assert "QDRANT_COLLECTION" in answer["error"]
@@ -447,7 +405,7 @@ def test_only_allowed_collections_are_served(serve: Serve) -> None:
     ],
 )
 def test_a_collection_that_is_not_there_is_not_found(worker: Client, raw: Json) -> None:
-    """Only an ingest makes a collection; everything else says that there is none."""
+    """Only an ingest makes a collection; every other operation says that it does not exist."""
     answer = worker.error(raw, "not_found")
     assert NOTES in answer["error"]
     assert answer["retryable"] is False
@@ -479,7 +437,7 @@ def test_an_answer_that_would_be_too_large_stores_nothing(serve: Serve) -> None:
 
 
 def test_a_job_that_is_refused_says_why_once(serve: Serve) -> None:
-    """Each of its points is accounted for by index and code; the reason stands in the error alone."""
+    """Each of its points is reported by index and code; the reason stands in the error alone."""
     answer = serve(MAX_RESPONSE_MB="0.02").error(
         {**job(*map(str, range(300))), "returnVectors": True}, "response_too_large"
     )
@@ -505,7 +463,7 @@ def test_an_answer_fits_even_if_every_point_is_refused(serve: Serve, key: str) -
 
 
 @pytest.mark.parametrize("upserts", [None, 0, 1])
-def test_a_store_that_fails_is_accounted_for(serve: Serve, store: EdgeStore, upserts: int | None) -> None:
+def test_a_store_that_fails_is_reported(serve: Serve, store: EdgeStore, upserts: int | None) -> None:
     """When the store stops answering, the job may be retried, and it says of every point whether it is stored."""
     worker = serve(store=FailingStore(store, upserts))
     texts = [f"text {n}" for n in range(4)]
@@ -548,15 +506,15 @@ def test_a_store_that_cannot_be_opened_does_not_break_embedding(
     worker.good({"texts": ["a"]})
 
 
-def test_jobs_at_once_share_a_new_collection(worker: Client) -> None:
-    """Many first jobs make the collection once and all of their points are in it."""
+def test_concurrent_jobs_share_a_new_collection(worker: Client) -> None:
+    """Many concurrent first jobs make the collection once, and all of their points are in it."""
     answers = worker.together([job(f"text {n}", f"other {n}") for n in range(12)])
     assert [answer["upsert"] for answer in answers] == [block(2)] * 12
     assert count(worker) == 24
 
 
 def test_a_text_that_the_model_cannot_encode_fails_alone(observed: Client) -> None:
-    """In an embed its place holds the error, never a gap or NaN, and its neighbours are answered."""
+    """The result of that text is an error, never a gap or NaN, and the other texts are answered."""
     first, second, third = observed.good({"texts": ["one", "a zebra", "three"]})["results"]
     assert set(first) == set(third) == {"text", "tokens", "truncated", "dense", "sparse", "colbert"}
     assert set(second) == {"text", "error", "error_code", "retryable", "details"}
@@ -572,7 +530,7 @@ def test_a_vector_that_was_not_asked_for_cannot_fail(observed: Client) -> None:
 
 
 def test_a_text_that_the_model_cannot_encode_is_not_stored(observed: Client) -> None:
-    """It is rejected by index, and the others are stored."""
+    """A text that the model cannot encode is rejected by index, and the others are stored."""
     answer = observed.good(job("one", "a zebra", "three"))
     (rejected,) = answer["upsert"]["rejected"]
     assert (rejected["index"], rejected["code"]) == (1, "model_failure")
@@ -581,28 +539,40 @@ def test_a_text_that_the_model_cannot_encode_is_not_stored(observed: Client) -> 
 
 
 def test_a_query_that_the_model_cannot_encode_is_named(observed: Client) -> None:
-    """A search with such a query fails with its place rather than with hits at random."""
+    """A search with such a query fails and names it, rather than answering with random hits."""
     observed.good(job("one"))
     raw = {"operation": "search", "collection": NOTES, "queries": ["fine", "zebra"]}
     assert observed.error(raw, "model_failure")["error"].startswith("queries[1]")
 
 
-def test_more_jobs_than_can_store_at_once_are_refused(
-    watched: Watched, store: EdgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """None waits with vectors in its hands that nobody takes: it is told to come again, and others go on."""
-    monkeypatch.setattr("service.store_calls.LOADS", 2)
-    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
-    watched.engine.gate.clear()
+def test_more_jobs_than_can_store_at_once_are_refused(watched: Watched, store: EdgeStore) -> None:
+    """An ingest over the limit is refused with the limit and may be retried; those that run are not disturbed."""
+    settings = Settings.from_environment(ENVIRONMENT)
+    access = StoreAccess(settings, store, lambda: None, ingests_max=2)
+    operations = Operations(settings, watched.embedder, store)
+    collections = Collections(settings, access, operations.collections.schema)
+    ingest = Ingest(watched.embedder, access, collections, operations.limits)
+
+    def stored(text: str) -> asyncio.Task[IngestResult]:
+        return asyncio.create_task(ingest(IngestRequest([text], vectors=("dense",), collection=NOTES)))
+
+    async def body() -> None:
+        watched.engine.gate.clear()
+        before = len(watched.engine.batches)
+        running = [stored("in the model")]
+        await until(lambda: len(watched.engine.batches) > before)
+        running.append(stored("behind it"))
+        await until(lambda: watched.pool.waiting_tokens > 0)
+        with pytest.raises(IngestFailed) as refusal:
+            await stored("one too many")
+        assert isinstance(refusal.value.cause, Overloaded)
+        assert refusal.value.message == "2 jobs that store are already running (limit 2); retry later"
+        assert len(refusal.value.report.rejected) == 1
+        watched.engine.gate.set()
+        assert [result.report.stored for result in await asyncio.gather(*running)] == [1, 1]
+        assert (await stored("one too many")).report.stored == 1
+
     try:
-        with ThreadPoolExecutor(2) as threads:
-            first = [threads.submit(worker.good, job(f"text {n}")) for n in range(2)]
-            asyncio.run(until(lambda: watched.pool.waiting_tokens > 0))
-            refused = worker.error(job("one too many"), "overloaded")
-            assert refused["error"].startswith("2 jobs that store are running")
-            assert len(refused["details"]["upsert"]["rejected"]) == 1
-            watched.engine.gate.set()
-            assert [one.result(PATIENCE)["upsert"] for one in first] == [block(1)] * 2
+        asyncio.run(body())
     finally:
         watched.engine.gate.set()
-    assert worker.good(job("one too many"))["upsert"] == block(1)

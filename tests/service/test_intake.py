@@ -1,4 +1,4 @@
-"""The intake of the queue worker: as many jobs as are wanted while serving, none while stopping."""
+"""The intake of the queue worker takes as many jobs as are wanted, and no more jobs once it stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 import pytest
 
-from service.intake import Intake
+from service.transports.queue.intake import Intake
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def taken(intake: Intake, held: set[str], queued: int) -> int:
 
 @pytest.mark.parametrize(("most", "capacity"), [(1, 128), (4, 128), (500, 625)])
 def test_the_first_limit_sizes_the_queue_of_the_sdk(stopped: list[int], most: int, capacity: int) -> None:
-    """The SDK makes its queue by the first number it is told: room for a quarter more than may run, and for 128."""
+    """The SDK sizes its queue by the first limit it is given: room for a quarter more than may run, and for 128."""
     assert Intake(most, set, lambda: 1)(1) == capacity
 
 
@@ -69,8 +69,8 @@ def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -
     assert taken(intake, held, 0) == 99
 
 
-def test_a_queue_that_fails_at_once_is_left_alone(stopped: list[int]) -> None:
-    """Polls that come back within moments and bring nothing make the worker full, for which the SDK pauses a second."""
+def test_a_queue_that_fails_immediately_is_left_alone(stopped: list[int]) -> None:
+    """After a few quick polls without a job the worker calls itself full, so that the SDK pauses for a second."""
     now = 0.0
     held: set[str] = set()
     intake = Intake(4, lambda: held, lambda: 10, clock=lambda: now)
@@ -106,7 +106,7 @@ def test_stopping_waits_for_every_job_that_was_taken(stopped: list[int]) -> None
 
 
 def test_an_idle_worker_stops_at_its_next_poll(stopped: list[int]) -> None:
-    """With nothing taken, the signal is passed on at once."""
+    """A worker without jobs passes the signal on immediately."""
     intake = Intake(4, set, lambda: 100)
     intake(1)
     signal.raise_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from service.logs import REQUEST_ID, JsonFormatter, TextFormatter
 
 def record(message: str, *values: object) -> logging.LogRecord:
     """An event of the service."""
-    return logging.LogRecord("service.gate", logging.WARNING, __file__, 1, message, values, None)
+    return logging.LogRecord("service.transports.http.gate", logging.WARNING, __file__, 1, message, values, None)
 
 
 def test_a_json_line_is_one_object() -> None:
@@ -23,25 +23,25 @@ def test_a_json_line_is_one_object() -> None:
     assert "\n" not in line
     told = json.loads(line)
     assert set(told) == {"time", "level", "logger", "message"}
-    assert (told["level"], told["logger"]) == ("WARNING", "service.gate")
+    assert (told["level"], told["logger"]) == ("WARNING", "service.transports.http.gate")
     assert told["message"] == 'a "quoted"\nmessage of 2 lines ?'
     assert told["time"].endswith("+00:00")
 
 
 def test_a_line_within_a_request_has_its_id() -> None:
-    """Both forms tell which request an event belongs to, and only within one."""
+    """Both formats name the request of an event; outside of a request they name none."""
     token = REQUEST_ID.set("abc-1")
     try:
         assert json.loads(JsonFormatter().format(record("x")))["request_id"] == "abc-1"
-        assert TextFormatter().format(record("x")).endswith("WARNING service.gate: x [abc-1]")
+        assert TextFormatter().format(record("x")).endswith("WARNING service.transports.http.gate: x [abc-1]")
     finally:
         REQUEST_ID.reset(token)
-    assert TextFormatter().format(record("x")).endswith("WARNING service.gate: x")
+    assert TextFormatter().format(record("x")).endswith("WARNING service.transports.http.gate: x")
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
-    """What failed is said by type and place: an exception's message may quote a user's text."""
+    """A failure is logged by type and place in the code: an exception's message may quote a user's text."""
     try:
         raise ValueError("the private words of a user")
     except ValueError as error:
@@ -55,7 +55,7 @@ def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_what_asyncio_logs_quotes_nothing(formatter: logging.Formatter, caplog: pytest.LogCaptureFixture) -> None:
-    """A task whose failure nobody has awaited is told about by asyncio, with the exception's own words."""
+    """Of a task whose failure nobody has awaited, asyncio logs the own words of the exception; they are left out."""
 
     async def fail() -> None:
         raise ValueError("the private words of a user")

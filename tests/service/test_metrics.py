@@ -10,12 +10,11 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from embedder.errors import NotFound
-from embedder.stages import Stages, stage
+from embedder import NotFound, Timings, timed
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
-from tests.service.client import Client
+from tests.service.client import Client, until
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, Watched
 from tests.sink.grpc_double import GrpcDouble
@@ -61,18 +60,16 @@ def test_tokens_and_batches_are_counted(serve: Serve) -> None:
 
 
 def test_the_depth_of_the_queue_is_the_tokens_that_wait(serve: Serve, watched: Watched) -> None:
-    """A gauge that an autoscaler can follow."""
+    """An autoscaler can follow a gauge of the tokens that wait for the model."""
     worker = Client(Operations(serve().operations.settings, watched.embedder))
 
     async def measured() -> float:
         watched.engine.gate.clear()
         watched.engine.batches.clear()
-        first = asyncio.create_task(worker.operations.answer({"texts": ["one"]}))
-        while not watched.engine.batches:  # noqa: ASYNC110 - the engine is in another thread
-            await asyncio.sleep(0.001)
-        second = asyncio.create_task(worker.operations.answer({"texts": ["two"], "isPassage": True}))
-        while not watched.pool.waiting_tokens:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        first = asyncio.create_task(worker.answer({"texts": ["one"]}))
+        await until(lambda: bool(watched.engine.batches))
+        second = asyncio.create_task(worker.answer({"texts": ["two"], "isPassage": True}))
+        await until(lambda: watched.pool.waiting_tokens > 0)
         depth = value(worker, "bge_m3_queue_tokens")
         watched.engine.gate.set()
         await asyncio.gather(first, second)
@@ -95,7 +92,7 @@ def test_stages_are_timed(serve: Serve) -> None:
 
 
 def test_rejected_points_are_counted_by_reason(serve: Serve, store: EdgeStore) -> None:
-    """Those that are invalid, and those that the store did not take."""
+    """Points that are invalid, and points that the store did not take, are counted by the code of the reason."""
     worker = serve()
     target = {"collection": "notes", "ids": [1, 1], "payloads": [{"n": 1}, {"n": 2}]}
     worker.good({"texts": ["a", "b"], "isPassage": True, "qdrant": target})
@@ -134,13 +131,13 @@ def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
 
 @pytest.mark.parametrize("wrong", ["true", 1, None, []])
 def test_timings_is_a_boolean(worker: Client, wrong: object) -> None:
-    """Types are strict here too."""
+    """`timings` is as strict as every other field."""
     answer = worker.error({"texts": ["a"], "timings": wrong}, "invalid_request")
     assert answer["error"].startswith("timings must be a boolean, got ")
 
 
 def test_timings_never_make_an_answer_too_large(serve: Serve) -> None:
-    """What fits without them is answered without them."""
+    """An answer that fits only without its timings is sent without them."""
     request = {"texts": ["a"], "vectors": ["sparse"], "timings": True}
     sizes = [serve(MAX_RESPONSE_MB=str(size / 1e6)).good(request) for size in (250, 100_000)]
     assert ["timings" in answer for answer in sizes] == [False, True]
@@ -149,23 +146,23 @@ def test_timings_never_make_an_answer_too_large(serve: Serve) -> None:
 def test_repeated_stages_are_summed_and_failures_counted_in() -> None:
     """A stage's time is all that a request spent in it, from whatever thread."""
     ticks = iter(range(100))
-    stages = Stages(clock=lambda: float(next(ticks)))
-    with stages.current():
-        with stage("embed"):
+    timings = Timings(clock=lambda: float(next(ticks)))
+    with timings.current():
+        with timed("embed"):
             pass
-        with pytest.raises(ValueError, match="x"), stage("embed"):
+        with pytest.raises(ValueError, match="x"), timed("embed"):
             raise ValueError("x")
-    with stage("embed"):  # outside of a request
+    with timed("embed"):  # outside of a request
         pass
-    assert stages.seconds == {"embed": 2.0}
+    assert timings.seconds == {"embed": 2.0}
 
 
 def test_a_thread_of_another_request_does_not_add_to_this_one() -> None:
-    """Two requests at once keep their times apart."""
-    mine, other = Stages(), Stages()
+    """Two concurrent requests keep their times apart."""
+    mine, other = Timings(), Timings()
 
     def run() -> None:
-        with other.current(), stage("store"):
+        with other.current(), timed("store"):
             pass
 
     with mine.current():

@@ -11,21 +11,24 @@ import pytest
 
 from embedder.checkpoint import MINI
 from embedder.tokenizer import Tokenizer
+from service.operations import Operations
 from tests.embedder.oracle import TOLERANCE
-from tests.service.client import CODES, Client, Json, decoded
+from tests.service.client import CODES, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched
 
 OTHER = "model: this worker serves 'mini' only (GET /v1/models names it)"
+TOO_LONG = "must have at most 512 tokens (PASSAGE_MAX_LENGTH), got"
 TEXTS = ["rsync copies only the changed parts of files.", "", "a query"]
 
 
 def job(worker: Client, route: str = "/v1/embeddings", **fields: Any) -> Json:
     """OpenAI's object for a job of the queue."""
-    answer: Any = asyncio.run(worker.operations.answer_job({"openai_route": route, "openai_input": fields}))
+    answer: Any = asyncio.run(worker.job({"openai_route": route, "openai_input": fields}))
     assert isinstance(answer, list)
-    (one,) = answer
-    return decoded(one)
+    (body,) = answer
+    assert isinstance(body, dict)
+    return body
 
 
 def good(worker: Client, **fields: Any) -> Json:
@@ -95,7 +98,7 @@ def test_token_ids_are_those_of_the_model(worker: Client, framed: bool) -> None:
 
 
 def test_base64_is_little_endian_float32(worker: Client) -> None:
-    """The form that OpenAI's own client asks for."""
+    """`encoding_format: "base64"`, which OpenAI's own client asks for, is little-endian float32."""
     data = good(worker, input=TEXTS[0], encoding_format="base64")["data"][0]["embedding"]
     floats = np.frombuffer(base64.b64decode(data), dtype="<f4")
     assert floats.tolist() == pytest.approx(good(worker, input=TEXTS[0])["data"][0]["embedding"], abs=TOLERANCE)
@@ -122,10 +125,18 @@ def test_the_model_is_listed(worker: Client) -> None:
         ({"input": [[1], [True]]}, "invalid_request", "input[1] must be of the same kind"),
         ({"input": [[5, 10**9]]}, "invalid_request", "input[0][1] must be a token id from 0 to"),
         ({"input": [-1]}, "invalid_request", "input[0][0] must be a token id from 0 to"),
-        ({"input": "\ud800"}, "invalid_request", "input[0] is not valid Unicode"),
-        ({"input": "word " * 9000}, "invalid_request", "input[0] must have at most 512 tokens"),
-        ({"input": [7] * 511}, "invalid_request", "input[0] must have at most 512 tokens (PASSAGE_MAX_LENGTH) with"),
-        ({"input": "a", "dimensions": 64}, "invalid_request", "dimensions must be the model's own, 192, got 64"),
+        ({"input": "\ud800"}, "invalid_request", "input[0]: is not valid Unicode"),
+        (
+            {"input": "word " * 9000},
+            "invalid_request",
+            f"input[0]: {TOO_LONG} more",
+        ),
+        (
+            {"input": [7] * 511},
+            "invalid_request",
+            f"input[0]: {TOO_LONG} 513",
+        ),
+        ({"input": "a", "dimensions": 64}, "invalid_request", "dimensions: must be the model's own, 192, got 64"),
         ({"input": "a", "encoding_format": "hex"}, "invalid_request", "encoding_format must be 'float' or 'base64'"),
         ({"input": "a", "dimension": 192}, "invalid_request", "unknown field 'dimension'"),
         ({"input": "a", "timings": True}, "invalid_request", "unknown field 'timings'"),
@@ -141,7 +152,7 @@ def test_what_cannot_be_served_is_openais_error(worker: Client, fields: Json, co
 
 
 def test_too_many_inputs_and_too_large_an_answer_are_refused(serve: Serve) -> None:
-    """The limits of the worker hold here too."""
+    """The limits of the worker on texts and on the size of an answer hold for OpenAI's API too."""
     assert "at most 2 items (MAX_TEXTS), got 3" in refused(serve(MAX_TEXTS="2"), input=["a"] * 3)["message"]
     assert "at most 2 items (MAX_TEXTS), got 3" in refused(serve(MAX_TEXTS="2"), input=[[5]] * 3)["message"]
     small = serve(MAX_RESPONSE_MB="0.002")
@@ -149,22 +160,20 @@ def test_too_many_inputs_and_too_large_an_answer_are_refused(serve: Serve) -> No
 
 
 def test_an_unknown_route_is_not_found(worker: Client) -> None:
-    """So is a model that is not served."""
+    """A route that the worker does not have, or a model that it does not serve, is `not_found`."""
     assert refused(worker, "/v1/chat/completions")["code"] == "not_found"
     assert refused(worker, "/v1/models/gpt")["code"] == "not_found"
 
 
 def test_a_job_with_more_than_a_route_and_its_input_is_refused(worker: Client) -> None:
-    """No field is ignored."""
+    """A job with a field beside the route and its input is refused: no field is ignored."""
     raw = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}, "operation": "embed"}
-    answer: Any = asyncio.run(worker.operations.answer_job(raw))
+    answer: Any = asyncio.run(worker.job(raw))
     assert answer[0]["error"]["message"] == "unknown field 'operation'"
 
 
 def test_a_text_that_the_model_fails_on_fails_the_request(serve: Serve, watched: Watched) -> None:
-    """OpenAI's answer has no place for the error of one text, so it is that of all."""
-    from service.operations import Operations
-
+    """OpenAI's answer has no field for the error of one text, so it is the error of the request."""
     worker = Client(Operations(serve().operations.settings, watched.embedder))
     error = refused(worker, input=["fine", "a zebra"])
     assert (error["code"], error["type"]) == ("model_failure", "server_error")
@@ -173,28 +182,22 @@ def test_a_text_that_the_model_fails_on_fails_the_request(serve: Serve, watched:
 
 def test_one_short_text_goes_before_passages(serve: Serve, watched: Watched) -> None:
     """A single text is a query: it does not wait behind a list that came before it."""
-    from service.operations import Operations
+    worker = Client(Operations(serve().operations.settings, watched.embedder))
 
-    operations = Operations(serve().operations.settings, watched.embedder)
+    async def embed(texts: str | list[str]) -> None:
+        await worker.job({"openai_route": "/v1/embeddings", "openai_input": {"input": texts}})
 
     async def both() -> None:
         watched.engine.gate.clear()
         watched.engine.batches.clear()
-        first = asyncio.create_task(_embed(operations, ["one", "two"]))  # takes the lane
-        while not watched.engine.batches:  # noqa: ASYNC110 - the engine is in another thread
-            await asyncio.sleep(0.001)
-        passages = asyncio.create_task(_embed(operations, ["three and more", "four and more"]))
-        while operations.waiting_tokens < 8:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        query = asyncio.create_task(_embed(operations, "q"))
-        while operations.waiting_tokens < 11:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        first = asyncio.create_task(embed(["one", "two"]))  # occupies the only worker thread
+        await until(lambda: bool(watched.engine.batches))
+        passages = asyncio.create_task(embed(["three and more", "four and more"]))
+        await until(lambda: watched.pool.waiting_tokens >= 8)
+        query = asyncio.create_task(embed("q"))
+        await until(lambda: watched.pool.waiting_tokens >= 11)
         watched.engine.gate.set()
         await asyncio.gather(first, passages, query)
 
     asyncio.run(both())
     assert [len(batch) for batch in watched.engine.batches] == [2, 1, 2]
-
-
-async def _embed(operations: Any, texts: Any) -> None:
-    await operations.answer_job({"openai_route": "/v1/embeddings", "openai_input": {"input": texts}})

@@ -9,9 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from embedder import NotFound
+from qdrant_sink import BranchRank, Hit
 from service.metrics import Metrics
-from service.page import Page
+from service.operations import ColbertMatch, HitExplanation, SearchRequest, SearchResult, SparseMatch
 from service.settings import Settings
+from service.transports.http.page import Page
 from tests.service.chromium import PROGRAM, Chromium
 from tests.service.client import ENVIRONMENT, Json
 from tests.service.served import Served
@@ -55,41 +58,57 @@ EVIL: Json = {
 }
 
 
-class Canned:
-    """Operations that answer every search with these hits, or with an error."""
+class CannedSearches:
+    """Operations of which only the search is there: it finds these hits, or fails where the query is `fail`."""
+
+    max_length = 512
+    hidden_size = 192
+    colbert_size = 192
+    model_name = "mini"
+    model_label = "canned"
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(lambda: 0)
-        self.model_label = "canned"
         self.hits = [HIT]
-        self.asked: list[Any] = []
+        self.requests: list[SearchRequest] = []
 
-    async def answer(self, raw: Any) -> Json:
-        """What a search answers."""
-        self.asked.append(raw)
-        if raw["queries"] == ["fail"]:
-            return {"error": HOSTILE, "error_code": "not_found", "retryable": False, "details": {}}
-        return {"results": [{"hits": self.hits}], "usage": {"tokens": 3}, "model": "mini"}
+    async def search(self, request: SearchRequest) -> SearchResult:
+        """See `Operations.search`."""
+        self.requests.append(request)
+        if list(request.queries) == ["fail"]:
+            raise NotFound(HOSTILE)
+        hits = [Hit(hit["id"], hit["score"], hit["payload"]) for hit in self.hits]
+        return SearchResult([hits], tokens=3, explanations=[[explanation(hit["explain"]) for hit in self.hits]])
+
+
+def explanation(explain: Json) -> HitExplanation:
+    """The value of an `explain` object, whatever is in it."""
+    return HitExplanation(
+        branches={kind: None if rank is None else BranchRank(**rank) for kind, rank in explain["branches"].items()},
+        fusion=explain.get("fusion"),
+        sparse=[SparseMatch(**match) for match in explain["sparse"]],
+        colbert=[ColbertMatch(**match) for match in explain["colbert"]],
+    )
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """One for all tests."""
+    """One browser for all tests."""
     with Chromium(tmp_path_factory.mktemp("chromium")) as started:
         yield started
 
 
 @pytest.fixture
-def canned() -> Canned:
+def canned() -> CannedSearches:
     """Operations behind a key, with two collections."""
     more = {"API_KEY": KEY, "QDRANT_COLLECTIONS": "notes,papers", "QDRANT_COLLECTION": "notes"}
-    return Canned(Settings.from_environment({**ENVIRONMENT, **more}))
+    return CannedSearches(Settings.from_environment({**ENVIRONMENT, **more}))
 
 
 @pytest.fixture
-def served(canned: Canned) -> Iterator[Served]:
-    """A door to them."""
+def served(canned: CannedSearches) -> Iterator[Served]:
+    """An HTTP server over them."""
     operations: Any = canned
     with Served(operations) as opened:
         yield opened
@@ -112,13 +131,13 @@ def search(browser: Chromium, query: str, *, key: str = KEY) -> str:
 
 
 @in_a_browser
-def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: Canned) -> None:
+def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """Text, score, ranks, shared tokens and the alignment of the hit that the worker has found."""
     browser.open(served.url)
     assert search(browser, "copy rsync").startswith("done: 1 hit in ")
-    assert canned.asked == [
-        {"queries": ["copy rsync"], "limit": 10, "explain": True, "rerank": "colbert", "operation": "search"}
-    ]
+    (request,) = canned.requests
+    assert (request.queries, request.explain) == (["copy rsync"], True)
+    assert (request.options.limit, request.options.rerank) == (10, "colbert")
     assert browser.run("document.querySelector('.hit div.text').textContent") == TEXT
     assert browser.run("document.querySelector('.hit .title').textContent") == "rsync, a copier"
     assert browser.run("document.querySelector('.hit .score').textContent") == "MaxSim 3.82"
@@ -138,7 +157,7 @@ def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: 
 
 
 @in_a_browser
-def test_the_page_says_what_was_searched(browser: Chromium, served: Served, canned: Canned) -> None:
+def test_the_page_says_what_was_searched(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """A score is named after what gave it, and an empty answer says what reranking leaves out."""
     canned.hits = []
     browser.open(served.url)
@@ -151,7 +170,7 @@ def test_the_page_says_what_was_searched(browser: Chromium, served: Served, cann
 
 
 @in_a_browser
-def test_a_phone_shows_it_whole(browser: Chromium, served: Served, canned: Canned) -> None:
+def test_a_phone_shows_it_whole(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """At 320 pixels nothing sticks out sideways, and no word of a table is broken."""
     endless: Json = {**HIT["explain"]["sparse"][0], "token": "x" * 500}
     long = {**HIT, "payload": {"text": "x" * 5000}, "explain": {**HIT["explain"], "sparse": [endless]}}
@@ -170,8 +189,8 @@ def test_a_phone_shows_it_whole(browser: Chromium, served: Served, canned: Canne
 
 
 @in_a_browser
-def test_a_row_of_the_alignment_lights_its_place_in_the_text(browser: Chromium, served: Served) -> None:
-    """By mouse and by keyboard; places are counted in characters, not in units of JavaScript."""
+def test_a_row_of_the_alignment_highlights_its_span_in_the_text(browser: Chromium, served: Served) -> None:
+    """By mouse and by keyboard; spans are counted in characters, not in units of JavaScript."""
     browser.open(served.url)
     search(browser, "copy rsync")
     lit = "[...document.querySelectorAll('.lit')].map((one) => one.textContent)"
@@ -183,7 +202,7 @@ def test_a_row_of_the_alignment_lights_its_place_in_the_text(browser: Chromium, 
 
 
 @in_a_browser
-def test_a_place_far_into_a_text_comes_into_sight(browser: Chromium, served: Served, canned: Canned) -> None:
+def test_a_span_far_into_a_text_comes_into_sight(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """A long text scrolls in its own box to what is aligned; the page stays where it is."""
     far = {"query": "copy", "token": "copies", "row": 3, "span": [5000, 5006], "score": 0.81}
     text = "word " * 1000 + "copies" + " word" * 1000
@@ -200,7 +219,7 @@ def test_a_place_far_into_a_text_comes_into_sight(browser: Chromium, served: Ser
 
 
 @in_a_browser
-def test_nothing_that_is_stored_can_act_in_the_page(browser: Chromium, served: Served, canned: Canned) -> None:
+def test_nothing_that_is_stored_can_act_in_the_page(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """Markup in ids, payloads, tokens and errors is shown as text: it neither runs nor becomes an element."""
     canned.hits = [EVIL, HIT]
     browser.open(served.url)
@@ -247,7 +266,7 @@ def test_the_key_is_asked_for_and_kept_nowhere(browser: Chromium, served: Served
 
 @in_a_browser
 def test_the_page_loads_without_an_error(browser: Chromium, served: Served) -> None:
-    """Its own script and style have the hashes that the policy names, and it loads nothing else."""
+    """The page's own script and style have the hashes that the policy names, and it loads nothing else."""
     browser.console.clear()
     browser.open(served.url)
     assert browser.run("getComputedStyle(document.querySelector('form')).display") == "grid"
@@ -257,7 +276,7 @@ def test_the_page_loads_without_an_error(browser: Chromium, served: Served) -> N
 
 
 def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) -> None:
-    """It is served to whoever asks, since it is where the key is entered, and nobody may frame it."""
+    """The page is served to whoever asks, since the key is entered there, and nobody may frame it."""
     with httpx.Client(base_url=served.url, trust_env=False) as client:
         response = client.get("/")
     assert response.status_code == 200
@@ -270,7 +289,7 @@ def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) 
 
 
 def test_the_page_has_no_way_to_make_markup_of_text() -> None:
-    """No sink for HTML, no inline handler, no address of elsewhere is in its source."""
+    """The source of the page has no sink for HTML, no inline handler and no address of another site."""
     source = Page.load().body.decode()
     for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert sink not in source

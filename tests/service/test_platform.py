@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.healthcheck import status
 from service.settings import Settings
+from service.transports.cli.healthcheck import status
 from tests.service.client import Client
 
 HUB_TESTS = json.loads((Path(__file__).parents[2] / ".runpod" / "tests.json").read_text(encoding="utf-8"))
@@ -43,22 +43,22 @@ def answering(code: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("code", "wanted"), [(200, 0), (204, 1), (503, 1)])
-def test_a_container_is_healthy_when_its_door_is_ready(code: int, wanted: int) -> None:
-    """Loading and shutting down are not."""
+def test_a_container_is_healthy_when_its_http_server_is_ready(code: int, wanted: int) -> None:
+    """A server that loads or shuts down is not healthy, and neither is one that does not listen."""
     with answering(code) as port:
         assert status({"PORT": str(port)}) == wanted
     assert status({"PORT": str(port)}) == 1, "nobody listens"
 
 
 def test_a_queue_worker_is_healthy_without_a_port() -> None:
-    """It has no door to ask, even where the platform sets `PORT`."""
+    """It has no HTTP server to ask, even where the platform sets `PORT`."""
     assert status({}) == 0
     assert status({"PORT": "1", "RUNPOD_WEBHOOK_GET_JOB": "https://queue?"}) == 0
 
 
 @pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])
 def test_the_jobs_of_the_hub_are_answered(worker: Client, test: dict[str, Any]) -> None:
-    """What RunPod sends to try the image works without a Qdrant server."""
+    """The jobs with which RunPod's hub tries the image are answered without a Qdrant server."""
     assert set(test) == {"name", "input", "timeout"}
     worker.good(test["input"])
     environment = {one["key"]: one["value"] for one in HUB_TESTS["config"]["env"]}

@@ -9,74 +9,21 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from embedder.embedder import Embedder
+from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
-from service.requests import DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json, assert_error
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore
+from tests.service.strategies import PRIVATE, requests, spoiled_requests, values
 from tests.sink.samples import schema_for
-
-PRIVATE = "the private words of a user, which stay here: " + "lorem ipsum " * 6
-"""Longer than anything that a message quotes."""
-
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-5, 5)
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(), max_size=8)
-    | st.sampled_from([PRIVATE, "", "\ud800", "dense", "colbert", "notes", "base64", 2**64, 10**400])
-)
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
-)
-REQUESTS = (EmbedRequest, SearchRequest, DeleteRequest, ScoreRequest)
-FIELDS = sorted({str(field.alias) for kind in REQUESTS for field in kind.model_fields.values()} - {"operation"})
-TARGET = sorted({str(field.alias) for field in QdrantTarget.model_fields.values()} - {"collection"})
-OPERATIONS = ["embed", "search", "count", "delete", "score", ""]
-
-# Mostly sound requests with a few fields replaced by anything: arbitrary JSON alone hardly passes the first check.
-sound_texts = st.lists(st.text(max_size=6) | st.just(PRIVATE), min_size=1, max_size=3)
-requests = st.fixed_dictionaries(
-    {"operation": st.sampled_from(OPERATIONS)},
-    optional={
-        **dict.fromkeys(FIELDS, values),
-        "texts": sound_texts | values,
-        "queries": sound_texts | values,
-        "collection": st.just("notes") | values,
-        "qdrant": st.fixed_dictionaries(
-            {"collection": st.just("notes") | values}, optional=dict.fromkeys(TARGET, values)
-        )
-        | values,
-        "filter": st.fixed_dictionaries({}, optional=dict.fromkeys(["must", "should", "must_not"], values)) | values,
-    },
-)
-some_requests = st.builds(
-    lambda kind, fields: {**kind, **fields},
-    st.sampled_from(
-        [
-            {"texts": ["a", PRIVATE]},
-            {"texts": ["a", PRIVATE], "qdrant": {"collection": "notes"}},
-            {"operation": "search", "queries": [PRIVATE], "collection": "notes"},
-            {"operation": "search", "queries": ["a"], "collection": "notes", "explain": True, "rerank": "colbert"},
-            {"operation": "count", "collection": "notes"},
-            {"operation": "delete", "collection": "notes", "ids": [1]},
-            {"operation": "score", "pairs": [["a", PRIVATE]]},
-        ]
-    ),
-    st.dictionaries(st.sampled_from(FIELDS), values, max_size=2),
-)
 
 
 @pytest.fixture(scope="module")
 def hardened(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Client:
-    """A worker with a store that holds a little, for any number of examples."""
+    """One worker, over a store with two points, for all examples."""
     store = EdgeStore(tmp_path_factory.mktemp("hardened"))
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     worker.good({"texts": ["one", "two"], "qdrant": {"collection": "notes", "ids": [1, 2]}})
@@ -84,7 +31,7 @@ def hardened(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Cl
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(raw=some_requests | requests | values)
+@given(raw=spoiled_requests | requests | values)
 def test_any_input_has_an_answer_that_can_be_sent(hardened: Client, raw: Any) -> None:
     """Results or an error, always strict JSON, never an exception, and no message quotes a user's text."""
     answer = hardened(raw)
@@ -175,8 +122,8 @@ class _Broken:
     hidden_size = colbert_size = 192
     label = "broken"
 
-    def watch(self, callback: object) -> None:
-        """See `Embedder.watch`."""
+    def observe(self, observer: object) -> None:
+        """See `Embedder.observe`."""
 
     def tokenize(self, texts: list[str], max_length: int, *, at_once: bool) -> list[Any]:
         """Fail."""
@@ -184,7 +131,7 @@ class _Broken:
 
 
 def test_a_defect_is_an_error_of_one_job_that_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The caller reads `internal`, the log where it happened, and neither what was in the exception."""
+    """The caller reads `internal`, the log says where it happened, and neither quotes the exception."""
     broken: Any = _Broken()
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), broken))
     answer = worker.error({"texts": [PRIVATE]}, "internal")

@@ -1,4 +1,4 @@
-"""Reports of a job that goes on: the latest is posted, now and then, and none after the job."""
+"""Progress of a long job: the latest report is posted at intervals, and none after the job has ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.progress import posting
+from service.transports.queue.progress import posting
 from tests.service.client import PATIENCE, Client
 
 Json = dict[str, Any]
@@ -29,7 +29,7 @@ def test_the_latest_report_is_posted_while_the_job_runs() -> None:
 
     async def body() -> None:
         posts: asyncio.Queue[Json] = asyncio.Queue()
-        async with posting(posts.put, interval=0.01) as report:
+        async with posting(posts.put, interval_s=0.01) as report:
             await asyncio.to_thread(lambda: [report({"settled": n}) for n in range(100)])
             assert await posts.get() == {"settled": 99}
             report({"settled": 100})
@@ -44,7 +44,7 @@ def test_a_short_job_posts_nothing() -> None:
 
     async def body() -> None:
         posts: asyncio.Queue[Json] = asyncio.Queue()
-        async with posting(posts.put, interval=60) as report:
+        async with posting(posts.put, interval_s=60) as report:
             report({"settled": 1})
             await asyncio.sleep(0)
         assert posts.empty()
@@ -53,7 +53,7 @@ def test_a_short_job_posts_nothing() -> None:
 
 
 def test_the_job_ends_only_when_its_post_has() -> None:
-    """An answer that followed at once could be overtaken, so the end of the job waits for the post under way."""
+    """An answer could overtake a post under way, so the end of the job waits for that post."""
 
     async def body() -> None:
         began, finish, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -64,7 +64,7 @@ def test_the_job_ends_only_when_its_post_has() -> None:
             done.set()
 
         async def job() -> None:
-            async with posting(post, interval=0.01) as report:
+            async with posting(post, interval_s=0.01) as report:
                 report({"settled": 1})
                 await began.wait()
 
@@ -82,7 +82,7 @@ def test_the_job_ends_only_when_its_post_has() -> None:
 
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_post_that_fails_or_hangs_costs_the_job_nothing(hangs: bool) -> None:
-    """A queue that takes no progress delays an answer by the patience at most, and never makes it an error."""
+    """A queue that takes no progress delays an answer by `timeout_s` at most, and never makes it an error."""
 
     async def body() -> None:
         began, ended = asyncio.Event(), []
@@ -96,7 +96,7 @@ def test_a_post_that_fails_or_hangs_costs_the_job_nothing(hangs: bool) -> None:
             finally:
                 ended.append("post")
 
-        async with posting(post, interval=0.01, patience=0.05) as report:
+        async with posting(post, interval_s=0.01, timeout_s=0.05) as report:
             report({"settled": 1})
             await began.wait()
         assert ended == ["post"]
@@ -105,13 +105,13 @@ def test_a_post_that_fails_or_hangs_costs_the_job_nothing(hangs: bool) -> None:
 
 
 def test_reports_of_an_ingest_end_with_all_points(worker: Client) -> None:
-    """A job that stores says how many points are settled, refused and merged ones included, and never too many."""
+    """A job that stores says how many points are done, rejected and merged ones included, and never too many."""
     reports: list[Json] = []
     raw = {
         "texts": ["one", "two", "two", "bad", "three"],
         "qdrant": {"collection": "notes", "payloads": [{}, {}, {}, {"n": float("nan")}, {}]},
     }
-    answer = asyncio.run(worker.operations.answer(raw, reports.append))
+    answer = asyncio.run(worker.answer(raw, reports.append))
     assert answer["upsert"]["stored"] == 4
     assert [one["points"] for one in reports] == [5] * len(reports)
     settled = [one["settled"] for one in reports]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from embedder.embedder import Embedder
+from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import Point
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
-from tests.service.doubles import FailingStore, Watched
+from tests.service.doubles import FailingStore, RaisingStore, Watched
 from tests.sink.samples import schema_for
 
 COUNT: Json = {"operation": "count", "collection": "notes"}
@@ -22,14 +20,6 @@ COUNT: Json = {"operation": "count", "collection": "notes"}
 def job(*texts: str) -> Json:
     """Store these texts."""
     return {"texts": list(texts), "isPassage": True, "qdrant": {"collection": "notes"}}
-
-
-class BrokenStore(EdgeStore):
-    """A store whose upsert raises what no store should."""
-
-    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-        """See `Store.upsert`."""
-        raise ZeroDivisionError("the words of a user")
 
 
 def test_a_collection_that_someone_removed_is_made_again(worker: Client, store: EdgeStore, tmp_path: Path) -> None:
@@ -66,11 +56,11 @@ def test_an_answer_that_cannot_fit_is_not_embedded(watched: Watched, store: Edge
     assert worker.good({**raw, "includeText": False})["upsert"]["stored"] == 1
 
 
-def test_a_defect_of_the_store_is_accounted_for(serve: Serve, tmp_path: Path) -> None:
+def test_a_defect_of_the_store_is_reported(serve: Serve, store: EdgeStore) -> None:
     """Even an error that nobody foresaw says of every point that it is not known to be stored."""
-    broken = BrokenStore(tmp_path / "broken")
-    answer = serve(store=broken).error(job("one", "two"), "internal")
-    broken.close()
+    answer = serve(store=RaisingStore(store, upsert=ZeroDivisionError("the words of a user"))).error(
+        job("one", "two"), "internal"
+    )
     assert "words" not in answer["error"]
     report = answer["details"]["upsert"]
     assert report["stored"] + len(report["rejected"]) == 2
@@ -104,7 +94,7 @@ def test_vectors_that_cannot_fit_are_not_computed(watched: Watched, store: EdgeS
 
 
 def test_a_collection_of_another_model_cannot_be_searched(worker: Client, store: EdgeStore) -> None:
-    """Not even by its sparse vectors, whose ids would mean other tokens."""
+    """A collection of another model is not searched even by sparse vectors, whose ids would mean other tokens."""
     store.ensure("notes", schema_for(8, 8))
     raw = {"operation": "search", "collection": "notes", "queries": ["a"], "using": ["sparse"]}
     message = worker.error(raw, "schema_mismatch")["error"]
@@ -121,7 +111,7 @@ def test_a_batch_holds_no_more_texts_of_a_job_than_it_asks_for(watched: Watched,
 
 
 def test_a_local_model_is_named_without_its_path(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
-    """Where the operator keeps a checkpoint is nobody else's business."""
+    """Answers and labels name the directory of a local checkpoint, and never the path to it."""
     model = tmp_path / "somebody" / "my-model"
     model.mkdir(parents=True)
     settings = Settings.from_environment({**ENVIRONMENT, "MODEL_ID": str(model)})

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from embedder.errors import InvalidRequest
-from embedder.vectors import KINDS
-from qdrant_sink.search import PayloadKeys
-from service.fields import Limits
-from service.requests import CountRequest, DeleteRequest, EmbedRequest, SearchRequest, parse
+from embedder import KINDS, InvalidRequest
+from qdrant_sink import PayloadKeys
+from service.wire import error_answer
+from service.wire.fields import Limits
+from service.wire.parsing import parse
+from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, SearchRequest
 
 LIMITS = Limits(max_texts=4, max_length=512)
 SURROGATE = "\ud800"
-DEEP = "a text of the user's that is longer than anything which is quoted"
+PRIVATE = "a text of the user's that is longer than anything which is quoted"
 
 EMBED: dict[str, Any] = {"texts": ["one", "two"]}
 STORE: dict[str, Any] = {"collection": "notes"}
@@ -30,7 +31,7 @@ def stored(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("raw", [None, [], [EMBED], "texts", 1, 1.5, True])
-def test_an_input_that_is_no_object_is_refused(raw: object) -> None:
+def test_an_input_must_be_an_object(raw: object) -> None:
     """A job whose input is null, a list or a number reads what is wanted instead."""
     with pytest.raises(InvalidRequest, match=r"^input must be an object, got "):
         parse(raw, LIMITS)
@@ -86,7 +87,7 @@ def test_an_input_that_is_no_object_is_refused(raw: object) -> None:
         ({"operation": None}, "operation"),
         ({"operation": ["embed"]}, "operation"),
         ({"operation": SURROGATE}, "operation"),
-        ({"operation": DEEP}, "operation"),
+        ({"operation": PRIVATE}, "operation"),
         ({"qdrant": []}, "qdrant"),
         ({"qdrant": "notes"}, "qdrant"),
         ({"qdrant": True}, "qdrant"),
@@ -299,15 +300,14 @@ def test_a_bad_score_request_names_its_field(fields: dict[str, Any], field: str)
 
 
 def test_all_mistakes_are_listed() -> None:
-    """The message names three of them, unknown fields first, and counts the others; `details` lists them all."""
+    """The message names three mistakes, unknown fields first, and counts the others; the details list them all."""
     with pytest.raises(InvalidRequest) as refusal:
         parse({"texts": ["a"], "isPassage": 1, "batchSize": -1, "encoding": "b64", "typo": 1}, LIMITS)
     assert refusal.value.message == (
         "unknown field 'typo'; isPassage must be a boolean, got an integer; "
         "batchSize must be at least 0, got -1 (and 1 more)"
     )
-    fields = [one["field"] for one in refusal.value.details["errors"]]
-    assert fields == ["typo", "isPassage", "batchSize", "encoding"]
+    assert [one.field for one in refusal.value.fields] == ["typo", "isPassage", "batchSize", "encoding"]
 
 
 def test_a_misspelt_field_is_named_before_the_one_that_is_missing() -> None:
@@ -323,7 +323,7 @@ def test_a_flood_of_mistakes_has_a_short_answer() -> None:
     """Ten thousand wrong items do not make an answer of ten thousand complaints."""
     with pytest.raises(InvalidRequest) as refusal:
         parse({"texts": [1] * 10_000, **{f"unknown{n}" * 50: n for n in range(100)}}, LIMITS)
-    assert len(json.dumps(dict(refusal.value.details))) < 10_000
+    assert len(json.dumps(error_answer(refusal.value))) < 10_000
 
 
 def test_the_original_request_is_accepted_unchanged() -> None:
@@ -417,6 +417,6 @@ def test_every_kind_of_id_is_accepted(ids: list[Any]) -> None:
 
 def assert_short(error: InvalidRequest) -> None:
     """A refusal can be sent, is short, and quotes no text."""
-    sent = json.dumps({"error": error.message, **error.details}, ensure_ascii=False).encode("utf-8")
+    sent = json.dumps(error_answer(error), ensure_ascii=False).encode("utf-8")
     assert len(sent) < 1000
-    assert DEEP.encode() not in sent
+    assert PRIVATE.encode() not in sent

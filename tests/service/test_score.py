@@ -13,20 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.checkpoint import MINI
-from embedder.embedder import Embedder
-from embedder.pool import ModelPool
-from embedder.tokenizer import Tokenizer
+from embedder import Embedder
 from service.operations import Operations
-from service.scoring import SCORE_KINDS, groups
+from service.operations.pair_scores import groups
 from service.settings import Settings
 from tests.embedder.oracle import TOLERANCE, Oracle
 from tests.embedder.texts import TEXTS
 from tests.service.client import ENVIRONMENT, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched
+from tests.service.wrappers import embedder_over
 from training.random_checkpoint import build
 
+SCORE_KINDS = ("dense", "sparse", "colbert", "sparse+dense", "colbert+sparse+dense")
 QUERIES = ("send only what changed", "", "data data data", "THE <mask> of \u5411\u91cf")
 PASSAGES = ("rsync copies only what changed.", "", "data data, data!", TEXTS["emoji"], TEXTS["many words"])
 LENGTHS = {"maxQueryLength": 512, "maxPassageLength": 512}
@@ -71,7 +70,7 @@ def test_scores_are_those_of_flagembedding(compared: tuple[Client, Oracle]) -> N
 
 @pytest.mark.parametrize("weights", [[0.4, 0.2, 0.4], [0, 1, 0], [1.0, 0.0, 3.0], [1_000_000, 2, 7]])
 def test_weights_are_those_of_flagembedding(compared: tuple[Client, Oracle], weights: list[float]) -> None:
-    """Dense, sparse, colbert, in that order; they need not add up to 1."""
+    """Weights are of dense, sparse and colbert, in that order; they need not add up to 1."""
     worker, oracle = compared
     answer = worker.good({"operation": "score", "pairs": PAIRS[:7], "weights": weights, **LENGTHS})
     assert_equal(answer, theirs(oracle, PAIRS[:7], weights_for_different_modes=weights))
@@ -119,7 +118,7 @@ def test_equal_texts_are_embedded_once(watched: Watched) -> None:
 
 
 def test_a_text_that_fails_costs_only_its_pairs(watched: Watched) -> None:
-    """Its pairs are null and named with the side at fault; no score is ever NaN, and no text is quoted."""
+    """Pairs of such a text are null and named with the side at fault; no score is ever NaN, and no text is quoted."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     pairs = [["one", "two"], ["zebra", "two"], ["one", "the zebra"]]
     answer = worker.good({"operation": "score", "pairs": pairs})
@@ -133,7 +132,7 @@ def test_a_text_that_fails_costs_only_its_pairs(watched: Watched) -> None:
     assert "zebra" not in json.dumps(answer)
 
 
-def test_a_job_of_any_size_holds_few_vectors_at_once(watched: Watched) -> None:
+def test_a_job_of_any_size_holds_few_vectors_at_a_time(watched: Watched) -> None:
     """Pairs are embedded in groups of about 32 768 tokens: the next begins when the last is scored."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     pairs = [["one query", f"{n} " + TEXTS["many words"]] for n in range(100)]
@@ -141,7 +140,7 @@ def test_a_job_of_any_size_holds_few_vectors_at_once(watched: Watched) -> None:
 
     async def body() -> int:
         watched.engine.gate.clear()
-        job = asyncio.create_task(worker.operations.answer({"operation": "score", "pairs": pairs}))
+        job = asyncio.create_task(worker.answer({"operation": "score", "pairs": pairs}))
         await until(lambda: bool(watched.engine.batches))
         held = watched.pool.waiting_tokens + sum(watched.engine.batches[0])
         job.cancel()
@@ -155,17 +154,14 @@ def test_a_job_of_any_size_holds_few_vectors_at_once(watched: Watched) -> None:
 
 
 def test_a_job_may_be_longer_than_the_queue(watched: Watched) -> None:
-    """What is embedded in groups need not fit into `QUEUE_TOKENS` at once; a pair must."""
-    tokenizer = Tokenizer(MINI)
-    pool = ModelPool([watched.engine], lanes=1, token_budget=64, queue_tokens=100)
-    embedder = Embedder(tokenizer, [watched.engine], pool)
-    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder))
+    """The pairs of a job need not fit into `QUEUE_TOKENS` together; each pair must."""
     pairs = [["one query", f"{n} " + TEXTS["a sentence"]] for n in range(20)]
-    assert len(worker.good({"operation": "score", "pairs": pairs})["scores"]["dense"]) == 20
-    refusal = worker.error({"operation": "score", "pairs": [["a", TEXTS["many words"]]]}, "invalid_request")
+    with embedder_over(watched.engine, token_budget=64, queue_tokens=100) as embedder:
+        worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder))
+        assert len(worker.good({"operation": "score", "pairs": pairs})["scores"]["dense"]) == 20
+        refusal = worker.error({"operation": "score", "pairs": [["a", TEXTS["many words"]]]}, "invalid_request")
     assert refusal["error"].startswith("pairs: ")
     assert "QUEUE_TOKENS=100" in refusal["error"]
-    embedder.close()
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=30), window=st.integers(1, 40))

@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 import corpus
-from embedder.embedder import Embedder
-from embedder.vectors import Embedding, SparseVector
+from embedder import Embedder, Embedding, SparseVector
+from qdrant_sink import PointId
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.points import PointId
+from qdrant_sink.searching.plan import Fuse, Nearest
+from qdrant_sink.searching.run import TIE_MARGIN
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
@@ -196,7 +197,7 @@ def test_a_filter_holds_in_every_branch(library: Library, fields: Json) -> None:
 
 
 def test_a_score_threshold_is_of_the_final_score(library: Library) -> None:
-    """Hits below it are left out, whichever stage gives the score."""
+    """Hits below `scoreThreshold` are left out, whichever stage gives the score."""
     for fields in ({"using": ["dense"]}, {"rerank": "colbert"}):
         for everything in library.hits(**fields):
             threshold = everything[2]["score"] - 1e-4
@@ -227,7 +228,10 @@ def test_hits_carry_what_was_asked_for(library: Library) -> None:
 
 
 def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) -> None:
-    """Every field of a search reaches the store, whether or not it changes the hits of so few points."""
+    """Every field of a search reaches the store, whether or not it changes the hits of so few points.
+
+    A query without sparse weights has no sparse branch, and the weights of the others stay theirs.
+    """
     store = WatchedStore(tmp_path / "watched")
     worker = serve(store=store)
     worker.good({"texts": ["one", "two"], "qdrant": {"collection": NOTES}})
@@ -244,16 +248,20 @@ def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) 
         "withPayload": False,
     }
     worker.good({"operation": "search", "collection": NOTES, "queries": ["one", ""], **fields})
-    assert len(store.searches) == 2
-    for search in store.searches:
-        assert (search.limit, search.offset, search.prefetch) == (3, 1, 50)
-        assert (search.using, search.fusion, search.rrf_k) == (("sparse", "colbert"), "rrf", 7)
-        assert (search.weights, search.rerank) == ((2.0, 1.0), None)
-        assert (search.score_threshold, search.where) == (0.001, fields["filter"])
-        assert (search.hnsw_ef, search.exact) == (77, True)
-        assert (search.with_payload, search.with_vectors) == (False, ())
-        assert search.dense is None
-        assert search.colbert is not None
+    assert len(store.plans) == 2
+    for plan, branches in zip(store.plans, ({"sparse": 2.0, "colbert": 1.0}, {"colbert": 1.0}), strict=True):
+        assert [(branch.query.kind, branch.limit) for branch in plan.branches] == [(kind, 50) for kind in branches]
+        assert plan.query == Fuse("rrf", 7 + 1, tuple(branches.values()))
+        assert (plan.limit, plan.offset) == (3 + 1 + TIE_MARGIN, 0)
+        assert (plan.score_threshold, plan.where) == (0.001, fields["filter"])
+        assert (plan.traversal.hnsw_ef, plan.traversal.exact) == (77, True)
+        assert (plan.with_payload, plan.with_vectors) == (False, ())
+    store.plans.clear()
+    worker.good({"operation": "search", "collection": NOTES, "queries": ["one"], "rerank": "colbert", "offset": 2})
+    (plan,) = store.plans
+    assert isinstance(plan.query, Nearest)
+    assert (plan.query.kind, plan.limit, plan.offset) == ("colbert", 10, 2)
+    assert [branch.query.kind for branch in plan.branches] == ["dense", "sparse"]
     store.close()
 
 
@@ -266,10 +274,10 @@ def test_a_store_that_hangs_does_not_keep_texts_from_being_embedded(serve: Serve
     async def body() -> None:
         store.gate.clear()
         search = {"operation": "search", "collection": NOTES, "queries": ["one"]}
-        hanging = [asyncio.create_task(worker.operations.answer(search)) for _ in range(40)]
-        await until(lambda: bool(store.searches))
+        hanging = [asyncio.create_task(worker.answer(search)) for _ in range(40)]
+        await until(lambda: bool(store.plans))
         async with asyncio.timeout(PATIENCE / 2):
-            embedded = await worker.operations.answer({"texts": ["two"]})
+            embedded = await worker.answer({"texts": ["two"]})
         assert "results" in embedded
         assert not any(task.done() for task in hanging)
         store.gate.set()
@@ -354,7 +362,7 @@ def test_an_answer_of_hits_can_be_too_large(serve: Serve) -> None:
     ],
 )
 def test_a_store_that_does_not_answer_may_be_asked_again(serve: Serve, store: EdgeStore, raw: Json) -> None:
-    """The caller reads that a retry can help."""
+    """An operation on a store that does not answer is `store_unavailable`, and says that a retry can help."""
     answer = serve(store=FailingStore(store, None)).error(raw, "store_unavailable")
     assert answer["retryable"] is True
 

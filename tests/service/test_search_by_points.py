@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder.errors import InvalidRequest
-from embedder.vectors import Embedding
+from embedder import Embedder
+from qdrant_sink import PayloadKeys
+from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
-from service.requests import SearchRequest
-from service.searcher import search_of
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched, WatchedStore
+from tests.service.wrappers import SpoiledStore
 
 NOTES = "notes"
 TEXTS = (
@@ -31,9 +32,18 @@ SEARCH = {"operation": "search", "collection": NOTES}
 EVERY_KIND = [["dense"], ["sparse"], ["colbert"], ["dense", "sparse"], ["dense", "sparse", "colbert"]]
 
 
-@pytest.fixture
-def notes(worker: Client) -> Client:
+@pytest.fixture(scope="module")
+def notes_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeStore]:
+    """Where the five notes are; no test changes them."""
+    opened = EdgeStore(tmp_path_factory.mktemp("notes"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def notes(embedder: Embedder, notes_store: EdgeStore) -> Client:
     """A worker with five notes."""
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, notes_store))
     payloads = [{"topic": topic, "at": {"n": n}} for n, topic in enumerate(["sync", "sync", "db", "db", "sound"])]
     stored = {"collection": NOTES, "ids": list(IDS), "payloads": payloads}
     answer = worker.good({"texts": list(TEXTS), "isPassage": True, "qdrant": stored})
@@ -86,7 +96,7 @@ def test_the_filter_holds_beside_the_examples(notes: Client) -> None:
 
 
 def test_examples_that_are_not_there_are_named(notes: Client) -> None:
-    """`not_found`, by their places, and their ids as they were given."""
+    """Missing examples are `not_found`: the message names their fields, the details their ids as they were given."""
     like = {"positive": ["rsync", "gone"], "negative": [99]}
     answer = notes.error({**SEARCH, "like": like}, "not_found")
     assert answer["error"] == "like.positive[1], like.negative[0]: not in collection 'notes'"
@@ -117,42 +127,51 @@ def test_a_missing_collection_is_noticed_before_the_model_runs(watched: Watched,
     answer = worker.error({**SEARCH, **asked}, "not_found")
     assert "'notes'" in answer["error"]
     assert len(watched.engine.batches) == before
-    assert store.searches == []
+    assert store.plans == []
     store.close()
 
 
-def test_a_missing_index_keeps_nobody_from_searching(serve: Serve, notes: Client) -> None:
-    """A collection that lacks a payload index of the block is searched as it is."""
+def test_a_missing_index_keeps_nobody_from_searching(serve: Serve, notes: Client, notes_store: EdgeStore) -> None:
+    """A collection that lacks a payload index of the config is searched as it is."""
     assert notes.good({**SEARCH, "queries": ["database"]})["results"]
-    newer = serve(QDRANT_COLLECTION_CONFIG='{"payloadIndexes": {"topic": "keyword"}}')
+    newer = serve(store=notes_store, QDRANT_COLLECTION_CONFIG='{"payloadIndexes": {"topic": "keyword"}}')
     assert len(newer.good({**SEARCH, "queries": ["database"], "limit": 2})["results"][0]["hits"]) == 2
 
 
-@pytest.mark.parametrize("fields", [{}, {"using": ["dense"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
-def test_hits_come_from_different_documents(worker: Client, fields: Json) -> None:
-    """`groupBy` gives the best chunk of each document; `limit` counts documents, and pages follow one another."""
+@pytest.fixture(scope="module")
+def documents(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A worker with one long document in chunks and two short ones."""
+    store = EdgeStore(tmp_path_factory.mktemp("documents"))
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     long = " ".join(f"rsync copies changed parts of file {n} to another machine." for n in range(200))
     texts = [long, TEXTS[2], TEXTS[4]]
     target = {"collection": NOTES, "ids": ["long", "db", "sound"], "chunk": {"maxTokens": 32, "overlap": 0}}
     chunks = worker.good({"texts": texts, "isPassage": True, "qdrant": target})["upsert"]["stored"]
     assert chunks > 100
+    yield worker
+    store.close()
+
+
+@pytest.mark.parametrize("fields", [{}, {"using": ["dense"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
+def test_hits_come_from_different_documents(documents: Client, fields: Json) -> None:
+    """`groupBy` gives the best chunk of each document; `limit` counts documents, and pages follow one another."""
     search = {**SEARCH, "queries": ["rsync copies changed parts"], **fields}
-    [plain] = worker.good({**search, "limit": 3})["results"]
+    [plain] = documents.good({**search, "limit": 3})["results"]
     assert {hit["payload"]["doc_id"] for hit in plain["hits"]} == {"long"}
     assert "group" not in plain["hits"][0]
-    [grouped] = worker.good({**search, "limit": 3, "groupBy": "doc_id"})["results"]
+    [grouped] = documents.good({**search, "limit": 3, "groupBy": "doc_id"})["results"]
     groups = [hit["group"] for hit in grouped["hits"]]
     assert (groups[0], sorted(groups)) == ("long", ["db", "long", "sound"])
     assert [hit["group"] for hit in grouped["hits"]] == [hit["payload"]["doc_id"] for hit in grouped["hits"]]
-    paged = [worker.good({**search, "limit": 1, "offset": n, "groupBy": "doc_id"})["results"][0] for n in range(4)]
+    paged = [documents.good({**search, "limit": 1, "offset": n, "groupBy": "doc_id"})["results"][0] for n in range(4)]
     assert [hit["group"] for page in paged for hit in page["hits"]] == groups
-    [three] = worker.good({**search, "limit": 1, "groupBy": "doc_id", "groupSize": 3})["results"]
+    [three] = documents.good({**search, "limit": 1, "groupBy": "doc_id", "groupSize": 3})["results"]
     assert [hit["group"] for hit in three["hits"]] == ["long"] * 3
 
 
 @pytest.mark.parametrize("more", [{}, {"groupBy": "topic"}])
 def test_hits_carry_the_part_that_was_asked_for(notes: Client, more: Json) -> None:
-    """Payload by keys, all but keys, or not at all; vectors by kind. Grouped hits carry the same."""
+    """Hits carry their payload by keys, all but keys, or not at all, and vectors by kind; grouped hits do the same."""
 
     def payload(selection: Any) -> Any:
         [result] = notes.good({**SEARCH, "queries": [TEXTS[0]], "limit": 1, "withPayload": selection, **more})[
@@ -173,25 +192,26 @@ def test_hits_carry_the_part_that_was_asked_for(notes: Client, more: Json) -> No
 
 
 def test_parameters_reach_the_store(serve: Serve, tmp_path: Path) -> None:
-    """How quantized copies are used is the caller's to say, and whether what has no index yet is searched."""
+    """The caller decides how quantized copies are used, and whether segments without an index are searched."""
     store = WatchedStore(tmp_path / "watched")
-    worker = serve(store=store)
+    worker = serve(store=store, QDRANT_COLLECTION_CONFIG='{"dense": {"quantization": "int8"}}')
     worker.good({"texts": ["one"], "qdrant": {"collection": NOTES}})
     quantization = {"rescore": False, "oversampling": 2.5, "ignore": True}
     params = {"indexedOnly": True, "quantization": quantization}
     worker.good({**SEARCH, "queries": ["one"], "params": params, "groupBy": "a.b", "groupSize": 2})
-    [search] = store.searches
-    assert search.indexed_only
-    assert (search.group_by, search.group_size) == ("a.b", 2)
-    used = search.rescoring
-    assert (used.rescore, used.oversampling, used.ignore) == (False, 2.5, True)
+    plan = store.plans[0]
+    assert plan.traversal.indexed_only
+    assert plan.with_payload == PayloadKeys(("a.b",))
+    dense, sparse = (branch.query.rescoring for branch in plan.branches)
+    assert dense is not None
+    assert (dense.rescore, dense.oversampling, dense.ignore) == (False, 2.5, True)
+    assert sparse is None, "the collection keeps no quantized copy of it"
     store.close()
 
 
-def test_examples_that_cannot_be_searched_by_are_the_callers() -> None:
-    """Vectors of stored points that break a rule are named as the examples, not as a failure of the model."""
-    schema = Settings.from_environment(ENVIRONMENT).qdrant_collection_config.schema_for(192, 192)
-    request = SearchRequest.model_validate({"operation": "search", "like": {"positive": [1]}, "using": ["dense"]})
-    broken = Embedding(np.full(192, np.nan, np.float32), None, None, tokens=0, truncated=False)
-    with pytest.raises(InvalidRequest, match=r"^like: "):
-        search_of(request, 0, broken, schema)
+def test_examples_that_cannot_be_searched_by_are_named(serve: Serve, store: EdgeStore) -> None:
+    """Stored vectors that break a rule are named as the examples, not as a failure of the model."""
+    serve().good({"texts": ["one"], "qdrant": {"collection": NOTES, "ids": [1]}})
+    spoiled = serve(store=SpoiledStore(store))
+    answer = spoiled.error({**SEARCH, "like": {"positive": [1]}, "using": ["dense"]}, "invalid_request")
+    assert answer["error"].startswith("like: dense")

@@ -54,7 +54,7 @@ def test_settings_show_no_key(shown: Any) -> None:
     ],
 )
 def test_a_refusal_to_start_shows_no_key(wrong: dict[str, str]) -> None:
-    """Not in the message, and not in what Python prints of the exception with everything that led to it."""
+    """No key is in the message, nor in what Python prints of the exception with everything that led to it."""
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({**ENVIRONMENT, **wrong})
     printed = "".join(traceback.format_exception(caught.value))
@@ -63,7 +63,7 @@ def test_a_refusal_to_start_shows_no_key(wrong: dict[str, str]) -> None:
 
 
 def test_warnings_show_no_key(caplog: pytest.LogCaptureFixture) -> None:
-    """Odd settings are named, their secrets not."""
+    """A warning names the settings that are odd, and none of their secrets."""
     with caplog.at_level(logging.WARNING):
         Settings.from_environment({**ENVIRONMENT, "QDRANT_API_KEY": KEY, "API_KEY": KEY})
     assert "QDRANT_API_KEY" in caplog.text
@@ -73,7 +73,7 @@ def test_warnings_show_no_key(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("operation", JOBS)
 @pytest.mark.parametrize("field", ELSEWHERE)
 def test_a_job_names_no_server_path_model_or_code(worker: Client, operation: str, field: str) -> None:
-    """There is no field for them, at the top or in the `qdrant` block: each is refused by its name."""
+    """A field for any of them, at the top or in the `qdrant` block, is refused by its name."""
     raw = {**JOBS[operation], field: "http://169.254.169.254/"}
     assert field in worker.error(raw, "invalid_request")["error"]
     if operation == "embed":
@@ -85,7 +85,7 @@ def test_a_job_names_no_server_path_model_or_code(worker: Client, operation: str
 @pytest.mark.parametrize(
     "name", ["../notes", "a/b", "/etc", "..", ".", "a\x00b", "a\\b", "http://x", "-a", "", "n" * 129, "é"]
 )
-def test_a_collection_is_a_name_and_no_path(worker: Client, operation: str, name: str) -> None:
+def test_a_collection_is_a_name_and_not_a_path(worker: Client, operation: str, name: str) -> None:
     """What could leave the store's directory or its part of a URL is refused before anything is opened."""
     raw = JOBS[operation]
     raw = {**raw, "qdrant": {"collection": name}} if operation == "embed" else {**raw, "collection": name}

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from embedder.errors import ConfigurationError
-from service.collection import CollectionBlock
+from service.collection_config import CollectionConfig
 from service.settings import Settings
 from tests.service.conftest import Serve
 
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_PATH": "./qdrant_data",
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
-    "QDRANT_COLLECTION_CONFIG": CollectionBlock(),
+    "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
     "MAX_RESPONSE_MB": 10.0,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def test_every_variable_of_the_contract_has_its_documented_default() -> None:
-    """With an empty environment the worker is the documented one, and there is no undocumented setting."""
+    """With an empty environment every setting has its documented default, and every setting is documented."""
     settings = Settings.from_environment({})
     assert {name.upper(): value for name, value in settings} == DEFAULTS
 
@@ -167,25 +167,25 @@ def test_a_bad_value_refuses_to_start_and_names_its_variable(variable: str, text
     ],
 )
 def test_a_refusal_has_the_words_of_all_messages(variable: str, text: str, said: str) -> None:
-    """The variable, its value and the rule, as in errors of requests."""
+    """A refusal names the variable, its value and the rule, as errors of requests do."""
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         Settings.from_environment({variable: text})
 
 
-def test_all_bad_values_are_named_at_once() -> None:
+def test_all_bad_values_are_named_together() -> None:
     """Two mistakes take one restart to correct, not two."""
     with pytest.raises(ConfigurationError, match=r"MAX_MODELS.*PORT"):
         Settings.from_environment({"MAX_MODELS": "0", "PORT": "no"})
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    """`QDRANT_API_KEY=` in a template is no key, and `GPU_DEVICE=` no device."""
+    """`QDRANT_API_KEY=` in a template sets no key, and `GPU_DEVICE=` sets no device."""
     settings = Settings.from_environment(dict.fromkeys(DEFAULTS, ""))
     assert settings == Settings.from_environment({})
     assert not settings.model_fields_set
 
 
-def test_other_variables_are_none_of_its_business() -> None:
+def test_other_variables_are_ignored() -> None:
     """The environment is full of other programs' variables, and they are left alone."""
     assert Settings.from_environment({"PATH": "/bin", "MODEL": "x", "PORTAL": "y"}) == Settings.from_environment({})
 
@@ -221,7 +221,7 @@ def test_collections_are_a_comma_list(text: str, collections: tuple[str, ...] | 
         assert Settings.from_environment({"QDRANT_COLLECTIONS": text}).qdrant_collections == collections
 
 
-def test_an_allow_list_without_a_name_is_no_permission_for_all() -> None:
+def test_an_allow_list_without_a_name_refuses_to_start() -> None:
     """A list that was meant to restrict and names nothing refuses to start rather than allow everything."""
     with pytest.raises(ConfigurationError, match="QDRANT_COLLECTIONS"):
         Settings.from_environment({"QDRANT_COLLECTIONS": " , "})
@@ -315,7 +315,7 @@ def test_settings_show_no_secret() -> None:
 
 
 def test_settings_do_not_change() -> None:
-    """What was decided at start holds until the end."""
+    """Settings are frozen: what was decided at start holds until the end."""
     with pytest.raises(ValidationError):
         Settings.from_environment({}).max_models = 1  # type: ignore[misc]
 
@@ -344,7 +344,7 @@ def test_the_usual_settings_warn_of_nothing(serve: Serve, caplog: pytest.LogCapt
 
 
 def test_a_megabyte_is_a_million_bytes() -> None:
-    """The limit is in the platform's unit."""
+    """`MAX_RESPONSE_MB` counts megabytes of a million bytes, as the platform does."""
     assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes == 250_000
 
 

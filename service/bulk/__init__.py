@@ -1,0 +1,11 @@
+"""Load files into a collection: `python -m service.bulk`.
+
+json_lines -> batches -> load -> report
+"""
+
+from __future__ import annotations
+
+from service.bulk.load import BulkLoad, LoadOptions
+from service.bulk.report import LoadReport
+
+__all__ = ["BulkLoad", "LoadOptions", "LoadReport"]

@@ -1,0 +1,73 @@
+"""Documents in batches: what one ingest of a bulk load takes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Final
+
+from service.bulk.json_lines import Line
+
+BATCH_TEXTS: Final = 500
+BATCH_MAX_CHARACTERS: Final = 1_000_000
+BATCH_MAX_BYTES: Final = 8_000_000
+"""Texts and payloads of one batch: enough for the model to be busy, little enough to be lost and repeated."""
+
+
+class LineBatch:
+    """Lines that are ingested together: all with ids or all without, each point once.
+
+    Args:
+        scope: what derived ids belong to.
+        max_texts: maximum number of lines.
+    """
+
+    def __init__(self, scope: str, max_texts: int = BATCH_TEXTS) -> None:
+        self.lines: list[Line] = []
+        self.keys: set[Hashable] = set()
+        self._scope = scope
+        self._max_texts = max_texts
+        self._characters = 0
+        self._bytes = 0
+
+    def takes(self, line: Line) -> bool:
+        """Whether there is room for this one; an empty batch takes any."""
+        if not self.lines:
+            return True
+        fits = (
+            len(self.lines) < self._max_texts
+            and self._characters + len(line.text) <= BATCH_MAX_CHARACTERS
+            and self._bytes + line.size <= BATCH_MAX_BYTES
+        )
+        return fits and not self.has(line)
+
+    def has(self, line: Line) -> bool:
+        """Whether a line of the same point is in."""
+        return line.key(self._scope) in self.keys
+
+    def add(self, line: Line) -> None:
+        """Put a line in."""
+        self.lines.append(line)
+        self.keys.add(line.key(self._scope))
+        self._characters += len(line.text)
+        self._bytes += line.size
+
+
+def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_TEXTS) -> Iterator[LineBatch]:
+    """Divide lines into batches, those with ids apart from those without.
+
+    A point that comes twice is in two batches, in order.
+
+    Args:
+        lines: documents.
+        scope: what derived ids belong to.
+        max_texts: maximum number of lines in a batch.
+    """
+    filling = {True: LineBatch(scope, max_texts), False: LineBatch(scope, max_texts)}
+    for line in lines:
+        named = line.id is not None
+        for kind, full in ((named, not filling[named].takes(line)), (not named, filling[not named].has(line))):
+            if full:
+                yield filling[kind]
+                filling[kind] = LineBatch(scope, max_texts)
+        filling[named].add(line)
+    yield from (batch for batch in filling.values() if batch.lines)

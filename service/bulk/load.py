@@ -1,0 +1,311 @@
+"""Lines into a collection, as many as there are, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from threading import Lock, Thread
+from typing import Any, Final, TextIO
+
+from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
+from service.bulk.json_lines import BadLineError, Line, parse_line
+from service.bulk.line_batches import BATCH_TEXTS, LineBatch, batches
+from service.bulk.report import LoadReport
+from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
+from service.wire.errors import code_of
+
+log = logging.getLogger(__name__)
+
+CONCURRENT_BATCHES: Final = 3
+"""So that the model never waits for the end of one."""
+
+INDEX_TIMEOUT_S: Final = 24 * 3600.0
+
+OVERLOADED_PAUSE_S: Final = 1.0
+"""Before a batch that the pool had no room for is tried again."""
+
+REJECTIONS_SHOWN: Final = 10
+"""Rejected points that are named on the terminal, where no file is."""
+
+INTERRUPTED: Final = "interrupted; run the same command again to go on"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What to do with lines.
+
+    Attributes:
+        request: what every batch asks for, but for its texts, ids and payloads.
+        collection: by name.
+        alias: set to the collection when it is complete and indexed; derived ids belong to it. None: no alias.
+        allow_rejected: set the alias though lines were rejected.
+        defer_index: defer the graph of a collection that has points, too.
+    """
+
+    request: IngestRequest
+    collection: str
+    alias: str | None = None
+    allow_rejected: bool = False
+    defer_index: bool = False
+
+
+class BulkLoad:
+    """One load.
+
+    Args:
+        core: the model and the store.
+        options: what to do.
+        rejects: where rejected lines are named, one JSON object a line; None names a few on the terminal.
+        say: tells the person who waits.
+        batch_texts: maximum number of lines in one ingest.
+        overloaded_pause_s: time before a batch that the pool had no room for is tried again.
+    """
+
+    def __init__(
+        self,
+        core: Operations,
+        options: LoadOptions,
+        rejects: TextIO | None,
+        say: Callable[[str], None],
+        *,
+        batch_texts: int = BATCH_TEXTS,
+        overloaded_pause_s: float = OVERLOADED_PAUSE_S,
+    ) -> None:
+        self._core = core
+        self._options = options
+        self._rejects = rejects
+        self._say = say
+        self._batch_texts = batch_texts
+        self._overloaded_pause_s = overloaded_pause_s
+        self.report = LoadReport(alias=None if options.alias is None else False)
+        self._lock = Lock()  # lines are read in another thread
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: dict[asyncio.Task[None], LineBatch] = {}
+        self._indexing = False
+        self._deferred = False
+
+    def stop(self) -> None:
+        """Begin no further batch; from any thread."""
+        self._in_loop(self._stopping.set)
+
+    def interrupt(self) -> None:
+        """As `stop`, and tell the person who waits what for; from a signal."""
+        self._in_loop(self._interrupted)
+
+    def _interrupted(self) -> None:
+        self._stopping.set()
+        texts = sum(len(batch.lines) for batch in self._running.values())
+        if texts:
+            self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends immediately")
+        elif self._indexing:
+            self._say("stopping when the index is built; a second signal ends immediately")
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        if self._loop is None:
+            call()
+        else:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(call)
+
+    def run(self, raw: Iterable[bytes]) -> LoadReport:
+        """Load all lines, build the index, set the alias; what could not be done is the report's `failure`."""
+        try:
+            asyncio.run(self._run(raw))
+        except WorkerError as error:
+            self.report.failure = error.message
+        if self._deferred:
+            self._say(
+                "the graph is still deferred: searches compare with every point until this load, or another into the "
+                "collection, has run to its end and builds it"
+            )
+        return self.report
+
+    async def _run(self, raw: Iterable[bytes]) -> None:
+        self._loop = asyncio.get_running_loop()
+        options, collections = self._options, self._core.collections
+        self._core.ingest.check(options.request)
+        if options.alias is not None:
+            await collections.check_alias(options.alias, options.collection)
+        self._deferred = await collections.prepare_load(options.collection, defer=options.defer_index)
+        if self._deferred:
+            self._say("the graph is built at the end")
+        await self._ingest_all(raw)
+        if self.report.failure is None and self._stopping.is_set():
+            self.report.failure = INTERRUPTED
+        if self.report.failure is not None:
+            return
+        self._say("all sent; building the index")
+        self._indexing = True
+        await collections.build_index(options.collection, timeout_s=INDEX_TIMEOUT_S)
+        self._deferred = False
+        if options.alias is None:
+            return
+        if self.report.stored and (options.allow_rejected or not self.report.rejected):
+            await collections.set_alias(options.alias, options.collection)
+            self.report.alias = True
+        else:
+            why = "not every line is stored" if self.report.points else "no line was read"
+            self._say(f"the alias stays where it is: {why}")
+
+    async def _ingest_all(self, raw: Iterable[bytes]) -> None:
+        read: asyncio.Queue[LineBatch | None] = asyncio.Queue(maxsize=1)
+        Thread(target=self._read, args=(raw, read), name="lines", daemon=True).start()  # a pipe may never end
+        stopping = asyncio.create_task(self._stopping.wait())
+        running = self._running
+        try:
+            while not self._over:
+                coming = asyncio.create_task(read.get())
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    break
+                batch = coming.result()
+                if batch is None:
+                    break
+                # A later line of the same point must not be overtaken by the earlier one.
+                while len(running) >= CONCURRENT_BATCHES or any(batch.keys & other.keys for other in running.values()):
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        del running[task]
+                if not self._over:
+                    running[asyncio.create_task(self._ingest_batch(batch.lines))] = batch
+        finally:
+            stopping.cancel()
+            await asyncio.gather(*running)
+            running.clear()
+
+    def _read(self, raw: Iterable[bytes], read: asyncio.Queue[LineBatch | None]) -> None:
+        """In a thread of its own: a slow pipe must not keep what was read from being sent."""
+        loop = self._loop
+        if loop is None:
+            return
+
+        def put(batch: LineBatch | None) -> bool:
+            """False: the load has ended before the lines."""
+            putting = read.put(batch)
+            try:
+                asyncio.run_coroutine_threadsafe(putting, loop).result()
+            except (RuntimeError, CancelledError):
+                return False
+            finally:
+                putting.close()  # the loop may have ended before it began
+            return True
+
+        try:
+            scope = self._options.alias or self._options.collection
+            if all(put(batch) for batch in batches(self._lines(raw), scope, max_texts=self._batch_texts)):
+                put(None)
+        except OSError as error:
+            self._fail(f"a file cannot be read ({error.strerror})")
+        except Exception as error:  # noqa: BLE001 - whatever ended the reading would leave the load waiting
+            self._fail_by(error)
+
+    def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
+        for number, line in enumerate(raw, start=1):
+            if line.strip():
+                try:
+                    yield parse_line(number, line)
+                except BadLineError as error:
+                    self._reject(number, code_of(InvalidRequest("")), str(error))
+
+    async def _ingest_batch(self, lines: Sequence[Line]) -> None:
+        """Ingest lines; whatever goes wrong is the load's failure."""
+        try:
+            await self._ingest(lines)
+        except Exception as error:  # noqa: BLE001 - a batch that ended without a word would be missing from the report
+            self._fail_by(error)
+
+    async def _ingest(self, lines: Sequence[Line]) -> None:
+        failure, report = await self._ingested(lines)
+        while isinstance(failure, Overloaded):
+            if await self._stops_within(self._overloaded_pause_s):
+                return
+            failure, report = await self._ingested(lines)
+        if isinstance(failure, InvalidRequest) and len(lines) > 1:
+            middle = len(lines) // 2  # one of them is at fault; it must not take the others along
+            await self._ingest(lines[:middle])
+            if not self._over:
+                await self._ingest(lines[middle:])
+            return
+        if failure is not None and (report is None or isinstance(failure, InvalidRequest)):
+            for line in lines:
+                self._reject(line.number, code_of(failure), failure.message)
+            return
+        if report is not None:
+            self._count(lines, report)
+        if failure is not None:
+            self._fail(failure.message)
+        points = self.report.points
+        self._say(f"{points} points, {points / max(self.report.seconds, 1e-3):.0f} a second")
+
+    async def _ingested(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
+        """Why the ingest failed as a whole, if it did, and its report, if there is one."""
+        request = replace(
+            self._options.request,
+            texts=[line.text for line in lines],
+            ids=None if lines[0].id is None else [line.id for line in lines if line.id is not None],
+            payloads=[line.payload for line in lines],
+        )
+        try:
+            return None, (await self._core.ingest(request)).report
+        except IngestFailed as error:
+            return error.cause, error.report
+        except WorkerError as error:
+            return error, None
+        except Exception as error:  # noqa: BLE001 - one batch must not take the others along
+            log.error("internal error: %s", whereabouts(error))
+            return Internal(f"internal error ({type(error).__name__})"), None
+
+    def _count(self, lines: Sequence[Line], report: IngestReport) -> None:
+        self.report.stored += report.stored
+        self.report.skipped += report.skipped
+        for point in report.rejected:
+            self._reject(lines[point.text].number, code_of(point.cause), point.cause.message, chunk=point.chunk)
+
+    def _reject(self, line: int, code: str, message: str, *, chunk: int | None = None) -> None:
+        place: Mapping[str, Any] = {"line": line} if chunk is None else {"line": line, "chunk": chunk}
+        with self._lock:
+            self.report.rejected += 1
+            if self._rejects is None:
+                self._say_rejected(place, message)
+                return
+            try:
+                rejection = {**place, "code": code, "message": message}
+                print(json.dumps(rejection, ensure_ascii=False), file=self._rejects, flush=True)
+            except OSError as error:
+                self._rejects = None
+                self._fail(f"--rejects cannot be written ({error.strerror})")
+
+    def _say_rejected(self, place: Mapping[str, Any], message: str) -> None:
+        if self.report.rejected <= REJECTIONS_SHOWN:
+            self._say(f"{', '.join(f'{name} {number}' for name, number in place.items())}: {message}")
+        elif self.report.rejected == REJECTIONS_SHOWN + 1:
+            self._say("more were rejected; use --rejects FILE for all")
+
+    @property
+    def _over(self) -> bool:
+        return self._stopping.is_set() or self.report.failure is not None
+
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _fail(self, why: str) -> None:
+        """Begin no further batch, and say why; the first reason is the one that is told. From any thread."""
+        if self.report.failure is None:
+            self.report.failure = why
+        self.stop()
+
+    def _fail_by(self, error: Exception) -> None:
+        log.error("the load failed: %s", whereabouts(error))
+        self._fail(f"internal error ({type(error).__name__})")

@@ -1,0 +1,212 @@
+"""The `collection` block: how the operator wants collections to be made, and what an existing one must be.
+
+It is JSON, in the setting `QDRANT_COLLECTION_CONFIG` itself or in the file that it names. Wire names are
+camelCase, types are strict, unknown and repeated fields are refused by name. A field that is given must hold
+for existing collections too; one that is left out has a default for new ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from qdrant_sink import (
+    ColbertSchema,
+    CollectionSchema,
+    Datatype,
+    DenseSchema,
+    IndexType,
+    Layout,
+    Placement,
+    Quantization,
+    SparseSchema,
+    VectorNames,
+)
+from service.validation import complaint
+
+NAME_MAX_BYTES = 200
+"""Longest name of a vector in Qdrant."""
+
+NOT_IN_NAMES = '<>:"/\\|?*\x00\x1f'
+
+PAYLOAD_PATH = r'^([\w-]+|"[^"]+")(\[\])?(\.([\w-]+|"[^"]+")(\[\])?)*$'
+"""A key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
+
+TENANT_PATH = r"^[\w-]+(\.[\w-]+)*$"
+"""The key of a tenant leads through objects alone, to one value."""
+
+
+def _valid_name(name: str) -> str:
+    size = len(name.encode())
+    if not 1 <= size <= NAME_MAX_BYTES:
+        raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got {size}")
+    for character in name:
+        if character in NOT_IN_NAMES:
+            raise ValueError(f'must have none of < > : " / \\ | ? *, NUL and 0x1F, got {character!r}')
+    return name
+
+
+VectorName = Annotated[str, AfterValidator(_valid_name)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, alias_generator=to_camel, hide_input_in_errors=True
+    )
+
+
+class VectorNamesConfig(_Config):
+    """What the vectors are called."""
+
+    dense: VectorName = "dense"
+    sparse: VectorName = "sparse"
+    colbert: VectorName = "colbert"
+
+    @model_validator(mode="after")
+    def _differ(self) -> VectorNamesConfig:
+        names = (self.dense, self.sparse, self.colbert)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"must be three different names, got {twice!r} twice")
+        return self
+
+
+class DenseConfig(_Config):
+    """As `qdrant_sink.schema.DenseSchema`."""
+
+    distance: Literal["cosine", "dot"] = "cosine"
+    m: Annotated[int, Field(ge=0, le=1000)] = 16
+    ef_construct: Annotated[int, Field(ge=4, le=100_000)] = 100
+    datatype: Datatype = "float32"
+    on_disk: bool = False
+    quantization: Quantization = "none"
+
+
+class SparseConfig(_Config):
+    """As `qdrant_sink.schema.SparseSchema`."""
+
+    datatype: Datatype = "float32"
+    on_disk: bool = False
+
+
+class ColbertConfig(_Config):
+    """As `qdrant_sink.schema.ColbertSchema`."""
+
+    datatype: Datatype = "float16"
+    on_disk: bool = True
+    quantization: Quantization = "none"
+
+
+class CollectionConfig(_Config):
+    """The whole block; see the README."""
+
+    vector_names: VectorNamesConfig = VectorNamesConfig()
+    dense: DenseConfig = DenseConfig()
+    sparse: SparseConfig = SparseConfig()
+    colbert: ColbertConfig = ColbertConfig()
+    payload_indexes: dict[Annotated[str, Field(pattern=PAYLOAD_PATH, max_length=255)], IndexType] = Field(
+        default_factory=dict
+    )
+    tenant_key: Annotated[str, Field(pattern=TENANT_PATH, max_length=255)] | None = None
+    payload_on_disk: bool | None = None
+    shards: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    replication: Annotated[int, Field(ge=1, le=100)] | None = None
+    write_consistency: Annotated[int, Field(ge=1, le=100)] | None = None
+    layout: Layout = "plain"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CollectionConfig:
+        if self.write_consistency is not None and self.write_consistency > (self.replication or 1):
+            raise ValueError(
+                f"writeConsistency: must be at most replication ({self.replication or 1}), got {self.write_consistency}"
+            )
+        kind = self.payload_indexes.get(self.tenant_key or "", "keyword")
+        if kind != "keyword":
+            raise ValueError(
+                f"payloadIndexes.{self.tenant_key}: must be keyword, since it is the tenantKey, got {kind}"
+            )
+        return self
+
+    @property
+    def names(self) -> VectorNames:
+        """What the vectors are called."""
+        return VectorNames(**self.vector_names.model_dump())
+
+    @property
+    def placement(self) -> Placement:
+        """How collections are spread over a cluster."""
+        return Placement(self.shards, self.replication, self.write_consistency)
+
+    def schema_for(self, dense_size: int, colbert_size: int) -> CollectionSchema:
+        """The schema for a checkpoint whose heads have these sizes."""
+        return CollectionSchema(
+            dense=DenseSchema(size=dense_size, **self.dense.model_dump()),
+            sparse=SparseSchema(**self.sparse.model_dump()),
+            colbert=ColbertSchema(size=colbert_size, **self.colbert.model_dump()),
+            names=self.names,
+            payload_indexes=self.payload_indexes,
+            tenant_key=self.tenant_key,
+            payload_on_disk=self.payload_on_disk,
+            placement=self.placement,
+            layout=self.layout,
+            explicit=frozenset(_given(self)),
+        )
+
+
+def parse_config(value: str) -> CollectionConfig:
+    """The block in a JSON object, or in the file of this path: the first if the value starts with `{`.
+
+    Raises:
+        ValueError: naming every field at fault with its limit and its value.
+    """
+    text = value.strip()
+    if not text.startswith("{"):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("the file must be UTF-8") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise ValueError(
+                f"must be a JSON object or the path of a file that has one; opening it: {reason}"
+            ) from None
+    try:
+        raw = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("is not valid JSON: nested too deeply") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"must be a JSON object, got {_shown(raw)}")  # noqa: TRY004 - pydantic collects ValueErrors
+    try:
+        return CollectionConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError("; ".join(complaint(details).message for details in error.errors(include_url=False))) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{_shown(twice)} is there twice")
+    return result
+
+
+def _given(block: BaseModel, path: str = "") -> list[str]:
+    """The wire names of the fields that are set: `shards`, `dense.onDisk`."""
+    given: list[str] = []
+    for name in block.model_fields_set:
+        value = getattr(block, name)
+        given += _given(value, f"{path}{to_camel(name)}.") if isinstance(value, BaseModel) else [path + to_camel(name)]
+    return given
+
+
+def _shown(value: object) -> str:
+    """A value of JSON, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 64 else f"{text[:60]} ..."

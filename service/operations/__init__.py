@@ -1,0 +1,54 @@
+"""What a worker can do: request values in, frozen results out, errors raised. No JSON, no platform."""
+
+from __future__ import annotations
+
+from service.operations.collections import Collections, CountRequest, CountResult, DeleteRequest, DeleteResult
+from service.operations.embed import EmbedRequest, EmbedResult, LengthLimits, Role
+from service.operations.explanation import ColbertMatch, HitExplanation, SparseMatch
+from service.operations.ingest_values import (
+    Chunking,
+    IngestedText,
+    IngestFailed,
+    IngestProgress,
+    IngestReport,
+    IngestRequest,
+    IngestResult,
+    RejectedPoint,
+)
+from service.operations.operations import Operations
+from service.operations.pair_scores import PairScores, Weights
+from service.operations.score import ScoreRequest, ScoreResult
+from service.operations.search import Like, SearchRequest, SearchResult
+from service.operations.store_access import open_store
+
+__all__ = [
+    "Chunking",
+    "ColbertMatch",
+    "Collections",
+    "CountRequest",
+    "CountResult",
+    "DeleteRequest",
+    "DeleteResult",
+    "EmbedRequest",
+    "EmbedResult",
+    "HitExplanation",
+    "IngestFailed",
+    "IngestProgress",
+    "IngestReport",
+    "IngestRequest",
+    "IngestResult",
+    "IngestedText",
+    "LengthLimits",
+    "Like",
+    "Operations",
+    "PairScores",
+    "RejectedPoint",
+    "Role",
+    "ScoreRequest",
+    "ScoreResult",
+    "SearchRequest",
+    "SearchResult",
+    "SparseMatch",
+    "Weights",
+    "open_store",
+]

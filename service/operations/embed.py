@@ -1,0 +1,147 @@
+"""Texts to vectors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from embedder import Embedder, Embedding, EncodedText, FieldError, InvalidRequest, Outputs, Priority, Result
+
+Role = Literal["query", "passage", "either"]
+"""What texts are: it decides the limit on their length, and whether they go before others. One text that is no longer
+than a query may be counts as a query where the caller does not say (`either`); all others are passages there.
+"""
+
+Admit = Callable[[Sequence[int]], None]
+"""Called with the number of tokens of each text before the model runs; what it raises ends the operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthLimits:
+    """Tokens after which a text is cut, special tokens included, unless a request sets its own limit.
+
+    Attributes:
+        query: for queries.
+        passage: for passages.
+    """
+
+    query: int
+    passage: int
+
+    def of(self, role: Role) -> int:
+        """The limit for texts of this role."""
+        return self.query if role == "query" else self.passage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedRequest:
+    """Texts, and what to compute of them.
+
+    Attributes:
+        texts: the texts; empty where there are token ids.
+        token_ids: in place of texts, the ids of their tokens in the model's vocabulary.
+        outputs: the vectors to compute, and the type of ColBERT rows.
+        role: see `Role`.
+        max_length: tokens after which a text is cut; None for the limit of the role.
+        batch_size: most of these texts in one batch of the model; 0 leaves it to the token budget.
+        refuse_truncation: whether a text that would be cut is an error.
+        label: what errors call the list of texts.
+    """
+
+    texts: Sequence[str] = ()
+    token_ids: Sequence[Sequence[int]] = ()
+    outputs: Outputs = field(default_factory=Outputs)
+    role: Role = "query"
+    max_length: int | None = None
+    batch_size: int = 0
+    refuse_truncation: bool = False
+    label: str = "texts"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedResult:
+    """What became of each text.
+
+    Attributes:
+        texts: in the order of the request, an embedding or why the model made none.
+    """
+
+    texts: Sequence[Result]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts that were embedded."""
+        return sum(result.tokens for result in self.texts if isinstance(result, Embedding))
+
+
+def admit_all(_tokens: Sequence[int]) -> None:
+    """Admit texts of any number and length."""
+
+
+class Embed:
+    """The operation. Usable from any event loop.
+
+    Args:
+        embedder: the loaded model.
+        limits: on the lengths of texts.
+    """
+
+    def __init__(self, embedder: Embedder, limits: LengthLimits) -> None:
+        self._embedder = embedder
+        self._limits = limits
+
+    async def __call__(self, request: EmbedRequest, admit: Admit = admit_all) -> EmbedResult:
+        """Embed all texts together.
+
+        Args:
+            request: at least one text.
+            admit: sees the lengths before the model runs.
+
+        Raises:
+            InvalidRequest: a text is not valid, or would be cut and must not be, or there are too many.
+            Overloaded: the queue of the model has no room now.
+        """
+        texts = await asyncio.to_thread(self._tokenized, request)
+        admit([len(text) for text in texts])
+        try:
+            results = await self._embedder.embed_tokens(
+                texts, request.outputs, priority=self._priority(request, texts), batch_size=request.batch_size
+            )
+        except InvalidRequest as error:
+            raise error.at(request.label) from None
+        return EmbedResult(results)
+
+    def _tokenized(self, request: EmbedRequest) -> list[EncodedText]:
+        limit = request.max_length or self._limits.of(request.role)
+        if request.token_ids:
+            texts = [self._framed(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
+        else:
+            try:
+                texts = self._embedder.tokenize(request.texts, limit, at_once=True)
+            except InvalidRequest as error:
+                raise error.at(request.label) from None
+        if request.refuse_truncation:
+            for index, text in enumerate(texts):
+                _refuse_truncated(f"{request.label}[{index}]", text, limit)
+        return texts
+
+    def _framed(self, field: str, ids: Sequence[int]) -> EncodedText:
+        try:
+            return self._embedder.encoded(ids)
+        except ValueError as error:
+            message = f"{field}{error}"
+            raise InvalidRequest(message, fields=[FieldError(field, message)]) from None
+
+    def _priority(self, request: EmbedRequest, texts: Sequence[EncodedText]) -> Priority:
+        if request.role == "either":
+            short = len(texts) == 1 and len(texts[0]) <= self._limits.query
+            return Priority.QUERY if short else Priority.PASSAGE
+        return Priority.QUERY if request.role == "query" else Priority.PASSAGE
+
+
+def _refuse_truncated(field: str, text: EncodedText, limit: int) -> None:
+    if text.truncated or len(text) > limit:
+        got = "got more" if text.truncated else f"got {len(text)} with the special ones"
+        raise InvalidRequest(f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), {got}").at(field)

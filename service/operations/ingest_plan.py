@@ -1,0 +1,209 @@
+"""What an ingest will store, decided before anything is computed: its points, and which of them are refused already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from embedder import Embedder, EncodedText
+from qdrant_sink import (
+    CollectionSchema,
+    DuplicateId,
+    Layout,
+    PointId,
+    Rejection,
+    chunk_id,
+    claims,
+    conform_payload,
+    is_derived,
+    laid_out,
+    point_id,
+    rows_max,
+    text_id,
+    too_many_rows,
+)
+from service.operations.ingest_values import IngestRequest
+
+_MAX_INTEGER = 2**63 - 1
+"""Largest integer in a payload of Qdrant."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedPoint:
+    """A point that is to be stored.
+
+    Attributes:
+        text: index of the text in the request.
+        chunk: index of the chunk in the text; None where the text is one point.
+        id: of the point.
+        payload: of the point, laid out.
+        encoded: what the model will see.
+    """
+
+    text: int
+    chunk: int | None
+    id: PointId
+    payload: Mapping[str, Any]
+    encoded: EncodedText
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IngestPlan:
+    """The points of a job, in the order of its texts.
+
+    Attributes:
+        name: the name of the collection as the request has it.
+        id_scope: what derived ids belong to.
+        ids: per text, the id of its point or, where it is cut into chunks, of the document.
+        points: all points; other attributes refer to them by their indices here.
+        owners: by the index of each point to be stored, all indices that it stands for, its own first.
+        rejected: what is refused before it is embedded.
+        documents: per text, the indices of its points.
+    """
+
+    name: str
+    id_scope: str
+    ids: Sequence[PointId]
+    points: Sequence[PlannedPoint]
+    owners: Mapping[int, tuple[int, ...]]
+    rejected: Sequence[Rejection]
+    documents: Sequence[range]
+
+    @classmethod
+    def of(
+        cls, request: IngestRequest, name: str, embedder: Embedder, *, max_length: int, schema: CollectionSchema
+    ) -> IngestPlan:
+        """Cut, tokenize, name and lay out. Blocks for about a second per 5 MB of text.
+
+        Args:
+            request: what to store.
+            name: of the collection, the default filled in.
+            embedder: cuts and tokenizes.
+            max_length: tokens after which a text that is not cut into chunks is truncated.
+            schema: of the collection.
+
+        Raises:
+            InvalidRequest: an id is not valid, or a caller's key collides with one that the worker writes.
+        """
+        scope = request.id_scope or name
+        ids = [_identity(request, scope, index) for index in range(len(request.texts))]
+        points = list(
+            _points(request, ids, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout)
+        )
+        rejected = list(_refused(request, ids, points, schema))
+        refused = {rejection.index for rejection in rejected}
+        owners, duplicates = claims(
+            (index, point.id, point.payload) for index, point in enumerate(points) if index not in refused
+        )
+        rejected += [Rejection(index, error) for index, error in duplicates]
+        return cls(name, scope, ids, points, owners, rejected, _documents(len(ids), points))
+
+
+def _identity(request: IngestRequest, scope: str, index: int) -> PointId:
+    if request.ids is None:
+        return text_id(request.texts[index], scope)
+    return point_id(request.ids[index], scope, field=f"{request.path}ids[{index}]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The part of a text that becomes a point, in characters."""
+
+    text: int
+    chunk: int | None
+    start: int
+    end: int
+
+
+def _pieces(request: IngestRequest, embedder: Embedder) -> Iterator[_Piece]:
+    for index, text in enumerate(request.texts):
+        if request.chunk is None:
+            yield _Piece(index, None, 0, len(text))
+        else:
+            chunks = embedder.split(text, max_tokens=request.chunk.max_tokens, overlap=request.chunk.overlap)
+            for number, chunk in enumerate(chunks):
+                yield _Piece(index, number, chunk.start, chunk.end)
+
+
+def _points(
+    request: IngestRequest,
+    ids: Sequence[PointId],
+    *,
+    scope: str,
+    embedder: Embedder,
+    max_length: int,
+    layout: Layout,
+) -> Iterator[PlannedPoint]:
+    pieces = list(_pieces(request, embedder))
+    texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
+    encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
+    for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
+        given = None if request.ids is None else request.ids[piece.text]
+        identity, written = ids[piece.text], {}
+        if piece.chunk is not None:
+            document = str(identity) if given is None else given
+            identity = chunk_id(identity, piece.chunk, scope)
+            # Qdrant's payloads have no unsigned integers of 64 bits, which ids are.
+            shown = str(document) if isinstance(document, int) and document > _MAX_INTEGER else document
+            written = {"doc_id": shown, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
+        elif given is not None and is_derived(given):
+            written = {"id": given}
+        payload = laid_out(
+            layout,
+            text=text,
+            text_key=request.text_key,
+            payload={} if request.payloads is None else request.payloads[piece.text],
+            written=written,
+            point_id=str(identity),
+            field=f"{request.path}payloads[{piece.text}]",
+        )
+        yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens)
+
+
+def _refused(
+    request: IngestRequest, ids: Sequence[PointId], points: Sequence[PlannedPoint], schema: CollectionSchema
+) -> Iterator[Rejection]:
+    """What need not be embedded: it could not be stored."""
+    size = schema.colbert.size
+    bounded = "colbert" in request.vectors and not request.pool_colbert
+    kept: set[int] = set()
+    refused: set[int] = set()
+    for index, point in enumerate(points):
+        rows = len(point.encoded) - 1
+        refusal = conform_payload(point.payload, schema)
+        if refusal is None and bounded and rows > rows_max(size):
+            refusal = too_many_rows(rows, size)
+        if refusal is None:
+            kept.add(point.text)
+        else:
+            refused.add(index)
+            yield Rejection(index, refusal)
+    contested = _contested(request, ids, kept)
+    for index, point in enumerate(points):
+        if point.text in contested and index not in refused:
+            yield Rejection(index, contested[point.text])
+
+
+def _contested(request: IngestRequest, ids: Sequence[PointId], kept: Collection[int]) -> dict[int, DuplicateId]:
+    """Find the texts in chunks whose document is another one of the same id: their chunks must not mix.
+
+    `kept` are the texts of which at least one chunk is going to be stored.
+    """
+    if request.chunk is None:
+        return {}
+    payloads = request.payloads or [{}] * len(ids)
+    documents = (
+        (index, ids[index], {"text": text, "payload": payloads[index]})
+        for index, text in enumerate(request.texts)
+        if index in kept
+    )
+    return dict(claims(documents)[1])
+
+
+def _documents(texts: int, points: Sequence[PlannedPoint]) -> list[range]:
+    ends = [0] * texts
+    for index, point in enumerate(points):
+        ends[point.text] = index + 1
+    return [range(start, end) for start, end in pairwise([0, *ends])]

@@ -1,0 +1,97 @@
+"""How well passages answer queries: the five scores of FlagEmbedding's `compute_score`, from vectors.
+
+    dense                   inner product of the dense vectors
+    sparse                  sum over common token ids of the products of their weights
+    colbert                 mean over the query's rows of the best inner product with a row of the passage
+    sparse+dense            (w_sparse * sparse + w_dense * dense) / (w_sparse + w_dense)
+    colbert+sparse+dense    likewise of all three
+
+As `M3Embedder.compute_score_single_device` of FlagEmbedding 1.4 has them for a pair in a batch of its own. In larger
+batches it compares with the padding of shorter passages too, where every inner product is 0.
+
+Pure functions of numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedder import Embedding, SparseVector
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weight of each kind in the weighted means; at least 0 each, dense and sparse not both 0."""
+
+    dense: float = 1.0
+    sparse: float = 1.0
+    colbert: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """The five scores of a query and a passage, all finite."""
+
+    dense: float
+    sparse: float
+    colbert: float
+    sparse_dense: float
+    colbert_sparse_dense: float
+
+
+def score(query: Embedding, passage: Embedding, weights: Weights) -> PairScores:
+    """Score one pair.
+
+    Args:
+        query: with all three kinds of vectors.
+        passage: with all three kinds of vectors.
+        weights: of the two weighted means.
+
+    Raises:
+        ValueError: one of the two lacks a kind of vector.
+    """
+    if query.dense is None or query.sparse is None or query.colbert is None:
+        raise ValueError("the query lacks a kind of vector")
+    if passage.dense is None or passage.sparse is None or passage.colbert is None:
+        raise ValueError("the passage lacks a kind of vector")
+    dense = float(query.dense @ passage.dense)
+    sparse = sparse_product(query.sparse, passage.sparse)
+    colbert = float((query.colbert @ passage.colbert.T).max(axis=1).mean(dtype=np.float64))
+    two = weights.dense * dense + weights.sparse * sparse
+    return PairScores(
+        dense=dense,
+        sparse=sparse,
+        colbert=colbert,
+        sparse_dense=two / (weights.dense + weights.sparse),
+        colbert_sparse_dense=(two + weights.colbert * colbert) / (weights.dense + weights.sparse + weights.colbert),
+    )
+
+
+def sparse_product(query: SparseVector, passage: SparseVector) -> float:
+    """The inner product; 0 where no index is in both."""
+    _, ours, theirs = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
+    return float(query.values[ours].astype(np.float64) @ passage.values[theirs].astype(np.float64))
+
+
+def groups(count: int, tokens: Callable[[int], Sequence[tuple[object, int]]], window: int) -> Iterator[range]:
+    """Group consecutive pairs whose texts, each counted once, have at most `window` tokens together, or one pair alone.
+
+    Args:
+        count: number of pairs.
+        tokens: gives for a pair what identifies each of its texts and how many tokens it has.
+        window: most tokens whose vectors are held at the same time.
+    """
+    first, seen, size = 0, set[object](), 0
+    for pair in range(count):
+        new = {key: length for key, length in tokens(pair) if key not in seen}
+        if pair > first and size + sum(new.values()) > window:
+            yield range(first, pair)
+            first, seen, size = pair, set(), 0
+            new = dict(tokens(pair))
+        seen |= new.keys()
+        size += sum(new.values())
+    if count:
+        yield range(first, count)

@@ -1,0 +1,1 @@
+"""Commands that a person or a container runs: the demo, a question, the health check."""

@@ -1,0 +1,79 @@
+"""The body of a request: bounded, read as it comes, and parsed as strict JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final, NoReturn
+
+from starlette.requests import Request
+
+from embedder import InvalidRequest
+from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
+
+BODY_MAX_BYTES: Final = 30_000_000
+"""Maximum request body (RunPod's load balancer limit)."""
+
+BODY_PART_TIMEOUT_S: Final = 30.0
+"""Longest wait for a part of a body: a client that stalls must not hold a worker that is to end."""
+
+_THREAD_MIN_BYTES: Final = 100_000
+"""A larger body is parsed in a thread."""
+
+
+async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
+    """The body of a request.
+
+    Args:
+        request: the request.
+        max_bytes: limit on the body.
+        part_timeout_s: longest wait for a part of it.
+
+    Raises:
+        NotJson: the content type is another; so no page of another site can post without asking.
+        BodyStalled: the client sends no more, and not the end.
+        BodyTooLarge: refused by its announced length, or as soon as it is longer.
+        InvalidRequest: it is not JSON.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise NotJson("Content-Type must be application/json")
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal() or int(announced) > max_bytes:
+        raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
+    parts, size = [], 0
+    stream = request.stream()
+    while (part := await _next(stream, part_timeout_s)) is not None:
+        size += len(part)
+        if size > max_bytes:
+            raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
+        parts.append(part)
+    raw = b"".join(parts)
+    return await asyncio.to_thread(_parsed, raw) if size > _THREAD_MIN_BYTES else _parsed(raw)
+
+
+async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
+    """The next part of a body; None at its end."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise BodyStalled(f"the body stopped coming: nothing for {timeout_s:g} seconds") from None
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
+    except ValueError:  # NaN and its like, or an integer of thousands of digits
+        raise InvalidRequest("the body is not JSON (a number that JSON cannot hold)") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)

@@ -1,0 +1,136 @@
+"""What every HTTP request passes, whatever it asks for: its id, the key, the log line and the count."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedder import WorkerError
+from service.logs import REQUEST_ID
+from service.transports.http.state import ServerState
+from service.wire import Answer, error_answer, error_reply, openai_error
+from service.wire.errors import Unauthorized
+from service.wire.instrumentation import defect, log_defect
+
+log = logging.getLogger(__name__)
+
+OPEN: Final = frozenset({"/", "/ping", "/health"})
+"""Paths that need no key, and are answered while the server closes."""
+
+_CODE: Final = "error_code"
+"""Key of a message between an error's response and the gate, which takes it out."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Gate:
+    """ASGI middleware around everything, so that nothing is answered without it.
+
+    Args:
+        app: what is behind it.
+        state: the state of the server.
+        paths: paths that are counted and logged by name; all others are `other`.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState, paths: Collection[str]) -> None:
+        self._app = app
+        self._state = state
+        self._paths = frozenset(paths)
+        key = state.settings.api_key
+        self._key = None if key is None else key.get_secret_value().encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; an exception ends here, as an answer."""
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        token = REQUEST_ID.set(request_id)
+        status, code = 0, None
+
+        async def sent(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "http.response.start":
+                status, code = message["status"], message.pop(_CODE, None)
+                added = MutableHeaders(scope=message)
+                added["X-Request-ID"] = request_id
+                added["X-Content-Type-Options"] = "nosniff"
+                added["Cache-Control"] = "no-store"
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._passed(scope, receive, sent, headers)
+        except WorkerError as error:
+            await error_response(error, scope["path"])(scope, receive, sent)
+        except Exception as error:  # noqa: BLE001 - uvicorn would log it with its message, which may quote a text
+            log_defect(error)
+            if not status:
+                await error_response(defect(error), scope["path"])(scope, receive, sent)
+        finally:
+            route = scope["path"] if scope["path"] in self._paths else "other"
+            if self._state.operations is not None:
+                self._state.operations.metrics.responded(route, status)
+            level = logging.DEBUG if route in OPEN else logging.INFO
+            said = f"{status} {code}" if code else status
+            seconds = time.perf_counter() - started
+            log.log(level, "%s %s, %.0f ms", route, said, 1e3 * seconds, extra={"error_code": code})
+            REQUEST_ID.reset(token)
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        if scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        self._check_key(headers.get("authorization", ""))
+        with self._state.admitted():
+            await self._app(scope, receive, send)
+
+    def _check_key(self, authorization: str) -> None:
+        if self._key is None:
+            return
+        scheme, _, token = authorization.partition(" ")
+        # Latin-1 is what headers are read in; a key is ASCII. Compared even where the scheme is wrong.
+        same = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
+        if not (same and scheme.lower() == "bearer"):
+            raise Unauthorized("Authorization must be 'Bearer ' and the API_KEY of this worker")
+
+
+class _Refusal(Response):
+    """An error, which tells the gate its code."""
+
+    def __init__(self, code: str, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(body, status, headers, "application/json")
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+
+        async def coded(message: Message) -> None:
+            await send({**message, _CODE: self._code} if message["type"] == "http.response.start" else message)
+
+        await super().__call__(scope, receive, coded)
+
+
+def response(answer: Answer) -> Response:
+    """An answer of the wire over HTTP."""
+    if answer.code is None:
+        return Response(answer.body, answer.status, media_type="application/json")
+    headers = {}
+    if answer.retry_after_s is not None:
+        headers["Retry-After"] = str(answer.retry_after_s)
+    if answer.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _Refusal(answer.code, answer.body, answer.status, headers)
+
+
+def error_response(error: WorkerError, path: str) -> Response:
+    """An error of the server itself; below `/v1/` it has OpenAI's form."""
+    return response(error_reply(error, openai_error if path.startswith("/v1/") else error_answer))

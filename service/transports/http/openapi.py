@@ -1,0 +1,169 @@
+"""The description of the HTTP server: routes, schemas and examples, from the types of requests and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from service.wire.openai import EmbeddingsRequest
+from service.wire.parsing import Request, request_type
+from service.wire.schemas import ANSWERS, REFERENCE
+from service.wire.schemas import schemas as answer_schemas
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path that runs an operation of the job contract.
+
+    Attributes:
+        path: of the URL.
+        operation: as a job names it.
+        summary: one line for a reader.
+        example: a body that works.
+        passages: texts are passages by default, and a `qdrant` block is required.
+    """
+
+    path: str
+    operation: str
+    summary: str
+    example: Json
+    passages: bool = False
+
+
+_ROUTES: Final = (
+    Route("/embed", "embed", "Texts to vectors", {"texts": ["How do I copy only the changed parts of files?"]}),
+    Route(
+        "/points",
+        "embed",
+        "Texts to vectors to points",
+        {
+            "texts": ["rsync copies only the changed parts of files to another machine."],
+            "qdrant": {"collection": "notes", "ids": ["rsync"], "payloads": [{"topic": "backup"}]},
+        },
+        passages=True,
+    ),
+    Route(
+        "/search",
+        "search",
+        "The stored points nearest to each query",
+        {"collection": "notes", "queries": ["send only what changed"], "rerank": "colbert", "limit": 3},
+    ),
+    Route(
+        "/score",
+        "score",
+        "Scores of pairs of a query and a passage",
+        {"pairs": [["send only what changed", "rsync copies only the changed parts of files."]]},
+    ),
+    Route(
+        "/points/count",
+        "count",
+        "How many points match",
+        {"collection": "notes", "filter": {"must": [{"key": "topic", "match": {"value": "backup"}}]}},
+    ),
+    Route("/points/delete", "delete", "Remove points", {"collection": "notes", "ids": ["rsync"]}),
+)
+
+ROUTES: Final = tuple(route for route in _ROUTES if request_type(route.operation) is not None)
+"""Those whose operation there is."""
+
+EMBEDDINGS_EXAMPLE: Final[Json] = {
+    "input": ["rsync copies only the changed parts of files."],
+    "encoding_format": "float",
+}
+
+_STATUSES: Final = {
+    400: "invalid_request: the request cannot be served as written",
+    401: "invalid_request: the bearer token is missing or wrong",
+    404: "not_found: the collection, the model or the path is not there",
+    408: "invalid_request: the body stopped coming",
+    409: "schema_mismatch: the collection has another schema",
+    413: "invalid_request: the body is too large; or response_too_large: the answer would be",
+    415: "invalid_request: the body must be application/json",
+    429: "overloaded: the queue is full; see Retry-After",
+    500: "model_failure or internal",
+    502: "store_rejected: Qdrant refused the request",
+    503: "store_unavailable, or the worker is loading or shutting down; see Retry-After",
+}
+
+
+def answers(path: str) -> dict[int | str, dict[str, Any]]:
+    """What a path answers, by status, as FastAPI takes it."""
+    described = ANSWERS[path]
+    content = {"schema": {"$ref": REFERENCE.format(model=described.name)}, "example": described.example}
+    return {200: {"description": "the answer", "content": {"application/json": content}}, **_failures(path)}
+
+
+def reads(path: str) -> dict[int | str, dict[str, Any]]:
+    """What a path that is only read answers, by status, as FastAPI takes it."""
+    json = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    if path == "/ping":
+        told = {200: "ready", 204: "the model loads", 503: "shutting down, or no device is left"}
+        return {status: {"description": text} for status, text in told.items()}
+    if path == "/health":
+        return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
+    failures = _failures(path)
+    found = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
+    return {200: {"description": "the answer", **found}, 401: failures[401], 503: failures[503]}
+
+
+def body(schema: str, example: Json) -> Json:
+    """A JSON body of a schema among the components, as an addition to FastAPI's description of a route."""
+    content = {"schema": {"$ref": REFERENCE.format(model=schema)}, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def schema_name(route: Route) -> str:
+    """Of a route's body among the components."""
+    return "PointsRequest" if route.passages else _type(route).__name__
+
+
+def components() -> Json:
+    """All schemas by name."""
+    kinds = {_type(route): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
+    _, found = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
+    schemas: Json = found["$defs"]
+    for route in ROUTES:
+        name = schema_name(route)
+        described = schemas[_type(route).__name__]
+        properties = {
+            **described["properties"],
+            "operation": {"const": route.operation, "description": "may be left out: the path says it"},
+            "timings": {"type": "boolean", "default": False, "description": "add seconds per stage to the answer"},
+        }
+        required = [field for field in described.get("required", []) if field != "operation"]
+        if route.passages:
+            properties["qdrant"] = {"$ref": REFERENCE.format(model="QdrantTarget")}
+            properties["isPassage"] = {**properties["isPassage"], "default": True}
+            required = [*required, "qdrant"]
+        schemas[name] = {**described, "title": name, "properties": properties, "required": required}
+    return {**schemas, **answer_schemas()}
+
+
+def _failures(path: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": REFERENCE.format(model="OpenAIError" if path.startswith("/v1/") else "Error")}
+    return {
+        status: {"description": text, "content": {"application/json": {"schema": schema}}}
+        for status, text in _STATUSES.items()
+    }
+
+
+def _type(route: Route) -> type[Request]:
+    kind = request_type(route.operation)
+    if kind is None:
+        raise LookupError(route.operation)
+    return kind
+
+
+def description(app: FastAPI) -> Json:
+    """The whole description of an application."""
+    described = app.openapi()
+    schemas = described.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(components())
+    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    described["security"] = [{"key": []}, {}]
+    return described

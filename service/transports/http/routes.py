@@ -1,0 +1,210 @@
+"""The routes over HTTP: the same operations as on the queue, the same answers, the same errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from embedder import WorkerError
+from service.metrics import CONTENT_TYPE
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json
+from service.transports.http.gate import Gate, error_response, response
+from service.transports.http.openapi import (
+    EMBEDDINGS_EXAMPLE,
+    ROUTES,
+    Route,
+    answers,
+    body,
+    description,
+    reads,
+    schema_name,
+)
+from service.transports.http.page import Page
+from service.transports.http.state import ServerState
+from service.wire import Answer
+from service.wire.answers import encoded
+from service.wire.errors import MethodNotAllowed, UnknownPath
+from service.wire.instrumentation import defect
+from service.wire.openai import EMBEDDINGS, MODELS
+from service.wire.parsing import completed
+
+_CLIENT_CLOSED_REQUEST: Final = 499
+"""Status that is logged and counted where the client has gone; nobody reads it."""
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def application(
+    state: ServerState, *, body_max_bytes: int = BODY_MAX_BYTES, body_part_timeout_s: float = BODY_PART_TIMEOUT_S
+) -> ASGIApp:
+    """The ASGI application.
+
+    Args:
+        state: the state of the server.
+        body_max_bytes: limit on a request's body.
+        body_part_timeout_s: longest wait for a part of a body.
+    """
+    app = FastAPI(
+        title="BGE-M3 for Qdrant",
+        version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    endpoints = _Endpoints(state, body_max_bytes, body_part_timeout_s)
+    for route in ROUTES:
+        app.add_api_route(
+            route.path,
+            _named(partial(endpoints.operation, route), route.path),
+            methods=["POST"],
+            summary=route.summary,
+            responses=answers(route.path),
+            openapi_extra=body(schema_name(route), route.example),
+        )
+    app.add_api_route(
+        EMBEDDINGS,
+        endpoints.embeddings,
+        methods=["POST"],
+        summary="OpenAI's embeddings: dense vectors",
+        responses=answers(EMBEDDINGS),
+        openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
+    )
+    described: tuple[tuple[str, Endpoint, str], ...] = (
+        (MODELS, endpoints.models, "The model that is served"),
+        ("/health", endpoints.health, "The state of the worker, for a person"),
+        ("/ping", endpoints.ping, "200 ready, 204 loading, 503 draining or lost; without a body"),
+        ("/collections", endpoints.collections, "Collections that may be named, where the operator has listed them"),
+        ("/metrics", endpoints.metrics, "Prometheus' text format"),
+        ("/openapi.json", endpoints.description, "This description"),
+    )
+    for path, endpoint, summary in described:
+        app.add_api_route(
+            path, endpoint, methods=["GET"], summary=summary, responses=reads(path), response_class=Response
+        )
+    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # as some monitors ask
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
+    app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(WorkerError, _worker_error)
+    app.add_exception_handler(Exception, _defect)
+    endpoints.app = app
+    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in described]
+    return Gate(app, state, paths)
+
+
+class _Endpoints:
+    """One method per kind of route."""
+
+    app: FastAPI
+
+    def __init__(self, state: ServerState, body_max_bytes: int, body_part_timeout_s: float) -> None:
+        self._state = state
+        self._body_max_bytes = body_max_bytes
+        self._body_part_timeout_s = body_part_timeout_s
+
+    async def operation(self, route: Route, request: Request) -> Response:
+        """An operation of the job contract."""
+        codec = self._state.ready()
+        raw = completed(await self._json(request), route.operation, passages=route.passages, path=route.path)
+        return await _while_connected(request, codec.answer(raw))
+
+    async def embeddings(self, request: Request) -> Response:
+        """OpenAI's embeddings."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.openai_embeddings(raw))
+
+    async def models(self, request: Request) -> Response:
+        """OpenAI's list of models, or one of it."""
+        return response(await self._state.ready().openai_models(request.url.path))
+
+    async def ping(self, _request: Request) -> Response:
+        """The state, for a load balancer."""
+        return Response(status_code={"loading": 204, "ready": 200}.get(self._state.state, 503))
+
+    async def health(self, _request: Request) -> Response:
+        """The state, for a person."""
+        state, operations = self._state.state, self._state.operations
+        told = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
+        return response(Answer(encoded(told), 200 if state in ("loading", "ready") else 503))
+
+    async def collections(self, _request: Request) -> Response:
+        """The collections that the settings name; none is looked up."""
+        settings = self._state.settings
+        names = {"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection}
+        return response(Answer(encoded(names)))
+
+    async def page(self, _request: Request) -> Response:
+        """The search page."""
+        page = Page.load()
+        headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
+        return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
+
+    async def metrics(self, _request: Request) -> Response:
+        """The metrics, for Prometheus."""
+        return Response(self._state.ready().core.metrics.exposed(), media_type=CONTENT_TYPE)
+
+    async def description(self, _request: Request) -> Response:
+        """OpenAPI's description."""
+        return response(Answer(encoded(description(self.app))))
+
+    async def _json(self, request: Request) -> Any:
+        return await read_json(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
+    """The response, unless the client goes away first: then the work is dropped."""
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return response(working.result())
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    finally:
+        gone.cancel()
+        working.cancel()
+        await asyncio.gather(gone, working, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """FastAPI's own refusals, in our form."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        refusal = error_response(MethodNotAllowed("the method is not allowed on this path"), request.url.path)
+        refusal.headers.update(error.headers or {})
+        return refusal
+    return error_response(UnknownPath("there is no such path"), request.url.path)
+
+
+async def _worker_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, WorkerError):
+        raise error
+    return error_response(error, request.url.path)
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    """Starlette raises it again behind this answer, for the gate to log."""
+    return error_response(defect(error), request.url.path)
+
+
+def _named(endpoint: Endpoint, path: str) -> Endpoint:
+    """FastAPI names a route by its function."""
+
+    async def run(request: Request) -> Response:
+        return await endpoint(request)
+
+    run.__name__ = path.strip("/").replace("/", "_")
+    return run

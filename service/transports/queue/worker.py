@@ -1,0 +1,195 @@
+"""The RunPod queue worker: load, warm and check first, then take jobs. Also the way to the HTTP server.
+
+Where `PORT` is set, no queue is named by the platform and none of the SDK's own arguments is given, HTTP is served
+(`service.transports.http.server`). Anything else is the SDK's: the queue, `--test_input`, `--rp_serve_api`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import orjson
+
+from embedder import ConfigurationError
+from service import logs
+from service.operations import Operations
+from service.readiness import checks
+from service.settings import Settings
+from service.shutdown import INTERRUPTED_STATUS
+from service.transports.queue import local_run
+from service.transports.queue.concurrency import Concurrency
+from service.transports.queue.intake import Intake
+from service.transports.queue.processor_name import ask_ahead
+from service.transports.queue.progress import POST_INTERVAL_S, Post, posting
+from service.wire import Progress
+
+log = logging.getLogger(__name__)
+
+QUEUE = "RUNPOD_WEBHOOK_GET_JOB"
+"""The variable by which the platform names its queue."""
+
+_INPUT_MAX_BYTES = 20_000_000
+"""Maximum input of a job (the platform's limit); what an input that cannot be measured counts as."""
+
+_SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
+
+_PR_SET_PDEATHSIG = 1
+
+
+JobAnswer = dict[str, Any] | list[dict[str, Any]]
+"""The answer to a job; a list of one where its route is OpenAI's."""
+
+
+class Unprinted(dict[str, Any]):
+    """An answer that is not spelt out where it is printed.
+
+    The SDK formats every answer twice for its log, whatever the level: a second of the event loop per 10 MB of
+    numbers. And at its level DEBUG it would log the texts and vectors.
+    """
+
+    def __repr__(self) -> str:
+        return "{...}"
+
+
+class Handler(Protocol):
+    """Answers one job, and tells how far it has come."""
+
+    def __call__(self, job: dict[str, Any], progress: Progress | None = None, /) -> Awaitable[JobAnswer]:
+        """The answer, as JSON values."""
+        ...
+
+
+def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress_s: float = POST_INTERVAL_S) -> int:
+    """Serve what the environment and the arguments ask for, until told to stop.
+
+    Args:
+        handler: answers one job.
+        build: loads the model that the handler uses; called before the first poll.
+        progress_s: seconds between two reports of a long job.
+
+    Returns:
+        The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device was lost.
+    """
+    # Until the SDK installs its own handler, nothing is in flight: stop at once. Not by the interpreter's own end,
+    # which can crash while another thread loads the model.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED_STATUS))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        settings = Settings.from_environment()
+        logs.configure(settings.log_level, settings.log_format)
+        if settings.port is not None and is_http(os.environ, sys.argv[1:]):
+            from service.transports.http.server import serve as serve_http
+
+            return serve_http(settings, build)
+        local_run.check(os.environ, sys.argv[1:], queue=bool(os.environ.get(QUEUE)))
+        if settings.port is not None:
+            log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
+        ask_ahead()
+        operations = build(settings)
+    except ConfigurationError as error:
+        print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
+        return 2
+    # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
+    if not os.environ.get("RUNPOD_LOG_LEVEL"):
+        os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
+    try:
+        return _work(handler, operations, settings, progress_s)
+    finally:
+        operations.close()
+
+
+def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
+    """Whether a process with `PORT` serves HTTP: no queue is named, and nothing is asked of the SDK."""
+    return not environment.get(QUEUE) and not any(one.startswith(("--rp_", "--test_")) for one in arguments)
+
+
+def _work(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
+    """Run the SDK's worker; returns as `serve` does."""
+    started = time.perf_counter()
+    import runpod
+    from runpod.serverless.modules.worker_state import JobsProgress
+
+    log.info("SDK ready; seconds: SDK %.2f", time.perf_counter() - started)
+
+    concurrency = Concurrency(
+        settings.min_concurrency,
+        settings.max_concurrency,
+        scale_up=settings.scale_up_threshold,
+        scale_down=settings.scale_down_threshold,
+    )
+    intake = Intake(settings.max_concurrency, lambda: {job.id for job in JobsProgress()}, lambda: concurrency.wanted)
+    lost = threading.Event()
+
+    def leave() -> None:
+        lost.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # As `serve`'s, for a device that is lost before the SDK installs its own.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if lost.is_set() else 0))
+    operations.when_lost(leave)
+    queue = bool(os.environ.get(QUEUE))
+
+    async def limited(job: dict[str, Any]) -> JobAnswer:
+        intake.begin(job.get("id", ""), _size(job.get("input")))
+        logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in a task of its own
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(concurrency.slot())
+            progress = await stack.enter_async_context(posting(_post(job), interval_s=progress_s)) if queue else None
+            answer = await handler(job, progress)
+        return unprinted(answer) if queue else answer  # elsewhere to be shown is what an answer is for
+
+    if queue:
+        _take_children_along()
+        for check in checks(operations, settings):
+            runpod.serverless.register_fitness_check(check)
+    runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
+    return 1 if lost.is_set() else 0
+
+
+def unprinted(answer: JobAnswer) -> JobAnswer:
+    """The same JSON, that prints as next to nothing."""
+    return [Unprinted(one) for one in answer] if isinstance(answer, list) else Unprinted(answer)
+
+
+def _post(job: dict[str, Any]) -> Post:
+    """Sends a report of this job as the SDK does, but for the caller to wait for."""
+    from runpod.http_client import AsyncClientSession
+    from runpod.serverless.modules.rp_http import send_result
+
+    async def post(report: dict[str, Any]) -> None:
+        async with AsyncClientSession() as session:
+            await send_result(session, {"status": "IN_PROGRESS", "output": report}, job)
+
+    return post
+
+
+def _size(raw: object) -> int:
+    """Bytes of a job's input."""
+    try:
+        return len(orjson.dumps(raw))
+    except TypeError:
+        return _INPUT_MAX_BYTES
+
+
+def _take_children_along() -> None:
+    """Have the kernel end what this process forks (the SDK's pings) when it is killed and cannot do so itself."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def follow() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # killed before it could be said
+            os._exit(1)
+
+    os.register_at_fork(after_in_child=follow)

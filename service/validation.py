@@ -1,0 +1,145 @@
+"""What pydantic finds wrong with a value, in the words of all messages: a field path, the limit and the value.
+
+Requests, settings and the collection config are validated by pydantic; this is the only translator of its errors. No
+message quotes more of a value than its kind, its length, a number or a short word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic_core import ErrorDetails
+
+from embedder.errors import FieldError
+
+_FIELD_NAME_MAX = 64
+"""Characters of a field's name in a path: unknown names are the caller's."""
+
+_QUOTED_MAX = 32
+"""Characters of a string that is quoted."""
+
+
+def complaint(error: ErrorDetails) -> FieldError:
+    """The field at fault, and what is wrong with it; the message begins with the field."""
+    field, kind = field_path(error["loc"]), error["type"]
+    if kind == "extra_forbidden":
+        return FieldError(field, f"unknown field '{field}'")
+    says = rule(error)
+    if kind == "value_error" and not field:  # a rule between fields names the field itself
+        field, _, says = says.partition(": ")
+    elif kind == "value_error" and says.startswith(("[", ".")):  # a rule about an item begins with its index
+        index, _, says = says.partition(" ")
+        field += index
+    field = field or "a field name"
+    value = _got(kind, error["input"])
+    return FieldError(field, f"{field} {says}" + (f", got {value}" if value else ""))
+
+
+def rule(error: ErrorDetails) -> str:
+    """What the value must be, without the field and the value."""
+    kind = error["type"]
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}"
+    if kind in _RULES:
+        return _RULES[kind](error.get("ctx", {}))
+    return f"is not valid ({kind})"
+
+
+def field_path(location: Sequence[int | str]) -> str:
+    """("qdrant", "ids", 3) as `qdrant.ids[3]`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part != "[key]":
+            name = part[:_FIELD_NAME_MAX].encode("utf-8", "replace").decode()
+            path += f".{name}" if path else name
+    return path
+
+
+_TYPES: Final[Mapping[str, str]] = {
+    "bool_type": "a boolean",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer of fewer digits",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
+
+_RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "missing": lambda _rule: "is required",
+    "string_unicode": lambda _rule: "is not valid Unicode (a lone surrogate)",
+    "too_short": lambda rule: f"must have at least {_items(rule['min_length'])}",
+    "too_long": lambda rule: f"must have at most {_items(rule['max_length'])}",
+    "string_too_short": lambda rule: f"must have at least {rule['min_length']} character",
+    "string_too_long": lambda rule: f"must have at most {rule['max_length']} characters",
+    "greater_than_equal": lambda rule: f"must be at least {rule['ge']:.12g}",
+    "greater_than": lambda rule: f"must be above {rule['gt']:.12g}",
+    "less_than_equal": lambda rule: f"must be at most {rule['le']:.12g}",
+    "literal_error": lambda rule: f"must be {rule['expected']}",
+    "string_pattern_mismatch": lambda rule: f"must match {rule['pattern']}",
+    "value_error": lambda rule: str(rule["error"]),
+}
+
+_COUNTED: Final = frozenset({"too_short", "too_long", "string_too_short", "string_too_long"})
+_SILENT: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
+"""Rules that say all there is to say of the value."""
+
+
+def _got(kind: str, value: object) -> str | None:
+    if kind in _SILENT or (kind not in _TYPES and kind not in _RULES):
+        return None
+    if kind in _TYPES:
+        return kind_of(value)
+    if isinstance(value, list | tuple | str | dict):
+        if kind in _COUNTED:
+            return str(len(value))
+        if kind == "string_pattern_mismatch":
+            return f"a string of {len(value)} characters"
+    return shown(value)
+
+
+def shown(value: object) -> str:
+    """A value short and plain enough to be quoted in a message."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return kind_of(value)
+    if isinstance(value, str):
+        quoted = len(value) <= _QUOTED_MAX and is_unicode(value)
+        return f"'{value}'" if quoted else f"a string of {len(value)} characters"
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a very large integer" if value > 0 else "a very small integer"
+    return str(value)
+
+
+def kind_of(value: object) -> str:
+    """The JSON type of a value, with its article."""
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "something that is not JSON")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text has no lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _items(count: int) -> str:
+    return f"{count} item" if count == 1 else f"{count} items"

@@ -1,0 +1,185 @@
+"""The one codec between JSON and the operations: parse, run, render, bound the size, count and time.
+
+Every transport uses it: HTTP sends the bytes of an answer, the queue the values that they stand for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from embedder import WorkerError
+from service.operations import IngestedText, IngestFailed, IngestProgress, Operations
+from service.wire.answers import (
+    REJECTION_MAX_BYTES,
+    embed_answer,
+    encoded,
+    ingest_answer,
+    score_answer,
+    search_answer,
+    upsert_answer,
+)
+from service.wire.errors import error_answer
+from service.wire.fields import Limits
+from service.wire.instrumentation import Instrumentation
+from service.wire.openai import OpenAIDialect, is_openai, openai_error
+from service.wire.outcome import Answer, Outcome
+from service.wire.parsing import operation_name, parse, split_timings
+from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
+from service.wire.size import SizeLimit, vectors_min_bytes
+
+Progress = Callable[[dict[str, int]], None]
+"""Told how far a job that stores has come, as `{"settled", "points"}`; from any thread."""
+
+_EMBED_REMEDY: Final = (
+    'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
+)
+_INGEST_REMEDY: Final = "send fewer texts, or includeText false"
+_SEARCH_REMEDY: Final = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
+_SCORE_REMEDY: Final = "send fewer pairs"
+
+
+class Codec:
+    """JSON in, JSON out. Usable from any event loop.
+
+    Args:
+        core: the operations.
+
+    Attributes:
+        core: as given.
+    """
+
+    def __init__(self, core: Operations) -> None:
+        self.core = core
+        self._limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
+        self._max_bytes = core.settings.max_response_bytes
+        self._openai = OpenAIDialect(core, self._max_bytes)
+        self._instrumentation = Instrumentation(core.metrics, self._max_bytes)
+
+    async def answer(self, raw: object, progress: Progress | None = None) -> Answer:
+        """The answer to a job's input.
+
+        Args:
+            raw: anything.
+            progress: told while a job stores.
+
+        Raises nothing but `asyncio.CancelledError`.
+        """
+        with_timings = isinstance(raw, dict) and raw.get("timings") is True
+
+        async def work() -> Outcome:
+            request, _ = split_timings(raw)
+            return await self._run(request, progress)
+
+        return await self._instrumentation.answer(operation_name(raw), work, render_error, with_timings=with_timings)
+
+    async def job(self, raw: object, progress: Progress | None = None) -> Any:
+        """The answer to a job's input as JSON values, in the form of the queue.
+
+        OpenAI's objects, and its errors, come in a list of one.
+        """
+        if not is_openai(raw):
+            answer = await self.answer(raw, progress)
+            return await asyncio.to_thread(orjson.loads, answer.body)
+        answer = await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error)
+        return [await asyncio.to_thread(orjson.loads, answer.body)]
+
+    async def openai_embeddings(self, raw: object) -> Answer:
+        """The answer to the body of OpenAI's `/v1/embeddings`."""
+        return await self._instrumentation.answer("openai", lambda: self._openai.embeddings(raw), openai_error)
+
+    async def openai_models(self, path: str) -> Answer:
+        """The answer to OpenAI's `/v1/models`, or to the path of one model."""
+
+        async def work() -> Outcome:
+            return self._openai.models(path)
+
+        return await self._instrumentation.answer("openai", work, openai_error)
+
+    async def _run(self, raw: object, progress: Progress | None) -> Outcome:
+        core = self.core
+        match await asyncio.to_thread(parse, raw, self._limits):
+            case EmbedRequest(qdrant=QdrantTarget() as target) as request:
+                return await self._ingest(request, target, progress)
+            case EmbedRequest() as request:
+                return await self._embed(request)
+            case SearchRequest() as request:
+                result = await core.search(request.value())
+                body = await asyncio.to_thread(
+                    lambda: self._bounded(search_answer(result, core.model_name), _SEARCH_REMEDY)
+                )
+                return Outcome(body, result.tokens)
+            case ScoreRequest() as request:
+                scores = await core.score(request.value())
+                return Outcome(self._bounded(score_answer(scores, core.model_name), _SCORE_REMEDY), scores.tokens)
+            case CountRequest() as request:
+                return Outcome(encoded({"count": (await core.collections.count(request.value())).count}))
+            case DeleteRequest() as request:
+                return Outcome(encoded({"deleted": (await core.collections.delete(request.value())).deleted}))
+
+    async def _embed(self, request: EmbedRequest) -> Outcome:
+        result = await self.core.embed(request.embed_value(), self._admit(request))
+        body = await asyncio.to_thread(
+            lambda: self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY)
+        )
+        return Outcome(body, result.tokens)
+
+    async def _ingest(self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None) -> Outcome:
+        limit = SizeLimit(self._max_bytes, _EMBED_REMEDY if request.wants_vectors else _INGEST_REMEDY)
+        written = b""
+
+        def admit_texts(texts: Sequence[IngestedText], points: int) -> None:
+            nonlocal written
+            tokens = sum(text.tokens for text in texts)
+            written = encoded(ingest_answer(request, texts, tokens, self.core.model_name))
+            limit.check(written, reserve=points * REJECTION_MAX_BYTES)
+
+        result = await self.core.ingest(
+            request.ingest_value(target),
+            admit=self._admit(request),
+            admit_texts=admit_texts,
+            progress=None if progress is None else lambda done: progress(_progress(done)),
+        )
+        if not request.wants_vectors:  # what it said before the model ran may have changed, and is small
+            written = encoded(ingest_answer(request, result.texts, result.tokens, self.core.model_name))
+        upsert = upsert_answer(result.report)
+        body = Outcome(written).with_member("upsert", encoded(upsert))
+        return Outcome(body, result.tokens, [point["code"] for point in upsert["rejected"]])
+
+    def _admit(self, request: EmbedRequest) -> Callable[[Sequence[int]], None]:
+        """Refuses, before anything is computed, an answer that is sure to be too large."""
+        limit = SizeLimit(self._max_bytes, _EMBED_REMEDY)
+
+        def admit(tokens: Sequence[int]) -> None:
+            if not request.wants_vectors:
+                return
+            limit.check_minimum(
+                vectors_min_bytes(
+                    tokens,
+                    dense=self.core.hidden_size if "dense" in request.vectors else 0,
+                    colbert=self.core.colbert_size if "colbert" in request.vectors else 0,
+                    encoding=request.encoding,
+                    dtype=request.dtype,
+                )
+            )
+
+        return admit
+
+    def _bounded(self, answer: object, remedy: str) -> bytes:
+        body = encoded(answer)
+        SizeLimit(self._max_bytes, remedy).check(body)
+        return body
+
+
+def render_error(error: WorkerError) -> Mapping[str, Any]:
+    """The JSON of an error; that of an ingest says what became of every point."""
+    if isinstance(error, IngestFailed):
+        return error_answer(error, upsert=upsert_answer(error.report))
+    return error_answer(error)
+
+
+def _progress(progress: IngestProgress) -> dict[str, int]:
+    return {"settled": progress.done, "points": progress.points}

@@ -1,0 +1,183 @@
+"""Errors on the wire: the one table from their types to codes and HTTP statuses, and their JSON.
+
+`{"error", "error_code", "retryable", "details"}`: `error` is always a string, the code is what callers branch on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict  # Python 3.11's own has no schema
+
+from embedder import (
+    Cancelled,
+    DeviceLost,
+    Internal,
+    InvalidRequest,
+    ModelFailure,
+    NotFound,
+    Overloaded,
+    WorkerError,
+)
+from qdrant_sink import DuplicateId, Refusal, SchemaMismatch, StoreRejected, StoreUnavailable
+from service.operations import IngestFailed
+
+
+class ResponseTooLarge(WorkerError):
+    """The answer would be larger than what the platform carries.
+
+    Attributes:
+        size: of the answer in bytes, or what it has at least.
+        limit: in bytes.
+    """
+
+    def __init__(self, message: str, *, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
+
+
+class Unauthorized(InvalidRequest):
+    """The bearer token is missing or wrong."""
+
+
+class UnknownPath(NotFound):
+    """This service has no such path."""
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, with another method."""
+
+
+class BodyStalled(InvalidRequest):
+    """The client has stopped sending in the middle of its body."""
+
+    retryable = True
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over the limit of the HTTP server."""
+
+
+class NotJson(InvalidRequest):
+    """The content type is not JSON."""
+
+
+class Loading(Overloaded):
+    """The model is still loading."""
+
+
+class ShuttingDown(Cancelled):
+    """The worker takes nothing new; another may."""
+
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """How an error is told.
+
+    Attributes:
+        code: the stable name that callers branch on.
+        status: of HTTP.
+    """
+
+    code: str
+    status: int
+
+
+ERRORS: Final[Mapping[type[WorkerError], WireError]] = {
+    InvalidRequest: WireError("invalid_request", 400),
+    Unauthorized: WireError("invalid_request", 401),
+    MethodNotAllowed: WireError("invalid_request", 405),
+    BodyStalled: WireError("invalid_request", 408),
+    BodyTooLarge: WireError("invalid_request", 413),
+    NotJson: WireError("invalid_request", 415),
+    NotFound: WireError("not_found", 404),
+    Overloaded: WireError("overloaded", 429),
+    Loading: WireError("overloaded", 503),
+    ResponseTooLarge: WireError("response_too_large", 413),
+    ModelFailure: WireError("model_failure", 500),
+    DeviceLost: WireError("model_failure", 503),
+    StoreUnavailable: WireError("store_unavailable", 503),
+    StoreRejected: WireError("store_rejected", 502),
+    SchemaMismatch: WireError("schema_mismatch", 409),
+    DuplicateId: WireError("duplicate_id", 409),
+    Cancelled: WireError("cancelled", 503),
+    Internal: WireError("internal", 500),
+}
+"""By type; a subclass that is not named here is told as its base is."""
+
+CODES: Final = tuple(sorted({error.code for error in ERRORS.values()}))
+"""All values of `error_code`."""
+
+ErrorCode = Annotated[str, WithJsonSchema({"enum": list(CODES)})]
+
+RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 5}
+"""Seconds of the `Retry-After` header by status, unless the error itself knows better."""
+
+
+class Error(TypedDict):
+    """An error on the wire."""
+
+    error: Annotated[str, Field(description="names the field, the limit and the value")]
+    error_code: ErrorCode
+    retryable: bool
+    details: dict[str, Any]
+
+
+def wire_error(error: WorkerError) -> WireError:
+    """The code and the status of an error."""
+    told = error.cause if isinstance(error, IngestFailed) else error
+    return next(ERRORS[kind] for kind in type(told).__mro__ if kind in ERRORS)
+
+
+def code_of(cause: WorkerError | Refusal) -> str:
+    """The code of an error, or of what conformance refuses in one point."""
+    return cause.code if isinstance(cause, Refusal) else wire_error(cause).code
+
+
+def error_answer(error: WorkerError, **details: Any) -> Error:
+    """The JSON of an error.
+
+    Args:
+        error: which one.
+        details: further values to travel beside the message.
+    """
+    told = error.cause if isinstance(error, IngestFailed) else error
+    return {
+        "error": told.message,
+        "error_code": wire_error(told).code,
+        "retryable": told.retryable,
+        "details": {**_details(told), **details},
+    }
+
+
+def retry_after_s(error: WorkerError) -> int | None:
+    """Whole seconds after which to try again; None where that does not help."""
+    told = error.cause if isinstance(error, IngestFailed) else error
+    status = wire_error(told).status
+    if status in RETRY_AFTER_S and isinstance(told, StoreUnavailable) and told.retry_after_s is not None:
+        return max(1, round(told.retry_after_s))
+    return RETRY_AFTER_S.get(status)
+
+
+def _details(error: WorkerError) -> dict[str, Any]:
+    match error:
+        case InvalidRequest(fields=fields) | NotFound(fields=fields) if fields:
+            return {"errors": [{"field": field.field, "message": field.message} for field in fields]}
+        case NotFound(collection=str(collection), ids=ids):
+            return {"collection": collection, "ids": list(ids)}
+        case ResponseTooLarge(size=size, limit=limit):
+            return {"bytes": size, "limit": limit}
+        case StoreUnavailable(retry_after_s=seconds) if seconds is not None:
+            return {"retry_after_s": seconds}
+        case SchemaMismatch(collection=collection, differences=differences) if differences:
+            return {
+                "collection": collection,
+                "differences": [{"field": one.field, "found": one.found, "wanted": one.wanted} for one in differences],
+            }
+    return {}

@@ -1,0 +1,173 @@
+"""The types of the fields of requests, and the limits that they are checked against."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic.alias_generators import to_camel
+
+from embedder import KINDS, Kind
+from qdrant_sink import COLLECTION_NAME, PayloadKeys, WithPayload, check_filter
+from qdrant_sink.points import INTEGER_ID_MAX
+from qdrant_sink.searching.plan import OVERSAMPLING
+from service.collection_config import PAYLOAD_PATH
+from service.validation import is_unicode, kind_of, shown
+
+PAYLOAD_KEYS_MAX = 100
+"""Keys of a payload that a request may name one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request is checked against beyond its own form.
+
+    Attributes:
+        max_texts: most texts or queries of a request.
+        max_length: the model's limit on a text in tokens.
+    """
+
+    max_texts: int
+    max_length: int
+
+
+def _limits(info: ValidationInfo) -> Limits:
+    context = info.context
+    if not isinstance(context, Limits):
+        raise TypeError("requests are validated by parse(), which knows the limits")
+    return context
+
+
+def tokens_within_model(value: int, info: ValidationInfo) -> int:
+    """The value, if the model takes as many tokens."""
+    limit = _limits(info).max_length
+    if value > limit:
+        raise ValueError(f"must be at most the model's {limit} tokens, got {shown(value)}")
+    return value
+
+
+def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
+    limit = _limits(info).max_texts
+    if len(texts) > limit:
+        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
+    for index, text in enumerate(texts):
+        if not is_unicode(text):
+            raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
+    return texts
+
+
+def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]]:
+    limit = _limits(info).max_texts
+    if len(pairs) > limit:
+        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(pairs)}")
+    for index, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
+        for place, text in enumerate(pair):
+            if not is_unicode(text):
+                raise ValueError(f"[{index}][{place}] is not valid Unicode (a lone surrogate)")
+    return pairs
+
+
+def _valid_ids(ids: list[Any]) -> list[int | str]:
+    for index, one in enumerate(ids):
+        if isinstance(one, str):
+            if not one or not is_unicode(one):
+                raise ValueError(f"[{index}] must be a string of valid Unicode that is not empty")
+        elif isinstance(one, bool) or not isinstance(one, int):
+            raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
+                f"[{index}] must be an integer or a string, got {kind_of(one)}"
+            )
+        elif not 0 <= one <= INTEGER_ID_MAX:
+            raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {shown(one)}")
+    return ids
+
+
+def _distinct(kinds: list[Kind]) -> list[Kind]:
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"must not repeat a kind, got {', '.join(kinds)}")
+    return kinds
+
+
+def _valid_key(key: str) -> str:
+    if not is_unicode(key):
+        raise ValueError("is not valid Unicode (a lone surrogate)")
+    return key
+
+
+def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
+    check_filter(raw)
+    return raw
+
+
+def payload_selection(raw: object) -> WithPayload:
+    """What hits carry of their payload: all, nothing, these keys, or all but these."""
+    if isinstance(raw, bool):
+        return raw
+    if isinstance(raw, list):
+        return PayloadKeys(_keys(raw, ""))
+    if isinstance(raw, dict) and len(raw) == 1 and raw.keys() <= {"include", "exclude"}:
+        ((which, keys),) = raw.items()
+        if not isinstance(keys, list):
+            raise ValueError(f".{which} must be a list, got {kind_of(keys)}")
+        return PayloadKeys(_keys(keys, f".{which}"), excluded=which == "exclude")
+    got = "an object with other fields" if isinstance(raw, dict) else kind_of(raw)
+    raise ValueError(f"must be a boolean, a list of keys, or an object with either include or exclude, got {got}")
+
+
+def vector_selection(raw: object) -> tuple[Kind, ...]:
+    """Which vectors hits carry: all, none, or these kinds."""
+    if isinstance(raw, bool):
+        return KINDS if raw else ()
+    if not isinstance(raw, list):
+        raise ValueError(f"must be a boolean or a list of kinds, got {kind_of(raw)}")  # noqa: TRY004 - as above
+    for index, kind in enumerate(raw):
+        if kind not in KINDS:
+            raise ValueError(f"[{index}] must be one of {', '.join(KINDS)}, got {shown(kind)}")
+    return tuple(_distinct(raw))
+
+
+def _keys(raw: list[object], place: str) -> tuple[str, ...]:
+    if not 1 <= len(raw) <= PAYLOAD_KEYS_MAX:
+        raise ValueError(f"{place or ''} must have 1 to {PAYLOAD_KEYS_MAX} keys, got {len(raw)}".strip())
+    for index, key in enumerate(raw):
+        if not isinstance(key, str):
+            raise ValueError(f"{place}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
+        if len(key) > 255 or not is_unicode(key) or not re.fullmatch(PAYLOAD_PATH, key):
+            raise ValueError(f"{place}[{index}] must be a key such as topic or a.topic, of at most 255 characters")
+    return tuple(str(key) for key in raw)
+
+
+Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
+Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
+Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)]
+Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
+Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
+Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
+
+
+class Wire(BaseModel):
+    """A part of a request: strict types, camelCase names, nothing unknown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
+
+
+class QuantizationParams(Wire):
+    """How the quantized copy of a vector is used, where the collection keeps one."""
+
+    ignore: bool = False
+    rescore: bool = True
+    oversampling: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = OVERSAMPLING
+
+
+class SearchParams(Wire):
+    """How the store searches: `hnswEf` widens the graph search, `exact` does without the index."""
+
+    hnsw_ef: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    exact: bool = False
+    indexed_only: bool = False
+    quantization: QuantizationParams = QuantizationParams()

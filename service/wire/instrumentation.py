@@ -1,0 +1,109 @@
+"""What is counted and timed of every request, around its answer, whatever the operation and the transport are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from embedder import Cancelled, Internal, Timings, WorkerError, whereabouts
+from service.metrics import Metrics
+from service.operations import IngestFailed
+from service.wire.answers import encoded
+from service.wire.errors import code_of, retry_after_s, wire_error
+from service.wire.outcome import Answer, Outcome
+from service.wire.size import SizeLimit
+
+log = logging.getLogger(__name__)
+
+RenderError = Callable[[WorkerError], Mapping[str, Any]]
+"""The JSON of an error, in the form of a dialect."""
+
+
+def error_reply(error: WorkerError, render: RenderError) -> Answer:
+    """The answer that an error becomes."""
+    told = wire_error(error)
+    return Answer(encoded(render(error)), told.status, told.code, retry_after_s(error))
+
+
+def defect(error: Exception) -> Internal:
+    """What a caller reads of an exception that should not be; its message may quote a text and stays here."""
+    return Internal(f"internal error ({type(error).__name__}); the worker's log says where")
+
+
+def log_defect(error: Exception) -> None:
+    """Write where an exception was raised that should not be, and nothing of its message."""
+    log.error("internal error: %s", whereabouts(error))
+
+
+class Instrumentation:
+    """Answers requests, and counts and times them.
+
+    Args:
+        metrics: what is counted.
+        max_bytes: limit on an answer.
+    """
+
+    def __init__(self, metrics: Metrics, max_bytes: int) -> None:
+        self._metrics = metrics
+        self._limit = SizeLimit(max_bytes, "")
+
+    async def answer(
+        self,
+        operation: str,
+        work: Callable[[], Awaitable[Outcome]],
+        render_error: RenderError,
+        *,
+        with_timings: bool = False,
+    ) -> Answer:
+        """What comes of the work: its outcome, or the error that it ended with.
+
+        Args:
+            operation: a word of a fixed set.
+            work: does what the request asks for.
+            render_error: gives an error its form.
+            with_timings: whether the seconds of each stage are added to the answer.
+
+        Raises nothing but `asyncio.CancelledError`.
+        """
+        timings = Timings()
+        started = time.perf_counter()
+        try:
+            with timings.current():
+                outcome = await work()
+        except asyncio.CancelledError:
+            code = wire_error(Cancelled("")).code
+            self._metrics.answered(operation, code, timings.seconds, time.perf_counter() - started)
+            raise
+        except Exception as error:  # noqa: BLE001 - a request must not take the worker down
+            if isinstance(error, WorkerError):
+                failure = error
+            else:
+                log_defect(error)
+                failure = defect(error)
+            rejected = failure.report.rejected if isinstance(failure, IngestFailed) else ()
+            self._metrics.answered(
+                operation,
+                wire_error(failure).code,
+                timings.seconds,
+                time.perf_counter() - started,
+                rejected=[code_of(point.cause) for point in rejected],
+            )
+            return error_reply(failure, render_error)
+        seconds = time.perf_counter() - started
+        self._metrics.answered(
+            operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected
+        )
+        return Answer(self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.body)
+
+    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> bytes:
+        """The body with its timings, unless these would make it too large: what was done stays done."""
+        timings = encoded({stage: round(spent, 6) for stage, spent in seconds.items()})
+        body = outcome.with_member("timings", timings)
+        try:
+            self._limit.check(body)
+        except WorkerError:
+            return outcome.body
+        return body

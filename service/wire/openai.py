@@ -1,0 +1,255 @@
+"""OpenAI's embeddings API: `/v1/embeddings` and `/v1/models`, over HTTP and on the queue.
+
+Its answer has no field for a text that was cut or that failed; so both fail the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypedDict  # Python 3.11's own has no schema
+
+from embedder import Embedding, FieldError, InvalidRequest, ModelFailure, NotFound, Outputs, WorkerError
+from service import operations
+from service.operations import EmbedResult, Operations
+from service.validation import is_unicode
+from service.wire.answers import Count, Numbers, base64_data, encoded, numbers
+from service.wire.errors import ErrorCode, error_answer, wire_error
+from service.wire.outcome import Outcome
+from service.wire.parsing import validated
+from service.wire.size import SizeLimit, vectors_min_bytes
+
+EMBEDDINGS: Final = "/v1/embeddings"
+MODELS: Final = "/v1/models"
+
+_REMEDY: Final = "send fewer inputs, or use encoding_format base64"
+
+_TYPES: Final[Mapping[str, str]] = {
+    "invalid_request": "invalid_request_error",
+    "not_found": "invalid_request_error",
+    "response_too_large": "invalid_request_error",
+    "overloaded": "rate_limit_error",
+}
+"""OpenAI's `type` of an error by our code; of all others `server_error`."""
+
+
+def _valid_input(value: Any) -> list[str] | list[list[int]]:
+    """The inputs as a list, all of one kind."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a string, or a list of strings, of token ids or of lists of token ids, not empty")
+    if all(isinstance(text, str) for text in value):
+        return value
+    texts = [value] if all(_is_integer(token) for token in value) else value
+    for index, ids in enumerate(texts):
+        if not isinstance(ids, list) or not ids or not all(_is_integer(token) for token in ids):
+            raise ValueError(f"[{index}] must be of the same kind as the others: strings, or lists of token ids")
+    return texts
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_INPUT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        _IDS,
+        {"type": "array", "minItems": 1, "items": _IDS},
+    ]
+}
+
+
+class EmbeddingsRequest(BaseModel):
+    """The body of `/v1/embeddings`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    input: Annotated[Any, AfterValidator(_valid_input), WithJsonSchema(_INPUT)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+class QueueJob(BaseModel):
+    """A job's input as RunPod's OpenAI proxy writes it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    openai_route: str
+    openai_input: Any = None
+
+
+class EmbeddingAnswer(TypedDict):
+    """One embedding: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: Count
+    embedding: Numbers | str
+
+
+class EmbeddingsUsage(TypedDict):
+    """Tokens of all inputs."""
+
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbeddingsAnswer(TypedDict):
+    """The answer of `/v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[EmbeddingAnswer]
+    model: str
+    usage: EmbeddingsUsage
+
+
+class OpenAIErrorBody(TypedDict):
+    """What is wrong; `code` is the worker's own."""
+
+    message: str
+    type: str
+    param: str | None
+    code: ErrorCode
+
+
+class OpenAIError(TypedDict):
+    """An error in OpenAI's form."""
+
+    error: OpenAIErrorBody
+
+
+class OpenAIDialect:
+    """Answers OpenAI's requests.
+
+    Args:
+        core: the operations.
+        max_bytes: limit on an answer.
+    """
+
+    def __init__(self, core: Operations, max_bytes: int) -> None:
+        self._core = core
+        self._limit = SizeLimit(max_bytes, _REMEDY)
+        self._created = int(time.time())
+
+    async def route(self, raw: object) -> Outcome:
+        """The answer to a job's input from RunPod's OpenAI proxy: `{"openai_route", "openai_input"}`.
+
+        Raises:
+            WorkerError: see `openai_error` for its form on the wire.
+        """
+        job = validated(QueueJob, raw)
+        if job.openai_route == EMBEDDINGS:
+            return await self.embeddings(job.openai_input)
+        if job.openai_route == MODELS or job.openai_route.startswith(f"{MODELS}/"):
+            return self.models(job.openai_route)
+        raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}")
+
+    async def embeddings(self, raw: object) -> Outcome:
+        """The answer to the body of `/v1/embeddings`.
+
+        Raises:
+            WorkerError: see `openai_error` for its form on the wire.
+        """
+        request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
+        self._check(request)
+        strings = isinstance(request.input[0], str)
+        result = await self._core.embed(
+            operations.EmbedRequest(
+                texts=request.input if strings else (),
+                token_ids=() if strings else request.input,
+                outputs=Outputs.of(("dense",)),
+                role="either",
+                refuse_truncation=True,
+                label="input",
+            )
+        )
+        return await asyncio.to_thread(self._answered, request, result)
+
+    def models(self, path: str) -> Outcome:
+        """The answer of `/v1/models`, or of the path of one model.
+
+        Raises:
+            NotFound: another model.
+        """
+        listed = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
+        if path == MODELS:
+            return Outcome(encoded({"object": "list", "data": [listed]}))
+        if path == f"{MODELS}/{self._core.model_name}":
+            return Outcome(encoded(listed))
+        raise NotFound(self._other_model())
+
+    def _check(self, request: EmbeddingsRequest) -> None:
+        max_texts = self._core.settings.max_texts
+        if len(request.input) > max_texts:
+            raise _invalid("input", f"must have at most {max_texts} items (MAX_TEXTS), got {len(request.input)}")
+        if request.model not in (None, self._core.model_name):
+            message = self._other_model()
+            raise NotFound(message, fields=[FieldError("model", message)])
+        size = self._core.hidden_size
+        if request.dimensions not in (None, size):
+            raise _invalid("dimensions", f"must be the model's own, {size}, got {request.dimensions}")
+        encoding: Literal["list", "base64"] = "list" if request.encoding_format == "float" else "base64"
+        lengths = [1] * len(request.input)
+        self._limit.check_minimum(vectors_min_bytes(lengths, dense=size, colbert=0, encoding=encoding, dtype="float32"))
+        if isinstance(request.input[0], str):
+            for index, text in enumerate(request.input):
+                if not is_unicode(text):
+                    raise _invalid(f"input[{index}]", "is not valid Unicode (a lone surrogate)")
+
+    def _answered(self, request: EmbeddingsRequest, result: EmbedResult) -> Outcome:
+        data: list[EmbeddingAnswer] = []
+        for index, embedding in enumerate(result.texts):
+            if isinstance(embedding, ModelFailure):
+                raise embedding.at(f"input[{index}]")
+            data.append({"object": "embedding", "index": index, "embedding": _dense(embedding, request)})
+        answer: EmbeddingsAnswer = {
+            "object": "list",
+            "data": data,
+            "model": self._core.model_name,
+            "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
+        }
+        body = encoded(answer)
+        self._limit.check(body)
+        return Outcome(body, tokens=result.tokens)
+
+    def _other_model(self) -> str:
+        return f"model: this worker serves '{self._core.model_name}' only (GET {MODELS} names it)"
+
+
+def is_openai(raw: object) -> bool:
+    """Whether a job's input comes from RunPod's OpenAI proxy."""
+    return isinstance(raw, dict) and "openai_route" in raw
+
+
+def openai_error(error: WorkerError) -> OpenAIError:
+    """An error as OpenAI's object."""
+    answer = error_answer(error)
+    fields = answer["details"].get("errors") or [{"field": None}]
+    return {
+        "error": {
+            "message": answer["error"],
+            "type": _TYPES.get(wire_error(error).code, "server_error"),
+            "param": fields[0]["field"],
+            "code": answer["error_code"],
+        }
+    }
+
+
+def _invalid(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message).at(field)
+
+
+def _dense(embedding: Embedding, request: EmbeddingsRequest) -> Any:
+    if embedding.dense is None:
+        raise ModelFailure("the model gave no dense vector")
+    dense = numbers(embedding.dense)
+    return dense if request.encoding_format == "float" else base64_data(dense.astype("<f4", copy=False))

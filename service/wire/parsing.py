@@ -1,0 +1,119 @@
+"""JSON values as requests: which operation is meant, and what is wrong with its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from embedder import InvalidRequest
+from service.validation import complaint, is_unicode, kind_of
+from service.wire.fields import Limits
+from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
+
+Valid = TypeVar("Valid", bound=BaseModel)
+
+_MESSAGE_COMPLAINTS_MAX = 3
+"""Complaints in the message of an error."""
+
+_COMPLAINTS_MAX = 20
+"""Complaints in its details."""
+
+Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest
+
+_OPERATIONS: Mapping[str, type[Request]] = {
+    "embed": EmbedRequest,
+    "search": SearchRequest,
+    "count": CountRequest,
+    "delete": DeleteRequest,
+    "score": ScoreRequest,
+}
+
+
+def parse(raw: object, limits: Limits) -> Request:
+    """The request in a job's input.
+
+    Raises:
+        InvalidRequest: naming up to three fields at fault; up to twenty of them are in `fields`.
+    """
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
+    operation = raw.get("operation", "embed")
+    if not isinstance(operation, str) or operation not in _OPERATIONS:
+        got = f"'{operation[:32]}'" if isinstance(operation, str) and is_unicode(operation) else kind_of(operation)
+        raise InvalidRequest(f"operation must be one of {', '.join(_OPERATIONS)}, got {got}")
+    return validated(_OPERATIONS[operation], raw, limits)
+
+
+def request_type(operation: str) -> type[Request] | None:
+    """The type of an operation's requests; None if there is no such operation."""
+    return _OPERATIONS.get(operation)
+
+
+def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> Valid:
+    """The value as that type.
+
+    Raises:
+        InvalidRequest: naming up to three fields at fault; up to twenty of them are in `fields`.
+    """
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
+    try:
+        return kind.model_validate(raw, context=limits)
+    except ValidationError as error:
+        # Unknown fields first: where a name is misspelt, that is why the right one is missing.
+        errors = sorted(error.errors(include_url=False), key=lambda details: details["type"] != "extra_forbidden")
+        fields = [complaint(details) for details in errors[:_COMPLAINTS_MAX]]
+        message = "; ".join(field.message for field in fields[:_MESSAGE_COMPLAINTS_MAX])
+        if len(errors) > _MESSAGE_COMPLAINTS_MAX:
+            message += f" (and {len(errors) - _MESSAGE_COMPLAINTS_MAX} more)"
+        raise InvalidRequest(message, fields=fields) from None
+
+
+def completed(raw: object, operation: str, *, passages: bool, path: str) -> object:
+    """A body over HTTP as the input of a job: the path says the operation.
+
+    Args:
+        raw: the body.
+        operation: of the path.
+        passages: whether texts are passages by default, and a `qdrant` block is required.
+        path: for the message of an error.
+
+    Raises:
+        InvalidRequest: the body names another operation, or lacks the block.
+    """
+    if not isinstance(raw, dict):
+        return raw
+    if raw.get("operation", operation) != operation:
+        raise InvalidRequest(f"operation must be '{operation}' on {path}, or be left out")
+    if passages and raw.get("qdrant") is None:
+        raise InvalidRequest("qdrant is required")
+    defaults = {"isPassage": True} if passages else {}
+    return {**defaults, **raw, "operation": operation}
+
+
+def operation_name(raw: object) -> str:
+    """The operation of a job's input as a word of a fixed set; `unknown` where there is none."""
+    if not isinstance(raw, dict):
+        return "unknown"
+    operation = raw.get("operation", "embed")
+    return operation if isinstance(operation, str) and operation in _OPERATIONS else "unknown"
+
+
+class _Timings(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    timings: bool
+
+
+def split_timings(raw: object) -> tuple[object, bool]:
+    """A job's input without `timings`, which every operation takes, and whether it was true.
+
+    Raises:
+        InvalidRequest: it is not a boolean.
+    """
+    if not isinstance(raw, dict) or "timings" not in raw:
+        return raw, False
+    wanted = validated(_Timings, {"timings": raw["timings"]}).timings
+    return {key: value for key, value in raw.items() if key != "timings"}, wanted

@@ -1,0 +1,350 @@
+"""The JSON of requests, one type per operation, and the request values that operations take.
+
+Wire names are camelCase, Python names snake_case. Types are strict (`1.0` is not an integer, `"true"` not a boolean),
+unknown fields are refused by name, and every complaint is an `InvalidRequest` that names the field, the limit and the
+value, but never quotes a text. What passes here needs no further check.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from embedder import CHUNK_MIN_TOKENS, KINDS, Kind, Outputs
+from qdrant_sink import GROUP_KEY, Rescoring, SearchOptions, WithPayload
+from service import operations
+from service.wire.fields import (
+    Collection,
+    Filter,
+    Ids,
+    Kinds,
+    Pairs,
+    SearchParams,
+    TextKey,
+    Texts,
+    Weight,
+    Wire,
+    payload_selection,
+    tokens_within_model,
+    vector_selection,
+)
+
+HITS_MAX = 1_000_000
+"""Hits of one search request before they are cut to pages: what a worker can hold beside the model."""
+
+EXAMPLES_MAX = 100
+"""Positive or negative points of a search, whose vectors are read first."""
+
+EXPLAINED_HITS_MAX = 1000
+"""Hits of one request that are explained: each is tokenized anew."""
+
+EXPLAINED_ROWS_HITS_MAX = 100
+"""The same where their ColBERT rows are fetched: a client's lists of 1023 rows of 1024 take 32 MB."""
+
+
+class Chunking(Wire):
+    """How texts are cut into points: at most `maxTokens` each, of which `overlap` repeat the end of the one before."""
+
+    max_tokens: Annotated[int, Field(ge=CHUNK_MIN_TOKENS)] = 512
+    overlap: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _within_model(cls, value: int, info: ValidationInfo) -> int:
+        return tokens_within_model(value, info)
+
+    @property
+    def overlap_tokens(self) -> int:
+        """`overlap`, by default an eighth of `maxTokens`."""
+        return self.max_tokens // 8 if self.overlap is None else self.overlap
+
+    def value(self) -> operations.Chunking:
+        """The request value."""
+        return operations.Chunking(self.max_tokens, self.overlap_tokens)
+
+
+class QdrantTarget(Wire):
+    """The `qdrant` block of an embed request: where and how to store the points."""
+
+    collection: Collection | None = None
+    ids: Ids | None = None
+    id_scope: Collection | None = None
+    payloads: list[dict[str, Any]] | None = None
+    text_key: TextKey = "text"
+    mode: Literal["upsert", "insertOnly"] = "upsert"
+    chunk: Chunking | None = None
+    colbert_pooling: Literal["none", "mean"] = "none"
+
+
+class EmbedRequest(Wire):
+    """Turn texts into vectors, and store them if `qdrant` says where."""
+
+    operation: Literal["embed"] = "embed"
+    texts: Texts
+    is_passage: bool = False
+    batch_size: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    vectors: Kinds = Field(default=list(KINDS))
+    max_length: Annotated[int, Field(ge=3)] | None = None
+    encoding: Literal["list", "base64"] = "list"
+    dtype: Literal["float32", "float16"] = "float32"
+    include_text: bool = True
+    return_vectors: bool | None = None
+    qdrant: QdrantTarget | None = None
+
+    @field_validator("max_length")
+    @classmethod
+    def _within_model(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return None if value is None else tokens_within_model(value, info)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EmbedRequest:
+        if self.encoding == "list" and self.dtype == "float16":
+            raise ValueError("dtype: float16 needs encoding base64; a list holds float32")
+        if self.qdrant is not None:
+            for name in ("ids", "payloads"):
+                given = getattr(self.qdrant, name)
+                if given is not None and len(given) != len(self.texts):
+                    raise ValueError(
+                        f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(given)}"
+                    )
+            if self.qdrant.chunk is not None:
+                self._fits_chunks(self.qdrant.chunk)
+        return self
+
+    def _fits_chunks(self, chunk: Chunking) -> None:
+        most = chunk.max_tokens // 2
+        if chunk.overlap_tokens > most:
+            raise ValueError(f"qdrant.chunk.overlap: must be at most half of maxTokens ({most}), got {chunk.overlap}")
+        if self.return_vectors:
+            raise ValueError("returnVectors: a text in chunks has no vectors of its own; leave it out")
+        if self.max_length is not None and self.max_length < chunk.max_tokens:
+            raise ValueError(
+                f"maxLength: must be at least qdrant.chunk.maxTokens ({chunk.max_tokens}), or be left out, "
+                f"got {self.max_length}"
+            )
+
+    @property
+    def wants_vectors(self) -> bool:
+        """Whether the answer carries vectors: by default only where they are not stored."""
+        return self.qdrant is None if self.return_vectors is None else self.return_vectors
+
+    @property
+    def role(self) -> operations.Role:
+        """What the texts are."""
+        return "passage" if self.is_passage else "query"
+
+    def embed_value(self) -> operations.EmbedRequest:
+        """The request value, where nothing is stored. ColBERT rows have the type in which they are sent."""
+        return operations.EmbedRequest(
+            texts=self.texts,
+            outputs=Outputs.of(self.vectors, self.dtype),
+            role=self.role,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+        )
+
+    def ingest_value(self, target: QdrantTarget) -> operations.IngestRequest:
+        """The request value, where points are stored as the `qdrant` block says."""
+        return operations.IngestRequest(
+            texts=self.texts,
+            vectors=self.vectors,
+            role=self.role,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+            return_vectors=self.wants_vectors,
+            collection=target.collection,
+            ids=target.ids,
+            id_scope=target.id_scope,
+            payloads=target.payloads,
+            text_key=target.text_key,
+            insert_only=target.mode == "insertOnly",
+            chunk=None if target.chunk is None else target.chunk.value(),
+            pool_colbert=target.colbert_pooling == "mean",
+            path="qdrant.",
+        )
+
+
+class Like(Wire):
+    """Stored points in place of queries: what is found is like the first and unlike the second."""
+
+    positive: Annotated[Ids, Field(min_length=1, max_length=EXAMPLES_MAX)]
+    negative: Annotated[Ids, Field(max_length=EXAMPLES_MAX)] = Field(default=[])
+    id_scope: Collection | None = None
+
+    def value(self) -> operations.Like:
+        """The request value."""
+        return operations.Like(self.positive, self.negative, self.id_scope)
+
+
+class SearchRequest(Wire):
+    """Find the stored points nearest to each query, or to the examples of `like`."""
+
+    operation: Literal["search"]
+    queries: Texts = Field(default=[])
+    like: Like | None = None
+    collection: Collection | None = None
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 10
+    offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    using: Kinds = Field(default=["dense", "sparse"])
+    fusion: Literal["rrf", "dbsf"] = "rrf"
+    rrf_k: Annotated[int, Field(ge=1, le=1_000_000)] = 60
+    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    prefetch: Annotated[int, Field(ge=1, le=100_000)] = 100
+    rerank: Literal["colbert"] | None = None
+    filter: Filter | None = None
+    score_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    params: SearchParams = SearchParams()
+    with_payload: Annotated[WithPayload, PlainValidator(payload_selection)] = True
+    with_vectors: Annotated[tuple[Kind, ...], PlainValidator(vector_selection)] = ()
+    group_by: Annotated[str, Field(pattern=GROUP_KEY, max_length=255)] | None = None
+    group_size: Annotated[int, Field(ge=1, le=100)] = 1
+    explain: bool = False
+    text_key: TextKey = "text"
+
+    @model_validator(mode="after")
+    def _explains_few(self) -> SearchRequest:
+        if not self.explain:
+            return self
+        by_group = " x groupSize" if self.group_by else ""
+        asked, most_hits = len(self.queries) or 1, self.limit * self.group_size
+        most = EXPLAINED_ROWS_HITS_MAX if "colbert" in (*self.using, self.rerank) else EXPLAINED_HITS_MAX
+        if asked * most_hits > most:
+            raise ValueError(
+                f"explain: queries x limit{by_group} must be at most {most}, got {asked} x {most_hits}; "
+                "lower limit, or ask for fewer queries at once"
+            )
+        candidates = len(self.using) * max(self.prefetch, (self.limit + self.offset) * self.group_size)
+        if asked * candidates > HITS_MAX:
+            raise ValueError(
+                f"explain: queries x candidates of all branches must be at most {HITS_MAX}, "
+                f"got {asked} x {candidates}; lower prefetch or offset"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SearchRequest:
+        if bool(self.queries) == (self.like is not None):
+            raise ValueError("queries: and like exclude each other" if self.like else "queries: or like must be given")
+        if self.group_by is None and self.group_size > 1:
+            raise ValueError(f"groupSize: belongs to groupBy, which is not given, got {self.group_size}")
+        asked, pages = len(self.queries) or 1, self.limit + self.offset
+        if asked * pages * self.group_size > HITS_MAX:
+            by_group = " x groupSize" if self.group_by else ""
+            raise ValueError(
+                f"limit: queries x (limit + offset){by_group} must be at most {HITS_MAX}, got {asked} x {pages}"
+                + (f" x {self.group_size}" if self.group_by else "")
+            )
+        if self.group_by is not None and asked * len(self.using) * self.prefetch > HITS_MAX:
+            raise ValueError(
+                f"prefetch: queries x branches x prefetch must be at most {HITS_MAX} with groupBy, "
+                f"got {asked} x {len(self.using)} x {self.prefetch}"
+            )
+        if self.weights is not None:
+            if self.fusion != "rrf":
+                raise ValueError(f"weights: belong to fusion rrf, not {self.fusion}")
+            if len(self.weights) != len(self.using):
+                raise ValueError(
+                    f"weights: must have one per branch of using ({len(self.using)}), got {len(self.weights)}"
+                )
+        return self
+
+    def value(self) -> operations.SearchRequest:
+        """The request value."""
+        params = self.params
+        options = SearchOptions(
+            using=tuple(self.using),
+            fusion=self.fusion,
+            rrf_k=self.rrf_k,
+            weights=None if self.weights is None else tuple(self.weights),
+            prefetch=self.prefetch,
+            rerank=self.rerank,
+            limit=self.limit,
+            offset=self.offset,
+            where=self.filter,
+            score_threshold=self.score_threshold,
+            hnsw_ef=params.hnsw_ef,
+            exact=params.exact,
+            indexed_only=params.indexed_only,
+            rescoring=Rescoring(**params.quantization.model_dump()),
+            with_payload=self.with_payload,
+            with_vectors=self.with_vectors,
+            group_by=self.group_by,
+            group_size=self.group_size,
+        )
+        return operations.SearchRequest(
+            queries=self.queries,
+            like=None if self.like is None else self.like.value(),
+            collection=self.collection,
+            options=options,
+            explain=self.explain,
+            text_key=self.text_key,
+        )
+
+
+class CountRequest(Wire):
+    """How many points a collection holds, or how many match a filter."""
+
+    operation: Literal["count"]
+    collection: Collection | None = None
+    filter: Filter | None = None
+
+    def value(self) -> operations.CountRequest:
+        """The request value."""
+        return operations.CountRequest(self.collection, self.filter)
+
+
+class DeleteRequest(Wire):
+    """Remove points by their ids or by a filter."""
+
+    operation: Literal["delete"]
+    collection: Collection | None = None
+    ids: Annotated[Ids, Field(min_length=1)] | None = None
+    id_scope: Collection | None = None
+    filter: Annotated[Filter, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DeleteRequest:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("filter: and ids exclude each other" if self.ids else "filter: or ids must be given")
+        return self
+
+    def value(self) -> operations.DeleteRequest:
+        """The request value."""
+        return operations.DeleteRequest(self.collection, self.ids, self.id_scope, self.filter)
+
+
+class ScoreRequest(Wire):
+    """How well each passage answers its query."""
+
+    operation: Literal["score"]
+    pairs: Pairs
+    weights: list[Weight] = Field(default=[1.0, 1.0, 1.0], json_schema_extra={"minItems": 3, "maxItems": 3})
+    max_query_length: Annotated[int, Field(ge=3)] | None = None
+    max_passage_length: Annotated[int, Field(ge=3)] | None = None
+
+    @field_validator("max_query_length", "max_passage_length")
+    @classmethod
+    def _within_model(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return None if value is None else tokens_within_model(value, info)
+
+    @field_validator("weights")
+    @classmethod
+    def _weigh_something(cls, weights: list[float]) -> list[float]:
+        if len(weights) != 3:
+            raise ValueError(f"must have exactly 3 items, got {len(weights)}")
+        if weights[0] == weights[1] == 0:
+            raise ValueError("must be above 0 for dense or sparse, whose weighted mean is one of the scores")
+        return weights
+
+    def value(self) -> operations.ScoreRequest:
+        """The request value."""
+        return operations.ScoreRequest(
+            self.pairs, operations.Weights(*self.weights), self.max_query_length, self.max_passage_length
+        )

@@ -1,0 +1,136 @@
+"""JSON Schemas of all answers, generated from their types, with an example each (its vectors shortened)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
+from pydantic_core.core_schema import TypedDictSchema
+
+from service.wire.answers import CountAnswer, DeleteAnswer, EmbedAnswer, PointsAnswer, ScoreAnswer, SearchAnswer
+from service.wire.errors import Error
+from service.wire.openai import EmbeddingsAnswer, OpenAIError
+
+Json = dict[str, Any]
+
+REFERENCE: Final = "#/components/schemas/{model}"
+"""How schemas refer to each other."""
+
+_MODE: Final[JsonSchemaMode] = "serialization"
+
+_TEXT: Final[Json] = {
+    "text": "rsync copies only the changed parts of files.",
+    "tokens": 15,
+    "truncated": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The answer of a path.
+
+    Attributes:
+        type: a typed dictionary.
+        example: an answer.
+    """
+
+    type: Any
+    example: Json
+
+    @property
+    def name(self) -> str:
+        """Name of the schema."""
+        return str(self.type.__name__)
+
+
+ANSWERS: Final[Mapping[str, Described]] = {
+    "/embed": Described(
+        EmbedAnswer,
+        {
+            "results": [
+                {
+                    **_TEXT,
+                    "dense": [-0.02017, 0.01956],
+                    "sparse": {"indices": [5, 754], "values": [0.1257, 0.0559]},
+                    "colbert": [[-0.06266, 0.10655]],
+                }
+            ],
+            "usage": {"tokens": 15},
+            "model": "BAAI/bge-m3",
+        },
+    ),
+    "/points": Described(
+        PointsAnswer,
+        {
+            "results": [{**_TEXT, "id": "790dd20f-6aa9-57ca-90e3-1926c19dac9b"}],
+            "usage": {"tokens": 15},
+            "model": "BAAI/bge-m3",
+            "upsert": {"collection": "notes", "stored": 1, "skipped": 0, "rejected": []},
+        },
+    ),
+    "/search": Described(
+        SearchAnswer,
+        {
+            "results": [
+                {
+                    "hits": [
+                        {
+                            "id": "790dd20f-6aa9-57ca-90e3-1926c19dac9b",
+                            "score": 3.8174,
+                            "payload": {"text": _TEXT["text"], "topic": "backup", "id": "rsync"},
+                        }
+                    ]
+                }
+            ],
+            "usage": {"tokens": 7},
+            "model": "BAAI/bge-m3",
+        },
+    ),
+    "/score": Described(
+        ScoreAnswer,
+        {
+            "scores": {
+                "dense": [0.615],
+                "sparse": [0.24],
+                "colbert": [0.603],
+                "sparse+dense": [0.427],
+                "colbert+sparse+dense": [0.486],
+            },
+            "errors": [],
+            "usage": {"tokens": 22},
+            "model": "BAAI/bge-m3",
+        },
+    ),
+    "/points/count": Described(CountAnswer, {"count": 1}),
+    "/points/delete": Described(DeleteAnswer, {"deleted": 1}),
+    "/v1/embeddings": Described(
+        EmbeddingsAnswer,
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [-0.02017, 0.01956]}],
+            "model": "BAAI/bge-m3",
+            "usage": {"prompt_tokens": 15, "total_tokens": 15},
+        },
+    ),
+}
+"""By path."""
+
+
+def schemas() -> Json:
+    """All schemas of answers and errors, by name; no answer has further keys."""
+    types = [described.type for described in ANSWERS.values()] + [Error, OpenAIError]
+    inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
+    described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
+    own = {name: schema for (name, _), schema in described.items() if "$ref" not in schema}
+    return {**definitions.get("$defs", {}), **own}
+
+
+class _Closed(GenerateJsonSchema):
+    """Writes typed dictionaries without further keys."""
+
+    def typed_dict_schema(self, schema: TypedDictSchema) -> Json:
+        """As pydantic writes it, closed."""
+        return {**super().typed_dict_schema(schema), "additionalProperties": False}

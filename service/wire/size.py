@@ -1,0 +1,92 @@
+"""The size of an answer: bounded from shapes before the model runs, and from the bytes that are sent.
+
+RunPod drops an answer over its limit without a word, so one that is too large is an error. The limit counts the JSON as
+the queue's encoder writes it, which puts a space after each comma and colon and a zero into short exponents; over HTTP
+the same answer is a little smaller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import orjson
+
+from service.wire.errors import ResponseTooLarge
+
+Encoding = Literal["list", "base64"]
+NumberType = Literal["float32", "float16"]
+
+_ENVELOPE_BYTES: Final = 64
+"""What the queue puts around an answer."""
+
+_LIST_NUMBER_MIN_BYTES: Final = 4
+"""`0.1,`: no number of a vector is shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimit:
+    """The limit on answers of one kind.
+
+    Attributes:
+        max_bytes: the limit.
+        remedy: what a caller can do about an answer that is too large.
+    """
+
+    max_bytes: int
+    remedy: str
+
+    def check_minimum(self, size: int) -> None:
+        """Refuse an answer of which so many bytes are certain.
+
+        Raises:
+            ResponseTooLarge: saying so, and the ways out.
+        """
+        if size > self.max_bytes:
+            raise ResponseTooLarge(
+                f"the answer would have more than {size} bytes, the limit is {self.max_bytes} (MAX_RESPONSE_MB); "
+                f"{self.remedy}",
+                size=size,
+                limit=self.max_bytes,
+            )
+
+    def check(self, body: bytes, *, reserve: int = 0) -> None:
+        """Refuse an answer whose JSON is over the limit.
+
+        Args:
+            body: compact JSON.
+            reserve: bytes that are going to be added.
+
+        Raises:
+            ResponseTooLarge: saying how large it is, and the ways out.
+        """
+        reserve += _ENVELOPE_BYTES
+        # The two encoders write some numbers differently, none half as long as the other does.
+        self.check_minimum(len(body) // 2 + reserve)
+        size = len(body) + body.count(b",") + body.count(b":") + body.count(b"e-") + reserve
+        if size > self.max_bytes:  # an upper bound: commas inside texts count too
+            size = len(json.dumps(orjson.loads(body), ensure_ascii=False).encode()) + reserve
+        if size > self.max_bytes:
+            raise ResponseTooLarge(
+                f"the answer has {size} bytes, the limit is {self.max_bytes} (MAX_RESPONSE_MB); {self.remedy}",
+                size=size,
+                limit=self.max_bytes,
+            )
+
+
+def vectors_min_bytes(tokens: Sequence[int], *, dense: int, colbert: int, encoding: Encoding, dtype: NumberType) -> int:
+    """Bytes that the dense and ColBERT vectors of an answer have at least; exact for base64.
+
+    Args:
+        tokens: number of tokens per text.
+        dense: components of a dense vector; 0 where none are sent.
+        colbert: components of a ColBERT row; 0 where none are sent.
+        encoding: how vectors are written.
+        dtype: of the numbers in base64.
+    """
+    numbers = len(tokens) * dense + (sum(tokens) - len(tokens)) * colbert
+    if encoding == "list":
+        return numbers * _LIST_NUMBER_MIN_BYTES
+    return numbers * (2 if dtype == "float16" else 4) * 4 // 3

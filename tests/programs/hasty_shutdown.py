@@ -1,0 +1,12 @@
+"""The HTTP server, which leaves a client behind that has not read its answer a second after the end."""
+
+from __future__ import annotations
+
+import sys
+
+from service.operations import Operations
+from service.settings import Settings
+from service.transports.http.server import serve
+
+if __name__ == "__main__":
+    sys.exit(serve(Settings.from_environment(), Operations.build, shutdown_timeout_s=1))

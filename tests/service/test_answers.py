@@ -1,0 +1,128 @@
+"""Answers on the wire: numbers that read back exactly, ids as Qdrant writes them, and only what was asked for."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder import Embedding, ModelFailure, SparseVector
+from qdrant_sink import Hit, PointId, Vectors
+from service.operations import EmbedResult, SearchResult
+from service.wire.answers import embed_answer, encoded, search_answer
+from service.wire.fields import Limits
+from service.wire.parsing import validated
+from service.wire.requests import EmbedRequest
+from tests.service.client import Json, read, unpacked
+
+LIMITS = Limits(max_texts=2, max_length=512)
+
+floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def embedded(embedding: Embedding, **fields: Any) -> Json:
+    """The result of one text in an embed answer, as a client reads it."""
+    request = validated(EmbedRequest, {"texts": ["a text"], **fields}, LIMITS)
+    answer = read(encoded(embed_answer(request, EmbedResult([embedding]), "m")))
+    (result,) = answer["results"]
+    assert isinstance(result, dict)
+    return result
+
+
+def found(result: SearchResult) -> Json:
+    """A search answer as a client reads it."""
+    return read(encoded(search_answer(result, "m")))
+
+
+@given(st.lists(floats, min_size=1, max_size=50))
+def test_a_list_of_numbers_is_the_float32_it_was(numbers: list[float]) -> None:
+    """Whoever reads a list into float32 has the bits that the model made."""
+    dense = np.array(numbers, dtype=np.float32)
+    result = embedded(Embedding(dense, None, dense.reshape(1, -1), tokens=2, truncated=False))
+    assert set(result) == {"text", "tokens", "truncated", "dense", "colbert"}
+    assert np.array(result["dense"], dtype=np.float32).tobytes() == dense.tobytes()
+    assert np.array(result["colbert"], dtype=np.float32).tobytes() == dense.tobytes()
+
+
+@given(st.dictionaries(st.integers(0, 2**32 - 1), floats))
+def test_a_sparse_vector_keeps_every_index_and_weight(weights: dict[int, float]) -> None:
+    """Indices up to 2^32 - 1 and their weights arrive as they are."""
+    indices = np.array(sorted(weights), dtype=np.uint32)
+    values = np.array([weights[index] for index in sorted(weights)], dtype=np.float32)
+    sparse = embedded(Embedding(None, SparseVector(indices, values), None, tokens=2, truncated=False))["sparse"]
+    assert sparse["indices"] == indices.tolist()
+    assert np.array(sparse["values"], dtype=np.float32).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_base64_is_the_bytes_of_the_array(dtype: str) -> None:
+    """Little-endian rows, with their shape and type, also where the array is a view of a larger one."""
+    rows = np.linspace(-1, 1, 120, dtype=np.float32).reshape(6, 20)
+    view = rows[1:5, ::2]
+    result = embedded(
+        Embedding(rows[0], None, view, tokens=5, truncated=False), encoding="base64", dtype=dtype, includeText=False
+    )
+    assert set(result) == {"tokens", "truncated", "dense", "colbert"}
+    assert result["colbert"]["shape"] == [4, 10]
+    np.testing.assert_array_equal(unpacked(result["colbert"]), view.astype(dtype))
+    np.testing.assert_array_equal(unpacked(result["dense"]), rows[0].astype(dtype))
+
+
+def test_a_text_that_failed_has_its_error_in_place_of_vectors() -> None:
+    """The error of one text has the four keys of any error, beside the text, and takes no neighbour along."""
+    good = Embedding(np.array([0.5], np.float32), None, None, tokens=3, truncated=True)
+    request = validated(EmbedRequest, {"texts": ["one", "two"]}, LIMITS)
+    results: list[Embedding | ModelFailure] = [good, ModelFailure("dense: not finite")]
+    answer = read(encoded(embed_answer(request, EmbedResult(results), "m")))
+    assert answer == {
+        "results": [
+            {"text": "one", "tokens": 3, "truncated": True, "dense": [0.5]},
+            {
+                "text": "two",
+                "error": "dense: not finite",
+                "error_code": "model_failure",
+                "retryable": False,
+                "details": {},
+            },
+        ],
+        "usage": {"tokens": 3},
+        "model": "m",
+    }
+
+
+@pytest.mark.parametrize(
+    ("point_id", "wire"),
+    [
+        (0, 0),
+        (2**64 - 1, 2**64 - 1),
+        (uuid.UUID("6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815"), "6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815"),
+    ],
+)
+def test_ids_come_back_as_qdrant_writes_them(point_id: PointId, wire: int | str) -> None:
+    """A number stays a number, and a UUID is its hyphenated text."""
+    assert found(SearchResult([[Hit(point_id, 0.5)]], tokens=3)) == {
+        "results": [{"hits": [{"id": wire, "score": 0.5}]}],
+        "usage": {"tokens": 3},
+        "model": "m",
+    }
+
+
+def test_a_hit_shows_what_it_carries() -> None:
+    """Payload and vectors are there exactly where they were asked for; a kind that the point lacks is absent."""
+    vectors = Vectors(dense=np.array([0.1, 0.2], np.float32), colbert=np.array([[0.5, 0.25]], np.float32))
+    hits = [[Hit(1, 1.0, {"a": [None, True]}, vectors), Hit(2, 0.5, {})], []]
+    first, second = found(SearchResult(hits, tokens=0))["results"]
+    assert first["hits"] == [
+        {
+            "id": 1,
+            "score": 1.0,
+            "payload": {"a": [None, True]},
+            "vectors": {"dense": [0.1, 0.2], "colbert": [[0.5, 0.25]]},
+        },
+        {"id": 2, "score": 0.5, "payload": {}},
+    ]
+    assert second == {"hits": []}

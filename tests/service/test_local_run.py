@@ -1,0 +1,69 @@
+"""A process without a queue knows what to do before it loads a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embedder import ConfigurationError
+from service.transports.queue.local_run import FILE, check
+
+JOB = '{"input": {"texts": ["hello"]}}'
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in a directory without the SDK's file."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "queue"),
+    [
+        ([], {}, True),
+        (["--rp_serve_api"], {}, False),
+        (["--rp_serve_api", "--rp_api_port", "8001"], {}, False),
+        ([], {"RUNPOD_REALTIME_PORT": "8000"}, False),
+        (["--test_input", JOB], {}, False),
+        ([f"--test_input={JOB}"], {}, True),
+    ],
+)
+def test_what_the_sdk_can_do_is_left_to_it(arguments: list[str], environment: dict[str, str], queue: bool) -> None:
+    """A queue, a job or the local API is enough to start."""
+    check(environment, arguments, queue=queue)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rp_log_level", "DEBUG"], ["--test_input", ""]])
+def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
+    """The message says what is missing, and each way to go on."""
+    with pytest.raises(ConfigurationError, match=r"RUNPOD_WEBHOOK_GET_JOB.*PORT.*--test_input.*--rp_serve_api"):
+        check({}, arguments, queue=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{nonsense", "is not JSON (column 2)"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("[1]", "must be an object such as"),
+        ("{}", "must have an input"),
+        ('{"input": null}', "must have an input"),
+    ],
+)
+def test_an_invalid_job_is_refused(text: str, said: str) -> None:
+    """A job of the command line, or of the SDK's file, is refused by name and in one line."""
+    with pytest.raises(ConfigurationError) as refusal:
+        check({}, ["--test_input", text], queue=True)
+    assert str(refusal.value).startswith(f"--test_input {said}")
+    Path(FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as refusal:
+        check({}, [], queue=False)
+    assert str(refusal.value).startswith(f"{FILE} {said}")
+    check({}, [], queue=True)
+
+
+def test_the_file_of_the_sdk_is_a_job() -> None:
+    """A job in `test_input.json` in the working directory is enough to start: the SDK runs it."""
+    Path(FILE).write_text(JOB, encoding="utf-8")
+    check({}, [], queue=False)

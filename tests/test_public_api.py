@@ -1,0 +1,121 @@
+"""What the rooms of the sink and the service offer, and that importing them costs next to nothing.
+
+The public names of `embedder`, its rooms and `qdrant_sink` are pinned beside their own tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+
+PUBLIC: Final[dict[str, str]] = {
+    "qdrant_sink.edge": """
+        EdgeStore
+    """,
+    "qdrant_sink.searching": """
+        GROUP_KEY OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
+        Searchable TokenMatch conform_query explain recommend run
+    """,
+    "qdrant_sink.server": """
+        ServerStore
+    """,
+    "qdrant_sink.writing": """
+        BATCH_MAX_BYTES BATCH_MAX_POINTS IN_FLIGHT_MAX Destination DocumentLocks Rejection WriteReport Writer
+        delete_stale_chunks existing_ids pooled
+    """,
+    "service.bulk": """
+        BulkLoad LoadOptions LoadReport
+    """,
+    "service.operations": """
+        Chunking ColbertMatch Collections CountRequest CountResult DeleteRequest DeleteResult EmbedRequest
+        EmbedResult HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult IngestedText
+        LengthLimits Like Operations PairScores RejectedPoint Role ScoreRequest ScoreResult SearchRequest
+        SearchResult SparseMatch Weights open_store
+    """,
+    "service.wire": """
+        CODES Answer Codec Progress error_answer error_reply openai_error
+    """,
+}
+"""The public names of each package that has any. Changing one is a decision, to be made here and in the changelog."""
+
+ADAPTERS: Final = {"qdrant_sink.server": "qdrant_client", "qdrant_sink.edge": "qdrant_edge"}
+"""Adapters of a vendor, and the only vendor that importing them may cost; nothing imports them before a store opens."""
+
+HEAVY: Final = frozenset(
+    {
+        "FlagEmbedding",
+        "fastapi",
+        "grpc",
+        "huggingface_hub",
+        "prometheus_client",
+        "pydantic",
+        "qdrant_client",
+        "qdrant_edge",
+        "runpod",
+        "safetensors",
+        "starlette",
+        "tokenizers",
+        "torch",
+        "transformers",
+        "uvicorn",
+    }
+)
+"""Libraries that take long to import."""
+
+LIGHT: Final = frozenset({"prometheus_client", "pydantic"})
+"""What the service's packages may cost of these: they validate with one library, and count with another."""
+
+
+def packages(library: str) -> list[str]:
+    """Every package below one of the libraries."""
+    path = importlib.import_module(library).__path__
+    return [module.name for module in pkgutil.walk_packages(path, f"{library}.") if module.ispkg]
+
+
+def heavy_after(statement: str) -> set[str]:
+    """The heavy libraries in a fresh process that has run the statement."""
+    script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(HEAVY) & {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_public_names_of_a_package_are_these(package: str) -> None:
+    """Whoever imports a name from a package finds it there after the next release, too."""
+    module = importlib.import_module(package)
+    assert list(module.__all__) == PUBLIC[package].split()
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_every_package_with_public_names_is_pinned() -> None:
+    """A package that begins to offer names says so here."""
+    names = [*packages("qdrant_sink"), *packages("service")]
+    assert {name for name in names if hasattr(importlib.import_module(name), "__all__")} == set(PUBLIC)
+
+
+def test_importing_the_service_is_cheap() -> None:
+    """A process may import any package of the service before it knows whether it needs a model or a platform."""
+    assert heavy_after(f"import service, {', '.join(packages('service'))}") <= LIGHT
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_costs_its_own_vendor_alone(adapter: str) -> None:
+    """Whoever stores in one of the two does not pay for the other, nor for a model."""
+    others = HEAVY - {"grpc", "pydantic", ADAPTERS[adapter]}
+    heavy = heavy_after(f"import {adapter}")
+    assert ADAPTERS[adapter] in heavy
+    assert not heavy & others
+
+
+def test_the_handler_costs_nothing_until_it_serves() -> None:
+    """The platform imports the handler before it has said what is to be done."""
+    assert not heavy_after("import handler")
