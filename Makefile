@@ -8,6 +8,7 @@
 # make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 # make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
 # make bench-serving   cold starts, queries over HTTP beside a bulk job, bursts: docs/benchmarks-serving.md, 4 minutes
+# make bench-answers   what the service adds to the model, beside an older revision: docs/benchmarks-answers.md, 5 minutes
 # make bench-search   searches in Qdrant Edge, up to 100 000 points: docs/benchmarks-search.md, 5 minutes
 
 VENV ?= .venv
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-slow test-server server-named check quality audit bench bench-sink bench-search bench-serving format clean
+.PHONY: setup demo test test-slow test-server server-named check quality audit bench bench-answers bench-sink bench-search bench-serving format clean
 
 setup: $(READY)
 
@@ -71,6 +72,9 @@ bench-sink: $(BENCH_READY)
 
 bench-search: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks.search --out $(BENCH_DIR)/search $(ARGS)
+
+bench-answers: $(BENCH_READY)
+	@$(BIN)/python -m benchmarks.answers --out $(BENCH_DIR)/answers $(ARGS)
 
 bench-serving: $(BENCH_READY)
 	@$(BIN)/python -m benchmarks.serving --out $(BENCH_DIR)/serving $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ class ModelPool:
             job.future.set_result([])
             return job.future
         self._add(job, priority, batch_size=batch_size, streams=False)
-        job.future.add_done_callback(lambda future: self._drop(job) if future.cancelled() else None)
+        # By a weak reference: a future keeps its callbacks, and in a cycle the results would wait for the collector.
+        job.future.add_done_callback(partial(self._drop_cancelled, weakref.ref(job)))
         return job.future
 
     def stream(
@@ -187,6 +189,11 @@ class ModelPool:
             self._scheduler.release(job, indices)
             self._changed.notify_all()
 
+    def _drop_cancelled(self, reference: weakref.ref[CollectedJob], future: Future[list[Result]]) -> None:
+        job = reference()
+        if job is not None and future.cancelled():
+            self._drop(job)
+
     def _drop(self, job: Job) -> None:
         with self._changed:
             self._scheduler.drop(job)
@@ -194,8 +201,18 @@ class ModelPool:
 
     def _work(self, engine: Engine, role: Role) -> None:
         """A worker thread: batches, until the engine's device is lost or the pool is closed and empty."""
-        while batch := self._next_batch(engine, role):
+        while self._work_once(engine, role):
+            pass
+
+    def _work_once(self, engine: Engine, role: Role) -> bool:
+        """Wait for a batch and compute it; False if the thread has nothing to do any more.
+
+        A frame of its own: while the thread waits, it must not hold the last batch, whose job holds its results.
+        """
+        batch = self._next_batch(engine, role)
+        if batch is not None:
             self._compute(batch, engine)
+        return batch is not None
 
     def _next_batch(self, engine: Engine, role: Role) -> Batch[Job] | None:
         """Wait for a batch; None if the thread has nothing to do any more."""

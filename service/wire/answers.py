@@ -1,6 +1,6 @@
 """Results as answers: typed dictionaries in the names of the wire, whose vectors are still arrays.
 
-`encoded` writes an answer once, straight from the arrays' buffers: a list holds the shortest decimals that read back as
+`Body.of` writes an answer once, straight from the arrays' buffers: a list holds the shortest decimals that read back as
 the same float32, base64 the little-endian bytes. The types below are what OpenAPI describes.
 """
 
@@ -17,7 +17,6 @@ from typing import (
 
 import numpy as np
 import orjson
-import pybase64
 from numpy.typing import NDArray
 from pydantic import Field, GetPydanticSchema, WithJsonSchema
 from pydantic_core.core_schema import any_schema
@@ -35,6 +34,7 @@ from service.operations import (
     SearchResult,
     SparseMatch,
 )
+from service.wire.body import Base64Array
 from service.wire.errors import Error, ErrorCode, code_of, error_answer
 from service.wire.requests import EmbedRequest
 from service.wire.size import Encoding, NumberType
@@ -48,13 +48,13 @@ REJECTION_MAX_BYTES: Final = REJECTION_MESSAGE_MAX_BYTES + 230
 _LIST: Final = {"type": "array", "items": {"type": "number"}}
 _INDICES: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _AS_IT_IS: Final = GetPydanticSchema(lambda _type, _handler: any_schema())
-"""For what pydantic describes, and `encoded` writes."""
+"""For what pydantic describes, and `Body.of` writes."""
 
 Count = Annotated[int, Field(ge=0)]
 Numbers = Annotated[NDArray[np.float32], _AS_IT_IS, WithJsonSchema(_LIST)]
 Rows = Annotated[NDArray[np.float32], _AS_IT_IS, WithJsonSchema({"type": "array", "items": _LIST})]
 Indices = Annotated[NDArray[np.uint32], _AS_IT_IS, WithJsonSchema(_INDICES)]
-Base64 = Annotated[orjson.Fragment, _AS_IT_IS, WithJsonSchema({"type": "string", "format": "byte"})]
+Base64 = Annotated[Base64Array, _AS_IT_IS, WithJsonSchema({"type": "string", "format": "byte"})]
 Id = Annotated[int | str, Field(description="u64 or UUID")]
 Timings = Annotated[dict[str, float], Field(description="seconds per stage, with timings")]
 
@@ -248,11 +248,6 @@ class DeleteAnswer(TypedDict):
     timings: NotRequired[Timings]
 
 
-def encoded(answer: object) -> bytes:
-    """Compact JSON; arrays are written from their buffers, without a Python number in between."""
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
 def embed_answer(request: EmbedRequest, result: EmbedResult, model: str) -> EmbedAnswer:
     """The answer for vectors; a text that failed carries an error in place of them."""
     items = []
@@ -340,19 +335,14 @@ def id_answer(point_id: PointId) -> int | str:
 
 
 def numbers(array: NDArray[Any]) -> NDArray[np.float32]:
-    """The array as `encoded` can write it: contiguous, in the machine's byte order."""
+    """The array as `Body.of` can write it: contiguous, in the machine's byte order."""
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def base64_array(array: NDArray[Any], dtype: NumberType) -> ArrayAnswer:
     """An array in base64, taken from its buffer."""
     wire = np.ascontiguousarray(array, dtype="<f2" if dtype == "float16" else "<f4")
-    return {"shape": list(wire.shape), "dtype": dtype, "data": base64_data(wire)}
-
-
-def base64_data(array: NDArray[Any]) -> orjson.Fragment:
-    """The bytes of a contiguous array as a JSON string."""
-    return orjson.Fragment(b'"%b"' % pybase64.b64encode(array.data.cast("B")))
+    return {"shape": list(wire.shape), "dtype": dtype, "data": Base64Array(wire)}
 
 
 def _add_error(item: TextAnswer, error: ModelFailure) -> None:

@@ -9,27 +9,26 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-import orjson
-
 from embedder import WorkerError
 from service.operations import IngestedText, IngestFailed, IngestProgress, Operations
 from service.wire.answers import (
     REJECTION_MAX_BYTES,
     embed_answer,
-    encoded,
     ingest_answer,
     score_answer,
     search_answer,
     upsert_answer,
 )
+from service.wire.body import Body
 from service.wire.errors import error_answer
 from service.wire.fields import Limits
 from service.wire.instrumentation import Instrumentation
 from service.wire.openai import OpenAIDialect, is_openai, openai_error
-from service.wire.outcome import Answer, Outcome
+from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, split_timings
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.wire.size import SizeLimit, vectors_min_bytes
+from service.wire.values import Values
 
 Progress = Callable[[dict[str, int]], None]
 """Told how far a job that stores has come, as `{"settled", "points"}`; from any thread."""
@@ -68,11 +67,14 @@ class Codec:
 
         Raises nothing but `asyncio.CancelledError`.
         """
+        return await self._answer(raw, progress, Body)
+
+    async def _answer(self, raw: object, progress: Progress | None, form: type[Content]) -> Answer:
         with_timings = isinstance(raw, dict) and raw.get("timings") is True
 
         async def work() -> Outcome:
             request, _ = split_timings(raw)
-            return await self._run(request, progress)
+            return await self._run(request, progress, form)
 
         return await self._instrumentation.answer(operation_name(raw), work, render_error, with_timings=with_timings)
 
@@ -82,10 +84,10 @@ class Codec:
         OpenAI's objects, and its errors, come in a list of one.
         """
         if not is_openai(raw):
-            answer = await self.answer(raw, progress)
-            return await asyncio.to_thread(orjson.loads, answer.body)
+            answer = await self._answer(raw, progress, Values)
+            return await asyncio.to_thread(lambda: answer.json)
         answer = await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error)
-        return [await asyncio.to_thread(orjson.loads, answer.body)]
+        return [await asyncio.to_thread(lambda: answer.json)]
 
     async def openai_embeddings(self, raw: object) -> Answer:
         """The answer to the body of OpenAI's `/v1/embeddings`."""
@@ -99,42 +101,44 @@ class Codec:
 
         return await self._instrumentation.answer("openai", work, openai_error)
 
-    async def _run(self, raw: object, progress: Progress | None) -> Outcome:
+    async def _run(self, raw: object, progress: Progress | None, form: type[Content]) -> Outcome:
         core = self.core
         match await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest(qdrant=QdrantTarget() as target) as request:
-                return await self._ingest(request, target, progress)
+                return await self._ingest(request, target, progress, form)
             case EmbedRequest() as request:
-                return await self._embed(request)
+                return await self._embed(request, form)
             case SearchRequest() as request:
                 result = await core.search(request.value())
                 body = await asyncio.to_thread(
-                    lambda: self._bounded(search_answer(result, core.model_name), _SEARCH_REMEDY)
+                    lambda: self._bounded(search_answer(result, core.model_name), _SEARCH_REMEDY, Body)
                 )
                 return Outcome(body, result.tokens)
             case ScoreRequest() as request:
                 scores = await core.score(request.value())
-                return Outcome(self._bounded(score_answer(scores, core.model_name), _SCORE_REMEDY), scores.tokens)
+                return Outcome(self._bounded(score_answer(scores, core.model_name), _SCORE_REMEDY, Body), scores.tokens)
             case CountRequest() as request:
-                return Outcome(encoded({"count": (await core.collections.count(request.value())).count}))
+                return Outcome(Body.of({"count": (await core.collections.count(request.value())).count}))
             case DeleteRequest() as request:
-                return Outcome(encoded({"deleted": (await core.collections.delete(request.value())).deleted}))
+                return Outcome(Body.of({"deleted": (await core.collections.delete(request.value())).deleted}))
 
-    async def _embed(self, request: EmbedRequest) -> Outcome:
+    async def _embed(self, request: EmbedRequest, form: type[Content]) -> Outcome:
         result = await self.core.embed(request.embed_value(), self._admit(request))
         body = await asyncio.to_thread(
-            lambda: self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY)
+            lambda: self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
         )
         return Outcome(body, result.tokens)
 
-    async def _ingest(self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None) -> Outcome:
+    async def _ingest(
+        self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]
+    ) -> Outcome:
         limit = SizeLimit(self._max_bytes, _EMBED_REMEDY if request.wants_vectors else _INGEST_REMEDY)
-        written = b""
+        written = form.of({})
 
         def admit_texts(texts: Sequence[IngestedText], points: int) -> None:
             nonlocal written
             tokens = sum(text.tokens for text in texts)
-            written = encoded(ingest_answer(request, texts, tokens, self.core.model_name))
+            written = form.of(ingest_answer(request, texts, tokens, self.core.model_name))
             limit.check(written, reserve=points * REJECTION_MAX_BYTES)
 
         result = await self.core.ingest(
@@ -144,9 +148,9 @@ class Codec:
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )
         if not request.wants_vectors:  # what it said before the model ran may have changed, and is small
-            written = encoded(ingest_answer(request, result.texts, result.tokens, self.core.model_name))
+            written = form.of(ingest_answer(request, result.texts, result.tokens, self.core.model_name))
         upsert = upsert_answer(result.report)
-        body = Outcome(written).with_member("upsert", encoded(upsert))
+        body = written.with_member("upsert", Body.of(upsert))
         return Outcome(body, result.tokens, [point["code"] for point in upsert["rejected"]])
 
     def _admit(self, request: EmbedRequest) -> Callable[[Sequence[int]], None]:
@@ -168,10 +172,10 @@ class Codec:
 
         return admit
 
-    def _bounded(self, answer: object, remedy: str) -> bytes:
-        body = encoded(answer)
-        SizeLimit(self._max_bytes, remedy).check(body)
-        return body
+    def _bounded(self, answer: Mapping[str, Any], remedy: str, form: type[Content]) -> Content:
+        content = form.of(answer)
+        SizeLimit(self._max_bytes, remedy).check(content)
+        return content
 
 
 def render_error(error: WorkerError) -> Mapping[str, Any]:

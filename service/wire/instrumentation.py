@@ -11,9 +11,9 @@ from typing import Any
 from embedder import Cancelled, Internal, Timings, WorkerError, whereabouts
 from service.metrics import Metrics
 from service.operations import IngestFailed
-from service.wire.answers import encoded
+from service.wire.body import Body
 from service.wire.errors import code_of, retry_after_s, wire_error
-from service.wire.outcome import Answer, Outcome
+from service.wire.outcome import Answer, Content, Outcome
 from service.wire.size import SizeLimit
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ RenderError = Callable[[WorkerError], Mapping[str, Any]]
 def error_reply(error: WorkerError, render: RenderError) -> Answer:
     """The answer that an error becomes."""
     told = wire_error(error)
-    return Answer(encoded(render(error)), told.status, told.code, retry_after_s(error))
+    return Answer(Body.of(render(error)), told.status, told.code, retry_after_s(error))
 
 
 def defect(error: Exception) -> Internal:
@@ -96,14 +96,14 @@ class Instrumentation:
         self._metrics.answered(
             operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected
         )
-        return Answer(self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.body)
+        return Answer(self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.content)
 
-    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> bytes:
-        """The body with its timings, unless these would make it too large: what was done stays done."""
-        timings = encoded({stage: round(spent, 6) for stage, spent in seconds.items()})
-        body = outcome.with_member("timings", timings)
+    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content:
+        """The content with its timings, unless these would make it too large: what was done stays done."""
+        timings = Body.of({stage: round(spent, 6) for stage, spent in seconds.items()})
+        content = outcome.content.with_member("timings", timings)
         try:
-            self._limit.check(body)
+            self._limit.check(content)
         except WorkerError:
-            return outcome.body
-        return body
+            return outcome.content
+        return content

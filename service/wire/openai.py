@@ -17,7 +17,8 @@ from embedder import Embedding, FieldError, InvalidRequest, ModelFailure, NotFou
 from service import operations
 from service.operations import EmbedResult, Operations
 from service.validation import is_unicode
-from service.wire.answers import Count, Numbers, base64_data, encoded, numbers
+from service.wire.answers import Count, Numbers, numbers
+from service.wire.body import Base64Array, Body
 from service.wire.errors import ErrorCode, error_answer, wire_error
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
@@ -182,9 +183,9 @@ class OpenAIDialect:
         """
         listed = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
         if path == MODELS:
-            return Outcome(encoded({"object": "list", "data": [listed]}))
+            return Outcome(Body.of({"object": "list", "data": [listed]}))
         if path == f"{MODELS}/{self._core.model_name}":
-            return Outcome(encoded(listed))
+            return Outcome(Body.of(listed))
         raise NotFound(self._other_model())
 
     def _check(self, request: EmbeddingsRequest) -> None:
@@ -217,7 +218,7 @@ class OpenAIDialect:
             "model": self._core.model_name,
             "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
         }
-        body = encoded(answer)
+        body = Body.of(answer)
         self._limit.check(body)
         return Outcome(body, tokens=result.tokens)
 
@@ -252,4 +253,4 @@ def _dense(embedding: Embedding, request: EmbeddingsRequest) -> Any:
     if embedding.dense is None:
         raise ModelFailure("the model gave no dense vector")
     dense = numbers(embedding.dense)
-    return dense if request.encoding_format == "float" else base64_data(dense.astype("<f4", copy=False))
+    return dense if request.encoding_format == "float" else Base64Array(dense.astype("<f4", copy=False))

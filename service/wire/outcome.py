@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from service.wire.body import Body
+from service.wire.values import Values
+
+Content = Body | Values
+"""A result as a transport takes it: bytes, or JSON values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,19 +20,14 @@ class Outcome:
     """A result as JSON.
 
     Attributes:
-        body: a compact JSON object.
+        content: the result.
         tokens: tokens that were embedded.
         rejected: per point that was not stored, the code of the reason.
     """
 
-    body: bytes
+    content: Content
     tokens: int = 0
     rejected: Sequence[str] = ()
-
-    def with_member(self, name: str, value: bytes) -> bytes:
-        """The body with one more member, given as JSON."""
-        separator = b"," if len(self.body) > len(b"{}") else b""
-        return b'%b%b"%b":%b}' % (self.body[:-1], separator, name.encode(), value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +35,28 @@ class Answer:
     """What a transport sends.
 
     Attributes:
-        body: compact JSON.
+        content: a result or an error.
         status: of HTTP.
         code: the error's code; None where the request succeeded.
         retry_after_s: whole seconds after which a retry can help; None where none can.
     """
 
-    body: bytes
+    content: Content
     status: int = 200
     code: str | None = None
     retry_after_s: int | None = None
+
+    @property
+    def written(self) -> Body:
+        """The JSON as bytes, in parts."""
+        return self.content if isinstance(self.content, Body) else Body.of(self.content.json)
+
+    @property
+    def body(self) -> bytes:
+        """The JSON as bytes, in one piece."""
+        return bytes(self.written)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The JSON as values."""
+        return self.content.json if isinstance(self.content, Values) else orjson.loads(self.body)

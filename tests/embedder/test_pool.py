@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -81,6 +82,22 @@ def sequential(texts: Sequence[EncodedText], outputs: Outputs) -> list[Embedding
 
 
 # --- results --------------------------------------------------------------------------------------------------------
+
+
+def test_results_leave_the_memory_with_their_owner() -> None:
+    """Nothing of the pool holds what a job was given: not an idle thread, and no cycle until the collector comes."""
+    gc.disable()
+    try:
+        with pool_of(CountingEngine()) as pool:
+            results = vectors(done(submit(pool, [1, 2])))
+            rows = [weakref.ref(result.colbert) for result in results if result.colbert is not None]
+            del results
+            deadline = time.monotonic() + PATIENCE
+            while any(row() is not None for row in rows) and time.monotonic() < deadline:
+                time.sleep(0.001)  # the thread leaves the batch after it has completed the job
+            assert all(row() is None for row in rows)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("device", "threads_per_gpu"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])

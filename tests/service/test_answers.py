@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from embedder import Embedding, ModelFailure, SparseVector
 from qdrant_sink import Hit, PointId, Vectors
 from service.operations import EmbedResult, SearchResult
-from service.wire.answers import embed_answer, encoded, search_answer
+from service.wire.answers import embed_answer, search_answer
+from service.wire.body import Body
 from service.wire.fields import Limits
 from service.wire.parsing import validated
 from service.wire.requests import EmbedRequest
@@ -27,7 +28,7 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def embedded(embedding: Embedding, **fields: Any) -> Json:
     """The result of one text in an embed answer, as a client reads it."""
     request = validated(EmbedRequest, {"texts": ["a text"], **fields}, LIMITS)
-    answer = read(encoded(embed_answer(request, EmbedResult([embedding]), "m")))
+    answer = read(bytes(Body.of(embed_answer(request, EmbedResult([embedding]), "m"))))
     (result,) = answer["results"]
     assert isinstance(result, dict)
     return result
@@ -35,7 +36,7 @@ def embedded(embedding: Embedding, **fields: Any) -> Json:
 
 def found(result: SearchResult) -> Json:
     """A search answer as a client reads it."""
-    return read(encoded(search_answer(result, "m")))
+    return read(bytes(Body.of(search_answer(result, "m"))))
 
 
 @given(st.lists(floats, min_size=1, max_size=50))
@@ -77,7 +78,7 @@ def test_a_text_that_failed_has_its_error_in_place_of_vectors() -> None:
     good = Embedding(np.array([0.5], np.float32), None, None, tokens=3, truncated=True)
     request = validated(EmbedRequest, {"texts": ["one", "two"]}, LIMITS)
     results: list[Embedding | ModelFailure] = [good, ModelFailure("dense: not finite")]
-    answer = read(encoded(embed_answer(request, EmbedResult(results), "m")))
+    answer = read(bytes(Body.of(embed_answer(request, EmbedResult(results), "m"))))
     assert answer == {
         "results": [
             {"text": "one", "tokens": 3, "truncated": True, "dense": [0.5]},

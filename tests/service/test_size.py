@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from embedder import Embedding
 from service.operations import EmbedResult
-from service.wire.answers import REJECTION_MAX_BYTES, embed_answer, encoded
+from service.wire.answers import REJECTION_MAX_BYTES, embed_answer
+from service.wire.body import Body
 from service.wire.errors import ResponseTooLarge
 from service.wire.fields import Limits
 from service.wire.parsing import validated
@@ -37,7 +38,7 @@ json_values = st.recursive(
 
 def check(answer: Any, max_bytes: int, *, points: int = 0) -> None:
     """Check an answer that leaves room for the report of some points."""
-    SizeLimit(max_bytes, "send less").check(encoded(answer), reserve=points * REJECTION_MAX_BYTES)
+    SizeLimit(max_bytes, "send less").check(Body.of(answer), reserve=points * REJECTION_MAX_BYTES)
 
 
 def sent(answer: Any) -> int:
@@ -106,7 +107,7 @@ def test_vectors_that_would_fit_are_not_refused_before_they_are_computed(
         )
         for rows in vectors
     ]
-    body = encoded(embed_answer(request, EmbedResult(embeddings), "m"))
+    body = bytes(Body.of(embed_answer(request, EmbedResult(embeddings), "m")))
     bound = vectors_min_bytes(
         tokens,
         dense=8 if "dense" in kinds else 0,

@@ -18,6 +18,7 @@ from embedder import WorkerError
 from service.logs import REQUEST_ID
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
+from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 OPEN: Final = frozenset({"/", "/ping", "/health"})
 """Paths that need no key, and are answered while the server closes."""
+
+CHUNK_BYTES: Final = 256 * 1024
+"""Bytes of an answer that are handed to the server together."""
 
 _CODE: Final = "error_code"
 """Key of a message between an error's response and the gate, which takes it out."""
@@ -119,10 +123,27 @@ class _Refusal(Response):
         await super().__call__(scope, receive, coded)
 
 
+class _Chunked(Response):
+    """An answer, of which so much is written and copied as the client is ready to read."""
+
+    def __init__(self, content: Body, status: int) -> None:
+        super().__init__(
+            status_code=status, headers={"content-length": str(len(content))}, media_type="application/json"
+        )
+        self._content = content
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for chunk in self._content.chunks(CHUNK_BYTES):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def response(answer: Answer) -> Response:
     """An answer of the wire over HTTP."""
     if answer.code is None:
-        return Response(answer.body, answer.status, media_type="application/json")
+        return _Chunked(answer.written, answer.status)
     headers = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)

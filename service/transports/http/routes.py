@@ -28,7 +28,7 @@ from service.transports.http.openapi import (
 from service.transports.http.page import Page
 from service.transports.http.state import ServerState
 from service.wire import Answer
-from service.wire.answers import encoded
+from service.wire.body import Body
 from service.wire.errors import MethodNotAllowed, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
@@ -134,13 +134,13 @@ class _Endpoints:
         """The state, for a person."""
         state, operations = self._state.state, self._state.operations
         told = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
-        return response(Answer(encoded(told), 200 if state in ("loading", "ready") else 503))
+        return response(Answer(Body.of(told), 200 if state in ("loading", "ready") else 503))
 
     async def collections(self, _request: Request) -> Response:
         """The collections that the settings name; none is looked up."""
         settings = self._state.settings
         names = {"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection}
-        return response(Answer(encoded(names)))
+        return response(Answer(Body.of(names)))
 
     async def page(self, _request: Request) -> Response:
         """The search page."""
@@ -154,7 +154,7 @@ class _Endpoints:
 
     async def description(self, _request: Request) -> Response:
         """OpenAPI's description."""
-        return response(Answer(encoded(description(self.app))))
+        return response(Answer(Body.of(description(self.app))))
 
     async def _json(self, request: Request) -> Any:
         return await read_json(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
