@@ -17,7 +17,8 @@ from embedder import Embedding, FieldError, InvalidRequest, ModelFailure, NotFou
 from service import operations
 from service.operations import EmbedResult, Operations
 from service.validation import is_unicode
-from service.wire.answers import Count, Numbers, numbers
+from service.wire.answer_types import Count, Numbers
+from service.wire.answers import numbers
 from service.wire.body import Base64Array, Body
 from service.wire.errors import ErrorCode, error_answer, wire_error
 from service.wire.outcome import Outcome

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from pydantic_core.core_schema import TypedDictSchema
 
-from service.wire.answers import CountAnswer, DeleteAnswer, EmbedAnswer, PointsAnswer, ScoreAnswer, SearchAnswer
+from service.wire.answer_types import CountAnswer, DeleteAnswer, EmbedAnswer, PointsAnswer, ScoreAnswer, SearchAnswer
 from service.wire.errors import Error
 from service.wire.openai import EmbeddingsAnswer, OpenAIError
 
