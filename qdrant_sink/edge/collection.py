@@ -10,15 +10,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import qdrant_edge as edge
 
 from qdrant_sink.edge.faults import mapped
+from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, without_graph
-from qdrant_sink.edge.settings import limit_threads, merging, recover_config
+from qdrant_sink.edge.settings import limit_threads, recover_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.schema_diff import CollectionDescription
+
+FLUSH_PATIENCE_S: Final = 1.0
+"""Time that a flush waits for a collection in use, so that the other collections are flushed meanwhile."""
+
+
+def open_shard(directory: Path) -> edge.EdgeShard:
+    """Open a collection, whatever a process that was killed has left in its directory."""
+    with mapped(f"opening of collection {directory.name!r}"):
+        recover_config(directory)
+        limit_threads(directory)
+        shard = edge.EdgeShard.load(str(directory))
+        clear_unfinished(directory)
+    return shard
+
+
+def points_without_graph(shard: edge.EdgeShard, directory: Path, vector: str) -> int:
+    """How many points of a shard, just flushed, have no graph that should have one: 0, if all is well."""
+    carriers = edge.Filter(must=[edge.HasVectorCondition(vector)])
+    return without_graph(directory, vector, shard.count(edge.CountRequest(exact=True, filter=carriers)))
 
 
 class EdgeCollection:
@@ -26,10 +47,13 @@ class EdgeCollection:
 
     Args:
         directory: directory of the collection.
+        optimizer: starts the process of an optimisation.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, optimizer: Optimizer) -> None:
         self._directory = directory
+        self._optimizer = optimizer
+        self._optimization: Optimization | None = None
         self._lock = threading.Lock()
         self._shard: edge.EdgeShard | None = None
         self._unflushed = False
@@ -49,26 +73,31 @@ class EdgeCollection:
             return replace(collection_description(self._directory), payload_indexes=payload_indexes(shard))
 
     def flush(self) -> None:
-        """Synchronise the files with what was written since the last flush."""
-        with self._lock, mapped("flush"):
+        """Synchronise the files with what was written since the last flush, unless the collection is in use long."""
+        if not self._unflushed or not self._lock.acquire(timeout=FLUSH_PATIENCE_S):
+            return
+        try:
             if self._unflushed and self._shard is not None:
-                self._shard.flush()
+                with mapped("flush"):
+                    self._shard.flush()
                 self._unflushed = False
+        finally:
+            self._lock.release()
 
     def optimize(self, vector: str) -> tuple[bool, int]:
-        """Merge segments and build the graph of a vector.
+        """Have a process merge segments and build the graph of a vector; calls for the collection wait for its end.
 
         Returns:
             Whether anything was done, and how many points have no graph that should have one: 0, if all is well.
         """
-        with self.opened() as shard, mapped("optimisation"):
-            shard.flush()  # so that a kill within the run leaves one segment that has all, see `edge.segments`
-            changed = shard.optimize()
-            shard.flush()
-            if not self._waiting(shard, vector):
-                return changed, 0
-            merged = self._merged()
-            return changed or merged, self._waiting(self._open(), vector)
+        with self._lock:
+            self._check_open()
+            with mapped("flush"):
+                self._close()
+            changed = self._optimized(vector)
+            shard = self._open()
+            with mapped("optimisation"):
+                return changed, points_without_graph(shard, self._directory, vector)
 
     @property
     def is_open(self) -> bool:
@@ -87,20 +116,34 @@ class EdgeCollection:
         return True
 
     def end(self) -> None:
-        """Flush and close for good."""
+        """Flush and close for good; an optimisation is broken off."""
+        self._ended = True
+        optimization = self._optimization
+        if optimization is not None:
+            optimization.stop()
         with self._lock, mapped("flush"):
-            self._ended = True
             self._close()
 
-    def _open(self) -> edge.EdgeShard:
+    def _optimized(self, vector: str) -> bool:
+        optimization = self._optimization = self._optimizer.start(self._directory, vector)
+        try:
+            if self._ended:  # `end` came before there was anything to stop
+                optimization.stop()
+            return optimization.wait()
+        except StoreUnavailable:
+            self._check_open()
+            raise
+        finally:
+            self._optimization = None
+
+    def _check_open(self) -> None:
         if self._ended:
             raise StoreUnavailable("the store is closed")
+
+    def _open(self) -> edge.EdgeShard:
+        self._check_open()
         if self._shard is None:
-            with mapped(f"opening of collection {self._directory.name!r}"):
-                recover_config(self._directory)
-                limit_threads(self._directory)
-                self._shard = edge.EdgeShard.load(str(self._directory))
-                clear_unfinished(self._directory)
+            self._shard = open_shard(self._directory)
         return self._shard
 
     def _close(self) -> None:
@@ -110,17 +153,3 @@ class EdgeCollection:
             self._unflushed = False
             self._shard = None
             shard.close()
-
-    def _waiting(self, shard: edge.EdgeShard, vector: str) -> int:
-        carriers = edge.Filter(must=[edge.HasVectorCondition(vector)])
-        return without_graph(self._directory, vector, shard.count(edge.CountRequest(exact=True, filter=carriers)))
-
-    def _merged(self) -> bool:
-        """Optimise such that segments which are too small for a graph are joined; true if anything was done."""
-        self._close()
-        with merging(self._directory):
-            self._shard = edge.EdgeShard.load(str(self._directory))
-            try:
-                return self._shard.optimize()
-            finally:
-                self._close()

@@ -3,13 +3,13 @@
 One directory per collection, and a symbolic link per alias. Every call of the engine holds the GIL, so
 calls of one collection are serialised and nothing is lost by it.
 
-Points are searched exactly until `optimize` builds the HNSW graph. That is not done on its own, because it
-holds the GIL for its whole run, during which the worker answers nothing. Measured on two busy cores with
-20 000 points of 1024 components: the exact search takes 12 ms (hybrid 24 ms), the run 98 s, the search after
-it 6 ms (hybrid 2 ms). Call it after a bulk load, before serving.
+Points are searched exactly until `optimize` builds the HNSW graph, in a process of its own (`edge.optimization`). That
+is not done unasked, because calls for the collection wait for it, and it takes all cores. Measured on two busy cores
+with 20 000 points of 1024 components: the exact search takes 12 ms (hybrid 24 ms), the run 98 s, the search after it
+6 ms (hybrid 2 ms). Call it after a bulk load.
 
-A process that is killed within that run loses no point, and what it leaves does not keep the next run from building the
-graph: see `edge.segments`. `build_index` raises unless the graph is there.
+A run that is killed, or whose worker is, loses no point, and what it leaves does not keep the next run from building
+the graph: see `edge.segments`. `build_index` raises unless the graph is there.
 
 A write is acknowledged when it is in the write-ahead log: nothing of it is lost when the process ends, however it
 ends. Files are synchronised every `FLUSH_INTERVAL_S` seconds, as a server does by default, since that takes the
@@ -41,6 +41,7 @@ from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_point, hit, payload_selector, query_request, sink_id, stored
+from qdrant_sink.edge.optimization import OPTIMIZER, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
 from qdrant_sink.edge.settings import CONFIG
 from qdrant_sink.errors import StoreUnavailable
@@ -68,13 +69,19 @@ class EdgeStore:
         path: directory of the collections; made if it is missing.
         names: of the vectors, in every collection.
         open_collections: maximum number of open collections; beyond that the least recently used are closed.
+        optimizer: command of the process that optimises a collection.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process owns it.
     """
 
     def __init__(
-        self, path: str | Path, *, names: VectorNames = NAMES, open_collections: int = OPEN_COLLECTIONS_MAX
+        self,
+        path: str | Path,
+        *,
+        names: VectorNames = NAMES,
+        open_collections: int = OPEN_COLLECTIONS_MAX,
+        optimizer: Sequence[str] = OPTIMIZER,
     ) -> None:
         self._root = Path(path)
         self._names = names
@@ -82,6 +89,7 @@ class EdgeStore:
         self._open_collections = open_collections
         self._collections: dict[str, EdgeCollection] = {}  # the most recently used at the end
         self._lock_file = _own(self._root)
+        self._optimizer = Optimizer(self._lock_file, optimizer)
         self._closed = False
         self._ending = threading.Event()
         self._flusher = threading.Thread(target=self._flush_regularly, name="edge-flush", daemon=True)
@@ -130,7 +138,7 @@ class EdgeStore:
         self._check(collection, schema)
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
-        """As `optimize`, which nothing interrupts, whatever `timeout_s`; then see that the graph is there."""
+        """As `optimize`, which `timeout_s` does not end; then see that the graph is there."""
         self._check(collection, schema)
         _, waiting = self._collection(collection).optimize(self._names.dense)
         if waiting:
@@ -224,12 +232,12 @@ class EdgeStore:
             return shard.count(edge.CountRequest(exact=True, filter=condition))
 
     def optimize(self, collection: str) -> bool:
-        """Build the HNSW graph and merge segments; holds the GIL throughout. True if anything was done."""
+        """Build the HNSW graph and merge segments; true if anything was done. Only this collection waits for it."""
         changed, _ = self._collection(collection).optimize(self._names.dense)
         return changed
 
     def close(self) -> None:
-        """Flush and release the directory; calling it twice is harmless."""
+        """Flush and release the directory; an optimisation is broken off. Calling it twice is harmless."""
         with self._guard:
             if self._closed:
                 return
@@ -292,7 +300,7 @@ class EdgeStore:
 
     def _at(self, name: str) -> EdgeCollection:
         """The collection of an existing directory; the least recently used ones are closed to make room for it."""
-        collection = self._collections.pop(name, None) or EdgeCollection(self._root / name)
+        collection = self._collections.pop(name, None) or EdgeCollection(self._root / name, self._optimizer)
         others = [other for other in self._collections.values() if other.is_open]
         self._collections[name] = collection
         excess = len(others) + 1 - self._open_collections

@@ -87,7 +87,6 @@ class BulkLoad:
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[asyncio.Task[None], LineBatch] = {}
-        self._indexing = False
         self._deferred = False
 
     def stop(self) -> None:
@@ -103,8 +102,6 @@ class BulkLoad:
         texts = sum(len(batch.lines) for batch in self._running.values())
         if texts:
             self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends immediately")
-        elif self._indexing:
-            self._say("stopping when the index is built; a second signal ends immediately")
 
     def _in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is None:
@@ -121,8 +118,8 @@ class BulkLoad:
             self.report.failure = error.message
         if self._deferred:
             self._say(
-                "the graph is still deferred: searches compare with every point until this load, or another into the "
-                "collection, has run to its end and builds it"
+                "the graph is not there yet: searches compare with every point until it is; this load, or another into "
+                "the collection, builds it at its end"
             )
         return self.report
 
@@ -141,8 +138,9 @@ class BulkLoad:
         if self.report.failure is not None:
             return
         self._say("all sent; building the index")
-        self._indexing = True
-        await collections.build_index(options.collection, timeout_s=INDEX_TIMEOUT_S)
+        if not await self._build_index():
+            self.report.failure = INTERRUPTED
+            return
         self._deferred = False
         if options.alias is None:
             return
@@ -152,6 +150,20 @@ class BulkLoad:
         else:
             why = "not every line is stored" if self.report.points else "no line was read"
             self._say(f"the alias stays where it is: {why}")
+
+    async def _build_index(self) -> bool:
+        """False if the load is interrupted meanwhile."""
+        building = asyncio.create_task(
+            self._core.collections.build_index(self._options.collection, timeout_s=INDEX_TIMEOUT_S)
+        )
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if building.done():
+            stopping.cancel()
+            await building
+            return True
+        building.cancel()
+        return False
 
     async def _ingest_all(self, raw: Iterable[bytes]) -> None:
         read: asyncio.Queue[LineBatch | None] = asyncio.Queue(maxsize=1)

@@ -142,9 +142,12 @@ class Collections:
         return True
 
     async def build_index(self, collection: str, *, timeout_s: float) -> None:
-        """After a bulk load: returns when the graph is built and the collection is green."""
+        """After a bulk load: returns when the graph is built and the collection is green.
+
+        A caller that waits no longer leaves the run to itself; closing the store ends it.
+        """
         store = self._store.opened
-        await self._store.ingest(lambda: store().build_index(collection, self.schema, timeout_s=timeout_s))
+        await self._store.call(lambda: store().build_index(collection, self.schema, timeout_s=timeout_s))
 
     async def check_alias(self, alias: str, collection: str) -> None:
         """Check that this alias can come to mean this collection, which need not be there yet.

@@ -94,7 +94,7 @@ class StoreAccess:
         return self._senders
 
     async def call(self, call: Callable[[], T]) -> T:
-        """Run a short call, which blocks for the store, and return what it returns."""
+        """Run a call which blocks for the store, and return what it returns; `close` ends one that waits."""
         with timed("store"):
             return await _in_thread(self._calls, call)
 

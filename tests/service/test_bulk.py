@@ -19,13 +19,14 @@ from embedder import Embedder, InvalidRequest
 from embedder.checkpoint import MINI
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink import Store, StoreUnavailable, point_id, text_id
+from qdrant_sink import CollectionSchema, Store, StoreUnavailable, point_id, text_id
 from qdrant_sink.edge import EdgeStore
 from service.bulk import BulkLoad, LoadReport
 from service.bulk.__main__ import arguments_of, main, options_of
 from service.bulk.__main__ import load as load_command
 from service.bulk.json_lines import BadLineError, parse_line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_TEXTS, batches
+from service.bulk.load import INTERRUPTED
 from service.operations import Operations
 from service.settings import Settings
 from service.wire.fields import Limits
@@ -242,6 +243,45 @@ class Waiting(Loader):
             self.stopping.set()
 
 
+class SlowIndex(RaisingStore):
+    """A store whose index takes until it is closed."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.begun = threading.Event()
+        self.closed = threading.Event()
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
+        """See `Store.build_index`."""
+        self.begun.set()
+        self.closed.wait(PATIENCE)
+        raise StoreUnavailable("the store is closed")
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self.closed.set()
+
+
+def test_a_load_that_is_interrupted_while_the_index_is_built_ends(embedder: Embedder, store: EdgeStore) -> None:
+    """Neither the load nor closing the store waits for the graph; who waits learns that it is not there."""
+    slow = SlowIndex(store)
+    load = Loader(embedder, slow, None)
+
+    def interrupt() -> None:
+        assert slow.begun.wait(PATIENCE)
+        load.bulk.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    report = load([line(text="a")], "--alias", "live")
+    thread.join()
+    assert not slow.closed.is_set()
+    assert (report.failure, report.stored, report.alias) == (INTERRUPTED, 1, False)
+    assert load.said[-1].startswith("the graph is not there yet: searches compare with every point")
+    load._core._store.close()
+    assert slow.closed.is_set()
+
+
 def test_an_interrupted_load_says_what_it_waits_for(watched: Watched, store: EdgeStore) -> None:
     """Who presses Ctrl-C reads why nothing happens for a while, and that a second time ends it immediately."""
     load = Waiting(watched.embedder, store)
@@ -391,7 +431,7 @@ def test_a_graph_that_is_still_deferred_is_said(embedder: Embedder, store: EdgeS
     load = Loader(embedder, faulty, None)
 
     def told() -> bool:
-        return any(text.startswith("the graph is still deferred: searches compare") for text in load.said)
+        return any(text.startswith("the graph is not there yet: searches compare") for text in load.said)
 
     assert load([line(text="a")]).failure is None
     assert not told()

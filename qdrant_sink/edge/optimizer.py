@@ -1,0 +1,99 @@
+"""The process that optimises one collection of Qdrant Edge: `python -m qdrant_sink.edge.optimizer`.
+
+Its arguments are the collection's directory, the vector that wants a graph and the id of the worker's process. It
+writes JSON Lines to its standard output: `{"level", "message"}` for the worker's log, and at the end `{"changed"}` or
+`{"error", "message"}`. Its standard input is a pipe that ends with the worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import qdrant_edge as edge
+
+from qdrant_sink.edge.collection import open_shard, points_without_graph
+from qdrant_sink.edge.faults import mapped
+from qdrant_sink.edge.settings import merging
+from qdrant_sink.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG: Final = 1
+"""Of Linux's `prctl`: the signal that the kernel sends when the parent ends."""
+
+
+def optimize(directory: Path, vector: str) -> bool:
+    """Merge segments and build the graph of a vector; true if anything was done."""
+    shard = open_shard(directory)
+    with mapped("optimisation"):
+        shard.flush()  # so that a kill within the run leaves one segment that has all, see `edge.segments`
+        changed = shard.optimize()
+        shard.flush()
+        waiting = points_without_graph(shard, directory, vector)
+        shard.close()
+        if not waiting:
+            return changed
+        log.info("collection %r: joining segments, since %d points are in no HNSW graph", directory.name, waiting)
+        with merging(directory):
+            shard = edge.EdgeShard.load(str(directory))
+            changed |= shard.optimize()
+            shard.flush()
+            shard.close()
+        return changed
+
+
+def end_with(worker: int) -> None:
+    """Have the system kill this process when the worker ends: the engine leaves no Python thread the time to notice."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        end_with_stdin()
+    if os.getppid() != worker:  # it ended before
+        sys.exit(1)
+
+
+def end_with_stdin() -> None:
+    """Leave a process behind that kills this one when the standard input ends, and holds nothing else open."""
+    optimizer = os.getpid()
+    if os.fork():
+        return
+    os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+    while os.read(0, 1):
+        pass
+    if os.getppid() == optimizer:
+        os.kill(optimizer, signal.SIGKILL)
+    os._exit(0)
+
+
+class _WorkerLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _write(level=record.levelno, message=record.getMessage())
+
+
+def _write(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)  # noqa: T201 - the worker reads it
+
+
+def main(directory: str, vector: str, worker: str) -> int:
+    """Optimise the collection and say what came of it; returns the exit status."""
+    end_with(int(worker))
+    logging.basicConfig(level=logging.INFO, handlers=[_WorkerLog()])
+    try:
+        changed = optimize(Path(directory), vector)
+    except StoreError as error:
+        log.error("the optimisation of collection %r failed: %s", Path(directory).name, type(error.__cause__).__name__)
+        _write(error=type(error).__name__, message=error.message)
+        return 1
+    _write(changed=changed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
