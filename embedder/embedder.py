@@ -186,10 +186,11 @@ class Embedder:
             with embedder.stream(texts, outputs, priority=Priority.PASSAGE) as stream:
                 for portion in stream:  # blocks until a result is ready
                     for index, result in portion: ...
+                    stream.release([index for index, _ in portion])
 
-        The texts are queued by the call, and computed once the first portion is asked for. Coming back for the next
-        portion says that the last one is done with: only so many texts of all streams are ahead of that (`window`)
-        that the model stays busy and their vectors fit into memory. See `ResultStream`.
+        The texts are queued by the call, and computed once the first portion is asked for. Only so many tokens of
+        all streams (`window`) are computed and not yet released that the model stays busy and their vectors fit into
+        memory. See `ResultStream`.
 
         Args:
             texts: in any number; a stream of none ends immediately.

@@ -2,29 +2,32 @@
 
 Everything is keyed by the collection that a name stands for, never by the name that was asked for: an alias and the
 collection's own name are one collection. A job resolves its name once, at its start, and then uses that collection
-throughout, so that an alias that moves meanwhile does not split it. A read may use a resolution that is up to
-`RESOLUTION_MAX_AGE_S` old.
+throughout, so that an alias that moves meanwhile does not split it. A read asks the store by the name that it was
+given, which is right at every moment; what it may take from here, up to `RESOLUTION_MAX_AGE_S` old, is only which
+collection's schema has been verified.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from qdrant_sink.points import PointId
+from embedder.errors import NotFound, WorkerError
+from qdrant_sink.errors import SchemaMismatch
 from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema_diff import mismatch
 
 RESOLUTION_MAX_AGE_S: Final = 1.0
-"""Age up to which a read trusts what a name stood for. Searches in quick succession cost no call for it."""
+"""Age up to which a read trusts what a name stood for. Searches in quick succession verify nothing anew."""
 
 
 class Verifies(Protocol):
     """The part of a store that knows collections; see `Store`."""
 
-    def collection_of(self, name: str, /) -> str | None:
+    def collection_of(self, name: str, /, *, patient: bool = False) -> str | None:
         """The collection that a name stands for; None for an unknown name."""
         ...
 
@@ -34,10 +37,6 @@ class Verifies(Protocol):
 
     def ensure(self, collection: str, schema: CollectionSchema, /) -> None:
         """Create the collection with this schema, or verify that it has it."""
-        ...
-
-    def existing(self, collection: str, ids: Sequence[PointId], /) -> set[PointId]:
-        """The ids among these that are stored."""
         ...
 
 
@@ -75,14 +74,15 @@ class Catalogue:
 
         Args:
             name: of a collection, or an alias.
-            max_age_s: age in seconds up to which an earlier resolution is good enough; 0 asks the store.
+            max_age_s: age in seconds up to which an earlier resolution is good enough; 0 asks the store, patiently:
+                it is what a job that stores can afford.
         """
         asked_at = self._clock()
         with self._guard:
             earlier = self._resolved.get(name)
         if earlier is not None and asked_at - earlier.asked_at < max_age_s:
             return earlier.collection
-        collection = self._opened().collection_of(name)
+        collection = self._opened().collection_of(name, patient=max_age_s == 0)
         with self._guard:
             if collection is None:
                 self._resolved.pop(name, None)
@@ -102,19 +102,17 @@ class Catalogue:
         Raises:
             SchemaMismatch: the collection has another schema.
         """
-        return self._verify(self.resolve(name, max_age_s=RESOLUTION_MAX_AGE_S))
+        return self._verify(self.resolve(name, max_age_s=RESOLUTION_MAX_AGE_S), name)
 
-    def find(self, name: str) -> str:
-        """The collection that a read uses; it must exist.
+    def check_read(self, name: str) -> None:
+        """Check that a collection can be read; a missing payload index does not matter.
 
         Raises:
             NotFound: the name stands for no collection.
             SchemaMismatch: the collection has another schema.
         """
-        collection = self.resolve(name, max_age_s=RESOLUTION_MAX_AGE_S)
-        if not self._verify(collection):
-            self._opened().existing(collection, [0])  # perhaps only an index of the schema is missing
-        return collection
+        if not self.verify(name) and self._opened().collection_of(name) is None:
+            raise NotFound(f"collection {name!r} does not exist")
 
     def ensure(self, name: str) -> str:
         """Create the collection or verify it, whatever is remembered of it; returns what the name stands for.
@@ -122,20 +120,30 @@ class Catalogue:
         Raises:
             SchemaMismatch: the collection has another schema.
         """
-        collection = self.resolve(name)
         with self._guard:
-            self._verified.discard(collection)
-        self._opened().ensure(collection, self._schema)
+            known = name in self._verified  # then it is a collection's own name
+        collection = name if known else self.resolve(name)
+        try:
+            self._opened().ensure(collection, self._schema)
+        except WorkerError as error:
+            with self._guard:
+                self._verified.discard(collection)
+            if isinstance(error, SchemaMismatch):
+                raise mismatch(name, error.differences) from None  # the caller knows it by this name
+            raise
         with self._guard:
             self._verified.add(collection)
         return collection
 
-    def _verify(self, collection: str) -> bool:
+    def _verify(self, collection: str, name: str) -> bool:
         with self._guard:
             if collection in self._verified:
                 return True
-        if not self._opened().verify(collection, self._schema):
-            return False
+        try:
+            if not self._opened().verify(collection, self._schema):
+                return False
+        except SchemaMismatch as error:
+            raise mismatch(name, error.differences) from None
         with self._guard:
             self._verified.add(collection)
         return True

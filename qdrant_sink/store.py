@@ -83,8 +83,11 @@ class Store(Protocol):
         """
         ...
 
-    def collection_of(self, name: str) -> str | None:
-        """The collection that a name stands for: its own, that of an alias, or None for an unknown name."""
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:
+        """The collection that a name stands for: its own, that of an alias, or None for an unknown name.
+
+        With `patient` a store that is away is waited for as long as for a write, otherwise as for a search.
+        """
         ...
 
     def alias(self, alias: str, collection: str) -> None:

@@ -76,6 +76,7 @@ class StreamedJob:
         self._left = len(texts)
         self._ready: Results = []
         self._cancelled = False
+        self._woken = False
         self._changed = threading.Condition()
 
     def complete(self, results: Results) -> None:
@@ -96,37 +97,52 @@ class StreamedJob:
             self._ready = []
             self._changed.notify_all()
 
-    def take(self) -> Results:
-        """Wait until a result is ready, and take all that are; empty after the last.
+    def wake(self) -> None:
+        """End the wait of `take`, this one or the next."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def take(self) -> Results | None:
+        """Wait until a result is ready or `wake` is called, and take all that are ready; None after the last.
 
         Raises:
             Cancelled: the job was cancelled.
         """
         with self._changed:
-            while self._left and not self._ready and not self._cancelled:
+            while self._left and not (self._ready or self._woken or self._cancelled):
                 self._changed.wait()
             if self._cancelled:
                 raise Cancelled("the stream was cancelled")
+            if not self._left:
+                return None
+            self._woken = False
             portion, self._ready = self._ready, []
             self._left -= len(portion)
             return portion
 
 
 class ResultStream(Iterator[Results]):
-    """The results of a job, pulled by its consumer: `with embedder.stream(...) as stream: for portion in stream: ...`.
+    """The results of a job, pulled by its consumer.
 
-    A portion is every result that is ready, at least one, in any order. The consumer is done with a portion when it
-    asks for the next: the tokens of its texts then return to the window that all streams share, and as many others
-    are computed. Nothing is computed before the first portion is asked for. So hundreds of streams can be open while
-    a few threads consume them, and results never pile up; but whoever has asked once and then waits for another
-    stream keeps its share of the window from it.
+        with embedder.stream(...) as stream:
+            for portion in stream:
+                ...
+                stream.release([index for index, _ in portion])
 
-    Leaving the `with` block cancels what is left. One thread iterates; `cancel` may be called from any.
+    A portion is every result that is ready, in any order. All streams share a window of tokens: a result counts from
+    the start of its computation until its consumer releases it, however long it keeps the vectors; while the window
+    is used up nothing more is computed for any stream, so a consumer must not wait for further results before it
+    releases what it has. Nothing is computed before the first portion is asked for, so hundreds of streams can be
+    open while a few threads consume them.
+
+    Leaving the `with` block cancels what is left, and releases the rest. One thread iterates; the methods may be
+    called from any.
 
     Args:
         job: of which results are taken.
         consume: called before the first portion.
-        release: called with the indices of a portion that the consumer is done with.
+        release: called with the indices of texts that the consumer is done with.
         drop: called when the consumer wants nothing more.
     """
 
@@ -142,13 +158,12 @@ class ResultStream(Iterator[Results]):
         self._consume: Callable[[], None] | None = consume
         self._release = release
         self._drop = drop
-        self._taken: list[int] = []
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Results:
-        """Wait for the next portion.
+        """Wait for the next portion, at least one result; an empty one if `wake` was called.
 
         Raises:
             StopIteration: the last result was taken.
@@ -157,18 +172,23 @@ class ResultStream(Iterator[Results]):
         if self._consume is not None:
             self._consume()
             self._consume = None
-        if self._taken:
-            self._release(self._taken)
         portion = self._job.take()
-        self._taken = [index for index, _ in portion]  # the results live as long as the consumer keeps them
-        if not portion:
+        if portion is None:
             raise StopIteration
         return portion
+
+    def release(self, indices: Sequence[int]) -> None:
+        """The consumer is done with the results of these texts; each counts once."""
+        self._release(indices)
+
+    def wake(self) -> None:
+        """End the wait for the next portion, because its consumer has something else to do."""
+        self._job.wake()
 
     def cancel(self) -> None:
         """Drop the texts that wait and the results that were not taken; iterating then raises `Cancelled`.
 
-        After the last portion was taken, this only releases it.
+        After the last portion was taken, this only releases what is left.
         """
         self._job.cancel()
         self._drop()

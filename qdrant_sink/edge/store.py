@@ -144,7 +144,7 @@ class EdgeStore:
         if waiting:
             raise StoreUnavailable(f"collection {collection!r} is not ready: {waiting} points are in no HNSW graph")
 
-    def collection_of(self, name: str) -> str | None:
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - it is never away
         """See `Store.collection_of`."""
         check_collection(name)
         with self._guard:

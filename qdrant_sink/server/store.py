@@ -46,7 +46,8 @@ class ServerStore:
         grpc_port: where gRPC listens.
         timeout_s: whole seconds that one attempt may take.
         deadline_s: seconds after which no further attempt starts; three attempts that time out fit in.
-        patience_s: the same for calls that someone waits for: `verify`, `collection_of`, `query`, `fetch` and `count`.
+        patience_s: the same for calls that someone waits for: `verify`, `collection_of` unless it is patient, `query`,
+            `fetch` and `count`.
         names: of the vectors, in every collection.
         pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
         retried: called before each further attempt; must not raise.
@@ -109,9 +110,9 @@ class ServerStore:
         """Build the graph as the schema has it; returns when the collection is green."""
         self._collections.build_index(collection, schema, timeout_s=timeout_s)
 
-    def collection_of(self, name: str) -> str | None:
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """See `Store.collection_of`."""
-        return self._looks.collection_of(name)
+        return (self._collections if patient else self._looks).collection_of(name)
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection, atomically."""

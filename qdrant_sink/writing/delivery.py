@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from embedder.errors import Internal, WorkerError, whereabouts
 from qdrant_sink.errors import NothingTaken, StoreRejected
@@ -58,15 +59,15 @@ def deliver(
             upsert([claim.point for claim in part])
         except StoreRejected as error:
             if isinstance(error, NothingTaken):
-                failure = error
+                failure = _without_frames(error)
                 unsent += part
             elif len(part) == 1:
-                refused.append((part[0], error))
+                refused.append((part[0], _without_frames(error)))
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
         except WorkerError as error:
-            failure = error
+            failure = _without_frames(error)
             unsent += part
         except BaseException as error:  # noqa: BLE001 - a sender that dies silently would leave the job waiting
             failure = contained("the store failed unexpectedly", error)
@@ -74,6 +75,18 @@ def deliver(
         else:
             stored += part
     return Outcome(stored, refused, unsent, failure)
+
+
+_E = TypeVar("_E", bound=WorkerError)
+
+
+def _without_frames(error: _E) -> _E:
+    """The error, for a report that is kept: its frames, and those of its causes, would keep the batch's vectors."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return error
 
 
 def contained(what: str, error: BaseException) -> Internal:

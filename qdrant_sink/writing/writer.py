@@ -2,9 +2,10 @@
 
     for portion in portions: for draft in portion: conform -> batches -> deliver, several concurrently -> report
 
-The writer pulls: it asks for the next portion when it has room. While the store is idle, what there is is sent after
-each portion; while it works, points gather up to `BATCH_MAX_BYTES`. When the store no longer answers, accepts nothing
-at all or has lost the collection, the job ends, and `stored + rejected == submitted` holds in every case.
+The writer pulls: it asks for the next portion when it has room, and is woken from that wait when a batch comes back.
+While the store is idle, what there is is sent; while it works, points gather up to `BATCH_MAX_BYTES`. When the store no
+longer answers, accepts nothing at all or has lost the collection, the job ends, and `stored + rejected == submitted`
+holds in every case.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -52,7 +54,7 @@ class Writer:
 
     Args:
         store: stores the points.
-        collection: its name. An alias may be moved to another collection between two batches.
+        collection: its name.
         schema: schema of the collection.
         senders: threads that may wait for the store.
         insert_only: leave points that exist untouched.
@@ -63,6 +65,9 @@ class Writer:
             collection exists.
         observer: called in the thread of `write` with the number of points that are acknowledged or rejected so far;
             must not raise.
+        release: called in the thread of `write` with the indices of drafts, of which it holds the vectors no more.
+        wake: called from a sender's thread when a batch has come back; should make the iterable that `write` waits
+            for give an empty portion. Without it, `write` takes note when the next portion comes.
         batch_points: maximum number of points in a batch.
     """
 
@@ -78,6 +83,8 @@ class Writer:
         merged: Mapping[int, tuple[int, ...]] | None = None,
         ensure: Callable[[], object] | None = None,
         observer: Callable[[int], None] = lambda _done: None,
+        release: Callable[[Sequence[int]], None] = lambda _indices: None,
+        wake: Callable[[], None] = lambda: None,
         batch_points: int = BATCH_MAX_POINTS,
     ) -> None:
         self._store = store
@@ -89,6 +96,8 @@ class Writer:
         self._merged = merged or {}
         self._ensure = ensure
         self._observer = observer
+        self._release = release
+        self._wake = wake
         self._batches = Batches(max_points=batch_points)
         self._ready: deque[Sequence[Claim]] = deque()
         self._returned: SimpleQueue[_Returned] = SimpleQueue()
@@ -96,15 +105,16 @@ class Writer:
         self._times_ensured = 0
         self._tally = Tally()
         self._observed = 0
+        self._settled: list[int] = []  # drafts that are to be released
         self._ending = Lock()
         self._failure: WorkerError | None = None
 
     def write(self, portions: Iterable[Sequence[Draft | Rejection]]) -> WriteReport:
         """Store the drafts of all portions, and report on them and on points that were rejected before. Blocks.
 
-        When the writer asks for the next portion, it needs the one before no more, except for the points that wait in
-        a batch: less than `BATCH_MAX_BYTES`, and up to `IN_FLIGHT_MAX` batches under way. After a failure it asks no
-        more; the iterable is closed by its owner.
+        While the writer waits for the next portion, it holds the vectors of points that it has not released: less
+        than `BATCH_MAX_BYTES` that gather, and up to `IN_FLIGHT_MAX` batches under way; when none is, nothing gathers.
+        After a failure it asks no more; the iterable is closed by its owner.
 
         An exception of the iterable ends the job as a failure does. To be called once.
         """
@@ -142,6 +152,7 @@ class Writer:
             indices = self._merged.get(item.index, (item.index,))
             if isinstance(item, Rejection):
                 self._tally.reject(indices, item.cause)
+                self._settled.append(item.index)
                 continue
             proven = self._failure or self._proven(item)  # after a failure not worth proving
             if isinstance(proven, Point):
@@ -149,6 +160,7 @@ class Writer:
                 self._send_ready()
             else:
                 self._tally.reject(indices, proven)
+                self._settled.append(item.index)
 
     def _proven(self, draft: Draft) -> Point | Refusal | Internal:
         try:
@@ -181,7 +193,7 @@ class Writer:
 
     def _send(self, batch: Sequence[Claim]) -> None:
         try:
-            self._senders.submit(self._deliver, batch, self._times_ensured)
+            self._senders.submit(copy_context().run, self._deliver, batch, self._times_ensured)
         except RuntimeError as error:  # the threads have ended
             failure = self._end(contained("a batch could not be sent", error))
             self._reject(batch, failure)
@@ -195,6 +207,7 @@ class Writer:
             self._store.upsert(self._collection, points, insert_only=self._insert_only)
 
         self._returned.put(_Returned(deliver(upsert, batch, lambda: self._failure), times_ensured))
+        self._wake()
 
     def _take_back(self) -> None:
         """Account for the batches that have come back, without waiting."""
@@ -206,15 +219,22 @@ class Writer:
     def _account(self, returned: _Returned) -> None:
         self._in_flight -= 1
         outcome = returned.outcome
-        for claim in outcome.stored:
-            self._tally.store(claim.indices)
-        if isinstance(self._failure, NotFound):  # acknowledged before the collection vanished, and gone with it
-            self._tally.lose(self._failure)
+        if outcome.stored and returned.times_ensured < self._times_ensured:
+            self._ready.append(outcome.stored)  # perhaps acknowledged before the collection vanished
+        else:
+            self._count_stored(outcome.stored)
         for claim, error in outcome.refused:
-            self._tally.reject(claim.indices, error)
+            self._reject([claim], error)
         if outcome.failure is not None:
             self._account_for_unsent(outcome.unsent, outcome.failure, returned.times_ensured)
         self._observe()
+
+    def _count_stored(self, batch: Sequence[Claim]) -> None:
+        for claim in batch:
+            self._tally.store(claim.indices)
+            self._settled.append(claim.indices[0])
+        if isinstance(self._failure, NotFound):  # acknowledged before the collection vanished, and gone with it
+            self._tally.lose(self._failure)
 
     def _account_for_unsent(self, unsent: Sequence[Claim], failure: WorkerError, times_ensured: int) -> None:
         if isinstance(failure, NotFound):
@@ -249,6 +269,7 @@ class Writer:
     def _reject(self, batch: Sequence[Claim], cause: WorkerError) -> None:
         for claim in batch:
             self._tally.reject(claim.indices, cause)
+            self._settled.append(claim.indices[0])
 
     def _end(self, error: WorkerError) -> WorkerError:
         """End the job for this reason unless it has ended already; returns why it has."""
@@ -266,6 +287,9 @@ class Writer:
         self._observe()
 
     def _observe(self) -> None:
+        if self._settled:
+            self._release(self._settled)
+            self._settled = []
         if self._tally.done != self._observed:
             self._observed = self._tally.done
             self._observer(self._observed)

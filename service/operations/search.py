@@ -108,15 +108,15 @@ class SearchOperation:
             WorkerError: the collection is not there or not of this schema, or the model or the store fails.
         """
         name = self._collections.named(request.collection, "collection")
-        collection = await self._store.call(lambda: self._collections.catalogue.find(name))
+        await self._store.call(lambda: self._collections.catalogue.check_read(name))
         if request.like is not None:
             like = request.like
             search = await self._store.call(lambda: self._alike(request, like, name))
-            return await self._answered(request, collection, [search], [None], 0)
+            return await self._answered(request, name, [search], [None], 0)
         results = await self._embedded(request)
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._answered(request, collection, searches, request.queries, tokens)
+        return await self._answered(request, name, searches, request.queries, tokens)
 
     async def _embedded(self, request: SearchRequest) -> list[Result]:
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from embedder import ConfigurationError, Overloaded, timed
 from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
@@ -96,11 +96,11 @@ class StoreAccess:
     async def call(self, call: Callable[[], T]) -> T:
         """Run a call which blocks for the store, and return what it returns; `close` ends one that waits."""
         with timed("store"):
-            return await _in_thread(self._calls, call)
+            return await in_thread(self._calls, call)
 
     @contextmanager
-    def ingest_slot(self) -> Iterator[None]:
-        """Count the block as one of the concurrent ingests.
+    def ingest_slot(self) -> Iterator[IngestSlot]:
+        """Count the block as one of the concurrent ingests, and beyond it whatever still runs in its thread.
 
         Raises:
             Overloaded: there are as many as there may be.
@@ -108,15 +108,11 @@ class StoreAccess:
         if not self._slots.acquire(blocking=False):
             most = self._ingests_max
             raise Overloaded(f"{most} jobs that store are already running (limit {most}); retry later")
+        slot = IngestSlot(self._ingests)
         try:
-            yield
+            yield slot
         finally:
-            self._slots.release()
-
-    async def ingest(self, call: Callable[[], T]) -> T:
-        """Run a whole ingest: its thread mostly waits, and must not keep a short call from the store."""
-        with timed("ingest"):
-            return await _in_thread(self._ingests, call)
+            slot.when_done(self._slots.release)
 
     def close(self) -> None:
         """Let ingests finish and release the store. Calling it twice is harmless."""
@@ -127,6 +123,28 @@ class StoreAccess:
         self._calls.shutdown()
 
 
-async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+class IngestSlot:
+    """The thread of one ingest. It mostly waits, and must not keep a short call from the store."""
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._last: Future[object] | None = None
+
+    async def run(self, call: Callable[[], T], *, stage: str) -> T:
+        """Run a part of the ingest, timed as this stage; a caller that waits no longer leaves it running."""
+        with timed(stage):
+            running = self._threads.submit(copy_context().run, call)
+            self._last = cast("Future[object]", running)
+            return await asyncio.wrap_future(running)
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call this when the thread is free again."""
+        if self._last is None:
+            callback()
+        else:
+            self._last.add_done_callback(lambda _done: callback())
+
+
+async def in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     """Run a call there, with the context of this task, so that its log lines have the id of the request."""
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)

@@ -186,7 +186,10 @@ def test_a_stream_gives_what_a_whole_job_gives(mini: Bench, embedder: Embedder) 
     """Results that are pulled are those of `embed`, each with the index of its text."""
     encoded = embedder.tokenize(TEXTS * 20, 512)
     with embedder.stream(encoded, Outputs(), priority=Priority.PASSAGE, batch_size=4) as stream:
-        results = dict(result for portion in stream for result in portion)
+        results: dict[int, Result] = {}
+        for portion in stream:
+            results |= dict(portion)
+            stream.release([index for index, _ in portion])
     found = [results[index] for index in range(len(encoded))]
     embeddings = [result for result in found if isinstance(result, Embedding)]
     assert_same(embeddings, embed(mini.packed, mini.tokenizer, TEXTS, 512) * 20)

@@ -53,8 +53,8 @@ def test_a_portion_is_all_that_is_ready() -> None:
     assert list(calls.stream) == []
 
 
-def test_a_portion_is_released_when_the_consumer_comes_back() -> None:
-    """Nothing is computed before the first portion is asked for, and a portion is done with at the next."""
+def test_a_result_is_released_by_its_consumer() -> None:
+    """Nothing is computed before the first portion is asked for; only the consumer knows when it is done with one."""
     calls = Calls(3)
     assert calls.made == []
     calls.complete(0, 1)
@@ -62,9 +62,26 @@ def test_a_portion_is_released_when_the_consumer_comes_back() -> None:
     assert calls.made == ["consume"]
     calls.complete(2)
     next(calls.stream)
-    assert calls.made == ["consume", "release [0, 1]"]
     assert list(calls.stream) == []
-    assert calls.made == ["consume", "release [0, 1]", "release [2]"]
+    assert calls.made == ["consume"]
+    calls.stream.release([0, 2])
+    assert calls.made == ["consume", "release [0, 2]"]
+
+
+def test_a_consumer_that_waits_can_be_woken() -> None:
+    """It gets an empty portion, once, and what comes later is not lost; waking nobody counts for the next wait."""
+    calls = Calls(1)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(calls.stream.__next__)
+        calls.stream.wake()
+        assert waiting.result(PATIENCE) == []
+    calls.stream.wake()
+    calls.stream.wake()
+    assert next(calls.stream) == []
+    calls.complete(0)
+    assert indices(next(calls.stream)) == [0]
+    calls.stream.wake()
+    assert list(calls.stream) == [], "after the last result it has ended"
 
 
 def test_a_stream_does_not_keep_what_its_consumer_forgot() -> None:
@@ -82,7 +99,7 @@ def test_a_consumer_waits_for_a_result() -> None:
     """Iterating blocks until at least one result is there."""
     calls = Calls(1)
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, calls.stream)
+        waiting = thread.submit(calls.stream.__next__)
         assert not waiting.done()
         calls.complete(0)
         assert indices(waiting.result(PATIENCE)) == [0]
@@ -92,7 +109,7 @@ def test_cancelling_ends_a_consumer_that_waits() -> None:
     """Any thread may cancel: whoever iterates is told, and what arrives later goes nowhere."""
     calls = Calls(2)
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, calls.stream)
+        waiting = thread.submit(calls.stream.__next__)
         calls.stream.cancel()
         with pytest.raises(Cancelled):
             waiting.result(PATIENCE)
@@ -194,4 +211,4 @@ def test_results_from_many_threads_are_all_there() -> None:
         if isinstance(job, CollectedJob):
             assert len(job.future.result(0)) == 400
         else:
-            assert sorted(indices(job.take())) == list(range(400))
+            assert sorted(indices(job.take() or [])) == list(range(400))

@@ -625,8 +625,11 @@ def stream(pool: ModelPool, numbers: Sequence[int], priority: Priority = Priorit
 
 
 def pulled(running: ResultStream) -> dict[int, Result]:
-    """All that is left of a stream; none may come twice."""
-    results = [one for portion in running for one in portion]
+    """All that is left of a stream, released as it comes; none may come twice."""
+    results: list[tuple[int, Result]] = []
+    for portion in running:
+        results += portion
+        running.release([index for index, _ in portion])
     assert len(dict(results)) == len(results)
     return dict(results)
 
@@ -638,6 +641,7 @@ def test_a_stream_gives_each_result_once_as_it_comes() -> None:
         with stream(pool, range(1, 9)) as running:
             first = next(running)
             assert 1 <= len(first) <= 8
+            running.release(list(dict(first)))
             found = dict(first) | pulled(running)
         whole = done(submit(pool, range(1, 9)))
     assert_same(vectors([found[index] for index in range(8)]), vectors(whole), tolerance=0)
@@ -652,8 +656,28 @@ def test_a_stream_is_no_further_ahead_than_its_window() -> None:
             engine.wait_for_pass()
         assert failures(done(submit(pool, [90, 91]))) == []
         assert engine.seen == [1, 2, 90, 91]
+        running.release(list(dict(first)))
         rest = pulled(running)
     assert sorted([*(index for index, _ in first), *rest]) == list(range(6))
+
+
+def test_results_count_until_they_are_released_not_until_the_next_are_asked_for() -> None:
+    """A consumer that keeps vectors while it takes more holds its part of the window, so they never pile up."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=1, window=6) as pool, stream(pool, range(1, 7)) as running:
+        taken = dict(next(running))
+        while len(taken) < 2:
+            taken |= dict(next(running))
+        running.wake()
+        assert next(running) == [], "there is no room for a third"
+        assert failures(done(submit(pool, [90]))) == []
+        assert engine.seen == [1, 2, 90]
+        running.release([0])
+        taken |= dict(next(running))
+        assert len(taken) == 3
+        running.release([0])  # each counts once
+        running.release([1, 2])
+        assert len(taken | pulled(running)) == 6
 
 
 def test_a_stream_that_nobody_consumes_computes_nothing() -> None:

@@ -39,28 +39,23 @@ class Counted:
     """A store that counts what a catalogue asks it."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self.calls: list[str] = []
 
-    def collection_of(self, name: str) -> str | None:
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """See `Store.collection_of`."""
         self.calls.append("collection_of")
-        return self._store.collection_of(name)
+        return self.store.collection_of(name, patient=patient)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """See `Store.verify`."""
         self.calls.append("verify")
-        return self._store.verify(collection, schema)
+        return self.store.verify(collection, schema)
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """See `Store.ensure`."""
         self.calls.append("ensure")
-        self._store.ensure(collection, schema)
-
-    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """See `Store.existing`."""
-        self.calls.append("existing")
-        return self._store.existing(collection, ids)
+        self.store.ensure(collection, schema)
 
 
 @pytest.fixture
@@ -100,20 +95,21 @@ def test_a_name_of_nothing_stands_for_itself(catalogue: Catalogue, collection: s
     assert catalogue.resolve(collection) == collection
     assert not catalogue.verify(collection)
     with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
-        catalogue.find(collection)
+        catalogue.check_read(collection)
     assert catalogue.ensure(collection) == collection
     assert catalogue.verify(collection)
-    assert catalogue.find(collection) == collection
+    catalogue.check_read(collection)
 
 
 def test_a_collection_is_verified_once_by_whatever_name(
     catalogue: Catalogue, counted: Counted, collection: str, alias: str
 ) -> None:
     """Searches in quick succession, by alias or by name, cost the store nothing."""
-    assert catalogue.find(alias) == collection
+    catalogue.check_read(alias)
     assert counted.calls == ["collection_of", "verify"]
     for _ in range(5):
-        assert catalogue.find(alias) == catalogue.find(collection) == collection
+        catalogue.check_read(alias)
+        catalogue.check_read(collection)
         assert catalogue.verify(alias)
     assert counted.calls == ["collection_of", "verify"]
 
@@ -122,41 +118,56 @@ def test_a_job_resolves_afresh(
     catalogue: Catalogue, counted: Counted, store: Store, collection: str, alias: str
 ) -> None:
     """A job that begins after an alias was moved writes to where it leads now, whatever a read remembers."""
-    assert catalogue.find(alias) == collection
+    catalogue.check_read(alias)
     newer = f"{collection}_newer"
     store.ensure(newer, SCHEMA)
     store.alias(alias, newer)
     assert catalogue.resolve(alias) == newer
-    assert catalogue.find(alias) == newer, "and reads profit from it"
+    assert counted.calls == ["collection_of", "verify", "collection_of"]
 
 
 def test_an_alias_that_moved_is_noticed_within_a_second(
-    catalogue: Catalogue, clock: Clock, store: Store, collection: str, alias: str
+    catalogue: Catalogue, counted: Counted, clock: Clock, collection: str, alias: str
 ) -> None:
-    """A read may use what a name stood for a moment ago, and no longer."""
-    assert catalogue.find(alias) == collection
+    """A read may trust for a moment that it knows the schema behind a name, and no longer."""
+    catalogue.check_read(alias)
     newer = f"{collection}_newer"
-    store.ensure(newer, SCHEMA)
-    store.alias(alias, newer)
-    assert catalogue.find(alias) == collection
+    counted.store.ensure(newer, SCHEMA)
+    counted.store.alias(alias, newer)
+    catalogue.check_read(alias)
+    assert counted.calls == ["collection_of", "verify"]
     clock.now += RESOLUTION_MAX_AGE_S
-    assert catalogue.find(alias) == newer
+    catalogue.check_read(alias)
+    assert counted.calls == ["collection_of", "verify"] * 2
+
+
+def test_a_job_into_a_known_collection_asks_only_what_its_name_stands_for(
+    catalogue: Catalogue, counted: Counted, collection: str, alias: str
+) -> None:
+    """Hundreds of small jobs into one collection do not ask its server for the same things again and again."""
+    catalogue.check_read(collection)
+    counted.calls.clear()
+    target = catalogue.resolve(alias)
+    assert catalogue.verify(alias)
+    assert catalogue.ensure(target) == collection
+    assert counted.calls == ["collection_of", "ensure"]
 
 
 def test_an_alias_that_moved_to_another_schema_is_refused(
     catalogue: Catalogue, clock: Clock, store: Store, collection: str, alias: str
 ) -> None:
-    """Vectors of one model are never compared with those of another; the collection at fault is named."""
-    assert catalogue.find(alias) == collection
+    """Vectors of one model are never compared with those of another; the error has the name that was asked for."""
+    catalogue.check_read(alias)
     other = f"{collection}_other"
     store.ensure(other, OTHER)
     store.alias(alias, other)
     clock.now += RESOLUTION_MAX_AGE_S
-    for read in (catalogue.find, catalogue.verify, catalogue.ensure):
+    for read in (catalogue.check_read, catalogue.verify, catalogue.ensure):
         with pytest.raises(SchemaMismatch) as caught:
             read(alias)
-        assert caught.value.collection == other
-    assert catalogue.find(collection) == collection
+        assert caught.value.collection == alias
+        assert f"'{alias}'" in caught.value.message
+    catalogue.check_read(collection)
 
 
 def test_a_missing_index_keeps_no_reader_out(counted: Counted, store: Store, collection: str) -> None:
@@ -164,7 +175,7 @@ def test_a_missing_index_keeps_no_reader_out(counted: Counted, store: Store, col
     store.ensure(collection, SCHEMA)
     indexed = Catalogue(lambda: counted, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
     assert not indexed.verify(collection)
-    assert indexed.find(collection) == collection
+    indexed.check_read(collection)
     assert indexed.ensure(collection) == collection
     assert indexed.verify(collection)
 
@@ -177,7 +188,7 @@ class Names:
         self.verified: list[str] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
-    def collection_of(self, name: str) -> str | None:
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """What the name stood for when this was called."""
         collection = self.collections.get(name)
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
@@ -230,7 +241,7 @@ def test_threads_share_one_catalogue(store: Store, collection: str) -> None:
     catalogue = Catalogue(lambda: store, SCHEMA)
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(lambda _: catalogue.ensure(collection), range(8))) == {collection}
-        assert set(threads.map(lambda _: catalogue.find(collection), range(50))) == {collection}
+        assert all(threads.map(lambda _: catalogue.verify(collection), range(50)))
 
 
 def _version(document: PointId, chunks: int) -> list[Draft]:

@@ -505,6 +505,7 @@ def test_what_someone_waits_for_is_given_up_sooner_than_what_must_be_stored() ->
         "count": lambda: store.count("docs"),
         "verify": lambda: store.verify("docs", SCHEMA),
         "collection_of": lambda: store.collection_of("docs"),
+        "patient collection_of": lambda: store.collection_of("docs", patient=True),
         "upsert": lambda: store.upsert("docs", [_point()]),
         "delete": lambda: store.delete("docs", ids=[1]),
         "ensure": lambda: store.ensure("docs", SCHEMA),
@@ -513,7 +514,7 @@ def test_what_someone_waits_for_is_given_up_sooner_than_what_must_be_stored() ->
         calling.append(name)
         with pytest.raises(StoreUnavailable):
             call()
-    assert repeated == {"upsert", "delete", "ensure"}
+    assert repeated == {"patient collection_of", "upsert", "delete", "ensure"}
     store.close()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
 from time import sleep
@@ -97,6 +100,10 @@ class Feed:
         """One portion more."""
         self._portions.put(items)
 
+    def wake(self) -> None:
+        """Whoever waits for a portion gets an empty one."""
+        self._portions.put(())
+
     def end(self) -> None:
         """No portion more."""
         self._portions.put(None)
@@ -114,7 +121,7 @@ def writing(
     """A writer that pulls from a feed in a thread of its own; it has ended after the block."""
     feed = Feed()
     with ThreadPoolExecutor(8) as senders, ThreadPoolExecutor(1) as thread:
-        writer = Writer(store, "c", schema, senders, **how)
+        writer = Writer(store, "c", schema, senders, wake=feed.wake, **how)
         report = thread.submit(writer.write, feed)
         yield writer, feed, report
         feed.end()
@@ -265,16 +272,114 @@ def test_several_batches_are_under_way_and_no_more() -> None:
         assert report.result(PATIENCE_S).stored == 20 * IN_FLIGHT_MAX
 
 
-def test_a_portion_is_given_back_once_its_points_are_in_batches() -> None:
-    """What the writer has come back for can be computed anew: no portion is held while the next one is awaited."""
-    held = Held()
-    with writing(held) as (_, feed, _report):
-        for index in range(5):
-            feed.give(draft(index))
+def test_what_is_neither_stored_nor_rejected_is_not_released() -> None:
+    """While a server is slow its points count as held, so that the model does not fill the memory with others."""
+    released: list[int] = []
+    held = Held(refuse=[2])
+    with writing(held, merged={0: (0, 6)}, release=released.extend) as (_, feed, report):
+        feed.give(draft(0))
         held.arrived.get(timeout=PATIENCE_S)
-        while feed.taken < 4:  # and of the fifth only the loop of `Feed` knows
+        feed.give(spoilt(1, dense=NAN), draft(2), draft(3), Rejection(4, ModelFailure("no vector")))
+        while len(released) < 2:
+            sleep(0.001)
+        assert sorted(released) == [1, 4], "the one under way and those that gather are held"
+        held.go.set()
+        feed.give(draft(5))
+        feed.end()
+        report.result(PATIENCE_S)
+    assert sorted(released) == list(range(6)), "each once, by its own index"
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no answer"), NotFound("no collection"), AccessDenied("no")])
+def test_whatever_ends_a_job_releases_all_that_it_took(error: WorkerError) -> None:
+    """A job that failed holds no room for vectors."""
+    released: list[int] = []
+    portions = [[draft(index), draft(index + 1)] for index in range(0, 20, 2)]
+    report = pulled(Memory(answers=3, error=error), portions, batch_points=1, release=released.extend)
+    assert sorted(released) == sorted([*report.indices, *(rejection.index for rejection in report.rejected)])
+
+
+def test_a_writer_that_waits_for_results_takes_note_of_what_comes_back() -> None:
+    """While the model computes, points that gathered are sent as soon as the store is idle, and progress is told."""
+    done: list[int] = []
+    held = Held()
+    with writing(held, observer=done.append) as (_, feed, _report):
+        feed.give(draft(0))
+        assert held.arrived.get(timeout=PATIENCE_S) == 1
+        feed.give(draft(1), draft(2))
+        while feed.taken < 1:
             sleep(0.001)
         held.go.set()
+        assert held.arrived.get(timeout=PATIENCE_S) == 2, "without a further portion"
+        while done[-1:] != [3]:
+            sleep(0.001)
+
+
+def test_a_store_that_gives_out_ends_a_job_that_waits_for_results() -> None:
+    """The model does not go on computing for a job that can store nothing."""
+    with writing(Memory(answers=0)) as (_, feed, report):
+        feed.give(draft(0))
+        assert isinstance(report.result(PATIENCE_S).failure, StoreUnavailable), "without a further portion"
+
+
+@pytest.mark.parametrize("error", [StoreRejected("refused"), StoreUnavailable("no answer"), NotFound("gone")])
+def test_a_report_does_not_keep_vectors(error: WorkerError) -> None:
+    """A report of a job that failed, which a caller may hold for long, is as small as one that went well."""
+    kept: list[weakref.ref[np.ndarray]] = []
+
+    def portions() -> Iterator[Sequence[Item]]:
+        for index in range(3):
+            one = draft(index)
+            assert one.vectors.dense is not None
+            one = replace(one, vectors=replace(one.vectors, dense=one.vectors.dense.copy()))
+            assert one.vectors.dense is not None
+            kept.append(weakref.ref(one.vectors.dense))
+            yield [one]
+            del one
+
+    gc.disable()  # nothing may depend on the collector of cycles
+    try:
+        report = pulled(Memory(answers=0, error=error), portions())
+        assert report.rejected
+        assert kept
+        assert [reference for reference in kept if reference() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_what_is_acknowledged_before_a_collection_was_made_again_is_sent_again() -> None:
+    """A collection vanishes behind a batch whose acknowledgement is still on its way: its points are not lost."""
+    memory = Memory()
+    held, first_in = Event(), Event()
+
+    class Vanishing:
+        """Stores the first batch and answers late; the second one finds the collection gone, once."""
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+            """See `Store.upsert`."""
+            self.calls += 1
+            if self.calls == 1:
+                memory.upsert(collection, points, insert_only=insert_only)
+                first_in.set()
+                assert held.wait(PATIENCE_S)
+                return
+            if self.calls == 2:
+                assert first_in.wait(PATIENCE_S)
+                memory.points.clear()
+                raise NotFound("gone")
+            memory.upsert(collection, points, insert_only=insert_only)
+            held.set()
+
+    made: list[int] = []
+    with writing(Vanishing(), batch_points=1, ensure=lambda: made.append(1)) as (_, feed, report):
+        feed.give(draft(0), draft(1))
+        feed.end()
+        assert report.result(PATIENCE_S).stored == 2
+    assert len(made) == 2
+    assert sorted(memory.points) == [0, 1]
 
 
 def test_progress_counts_what_is_acknowledged_or_rejected() -> None:

@@ -1,0 +1,239 @@
+"""One ingest on its way from the model to the store, in a thread of its own.
+
+for each portion of the stream: draft -> writer -> report; then the stale chunks
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+from embedder import (
+    Cancelled,
+    Embedder,
+    InvalidRequest,
+    ModelFailure,
+    NotFound,
+    Outputs,
+    Priority,
+    Result,
+    ResultStream,
+    WorkerError,
+    whereabouts,
+)
+from qdrant_sink import DocumentLocks, Draft, Rejection, Vectors, Writer, WriteReport, delete_stale_chunks
+from service.operations.collections import Collections
+from service.operations.ingest_plan import IngestPlan
+from service.operations.ingest_values import (
+    IngestFailed,
+    IngestProgress,
+    IngestReport,
+    IngestRequest,
+    RejectedPoint,
+)
+from service.operations.store_access import StoreAccess
+
+log = logging.getLogger(__name__)
+
+Drafts = Sequence[Draft | Rejection]
+"""A portion of a job on its way to the writer."""
+
+
+class IngestJob:
+    """One ingest, planned and with its collection known.
+
+    Args:
+        request: what was asked for.
+        plan: its points.
+        collection: what the request's name stood for at the start.
+        embedder: computes the vectors.
+        store: the access to the store.
+        collections: know the schema.
+        documents: locks of the documents that are being written.
+        skipped: indices of points that are there already and stay untouched.
+        progress: called as points are done; see `Ingest`.
+        batch_points: maximum number of points, or ids, in one request to the store.
+
+    Attributes:
+        wanted: indices of the points that must be embedded, ascending.
+        failures: by index of a point, why the model could not embed it.
+    """
+
+    def __init__(
+        self,
+        request: IngestRequest,
+        plan: IngestPlan,
+        collection: str,
+        *,
+        embedder: Embedder,
+        store: StoreAccess,
+        collections: Collections,
+        documents: DocumentLocks,
+        skipped: set[int],
+        progress: Callable[[IngestProgress], None] | None,
+        batch_points: int,
+    ) -> None:
+        self._request = request
+        self._plan = plan
+        self._collection = collection
+        self._embedder = embedder
+        self._store = store.opened()
+        self._catalogue = collections.catalogue
+        self._schema = collections.schema
+        self._documents = documents
+        self._skipped = skipped
+        self._batch_points = batch_points
+        self._stream: ResultStream | None = None
+        self._cancelled = False
+        self.wanted = sorted(plan.owners.keys() - skipped)
+        self._numbers = {index: number for number, index in enumerate(self.wanted)}
+        self.failures: dict[int, ModelFailure] = {}
+        self._done_before = len(plan.points) - sum(len(plan.owners[index]) for index in self.wanted)
+        self._progress = progress
+        self._writer = Writer(
+            self._store,
+            collection,
+            collections.schema,
+            store.senders,
+            insert_only=request.insert_only,
+            pools=request.pool_colbert,
+            merged=plan.owners,
+            ensure=self._ensure,
+            observer=self._observe,
+            release=self._release,
+            wake=self._wake,
+            batch_points=batch_points,
+        )
+
+    def run(self, source: Callable[[], Generator[Drafts]]) -> IngestReport:
+        """Store what the source gives, until every point is done. Blocks.
+
+        Args:
+            source: `stream` or `given`. Called in this thread, and not before the job may write its documents: the
+                streams of all jobs share a window, of which a job that waits for another must hold nothing.
+
+        Raises:
+            IngestFailed: the store gave out.
+        """
+        documents = self._plan.ids if self._request.chunk is not None else ()
+        with self._documents.held(self._collection, self._plan.id_scope, documents):
+            wanted = bool(self.wanted) and not self._cancelled
+            with closing(source() if wanted else self.given([])) as portions:
+                written = self._writer.write(portions)
+            skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
+            written = replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
+                len(self._plan.points), skipped=skipped
+            )
+            report = report_of(self._plan, written)
+            if written.failure is not None:
+                raise IngestFailed(self._missing(written.failure, report), report)
+            try:
+                self._delete_stale_chunks(written)
+            except WorkerError as error:
+                message = f"all points are accounted for, but chunks of earlier versions may be left: {error.message}"
+                raise IngestFailed(error.saying(message), report) from error
+            return report
+
+    def given(self, results: Sequence[Result]) -> Generator[Drafts]:
+        """The drafts of results that are there, of all points of the plan."""
+        if results:
+            yield [self._draft(index, results[index]) for index in self.wanted]
+
+    def stream(self) -> Generator[Drafts]:
+        """Have the model embed what is wanted, and give the drafts of each portion of results as it is ready."""
+        outputs = Outputs.of(tuple(self._request.vectors), self._schema.colbert.datatype)
+        texts = [self._plan.points[index].encoded for index in self.wanted]
+        try:
+            stream = self._embedder.stream(
+                texts, outputs, priority=priority_of(self._request), batch_size=self._request.batch_size
+            )
+        except InvalidRequest as error:
+            raise error.at("texts") from None
+        self._stream = stream
+        if self._cancelled:
+            stream.cancel()
+        return self._portions(stream)
+
+    def _portions(self, stream: ResultStream) -> Generator[Drafts]:
+        with stream:
+            try:
+                for portion in stream:
+                    drafts = [self._draft(self.wanted[number], result) for number, result in portion]
+                    del portion
+                    yield drafts
+                    del drafts  # while the next one is awaited, the writer alone holds vectors
+            except Cancelled:  # the writer knows
+                return
+
+    def _release(self, indices: Sequence[int]) -> None:
+        if self._stream is not None:
+            self._stream.release([self._numbers[index] for index in indices])
+
+    def _wake(self) -> None:
+        if self._stream is not None:
+            self._stream.wake()
+
+    def _observe(self, points: int) -> None:
+        """Report progress; a report that fails costs the caller its progress and not its points."""
+        if self._progress is None:
+            return
+        try:
+            self._progress(IngestProgress(self._done_before + points, len(self._plan.points)))
+        except Exception as error:  # noqa: BLE001 - the caller's own code
+            self._progress = None
+            log.warning("the progress of an ingest could not be reported: %s", whereabouts(error))
+
+    def cancel(self) -> None:
+        """Compute and send nothing more; `run` ends as soon as what is being sent is acknowledged or not."""
+        self._cancelled = True
+        self._writer.cancel(Cancelled("the job was cancelled"))
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def _draft(self, index: int, result: Result) -> Draft | Rejection:
+        if isinstance(result, ModelFailure):
+            self.failures |= dict.fromkeys(self._plan.owners[index], result)
+            return Rejection(index, result)
+        point = self._plan.points[index]
+        return Draft(index, point.id, point.payload, Vectors.of(result))
+
+    def _ensure(self) -> None:
+        name = self._plan.name
+        # Made anew, the collection would lack the points that were skipped, or nothing would lead to it any more.
+        kept = bool(self._skipped) or self._collection != name
+        if kept and self._store.collection_of(self._collection, patient=True) is None:
+            raise NotFound(f"collection {name!r} was deleted while the job ran; send the job again")
+        if self._catalogue.ensure(self._collection) != self._collection:
+            # Another job may be writing the same documents by the name of the collection.
+            raise NotFound(f"{name!r} has become an alias while the job ran; send the job again")
+
+    def _delete_stale_chunks(self, written: WriteReport) -> None:
+        """Delete chunks that a document had beyond its last one now, if all it has now is stored."""
+        plan = self._plan
+        if self._request.chunk is None or self._request.insert_only:
+            return
+        stored = set(written.indices)
+        documents = {
+            plan.ids[text]: len(indices) for text, indices in enumerate(plan.documents) if stored.issuperset(indices)
+        }
+        delete_stale_chunks(self._store, self._collection, documents, plan.id_scope, batch_points=self._batch_points)
+
+    def _missing(self, failure: WorkerError, report: IngestReport) -> WorkerError:
+        missing = sum(type(rejection.cause) is type(failure) for rejection in report.rejected)
+        return failure.saying(f"{missing} of {len(self._plan.points)} points were not stored: {failure.message}")
+
+
+def priority_of(request: IngestRequest) -> Priority:
+    """Queries go before passages."""
+    return Priority.QUERY if request.role == "query" else Priority.PASSAGE
+
+
+def report_of(plan: IngestPlan, written: WriteReport) -> IngestReport:
+    """What became of every point, in the terms of the request."""
+    rejected = (
+        RejectedPoint(plan.points[rejection.index].text, plan.points[rejection.index].chunk, rejection.cause)
+        for rejection in written.rejected
+    )
+    return IngestReport(plan.name, written.stored, written.skipped, tuple(rejected))
