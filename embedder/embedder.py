@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -251,10 +252,10 @@ class Embedder:
         """The chunks of a long text; see `Chunker.split`. Blocks.
 
         Raises:
-            InvalidRequest: `max_tokens` or `overlap` is out of range.
-            UnicodeEncodeError: the text holds a lone surrogate.
+            InvalidRequest: `max_tokens` or `overlap` is out of range, or the text is not valid Unicode.
         """
-        return self._chunker.split(text, max_tokens=max_tokens, overlap=overlap)
+        with _unicode_checked():
+            return self._chunker.split(text, max_tokens=max_tokens, overlap=overlap)
 
     def encoded(self, ids: Sequence[int]) -> EncodedText:
         """A text that its caller has tokenized; see `Tokenizer.wrapped`.
@@ -271,10 +272,8 @@ class Embedder:
             raise InvalidRequest(
                 f"maxLength must be from {MAX_LENGTH_MIN} to the model's {self.max_length}, got {max_length}"
             )
-        try:
+        with _unicode_checked():
             return call(texts, max_length)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("a text is not valid Unicode (a lone surrogate)") from error
 
     @property
     def window(self) -> int:
@@ -318,6 +317,15 @@ class Embedder:
     def close(self) -> None:
         """Finish what was accepted, then stop. Blocks until every open stream is consumed or cancelled."""
         self._pool.close()
+
+
+@contextmanager
+def _unicode_checked() -> Iterator[None]:
+    """Raise the tokenizer's refusal of a lone surrogate as the caller's mistake, without the text."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("a text is not valid Unicode (a lone surrogate)") from error
 
 
 def _fulfil(future: Future[Embedder], load: Callable[[ModelOptions], Embedder], options: ModelOptions) -> None:

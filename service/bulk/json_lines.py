@@ -9,7 +9,7 @@ from typing import Any
 
 from embedder import InvalidRequest
 from qdrant_sink import point_id, text_id
-from service.validation import kind_of
+from service.validation import is_unicode, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ def parse_line(number: int, raw: bytes) -> Line:
     text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
     if not isinstance(text, str):
         raise BadLineError(f"text must be a string, got {kind_of(text)}")
+    if not is_unicode(text):
+        raise BadLineError("text is not valid Unicode (a lone surrogate)")
     if not isinstance(payload, dict):
         raise BadLineError(f"payload must be an object, got {kind_of(payload)}")
     if identity is not None and (isinstance(identity, bool) or not isinstance(identity, int | str)):

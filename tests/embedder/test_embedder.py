@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,6 +88,20 @@ def test_a_lone_surrogate_is_an_invalid_request(embedder: Embedder) -> None:
     with pytest.raises(InvalidRequest, match="surrogate") as caught:
         run(embedder, ["fine", "secret \udfff"])
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["secret \ud800", "A long text of words. " * 400 + "\udfff"], ids=["short", "long"])
+def test_every_entry_refuses_a_lone_surrogate_in_the_same_words(embedder: Embedder, text: str) -> None:
+    """Tokenizing, locating tokens and cutting raise one error, whatever the tokenizer underneath says."""
+    entries: list[Callable[[], object]] = [
+        lambda: embedder.tokenize([text], 64),
+        lambda: embedder.tokenize([text], 64, at_once=True),
+        lambda: embedder.place([text], 64),
+        lambda: embedder.split(text, max_tokens=64, overlap=0),
+    ]
+    for entry in entries:
+        with pytest.raises(InvalidRequest, match=r"^a text is not valid Unicode \(a lone surrogate\)$"):
+            entry()
 
 
 def test_cancelling_the_task_drops_its_texts(mini: Bench) -> None:

@@ -183,6 +183,20 @@ def test_one_bad_id_does_not_take_its_batch_along(load: Loader) -> None:
     assert sorted(one["line"] for one in load.rejected) == [2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("options", [(), ("--chunk-tokens", "32")], ids=["whole", "chunks"])
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "derived ids"])
+def test_a_lone_surrogate_costs_its_own_line(
+    load: Loader, store: EdgeStore, options: tuple[str, ...], *, ids: bool
+) -> None:
+    """A text that is not valid Unicode is rejected by its line; all others of its batch are stored."""
+    texts = ["one", "\ud800", "two", "three"]
+    report = load([line(text=text, **({"id": n} if ids else {})) for n, text in enumerate(texts)], *options)
+    assert (report.failure, report.stored, report.rejected, store.count("notes")) == (None, 3, 1, 3)
+    assert load.rejected == [
+        {"line": 2, "code": "invalid_request", "message": "text is not valid Unicode (a lone surrogate)"}
+    ]
+
+
 def test_a_second_run_goes_on_where_the_first_ended(load: Loader, store: EdgeStore) -> None:
     """With `--insert-only` what is there is skipped and counted, and nothing is doubled."""
     lines = [line(text=f"text {n}") for n in range(8)]
