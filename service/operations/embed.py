@@ -40,7 +40,7 @@ class EmbedRequest:
     """Texts, and what to compute of them.
 
     Attributes:
-        texts: the texts; empty where there are token ids.
+        texts: the texts, at least one; empty where there are token ids.
         token_ids: in place of texts, the ids of their tokens in the model's vocabulary.
         outputs: the vectors to compute, and the type of ColBERT rows.
         role: see `Role`.
@@ -48,6 +48,9 @@ class EmbedRequest:
         batch_size: most of these texts in one batch of the model; 0 leaves it to the token budget.
         refuse_truncation: whether a text that would be cut is an error.
         label: what errors call the list of texts.
+
+    Raises:
+        ValueError: there are neither texts nor token ids, or both, or a number is out of its limits.
     """
 
     texts: Sequence[str] = ()
@@ -58,6 +61,12 @@ class EmbedRequest:
     batch_size: int = 0
     refuse_truncation: bool = False
     label: str = "texts"
+
+    def __post_init__(self) -> None:
+        """Check what a caller in Python could break; the wire has checked it with better words."""
+        if bool(self.texts) == bool(self.token_ids):
+            raise ValueError("either texts or token_ids must have at least one item, and the other none")
+        check_numbers(self.max_length, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +83,23 @@ class EmbedResult:
     def tokens(self) -> int:
         """Tokens of all texts that were embedded."""
         return sum(result.tokens for result in self.texts if isinstance(result, Embedding))
+
+
+def check_numbers(*max_lengths: int | None, batch_size: int = 0) -> None:
+    """Check the numbers of a request value.
+
+    Args:
+        max_lengths: limits in tokens; None where the limit of the role holds.
+        batch_size: of a request value.
+
+    Raises:
+        ValueError: a limit is below 1, or the batch size is negative.
+    """
+    for length in max_lengths:
+        if length is not None and length < 1:
+            raise ValueError(f"a limit on the length of texts must be at least 1 token, got {length}")
+    if batch_size < 0:
+        raise ValueError(f"batch_size must be at least 0, got {batch_size}")
 
 
 def admit_all(_tokens: Sequence[int]) -> None:

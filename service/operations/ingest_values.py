@@ -8,7 +8,7 @@ from typing import Any
 
 from embedder import Kind, Result, WorkerError
 from qdrant_sink import PointId, Refusal
-from service.operations.embed import Role
+from service.operations.embed import Role, check_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,22 @@ class Chunking:
     Attributes:
         max_tokens: most tokens of a chunk, special tokens included.
         overlap: tokens that a chunk repeats of the one before, at most half of `max_tokens`.
+
+    Raises:
+        ValueError: a number is out of these limits.
     """
 
     max_tokens: int
     overlap: int
+
+    def __post_init__(self) -> None:
+        """Check the limits."""
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not 0 <= self.overlap <= self.max_tokens // 2:
+            raise ValueError(
+                f"overlap must be from 0 to half of max_tokens ({self.max_tokens // 2}), got {self.overlap}"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +41,8 @@ class IngestRequest:
     """Texts to embed and to store.
 
     Attributes:
-        texts: the documents.
-        vectors: the kinds to compute and to store.
+        texts: the documents, at least one.
+        vectors: the kinds to compute and to store, at least one.
         role: see `service.operations.embed.Role`.
         max_length: tokens after which a text that is not cut into chunks is truncated; None for the limit of the role.
         batch_size: most of these texts in one batch of the model; 0 leaves it to the token budget.
@@ -44,6 +56,10 @@ class IngestRequest:
         chunk: cut each text into chunks, a point each; None makes each text one point.
         pool_colbert: pool ColBERT matrices with more rows than Qdrant takes; otherwise their points are refused.
         path: what errors put in front of the names of the fields from `collection` on.
+
+    Raises:
+        ValueError: `texts` or `vectors` is empty, `ids` or `payloads` has another length than `texts`, a number is out
+            of its limits, or `return_vectors` comes with `chunk`.
     """
 
     texts: Sequence[str]
@@ -61,6 +77,19 @@ class IngestRequest:
     chunk: Chunking | None = None
     pool_colbert: bool = False
     path: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what a caller in Python could break; the wire has checked it with better words."""
+        if not self.texts:
+            raise ValueError("texts must have at least one text")
+        if not self.vectors:
+            raise ValueError("vectors must have at least one kind")
+        for name, values in (("ids", self.ids), ("payloads", self.payloads)):
+            if values is not None and len(values) != len(self.texts):
+                raise ValueError(f"{name} must have one item per text ({len(self.texts)}), got {len(values)}")
+        check_numbers(self.max_length, batch_size=self.batch_size)
+        if self.return_vectors and self.chunk is not None:
+            raise ValueError("return_vectors excludes chunk: a text in chunks has no vectors of its own")
 
 
 @dataclass(frozen=True, slots=True)

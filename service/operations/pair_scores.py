@@ -24,11 +24,22 @@ from embedder import Embedding, SparseVector
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weight of each kind in the weighted means; at least 0 each, dense and sparse not both 0."""
+    """Weight of each kind in the weighted means; at least 0 each, dense and sparse not both 0.
+
+    Raises:
+        ValueError: a weight is negative or not a number, or dense and sparse are both 0.
+    """
 
     dense: float = 1.0
     sparse: float = 1.0
     colbert: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the weights, by which the scores are divided."""
+        if not (self.dense >= 0 and self.sparse >= 0 and self.colbert >= 0):
+            raise ValueError(f"weights must be at least 0, got {self.dense}, {self.sparse} and {self.colbert}")
+        if self.dense == self.sparse == 0:
+            raise ValueError("the weights of dense and sparse must not both be 0: their weighted mean is a score")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from embedder import Embedder, EncodedText, InvalidRequest, ModelFailure, Outputs, Priority, Result
-from service.operations.embed import LengthLimits
+from service.operations.embed import LengthLimits, check_numbers
 from service.operations.pair_scores import PairScores, Weights, groups, score
 
 
@@ -16,16 +16,28 @@ class ScoreRequest:
     """Pairs of a query and a passage.
 
     Attributes:
-        pairs: two texts each.
+        pairs: two texts each; at least one pair.
         weights: of the weighted means.
         max_query_length: tokens after which a query is cut; None for the limit on queries.
         max_passage_length: tokens after which a passage is cut; None for the limit on passages.
+
+    Raises:
+        ValueError: there is no pair, a pair has not two texts, or a limit is below 1.
     """
 
     pairs: Sequence[Sequence[str]]
     weights: Weights = field(default_factory=Weights)
     max_query_length: int | None = None
     max_passage_length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a caller in Python could break; the wire has checked it with better words."""
+        if not self.pairs:
+            raise ValueError("pairs must have at least one pair")
+        for index, pair in enumerate(self.pairs):
+            if len(pair) != 2:
+                raise ValueError(f"pairs[{index}] must have 2 texts, a query and a passage, got {len(pair)}")
+        check_numbers(self.max_query_length, self.max_passage_length)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
