@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = ["Passage", "Question", "passages", "questions"]
+
 _HERE = Path(__file__).parent
 
 

@@ -1,11 +1,13 @@
-"""What the rooms of the sink and the service offer, and that importing them costs next to nothing.
+"""What each package offers, and that importing it costs next to nothing.
 
-The public names of `embedder`, its rooms and `qdrant_sink` are pinned beside their own tests.
+The public names of `embedder`, its packages and `qdrant_sink` are pinned beside their own tests.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 import pkgutil
 import subprocess
@@ -17,7 +19,13 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1]
 
+LIBRARIES: Final = ("benchmarks", "corpus", "embedder", "precision", "qdrant_sink", "service", "training")
+"""The top-level packages of the project."""
+
 PUBLIC: Final[dict[str, str]] = {
+    "corpus": """
+        Passage Question passages questions
+    """,
     "qdrant_sink.edge": """
         EdgeStore
     """,
@@ -81,6 +89,25 @@ def packages(library: str) -> list[str]:
     return [module.name for module in pkgutil.walk_packages(path, f"{library}.") if module.ispkg]
 
 
+ALL_PACKAGES: Final = [name for library in LIBRARIES for name in (library, *packages(library))]
+
+
+def offered(package: str) -> set[str]:
+    """The public names that the source of a package's `__init__.py` imports from the project, or defines."""
+    path = importlib.import_module(package).__file__
+    assert path is not None
+    names: set[str] = set()
+    for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in LIBRARIES:
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
 def heavy_after(statement: str) -> set[str]:
     """The heavy libraries in a fresh process that has run the statement."""
     script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
@@ -97,9 +124,31 @@ def test_the_public_names_of_a_package_are_these(package: str) -> None:
 
 
 def test_every_package_with_public_names_is_pinned() -> None:
-    """A package that begins to offer names says so here."""
-    names = [*packages("qdrant_sink"), *packages("service")]
-    assert {name for name in names if hasattr(importlib.import_module(name), "__all__")} == set(PUBLIC)
+    """A package that begins to offer names says so here, or beside the tests of its library."""
+    elsewhere = {"qdrant_sink", "embedder", *packages("embedder")}
+    assert {name for name in ALL_PACKAGES if offered(name)} == set(PUBLIC) | elsewhere
+
+
+@pytest.mark.parametrize("package", ALL_PACKAGES)
+def test_every_package_lists_what_it_offers(package: str) -> None:
+    """`__all__` has each public name of the package once, and all of them; a package without names needs no list."""
+    module = importlib.import_module(package)
+    listed = list(getattr(module, "__all__", ()))
+    assert len(listed) == len(set(listed))
+    assert set(listed) == offered(package)
+    assert module.__doc__
+
+
+@pytest.mark.parametrize("package", ALL_PACKAGES)
+def test_every_public_class_and_function_has_a_docstring(package: str) -> None:
+    """Whoever imports a class or a function can ask what it is. A dataclass gives itself one, which does not count."""
+    module = importlib.import_module(package)
+    for name in getattr(module, "__all__", ()):
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            documentation = value.__doc__ or ""
+            assert documentation, name
+            assert not documentation.startswith(f"{name}("), name
 
 
 def test_importing_the_service_is_cheap() -> None:

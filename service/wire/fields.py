@@ -10,9 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic.alias_generators import to_camel
 
 from embedder import KINDS, Kind
-from qdrant_sink import COLLECTION_NAME, PayloadKeys, WithPayload, check_filter
-from qdrant_sink.points import INTEGER_ID_MAX
-from qdrant_sink.searching.plan import OVERSAMPLING
+from qdrant_sink import (
+    COLLECTION_NAME,
+    INTEGER_ID_MAX,
+    OVERSAMPLING,
+    PayloadKeys,
+    WithPayload,
+    check_filter,
+)
 from service.collection_config import PAYLOAD_PATH
 from service.validation import is_unicode, kind_of, shown
 
