@@ -22,6 +22,24 @@ import handler
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
+AS_A_PROGRAM = """
+import json, runpy, signal, sys, types
+
+entry = types.ModuleType("service.transports.queue.worker")
+
+def serve(handler, build):
+    handled = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    print(json.dumps([handler.__name__, build.__name__, all(map(callable, handled))]))
+    return 7
+
+entry.serve = serve
+sys.modules[entry.__name__] = entry
+try:
+    runpy.run_path("handler.py", run_name="__main__")
+except SystemExit as ended:
+    print(ended.code)
+"""
+
 TWO_LOOPS = """
 import asyncio, json, logging
 import handler
@@ -80,6 +98,14 @@ def test_importing_the_handler_loads_nothing_heavy() -> None:
     assert "handler" in loaded
     heavy = {"torch", "runpod", "qdrant_client", "qdrant_edge", "transformers", "FlagEmbedding", "pydantic", "numpy"}
     assert not loaded & heavy
+
+
+def test_as_a_program_it_starts_the_worker() -> None:
+    """`python handler.py` hands its coroutine and its builder to the worker, and exits with the worker's status.
+
+    Both signals have handlers by then: the first process of a container would ignore them otherwise.
+    """
+    assert output(AS_A_PROGRAM)[0].splitlines() == ['["handler", "build", true]', "7"]
 
 
 def test_a_handler_works_in_any_event_loop_and_loads_one_model() -> None:
