@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class WorkerError(Exception):
     """Base of all errors that a request can end with.
 
     Attributes:
-        retryable: whether the same request can succeed later, unchanged.
+        retryable: whether the same request can succeed later, unchanged; by default what the class says.
         message: for the caller; says what is wrong, the limit and the value.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

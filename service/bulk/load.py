@@ -17,7 +17,7 @@ from service.bulk.json_lines import BadLineError, Line, parse_line
 from service.bulk.line_batches import BATCH_TEXTS, LineBatch, batches
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
-from service.wire.errors import code_of
+from service.wire.errors import cause_of, code_for, code_of
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class BulkLoad:
                 try:
                     yield parse_line(number, line)
                 except BadLineError as error:
-                    self._reject(number, code_of(InvalidRequest("")), str(error))
+                    self._reject(number, code_for(InvalidRequest), str(error))
 
     async def _ingest_batch(self, lines: Sequence[Line]) -> None:
         """Ingest lines; whatever goes wrong is the load's failure."""
@@ -267,7 +267,7 @@ class BulkLoad:
         try:
             return None, (await self._core.ingest(request)).report
         except IngestFailed as error:
-            return error.cause, error.report
+            return cause_of(error), error.report
         except WorkerError as error:
             return error, None
         except Exception as error:  # noqa: BLE001 - one batch must not take the others along

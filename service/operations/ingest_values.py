@@ -172,7 +172,7 @@ class IngestResult:
 
 
 class IngestFailed(WorkerError):
-    """The ingest as a whole failed.
+    """The ingest as a whole failed; it is retryable if its cause is.
 
     Attributes:
         cause: why.
@@ -181,5 +181,6 @@ class IngestFailed(WorkerError):
 
     def __init__(self, cause: WorkerError, report: IngestReport) -> None:
         super().__init__(cause.message)
+        self.retryable = cause.retryable
         self.cause = cause
         self.report = report

@@ -129,10 +129,19 @@ class Error(TypedDict):
     details: dict[str, Any]
 
 
+def cause_of(error: WorkerError) -> WorkerError:
+    """The error that a caller reads: why an ingest failed, or the error itself."""
+    return error.cause if isinstance(error, IngestFailed) else error
+
+
 def wire_error(error: WorkerError) -> WireError:
     """The code and the status of an error."""
-    told = error.cause if isinstance(error, IngestFailed) else error
-    return next(ERRORS[kind] for kind in type(told).__mro__ if kind in ERRORS)
+    return _wire_error_for(type(cause_of(error)))
+
+
+def code_for(kind: type[WorkerError]) -> str:
+    """The code of all errors of a type."""
+    return _wire_error_for(kind).code
 
 
 def code_of(cause: WorkerError | Refusal) -> str:
@@ -147,7 +156,7 @@ def error_answer(error: WorkerError, **details: Any) -> Error:
         error: which one.
         details: further values to travel beside the message.
     """
-    told = error.cause if isinstance(error, IngestFailed) else error
+    told = cause_of(error)
     return {
         "error": told.message,
         "error_code": wire_error(told).code,
@@ -158,11 +167,15 @@ def error_answer(error: WorkerError, **details: Any) -> Error:
 
 def retry_after_s(error: WorkerError) -> int | None:
     """Whole seconds after which to try again; None where that does not help."""
-    told = error.cause if isinstance(error, IngestFailed) else error
+    told = cause_of(error)
     status = wire_error(told).status
     if status in RETRY_AFTER_S and isinstance(told, StoreUnavailable) and told.retry_after_s is not None:
         return max(1, round(told.retry_after_s))
     return RETRY_AFTER_S.get(status)
+
+
+def _wire_error_for(kind: type[WorkerError]) -> WireError:
+    return next(ERRORS[base] for base in kind.__mro__ if base in ERRORS)
 
 
 def _details(error: WorkerError) -> dict[str, Any]:

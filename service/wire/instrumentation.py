@@ -12,7 +12,7 @@ from embedder import Cancelled, Internal, Timings, WorkerError, whereabouts
 from service.metrics import Metrics
 from service.operations import IngestFailed
 from service.wire.body import Body
-from service.wire.errors import code_of, retry_after_s, wire_error
+from service.wire.errors import code_for, code_of, retry_after_s, wire_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.size import SizeLimit
 
@@ -74,7 +74,7 @@ class Instrumentation:
             with timings.current():
                 outcome = await work()
         except asyncio.CancelledError:
-            code = wire_error(Cancelled("")).code
+            code = code_for(Cancelled)
             self._metrics.answered(operation, code, timings.seconds, time.perf_counter() - started)
             raise
         except Exception as error:  # noqa: BLE001 - a request must not take the worker down

@@ -90,7 +90,9 @@ class SizeLimit:
 
 
 def vectors_min_bytes(tokens: Sequence[int], *, dense: int, colbert: int, encoding: Encoding, dtype: NumberType) -> int:
-    """Bytes that the dense and ColBERT vectors of an answer have at least; exact for base64.
+    """Lower bound on the bytes of the dense and ColBERT vectors of an answer.
+
+    In base64 it counts the digits without padding, in lists four bytes per number; the JSON around them is extra.
 
     Args:
         tokens: number of tokens per text.

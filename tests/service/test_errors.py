@@ -46,6 +46,9 @@ from service.wire.errors import (
     ShuttingDown,
     Unauthorized,
     UnknownPath,
+    cause_of,
+    code_for,
+    code_of,
     retry_after_s,
     wire_error,
 )
@@ -171,6 +174,15 @@ def test_an_ingest_that_failed_is_told_as_its_cause_with_its_report() -> None:
         },
     }
     assert (wire_error(error).status, retry_after_s(error)) == (503, 3)
+    assert error.retryable
+    assert cause_of(error) is error.cause
+    assert not IngestFailed(StoreRejected("no"), report).retryable
+
+
+@pytest.mark.parametrize("kind", TOLD, ids=lambda kind: kind.__name__)
+def test_a_code_is_known_without_an_error(kind: type[WorkerError]) -> None:
+    """The code of a type is that of its errors."""
+    assert code_for(kind) == code_of(of_kind(kind)) == TOLD[kind][0]
 
 
 @pytest.mark.parametrize("kind", TOLD, ids=lambda kind: kind.__name__)
