@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from embedder import WorkerError
-from service.operations import IngestedText, IngestFailed, IngestProgress, Operations
+from service.operations import IngestedText, IngestFailed, IngestProgress, IngestResult, Operations
 from service.wire.answers import (
     REJECTION_MAX_BYTES,
     embed_answer,
@@ -25,7 +25,7 @@ from service.wire.fields import Limits
 from service.wire.instrumentation import Instrumentation
 from service.wire.openai import OpenAIDialect, is_openai, openai_error
 from service.wire.outcome import Answer, Content, Outcome
-from service.wire.parsing import operation_name, parse, split_timings
+from service.wire.parsing import operation_name, parse, without_timings
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.wire.size import SizeLimit, vectors_min_bytes
 from service.wire.values import Values
@@ -73,8 +73,7 @@ class Codec:
         with_timings = isinstance(raw, dict) and raw.get("timings") is True
 
         async def work() -> Outcome:
-            request, _ = split_timings(raw)
-            return await self._run(request, progress, form)
+            return await self._run(without_timings(raw), progress, form)
 
         return await self._instrumentation.answer(operation_name(raw), work, render_error, with_timings=with_timings)
 
@@ -132,26 +131,14 @@ class Codec:
     async def _ingest(
         self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]
     ) -> Outcome:
-        limit = SizeLimit(self._max_bytes, _EMBED_REMEDY if request.wants_vectors else _INGEST_REMEDY)
-        written = form.of({})
-
-        def admit_texts(texts: Sequence[IngestedText], points: int) -> None:
-            nonlocal written
-            tokens = sum(text.tokens for text in texts)
-            written = form.of(ingest_answer(request, texts, tokens, self.core.model_name))
-            limit.check(written, reserve=points * REJECTION_MAX_BYTES)
-
+        answer = _IngestAnswer(request, self.core.model_name, self._max_bytes, form)
         result = await self.core.ingest(
             request.ingest_value(target),
             admit=self._admit(request),
-            admit_texts=admit_texts,
+            admit_texts=answer.admit,
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )
-        if not request.wants_vectors:  # what it said before the model ran may have changed, and is small
-            written = form.of(ingest_answer(request, result.texts, result.tokens, self.core.model_name))
-        upsert = upsert_answer(result.report)
-        body = written.with_member("upsert", Body.of(upsert))
-        return Outcome(body, result.tokens, [point["code"] for point in upsert["rejected"]])
+        return await asyncio.to_thread(answer.completed, result)
 
     def _admit(self, request: EmbedRequest) -> Callable[[Sequence[int]], None]:
         """Refuses, before anything is computed, an answer that is sure to be too large."""
@@ -176,6 +163,46 @@ class Codec:
         content = form.of(answer)
         SizeLimit(self._max_bytes, remedy).check(content)
         return content
+
+
+class _IngestAnswer:
+    """The answer of one ingest. Its size is checked before anything is stored, since what is stored stays.
+
+    Args:
+        request: of the wire.
+        model: name of the model.
+        max_bytes: limit on the answer.
+        form: of the answer.
+    """
+
+    def __init__(self, request: EmbedRequest, model: str, max_bytes: int, form: type[Content]) -> None:
+        self._request = request
+        self._model = model
+        self._form = form
+        self._limit = SizeLimit(max_bytes, _EMBED_REMEDY if request.wants_vectors else _INGEST_REMEDY)
+        self._admitted = form.of({})
+
+    def admit(self, texts: Sequence[IngestedText], points: int) -> None:
+        """Render the answer without its `upsert` block, and check that it has room for the block.
+
+        Raises:
+            ResponseTooLarge: it has not.
+        """
+        content = self._rendered(texts, sum(text.tokens for text in texts))
+        self._limit.check(content, reserve=points * REJECTION_MAX_BYTES)
+        self._admitted = content
+
+    def completed(self, result: IngestResult) -> Outcome:
+        """The whole answer. Blocks for as long as it takes to render."""
+        upsert = upsert_answer(result.report)
+        content = self._admitted
+        if not self._request.wants_vectors:  # what was admitted before the model ran may have changed, and is small
+            content = self._rendered(result.texts, result.tokens)
+        content = content.with_member("upsert", Body.of(upsert))
+        return Outcome(content, result.tokens, [point["code"] for point in upsert["rejected"]])
+
+    def _rendered(self, texts: Sequence[IngestedText], tokens: int) -> Content:
+        return self._form.of(ingest_answer(self._request, texts, tokens, self._model))
 
 
 def render_error(error: WorkerError) -> Mapping[str, Any]:

@@ -46,9 +46,13 @@ def parse(raw: object, limits: Limits) -> Request:
     return validated(_OPERATIONS[operation], raw, limits)
 
 
-def request_type(operation: str) -> type[Request] | None:
-    """The type of an operation's requests; None if there is no such operation."""
-    return _OPERATIONS.get(operation)
+def request_type(operation: str) -> type[Request]:
+    """The type of an operation's requests.
+
+    Raises:
+        KeyError: there is no such operation.
+    """
+    return _OPERATIONS[operation]
 
 
 def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> Valid:
@@ -107,13 +111,13 @@ class _Timings(BaseModel):
     timings: bool
 
 
-def split_timings(raw: object) -> tuple[object, bool]:
-    """A job's input without `timings`, which every operation takes, and whether it was true.
+def without_timings(raw: object) -> object:
+    """A job's input without `timings`, which every operation takes.
 
     Raises:
         InvalidRequest: it is not a boolean.
     """
     if not isinstance(raw, dict) or "timings" not in raw:
-        return raw, False
-    wanted = validated(_Timings, {"timings": raw["timings"]}).timings
-    return {key: value for key, value in raw.items() if key != "timings"}, wanted
+        return raw
+    validated(_Timings, {"timings": raw["timings"]})
+    return {key: value for key, value in raw.items() if key != "timings"}

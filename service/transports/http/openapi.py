@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from service.wire.openai import EmbeddingsRequest
-from service.wire.parsing import Request, request_type
+from service.wire.parsing import request_type
 from service.wire.schemas import ANSWERS, REFERENCE
 from service.wire.schemas import schemas as answer_schemas
 
@@ -35,7 +35,7 @@ class Route:
     passages: bool = False
 
 
-_ROUTES: Final = (
+ROUTES: Final = (
     Route("/embed", "embed", "Texts to vectors", {"texts": ["How do I copy only the changed parts of files?"]}),
     Route(
         "/points",
@@ -68,8 +68,6 @@ _ROUTES: Final = (
     Route("/points/delete", "delete", "Remove points", {"collection": "notes", "ids": ["rsync"]}),
 )
 
-ROUTES: Final = tuple(route for route in _ROUTES if request_type(route.operation) is not None)
-"""Those whose operation there is."""
 
 EMBEDDINGS_EXAMPLE: Final[Json] = {
     "input": ["rsync copies only the changed parts of files."],
@@ -119,17 +117,17 @@ def body(schema: str, example: Json) -> Json:
 
 def schema_name(route: Route) -> str:
     """Of a route's body among the components."""
-    return "PointsRequest" if route.passages else _type(route).__name__
+    return "PointsRequest" if route.passages else request_type(route.operation).__name__
 
 
 def components() -> Json:
     """All schemas by name."""
-    kinds = {_type(route): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
+    kinds = {request_type(route.operation): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
     _, found = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
     schemas: Json = found["$defs"]
     for route in ROUTES:
         name = schema_name(route)
-        described = schemas[_type(route).__name__]
+        described = schemas[request_type(route.operation).__name__]
         properties = {
             **described["properties"],
             "operation": {"const": route.operation, "description": "may be left out: the path says it"},
@@ -150,13 +148,6 @@ def _failures(path: str) -> dict[int | str, dict[str, Any]]:
         status: {"description": text, "content": {"application/json": {"schema": schema}}}
         for status, text in _STATUSES.items()
     }
-
-
-def _type(route: Route) -> type[Request]:
-    kind = request_type(route.operation)
-    if kind is None:
-        raise LookupError(route.operation)
-    return kind
 
 
 def description(app: FastAPI) -> Json:
