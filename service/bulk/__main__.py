@@ -21,7 +21,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -126,8 +126,13 @@ def _interrupted_early(_number: int, _frame: object) -> None:
     end_process(2)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the load that the command line describes; returns the exit status."""
+def main(argv: Sequence[str] | None = None, build: Callable[[Settings], Operations] = Operations.build) -> int:
+    """Run the load that the command line describes; returns the exit status.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+        build: loads the model, and is called once the command line is known to be sound.
+    """
     arguments = arguments_of(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     missing = [path for path in arguments.files if str(path) != "-" and (path.is_dir() or not path.exists())]
@@ -142,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted_early)
     try:
-        core = Operations.build(Settings.from_environment())
+        core = build(Settings.from_environment())
     except ConfigurationError as error:
         _say(str(error))
         return 2

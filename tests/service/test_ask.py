@@ -20,7 +20,17 @@ from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
-from service.transports.cli.ask import ALIGNED, LEXICAL, WIDTH, Answer, _parser, ask, excerpt, main, request_of
+from service.transports.cli.ask import (
+    COLBERT_STYLE,
+    EXCERPT_MAX_CHARACTERS,
+    SPARSE_STYLE,
+    Answer,
+    _parser,
+    ask,
+    excerpt,
+    main,
+    request_of,
+)
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
 
@@ -174,10 +184,11 @@ def test_matches_are_highlighted(filled: Client) -> None:
     text = excerpt(TEXTS[0], hit["explain"])
     assert text.plain == TEXTS[0]
     styled = {
-        style: [text.plain[s.start : s.end] for s in text.spans if s.style == style] for style in (LEXICAL, ALIGNED)
+        style: [text.plain[s.start : s.end] for s in text.spans if s.style == style]
+        for style in (SPARSE_STYLE, COLBERT_STYLE)
     }
-    assert "files" in styled[LEXICAL]
-    assert "files" in styled[ALIGNED]
+    assert "files" in styled[SPARSE_STYLE]
+    assert "files" in styled[COLBERT_STYLE]
 
 
 def test_a_long_text_is_shown_around_its_match(filled: Client) -> None:
@@ -192,7 +203,7 @@ def test_a_long_text_is_shown_around_its_match(filled: Client) -> None:
     hits = filled.good(raw)["results"][0]["hits"]
     (why,) = [hit["explain"] for hit in hits if hit["payload"]["text"] == TEXTS[1]]
     part = excerpt(TEXTS[1], why)
-    assert len(part) == WIDTH + 2
+    assert len(part) == EXCERPT_MAX_CHARACTERS + 2
     assert part.plain.startswith("…")
     assert part.plain.endswith("…")
     highlighted = {part.plain[span.start : span.end] for span in part.spans}
@@ -206,4 +217,4 @@ def test_no_text_moves_the_cursor(text: str, start: int) -> None:
     spans = [[start, start + 1]] if start < len(text) else []
     part = excerpt(text, {"sparse": [{"spans": spans}], "colbert": None})
     assert all(character.isprintable() for character in part.plain)
-    assert len(part.plain.strip("…")) <= WIDTH
+    assert len(part.plain.strip("…")) <= EXCERPT_MAX_CHARACTERS

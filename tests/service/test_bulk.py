@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
 
-from embedder import Embedder, InvalidRequest
+from embedder import ConfigurationError, Embedder, InvalidRequest
 from embedder.checkpoint import MINI
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
@@ -612,3 +612,36 @@ def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path, capsys: 
         (said,) = capsys.readouterr().err.splitlines()
         assert said.startswith(named)
         assert str(tmp_path) in said
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """What the command sets for the two signals is gone afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_the_command_loads_with_what_it_is_given(
+    embedder: Embedder, store: EdgeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The builder's operations run the load and are closed after it; one that cannot build is status 2."""
+    closed: list[bool] = []
+
+    class Kept(Operations):
+        def close(self) -> None:
+            closed.append(True)
+
+    def refuse(_settings: Settings) -> Operations:
+        raise ConfigurationError("MODEL_ID: no such folder")
+
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(line(text="a") + line(text="b"))
+    arguments = ["--collection", "notes", str(lines)]
+    assert main(arguments, lambda _: Kept(Settings.from_environment(ENVIRONMENT), embedder, store)) == 0
+    assert json.loads(capsys.readouterr().out)["stored"] == store.count("notes") == 2
+    assert closed == [True]
+    assert main(arguments, refuse) == 2
+    assert capsys.readouterr().err == "MODEL_ID: no such folder\n"

@@ -347,6 +347,24 @@ def test_a_body_that_stops_coming_is_given_up(worker: Client) -> None:
         assert served.emptied.is_set()
 
 
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
+def test_a_client_that_leaves_within_its_body_is_no_defect(
+    worker: Client, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged and counted as one that leaves later, with 499, and nothing is an error of the worker."""
+    caplog.set_level(logging.INFO)
+    counted = f'bge_m3_http_responses_total{{route="{path}",status="%d"}}'
+    with Served(worker.operations) as served, served.client() as client:
+        with socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+            raw.sendall(head.encode() + b'{"texts": [')
+        asyncio.run(until(lambda: counted % 499 in worker.operations.metrics.exposed().decode()))
+        assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
+    assert counted % 500 not in worker.operations.metrics.exposed().decode()
+    assert any(f"{path} 499" in record.getMessage() for record in caplog.records)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_while_the_model_loads(worker: Client) -> None:
     """The load balancer reads 204; requests are told to come again; then everything works without a restart."""
     with Served(None) as served, served.client() as client:

@@ -60,7 +60,7 @@ def test_the_limit_changes_without_stopping_the_sdk(stopped: list[int]) -> None:
 def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -> None:
     """Memory is bounded by the bytes of the inputs that are held, however many jobs they are."""
     held = {"a", "b"}
-    intake = Intake(4, lambda: held, lambda: 100, most_bytes=1000)
+    intake = Intake(4, lambda: held, lambda: 100, max_bytes=1000)
     intake(1)
     intake.begin("a", 600)
     intake.begin("b", 600)

@@ -1,4 +1,4 @@
-"""Request values refuse what no operation could serve, for callers in Python; the wire refuses it before, in its words."""
+"""Request values refuse what no operation could serve, for callers in Python: the wire refuses it earlier."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
+from embedder import Kind
 from service.operations import Chunking, EmbedRequest, IngestRequest, ScoreRequest, Weights
 
-DENSE = ("dense",)
+DENSE: tuple[Kind, ...] = ("dense",)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EmbedRequest(), "texts or token_ids"),
+        (EmbedRequest, "texts or token_ids"),
         (lambda: EmbedRequest(["a"], [[5]]), "texts or token_ids"),
         (lambda: EmbedRequest(["a"], max_length=0), "at least 1 token, got 0"),
         (lambda: EmbedRequest(["a"], batch_size=-1), "batch_size must be at least 0, got -1"),

@@ -218,10 +218,16 @@ def test_two_workers_create_one_collection(server_store: ServerStore, double: Gr
 
 
 def test_a_creation_that_was_not_answered_is_found_done(server_store: ServerStore, double: GrpcDouble) -> None:
-    """A lost answer to the creation does not fail the job."""
+    """A lost answer to the creation does not fail the job: the collection is there, as wanted, and takes points."""
     double.fail("Create", Code.UNAVAILABLE, after=True)
     server_store.ensure("docs", SCHEMA)
+    assert server_store.collection_of("docs") == "docs"
+    assert server_store.verify("docs", SCHEMA)
+    server_store.upsert("docs", [_point()])
+    assert server_store.count("docs") == 1
+    attempts = double.calls.count("Create")
     server_store.ensure("docs", SCHEMA)
+    assert double.calls.count("Create") == attempts
 
 
 def test_a_creation_that_is_refused_is_told(server_store: ServerStore, double: GrpcDouble) -> None:

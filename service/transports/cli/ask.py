@@ -35,20 +35,20 @@ from service.wire import Codec
 
 Json = dict[str, Any]
 
-WIDTH = 480
+EXCERPT_MAX_CHARACTERS = 480
 """Characters of a text that are shown, around its best match."""
 
-BEFORE = 120
-"""Of these, characters before the match."""
+BEFORE_MATCH_MAX_CHARACTERS = 120
+"""Characters of an excerpt before its best match."""
 
-INDENT = 5
-"""Columns before what belongs to a hit."""
+INDENT_COLUMNS = 5
+"""Indentation of what belongs to a hit."""
 
-GAP = 4
-"""Columns between two tables."""
+GAP_COLUMNS = 4
+"""Space between two tables."""
 
-LEXICAL = "bold yellow"
-ALIGNED = "underline"
+SPARSE_STYLE = "bold yellow"
+COLBERT_STYLE = "underline"
 
 
 class Answer:
@@ -88,24 +88,24 @@ class Answer:
             self._side_by_side([table for table in (_fusion(why), _sparse(why), _colbert(why)) if table is not None])
 
     def _indented(self, what: RenderableType) -> None:
-        self._console.print(Padding(what, (0, 0, 0, INDENT)))
+        self._console.print(Padding(what, (0, 0, 0, INDENT_COLUMNS)))
 
     def _side_by_side(self, tables: Sequence[Table]) -> None:
         """As many beside each other as the console is wide enough for, the rest below: no figure is cut."""
         row: list[Table] = []
-        free = self._console.width - INDENT
+        free = self._console.width - INDENT_COLUMNS
         for table in tables:
             width = self._console.measure(table).maximum
-            if row and width + GAP > free:
+            if row and width + GAP_COLUMNS > free:
                 self._row(row)
-                row, free = [], self._console.width - INDENT
-            free -= width + (GAP if row else 0)
+                row, free = [], self._console.width - INDENT_COLUMNS
+            free -= width + (GAP_COLUMNS if row else 0)
             row.append(table)
         if row:
             self._row(row)
 
     def _row(self, tables: Sequence[Table]) -> None:
-        grid = Table.grid(padding=(0, GAP))
+        grid = Table.grid(padding=(0, GAP_COLUMNS))
         grid.add_row(*tables)
         self._indented(grid)
 
@@ -116,15 +116,15 @@ def excerpt(text: str, why: Json | None) -> Text:
     alignment = sorted((why or {}).get("colbert") or [], key=lambda match: -match["score"])
     aligned = [match["span"] for match in alignment if match["span"] is not None]
     shown = Text(_printable(text))
-    for spans, style in ((lexical, LEXICAL), (aligned, ALIGNED)):
+    for spans, style in ((lexical, SPARSE_STYLE), (aligned, COLBERT_STYLE)):
         for start, end in spans:
             shown.stylize(style, start, end)
-    if len(text) <= WIDTH:
+    if len(text) <= EXCERPT_MAX_CHARACTERS:
         return shown
     best = (lexical or aligned or [[0, 0]])[0][0]
-    start = max(0, min(best - BEFORE, len(text) - WIDTH))
-    part = shown[start : start + WIDTH]
-    return Text("…" if start else "") + part + Text("…" if start + WIDTH < len(text) else "")
+    start = max(0, min(best - BEFORE_MATCH_MAX_CHARACTERS, len(text) - EXCERPT_MAX_CHARACTERS))
+    part = shown[start : start + EXCERPT_MAX_CHARACTERS]
+    return Text("…" if start else "") + part + Text("…" if start + EXCERPT_MAX_CHARACTERS < len(text) else "")
 
 
 def _title(payload: Json, point_id: int | str) -> str:
@@ -171,7 +171,7 @@ def _sparse(why: Json) -> Table | None:
     table = _table(f"sparse, {total:.4f} in all", ["token"], ["query", "text", "part"])
     for match in why["sparse"]:
         weights = (f"{match[side]:.3f}" for side in ("query", "passage"))
-        table.add_row(Text(_printable(match["token"]), style=LEXICAL), *weights, f"{match['contribution']:.4f}")
+        table.add_row(Text(_printable(match["token"]), style=SPARSE_STYLE), *weights, f"{match['contribution']:.4f}")
     return table
 
 
@@ -182,7 +182,7 @@ def _colbert(why: Json) -> Table | None:
     table = _table(f"ColBERT, {total:.4f} in all", ["query", "text"], ["score"])
     for match in why["colbert"]:
         token = f"row {match['row']}" if match["token"] is None else _printable(match["token"])
-        table.add_row(_printable(match["query"]), Text(token, style=ALIGNED), f"{match['score']:.3f}")
+        table.add_row(_printable(match["query"]), Text(token, style=COLBERT_STYLE), f"{match['score']:.3f}")
     return table
 
 

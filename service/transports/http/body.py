@@ -35,6 +35,7 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
         BodyStalled: the client sends no more, and not the end.
         BodyTooLarge: refused by its announced length, or as soon as it is longer.
         InvalidRequest: it is not JSON.
+        ClientDisconnect: the client went away before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":

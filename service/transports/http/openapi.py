@@ -68,7 +68,6 @@ ROUTES: Final = (
     Route("/points/delete", "delete", "Remove points", {"collection": "notes", "ids": ["rsync"]}),
 )
 
-
 EMBEDDINGS_EXAMPLE: Final[Json] = {
     "input": ["rsync copies only the changed parts of files."],
     "encoding_format": "float",

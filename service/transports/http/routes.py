@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from embedder import WorkerError
+from service import __version__
 from service.metrics import CONTENT_TYPE
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json
 from service.transports.http.gate import Gate, error_response, response
@@ -52,7 +54,7 @@ def application(
     """
     app = FastAPI(
         title="BGE-M3 for Qdrant",
-        version="0.1.0",
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -94,6 +96,7 @@ def application(
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(WorkerError, _worker_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
     paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in described]
@@ -193,6 +196,11 @@ async def _worker_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, WorkerError):
         raise error
     return error_response(error, request.url.path)
+
+
+async def _client_gone(_request: Request, _error: Exception) -> Response:
+    """The client went away in the middle of its body: as where it goes away later, nobody reads an answer."""
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _defect(request: Request, error: Exception) -> Response:

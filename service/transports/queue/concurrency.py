@@ -8,17 +8,17 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-WINDOW = 60.0
-"""Seconds over which the arrival rate is measured."""
+ARRIVALS_WINDOW_S = 60.0
+"""Time over which the arrival rate is measured."""
 
-HORIZON = 10.0
-"""Seconds of work that may wait here: a job that waits in this worker cannot be had by another that is idle."""
+WAITING_MAX_S = 10.0
+"""Work that may wait here: a job that waits in this worker cannot be had by another that is idle."""
 
-GUESS = 0.1
-"""Seconds that a job takes, before anything is known."""
+JOB_INITIAL_S = 0.1
+"""Assumed duration of a job, before any has been measured."""
 
-_RECENT = 0.2
-"""Weight of the last job in the mean duration of jobs."""
+_LAST_JOB_WEIGHT = 0.2
+"""Weight of the last job in the moving mean of the durations."""
 
 
 class Concurrency:
@@ -53,13 +53,13 @@ class Concurrency:
         self._arrivals: deque[float] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._running: dict[asyncio.Future[None], float] = {}  # since when
-        self._mean = GUESS
+        self._mean = JOB_INITIAL_S
         self.limit = minimum
         """Jobs that may run at once now."""
 
     @property
     def wanted(self) -> int:
-        """Jobs to hold here, running and waiting: `maximum`, and as many as `HORIZON` is likely to see done.
+        """Jobs to hold here, running and waiting: `maximum`, and as many as `WAITING_MAX_S` is likely to see done.
 
         With fewer than `maximum`, slow jobs would arrive as slowly as they end, and their rate would stay unseen. How
         long a job takes is guessed at first, and learnt from those that are done and those that run.
@@ -67,15 +67,15 @@ class Concurrency:
         now = self._clock()
         ages = [now - since for since in self._running.values()]
         seconds = max(self._mean, sum(ages) / len(ages) if ages else 0.0)
-        return self._maximum + int(HORIZON * self.limit / max(seconds, 1e-3))
+        return self._maximum + int(WAITING_MAX_S * self.limit / max(seconds, 1e-3))
 
     @property
     def rate(self) -> float:
         """Arrivals per second over the last minute."""
         now = self._clock()
-        while self._arrivals and self._arrivals[0] <= now - WINDOW:
+        while self._arrivals and self._arrivals[0] <= now - ARRIVALS_WINDOW_S:
             self._arrivals.popleft()
-        return len(self._arrivals) / WINDOW
+        return len(self._arrivals) / ARRIVALS_WINDOW_S
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -88,7 +88,7 @@ class Concurrency:
             await turn
             yield
             taken = self._clock() - self._running[turn]
-            self._mean += _RECENT * (taken - self._mean)
+            self._mean += _LAST_JOB_WEIGHT * (taken - self._mean)
         finally:
             self._running.pop(turn, None)
             self._admit()

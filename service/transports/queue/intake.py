@@ -22,17 +22,17 @@ from typing import Final, Self
 
 log = logging.getLogger(__name__)
 
-LEAST_CAPACITY: Final = 128
+CAPACITY_MIN_JOBS: Final = 128
 """Jobs that the SDK's queue has room for. Not more: each of its pings names all of them in its URL (8 kB)."""
 
-MOST_BYTES: Final = 256_000_000
-"""Of the inputs of jobs that are held: with more, no further job is taken."""
+HELD_INPUTS_MAX_BYTES: Final = 256_000_000
+"""Bytes of the inputs of held jobs beyond which no further job is taken."""
 
-HASTE: Final = 0.1
-"""Seconds: a poll that brings nothing in less is not a long one; the queue is sick."""
+LONG_POLL_MIN_S: Final = 0.1
+"""A poll that brings nothing in less time has not waited for a job: the queue fails."""
 
-MOST_HASTY: Final = 3
-"""Hasty polls in a row; then the worker calls itself full, for the SDK to pause."""
+SHORT_POLLS_MAX: Final = 3
+"""Short polls in a row after which the worker calls itself full, for the SDK to pause."""
 
 
 class _Limit(int):
@@ -55,10 +55,10 @@ class Intake:
     """The SDK's `concurrency_modifier`: it is called before each poll, in the thread of the event loop.
 
     Args:
-        most: handled at once at most; the SDK's queue has room for a quarter more, and for 128.
+        most: maximum number of jobs that run concurrently; the SDK's queue has room for a quarter more, and for 128.
         held: ids of the jobs that the SDK holds now, those that wait in its queue included.
         wanted: how many jobs should be held now.
-        most_bytes: inputs of held jobs beyond which none is taken.
+        max_bytes: inputs of held jobs beyond which none is taken.
         clock: seconds, monotonic.
     """
 
@@ -68,18 +68,18 @@ class Intake:
         held: Callable[[], set[str]],
         wanted: Callable[[], int],
         *,
-        most_bytes: int = MOST_BYTES,
+        max_bytes: int = HELD_INPUTS_MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.capacity = max(LEAST_CAPACITY, most + most // 4)
+        self.capacity = max(CAPACITY_MIN_JOBS, most + most // 4)
         self._held = held
         self._wanted = wanted
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._clock = clock
         self._begun: dict[str, int] = {}
         self._taken = 0
         self._last = (0, 0.0)  # jobs taken by the last poll, and when it was
-        self._hasty = 0
+        self._short_polls = 0
         self._closed = False
         self._stop_sdk: Callable[[int, FrameType | None], object] | int | None = None
 
@@ -106,7 +106,7 @@ class Intake:
             log.info("every job is answered; stopping")
             self._stop_sdk(signal.SIGTERM, None)
         queued = count - len(self._begun)  # the SDK counts these twice
-        full = self._is_in_vain(self._taken + queued) or self._closed or sum(self._begun.values()) > self._most_bytes
+        full = self._is_in_vain(self._taken + queued) or self._closed or sum(self._begun.values()) > self._max_bytes
         most = count if full else max(count, min(self._wanted(), self.capacity))
         return _Limit(most + queued, self.capacity)
 
@@ -114,8 +114,8 @@ class Intake:
         """Whether the last polls came back at once and brought nothing."""
         (before, then), now = self._last, self._clock()
         self._last = (taken, now)
-        self._hasty = self._hasty + 1 if taken == before and now - then < HASTE else 0
-        if self._hasty < MOST_HASTY:
+        self._short_polls = self._short_polls + 1 if taken == before and now - then < LONG_POLL_MIN_S else 0
+        if self._short_polls < SHORT_POLLS_MAX:
             return False
-        self._hasty = 0
+        self._short_polls = 0
         return True
