@@ -197,13 +197,12 @@ class Stage:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.getsignal(number))
             stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
-            stack.enter_context(mock.patch.object(Operations, "build", self._build))
             stack.enter_context(redirect_stdout(out))
             stack.enter_context(redirect_stderr(errors))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", ResourceWarning)  # settings that are invalid leave the rejects file open
             try:
-                status = bulk.main([str(source), "--rejects", str(rejects), *step.options])
+                status = bulk.main([str(source), "--rejects", str(rejects), *step.options], self._build)
             except SystemExit as end:  # of argparse
                 status = cast("int", end.code)
         answer: Json = {"status": status, "summary": json.loads(out.getvalue() or "null")}
