@@ -293,6 +293,41 @@ def test_a_second_request_to_end_is_obeyed_at_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_stores_is_not_waited_for_when_told_twice(
+    port: int, client: httpx.Client, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The process ends in the middle of a long job; the points that it had stored are there afterwards."""
+    texts = [f"passage {n} " + "of some words " * 20 for n in range(2000)]
+
+    def load() -> None:
+        with suppress(httpx.TransportError):
+            answered.append(client.post("/points", json={"texts": texts, "qdrant": {"collection": "notes"}}))
+
+    answered: list[object] = []
+    store = {"QDRANT_PATH": str(tmp_path / "store")}
+    with program(port, "tests.programs.slow_store", **store) as worker:
+        until(lambda: status(client) == 200, "ready")
+        loading = threading.Thread(target=load)
+        loading.start()
+        until((tmp_path / "store" / "notes").exists, "the first points")
+        os.kill(worker.pid, number)
+        until(lambda: status(client) == 503, "the end of admission")
+        os.kill(worker.pid, number)
+        assert worker.wait(PATIENCE) == 0
+        loading.join(PATIENCE)
+        assert not answered
+        assert "told to stop again; ending with requests unanswered" in worker.output
+        assert "Traceback" not in worker.output
+    with program(port, "service.http", **store) as worker:
+        until(lambda: status(client) == 200, "ready again")
+        answer = client.post("/points", json={"texts": texts[:10], "qdrant": {"collection": "notes"}})
+        assert answer.json()["upsert"]["stored"] == 10
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+
+
+@pytest.mark.slow
 def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.Client) -> None:
     """Told to stop, the process ends although an answer larger than all buffers was never read."""
     body = json.dumps({"texts": ["word " * 3_000_000], "returnVectors": False}).encode()
@@ -301,7 +336,7 @@ def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.
         until(lambda: status(client) == 200, "ready")
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
             raw.sendall(head.encode() + body)
-            until(lambda: "/embed 200" in worker.output, "answer")
+            assert raw.recv(8, socket.MSG_PEEK) == b"HTTP/1.1", "the answer has begun, and is longer than all buffers"
             worker.terminate()
             assert worker.wait(PATIENCE) == 0
             assert "Traceback" not in worker.output

@@ -145,7 +145,7 @@ class Ingest:
             raise IngestFailed(error, _nothing_stored(plan, error)) from error
         report = result.report
         log.info(
-            "ingested %d points: %d stored, %d of them there before, %d rejected; planned in %.2f s, done in %.2f s",
+            "ingested %d points: %d stored, %d of them skipped, %d rejected; planned in %.2f s, done in %.2f s",
             len(plan.points),
             report.stored,
             report.skipped,

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -94,8 +95,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         self._check_key(headers.get("authorization", ""))
-        with self._state.admitted():
-            await self._app(scope, receive, send)
+        with ExitStack() as running:
+            running.enter_context(self._state.admitted())
+
+            async def begun(message: Message) -> None:
+                running.close()  # the answer is there; how long it is read is limited by the end of the server itself
+                await send(message)
+
+            await self._app(scope, receive, begun)
 
     def _check_key(self, authorization: str) -> None:
         if self._key is None:

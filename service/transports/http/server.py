@@ -128,6 +128,10 @@ class _Server:
         await self._uvicorn.serve(sockets=[self._listener])
         if self._state.operations is not None:
             await asyncio.to_thread(self._state.operations.close)
+        return self._exit_status
+
+    @property
+    def _exit_status(self) -> int:
         return 1 if self._state.state == "lost" else self._status
 
     @property
@@ -156,9 +160,9 @@ class _Server:
 
     def _on_signal(self) -> None:
         if self._state.closing:
-            self._uvicorn.force_exit = True  # told twice
-            self._stop()
-            return
+            # What runs is waited for in threads, which nothing else ends.
+            log.warning("told to stop again; ending with requests unanswered")
+            end_process(self._exit_status)
         log.info("told to stop; finishing what runs")
         self._state.close()
 
