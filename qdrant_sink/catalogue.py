@@ -85,8 +85,9 @@ class Catalogue:
         collection = self._opened().collection_of(name, patient=max_age_s == 0)
         with self._guard:
             if collection is None:
-                self._resolved.pop(name, None)
-                self._verified.discard(name)  # if it is created anew, it may have another schema
+                gone = self._resolved.pop(name, None)
+                # If it is created anew, it may have another schema.
+                self._verified -= {name} if gone is None else {name, gone.collection}
                 return name
             for alias in {name, collection}:
                 latest = self._resolved.get(alias)

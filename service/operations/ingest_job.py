@@ -120,8 +120,12 @@ class IngestJob:
         documents = self._plan.ids if self._request.chunk is not None else ()
         with self._documents.held(self._collection, self._plan.id_scope, documents):
             wanted = bool(self.wanted) and not self._cancelled
-            with closing(source() if wanted else self.given([])) as portions:
-                written = self._writer.write(portions)
+            try:
+                with closing(source() if wanted else self.given([])) as portions:
+                    written = self._writer.write(portions)
+            finally:
+                if self._stream is not None:
+                    self._stream.cancel()  # not before: what is under way counts until it is acknowledged
             skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
             written = replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
                 len(self._plan.points), skipped=skipped
@@ -157,15 +161,14 @@ class IngestJob:
         return self._portions(stream)
 
     def _portions(self, stream: ResultStream) -> Generator[Drafts]:
-        with stream:
-            try:
-                for portion in stream:
-                    drafts = [self._draft(self.wanted[number], result) for number, result in portion]
-                    del portion
-                    yield drafts
-                    del drafts  # while the next one is awaited, the writer alone holds vectors
-            except Cancelled:  # the writer knows
-                return
+        try:
+            for portion in stream:
+                drafts = [self._draft(self.wanted[number], result) for number, result in portion]
+                del portion
+                yield drafts
+                del drafts  # while the next one is awaited, the writer alone holds vectors
+        except Cancelled:  # the writer knows
+            return
 
     def _release(self, indices: Sequence[int]) -> None:
         if self._stream is not None:

@@ -173,6 +173,37 @@ def test_the_model_is_no_further_ahead_of_a_slow_store_than_the_window(
     asyncio.run(scenario())
 
 
+def test_jobs_that_come_one_after_another_share_the_window_too(
+    operations: Operations, watched: Watched, slow: SlowStore
+) -> None:
+    """Small jobs whose last results are taken, and whose points are under way, count as much as a large one."""
+
+    async def scenario() -> None:
+        seen = len(watched.engine.batches)
+
+        def computed() -> int:
+            return sum(map(sum, watched.engine.batches[seen:]))
+
+        slow.upserts.clear()
+        text = " ".join(f"word{n}" for n in range(120))
+        jobs = []
+        try:
+            for number in range(24):
+                jobs.append(
+                    asyncio.create_task(operations.ingest(request([f"{number} {n} {text}" for n in range(10)])))
+                )
+                await asyncio.sleep(0.03)
+            await until(lambda: computed() >= watched.pool.window)
+            await asyncio.sleep(0.3)  # what goes too far would do so now
+            assert computed() <= watched.pool.window + 4096
+            assert watched.pool.waiting_tokens > 0
+        finally:
+            slow.upserts.set()
+        assert sum([(await job).report.stored for job in jobs]) == 24 * 10
+
+    asyncio.run(scenario())
+
+
 def test_a_job_that_nobody_waits_for_keeps_its_slot_while_the_store_holds_its_thread(slow: SlowStore) -> None:
     """Callers that leave a store that hangs do not let others in behind them, to wait without being told."""
     access = StoreAccess(Settings.from_environment(ENVIRONMENT), slow, lambda: None, ingests_max=1)

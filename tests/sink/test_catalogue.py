@@ -204,10 +204,6 @@ class Names:
         """Make it."""
         self.collections[collection] = collection
 
-    def existing(self, _collection: str, _ids: Sequence[PointId]) -> set[PointId]:
-        """No points."""
-        return set()
-
 
 def test_a_deleted_collection_is_forgotten() -> None:
     """Whoever makes it anew may give it another schema: it is verified again."""
@@ -234,6 +230,22 @@ def test_an_answer_that_was_overtaken_is_not_remembered(clock: Clock) -> None:
     names.meanwhile = move
     assert catalogue.resolve("alias") == "old"
     assert catalogue.resolve("alias", max_age_s=RESOLUTION_MAX_AGE_S) == "new"
+
+
+def test_a_collection_that_has_gone_is_verified_anew_when_it_comes_back() -> None:
+    """Dropped with its alias and made by somebody else with another schema: no vectors are compared with its."""
+    names, clock = Names(), Clock()
+    names.collections = {"alias": "old", "old": "old"}
+    catalogue = Catalogue(lambda: names, SCHEMA, clock=clock)
+    assert catalogue.verify("alias")
+    names.collections = {}
+    clock.now += RESOLUTION_MAX_AGE_S
+    assert catalogue.resolve("alias") == "alias"
+    names.collections = {"alias": "old", "old": "old"}
+    names.verified.clear()
+    clock.now += RESOLUTION_MAX_AGE_S
+    assert catalogue.verify("alias")
+    assert names.verified == ["old"]
 
 
 def test_threads_share_one_catalogue(store: Store, collection: str) -> None:

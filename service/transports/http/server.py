@@ -103,6 +103,7 @@ class _Server:
         self._port = listener.getsockname()[1]
         self._state = ServerState(settings, self._stop)
         self._status = 0
+        self._told = False
         self._builder: threading.Thread | None = None
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -159,10 +160,15 @@ class _Server:
         _call(loop, self._state.close)
 
     def _on_signal(self) -> None:
-        if self._state.closing:
+        if self._told:
             # What runs is waited for in threads, which nothing else ends.
             log.warning("told to stop again; ending with requests unanswered")
             end_process(self._exit_status)
+        self._told = True
+        if self._state.closing:  # for a lost device: requests that hang on it are not waited for
+            self._uvicorn.force_exit = True
+            self._stop()
+            return
         log.info("told to stop; finishing what runs")
         self._state.close()
 
