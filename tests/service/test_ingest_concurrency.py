@@ -143,6 +143,7 @@ def test_searches_do_not_wait_for_ingests_that_wait_for_the_store(operations: Op
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_the_model_is_no_further_ahead_of_a_slow_store_than_the_window(
     operations: Operations, watched: Watched, slow: SlowStore
 ) -> None:
