@@ -136,14 +136,15 @@ class ResultStream(Iterator[Results]):
     releases what it has. Nothing is computed before the first portion is asked for, so hundreds of streams can be
     open while a few threads consume them.
 
-    Leaving the `with` block cancels what is left, and releases the rest. One thread iterates; the methods may be
-    called from any.
+    Leaving the `with` block, or `close`, cancels what is left and releases everything. One thread iterates; the
+    methods may be called from any.
 
     Args:
         job: of which results are taken.
         consume: called before the first portion.
         release: called with the indices of texts that the consumer is done with.
-        drop: called when the consumer wants nothing more.
+        abandon: called when the consumer wants nothing more, and may still hold what it has.
+        drop: called when it holds nothing either.
     """
 
     def __init__(
@@ -152,11 +153,13 @@ class ResultStream(Iterator[Results]):
         *,
         consume: Callable[[], None],
         release: Callable[[Sequence[int]], None],
+        abandon: Callable[[], None],
         drop: Callable[[], None],
     ) -> None:
         self._job = job
         self._consume: Callable[[], None] | None = consume
         self._release = release
+        self._abandon = abandon
         self._drop = drop
 
     def __iter__(self) -> Self:
@@ -188,8 +191,13 @@ class ResultStream(Iterator[Results]):
     def cancel(self) -> None:
         """Drop the texts that wait and the results that were not taken; iterating then raises `Cancelled`.
 
-        After the last portion was taken, this only releases what is left.
+        What was not released counts on until `close`. After the last portion was taken, this changes nothing.
         """
+        self._job.cancel()
+        self._abandon()
+
+    def close(self) -> None:
+        """As `cancel`, and release everything: the consumer holds no results any more."""
         self._job.cancel()
         self._drop()
 
@@ -199,5 +207,5 @@ class ResultStream(Iterator[Results]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Cancel what is left."""
-        self.cancel()
+        """Cancel what is left, and release everything."""
+        self.close()

@@ -138,6 +138,7 @@ class ModelPool:
             job,
             consume=lambda: self._consume(job),
             release=lambda indices: self._release(job, indices),
+            abandon=lambda: self._abandon(job),
             drop=lambda: self._drop(job),
         )
 
@@ -193,6 +194,11 @@ class ModelPool:
         job = reference()
         if job is not None and future.cancelled():
             self._drop(job)
+
+    def _abandon(self, job: Job) -> None:
+        with self._changed:
+            self._scheduler.abandon(job)
+            self._changed.notify_all()
 
     def _drop(self, job: Job) -> None:
         with self._changed:

@@ -103,6 +103,7 @@ class _Job(Generic[JobKey]):
         computing: texts that are in a pass.
         held: of a stream, texts that were taken and not released.
         consumed: whether its texts may be taken: of a stream, once somebody consumes it.
+        wanted: whether somebody wants its results; if not, nothing of it waits.
     """
 
     key: JobKey
@@ -114,6 +115,7 @@ class _Job(Generic[JobKey]):
     computing: int = 0
     held: set[int] = field(default_factory=set)
     consumed: bool = True
+    wanted: bool = True
 
     @property
     def waiting(self) -> range:
@@ -210,6 +212,14 @@ class Scheduler(Generic[JobKey]):
             self._release(job, indices)
             self._forget_if_over(job)
 
+    def abandon(self, key: JobKey) -> None:
+        """Nobody wants further results of this stream: forget what waits. What it holds counts until it is released."""
+        job = self._jobs.get(key)
+        if job is not None:
+            self._dequeue(job)
+            job.wanted = False
+            self._forget_if_over(job)
+
     def drop(self, key: JobKey) -> None:
         """Nobody wants a result of this job any more: forget what waits of it and release the rest."""
         job = self._jobs.pop(key, None)
@@ -261,7 +271,8 @@ class Scheduler(Generic[JobKey]):
         Raises:
             Cancelled: no job wants a result of the pass any more; it should stop.
         """
-        if not any(pick.key in self._jobs for pick in running.batch.picks):
+        jobs = (self._jobs.get(pick.key) for pick in running.batch.picks)
+        if not any(job is not None and job.wanted for job in jobs):
             raise Cancelled("nobody waits for this batch any more")
         own_s = now_s - running.started_s - running.yielded_s
         return None if running.yielded_s > own_s else self._take(Priority.QUERY)

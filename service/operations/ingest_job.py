@@ -125,7 +125,7 @@ class IngestJob:
                     written = self._writer.write(portions)
             finally:
                 if self._stream is not None:
-                    self._stream.cancel()  # not before: what is under way counts until it is acknowledged
+                    self._stream.close()  # not before: what is under way counts until it is acknowledged
             skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
             written = replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
                 len(self._plan.points), skipped=skipped

@@ -28,6 +28,7 @@ class Calls:
             self.job,
             consume=lambda: self.made.append("consume"),
             release=lambda indices: self.made.append(f"release {sorted(indices)}"),
+            abandon=lambda: self.made.append("abandon"),
             drop=lambda: self.made.append("drop"),
         )
 
@@ -113,6 +114,8 @@ def test_cancelling_ends_a_consumer_that_waits() -> None:
         calls.stream.cancel()
         with pytest.raises(Cancelled):
             waiting.result(PATIENCE)
+    assert calls.made[-1] == "abandon"
+    calls.stream.close()
     assert calls.made[-1] == "drop"
     calls.complete(0, 1)
     with pytest.raises(Cancelled):

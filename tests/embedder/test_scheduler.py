@@ -427,6 +427,30 @@ def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
     assert served == 26  # 4 s each, of 100 s of its own, and one more
 
 
+def test_an_abandoned_stream_leaves_the_queue_and_keeps_what_it_holds() -> None:
+    """Its consumer still has vectors in hand: the room is free once each is released, also one whose pass goes on."""
+    scheduler = scheduler_of(10, window=20)
+    scheduler.add("gone", [10] * 5, Priority.PASSAGE, streams=True)
+    scheduler.consume("gone")
+    taken(scheduler)
+    running = scheduler.next_batch()
+    assert running is not None
+    scheduler.abandon("gone")
+    assert scheduler.tokens == 0
+    with pytest.raises(Cancelled):
+        scheduler.queries_first(Pass(running, started_s=0.0), 1.0)
+    scheduler.finish(running)
+    scheduler.add("next", [10] * 5, Priority.PASSAGE, streams=True)
+    scheduler.consume("next")
+    assert taken(scheduler) == []
+    scheduler.release("gone", [0])
+    assert taken(scheduler) == [Pick("next", 0)]
+    assert taken(scheduler) == []
+    scheduler.drop("gone")
+    assert taken(scheduler) == [Pick("next", 1)]
+    scheduler.abandon("unknown")
+
+
 def test_a_pass_that_nobody_waits_for_stops_at_a_yield_point() -> None:
     """It goes on while one of its jobs wants a result, and stops after the last was dropped."""
     scheduler = scheduler_of(20)
