@@ -143,41 +143,11 @@ def test_searches_do_not_wait_for_ingests_that_wait_for_the_store(operations: Op
     asyncio.run(scenario())
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(("jobs", "texts"), [(24, 10), pytest.param(8, 30, marks=pytest.mark.slow)])
 def test_the_model_is_no_further_ahead_of_a_slow_store_than_the_window(
-    operations: Operations, watched: Watched, slow: SlowStore
+    operations: Operations, watched: Watched, slow: SlowStore, jobs: int, texts: int
 ) -> None:
-    """Many ingests into a store that hangs fill the memory no more than one: what is not stored counts as held."""
-
-    async def scenario() -> None:
-        seen = len(watched.engine.batches)
-
-        def computed() -> int:
-            return sum(map(sum, watched.engine.batches[seen:]))
-
-        slow.upserts.clear()
-        texts = [" ".join(f"word{n}" for n in range(120))] * 30
-        jobs = [
-            asyncio.create_task(operations.ingest(request([f"{job} {n} {text}" for n, text in enumerate(texts)])))
-            for job in range(8)
-        ]
-        try:
-            await until(lambda: slow.upserting.acquire(blocking=False))
-            await until(lambda: computed() >= watched.pool.window)
-            await asyncio.sleep(0.3)  # what goes too far would do so now
-            assert computed() <= watched.pool.window + 4096
-            assert watched.pool.waiting_tokens > 0
-        finally:
-            slow.upserts.set()
-        assert sum([(await job).report.stored for job in jobs]) == 8 * 30
-
-    asyncio.run(scenario())
-
-
-def test_jobs_that_come_one_after_another_share_the_window_too(
-    operations: Operations, watched: Watched, slow: SlowStore
-) -> None:
-    """Small jobs whose last results are taken, and whose points are under way, count as much as a large one."""
+    """Large jobs, or small ones one after another, into a store that hangs fill the memory no more than one."""
 
     async def scenario() -> None:
         seen = len(watched.engine.batches)
@@ -187,12 +157,11 @@ def test_jobs_that_come_one_after_another_share_the_window_too(
 
         slow.upserts.clear()
         text = " ".join(f"word{n}" for n in range(120))
-        jobs = []
+        running = []
         try:
-            for number in range(24):
-                jobs.append(
-                    asyncio.create_task(operations.ingest(request([f"{number} {n} {text}" for n in range(10)])))
-                )
+            for job in range(jobs):
+                ingest = operations.ingest(request([f"{job} {n} {text}" for n in range(texts)]))
+                running.append(asyncio.create_task(ingest))
                 await asyncio.sleep(0.03)
             await until(lambda: computed() >= watched.pool.window)
             await asyncio.sleep(0.3)  # what goes too far would do so now
@@ -200,7 +169,7 @@ def test_jobs_that_come_one_after_another_share_the_window_too(
             assert watched.pool.waiting_tokens > 0
         finally:
             slow.upserts.set()
-        assert sum([(await job).report.stored for job in jobs]) == 24 * 10
+        assert sum([(await job).report.stored for job in running]) == jobs * texts
 
     asyncio.run(scenario())
 
