@@ -19,6 +19,7 @@ from torch import Tensor
 from embedder.engines.devices import device_errors, memory_share
 from embedder.engines.engine import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.model.attention import DEFAULT_PIECES, Packing, PieceSizes
+from embedder.model.heads import SparseSlots, sparse_slots
 from embedder.model.model import Model, load_model
 from embedder.vectors import Outputs
 
@@ -80,18 +81,19 @@ class PackedEngine:
         states = model.states(ids, positions, self._packing(batch.lengths), yield_point)
 
         tensors: dict[str, Tensor] = {}
+        slots: SparseSlots | None = None
         if outputs.dense:
             tensors["dense"] = model.heads.dense(states, self._on_device(batch.offsets[:-1][back]))
         if outputs.sparse:
-            text = self._on_device(np.repeat(order, batch.lengths))
-            tensors["counts"], tensors["indices"], tensors["values"] = model.heads.sparse(states, ids, text, len(order))
+            slots = sparse_slots(batch.ids, np.repeat(order, batch.lengths), model.heads.dropped_ids)
+            tensors["values"] = model.heads.sparse(states, self._on_device(slots.slots), len(slots))
         if outputs.colbert:
             rows = self._on_device(_colbert_rows(batch.offsets, back))
-            tensors["colbert"] = model.heads.colbert(states, rows, _COLBERT_TYPES[outputs.colbert_type])
-        return _encoded(self._on_host(tensors))
+            tensors["colbert"], _ = model.heads.colbert(states, rows, _COLBERT_TYPES[outputs.colbert_type])
+        return _encoded(self._on_host(tensors), slots, len(order))
 
     def _packing(self, lengths: NDArray[np.int32]) -> Packing:
-        return Packing.of(lengths, self.device, flash=self._model.flash, pieces=self._pieces)
+        return Packing.of(lengths, self.device, flash=self._model.flash, tiled=self._model.tiled, pieces=self._pieces)
 
     def _on_device(self, array: NDArray[np.integer]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -132,12 +134,12 @@ def _never_yield() -> None:
     """The yield point of an urgent batch."""
 
 
-def _encoded(arrays: dict[str, NDArray[Any]]) -> EncodedBatch:
+def _encoded(arrays: dict[str, NDArray[Any]], slots: SparseSlots | None, texts: int) -> EncodedBatch:
     sparse = None
-    if "values" in arrays:
-        sparse = SparseBatch(
-            offsets_of(arrays["counts"].astype(np.int32)), arrays["indices"].astype(np.uint32), arrays["values"]
-        )
+    if slots is not None:
+        kept = ~(arrays["values"] <= 0)  # NaN stays, so that it is noticed
+        counts = np.bincount(slots.texts[kept], minlength=texts).astype(np.int32)
+        sparse = SparseBatch(offsets_of(counts), slots.ids[kept].astype(np.uint32), arrays["values"][kept])
     return EncodedBatch(arrays.get("dense"), sparse, arrays.get("colbert"))
 
 
@@ -147,14 +149,14 @@ def _permuted(batch: TokenBatch, order: np.ndarray) -> TokenBatch:
 
 
 def _position_ids(batch: TokenBatch, pad_id: int) -> np.ndarray:
-    """int64 [T]: counted from pad_id + 1 within a text; a literal `<pad>` takes pad_id and is not counted.
+    """int32 [T]: counted from pad_id + 1 within a text; a literal `<pad>` takes pad_id and is not counted.
 
     As `create_position_ids_from_input_ids` of transformers.
     """
     counted = batch.ids != pad_id
     running = np.concatenate([[0], np.cumsum(counted)])
     before = np.repeat(running[batch.offsets[:-1]], batch.lengths)
-    return np.where(counted, running[1:] - before, 0).astype(np.int64) + pad_id
+    return np.where(counted, running[1:] - before, 0).astype(np.int32) + np.int32(pad_id)
 
 
 def _colbert_rows(offsets: np.ndarray, back: np.ndarray) -> np.ndarray:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from embedder.checkpoint.config import EncoderConfig
 from embedder.checkpoint.weights import Weights, read_head, shaped
 from embedder.errors import ConfigurationError
-from embedder.model.attention import Flash, Packing, flash_kernel
+from embedder.model.attention import Flash, Packing, attends_by_tiles, flash_kernel
 from embedder.model.heads import Heads
 from embedder.model.linear import Linear, prepare
-from embedder.model.transformer import Layer, Norm
+from embedder.model.transformer import Embedding, Layer, Norm
 
 _STATE_TYPES = {
     "float32": torch.float32,
@@ -35,23 +35,21 @@ class Model:
         config: sizes of the encoder.
         device: `cpu` or `cuda:N`.
         dtype: type of the matrix products: `float32`, `bfloat16`, `float16` or `int8`.
-        words: [V, H], token embeddings; on a CPU in the type of the file, and left in the file until touched.
-        positions: [P, H], position embeddings, with the embedding of the single token type added.
-        embedding_norm: of the sum of both.
+        embedding: of tokens and their positions.
         layers: of the encoder, in order.
         heads: dense, sparse and ColBERT.
         flash: the variable-length attention kernel, or None.
+        tiled: whether attention by tiles is available.
     """
 
     config: EncoderConfig
     device: str
     dtype: str
-    words: Tensor
-    positions: Tensor
-    embedding_norm: Norm
+    embedding: Embedding
     layers: tuple[Layer, ...]
     heads: Heads
     flash: Flash | None
+    tiled: bool
 
     @property
     def state_type(self) -> torch.dtype:
@@ -62,14 +60,12 @@ class Model:
         """The last hidden states [T, H] of concatenated texts.
 
         Args:
-            ids: int [T], token ids.
-            positions: int64 [T], position ids.
+            ids: int32 [T], token ids.
+            positions: int32 [T], position ids.
             packing: how the batch is cut into pieces.
             yield_point: called after each piece.
         """
-        x = functional.embedding(ids, self.words).to(self.state_type)
-        x = x.add_(functional.embedding(positions, self.positions))
-        x = self.embedding_norm(x)
+        x = self.embedding(ids, positions)
         for layer in self.layers:
             x = layer(x, packing, yield_point)
         return x
@@ -127,12 +123,11 @@ class _Reader:
             config=config,
             device=self._device,
             dtype=self._dtype,
-            words=words,
-            positions=positions,
-            embedding_norm=self._norm("embeddings.LayerNorm"),
+            embedding=Embedding(words, positions, self._norm("embeddings.LayerNorm")),
             layers=tuple(self._layer(f"encoder.layer.{n}") for n in range(config.layers)),
             heads=self._heads(checkpoint, dropped_ids),
             flash=flash_kernel(self._device, self._stored, config.hidden // config.heads),
+            tiled=attends_by_tiles(self._device, self._stored),
         )
 
     def _layer(self, prefix: str) -> Layer:
@@ -162,8 +157,7 @@ class _Reader:
             sparse_bias=sparse_bias,
             colbert_linear=prepare(weight, bias, dtype=self._dtype),
             colbert_size=size,
-            dropped=torch.tensor(sorted(dropped_ids), device=self._device),
-            vocabulary=self._config.vocabulary,
+            dropped_ids=np.array(sorted(dropped_ids), dtype=np.int32),
         )
 
     def _linear(
