@@ -186,7 +186,7 @@ class Settings(BaseModel):
             engine=self.engine,
             dtype=self.dtype,
             device=self.gpu_device,
-            threads_per_gpu=self.max_models,
+            batches_per_gpu=self.max_models,
             token_budget=self.token_budget,
             queue_tokens=self.queue_tokens,
         )

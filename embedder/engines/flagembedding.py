@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedder.checkpoint.config import EncoderConfig
-from embedder.engines.engine import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
+from embedder.engines.engine import BlockingEngine, EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.errors import ConfigurationError
 from embedder.vectors import Outputs
 
@@ -17,7 +17,7 @@ _PADDED_MAX_TOKENS = 16_384
 """Most tokens of one padded forward pass, so that one long text does not pad many short ones."""
 
 
-class FlagEmbeddingEngine:
+class FlagEmbeddingEngine(BlockingEngine):
     """An `Engine` over FlagEmbedding's own model, run on the pool's batches.
 
     The forward pass is the library's, padding included; what the library does per text around it (probing the
@@ -87,7 +87,7 @@ class FlagEmbeddingEngine:
         return cls(library, config, colbert_size=size, device=device, dtype=dtype, dropped_ids=dropped_ids)
 
     def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-        """See `Engine.encode`. Yields between its padded groups."""
+        """See `Engine.encode`. Yields between its padded groups; on a GPU too it is done when `launch` returns."""
         from embedder.engines.devices import device_errors
 
         order = np.argsort(batch.lengths, kind="stable")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedder.engines import EncodedBatch, TokenBatch, YieldPoint
-from embedder.engines.calibration import calibrate, product_rates, warm
+from embedder.engines.calibration import calibrate, product_rates
 from embedder.vectors import Outputs
 from tests.embedder.fakes import CountingEngine
 
@@ -89,7 +89,7 @@ def test_a_device_with_little_memory_gets_what_fits() -> None:
 def test_measuring_respects_the_model(max_length: int) -> None:
     """No text longer than the model takes is used to warm or to measure."""
     engine = TimedEngine(lambda tokens: 1.0, max_length=max_length)
-    warm(engine)
+    engine.warm()
     engine.calibrated()
     assert max(engine.lengths) == min(max_length, 128)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.engines import TokenBatch
-from embedder.engines.packed import _position_ids
+from embedder.engines.inputs import Inputs
 from embedder.model import Packing
 from embedder.model.attention import FLASH_MIN_TOKENS, WIDE_TILES_MIN_TOKENS, attends_by_tiles, tile_block
 from embedder.model.heads import sparse_slots
@@ -66,7 +66,7 @@ def test_the_kernels_of_a_gpu_give_the_vectors_of_a_cpu(mini: Bench, monkeypatch
         torch.from_numpy(text_spans_of(batch.lengths)),
         block=64,
     )
-    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(_position_ids(batch, mini.model.config.pad_id))
+    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(Inputs.of(batch, mini.model.config.pad_id).positions)
     slots = sparse_slots(batch.ids, np.repeat(np.arange(len(batch)), batch.lengths), mini.model.heads.dropped_ids)
 
     def vectors(packing: Packing) -> list[torch.Tensor]:

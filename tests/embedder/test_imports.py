@@ -15,7 +15,10 @@ import embedder
 ROOT = Path(embedder.__file__).parents[1]
 PACKAGES = {
     "embedder.checkpoint": {"DEFAULT_MODEL", "DEFAULT_REVISION", "MINI", "EncoderConfig", "find_checkpoint"},
-    "embedder.engines": {"EncodedBatch", "Engine", "SparseBatch", "TokenBatch", "YieldPoint", "offsets_of"},
+    "embedder.engines": {
+        *("BlockingEngine", "EncodedBatch", "Engine", "PendingBatch", "ReadyBatch", "SparseBatch", "TokenBatch"),
+        *("YieldPoint", "offsets_of"),
+    },
     "embedder.model": {"Model", "Packing", "PieceSizes", "load_model"},
     "embedder.scheduling": {"BatchReport", "ModelPool", "Observer", "Priority", "Result", "ResultStream"},
 }
