@@ -5,6 +5,8 @@
 # make test-server   the tests of the store, against the server of QDRANT_URL
 # make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
 #              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
+# make bench ARGS="--device cuda:0"   on a GPU: engine, pool and handler beside the card's ceilings:
+#              docs/benchmarks-gpu.md, under 10 minutes; ARGS="--device cuda:0 --help" lists the options
 # make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 # make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
 # make bench-serving   cold starts, queries over HTTP beside a bulk job, bursts: docs/benchmarks-serving.md, 4 minutes

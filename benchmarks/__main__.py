@@ -1,9 +1,11 @@
 """The whole benchmark: a checkpoint, the contenders one after the other, the report. Run with `make bench`.
 
+On a GPU another benchmark runs, which compares this engine with the ceilings of the card: see `benchmarks.gpu`.
+
 make bench                                       about 25 minutes on two cores
 make bench ARGS="--quick"                        about 3, on a small checkpoint; its figures mean little
 make bench ARGS="--only packed packed-int8"      the others keep the results they have
-make bench ARGS="--device cuda:0"                on a GPU
+make bench ARGS="--device cuda:0"                the benchmark of the GPU (--help after it lists its options)
 """
 
 from __future__ import annotations
@@ -35,6 +37,11 @@ _PATIENCE = 1800.0
 
 def main() -> None:
     """Run what the command line asks for."""
+    if _device() != "cpu":
+        from benchmarks.gpu.__main__ import main as measure_gpu
+
+        measure_gpu(sys.argv[1:])
+        return
     given = _parse()
     started = time.monotonic()
     out = (given.out / "quick" if given.quick else given.out).resolve()
@@ -48,7 +55,7 @@ def main() -> None:
     for name in given.only or ENTRIES:
         (out / f"{name}.json").unlink(missing_ok=True)
     for name in given.only or ENTRIES:
-        reason = "" if given.only else _needless(name, out, given.device)
+        reason = "" if given.only else _needless(name, out)
         if reason:
             print(f"{name}: not run: {reason}", flush=True)
             write(out, Result(name, "not run", reason))
@@ -83,11 +90,9 @@ def _into_page_cache(checkpoint: Path, kinds: AbstractSet[str]) -> None:
             subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
 
 
-def _needless(name: str, out: Path, device: str) -> str:
-    """Why a contender need not run: its type has no meaning there, or the defaults run in one like it already."""
+def _needless(name: str, out: Path) -> str:
+    """Why a contender need not run: the defaults run in a type like its own already."""
     entry = ENTRIES[name]
-    if entry.dtype == "int8" and device != "cpu":
-        return "int8 is a type of the CPU"
     default = out / "packed.json"
     if entry.dtype == "auto" or not default.is_file():
         return ""
@@ -133,13 +138,20 @@ def _model(shape: Shape) -> dict[str, int]:
     return {name: getattr(shape, name) for name in names}
 
 
+def _device() -> str:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", default="cpu")
+    device: str = parser.parse_known_args()[0].device
+    return device
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), help="these contenders")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), help="these workloads")
     parser.add_argument("--checkpoint", type=Path, help="a directory; default: random weights of full size")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--device", default="cpu", help="cpu; cuda:N runs the benchmark of the GPU")
     parser.add_argument("--quick", action="store_true", help="a small checkpoint and short limits")
     parser.add_argument("--scale", type=float, default=1.0, help="of all time limits")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="directory of the raw results")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -48,6 +50,16 @@ def versions(*more: str) -> dict[str, str]:
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     return found
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver; empty if unknown."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return "" if answer.returncode else answer.stdout.partition("\n")[0].strip()
 
 
 def device_name(device: str) -> str:

@@ -82,7 +82,7 @@ def _opening(run: Run) -> str:
         if run.quick
         else ""
     )
-    gpu = "" if run.device.startswith("cuda") else " GPU figures are not measured."
+    gpu = " Figures of a GPU stand in [benchmarks-gpu.md](benchmarks-gpu.md)."
     return (
         f"{warning}Made by `make bench` on {run.date[:10]}: a checkpoint in the layout of BAAI/bge-m3 with {size},"
         " the same texts for everyone, one contender after the other, each in a process of its own."

@@ -124,10 +124,10 @@ class Writer:
         return small
 
 
-def mixed_lengths() -> list[int]:
+def mixed_lengths(count: int = MIXED) -> list[int]:
     """Tokens of the mixed passages: the quantiles of the distribution, in shuffled order."""
     normal = NormalDist(math.log(MIXED_MEDIAN), MIXED_SPREAD)
-    quantiles = [math.exp(normal.inv_cdf((n + 0.5) / MIXED)) for n in range(MIXED)]
+    quantiles = [math.exp(normal.inv_cdf((n + 0.5) / count)) for n in range(count)]
     lengths = [min(max(round(length), MIXED_LEAST), MIXED_MOST) for length in quantiles]
     random.Random(0).shuffle(lengths)
     return lengths

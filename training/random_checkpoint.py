@@ -8,9 +8,9 @@
     colbert_linear.pt                        torch.nn.Linear(hidden, hidden), float16 as published
     tokenizer.json, tokenizer_config.json    of another checkpoint
 
-The same arguments give the same weights on the same version of PyTorch; weight format and dtype do not
-change them (but for rounding). Nothing is trained, yet outputs are fit to compare implementations with:
-different texts have clearly different vectors, many but not all sparse weights are zero, and no bias or scale
+The same arguments give the same weights on the same version of PyTorch and the same kind of device; weight format
+and dtype do not change them (but for rounding). Nothing is trained, yet outputs are fit to compare implementations
+with: different texts have clearly different vectors, many but not all sparse weights are zero, and no bias or scale
 is left at a value (0 or 1) that would hide its omission.
 """
 
@@ -75,15 +75,16 @@ class Shape:
 
 
 class Initialiser:
-    """Draws weights in float32, always in the same order, from one seed."""
+    """Draws weights in float32, always in the same order, from one seed; other devices draw other values."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: str = "cpu") -> None:
         """Seed the stream."""
-        self._generator = torch.Generator().manual_seed(seed)
+        self._device = device
+        self._generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, std: float, mean: float = 0.0) -> torch.Tensor:
         """Independent normal values."""
-        return torch.empty(shape).normal_(mean, std, generator=self._generator)
+        return torch.empty(shape, device=self._device).normal_(mean, std, generator=self._generator)
 
     def linear(self, name: str, inputs: int, outputs: int, gain: float = 1.0) -> Entries:
         """A linear layer: of inputs of unit variance it makes outputs of variance ``gain ** 2``."""
@@ -167,6 +168,7 @@ def build(
     weight_format: WeightFormat = "safetensors",
     dtype: Dtype = "float32",
     tokenizer: Path = MINIATURE,
+    device: str = "cpu",
 ) -> Path:
     """Write a random checkpoint.
 
@@ -184,6 +186,8 @@ def build(
         weight_format: Encoder weights as ``model.safetensors`` or as ``pytorch_model.bin``.
         dtype: Of the encoder weights.
         tokenizer: Directory to take the tokenizer's files from.
+        device: Where the weights are drawn: a GPU takes a second for what a CPU takes a minute for, and draws
+            other weights.
 
     Returns:
         ``path``.
@@ -200,16 +204,16 @@ def build(
     if any(path.iterdir()):
         raise FileExistsError(f"{path} is not empty")
 
-    draw = Initialiser(seed)
+    draw = Initialiser(seed, device)
     kept = getattr(torch, dtype)
-    weights = {name: tensor.to(kept) for name, tensor in encoder_weights(shape, draw)}
+    weights = {name: tensor.to(kept).cpu() for name, tensor in encoder_weights(shape, draw)}
     if weight_format == "safetensors":
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     else:
         torch.save(weights, path / "pytorch_model.bin")
     for name, outputs in (("sparse_linear", 1), ("colbert_linear", hidden)):
         entries = draw.linear(name, hidden, outputs)
-        head = {key.removeprefix(f"{name}."): tensor.half() for key, tensor in entries}
+        head = {key.removeprefix(f"{name}."): tensor.half().cpu() for key, tensor in entries}
         torch.save(head, path / f"{name}.pt")
 
     _write_json(path / "config.json", config(shape, dtype))
@@ -242,6 +246,7 @@ def main() -> None:
     parser.add_argument("--format", choices=get_args(WeightFormat), default="safetensors")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32")
     parser.add_argument("--tokenizer", type=Path, default=MINIATURE, help="whose tokenizer to take")
+    parser.add_argument("--device", default="cpu", help="where the weights are drawn; each kind draws its own")
     arguments = vars(parser.parse_args())
     build(arguments.pop("out"), weight_format=arguments.pop("format"), **arguments)
 

@@ -1,0 +1,1 @@
+"""The benchmark of the GPU: engine, embedder, pool and handler beside the ceilings of the card."""
