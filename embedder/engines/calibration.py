@@ -14,7 +14,7 @@ from embedder.engines.engine import Engine, TokenBatch
 _TEXT_TOKENS = 128
 """Tokens per text while measuring: between a query and a long passage."""
 _BUDGET_MIN_TOKENS = 512
-_BUDGET_MAX_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+_BUDGET_MAX_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 _GAIN_MIN_FACTOR = 1.05
 """A doubled batch must raise the rate by this factor to be worth the longer wait."""
 _MEMORY_MAX_SHARE = 0.8

@@ -26,7 +26,7 @@ from embedder.engines.outputs import HeadInputs
 from embedder.engines.page_locked import PageLocked
 from embedder.model.attention import Packing
 from embedder.model.graphs import BUCKETS_TOKENS, Graphs, capture
-from embedder.model.kernels import text_spans_of, tile_count_max, tiles_of
+from embedder.model.kernels import normalised_rows, text_spans_of, tile_count_max, tiles_of
 from embedder.model.model import Model
 from embedder.vectors import Outputs
 
@@ -69,8 +69,7 @@ class CudaLauncher:
         bucket = None if self._small is None else self._small.graphs.bucket(len(batch.ids))
         if self._small is not None and bucket is not None:
             with self._small_lock, torch.cuda.stream(self._urgent):
-                states, indices = self._small.states(bucket, inputs, heads)
-                return self._fetched(heads, heads.launch(self._model.heads, states, indices), len(batch), self._urgent)
+                return self._fetched(heads, self._small.launch(bucket, inputs, heads), len(batch), self._urgent)
         stream = self._urgent if yield_point is None else self._patient
         with torch.cuda.stream(stream):
             on_device = _on_device({"ids": inputs.ids, "positions": inputs.positions} | heads.indices, self._device)
@@ -141,47 +140,61 @@ class _SmallBatches:
         self._model = model
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle()
-        self.graphs: Graphs[Tensor] = Graphs(BUCKETS_TOKENS, self._captured)
-        largest = BUCKETS_TOKENS[-1]
-        read_by_heads = {"first": largest, "slots": largest, "rows": largest}
-        _, ints = _offsets(_sizes(largest) | read_by_heads)
+        self.graphs: Graphs[dict[str, Tensor]] = Graphs(BUCKETS_TOKENS, self._captured)
+        _, ints = _offsets(_sizes(BUCKETS_TOKENS[-1]))
         with torch.cuda.stream(stream):
             self._buffer = torch.zeros(ints, dtype=torch.int32, device=model.device)
 
-    def states(self, bucket: int, inputs: Inputs, heads: HeadInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last hidden states [T, H], and the indices of the heads on the device."""
+    def launch(self, bucket: int, inputs: Inputs, heads: HeadInputs) -> dict[str, Tensor]:
+        """Replay the pass of a bucket; what `HeadInputs.launch` gives. The next replay overwrites it."""
+        sizes = _sizes(bucket)
+        offsets, ints = _offsets(sizes)
+        staging = torch.zeros(ints, dtype=torch.int32, pin_memory=True)  # rows of zeros are no tiles
+        staging[offsets["slots"] : offsets["slots"] + sizes["slots"]] = -1
         arrays = {
             "ids": inputs.ids,
             "positions": inputs.positions,
             "text_spans": text_spans_of(inputs.lengths),
             "tiles": tiles_of(inputs.lengths, _TILE_QUERIES),
         }
-        offsets, ints = _offsets(_sizes(bucket) | {name: array.size for name, array in heads.indices.items()})
-        staging = torch.zeros(ints, dtype=torch.int32, pin_memory=True)  # rows of zeros are no tiles
         _fill(staging, arrays | heads.indices, offsets)
         self._buffer[:ints].copy_(staging, non_blocking=True)
-        states = self.graphs.run(bucket)[: len(inputs.ids)]
-        return states, {
-            name: self._buffer[offsets[name] : offsets[name] + array.size] for name, array in heads.indices.items()
-        }
+        replayed = self.graphs.run(bucket)
+        tensors: dict[str, Tensor] = {}
+        if heads.outputs.dense:
+            tensors["dense"] = replayed["dense"][: len(inputs.first)]
+        if heads.entries is not None:
+            tensors["sparse"] = replayed["sparse"][: len(heads.entries)]
+        if heads.outputs.colbert:
+            rows = self._buffer[offsets["rows"] : offsets["rows"] + heads.indices["rows"].size]
+            tensors["colbert"], tensors["finite"] = normalised_rows(replayed["projected"], rows, heads.colbert_type)
+        return tensors
 
-    def _captured(self, bucket: int) -> Callable[[], Tensor]:
+    def _captured(self, bucket: int) -> Callable[[], dict[str, Tensor]]:
+        """The pass of a bucket: all that does not depend on the type of ColBERT rows, whoever asks for what."""
         sizes = _sizes(bucket)
         offsets, _ = _offsets(sizes)
         static = {name: self._buffer[offsets[name] : offsets[name] + size] for name, size in sizes.items()}
         tiles, text_spans = static["tiles"].view(-1, 4), static["text_spans"].view(-1, 2)
         packing = Packing.of_tiles(bucket, tiles, text_spans, block=_TILE_QUERIES)
+        heads = self._model.heads
 
-        def states() -> Tensor:
-            return self._model.states(static["ids"], static["positions"], packing, _never_yield)
+        def work() -> dict[str, Tensor]:
+            states = self._model.states(static["ids"], static["positions"], packing, _never_yield)
+            return {
+                "dense": heads.dense(states, static["first"]),
+                "sparse": heads.sparse(states, static["slots"], bucket),
+                "projected": heads.colbert_linear(states),
+            }
 
-        return capture(states, self._stream, self._pool)
+        return capture(work, self._stream, self._pool)
 
 
 def _sizes(bucket: int) -> dict[str, int]:
-    """Numbers that the graph of a bucket reads, by name."""
-    tiles = tile_count_max(bucket, _TILE_QUERIES)
-    return {"ids": bucket, "positions": bucket, "text_spans": 2 * bucket, "tiles": 4 * tiles}
+    """Numbers that a batch of a bucket brings along, by name; a text has two tokens at least."""
+    tiles = 4 * tile_count_max(bucket, _TILE_QUERIES)
+    tokens = {"ids": bucket, "positions": bucket, "text_spans": 2 * bucket, "slots": bucket, "rows": bucket}
+    return tokens | {"tiles": tiles, "first": bucket // 2}
 
 
 def _on_device(arrays: Mapping[str, NDArray[np.int32]], device: str) -> dict[str, Tensor]:

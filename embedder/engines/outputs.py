@@ -63,9 +63,13 @@ class HeadInputs:
         if self.entries is not None:
             tensors["sparse"] = heads.sparse(states, indices["slots"], len(self.entries))
         if self.outputs.colbert:
-            dtype = _COLBERT_TYPES[self.outputs.colbert_type]
-            tensors["colbert"], tensors["finite"] = heads.colbert(states, indices["rows"], dtype)
+            tensors["colbert"], tensors["finite"] = heads.colbert(states, indices["rows"], self.colbert_type)
         return tensors
+
+    @property
+    def colbert_type(self) -> torch.dtype:
+        """Type in which ColBERT rows leave the device."""
+        return _COLBERT_TYPES[self.outputs.colbert_type]
 
     def batch(self, arrays: Mapping[str, NDArray[Any]], texts: int) -> EncodedBatch:
         """The batch of so many texts, from what `launch` gave, on the host."""
