@@ -39,7 +39,7 @@ class ModelOptions:
         model_id: `mini`, a directory, or a hub name.
         revision: commit of a hub model; None for the pinned one.
         engine: `packed` or `flagembedding`.
-        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `float8`.
         device: a device, a comma list, or None to choose.
         threads_per_gpu: worker threads of each GPU (`MAX_MODELS`, the lanes of a worker); a CPU has one.
         token_budget: tokens per batch; None to measure.
