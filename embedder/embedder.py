@@ -39,7 +39,7 @@ class ModelOptions:
         model_id: `mini`, a directory, or a hub name.
         revision: commit of a hub model; None for the pinned one.
         engine: `packed` or `flagembedding`.
-        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `float8`.
         device: a device, a comma list, or None to choose.
         batches_per_gpu: most batches under way on each GPU (`MAX_MODELS`).
         token_budget: tokens per batch; None to measure.

@@ -129,7 +129,7 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """The type of the matrix products: `float32`, `bfloat16`, `float16` or `int8`."""
+        """The type of the matrix products: `float32`, `bfloat16`, `float16`, `int8` or `float8`."""
         ...
 
     @property

@@ -69,8 +69,8 @@ class FlagEmbeddingEngine(BlockingEngine):
         Raises:
             ConfigurationError: the library does not compute in this type, or a file is damaged or cannot be read.
         """
-        if dtype == "int8":
-            raise ConfigurationError("DTYPE=int8 needs ENGINE=packed; FlagEmbedding has no int8")
+        if dtype in {"int8", "float8"}:
+            raise ConfigurationError(f"DTYPE={dtype} needs ENGINE=packed; FlagEmbedding has no {dtype}")
         if device == "cpu" and dtype != "float32":
             raise ConfigurationError(f"DTYPE={dtype}: FlagEmbedding computes in float32 on the CPU; use float32")
         from embedder.checkpoint.weights import check_files

@@ -35,9 +35,17 @@ def test_float32_equals_flagembedding(bench: Bench) -> None:
     assert_same(ours, bench.oracle.encode(ALL_TEXTS, 512))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bits_stay_near_float32(mini: Bench, dtype: str) -> None:
-    """Half precision keeps the direction of every dense vector and ColBERT row."""
+FLOAT8 = pytest.param(
+    "float8",
+    marks=pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs products in float8"
+    ),
+)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", FLOAT8])
+def test_a_faster_type_stays_near_float32(mini: Bench, dtype: str) -> None:
+    """Half precision and float8 keep the direction of every dense vector and ColBERT row."""
     exact = embed(mini.packed, mini.tokenizer, ALL_TEXTS, 512)
     for one, other in zip(embed(mini.packed_as(dtype, DEVICE), mini.tokenizer, ALL_TEXTS, 512), exact, strict=True):
         assert_well_formed(one)

@@ -4,6 +4,7 @@ norms      layer norm of a sum; of two embeddings
 attention  softmax attention within texts, by tiles
 tiles      which queries and keys a tile of attention has
 rows       L2-normalised rows; the sparse weight of each entry
+float8     products in float8, and norms and GELU that quantise what they write
 
 A `triton_*` module holds the Triton code of the module it is named after and is imported on first use on a GPU, since
 Triton takes part of a second to import. The plain form runs on CPUs and wherever Triton or a C compiler is missing.

@@ -51,7 +51,7 @@ def embed_norm(
 
 
 @triton.jit
-def _normalised(v, columns, inside, weight, bias, epsilon, WIDTH: tl.constexpr):
+def normalised(v, columns, inside, weight, bias, epsilon, WIDTH: tl.constexpr):
     """Layer norm of one float32 row, 0 outside its width."""
     centred = tl.where(inside, v - tl.sum(v, 0) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + epsilon)
@@ -67,7 +67,7 @@ def _add_norm(x, residual, weight, bias, y, epsilon, WIDTH: tl.constexpr, BLOCK:
     inside = columns < WIDTH
     v = tl.load(x + row + columns, mask=inside, other=0.0).to(tl.float32)
     v += tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row + columns, _normalised(v, columns, inside, weight, bias, epsilon, WIDTH), mask=inside)
+    tl.store(y + row + columns, normalised(v, columns, inside, weight, bias, epsilon, WIDTH), mask=inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=["ids", "positions"])
@@ -82,4 +82,4 @@ def _embed_norm(
     v = tl.load(words + word + columns, mask=inside, other=0.0).to(tl.float32)
     v += tl.load(position_table + position + columns, mask=inside, other=0.0).to(tl.float32)
     out = y + token.to(tl.int64) * WIDTH + columns
-    tl.store(out, _normalised(v, columns, inside, weight, bias, epsilon, WIDTH), mask=inside)
+    tl.store(out, normalised(v, columns, inside, weight, bias, epsilon, WIDTH), mask=inside)
