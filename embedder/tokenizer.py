@@ -33,6 +33,9 @@ _READ_MIN_CHARACTERS: Final = 65_536
 _HEAD_MARGIN_TOKENS: Final = 8
 """Tokens beyond the limit that the head of a text must have: its last ones may differ in the whole text."""
 
+_ALONE_MAX_CHARACTERS: Final = 512
+"""Characters of a text that is encoded in 0.1 ms, during which no other thread runs Python."""
+
 PORTION_MAX_CHARACTERS: Final = 1_000_000
 """Characters that are tokenized together: the library takes up to 300 bytes for each until it is done."""
 
@@ -231,7 +234,7 @@ class Tokenizer:
         size = size or _HEAD_CHARACTERS_PER_TOKEN * max_length
         most = self.max_characters(max_length)
         heads = [_head(text, size) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
+        encodings = self._encodings(heads)
         encoded = []
         for text, head, encoding in zip(texts, heads, encodings, strict=True):
             if len(head) == len(text) or len(encoding) >= max_length + _HEAD_MARGIN_TOKENS:
@@ -242,6 +245,16 @@ class Tokenizer:
             else:
                 encoded += self._heads([self.blanks.sub(" ", text)], max_length, min(4 * size, most))
         return encoded
+
+    def _encodings(self, heads: list[str]) -> Sequence[Any]:
+        """The library's encodings.
+
+        Of a batch it lets other threads run Python meanwhile, and is then late to be let in again: for one short text
+        that takes longer than the encoding does.
+        """
+        if len(heads) == 1 and len(heads[0]) <= _ALONE_MAX_CHARACTERS:
+            return [self._tokenizer.encode(heads[0], add_special_tokens=True)]
+        return self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
 
     def _blanks(self) -> re.Pattern[str]:
         words, *lengths = self.lengths(["a a", *(f"a {character} \n{character * 2} a" for character in _INVISIBLE)])

@@ -23,14 +23,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
 
 JobKey = TypeVar("JobKey", bound=Hashable)
+
+TEXT_MIN_TOKENS: Final = 2
+"""No text has fewer tokens: `<s> </s>`."""
 
 NO_DEVICE = "no device of this worker computes any more; it must be restarted"
 
@@ -286,30 +289,33 @@ class Scheduler(Generic[JobKey]):
                 self._forget_if_over(job)
 
     def _take(self, priority: Priority) -> Batch[JobKey] | None:
-        picks: list[Pick[JobKey]] = []
         queue = self._queues[priority]
+        visited: list[_Job[JobKey]] = []
+        picks: list[Pick[JobKey]] = []
         left = self.budget
-        open_jobs = list(self._ready_jobs(priority))
-        opener = open_jobs[:1]
+        open_jobs: Iterable[_Job[JobKey]] = _popped(queue, visited)
         turn = 0
-        while open_jobs:
+        while open_jobs and (left >= TEXT_MIN_TOKENS or not picks):
             turn += 1
             still_open = []
             for job in open_jobs:
+                if not self._ready(job):
+                    continue
                 length = job.lengths[job.next]
-                if (length > left and picks) or not self._ready(job):
+                if length > left and picks:
                     continue
                 picks.append(Pick(job.key, job.next))
                 self._start(job, length)
                 left -= length
-                if self._ready(job) and turn < job.cap:
+                if turn < job.cap and job.next < len(job.lengths):
                     still_open.append(job)
+                if left < TEXT_MIN_TOKENS:
+                    break
             open_jobs = still_open
-        for job in opener:
-            queue.remove(job)
-            queue.append(job)
-        for job in [job for job in queue if not job.waiting]:
-            queue.remove(job)
+        opener = self._jobs[picks[0].key] if picks else None
+        queue.extendleft(job for job in reversed(visited) if job.waiting and job is not opener)
+        if opener is not None and opener.waiting:
+            queue.append(opener)
         return Batch(tuple(picks), priority, self.budget - left) if picks else None
 
     def _start(self, job: _Job[JobKey], length: int) -> None:
@@ -328,7 +334,7 @@ class Scheduler(Generic[JobKey]):
         return (job for job in self._queues[priority] if self._ready(job))
 
     def _ready(self, job: _Job[JobKey]) -> bool:
-        return bool(job.waiting) and (not job.streams or (job.consumed and self._free > 0))
+        return job.next < len(job.lengths) and (not job.streams or (job.consumed and self._free > 0))
 
     def _release(self, job: _Job[JobKey], indices: Sequence[int]) -> None:
         """Give tokens back to the window, once each."""
@@ -345,3 +351,10 @@ class Scheduler(Generic[JobKey]):
     def _forget_if_over(self, job: _Job[JobKey]) -> None:
         if job.over:
             self._jobs.pop(job.key, None)
+
+
+def _popped(queue: deque[_Job[JobKey]], visited: list[_Job[JobKey]]) -> Iterator[_Job[JobKey]]:
+    """The jobs from the front of a queue, which leave it: only those that a batch has come to cost it time."""
+    while queue:
+        visited.append(queue.popleft())
+        yield visited[-1]

@@ -104,6 +104,22 @@ def test_every_entry_refuses_a_lone_surrogate_in_the_same_words(embedder: Embedd
             entry()
 
 
+@pytest.mark.parametrize(("texts", "quick"), [(["a query"], True), (["a query " * 100], False), (["a"] * 9, False)])
+def test_only_short_requests_are_tokenized_on_the_event_loop(texts: list[str], quick: bool) -> None:
+    """A query costs no change of threads; what takes longer than one holds up no other client of the loop."""
+    threads: set[int] = set()
+
+    class Watching(Tokenizer):
+        def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
+            threads.add(threading.get_ident())
+            return super().portions(texts, max_length)
+
+    embedder = facade(Watching(MINI), CountingEngine())
+    run(embedder, texts, 64)
+    embedder.close()
+    assert (threads == {threading.get_ident()}) == quick
+
+
 def test_cancelling_the_task_drops_its_texts(mini: Bench) -> None:
     """A cancelled caller's texts never reach the model, and other callers are served."""
     engine = CountingEngine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -278,6 +279,33 @@ def test_a_cap_leaves_room_for_others() -> None:
     batch = taken(scheduler)
     assert [pick.index for pick in batch if pick.key == "capped"] == [0, 1]
     assert [pick.index for pick in batch if pick.key == "free"] == [0, 1, 2, 3, 4]
+
+
+def test_jobs_that_a_batch_did_not_reach_keep_their_order() -> None:
+    """The job that opened a batch goes to the back; those skipped as too long for it, and those behind, stay."""
+    scheduler = scheduler_of(10)
+    for key, job in {"opener": [8, 3], "too long": [5], "fits": [2, 4], "behind": [3], "last": [2]}.items():
+        scheduler.add(key, job, Priority.QUERY)
+    assert [pick.key for pick in taken(scheduler)] == ["opener", "fits"]
+    assert [pick.key for pick in taken(scheduler)] == ["too long", "fits"]
+    assert [pick.key for pick in taken(scheduler)] == ["behind", "last", "opener"]
+
+
+def test_a_batch_looks_at_no_more_jobs_than_it_needs() -> None:
+    """With thousands of queries in the queue, a batch costs what it takes, not what waits behind it."""
+
+    class Counting(Scheduler[str]):
+        looked = 0
+
+        def _ready(self, job: Any) -> bool:
+            self.looked += 1
+            return super()._ready(job)
+
+    scheduler = Counting(budget=100)
+    for number in range(5000):
+        scheduler.add(str(number), [10], Priority.QUERY)
+    assert len(taken(scheduler)) == 10
+    assert scheduler.looked < 20
 
 
 def test_a_dropped_job_leaves_and_frees_its_room() -> None:
