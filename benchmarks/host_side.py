@@ -53,7 +53,7 @@ class StubEngine:
     """
 
     name = "stub"
-    device = "cpu"
+    device = "cuda:0"
     dtype = "float16"
     hidden_size = SIZE
     colbert_size = SIZE
@@ -90,7 +90,7 @@ class StubEngine:
         )
 
     def memory_share(self, _batch: object) -> float:
-        """A CPU's."""
+        """None at all."""
         return 0.0
 
     def probe(self, _batch: object) -> None:

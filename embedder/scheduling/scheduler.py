@@ -107,13 +107,15 @@ class _Job(Generic[JobKey]):
         held: of a stream, texts that were taken and not released.
         consumed: whether its texts may be taken: of a stream, once somebody consumes it.
         wanted: whether somebody wants its results; if not, nothing of it waits.
+        grows: whether further texts may come.
     """
 
     key: JobKey
-    lengths: Sequence[int]
+    lengths: list[int]
     priority: Priority
-    cap: int
+    cap: float
     streams: bool
+    grows: bool
     next: int = 0
     computing: int = 0
     held: set[int] = field(default_factory=set)
@@ -126,7 +128,7 @@ class _Job(Generic[JobKey]):
 
     @property
     def over(self) -> bool:
-        return not (self.waiting or self.computing or self.held)
+        return not (self.grows or self.waiting or self.computing or self.held)
 
 
 class Scheduler(Generic[JobKey]):
@@ -166,7 +168,14 @@ class Scheduler(Generic[JobKey]):
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     def add(
-        self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0, streams: bool = False
+        self,
+        key: JobKey,
+        lengths: Sequence[int],
+        priority: Priority,
+        *,
+        cap: int = 0,
+        streams: bool = False,
+        grows: bool = False,
     ) -> None:
         """Queue a job.
 
@@ -176,6 +185,7 @@ class Scheduler(Generic[JobKey]):
             priority: of all its texts.
             cap: most of its texts in one batch; 0 leaves it to the budget.
             streams: whether it shares the window; it then waits for `consume`.
+            grows: whether `extend` brings further texts; until its last ones are there the job is not over.
 
         Raises:
             InvalidRequest: the job alone is larger than the queue.
@@ -184,10 +194,7 @@ class Scheduler(Generic[JobKey]):
             Overloaded: the queue has no room for the job now.
         """
         tokens = sum(lengths)
-        if tokens > self.queue_tokens:
-            raise InvalidRequest(
-                f"{tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); split the job"
-            )
+        self._check_size(tokens)
         if self._closed:
             raise Cancelled("the worker is shutting down")
         if self._lost:
@@ -197,11 +204,47 @@ class Scheduler(Generic[JobKey]):
                 f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
                 f"and this request has {tokens}; retry later"
             )
-        if lengths:
-            job = _Job(key, lengths, priority, cap or len(lengths), streams, consumed=not streams)
+        if lengths or grows:
+            job = _Job(key, list(lengths), priority, cap or math.inf, streams, grows, consumed=not streams)
             self._jobs[key] = job
-            self._queues[priority].append(job)
+            self._enqueue(job, tokens)
+
+    def extend(self, key: JobKey, lengths: Sequence[int], *, last: bool) -> None:
+        """Queue further texts of a job that grows. It stays one job, for its turn, its cap and its window.
+
+        Accepted after `close` too, as the job was. Where this raises, its caller should `drop` the job.
+
+        Args:
+            key: of the job.
+            lengths: tokens of each further text.
+            last: whether no more come.
+
+        Raises:
+            InvalidRequest: the whole job is now larger than the queue.
+            Cancelled: the job was dropped.
+            DeviceLost: no device is left that computes.
+            Overloaded: the queue has no room for these texts now.
+        """
+        job = self._jobs.get(key)
+        if self._lost:
+            raise DeviceLost(NO_DEVICE)
+        if job is None or not job.wanted:
+            raise Cancelled("nobody waits for this job any more")
+        tokens = sum(lengths)
+        self._check_size(sum(job.lengths) + tokens)
+        if self.tokens + tokens > self.queue_tokens:
+            raise Overloaded(
+                f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
+                f"and this request has {tokens} more; retry later"
+            )
+        idle = not job.waiting
+        job.lengths += lengths
+        job.grows = not last
+        if idle:
+            self._enqueue(job, tokens)
+        else:
             self.tokens += tokens
+        self._forget_if_over(job)
 
     def consume(self, key: JobKey) -> None:
         """Somebody takes the results of this stream from now on."""
@@ -220,7 +263,7 @@ class Scheduler(Generic[JobKey]):
         job = self._jobs.get(key)
         if job is not None:
             self._dequeue(job)
-            job.wanted = False
+            job.wanted = job.grows = False
             self._forget_if_over(job)
 
     def drop(self, key: JobKey) -> None:
@@ -238,9 +281,9 @@ class Scheduler(Generic[JobKey]):
         """No device is left that computes: accept no job any more, and return the texts that wait, by job."""
         self._lost = True
         stranded = {job.key: list(job.waiting) for queue in self._queues.values() for job in queue}
-        for key in stranded:
-            job = self._jobs[key]
+        for job in list(self._jobs.values()):
             self._dequeue(job)
+            job.grows = False
             self._forget_if_over(job)
         return stranded
 
@@ -248,8 +291,8 @@ class Scheduler(Generic[JobKey]):
 
     @property
     def waiting(self) -> bool:
-        """Whether a text waits, be it for its turn, for the window or for a consumer."""
-        return any(self._queues.values())
+        """Whether a text waits, be it for its turn, for the window or for a consumer, or is still to come."""
+        return any(self._queues.values()) or any(job.grows for job in self._jobs.values())
 
     def over(self, role: Role) -> bool:
         """Whether a worker thread has nothing to do any more: after `close`, one for queries need not wait."""
@@ -341,6 +384,18 @@ class Scheduler(Generic[JobKey]):
         released = job.held.intersection(indices)
         job.held -= released
         self._free += sum(job.lengths[index] for index in released)
+
+    def _check_size(self, tokens: int) -> None:
+        if tokens > self.queue_tokens:
+            raise InvalidRequest(
+                f"{tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); split the job"
+            )
+
+    def _enqueue(self, job: _Job[JobKey], tokens: int) -> None:
+        """A job of which no text waited takes its place, with texts of so many tokens."""
+        if job.waiting:
+            self._queues[job.priority].append(job)
+            self.tokens += tokens
 
     def _dequeue(self, job: _Job[JobKey]) -> None:
         if job.waiting:
