@@ -17,7 +17,7 @@ Importing this package imports neither torch nor a tokenizer; `Embedder.load` do
 
 from embedder.checkpoint.find import DEFAULT_MODEL
 from embedder.chunking import CHUNK_MIN_TOKENS, Chunk
-from embedder.embedder import Embedder, ModelOptions
+from embedder.embedder import Embedder, ModelOptions, is_quick, most_tokens
 from embedder.errors import (
     Cancelled,
     ConfigurationError,
@@ -68,6 +68,8 @@ __all__ = [
     "SparseVector",
     "Timings",
     "WorkerError",
+    "is_quick",
+    "most_tokens",
     "timed",
     "whereabouts",
 ]

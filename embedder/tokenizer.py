@@ -33,9 +33,14 @@ _READ_MIN_CHARACTERS: Final = 65_536
 _HEAD_MARGIN_TOKENS: Final = 8
 """Tokens beyond the limit that the head of a text must have: its last ones may differ in the whole text."""
 
+_ALONE_MAX_CHARACTERS: Final = 512
+"""Characters of a text that is encoded in 0.1 ms, during which no other thread runs Python."""
+
 PORTION_MAX_CHARACTERS: Final = 1_000_000
 """Characters that are tokenized together: the library takes up to 300 bytes for each until it is done."""
 
+PACED_MAX_CHARACTERS: Final = 131_072
+"""Characters of a portion for a model that waits for it: about 30 000 tokens of prose."""
 
 _SPACE: Final = r"[^\S\x1c-\x1f]"  # what the library takes for white space
 _TO_LAST_SPACE: Final = re.compile(rf".*{_SPACE}", re.DOTALL)
@@ -165,14 +170,25 @@ class Tokenizer:
         """Characters of a text, its long runs of blanks counted as one, beyond which `encode` does not read it."""
         return max(_READ_CHARACTERS_PER_TOKEN * max_length, _READ_MIN_CHARACTERS)
 
-    def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
+    def portions(
+        self, texts: Sequence[str], max_length: int, *, first_characters: int | None = None
+    ) -> Iterator[list[EncodedText]]:
         """The same texts as `encode`, portion by portion.
+
+        Args:
+            texts: as `encode` takes them.
+            max_length: the same.
+            first_characters: of the first portion, at most; each next one has up to twice as many, until they fill a
+                batch of the model. None gives every portion as many as are tokenized together.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate; before the first portion.
         """
         _check(texts)
-        for portion in _portions(texts, _HEAD_CHARACTERS_PER_TOKEN * max_length, self._portion_characters):
+        first = most = self._portion_characters
+        if first_characters is not None:
+            first, most = min(first_characters, most), min(PACED_MAX_CHARACTERS, most)
+        for portion in _portions(texts, _HEAD_CHARACTERS_PER_TOKEN * max_length, first, most):
             yield self._heads(portion, max_length)
 
     def wrapped(self, ids: Sequence[int]) -> EncodedText:
@@ -231,7 +247,7 @@ class Tokenizer:
         size = size or _HEAD_CHARACTERS_PER_TOKEN * max_length
         most = self.max_characters(max_length)
         heads = [_head(text, size) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
+        encodings = self._encodings(heads)
         encoded = []
         for text, head, encoding in zip(texts, heads, encodings, strict=True):
             if len(head) == len(text) or len(encoding) >= max_length + _HEAD_MARGIN_TOKENS:
@@ -242,6 +258,16 @@ class Tokenizer:
             else:
                 encoded += self._heads([self.blanks.sub(" ", text)], max_length, min(4 * size, most))
         return encoded
+
+    def _encodings(self, heads: list[str]) -> Sequence[Any]:
+        """The library's encodings.
+
+        Of a batch it lets other threads run Python meanwhile, and is then late to be let in again: for one short text
+        that takes longer than the encoding does.
+        """
+        if len(heads) == 1 and len(heads[0]) <= _ALONE_MAX_CHARACTERS:
+            return [self._tokenizer.encode(heads[0], add_special_tokens=True)]
+        return self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
 
     def _blanks(self) -> re.Pattern[str]:
         words, *lengths = self.lengths(["a a", *(f"a {character} \n{character * 2} a" for character in _INVISIBLE)])
@@ -267,16 +293,20 @@ class Tokenizer:
         return EncodedText(np.array(ids, dtype=np.int32), more)
 
 
-def _portions(texts: Sequence[str], most: int, together: int) -> Iterator[list[str]]:
-    """The texts in their order, at most `together` characters at a time; of each text, `most` characters count."""
+def _portions(texts: Sequence[str], counted: int, first: int, most: int) -> Iterator[list[str]]:
+    """The texts in their order: `first` characters, then twice as many each time, up to `most`.
+
+    Of each text at most `counted` characters count.
+    """
     portion: list[str] = []
-    size = 0
+    size, limit = 0, first
     for text in texts:
-        if portion and size + min(len(text), most) > together:
+        length = min(len(text), counted)
+        if portion and size + length > limit:
             yield portion
-            portion, size = [], 0
+            portion, size, limit = [], 0, min(2 * limit, most)
         portion.append(text)
-        size += min(len(text), most)
+        size += length
     if portion:
         yield portion
 

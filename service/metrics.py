@@ -40,7 +40,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "bge_m3_stage_seconds",
-            "Of one request in one stage: tokenize, embed (waiting included), store, ingest (both at once).",
+            "Of one request in one stage: tokenize, then embed (waiting included), store, ingest (both at once).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,

@@ -40,21 +40,37 @@ class Job(Hashable, Protocol):
 
 
 class CollectedJob:
-    """A job whose results are handed over together, in the order of its texts, by a future."""
+    """A job whose results are handed over together, in the order of its texts, by a future.
 
-    def __init__(self, texts: Sequence[EncodedText], outputs: Outputs) -> None:
+    Args:
+        texts: the texts to embed.
+        outputs: the vectors to compute of each text.
+        grows: whether `extend` brings further texts.
+    """
+
+    def __init__(self, texts: Sequence[EncodedText], outputs: Outputs, *, grows: bool = False) -> None:
         self.texts = texts
         self.outputs = outputs
         self.future: Future[list[Result]] = Future()
         self._results: dict[int, Result] = {}
+        self._grows = grows
+        self._complete = False
         self._lock = threading.Lock()
+
+    def extend(self, texts: Sequence[EncodedText], *, last: bool) -> None:
+        """Take further texts, before any of them is computed; the future waits for the results of the last ones."""
+        with self._lock:
+            self.texts = [*self.texts, *texts]
+            self._grows = not last
+        self.complete([])
 
     def complete(self, results: Results) -> None:
         """Take some results; the last ones complete the future, unless it was cancelled."""
         with self._lock:
             self._results.update(results)
-            if len(self._results) < len(self.texts):
+            if self._complete or self._grows or len(self._results) < len(self.texts):
                 return
+            self._complete = True
         if self.future.set_running_or_notify_cancel():
             self.future.set_result([self._results[index] for index in range(len(self.texts))])
 
@@ -65,6 +81,44 @@ class CollectedJob:
             self.future.set_exception(error)
         except InvalidStateError:
             return  # cancelled meanwhile
+
+
+class _Extend(Protocol):
+    """Queues a portion of a job."""
+
+    def __call__(self, texts: Sequence[EncodedText], *, last: bool) -> None: ...
+
+
+class GrowingJob:
+    """A job whose texts are queued in portions, so that the first ones are computed while the next are prepared.
+
+        job = pool.grow(outputs, priority)
+        for portion in portions:
+            job.extend(portion, last=...)
+        results = job.future.result()
+
+    Attributes:
+        future: gives one result per text, in order; cancelling it drops what waits, at any time.
+
+    Args:
+        future: as above.
+        extend: called with each portion, and whether it is the last one.
+    """
+
+    def __init__(self, future: Future[list[Result]], extend: _Extend) -> None:
+        self.future = future
+        self._extend = extend
+
+    def extend(self, texts: Sequence[EncodedText], *, last: bool) -> None:
+        """Queue a portion. One thread calls this, until `last` or an error, which drops the whole job.
+
+        Raises:
+            InvalidRequest: the whole job is now larger than the queue.
+            Overloaded: the queue has no room for the portion now.
+            Cancelled: the future was cancelled, or the pool was closed before the first portion.
+            DeviceLost: no device is left that computes.
+        """
+        self._extend(texts, last=last)
 
 
 class StreamedJob:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedder.engines.engine import Engine
-from embedder.errors import Cancelled, DeviceLost, ModelFailure
-from embedder.scheduling.jobs import CollectedJob, Job, ResultStream, StreamedJob
+from embedder.errors import Cancelled, DeviceLost, ModelFailure, WorkerError
+from embedder.scheduling.jobs import CollectedJob, GrowingJob, Job, ResultStream, StreamedJob
 from embedder.scheduling.runner import Launched, Refused, Result, Text, launch
 from embedder.scheduling.scheduler import NO_DEVICE, UNWANTED, Batch, Flights, Pass, Priority, Scheduler
 from embedder.tokenizer import EncodedText
@@ -155,9 +155,18 @@ class ModelPool:
             job.future.set_result([])
             return job.future
         self._add(job, priority, batch_size=batch_size, streams=False)
-        # By a weak reference: a future keeps its callbacks, and in a cycle the results would wait for the collector.
-        job.future.add_done_callback(partial(self._drop_cancelled, weakref.ref(job)))
+        self._drop_if_cancelled(job)
         return job.future
+
+    def grow(self, outputs: Outputs, priority: Priority, *, batch_size: int = 0) -> GrowingJob:
+        """A job whose texts come in portions, and are computed from the first one on; see `GrowingJob`.
+
+        Args are those of `submit`.
+        """
+        job = CollectedJob((), outputs, grows=True)
+        self._drop_if_cancelled(job)
+
+        return GrowingJob(job.future, partial(self._extend, job, priority, batch_size))
 
     def stream(
         self, texts: Sequence[EncodedText], outputs: Outputs, priority: Priority, *, batch_size: int = 0
@@ -216,6 +225,26 @@ class ModelPool:
             self._scheduler.add(job, [len(text) for text in job.texts], priority, cap=batch_size, streams=streams)
             self._changed.notify_all()
 
+    def _extend(
+        self, job: CollectedJob, priority: Priority, batch_size: int, texts: Sequence[EncodedText], *, last: bool
+    ) -> None:
+        lengths = [len(text) for text in texts]
+        first = not job.texts
+        job.extend(texts, last=last)
+        with self._changed:
+            if job.future.cancelled():  # its callback may have found nothing to drop
+                raise Cancelled("nobody waits for this job any more")
+            try:
+                if first:
+                    self._scheduler.add(job, lengths, priority, cap=batch_size, grows=not last)
+                else:
+                    self._scheduler.extend(job, lengths, last=last)
+            except WorkerError:
+                self._scheduler.drop(job)
+                raise
+            finally:
+                self._changed.notify_all()
+
     def _consume(self, job: Job) -> None:
         with self._changed:
             self._scheduler.consume(job)
@@ -225,6 +254,10 @@ class ModelPool:
         with self._changed:
             self._scheduler.release(job, indices)
             self._changed.notify_all()
+
+    def _drop_if_cancelled(self, job: CollectedJob) -> None:
+        # By a weak reference: a future keeps its callbacks, and in a cycle the results would wait for the collector.
+        job.future.add_done_callback(partial(self._drop_cancelled, weakref.ref(job)))
 
     def _drop_cancelled(self, reference: weakref.ref[CollectedJob], future: Future[list[Result]]) -> None:
         job = reference()

@@ -23,14 +23,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
 
 JobKey = TypeVar("JobKey", bound=Hashable)
+
+TEXT_MIN_TOKENS: Final = 2
+"""No text has fewer tokens: `<s> </s>`."""
 
 NO_DEVICE = "no device of this worker computes any more; it must be restarted"
 UNWANTED = "nobody waits for this text any more"
@@ -119,13 +122,15 @@ class _Job(Generic[JobKey]):
         held: of a stream, texts that were taken and not released.
         consumed: whether its texts may be taken: of a stream, once somebody consumes it.
         wanted: whether somebody wants its results; if not, nothing of it waits.
+        grows: whether further texts may come.
     """
 
     key: JobKey
-    lengths: Sequence[int]
+    lengths: list[int]
     priority: Priority
-    cap: int
+    cap: float
     streams: bool
+    grows: bool
     next: int = 0
     computing: int = 0
     held: set[int] = field(default_factory=set)
@@ -138,7 +143,7 @@ class _Job(Generic[JobKey]):
 
     @property
     def over(self) -> bool:
-        return not (self.waiting or self.computing or self.held)
+        return not (self.grows or self.waiting or self.computing or self.held)
 
 
 class Scheduler(Generic[JobKey]):
@@ -171,7 +176,14 @@ class Scheduler(Generic[JobKey]):
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     def add(
-        self, key: JobKey, lengths: Sequence[int], priority: Priority, *, cap: int = 0, streams: bool = False
+        self,
+        key: JobKey,
+        lengths: Sequence[int],
+        priority: Priority,
+        *,
+        cap: int = 0,
+        streams: bool = False,
+        grows: bool = False,
     ) -> None:
         """Queue a job.
 
@@ -181,6 +193,7 @@ class Scheduler(Generic[JobKey]):
             priority: of all its texts.
             cap: most of its texts in one batch; 0 leaves it to the budget.
             streams: whether it shares the window; it then waits for `consume`.
+            grows: whether `extend` brings further texts; until its last ones are there the job is not over.
 
         Raises:
             InvalidRequest: the job alone is larger than the queue.
@@ -189,10 +202,7 @@ class Scheduler(Generic[JobKey]):
             Overloaded: the queue has no room for the job now.
         """
         tokens = sum(lengths)
-        if tokens > self.queue_tokens:
-            raise InvalidRequest(
-                f"{tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); split the job"
-            )
+        self._check_size(tokens)
         if self._closed:
             raise Cancelled("the worker is shutting down")
         if self._lost:
@@ -202,11 +212,47 @@ class Scheduler(Generic[JobKey]):
                 f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
                 f"and this request has {tokens}; retry later"
             )
-        if lengths:
-            job = _Job(key, lengths, priority, cap or len(lengths), streams, consumed=not streams)
+        if lengths or grows:
+            job = _Job(key, list(lengths), priority, cap or math.inf, streams, grows, consumed=not streams)
             self._jobs[key] = job
-            self._queues[priority].append(job)
+            self._enqueue(job, tokens)
+
+    def extend(self, key: JobKey, lengths: Sequence[int], *, last: bool) -> None:
+        """Queue further texts of a job that grows. It stays one job, for its turn, its cap and its window.
+
+        Accepted after `close` too, as the job was. Where this raises, its caller should `drop` the job.
+
+        Args:
+            key: of the job.
+            lengths: tokens of each further text.
+            last: whether no more come.
+
+        Raises:
+            InvalidRequest: the whole job is now larger than the queue.
+            Cancelled: the job was dropped.
+            DeviceLost: no device is left that computes.
+            Overloaded: the queue has no room for these texts now.
+        """
+        job = self._jobs.get(key)
+        if self._lost:
+            raise DeviceLost(NO_DEVICE)
+        if job is None or not job.wanted:
+            raise Cancelled("nobody waits for this job any more")
+        tokens = sum(lengths)
+        self._check_size(sum(job.lengths) + tokens)
+        if self.tokens + tokens > self.queue_tokens:
+            raise Overloaded(
+                f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
+                f"and this request has {tokens} more; retry later"
+            )
+        idle = not job.waiting
+        job.lengths += lengths
+        job.grows = not last
+        if idle:
+            self._enqueue(job, tokens)
+        else:
             self.tokens += tokens
+        self._forget_if_over(job)
 
     def consume(self, key: JobKey) -> None:
         """Somebody takes the results of this stream from now on."""
@@ -225,7 +271,7 @@ class Scheduler(Generic[JobKey]):
         job = self._jobs.get(key)
         if job is not None:
             self._dequeue(job)
-            job.wanted = False
+            job.wanted = job.grows = False
             self._forget_if_over(job)
 
     def drop(self, key: JobKey) -> None:
@@ -243,9 +289,9 @@ class Scheduler(Generic[JobKey]):
         """No device is left that computes: accept no job any more, and return the texts that wait, by job."""
         self._lost = True
         stranded = {job.key: list(job.waiting) for queue in self._queues.values() for job in queue}
-        for key in stranded:
-            job = self._jobs[key]
+        for job in list(self._jobs.values()):
             self._dequeue(job)
+            job.grows = False
             self._forget_if_over(job)
         return stranded
 
@@ -253,8 +299,8 @@ class Scheduler(Generic[JobKey]):
 
     @property
     def waiting(self) -> bool:
-        """Whether a text waits, be it for its turn, for the window or for a consumer."""
-        return any(self._queues.values())
+        """Whether a text waits, be it for its turn, for the window or for a consumer, or is still to come."""
+        return any(self._queues.values()) or any(job.grows for job in self._jobs.values())
 
     @property
     def over(self) -> bool:
@@ -308,30 +354,33 @@ class Scheduler(Generic[JobKey]):
         return batch
 
     def _take(self, priority: Priority) -> Batch[JobKey] | None:
-        picks: list[Pick[JobKey]] = []
         queue = self._queues[priority]
+        visited: list[_Job[JobKey]] = []
+        picks: list[Pick[JobKey]] = []
         left = self.budget
-        open_jobs = list(self._ready_jobs(priority))
-        opener = open_jobs[:1]
+        open_jobs: Iterable[_Job[JobKey]] = _popped(queue, visited)
         turn = 0
-        while open_jobs:
+        while open_jobs and (left >= TEXT_MIN_TOKENS or not picks):
             turn += 1
             still_open = []
             for job in open_jobs:
+                if not self._ready(job):
+                    continue
                 length = job.lengths[job.next]
-                if (length > left and picks) or not self._ready(job):
+                if length > left and picks:
                     continue
                 picks.append(Pick(job.key, job.next))
                 self._start(job, length)
                 left -= length
-                if self._ready(job) and turn < job.cap:
+                if turn < job.cap and job.next < len(job.lengths):
                     still_open.append(job)
+                if left < TEXT_MIN_TOKENS:
+                    break
             open_jobs = still_open
-        for job in opener:
-            queue.remove(job)
-            queue.append(job)
-        for job in [job for job in queue if not job.waiting]:
-            queue.remove(job)
+        opener = self._jobs[picks[0].key] if picks else None
+        queue.extendleft(job for job in reversed(visited) if job.waiting and job is not opener)
+        if opener is not None and opener.waiting:
+            queue.append(opener)
         return Batch(tuple(picks), priority, self.budget - left) if picks else None
 
     def _start(self, job: _Job[JobKey], length: int) -> None:
@@ -350,13 +399,25 @@ class Scheduler(Generic[JobKey]):
         return (job for job in self._queues[priority] if self._ready(job))
 
     def _ready(self, job: _Job[JobKey]) -> bool:
-        return bool(job.waiting) and (not job.streams or (job.consumed and self._free > 0))
+        return job.next < len(job.lengths) and (not job.streams or (job.consumed and self._free > 0))
 
     def _release(self, job: _Job[JobKey], indices: Sequence[int]) -> None:
         """Give tokens back to the window, once each."""
         released = job.held.intersection(indices)
         job.held -= released
         self._free += sum(job.lengths[index] for index in released)
+
+    def _check_size(self, tokens: int) -> None:
+        if tokens > self.queue_tokens:
+            raise InvalidRequest(
+                f"{tokens} tokens are more than the queue holds (QUEUE_TOKENS={self.queue_tokens}); split the job"
+            )
+
+    def _enqueue(self, job: _Job[JobKey], tokens: int) -> None:
+        """A job of which no text waited takes its place, with texts of so many tokens."""
+        if job.waiting:
+            self._queues[job.priority].append(job)
+            self.tokens += tokens
 
     def _dequeue(self, job: _Job[JobKey]) -> None:
         if job.waiting:
@@ -367,3 +428,10 @@ class Scheduler(Generic[JobKey]):
     def _forget_if_over(self, job: _Job[JobKey]) -> None:
         if job.over:
             self._jobs.pop(job.key, None)
+
+
+def _popped(queue: deque[_Job[JobKey]], visited: list[_Job[JobKey]]) -> Iterator[_Job[JobKey]]:
+    """The jobs from the front of a queue, which leave it: only those that a batch has come to cost it time."""
+    while queue:
+        visited.append(queue.popleft())
+        yield visited[-1]

@@ -5,17 +5,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
-from embedder import Embedder, Embedding, EncodedText, FieldError, InvalidRequest, Outputs, Priority, Result
+from embedder import (
+    Embedder,
+    Embedding,
+    EncodedText,
+    FieldError,
+    InvalidRequest,
+    Outputs,
+    Priority,
+    Result,
+    WorkerError,
+    is_quick,
+    most_tokens,
+)
 
 Role = Literal["query", "passage", "either"]
 """What texts are: it decides the limit on their length, and whether they go before others. One text that is no longer
 than a query may be counts as a query where the caller does not say (`either`); all others are passages there.
 """
 
+QUICK_MAX_TOKEN_IDS: Final = 1024
+"""Token ids of a request that are checked in less time than a change of threads takes."""
+
 Admit = Callable[[Sequence[int]], None]
-"""Called with the number of tokens of each text before the model runs; what it raises ends the operation."""
+"""Called with the number of tokens of each text before the model runs; what it raises ends the operation.
+
+Before that it may be called with numbers that are larger. If it accepts these, it is not called again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +147,11 @@ class Embed:
             InvalidRequest: a text is not valid, or would be cut and must not be, or there are too many.
             Overloaded: the queue of the model has no room now.
         """
-        texts = await asyncio.to_thread(self._tokenized, request)
+        limit = request.max_length or self._limits.of(request.role)
+        if self._overlaps(request, limit, admit):
+            return EmbedResult(await self._embed_texts(request, limit))
+        quick = is_quick(request.texts) and sum(map(len, request.token_ids)) <= QUICK_MAX_TOKEN_IDS
+        texts = self._tokenized(request, limit) if quick else await asyncio.to_thread(self._tokenized, request, limit)
         admit([len(text) for text in texts])
         try:
             results = await self._embedder.embed_tokens(
@@ -139,8 +161,31 @@ class Embed:
             raise error.at(request.label) from None
         return EmbedResult(results)
 
-    def _tokenized(self, request: EmbedRequest) -> list[EncodedText]:
-        limit = request.max_length or self._limits.of(request.role)
+    def _overlaps(self, request: EmbedRequest, limit: int, admit: Admit) -> bool:
+        """Whether the model may run while texts are tokenized: only if nothing that they turn out to be is refused."""
+        if request.token_ids or request.refuse_truncation or request.role == "either":
+            return False
+        if not self._embedder.overlaps(request.texts, limit):
+            return False
+        try:
+            admit(most_tokens(request.texts, limit))
+        except WorkerError:
+            return False  # their real lengths decide
+        return True
+
+    async def _embed_texts(self, request: EmbedRequest, limit: int) -> list[Result]:
+        try:
+            return await self._embedder.embed(
+                request.texts,
+                request.outputs,
+                max_length=limit,
+                priority=self._priority(request, ()),
+                batch_size=request.batch_size,
+            )
+        except InvalidRequest as error:
+            raise error.at(request.label) from None
+
+    def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:
             texts = [self._framed(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
         else:

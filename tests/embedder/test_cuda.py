@@ -168,7 +168,7 @@ def test_batches_that_are_under_way_together_do_not_mix(mini: Bench) -> None:
 def test_what_is_not_finite_is_found_on_the_device(mini: Bench) -> None:
     """A model that computes NaN says so of its batch, and of the rows that have it."""
     model = mini.model_as("float16", DEVICE)
-    layer = replace(model.layers[-1], down=lambda x: torch.full_like(model.layers[-1].down(x), torch.nan))
+    layer = replace(model.layers[-1], down=lambda x: torch.full((len(x), model.config.hidden), torch.nan).to(x))
     engine = PackedEngine(replace(model, layers=(*model.layers[:-1], layer)))
     encoded = engine.encode(batch_of([8, 9]), Outputs())
     assert not encoded.colbert_is_finite

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,22 @@ def test_every_entry_refuses_a_lone_surrogate_in_the_same_words(embedder: Embedd
             entry()
 
 
+@pytest.mark.parametrize(("texts", "quick"), [(["a query"], True), (["a query " * 100], False), (["a"] * 9, False)])
+def test_only_short_requests_are_tokenized_on_the_event_loop(texts: list[str], quick: bool) -> None:
+    """A query costs no change of threads; what takes longer than one holds up no other client of the loop."""
+    threads: set[int] = set()
+
+    class Watching(Tokenizer):
+        def portions(self, texts: Sequence[str], max_length: int, **options: Any) -> Iterator[list[EncodedText]]:
+            threads.add(threading.get_ident())
+            return super().portions(texts, max_length, **options)
+
+    embedder = facade(Watching(MINI), CountingEngine())
+    run(embedder, texts, 64)
+    embedder.close()
+    assert (threads == {threading.get_ident()}) == quick
+
+
 def test_cancelling_the_task_drops_its_texts(mini: Bench) -> None:
     """A cancelled caller's texts never reach the model, and other callers are served."""
     engine = CountingEngine()
@@ -162,8 +179,8 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
     read: list[int] = []
 
     class Counting(Tokenizer):
-        def portions(self, texts: Sequence[str], max_length: int) -> Iterator[list[EncodedText]]:
-            for portion in super().portions(texts, max_length):
+        def portions(self, texts: Sequence[str], max_length: int, **options: Any) -> Iterator[list[EncodedText]]:
+            for portion in super().portions(texts, max_length, **options):
                 read.append(len(portion))
                 yield portion
 
@@ -173,6 +190,97 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
         run(embedder, ["library"] * 1000, 64)
     assert read == [2, 2]
     assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued bit by bit may be of any size
+    embedder.close()
+
+
+# --- large requests on a GPU ----------------------------------------------------------------------------------------
+
+
+class Paced(Tokenizer):
+    """A tokenizer whose portions after the first one wait for a permit."""
+
+    def __init__(self) -> None:
+        super().__init__(MINI, portion_characters=70)  # ten times "library"
+        self.permits = threading.Semaphore(0)
+        self.given = 0
+
+    def portions(self, texts: Sequence[str], max_length: int, **options: Any) -> Iterator[list[EncodedText]]:
+        """See `Tokenizer.portions`."""
+        for number, portion in enumerate(super().portions(texts, max_length, **options)):
+            if number:
+                assert self.permits.acquire(timeout=PATIENCE)
+            self.given += 1
+            yield portion
+
+
+async def ask(embedder: Embedder, texts: Sequence[str]) -> list[Result]:
+    """Embed passages."""
+    return await embedder.embed(texts, Outputs(), max_length=64, priority=Priority.PASSAGE)
+
+
+def test_the_model_starts_before_a_large_request_is_tokenized(mini: Bench) -> None:
+    """A GPU does not wait for the tokenizer to see the last text; the results are those of the tokenized texts."""
+    tokenizer, engine = Paced(), CountingEngine(device="cuda:0")
+    embedder = facade(tokenizer, engine)
+    texts = ["library", "tool", "data"] * 10
+
+    async def scenario() -> list[Result]:
+        task = asyncio.create_task(ask(embedder, texts))
+        await asyncio.to_thread(engine.wait_for_pass)
+        assert tokenizer.given == 1
+        for _ in range(len(texts)):
+            tokenizer.permits.release()
+        return await asyncio.wait_for(task, PATIENCE)
+
+    results = asyncio.run(scenario())
+    embedder.close()
+    found = [result for result in results if isinstance(result, Embedding)]
+    assert_same(found, embed(engine, mini.tokenizer, texts, 64))
+
+
+def test_cancelling_a_large_request_ends_its_tokenization() -> None:
+    """A client that gives up costs neither the tokenizer nor the model what is left of its texts."""
+    tokenizer, engine = Paced(), CountingEngine(device="cuda:0")
+    embedder = facade(tokenizer, engine)
+
+    async def scenario() -> None:
+        with engine.held():
+            task = asyncio.create_task(ask(embedder, ["library"] * 1000))
+            await asyncio.to_thread(engine.wait_for_pass)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for _ in range(1000):
+                tokenizer.permits.release()
+
+    asyncio.run(scenario())  # waits for the thread that tokenizes
+    embedder.close()
+    assert tokenizer.given == 2
+    assert len(engine.batches) == 1
+
+
+@pytest.mark.parametrize("queue_tokens", [10_000, 300])
+def test_a_large_request_on_a_gpu_is_refused_as_ever(queue_tokens: int) -> None:
+    """Invalid text, a limit that the model lacks, and more than the queue holds: known before anything is computed."""
+    engine = CountingEngine(device="cuda:0")
+    embedder = facade(Tokenizer(MINI, portion_characters=16), engine, queue_tokens=queue_tokens)
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        asyncio.run(ask(embedder, ["library"] * 20 + ["\udfff"]))
+    with pytest.raises(InvalidRequest, match="maxLength"):
+        run(embedder, ["library"] * 20, 65)
+    if queue_tokens == 300:
+        with pytest.raises(InvalidRequest, match=r"^the first 102 of 200 have 306 tokens, more than the queue holds"):
+            asyncio.run(ask(embedder, ["library"] * 200))
+    assert engine.batches == []
+    embedder.close()
+
+
+@pytest.mark.parametrize(("device", "overlaps"), [("cuda:0", True), ("cpu", False)])
+def test_a_cpu_tokenizes_first(device: str, overlaps: bool) -> None:
+    """There tokenizer and model would slow each other down on the same cores."""
+    embedder = facade(Tokenizer(MINI), CountingEngine(device=device))
+    assert embedder.overlaps(["library"] * 100, 64) == overlaps
+    assert not embedder.overlaps(["library"], 64)
     embedder.close()
 
 

@@ -178,6 +178,18 @@ def test_a_collected_job_is_done_with_its_last_result() -> None:
     assert [result.tokens for result in job.future.result(0) if isinstance(result, Embedding)] == [0, 1, 2]
 
 
+def test_a_job_that_grows_is_done_with_its_last_text() -> None:
+    """It waits for texts that are to come, whether their results or the word that they are the last comes later."""
+    for last_texts in ([text(3)], []):
+        job = CollectedJob([], Outputs(), grows=True)
+        job.extend([text(1), text(2)], last=False)
+        job.complete([(1, embedding(1)), (0, embedding(0))])
+        assert not job.future.done()
+        job.extend(last_texts, last=True)
+        job.complete([(2 + n, embedding(2 + n)) for n in range(len(last_texts))])
+        assert len(job.future.result(0)) == 2 + len(last_texts)
+
+
 def test_a_collected_job_fails_as_a_whole() -> None:
     """Part of the results is of no use to who waits for all of them."""
     job = CollectedJob([text(1), text(2)], Outputs())

@@ -405,6 +405,91 @@ def test_batch_size_is_honoured() -> None:
     assert [len(batch) for batch in engine.batches] == [3, 3, 3, 1]
 
 
+# --- jobs that grow -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_computed_while_it_grows() -> None:
+    """The model starts with the first texts, and the results are those of a job that comes in one piece, in order."""
+    engine = CountingEngine()
+    with pool_of(engine) as pool:
+        job = pool.grow(Outputs(), Priority.PASSAGE)
+        job.extend([text(1), text(2)], last=False)
+        engine.wait_for_pass()
+        job.extend([text(3)], last=False)
+        engine.wait_for_pass()
+        assert not job.future.done()
+        job.extend([text(4), text(5)], last=True)
+        results = vectors(done(job.future))
+    assert_same(results, sequential([text(number) for number in range(1, 6)], Outputs()), tolerance=0)
+
+
+def test_cancelling_a_job_that_grows_drops_it() -> None:
+    """What waits never reaches the model, and who brings further texts is told to stop, even with the first ones."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=3) as pool:
+        job = pool.grow(Outputs(), Priority.PASSAGE)
+        with engine.held():
+            job.extend([text(1), text(2)], last=False)
+            engine.wait_for_pass()
+            assert job.future.cancel()
+            assert pool.waiting_tokens == 0
+        with pytest.raises(Cancelled):
+            job.extend([text(3)], last=True)
+        late = pool.grow(Outputs(), Priority.PASSAGE)
+        late.future.cancel()
+        with pytest.raises(Cancelled):
+            late.extend([text(4)], last=True)
+    assert engine.seen == [1]
+
+
+def test_a_refused_portion_takes_its_job_out_of_the_queue() -> None:
+    """A job of which a later text has no room leaves nothing behind that would be computed for nobody."""
+    engine = CountingEngine()
+    with pool_of(engine, token_budget=3, queue_tokens=9) as pool:
+        job = pool.grow(Outputs(), Priority.PASSAGE)
+        with engine.held():
+            job.extend([text(1), text(2)], last=False)
+            engine.wait_for_pass()
+            other = submit(pool, [8, 9])
+            with pytest.raises(Overloaded):
+                job.extend([text(3)], last=True)
+            assert pool.waiting_tokens == 6
+        done(other)
+    assert engine.seen == [1, 8, 9]
+
+
+def test_a_job_that_grows_fails_with_the_last_device() -> None:
+    """Whoever waits for it is told, and so is whoever brings its next texts."""
+    engine = CountingEngine(device="cuda:0", broken=[1], error=lambda: DeviceLost("cuda:0 has failed for good"))
+    with pool_of(engine, token_budget=3) as pool:
+        job = pool.grow(Outputs(), Priority.PASSAGE)
+        job.extend([text(1), text(2)], last=False)
+        with pytest.raises(DeviceLost):
+            done(job.future)
+        with pytest.raises(DeviceLost):
+            job.extend([text(3)], last=True)
+
+
+def test_closing_waits_for_the_rest_of_a_job_that_grows() -> None:
+    """A pool that was closed in the middle of a request finishes it, and accepts no other."""
+    engine = CountingEngine()
+    pool = ModelPool([engine], batches_per_gpu=1, token_budget=30, queue_tokens=100)
+    job = pool.grow(Outputs(), Priority.PASSAGE)
+    job.extend([text(1)], last=False)
+    engine.wait_for_pass()
+    with ThreadPoolExecutor(1) as thread:
+        closing = thread.submit(pool.close)
+        while True:  # until the pool is closed
+            try:
+                submit(pool, [9])
+            except Cancelled:
+                break
+        assert not closing.done()
+        job.extend([text(2)], last=True)
+        assert len(vectors(done(job.future))) == 2
+        closing.result(PATIENCE)
+
+
 # --- cancelling and limits ------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ class Expected:
     consumed: bool = False
     held: set[int] = field(default_factory=set)
     computing: int = 0
+    grows: bool = False
 
     @property
     def tokens(self) -> int:
@@ -63,12 +65,27 @@ class Planning(RuleBasedStateMachine):
             if job.priority is priority
         )
 
-    @rule(lengths=lengths, priority=priorities, cap=caps, streams=st.booleans())
-    def add(self, lengths: list[int], priority: Priority, cap: int, streams: bool) -> None:
-        """A job arrives."""
+    @rule(lengths=lengths, priority=priorities, cap=caps, streams=st.booleans(), grows=st.booleans())
+    def add(self, lengths: list[int], priority: Priority, cap: int, streams: bool, grows: bool) -> None:
+        """A job arrives, whole or with its first texts."""
         self.serial += 1
-        self.jobs[self.serial] = Expected(lengths, priority, cap, streams)
-        self.scheduler.add(self.serial, lengths, priority, cap=cap, streams=streams)
+        self.jobs[self.serial] = Expected(list(lengths), priority, cap, streams, grows=grows)
+        self.scheduler.add(self.serial, lengths, priority, cap=cap, streams=streams, grows=grows)
+
+    @precondition(lambda self: any(job.grows for job in self.jobs.values()))
+    @rule(data=st.data(), lengths=st.one_of(st.just([]), lengths), last=st.booleans())
+    def extend(self, data: st.DataObject, lengths: list[int], last: bool) -> None:
+        """Further texts of a job arrive, whether its first ones still wait, are computed, or long done."""
+        key = data.draw(st.sampled_from(sorted(key for key, job in self.jobs.items() if job.grows)))
+        self.jobs[key].lengths += lengths
+        self.jobs[key].grows = not last
+        self.scheduler.extend(key, lengths, last=last)
+
+    @rule()
+    def extend_a_stranger(self) -> None:
+        """Texts of a job that was dropped are refused."""
+        with pytest.raises(Cancelled):
+            self.scheduler.extend(-1, [3], last=True)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -169,9 +186,10 @@ class Planning(RuleBasedStateMachine):
 
     @invariant()
     def tokens_are_those_that_wait(self) -> None:
-        """`tokens` counts exactly what waits, and a text waits while it does."""
+        """`tokens` counts exactly what waits, and threads stay while a text waits or is to come."""
         assert self.scheduler.tokens == sum(job.tokens for job in self.jobs.values())
-        assert self.scheduler.waiting == (self.scheduler.tokens > 0)
+        coming = any(job.grows for job in self.jobs.values())
+        assert self.scheduler.waiting == (self.scheduler.tokens > 0 or coming)
 
 
 Planning.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
@@ -287,6 +305,33 @@ def test_a_cap_leaves_room_for_others() -> None:
     assert [pick.index for pick in batch if pick.key == "free"] == [0, 1, 2, 3, 4]
 
 
+def test_jobs_that_a_batch_did_not_reach_keep_their_order() -> None:
+    """The job that opened a batch goes to the back; those skipped as too long for it, and those behind, stay."""
+    scheduler = scheduler_of(10)
+    for key, job in {"opener": [8, 3], "too long": [5], "fits": [2, 4], "behind": [3], "last": [2]}.items():
+        scheduler.add(key, job, Priority.QUERY)
+    assert [pick.key for pick in taken(scheduler)] == ["opener", "fits"]
+    assert [pick.key for pick in taken(scheduler)] == ["too long", "fits"]
+    assert [pick.key for pick in taken(scheduler)] == ["behind", "last", "opener"]
+
+
+def test_a_batch_looks_at_no_more_jobs_than_it_needs() -> None:
+    """With thousands of queries in the queue, a batch costs what it takes, not what waits behind it."""
+
+    class Counting(Scheduler[str]):
+        looked = 0
+
+        def _ready(self, job: Any) -> bool:
+            self.looked += 1
+            return super()._ready(job)
+
+    scheduler = Counting(budget=100)
+    for number in range(5000):
+        scheduler.add(str(number), [10], Priority.QUERY)
+    assert len(taken(scheduler)) == 10
+    assert scheduler.looked < 20
+
+
 def test_a_dropped_job_leaves_and_frees_its_room() -> None:
     """After a drop no text of the job leaves any more, and its tokens are no longer counted."""
     scheduler = scheduler_of(20)
@@ -304,6 +349,76 @@ def test_a_job_without_texts_waits_for_nothing() -> None:
     scheduler.add("empty", [], Priority.QUERY)
     assert not scheduler.waiting
     assert scheduler.next_batch(Flights(4)) is None
+
+
+# --- jobs that grow -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_grows_is_one_job() -> None:
+    """Texts that come later share its cap and its turn: others are not behind it twice."""
+    scheduler = scheduler_of(100)
+    scheduler.add("growing", [10] * 3, Priority.PASSAGE, cap=2, grows=True)
+    scheduler.add("other", [10] * 3, Priority.PASSAGE)
+    scheduler.extend("growing", [10] * 2, last=True)
+    batch = taken(scheduler)
+    assert [pick.key for pick in batch] == ["growing", "other", "growing", "other", "other"]
+    assert taken(scheduler) == [Pick("growing", 2), Pick("growing", 3)]
+    assert taken(scheduler) == [Pick("growing", 4)]
+    assert not scheduler.waiting
+
+
+def test_a_job_may_grow_after_all_that_was_there_is_computed() -> None:
+    """A model that is faster than the tokenizer waits, and goes on with the next texts."""
+    scheduler = scheduler_of(100)
+    scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
+    assert taken(scheduler) == [Pick("growing", 0)]
+    assert scheduler.next_batch(Flights(4)) is None
+    scheduler.extend("growing", [20, 30], last=False)
+    assert taken(scheduler) == [Pick("growing", 1), Pick("growing", 2)]
+    scheduler.extend("growing", [], last=True)
+    assert not scheduler.waiting
+    with pytest.raises(Cancelled):
+        scheduler.extend("growing", [10], last=True)
+
+
+def test_a_closed_scheduler_waits_for_the_rest_of_a_job_that_it_accepted() -> None:
+    """A worker that shuts down finishes a request of which it has the first texts."""
+    scheduler = scheduler_of(100)
+    scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
+    scheduler.close()
+    assert taken(scheduler) == [Pick("growing", 0)]
+    assert not scheduler.over
+    scheduler.extend("growing", [10], last=True)
+    assert taken(scheduler) == [Pick("growing", 1)]
+    assert scheduler.over
+
+
+@pytest.mark.parametrize("leave", ["drop", "abandon", "lose_all"])
+def test_a_job_that_nobody_wants_any_more_does_not_grow(leave: str) -> None:
+    """After a cancel, or without any device, further texts are refused and nothing is waited for."""
+    scheduler = scheduler_of(100)
+    scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
+    taken(scheduler)
+    if leave == "lose_all":
+        assert scheduler.lose_all() == {}
+    else:
+        getattr(scheduler, leave)("growing")
+    assert not scheduler.waiting
+    with pytest.raises(DeviceLost if leave == "lose_all" else Cancelled):
+        scheduler.extend("growing", [10], last=True)
+
+
+def test_a_job_outgrows_the_queue() -> None:
+    """As a whole it is held to the same limit as one that comes in one piece; what others use is retryable."""
+    scheduler: Scheduler[str] = Scheduler(budget=10, queue_tokens=20)
+    scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
+    scheduler.add("other", [8], Priority.PASSAGE)
+    with pytest.raises(Overloaded, match="18 of 20 tokens and this request has 6 more; retry later"):
+        scheduler.extend("growing", [6], last=True)
+    taken(scheduler)
+    scheduler.extend("growing", [6], last=False)
+    with pytest.raises(InvalidRequest, match=r"21 tokens .*QUEUE_TOKENS=20.*; split the job"):
+        scheduler.extend("growing", [5], last=True)
 
 
 # --- the window of streams ------------------------------------------------------------------------------------------

@@ -65,6 +65,15 @@ def test_a_long_text_begins_as_it_does_in_full(bench: Bench, part: str, max_leng
     assert cut.ids[-1] == whole.ids[-1]
 
 
+def test_a_text_alone_has_the_tokens_that_it_has_among_others(bench: Bench) -> None:
+    """A single short text takes another call of the library than several do, and becomes the same ids."""
+    texts = list(TEXTS.values())
+    together = bench.tokenizer.encode(texts, 64)
+    for text, among_others in zip(texts, together, strict=True):
+        (alone,) = bench.tokenizer.encode([text], 64)
+        assert (alone.ids.tolist(), alone.truncated) == (among_others.ids.tolist(), among_others.truncated)
+
+
 def test_many_texts_come_in_their_order(mini: Bench) -> None:
     """More than is tokenized at once gives what each text gives alone."""
     texts = [f"number {n} " + "word" * 75_000 for n in range(4)]

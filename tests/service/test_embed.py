@@ -15,6 +15,7 @@ from embedder import Embedding
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
+from tests.embedder.fakes import CountingEngine
 from tests.embedder.oracle import NEGLIGIBLE, TOLERANCE, Oracle
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked, until
 from tests.service.conftest import Serve
@@ -326,3 +327,21 @@ def assert_same_weights(one: Mapping[int, float], other: Mapping[int, float]) ->
 def weights(result: Mapping[str, Any]) -> dict[int, float]:
     """Index to weight."""
     return dict(zip(result["sparse"]["indices"], result["sparse"]["values"], strict=True))
+
+
+def test_a_large_request_on_a_gpu_has_the_answer_that_a_cpu_gives() -> None:
+    """There the model starts while texts are tokenized, unless the answer may be too large: then it does not start."""
+    texts = ["library", "tool", "data"] * 40
+    job = {"texts": texts, "isPassage": True}
+    answers, refusals = [], []
+    for device in ("cpu", "cuda:0"):
+        engine = CountingEngine(device=device)
+        with embedder_over(engine) as embedder:
+            answers.append(Client(Operations(Settings.from_environment(ENVIRONMENT), embedder)).good(job))
+            assert embedder.overlaps(texts, 64) == (device == "cuda:0")
+            computed = len(engine.batches)
+            small = Settings.from_environment({**ENVIRONMENT, "MAX_RESPONSE_MB": "0.005"})
+            refusals.append(Client(Operations(small, embedder)).error(job, "response_too_large"))
+            assert len(engine.batches) == computed
+    assert answers[0] == answers[1]
+    assert refusals[0] == refusals[1]

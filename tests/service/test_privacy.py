@@ -125,6 +125,10 @@ class _Broken:
     def observe(self, observer: object) -> None:
         """See `Embedder.observe`."""
 
+    def overlaps(self, texts: list[str], max_length: int) -> bool:
+        """See `Embedder.overlaps`."""
+        return False
+
     def tokenize(self, texts: list[str], max_length: int, *, at_once: bool) -> list[Any]:
         """Fail."""
         raise LookupError(texts[0])

@@ -1,0 +1,221 @@
+"""One side of the benchmark of the host: what a request costs beside its model, in the tree that `PYTHONPATH` names.
+
+python -P benchmarks/host_side.py TASK CASE...    prints the figures of these cases as JSON, by case
+
+A program of its own, run by its path: it imports the embedder of one tree or of an older one, and nothing of the
+benchmarks. The engine is a stub whose vectors are ready; where a case says so, it takes the time of a GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import embedder
+from embedder import Embedder, Outputs, Priority
+from embedder.engines.engine import EncodedBatch, SparseBatch, TokenBatch
+from embedder.scheduling.pool import ModelPool
+from embedder.tokenizer import Tokenizer
+
+SIZE: Final = 1024
+"""Components of a dense vector and of a ColBERT row."""
+
+BATCH_MAX_TOKENS: Final = 32_768
+ALL: Final = Outputs(colbert_type="float16")
+DENSE_SPARSE: Final = Outputs(colbert=False)
+GPU_TOKENS_PER_S: Final = 850_000
+"""Tokens per second of a model on a GPU, with all outputs."""
+
+GPU_PASS_S: Final = 0.001
+"""What the smallest pass takes there."""
+
+_WEIGHTS_PER_TEXT: Final = 48
+_MAX_LENGTH: Final = 512
+_CASE_S: Final = 1.5
+_REPETITIONS: Final = 5
+_MS: Final = 1e3
+
+
+class StubEngine:
+    """An engine whose vectors are ready, views of buffers that are made once.
+
+    Args:
+        tokens_per_s: how fast it pretends to be; 0 returns immediately.
+        pass_s: what any pass takes beside its tokens.
+    """
+
+    name = "stub"
+    device = "cuda:0"
+    dtype = "float16"
+    hidden_size = SIZE
+    colbert_size = SIZE
+    max_length = 8192
+
+    def __init__(self, tokens_per_s: float = 0, pass_s: float = 0) -> None:
+        draw = np.random.default_rng(0)
+        self._tokens_per_s = tokens_per_s
+        self._pass_s = pass_s
+        self._dense = draw.uniform(-0.1, 0.1, (BATCH_MAX_TOKENS // 2, SIZE)).astype(np.float32)
+        self._colbert = draw.uniform(-0.1, 0.1, (BATCH_MAX_TOKENS, SIZE)).astype(np.float16)
+        texts = BATCH_MAX_TOKENS // 2
+        self._offsets = np.arange(texts + 1, dtype=np.int64) * _WEIGHTS_PER_TEXT
+        self._indices = np.tile(np.arange(_WEIGHTS_PER_TEXT, dtype=np.uint32), texts)
+        self._values = np.full(texts * _WEIGHTS_PER_TEXT, 0.25, dtype=np.float32)
+        self.first_s = 0.0
+        self.batches = 0
+
+    def encode(self, batch: TokenBatch, outputs: Outputs, _yield_point: object = None) -> EncodedBatch:
+        """The vectors that `outputs` names."""
+        if not self.batches:
+            self.first_s = time.perf_counter()
+        self.batches += 1
+        texts, tokens = len(batch), len(batch.ids)
+        if self._tokens_per_s:
+            time.sleep(self._pass_s + tokens / self._tokens_per_s)
+        weights = texts * _WEIGHTS_PER_TEXT
+        return EncodedBatch(
+            self._dense[:texts] if outputs.dense else None,
+            SparseBatch(self._offsets[: texts + 1], self._indices[:weights], self._values[:weights])
+            if outputs.sparse
+            else None,
+            self._colbert[: tokens - texts] if outputs.colbert else None,
+        )
+
+    def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: object = None) -> Any:
+        """Computed at once; the newer tree alone asks for it."""
+        from embedder.engines import ReadyBatch
+
+        return ReadyBatch(self.encode(batch, outputs, yield_point))
+
+    def warm(self) -> None:
+        """Do nothing."""
+
+    def memory_share(self, _batch: object) -> float:
+        """None at all."""
+        return 0.0
+
+    def probe(self, _batch: object) -> None:
+        """Do nothing."""
+
+
+_WIDTH = next(name for name in signature(ModelPool).parameters if name.endswith("per_gpu"))
+"""What this tree calls the most that a GPU does at the same time."""
+
+
+class Bench:
+    """The embedder of this tree over a stub.
+
+    Args:
+        task: the texts: `queries` and `passages`.
+    """
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.queries: list[str] = task["queries"]
+        self.passages: list[str] = task["passages"]
+        root = Path(embedder.__file__).parent
+        self.tokenizer = Tokenizer(Path(task.get("checkpoint") or root / "checkpoint" / "mini"))
+
+    def embedder(self, engine: StubEngine) -> Embedder:
+        """An embedder with one worker thread."""
+        width: Any = {_WIDTH: 1}
+        pool = ModelPool([engine], **width, token_budget=BATCH_MAX_TOKENS, queue_tokens=10**9)
+        return Embedder(self.tokenizer, [engine], pool)
+
+
+async def queries(bench: Bench, clients: int, engine: StubEngine) -> dict[str, float]:
+    """Clients that ask one query after another."""
+    model = bench.embedder(engine)
+    took_s: list[float] = []
+    ends_s = time.perf_counter() + _CASE_S / 3
+
+    async def client(number: int) -> None:
+        while (started_s := time.perf_counter()) < ends_s:
+            number += 1
+            text = bench.queries[number % len(bench.queries)]
+            await model.embed([text], ALL, max_length=_MAX_LENGTH, priority=Priority.QUERY)
+            took_s.append(time.perf_counter() - started_s)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))  # warm
+    took_s.clear()
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    ends_s = started_s + _CASE_S
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    seconds = time.perf_counter() - started_s
+    cpu = time.process_time() - cpu_s
+    model.close()
+    return {
+        "us per query": 1e6 * seconds / len(took_s),
+        "CPU us per query": 1e6 * cpu / len(took_s),
+        "p50, ms": _MS * statistics.median(took_s),
+    }
+
+
+async def request(bench: Bench, outputs: Outputs, tokens_per_s: float) -> dict[str, float]:
+    """One request with all passages: until the model has its first batch, and until the last result."""
+    engine = StubEngine(tokens_per_s)
+    model = bench.embedder(engine)
+    first_ms, total_ms = [], []
+    for _ in range(_REPETITIONS):
+        engine.batches = 0
+        started_s = time.perf_counter()
+        results = await model.embed(bench.passages, outputs, max_length=_MAX_LENGTH, priority=Priority.PASSAGE)
+        total_ms.append(_MS * (time.perf_counter() - started_s))
+        first_ms.append(_MS * (engine.first_s - started_s))
+        tokens = sum(result.tokens for result in results if isinstance(result, embedder.Embedding))
+        del results
+    model.close()
+    return {"first batch, ms": min(first_ms), "total, ms": min(total_ms), "tokens/s": _MS * tokens / min(total_ms)}
+
+
+async def behind(bench: Bench, outputs: Outputs, *, streamed: bool) -> dict[str, float]:
+    """Tokenized passages, an engine that returns immediately: what scheduling and unpacking cost."""
+    model = bench.embedder(StubEngine())
+    encoded = model.tokenize(bench.passages, _MAX_LENGTH)
+    tokens = sum(map(len, encoded))
+    seconds = []
+    for _ in range(3 * _REPETITIONS):
+        started_s = time.perf_counter()
+        if streamed:
+            await asyncio.to_thread(_consume, model, encoded, outputs)
+        else:
+            await model.embed_tokens(encoded, outputs, priority=Priority.PASSAGE)
+        seconds.append(time.perf_counter() - started_s)
+    model.close()
+    return {"tokens/s": tokens / min(seconds)}
+
+
+def _consume(model: Embedder, encoded: Sequence[Any], outputs: Outputs) -> None:
+    with model.stream(encoded, outputs, priority=Priority.PASSAGE) as stream:
+        for portion in stream:
+            stream.release([index for index, _ in portion])
+
+
+CASES: Final[dict[str, Callable[[Bench], Awaitable[dict[str, float]]]]] = {
+    "query, 1 client": lambda bench: queries(bench, 1, StubEngine()),
+    "query, 1 client, pace of a GPU": lambda bench: queries(bench, 1, StubEngine(GPU_TOKENS_PER_S, GPU_PASS_S)),
+    "query, 128 clients": lambda bench: queries(bench, 128, StubEngine()),
+    "query, 128 clients, pace of a GPU": lambda bench: queries(bench, 128, StubEngine(GPU_TOKENS_PER_S, GPU_PASS_S)),
+    "query, 512 clients": lambda bench: queries(bench, 512, StubEngine()),
+    "query, 512 clients, pace of a GPU": lambda bench: queries(bench, 512, StubEngine(GPU_TOKENS_PER_S, GPU_PASS_S)),
+    "request, all outputs": lambda bench: request(bench, ALL, 0),
+    "request, all outputs, pace of a GPU": lambda bench: request(bench, ALL, GPU_TOKENS_PER_S),
+    "request, dense + sparse, pace of a GPU": lambda bench: request(bench, DENSE_SPARSE, GPU_TOKENS_PER_S),
+    "tokens, all outputs": lambda bench: behind(bench, ALL, streamed=False),
+    "tokens, dense + sparse": lambda bench: behind(bench, DENSE_SPARSE, streamed=False),
+    "stream, all outputs": lambda bench: behind(bench, ALL, streamed=True),
+    "stream, dense + sparse": lambda bench: behind(bench, DENSE_SPARSE, streamed=True),
+}
+
+
+if __name__ == "__main__":
+    bench = Bench(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    print(json.dumps({case: asyncio.run(CASES[case](bench)) for case in sys.argv[2:] or CASES}))  # type: ignore[arg-type]
