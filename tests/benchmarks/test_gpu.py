@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.baseline import BASELINE
 from benchmarks.gpu.bench import Bench, NotRunError
 from benchmarks.gpu.engine import pipelined_rate
@@ -195,6 +196,12 @@ def test_a_failure_is_a_result_and_the_rest_goes_on(
     assert (sections["float8"].status, sections["float8"].reason) == ("not run", "not here")
     assert sections["profile"].status == "not run"
     assert "engine: failed: ValueError: no such kernel" in capsys.readouterr().out
+
+
+def test_a_missing_device_is_refused_plainly() -> None:
+    """By name, before anything is made."""
+    with pytest.raises(SystemExit, match="cuda:99 is not there"):
+        main(["--device", "cuda:99"])
 
 
 def test_two_batches_are_in_flight() -> None:
