@@ -123,7 +123,7 @@ class Tree:
         """Operations over the stub, whose vectors are enough for so many tokens."""
         tokenizer = self.tokenizer.Tokenizer(self.checkpoint())
         engines = [StubEngine(self.engine, tokenizer, tokens)]
-        threads = {"threads_per_gpu": 1} if self.newer else {"lanes": 1}
+        threads = {"batches_per_gpu": 1} if self.newer else {"lanes": 1}
         pool = self.pool.ModelPool(engines, token_budget=BATCH_MAX_TOKENS, queue_tokens=10**9, **threads)
         embedder = self.embedder.Embedder(tokenizer, engines, pool)
         return self.operations.Operations(self.settings.Settings.from_environment(), embedder)
@@ -186,6 +186,10 @@ class StubEngine:
         sparse = self._seam.SparseBatch(offsets, tokens, self._weights[tokens])
         dense = self._taken(len(lengths))
         return self._seam.EncodedBatch(dense, sparse, self._taken(int(lengths.sum()) - len(lengths)))
+
+    def launch(self, batch: Any, outputs: Any, yield_point: object = None) -> Any:
+        """Computed at once; the newer tree alone asks for it."""
+        return self._seam.ReadyBatch(self.encode(batch, outputs, yield_point))
 
     def memory_share(self, _batch: object) -> float:
         """A CPU's."""

@@ -64,7 +64,7 @@ async def load(setup: Setup, phase: Phase) -> Packed:
     logger.setLevel(logging.INFO)
     logger.addHandler(heard)
     phase("imported")
-    options = ModelOptions(str(setup.checkpoint), dtype=setup.dtype, device=setup.device, threads_per_gpu=setup.lanes)
+    options = ModelOptions(str(setup.checkpoint), dtype=setup.dtype, device=setup.device, batches_per_gpu=setup.lanes)
     embedder = Embedder.load(options)
     phase("loaded")
     logger.removeHandler(heard)

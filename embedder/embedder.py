@@ -39,9 +39,9 @@ class ModelOptions:
         model_id: `mini`, a directory, or a hub name.
         revision: commit of a hub model; None for the pinned one.
         engine: `packed` or `flagembedding`.
-        dtype: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `float8`.
         device: a device, a comma list, or None to choose.
-        threads_per_gpu: worker threads of each GPU (`MAX_MODELS`, the lanes of a worker); a CPU has one.
+        batches_per_gpu: most batches under way on each GPU (`MAX_MODELS`).
         token_budget: tokens per batch; None to measure.
         queue_tokens: most tokens waiting.
     """
@@ -51,7 +51,7 @@ class ModelOptions:
     engine: Literal["packed", "flagembedding"] = "packed"
     dtype: str = "auto"
     device: str | None = None
-    threads_per_gpu: int = 4
+    batches_per_gpu: int = 4
     token_budget: int | None = None
     queue_tokens: int = 2_000_000
 
@@ -92,7 +92,7 @@ class Embedder:
         started = time.perf_counter()
         checkpoint = find_checkpoint(options.model_id, options.revision)
         found = time.perf_counter()
-        from embedder.engines.calibration import calibrate, warm
+        from embedder.engines.calibration import calibrate
         from embedder.engines.devices import choose_devices, choose_dtype
 
         imported = time.perf_counter()
@@ -113,11 +113,10 @@ class Embedder:
         ]
         loaded = time.perf_counter()
         for engine in engines:
-            warm(engine)
+            engine.warm()
         warmed = time.perf_counter()
         budget = options.token_budget or min(
-            # torch keeps memory per stream, and all but one of a GPU's threads have two
-            calibrate(engine, batches=2 * options.threads_per_gpu - 1)
+            calibrate(engine, batches=2)  # on a GPU one of queries and one of passages may be computed together
             for engine in engines
         )
         log.info(
@@ -136,7 +135,7 @@ class Embedder:
         )
         pool = ModelPool(
             engines,
-            threads_per_gpu=options.threads_per_gpu,
+            batches_per_gpu=options.batches_per_gpu,
             token_budget=budget,
             queue_tokens=options.queue_tokens,
         )

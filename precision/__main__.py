@@ -22,7 +22,7 @@ from precision.report import Report
 from precision.sample import fitting, read
 from precision.verdict import INT8, SIXTEEN_BIT, Thresholds, described, judge, thresholds_for
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "float8")
 PASSAGE_LENGTH = 8192
 QUERY_LENGTH = 512
 """Tokens at which the service cuts by default."""
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "or the model's limit)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    limits = parser.add_argument_group("thresholds", "defaults: of 16-bit types / of int8")
+    limits = parser.add_argument_group("thresholds", "defaults: of 16-bit types / of int8 and float8")
     for flag, attribute, meaning in (
         ("--min-dense-cosine", "dense_cosine", "every dense cosine is above it"),
         ("--min-colbert-cosine", "colbert_cosine", "every ColBERT row's cosine is above it"),

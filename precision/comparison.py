@@ -178,7 +178,7 @@ def compare(
 
 def _embed(sample: Sample, options: ModelOptions, lengths: Lengths) -> Embedded:
     most = max(len(sample.passages) * lengths.passage, len(sample.queries) * lengths.query)
-    embedder = Embedder.load(replace(options, threads_per_gpu=1, token_budget=BATCH_TOKENS, queue_tokens=most))
+    embedder = Embedder.load(replace(options, batches_per_gpu=1, token_budget=BATCH_TOKENS, queue_tokens=most))
 
     async def run() -> Embedded:
         return Embedded(

@@ -38,12 +38,13 @@ INT8 = Thresholds(dense_cosine=0.98, colbert_cosine=0.95, sparse_error=0.1, ndcg
 """int8 rounds weights and activations to about 1/127 of the largest in their row: the further outliers stand out, the
 coarser. Vectors move visibly (a cosine of 0.98 is an error of 20 % of the length), so the ranking decides, by nDCG@10
 within 2 %; cosines and sparse error only catch an engine at fault. The worst of many thousand ColBERT rows is allowed
-more than the worst dense vector, because MaxSim averages over rows."""
+more than the worst dense vector, because MaxSim averages over rows. float8 has the same limits: it rounds every number
+to 1/16 of itself, rather than of the largest in its row."""
 
 
 def thresholds_for(dtype: str) -> Thresholds:
-    """The defaults for `float32`, `float16`, `bfloat16` or `int8`."""
-    return INT8 if dtype == "int8" else SIXTEEN_BIT
+    """The defaults for `float32`, `float16`, `bfloat16`, `int8` or `float8`."""
+    return INT8 if dtype in {"int8", "float8"} else SIXTEEN_BIT
 
 
 def described(dtype: str, thresholds: Thresholds) -> str:
@@ -52,7 +53,7 @@ def described(dtype: str, thresholds: Thresholds) -> str:
     changed = [
         field.name for field in fields(Thresholds) if getattr(thresholds, field.name) != getattr(defaults, field.name)
     ]
-    owner = "int8" if defaults is INT8 else "16-bit types"
+    owner = dtype if defaults is INT8 else "16-bit types"
     return f"the defaults of {owner}" + (f", but for {', '.join(changed)}" if changed else "")
 
 

@@ -61,7 +61,7 @@ class Settings(BaseModel):
     model_revision: str | None = None
     served_model_name: Annotated[str, Field(pattern=_MODEL_NAME)] | None = None
     engine: Literal["packed", "flagembedding"] = "packed"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "float8"] = "auto"
     gpu_device: str | None = None
     max_models: Annotated[int, Field(ge=1, le=64)] = 4
 
@@ -186,7 +186,7 @@ class Settings(BaseModel):
             engine=self.engine,
             dtype=self.dtype,
             device=self.gpu_device,
-            threads_per_gpu=self.max_models,
+            batches_per_gpu=self.max_models,
             token_budget=self.token_budget,
             queue_tokens=self.queue_tokens,
         )

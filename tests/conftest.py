@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,10 @@ from hypothesis import settings
 # Before torch is imported, and for all programs that tests start: threads of a product that wait for each other sleep.
 # By default they spin, and where several processes share two cores that multiplies the time of every pass by ten.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Before Triton is imported, which decides then: without a GPU its kernels run in its interpreter, on the CPU.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # No test depends on the clock: on a busy machine any example may take long.
 settings.register_profile("project", deadline=None)

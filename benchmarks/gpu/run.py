@@ -53,6 +53,7 @@ def run_sections(bench: Bench, out: Path, names: Iterable[str], *, limit_s: floa
 def _run(bench: Bench, out: Path, section: Section, plan: Plan) -> None:
     started_s = time.perf_counter()
     if bench.on_gpu:
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(bench.device)
     status: Status = "ok"

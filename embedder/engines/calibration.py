@@ -10,12 +10,11 @@ from functools import partial
 import numpy as np
 
 from embedder.engines.engine import Engine, TokenBatch
-from embedder.vectors import Outputs
 
 _TEXT_TOKENS = 128
 """Tokens per text while measuring: between a query and a long passage."""
 _BUDGET_MIN_TOKENS = 512
-_BUDGET_MAX_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+_BUDGET_MAX_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 _GAIN_MIN_FACTOR = 1.05
 """A doubled batch must raise the rate by this factor to be worth the longer wait."""
 _MEMORY_MAX_SHARE = 0.8
@@ -49,11 +48,6 @@ def product_rates(
         torch.set_num_threads(threads)
     operations = 2.0 * rows * 1024 * 4096
     return {dtype: operations / max(min(run[dtype] for run in runs), 1e-9) for dtype in dtypes}
-
-
-def warm(engine: Engine) -> None:
-    """Run one short batch, so that the first request meets allocated buffers and chosen kernels."""
-    engine.encode(batch_of([min(8, engine.max_length)]), Outputs())
 
 
 def calibrate(

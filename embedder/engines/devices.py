@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _DECISIVE_FACTOR = 4 / 3
 """How many times as fast a type must be to be taken before a better one: measuring leaves a tenth open."""
+_FLOAT8_CAPABILITY_MIN = (8, 9)
+"""Oldest compute capability with products in float8."""
 
 
 def choose_devices(setting: str | None) -> list[str]:
@@ -44,6 +46,7 @@ def choose_dtype(
     engine: str = "packed",
     rates: Callable[[Sequence[str]], Mapping[str, float]] = product_rates,
     multiplies: Callable[[str], bool] = has_onednn,
+    capability: Callable[[str], tuple[int, int]] = torch.cuda.get_device_capability,
 ) -> str:
     """The type of the matrix products: `DTYPE`, with `auto` resolved.
 
@@ -52,7 +55,8 @@ def choose_dtype(
     float32 again must be faster by a third. For 16 bits halve the memory and the time of a single query, and
     float16 is ten times closer to float32 than bfloat16 is. What a processor says of itself does not settle
     it: with AVX512-BF16 but no AMX, bfloat16 is 2.6 times as fast as float32 on one vendor's cores and half as
-    fast on another's. FlagEmbedding computes in float32 on any CPU.
+    fast on another's. FlagEmbedding computes in float32 on any CPU. int8 and float8 are never
+    chosen by `auto`.
 
     Args:
         setting: `DTYPE`.
@@ -60,7 +64,13 @@ def choose_dtype(
         engine: `packed` or `flagembedding`.
         rates: FLOP/s of a product by type.
         multiplies: whether the processor multiplies a type.
+        capability: compute capability of a GPU.
+
+    Raises:
+        ConfigurationError: `DTYPE` is float8 and the device does not multiply it.
     """
+    if setting == "float8" and engine == "packed":
+        _require_float8(device, capability)
     if setting != "auto":
         return setting
     if device != "cpu":
@@ -77,6 +87,17 @@ def choose_dtype(
         if measured[other] >= _DECISIVE_FACTOR * measured[chosen]:
             chosen = other
     return chosen
+
+
+def _require_float8(device: str, capability: Callable[[str], tuple[int, int]]) -> None:
+    needs = "DTYPE=float8 needs an NVIDIA GPU of compute capability 8.9 or newer (L4, L40S, H100)"
+    if device == "cpu":
+        raise ConfigurationError(f"{needs}, not a CPU; use auto or int8")
+    if torch.version.hip is not None:
+        raise ConfigurationError(f"{needs}; {device} is another vendor's: use auto or float16")
+    if capability(device) < _FLOAT8_CAPABILITY_MIN:
+        major, minor = capability(device)
+        raise ConfigurationError(f"{needs}; {device} has {major}.{minor}: use auto or float16")
 
 
 def _named(name: str) -> str:

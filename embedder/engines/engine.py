@@ -6,6 +6,7 @@ Two implementations: `embedder.engines.packed.PackedEngine` (default) and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,11 +78,40 @@ class EncodedBatch:
         sparse: the lexical weights of all texts.
         colbert: float32 or float16 [T - B, C], as asked for, rows of norm 1; text `b` owns `lengths[b] - 1`
             of them, in order.
+        colbert_is_finite: whether the engine found every number of `colbert` to be finite: it can where the rows are
+            made, and reads them once less.
     """
 
     dense: NDArray[np.float32] | None
     sparse: SparseBatch | None
     colbert: NDArray[Any] | None
+    colbert_is_finite: bool = False
+
+
+class PendingBatch(Protocol):
+    """A batch that was launched."""
+
+    def wait(self) -> EncodedBatch:
+        """Block until the device is done; to be called once, from any thread.
+
+        Returns:
+            Arrays of the batch in memory that nothing else writes to as long as a view of them is held.
+
+        Raises:
+            DeviceLost: the device does not compute any more.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadyBatch:
+    """A batch whose engine had computed it when it was launched."""
+
+    encoded: EncodedBatch
+
+    def wait(self) -> EncodedBatch:
+        """See `PendingBatch.wait`."""
+        return self.encoded
 
 
 class Engine(Protocol):
@@ -99,7 +129,7 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """The type of the matrix products: `float32`, `bfloat16`, `float16` or `int8`."""
+        """The type of the matrix products: `float32`, `bfloat16`, `float16`, `int8` or `float8`."""
         ...
 
     @property
@@ -117,22 +147,29 @@ class Engine(Protocol):
         """The most tokens of one text, special tokens included."""
         ...
 
-    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-        """Run the model over the batch; only the heads that `outputs` names.
+    def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
+        """Start the model over the batch; only the heads that `outputs` names.
+
+        A GPU computes while this returns; on a CPU the batch is computed before.
 
         Args:
             batch: at least one text.
             outputs: the vectors to compute.
             yield_point: None for an urgent batch. Otherwise the engine may call it between pieces of the work, in
-                the same thread, holding nothing that another `encode` needs; what it raises ends the pass.
-
-        Returns:
-            Arrays of the batch, in ordinary memory that nothing else writes to: their rows are handed out as views.
+                the same thread, holding nothing that another `launch` needs; what it raises ends the pass.
 
         Raises:
             DeviceLost: the device does not compute any more, neither this batch nor another.
             MemoryError: the batch does not fit into the device's memory.
         """
+        ...
+
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+        """`launch` the batch and wait for it; errors are those of both."""
+        ...
+
+    def warm(self) -> None:
+        """Do once what the first batches would wait for: allocate buffers, choose kernels, capture graphs."""
         ...
 
     def memory_share(self, batch: TokenBatch) -> float:
@@ -146,6 +183,22 @@ class Engine(Protocol):
             MemoryError: the batch does not fit into the device's memory.
         """
         ...
+
+
+class BlockingEngine(ABC):
+    """The part of an `Engine` that has computed a batch when `launch` returns, and finds nothing else to warm."""
+
+    @abstractmethod
+    def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+        """See `Engine.encode`."""
+
+    def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
+        """See `Engine.launch`."""
+        return ReadyBatch(self.encode(batch, outputs, yield_point))
+
+    def warm(self) -> None:
+        """See `Engine.warm`: one short text."""
+        self.encode(TokenBatch.of([np.array([0, 5, 2], dtype=np.int32)]), Outputs())
 
 
 def offsets_of(lengths: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedder.checkpoint.config import EncoderConfig
-from embedder.engines.engine import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
+from embedder.engines.engine import BlockingEngine, EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.errors import ConfigurationError
 from embedder.vectors import Outputs
 
@@ -17,7 +17,7 @@ _PADDED_MAX_TOKENS = 16_384
 """Most tokens of one padded forward pass, so that one long text does not pad many short ones."""
 
 
-class FlagEmbeddingEngine:
+class FlagEmbeddingEngine(BlockingEngine):
     """An `Engine` over FlagEmbedding's own model, run on the pool's batches.
 
     The forward pass is the library's, padding included; what the library does per text around it (probing the
@@ -69,8 +69,8 @@ class FlagEmbeddingEngine:
         Raises:
             ConfigurationError: the library does not compute in this type, or a file is damaged or cannot be read.
         """
-        if dtype == "int8":
-            raise ConfigurationError("DTYPE=int8 needs ENGINE=packed; FlagEmbedding has no int8")
+        if dtype in {"int8", "float8"}:
+            raise ConfigurationError(f"DTYPE={dtype} needs ENGINE=packed; FlagEmbedding has no {dtype}")
         if device == "cpu" and dtype != "float32":
             raise ConfigurationError(f"DTYPE={dtype}: FlagEmbedding computes in float32 on the CPU; use float32")
         from embedder.checkpoint.weights import check_files
@@ -87,7 +87,7 @@ class FlagEmbeddingEngine:
         return cls(library, config, colbert_size=size, device=device, dtype=dtype, dropped_ids=dropped_ids)
 
     def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-        """See `Engine.encode`. Yields between its padded groups."""
+        """See `Engine.encode`. Yields between its padded groups; on a GPU too it is done when `launch` returns."""
         from embedder.engines.devices import device_errors
 
         order = np.argsort(batch.lengths, kind="stable")

@@ -5,6 +5,8 @@ transformer  the layers
 attention    attention within texts, and how a batch is cut into pieces
 heads        hidden states -> dense, sparse and ColBERT vectors
 linear       linear layers, prepared for the device and the type
+float8       the layers with products in float8
+kernels/     fused kernels for GPUs
 
 The only package here that imports torch on import: its modules are torch code.
 """

@@ -1,7 +1,8 @@
 """Attention within the texts of a batch that are concatenated without padding.
 
-On CUDA a variable-length kernel attends over all texts of a batch in one call, where torch has one for the type. Else
-texts of one length are computed together; on a CPU in pieces short enough to yield between them.
+On CUDA one call attends over all texts of a batch: in 16 bits our kernel by tiles for short and middling texts, and
+torch's variable-length kernel for long ones, each where it is available. Else texts of one length are computed
+together; on a CPU in pieces short enough to yield between them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedder.model.kernels import has_triton, packed_attention, text_spans_of, tiles_of
+
 Flash = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 """(q, k, v, bounds, longest) -> context: [T, heads, D] each; bounds int32 [B + 1], where the texts begin and end."""
 
 _FLASH_HEAD_MAX_WIDTH = 256
 """Widest head of the flash kernels; narrower ones must be multiples of 8."""
+
+FLASH_MIN_TOKENS = 2048
+"""Mean tokens per text from which torch's variable-length kernel is used rather than tiles."""
+WIDE_TILES_MIN_TOKENS = 96
+"""Mean tokens per text from which tiles have 128 queries rather than 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +74,12 @@ class Packing:
     Attributes:
         rows: ranges of tokens that cover [T], for the token-wise layers.
         spans: the pieces of attention; empty with a variable-length kernel.
-        longest: tokens of the longest text.
+        longest: tokens of the longest text; 0 where a batch is given by tiles.
         flash: the variable-length kernel, or None.
-        bounds: int32 [B + 1] on the device, for the kernel.
+        bounds: int32 [B + 1] on the device, for the variable-length kernel.
+        tiles: int32 [N, 4] on the device, for attention by tiles (`kernels.tiles_of`).
+        text_spans: int32 [T, 2] on the device, where the text of each token starts and ends, for attention by tiles.
+        block: most queries of a tile.
     """
 
     rows: tuple[slice, ...]
@@ -76,10 +87,19 @@ class Packing:
     longest: int
     flash: Flash | None = None
     bounds: Tensor | None = None
+    tiles: Tensor | None = None
+    text_spans: Tensor | None = None
+    block: int = 0
 
     @classmethod
     def of(
-        cls, lengths: np.ndarray, device: str, *, flash: Flash | None, pieces: PieceSizes = DEFAULT_PIECES
+        cls,
+        lengths: np.ndarray,
+        device: str,
+        *,
+        flash: Flash | None,
+        tiled: bool = False,
+        pieces: PieceSizes = DEFAULT_PIECES,
     ) -> Packing:
         """Cut a batch of texts with these lengths, shortest first.
 
@@ -87,13 +107,18 @@ class Packing:
             lengths: int32 [B], ascending.
             device: where the batch runs.
             flash: the variable-length kernel of the device, or None (`flash_kernel`).
+            tiled: whether the device attends by tiles (`attends_by_tiles`).
             pieces: sizes on a CPU; on a GPU a piece is everything.
         """
         tokens, longest = int(lengths.sum()), int(lengths[-1])
         whole = (slice(0, tokens),)
+        block = tile_block(tokens / len(lengths), has_flash=flash is not None) if tiled else None
+        if block is not None:
+            tiles, text_spans = tiles_of(lengths, block), text_spans_of(lengths)
+            return cls.of_tiles(tokens, _copied(tiles, device), _copied(text_spans, device), block=block)
         if flash is not None:
-            bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-            return cls(whole, (), longest, flash, bounds.pin_memory().to(device, non_blocking=True))
+            bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            return cls(whole, (), longest, flash, _copied(bounds, device))
         if device != "cpu":
             return cls(whole, _spans(lengths, tokens**2), longest)
         count = -(-tokens // pieces.rows)
@@ -101,10 +126,41 @@ class Packing:
         rows = tuple(slice(*edge) for edge in itertools.pairwise(edges))
         return cls(rows, _spans(lengths, pieces.scores), longest)
 
+    @classmethod
+    def of_tiles(cls, tokens: int, tiles: Tensor, text_spans: Tensor, *, block: int) -> Packing:
+        """A packing of tensors that are already on a GPU, as a CUDA graph reads them: rows of zeros are no tiles.
+
+        Args:
+            tokens: T.
+            tiles: int32 [N, 4], as `kernels.tiles_of` cuts them; padded up to `kernels.tile_count_max`.
+            text_spans: int32 [T, 2], as of `kernels.text_spans_of`.
+            block: most queries of a tile, 64 or 128.
+        """
+        return cls((slice(0, tokens),), (), 0, tiles=tiles, text_spans=text_spans, block=block)
+
+
+def tile_block(mean_tokens: float, *, has_flash: bool) -> int | None:
+    """Queries of a tile for a batch of texts with this mean length; None where the variable-length kernel is faster.
+
+    Args:
+        mean_tokens: per text.
+        has_flash: whether there is a variable-length kernel.
+    """
+    if has_flash and mean_tokens >= FLASH_MIN_TOKENS:
+        return None
+    return 128 if mean_tokens >= WIDE_TILES_MIN_TOKENS else 64
+
+
+def attends_by_tiles(device: str, dtype: torch.dtype) -> bool:
+    """Whether attention by tiles is available: on GPUs that run Triton, in 16 bits."""
+    return dtype in (torch.float16, torch.bfloat16) and has_triton(device)
+
 
 def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[], None]) -> Tensor:
     """Softmax attention within each text: [T, 3 H] -> [T, H]; `yield_point` is called after each piece."""
     tokens, width = qkv.shape
+    if packing.tiles is not None and packing.text_spans is not None:
+        return packed_attention(qkv, packing.tiles, packing.text_spans, heads, block=packing.block)
     apart = qkv.view(tokens, 3, heads, -1)
     if packing.flash is not None and packing.bounds is not None:
         q, k, v = apart.unbind(1)  # each [T, heads, H / heads]
@@ -149,6 +205,10 @@ def flash_kernel(device: str, dtype: torch.dtype, head_width: int) -> Flash | No
         return context
 
     return attend
+
+
+def _copied(array: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
 
 
 def _spans(lengths: np.ndarray, scores: int) -> tuple[Span, ...]:

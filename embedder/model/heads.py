@@ -4,18 +4,64 @@
     sparse  = per token id, max over its tokens of relu(w . h_t + b); special ids removed; > 0 kept
     colbert = normalize(W h_t + c) for every token but <s>
 
-As FlagEmbedding 1.4 computes them (`EncoderOnlyEmbedderM3ModelForInference`).
+As FlagEmbedding 1.4 computes them (`EncoderOnlyEmbedderM3ModelForInference`). No shape depends on the states, so that
+nothing waits for the device: which tokens share a sparse weight is known from their ids (`sparse_slots`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from embedder.model import kernels
 from embedder.model.linear import Linear
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseSlots:
+    """The entries that the sparse vectors of a batch can have, and whose they are.
+
+    Attributes:
+        slots: int32 [T], the entry of each token; -1 for a dropped id.
+        texts: int64 [U], the text of each entry, ascending.
+        ids: int64 [U], its token id, ascending and unique within a text.
+    """
+
+    slots: NDArray[np.int32]
+    texts: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def sparse_slots(
+    ids: NDArray[np.integer], text_of_token: NDArray[np.integer], dropped: NDArray[np.integer]
+) -> SparseSlots:
+    """One entry per text and token id, by sorting (text, id, token) in one integer each.
+
+    Args:
+        ids: int [T], token ids, not negative.
+        text_of_token: int [T], the text of each token, not negative.
+        dropped: token ids that carry no weight.
+    """
+    kept = np.flatnonzero(np.isin(ids, dropped, invert=True)).astype(np.int64)
+    slots = np.full(len(ids), -1, dtype=np.int32)
+    if not len(kept):
+        return SparseSlots(slots, kept, kept)
+    id_bits, token_bits = int(ids.max()).bit_length(), len(ids).bit_length()
+    keys = (text_of_token[kept].astype(np.int64) << id_bits | ids[kept]) << token_bits | kept
+    keys.sort()
+    pairs = keys >> token_bits
+    first = np.ones(len(pairs), dtype=bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
+    slots[keys & ((1 << token_bits) - 1)] = np.cumsum(first) - 1
+    entries = pairs[first]
+    return SparseSlots(slots, entries >> id_bits, entries & ((1 << id_bits) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +73,37 @@ class Heads:
         sparse_bias: float32 scalar.
         colbert_linear: [T, H] -> [T, C].
         colbert_size: C, width of a ColBERT row.
-        dropped: token ids that carry no sparse weight.
-        vocabulary: above every token id.
+        dropped_ids: int32, token ids that carry no sparse weight, on the host.
     """
 
     sparse_weight: Tensor
     sparse_bias: Tensor
     colbert_linear: Linear
     colbert_size: int
-    dropped: Tensor
-    vocabulary: int
+    dropped_ids: NDArray[np.int32]
 
     def dense(self, states: Tensor, first: Tensor) -> Tensor:
-        """Float32 [B, H], from states [T, H] and the index [B] of each text's first token."""
-        return functional.normalize(states[first].float(), dim=-1)
+        """Float32 [B, H] of norm 1, from states [T, H] and the index [B] of each text's first token."""
+        return kernels.normalised_rows(states, first, torch.float32)[0]
 
-    def sparse(self, states: Tensor, ids: Tensor, text: Tensor, texts: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Aggregate token weights to one maximum per text and token id, by sorting (text, id) pairs.
+    def sparse(self, states: Tensor, slots: Tensor, size: int) -> Tensor:
+        """The weight of each entry: float32 [U], not negative, or NaN if a token of it has no number.
 
         Args:
             states: [T, H].
-            ids: [T], token ids.
-            text: int64 [T], which text a token is of.
-            texts: B.
-
-        Returns:
-            Entries per text, int64 [B]; then by text and ascending id the ids, int64 [N], and weights, float32 [N].
+            slots: int32 [T], the entry of each token, -1 for none (`sparse_slots`).
+            size: U, number of entries.
         """
-        weights = torch.relu(states.float() @ self.sparse_weight + self.sparse_bias)  # [T]
-        kept = ~(weights <= 0) & ~torch.isin(ids, self.dropped)  # NaN stays, so that it is noticed
-        pairs = text[kept] * self.vocabulary + ids[kept]
-        unique, entry = torch.unique(pairs, return_inverse=True)
-        values = torch.zeros(len(unique), device=weights.device).scatter_reduce_(0, entry, weights[kept], "amax")
-        return torch.bincount(unique // self.vocabulary, minlength=texts), unique % self.vocabulary, values
+        return kernels.entry_maxima(states, self.sparse_weight, self.sparse_bias, slots, size)
 
-    def colbert(self, states: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """[R, C] of `dtype`, from states [T, H] and the indices [R] of the tokens that have a row."""
-        return functional.normalize(self.colbert_linear(states[rows]).float(), dim=-1).to(dtype)
+    def colbert(self, states: Tensor, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rows of norm 1, [R, C] of `dtype`, and bool [R], whether a row is finite.
+
+        Args:
+            states: [T, H].
+            rows: int [R], indices of the tokens that have a row.
+            dtype: float32 or float16.
+        """
+        if states.is_cuda:  # nearly all tokens have a row: to gather them twice costs more than to compute the others
+            return kernels.normalised_rows(self.colbert_linear(states), rows, dtype)
+        return kernels.unit_rows(self.colbert_linear(states[rows]), dtype)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from embedder.checkpoint.config import EncoderConfig
 from embedder.checkpoint.weights import Weights, read_head, shaped
 from embedder.errors import ConfigurationError
-from embedder.model.attention import Flash, Packing, flash_kernel
+from embedder.model.attention import Flash, Packing, attends_by_tiles, flash_kernel
+from embedder.model.float8 import Float8Embedding, Float8Layer, Float8Linear, Float8States, prepare_float8
 from embedder.model.heads import Heads
 from embedder.model.linear import Linear, prepare
-from embedder.model.transformer import Layer, Norm
+from embedder.model.transformer import Embedding, Layer, Norm
 
 _STATE_TYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.float32,  # what is not a linear layer stays float32
+    "float8": torch.bfloat16,
 }
 
 
@@ -34,24 +37,22 @@ class Model:
     Attributes:
         config: sizes of the encoder.
         device: `cpu` or `cuda:N`.
-        dtype: type of the matrix products: `float32`, `bfloat16`, `float16` or `int8`.
-        words: [V, H], token embeddings; on a CPU in the type of the file, and left in the file until touched.
-        positions: [P, H], position embeddings, with the embedding of the single token type added.
-        embedding_norm: of the sum of both.
+        dtype: type of the matrix products: `float32`, `bfloat16`, `float16`, `int8` or `float8`.
+        embedding: of tokens and their positions.
         layers: of the encoder, in order.
         heads: dense, sparse and ColBERT.
         flash: the variable-length attention kernel, or None.
+        tiled: whether attention by tiles is available.
     """
 
     config: EncoderConfig
     device: str
     dtype: str
-    words: Tensor
-    positions: Tensor
-    embedding_norm: Norm
-    layers: tuple[Layer, ...]
+    embedding: Embedding | Float8Embedding
+    layers: tuple[Layer | Float8Layer, ...]
     heads: Heads
     flash: Flash | None
+    tiled: bool
 
     @property
     def state_type(self) -> torch.dtype:
@@ -62,17 +63,16 @@ class Model:
         """The last hidden states [T, H] of concatenated texts.
 
         Args:
-            ids: int [T], token ids.
-            positions: int64 [T], position ids.
+            ids: int32 [T], token ids.
+            positions: int32 [T], position ids.
             packing: how the batch is cut into pieces.
             yield_point: called after each piece.
         """
-        x = functional.embedding(ids, self.words).to(self.state_type)
-        x = x.add_(functional.embedding(positions, self.positions))
-        x = self.embedding_norm(x)
+        x: Any = self.embedding(ids, positions)
         for layer in self.layers:
             x = layer(x, packing, yield_point)
-        return x
+        states: Tensor = x.exact if isinstance(x, Float8States) else x
+        return states
 
 
 def load_model(checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozenset[int]) -> Model:
@@ -81,7 +81,7 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozen
     Args:
         checkpoint: a folder in the published layout.
         device: `cpu` or `cuda:N`.
-        dtype: `float32`, `bfloat16`, `float16`, or on the CPU `int8`.
+        dtype: `float32`, `bfloat16`, `float16`, on the CPU `int8`, or `float8`, which a CPU computes only for tests.
         dropped_ids: token ids that carry no sparse weight.
 
     Raises:
@@ -123,16 +123,17 @@ class _Reader:
         # BGE-M3 has a single token type: its embedding is a constant of every position.
         positions = self._tensor("embeddings.position_embeddings.weight", config.positions, config.hidden)
         positions = positions.add_(self._tensor("embeddings.token_type_embeddings.weight", 1, config.hidden))
+        embedding = Embedding(words, positions, self._norm("embeddings.LayerNorm"))
+        layer = self._float8_layer if self._dtype == "float8" else self._layer
         return Model(
             config=config,
             device=self._device,
             dtype=self._dtype,
-            words=words,
-            positions=positions,
-            embedding_norm=self._norm("embeddings.LayerNorm"),
-            layers=tuple(self._layer(f"encoder.layer.{n}") for n in range(config.layers)),
+            embedding=Float8Embedding(embedding) if self._dtype == "float8" else embedding,
+            layers=tuple(layer(f"encoder.layer.{n}") for n in range(config.layers)),
             heads=self._heads(checkpoint, dropped_ids),
             flash=flash_kernel(self._device, self._stored, config.hidden // config.heads),
+            tiled=attends_by_tiles(self._device, self._stored),
         )
 
     def _layer(self, prefix: str) -> Layer:
@@ -144,6 +145,19 @@ class _Reader:
             attention_norm=self._norm(f"{attention}.output.LayerNorm"),
             up=self._linear(f"{prefix}.intermediate.dense", shape=(intermediate, hidden), gelu=True),
             down=self._linear(f"{prefix}.output.dense", shape=(hidden, intermediate), after_gelu=True),
+            output_norm=self._norm(f"{prefix}.output.LayerNorm"),
+            heads=self._config.heads,
+        )
+
+    def _float8_layer(self, prefix: str) -> Float8Layer:
+        hidden, intermediate = self._config.hidden, self._config.intermediate
+        attention = f"{prefix}.attention"
+        return Float8Layer(
+            qkv=self._float8(*(f"{attention}.self.{part}" for part in ("query", "key", "value"))),
+            attended=self._float8(f"{attention}.output.dense"),
+            attention_norm=self._norm(f"{attention}.output.LayerNorm"),
+            up=self._float8(f"{prefix}.intermediate.dense", shape=(intermediate, hidden)),
+            down=self._float8(f"{prefix}.output.dense", shape=(hidden, intermediate)),
             output_norm=self._norm(f"{prefix}.output.LayerNorm"),
             heads=self._config.heads,
         )
@@ -160,21 +174,28 @@ class _Reader:
         return Heads(
             sparse_weight=sparse_weight,
             sparse_bias=sparse_bias,
-            colbert_linear=prepare(weight, bias, dtype=self._dtype),
+            colbert_linear=prepare(weight, bias, dtype="bfloat16" if self._dtype == "float8" else self._dtype),
             colbert_size=size,
-            dropped=torch.tensor(sorted(dropped_ids), device=self._device),
-            vocabulary=self._config.vocabulary,
+            dropped_ids=np.array(sorted(dropped_ids), dtype=np.int32),
         )
 
     def _linear(
         self, *names: str, shape: tuple[int, int] | None = None, gelu: bool = False, after_gelu: bool = False
     ) -> Linear:
-        """Linear layers of one shape [out, in] side by side; by default [H, H]."""
-        out, width = shape or (self._config.hidden, self._config.hidden)
-        read_rows = partial(self._weights.read_rows, dtype=self._stored, device=self._device)
-        weight = read_rows([f"{name}.weight" for name in names], out, width)
-        bias = read_rows([f"{name}.bias" for name in names], out)
+        weight, bias = self._side_by_side(names, shape, self._stored)
         return prepare(weight, bias, dtype=self._dtype, gelu=gelu, after_gelu=after_gelu)
+
+    def _float8(self, *names: str, shape: tuple[int, int] | None = None) -> Float8Linear:
+        return prepare_float8(*self._side_by_side(names, shape, torch.float32))
+
+    def _side_by_side(
+        self, names: Sequence[str], shape: tuple[int, int] | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Weight and bias of linear layers of one shape [out, in] as one; by default [H, H]."""
+        out, width = shape or (self._config.hidden, self._config.hidden)
+        read_rows = partial(self._weights.read_rows, dtype=dtype, device=self._device)
+        weight = read_rows([f"{name}.weight" for name in names], out, width)
+        return weight, read_rows([f"{name}.bias" for name in names], out)
 
     def _norm(self, name: str) -> Norm:
         hidden = self._config.hidden

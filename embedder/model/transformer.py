@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from embedder.model import kernels
 from embedder.model.attention import Packing, attention
 from embedder.model.linear import Linear
 
@@ -26,9 +26,29 @@ class Norm:
     bias: Tensor  # [H]
     epsilon: float
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, H] -> [T, H]."""
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+    def of_sum(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Norm of `x + residual`, [T, H] each; `x` may be overwritten."""
+        return kernels.add_norm(x, residual, self.weight, self.bias, self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The states that the layers start from.
+
+    Attributes:
+        words: [V, H], token embeddings; on a CPU in the type of the file, and left in the file until touched.
+        positions: [P, H], position embeddings, with the embedding of the single token type added.
+        norm: of the sum of both.
+    """
+
+    words: Tensor
+    positions: Tensor
+    norm: Norm
+
+    def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """int32 [T], ids and positions -> [T, H]."""
+        norm = self.norm
+        return kernels.embed_norm(ids, positions, self.words, self.positions, norm.weight, norm.bias, norm.epsilon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +69,8 @@ class Layer:
         return _by_rows(self._rest, packing, yield_point, x, context)
 
     def _rest(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attention_norm(self.attended(context).add_(x))
-        return self.output_norm(self.down(self.up(x)).add_(x))
+        x = self.attention_norm.of_sum(self.attended(context), x)
+        return self.output_norm.of_sum(self.down(self.up(x)), x)
 
 
 def _by_rows(

@@ -1,8 +1,9 @@
-"""The shared pool: one set of weights per device, worker threads that run batches, one queue for all requests."""
+"""The shared pool: one set of weights per device, threads that launch and finish batches, one queue for all."""
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 import weakref
@@ -14,8 +15,8 @@ from functools import partial
 from embedder.engines.engine import Engine
 from embedder.errors import Cancelled, DeviceLost, ModelFailure
 from embedder.scheduling.jobs import CollectedJob, Job, ResultStream, StreamedJob
-from embedder.scheduling.runner import Result, Text, run
-from embedder.scheduling.scheduler import NO_DEVICE, Batch, Pass, Priority, Role, Scheduler
+from embedder.scheduling.runner import Launched, Refused, Result, Text, launch
+from embedder.scheduling.scheduler import NO_DEVICE, UNWANTED, Batch, Flights, Pass, Priority, Scheduler
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
 
@@ -33,7 +34,7 @@ class BatchReport:
         texts: number of its texts.
         tokens: of all its texts.
         fill: its tokens as a share of the token budget; over 1 for a longer text that went alone.
-        seconds: from its start to its last result, queries at its yield points included.
+        seconds: from its launch to its last result, queries at its yield points included.
     """
 
     texts: int
@@ -43,18 +44,46 @@ class BatchReport:
 
 
 Observer = Callable[[BatchReport], None]
-"""Called after every batch, from a worker thread. Must not raise, and should not block."""
+"""Called after every batch, from a thread of the pool. Must not raise, and should not block."""
+
+_CPU_FLIGHTS = 4
+"""Batches under way on a CPU: it computes one at a time, and others wait to be unpacked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A batch that was launched, on its way to the thread that hands its results over."""
+
+    batch: Batch[Job]
+    launched: Launched
+    started_s: float
+
+
+class _Device:
+    """One device: its engine, what is under way there, and what waits to be finished, by priority.
+
+    A thread of its own launches its batches. What a GPU computes is finished by two more, one for queries and one for
+    passages, so that a query never waits for the results of a large batch to be unpacked.
+    """
+
+    def __init__(self, engine: Engine, limit: int) -> None:
+        self.engine = engine
+        self.flights = Flights(limit)
+        self.launched: dict[Priority, queue.SimpleQueue[_Flight | None]] = {
+            priority: queue.SimpleQueue() for priority in Priority
+        }
+        self.ended = False  # whether None was put as the last of each
 
 
 class ModelPool:
-    """Worker threads that compute what the scheduler plans. Usable from any thread.
+    """Threads that compute what the scheduler plans. Usable from any thread.
 
-    All threads of a GPU share its engine's weights, so memory does not grow with their number. Which thread computes
-    what is decided in `embedder.scheduling.scheduler`; here are the threads, the lock and the calls.
+    What is computed when, and on which device, is decided in `embedder.scheduling.scheduler`; here are the threads,
+    the lock and the calls.
 
     Args:
         engines: one per device, with the same weights.
-        threads_per_gpu: worker threads of a GPU; a CPU has one.
+        batches_per_gpu: most batches that are under way on a GPU; see `Flights`.
         token_budget: most tokens of one batch; a longer text goes alone.
         queue_tokens: most tokens waiting; a request beyond it is refused as `Overloaded`.
         window: most tokens of streams that are being computed, or delivered and not yet released; four batches,
@@ -71,7 +100,7 @@ class ModelPool:
         self,
         engines: Sequence[Engine],
         *,
-        threads_per_gpu: int,
+        batches_per_gpu: int,
         token_budget: int,
         queue_tokens: int,
         window: int = STREAM_WINDOW_TOKENS,
@@ -85,11 +114,18 @@ class ModelPool:
         self._observers: tuple[Observer, ...] = ()
         self._scheduler: Scheduler[Job] = Scheduler(budget=token_budget, queue_tokens=queue_tokens, window=self.window)
         self._changed = threading.Condition()
-        self._engines = list(engines)  # those that compute
+        self._devices = [
+            _Device(engine, _CPU_FLIGHTS if engine.device == "cpu" else batches_per_gpu) for engine in engines
+        ]
+        self._computing = list(self._devices)  # those that are not lost
         self._threads = [
-            threading.Thread(target=self._work, args=(engine, role), name=f"model-{engine.device}-{n}", daemon=True)
-            for engine in engines
-            for n, role in enumerate(Scheduler.roles(engine.device, threads_per_gpu))
+            threading.Thread(target=work, name=f"model-{device.engine.device}-{name}", daemon=True)
+            for device in self._devices
+            for name, work in (
+                ("launch", partial(self._launch_all, device)),
+                ("queries", partial(self._finish_all, device, Priority.QUERY)),
+                ("passages", partial(self._finish_all, device, Priority.PASSAGE)),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -155,7 +191,7 @@ class ModelPool:
         """
         with self._changed:
             self._when_lost = callback
-            lost = not self._engines
+            lost = not self._computing
         if lost:
             callback()
 
@@ -205,72 +241,112 @@ class ModelPool:
             self._scheduler.drop(job)
             self._changed.notify_all()
 
-    def _work(self, engine: Engine, role: Role) -> None:
-        """A worker thread: batches, until the engine's device is lost or the pool is closed and empty."""
-        while self._work_once(engine, role):
+    def _launch_all(self, device: _Device) -> None:
+        """The thread that launches: batches, until its device is lost or the pool is closed and empty."""
+        while self._launch_next(device):
             pass
+        with self._changed:
+            device.ended = True
+            for launched in device.launched.values():
+                launched.put(None)
 
-    def _work_once(self, engine: Engine, role: Role) -> bool:
-        """Wait for a batch and compute it; False if the thread has nothing to do any more.
+    def _launch_next(self, device: _Device) -> bool:
+        """Wait for a batch and launch it; False if there is nothing to do any more.
 
         A frame of its own: while the thread waits, it must not hold the last batch, whose job holds its results.
         """
-        batch = self._next_batch(engine, role)
+        batch = self._next_batch(device)
         if batch is not None:
-            self._compute(batch, engine)
+            self._launch(batch, device)
         return batch is not None
 
-    def _next_batch(self, engine: Engine, role: Role) -> Batch[Job] | None:
-        """Wait for a batch; None if the thread has nothing to do any more."""
+    def _next_batch(self, device: _Device) -> Batch[Job] | None:
+        """Wait for a batch; None if there is nothing to do any more."""
         with self._changed:
-            while engine in self._engines:
-                batch = self._scheduler.next_batch(role)
+            while device in self._computing:
+                batch = self._scheduler.next_batch(device.flights)
                 if batch is not None:
-                    if self._scheduler.over(role):
+                    if self._scheduler.over:
                         self._changed.notify_all()  # others may wait for the last text to leave the queue
                     return batch
-                if self._scheduler.over(role):
+                if self._scheduler.over:
                     break
                 self._changed.wait()
             return None
 
-    def _compute(self, batch: Batch[Job], engine: Engine) -> None:
-        """Compute a batch and hand its results to its jobs."""
-        started_s = self._clock()
-        results = self._results(batch, engine)
+    def _launch(self, batch: Batch[Job], device: _Device) -> None:
+        """Launch a batch, and pass it on to be finished."""
+        running = Pass(batch, device.flights, self._clock())
+        flight = _Flight(batch, self._launched(running, device), running.started_s)
         with self._changed:
-            self._scheduler.finish(batch)
+            ended = device.ended  # at a yield point of a pass that is tried again on a lost device
+            if not ended:
+                device.launched[batch.priority].put(flight)
+        if ended:
+            self._finish(flight, device)
+
+    def _finish_all(self, device: _Device, priority: Priority) -> None:
+        """A thread that finishes: batches as they were launched, until the launching thread has ended."""
+        while self._finish_next(device, priority):
+            pass
+
+    def _finish_next(self, device: _Device, priority: Priority) -> bool:
+        """Wait for a batch and hand its results over; False after the last. A frame of its own, as `_launch_next`."""
+        flight = device.launched[priority].get()
+        if flight is not None:
+            self._finish(flight, device)
+        return flight is not None
+
+    def _finish(self, flight: _Flight, device: _Device) -> None:
+        """Hand the results of a batch to its jobs."""
+        batch = flight.batch
+        results = self._results(flight, device)
+        with self._changed:
+            self._scheduler.finish(batch, device.flights)
             observers = self._observers
+            self._changed.notify_all()  # there is room for another batch
         report = BatchReport(
             texts=len(batch.picks),
             tokens=batch.tokens,
             fill=batch.tokens / self.token_budget,
-            seconds=self._clock() - started_s,
+            seconds=self._clock() - flight.started_s,
         )
         for observer in observers:
             observer(report)
         for job, positions in batch.by_job().items():
             job.complete([(batch.picks[position].index, results[position]) for position in positions])
 
-    def _results(self, batch: Batch[Job], engine: Engine) -> list[Result]:
-        """A result per text, by this engine or, if its device is lost meanwhile, by another."""
-        texts = [Text(pick.key.texts[pick.index], pick.key.outputs, owner=pick.key) for pick in batch.picks]
+    def _results(self, flight: _Flight, device: _Device) -> list[Result]:
+        """A result per text, by this device or, if it is lost meanwhile, by another."""
+        texts = len(flight.batch.picks)
+        launched = flight.launched
         while True:
-            running = Pass(batch, self._clock())
             try:
-                if batch.priority is Priority.QUERY:
-                    return run(texts, engine, None)
-                return run(texts, engine, partial(self._yield, running, engine))
+                return launched.results()
             except Cancelled:
-                return [ModelFailure("nobody waits for this text any more")] * len(texts)
+                return [ModelFailure(UNWANTED)] * texts
             except DeviceLost as error:
-                left = self._lose(engine, error)
+                left = self._lose(device, error)
                 if not left:
-                    return [DeviceLost(NO_DEVICE)] * len(texts)
-                engine = left[0]
+                    return [DeviceLost(NO_DEVICE)] * texts
+                device = left[0]
+            launched = self._launched(Pass(flight.batch, Flights(limit=0), self._clock()), device)
 
-    def _yield(self, running: Pass[Job], engine: Engine) -> None:
-        """Compute the queries that go first at a yield point of a pass over passages.
+    def _launched(self, running: Pass[Job], device: _Device) -> Launched:
+        """A pass, launched; if that fails for good, what its `results` will raise."""
+        batch = running.batch
+        texts = [Text(pick.key.texts[pick.index], pick.key.outputs, owner=pick.key) for pick in batch.picks]
+        yield_point = None if batch.priority is Priority.QUERY else partial(self._yield, running, device)
+        try:
+            return launch(texts, device.engine, yield_point)
+        except Cancelled as error:
+            return Refused(error)
+        except DeviceLost as error:
+            self._lose(device, error)  # before another batch is launched there
+            return Refused(error)
+
+    def _yield(self, running: Pass[Job], device: _Device) -> None:
+        """Launch the queries that go first at a yield point of a pass over passages.
 
         Raises:
             Cancelled: nobody wants a result of the pass any more.
@@ -279,17 +355,17 @@ class ModelPool:
         with self._changed:
             queries = self._scheduler.queries_first(running, began_s)
         if queries is not None:
-            self._compute(queries, engine)
+            self._launch(queries, device)
             running.yielded_s += self._clock() - began_s
 
-    def _lose(self, engine: Engine, error: DeviceLost) -> list[Engine]:
-        """Take an engine out of service; the engines that are left. Without any, every waiting text fails."""
+    def _lose(self, device: _Device, error: DeviceLost) -> list[_Device]:
+        """Take a device out of service; the devices that are left. Without any, every waiting text fails."""
         with self._changed:
-            first = engine in self._engines  # another thread may have noticed before
+            first = device in self._computing  # another thread may have noticed before
             if first:
-                log.critical("%s; %d devices left", error.message, len(self._engines) - 1)
-                self._engines.remove(engine)
-            left = list(self._engines)
+                log.critical("%s; %d devices left", error.message, len(self._computing) - 1)
+                self._computing.remove(device)
+            left = list(self._computing)
             when_lost = self._when_lost
             stranded = {} if left else self._scheduler.lose_all()
             self._changed.notify_all()

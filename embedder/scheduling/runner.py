@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from itertools import pairwise
+from operator import or_
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.engines.engine import EncodedBatch, Engine, SparseBatch, TokenBatch, YieldPoint
+from embedder.engines.engine import EncodedBatch, Engine, PendingBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.errors import Cancelled, DeviceLost, ModelFailure, whereabouts
 from embedder.tokenizer import EncodedText
-from embedder.vectors import Embedding, Outputs, SparseVector
+from embedder.vectors import Embedding, Kind, Outputs, SparseVector
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +43,28 @@ class Text:
     owner: Hashable
 
 
-def run(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None, *, again: bool = True) -> list[Result]:
-    """One result per text; if a pass fails, halves are tried until the text at fault stands alone.
+class Launched(Protocol):
+    """A batch on its way through an engine."""
 
-    A text alone that does not fit into the memory is tried once more: another thread may have held it.
+    def results(self) -> list[Result]:
+        """Wait for the engine; one result per text.
+
+        Raises:
+            DeviceLost: the engine's device does not compute any more; no text is at fault.
+            Cancelled: raised by the yield point of a pass that was tried again.
+        """
+        ...
+
+
+def run(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None, *, again: bool = True) -> list[Result]:
+    """One result per text, as `launch` and `Launched.results` give them."""
+    return launch(texts, engine, yield_point, again=again).results()
+
+
+def launch(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None, *, again: bool = True) -> Launched:
+    """Start a batch; if its pass fails, halves are tried until the text at fault stands alone.
+
+    A text alone that does not fit into the memory is tried once more: another batch may have held it.
 
     Vectors are views of the batch's arrays where the text's job has at least half of the batch's tokens, and copies
     otherwise. So nothing is copied of a job that fills its batches, and holding the results of a job never holds more
@@ -54,32 +75,96 @@ def run(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None, *
     Args:
         texts: at least one.
         engine: runs the model.
-        yield_point: None for an urgent batch; see `Engine.encode`.
+        yield_point: None for an urgent batch; see `Engine.launch`.
         again: whether a lack of memory for a text alone may be temporary.
 
     Raises:
         DeviceLost: the engine's device does not compute any more; no text is at fault.
         Cancelled: raised by `yield_point`.
     """
-    outputs = texts[0].outputs
-    for text in texts[1:]:
-        outputs |= text.outputs
-    tokens = sum(len(text.encoded) for text in texts)
+    attempt = _Attempt(texts, engine, yield_point, again)
     try:
-        batch = engine.encode(TokenBatch.of([text.encoded.ids for text in texts]), outputs, yield_point)
-        return _results(texts, batch, outputs)
+        batch = TokenBatch.of([text.encoded.ids for text in texts])
+        return _Pending(attempt, engine.launch(batch, attempt.outputs, yield_point))
     except (DeviceLost, Cancelled):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever ended the thread would leave every caller waiting
-        if len(texts) == 1 and not (again and isinstance(error, MemoryError)):
+        failure = attempt.failure(error)
+    # After the handler, not in it: there the exception still holds what the failed pass had allocated.
+    return _Done(failure or attempt.halves())
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A batch that could not be launched, for no fault of its texts."""
+
+    error: DeviceLost | Cancelled
+
+    def results(self) -> list[Result]:
+        """See `Launched.results`."""
+        raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A batch that failed when it was launched, and what came of it."""
+
+    outcome: list[Result]
+
+    def results(self) -> list[Result]:
+        return self.outcome
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A batch that was launched, and is waited for once."""
+
+    attempt: _Attempt
+    batch: PendingBatch
+
+    def results(self) -> list[Result]:
+        """See `Launched.results`."""
+        attempt = self.attempt
+        try:
+            return _results(attempt.texts, self.batch.wait(), attempt.outputs)
+        except (DeviceLost, Cancelled):
+            raise
+        except BaseException as error:  # noqa: BLE001 - as in `launch`
+            failure = attempt.failure(error)
+        del self.batch  # what it holds is free while halves are tried
+        return failure or attempt.halves()
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Texts on their way through an engine, and what is done where that fails."""
+
+    texts: Sequence[Text]
+    engine: Engine
+    yield_point: YieldPoint | None
+    again: bool
+
+    @property
+    def outputs(self) -> Outputs:
+        """What any of the texts wants."""
+        return reduce(or_, (text.outputs for text in self.texts))
+
+    def failure(self, error: BaseException) -> list[Result] | None:
+        """The result of a text that fails alone and for good; None if the texts are to be tried again."""
+        tokens = sum(len(text.encoded) for text in self.texts)
+        if len(self.texts) == 1 and not (self.again and isinstance(error, MemoryError)):
             log.error("a text of %d tokens could not be encoded: %s", tokens, whereabouts(error))
             return [ModelFailure(f"the model failed on a text of {tokens} tokens ({type(error).__name__})")]
-        log.warning("a batch of %d texts, %d tokens, failed: %s", len(texts), tokens, whereabouts(error))
-    # After the handler, not in it: there the exception still holds what the failed pass had allocated.
-    if len(texts) == 1:
-        return run(texts, engine, yield_point, again=False)
-    middle = len(texts) // 2
-    return run(texts[:middle], engine, yield_point) + run(texts[middle:], engine, yield_point)
+        log.warning("a batch of %d texts, %d tokens, failed: %s", len(self.texts), tokens, whereabouts(error))
+        return None
+
+    def halves(self) -> list[Result]:
+        """The texts once more, by halves; a text alone for the last time."""
+        if len(self.texts) == 1:
+            return run(self.texts, self.engine, self.yield_point, again=False)
+        middle = len(self.texts) // 2
+        first, second = self.texts[:middle], self.texts[middle:]
+        return run(first, self.engine, self.yield_point) + run(second, self.engine, self.yield_point)
 
 
 def _results(texts: Sequence[Text], batch: EncodedBatch, outputs: Outputs) -> list[Result]:
@@ -89,15 +174,10 @@ def _results(texts: Sequence[Text], batch: EncodedBatch, outputs: Outputs) -> li
     if fault is not None:
         log.error("a batch of %d texts could not be unpacked: the engine gave %s", len(texts), fault)
         return [ModelFailure(f"the model gave {fault}")] * len(texts)
-    shares: Counter[Hashable] = Counter()
-    for text, length in zip(texts, lengths, strict=True):
-        shares[text.owner] += length
-    results: list[Result] = []
-    row = 0
-    for b, text in enumerate(texts):
-        rows = slice(row, row := row + lengths[b] - 1)
-        copy = 2 * shares[text.owner] < shares.total()
-        results.append(_checked(_embedding(text, batch, b, rows, copy=copy)))
+    results = _embeddings(texts, batch, lengths)
+    for kind, text in _not_finite(batch, lengths):
+        if kind in texts[text].outputs.kinds and isinstance(results[text], Embedding):
+            results[text] = ModelFailure(f"the model gave a {kind} vector that is not finite ({lengths[text]} tokens)")
     return results
 
 
@@ -116,31 +196,45 @@ def _count(vectors: NDArray[Any] | SparseBatch | None) -> str:
     return "no" if vectors is None else str(len(vectors))
 
 
-def _embedding(text: Text, batch: EncodedBatch, b: int, rows: slice, *, copy: bool) -> Embedding:
-    wanted = text.outputs
-    dense = sparse = colbert = None
-    if wanted.dense and batch.dense is not None:
-        dense = batch.dense[b].copy() if copy else batch.dense[b]
-    if wanted.sparse and batch.sparse is not None:
-        sparse = batch.sparse[b]
-        if copy:
-            sparse = SparseVector(sparse.indices.copy(), sparse.values.copy())
-    if wanted.colbert and batch.colbert is not None:
-        colbert = batch.colbert[rows].astype(wanted.colbert_type, copy=copy)
-    return Embedding(dense, sparse, colbert, tokens=len(text.encoded), truncated=text.encoded.truncated)
+def _embeddings(texts: Sequence[Text], batch: EncodedBatch, lengths: Sequence[int]) -> list[Result]:
+    """Each text's part of the arrays: a view where its job has at least half of the batch's tokens, else a copy."""
+    shares: Counter[Hashable] = Counter()
+    for text, length in zip(texts, lengths, strict=True):
+        shares[text.owner] += length
+    copied = {owner for owner, tokens in shares.items() if 2 * tokens < shares.total()}
+    edges = [] if batch.sparse is None else batch.sparse.offsets.tolist()
+    results: list[Result] = []
+    row = 0
+    for b, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        wanted, encoded = text.outputs, text.encoded
+        copy = text.owner in copied
+        rows = slice(row, row := row + length - 1)
+        dense = sparse = colbert = None
+        if wanted.dense and batch.dense is not None:
+            dense = batch.dense[b].copy() if copy else batch.dense[b]
+        if wanted.sparse and batch.sparse is not None:
+            entries = slice(edges[b], edges[b + 1])
+            indices, values = batch.sparse.indices[entries], batch.sparse.values[entries]
+            sparse = SparseVector(indices.copy(), values.copy()) if copy else SparseVector(indices, values)
+        if wanted.colbert and batch.colbert is not None:
+            colbert = batch.colbert[rows]
+            if copy or colbert.dtype != wanted.colbert_type:
+                colbert = colbert.astype(wanted.colbert_type)
+        results.append(Embedding(dense, sparse, colbert, length, encoded.truncated))
+    return results
 
 
-def _checked(embedding: Embedding) -> Result:
-    """The embedding, if every number of it is finite."""
-    values = {
-        "dense": embedding.dense,
-        "sparse": None if embedding.sparse is None else embedding.sparse.values,
-        "colbert": embedding.colbert,
-    }
-    for kind, array in values.items():
-        if array is not None and not _is_finite(array):
-            return ModelFailure(f"the model gave a {kind} vector that is not finite ({embedding.tokens} tokens)")
-    return embedding
+def _not_finite(batch: EncodedBatch, lengths: Sequence[int]) -> Iterator[tuple[Kind, int]]:
+    """The kind and the text of each vector that is not finite; of a batch without one, nothing is looked at twice."""
+    if batch.dense is not None and not _is_finite(batch.dense):
+        yield from (("dense", b) for b, row in enumerate(batch.dense) if not _is_finite(row))
+    if batch.sparse is not None and not _is_finite(batch.sparse.values):
+        yield from (("sparse", b) for b in range(len(batch.sparse)) if not _is_finite(batch.sparse[b].values))
+    if batch.colbert is not None and not batch.colbert_is_finite:
+        edges = offsets_of(np.array(lengths, dtype=np.int32) - 1)
+        for b, (start, end) in enumerate(pairwise(edges.tolist())):
+            if not _is_finite(batch.colbert[start:end]):
+                yield "colbert", b
 
 
 def _is_finite(array: NDArray[Any]) -> bool:

@@ -15,17 +15,17 @@ Rules, in the order in which they apply:
    while few threads consume them.
 6. At a yield point of a batch of passages one batch of queries goes first, unless queries have taken more time of
    this pass than the pass itself: it might never end. A batch of which no job wants a result any more stops there.
-7. The first of several worker threads of a GPU takes queries only. A CPU has one thread: its cores are all busy with
-   one pass, and a second thread that computes slows both down.
+7. A device has a few batches under way at once (`Flights`), of which some are always left for queries: a GPU computes
+   one batch while the next is launched, and the results of another are unpacked.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
@@ -33,6 +33,7 @@ from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
 JobKey = TypeVar("JobKey", bound=Hashable)
 
 NO_DEVICE = "no device of this worker computes any more; it must be restarted"
+UNWANTED = "nobody waits for this text any more"
 
 
 class Priority(IntEnum):
@@ -40,13 +41,6 @@ class Priority(IntEnum):
 
     QUERY = 0
     PASSAGE = 1
-
-
-class Role(Enum):
-    """What a worker thread takes."""
-
-    ANY = "any"
-    QUERIES_ONLY = "queries only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +74,37 @@ class Batch(Generic[JobKey]):
 
 
 @dataclass(slots=True)
+class Flights:
+    """The batches of one device that are under way: launched, and their results not yet handed over.
+
+    Attributes:
+        limit: most batches under way; at most half of them are passages, but always one may be.
+        under_way: their number by priority.
+    """
+
+    limit: int
+    under_way: Counter[Priority] = field(default_factory=Counter)
+
+    def has_room(self, priority: Priority) -> bool:
+        """Whether a batch of this priority may be launched."""
+        if self.under_way.total() >= self.limit:
+            return False
+        return priority is Priority.QUERY or self.under_way[Priority.PASSAGE] < max(1, self.limit // 2)
+
+
+@dataclass(slots=True)
 class Pass(Generic[JobKey]):
     """A batch that is being computed.
 
     Attributes:
         batch: what is computed.
+        flights: of the device that computes it.
         started_s: when the pass started.
         yielded_s: seconds that queries took at its yield points.
     """
 
     batch: Batch[JobKey]
+    flights: Flights
     started_s: float
     yielded_s: float = 0.0
 
@@ -152,13 +167,6 @@ class Scheduler(Generic[JobKey]):
         self._passed_over = False
         self._jobs: dict[JobKey, _Job[JobKey]] = {}
         self._queues: dict[Priority, deque[_Job[JobKey]]] = {priority: deque() for priority in Priority}
-
-    @staticmethod
-    def roles(device: str, threads: int) -> list[Role]:
-        """The worker threads of a device, of which a GPU may have as many as `threads`: rule 7."""
-        if device == "cpu":
-            return [Role.ANY]
-        return [Role.QUERIES_ONLY if n == 0 < threads - 1 else Role.ANY for n in range(threads)]
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
@@ -248,18 +256,23 @@ class Scheduler(Generic[JobKey]):
         """Whether a text waits, be it for its turn, for the window or for a consumer."""
         return any(self._queues.values())
 
-    def over(self, role: Role) -> bool:
-        """Whether a worker thread has nothing to do any more: after `close`, one for queries need not wait."""
-        return self._closed and (role is Role.QUERIES_ONLY or not self.waiting)
+    @property
+    def over(self) -> bool:
+        """Whether nothing waits and nothing will: after `close`."""
+        return self._closed and not self.waiting
 
-    def next_batch(self, role: Role = Role.ANY) -> Batch[JobKey] | None:
-        """Remove and return the next batch for a worker thread; None if no text may be taken now."""
-        if role is Role.QUERIES_ONLY:
-            return self._take(Priority.QUERY)
-        passages = self._has_ready(Priority.PASSAGE)
-        queries = self._has_ready(Priority.QUERY) and not (self._passed_over and passages)
-        self._passed_over = queries and passages
-        return self._take(Priority.QUERY if queries else Priority.PASSAGE)
+    def next_batch(self, flights: Flights) -> Batch[JobKey] | None:
+        """Remove and return the next batch for a device, now under way there; None if no text may be taken now."""
+        has_room = flights.has_room(Priority.PASSAGE)
+        passages = has_room and self._has_ready(Priority.PASSAGE)
+        queries = flights.has_room(Priority.QUERY) and self._has_ready(Priority.QUERY)
+        if passages and self._passed_over:
+            queries = False
+        if has_room:
+            self._passed_over = queries and passages
+        if not (queries or passages):
+            return None
+        return self._launched(Priority.QUERY if queries else Priority.PASSAGE, flights)
 
     def queries_first(self, running: Pass[JobKey], now_s: float) -> Batch[JobKey] | None:
         """The queries that go first at a yield point of a pass; None if it goes on: rule 6.
@@ -275,15 +288,24 @@ class Scheduler(Generic[JobKey]):
         if not any(job is not None and job.wanted for job in jobs):
             raise Cancelled("nobody waits for this batch any more")
         own_s = now_s - running.started_s - running.yielded_s
-        return None if running.yielded_s > own_s else self._take(Priority.QUERY)
+        if running.yielded_s > own_s or not running.flights.has_room(Priority.QUERY):
+            return None
+        return self._launched(Priority.QUERY, running.flights)
 
-    def finish(self, batch: Batch[JobKey]) -> None:
+    def finish(self, batch: Batch[JobKey], flights: Flights) -> None:
         """The batch was computed, or its texts failed."""
+        flights.under_way[batch.priority] -= 1
         for key, positions in batch.by_job().items():
             job = self._jobs.get(key)
             if job is not None:
                 job.computing -= len(positions)
                 self._forget_if_over(job)
+
+    def _launched(self, priority: Priority, flights: Flights) -> Batch[JobKey] | None:
+        batch = self._take(priority)
+        if batch is not None:
+            flights.under_way[priority] += 1
+        return batch
 
     def _take(self, priority: Priority) -> Batch[JobKey] | None:
         picks: list[Pick[JobKey]] = []

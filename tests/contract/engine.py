@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from embedder import DeviceLost, Embedder, Outputs
-from embedder.engines import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
+from embedder.engines import BlockingEngine, EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
 from embedder.tokenizer import Tokenizer
 from tests.contract import stub
 
@@ -21,7 +21,7 @@ WAIT_MAX_S: Final = 30.0
 """Time that a test waits for another thread before it fails."""
 
 
-class StubEngine:
+class StubEngine(BlockingEngine):
     """The engine of the stub: see `tests.contract.stub`.
 
     Args:

@@ -94,7 +94,7 @@ class World:
         if self._shared is not None:
             return self._shared, None
         engine = StubEngine(self._tokenizer, lost=lost)
-        pool = ModelPool([engine], threads_per_gpu=1, token_budget=4096, queue_tokens=settings.queue_tokens)
+        pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=settings.queue_tokens)
         return Embedder(self._tokenizer, [engine], pool), engine
 
     @contextmanager

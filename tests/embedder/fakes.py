@@ -5,10 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.engines import EncodedBatch, SparseBatch, TokenBatch, YieldPoint, offsets_of
+from embedder.engines import (
+    EncodedBatch,
+    PendingBatch,
+    ReadyBatch,
+    SparseBatch,
+    TokenBatch,
+    YieldPoint,
+    offsets_of,
+)
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
 
@@ -27,7 +36,7 @@ class CountingEngine:
     """Vectors computed from the text's number alone; remembers every batch it was given.
 
     Args:
-        device: has one worker thread if `cpu`, otherwise as many as the pool is given.
+        device: computes when a batch is launched if `cpu`, otherwise when somebody waits for it.
         broken: numbers of texts on which a pass fails.
         error: what it fails with.
         spoiled: numbers of texts that get vectors that are not finite.
@@ -82,15 +91,32 @@ class CountingEngine:
         """Whether one more pass starts soon; only a pass that must not start costs the time."""
         return self._started.acquire(timeout=0.3)
 
+    def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
+        """See `Engine.launch`."""
+        if self.device == "cpu":
+            return ReadyBatch(self.encode(batch, outputs, yield_point))
+        return _Launched(self, batch, outputs, self._start(batch))
+
     def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
-        numbers = batch.ids[batch.offsets[:-1] + 1]
+        return self.finish(batch, outputs, self._start(batch))
+
+    def warm(self) -> None:
+        """See `Engine.warm`."""
+
+    def _start(self, batch: TokenBatch) -> list[int]:
+        numbers: list[int] = batch.ids[batch.offsets[:-1] + 1].tolist()
         with self._lock:
-            self.batches.append(numbers.tolist())
+            self.batches.append(numbers)
         self._started.release()
+        return numbers
+
+    def finish(self, batch: TokenBatch, outputs: Outputs, texts: list[int]) -> EncodedBatch:
+        """The vectors of the texts with these numbers."""
         assert self._open.wait(PATIENCE)
-        if self._broken.intersection(numbers.tolist()):
+        if self._broken.intersection(texts):
             raise self._error()
+        numbers = np.array(texts)
         return EncodedBatch(
             dense=self._rows(numbers, "dense") if outputs.dense else None,
             sparse=self._sparse(numbers) if outputs.sparse else None,
@@ -118,3 +144,17 @@ class CountingEngine:
         if self._spoil == "sparse":
             values[np.isin(numbers, list(self._spoiled))] = np.nan
         return SparseBatch(offsets_of(np.ones(len(numbers), dtype=np.int32)), numbers.astype(np.uint32), values)
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch that a device computes while its engine takes others."""
+
+    engine: CountingEngine
+    batch: TokenBatch
+    outputs: Outputs
+    numbers: list[int]
+
+    def wait(self) -> EncodedBatch:
+        """See `PendingBatch.wait`."""
+        return self.engine.finish(self.batch, self.outputs, self.numbers)

@@ -128,6 +128,25 @@ def test_auto_without_16_bit_kernels_measures_nothing() -> None:
     assert chosen == "float32"
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "message"),
+    [
+        ("cpu", (0, 0), r"needs an NVIDIA GPU of compute capability 8\.9 .* not a CPU; use auto or int8"),
+        ("cuda:1", (8, 6), r"capability 8\.9 or newer .* cuda:1 has 8\.6: use auto or float16"),
+    ],
+)
+def test_float8_where_nothing_multiplies_it_is_refused(device: str, capability: tuple[int, int], message: str) -> None:
+    """`DTYPE=float8` on a CPU or an old GPU says what it needs, what is there and what to set."""
+    with pytest.raises(ConfigurationError, match=message):
+        choose_dtype("float8", device, capability=lambda _: capability)
+
+
+def test_float8_is_taken_where_it_is_set_and_never_by_auto() -> None:
+    """float8 is a choice of the operator: a GPU that has it still computes in float16 by default."""
+    assert choose_dtype("float8", "cuda:0", capability=lambda _: (8, 9)) == "float8"
+    assert choose_dtype("auto", "cuda:0", capability=lambda _: (9, 0)) == "float16"
+
+
 def test_int8_on_a_gpu_is_refused() -> None:
     """`DTYPE=int8` with a GPU names the fix."""
     with pytest.raises(ConfigurationError, match=r"DTYPE=int8 .* cuda:0; use auto or float16"):
@@ -141,6 +160,7 @@ def test_int8_on_a_gpu_is_refused() -> None:
         ("float16", "cpu", "float32"),
         ("int8", "cpu", "packed"),
         ("int8", "cuda:0", "packed"),
+        ("float8", "cuda:0", "packed"),
     ],
 )
 def test_types_that_flagembedding_lacks_are_refused(dtype: str, device: str, fix: str) -> None:

@@ -29,7 +29,7 @@ TEXTS = ["one library", "", "a tool that reads many files"]
 def facade(texts_to_ids: Tokenizer, engine: Engine, *, queue_tokens: int = 10_000) -> Embedder:
     """An embedder over one engine with one worker thread and small batches."""
     return Embedder(
-        texts_to_ids, [engine], ModelPool([engine], threads_per_gpu=1, token_budget=16, queue_tokens=queue_tokens)
+        texts_to_ids, [engine], ModelPool([engine], batches_per_gpu=1, token_budget=16, queue_tokens=queue_tokens)
     )
 
 
@@ -268,6 +268,7 @@ def test_a_model_that_is_not_there_is_refused() -> None:
 def test_loading_leaves_no_thread_behind() -> None:
     """What a load computes on ends with it, so that OpenMP has the workers of its one thread alone."""
     before = set(threading.enumerate())
-    embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", threads_per_gpu=4, token_budget=512))
-    assert [thread.name for thread in set(threading.enumerate()) - before] == ["model-cpu-0"]
+    embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", batches_per_gpu=4, token_budget=512))
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert left == {"model-cpu-launch", "model-cpu-queries", "model-cpu-passages"}
     embedder.close()

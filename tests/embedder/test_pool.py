@@ -32,14 +32,14 @@ EVERY_OUTPUT = [Outputs.of(kinds) for n in (1, 2, 3) for kinds in itertools.comb
 @contextmanager
 def pool_of(
     *engines: Engine,
-    threads_per_gpu: int = 1,
+    batches_per_gpu: int = 1,
     token_budget: int = 30,
     queue_tokens: int = 10_000,
     window: int = STREAM_WINDOW_TOKENS,
 ) -> Iterator[ModelPool]:
     """A pool that is closed at the end."""
     pool = ModelPool(
-        engines, threads_per_gpu=threads_per_gpu, token_budget=token_budget, queue_tokens=queue_tokens, window=window
+        engines, batches_per_gpu=batches_per_gpu, token_budget=token_budget, queue_tokens=queue_tokens, window=window
     )
     try:
         yield pool
@@ -100,15 +100,15 @@ def test_results_leave_the_memory_with_their_owner() -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize(("device", "threads_per_gpu"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])
-def test_concurrent_jobs_get_what_they_would_get_alone(device: str, threads_per_gpu: int) -> None:
+@pytest.mark.parametrize(("device", "batches_per_gpu"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])
+def test_concurrent_jobs_get_what_they_would_get_alone(device: str, batches_per_gpu: int) -> None:
     """Jobs with different sizes, lengths, outputs and limits, all at once, get their own results in order."""
     jobs = [
         ([text(1 + 50 * job + n, 2 + (n * job) % 7 + 1) for n in range(1 + 3 * job)], outputs)
         for job, outputs in enumerate(EVERY_OUTPUT * 2)
     ]
     with (
-        pool_of(CountingEngine(device=device), threads_per_gpu=threads_per_gpu) as pool,
+        pool_of(CountingEngine(device=device), batches_per_gpu=batches_per_gpu) as pool,
         ThreadPoolExecutor(len(jobs)) as threads,
     ):
         found = list(
@@ -151,14 +151,15 @@ def test_every_device_works() -> None:
     assert sorted([*engines[0].seen, *engines[1].seen]) == [1, 2]
 
 
-def test_threads_of_a_gpu_overlap_and_a_cpu_has_one() -> None:
-    """`MAX_MODELS` worker threads overlap on a GPU; on a CPU, whose cores one pass fills, a second pass waits."""
+def test_a_gpu_takes_a_batch_while_it_computes_another() -> None:
+    """`MAX_MODELS` batches are under way on a GPU, half of them passages; on a CPU a second pass waits."""
     gpu, cpu = CountingEngine(device="cuda:0"), CountingEngine(device="cpu")
-    with pool_of(gpu, threads_per_gpu=3, token_budget=3) as pool, gpu.held():
-        submit(pool, [1, 2])
+    with pool_of(gpu, batches_per_gpu=4, token_budget=3) as pool, gpu.held():
+        submit(pool, [1, 2, 3])
         gpu.wait_for_pass()
         gpu.wait_for_pass()
-    with pool_of(cpu, threads_per_gpu=2, token_budget=3) as pool, cpu.held():
+        assert not gpu.another_pass_starts()
+    with pool_of(cpu, batches_per_gpu=2, token_budget=3) as pool, cpu.held():
         submit(pool, [1, 2])
         cpu.wait_for_pass()
         assert not cpu.another_pass_starts()
@@ -175,16 +176,16 @@ def test_one_thread_computes_on_a_cpu() -> None:
                 yield_point()
             return super().encode(batch, outputs, yield_point)
 
-    with pool_of(Watching(), threads_per_gpu=4, token_budget=6) as pool:
+    with pool_of(Watching(), batches_per_gpu=4, token_budget=6) as pool:
         for future in [submit(pool, [number], priority=Priority(number % 2)) for number in range(1, 60)]:
             done(future)
     assert len(threads) == 1
 
 
-def test_a_thread_of_a_gpu_is_kept_for_queries() -> None:
-    """With several threads on a GPU, passages never take them all: a query starts while bulk work runs."""
+def test_a_query_starts_while_a_gpu_computes_passages() -> None:
+    """Passages never take all that may be under way on a GPU: a query is launched beside them."""
     engine = CountingEngine(device="cuda:0")
-    with pool_of(engine, threads_per_gpu=2, token_budget=3) as pool, engine.held():
+    with pool_of(engine, batches_per_gpu=2, token_budget=3) as pool, engine.held():
         submit(pool, [1, 2, 3])
         engine.wait_for_pass()
         assert not engine.another_pass_starts()
@@ -202,7 +203,7 @@ def test_passages_yield_to_queries_while_they_run() -> None:
             if yield_point is not None:
                 query = submit(pool, [9], priority=Priority.QUERY)
                 yield_point()
-                answered.extend(query.result(0))
+                answered.extend(done(query))
             return super().encode(batch, outputs, yield_point)
 
     engine = Pausing()
@@ -260,7 +261,7 @@ def test_queries_take_their_share_by_the_clock_of_the_pool() -> None:
                     served.append(self.seen.count(9))
             return super().encode(batch, outputs, yield_point)
 
-    pool = ModelPool([Slow()], threads_per_gpu=1, token_budget=3, queue_tokens=10_000, clock=lambda: now)
+    pool = ModelPool([Slow()], batches_per_gpu=1, token_budget=3, queue_tokens=10_000, clock=lambda: now)
     assert failures(done(submit(pool, [1]))) == []
     pool.close()
     assert served == [1, 1, 1, 2, 2, 2]
@@ -301,9 +302,8 @@ def test_without_any_device_nobody_waits_forever() -> None:
 
 
 def test_the_loss_of_the_last_device_is_told_once() -> None:
-    """Several threads of a GPU may fail at the same time: whoever asked to be told is told once."""
-    threads = 4
-    failing = threading.Barrier(threads)
+    """Queries and passages of a GPU may fail at the same time: whoever asked to be told is told once."""
+    failing = threading.Barrier(len(Priority))
 
     def lost() -> DeviceLost:
         failing.wait(PATIENCE)
@@ -311,11 +311,11 @@ def test_the_loss_of_the_last_device_is_told_once() -> None:
 
     engine = CountingEngine(device="cuda:0", broken=range(100), error=lost)
     told: list[int] = []
-    with pool_of(engine, threads_per_gpu=threads, token_budget=3) as pool:
+    with pool_of(engine, batches_per_gpu=2, token_budget=3) as pool:
         pool.when_lost(lambda: told.append(1))
         with engine.held():
-            futures = [submit(pool, [1], priority=Priority.QUERY) for _ in range(threads)]
-            for _ in range(threads):
+            futures = [submit(pool, [1], priority=priority) for priority in Priority]
+            for _ in futures:
                 engine.wait_for_pass()
         assert all(isinstance(done(future)[0], DeviceLost) for future in futures)
     assert told == [1]
@@ -462,7 +462,7 @@ def test_a_job_larger_than_the_queue_is_invalid() -> None:
 def test_closing_finishes_what_was_accepted() -> None:
     """A shutdown answers every accepted request and refuses new ones as cancelled. Closing twice is harmless."""
     engine = CountingEngine()
-    pool = ModelPool([engine], threads_per_gpu=2, token_budget=6, queue_tokens=1000)
+    pool = ModelPool([engine], batches_per_gpu=2, token_budget=6, queue_tokens=1000)
     with engine.held():
         futures = [submit(pool, [number, number + 1]) for number in range(1, 9)]
         closing = threading.Thread(target=pool.close)
@@ -523,8 +523,8 @@ def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
     assert failures(without) == []
 
 
-@pytest.mark.parametrize("threads_per_gpu", [1, 3])
-def test_an_engine_that_returns_too_little_hangs_nobody(threads_per_gpu: int) -> None:
+@pytest.mark.parametrize("batches_per_gpu", [1, 3])
+def test_an_engine_that_returns_too_little_hangs_nobody(batches_per_gpu: int) -> None:
     """A defective engine gives errors, not callers that wait forever, and the pool works on."""
 
     class Short(CountingEngine):
@@ -534,7 +534,7 @@ def test_an_engine_that_returns_too_little_hangs_nobody(threads_per_gpu: int) ->
                 return EncodedBatch(full.dense[:0], full.sparse, full.colbert)
             return full
 
-    with pool_of(Short(), threads_per_gpu=threads_per_gpu) as pool:
+    with pool_of(Short(), batches_per_gpu=batches_per_gpu) as pool:
         assert 1 in failures(done(submit(pool, [6, 7, 8])))
         assert failures(done(submit(pool, [1, 2, 3]))) == []
 
@@ -591,8 +591,8 @@ def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
 # --- the real engine ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads_per_gpu", [1, 4])
-def test_concurrent_requests_equal_sequential_ones(mini: Bench, threads_per_gpu: int) -> None:
+@pytest.mark.parametrize("batches_per_gpu", [1, 4])
+def test_concurrent_requests_equal_sequential_ones(mini: Bench, batches_per_gpu: int) -> None:
     """32 requests at once, with the real model, give what each gives alone."""
     everything = [one for name, one in TEXTS.items() if name not in ("many words", "long word")]
     requests = [
@@ -600,7 +600,7 @@ def test_concurrent_requests_equal_sequential_ones(mini: Bench, threads_per_gpu:
         for n in range(32)
     ]
     with (
-        pool_of(mini.packed, threads_per_gpu=threads_per_gpu, token_budget=200) as pool,
+        pool_of(mini.packed, batches_per_gpu=batches_per_gpu, token_budget=200) as pool,
         ThreadPoolExecutor(32) as threads,
     ):
         found = list(
@@ -784,7 +784,7 @@ def test_observers_see_every_batch() -> None:
     """Each batch is reported with its tokens, its share of the budget and its seconds, to every observer."""
     ticks = itertools.count(0.0, 0.5)
     pool = ModelPool(
-        [CountingEngine()], threads_per_gpu=1, token_budget=12, queue_tokens=1000, clock=lambda: next(ticks)
+        [CountingEngine()], batches_per_gpu=1, token_budget=12, queue_tokens=1000, clock=lambda: next(ticks)
     )
     reports: list[list[BatchReport]] = [[], []]
     for seen in reports:

@@ -354,11 +354,12 @@ def test_thresholds_depend_on_the_type() -> None:
     assert thresholds_for("bfloat16") == thresholds_for("float16") == SIXTEEN_BIT
     assert (SIXTEEN_BIT.dense_cosine, SIXTEEN_BIT.colbert_cosine) == (0.9995, 0.9995)
     assert (SIXTEEN_BIT.sparse_error, SIXTEEN_BIT.ndcg_loss) == (0.02, 0.005)
-    assert thresholds_for("int8") == INT8
+    assert thresholds_for("int8") == thresholds_for("float8") == INT8
     for field in fields(INT8):
         loose, strict = getattr(INT8, field.name), getattr(SIXTEEN_BIT, field.name)
         assert loose > strict if field.name in {"sparse_error", "ndcg_loss"} else loose < strict
     assert described("int8", INT8) == "the defaults of int8"
+    assert described("float8", INT8) == "the defaults of float8"
     assert described("float16", replace(SIXTEEN_BIT, overlap=0.5)) == "the defaults of 16-bit types, but for overlap"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, Overloaded
-from embedder.scheduling.scheduler import Batch, Pass, Pick, Priority, Role, Scheduler
+from embedder.scheduling.scheduler import Batch, Flights, Pass, Pick, Priority, Scheduler
 
 lengths = st.lists(st.integers(2, 40), min_size=1, max_size=12)
 priorities = st.sampled_from(Priority)
@@ -105,7 +106,7 @@ class Planning(RuleBasedStateMachine):
         """A batch is formed, and keeps all the rules."""
         ready = [priority for priority in Priority if self.ready(priority)]
         self.scheduler.budget = budget
-        batch = self.scheduler.next_batch()
+        batch = self.scheduler.next_batch(Flights(2))
         assert (batch is not None) == bool(ready)
         if batch is not None:
             both = len(ready) == 2
@@ -117,10 +118,10 @@ class Planning(RuleBasedStateMachine):
 
     @rule(budget=budgets)
     def take_queries(self, budget: int) -> None:
-        """A thread that is kept for queries gets nothing else."""
+        """A device that is full of passages gets queries alone."""
         ready = self.ready(Priority.QUERY)
         self.scheduler.budget = budget
-        batch = self.scheduler.next_batch(Role.QUERIES_ONLY)
+        batch = self.scheduler.next_batch(full_of_passages())
         assert (batch is not None) == ready
         assert batch is None or batch.priority is Priority.QUERY
         self._check(batch, budget)
@@ -130,7 +131,7 @@ class Planning(RuleBasedStateMachine):
     def finish(self) -> None:
         """A batch is computed."""
         batch = self.running.pop(0)
-        self.scheduler.finish(batch)
+        self.scheduler.finish(batch, Flights(2))
         for pick in batch.picks:
             if pick.key in self.jobs:
                 self.jobs[pick.key].computing -= 1
@@ -140,7 +141,7 @@ class Planning(RuleBasedStateMachine):
     def yield_point(self) -> None:
         """A pass goes on exactly as long as one of its jobs is there."""
         batch = self.running[0]
-        running = Pass(batch, started_s=0.0, yielded_s=1.0)
+        running = Pass(batch, Flights(2), started_s=0.0, yielded_s=1.0)
         if any(pick.key in self.jobs for pick in batch.picks):
             assert self.scheduler.queries_first(running, now_s=1.0) is None
         else:
@@ -182,13 +183,19 @@ def scheduler_of(budget: int, *, window: float = float("inf")) -> Scheduler[str]
     return Scheduler(budget=budget, window=window)
 
 
-def taken(scheduler: Scheduler[str], role: Role = Role.ANY) -> list[Pick[str]]:
+def taken(scheduler: Scheduler[str], flights: Flights | None = None) -> list[Pick[str]]:
     """The next batch as a list, computed immediately."""
-    batch = scheduler.next_batch(role)
+    flights = flights or Flights(4)
+    batch = scheduler.next_batch(flights)
     if batch is None:
         return []
-    scheduler.finish(batch)
+    scheduler.finish(batch, flights)
     return list(batch.picks)
+
+
+def full_of_passages() -> Flights:
+    """A device that has as many passages under way as it may."""
+    return Flights(2, Counter({Priority.PASSAGE: 1}))
 
 
 def drained(scheduler: Scheduler[str]) -> list[list[Pick[str]]]:
@@ -209,7 +216,7 @@ def test_every_text_leaves_exactly_once(jobs: list[tuple[list[int], Priority, in
     left = [(pick.key, pick.index) for batch in drained(scheduler) for pick in batch]
     assert sorted(left) == sorted((str(number), n) for number, (job, _, _) in enumerate(jobs) for n in range(len(job)))
     assert scheduler.tokens == 0
-    assert scheduler.next_batch() is None
+    assert scheduler.next_batch(Flights(4)) is None
 
 
 def test_a_query_does_not_wait_for_passages() -> None:
@@ -296,7 +303,7 @@ def test_a_job_without_texts_waits_for_nothing() -> None:
     scheduler = scheduler_of(10)
     scheduler.add("empty", [], Priority.QUERY)
     assert not scheduler.waiting
-    assert scheduler.next_batch() is None
+    assert scheduler.next_batch(Flights(4)) is None
 
 
 # --- the window of streams ------------------------------------------------------------------------------------------
@@ -323,7 +330,7 @@ def test_a_stream_takes_nothing_of_the_window_before_it_is_consumed() -> None:
     scheduler = scheduler_of(100, window=25)
     for number in range(100):
         scheduler.add(f"idle {number}", [10] * 10, Priority.PASSAGE, streams=True)
-    assert scheduler.next_batch() is None
+    assert scheduler.next_batch(Flights(4)) is None
     assert scheduler.tokens == 10_000
     scheduler.consume("idle 57")
     assert [pick.key for pick in taken(scheduler)] == ["idle 57"] * 3
@@ -345,10 +352,10 @@ def test_a_dropped_stream_returns_what_it_held() -> None:
     scheduler.add("gone", [10] * 5, Priority.PASSAGE, streams=True)
     scheduler.consume("gone")
     taken(scheduler)
-    running = scheduler.next_batch()
+    running = scheduler.next_batch(Flights(4))
     scheduler.drop("gone")
     assert running is not None
-    scheduler.finish(running)
+    scheduler.finish(running, Flights(4))
     scheduler.add("next", [10] * 5, Priority.PASSAGE, streams=True)
     scheduler.consume("next")
     assert [taken(scheduler), taken(scheduler), taken(scheduler)] == [[Pick("next", 0)], [Pick("next", 1)], []]
@@ -394,9 +401,9 @@ def test_windows_lose_no_text(jobs: list[tuple[list[int], Priority, int, bool]],
 def pass_over_passages(scheduler: Scheduler[str]) -> Pass[str]:
     """A pass over a passage that started at 100 s."""
     scheduler.add("passage", [10], Priority.PASSAGE)
-    batch = scheduler.next_batch()
+    batch = scheduler.next_batch(Flights(4))
     assert batch is not None
-    return Pass(batch, started_s=100.0)
+    return Pass(batch, Flights(1000), started_s=100.0)
 
 
 def test_queries_go_first_at_a_yield_point() -> None:
@@ -433,13 +440,13 @@ def test_an_abandoned_stream_leaves_the_queue_and_keeps_what_it_holds() -> None:
     scheduler.add("gone", [10] * 5, Priority.PASSAGE, streams=True)
     scheduler.consume("gone")
     taken(scheduler)
-    running = scheduler.next_batch()
+    running = scheduler.next_batch(Flights(4))
     assert running is not None
     scheduler.abandon("gone")
     assert scheduler.tokens == 0
     with pytest.raises(Cancelled):
-        scheduler.queries_first(Pass(running, started_s=0.0), 1.0)
-    scheduler.finish(running)
+        scheduler.queries_first(Pass(running, Flights(4), started_s=0.0), 1.0)
+    scheduler.finish(running, Flights(4))
     scheduler.add("next", [10] * 5, Priority.PASSAGE, streams=True)
     scheduler.consume("next")
     assert taken(scheduler) == []
@@ -456,9 +463,9 @@ def test_a_pass_that_nobody_waits_for_stops_at_a_yield_point() -> None:
     scheduler = scheduler_of(20)
     scheduler.add("one", [10], Priority.PASSAGE)
     scheduler.add("other", [10, 10], Priority.PASSAGE)
-    batch = scheduler.next_batch()
+    batch = scheduler.next_batch(Flights(4))
     assert batch is not None
-    running = Pass(batch, started_s=0.0)
+    running = Pass(batch, Flights(2), started_s=0.0)
     scheduler.drop("one")
     assert scheduler.queries_first(running, 1.0) is None
     scheduler.drop("other")
@@ -469,37 +476,62 @@ def test_a_pass_that_nobody_waits_for_stops_at_a_yield_point() -> None:
 # --- worker threads -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("device", "threads", "queries_only"),
-    [("cpu", 1, [False]), ("cpu", 4, [False]), ("cuda:0", 1, [False]), ("cuda:1", 3, [True, False, False])],
-)
-def test_the_first_of_several_threads_of_a_gpu_takes_queries_only(
-    device: str, threads: int, queries_only: list[bool]
-) -> None:
-    """Passages never take all threads of a GPU; a CPU has one thread, whatever `MAX_MODELS`, and it takes both."""
-    assert [role is Role.QUERIES_ONLY for role in Scheduler.roles(device, threads)] == queries_only
+@pytest.mark.parametrize(("limit", "passages"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
+def test_passages_leave_room_for_queries(limit: int, passages: int) -> None:
+    """Of the batches that a device may have under way, passages take half at most, and one if there is one alone."""
+    scheduler, flights = scheduler_of(8), Flights(limit)
+    scheduler.add("passages", [8] * 100, Priority.PASSAGE)
+    while scheduler.next_batch(flights) is not None:
+        pass
+    assert flights.under_way == {Priority.PASSAGE: passages}
+    scheduler.add("queries", [8] * 100, Priority.QUERY)
+    while scheduler.next_batch(flights) is not None:
+        pass
+    assert flights.under_way == Counter({Priority.PASSAGE: passages, Priority.QUERY: limit - passages})
 
 
-def test_a_thread_for_queries_leaves_passages_alone() -> None:
+def test_a_finished_batch_makes_room_for_another() -> None:
+    """A device whose only batch is done takes the next one."""
+    scheduler, flights = scheduler_of(8), Flights(1)
+    scheduler.add("passages", [8] * 2, Priority.PASSAGE)
+    batch = scheduler.next_batch(flights)
+    assert batch is not None
+    assert scheduler.next_batch(flights) is None
+    scheduler.finish(batch, flights)
+    assert scheduler.next_batch(flights) is not None
+
+
+def test_a_device_full_of_passages_still_takes_queries() -> None:
     """It gets a batch of queries out of turn, or nothing."""
     scheduler = scheduler_of(10)
     scheduler.add("passages", [8, 8], Priority.PASSAGE)
-    assert taken(scheduler, Role.QUERIES_ONLY) == []
+    assert taken(scheduler, full_of_passages()) == []
     scheduler.add("query", [8], Priority.QUERY)
-    assert taken(scheduler, Role.QUERIES_ONLY) == [Pick("query", 0)]
+    assert taken(scheduler, full_of_passages()) == [Pick("query", 0)]
 
 
-def test_threads_end_when_what_was_accepted_is_taken() -> None:
-    """After closing, a thread for queries may end, and the others do once nothing waits, streams included."""
+def test_queries_wait_where_nothing_more_may_be_under_way() -> None:
+    """At a yield point of the only batch that a device may have, queries are not launched."""
+    scheduler, flights = scheduler_of(10), Flights(1)
+    scheduler.add("passages", [8], Priority.PASSAGE)
+    batch = scheduler.next_batch(flights)
+    assert batch is not None
+    scheduler.add("query", [8], Priority.QUERY)
+    assert scheduler.queries_first(Pass(batch, flights, started_s=0.0), now_s=1.0) is None
+    flights.limit = 2
+    assert scheduler.queries_first(Pass(batch, flights, started_s=0.0), now_s=1.0) is not None
+
+
+def test_work_ends_when_what_was_accepted_is_taken() -> None:
+    """After closing, it ends once nothing waits, streams included."""
     scheduler = scheduler_of(10)
     scheduler.add("stream", [8], Priority.PASSAGE, streams=True)
-    assert not scheduler.over(Role.QUERIES_ONLY)
+    assert not scheduler.over
     scheduler.close()
-    assert scheduler.over(Role.QUERIES_ONLY)
-    assert not scheduler.over(Role.ANY)
+    assert not scheduler.over
     scheduler.consume("stream")
     assert taken(scheduler) == [Pick("stream", 0)]
-    assert scheduler.over(Role.ANY)
+    assert scheduler.over
 
 
 # --- admission ------------------------------------------------------------------------------------------------------
@@ -534,7 +566,7 @@ def test_without_a_device_every_waiting_text_is_named() -> None:
     scheduler.add("query", [8], Priority.QUERY)
     scheduler.add("passages", [10] * 3, Priority.PASSAGE)
     scheduler.add("stream", [10] * 2, Priority.PASSAGE, streams=True)
-    taken(scheduler, Role.QUERIES_ONLY)
+    taken(scheduler, full_of_passages())
     taken(scheduler)
     assert scheduler.lose_all() == {"passages": [1, 2], "stream": [0, 1]}
     assert scheduler.lose_all() == {}

@@ -33,7 +33,7 @@ def build(settings: Settings) -> Operations:
     """The operations over `mini` on such a device."""
     tokenizer = Tokenizer(MINI)
     engine = Fragile(load_model(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids))
-    pool = ModelPool([engine], threads_per_gpu=1, token_budget=4096, queue_tokens=100_000)
+    pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)
     return Operations(settings, Embedder(tokenizer, [engine], pool))
 
 

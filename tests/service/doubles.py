@@ -13,7 +13,7 @@ import numpy as np
 
 from embedder import Embedder, EncodedText, Outputs, Overloaded, Priority, ResultStream
 from embedder.checkpoint import MINI
-from embedder.engines import EncodedBatch, TokenBatch, YieldPoint
+from embedder.engines import BlockingEngine, EncodedBatch, TokenBatch, YieldPoint
 from embedder.engines.packed import PackedEngine
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ class WatchedStore(EdgeStore):
         return super().query(collection, plans)
 
 
-class WatchedEngine:
+class WatchedEngine(BlockingEngine):
     """The packed engine on `mini`, which remembers its batches and works only while its gate is open.
 
     Args:
@@ -132,7 +132,7 @@ class Watched:
         """A budget of 4096 tokens."""
         tokenizer = Tokenizer(MINI)
         engine = WatchedEngine(tokenizer, poison)
-        pool = ModelPool([engine], threads_per_gpu=1, token_budget=4096, queue_tokens=100_000)
+        pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)
         return cls(engine, pool, Embedder(tokenizer, [engine], pool))
 
 

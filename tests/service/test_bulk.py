@@ -517,7 +517,7 @@ def test_derived_ids_are_those_of_the_alias(load: Loader, store: EdgeStore, serv
 
 def test_a_pool_without_room_is_waited_for(watched: Watched, store: EdgeStore) -> None:
     """A load takes what room there is, and rejects nothing for want of it."""
-    pool = ModelPool([watched.engine], threads_per_gpu=1, token_budget=128, queue_tokens=200)
+    pool = ModelPool([watched.engine], batches_per_gpu=1, token_budget=128, queue_tokens=200)
     small = CrowdedEmbedder(Tokenizer(MINI), [watched.engine], pool)
 
     def lines() -> Iterable[bytes]:

@@ -70,6 +70,7 @@ def test_the_readme_explains_every_setting() -> None:
         ("SERVED_MODEL_NAME", "BAAI/bge-m3", "BAAI/bge-m3"),
         ("ENGINE", "flagembedding", "flagembedding"),
         ("DTYPE", "int8", "int8"),
+        ("DTYPE", "float8", "float8"),
         ("GPU_DEVICE", "cuda:0,cuda:1", "cuda:0,cuda:1"),
         ("MAX_MODELS", "2", 2),
         ("MAX_CONCURRENCY", "64", 64),

@@ -12,13 +12,13 @@ import numpy as np
 
 from embedder import Embedder, Kind, Outputs
 from embedder.checkpoint import MINI
-from embedder.engines import EncodedBatch, Engine, TokenBatch, YieldPoint
+from embedder.engines import BlockingEngine, EncodedBatch, Engine, TokenBatch, YieldPoint
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink import Point, PointId, Store, Stored, WithPayload
 
 
-class ObservedEngine:
+class ObservedEngine(BlockingEngine):
     """An engine that calls back before each batch.
 
     Args:
@@ -54,7 +54,7 @@ class ObservedEngine:
 @contextmanager
 def embedder_over(engine: Engine, *, token_budget: int = 4096, queue_tokens: int = 100_000) -> Iterator[Embedder]:
     """An embedder with a pool of its own over an engine of `mini`, for the length of the block."""
-    pool = ModelPool([engine], threads_per_gpu=1, token_budget=token_budget, queue_tokens=queue_tokens)
+    pool = ModelPool([engine], batches_per_gpu=1, token_budget=token_budget, queue_tokens=queue_tokens)
     embedder = Embedder(Tokenizer(MINI), [engine], pool)
     try:
         yield embedder

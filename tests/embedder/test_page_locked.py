@@ -1,0 +1,45 @@
+"""Who holds page-locked memory, and how much of it."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import torch
+
+from embedder.engines.page_locked import PageLocked
+
+
+def rows(count: int) -> torch.Tensor:
+    """Rows of four float32, 16 bytes each."""
+    return torch.arange(4.0 * count).view(count, 4)
+
+
+def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
+    """Nothing is copied, and when the last view of a batch is gone its memory can be lent again."""
+    lender = PageLocked(limit_bytes=1000)
+    buffer = rows(10)
+    array = lender.lent(buffer)
+    views = [array[0], array[3:5]]
+    assert np.shares_memory(array, buffer.numpy())
+    del array
+    gc.collect()
+    assert lender.lent_bytes == 160, "views hold the whole buffer"
+    views.pop()
+    assert lender.lent_bytes == 160
+    views.clear()
+    gc.collect()
+    assert lender.lent_bytes == 0
+
+
+def test_beyond_the_limit_results_are_copies() -> None:
+    """However much a consumer keeps, it never holds more page-locked memory than the limit."""
+    lender = PageLocked(limit_bytes=200)
+    first, second = lender.lent(rows(10)), lender.lent(rows(10))
+    assert lender.lent_bytes == 160
+    np.testing.assert_array_equal(first, second)
+    assert second.base is None
+    assert first.base is not None
+    del first
+    gc.collect()
+    assert lender.lent(rows(12)).base is not None
