@@ -25,8 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.gpu.checkpoint import made
     from benchmarks.gpu.run import run_sections
     from benchmarks.gpu.sections import SECTIONS
+    from embedder import ConfigurationError
+    from embedder.engines.devices import choose_devices
 
     given = _parse(list(SECTIONS), arguments)
+    try:
+        [given.device] = choose_devices(given.device)
+    except ConfigurationError as error:
+        raise SystemExit(f"--device: {error}") from error
     out = (given.out / "gpu" / "quick" if given.quick else given.out / "gpu").resolve()
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = given.checkpoint or made(out / "checkpoint", quick=given.quick, device=given.device)

@@ -84,7 +84,7 @@ _ROWS: dict[str, list[Row]] = {
     ],
     "queries": _queries(),
     "handler": [{"texts": 512, "tokens": 71_000, "handler_s": 1.073, "engine_s": 0.110}],
-    "profile": [{"batch": "64 x 512", "outputs": "dense", "shares": _SHARES}],
+    "profile": [{"dtype": "float16", "batch": "64 x 512", "outputs": "dense", "shares": _SHARES}],
     "flagembedding": [
         {"batch_size": 256, "outputs": "all", "tokens_s": 115e3},
         {"batch_size": 256, "outputs": "dense", "tokens_s": 286e3},

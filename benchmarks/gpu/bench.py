@@ -14,6 +14,7 @@ from benchmarks.gpu.texts import Texts
 from benchmarks.shape import Shape
 from embedder import BatchReport, Embedder, ModelOptions
 from embedder.engines.packed import PackedEngine
+from embedder.model.model import load_model
 from embedder.tokenizer import Tokenizer
 
 _BUDGET_DEFAULT_TOKENS = 32_768
@@ -68,6 +69,17 @@ class Bench:
         return self.load_engine(self.dtype)
 
     @cached_property
+    def float8_engine(self) -> PackedEngine:
+        """The engine alone, with float8 products."""
+        return self.load_engine("float8")
+
+    @property
+    def engines(self) -> dict[str, PackedEngine]:
+        """The engines that are loaded, by type."""
+        loaded = {self.dtype: self.engine}
+        return loaded | {"float8": self.float8_engine} if "float8_engine" in self.__dict__ else loaded
+
+    @cached_property
     def embedder(self) -> Embedder:
         """Tokenizer, pool and engine, with the defaults of the service."""
         embedder = Embedder.load(ModelOptions(str(self.checkpoint), dtype=self.dtype, device=self.device))
@@ -82,14 +94,19 @@ class Bench:
         return _BUDGET_DEFAULT_TOKENS
 
     def load_engine(self, dtype: str, **options: Any) -> PackedEngine:
-        """Another engine over the checkpoint."""
+        """Another engine over the checkpoint, warm; `options` are those of its constructor."""
         dropped_ids = Tokenizer(self.checkpoint).dropped_ids
-        return PackedEngine.load(self.checkpoint, device=self.device, dtype=dtype, dropped_ids=dropped_ids, **options)
+        model = load_model(self.checkpoint, device=self.device, dtype=dtype, dropped_ids=dropped_ids)
+        engine = PackedEngine(model, **options)
+        warm = getattr(engine, "warm", None)
+        if warm is not None:
+            warm()
+        return engine
 
     @property
     def graphs_optional(self) -> bool:
-        """Whether the engine can be loaded with CUDA graphs and without."""
-        return "graphs" in inspect.signature(PackedEngine.load).parameters
+        """Whether the engine replays CUDA graphs unless it is told not to."""
+        return self.on_gpu and "graphs" in inspect.signature(PackedEngine).parameters
 
     def close(self) -> None:
         """Stop the worker threads."""

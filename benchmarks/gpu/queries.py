@@ -41,8 +41,8 @@ class Client:
 def queries(bench: Bench) -> Iterator[Row]:
     """Queries per second and latency by number of clients, then beside bulk passages."""
     embedder, texts = bench.embedder, bench.texts
-    asyncio.run(_clients(embedder, texts.queries, 4, bench.seconds(0.5)))  # warm
     for clients in _QUICK_CLIENTS if bench.quick else CLIENTS:
+        asyncio.run(_clients(embedder, texts.queries, clients, bench.seconds(0.5)))  # warm
         durations, seconds = asyncio.run(_clients(embedder, texts.queries, clients, bench.seconds(3.0)))
         yield {"clients": clients, "queries_s": len(durations) / seconds} | _latency(durations)
     jobs: dict[str, Iterator[Sequence[str]]] = {

@@ -29,6 +29,9 @@ def run_sections(bench: Bench, out: Path, names: Iterable[str], *, limit_s: floa
         watched: whether a section that hangs ends the process, with its stack on the standard error.
     """
     started_s = time.monotonic()
+    if bench.on_gpu:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # statistics of memory fail before
+        torch.cuda.set_device(bench.device)
     for name in names:
         left_s = limit_s - (time.monotonic() - started_s)
         section = Section(name, "failed", "it did not end")

@@ -253,7 +253,7 @@ def float8(results: Results) -> str:
 
 def profile(results: Results) -> str:
     """Where the time of a batch goes."""
-    classes = ("products", "attention", "norms", "GELU", "heads", "copies", "other")
+    classes = ("products", "attention", "norms", "GELU", "quantisation", "heads", "copies", "other")
     cases = [
         (name, row)
         for name, source in (("before", BASELINE), ("now", results))
@@ -263,6 +263,7 @@ def profile(results: Results) -> str:
     rows = [
         (
             name,
+            row["dtype"],
             row["batch"],
             row["outputs"],
             *(_percent(row["shares"].get(each)) for each in classes),
@@ -272,19 +273,19 @@ def profile(results: Results) -> str:
         for name, row in cases
     ]
     kernels = [
-        (row["batch"], "`" + row["kernel"].replace("|", "/") + "`", row["class"], _percent(row["share"]))
+        (row["dtype"], row["batch"], "`" + row["kernel"].replace("|", "/") + "`", row["class"], _percent(row["share"]))
         for row in results.rows("profile")
         if row.get("share", 0) >= 0.01
     ]
-    longest = table(("batch", "kernel", "class", "share"), kernels, words=3)
+    longest = table(("type", "batch", "kernel", "class", "share"), kernels, words=4)
     folded = f"<details><summary>The kernels that take longest</summary>\n\n{longest}\n\n</details>" if kernels else ""
     return _part(
         "## Where the time goes",
         "Shares of the device's time by class of kernel, and the device's busy time beside the time by the clock, of"
         " one `encode`, under torch's profiler.",
-        ("", "batch", "outputs", *classes, "busy, ms", "clock, ms"),
+        ("", "type", "batch", "outputs", *classes, "busy, ms", "clock, ms"),
         rows,
-        words=3,
+        words=4,
         after=folded,
     )
 

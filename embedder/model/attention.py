@@ -1,8 +1,8 @@
 """Attention within the texts of a batch that are concatenated without padding.
 
-On CUDA one call attends over all texts of a batch: in 16 bits our kernel by tiles for short and middling texts, and
-torch's variable-length kernel for long ones, each where it is available. Else texts of one length are computed
-together; on a CPU in pieces short enough to yield between them.
+On CUDA one call attends over all texts of a batch: in 16 bits our kernel by tiles or, where Triton does not run, the
+variable-length kernel of torch. Else texts of one length are computed together; on a CPU in pieces short enough to
+yield between them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Flash = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 _FLASH_HEAD_MAX_WIDTH = 256
 """Widest head of the flash kernels; narrower ones must be multiples of 8."""
 
-FLASH_MIN_TOKENS = 2048
-"""Mean tokens per text from which torch's variable-length kernel is used rather than tiles."""
 WIDE_TILES_MIN_TOKENS = 96
 """Mean tokens per text from which tiles have 128 queries rather than 64."""
+_GPU_PIECE_ROWS = 8192
+"""Rows of a piece on a GPU: the products reach their full rate, and what one kernel writes the next finds in the L2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +111,15 @@ class Packing:
             pieces: sizes on a CPU; on a GPU a piece is everything.
         """
         tokens, longest = int(lengths.sum()), int(lengths[-1])
-        whole = (slice(0, tokens),)
-        block = tile_block(tokens / len(lengths), has_flash=flash is not None) if tiled else None
-        if block is not None:
+        if tiled:
+            block = tile_block(tokens / len(lengths))
             tiles, text_spans = tiles_of(lengths, block), text_spans_of(lengths)
             return cls.of_tiles(tokens, _copied(tiles, device), _copied(text_spans, device), block=block)
         if flash is not None:
             bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            return cls(whole, (), longest, flash, _copied(bounds, device))
+            return cls(_gpu_pieces(tokens), (), longest, flash, _copied(bounds, device))
         if device != "cpu":
-            return cls(whole, _spans(lengths, tokens**2), longest)
+            return cls(_gpu_pieces(tokens), _spans(lengths, tokens**2), longest)
         count = -(-tokens // pieces.rows)
         edges = [tokens * n // count for n in range(count + 1)]
         rows = tuple(slice(*edge) for edge in itertools.pairwise(edges))
@@ -136,19 +135,18 @@ class Packing:
             text_spans: int32 [T, 2], as of `kernels.text_spans_of`.
             block: most queries of a tile, 64 or 128.
         """
-        return cls((slice(0, tokens),), (), 0, tiles=tiles, text_spans=text_spans, block=block)
+        return cls(_gpu_pieces(tokens), (), 0, tiles=tiles, text_spans=text_spans, block=block)
 
 
-def tile_block(mean_tokens: float, *, has_flash: bool) -> int | None:
-    """Queries of a tile for a batch of texts with this mean length; None where the variable-length kernel is faster.
-
-    Args:
-        mean_tokens: per text.
-        has_flash: whether there is a variable-length kernel.
-    """
-    if has_flash and mean_tokens >= FLASH_MIN_TOKENS:
-        return None
+def tile_block(mean_tokens: float) -> int:
+    """Queries of a tile for a batch of texts with so many tokens each."""
     return 128 if mean_tokens >= WIDE_TILES_MIN_TOKENS else 64
+
+
+def _gpu_pieces(tokens: int) -> tuple[slice, ...]:
+    """Pieces that cover [T]; a rest of less than half a piece belongs to the last one."""
+    edges = [*range(0, max(tokens - _GPU_PIECE_ROWS // 2, 1), _GPU_PIECE_ROWS), tokens]
+    return tuple(slice(*edge) for edge in itertools.pairwise(edges))
 
 
 def attends_by_tiles(device: str, dtype: torch.dtype) -> bool:

@@ -2,14 +2,14 @@
 
 On CPUs with oneDNN the weight is reordered once into the layout that its kernels read (twice as fast
 for a few rows) and the exact GELU is fused into the product. On GPUs cublasLt fuses it into large products, in the
-form by tanh. int8 quantises weights per output channel,
-once, and activations per row, so that a text's vectors do not depend on the texts beside it.
+form by tanh. int8 quantises weights per output channel, once, and activations per row, so that a text's vectors do not
+depend on the texts beside it.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,14 @@ from torch.nn import functional
 
 from embedder.errors import ConfigurationError
 
-Linear = Callable[[Tensor], Tensor]
-"""[T, K] -> [T, N], in the type of its input."""
+
+class Linear(Protocol):
+    """[T, K] -> [T, N], in the type of its input."""
+
+    def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """The product, written to `out` if given."""
+        ...
+
 
 _SCALE_MIN = 1e-12
 """Keeps the scale of an all-zero channel or row above zero."""
@@ -80,9 +86,12 @@ def has_onednn(dtype: str) -> bool:
 
 
 def _plain(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
-    def apply(x: Tensor) -> Tensor:
-        y = functional.linear(x, weight, bias)
-        return functional.gelu(y) if gelu else y
+    transposed = weight.t()
+
+    def apply(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        if gelu:
+            return _placed(functional.gelu(functional.linear(x, weight, bias)), out)
+        return functional.linear(x, weight, bias) if out is None else torch.addmm(bias, x, transposed, out=out)
 
     return apply
 
@@ -90,10 +99,10 @@ def _plain(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
 def _with_epilogue(weight: Tensor, bias: Tensor) -> Linear:
     exact, transposed = _plain(weight, bias, gelu=True), weight.t()
 
-    def apply(x: Tensor) -> Tensor:
+    def apply(x: Tensor, *, out: Tensor | None = None) -> Tensor:
         if not has_tanh_gelu(x.device.type, x.dtype, len(x)):
-            return exact(x)
-        return torch._addmm_activation(bias, x, transposed, use_gelu=True)  # noqa: SLF001
+            return exact(x, out=out)
+        return _placed(torch._addmm_activation(bias, x, transposed, use_gelu=True), out)  # noqa: SLF001
 
     return apply
 
@@ -102,9 +111,9 @@ def _prepacked(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
     activation = "gelu" if gelu else "none"
 
-    def apply(x: Tensor) -> Tensor:
+    def apply(x: Tensor, *, out: Tensor | None = None) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")  # noqa: SLF001
-        return y
+        return _placed(y, out)
 
     return apply
 
@@ -129,7 +138,7 @@ def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) ->
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     shift = torch.full((weight.shape[1],), zero + 0.5)  # the half makes truncation round
 
-    def apply(x: Tensor) -> Tensor:
+    def apply(x: Tensor, *, out: Tensor | None = None) -> Tensor:
         above = x.amax(dim=1, keepdim=True) / (highest - zero)
         below = x.amin(dim=1, keepdim=True) / -zero
         row = torch.maximum(above, below).clamp_(min=_SCALE_MIN)  # [T, 1]
@@ -138,6 +147,10 @@ def _quantized(weight: Tensor, bias: Tensor, *, gelu: bool, after_gelu: bool) ->
             quantized, 1.0, zero, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         torch.addcmul(bias, y, row, out=y)
-        return functional.gelu(y) if gelu else y
+        return _placed(functional.gelu(y) if gelu else y, out)
 
     return apply
+
+
+def _placed(y: Tensor, out: Tensor | None) -> Tensor:
+    return y if out is None else out.copy_(y)

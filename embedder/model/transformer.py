@@ -2,7 +2,7 @@
 
 Token-wise layers see the concatenated tokens [T, H]; only attention looks at texts. On a CPU both run piece
 by piece: a piece keeps its intermediate results in the cache, and between two pieces a batch of passages can
-yield to a query. On a GPU a piece is everything.
+yield to a query. On a GPU pieces are larger and for token-wise layers alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Norm:
     bias: Tensor  # [H]
     epsilon: float
 
-    def of_sum(self, x: Tensor, residual: Tensor) -> Tensor:
+    def of_sum(self, x: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
         """Norm of `x + residual`, [T, H] each; `x` may be overwritten."""
-        return kernels.add_norm(x, residual, self.weight, self.bias, self.epsilon)
+        return kernels.add_norm(x, residual, self.weight, self.bias, self.epsilon, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +65,25 @@ class Layer:
 
     def __call__(self, x: Tensor, packing: Packing, yield_point: Callable[[], None]) -> Tensor:
         """[T, H] -> [T, H]; `yield_point` is called after each piece."""
-        context = attention(_by_rows(self.qkv, packing, yield_point, x), packing, self.heads, yield_point)
-        return _by_rows(self._rest, packing, yield_point, x, context)
+        qkv = _by_rows(self.qkv, 3 * x.shape[1], packing, yield_point, x)
+        context = attention(qkv, packing, self.heads, yield_point)
+        return _by_rows(self._rest, x.shape[1], packing, yield_point, x, context)
 
-    def _rest(self, x: Tensor, context: Tensor) -> Tensor:
+    def _rest(self, x: Tensor, context: Tensor, out: Tensor | None = None) -> Tensor:
         x = self.attention_norm.of_sum(self.attended(context), x)
-        return self.output_norm.of_sum(self.down(self.up(x)), x)
+        return self.output_norm.of_sum(self.down(self.up(x)), x, out)
 
 
 def _by_rows(
-    function: Callable[..., Tensor], packing: Packing, yield_point: Callable[[], None], *inputs: Tensor
+    function: Callable[..., Tensor], width: int, packing: Packing, yield_point: Callable[[], None], *inputs: Tensor
 ) -> Tensor:
-    """A token-wise function of [T, ...] inputs, piece by piece."""
+    """A token-wise function of [T, ...] inputs, piece by piece: [T, width]."""
     if len(packing.rows) == 1:
         whole = function(*inputs)
         yield_point()
         return whole
-    parts = []
+    out = torch.empty(len(inputs[0]), width, dtype=inputs[0].dtype, device=inputs[0].device)
     for rows in packing.rows:
-        parts.append(function(*(x[rows] for x in inputs)))
+        function(*(x[rows] for x in inputs), out=out[rows])
         yield_point()
-    return torch.cat(parts)
+    return out

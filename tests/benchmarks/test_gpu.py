@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.baseline import BASELINE
 from benchmarks.gpu.bench import Bench, NotRunError
+from benchmarks.gpu.engine import pipelined_rate
 from benchmarks.gpu.goals import GOALS
 from benchmarks.gpu.profile import busy_seconds, kind
 from benchmarks.gpu.report import REPORT, render, write_report
@@ -19,6 +21,8 @@ from benchmarks.gpu.results import Results, Row, Section
 from benchmarks.gpu.run import run_sections
 from benchmarks.gpu.sections import SECTIONS, Plan
 from benchmarks.gpu.texts import Texts, batches, random_batch, shapes
+from embedder import Outputs
+from embedder.engines import TokenBatch, YieldPoint
 from embedder.tokenizer import EncodedText, Tokenizer
 from training.random_checkpoint import build
 
@@ -194,6 +198,30 @@ def test_a_failure_is_a_result_and_the_rest_goes_on(
     assert "engine: failed: ValueError: no such kernel" in capsys.readouterr().out
 
 
+def test_a_missing_device_is_refused_plainly() -> None:
+    """By name, before anything is made."""
+    with pytest.raises(SystemExit, match="cuda:99 is not there"):
+        main(["--device", "cuda:99"])
+
+
+def test_two_batches_are_in_flight() -> None:
+    """Where the engine can launch, the next batch is launched before the last one is awaited."""
+    log: list[str] = []
+
+    class Pending:
+        def wait(self) -> None:
+            log.append("wait")
+
+    class Launching:
+        def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint) -> Pending:
+            log.append("launch")
+            return Pending()
+
+    rate = pipelined_rate(Launching(), [random_batch([9], 100)], Outputs(), seconds=0, least=2)  # type: ignore[arg-type]
+    assert rate > 0
+    assert log == ["launch", "wait", *["launch"] * 2, "wait", "launch", "wait", "wait"]
+
+
 def test_batches_hold_every_text_within_the_budget(bench: Bench) -> None:
     """In order; a text over the budget goes alone."""
     texts = [EncodedText(random_batch([length], 100).ids, truncated=False) for length in (5, 5, 30, 4, 4)]
@@ -217,6 +245,10 @@ def test_kernels_are_told_by_their_names() -> None:
         "void pytorch_flash::flash_fwd_kernel<cutlass::half_t>": "attention",
         "void at::native::vectorized_layer_norm_kernel<c10::Half>": "norms",
         "void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernelImpl>": "GELU",
+        "_add_norm_quantise": "norms",
+        "_quantise": "quantisation",
+        "_attend": "attention",
+        "_normalised_rows": "heads",
         "Memcpy DtoH (Device -> Pinned)": "copies",
         "void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel": "heads",
         "void at::native::elementwise_add": "other",

@@ -13,6 +13,7 @@ from embedder import Priority
 from embedder.engines import TokenBatch
 from embedder.engines.calibration import batch_of, calibrate
 from embedder.engines.packed import PackedEngine
+from embedder.model.transformer import Embedding as EmbeddingLayer
 from embedder.scheduling.pool import ModelPool
 from embedder.vectors import Embedding, Outputs
 from tests.embedder.bench import Bench
@@ -166,11 +167,11 @@ def test_batches_that_are_under_way_together_do_not_mix(mini: Bench) -> None:
 
 
 def test_what_is_not_finite_is_found_on_the_device(mini: Bench) -> None:
-    """A model that computes NaN says so of its batch, and of the rows that have it."""
+    """A model that computes NaN says so of its batch."""
     model = mini.model_as("float16", DEVICE)
-    layer = replace(model.layers[-1], down=lambda x: torch.full((len(x), model.config.hidden), torch.nan).to(x))
-    engine = PackedEngine(replace(model, layers=(*model.layers[:-1], layer)))
-    encoded = engine.encode(batch_of([8, 9]), Outputs())
+    assert isinstance(model.embedding, EmbeddingLayer)
+    broken = replace(model.embedding, words=torch.full_like(model.embedding.words, torch.nan))
+    encoded = PackedEngine(replace(model, embedding=broken)).encode(batch_of([8, 9]), Outputs())
     assert not encoded.colbert_is_finite
     assert encoded.colbert is not None
     assert np.isnan(encoded.colbert).all()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from embedder.engines import TokenBatch
 from embedder.engines.inputs import Inputs
 from embedder.model import Packing
-from embedder.model.attention import FLASH_MIN_TOKENS, WIDE_TILES_MIN_TOKENS, attends_by_tiles, tile_block
+from embedder.model.attention import WIDE_TILES_MIN_TOKENS, attends_by_tiles, tile_block
 from embedder.model.heads import sparse_slots
 from embedder.model.kernels import attention, norms, rows, text_spans_of, tiles_of
 from tests.embedder.bench import Bench
@@ -46,11 +46,9 @@ def test_the_largest_ids_and_batches_fit_one_integer() -> None:
 
 
 def test_what_attends_depends_on_the_mean_length() -> None:
-    """Small tiles for short texts, wide ones for longer, torch's own kernel for the longest if there is one."""
-    assert tile_block(2, has_flash=True) == 64
-    assert tile_block(WIDE_TILES_MIN_TOKENS, has_flash=True) == 128
-    assert tile_block(FLASH_MIN_TOKENS, has_flash=True) is None
-    assert tile_block(FLASH_MIN_TOKENS, has_flash=False) == 128
+    """Small tiles for short texts, wide ones for longer; a CPU has none."""
+    assert tile_block(2) == 64
+    assert tile_block(WIDE_TILES_MIN_TOKENS) == 128
     assert not attends_by_tiles("cpu", torch.float16)
 
 

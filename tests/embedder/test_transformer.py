@@ -15,6 +15,7 @@ from embedder.engines import TokenBatch
 from embedder.engines.calibration import batch_of
 from embedder.engines.packed import PackedEngine
 from embedder.model import Packing, PieceSizes
+from embedder.model.transformer import Layer
 from tests.embedder.bench import Bench
 from tests.embedder.oracle import assert_same, embed
 from tests.embedder.texts import TEXTS
@@ -92,7 +93,9 @@ def test_what_torch_raises_stops_at_the_engine(mini: Bench) -> None:
     def exhausted(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")
 
-    layer = replace(mini.model.layers[0], qkv=exhausted)
+    whole = mini.model.layers[0]
+    assert isinstance(whole, Layer)
+    layer = replace(whole, qkv=exhausted)
     engine = PackedEngine(replace(mini.model, layers=(layer,)))
     batch = batch_of([8])
     for work in (lambda: engine.encode(batch, Outputs()), lambda: engine.probe(batch)):

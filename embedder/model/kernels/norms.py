@@ -8,7 +8,9 @@ from torch.nn import functional
 from embedder.model.kernels.launch import has_triton
 
 
-def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+def add_norm(  # noqa: PLR0917 - in the order of the formula
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float, out: Tensor | None = None
+) -> Tensor:
     """Layer norm of `x + residual` over the last axis.
 
     Args:
@@ -17,6 +19,7 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon:
         weight: [H].
         bias: [H].
         epsilon: added to the variance.
+        out: [T, H] of the type of `x`, where the result is written; None for new memory.
 
     Returns:
         [T, H] of the type of `x`. The kernel adds and takes means in float32; the plain form rounds the sum first.
@@ -24,8 +27,9 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon:
     if has_triton(x.device):
         from embedder.model.kernels import triton_norms
 
-        return triton_norms.add_norm(x, residual, weight, bias, epsilon)
-    return functional.layer_norm(x.add_(residual), weight.shape, weight, bias, epsilon)
+        return triton_norms.add_norm(x, residual, weight, bias, epsilon, out=out)
+    y = functional.layer_norm(x.add_(residual), weight.shape, weight, bias, epsilon)
+    return y if out is None else out.copy_(y)
 
 
 def embed_norm(  # noqa: PLR0917 - in the order of the formula

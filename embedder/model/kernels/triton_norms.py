@@ -9,11 +9,18 @@ from torch import Tensor
 
 
 def add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float, *, num_warps: int = 4
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    *,
+    out: Tensor | None = None,
+    num_warps: int = 4,
 ) -> Tensor:
     """See `norms.add_norm`."""
     rows, width = x.shape
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     _add_norm[rows,](
         x, residual, weight, bias, y, epsilon, WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=num_warps
     )
