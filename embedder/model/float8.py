@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +19,14 @@ from embedder.model.kernels import float8
 from embedder.model.kernels.float8 import Quantised
 from embedder.model.transformer import Embedding, Norm
 
-Float8Linear = Callable[[Quantised], Tensor]
-"""[T, K] -> bfloat16 [T, N]."""
+
+class Float8Linear(Protocol):
+    """[T, K] -> bfloat16 [T, N]."""
+
+    def __call__(self, x: Quantised, *, out: Tensor | None = None) -> Tensor:
+        """The product, written to `out` if given."""
+        ...
+
 
 _STEP = 16
 """The products take widths that are multiples of it."""
@@ -36,6 +43,16 @@ class Float8States:
 
     exact: Tensor
     quantised: Quantised
+
+    @classmethod
+    def empty(cls, like: Tensor) -> Float8States:
+        """Memory for states of the shape and the type of these plain ones."""
+        values = torch.empty(like.shape, dtype=float8.VALUE_TYPE, device=like.device)
+        scales = torch.empty(len(like), 1, dtype=torch.float32, device=like.device)
+        return cls(torch.empty_like(like), Quantised(values, scales))
+
+    def __getitem__(self, rows: slice) -> Float8States:
+        return Float8States(self.exact[rows], Quantised(self.quantised.values[rows], self.quantised.scales[rows]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +73,7 @@ class Float8Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Float8Layer:
-    """One transformer layer, post-norm; see `Layer`. A piece of its token-wise parts is everything."""
+    """One transformer layer, post-norm; see `Layer`."""
 
     qkv: Float8Linear  # [T, H] -> [T, 3 H]
     attended: Float8Linear  # [T, H] -> [T, H]
@@ -70,15 +87,26 @@ class Float8Layer:
         """[T, H] -> [T, H]; `yield_point` is called after each piece. Plain states are quantised first."""
         if isinstance(x, Tensor):
             x = Float8States(x, float8.quantise(x))
-        context = attention(self.qkv(x.quantised), packing, self.heads, yield_point)
-        x = _sum_norm(self.attention_norm, self.attended(float8.quantise(context)), x)
-        x = _sum_norm(self.output_norm, self.down(float8.gelu_quantise(self.up(x.quantised))), x)
-        yield_point()
-        return x
+        tokens, hidden = x.exact.shape
+        qkv = torch.empty(tokens, 3 * hidden, dtype=x.exact.dtype, device=x.exact.device)
+        for rows in packing.rows:
+            self.qkv(x[rows].quantised, out=qkv[rows])
+            yield_point()
+        context = attention(qkv, packing, self.heads, yield_point)
+        out = Float8States.empty(x.exact)
+        for rows in packing.rows:
+            self._rest(x[rows], context[rows], out[rows])
+            yield_point()
+        return out
+
+    def _rest(self, x: Float8States, context: Tensor, out: Float8States) -> None:
+        middle = _sum_norm(self.attention_norm, self.attended(float8.quantise(context)), x)
+        _sum_norm(self.output_norm, self.down(float8.gelu_quantise(self.up(middle.quantised))), middle, out)
 
 
-def _sum_norm(norm: Norm, x: Tensor, residual: Float8States) -> Float8States:
-    return Float8States(*float8.add_norm_quantise(x, residual.exact, norm.weight, norm.bias, norm.epsilon))
+def _sum_norm(norm: Norm, x: Tensor, residual: Float8States, out: Float8States | None = None) -> Float8States:
+    target = None if out is None else (out.exact, out.quantised)
+    return Float8States(*float8.add_norm_quantise(x, residual.exact, norm.weight, norm.bias, norm.epsilon, out=target))
 
 
 def prepare_float8(weight: Tensor, bias: Tensor) -> Float8Linear:
@@ -98,7 +126,7 @@ def prepare_float8(weight: Tensor, bias: Tensor) -> Float8Linear:
         )
     quantised, rounded = float8.quantised_rows(weight), bias.to(torch.bfloat16)
 
-    def apply(x: Quantised) -> Tensor:
-        return float8.scaled_product(x, quantised, rounded)
+    def apply(x: Quantised, *, out: Tensor | None = None) -> Tensor:
+        return float8.scaled_product(x, quantised, rounded, out=out)
 
     return apply

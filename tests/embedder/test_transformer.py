@@ -90,7 +90,7 @@ def test_a_pass_can_be_ended_between_pieces(mini: Bench) -> None:
 def test_what_torch_raises_stops_at_the_engine(mini: Bench) -> None:
     """Out of memory is a MemoryError wherever it happens."""
 
-    def exhausted(*_: object) -> torch.Tensor:
+    def exhausted(*_: object, **__: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")
 
     whole = mini.model.layers[0]

@@ -51,16 +51,26 @@ def gelu_quantise(x: Tensor) -> Quantised:
     return quantised_rows(functional.gelu(x.float()))
 
 
-def add_norm_quantise(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+def add_norm_quantise(  # noqa: PLR0917 - as `norms.add_norm`
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    out: tuple[Tensor, Quantised] | None = None,
 ) -> tuple[Tensor, Quantised]:
     """See `norms.add_norm`: the result in the type of `x`, and in float8 from before that was rounded."""
     if has_triton(x.device):
         from embedder.model.kernels import triton_float8
 
-        y, values, scales = triton_float8.add_norm_quantise(x, residual, weight, bias, epsilon)
+        target = None if out is None else (out[0], *out[1])
+        y, values, scales = triton_float8.add_norm_quantise(x, residual, weight, bias, epsilon, out=target)
         return y, Quantised(values, scales)
-    return _norm_quantised(x.float() + residual.float(), weight, bias, epsilon, x.dtype)
+    exact, quantised = _norm_quantised(x.float() + residual.float(), weight, bias, epsilon, x.dtype)
+    if out is None:
+        return exact, quantised
+    values, scales = out[1]
+    return out[0].copy_(exact), Quantised(values.copy_(quantised.values), scales.copy_(quantised.scales))
 
 
 def embed_norm_quantise(  # noqa: PLR0917 - as `norms.embed_norm`
@@ -78,13 +88,14 @@ def embed_norm_quantise(  # noqa: PLR0917 - as `norms.embed_norm`
     return _norm_quantised(x, weight, bias, epsilon, position_table.dtype)
 
 
-def scaled_product(x: Quantised, weight: Quantised, bias: Tensor) -> Tensor:
+def scaled_product(x: Quantised, weight: Quantised, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """bfloat16 [T, N]: `x` [T, K] times the transpose of `weight` [N, K], plus `bias`.
 
     Args:
         x: activations; K a multiple of 16.
         weight: one scale per output channel; N a multiple of 16.
         bias: bfloat16 [N].
+        out: bfloat16 [T, N], where the result is written; None for new memory.
     """
     if x.values.is_cuda:
         product: Tensor = torch._scaled_mm(  # noqa: SLF001 - torch has no public product of rows with scales
@@ -95,10 +106,12 @@ def scaled_product(x: Quantised, weight: Quantised, bias: Tensor) -> Tensor:
             bias=bias,
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
+            out=out,
         )
         return product
     exact = functional.linear(x.values.float(), weight.values.float()) * x.scales * weight.scales.t()
-    return (exact + bias.float()).to(torch.bfloat16)
+    rounded = (exact + bias.float()).to(torch.bfloat16)
+    return rounded if out is None else out.copy_(rounded)
 
 
 def quantised_rows(x: Tensor) -> Quantised:

@@ -21,12 +21,18 @@ def quantise(x: Tensor, *, gelu: bool, num_warps: int = 4) -> tuple[Tensor, Tens
 
 
 def add_norm_quantise(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float, *, num_warps: int = 4
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    *,
+    out: tuple[Tensor, Tensor, Tensor] | None = None,
+    num_warps: int = 4,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `float8.add_norm_quantise`: states, values and scales."""
     rows, width = x.shape
-    y = torch.empty_like(x)
-    values, scales = _buffers(rows, width, x.device)
+    y, values, scales = out or (torch.empty_like(x), *_buffers(rows, width, x.device))
     _add_norm_quantise[rows,](
         x,
         residual,
