@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +12,14 @@ from torch.nn import functional
 
 from benchmarks.gpu.bench import Bench, NotRunError
 from benchmarks.gpu.clock import kernel_seconds, synchronize
+from benchmarks.gpu.power import metered
 from benchmarks.gpu.results import Row
 from benchmarks.shape import Shape
 
 ROWS = 32_768
 _QUICK_ROWS = 64
+_SUSTAINED_S = 1.2
+_SUSTAINED_LAYERS = 24
 _COPY_BYTES = 2 << 30
 _QUICK_COPY_BYTES = 1 << 22
 _FLOAT8_CAPABILITY_MIN = (8, 9)
@@ -29,9 +34,11 @@ def ceilings(bench: Bench) -> Iterator[Row]:
     rows = _QUICK_ROWS if bench.quick else ROWS
     for dtype, product in _types(bench).items():
         total_s = total_flops = 0.0
+        works: list[Product] = []
         with torch.inference_mode():
             for inputs, outputs in _products(bench.shape):
-                seconds = kernel_seconds(product(rows, inputs, outputs, bench.device), bench.device)
+                works.append(product(rows, inputs, outputs, bench.device))
+                seconds = kernel_seconds(works[-1], bench.device)
                 flops = 2.0 * rows * inputs * outputs
                 total_s, total_flops = total_s + seconds, total_flops + flops
                 yield {
@@ -46,9 +53,26 @@ def ceilings(bench: Bench) -> Iterator[Row]:
             "flops_s": total_flops / total_s,
             "tokens_s": rows / (total_s * bench.shape.layers),
         }
+        yield {"product": "sustained", "dtype": dtype} | _sustained(bench, works, total_flops, rows)
     if bench.on_gpu and not has_float8(bench.device):
         yield {"product": "model", "dtype": "float8", "reason": "the GPU has no float8 products"}
     yield {"product": "copy", "bytes_s": _copy_rate(bench)}
+
+
+def _sustained(bench: Bench, works: Sequence[Product], flops: float, rows: int) -> Row:
+    """The products of a layer one after the other for so long that the card takes the clock that its power allows."""
+    layer_s: list[float] = []
+
+    def layer() -> None:
+        for work in works:
+            work()
+
+    ends_s = time.perf_counter() + bench.seconds(_SUSTAINED_S)
+    with torch.inference_mode(), metered(bench.device) as figures:
+        while not layer_s or time.perf_counter() < ends_s:
+            layer_s.append(kernel_seconds(layer, bench.device, repeats=_SUSTAINED_LAYERS))
+    seconds = statistics.median(layer_s[len(layer_s) // 2 :])
+    return {"flops_s": flops / seconds, "tokens_s": rows / (seconds * bench.shape.layers), **figures}
 
 
 def has_float8(device: str) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.ceilings import require_float8
 from benchmarks.gpu.clock import percentile, repeated
+from benchmarks.gpu.power import metered
 from benchmarks.gpu.results import Row
 from benchmarks.gpu.texts import OUTPUTS, random_batch, shapes
 from embedder import Outputs
@@ -21,6 +22,8 @@ from embedder.engines import TokenBatch
 from embedder.engines.packed import PackedEngine
 
 _IN_FLIGHT = 2
+_LARGE_TOKENS = 32_768
+"""Tokens of a batch from which the rate is measured for long enough that the card takes its sustained clock."""
 SMALL = {"1 x 16": [16], "1 x 64": [64], "1 x 256": [256], "128 x 8": [8] * 128}
 FLOAT8_SHAPE, FLOAT8_OUTPUTS = "128 x 256", "dense + sparse"
 
@@ -132,10 +135,11 @@ def _never_yield() -> None:
 def _measured(bench: Bench, engine: PackedEngine, batch: TokenBatch, outputs: Outputs) -> Row:
     tokens = len(batch.ids)
     durations = repeated(
-        lambda: engine.encode(batch, outputs), seconds=bench.seconds(0.3), warm=3 if bench.on_gpu else 1
+        lambda: engine.encode(batch, outputs), seconds=bench.seconds(0.2), warm=3 if bench.on_gpu else 1
     )
     encode_s = percentile(durations, 0.5)
-    rate = pipelined_rate(engine, [batch], outputs, seconds=bench.seconds(0.3))
+    with metered(bench.device) as figures:
+        rate = pipelined_rate(engine, [batch], outputs, seconds=bench.seconds(0.7 if tokens >= _LARGE_TOKENS else 0.2))
     return {
         "tokens": tokens,
         "encode_s": encode_s,
@@ -143,6 +147,7 @@ def _measured(bench: Bench, engine: PackedEngine, batch: TokenBatch, outputs: Ou
         "tokens_s": rate,
         "flops_s": 2.0 * bench.shape.linear * rate,
         "in_flight": _IN_FLIGHT if hasattr(engine, "launch") else 1,
+        **(figures if tokens >= _LARGE_TOKENS else {}),
     }
 
 
