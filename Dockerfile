@@ -17,6 +17,12 @@ ENV PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
+# A C compiler for Triton, which compiles the launchers of the GPU's kernels on the first start.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 RUN useradd --create-home --uid 1000 worker \
     && install --directory --owner=worker --group=worker /app /models
 WORKDIR /app

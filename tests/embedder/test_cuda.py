@@ -13,6 +13,8 @@ from embedder import Priority
 from embedder.engines import TokenBatch
 from embedder.engines.calibration import batch_of, calibrate
 from embedder.engines.packed import PackedEngine
+from embedder.model import Packing
+from embedder.model.kernels import text_spans_of, tile_count_max, tiles_of
 from embedder.model.transformer import Embedding as EmbeddingLayer
 from embedder.scheduling.pool import ModelPool
 from embedder.vectors import Embedding, Outputs
@@ -97,6 +99,40 @@ def test_every_attention_gives_the_same_direction(mini: Bench, dtype: str) -> No
             assert one.colbert is not None
             assert exact.colbert is not None
             assert cosines(one.colbert, exact.colbert).min() > LEAST_COSINE[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float16", FLOAT8])
+def test_a_pass_can_be_captured_in_a_graph(mini: Bench, dtype: str) -> None:
+    """After it has run once, a pass waits for nothing and compiles nothing: a graph of it gives the same vectors."""
+    model, batch = mini.model_as(dtype, DEVICE), batch_of([3, 9, 70, 130])
+    ids = torch.from_numpy(batch.ids).to(DEVICE)
+    positions = (torch.cat([torch.arange(length) for length in batch.lengths.tolist()]) + 2).int().to(DEVICE)
+    tiles = np.zeros((tile_count_max(len(ids)), 4), np.int32)
+    cut = tiles_of(batch.lengths)
+    tiles[: len(cut)] = cut
+    packing = Packing.of_tiles(
+        len(ids),
+        torch.from_numpy(tiles).to(DEVICE),
+        torch.from_numpy(text_spans_of(batch.lengths)).to(DEVICE),
+        block=64,
+    )
+
+    def vectors() -> list[torch.Tensor]:
+        states = model.states(ids, positions, packing, lambda: None)
+        entries = torch.arange(len(ids), dtype=torch.int32, device=DEVICE)
+        colbert, finite = model.heads.colbert(states, entries, torch.float16)
+        return [model.heads.dense(states, entries), model.heads.sparse(states, entries, len(ids)), colbert, finite]
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        eager = vectors()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            captured = vectors()
+        graph.replay()
+        torch.cuda.synchronize()
+    for one, other in zip(captured, eager, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_batch_that_yields_has_the_same_vectors(mini: Bench) -> None:

@@ -117,7 +117,7 @@ def inputs(lengths: list[int], heads: int, width: int, dtype: torch.dtype) -> tu
 
 
 @pytest.mark.parametrize("dtype", PRODUCT_TYPES, ids=str)
-@pytest.mark.parametrize("width", [32, 20])
+@pytest.mark.parametrize("width", [64, 32, 20])
 @pytest.mark.parametrize(
     "lengths", [[2], [3, 5, 9, 40], [64], [65], [130], [30, 64, 2, 150, 70, 3]], ids=lambda lengths: str(len(lengths))
 )

@@ -18,9 +18,13 @@ _CAPABILITY_MIN = (8, 0)
 def has_triton(device: torch.device | str) -> bool:
     """Whether the Triton kernels run on this device: a CUDA GPU of compute capability 8.0 or newer.
 
-    Asked once per device: it compiles and runs a kernel, for Triton also needs a C compiler, which slim images lack.
+    Tried once per device: it compiles and runs a kernel, for Triton also needs a C compiler, which slim images lack.
     """
-    device = torch.device(device)
+    return _runs(torch.device(device))
+
+
+@cache
+def _runs(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
         return False
     if torch.cuda.get_device_capability(device) < _CAPABILITY_MIN:

@@ -19,14 +19,16 @@ class Launch:
         keys: keys of a step.
         num_warps: warps of a program.
         num_stages: steps whose keys and values are loaded ahead.
+        registers: most of a thread; None leaves it to the compiler.
     """
 
     keys: int
     num_warps: int
     num_stages: int
+    registers: int | None = None
 
 
-LAUNCHES = {64: Launch(keys=64, num_warps=4, num_stages=2), 128: Launch(keys=64, num_warps=8, num_stages=3)}
+LAUNCHES = {64: Launch(keys=32, num_warps=4, num_stages=2), 128: Launch(keys=64, num_warps=8, num_stages=3)}
 """By queries of a tile."""
 
 
@@ -54,6 +56,7 @@ def packed_attention(
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
+        maxnreg=launch.registers,
     )
     return out
 
