@@ -28,6 +28,8 @@ ROOT: Final = Path(__file__).parents[1]
 SIDE: Final = ROOT / "benchmarks" / "host_side.py"
 MINI: Final = ROOT / "embedder" / "checkpoint" / "mini"
 PASSAGES: Final = 2048
+EQUALS: Final = 512
+EQUAL_TOKENS: Final = 139
 ROUNDS: Final = 3
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -51,12 +53,13 @@ def main() -> int:
 
 
 def _texts(checkpoint: Path) -> dict[str, object]:
-    """Queries and mixed passages of random words."""
+    """Queries and passages of random words."""
     writer = Writer(checkpoint / "tokenizer.json", seed=0)
     lengths = mixed_lengths()
     return {
         "queries": [writer.text(QUERY_LENGTHS[n % len(QUERY_LENGTHS)]) for n in range(QUERIES)],
         "passages": [writer.text(lengths[n % len(lengths)]) for n in range(PASSAGES)],
+        "equal": [writer.text(EQUAL_TOKENS) for _ in range(EQUALS)],
         "checkpoint": str(checkpoint.resolve()),
     }
 

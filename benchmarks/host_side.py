@@ -32,6 +32,7 @@ SIZE: Final = 1024
 BATCH_MAX_TOKENS: Final = 32_768
 ALL: Final = Outputs(colbert_type="float16")
 DENSE_SPARSE: Final = Outputs(colbert=False)
+HALF: Final = {"encoding": "base64", "dtype": "float16"}
 GPU_TOKENS_PER_S: Final = 850_000
 """Tokens per second of a model on a GPU, with all outputs."""
 
@@ -115,12 +116,13 @@ class Bench:
     """The embedder of this tree over a stub.
 
     Args:
-        task: the texts: `queries` and `passages`.
+        task: the texts: `queries`, `passages` of mixed lengths, and `equal` ones of 139 tokens.
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.queries: list[str] = task["queries"]
         self.passages: list[str] = task["passages"]
+        self.equal: list[str] = task["equal"]
         root = Path(embedder.__file__).parent
         self.tokenizer = Tokenizer(Path(task.get("checkpoint") or root / "checkpoint" / "mini"))
 
@@ -193,6 +195,31 @@ async def behind(bench: Bench, outputs: Outputs, *, streamed: bool) -> dict[str,
     return {"tokens/s": tokens / min(seconds)}
 
 
+async def job(bench: Bench, texts: Sequence[str], tokens_per_s: float, **options: Any) -> dict[str, float]:
+    """One job of the queue, until the values are there that its SDK encodes."""
+    from service.operations import Operations
+    from service.settings import Settings
+    from service.wire import Codec
+
+    settings = {"MODEL_ID": "mini", "MAX_RESPONSE_MB": "10000", "LOG_LEVEL": "ERROR"}
+    model = bench.embedder(StubEngine(tokens_per_s))
+    codec = Codec(Operations(Settings.from_environment(settings), model))
+    raw = {"texts": texts, "isPassage": True, **options}
+    took_s, cpu_s = [], []
+    for _ in range(_REPETITIONS):
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
+        answer = await codec.job(raw)
+        took_s.append(time.perf_counter() - started_s)
+        cpu_s.append(time.process_time() - started_cpu_s)
+        if "results" not in answer:
+            raise RuntimeError(str(answer)[:1000])
+        tokens = answer["usage"]["tokens"]
+        del answer
+    model.close()
+    figures = {"ms": _MS * min(took_s), "CPU ms": _MS * min(cpu_s)}
+    return figures | ({"x the model's": min(took_s) * tokens_per_s / tokens} if tokens_per_s else {})
+
+
 def _consume(model: Embedder, encoded: Sequence[Any], outputs: Outputs) -> None:
     with model.stream(encoded, outputs, priority=Priority.PASSAGE) as stream:
         for portion in stream:
@@ -213,6 +240,11 @@ CASES: Final[dict[str, Callable[[Bench], Awaitable[dict[str, float]]]]] = {
     "tokens, dense + sparse": lambda bench: behind(bench, DENSE_SPARSE, streamed=False),
     "stream, all outputs": lambda bench: behind(bench, ALL, streamed=True),
     "stream, dense + sparse": lambda bench: behind(bench, DENSE_SPARSE, streamed=True),
+    "job, 1 query, base64": lambda bench: job(bench, bench.queries[:1], 0, **HALF),
+    "job, 512 passages, base64": lambda bench: job(bench, bench.equal, 0, **HALF),
+    "job, 512 passages, base64, pace of a GPU": lambda bench: job(bench, bench.equal, GPU_TOKENS_PER_S, **HALF),
+    "job, 64 passages, lists": lambda bench: job(bench, bench.equal[:64], 0),
+    "job, 512 passages, dense lists": lambda bench: job(bench, bench.equal, 0, vectors=["dense"]),
 }
 
 

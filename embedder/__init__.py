@@ -31,7 +31,7 @@ from embedder.errors import (
     WorkerError,
     whereabouts,
 )
-from embedder.scheduling.jobs import ResultStream
+from embedder.scheduling.jobs import ResultObserver, ResultStream
 from embedder.scheduling.pool import BatchReport
 from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
@@ -64,6 +64,7 @@ __all__ = [
     "PlacedText",
     "Priority",
     "Result",
+    "ResultObserver",
     "ResultStream",
     "SparseVector",
     "Timings",

@@ -19,7 +19,7 @@ from embedder.chunking import Chunk, Chunker
 from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.scheduling.delivery import delivered
-from embedder.scheduling.jobs import GrowingJob, ResultStream
+from embedder.scheduling.jobs import GrowingJob, ResultObserver, ResultStream
 from embedder.scheduling.pool import ModelPool, Observer
 from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
@@ -159,6 +159,7 @@ class Embedder:
         max_length: int,
         priority: Priority,
         batch_size: int = 0,
+        observer: ResultObserver | None = None,
     ) -> list[Result]:
         """One result per text, in order: its embedding, or why the model could not make one.
 
@@ -170,6 +171,8 @@ class Embedder:
             max_length: tokens, special tokens included; longer texts are cut and say so.
             priority: queries go before passages.
             batch_size: most of these texts in one batch; 0 leaves it to the token budget.
+            observer: called with results, each with the index of its text, as soon as they are there, from a worker
+                thread. It must not raise, and should not block.
 
         Raises:
             InvalidRequest: `max_length` is out of range, a text is not valid Unicode, or the texts are more than the
@@ -181,7 +184,7 @@ class Embedder:
         if is_quick(texts):
             encoded = self.tokenize(texts, max_length, at_once=True)
         elif self.overlaps(texts, max_length):
-            job = self._pool.grow(outputs, priority, batch_size=batch_size)
+            job = self._pool.grow(outputs, priority, batch_size=batch_size, observer=observer)
             try:
                 await asyncio.to_thread(self._feed, job, texts, max_length)
                 with timed("embed"):
@@ -190,7 +193,7 @@ class Embedder:
                 job.future.cancel()  # without effect on a future that is done
         else:
             encoded = await asyncio.to_thread(self.tokenize, texts, max_length, at_once=True)
-        return await self.embed_tokens(encoded, outputs, priority=priority, batch_size=batch_size)
+        return await self.embed_tokens(encoded, outputs, priority=priority, batch_size=batch_size, observer=observer)
 
     def overlaps(self, texts: Sequence[str], max_length: int) -> bool:
         """Whether `embed` has the model compute the first of these texts while it tokenizes the others.
@@ -203,11 +206,19 @@ class Embedder:
         return sum(most_tokens(texts, max_length)) <= self._pool.queue_tokens - self._pool.waiting_tokens
 
     async def embed_tokens(
-        self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0
+        self,
+        texts: Sequence[EncodedText],
+        outputs: Outputs,
+        *,
+        priority: Priority,
+        batch_size: int = 0,
+        observer: ResultObserver | None = None,
     ) -> list[Result]:
         """One result per tokenized text, in order; arguments and errors are those of `embed`."""
         with timed("embed"):
-            return await delivered(self._pool.submit(texts, outputs, priority, batch_size=batch_size))
+            return await delivered(
+                self._pool.submit(texts, outputs, priority, batch_size=batch_size, observer=observer)
+            )
 
     def stream(
         self, texts: Sequence[EncodedText], outputs: Outputs, *, priority: Priority, batch_size: int = 0

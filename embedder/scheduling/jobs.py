@@ -17,6 +17,10 @@ Results = list[tuple[int, Result]]
 """Results of some texts of a job, each with the index of its text; an index comes once."""
 
 
+ResultObserver = Callable[[Results], None]
+"""Called with results as soon as they are there, from a worker thread. Must not raise, and should not block."""
+
+
 class Job(Hashable, Protocol):
     """What the pool knows of a job. Its methods may be called by several threads, in any order of texts."""
 
@@ -46,14 +50,23 @@ class CollectedJob:
         texts: the texts to embed.
         outputs: the vectors to compute of each text.
         grows: whether `extend` brings further texts.
+        observer: sees each result once, before the future is done.
     """
 
-    def __init__(self, texts: Sequence[EncodedText], outputs: Outputs, *, grows: bool = False) -> None:
+    def __init__(
+        self,
+        texts: Sequence[EncodedText],
+        outputs: Outputs,
+        *,
+        grows: bool = False,
+        observer: ResultObserver | None = None,
+    ) -> None:
         self.texts = texts
         self.outputs = outputs
         self.future: Future[list[Result]] = Future()
         self._results: dict[int, Result] = {}
         self._grows = grows
+        self._observer = observer
         self._complete = False
         self._lock = threading.Lock()
 
@@ -66,6 +79,8 @@ class CollectedJob:
 
     def complete(self, results: Results) -> None:
         """Take some results; the last ones complete the future, unless it was cancelled."""
+        if results and self._observer is not None:
+            self._observer(results)
         with self._lock:
             self._results.update(results)
             if self._complete or self._grows or len(self._results) < len(self.texts):

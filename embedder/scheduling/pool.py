@@ -14,7 +14,7 @@ from functools import partial
 
 from embedder.engines.engine import Engine
 from embedder.errors import Cancelled, DeviceLost, ModelFailure, WorkerError
-from embedder.scheduling.jobs import CollectedJob, GrowingJob, Job, ResultStream, StreamedJob
+from embedder.scheduling.jobs import CollectedJob, GrowingJob, Job, ResultObserver, ResultStream, StreamedJob
 from embedder.scheduling.runner import Launched, Refused, Result, Text, launch
 from embedder.scheduling.scheduler import NO_DEVICE, UNWANTED, Batch, Flights, Pass, Priority, Scheduler
 from embedder.tokenizer import EncodedText
@@ -131,7 +131,13 @@ class ModelPool:
             thread.start()
 
     def submit(
-        self, texts: Sequence[EncodedText], outputs: Outputs, priority: Priority, *, batch_size: int = 0
+        self,
+        texts: Sequence[EncodedText],
+        outputs: Outputs,
+        priority: Priority,
+        *,
+        batch_size: int = 0,
+        observer: ResultObserver | None = None,
     ) -> Future[list[Result]]:
         """Queue texts; the future gives one result per text, in order.
 
@@ -143,6 +149,7 @@ class ModelPool:
             outputs: the vectors to compute.
             priority: queries go before passages.
             batch_size: most texts of this job in one batch; 0 leaves it to the budget.
+            observer: sees each result once, before the future is done.
 
         Raises:
             InvalidRequest: the job alone is larger than the queue.
@@ -150,7 +157,7 @@ class ModelPool:
             Cancelled: the pool is closed.
             DeviceLost: no device is left that computes.
         """
-        job = CollectedJob(texts, outputs)
+        job = CollectedJob(texts, outputs, observer=observer)
         if not texts:
             job.future.set_result([])
             return job.future
@@ -158,12 +165,14 @@ class ModelPool:
         self._drop_if_cancelled(job)
         return job.future
 
-    def grow(self, outputs: Outputs, priority: Priority, *, batch_size: int = 0) -> GrowingJob:
+    def grow(
+        self, outputs: Outputs, priority: Priority, *, batch_size: int = 0, observer: ResultObserver | None = None
+    ) -> GrowingJob:
         """A job whose texts come in portions, and are computed from the first one on; see `GrowingJob`.
 
         Args are those of `submit`.
         """
-        job = CollectedJob((), outputs, grows=True)
+        job = CollectedJob((), outputs, grows=True, observer=observer)
         self._drop_if_cancelled(job)
 
         return GrowingJob(job.future, partial(self._extend, job, priority, batch_size))

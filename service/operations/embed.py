@@ -16,6 +16,7 @@ from embedder import (
     Outputs,
     Priority,
     Result,
+    ResultObserver,
     WorkerError,
     is_quick,
     most_tokens,
@@ -98,9 +99,14 @@ class EmbedResult:
     texts: Sequence[Result]
 
     @property
+    def embeddings(self) -> list[Embedding]:
+        """Those of the texts that were embedded."""
+        return [result for result in self.texts if isinstance(result, Embedding)]
+
+    @property
     def tokens(self) -> int:
         """Tokens of all texts that were embedded."""
-        return sum(result.tokens for result in self.texts if isinstance(result, Embedding))
+        return sum(embedding.tokens for embedding in self.embeddings)
 
 
 def check_numbers(*max_lengths: int | None, batch_size: int = 0) -> None:
@@ -136,12 +142,15 @@ class Embed:
         self._embedder = embedder
         self._limits = limits
 
-    async def __call__(self, request: EmbedRequest, admit: Admit = admit_all) -> EmbedResult:
+    async def __call__(
+        self, request: EmbedRequest, admit: Admit = admit_all, observer: ResultObserver | None = None
+    ) -> EmbedResult:
         """Embed all texts together.
 
         Args:
             request: at least one text.
             admit: sees the lengths before the model runs.
+            observer: sees each result, with the index of its text, before all are there; see `Embedder.embed`.
 
         Raises:
             InvalidRequest: a text is not valid, or would be cut and must not be, or there are too many.
@@ -149,13 +158,17 @@ class Embed:
         """
         limit = request.max_length or self._limits.of(request.role)
         if self._overlaps(request, limit, admit):
-            return EmbedResult(await self._embed_texts(request, limit))
+            return EmbedResult(await self._embed_texts(request, limit, observer))
         quick = is_quick(request.texts) and sum(map(len, request.token_ids)) <= QUICK_MAX_TOKEN_IDS
         texts = self._tokenized(request, limit) if quick else await asyncio.to_thread(self._tokenized, request, limit)
         admit([len(text) for text in texts])
         try:
             results = await self._embedder.embed_tokens(
-                texts, request.outputs, priority=self._priority(request, texts), batch_size=request.batch_size
+                texts,
+                request.outputs,
+                priority=self._priority(request, texts),
+                batch_size=request.batch_size,
+                observer=observer,
             )
         except InvalidRequest as error:
             raise error.at(request.label) from None
@@ -173,7 +186,7 @@ class Embed:
             return False  # their real lengths decide
         return True
 
-    async def _embed_texts(self, request: EmbedRequest, limit: int) -> list[Result]:
+    async def _embed_texts(self, request: EmbedRequest, limit: int, observer: ResultObserver | None) -> list[Result]:
         try:
             return await self._embedder.embed(
                 request.texts,
@@ -181,6 +194,7 @@ class Embed:
                 max_length=limit,
                 priority=self._priority(request, ()),
                 batch_size=request.batch_size,
+                observer=observer,
             )
         except InvalidRequest as error:
             raise error.at(request.label) from None

@@ -55,17 +55,28 @@ REJECTION_MAX_BYTES: Final = REJECTION_MESSAGE_MAX_BYTES + 230
 """Bytes kept free per point for what an ingest may have to say of it: index, code and message, and its text's error."""
 
 
-def embed_answer(request: EmbedRequest, result: EmbedResult, model: str) -> EmbedAnswer:
-    """The answer for vectors; a text that failed carries an error in place of them."""
+def embed_answer(
+    request: EmbedRequest, result: EmbedResult, model: str, written: Mapping[int, TextAnswer] | None = None
+) -> EmbedAnswer:
+    """The answer for vectors; a text that failed carries an error in place of them.
+
+    Args:
+        request: of the wire.
+        result: of the operation.
+        model: its name.
+        written: the members for vectors by the index of their text, where they were made before.
+    """
     items = []
-    for text, embedding in zip(request.texts, result.texts, strict=True):
+    for index, (text, embedding) in enumerate(zip(request.texts, result.texts, strict=True)):
         item: TextAnswer = {"text": text} if request.include_text else {}
         if isinstance(embedding, ModelFailure):
             _add_error(item, embedding)
         else:
             item["tokens"], item["truncated"] = embedding.tokens, embedding.truncated
-            if request.wants_vectors:
-                _add_vectors(item, embedding, request.encoding, request.dtype)
+            if written is not None:
+                item.update(written[index])
+            elif request.wants_vectors:
+                add_vectors(item, embedding, request.encoding, request.dtype)
         items.append(item)
     return {"results": items, "usage": {"tokens": result.tokens}, "model": model}
 
@@ -83,7 +94,7 @@ def ingest_answer(request: EmbedRequest, texts: Sequence[IngestedText], tokens: 
             if ingested.chunks is not None:
                 item["chunks"] = ingested.chunks
             if ingested.result is not None:
-                _add_vectors(item, ingested.result, request.encoding, request.dtype)
+                add_vectors(item, ingested.result, request.encoding, request.dtype)
         items.append(item)
     return {"results": items, "usage": {"tokens": tokens}, "model": model}
 
@@ -156,7 +167,7 @@ def _add_error(item: TextAnswer, error: ModelFailure) -> None:
     item.update(cast("TextAnswer", error_answer(error)))
 
 
-def _add_vectors(item: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
+def add_vectors(item: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
     """Add the vectors that the embedding has."""
     if embedding.dense is not None:
         item["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)

@@ -24,10 +24,11 @@ class Base64Array:
         array: contiguous, in the byte order of the wire; nothing may write to it before it is sent.
     """
 
-    __slots__ = ("_bytes",)
+    __slots__ = ("_bytes", "_text")
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._bytes = array.data.cast("B")
+        self._text: str | None = None
 
     def __len__(self) -> int:
         """Characters, padding included."""
@@ -36,6 +37,12 @@ class Base64Array:
     def written(self) -> bytes:
         """The characters."""
         return pybase64.b64encode(self._bytes)
+
+    def text(self) -> str:
+        """The characters as a string, without a copy in between; kept from the first call on."""
+        if self._text is None:
+            self._text = pybase64.b64encode_as_string(self._bytes)
+        return self._text
 
 
 @dataclass(frozen=True, slots=True)

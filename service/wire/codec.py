@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from embedder import WorkerError
+from embedder import WorkerError, is_quick
 from service.operations import IngestedText, IngestFailed, IngestProgress, IngestResult, Operations
+from service.wire.ahead import WrittenAhead
 from service.wire.answers import (
     REJECTION_MAX_BYTES,
     embed_answer,
@@ -27,7 +28,7 @@ from service.wire.openai import OpenAIDialect, is_openai, openai_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
-from service.wire.size import SizeLimit, vectors_min_bytes
+from service.wire.size import LIST_NUMBER_MIN_BYTES, SizeLimit, vectors_min_bytes
 from service.wire.values import Values
 
 Progress = Callable[[dict[str, int]], None]
@@ -39,6 +40,17 @@ _EMBED_REMEDY: Final = (
 _INGEST_REMEDY: Final = "send fewer texts, or includeText false"
 _SEARCH_REMEDY: Final = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
 _SCORE_REMEDY: Final = "send fewer pairs"
+
+_QUICK_MAX_BYTES: Final = 65_536
+"""Bytes of JSON that are written or parsed by the event loop itself: that takes no longer than a change of threads."""
+
+_QUICK_MAX_NUMBERS: Final = 1024
+"""Numbers of lists that are made there."""
+
+_QUICK_FIELDS: Final = frozenset(
+    {"operation", "texts", "isPassage", "batchSize", "maxLength", "vectors", "encoding", "dtype", "includeText"}
+)
+"""Fields of a job's input that are small if its texts are."""
 
 
 class Codec:
@@ -83,10 +95,10 @@ class Codec:
         OpenAI's objects, and its errors, come in a list of one.
         """
         if not is_openai(raw):
-            answer = await self._answer(raw, progress, Values)
-            return await asyncio.to_thread(lambda: answer.json)
-        answer = await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error)
-        return [await asyncio.to_thread(lambda: answer.json)]
+            return await _values(await self._answer(raw, progress, Values))
+        return [
+            await _values(await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error))
+        ]
 
     async def openai_embeddings(self, raw: object) -> Answer:
         """The answer to the body of OpenAI's `/v1/embeddings`."""
@@ -102,7 +114,7 @@ class Codec:
 
     async def _run(self, raw: object, progress: Progress | None, form: type[Content]) -> Outcome:
         core = self.core
-        match await asyncio.to_thread(parse, raw, self._limits):
+        match parse(raw, self._limits) if _is_quick(raw) else await asyncio.to_thread(parse, raw, self._limits):
             case EmbedRequest(qdrant=QdrantTarget() as target) as request:
                 return await self._ingest(request, target, progress, form)
             case EmbedRequest() as request:
@@ -122,11 +134,31 @@ class Codec:
                 return Outcome(Body.of({"deleted": (await core.collections.delete(request.value())).deleted}))
 
     async def _embed(self, request: EmbedRequest, form: type[Content]) -> Outcome:
-        result = await self.core.embed(request.embed_value(), self._admit(request))
-        body = await asyncio.to_thread(
-            lambda: self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
-        )
-        return Outcome(body, result.tokens)
+        if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):
+            result = await self.core.embed(request.embed_value(), self._admit(request))
+
+            def answered() -> Content:
+                return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
+
+            most = _QUICK_MAX_BYTES if request.encoding == "base64" else LIST_NUMBER_MIN_BYTES * _QUICK_MAX_NUMBERS
+            quick = self._min_bytes(request, [text.tokens for text in result.embeddings]) <= most
+            return Outcome(answered() if quick else await asyncio.to_thread(answered), result.tokens)
+        return await self._embed_ahead(request, form)
+
+    async def _embed_ahead(self, request: EmbedRequest, form: type[Content]) -> Outcome:
+        """As `_embed`, where writing takes long and need not wait for the last vector."""
+        ahead = WrittenAhead(request)
+        try:
+            result = await self.core.embed(request.embed_value(), self._admit(request), ahead.take)
+        except BaseException:
+            ahead.cancel()
+            raise
+
+        def answered() -> Content:
+            answer = embed_answer(request, result, self.core.model_name, ahead.items())
+            return self._bounded(answer, _EMBED_REMEDY, form)
+
+        return Outcome(await asyncio.to_thread(answered), result.tokens)
 
     async def _ingest(
         self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]
@@ -145,19 +177,20 @@ class Codec:
         limit = SizeLimit(self._max_bytes, _EMBED_REMEDY)
 
         def admit(tokens: Sequence[int]) -> None:
-            if not request.wants_vectors:
-                return
-            limit.check_minimum(
-                vectors_min_bytes(
-                    tokens,
-                    dense=self.core.hidden_size if "dense" in request.vectors else 0,
-                    colbert=self.core.colbert_size if "colbert" in request.vectors else 0,
-                    encoding=request.encoding,
-                    dtype=request.dtype,
-                )
-            )
+            if request.wants_vectors:
+                limit.check_minimum(self._min_bytes(request, tokens))
 
         return admit
+
+    def _min_bytes(self, request: EmbedRequest, tokens: Sequence[int]) -> int:
+        """Bytes of vectors that an answer has at least, for texts of so many tokens."""
+        return vectors_min_bytes(
+            tokens,
+            dense=self.core.hidden_size if "dense" in request.vectors else 0,
+            colbert=self.core.colbert_size if "colbert" in request.vectors else 0,
+            encoding=request.encoding,
+            dtype=request.dtype,
+        )
 
     def _bounded(self, answer: Mapping[str, Any], remedy: str, form: type[Content]) -> Content:
         content = form.of(answer)
@@ -210,6 +243,21 @@ def render_error(error: WorkerError) -> Mapping[str, Any]:
     if isinstance(error, IngestFailed):
         return error_answer(error, upsert=upsert_answer(error.report))
     return error_answer(error)
+
+
+def _is_quick(raw: object) -> bool:
+    """Whether a job's input is so small that parsing it takes less than a change of threads."""
+    if not isinstance(raw, dict) or not raw.keys() <= _QUICK_FIELDS:
+        return False
+    texts = raw.get("texts")
+    return isinstance(texts, list) and all(isinstance(text, str) for text in texts) and is_quick(texts)
+
+
+async def _values(answer: Answer) -> Any:
+    """The JSON values of an answer, made by a thread if there is much to parse."""
+    if isinstance(answer.content, Values) or len(answer.content) <= _QUICK_MAX_BYTES:
+        return answer.json
+    return await asyncio.to_thread(lambda: answer.json)
 
 
 def _progress(progress: IngestProgress) -> dict[str, int]:

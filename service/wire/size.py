@@ -25,7 +25,7 @@ NumberType = Literal["float32", "float16"]
 _ENVELOPE_BYTES: Final = 64
 """What the queue puts around an answer."""
 
-_LIST_NUMBER_MIN_BYTES: Final = 4
+LIST_NUMBER_MIN_BYTES: Final = 4
 """`0.1,`: no number of a vector is shorter."""
 
 
@@ -103,7 +103,7 @@ def vectors_min_bytes(tokens: Sequence[int], *, dense: int, colbert: int, encodi
     """
     numbers = len(tokens) * dense + (sum(tokens) - len(tokens)) * colbert
     if encoding == "list":
-        return numbers * _LIST_NUMBER_MIN_BYTES
+        return numbers * LIST_NUMBER_MIN_BYTES
     return numbers * (2 if dtype == "float16" else 4) * 4 // 3
 
 

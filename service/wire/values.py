@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Self
 
 import numpy as np
@@ -43,25 +44,36 @@ class Values:
 
 
 def _object(value: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    members = {key: _value(member) for key, member in value.items()}
-    size = sum(2 * len(orjson.dumps(key)) + member_size + len(": , ") for key, (_, member_size) in members.items())
-    return {key: member for key, (member, _) in members.items()}, size + len("{}")
+    json: dict[str, Any] = {}
+    max_bytes = len("{}")
+    for key, member in value.items():
+        json[key], size = _value(member)
+        max_bytes += _key_max_bytes(key) + size
+    return json, max_bytes
 
 
-def _value(value: Any) -> tuple[Any, int]:
+@lru_cache(maxsize=256)
+def _key_max_bytes(key: str) -> int:
+    return 2 * len(orjson.dumps(key)) + len(": , ")
+
+
+def _value(value: Any) -> tuple[Any, int]:  # noqa: PLR0911 - one for each type
     """A value, and the most bytes that its JSON has."""
-    match value:
-        case np.ndarray():
-            rows = len(value) if value.ndim > 1 else 1
-            size = value.size * _NUMBER_MAX_BYTES + rows * _ROW_MAX_BYTES + _ROW_MAX_BYTES
-            return orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)), size
-        case Base64Array():
-            return value.written().decode("ascii"), len(value) + len('""')
-        case dict():
-            return _object(value)
-        case list():
-            items = [_value(item) for item in value]
-            return [item for item, _ in items], sum(item_size + len(", ") for _, item_size in items) + len("[]")
-        case _:
-            written = orjson.dumps(value)
-            return orjson.loads(written), 2 * len(written)
+    kind = type(value)
+    if kind is str:
+        return value, 2 * len(orjson.dumps(value))
+    if kind is int or kind is bool:
+        return value, 2 * len(str(value))
+    if kind is dict:
+        return _object(value)
+    if kind is list:
+        items = [_value(item) for item in value]
+        return [item for item, _ in items], sum(item_size + len(", ") for _, item_size in items) + len("[]")
+    if kind is Base64Array:
+        return value.text(), len(value) + len('""')
+    if isinstance(value, np.ndarray):
+        rows = len(value) if value.ndim > 1 else 1
+        size = value.size * _NUMBER_MAX_BYTES + rows * _ROW_MAX_BYTES + _ROW_MAX_BYTES
+        return orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)), size
+    written = orjson.dumps(value)
+    return orjson.loads(written), 2 * len(written)

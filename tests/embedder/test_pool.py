@@ -405,6 +405,30 @@ def test_batch_size_is_honoured() -> None:
     assert [len(batch) for batch in engine.batches] == [3, 3, 3, 1]
 
 
+def test_results_are_observed_before_all_are_there() -> None:
+    """Who observes a job sees each result once, batch by batch, and all of them before the job is done."""
+    engine = CountingEngine()
+    seen: list[tuple[int, Result]] = []
+    with pool_of(engine, token_budget=6) as pool:
+        first_batch = threading.Event()
+
+        def observe(results: Sequence[tuple[int, Result]]) -> None:
+            seen.extend(results)
+            first_batch.set()
+
+        job = pool.grow(Outputs(), Priority.PASSAGE, observer=observe)
+        job.extend([text(1), text(2)], last=False)
+        assert first_batch.wait(PATIENCE)
+        assert [index for index, _ in seen] == [0, 1]
+        job.extend([text(3)], last=True)
+        results = done(job.future)
+    assert [result for _, result in sorted(seen, key=lambda pair: pair[0])] == results
+    with pool_of(CountingEngine()) as pool:
+        seen.clear()
+        whole = done(pool.submit([text(1), text(2)], Outputs(), Priority.QUERY, observer=seen.extend))
+        assert [result for _, result in seen] == whole
+
+
 # --- jobs that grow -------------------------------------------------------------------------------------------------
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder import Embedding
+from embedder import Embedding, Result
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
-from tests.embedder.fakes import CountingEngine
+from service.wire.ahead import WrittenAhead
+from service.wire.fields import Limits
+from service.wire.requests import EmbedRequest
+from tests.embedder.fakes import PATIENCE, CountingEngine
 from tests.embedder.oracle import NEGLIGIBLE, TOLERANCE, Oracle
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked, until
 from tests.service.conftest import Serve
@@ -327,6 +332,66 @@ def assert_same_weights(one: Mapping[int, float], other: Mapping[int, float]) ->
 def weights(result: Mapping[str, Any]) -> dict[int, float]:
     """Index to weight."""
     return dict(zip(result["sparse"]["indices"], result["sparse"]["values"], strict=True))
+
+
+@pytest.mark.parametrize("fields", [{}, {"vectors": ["dense", "sparse"]}, {"includeText": False}])
+@pytest.mark.parametrize("encoding", ["list", "base64"])
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_queue_gets_what_http_sends(
+    watched: Watched, store: EdgeStore, fields: Json, encoding: str, count: int
+) -> None:
+    """Whether vectors are written while others are computed, or at the end, the JSON is the same, errors included."""
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    texts = [f"text number {number}" for number in range(count)]
+    job = {"texts": [*texts, "zebra"], "encoding": encoding, **fields}
+    answer = asyncio.run(worker.job(job))
+    assert answer == worker.good(job)
+    assert ["error" in result for result in answer["results"]] == [False] * count + [True]
+
+
+def test_vectors_are_written_while_others_are_computed() -> None:
+    """The queue's base64 of the first batch is there before the model has seen the last one."""
+    engine = CountingEngine()
+    with embedder_over(engine, token_budget=30) as embedder:
+        core = Operations(Settings.from_environment(ENVIRONMENT), embedder)
+        request = EmbedRequest.model_validate(
+            {"texts": ["library"] * 40, "encoding": "base64"}, context=Limits(max_texts=100, max_length=64)
+        )
+        ahead = WrittenAhead(request)
+        written: list[int] = []
+
+        def observe(results: Sequence[tuple[int, Result]]) -> None:
+            ahead.take(results)
+            written.append(len(ahead.items()))
+
+        asyncio.run(core.embed(request.embed_value(), observer=observe))
+        assert written == [10, 20, 30, 40]
+        vector = ahead.items()[39].get("colbert")
+    assert isinstance(vector, dict)
+    assert vector["shape"] == [2, 4]
+
+
+def test_a_job_that_is_cancelled_writes_nothing_more() -> None:
+    """What no writer has begun when the caller gives up is dropped."""
+    request = EmbedRequest.model_validate(
+        {"texts": ["a"], "encoding": "base64"}, context=Limits(max_texts=9, max_length=64)
+    )
+    ahead = WrittenAhead(request)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[int, Any]):
+        def __iter__(self) -> Iterator[Any]:
+            begun.set()
+            assert go_on.wait(PATIENCE)
+            return iter(())
+
+    for _ in range(20):
+        ahead.take(Slow())  # type: ignore[arg-type]
+    assert begun.wait(PATIENCE)
+    ahead.cancel()
+    go_on.set()
+    with pytest.raises(CancelledError):
+        ahead.items()
 
 
 def test_a_large_request_on_a_gpu_has_the_answer_that_a_cpu_gives() -> None:
