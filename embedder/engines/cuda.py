@@ -147,10 +147,11 @@ class _SmallBatches:
 
     def launch(self, bucket: int, inputs: Inputs, heads: HeadInputs) -> dict[str, Tensor]:
         """Replay the pass of a bucket; what `HeadInputs.launch` gives. The next replay overwrites it."""
+        replay = self.graphs.replay(bucket)  # before the batch is in the buffer: a capture overwrites it
         sizes = _sizes(bucket)
         offsets, ints = _offsets(sizes)
         staging = torch.zeros(ints, dtype=torch.int32, pin_memory=True)  # rows of zeros are no tiles
-        staging[offsets["slots"] : offsets["slots"] + sizes["slots"]] = -1
+        staging.numpy()[offsets["slots"] : offsets["slots"] + sizes["slots"]] = -1
         arrays = {
             "ids": inputs.ids,
             "positions": inputs.positions,
@@ -159,7 +160,7 @@ class _SmallBatches:
         }
         _fill(staging, arrays | heads.indices, offsets)
         self._buffer[:ints].copy_(staging, non_blocking=True)
-        replayed = self.graphs.run(bucket)
+        replayed = replay()
         tensors: dict[str, Tensor] = {}
         if heads.outputs.dense:
             tensors["dense"] = replayed["dense"][: len(inputs.first)]
@@ -172,6 +173,7 @@ class _SmallBatches:
 
     def _captured(self, bucket: int) -> Callable[[], dict[str, Tensor]]:
         """The pass of a bucket: all that does not depend on the type of ColBERT rows, whoever asks for what."""
+        self._buffer.zero_()  # in the order of another bucket its numbers are no token ids
         sizes = _sizes(bucket)
         offsets, _ = _offsets(sizes)
         static = {name: self._buffer[offsets[name] : offsets[name] + size] for name, size in sizes.items()}

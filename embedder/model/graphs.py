@@ -21,7 +21,7 @@ CAPTURE_MAX_S = 3.0
 
 
 class Graphs(Generic[T]):
-    """The captured passes, by bucket. Not thread-safe: a pass reads the buffer of its bucket.
+    """The captured passes, by bucket. Not thread-safe: they share what they read and write.
 
     Args:
         buckets: tokens, ascending.
@@ -45,19 +45,18 @@ class Graphs(Generic[T]):
         """The smallest bucket that holds so many tokens; None if they are too many."""
         return next((bucket for bucket in self._buckets if bucket >= tokens), None)
 
-    def run(self, bucket: int) -> T:
-        """Run the pass of a bucket, which is captured first if it was not yet."""
-        run = self._passes.get(bucket)
-        if run is None:
-            run = self._passes[bucket] = self._capture(bucket)
-        return run()
+    def replay(self, bucket: int) -> Callable[[], T]:
+        """What runs the pass of a bucket, which is captured now if it was not before."""
+        if bucket not in self._passes:
+            self._passes[bucket] = self._capture(bucket)
+        return self._passes[bucket]
 
     def capture_all(self, *, seconds: float = CAPTURE_MAX_S) -> None:
         """Capture what is not captured yet, largest first, until so much time is spent."""
         ends = self._clock() + seconds
         for bucket in reversed(self._buckets):  # what the smaller ones need fits into the memory of the largest
             if bucket not in self._passes and self._clock() < ends:
-                self._passes[bucket] = self._capture(bucket)
+                self.replay(bucket)
 
 
 def capture(work: Callable[[], T], stream: Any, pool: Any) -> Callable[[], T]:

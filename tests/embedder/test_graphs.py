@@ -38,7 +38,7 @@ def test_a_bucket_is_captured_once() -> None:
     """The first batch of a size pays for the capture, the others replay it."""
     captures = Captures()
     graphs = Graphs((16, 32), captures)
-    assert [graphs.run(16), graphs.run(32), graphs.run(16)] == [16, 32, 16]
+    assert [graphs.replay(bucket)() for bucket in (16, 32, 16)] == [16, 32, 16]
     assert captures.captured == [16, 32]
     assert captures.run == [16, 32, 16]
 
@@ -47,7 +47,7 @@ def test_a_start_captures_all_sizes_and_runs_none() -> None:
     """After a start no request waits for a capture; the largest comes first, whose memory the others use."""
     captures = Captures()
     graphs = Graphs((16, 32, 64), captures)
-    graphs.run(32)
+    graphs.replay(32)()
     graphs.capture_all()
     graphs.capture_all()
     assert captures.captured == [32, 64, 16]
@@ -61,7 +61,7 @@ def test_captures_at_a_start_take_no_longer_than_they_may() -> None:
     graphs = Graphs((16, 32, 64), captures, clock=lambda: float(next(ticks)))
     graphs.capture_all(seconds=2.5)
     assert captures.captured == [64, 32]
-    assert graphs.run(16) == 16
+    assert graphs.replay(16)() == 16
     assert captures.captured == [64, 32, 16]
 
 
