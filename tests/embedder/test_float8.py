@@ -155,7 +155,7 @@ def test_float8_of_an_odd_width_names_the_fix(odd: Bench) -> None:
 def test_rankings_in_float8_are_as_good_as_in_float32(mini: Bench) -> None:
     """On the bundled questions nDCG@10 falls by no more than 0.5 %, fused by RRF and on average over all rankings.
 
-    A single kind may fall by 4 %: one question whose near ties are swapped is 1 %, bfloat16, too, moves a kind by 0.6 %,
+    A single kind may fall by 4 %: one question whose near ties are swapped is 1 %, bfloat16 moves a kind by 0.6 %, too,
     and dense fell by 0.9 % and by 2.5 % on two CPUs that sum products in another order. Sparse moved by 0.0 and 0.3 %,
     ColBERT by 0.2 and 0.3, all three by 0.0 and 0.4.
     """
