@@ -16,8 +16,8 @@ from service.wire.requests import EmbedRequest
 _WRITERS: Final = 2
 """Threads that write base64, for all answers.
 
-Writing takes a tenth of its time; the rest goes to memory that is new to the process. The allocator gives back what a
-thread has freed if it is little: few threads that have much use their memory again, four of them take twice as long.
+The encoding is a tenth of their time; the rest goes to memory that is new to the process, page by page. A thread that
+freed as much before mostly gets it again from the allocator, and the fewer the threads, the more each has.
 """
 
 
