@@ -100,6 +100,9 @@ class StubEngine:
     def warm(self) -> None:
         """Do nothing."""
 
+    def prepare(self, _tokens: int) -> None:
+        """Do nothing."""
+
     def memory_share(self, _batch: object) -> float:
         """None at all."""
         return 0.0

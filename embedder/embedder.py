@@ -129,9 +129,12 @@ class Embedder:
             calibrate(engine, batches=2)  # on a GPU one of queries and one of passages may be computed together
             for engine in engines
         )
+        measured = time.perf_counter()
+        for engine in engines:
+            engine.prepare(budget)
         log.info(
             "model ready: %s engine, %s, %s, %d tokens per batch; "
-            "seconds: checkpoint %.2f, torch %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f",
+            "seconds: checkpoint %.2f, torch %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f, graphs %.2f",
             options.engine,
             " + ".join(engine.dtype for engine in engines),
             " + ".join(devices),
@@ -141,7 +144,8 @@ class Embedder:
             typed - imported,
             loaded - typed,
             warmed - loaded,
-            time.perf_counter() - warmed,
+            measured - warmed,
+            time.perf_counter() - measured,
         )
         pool = ModelPool(
             engines,

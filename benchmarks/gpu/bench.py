@@ -98,9 +98,8 @@ class Bench:
         dropped_ids = Tokenizer(self.checkpoint).dropped_ids
         model = load_model(self.checkpoint, device=self.device, dtype=dtype, dropped_ids=dropped_ids)
         engine = PackedEngine(model, **options)
-        warm = getattr(engine, "warm", None)
-        if warm is not None:
-            warm()
+        engine.warm()
+        engine.prepare(_BUDGET_DEFAULT_TOKENS)
         return engine
 
     @property

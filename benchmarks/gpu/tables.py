@@ -72,10 +72,20 @@ def ceilings(results: Results) -> str:
     return _joined(
         "## Ceilings",
         "TFLOP/s of the model's four products with 32 768 rows of random numbers, timed by CUDA events, median;"
-        " `model` weights them by their shapes. float8 is `torch._scaled_mm` with a scale per row and bfloat16"
+        " `model` weights them by their shapes; `sustained` is one layer after another for a second, when the power of the"
+        f" card limits its clock{_clocks(results)}. float8 is `torch._scaled_mm` with a scale per row and bfloat16"
         f" results.{now}{copied}",
         table(("product", "fp16 before", "fp16 now", "float8 before", "float8 now"), rows),
     )
+
+
+def _clocks(results: Results) -> str:
+    """The clock and power under load, for a sentence."""
+    rows = results.rows("ceilings", product="sustained")
+    figures = [
+        f"{row['dtype']} {row['clock_mhz']:.0f} MHz at {row['power_w']:.0f} W" for row in rows if "power_w" in row
+    ]
+    return f" ({', '.join(figures)})" if figures else ""
 
 
 def engine(results: Results) -> str:
@@ -96,6 +106,7 @@ def engine(results: Results) -> str:
                 _thousand(now.value("engine", "tokens_s", **names)),
                 _percent(ratio(old_flops, ceiling(before, "float16"))),
                 _percent(ratio(flops, ceiling(now, "float16"))),
+                _percent(ratio(flops, ceiling(now, "float16", "sustained"))),
             )
         )
     flying = {row["in_flight"] for row in results.rows("engine")}
@@ -104,7 +115,8 @@ def engine(results: Results) -> str:
         "## The engine alone",
         "`encode` is the time of one batch from token ids to vectors in the memory of the host, median."
         f" Tokens/s are of a stream of batches{way}; the share is of their linear layers"
-        " (2 x 302 M operations per token) in the fp16 ceiling, so attention counts as lost.",
+        " (2 x 302 M operations per token) in the fp16 ceiling, so attention counts as lost; the last column is the share"
+        " of the ceiling at the clock that the card sustains under load, as it does here.",
         table(
             (
                 "batch",
@@ -115,6 +127,7 @@ def engine(results: Results) -> str:
                 "k tokens/s now",
                 "share before",
                 "share now",
+                "of the sustained",
             ),
             rows,
             words=2,

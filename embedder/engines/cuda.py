@@ -3,9 +3,9 @@
 Nothing here waits for the device: a batch is copied there, computed and copied back in the order of its stream, and
 `wait` blocks until the last copy is done. Three streams:
 
-    urgent   queries and small batches, of high priority: the GPU's scheduler starts their blocks before others
-    patient  large batches of passages
-    copies   the results of large batches, so that the next batch does not wait for them
+    urgent   queries, of high priority: the GPU's scheduler starts their blocks before others
+    patient  passages
+    copies   ColBERT rows of passages, so that the next batch does not wait for them
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from embedder.engines.engine import EncodedBatch, TokenBatch, YieldPoint
 from embedder.engines.inputs import Inputs, Ints
 from embedder.engines.outputs import HeadInputs
 from embedder.engines.page_locked import PageLocked
-from embedder.model.attention import Packing
-from embedder.model.graphs import BUCKETS_TOKENS, Graphs, capture
+from embedder.model.attention import Packing, tile_block
+from embedder.model.graphs import BUCKETS_TOKENS, Graphs, Shape, bucket_of, capture
 from embedder.model.kernels import normalised_rows, text_spans_of, tile_count_max, tiles_of
 from embedder.model.model import Model
 from embedder.vectors import Outputs
 
-_TILE_QUERIES = 64
-"""Queries of a tile of attention in a small batch, which has few texts of more."""
+URGENT_MAX_TOKENS = 8192
+"""Largest batch of queries that has a graph: nine hundred queries of 9 tokens."""
+_SMALL_BLOCK_MAX_TOKENS = 512
+"""Tokens up to which a pass has small tiles of attention whatever the texts: there are too few of large ones."""
 _ALIGNED_INTS = 4
 """Parts of a copy begin at multiples of 16 bytes, so that kernels are compiled for one alignment."""
 
@@ -41,56 +43,90 @@ class CudaLauncher:
 
     Args:
         model: on a GPU.
-        graphs: whether small batches are replayed from CUDA graphs.
+        graphs: whether passes are replayed from CUDA graphs.
     """
 
     def __init__(self, model: Model, *, graphs: bool) -> None:
         self._model = model
         self._device = model.device
         with torch.cuda.device(model.device):
-            self._urgent = torch.cuda.Stream(model.device, priority=-1)  # type: ignore[no-untyped-call]
-            self._patient = torch.cuda.Stream(model.device, priority=0)  # type: ignore[no-untyped-call]
-            self._copies = torch.cuda.Stream(model.device, priority=0)  # type: ignore[no-untyped-call]
-        self._results = PageLocked()
-        self._small_lock = threading.Lock()  # the buffer that graphs read holds one batch at a time
-        self._small: _SmallBatches | None = _SmallBatches(model, self._urgent) if graphs and model.tiled else None
+            urgent = torch.cuda.Stream(model.device, priority=-1)  # type: ignore[no-untyped-call]
+            patient = torch.cuda.Stream(model.device, priority=0)  # type: ignore[no-untyped-call]
+            copies = torch.cuda.Stream(model.device, priority=0)  # type: ignore[no-untyped-call]
+        captures = graphs and model.tiled
+        self._urgent = _Lane(model, urgent, urgent, captures=captures)
+        self._patient = _Lane(model, patient, copies, captures=captures)
 
-    def capture(self) -> None:
-        """Capture the graphs of all sizes, as far as the time allows; the others are captured when they are needed."""
-        if self._small is not None:
-            with self._small_lock, torch.cuda.stream(self._urgent):
-                self._small.graphs.capture_all()
+    def prepare(self, tokens: int) -> None:
+        """Capture passes of up to so many tokens, as far as the time allows; the others when they are needed."""
+        self._patient.capture(tokens, short_texts=False)
+        self._urgent.capture(min(tokens, URGENT_MAX_TOKENS), short_texts=True)
 
     def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None) -> PendingCudaBatch:
         """Launch a batch; see `Engine.launch`."""
         torch.cuda.set_device(self._device)  # for good: a switch back could touch a device that is lost
         inputs = Inputs.of(batch, self._model.config.pad_id)
         heads = HeadInputs.of(inputs, outputs, self._model.heads)
-        bucket = None if self._small is None else self._small.graphs.bucket(len(batch.ids))
-        if self._small is not None and bucket is not None:
-            with self._small_lock, torch.cuda.stream(self._urgent):
-                return self._fetched(heads, self._small.launch(bucket, inputs, heads), len(batch), self._urgent)
-        stream = self._urgent if yield_point is None else self._patient
-        with torch.cuda.stream(stream):
-            on_device = _on_device({"ids": inputs.ids, "positions": inputs.positions} | heads.indices, self._device)
-            packing = Packing.of(inputs.lengths, self._device, flash=self._model.flash, tiled=self._model.tiled)
-            states = self._model.states(on_device["ids"], on_device["positions"], packing, yield_point or _never_yield)
-            tensors = heads.launch(self._model.heads, states, on_device)
-            return self._fetched(heads, tensors, len(batch), stream if yield_point is None else self._copies)
+        lane = self._urgent if yield_point is None else self._patient
+        return lane.launch(inputs, heads, yield_point or _never_yield)
 
-    def _fetched(
-        self, heads: HeadInputs, tensors: dict[str, Tensor], texts: int, stream: torch.cuda.Stream
-    ) -> PendingCudaBatch:
-        """Copy the results to the host on this stream, after what the current one computes."""
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            staged = {
-                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-                for name, tensor in tensors.items()
-            }
-            done = torch.cuda.Event(blocking=stream is self._copies)  # type: ignore[no-untyped-call]
-            done.record(stream)
-        return PendingCudaBatch(self._device, heads, texts, tensors, staged, done, self._results)
+
+class _Lane:
+    """A stream and the passes on it.
+
+    Args:
+        model: on a GPU.
+        stream: that computes.
+        copies: the stream on which ColBERT rows are copied to the host.
+        captures: whether passes are captured.
+    """
+
+    def __init__(self, model: Model, stream: torch.cuda.Stream, copies: torch.cuda.Stream, *, captures: bool) -> None:
+        self._model = model
+        self._stream = stream
+        self._copies = copies
+        self._results = PageLocked()
+        self._lock = threading.Lock()  # a captured pass reads and writes memory that all of them share
+        self._passes: _CapturedPasses | None = None
+        self._captures = captures
+
+    def capture(self, tokens: int, *, short_texts: bool) -> None:
+        """Capture passes of batches of up to so many tokens."""
+        largest = bucket_of(min(tokens, BUCKETS_TOKENS[-1]))
+        if self._captures and largest is not None:
+            with self._lock, torch.cuda.stream(self._stream):
+                self._passes = _CapturedPasses(self._model, self._stream, largest)
+                self._passes.capture_all(short_texts=short_texts)
+
+    def launch(self, inputs: Inputs, heads: HeadInputs, yield_point: YieldPoint) -> PendingCudaBatch:
+        """Launch a batch by the pass that is captured for it, or kernel by kernel."""
+        shape = None if self._passes is None else self._passes.shape(inputs.lengths)
+        if self._passes is not None and shape is not None:
+            with self._lock, torch.cuda.stream(self._stream):
+                return self._fetched(heads, self._passes.launch(shape, inputs, heads), len(inputs.lengths))
+        with torch.cuda.stream(self._stream):
+            model = self._model
+            on_device = _on_device({"ids": inputs.ids, "positions": inputs.positions} | heads.indices, model.device)
+            packing = Packing.of(inputs.lengths, model.device, flash=model.flash, tiled=model.tiled)
+            states = model.states(on_device["ids"], on_device["positions"], packing, yield_point)
+            return self._fetched(heads, heads.launch(model.heads, states, on_device), len(inputs.lengths))
+
+    def _fetched(self, heads: HeadInputs, tensors: dict[str, Tensor], texts: int) -> PendingCudaBatch:
+        """Copy the results to the host: what the next pass overwrites in the order of the stream, rows beside it."""
+        staged = {name: _copied(tensor) for name, tensor in tensors.items() if name != "colbert"}
+        if "colbert" in tensors:
+            self._copies.wait_stream(self._stream)
+            with torch.cuda.stream(self._copies):
+                staged["colbert"] = _copied(tensors["colbert"])
+        last = self._copies if "colbert" in tensors else self._stream
+        done = torch.cuda.Event(blocking=self._copies is not self._stream)  # type: ignore[no-untyped-call]
+        done.record(last)
+        return PendingCudaBatch(self._model.device, heads, texts, tensors, staged, done, self._results)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """The tensor in page-locked memory, once the current stream is there."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,30 +161,49 @@ class PendingCudaBatch:
         return self.heads.batch(arrays, self.texts)
 
 
-class _SmallBatches:
-    """Small batches by graphs: each number of tokens is rounded up to a bucket, whose pass is captured once.
+class _CapturedPasses:
+    """Passes as CUDA graphs: each number of tokens is rounded up to a bucket, whose pass is captured once.
 
     What is behind a batch's own tokens is computed as well and read by nobody: no token sees another outside its
-    text.
+    text. All passes read one buffer, write to the same tensors and share their memory between, so one is enqueued at
+    a time, with all that reads its results.
 
     Args:
-        model: on a GPU.
-        stream: on which graphs are captured and replayed; its priority is that of their kernels.
+        model: on a GPU, which attends by tiles.
+        stream: on which passes are captured and replayed; its priority is that of their kernels.
+        largest: tokens of the largest bucket.
     """
 
-    def __init__(self, model: Model, stream: torch.cuda.Stream) -> None:
+    def __init__(self, model: Model, stream: torch.cuda.Stream, largest: int) -> None:
         self._model = model
         self._stream = stream
+        self._largest = largest
         self._pool = torch.cuda.graph_pool_handle()
-        self.graphs: Graphs[dict[str, Tensor]] = Graphs(BUCKETS_TOKENS, self._captured)
-        _, ints = _offsets(_sizes(BUCKETS_TOKENS[-1]))
-        with torch.cuda.stream(stream):
-            self._buffer = torch.zeros(ints, dtype=torch.int32, device=model.device)
+        self._graphs: Graphs[None] = Graphs(self._captured)
+        self._blocks = sorted({tile_block(1), tile_block(BUCKETS_TOKENS[-1])})
+        ints = max(_offsets(_sizes(Shape(largest, block)))[1] for block in self._blocks)
+        hidden, device = model.config.hidden, model.device
+        self._buffer = torch.zeros(ints, dtype=torch.int32, device=device)
+        self._dense = torch.empty(largest // 2, hidden, dtype=torch.float32, device=device)
+        self._sparse = torch.empty(largest, dtype=torch.float32, device=device)
+        self._projected = torch.empty(largest, model.heads.colbert_size, dtype=model.state_type, device=device)
 
-    def launch(self, bucket: int, inputs: Inputs, heads: HeadInputs) -> dict[str, Tensor]:
-        """Replay the pass of a bucket; what `HeadInputs.launch` gives. The next replay overwrites it."""
-        replay = self.graphs.replay(bucket)  # before the batch is in the buffer: a capture overwrites it
-        sizes = _sizes(bucket)
+    def capture_all(self, *, short_texts: bool) -> None:
+        """Capture the passes of all buckets, for texts that are short or not, as far as the time allows."""
+        mean = 1 if short_texts else BUCKETS_TOKENS[-1]
+        buckets = [tokens for tokens in reversed(BUCKETS_TOKENS) if tokens <= self._largest]
+        self._graphs.capture_all(Shape(tokens, _block(tokens, mean)) for tokens in buckets)
+
+    def shape(self, lengths: Ints) -> Shape | None:
+        """The pass of a batch of texts with these lengths; None if it is too large."""
+        tokens = int(lengths.sum())
+        bucket = bucket_of(tokens, self._largest)
+        return None if bucket is None else Shape(bucket, _block(bucket, tokens / len(lengths)))
+
+    def launch(self, shape: Shape, inputs: Inputs, heads: HeadInputs) -> dict[str, Tensor]:
+        """Replay a pass; what `HeadInputs.launch` gives. The next replay overwrites all but ColBERT rows."""
+        replay = self._graphs.replay(shape)  # before the batch is in the buffer: a capture overwrites it
+        sizes = _sizes(shape)
         offsets, ints = _offsets(sizes)
         staging = torch.zeros(ints, dtype=torch.int32, pin_memory=True)  # rows of zeros are no tiles
         staging.numpy()[offsets["slots"] : offsets["slots"] + sizes["slots"]] = -1
@@ -156,47 +211,50 @@ class _SmallBatches:
             "ids": inputs.ids,
             "positions": inputs.positions,
             "text_spans": text_spans_of(inputs.lengths),
-            "tiles": tiles_of(inputs.lengths, _TILE_QUERIES),
+            "tiles": tiles_of(inputs.lengths, shape.block),
         }
         _fill(staging, arrays | heads.indices, offsets)
         self._buffer[:ints].copy_(staging, non_blocking=True)
-        replayed = replay()
+        replay()
         tensors: dict[str, Tensor] = {}
         if heads.outputs.dense:
-            tensors["dense"] = replayed["dense"][: len(inputs.first)]
+            tensors["dense"] = self._dense[: len(inputs.first)]
         if heads.entries is not None:
-            tensors["sparse"] = replayed["sparse"][: len(heads.entries)]
+            tensors["sparse"] = self._sparse[: len(heads.entries)]
         if heads.outputs.colbert:
             rows = self._buffer[offsets["rows"] : offsets["rows"] + heads.indices["rows"].size]
-            tensors["colbert"], tensors["finite"] = normalised_rows(replayed["projected"], rows, heads.colbert_type)
+            tensors["colbert"], tensors["finite"] = normalised_rows(self._projected, rows, heads.colbert_type)
         return tensors
 
-    def _captured(self, bucket: int) -> Callable[[], dict[str, Tensor]]:
-        """The pass of a bucket: all that does not depend on the type of ColBERT rows, whoever asks for what."""
-        self._buffer.zero_()  # in the order of another bucket its numbers are no token ids
-        sizes = _sizes(bucket)
+    def _captured(self, shape: Shape) -> Callable[[], None]:
+        """The pass of a shape: all that does not depend on the type of ColBERT rows, whoever asks for what."""
+        self._buffer.zero_()  # in the order of another shape its numbers are no token ids
+        sizes = _sizes(shape)
         offsets, _ = _offsets(sizes)
         static = {name: self._buffer[offsets[name] : offsets[name] + size] for name, size in sizes.items()}
         tiles, text_spans = static["tiles"].view(-1, 4), static["text_spans"].view(-1, 2)
-        packing = Packing.of_tiles(bucket, tiles, text_spans, block=_TILE_QUERIES)
+        packing = Packing.of_tiles(shape.tokens, tiles, text_spans, block=shape.block)
         heads = self._model.heads
 
-        def work() -> dict[str, Tensor]:
+        def work() -> None:
             states = self._model.states(static["ids"], static["positions"], packing, _never_yield)
-            return {
-                "dense": heads.dense(states, static["first"]),
-                "sparse": heads.sparse(states, static["slots"], bucket),
-                "projected": heads.colbert_linear(states),
-            }
+            self._dense[: sizes["first"]].copy_(heads.dense(states, static["first"]))
+            self._sparse[: shape.tokens].copy_(heads.sparse(states, static["slots"], shape.tokens))
+            heads.colbert_linear(states, out=self._projected[: shape.tokens])
 
         return capture(work, self._stream, self._pool)
 
 
-def _sizes(bucket: int) -> dict[str, int]:
-    """Numbers that a batch of a bucket brings along, by name; a text has two tokens at least."""
-    tiles = 4 * tile_count_max(bucket, _TILE_QUERIES)
-    tokens = {"ids": bucket, "positions": bucket, "text_spans": 2 * bucket, "slots": bucket, "rows": bucket}
-    return tokens | {"tiles": tiles, "first": bucket // 2}
+def _block(tokens: int, mean_tokens: float) -> int:
+    return tile_block(1 if tokens <= _SMALL_BLOCK_MAX_TOKENS else mean_tokens)
+
+
+def _sizes(shape: Shape) -> dict[str, int]:
+    """Numbers that a batch of a shape brings along, by name; a text has two tokens at least."""
+    tokens = shape.tokens
+    tiles = 4 * tile_count_max(tokens, shape.block)
+    of_tokens = {"ids": tokens, "positions": tokens, "text_spans": 2 * tokens, "slots": tokens, "rows": tokens}
+    return of_tokens | {"tiles": tiles, "first": tokens // 2}
 
 
 def _on_device(arrays: Mapping[str, NDArray[np.int32]], device: str) -> dict[str, Tensor]:

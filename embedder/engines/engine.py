@@ -169,7 +169,11 @@ class Engine(Protocol):
         ...
 
     def warm(self) -> None:
-        """Do once what the first batches would wait for: allocate buffers, choose kernels, capture graphs."""
+        """Do once what the first batch would wait for: allocate buffers, compile and choose kernels."""
+        ...
+
+    def prepare(self, tokens: int) -> None:
+        """Do once what batches of up to so many tokens would wait for: capture graphs of them."""
         ...
 
     def memory_share(self, batch: TokenBatch) -> float:
@@ -199,6 +203,9 @@ class BlockingEngine(ABC):
     def warm(self) -> None:
         """See `Engine.warm`: one short text."""
         self.encode(TokenBatch.of([np.array([0, 5, 2], dtype=np.int32)]), Outputs())
+
+    def prepare(self, tokens: int) -> None:  # noqa: B027 - there is nothing to do
+        """See `Engine.prepare`."""
 
 
 def offsets_of(lengths: NDArray[np.int32]) -> NDArray[np.int64]:

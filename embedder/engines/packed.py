@@ -26,7 +26,7 @@ class PackedEngine:
     Args:
         model: on its device.
         pieces: sizes of the pieces of a pass on a CPU.
-        graphs: whether a GPU replays small batches from CUDA graphs; their results are the same without.
+        graphs: whether a GPU replays passes from CUDA graphs, after `prepare`; their results are the same without.
     """
 
     name = "packed"
@@ -64,9 +64,12 @@ class PackedEngine:
         """See `Engine.warm`."""
         length = min(8, self.max_length)
         self.encode(TokenBatch.of([np.arange(5, 5 + length, dtype=np.int32)]), Outputs())
+
+    def prepare(self, tokens: int) -> None:
+        """See `Engine.prepare`."""
         if self._cuda is not None:
             with device_errors(self.device), torch.inference_mode():
-                self._cuda.capture()
+                self._cuda.prepare(tokens)
 
     def memory_share(self, batch: TokenBatch) -> float:
         """See `Engine.memory_share`."""

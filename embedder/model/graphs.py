@@ -1,10 +1,11 @@
-"""CUDA graphs: the passes of small batches, whose kernels are shorter than their launches, as one launch each."""
+"""CUDA graphs: a pass as one launch, whatever its kernels, so that a GPU never waits for the host."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from embedder.errors import whereabouts
@@ -13,50 +14,66 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BUCKETS_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
-"""Tokens of the batches that have a graph. Above, a batch takes longer than its launches do."""
+BUCKETS_TOKENS = (
+    *(16, 32, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144),
+    *range(8192, 32_769, 2048),
+)
+"""Tokens of the passes that are captured; a batch is rounded up to the next one."""
 
-CAPTURE_MAX_S = 3.0
-"""Seconds that a start may spend on captures; each takes about 20 ms."""
+CAPTURE_MAX_S = 4.0
+"""Seconds that a start may spend on the captures of a stream; each takes 0.02 to 0.2 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a captured pass is fixed to.
+
+    Attributes:
+        tokens: most tokens of a batch, one of `BUCKETS_TOKENS`.
+        block: most queries of a tile of attention.
+    """
+
+    tokens: int
+    block: int
+
+
+def bucket_of(tokens: int, largest: int = BUCKETS_TOKENS[-1]) -> int | None:
+    """The smallest bucket that holds so many tokens; None if none up to `largest` does."""
+    return next((bucket for bucket in BUCKETS_TOKENS if tokens <= bucket <= largest), None)
 
 
 class Graphs(Generic[T]):
-    """The captured passes, by bucket. Not thread-safe: they share what they read and write.
+    """The captured passes of one stream. Not thread-safe: they share what they read and write.
 
     Args:
-        buckets: tokens, ascending.
-        capture: makes the pass of a bucket; what it returns runs it and returns its result.
+        capture: makes the pass of a shape; what it returns runs it and returns its result.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self,
-        buckets: Sequence[int],
-        capture: Callable[[int], Callable[[], T]],
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, capture: Callable[[Shape], Callable[[], T]], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._buckets = tuple(buckets)
         self._capture = capture
         self._clock = clock
-        self._passes: dict[int, Callable[[], T]] = {}
+        self._passes: dict[Shape, Callable[[], T]] = {}
 
-    def bucket(self, tokens: int) -> int | None:
-        """The smallest bucket that holds so many tokens; None if they are too many."""
-        return next((bucket for bucket in self._buckets if bucket >= tokens), None)
+    def replay(self, shape: Shape) -> Callable[[], T]:
+        """What runs the pass of a shape, which is captured now if it was not before."""
+        if shape not in self._passes:
+            self._passes[shape] = self._capture(shape)
+        return self._passes[shape]
 
-    def replay(self, bucket: int) -> Callable[[], T]:
-        """What runs the pass of a bucket, which is captured now if it was not before."""
-        if bucket not in self._passes:
-            self._passes[bucket] = self._capture(bucket)
-        return self._passes[bucket]
+    def capture_all(self, shapes: Iterable[Shape], *, seconds: float = CAPTURE_MAX_S) -> None:
+        """Capture what is not captured yet, until so much time is spent.
 
-    def capture_all(self, *, seconds: float = CAPTURE_MAX_S) -> None:
-        """Capture what is not captured yet, largest first, until so much time is spent."""
+        Args:
+            shapes: best the largest first, in whose memory the others fit.
+            seconds: after which no further one is begun.
+        """
         ends = self._clock() + seconds
-        for bucket in reversed(self._buckets):  # what the smaller ones need fits into the memory of the largest
-            if bucket not in self._passes and self._clock() < ends:
-                self.replay(bucket)
+        for shape in shapes:
+            if shape not in self._passes and self._clock() < ends:
+                self.replay(shape)
 
 
 def capture(work: Callable[[], T], stream: Any, pool: Any) -> Callable[[], T]:
@@ -66,19 +83,21 @@ def capture(work: Callable[[], T], stream: Any, pool: Any) -> Callable[[], T]:
 
     Args:
         work: launches kernels that read and write the same memory at each call, and waits for none.
-        stream: on which it is captured; its priority is that of the kernels.
+        stream: the current one, on which it is captured; its priority is that of the kernels.
         pool: whose memory all graphs share: only one of them runs at a time, and its result is used before the next.
     """
     import torch
 
-    for _ in range(2):  # kernels are compiled and chosen at the first call, which cannot be captured
-        work()
+    work()  # kernels are compiled and chosen at the first call, which cannot be captured
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
         # thread_local: other threads of this process may allocate meanwhile
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
             result = work()
+        finally:
+            graph.capture_end()
     except RuntimeError as error:
         log.warning("a CUDA graph could not be captured, its batches are launched instead: %s", whereabouts(error))
         return work

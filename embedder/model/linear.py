@@ -1,9 +1,8 @@
 """Linear layers as functions, their weights prepared once for the device and type they run on.
 
-On CPUs with oneDNN the weight is reordered once into the layout that its kernels read (twice as fast
-for a few rows) and the exact GELU is fused into the product. On GPUs cublasLt fuses it into large products, in the
-form by tanh. int8 quantises weights per output channel, once, and activations per row, so that a text's vectors do not
-depend on the texts beside it.
+On CPUs with oneDNN the weight is reordered once into the layout that its kernels read (twice as fast for a few rows),
+and the exact GELU is fused into the product. On GPUs cublasLt fuses it in the form by tanh. int8 quantises weights per
+output channel, once, and activations per row, so that a text's vectors do not depend on the texts beside it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ class Linear(Protocol):
 
 _SCALE_MIN = 1e-12
 """Keeps the scale of an all-zero channel or row above zero."""
-EPILOGUE_MIN_ROWS = 2048
-"""Rows of a 16-bit product on a GPU from which GELU is part of it: smaller ones gain nothing."""
 _QUANTISED_ROWS = 256
 """Rows that are quantised together: fresh memory for a whole layer's weights costs more than the arithmetic."""
 
@@ -51,12 +48,12 @@ def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False, aft
         return _quantized(weight, bias, gelu=gelu, after_gelu=after_gelu)
     if weight.device.type == "cpu" and has_onednn(dtype):
         return _prepacked(weight, bias, gelu=gelu)
-    if gelu and has_tanh_gelu(weight.device.type, weight.dtype, EPILOGUE_MIN_ROWS):
+    if gelu and has_tanh_gelu(weight.device.type, weight.dtype):
         return _with_epilogue(weight, bias)
     return _plain(weight, bias, gelu=gelu)
 
 
-def has_tanh_gelu(device_type: str, dtype: torch.dtype, rows: int) -> bool:
+def has_tanh_gelu(device_type: str, dtype: torch.dtype) -> bool:
     """Whether GELU is computed by tanh, as a part of the product, rather than exactly, by erf.
 
     The two differ by less than 5e-4 everywhere. Where GELU is positive that is less than half a unit in the last place
@@ -66,9 +63,8 @@ def has_tanh_gelu(device_type: str, dtype: torch.dtype, rows: int) -> bool:
     Args:
         device_type: `cpu` or `cuda`.
         dtype: of the input and the result.
-        rows: of the input.
     """
-    return device_type == "cuda" and dtype in (torch.float16, torch.bfloat16) and rows >= EPILOGUE_MIN_ROWS
+    return device_type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
 def has_onednn(dtype: str) -> bool:
@@ -97,11 +93,9 @@ def _plain(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
 
 
 def _with_epilogue(weight: Tensor, bias: Tensor) -> Linear:
-    exact, transposed = _plain(weight, bias, gelu=True), weight.t()
+    transposed = weight.t()
 
     def apply(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        if not has_tanh_gelu(x.device.type, x.dtype, len(x)):
-            return exact(x, out=out)
         return _placed(torch._addmm_activation(bias, x, transposed, use_gelu=True), out)  # noqa: SLF001
 
     return apply

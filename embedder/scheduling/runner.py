@@ -82,7 +82,7 @@ def launch(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None
         DeviceLost: the engine's device does not compute any more; no text is at fault.
         Cancelled: raised by `yield_point`.
     """
-    attempt = _Attempt(texts, engine, yield_point, again)
+    attempt = _Attempt(texts, reduce(or_, {text.outputs for text in texts}), engine, yield_point, again)
     try:
         batch = TokenBatch.of([text.encoded.ids for text in texts])
         return _Pending(attempt, engine.launch(batch, attempt.outputs, yield_point))
@@ -140,14 +140,10 @@ class _Attempt:
     """Texts on their way through an engine, and what is done where that fails."""
 
     texts: Sequence[Text]
+    outputs: Outputs
     engine: Engine
     yield_point: YieldPoint | None
     again: bool
-
-    @property
-    def outputs(self) -> Outputs:
-        """What any of the texts wants."""
-        return reduce(or_, (text.outputs for text in self.texts))
 
     def failure(self, error: BaseException) -> list[Result] | None:
         """The result of a text that fails alone and for good; None if the texts are to be tried again."""

@@ -82,17 +82,34 @@ class Flights:
 
     Attributes:
         limit: most batches under way; at most half of them are passages, but always one may be.
+        lone_tokens: tokens of queries below which no further queries are launched until they are done: where a batch
+            takes as long as one query, those that come meanwhile had better share the next one.
         under_way: their number by priority.
+        query_tokens: tokens of the queries under way.
     """
 
     limit: int
+    lone_tokens: int = 0
     under_way: Counter[Priority] = field(default_factory=Counter)
+    query_tokens: int = 0
 
     def has_room(self, priority: Priority) -> bool:
         """Whether a batch of this priority may be launched."""
         if self.under_way.total() >= self.limit:
             return False
-        return priority is Priority.QUERY or self.under_way[Priority.PASSAGE] < max(1, self.limit // 2)
+        if priority is Priority.QUERY:
+            return not self.under_way[Priority.QUERY] or self.query_tokens >= self.lone_tokens
+        return self.under_way[Priority.PASSAGE] < max(1, self.limit // 2)
+
+    def launched(self, priority: Priority, tokens: int) -> None:
+        """A batch is under way."""
+        self.under_way[priority] += 1
+        self.query_tokens += tokens if priority is Priority.QUERY else 0
+
+    def finished(self, priority: Priority, tokens: int) -> None:
+        """A batch is done."""
+        self.under_way[priority] -= 1
+        self.query_tokens -= tokens if priority is Priority.QUERY else 0
 
 
 @dataclass(slots=True)
@@ -340,7 +357,7 @@ class Scheduler(Generic[JobKey]):
 
     def finish(self, batch: Batch[JobKey], flights: Flights) -> None:
         """The batch was computed, or its texts failed."""
-        flights.under_way[batch.priority] -= 1
+        flights.finished(batch.priority, batch.tokens)
         for key, positions in batch.by_job().items():
             job = self._jobs.get(key)
             if job is not None:
@@ -350,7 +367,7 @@ class Scheduler(Generic[JobKey]):
     def _launched(self, priority: Priority, flights: Flights) -> Batch[JobKey] | None:
         batch = self._take(priority)
         if batch is not None:
-            flights.under_way[priority] += 1
+            flights.launched(priority, batch.tokens)
         return batch
 
     def _take(self, priority: Priority) -> Batch[JobKey] | None:

@@ -104,6 +104,9 @@ class CountingEngine:
     def warm(self) -> None:
         """See `Engine.warm`."""
 
+    def prepare(self, tokens: int) -> None:
+        """See `Engine.prepare`."""
+
     def _start(self, batch: TokenBatch) -> list[int]:
         numbers: list[int] = batch.ids[batch.offsets[:-1] + 1].tolist()
         with self._lock:

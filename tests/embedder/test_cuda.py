@@ -13,8 +13,6 @@ from embedder import Priority
 from embedder.engines import TokenBatch
 from embedder.engines.calibration import batch_of, calibrate
 from embedder.engines.packed import PackedEngine
-from embedder.model import Packing
-from embedder.model.kernels import text_spans_of, tile_count_max, tiles_of
 from embedder.model.transformer import Embedding as EmbeddingLayer
 from embedder.scheduling.pool import ModelPool
 from embedder.vectors import Embedding, Outputs
@@ -101,40 +99,6 @@ def test_every_attention_gives_the_same_direction(mini: Bench, dtype: str) -> No
             assert cosines(one.colbert, exact.colbert).min() > LEAST_COSINE[dtype]
 
 
-@pytest.mark.parametrize("dtype", ["float16", FLOAT8])
-def test_a_pass_can_be_captured_in_a_graph(mini: Bench, dtype: str) -> None:
-    """After it has run once, a pass waits for nothing and compiles nothing: a graph of it gives the same vectors."""
-    model, batch = mini.model_as(dtype, DEVICE), batch_of([3, 9, 70, 130])
-    ids = torch.from_numpy(batch.ids).to(DEVICE)
-    positions = (torch.cat([torch.arange(length) for length in batch.lengths.tolist()]) + 2).int().to(DEVICE)
-    tiles = np.zeros((tile_count_max(len(ids)), 4), np.int32)
-    cut = tiles_of(batch.lengths)
-    tiles[: len(cut)] = cut
-    packing = Packing.of_tiles(
-        len(ids),
-        torch.from_numpy(tiles).to(DEVICE),
-        torch.from_numpy(text_spans_of(batch.lengths)).to(DEVICE),
-        block=64,
-    )
-
-    def vectors() -> list[torch.Tensor]:
-        states = model.states(ids, positions, packing, lambda: None)
-        entries = torch.arange(len(ids), dtype=torch.int32, device=DEVICE)
-        colbert, finite = model.heads.colbert(states, entries, torch.float16)
-        return [model.heads.dense(states, entries), model.heads.sparse(states, entries, len(ids)), colbert, finite]
-
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode():
-        eager = vectors()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            captured = vectors()
-        graph.replay()
-        torch.cuda.synchronize()
-    for one, other in zip(captured, eager, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_a_batch_that_yields_has_the_same_vectors(mini: Bench) -> None:
     """The stream of lower priority computes what the urgent one does, and offers to yield while it is launched."""
     engine = PackedEngine(mini.model_as("float32", DEVICE))
@@ -148,12 +112,12 @@ def test_a_batch_that_yields_has_the_same_vectors(mini: Bench) -> None:
     np.testing.assert_allclose(urgent.colbert, patient.colbert, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", FLOAT8])
 def test_graphs_change_nothing(mini: Bench, dtype: str) -> None:
-    """A small batch that is replayed from a CUDA graph has, number by number, the vectors of its eager pass."""
+    """A batch that is replayed from a CUDA graph has the vectors of its eager pass."""
     model = mini.model_as(dtype, DEVICE)
     replayed, eager = PackedEngine(model), PackedEngine(model, graphs=False)
-    replayed.warm()
+    replayed.prepare(4096)
     texts = [one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 512)]
     for batch in ([texts[0]], texts[1:4], texts[4:5], texts[:12], texts[3:9]):
         one, other = (engine.encode(TokenBatch.of(batch), Outputs()) for engine in (replayed, eager))
@@ -163,6 +127,9 @@ def test_graphs_change_nothing(mini: Bench, dtype: str) -> None:
         assert other.colbert is not None
         assert one.sparse is not None
         assert other.sparse is not None
+        assert cosines(one.colbert, other.colbert).min() > LEAST_COSINE[dtype]
+        if dtype == "float8":  # a number that is rounded the other way is a step of 6 % off
+            continue
         # a product may sum in another order where it has other rows beside these
         np.testing.assert_allclose(one.dense, other.dense, atol=2e-3)
         np.testing.assert_allclose(one.colbert, other.colbert, atol=2e-3)
@@ -174,6 +141,7 @@ def test_graphs_change_nothing(mini: Bench, dtype: str) -> None:
 def test_a_replayed_pass_equals_itself(mini: Bench) -> None:
     """Whatever was computed between, the same small batch has the same vectors, to the last bit."""
     engine = mini.packed_as("float16", DEVICE)
+    engine.prepare(4096)
     texts = [one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 512)]
     first = engine.encode(TokenBatch.of(texts[:3]), Outputs())
     for count in (1, 5, 9, 2):
@@ -187,6 +155,7 @@ def test_a_replayed_pass_equals_itself(mini: Bench) -> None:
 def test_batches_that_are_under_way_together_do_not_mix(mini: Bench) -> None:
     """Small and large, urgent and patient, launched before any is waited for: each has what it has alone."""
     engine = mini.packed_as("float16", DEVICE)
+    engine.prepare(8192)
     texts = [one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 512)]
     large = [text for text in texts for _ in range(40)]
     batches = [TokenBatch.of(part) for part in (texts[:2], large, texts[2:7], large[::-1], texts[7:8], texts)]

@@ -213,7 +213,7 @@ def taken(scheduler: Scheduler[str], flights: Flights | None = None) -> list[Pic
 
 def full_of_passages() -> Flights:
     """A device that has as many passages under way as it may."""
-    return Flights(2, Counter({Priority.PASSAGE: 1}))
+    return Flights(2, under_way=Counter({Priority.PASSAGE: 1}))
 
 
 def drained(scheduler: Scheduler[str]) -> list[list[Pick[str]]]:
@@ -603,6 +603,22 @@ def test_passages_leave_room_for_queries(limit: int, passages: int) -> None:
     while scheduler.next_batch(flights) is not None:
         pass
     assert flights.under_way == Counter({Priority.PASSAGE: passages, Priority.QUERY: limit - passages})
+
+
+def test_queries_that_come_while_a_few_are_computed_share_the_next_batch() -> None:
+    """Where a small batch takes as long as one query, the next is launched when it is done; beside a large one, now."""
+    scheduler, flights = scheduler_of(16), Flights(4, lone_tokens=16)
+    scheduler.add("first", [8], Priority.QUERY)
+    first = scheduler.next_batch(flights)
+    assert first is not None
+    for number in range(3):
+        scheduler.add(f"query {number}", [8], Priority.QUERY)
+        assert scheduler.next_batch(flights) is None
+    scheduler.finish(first, flights)
+    full = scheduler.next_batch(flights)
+    assert full is not None
+    assert [pick.key for pick in full.picks] == ["query 0", "query 1"]
+    assert scheduler.next_batch(flights) is not None, "16 tokens under way are no few"
 
 
 def test_a_finished_batch_makes_room_for_another() -> None:

@@ -96,13 +96,23 @@ def _store_quantised(v, values, scales, row, columns, inside, WIDTH: tl.constexp
 
 
 @triton.jit
+def _normal_probability(v):
+    """(1 + erf(v / sqrt 2)) / 2 within 1e-7, in fewer steps than erf: Abramowitz and Stegun 7.1.26."""
+    z = tl.abs(v) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail = 0.5 * tail * tl.exp2(z * z * -1.4426950408889634)
+    return tl.where(v < 0, tail, 1.0 - tail)
+
+
+@triton.jit
 def _quantise(x, values, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     v = tl.load(x + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
     if GELU:
-        v = 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
+        v = v * _normal_probability(v)
     _store_quantised(v, values, scales, row, columns, inside, WIDTH)
 
 
