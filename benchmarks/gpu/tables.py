@@ -82,9 +82,8 @@ def ceilings(results: Results) -> str:
 def _clocks(results: Results) -> str:
     """The clock and power under load, for a sentence."""
     rows = results.rows("ceilings", product="sustained")
-    figures = [
-        f"{row['dtype']} {row['clock_mhz']:.0f} MHz at {row['power_w']:.0f} W" for row in rows if "power_w" in row
-    ]
+    known = [row for row in rows if "power_w" in row]
+    figures = [f"{row['dtype']} {row['clock_mhz']:.0f} MHz at {row['power_w']:.0f} W" for row in known]
     return f" ({', '.join(figures)})" if figures else ""
 
 
@@ -115,8 +114,8 @@ def engine(results: Results) -> str:
         "## The engine alone",
         "`encode` is the time of one batch from token ids to vectors in the memory of the host, median."
         f" Tokens/s are of a stream of batches{way}; the share is of their linear layers"
-        " (2 x 302 M operations per token) in the fp16 ceiling, so attention counts as lost; the last column is the share"
-        " of the ceiling at the clock that the card sustains under load, as it does here.",
+        " (2 x 302 M operations per token) in the fp16 ceiling, so attention counts as lost; the last column is the"
+        " share of the ceiling at the clock that the card sustains under load, as it does here.",
         table(
             (
                 "batch",
