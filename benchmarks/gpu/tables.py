@@ -72,8 +72,8 @@ def ceilings(results: Results) -> str:
     return _joined(
         "## Ceilings",
         "TFLOP/s of the model's four products with 32 768 rows of random numbers, timed by CUDA events, median;"
-        " `model` weights them by their shapes; `sustained` is one layer after another for a second, when the power of the"
-        f" card limits its clock{_clocks(results)}. float8 is `torch._scaled_mm` with a scale per row and bfloat16"
+        " `model` weights them by their shapes; `sustained` is one layer after another for a second, when the power of"
+        f" the card limits its clock{_clocks(results)}. float8 is `torch._scaled_mm` with a scale per row and bfloat16"
         f" results.{now}{copied}",
         table(("product", "fp16 before", "fp16 now", "float8 before", "float8 now"), rows),
     )
