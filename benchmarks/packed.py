@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Packed:
-    """An `Embedder` with the service's defaults, but for type and worker threads."""
+    """An `Embedder` with the service's defaults, but for type and batches under way."""
 
     cancels = True
     attention_copies = 0

@@ -365,11 +365,11 @@ class Embedder:
         return self._pool.waiting_tokens
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call this once when no device is left that computes, immediately or from a worker thread."""
+        """Call this once when no device is left that computes, immediately or from a thread of the pool."""
         self._pool.when_lost(callback)
 
     def observe(self, observer: Observer) -> None:
-        """Call this with a `BatchReport` after every batch, from a worker thread. It must not raise."""
+        """Call this with a `BatchReport` after every batch, from a thread of the pool. It must not raise."""
         self._pool.observe(observer)
 
     def close(self) -> None:

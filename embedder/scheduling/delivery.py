@@ -1,4 +1,4 @@
-"""From worker threads to event loops: the futures that complete together wake a loop once."""
+"""From threads of the pool to event loops: the futures that complete together wake a loop once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def delivered(future: Future[T]) -> T:
-    """The result of a future that a worker thread completes. Cancelling the task cancels the future.
+    """The result of a future that a thread of the pool completes. Cancelling the task cancels the future.
 
     In place of `asyncio.wrap_future`, which wakes the event loop once for each future: a batch completes hundreds, and
     each wake-up takes a system call and a change of threads.

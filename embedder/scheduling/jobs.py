@@ -18,7 +18,7 @@ Results = list[tuple[int, Result]]
 
 
 ResultObserver = Callable[[Results], None]
-"""Called with results as soon as they are there, from a worker thread. Must not raise, and should not block."""
+"""Called with results as soon as they are there, from a thread of the pool. Must not raise, and should not block."""
 
 
 class Job(Hashable, Protocol):

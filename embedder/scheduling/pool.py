@@ -199,14 +199,14 @@ class ModelPool:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens that wait for a worker thread."""
+        """Tokens that wait for a device."""
         with self._changed:
             return self._scheduler.tokens
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this once when no device is left that computes: the process can serve nothing any more.
 
-        Immediately if that has happened already; otherwise from a worker thread.
+        Immediately if that has happened already; otherwise from a thread of the pool.
         """
         with self._changed:
             self._when_lost = callback
