@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _into_page_cache(checkpoint: Path, kinds: AbstractSet[str]) -> None:
-    """So that the first contender does not wait for a disk that the others find read: weights and libraries."""
+    """Read weights and libraries once, so that the first contender does not wait for the disk more than the others."""
     for path in checkpoint.iterdir():
         if path.is_file():
             with path.open("rb") as file:

@@ -73,7 +73,7 @@ class Case:
     same_bytes: bool
 
     def task(self, texts: Sequence[str], requests: int, *, parts: bool) -> Task:
-        """What a process of either side measures."""
+        """Run a process of either side and read what it measured."""
         fields = {"texts": list(texts), "isPassage": True, **self.options}
         return Task(self.transport, fields, self.tokens * len(texts), requests, parts)
 
@@ -111,7 +111,7 @@ class Comparison:
     new: list[Measured] = field(default_factory=list)
 
     def ratio(self, figure: str) -> float:
-        """How many times as much the baseline took: the median over the pairs of a round."""
+        """The baseline's figure divided by the new one: the median over the pairs of a round."""
         return self._ratio(lambda side: side.ms[figure])
 
     def memory_ratio(self) -> float:

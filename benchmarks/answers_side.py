@@ -41,7 +41,7 @@ _MS: Final = 1e3
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to measure.
+    """One measurement to make.
 
     Attributes:
         transport: `http` or `queue`.
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What an answer cost.
+    """The cost of an answer.
 
     Attributes:
         ms: medians, by what was timed.
@@ -138,7 +138,7 @@ class Tree:
         return self._module("service.transports.http.routes", "service.routes").application(state)
 
     def handler(self, operations: Any) -> Callable[[dict[str, Any]], Any]:
-        """What the queue's worker has the platform's SDK call."""
+        """The handler that the queue worker gives to the platform's SDK."""
         codec = self.codec(operations) if self.newer else None
 
         async def handler(job: dict[str, Any]) -> Any:
@@ -264,7 +264,7 @@ class Reader:
 
 
 def measured(task: Task) -> Measured:
-    """What an answer costs in this tree."""
+    """Measure the cost of an answer in this tree."""
     tree = Tree()
     operations = tree.build(task.tokens + len(task.input["texts"]))
     try:
@@ -305,7 +305,7 @@ def _on_the_queue(tree: Tree, operations: Any, task: Task) -> Measured:
         return answer
 
     def sent(watch: Stopwatch) -> bytes:
-        """As the SDK does: `rp_job.run_job`, then `rp_http._handle_result`."""
+        """Run a job as the SDK does: `rp_job.run_job`, then `rp_http._handle_result`."""
         started_s, cpu_s = time.perf_counter(), time.process_time()
         result = loop.run_until_complete(run_job(noted, {"id": "1", "input": task.input}))
         body = json.dumps(result, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""What the machine reaches in a matrix product of the model's own shape: the ceiling that a share refers to."""
+"""The ceiling that a share refers to: the rate of a matrix product of the model's own shape on this machine."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def measure(environment: Mapping[str, str], rounds: int) -> list[ColdStart]:
 
 
 def phases(log: str) -> dict[str, float]:
-    """What the lines of a worker's log that end in `seconds: NAME 1.23, ...` say."""
+    """The durations in a worker's log, from the lines that end in `seconds: NAME 1.23, ...`."""
     return {name: float(value) for line in _LINE.findall(log) for name, value in _PHASE.findall(line)}
 
 

@@ -24,7 +24,7 @@ TEXT: Final = "Two to four sentences of a passage about nothing, as long as such
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a collection holds.
+    """The contents of a collection.
 
     Attributes:
         points: how many.

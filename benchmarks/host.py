@@ -33,7 +33,7 @@ EQUAL_TOKENS: Final = 139
 ROUNDS: Final = 3
 
 Figures = Mapping[str, Mapping[str, float]]
-"""By case, by what was measured."""
+"""Figures by case and by name of the figure."""
 
 
 def main() -> int:

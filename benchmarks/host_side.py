@@ -37,7 +37,7 @@ GPU_TOKENS_PER_S: Final = 850_000
 """Tokens per second of a model on a GPU, with all outputs."""
 
 GPU_PASS_S: Final = 0.001
-"""What the smallest pass takes there."""
+"""Seconds of the smallest pass on a GPU."""
 
 _WEIGHTS_PER_TEXT: Final = 48
 _MAX_LENGTH: Final = 512
@@ -104,7 +104,7 @@ class StubEngine:
         """Do nothing."""
 
     def memory_share(self, _batch: object) -> float:
-        """None at all."""
+        """No share: a stub takes no memory."""
         return 0.0
 
     def probe(self, _batch: object) -> None:
@@ -112,7 +112,7 @@ class StubEngine:
 
 
 _WIDTH = next(name for name in signature(ModelPool).parameters if name.endswith("per_gpu"))
-"""What this tree calls the most that a GPU does at the same time."""
+"""This tree's name for the number of batches or threads of a GPU."""
 
 
 class Bench:

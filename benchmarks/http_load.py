@@ -1,4 +1,4 @@
-"""What a client of the HTTP server waits for a query: alone, and beside a job that ingests."""
+"""Query latency of a client of the HTTP server, alone and beside a job that ingests."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _serving(environment: Mapping[str, str]) -> Iterator[httpx.Client]:
 
 
 def ready(client: httpx.Client) -> bool:
-    """Whether the worker that this client asks has its model."""
+    """Whether the worker behind this client has loaded its model."""
     try:
         return client.get("/ping").status_code == 200
     except httpx.TransportError:

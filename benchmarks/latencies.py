@@ -1,4 +1,4 @@
-"""What the benchmark of the search measures: latencies by collection and by way of searching."""
+"""Search latencies by collection and by kind of search: the results of the search benchmark."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.seam import NotInstalledError, Phase, Setup
 
 _PATIENCE = 3600.0
-"""In place of its time limit of 60 s per request, which slow machines would meet."""
+"""Time limit per request in seconds, in place of m3serve's 60 s, which slow machines would reach."""
 
 
 class M3serve:

@@ -1,4 +1,4 @@
-"""What it costs to build the request that stores points with ColBERT rows, in three ways."""
+"""The cost of building the request that stores points with ColBERT rows, in three ways."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Original:
 
 
 async def load(setup: Setup, phase: Phase) -> Original:
-    """In half precision on CUDA, FlagEmbedding's default, and float32 on the CPU, where it knows nothing else."""
+    """Load FlagEmbedding in half precision on CUDA, its default, and in float32 on the CPU, its only type there."""
     try:
         from FlagEmbedding import BGEM3FlagModel
     except ImportError as error:

@@ -45,7 +45,7 @@ class Packed:
 
 
 class _Heard(logging.Handler):
-    """What the embedder logs while it loads."""
+    """A log handler that keeps the embedder's messages while it loads."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

@@ -1,4 +1,4 @@
-"""Who runs, in which order, doing what, for how long."""
+"""The contenders in order, their workloads and time limits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ENTRIES: dict[str, Entry] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long each kind of workload goes on, in seconds; a call under way is always awaited.
+    """Time limits of each kind of workload in seconds; a call under way is always awaited.
 
     Attributes:
         query: one query after the other.

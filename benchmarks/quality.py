@@ -1,4 +1,4 @@
-"""How good the hits are: the bundled questions, asked of the service. `make quality`.
+"""The quality of hits: the bundled questions, asked of the service. `make quality`.
 
 make quality                                     half a minute
 make quality ARGS="--model /path --dtypes float32 int8"
@@ -44,7 +44,7 @@ WAYS: Final[Mapping[str, SearchOptions]] = {
     "hybrid (dense + sparse, RRF)": _OPTIONS,
     "hybrid, reranked by ColBERT": replace(_OPTIONS, rerank="colbert"),
 }
-"""How each way searches."""
+"""The search options of each kind of search."""
 DENSE, HYBRID, RERANKED = "dense", "hybrid (dense + sparse, RRF)", "hybrid, reranked by ColBERT"
 TYPES: Final = ("float32", "float16", "bfloat16")
 """Types of the model: float32, with which the others are compared, and what `DTYPE=auto` chooses between."""

@@ -15,7 +15,7 @@ Status = Literal["ok", "not run", "not installed", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a workload gave.
+    """The result of a workload.
 
     Attributes:
         status: only `ok` has figures.
@@ -80,7 +80,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Result:
-    """What one contender gave.
+    """The results of one contender.
 
     Attributes:
         name: key of `benchmarks.plan.ENTRIES`.
@@ -118,7 +118,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all contenders of a run share.
+    """The facts that all contenders of a run share.
 
     Attributes:
         date: ISO 8601, UTC.
@@ -148,12 +148,12 @@ def write(directory: Path, value: Result | Run) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """What `write` wrote."""
+    """Read what `write` wrote."""
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     outcomes = {name: Outcome(**outcome) for name, outcome in raw.pop("outcomes").items()}
     return Result(**raw, outcomes=outcomes)
 
 
 def read_run(directory: Path) -> Run:
-    """What `write` wrote."""
+    """Read what `write` wrote."""
     return Run(**json.loads((directory / "run.json").read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""What a contender must be able to do, and how it is set up."""
+"""The interface of a contender, and its configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Phase = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What to load and how.
+    """The checkpoint to load, and how.
 
     Attributes:
         checkpoint: a directory in the published layout.
@@ -38,17 +38,17 @@ class Contender(Protocol):
 
     @property
     def detail(self) -> str:
-        """What it says of its own start; empty if nothing."""
+        """The contender's own report of its start; may be empty."""
         ...
 
     @property
     def cancels(self) -> bool:
-        """Whether a request that is cancelled stops working."""
+        """Whether cancelling a request stops its work."""
         ...
 
     @property
     def attention_copies(self) -> int:
-        """How many [heads, tokens, tokens] float32 tensors it holds at once; 0 if it forms none."""
+        """Number of [heads, tokens, tokens] float32 tensors held at the same time; 0 without such tensors."""
         ...
 
     async def embed(self, texts: Sequence[str], *, query: bool, max_length: int, dense_only: bool = False) -> None:

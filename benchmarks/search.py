@@ -188,7 +188,7 @@ def _case(store: EdgeStore, wanted: Wanted, timed: int, *, graph: bool) -> Case:
 
 
 def _candidates(store: EdgeStore, search: Search) -> int:
-    """How many points the branches of a search find together."""
+    """Number of points that the branches of a search find together."""
     options = search.options
     alone = [
         search.with_options(using=(kind,), rerank=None, limit=options.prefetch, with_payload=False)

@@ -53,7 +53,7 @@ def targets(run: Run, results: Results) -> str:
 
 
 def contenders(run: Run, results: Results) -> str:
-    """Who took part, and who did not."""
+    """The contenders, and the reasons of those that did not run."""
     rows = []
     for key, entry in ENTRIES.items():
         result = results.get(key) or Result(key, "not run", "it was not asked for")
@@ -210,7 +210,7 @@ def growth(run: Run, results: Results) -> str:
 
 
 def lengths(run: Run) -> str:
-    """How long the mixed passages are."""
+    """The lengths of the mixed passages."""
     found = run.lengths["mixed"]
     edges = [8, 16, 32, 64, 128, 256, 513]
     rows = []

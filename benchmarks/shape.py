@@ -25,7 +25,7 @@ class Shape:
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:
-        """From config.json."""
+        """Read the sizes from config.json."""
         raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         return cls(
             hidden=raw["hidden_size"],

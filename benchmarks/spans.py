@@ -24,7 +24,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What happened in a run that took `seconds`; spans count from its start.
+    """The spans of a run that took `seconds`, counted from its start.
 
     Attributes:
         seconds: of the run.
@@ -123,7 +123,7 @@ def shared(first: Sequence[Span], second: Sequence[Span]) -> float:
 
 
 def rows(spans: Sequence[Span]) -> list[int]:
-    """For each span, in order of start, the lowest row that is free then: concurrent spans lie side by side."""
+    """The row of each span, in order of start: the lowest that is free, so that concurrent spans lie side by side."""
     ends: list[float] = []
     chosen = []
     for span in spans:

@@ -32,7 +32,7 @@ _ATTEMPTS = 50
 
 @dataclass(frozen=True)
 class Texts:
-    """What is embedded.
+    """The texts to embed.
 
     Attributes:
         queries: 5 to 12 tokens each.

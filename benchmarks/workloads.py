@@ -1,4 +1,4 @@
-"""What is measured: each workload sends requests to a contender and gives an outcome."""
+"""The workloads: each sends requests to a contender and returns an outcome."""
 
 from __future__ import annotations
 

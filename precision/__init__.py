@@ -1,1 +1,1 @@
-"""How far a faster type moves the vectors and rankings of a checkpoint from float32: `python -m precision --help`."""
+"""Comparison of a faster type with float32 on a checkpoint, by vectors and rankings."""

@@ -1,4 +1,4 @@
-"""How close vectors of the same texts in two types are: pure functions over numpy arrays.
+"""Closeness of the vectors of the same texts in two types: pure functions over numpy arrays.
 
 The first of two arguments is always the reference.
 """
@@ -48,7 +48,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class SparseDifference:
-    """How the lexical weights of all texts differ.
+    """The differences of the lexical weights of all texts.
 
     A text's scale is its largest weight in the reference (in the other type if the reference has none).
     A missing weight is 0.

@@ -43,7 +43,7 @@ BATCH_TOKENS = 4096
 
 
 Result = Embedding | ModelFailure
-"""What became of one text."""
+"""The result of one text."""
 _Pair = tuple[Embedding, Embedding]
 """One text in both types."""
 
@@ -81,7 +81,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How the rankings of one kind agree.
+    """The agreement of the rankings of one kind.
 
     Attributes:
         overlap: mean over queries of overlap@10.
@@ -96,7 +96,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What differs between two types. Texts that one of them failed on are left out of all but `failures`.
+    """The differences between two types. Texts that failed in one of them count in `failures` alone.
 
     Attributes:
         passages: passages compared.

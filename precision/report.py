@@ -1,4 +1,4 @@
-"""What a comparison found, as a table for people and as one JSON object."""
+"""The report of a comparison, as a table for people and as one JSON object."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ MAX_TOKENS = 300_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is embedded in both types.
+    """The texts that are embedded in both types.
 
     Attributes:
         passages: at least one.

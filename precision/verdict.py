@@ -1,4 +1,4 @@
-"""What a faster type must keep of float32: limits per type, and the checks that apply them."""
+"""The limits that a faster type must keep beside float32, and the checks that apply them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def thresholds_for(dtype: str) -> Thresholds:
 
 
 def described(dtype: str, thresholds: Thresholds) -> str:
-    """Whose thresholds these are and what was overridden, for people."""
+    """The origin of the thresholds and the overridden ones, for people."""
     defaults = thresholds_for(dtype)
     changed = [
         field.name for field in fields(Thresholds) if getattr(thresholds, field.name) != getattr(defaults, field.name)

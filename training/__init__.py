@@ -1,4 +1,4 @@
-"""How the miniature BGE-M3 checkpoint was made, and how to make others.
+"""Training of the miniature BGE-M3 checkpoint, and of others like it.
 
 The stages, in the order in which they run:
 

@@ -1,4 +1,4 @@
-"""From pairs of text to batches of token ids: every random choice while training, made from one stream."""
+"""Batches of token ids from pairs of texts; every random choice of a training comes from one stream."""
 
 from __future__ import annotations
 

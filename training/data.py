@@ -87,7 +87,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What ``data.json`` holds."""
+    """The contents of ``data.json``."""
 
     train: list[Pair]
     pool: list[str]

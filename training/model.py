@@ -18,7 +18,7 @@ from training.tokenizer import PAD_ID, UNK_ID, save_tokenizer
 
 
 class Encoded(NamedTuple):
-    """What the model makes of ``B`` texts of at most ``L`` tokens; float32."""
+    """The model's outputs for ``B`` texts of at most ``L`` tokens; float32."""
 
     dense: torch.Tensor
     """``[B, H]``, unit length: the last hidden state of the first token."""

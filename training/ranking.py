@@ -23,7 +23,7 @@ class Quality:
     mrr10: float
     """Reciprocal rank, 0 beyond ten."""
     ndcg10: float
-    """With one relevant document: 1 / log2(rank + 1), 0 beyond ten (Jarvelin and Kekalainen 2002)."""
+    """NDCG@10 with one relevant document: 1 / log2(rank + 1), 0 beyond ten (Jarvelin and Kekalainen 2002)."""
 
     def as_dict(self) -> dict[str, float]:
         """The figures by name, for JSON."""

@@ -1,4 +1,4 @@
-"""What the code of 2026-11-26 reached, before the work on the GPU path, in the form of the results of a run.
+"""The figures of the code of 2026-11-26, before the work on the GPU path, in the form of the results of a run.
 
 One NVIDIA H200, 16 cores of its host, Python 3.12, torch 2.11+cu130, float16, random weights of full size. The pool ran
 with 1 and with 4 worker threads (`lanes`). Where a range was noted, its middle stands here.

@@ -1,4 +1,4 @@
-"""What the sections share: the device, the checkpoint, and what is loaded when a section first needs it."""
+"""The state that sections share: the device, the checkpoint, and engines loaded on first use."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Bench:
         return "float16" if self.on_gpu else "float32"
 
     def seconds(self, full: float) -> float:
-        """How long a measurement goes on: `full`, or a short moment in a quick run."""
+        """Seconds of a measurement: `full`, or a moment in a quick run."""
         return min(full, 0.05) if self.quick else full
 
     @cached_property
@@ -104,7 +104,7 @@ class Bench:
 
     @property
     def graphs_optional(self) -> bool:
-        """Whether the engine replays CUDA graphs unless it is told not to."""
+        """Whether the engine can be loaded with and without CUDA graphs."""
         return self.on_gpu and "graphs" in inspect.signature(PackedEngine).parameters
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the card reaches in the model's own products and in a copy: the ceilings that shares refer to."""
+"""The ceilings that shares refer to: the rates of the model's own products and of a copy on this card."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def made(path: Path, *, quick: bool, device: str) -> Path:
 
 
 def tokenizer_name(checkpoint: Path) -> str:
-    """Whose tokenizer the checkpoint has, for a person."""
+    """The origin of the checkpoint's tokenizer, for a person."""
     same = (checkpoint / "tokenizer.json").stat().st_size == (MINI / "tokenizer.json").stat().st_size
     return "the miniature's" if same else "XLM-RoBERTa's"
 

@@ -1,4 +1,4 @@
-"""How long work takes: by CUDA events on a GPU, by the clock of the host on a CPU, and the median of several runs."""
+"""Durations of work: by CUDA events on a GPU, by the clock of the host on a CPU; the median of several runs."""
 
 from __future__ import annotations
 

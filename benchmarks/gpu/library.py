@@ -15,7 +15,7 @@ from benchmarks.gpu.texts import MAX_LENGTH, OUTPUTS
 from embedder import Outputs
 
 _BATCHES = {256: 2048, 32: 512}
-"""How many of the texts are embedded, by batch size: small batches are slow."""
+"""Number of texts to embed by batch size; small batches are slow."""
 _KINDS = ("all, float32 rows", "dense + sparse", "dense")
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a batch goes on the device, by class of kernel, and how long the device waits."""
+"""The device's time for a batch by class of kernel, and how long the device is idle."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Section:
-    """What one section measured.
+    """The results of one section.
 
     Attributes:
         name: key of `benchmarks.gpu.sections.SECTIONS`.
@@ -53,7 +53,7 @@ class Results:
 
     @classmethod
     def read(cls, directory: Path | None) -> Results:
-        """What `Section.write` wrote into a directory; no results if there is no directory."""
+        """Read what `Section.write` wrote into a directory; empty results if the directory is missing."""
         found = sorted(directory.glob("*.json")) if directory else []
         sections = [Section(**json.loads(path.read_text(encoding="utf-8"))) for path in found]
         return cls({section.name: section for section in sections})

@@ -49,7 +49,7 @@ def goals(results: Results) -> str:
 
 
 def ceilings(results: Results) -> str:
-    """What the card's products and copies reach."""
+    """The rates of the card's products and copies."""
     products = list(dict.fromkeys(row["product"] for row in BASELINE.rows("ceilings") + results.rows("ceilings")))
     rows = []
     for product in products:
@@ -264,7 +264,7 @@ def float8(results: Results) -> str:
 
 
 def profile(results: Results) -> str:
-    """Where the time of a batch goes."""
+    """The share of a batch's time by class of kernel."""
     classes = ("products", "attention", "norms", "GELU", "quantisation", "heads", "copies", "other")
     cases = [
         (name, row)

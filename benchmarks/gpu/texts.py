@@ -25,7 +25,7 @@ OUTPUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What is embedded.
+    """The texts to embed.
 
     Attributes:
         queries: 5 to 12 tokens each.
