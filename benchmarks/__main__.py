@@ -42,37 +42,37 @@ def main() -> None:
 
         measure_gpu(sys.argv[1:])
         return
-    given = _parse()
+    options = _parse()
     started = time.monotonic()
-    out = (given.out / "quick" if given.quick else given.out).resolve()
+    out = (options.out / "quick" if options.quick else options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = given.checkpoint or made(out / "checkpoint", quick=given.quick)
+    checkpoint = options.checkpoint or made(out / "checkpoint", quick=options.quick)
     shape = Shape.read(checkpoint)
     texts = Texts.make(checkpoint, shape.max_length)
     texts.write(out / "texts.json")
-    _into_page_cache(checkpoint, {ENTRIES[name].kind for name in given.only or ENTRIES})
+    _into_page_cache(checkpoint, {ENTRIES[name].kind for name in options.only or ENTRIES})
     found = hardware()
-    for name in given.only or ENTRIES:
+    for name in options.only or ENTRIES:
         (out / f"{name}.json").unlink(missing_ok=True)
-    for name in given.only or ENTRIES:
-        reason = "" if given.only else _needless(name, out)
+    for name in options.only or ENTRIES:
+        reason = "" if options.only else _needless(name, out)
         if reason:
             print(f"{name}: not run: {reason}", flush=True)
             write(out, Result(name, "not run", reason))
         else:
             print(f"{name}: {ENTRIES[name].title}", flush=True)
-            _contend(name, checkpoint, out, given)
+            _contend(name, checkpoint, out, options)
         run = Run(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            quick=given.quick,
-            device=given.device,
+            quick=options.quick,
+            device=options.device,
             seconds=round(time.monotonic() - started, 1),
             hardware=found,
             model=_model(shape),
             lengths={key: value[:512] for key, value in texts.lengths.items()},
         )
         write(out, run)
-    report = given.report or (out / "benchmarks.md" if given.quick else REPORT)
+    report = options.report or (out / "benchmarks.md" if options.quick else REPORT)
     write_report(out, report)
     print(f"{report} and {report.with_suffix('.svg').name}, from {out}; {time.monotonic() - started:.0f} s in all")
 
@@ -97,16 +97,16 @@ def _needless(name: str, out: Path) -> str:
     if entry.dtype == "auto" or not default.is_file():
         return ""
     found = read_result(default)
-    same = {"16bit": {"float16", "bfloat16"}}.get(entry.dtype, {entry.dtype})
-    return f"the defaults run in {found.dtype} already" if found.status == "ok" and found.dtype in same else ""
+    equal_types = {"16bit": {"float16", "bfloat16"}}.get(entry.dtype, {entry.dtype})
+    return f"the defaults run in {found.dtype} already" if found.status == "ok" and found.dtype in equal_types else ""
 
 
-def _contend(name: str, checkpoint: Path, out: Path, given: argparse.Namespace) -> None:
-    workloads = [workload for workload in ENTRIES[name].workloads if workload in (given.workloads or WORKLOADS)]
+def _contend(name: str, checkpoint: Path, out: Path, options: argparse.Namespace) -> None:
+    workloads = [workload for workload in ENTRIES[name].workloads if workload in (options.workloads or WORKLOADS)]
     command = [sys.executable, "-m", "benchmarks.contender", name]
     command += ["--checkpoint", str(checkpoint.resolve()), "--texts", str(out / "texts.json")]
-    command += ["--out", str(out), "--device", given.device, "--scale", str(given.scale)]
-    command += ["--quick"] * given.quick + ["--workloads", *workloads]
+    command += ["--out", str(out), "--device", options.device, "--scale", str(options.scale)]
+    command += ["--quick"] * options.quick + ["--workloads", *workloads]
     cache = out / "cache"  # what a contender keeps for its next start stays out of the user's own
     if name == "packed-first":
         shutil.rmtree(cache, ignore_errors=True)

@@ -356,8 +356,8 @@ def _time_parts(operations: Any, task: Task, watch: Stopwatch) -> None:
 
 def _check(end: bytes, task: Task) -> None:
     """The texts must have the tokens that they were made to have."""
-    said = f'"usage":{{"tokens":{task.tokens}}}'.encode()
-    if said not in end.replace(b" ", b""):
+    usage = f'"usage":{{"tokens":{task.tokens}}}'.encode()
+    if usage not in end.replace(b" ", b""):
         raise RuntimeError(f"the answer is not that of {task.tokens} tokens: {end!r}")
 
 

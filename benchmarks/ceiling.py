@@ -28,11 +28,11 @@ def measure(dtype: str, device: str, *, seconds: float = 0.5) -> dict[str, float
 
 
 def _ways(dtype: str, device: str) -> dict[str, Product]:
-    kept = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    stored = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, INNER, generator=generator).to(device, kept)
-    weight = torch.randn(COLUMNS, INNER, generator=generator).to(device, kept)
-    bias = torch.zeros(COLUMNS).to(device, kept)
+    x = torch.randn(ROWS, INNER, generator=generator).to(device, stored)
+    weight = torch.randn(COLUMNS, INNER, generator=generator).to(device, stored)
+    bias = torch.zeros(COLUMNS).to(device, stored)
     ways: dict[str, Product] = {}
     if dtype == "int8":
         rows, columns = x.clamp(-1, 1).mul(127).to(torch.int8), weight.clamp(-1, 1).mul(127).to(torch.int8).t()

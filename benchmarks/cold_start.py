@@ -50,10 +50,10 @@ def measure(environment: Mapping[str, str], rounds: int) -> list[ColdStart]:
     """
     taken: dict[str, list[tuple[float, dict[str, float]]]] = {"queue": [], "HTTP": []}
     with tempfile.TemporaryDirectory() as root:
-        given = {**environment, "QDRANT_PATH": f"{root}/store", "XDG_CACHE_HOME": f"{root}/cache"}
+        worker_environment = {**environment, "QDRANT_PATH": f"{root}/store", "XDG_CACHE_HOME": f"{root}/cache"}
         for number in range(rounds + 1):
             for transport, start_of in (("queue", _polling), ("HTTP", _serving)):
-                start = start_of(given)
+                start = start_of(worker_environment)
                 if number:
                     taken[transport].append(start)
     return [

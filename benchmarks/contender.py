@@ -158,16 +158,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scale", type=float, default=1.0, help="of all time limits")
     parser.add_argument("--started", type=float, default=_BEGAN, help="time.monotonic() when the process was started")
-    given = parser.parse_args()
+    options = parser.parse_args()
     arguments = Arguments(
-        name=given.name,
-        checkpoint=given.checkpoint,
-        texts=given.texts,
-        out=given.out,
-        device=given.device,
-        limits=(QUICK if given.quick else FULL).scaled(given.scale),
-        started=given.started,
-        workloads=ENTRIES[given.name].workloads if given.workloads is None else given.workloads,
+        name=options.name,
+        checkpoint=options.checkpoint,
+        texts=options.texts,
+        out=options.out,
+        device=options.device,
+        limits=(QUICK if options.quick else FULL).scaled(options.scale),
+        started=options.started,
+        workloads=ENTRIES[options.name].workloads if options.workloads is None else options.workloads,
     )
     asyncio.run(run(arguments))
 

@@ -99,9 +99,9 @@ def measure(settings: Settings, count: int, rounds: int) -> tuple[list[Ingest], 
         found: dict[str, list[tuple[float, float, Timeline]]] = {name: [] for name in stores}
         for number in range(-1 if rounds > 1 else 0, rounds):  # the first of several warms up
             for name, run in runs.items():
-                taken = run.round(texts, f"round{number}")
+                seconds = run.round(texts, f"round{number}")
                 if number >= 0:
-                    found[name].append(taken)
+                    found[name].append(seconds)
     return [_ingest(name, count, rows) for name, rows in found.items()], embedder.label
 
 

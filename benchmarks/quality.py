@@ -105,9 +105,9 @@ def baseline() -> dict[str, Quality]:
     index.index([_words(passage.text) for passage in passages], show_progress=False)
     scores = np.zeros((len(questions), len(passages)))
     for row, question in zip(scores, questions, strict=True):
-        known = [word for word in _words(question.query) if word in index.vocab_dict]
-        if known:
-            row[:] = index.get_scores(known)
+        known_words = [word for word in _words(question.query) if word in index.vocab_dict]
+        if known_words:
+            row[:] = index.get_scores(known_words)
     return _by_group(top(scores, DEPTH, above=0.0), questions, passages)
 
 
@@ -145,10 +145,10 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=TYPES, help="as DTYPE, one after the other")
     parser.add_argument("--device", default="cpu", help="as GPU_DEVICE")
     parser.add_argument("--report", type=Path, default=REPORT)
-    given = parser.parse_args()
+    options = parser.parse_args()
     measured = {}
-    for dtype in given.dtypes:
-        environment = {"MODEL_ID": given.model, "GPU_DEVICE": given.device, "DTYPE": dtype}
+    for dtype in options.dtypes:
+        environment = {"MODEL_ID": options.model, "GPU_DEVICE": options.device, "DTYPE": dtype}
         settings = Settings.from_environment(environment)
         with tempfile.TemporaryDirectory() as root:
             operations = Operations(settings, Embedder.load(settings.model_options), EdgeStore(root))
@@ -156,11 +156,11 @@ def main() -> None:
                 measured[dtype] = measure(operations)
             finally:
                 operations.close()
-    model = Path(given.model).name if Path(given.model).is_dir() else given.model
+    model = Path(options.model).name if Path(options.model).is_dir() else options.model
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    text = render(measured, baseline(), model=model, date=date, notes=kept_notes(given.report))
-    given.report.parent.mkdir(parents=True, exist_ok=True)
-    given.report.write_text(text, encoding="utf-8")
+    text = render(measured, baseline(), model=model, date=date, notes=kept_notes(options.report))
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    options.report.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -32,8 +32,8 @@ def write_report(directory: Path, report: Path) -> None:
 
 def kept_notes(report: Path) -> str:
     """The section of a report that is written by hand, markers included; an empty one if it has none."""
-    kept = _NOTES.search(report.read_text(encoding="utf-8")) if report.is_file() else None
-    return kept[0] if kept else _NO_NOTES
+    notes = _NOTES.search(report.read_text(encoding="utf-8")) if report.is_file() else None
+    return notes[0] if notes else _NO_NOTES
 
 
 def read(directory: Path) -> tuple[Run, dict[str, Result]]:
@@ -109,9 +109,9 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("directory", type=Path, help="of the raw results")
     parser.add_argument("--report", type=Path, default=REPORT)
-    given = parser.parse_args()
-    write_report(given.directory, given.report)
-    print(given.report)
+    options = parser.parse_args()
+    write_report(options.directory, options.report)
+    print(options.report)
 
 
 if __name__ == "__main__":

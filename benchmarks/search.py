@@ -78,20 +78,20 @@ QUICK_GROWTH: Final = tuple(Wanted("growth", Shape(size, 32, 4), {}, graph=True)
 
 def main() -> None:
     """Run what the command line asks for."""
-    given = _parse()
+    options = _parse()
     found = hardware()
-    cases, growth = (QUICK_CASES, QUICK_GROWTH) if given.quick else (CASES, GROWTH)
-    timed = 10 if given.quick else TIMED
+    cases, growth = (QUICK_CASES, QUICK_GROWTH) if options.quick else (CASES, GROWTH)
+    timed = 10 if options.quick else TIMED
     findings = Findings(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        quick=given.quick,
+        quick=options.quick,
         cases=[case for wanted in cases for case in measure(wanted, timed)],
         growth=[case for wanted in growth for case in measure(wanted, timed)],
         machine={**found, **versions("qdrant-edge-py")},
     )
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "search.json").write_text(json.dumps(asdict(findings), indent=1), encoding="utf-8")
-    report = given.report or (given.out / "benchmarks-search.md" if given.quick else REPORT)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "search.json").write_text(json.dumps(asdict(findings), indent=1), encoding="utf-8")
+    report = options.report or (options.out / "benchmarks-search.md" if options.quick else REPORT)
     write_report(findings, report)
     print(report)
 

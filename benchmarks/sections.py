@@ -155,14 +155,14 @@ def startup(run: Run, results: Results) -> str:
         (name(result), *(f"{result.startup[phase]:.1f}" if phase in result.startup else "" for phase in phases))
         for result in _took_part(results)
     ]
-    said = [f"- {name(result)}: {result.detail}" for result in _took_part(results) if result.detail]
+    details = [f"- {name(result)}: {result.detail}" for result in _took_part(results) if result.detail]
     text = (
         "Seconds from the start of the process until its libraries are imported, its weights are loaded (this engine:"
         " warmed and calibrated too) and a first query is answered. All files are in the page cache. On its very first"
         " start this engine may make copies of weights that later starts find."
     )
     head = ("start-up", "imported", "loaded", "first answer")
-    return "\n\n".join(["## Start-up", text, _where(run, results), table(head, rows), "\n".join(said)]).rstrip()
+    return "\n\n".join(["## Start-up", text, _where(run, results), table(head, rows), "\n".join(details)]).rstrip()
 
 
 def memory(run: Run, results: Results) -> str:
@@ -252,12 +252,12 @@ def _rows(results: Results, workload: str, cells: Callable[[Outcome], Cells]) ->
 def _or_reason(outcome: Outcome, cells: Callable[[Outcome], Cells], width: int) -> Cells:
     if outcome.status == "ok":
         return cells(outcome)
-    said = (
+    details = (
         outcome.status
         if not outcome.reason or outcome.status in outcome.reason
         else f"{outcome.status}: {outcome.reason}"
     )
-    return (said, *[""] * max(width - 1, 0))
+    return (details, *[""] * max(width - 1, 0))
 
 
 def _spread(outcome: Outcome) -> Cells:

@@ -55,31 +55,31 @@ class Findings:
 
 def main() -> None:
     """Run what the command line asks for."""
-    given = _parse()
-    quick = given.quick
+    options = _parse()
+    quick = options.quick
     found = hardware()
-    environment = {"MODEL_ID": given.model, "GPU_DEVICE": given.device, "DTYPE": given.dtype}
-    checkpoint = made((given.out if quick else given.out.parent) / "checkpoint", quick=quick).resolve()
+    environment = {"MODEL_ID": options.model, "GPU_DEVICE": options.device, "DTYPE": options.dtype}
+    checkpoint = made((options.out if quick else options.out.parent) / "checkpoint", quick=quick).resolve()
     print("cold starts", flush=True)
     rounds = QUICK_ROUNDS if quick else ROUNDS
     starts = cold_start.measure({**environment, "MODEL_ID": str(checkpoint)}, rounds)
     print("HTTP, alone and beside bulk jobs", flush=True)
     loads = http_load.measure(environment, QUICK_SECONDS if quick else SECONDS)
     print("bursts on the queue", flush=True)
-    taken = bursts.measure(rounds)
-    name = given.model if not Path(given.model).is_dir() else Path(given.model).name
+    durations = bursts.measure(rounds)
+    name = options.model if not Path(options.model).is_dir() else Path(options.model).name
     findings = Findings(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
-        model=f"{name} ({given.dtype}, {given.device})",
+        model=f"{name} ({options.dtype}, {options.device})",
         starts=starts,
         loads=loads,
-        bursts=taken,
+        bursts=durations,
         machine={**found, **versions("runpod", "uvicorn", "fastapi", "qdrant-edge-py")},
     )
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "serving.json").write_text(json.dumps(asdict(findings), indent=1), encoding="utf-8")
-    report = given.report or (given.out / "benchmarks-serving.md" if quick else REPORT)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "serving.json").write_text(json.dumps(asdict(findings), indent=1), encoding="utf-8")
+    report = options.report or (options.out / "benchmarks-serving.md" if quick else REPORT)
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(render(findings, notes=kept_notes(report)), encoding="utf-8")
     print(report)

@@ -57,16 +57,16 @@ class Findings:
 
 def main() -> None:
     """Run what the command line asks for."""
-    given = _parse()
-    quick = given.quick
+    options = _parse()
+    quick = options.quick
     found = hardware()
     points = QUICK_POINTS if quick else POINTS
     print(f"building requests of {points} points", flush=True)
     ways = messages.measure(points, QUICK_REPEATS if quick else REPEATS)
-    count = given.texts or (QUICK_TEXTS if quick else TEXTS)
+    count = options.texts or (QUICK_TEXTS if quick else TEXTS)
     print(f"ingesting {count} texts", flush=True)
-    ingests, label = ingest.measure(_settings(given), count, QUICK_ROUNDS if quick else ROUNDS)
-    name = given.model if not Path(given.model).is_dir() else Path(given.model).name
+    ingests, label = ingest.measure(_settings(options), count, QUICK_ROUNDS if quick else ROUNDS)
+    name = options.model if not Path(options.model).is_dir() else Path(options.model).name
     findings = Findings(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -76,9 +76,9 @@ def main() -> None:
         ingests=ingests,
         machine={**found, **versions(*_LIBRARIES)},
     )
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "sink.json").write_text(json.dumps(asdict(findings), indent=1), encoding="utf-8")
-    report = given.report or (given.out / "benchmarks-sink.md" if quick else REPORT)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "sink.json").write_text(json.dumps(asdict(findings), indent=1), encoding="utf-8")
+    report = options.report or (options.out / "benchmarks-sink.md" if quick else REPORT)
     write_report(findings, report)
     print(report)
 
@@ -190,12 +190,12 @@ def _where(findings: Findings) -> str:
     return f"{findings.machine.get('CPU', 'unknown CPU')}, {findings.machine.get('cores', '?')} cores"
 
 
-def _settings(given: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> Settings:
     return Settings.from_environment(
         {
-            "MODEL_ID": given.model,
-            "GPU_DEVICE": given.device,
-            "DTYPE": given.dtype,
+            "MODEL_ID": options.model,
+            "GPU_DEVICE": options.device,
+            "DTYPE": options.dtype,
             "MAX_RESPONSE_MB": "1000",
         }
     )

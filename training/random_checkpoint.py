@@ -205,8 +205,8 @@ def build(
         raise FileExistsError(f"{path} is not empty")
 
     draw = Initialiser(seed, device)
-    kept = getattr(torch, dtype)
-    weights = {name: tensor.to(kept).cpu() for name, tensor in encoder_weights(shape, draw)}
+    stored = getattr(torch, dtype)
+    weights = {name: tensor.to(stored).cpu() for name, tensor in encoder_weights(shape, draw)}
     if weight_format == "safetensors":
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     else:

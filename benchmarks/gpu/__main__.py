@@ -28,22 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from embedder import ConfigurationError
     from embedder.engines.devices import choose_devices
 
-    given = _parse(list(SECTIONS), arguments)
+    options = _parse(list(SECTIONS), arguments)
     try:
-        [given.device] = choose_devices(given.device)
+        [options.device] = choose_devices(options.device)
     except ConfigurationError as error:
         raise SystemExit(f"--device: {error}") from error
-    out = (given.out / "gpu" / "quick" if given.quick else given.out / "gpu").resolve()
+    out = (options.out / "gpu" / "quick" if options.quick else options.out / "gpu").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = given.checkpoint or made(out / "checkpoint", quick=given.quick, device=given.device)
+    checkpoint = options.checkpoint or made(out / "checkpoint", quick=options.quick, device=options.device)
     print(f"checkpoint: {checkpoint}; {time.monotonic() - started_s:.1f} s since the start", flush=True)
-    bench = Bench(given.device, checkpoint, quick=given.quick)
+    bench = Bench(options.device, checkpoint, quick=options.quick)
     try:
-        left_s = given.limit - (time.monotonic() - started_s)
-        run_sections(bench, out, given.only or SECTIONS, limit_s=left_s, watched=True)
+        left_s = options.limit - (time.monotonic() - started_s)
+        run_sections(bench, out, options.only or SECTIONS, limit_s=left_s, watched=True)
     finally:
         bench.close()
-    report = given.report or (REPORT if given.device != "cpu" and not given.quick else out / REPORT.name)
+    report = options.report or (REPORT if options.device != "cpu" and not options.quick else out / REPORT.name)
     write_report(out, report)
     print(f"{report}, from {out}; {time.monotonic() - started_s:.0f} s in all", flush=True)
 

@@ -28,8 +28,8 @@ def made(path: Path, *, quick: bool, device: str) -> Path:
 
 def tokenizer_name(checkpoint: Path) -> str:
     """The origin of the checkpoint's tokenizer, for a person."""
-    same = (checkpoint / "tokenizer.json").stat().st_size == (MINI / "tokenizer.json").stat().st_size
-    return "the miniature's" if same else "XLM-RoBERTa's"
+    is_miniature = (checkpoint / "tokenizer.json").stat().st_size == (MINI / "tokenizer.json").stat().st_size
+    return "the miniature's" if is_miniature else "XLM-RoBERTa's"
 
 
 def _real_tokenizer(path: Path) -> Path:

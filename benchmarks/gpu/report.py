@@ -66,12 +66,12 @@ def _opening(results: Results) -> str:
     if results.fact("quick") == "yes" or not results.fact("GPU"):
         warning = "**A small checkpoint or no GPU: it shows that everything runs; its figures mean little.**\n\n"
     gpu = results.fact("GPU") or results.fact("device")
-    other = "" if gpu == baseline.GPU or warning else f" That is another card than this one ({gpu}): compare shares."
+    caution = "" if gpu == baseline.GPU or warning else f" That is another card than this one ({gpu}): compare shares."
     return (
         f'{warning}*Now* was made by `make bench ARGS="--device {results.fact("device")}"` on {results.fact("date")},'
         f" one {gpu}, matrix products in {results.fact('type')}, {results.fact('checkpoint')},"
         f" tokenizer: {results.fact('tokenizer')}."
-        f" {before}{other}\n\n"
+        f" {before}{caution}\n\n"
         "p50 is the median, p95 the value at the nearest rank. Compare ratios rather than times: machines differ."
     )
 
@@ -92,9 +92,9 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("directory", type=Path, nargs="?", help="of the raw results; default: the baseline alone")
     parser.add_argument("--report", type=Path, default=REPORT)
-    given = parser.parse_args()
-    write_report(given.directory, given.report)
-    print(given.report)
+    options = parser.parse_args()
+    write_report(options.directory, options.report)
+    print(options.report)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def ceilings(results: Results) -> str:
 def _clocks(results: Results) -> str:
     """The clock and power under load, for a sentence."""
     rows = results.rows("ceilings", product="sustained")
-    known = [row for row in rows if "power_w" in row]
-    figures = [f"{row['dtype']} {row['clock_mhz']:.0f} MHz at {row['power_w']:.0f} W" for row in known]
+    metered = [row for row in rows if "power_w" in row]
+    figures = [f"{row['dtype']} {row['clock_mhz']:.0f} MHz at {row['power_w']:.0f} W" for row in metered]
     return f" ({', '.join(figures)})" if figures else ""
 
 
