@@ -47,13 +47,14 @@ def draw(results: Results, path: Path) -> None:
 def _shares(axes: Any, results: Results) -> None:
     axes.set_title("The engine: share of the card's fp16 ceiling, all outputs")
 
-    def shares(source: Results, outputs: str) -> list[float | None]:
+    def shares(source: Results, outputs: str, product: str) -> list[float | None]:
         rates = (source.value("engine", "flops_s", batch=batch, outputs=outputs) for batch in _BATCHES)
-        return [_scaled(ratio(rate, ceiling(source, "float16")), 100) for rate in rates]
+        return [_scaled(ratio(rate, ceiling(source, "float16", product)), 100) for rate in rates]
 
     bars = [
-        ("before", _BEFORE, shares(BASELINE, "all, float32 rows")),
-        ("now", _NOW, shares(results, "all, float16 rows")),
+        ("before, at the clock of an instant", _BEFORE, shares(BASELINE, "all, float32 rows", "model")),
+        ("now, at the clock of an instant", "#9ecae1", shares(results, "all, float16 rows", "model")),
+        ("now, at the clock that the card sustains", _NOW, shares(results, "all, float16 rows", "sustained")),
     ]
     _grouped(axes, _BATCHES, bars, lambda value: f"{value:.0f}")
     for batch in ("128 x 256", "64 x 512"):
