@@ -18,7 +18,7 @@ _BUDGET_MAX_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 _GAIN_MIN_FACTOR = 1.05
 """A doubled batch must raise the rate by this factor to be worth the longer wait."""
 _MEMORY_MAX_SHARE = 0.8
-"""Share of a GPU's free memory that the batches of all worker threads may take together."""
+"""Share of a GPU's free memory that the batches that are computed together may take."""
 
 
 def product_rates(

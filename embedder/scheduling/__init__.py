@@ -1,7 +1,7 @@
 """From texts that wait to results: who computes what, and when.
 
 scheduler  the plan as pure data: queues, turns, budget, window, yield points
-pool       the worker threads that follow it
+pool       the threads that follow it: one launches, two finish, for each device
 jobs       the two kinds of jobs, and the stream of results
 runner     one batch through an engine
 """
