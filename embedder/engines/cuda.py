@@ -53,9 +53,9 @@ class CudaLauncher:
             urgent = torch.cuda.Stream(model.device, priority=-1)  # type: ignore[no-untyped-call]
             patient = torch.cuda.Stream(model.device, priority=0)  # type: ignore[no-untyped-call]
             copies = torch.cuda.Stream(model.device, priority=0)  # type: ignore[no-untyped-call]
-        captures = graphs and model.tiled
-        self._urgent = _Lane(model, urgent, urgent, captures=captures)
-        self._patient = _Lane(model, patient, copies, captures=captures)
+        captures, results = graphs and model.tiled, PageLocked()
+        self._urgent = _Lane(model, urgent, urgent, results, captures=captures)
+        self._patient = _Lane(model, patient, copies, results, captures=captures)
 
     def prepare(self, tokens: int) -> None:
         """Capture passes of up to so many tokens, as far as the time allows; the others when they are needed."""
@@ -78,14 +78,23 @@ class _Lane:
         model: on a GPU.
         stream: that computes.
         copies: the stream on which ColBERT rows are copied to the host.
+        results: lends page-locked memory to results.
         captures: whether passes are captured.
     """
 
-    def __init__(self, model: Model, stream: torch.cuda.Stream, copies: torch.cuda.Stream, *, captures: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        stream: torch.cuda.Stream,
+        copies: torch.cuda.Stream,
+        results: PageLocked,
+        *,
+        captures: bool,
+    ) -> None:
         self._model = model
         self._stream = stream
         self._copies = copies
-        self._results = PageLocked()
+        self._results = results
         self._lock = threading.Lock()  # a captured pass reads and writes memory that all of them share
         self._passes: _CapturedPasses | None = None
         self._captures = captures
@@ -189,10 +198,11 @@ class _CapturedPasses:
         self._projected = torch.empty(largest, model.heads.colbert_size, dtype=model.state_type, device=device)
 
     def capture_all(self, *, short_texts: bool) -> None:
-        """Capture the passes of all buckets, for texts that are short or not, as far as the time allows."""
-        mean = 1 if short_texts else BUCKETS_TOKENS[-1]
+        """Capture the passes of all buckets, those for short texts first or last, as far as the time allows."""
+        means = (1, BUCKETS_TOKENS[-1]) if short_texts else (BUCKETS_TOKENS[-1], 1)
         buckets = [tokens for tokens in reversed(BUCKETS_TOKENS) if tokens <= self._largest]
-        self._graphs.capture_all(Shape(tokens, _block(tokens, mean)) for tokens in buckets)
+        self._graphs.capture_all(Shape(tokens, _block(tokens, mean)) for mean in means for tokens in buckets)
+        torch.cuda.empty_cache()  # of what ran before each capture: graphs have memory of their own
 
     def shape(self, lengths: Ints) -> Shape | None:
         """The pass of a batch of texts with these lengths; None if it is too large."""

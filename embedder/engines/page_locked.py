@@ -18,6 +18,7 @@ class PageLocked:
 
     Page-locked memory cannot be swapped out and torch never gives it back to the system; it is used again. What is
     beyond the limit is copied into ordinary memory, so that a consumer who keeps results for long keeps none of it.
+    A buffer counts as the block that torch took for it, whose size is a power of two.
 
     Args:
         limit_bytes: most that may be lent.
@@ -40,7 +41,7 @@ class PageLocked:
         Args:
             buffer: in page-locked memory; nobody else may use it.
         """
-        size = buffer.nbytes
+        size = _block_bytes(buffer.nbytes)
         with self._lock:
             fits = self._lent_bytes + size <= self._limit_bytes
             if fits:
@@ -54,3 +55,8 @@ class PageLocked:
     def _returned(self, size: int) -> None:
         with self._lock:
             self._lent_bytes -= size
+
+
+def _block_bytes(size: int) -> int:
+    """Bytes of the smallest power of two that holds so many."""
+    return 1 << (size - 1).bit_length() if size else 0

@@ -64,16 +64,22 @@ class Graphs(Generic[T]):
         return self._passes[shape]
 
     def capture_all(self, shapes: Iterable[Shape], *, seconds: float = CAPTURE_MAX_S) -> None:
-        """Capture what is not captured yet, until so much time is spent.
+        """Capture what is not captured yet, until so much time is spent; what does not fit into the memory is left out.
 
         Args:
             shapes: best the largest first, in whose memory the others fit.
             seconds: after which no further one is begun.
         """
+        import torch
+
         ends = self._clock() + seconds
         for shape in shapes:
-            if shape not in self._passes and self._clock() < ends:
+            if shape in self._passes or self._clock() >= ends:
+                continue
+            try:
                 self.replay(shape)
+            except torch.OutOfMemoryError as error:
+                log.warning("a pass of %d tokens does not fit into the memory: %s", shape.tokens, whereabouts(error))
 
 
 def capture(work: Callable[[], T], stream: Any, pool: Any) -> Callable[[], T]:

@@ -80,7 +80,11 @@ class CollectedJob:
     def complete(self, results: Results) -> None:
         """Take some results; the last ones complete the future, unless it was cancelled."""
         if results and self._observer is not None:
-            self._observer(results)
+            try:
+                self._observer(results)
+            except Exception as error:  # noqa: BLE001 - it would end the thread that every other job waits for
+                self._fail(error)
+                return
         with self._lock:
             self._results.update(results)
             if self._complete or self._grows or len(self._results) < len(self.texts):
@@ -92,10 +96,15 @@ class CollectedJob:
     def fail(self, waiting: Sequence[int], error: DeviceLost) -> None:
         """Fail as a whole: part of the results is of no use."""
         del waiting
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            self._complete = True
         try:
             self.future.set_exception(error)
         except InvalidStateError:
-            return  # cancelled meanwhile
+            return  # cancelled meanwhile, or failed before
 
 
 class _Extend(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedder.engines.engine import Engine
-from embedder.errors import Cancelled, DeviceLost, ModelFailure, WorkerError
+from embedder.errors import Cancelled, DeviceLost, ModelFailure, WorkerError, whereabouts
 from embedder.scheduling.jobs import CollectedJob, GrowingJob, Job, ResultObserver, ResultStream, StreamedJob
 from embedder.scheduling.runner import Launched, Refused, Result, Text, launch
 from embedder.scheduling.scheduler import NO_DEVICE, UNWANTED, Batch, Flights, Pass, Priority, Scheduler
@@ -355,7 +355,10 @@ class ModelPool:
             seconds=self._clock() - flight.started_s,
         )
         for observer in observers:
-            observer(report)
+            try:
+                observer(report)
+            except Exception as error:  # noqa: BLE001 - it would end the thread that every job waits for
+                log.error("an observer of batches failed: %s", whereabouts(error))
         for job, positions in batch.by_job().items():
             job.complete([(batch.picks[position].index, results[position]) for position in positions])
 

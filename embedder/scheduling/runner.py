@@ -64,6 +64,9 @@ def run(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None, *
 def launch(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None, *, again: bool = True) -> Launched:
     """Start a batch; if its pass fails, halves are tried until the text at fault stands alone.
 
+    What a GPU could not launch is tried again by `Launched.results`: whoever launches must not wait for a device, and
+    what batches before this one held of its memory is free by then. A CPU has one thread that computes, which does it.
+
     A text alone that does not fit into the memory is tried once more: another batch may have held it.
 
     Vectors are views of the batch's arrays where the text's job has at least half of the batch's tokens, and copies
@@ -91,6 +94,8 @@ def launch(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None
     except BaseException as error:  # noqa: BLE001 - whatever ended the thread would leave every caller waiting
         failure = attempt.failure(error)
     # After the handler, not in it: there the exception still holds what the failed pass had allocated.
+    if failure is None and engine.device != "cpu":
+        return _Halved(attempt)
     return _Done(failure or attempt.halves())
 
 
@@ -113,6 +118,17 @@ class _Done:
 
     def results(self) -> list[Result]:
         return self.outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Halved:
+    """A batch that failed when it was launched, and whose halves are tried by who waits for it."""
+
+    attempt: _Attempt
+
+    def results(self) -> list[Result]:
+        """See `Launched.results`."""
+        return self.attempt.halves()
 
 
 @dataclass(slots=True)

@@ -31,17 +31,20 @@ class WrittenAhead:
     def __init__(self, request: EmbedRequest) -> None:
         self._request = request
         self._parts: list[Future[dict[int, TextAnswer]]] = []
+        self._cancelled = False
 
     def take(self, results: Sequence[tuple[int, Result]]) -> None:
         """Have these results written, each with the index of its text. From any thread; does not block."""
-        self._parts.append(_writers().submit(self._written, results))
+        if not self._cancelled:
+            self._parts.append(_writers().submit(self._written, results))
 
     def items(self) -> dict[int, TextAnswer]:
         """The vectors of all texts that have some, by the index of the text. Blocks until the last one is written."""
         return {index: item for part in self._parts for index, item in part.result().items()}
 
     def cancel(self) -> None:
-        """Write nothing more: the answer will not be sent."""
+        """Write nothing more, batches that are still under way included: the answer will not be sent."""
+        self._cancelled = True
         for part in self._parts:
             part.cancel()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from embedder import WorkerError, is_quick
-from service.operations import IngestedText, IngestFailed, IngestProgress, IngestResult, Operations
+from service.operations import EmbedResult, IngestedText, IngestFailed, IngestProgress, IngestResult, Operations
 from service.wire.ahead import WrittenAhead
 from service.wire.answers import (
     REJECTION_MAX_BYTES,
@@ -140,8 +140,7 @@ class Codec:
             def answered() -> Content:
                 return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
 
-            most = _QUICK_MAX_BYTES if request.encoding == "base64" else LIST_NUMBER_MIN_BYTES * _QUICK_MAX_NUMBERS
-            quick = self._min_bytes(request, [text.tokens for text in result.embeddings]) <= most
+            quick = self._is_quickly_written(request, result)
             return Outcome(answered() if quick else await asyncio.to_thread(answered), result.tokens)
         return await self._embed_ahead(request, form)
 
@@ -181,6 +180,15 @@ class Codec:
                 limit.check_minimum(self._min_bytes(request, tokens))
 
         return admit
+
+    def _is_quickly_written(self, request: EmbedRequest, result: EmbedResult) -> bool:
+        """Whether the answer is so small that the event loop writes it itself."""
+        if request.include_text and sum(map(len, request.texts)) > _QUICK_MAX_BYTES:
+            return False
+        if "sparse" in request.vectors and result.tokens > _QUICK_MAX_NUMBERS:  # a weight per token at most
+            return False
+        most = _QUICK_MAX_BYTES if request.encoding == "base64" else LIST_NUMBER_MIN_BYTES * _QUICK_MAX_NUMBERS
+        return self._min_bytes(request, [text.tokens for text in result.embeddings]) <= most
 
     def _min_bytes(self, request: EmbedRequest, tokens: Sequence[int]) -> int:
         """Bytes of vectors that an answer has at least, for texts of so many tokens."""

@@ -59,7 +59,7 @@ def test_a_faster_type_stays_near_float32(mini: Bench, dtype: str) -> None:
 
 
 def test_threads_that_overlap_do_not_mix_results(mini: Bench) -> None:
-    """Four worker threads on one GPU give each of 32 requests what it gets alone."""
+    """With four batches under way on one GPU, each of 32 requests has what it has alone."""
     engine = mini.packed_as("float32", DEVICE)
     requests = [[ALL_TEXTS[(n + k) % len(ALL_TEXTS)] for k in range(1 + n % 4)] for n in range(32)]
     pool = ModelPool([engine], batches_per_gpu=4, token_budget=600, queue_tokens=100_000)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from embedder.model.graphs import BUCKETS_TOKENS, Graphs, Shape, bucket_of
 
@@ -84,3 +85,16 @@ def test_rounding_up_wastes_little() -> None:
     assert all(large <= 2 * small for small, large in pairs)
     assert all(large <= 1.5 * small for small, large in pairs if small >= 1024)
     assert all(large <= 1.126 * small for small, large in pairs if small >= 16_384)
+
+
+def test_a_pass_that_does_not_fit_does_not_stop_the_start() -> None:
+    """A budget that is larger than the memory leaves its largest passes without a graph, and captures the others."""
+    captures = Captures()
+
+    def capture(shape: Shape) -> Callable[[], int]:
+        if shape.tokens > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return captures(shape)
+
+    Graphs(capture).capture_all(of(64, 32, 16))
+    assert captures.captured == [32, 16]

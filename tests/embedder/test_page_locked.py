@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import numpy as np
+import pytest
 import torch
 
 from embedder.engines.page_locked import PageLocked
@@ -24,9 +25,9 @@ def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
     assert np.shares_memory(array, buffer.numpy())
     del array
     gc.collect()
-    assert lender.lent_bytes == 160, "views hold the whole buffer"
+    assert lender.lent_bytes == 256, "views hold the whole buffer"
     views.pop()
-    assert lender.lent_bytes == 160
+    assert lender.lent_bytes == 256
     views.clear()
     gc.collect()
     assert lender.lent_bytes == 0
@@ -34,12 +35,20 @@ def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
 
 def test_beyond_the_limit_results_are_copies() -> None:
     """However much a consumer keeps, it never holds more page-locked memory than the limit."""
-    lender = PageLocked(limit_bytes=200)
+    lender = PageLocked(limit_bytes=300)
     first, second = lender.lent(rows(10)), lender.lent(rows(10))
-    assert lender.lent_bytes == 160
+    assert lender.lent_bytes == 256
     np.testing.assert_array_equal(first, second)
     assert second.base is None
     assert first.base is not None
     del first
     gc.collect()
     assert lender.lent(rows(12)).base is not None
+
+
+@pytest.mark.parametrize(("count", "lent"), [(0, 0), (1, 16), (8, 128), (9, 256)])
+def test_a_buffer_counts_as_the_block_that_torch_took_for_it(count: int, lent: int) -> None:
+    """Torch rounds page-locked memory up to powers of two, so that it holds up to twice what a result has."""
+    lender = PageLocked()
+    array = lender.lent(rows(count))
+    assert (len(array), lender.lent_bytes) == (count, lent)

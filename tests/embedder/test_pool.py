@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from embedder import Priority, Result
-from embedder.engines import EncodedBatch, Engine, TokenBatch, YieldPoint
+from embedder.engines import EncodedBatch, Engine, PendingBatch, TokenBatch, YieldPoint
 from embedder.errors import Cancelled, DeviceLost, InvalidRequest, ModelFailure, Overloaded
 from embedder.scheduling.jobs import ResultStream
 from embedder.scheduling.pool import STREAM_WINDOW_TOKENS, BatchReport, ModelPool
@@ -904,3 +904,56 @@ def test_observers_see_every_batch() -> None:
     assert [(report.tokens, report.fill) for report in reports[0]] == [(6, 0.5), (24, 2.0)]
     assert all(report.seconds > 0 for report in reports[0])
     assert reports[0] == reports[1]
+
+
+def test_an_observer_that_fails_stops_nothing() -> None:
+    """A batch whose observer raises is answered, and so are those after it: no thread ends."""
+    engine = CountingEngine(device="cuda:0")
+
+    def fail(_report: BatchReport) -> None:
+        raise RuntimeError("a defect of the observer")
+
+    with pool_of(engine) as pool:
+        pool.observe(fail)
+        for priority in Priority:
+            assert failures(done(submit(pool, [1], priority=priority))) == []
+            assert failures(done(submit(pool, [2], priority=priority))) == []
+
+
+def test_an_observer_of_results_that_fails_ends_its_own_job_alone() -> None:
+    """Whoever waits for that job has the error; its neighbour in the batch and the next jobs have their results."""
+    engine = CountingEngine(device="cuda:0")
+
+    def fail(_results: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pool_of(engine) as pool:
+        with engine.held():
+            submit(pool, [9])
+            engine.wait_for_pass()
+            observed = pool.submit([text(1), text(2)], Outputs(), Priority.PASSAGE, observer=fail)
+            neighbour = submit(pool, [3])
+        with pytest.raises(RuntimeError, match="new thread"):
+            done(observed)
+        assert failures(done(neighbour)) == []
+        assert failures(done(submit(pool, [4]))) == []
+
+
+def test_a_gpu_goes_on_while_a_batch_that_it_refused_is_tried_again() -> None:
+    """The thread that finishes passages waits for the halves of a batch; queries are launched meanwhile."""
+
+    class Small(CountingEngine):
+        def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
+            if len(batch) > 1:
+                raise MemoryError
+            return super().launch(batch, outputs, yield_point)
+
+    engine = Small(device="cuda:0")
+    with pool_of(engine, batches_per_gpu=2) as pool:
+        with engine.held():
+            passages = submit(pool, [1, 2])
+            engine.wait_for_pass()
+            query = submit(pool, [9], priority=Priority.QUERY)
+            engine.wait_for_pass()
+            assert engine.seen == [1, 9]
+        assert failures(done(query)) == failures(done(passages)) == []

@@ -17,7 +17,9 @@ from embedder import Embedding, Result
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
+from service.wire import codec
 from service.wire.ahead import WrittenAhead
+from service.wire.answers import embed_answer
 from service.wire.fields import Limits
 from service.wire.requests import EmbedRequest
 from tests.embedder.fakes import PATIENCE, CountingEngine
@@ -392,6 +394,35 @@ def test_a_job_that_is_cancelled_writes_nothing_more() -> None:
     go_on.set()
     with pytest.raises(CancelledError):
         ahead.items()
+
+
+def test_batches_that_end_after_a_cancellation_are_not_written() -> None:
+    """What was under way when the caller gave up is computed, and no writer is kept busy with it."""
+    request = EmbedRequest.model_validate(
+        {"texts": ["a"], "encoding": "base64"}, context=Limits(max_texts=9, max_length=64)
+    )
+    ahead = WrittenAhead(request)
+    ahead.cancel()
+    ahead.take([(0, Embedding(np.ones(4, dtype=np.float32), None, None, tokens=3, truncated=False))])
+    assert ahead.items() == {}
+
+
+@pytest.mark.parametrize("fields", [{"vectors": ["sparse"]}, {"vectors": ["sparse"], "encoding": "base64"}])
+def test_many_sparse_vectors_are_not_written_on_the_event_loop(
+    watched: Watched, store: EdgeStore, fields: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand of them take a second, during which the loop would answer nobody else."""
+    threads: list[threading.Thread] = []
+
+    def answer(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return embed_answer(*args)
+
+    monkeypatch.setattr(codec, "embed_answer", answer)
+    worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
+    worker.good({"texts": ["one two three four five"] * 400, **fields})
+    worker.good({"texts": ["one two"], **fields})
+    assert [thread is threading.main_thread() for thread in threads] == [False, True]
 
 
 def test_a_large_request_on_a_gpu_has_the_answer_that_a_cpu_gives() -> None:
