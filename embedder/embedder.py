@@ -188,7 +188,8 @@ class Embedder:
         if is_quick(texts):
             encoded = self.tokenize(texts, max_length, at_once=True)
         elif self.overlaps(texts, max_length):
-            job = self._pool.grow(outputs, priority, batch_size=batch_size, observer=observer)
+            expected = sum(most_tokens(texts, max_length))
+            job = self._pool.grow(outputs, priority, expected=expected, batch_size=batch_size, observer=observer)
             try:
                 await asyncio.to_thread(self._feed, job, texts, max_length)
                 with timed("embed"):
@@ -202,12 +203,13 @@ class Embedder:
     def overlaps(self, texts: Sequence[str], max_length: int) -> bool:
         """Whether `embed` has the model compute the first of these texts while it tokenizes the others.
 
-        So it does on a GPU, if all of them are sure to find room in the queue: what is going to be refused is refused
-        before any of it is computed. On a CPU tokenizer and model would compete for the same cores.
+        So it does on a GPU, if the queue has room for as many tokens as they may have, and keeps it with the first
+        portion: what is going to be refused is refused before any of it is computed. On a CPU tokenizer and model would
+        compete for the same cores.
         """
         if is_quick(texts) or any(engine.device == "cpu" for engine in self._engines):
             return False
-        return sum(most_tokens(texts, max_length)) <= self._pool.queue_tokens - self._pool.waiting_tokens
+        return sum(most_tokens(texts, max_length)) <= self._pool.free_tokens
 
     async def embed_tokens(
         self,

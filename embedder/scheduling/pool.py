@@ -167,16 +167,27 @@ class ModelPool:
         return job.future
 
     def grow(
-        self, outputs: Outputs, priority: Priority, *, batch_size: int = 0, observer: ResultObserver | None = None
+        self,
+        outputs: Outputs,
+        priority: Priority,
+        *,
+        expected: int = 0,
+        batch_size: int = 0,
+        observer: ResultObserver | None = None,
     ) -> GrowingJob:
         """A job whose texts come in portions, and are computed from the first one on; see `GrowingJob`.
 
-        Args are those of `submit`.
+        Args:
+            outputs: the vectors to compute.
+            priority: queries go before passages.
+            expected: most tokens of all its texts; with the first portion the queue keeps room for them.
+            batch_size: most texts of this job in one batch; 0 leaves it to the budget.
+            observer: called with results as soon as they are there.
         """
         job = CollectedJob((), outputs, grows=True, observer=observer)
         self._drop_if_cancelled(job)
 
-        return GrowingJob(job.future, partial(self._extend, job, priority, batch_size))
+        return GrowingJob(job.future, partial(self._extend, job, priority, batch_size, expected))
 
     def stream(
         self, texts: Sequence[EncodedText], outputs: Outputs, priority: Priority, *, batch_size: int = 0
@@ -202,6 +213,12 @@ class ModelPool:
         """Tokens that wait for a device."""
         with self._changed:
             return self._scheduler.tokens
+
+    @property
+    def free_tokens(self) -> float:
+        """Tokens for which the queue has room."""
+        with self._changed:
+            return self._scheduler.free_tokens
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this once when no device is left that computes: the process can serve nothing any more.
@@ -236,7 +253,14 @@ class ModelPool:
             self._changed.notify_all()
 
     def _extend(
-        self, job: CollectedJob, priority: Priority, batch_size: int, texts: Sequence[EncodedText], *, last: bool
+        self,
+        job: CollectedJob,
+        priority: Priority,
+        batch_size: int,
+        expected: int,
+        texts: Sequence[EncodedText],
+        *,
+        last: bool,
     ) -> None:
         lengths = [len(text) for text in texts]
         first = not job.texts
@@ -246,7 +270,8 @@ class ModelPool:
                 raise Cancelled("nobody waits for this job any more")
             try:
                 if first:
-                    self._scheduler.add(job, lengths, priority, cap=batch_size, grows=not last)
+                    expected = 0 if last else expected
+                    self._scheduler.add(job, lengths, priority, cap=batch_size, grows=not last, expected=expected)
                 else:
                     self._scheduler.extend(job, lengths, last=last)
             except WorkerError:

@@ -140,6 +140,7 @@ class _Job(Generic[JobKey]):
         consumed: whether its texts may be taken: of a stream, once somebody consumes it.
         wanted: whether somebody wants its results; if not, nothing of it waits.
         grows: whether further texts may come.
+        expected: most tokens that may still come, for which the queue keeps room.
     """
 
     key: JobKey
@@ -153,6 +154,7 @@ class _Job(Generic[JobKey]):
     held: set[int] = field(default_factory=set)
     consumed: bool = True
     wanted: bool = True
+    expected: int = 0
 
     @property
     def waiting(self) -> range:
@@ -184,6 +186,7 @@ class Scheduler(Generic[JobKey]):
         self.window = window
         self.tokens = 0
         self._free = window
+        self._expected = 0
         self._closed = False
         self._lost = False
         self._passed_over = False
@@ -201,6 +204,7 @@ class Scheduler(Generic[JobKey]):
         cap: int = 0,
         streams: bool = False,
         grows: bool = False,
+        expected: int = 0,
     ) -> None:
         """Queue a job.
 
@@ -211,6 +215,7 @@ class Scheduler(Generic[JobKey]):
             cap: most of its texts in one batch; 0 leaves it to the budget.
             streams: whether it shares the window; it then waits for `consume`.
             grows: whether `extend` brings further texts; until its last ones are there the job is not over.
+            expected: most tokens of the whole job, where it grows; the queue keeps room for those that still come.
 
         Raises:
             InvalidRequest: the job alone is larger than the queue.
@@ -224,13 +229,15 @@ class Scheduler(Generic[JobKey]):
             raise Cancelled("the worker is shutting down")
         if self._lost:
             raise DeviceLost(NO_DEVICE)
-        if self.tokens + tokens > self.queue_tokens:
+        whole = max(tokens, expected)
+        if self.tokens + self._expected + whole > self.queue_tokens:
             raise Overloaded(
-                f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
-                f"and this request has {tokens}; retry later"
+                f"the queue holds {self.tokens + self._expected} of {self.queue_tokens} tokens "
+                f"and this request has {whole}; retry later"
             )
         if lengths or grows:
             job = _Job(key, list(lengths), priority, cap or math.inf, streams, grows, consumed=not streams)
+            self._expect(job, whole - tokens)
             self._jobs[key] = job
             self._enqueue(job, tokens)
 
@@ -257,11 +264,13 @@ class Scheduler(Generic[JobKey]):
             raise Cancelled("nobody waits for this job any more")
         tokens = sum(lengths)
         self._check_size(sum(job.lengths) + tokens)
-        if self.tokens + tokens > self.queue_tokens:
+        unexpected = max(0, tokens - job.expected)
+        if self.tokens + self._expected + unexpected > self.queue_tokens:
             raise Overloaded(
                 f"the queue holds {self.tokens} of {self.queue_tokens} tokens "
                 f"and this request has {tokens} more; retry later"
             )
+        self._expect(job, 0 if last else max(0, job.expected - tokens))
         idle = not job.waiting
         job.lengths += lengths
         job.grows = not last
@@ -289,6 +298,7 @@ class Scheduler(Generic[JobKey]):
         if job is not None:
             self._dequeue(job)
             job.wanted = job.grows = False
+            self._expect(job, 0)
             self._forget_if_over(job)
 
     def drop(self, key: JobKey) -> None:
@@ -296,6 +306,7 @@ class Scheduler(Generic[JobKey]):
         job = self._jobs.pop(key, None)
         if job is not None:
             self._dequeue(job)
+            self._expect(job, 0)
             self._release(job, list(job.held))
 
     def close(self) -> None:
@@ -308,9 +319,15 @@ class Scheduler(Generic[JobKey]):
         stranded = {job.key: list(job.waiting) for queue in self._queues.values() for job in queue}
         for job in list(self._jobs.values()):
             self._dequeue(job)
+            self._expect(job, 0)
             job.grows = False
             self._forget_if_over(job)
         return stranded
+
+    @property
+    def free_tokens(self) -> float:
+        """Tokens for which the queue has room."""
+        return self.queue_tokens - self.tokens - self._expected
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
@@ -435,6 +452,11 @@ class Scheduler(Generic[JobKey]):
         if job.waiting:
             self._queues[job.priority].append(job)
             self.tokens += tokens
+
+    def _expect(self, job: _Job[JobKey], tokens: int) -> None:
+        """Keep room for so many tokens of a job, and no more."""
+        self._expected += tokens - job.expected
+        job.expected = tokens
 
     def _dequeue(self, job: _Job[JobKey]) -> None:
         if job.waiting:

@@ -393,6 +393,31 @@ def test_a_closed_scheduler_waits_for_the_rest_of_a_job_that_it_accepted() -> No
     assert scheduler.over
 
 
+def test_the_queue_keeps_room_for_what_a_job_may_still_bring() -> None:
+    """A request whose first texts are computed is not refused for the rest, whoever comes between."""
+    scheduler: Scheduler[str] = Scheduler(budget=100, queue_tokens=100)
+    scheduler.add("growing", [10], Priority.PASSAGE, grows=True, expected=80)
+    assert scheduler.free_tokens == 20
+    with pytest.raises(Overloaded, match="80 of 100 tokens and this request has 30"):
+        scheduler.add("too large now", [30], Priority.PASSAGE)
+    with pytest.raises(Overloaded, match="this request has 21"):
+        scheduler.add("growing, too", [5], Priority.PASSAGE, grows=True, expected=21)
+    scheduler.add("small", [20], Priority.PASSAGE)
+    scheduler.extend("growing", [40], last=False)
+    assert scheduler.free_tokens == 0
+    scheduler.extend("growing", [10], last=True)
+    assert scheduler.free_tokens == 20, "fewer came than there might have been"
+
+
+@pytest.mark.parametrize("leave", ["drop", "abandon", "lose_all"])
+def test_a_job_that_leaves_gives_back_the_room_that_was_kept_for_it(leave: str) -> None:
+    """A cancelled request holds nothing of the queue."""
+    scheduler: Scheduler[str] = Scheduler(budget=100, queue_tokens=100)
+    scheduler.add("growing", [10], Priority.PASSAGE, grows=True, expected=80)
+    getattr(scheduler, leave)(*([] if leave == "lose_all" else ["growing"]))
+    assert scheduler.free_tokens == 100
+
+
 @pytest.mark.parametrize("leave", ["drop", "abandon", "lose_all"])
 def test_a_job_that_nobody_wants_any_more_does_not_grow(leave: str) -> None:
     """After a cancel, or without any device, further texts are refused and nothing is waited for."""
