@@ -1,7 +1,8 @@
 """The layers with products in float8: weights quantised once per output channel, activations per row.
 
-Token states stay bfloat16. What precedes a product quantises its input: the norms, GELU, and a kernel of its own after
-attention. On a CPU the products are computed in float32 from the quantised numbers: for tests, not for use.
+Token states stay bfloat16. The norms and GELU, which precede the products in float8, quantise their input. The product
+after attention stays bfloat16, too: it is a twelfth of the arithmetic, and would make a quarter of the error. On a CPU
+the products in float8 are computed in float32 from the quantised numbers: for tests, not for use.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from embedder.errors import ConfigurationError
 from embedder.model.attention import Packing, attention
 from embedder.model.kernels import float8
 from embedder.model.kernels.float8 import Quantised
+from embedder.model.linear import Linear
 from embedder.model.transformer import Embedding, Norm
 
 
@@ -76,7 +78,7 @@ class Float8Layer:
     """One transformer layer, post-norm; see `Layer`."""
 
     qkv: Float8Linear  # [T, H] -> [T, 3 H]
-    attended: Float8Linear  # [T, H] -> [T, H]
+    attended: Linear  # [T, H] -> [T, H], bfloat16
     attention_norm: Norm
     up: Float8Linear  # [T, H] -> [T, F], without GELU
     down: Float8Linear  # [T, F] -> [T, H]
@@ -100,7 +102,7 @@ class Float8Layer:
         return out
 
     def _rest(self, x: Float8States, context: Tensor, out: Float8States) -> None:
-        middle = _sum_norm(self.attention_norm, self.attended(float8.quantise(context)), x)
+        middle = _sum_norm(self.attention_norm, self.attended(context), x)
         _sum_norm(self.output_norm, self.down(float8.gelu_quantise(self.up(middle.quantised))), middle, out)
 
 

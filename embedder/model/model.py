@@ -112,6 +112,7 @@ class _Reader:
         self._config = config
         self._device = device
         self._dtype = dtype
+        self._linear_dtype = "bfloat16" if dtype == "float8" else dtype  # of the products that `prepare` makes
         self._stored = _STATE_TYPES[dtype]
 
     def model(self, checkpoint: Path, dropped_ids: frozenset[int]) -> Model:
@@ -154,7 +155,7 @@ class _Reader:
         attention = f"{prefix}.attention"
         return Float8Layer(
             qkv=self._float8(*(f"{attention}.self.{part}" for part in ("query", "key", "value"))),
-            attended=self._float8(f"{attention}.output.dense"),
+            attended=self._linear(f"{attention}.output.dense"),
             attention_norm=self._norm(f"{attention}.output.LayerNorm"),
             up=self._float8(f"{prefix}.intermediate.dense", shape=(intermediate, hidden)),
             down=self._float8(f"{prefix}.output.dense", shape=(hidden, intermediate)),
@@ -174,7 +175,7 @@ class _Reader:
         return Heads(
             sparse_weight=sparse_weight,
             sparse_bias=sparse_bias,
-            colbert_linear=prepare(weight, bias, dtype="bfloat16" if self._dtype == "float8" else self._dtype),
+            colbert_linear=prepare(weight, bias, dtype=self._linear_dtype),
             colbert_size=size,
             dropped_ids=np.array(sorted(dropped_ids), dtype=np.int32),
         )
@@ -183,7 +184,7 @@ class _Reader:
         self, *names: str, shape: tuple[int, int] | None = None, gelu: bool = False, after_gelu: bool = False
     ) -> Linear:
         weight, bias = self._side_by_side(names, shape, self._stored)
-        return prepare(weight, bias, dtype=self._dtype, gelu=gelu, after_gelu=after_gelu)
+        return prepare(weight, bias, dtype=self._linear_dtype, gelu=gelu, after_gelu=after_gelu)
 
     def _float8(self, *names: str, shape: tuple[int, int] | None = None) -> Float8Linear:
         return prepare_float8(*self._side_by_side(names, shape, torch.float32))

@@ -23,6 +23,13 @@ DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 ROUNDING = 2.0**-4
 """Most that e4m3 moves a number, as a share of it."""
 NDCG_LOSS = 0.005
+ROUNDINGS = 8
+"""Ways of rounding over which rankings are averaged: the largest number of a row becomes 448 x 2^(-k / 8), so that
+others are rounded up and down, with the same error on average. (On a GPU the kernels keep 448: only weights differ.)"""
+NOISE = {"dense": 0.011, "sparse": 0.002, "colbert": 0.006, "all three, RRF": 0.005}
+"""Standard deviation of the change of nDCG@10 between ways of rounding, on the 60 questions: over 16 random ones."""
+MEDIAN_COSINE = 0.9992
+"""Of dense vectors and of ColBERT rows to float32. Measured: 0.9994 to 0.9995 and 0.9993 to 0.9994."""
 
 # Triton's interpreter computes in numpy, which remarks on NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero|All-NaN slice):RuntimeWarning")
@@ -152,12 +159,19 @@ def test_float8_of_an_odd_width_names_the_fix(odd: Bench) -> None:
         odd.model_as("float8")
 
 
-def test_rankings_in_float8_are_as_good_as_in_float32(mini: Bench) -> None:
-    """On the bundled questions nDCG@10 falls by no more than 0.5 %, fused by RRF and on average over all rankings.
+def test_the_product_after_attention_stays_bfloat16(mini: Bench) -> None:
+    """Its weights are those of bfloat16; those of the other three products of a layer are in float8."""
+    linear = mini.model_as("float8", DEVICE).layers[0].attended
+    context = draw(4, 192)
+    assert torch.equal(linear(context), mini.model_as("bfloat16", DEVICE).layers[0].attended(context))
 
-    A single kind may fall by 4 %: one question whose near ties are swapped is 1 %, bfloat16 moves a kind by 0.6 %, too,
-    and dense fell by 0.9 % and by 2.5 % on two CPUs that sum products in another order. Sparse moved by 0.0 and 0.3 %,
-    ColBERT by 0.2 and 0.3, all three by 0.0 and 0.4.
+
+def test_rankings_in_float8_are_as_good_as_in_float32(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nDCG@10 on the 60 bundled questions falls by at most 0.5 %, on average over kinds and ways of rounding.
+
+    Two near ties that swap the first two ranks change a kind by 0.9 %, and the standard error over the questions is 1 %
+    for dense, so one way of rounding says little. A kind may therefore exceed 0.5 % by three standard errors of its
+    mean over the ways of rounding (`NOISE`).
     """
     sample = bundled()
 
@@ -165,18 +179,28 @@ def test_rankings_in_float8_are_as_good_as_in_float32(mini: Bench) -> None:
         return Embedded(
             *(
                 [
-                    one
+                    result
                     for first in range(0, len(texts), 16)
-                    for one in embed(engine, mini.tokenizer, texts[first : first + 16], 512)
+                    for result in embed(engine, mini.tokenizer, texts[first : first + 16], 512)
                 ]
                 for texts in (sample.passages, sample.queries)
             )
         )
 
-    exact, judged = embedded(mini.packed), embedded(mini.packed_as("float8", DEVICE))
-    rankings = compare(exact, judged, sample.answers, types=("float32", "float8")).rankings
-    changes = {kind: agreement.quality.change for kind, agreement in rankings.items() if agreement.quality is not None}
-    assert set(changes) == {"dense", "sparse", "colbert", "all three, RRF"}
-    assert min(changes.values()) > -0.04
-    assert changes["all three, RRF"] > -NDCG_LOSS
-    assert np.mean(list(changes.values())) > -NDCG_LOSS
+    exact = embedded(mini.packed)
+    changes: dict[str, list[float]] = {kind: [] for kind in NOISE}
+    for rounding in range(ROUNDINGS):
+        monkeypatch.setattr(float8, "VALUE_MAX", 448 * 2 ** (-rounding / ROUNDINGS))
+        engine = PackedEngine.load(
+            mini.checkpoint, device=DEVICE, dtype="float8", dropped_ids=mini.tokenizer.dropped_ids
+        )
+        comparison = compare(exact, embedded(engine), sample.answers, types=("float32", "float8"))
+        assert comparison.dense.median > MEDIAN_COSINE
+        assert comparison.colbert.median > MEDIAN_COSINE
+        for kind, agreement in comparison.rankings.items():
+            assert agreement.quality is not None
+            changes[kind].append(agreement.quality.change)
+    means = {kind: float(np.mean(values)) for kind, values in changes.items()}
+    assert np.mean(list(means.values())) > -NDCG_LOSS
+    for kind, mean in means.items():
+        assert mean > -(NDCG_LOSS + 3 * NOISE[kind] / math.sqrt(ROUNDINGS)), changes[kind]
