@@ -1,1 +1,1 @@
-"""How far a faster type moves the vectors and rankings of a checkpoint from float32: `python -m precision --help`."""
+"""How far a faster type moves vectors and rankings from float32: `bge-m3-qdrant precision --help`."""
