@@ -98,7 +98,7 @@ def _fail(error: click.ClickException, context: click.Context | None = None) -> 
     command = " ".join(name for name in names if name)
     if isinstance(error, click.UsageError):
         command = command if error.ctx is None else error.ctx.command_path
-        message = f"{message.rstrip('.')}; see `{command} --help`"
+        message = f"{message if message.endswith(('.', '?')) else f'{message}.'} See `{command} --help`"
     click.echo(f"{command}: {message}", err=True)
     return error.exit_code
 

@@ -53,8 +53,9 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
 
     Each line is `{"text": "...", "id": 7, "payload": {...}}` in UTF-8; `id` and `payload` are optional. The HNSW
     graph of a new collection is built once, at the end. The alias is moved only then, and only if no line was
-    rejected; derived ids belong to the alias, so they are the same in the next collection. After an interruption run
-    the same command again; with --insert-only, which is right if the collection was new, it embeds only what is
+    rejected; derived ids belong to the alias, so they are the same in the next collection.
+
+    After an interruption run the same command again; if the collection was new, --insert-only embeds only what is
     missing.
 
     Exit status: 0 if every point is stored, 1 if some were rejected or the alias did not move, 2 if the load could not
