@@ -49,14 +49,14 @@ USER 1000:1000
 # first start.
 ARG BAKE_MODEL=""
 ARG BAKE_REVISION=""
-RUN if [ -n "$BAKE_MODEL" ]; then python -m embedder.bake "$BAKE_MODEL" ${BAKE_REVISION:+"$BAKE_REVISION"}; fi
+RUN if [ -n "$BAKE_MODEL" ]; then python -m service prefetch ${BAKE_REVISION:+--revision "$BAKE_REVISION"} -- "$BAKE_MODEL"; fi
 ENV MODEL_ID=${BAKE_MODEL:-BAAI/bge-m3} \
     MODEL_REVISION=${BAKE_REVISION} \
     HF_HUB_OFFLINE=${BAKE_MODEL:+1}
 
 # Asks the HTTP server (PORT); the queue worker reports to the platform itself.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
-    CMD ["python", "-m", "service.healthcheck"]
+    CMD ["python", "-m", "service", "healthcheck"]
 
 # The exec form: Python is process 1, gets SIGTERM itself, and finishes its jobs.
 CMD ["python", "handler.py"]

@@ -36,7 +36,7 @@ $(READY): requirements.txt requirements-dev.txt
 
 demo: $(READY)
 	@MODEL_ID=$${MODEL_ID:-mini} GPU_DEVICE=$${GPU_DEVICE:-cpu} QDRANT_PATH=$${QDRANT_PATH:-build/demo} \
-		$(BIN)/python -m service.demo
+		$(BIN)/python -m service demo
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -1,4 +1,4 @@
-"""RunPod's entry point: a job in, its answer out. `python handler.py` serves the queue or, with `PORT`, HTTP.
+"""RunPod's entry point: `python handler.py` serves the queue or, with `PORT`, HTTP, as `bge-m3-qdrant queue` does.
 
 Nothing heavy is imported here: the model loads on the first job, or before the first poll where this file is the
 program.
@@ -6,69 +6,15 @@ program.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import sys
-import threading
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from service.operations import Operations
-    from service.settings import Settings
-    from service.wire import Codec, Progress
+from service.shutdown import exit_on_signals
+from service.transports.queue.handler import build, handler
 
-_building = threading.Lock()
-_codec: Codec | None = None
-
-
-async def handler(job: dict[str, Any], progress: Progress | None = None) -> Any:
-    """The answer to one RunPod job, `{"id", "input"}`; works in any event loop, for any number of jobs concurrently.
-
-    Args:
-        job: as the platform sends it.
-        progress: told how far a job that stores has come.
-
-    Returns:
-        What the operation in `job["input"]` answers, or `{"error", "error_code", "retryable", "details"}`; for an
-        `openai_route` a list of one, OpenAI's object.
-
-    Raises:
-        ConfigurationError: the settings cannot work; only on the first call.
-        asyncio.CancelledError: the job was cancelled; its queued texts are dropped.
-    """
-    codec = _codec
-    if codec is None:
-        codec = await asyncio.to_thread(_load)
-    return await codec.job(job.get("input"), progress)
-
-
-def build(settings: Settings | None = None) -> Operations:
-    """The operations over one loaded model: built by the first call, the same object ever after. Blocks.
-
-    Args:
-        settings: for the first call; None reads the environment.
-    """
-    return _load(settings).core
-
-
-def _load(settings: Settings | None = None) -> Codec:
-    global _codec  # noqa: PLW0603 - one model per process is what this module is for
-    with _building:
-        if _codec is None:
-            from service.operations import Operations
-            from service.settings import Settings
-            from service.wire import Codec
-
-            _codec = Codec(Operations.build(settings or Settings.from_environment()))
-        return _codec
-
+__all__ = ["build", "handler"]
 
 if __name__ == "__main__":
-    # First of all: Linux ignores a signal for which the first process of a container has no handler. And without the
-    # interpreter's own end, which can crash in a library that another thread is just loading.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    exit_on_signals()  # before anything that takes long to import
     from service.transports.queue.worker import serve
 
     sys.exit(serve(handler, build))

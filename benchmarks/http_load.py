@@ -78,7 +78,9 @@ def measure(environment: Mapping[str, str], seconds: float) -> list[Load]:
 def _serving(environment: Mapping[str, str]) -> Iterator[httpx.Client]:
     port = free_port()
     with (
-        Worker(None, cwd=ROOT, script="-m", args=["service.http"], env={**environment, "PORT": str(port)}) as worker,
+        Worker(
+            None, cwd=ROOT, script="-m", args=["service", "serve"], env={**environment, "PORT": str(port)}
+        ) as worker,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client,
     ):
         deadline = time.monotonic() + PATIENCE

@@ -215,9 +215,8 @@ def _section(case: Case) -> str:
         )
     shape = case.shape
     title = f"{case.name.capitalize()}: {shape.points:,} points, {shape.size} dimensions, {shape.rows} rows"
-    return (
-        f"## {title}\n\nWithout a graph, as a collection is before `service.bulk` or `optimize`.\n\n{table(head, rows)}"
-    )
+    before = "Without a graph, as a collection is before `bge-m3-qdrant bulk` or `optimize`."
+    return f"## {title}\n\n{before}\n\n{table(head, rows)}"
 
 
 def _growth(cases: Sequence[Case]) -> str:

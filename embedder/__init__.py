@@ -10,7 +10,6 @@ checkpoint  files of a model
 vectors     the values that come out
 errors      what can go wrong
 timings     where the time of a request goes
-bake        the command that prefetches a model
 
 Importing this package imports neither torch nor a tokenizer; `Embedder.load` does.
 """

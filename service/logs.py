@@ -14,7 +14,7 @@ from embedder import whereabouts
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request or the job that is being served, in its tasks and threads; None outside of one."""
 
-_OURS = ("embedder", "qdrant_sink", "service")
+_OURS = ("embedder", "precision", "qdrant_sink", "service")
 
 
 class _Formatter(logging.Formatter):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
@@ -26,9 +26,11 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def uninterrupted(command: Callable[[], int]) -> int:
-    """The exit status of a command that a person runs; after Ctrl-C the process ends without a traceback."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        end_process(INTERRUPTED_STATUS)
+def exit_on_signals() -> None:
+    """Let SIGINT and SIGTERM end the process immediately, with status 130 and 0. Call it in the main thread.
+
+    For a server that has nothing in flight yet: Linux ignores a signal for which the first process of a container has
+    no handler. Not by the interpreter's own end, which can crash in a library that another thread is loading.
+    """
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED_STATUS))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -1,26 +1,26 @@
-"""`python -m service.demo`: the main job on the bundled corpus, as a newcomer runs it."""
+"""`bge-m3-qdrant demo`: the main job on the bundled corpus, as a newcomer runs it."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import corpus
 from qdrant_sink.edge import EdgeStore
+from tests.command_line import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The demo in a process of its own, with its store at `path`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
     settings = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "QDRANT_PATH": str(path), "TOKEN_BUDGET": "4096"}
     settings["COLUMNS"] = "100"  # of the terminal
     return subprocess.run(
-        [sys.executable, "-m", "service.demo"],
+        [*PROGRAM, "demo", *arguments],
         cwd=ROOT,
         env={**clean, **settings, **variables},
         capture_output=True,

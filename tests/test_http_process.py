@@ -1,4 +1,4 @@
-"""`python -m service.http`: the program, from its start to its end."""
+"""`bge-m3-qdrant serve`: the program, from its start to its end."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PATIENCE = 60.0
 """Seconds after which a worker counts as hanging. Nothing is measured by it."""
 
 
-def program(port: int, module: str = "service.http", *arguments: str, **more: str) -> Worker:
-    """A program that serves HTTP on this port; `more` are further variables."""
+def program(port: int, *command: str, **more: str) -> Worker:
+    """A module with its arguments that serves HTTP on this port, by default the command; `more` are variables."""
     environment = {**SETTINGS, "PORT": str(port), **more}
-    return Worker(None, cwd=ROOT, script="-m", args=[module, *arguments], env=environment)
+    return Worker(None, cwd=ROOT, script="-m", args=command or ("service", "serve"), env=environment)
 
 
 def connected(port: int) -> httpx.Client:
@@ -319,7 +319,7 @@ def test_a_job_that_stores_is_not_waited_for_when_told_twice(
         assert not answered
         assert "told to stop again; ending with requests unanswered" in worker.output
         assert "Traceback" not in worker.output
-    with program(port, "service.http", **store) as worker:
+    with program(port, **store) as worker:
         until(lambda: status(client) == 200, "ready again")
         answer = client.post("/points", json={"texts": texts[:10], "qdrant": {"collection": "notes"}})
         assert answer.json()["upsert"]["stored"] == 10

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.command_line import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 60.0
@@ -21,7 +22,7 @@ def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
     settings = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "QDRANT_PATH": str(path)}
     return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
+        [*PROGRAM, *arguments],
         cwd=ROOT,
         env={**clean, **settings},
         stdout=subprocess.PIPE,
@@ -37,7 +38,7 @@ def interrupted(process: subprocess.Popen[str]) -> None:
     assert (process.returncode, said) == (130, "")
 
 
-@pytest.mark.parametrize("command", [["service.ask", "files", "--collection", "notes"], ["service.demo"]])
+@pytest.mark.parametrize("command", [["ask", "files", "--collection", "notes"], ["demo"]])
 def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: list[str]) -> None:
     """Ctrl-C while the model loads leaves no traceback, and nothing aborts in a library."""
     store = tmp_path / "store"

@@ -256,7 +256,7 @@ def float8(results: Results) -> str:
     return _part(
         "## float8",
         "The share is of the ceiling of the same type; the cosine is that of dense vectors to fp16's, on random weights"
-        " and random tokens, mean and least. How float8 ranks is judged on the miniature by `python -m precision`.",
+        " and random tokens, mean and least. How float8 ranks is judged on the miniature by `bge-m3-qdrant precision`.",
         ("type", "batch", "outputs", "encode, ms", "k tokens/s", "share", "cosine"),
         rows,
         words=3,

@@ -1,4 +1,4 @@
-"""Load files into a collection: `python -m service.bulk`.
+"""Load files into a collection: `bge-m3-qdrant bulk`.
 
 json_lines -> batches -> load -> report
 """

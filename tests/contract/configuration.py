@@ -13,7 +13,7 @@ from tests.contract.world import collection_fields, command_help, settings
 Json = dict[str, Any]
 
 _ROOT: Final = Path(__file__).parents[2]
-_OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 _BUILD_ARGUMENT: Final = re.compile(r"^ARG (\w+)", re.MULTILINE)
 _RULES: Final = ("default", "enum", "minimum", "maximum", "pattern", "minLength", "maxLength")
 

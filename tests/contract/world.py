@@ -2,22 +2,20 @@
 
 Four worlds: an engine (`stub`, or `mini` in float32) over a store (Qdrant Edge, or a server: the gRPC double on
 loopback). Each scenario has an empty store of its own. A job goes through `Codec.job`, a request over
-HTTP through the ASGI application, a bulk load through the command of `service.bulk`.
+HTTP through the ASGI application, a bulk load through the command `bge-m3-qdrant bulk`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import signal
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -32,15 +30,15 @@ from embedder.tokenizer import Tokenizer
 from qdrant_sink import Store, conformance
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
-from service.bulk import __main__ as bulk
 from service.collection_config import CollectionConfig
 from service.operations import Operations
 from service.settings import Settings
-from service.transports.cli import ask
+from service.transports.cli.main import COMMANDS
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S
 from service.transports.http.routes import application
 from service.transports.http.state import ServerState
 from service.wire import Codec
+from tests.command_line import invoke
 from tests.contract.engine import WAIT_MAX_S, SharedEmbedder, StubEngine
 from tests.contract.faulty import FaultyStore, script
 from tests.contract.steps import Call, Engine, Fault, Job, Load, Scenario, Step, StoreKind
@@ -192,25 +190,18 @@ class Stage:
             path.unlink(missing_ok=True)
         if step.lines is not None:
             source.write_bytes(b"".join(map(_line, step.lines)))
-        out, errors = io.StringIO(), io.StringIO()
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.getsignal(number))
             stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
-            stack.enter_context(redirect_stdout(out))
-            stack.enter_context(redirect_stderr(errors))
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore", ResourceWarning)  # settings that are invalid leave the rejects file open
-            try:
-                status = bulk.main([str(source), "--rejects", str(rejects), *step.options], self._build)
-            except SystemExit as end:  # of argparse
-                status = cast("int", end.code)
-        answer: Json = {"status": status, "summary": json.loads(out.getvalue() or "null")}
+            arguments = [str(source), "--rejects", str(rejects), "--json", *step.options]
+            ended = invoke("bulk", *arguments, build=self._build)
+        answer: Json = {"status": ended.status, "summary": json.loads(ended.out or "null")}
         if rejects.exists():
             lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
             answer["rejects"] = sorted(lines, key=lambda line: (line["line"], line.get("chunk", 0)))
-        if not out.getvalue():
-            answer["message"] = errors.getvalue().replace(str(self._folder), "")
+        if not ended.out:
+            answer["message"] = ended.err.replace(str(self._folder), "")
         return answer
 
     def _build(self, settings: Settings) -> Operations:
@@ -329,10 +320,4 @@ def collection_fields() -> Json:
 
 def command_help() -> dict[str, str]:
     """The help of every command that takes options."""
-    texts = {}
-    for name, command in (("ask", ask.main), ("bulk", bulk.main)):
-        out = io.StringIO()
-        with redirect_stdout(out), suppress(SystemExit):
-            command(["--help"])
-        texts[name] = out.getvalue()
-    return texts
+    return {name: invoke(name, "--help").out for name in COMMANDS}

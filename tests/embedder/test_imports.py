@@ -74,7 +74,7 @@ def test_importing_is_cheap() -> None:
 
     Torch, the tokenizers and the hub's client are imported where a model is loaded, not where a module is named.
     """
-    names = "embedder, embedder.checkpoint, embedder.engines, embedder.scheduling, embedder.vectors, embedder.bake"
+    names = "embedder, embedder.checkpoint, embedder.engines, embedder.scheduling, embedder.vectors"
     assert not loaded_after(f"import {names}") & (HEAVY | OUTSIDERS)
 
 

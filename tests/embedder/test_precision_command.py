@@ -1,4 +1,4 @@
-"""`python -m precision`: its metrics by hand and by property, its verdicts, and its command line."""
+"""`bge-m3-qdrant precision`: its metrics by hand and by property, its verdicts, and its command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from embedder.tokenizer import Tokenizer
 from embedder.vectors import Embedding, SparseVector
 from precision import ranking
 from precision import sample as samples
-from precision.__main__ import main
 from precision.closeness import Spread, cosines, row_cosines, sparse_difference
 from precision.comparison import Comparison, Embedded, Lengths, Quality, compare, embed
 from precision.ranking import colbert_scores, dense_scores, fused_scores, ndcg, overlap, sparse_scores, top
 from precision.sample import Sample, bundled, read
 from precision.verdict import INT8, SIXTEEN_BIT, Check, described, judge, thresholds_for
+from tests.command_line import PROGRAM, invoke
 from tests.embedder.bench import Bench
 
 ROOT = Path(precision.__file__).parents[1]
@@ -421,24 +420,22 @@ def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, said: s
         (["--model", "mini", "--device", "tpu"], "--device: 'tpu' is an unknown device"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], said: str) -> None:
     """Bad usage ends with status 2 and one line that names the argument, and nothing on the standard output."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert said in err
+    ended = invoke("precision", *arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+    assert said in ended.err
 
 
-def test_limits_on_the_command_line_override(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_on_the_command_line_override(tmp_path: Path) -> None:
     """A limit that nothing keeps fails the verdict with status 1, and the table says which line and which limits."""
     file = tmp_path / "texts"
     file.write_text("one text\nanother text\n", encoding="utf-8")
     arguments = ["--model", "mini", "--dtype", "float32", "--device", "cpu", "--passages", str(file)]
-    assert main([*arguments, "--min-dense-cosine", "1"]) == 1
-    out = capsys.readouterr().out
+    ended = invoke("precision", *arguments, "--min-dense-cosine", "1")
+    assert ended.status == 1
+    out = ended.out
     assert "the defaults of 16-bit types, but for dense_cosine" in out
     assert "2 passages and 0 queries of your files" in out
     assert "FAIL  dense cosine, least" in out
@@ -450,7 +447,7 @@ def test_limits_on_the_command_line_override(tmp_path: Path, capsys: pytest.Capt
 def run(*arguments: str, texts: str = "") -> subprocess.CompletedProcess[str]:
     """The program itself, `texts` on its standard input."""
     return subprocess.run(
-        [sys.executable, "-m", "precision", *arguments],
+        [*PROGRAM, "precision", *arguments],
         cwd=ROOT,
         input=texts,
         capture_output=True,
@@ -488,7 +485,7 @@ def test_the_program_refuses_without_a_traceback() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "python -m precision: --passages: nowhere.txt cannot be read (No such file or directory)"
+        "bge-m3-qdrant precision: --passages: nowhere.txt cannot be read (No such file or directory)"
     ]
 
 

@@ -1,4 +1,4 @@
-"""`python -m service.ask`: a question on the command line, its hits and why they were found."""
+"""`bge-m3-qdrant ask`: a question on the command line, its hits and why they were found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +24,10 @@ from service.transports.cli.ask import (
     EXCERPT_MAX_CHARACTERS,
     SPARSE_STYLE,
     Answer,
-    _parser,
-    ask,
     excerpt,
-    main,
     request_of,
 )
+from tests.command_line import PROGRAM, ask_options, invoke
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.conftest import Serve
 
@@ -44,7 +41,7 @@ def asked(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
     environment = {**clean, **ENVIRONMENT, "QDRANT_PATH": str(path), "COLUMNS": "100"}
     return subprocess.run(
-        [sys.executable, "-m", "service.ask", *arguments],
+        [*PROGRAM, "ask", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -85,30 +82,29 @@ def test_a_question_is_answered_in_a_process(tmp_path: Path, serve: Serve) -> No
     assert result["hits"][0]["explain"]["colbert"]
 
 
-def test_a_question_that_cannot_be_asked_is_one_line(filled: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_question_that_cannot_be_asked_is_one_line(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's own message, on the standard error, with an exit status for scripts."""
-    arguments = _parser().parse_intermixed_args(["copy files", "--limit", "0", "--json"])
-    assert ask(filled.operations, arguments, "plain") == 2
-    assert capsys.readouterr() == ("", "limit must be at least 1, got 0\n")
-    missing = _parser().parse_intermixed_args(["copy files", "--collection", "absent"])
-    assert ask(filled.operations, missing, "plain") == 2
-    assert "absent" in capsys.readouterr().err
+    monkeypatch.setattr(filled.operations, "close", lambda: None)
+    ended = invoke("ask", "copy files", "--limit", "0", "--json", build=lambda _: filled.operations)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == "bge-m3-qdrant ask: limit must be at least 1, got 0\n"
+    ended = invoke("ask", "copy files", "--collection", "absent", build=lambda _: filled.operations)
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "absent" in ended.err
 
 
-def test_a_setting_that_cannot_work_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_setting_that_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """It names the setting; there is no traceback."""
     monkeypatch.setenv("MAX_MODELS", "0")
-    assert main(["files"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("MAX_MODELS")
+    ended = invoke("ask", "files")
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("bge-m3-qdrant ask: MAX_MODELS='0': ")
 
 
 def test_the_command_line_is_a_search() -> None:
     """Every option is a field of the request, and what is not given is left to the worker."""
-    parse = _parser().parse_intermixed_args
-    assert request_of(parse(["a b", "c"])) == {
+    assert request_of(ask_options("a b", "c")) == {
         "operation": "search",
         "queries": ["a b", "c"],
         "limit": 5,
@@ -116,17 +112,21 @@ def test_the_command_line_is_a_search() -> None:
         "explain": False,
         "textKey": "text",
     }
-    everything = "--collection notes --rerank --explain --limit 3 --text-key body --using sparse colbert --json"
-    assert request_of(parse(["a", *everything.split()])) == {
-        "operation": "search",
-        "queries": ["a"],
-        "collection": "notes",
-        "limit": 3,
-        "using": ["sparse", "colbert"],
-        "rerank": "colbert",
-        "explain": True,
-        "textKey": "body",
-    }
+    everything = "--collection notes --rerank --explain --limit 3 --text-key body --using sparse,colbert --json"
+    assert (
+        request_of(ask_options("a", *everything.split()))
+        == request_of(ask_options(*everything.split(), "a"))
+        == {
+            "operation": "search",
+            "queries": ["a"],
+            "collection": "notes",
+            "limit": 3,
+            "using": ["sparse", "colbert"],
+            "rerank": "colbert",
+            "explain": True,
+            "textKey": "body",
+        }
+    )
 
 
 def test_hits_are_shown_with_title_score_and_text(filled: Client) -> None:

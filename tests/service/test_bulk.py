@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -22,20 +22,21 @@ from embedder.tokenizer import Tokenizer
 from qdrant_sink import CollectionSchema, Store, StoreUnavailable, point_id, text_id
 from qdrant_sink.edge import EdgeStore
 from service.bulk import BulkLoad, LoadReport
-from service.bulk.__main__ import arguments_of, main, options_of
-from service.bulk.__main__ import load as load_command
 from service.bulk.json_lines import BadLineError, parse_line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_TEXTS, batches
 from service.bulk.load import INTERRUPTED
 from service.operations import Operations
 from service.settings import Settings
+from service.transports.cli.bulk import load as load_command
+from service.transports.cli.bulk import load_options
 from service.wire.fields import Limits
+from tests.command_line import PROGRAM, bulk_options, invoke
 from tests.service.client import ENVIRONMENT, PATIENCE, Client
 from tests.service.conftest import Serve
 from tests.service.doubles import CrowdedEmbedder, RaisingStore, Watched
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "service.bulk", "--collection", "notes"]
+COMMAND = [*PROGRAM, "bulk", "--collection", "notes", "--json"]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -84,12 +85,11 @@ class Loader:
         batch_texts: int,
         overloaded_pause_s: float,
     ) -> LoadReport:
-        arguments = arguments_of(["--collection", "notes", *options])
         limits = Limits(max_texts=self._core.settings.max_texts, max_length=self._core.max_length)
         self.said.clear()
         self.bulk = BulkLoad(
             self._core,
-            options_of(arguments, limits),
+            load_options(bulk_options("--collection", "notes", *options), limits),
             rejects,
             self.say,
             batch_texts=batch_texts,
@@ -330,7 +330,7 @@ def test_an_invalid_option_is_the_fault_of_no_line(
     """The load ends before it begins, with the reason in its summary, and no line is rejected."""
     with pytest.raises(InvalidRequest, match=named):
         load([line(text="a")], *options)
-    arguments = arguments_of(["--collection", "notes", "--alias", "live", *options])
+    arguments = bulk_options("--collection", "notes", "--alias", "live", "--json", *options)
     assert load_command(worker.operations, arguments, None) == 2
     summary = json.loads(capsys.readouterr().out)
     assert named in summary["error"]
@@ -542,7 +542,7 @@ def test_a_line_is_refused_without_its_content() -> None:
 
 
 def test_the_command_loads_and_reports(tmp_path: Path) -> None:
-    """`python -m service.bulk` reads files and a pipe, prints one line of JSON, and its status says how it went."""
+    """`bge-m3-qdrant bulk` reads files and a pipe, prints one line of JSON, and its status says how it went."""
     (tmp_path / "one.jsonl").write_bytes(line(text="a") + b"nonsense\n")
     done = subprocess.run(
         [*COMMAND, str(tmp_path / "one.jsonl"), "-"],
@@ -601,16 +601,17 @@ def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, numbe
     assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to go on\n")
 
 
-def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
     """A file that does not exist, or rejects that cannot be written, are one line on the terminal and status 2."""
     for options, named in (
-        ([str(tmp_path / "absent.jsonl")], "no such file: "),
-        ([str(tmp_path)], "no such file: "),
+        ([str(tmp_path / "absent.jsonl")], "Invalid value for '[FILE...]': File "),
+        ([str(tmp_path)], "Invalid value for '[FILE...]': File "),
         (["--rejects", str(tmp_path / "absent" / "rejects.jsonl"), "-"], "--rejects cannot be written (No such file"),
     ):
-        assert main(["--collection", "notes", *options]) == 2
-        (said,) = capsys.readouterr().err.splitlines()
-        assert said.startswith(named)
+        ended = invoke("bulk", "--collection", "notes", *options)
+        assert (ended.status, ended.out) == (2, "")
+        (said,) = ended.err.splitlines()
+        assert said.startswith(f"bge-m3-qdrant bulk: {named}")
         assert str(tmp_path) in said
 
 
@@ -624,9 +625,7 @@ def signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("signals")
-def test_the_command_loads_with_what_it_is_given(
-    embedder: Embedder, store: EdgeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_loads_with_what_it_is_given(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
     """The builder's operations run the load and are closed after it; one that cannot build is status 2."""
     closed: list[bool] = []
 
@@ -639,9 +638,15 @@ def test_the_command_loads_with_what_it_is_given(
 
     lines = tmp_path / "lines.jsonl"
     lines.write_bytes(line(text="a") + line(text="b"))
-    arguments = ["--collection", "notes", str(lines)]
-    assert main(arguments, lambda _: Kept(Settings.from_environment(ENVIRONMENT), embedder, store)) == 0
-    assert json.loads(capsys.readouterr().out)["stored"] == store.count("notes") == 2
+    arguments = ("bulk", str(lines), "--collection", "notes")
+
+    def keep(_settings: Settings) -> Operations:
+        return Kept(Settings.from_environment(ENVIRONMENT), embedder, store)
+
+    ended = invoke(*arguments, "--json", build=keep)
+    assert (ended.status, json.loads(ended.out)["stored"], store.count("notes")) == (0, 2, 2)
     assert closed == [True]
-    assert main(arguments, refuse) == 2
-    assert capsys.readouterr().err == "MODEL_ID: no such folder\n"
+    ended = invoke(*arguments, build=keep)
+    assert re.fullmatch(r"notes: 2 of 2 points stored \(0 were there before\), 0 rejected, in [\d.]+ s\n", ended.out)
+    ended = invoke(*arguments, build=refuse)
+    assert (ended.status, ended.err) == (2, "bge-m3-qdrant bulk: MODEL_ID: no such folder\n")

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from embedder import Embedder
 from qdrant_sink.server import ServerStore
 from service.bulk import BulkLoad, LoadReport
-from service.bulk.__main__ import arguments_of, options_of
 from service.operations import Operations
 from service.settings import Settings
+from service.transports.cli.bulk import load_options
 from service.wire.fields import Limits
+from tests.command_line import bulk_options
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.sink.faults import Kind, Script
 from tests.sink.grpc_double import GrpcDouble
@@ -139,7 +140,7 @@ def dies_at(double: GrpcDouble, upsert: int) -> None:
 
 
 class Loader:
-    """Loads the documents of all jobs from lines, as `python -m service.bulk` does."""
+    """Loads the documents of all jobs from lines, as `bge-m3-qdrant bulk` does."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -150,7 +151,7 @@ class Loader:
         limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
         fields = [dict(zip(("id", "text", "payload"), document(n), strict=True)) for n in range(JOBS * TEXTS)]
         lines = [json.dumps(line).encode() for line in fields]
-        asked = options_of(arguments_of(["--collection", collection, *options]), limits)
+        asked = load_options(bulk_options("--collection", collection, *options), limits)
         return BulkLoad(core, asked, None, lambda _text: None, batch_texts=TEXTS).run(lines)
 
 

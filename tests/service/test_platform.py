@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.settings import Settings
-from service.transports.cli.healthcheck import status
+from service.transports.cli.healthcheck import check
 from tests.service.client import Client
 
 HUB_TESTS = json.loads((Path(__file__).parents[2] / ".runpod" / "tests.json").read_text(encoding="utf-8"))
@@ -42,18 +42,18 @@ def answering(code: int) -> Iterator[int]:
         server.server_close()
 
 
-@pytest.mark.parametrize(("code", "wanted"), [(200, 0), (204, 1), (503, 1)])
-def test_a_container_is_healthy_when_its_http_server_is_ready(code: int, wanted: int) -> None:
+@pytest.mark.parametrize(("code", "healthy"), [(200, True), (204, False), (503, False)])
+def test_a_container_is_healthy_when_its_http_server_is_ready(code: int, healthy: bool) -> None:
     """A server that loads or shuts down is not healthy, and neither is one that does not listen."""
     with answering(code) as port:
-        assert status({"PORT": str(port)}) == wanted
-    assert status({"PORT": str(port)}) == 1, "nobody listens"
+        assert check({"PORT": str(port)}).healthy is healthy
+    assert not check({"PORT": str(port)}).healthy, "nobody listens"
 
 
 def test_a_queue_worker_is_healthy_without_a_port() -> None:
     """It has no HTTP server to ask, even where the platform sets `PORT`."""
-    assert status({}) == 0
-    assert status({"PORT": "1", "RUNPOD_WEBHOOK_GET_JOB": "https://queue?"}) == 0
+    assert check({}).healthy
+    assert check({"PORT": "1", "RUNPOD_WEBHOOK_GET_JOB": "https://queue?"}).healthy
 
 
 @pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])

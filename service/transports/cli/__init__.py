@@ -1,1 +1,1 @@
-"""Commands that a person or a container runs: the demo, a question, the health check."""
+"""The command `bge-m3-qdrant`: `main` is the program, `commands` declare arguments, the other files do the work."""

@@ -1,36 +1,24 @@
-"""Ask a collection from the command line.
-
-    python -m service.ask "how do I copy only the changed parts" --collection notes --rerank --explain
-
-Model, store and schema are those of the environment, as for the worker. With --explain the tokens that matched are
-highlighted (sparse: yellow; what ColBERT aligned: underlined), with the rank in each branch, the parts of the sparse
-score and the alignment beside the text. Of the tokens, ▁ is the beginning of a word and </s> the end of a text.
---json prints the worker's answer as it is.
-
-Exit status: 0, or 2 if the question could not be asked.
-"""
+"""Questions to a collection, and their hits as a person reads them."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import logging
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import click
 import orjson
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from embedder import KINDS, ConfigurationError
 from qdrant_sink import Layout, text_of
 from service.operations import Operations
 from service.settings import Settings
-from service.shutdown import uninterrupted
+from service.transports.cli.options import Failure
 from service.wire import Codec
 
 Json = dict[str, Any]
@@ -191,68 +179,80 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m service.ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("questions", nargs="+", metavar="question", help="each in quotes")
-    parser.add_argument("--collection", help="by default QDRANT_COLLECTION")
-    parser.add_argument("--limit", type=int, default=5, help="hits per question; 5")
-    parser.add_argument("--using", nargs="+", choices=KINDS, default=["dense", "sparse"], help="dense sparse")
-    parser.add_argument("--rerank", action="store_true", help="order all candidates by ColBERT")
-    parser.add_argument("--explain", action="store_true", help="show why each hit was found")
-    parser.add_argument("--text-key", default="text", help="where the payload keeps the text; text")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    return parser
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskOptions:
+    """What to ask.
+
+    Attributes:
+        questions: each is a query.
+        collection: by name; None for `QDRANT_COLLECTION`.
+        limit: maximum number of hits per question.
+        using: kinds of vectors to search.
+        rerank: whether ColBERT orders all candidates.
+        explain: whether each hit says why it was found.
+        text_key: where a plain payload keeps the text.
+        as_json: whether the answer is printed as JSON.
+    """
+
+    questions: Sequence[str]
+    collection: str | None = None
+    limit: int = 5
+    using: Sequence[str] = ("dense", "sparse")
+    rerank: bool = False
+    explain: bool = False
+    text_key: str = "text"
+    as_json: bool = False
 
 
-def request_of(arguments: argparse.Namespace) -> Json:
-    """The search that the command line describes, as the worker takes it."""
+def request_of(options: AskOptions) -> Json:
+    """The search that the options describe, as the worker takes it."""
     request: Json = {
         "operation": "search",
-        "queries": arguments.questions,
-        "limit": arguments.limit,
-        "using": arguments.using,
-        "explain": arguments.explain,
-        "textKey": arguments.text_key,
+        "queries": list(options.questions),
+        "limit": options.limit,
+        "using": list(options.using),
+        "explain": options.explain,
+        "textKey": options.text_key,
     }
-    if arguments.collection is not None:
-        request["collection"] = arguments.collection
-    if arguments.rerank:
+    if options.collection is not None:
+        request["collection"] = options.collection
+    if options.rerank:
         request["rerank"] = "colbert"
     return request
 
 
-def ask(operations: Operations, arguments: argparse.Namespace, layout: Layout) -> int:
-    """Ask and show; returns the exit status."""
-    answer = orjson.loads(asyncio.run(Codec(operations).answer(request_of(arguments))).body)
+def ask(operations: Operations, options: AskOptions, layout: Layout) -> None:
+    """Ask, and print the hits.
+
+    Raises:
+        Failure: a question could not be asked.
+    """
+    answer = orjson.loads(asyncio.run(Codec(operations).answer(request_of(options))).body)
     if "error" in answer:
-        print(answer["error"], file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(answer, ensure_ascii=False))
-        return 0
-    shown = Answer(Console(highlight=False), layout, arguments.text_key)
-    for query, result in zip(arguments.questions, answer["results"], strict=True):
+        raise Failure(answer["error"])
+    if options.as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    shown = Answer(Console(highlight=False), layout, options.text_key)
+    for query, result in zip(options.questions, answer["results"], strict=True):
         shown.show(query, result["hits"])
-    return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Ask what the command line asks; returns the exit status."""
-    arguments = _parser().parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+def run(options: AskOptions, build: Callable[[Settings], Operations] | None = None) -> int:
+    """Load the model of the environment and ask; returns the exit status.
+
+    Args:
+        options: what to ask.
+        build: loads the model; None for `Operations.build`.
+
+    Raises:
+        ConfigurationError: the settings are invalid.
+        Failure: a question could not be asked.
+    """
+    settings = Settings.from_environment()
+    operations = (build or Operations.build)(settings)
     try:
-        settings = Settings.from_environment()
-        operations = Operations.build(settings)
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        return 2
-    try:
-        return ask(operations, arguments, settings.qdrant_collection_config.layout)
+        ask(operations, options, settings.qdrant_collection_config.layout)
     finally:
         operations.close()
-
-
-if __name__ == "__main__":
-    sys.exit(uninterrupted(main))
+    return 0

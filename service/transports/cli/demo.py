@@ -1,24 +1,25 @@
-"""The main job on the bundled corpus: embed, store, ask. Run with `make demo`."""
+"""The main job on the bundled corpus: embed, store, ask. Run with `bge-m3-qdrant demo`."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 import corpus
-from embedder import KINDS, ConfigurationError, WorkerError
+from embedder import KINDS
 from qdrant_sink import Hit, SearchOptions
 from service.operations import IngestRequest, Operations, SearchRequest
 from service.settings import Settings
-from service.shutdown import uninterrupted
 
 COLLECTION = "demo"
 QUESTIONS_SHOWN = ("q01", "q10", "q19", "q36", "q42", "q50", "q56")
@@ -36,12 +37,15 @@ class Demo:
         self._settings = settings
         self._console = console
         self._seconds: dict[str, float] = {}
+        self.figures: dict[str, Any] = {}
+        """What `--json` prints, when `run` has returned."""
 
     def run(self) -> None:
         """All steps, in the order in which a user would take them."""
         with self._step("load the model"), self._console.status("loading the model"):
             operations = Operations.build(self._settings)
         try:
+            self.figures |= {"model": operations.model_label, "store": operations.store_label, "collection": COLLECTION}
             self._console.print(f"Model  [bold]{operations.model_label}[/]")
             self._console.print(f"Store  [bold]{operations.store_label}[/], collection '{COLLECTION}'\n")
             asyncio.run(self._ingest_and_ask(operations))
@@ -110,10 +114,12 @@ class Demo:
 
     def _score(self, questions: Sequence[corpus.Question], hits: Sequence[Sequence[Hit]]) -> None:
         ranks = [_rank(question, one) for question, one in zip(questions, hits, strict=True)]
+        within = {top: sum(rank is not None and rank <= top for rank in ranks) for top in (1, HITS_SHOWN, HITS_SCORED)}
+        self.figures |= {"questions": len(ranks), "right_answers": {f"top_{top}": n for top, n in within.items()}}
         self._console.print(
-            f"Right answer first: [bold]{sum(rank == 1 for rank in ranks)}[/] of {len(ranks)} questions, "
-            f"in the top {HITS_SHOWN}: [bold]{sum(rank is not None and rank <= HITS_SHOWN for rank in ranks)}[/], "
-            f"in the top {HITS_SCORED}: [bold]{sum(rank is not None for rank in ranks)}[/].\n"
+            f"Right answer first: [bold]{within[1]}[/] of {len(ranks)} questions, "
+            f"in the top {HITS_SHOWN}: [bold]{within[HITS_SHOWN]}[/], "
+            f"in the top {HITS_SCORED}: [bold]{within[HITS_SCORED]}[/].\n"
             "Scores are MaxSim: the sum, over the query's tokens, of the best match in the passage.\n"
         )
 
@@ -124,6 +130,7 @@ class Demo:
         self._seconds[name] = time.perf_counter() - started
 
     def _report(self) -> None:
+        self.figures["seconds"] = {name: round(seconds, 2) for name, seconds in self._seconds.items()}
         table = Table("step", "seconds", title="Time", title_justify="left", title_style="bold")
         table.columns[1].justify = "right"
         for name, seconds in self._seconds.items():
@@ -141,15 +148,18 @@ def _shortened(text: str, width: int = 110) -> str:
     return text if len(text) <= width else text[: width - 1].rsplit(" ", 1)[0] + "…"
 
 
-def main() -> int:
-    """Run the demo on the settings of the environment."""
-    try:
-        Demo(Settings.from_environment(), Console(highlight=False)).run()
-    except (ConfigurationError, WorkerError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def run(*, as_json: bool = False) -> None:
+    """Run the demo on the settings of the environment.
 
+    Args:
+        as_json: print the figures as one line of JSON rather than what a person reads.
 
-if __name__ == "__main__":
-    sys.exit(uninterrupted(main))
+    Raises:
+        ConfigurationError: the settings are invalid.
+        WorkerError: a step failed.
+        RuntimeError: a passage was rejected.
+    """
+    demo = Demo(Settings.from_environment(), Console(highlight=False, quiet=as_json))
+    demo.run()
+    if as_json:
+        click.echo(json.dumps(demo.figures, ensure_ascii=False))

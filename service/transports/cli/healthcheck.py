@@ -1,4 +1,4 @@
-"""`python -m service.healthcheck`: exit status 0 if this container serves, for Docker's HEALTHCHECK.
+"""Whether this container serves, for Docker's HEALTHCHECK.
 
 Asks the HTTP server, which answers 204 while the model loads and 503 while it shuts down. A process without one
 is healthy as long as it runs. Imports nothing but the standard library, since it starts every few seconds.
@@ -7,30 +7,43 @@ is healthy as long as it runs. Imports nothing but the standard library, since i
 from __future__ import annotations
 
 import http.client
-import os
-import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 
-def status(environment: Mapping[str, str], *, timeout: float = 3.0) -> int:
-    """The exit status: 0 healthy, 1 not (yet).
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether this container serves.
+
+    Attributes:
+        healthy: whether it does, or has no HTTP server to ask.
+        reason: what was asked, and what the answer was.
+    """
+
+    healthy: bool
+    reason: str
+
+
+def check(environment: Mapping[str, str], *, timeout_s: float = 3.0) -> Health:
+    """Ask the HTTP server.
 
     Args:
         environment: `PORT`, and whether a RunPod queue is served instead.
-        timeout: seconds.
+        timeout_s: time to wait for the answer.
     """
     port = environment.get("PORT")
-    if not port or environment.get("RUNPOD_WEBHOOK_GET_JOB"):
-        return 0
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout)
+    if environment.get("RUNPOD_WEBHOOK_GET_JOB"):
+        return Health(healthy=True, reason="this process serves a RunPod queue and no port")
+    if not port:
+        return Health(healthy=True, reason="PORT is unset, so no server is asked")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
+        return Health(healthy=False, reason=f"PORT={port!r}: must be an integer from 1 to 65535")
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout_s)
     try:
         connection.request("GET", "/ping")
-        return 0 if connection.getresponse().status == http.HTTPStatus.OK else 1
-    except (OSError, http.client.HTTPException):
-        return 1
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return Health(healthy=False, reason=f"port {port} gives no answer ({type(error).__name__})")
     finally:
         connection.close()
-
-
-if __name__ == "__main__":
-    sys.exit(status(os.environ))
+    return Health(healthy=status == http.HTTPStatus.OK, reason=f"/ping on port {port} answered {status}")

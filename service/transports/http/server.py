@@ -1,6 +1,6 @@
 """The HTTP server: the operations over HTTP on `PORT`, for load-balancing endpoints and for plain self-hosting.
 
-    PORT=8000 API_KEY=... python -m service.http
+    PORT=8000 API_KEY=... bge-m3-qdrant serve
 
 `python handler.py` starts it too, where `PORT` is set and no queue is: see `service.transports.queue.worker`.
 
@@ -36,7 +36,7 @@ from service.transports.http.state import ServerState
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 8000
-"""Port of `python -m service.http` where `PORT` is not set."""
+"""Port of `bge-m3-qdrant serve` where `PORT` is not set."""
 
 SHUTDOWN_TIMEOUT_S: Final = 30
 """Seconds that clients have to read their answers when the process ends."""
@@ -213,7 +213,3 @@ def main() -> int:
     except ConfigurationError as error:
         return _refused(str(error))
     return serve(settings, Operations.build)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,10 +29,13 @@ def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bo
     Raises:
         ConfigurationError: there is nothing to do, or the job of the command line is none.
     """
-    parser = argparse.ArgumentParser(prog="handler.py", add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)  # reads as the SDK's own parser does
     parser.add_argument("--rp_serve_api", action="store_true")
     parser.add_argument("--test_input")
-    asked, _ = parser.parse_known_args(arguments)
+    try:
+        asked, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(str(error)) from None
     if asked.rp_serve_api or environment.get(_REALTIME, "0") != "0":
         return
     if asked.test_input:

@@ -24,7 +24,7 @@ from service import logs
 from service.operations import Operations
 from service.readiness import checks
 from service.settings import Settings
-from service.shutdown import INTERRUPTED_STATUS
+from service.shutdown import exit_on_signals
 from service.transports.queue import local_run
 from service.transports.queue.concurrency import Concurrency
 from service.transports.queue.intake import Intake
@@ -79,10 +79,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
     Returns:
         The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device was lost.
     """
-    # Until the SDK installs its own handler, nothing is in flight: stop at once. Not by the interpreter's own end,
-    # which can crash while another thread loads the model.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED_STATUS))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    exit_on_signals()  # until the SDK installs its own handler: nothing is in flight
     try:
         settings = Settings.from_environment()
         logs.configure(settings.log_level, settings.log_format)

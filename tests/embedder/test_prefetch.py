@@ -1,26 +1,26 @@
-"""Weights baked into an image: ready to load offline, and there once."""
+"""`bge-m3-qdrant prefetch`: weights in the hub's cache or an image, ready to load offline, and there once."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from embedder.bake import main as bake
 from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION
+from tests.command_line import PROGRAM, invoke
 from tests.embedder.checkpoints import as_bin, cached
 
 ROOT = Path(__file__).parents[2]
 
 
-def baked(home: Path) -> subprocess.CompletedProcess[str]:
+def prefetched(home: Path) -> subprocess.CompletedProcess[str]:
     """Run the command on the default model, offline, with the hub's cache under `home`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "-m", "embedder.bake", DEFAULT_MODEL],
+        [*PROGRAM, "prefetch", DEFAULT_MODEL, "--json"],
         cwd=ROOT,
         env={**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -31,7 +31,7 @@ def baked(home: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_baked_weights_load_offline_and_are_there_once(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_prefetched_weights_load_offline_and_are_there_once(tmp_path: Path, small_checkpoint: Path) -> None:
     """A `.bin` of the hub becomes safetensors in its place: nothing is converted at a start, and nothing kept twice."""
     as_bin(small_checkpoint)
     snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
@@ -39,12 +39,13 @@ def test_baked_weights_load_offline_and_are_there_once(tmp_path: Path, small_che
     blob.parent.mkdir()
     (snapshot / "pytorch_model.bin").rename(blob)
     (snapshot / "pytorch_model.bin").symlink_to(blob)
-    done = baked(tmp_path)
+    done = prefetched(tmp_path)
     assert done.returncode == 0, done.stderr
     assert not blob.exists()
     assert sorted(path.name for path in snapshot.glob("*model*")) == ["model.safetensors"]
-    again = baked(tmp_path)
+    again = prefetched(tmp_path)
     assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == {"model": DEFAULT_MODEL, "path": str(snapshot)}
 
 
 @pytest.mark.slow
@@ -52,6 +53,16 @@ def test_a_directory_of_the_callers_is_never_changed(small_checkpoint: Path) -> 
     """Weights that are no links of the hub's cache stay as they are."""
     as_bin(small_checkpoint)
     before = sorted(path.name for path in small_checkpoint.iterdir())
-    assert bake([str(small_checkpoint)]) == 0
+    ended = invoke("prefetch", str(small_checkpoint))
+    assert (ended.status, ended.out) == (0, f"{small_checkpoint}\n")
     assert sorted(path.name for path in small_checkpoint.iterdir()) == before
-    assert bake([]) == 2
+
+
+def test_a_model_that_does_not_exist_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the argument, or the setting where the command took the model from there."""
+    monkeypatch.setenv("MODEL_ID", "no such model")
+    for arguments, name in ((["no such model"], "MODEL"), ([], "MODEL_ID")):
+        ended = invoke("prefetch", *arguments)
+        assert (ended.status, ended.out) == (2, "")
+        assert ended.err.startswith(f"bge-m3-qdrant prefetch: {name}: is neither `mini`, ")
+        assert ended.err.count("\n") == 1

@@ -1,0 +1,42 @@
+"""`bge-m3-qdrant ask`: questions to a collection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
+
+
+@click.command(
+    "ask",
+    context_settings=CONTEXT,
+    epilog=examples(
+        'MODEL_ID=mini bge-m3-qdrant ask "how do I copy only the changed parts" --collection demo --rerank --explain',
+        'MODEL_ID=mini bge-m3-qdrant ask --collection demo --using dense --json "copy files" "set an alarm"',
+        more="`bge-m3-qdrant demo` fills the collection `demo`.",
+    ),
+)
+@click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
+@click.option("--collection", metavar="NAME", help="Collection to ask.  [default: QDRANT_COLLECTION]")
+@click.option("--limit", type=int, default=5, show_default=True, metavar="N", help="Maximum hits per question.")
+@kinds_option("--using", default=("dense", "sparse"), help="Kinds of vectors to search")
+@click.option("--rerank", is_flag=True, help="Order all candidates by ColBERT.")
+@click.option("--explain", is_flag=True, help="Show why each hit was found.")
+@click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Payload key of the text.")
+@json_option
+@click.pass_obj
+def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name
+    """Ask a collection each QUESTION, and show the hits, best first. Quote each question.
+
+    With --explain the tokens that matched are highlighted (sparse in yellow, ColBERT alignments underlined); ranks,
+    parts of the score and alignments stand below. In tokens, ▁ marks the start of a word, and </s> the end of a text.
+    --json prints the answer of the `search` operation.
+
+    Exit status: 0, or 2 if a question could not be asked.
+    """
+    configure_logs()
+    from service.transports.cli.ask import AskOptions, run
+
+    return run(AskOptions(as_json=as_json, **options), build)
