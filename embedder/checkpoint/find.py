@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from embedder.checkpoint.damage import reason_of
-from embedder.checkpoint.hub import hub_failure
+from embedder.checkpoint.hub import hub_failure, log_with_the_application
 from embedder.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ def _download(model_id: str, revision: str) -> Path:
     )
     small = ["config.json", "tokenizer.json", "tokenizer_config.json", *_HEADS]
     log.info("looking for %s at revision %s", model_id, revision)
+    log_with_the_application()
     unreachable = hub_failure(http_error)
     try:
         for weights in _WEIGHTS:

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, found out within seconds.
+"""The Hugging Face hub client: whether the hub answers, found out within seconds, and where its log lines go.
 
 The hub client itself repeats a request that cannot connect for 24 seconds, and waits for a silent network without a
 limit. A person whose network is off should not have to wait for either.
@@ -6,6 +6,7 @@ limit. A person whose network is off should not have to wait for either.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import Future
@@ -41,6 +42,16 @@ def hub_failure(http_error: type[Exception]) -> str | None:
         return answer.result(timeout_s)
     except TimeoutError:
         return TimeoutError.__name__
+
+
+def log_with_the_application() -> None:
+    """Hand the hub client's log lines to the application's handlers, in place of the client's own handler."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    logger = logging.getLogger("huggingface_hub")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    hub_logging.enable_propagation()
 
 
 def _ask(answer: Future[str | None], timeout_s: float, http_error: type[Exception]) -> None:
