@@ -43,7 +43,7 @@ $(READY): requirements.txt
 	@echo "Step 1 of 3: create $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Step 2 of 3: install torch. This takes longest, and happens once: on Linux pip's default index has the CUDA"
-	@echo "build, 2.5 GB to download; TORCH_INDEX=... names an extra index with a smaller one, such as torch's own for CPUs."
+	@echo "build, 2.7 GB to download; TORCH_INDEX=... names an extra index with a smaller one, such as torch's own for CPUs."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --constraint requirements.txt \
 		"$$(grep '^torch==' requirements.txt)"
 	@echo "Step 3 of 3: install the other packages"
