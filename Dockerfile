@@ -4,8 +4,9 @@
 #   docker build --build-arg BAKE_MODEL=BAAI/bge-m3 -t bge-m3-qdrant .  weights inside
 #
 # A plain Python image: torch's wheels bring the CUDA libraries (13.0), so a CUDA image would only add a second copy of
-# them; the host brings the driver (580 or later). For older ones, TORCH_INDEX names an index with another build:
-#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
+# them; the host brings the driver (580 or later). For an older driver, TORCH_INDEX names an extra index with a build for
+# an older CUDA, which pip prefers there because its version has a suffix (2.13.0+cu126):
+#   docker build --build-arg TORCH_INDEX=URL -t bge-m3-qdrant .
 FROM python:3.12.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 \
@@ -31,7 +32,7 @@ WORKDIR /app
 ARG TORCH_INDEX=""
 COPY requirements.txt ./
 RUN grep '^torch==' requirements.txt > /tmp/torch.txt \
-    && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple} -r /tmp/torch.txt \
+    && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /tmp/torch.txt \
     && rm /tmp/torch.txt
 RUN pip install -r requirements.txt
 

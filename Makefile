@@ -1,93 +1,129 @@
-# make setup   a virtual environment with the pinned dependencies
-# make demo    the main job on the bundled corpus: no network, no server, no GPU
-# make test    the tests (make test-slow: those that take longer);  make check   lint, format, types and imports
-# make audit   known vulnerabilities of the pinned packages; needs the public package index
-# make test-server   the tests of the store, against the server of QDRANT_URL
-# make bench   this engine beside the original design and m3serve: docs/benchmarks.md, 25 minutes on two cores;
-#              ARGS="--quick" takes 2 minutes and a small model, ARGS="--help" lists the options
-# make bench ARGS="--device cuda:0"   on a GPU: engine, pool and handler beside the card's ceilings:
-#              docs/benchmarks-gpu.md, under 10 minutes; ARGS="--device cuda:0 --help" lists the options
-# make quality   nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
-# make bench-sink   building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
-# make bench-serving   cold starts, queries over HTTP beside a bulk job, bursts: docs/benchmarks-serving.md, 4 minutes
-# make bench-answers   what the service adds to the model, beside an older revision: docs/benchmarks-answers.md, 5 minutes
-# make bench-search   searches in Qdrant Edge, up to 100 000 points: docs/benchmarks-search.md, 5 minutes
-
 VENV ?= .venv
+BENCH_DIR ?= build/bench
+
+# Settings of `make demo` and `make serve`; each may stand on the command line: make serve PORT=9000
+MODEL_ID ?= mini
+GPU_DEVICE ?= cpu
+QDRANT_PATH ?= build/demo
+PORT ?= 8000
+
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# The environment in layers: what the service needs, and on top what the tests need, or what `make bench` needs.
 READY := $(VENV)/.ready
+DEV_READY := $(VENV)/.dev-ready
 BENCH_READY := $(VENV)/.bench-ready
-BENCH_DIR ?= build/bench
 
-.PHONY: setup demo test test-slow test-server server-named check quality audit bench bench-answers bench-sink bench-search bench-serving format clean
+DEMO_SETTINGS := MODEL_ID="$(MODEL_ID)" GPU_DEVICE="$(GPU_DEVICE)" QDRANT_PATH="$(QDRANT_PATH)"
+DEMO_READY := $(QDRANT_PATH)/.demo-ready
+DEMO := $(DEMO_SETTINGS) $(BIN)/bge-m3-qdrant demo
+SERVE := $(DEMO_SETTINGS) QDRANT_COLLECTION=demo PORT="$(PORT)" $(BIN)/bge-m3-qdrant serve
 
-setup: $(READY)
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-slow test-server server-named check format quality audit \
+	bench bench-answers bench-sink bench-search bench-serving clean
 
-$(READY): requirements.txt requirements-dev.txt
+help: ## this list
+	@echo "make TARGET, where TARGET is one of:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## set up the virtual environment (once; `make demo` and the others do it by themselves)
+	@echo
+	@echo "$(VENV) is ready. Next:"
+	@echo "  make demo    ingest the bundled corpus and ask it questions (half a minute, no network)"
+	@echo "  make serve   the same collection over HTTP, with a search page"
+	@echo "  make         every other target"
+	@echo "  $(BIN)/bge-m3-qdrant --help   everything else"
+
+$(READY): requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; set PYTHON=..."; exit 1; }
 	@$(PYTHON) -c "$(FITS)" || { echo "$(PYTHON) is not Python 3.11 or 3.12; set PYTHON=..."; exit 1; }
-	@echo "Setting up $(VENV) with $(PYTHON) and the pinned dependencies: a few minutes, once."
+	@echo "Step 1 of 3: create $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Step 2 of 3: install torch. This takes longest, and happens once: on Linux pip's default index has the CUDA"
+	@echo "build, 2.7 GB to download; TORCH_INDEX=... names an extra index with a smaller one, such as torch's own for CPUs."
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --constraint requirements.txt \
+		"$$(grep '^torch==' requirements.txt)"
+	@echo "Step 3 of 3: install the other packages, and the command bge-m3-qdrant"
+	@$(PIP) --requirement requirements.txt
+	@$(PIP) --quiet --no-deps --editable .
 	@touch $@
 
-demo: $(READY)
-	@MODEL_ID=$${MODEL_ID:-mini} GPU_DEVICE=$${GPU_DEVICE:-cpu} QDRANT_PATH=$${QDRANT_PATH:-build/demo} \
-		$(BIN)/python -m service demo
+$(DEV_READY): $(READY) requirements-dev.txt
+	@echo "Install what tests and checks need, on top of $(VENV), once"
+	@$(PIP) --requirement requirements-dev.txt
+	@touch $@
 
-test: $(READY)
+$(BENCH_READY): $(READY) requirements-bench.txt
+	@echo "Install what the benchmarks need, on top of $(VENV), once"
+	@$(PIP) --requirement requirements-bench.txt
+	@touch $@
+
+demo: $(READY) ## embed, store and search the bundled corpus: no network, no server, no GPU
+	@$(DEMO)
+	@mkdir -p "$(QDRANT_PATH)" && touch "$(DEMO_READY)"
+
+serve: $(READY) ## serve the demo's collection over HTTP, with a search page (PORT=8000)
+	@test -e "$(DEMO_READY)" || $(MAKE) --no-print-directory demo
+	@echo
+	@echo "Once the log below says 'serving':"
+	@echo "  search page  http://127.0.0.1:$(PORT)/"
+	@echo "  API          http://127.0.0.1:$(PORT)/openapi.json"
+	@echo "  one query    curl http://127.0.0.1:$(PORT)/search -H 'Content-Type: application/json' \\"
+	@echo "                 -d '{\"queries\": [\"copy only the changed parts\"], \"limit\": 3}'"
+	@echo "Ctrl-C stops the server."
+	@echo
+	@$(SERVE)
+
+test: $(DEV_READY) ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-test-slow: $(READY)
+test-slow: $(DEV_READY) ## run the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-test-server: server-named $(READY)
+test-server: server-named $(DEV_READY) ## test the store against the Qdrant server of QDRANT_URL
 	$(BIN)/python -m pytest -m server tests/sink $(ARGS)
 
 server-named:
 	@test -n "$$QDRANT_URL" || { echo "QDRANT_URL is not set: these tests need a Qdrant server. With Docker:"; \
 		echo "  docker compose up --detach --wait qdrant && make test-server QDRANT_URL=http://127.0.0.1:6333"; exit 1; }
 
-check: $(READY)
+check: $(DEV_READY) ## lint, format, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-quality: $(READY)
-	@$(BIN)/python -m benchmarks.quality $(ARGS)
+format: $(DEV_READY) ## fix lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # In an environment of its own. --strict: a package that the index does not know is a failure, not a pass.
-audit:
+audit: ## compare the pinned packages with the public advisories (needs the public package index)
 	@$(PYTHON) -m venv build/audit
 	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.txt
 
-bench: $(BENCH_READY)
+quality: $(DEV_READY) ## nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
+	@$(BIN)/python -m benchmarks.quality $(ARGS)
+
+bench: $(BENCH_READY) ## beside the original and m3serve: docs/benchmarks.md, 25 minutes (ARGS="--quick": 2; "--device cuda:0"; "--help")
 	@$(BIN)/python -m benchmarks --out $(BENCH_DIR) $(ARGS)
 
-bench-sink: $(BENCH_READY)
+bench-sink: $(BENCH_READY) ## building requests, and ingest beside the model alone: docs/benchmarks-sink.md, 5 minutes
 	@$(BIN)/python -m benchmarks.sink --out $(BENCH_DIR)/sink $(ARGS)
 
-bench-search: $(BENCH_READY)
+bench-search: $(BENCH_READY) ## searches in Qdrant Edge, up to 100 000 points: docs/benchmarks-search.md, 5 minutes
 	@$(BIN)/python -m benchmarks.search --out $(BENCH_DIR)/search $(ARGS)
 
-bench-answers: $(BENCH_READY)
+bench-answers: $(BENCH_READY) ## what the service adds to the model, beside an older revision: docs/benchmarks-answers.md, 5 minutes
 	@$(BIN)/python -m benchmarks.answers --out $(BENCH_DIR)/answers $(ARGS)
 
-bench-serving: $(BENCH_READY)
+bench-serving: $(BENCH_READY) ## cold starts, queries beside a bulk job, bursts: docs/benchmarks-serving.md, 4 minutes
 	@$(BIN)/python -m benchmarks.serving --out $(BENCH_DIR)/serving $(ARGS)
 
-$(BENCH_READY): $(READY) requirements-bench.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	@touch $@
-
-format: $(READY)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
-
-clean:
+clean: ## remove the virtual environment, build/ and all caches
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

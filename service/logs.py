@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
@@ -10,6 +12,7 @@ from typing import Literal
 import orjson
 
 from embedder import whereabouts
+from service.printed_lines import PrintedLines, capture
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request or the job that is being served, in its tasks and threads; None outside of one."""
@@ -58,7 +61,7 @@ class JsonFormatter(_Formatter):
             "logger": record.name,
             "message": self.said(record),
         }
-        request_id = REQUEST_ID.get()
+        request_id = getattr(record, "request_id", None) or REQUEST_ID.get()
         if request_id is not None:
             line["request_id"] = request_id
         error_code = getattr(record, "error_code", None)
@@ -74,8 +77,42 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
         level: of our own loggers.
         form: of the lines.
     """
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(sys.stderr.stream if isinstance(sys.stderr, PrintedLines) else sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in _OURS:
         logging.getLogger(package).setLevel(level)
+
+
+def configure_server(level: str, form: Literal["text", "json"] = "text") -> None:
+    """As `configure`, for a process whose whole output is its log.
+
+    As JSON that includes what libraries print, without their progress bars; native code can still write to the file
+    of the standard error by itself.
+
+    Args:
+        level: of our own loggers, and of what libraries print.
+        form: of the lines.
+    """
+    configure(level, form)
+    if form == "json":
+        for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+            os.environ.setdefault(variable, "1")
+        for stream in ("stdout", "stderr"):
+            logging.getLogger(stream).setLevel(level)
+        capture()
+
+
+def refuse_to_start(message: str) -> int:
+    """Say on one line why the process ends, in the form that `LOG_FORMAT` asks for, whatever the other settings are.
+
+    Returns:
+        The exit status, 2.
+    """
+    if os.environ.get("LOG_FORMAT", "").lower() == "json":
+        if not isinstance(sys.stderr, PrintedLines):  # not configured yet
+            configure("CRITICAL", "json")
+        logging.getLogger(__name__).critical("refusing to start: %s", message)
+    else:
+        print(f"refusing to start: {message}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
+    return 2

@@ -22,6 +22,7 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[1]
 FIELDS = {name.upper() for name in Settings.model_fields}
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text(encoding="utf-8"))
+INDEX_HOSTS = r"pypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org|(index-url|find-links)[= ]+https?://"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 
 
@@ -158,9 +159,9 @@ def test_every_command_names_a_module_that_exists(name: str) -> None:
     assert all(find_spec(module) for module in modules), modules
 
 
-@pytest.mark.parametrize(("index", "named"), [("", False), ("https://example.org/cu126", True)])
-def test_torch_is_installed_alone_from_the_index_that_is_named(tmp_path: Path, index: str, named: bool) -> None:
-    """The command of the Dockerfile installs torch first, from the index of the build argument where there is one."""
+@pytest.mark.parametrize(("index", "options"), [("", ""), ("https://example.org/cu126", "--extra-index-url {} ")])
+def test_torch_is_installed_alone_and_another_index_is_an_extra_one(tmp_path: Path, index: str, options: str) -> None:
+    """The Dockerfile installs torch first; the index of the build argument comes on top of pip's default index."""
     (line,) = (rest for rest in of("RUN") if "torch.txt" in rest)
     pip = tmp_path / "pip"
     pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncat {tmp_path}/torch.txt >> {tmp_path}/called\n')
@@ -168,10 +169,23 @@ def test_torch_is_installed_alone_from_the_index_that_is_named(tmp_path: Path, i
     done = shell(line.replace("/tmp/", f"{tmp_path}/"), {"TORCH_INDEX": index}, path=tmp_path)  # noqa: S108 - the file's own
     assert done.returncode == 0, done.stderr
     arguments, *pins = (tmp_path / "called").read_text().splitlines()
-    assert arguments.startswith("install ")
-    assert (f"--index-url {index} --extra-index-url https://pypi.org/simple" in arguments) is named
+    assert arguments == f"install {options.format(index)}-r {tmp_path}/torch.txt"
     assert [pin.partition("==")[0] for pin in pins] == ["torch"]
     assert not (tmp_path / "torch.txt").exists()
+
+
+def test_no_package_index_is_named_in_the_tree() -> None:
+    """Packages come from pip's default index, as the user has configured it, or from one that the user names."""
+    done = subprocess.run(
+        ["git", "grep", "-n", "-I", "-i", "-E", INDEX_HOSTS, "--", ":!*.svg"],  # noqa: S607 - the git on the path
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert done.stdout == ""
 
 
 def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None:

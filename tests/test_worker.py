@@ -88,6 +88,10 @@ def programs() -> Iterator[dict[str, Worker]]:
         started = {
             "good job": Worker(None, cwd=ROOT, args=["--test_input", good], env=SETTINGS),
             "bad job": Worker(None, cwd=ROOT, args=["--test_input", bad], env=SETTINGS),
+            "good job, JSON": Worker(
+                None, cwd=ROOT, args=["--test_input", good], env={**SETTINGS, "LOG_FORMAT": "json"}
+            ),
+            "no model, JSON": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0", "LOG_FORMAT": "json"}),
             "no model": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0"}),
             "no queue": Worker(None, cwd=ROOT, env=SETTINGS),
             "no JSON": Worker(None, cwd=ROOT, args=["--test_input", "{nonsense"], env=SETTINGS),
@@ -285,6 +289,26 @@ def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     assert programs["good job"].wait(PATIENCE) == 0
     assert "'text': 'hello'" in programs["good job"].output
     assert "DEBUG" not in programs["good job"].output  # the SDK's default level, at which it logs requests and answers
+
+
+def test_every_line_is_json_where_that_is_asked_for(programs: dict[str, Worker]) -> None:
+    """With `LOG_FORMAT=json` the SDK's lines are objects like ours, with the id of their job."""
+    assert programs["good job, JSON"].wait(PATIENCE) == 0
+    entries = [json.loads(line) for line in programs["good job, JSON"].output.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(entry) for entry in entries)
+    of_the_sdk = [entry for entry in entries if entry["logger"] == "runpod"]
+    assert any("'text': 'hello'" in entry["message"] for entry in of_the_sdk)
+    assert {"local_test"} <= {entry.get("request_id") for entry in of_the_sdk}
+    assert any("Starting Serverless Worker" in entry["message"] for entry in entries)
+
+
+def test_a_refusal_to_start_is_json_where_that_is_asked_for(programs: dict[str, Worker]) -> None:
+    """A collector reads why a worker did not start, although its settings could not be used."""
+    assert programs["no model, JSON"].wait(PATIENCE) == 2
+    (line,) = programs["no model, JSON"].output.splitlines()
+    entry = json.loads(line)
+    assert entry["level"] == "CRITICAL"
+    assert entry["message"].startswith("refusing to start: MAX_MODELS")
 
 
 def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:

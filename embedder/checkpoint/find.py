@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 
 from embedder.checkpoint.damage import reason_of
+from embedder.checkpoint.hub import hub_failure, log_with_the_application
 from embedder.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ MINI = Path(__file__).parent / "mini"
 PLATFORM_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 """Where RunPod's model cache mounts what an endpoint names as its model."""
 
+_WAY_OUT = "to try the service without a download, set MODEL_ID=mini, a miniature that ships with the project"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 
@@ -95,6 +97,7 @@ def _download(model_id: str, revision: str) -> Path:
 
     from huggingface_hub import errors, snapshot_download
 
+    http_error = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     refused: tuple[type[Exception], ...] = (
         errors.HfHubHTTPError,
         errors.HFValidationError,
@@ -103,7 +106,7 @@ def _download(model_id: str, revision: str) -> Path:
         errors.LocalTokenNotFoundError,
         errors.OfflineModeIsEnabled,
         getattr(errors, "XetDownloadError", errors.HfHubHTTPError),  # unknown to older clients
-        next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"),  # of its HTTP library
+        http_error,  # of the client's HTTP library
         ConnectionError,
         TimeoutError,
         socket.gaierror,
@@ -111,16 +114,30 @@ def _download(model_id: str, revision: str) -> Path:
     )
     small = ["config.json", "tokenizer.json", "tokenizer_config.json", *_HEADS]
     log.info("looking for %s at revision %s", model_id, revision)
+    log_with_the_application()
+    unreachable = hub_failure(http_error)
     try:
         for weights in _WEIGHTS:
-            path = Path(snapshot_download(model_id, revision=revision, allow_patterns=[*small, weights]))
+            path = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    allow_patterns=[*small, weights],
+                    local_files_only=unreachable is not None,
+                )
+            )
             if (path / weights).is_file():
                 break
     except refused as error:
+        if unreachable is not None and not isinstance(error, errors.HFValidationError):
+            raise ConfigurationError(
+                f"MODEL_ID: {model_id} is in no cache and the Hugging Face hub cannot be reached ({unreachable}); "
+                f"check the network and HTTPS_PROXY, or name a local directory; {_WAY_OUT}"
+            ) from error
         raise ConfigurationError(
             f"MODEL_ID: {model_id} at revision {revision} is in no cache and could not be downloaded "
             f"({type(error).__name__}); check the name, HF_TOKEN, HF_HUB_OFFLINE and the network, "
-            "or name a local directory"
+            f"or name a local directory; {_WAY_OUT}"
         ) from error
     except OSError as error:
         raise ConfigurationError(

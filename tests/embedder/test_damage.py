@@ -193,6 +193,7 @@ def downloading(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
+    monkeypatch.setattr("embedder.checkpoint.find.hub_failure", lambda _: None)
     return find_checkpoint("me/tuned", platform_cache=Path("/nowhere"))
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -48,6 +53,20 @@ def located(
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a local HTTP server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def forbidding_proxy() -> Iterator[str]:
     """The address of an HTTP proxy that refuses everything."""
 
@@ -58,15 +77,96 @@ def forbidding_proxy() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Keep the test's output clean."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as address:
+        yield address
+
+
+@contextmanager
+def hub(checkpoint: Path, revision: str) -> Iterator[str]:
+    """The address of a hub that has this checkpoint under any name."""
+    tree = [
+        {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+        for file in checkpoint.iterdir()
+    ]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path
+            if "/tree/" in path:
+                body = json.dumps(tree).encode()
+            elif f"/resolve/{revision}/" in path:
+                body = (checkpoint / path.rpartition("/")[2]).read_bytes()
+            else:
+                body = b""
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", revision)
+            self.send_header("ETag", path.rpartition("/")[2] or "root")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    with serving(Handler) as address:
+        yield address
+
+
+@contextmanager
+def silent_port() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    """An address where nothing listens, and nothing can while the block runs."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("layout", ["bin", "safetensors"])
+def test_a_model_is_downloaded_from_a_hub_that_answers(tmp_path: Path, small_checkpoint: Path, layout: str) -> None:
+    """The pinned revision of the default model arrives complete, in the published layout or with safetensors."""
+    if layout == "bin":
+        as_bin(small_checkpoint)
+    with hub(small_checkpoint, DEFAULT_REVISION) as endpoint:
+        folder = Path(located(DEFAULT_MODEL, tmp_path / "home", HF_ENDPOINT=endpoint).stdout.strip())
+    assert folder.is_relative_to(tmp_path / "home" / "hub")
+    for file in folder.iterdir():
+        assert file.read_bytes() == (small_checkpoint / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("network", "cause"), [(closed_port, "ConnectionRefusedError"), (silent_port, "TimeoutError|ReadTimeout")]
+)
+def test_without_network_the_refusal_comes_within_seconds(
+    tmp_path: Path, network: Callable[[], AbstractContextManager[str]], cause: str
+) -> None:
+    """One line says that the hub cannot be reached and that `mini` needs no download; it names no host."""
+    with network() as endpoint:
+        started = time.monotonic()
+        done = located(DEFAULT_MODEL, tmp_path, HF_ENDPOINT=endpoint)
+        seconds = time.monotonic() - started
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith("refused: MODEL_ID: ")
+    assert re.search(rf"the Hugging Face hub cannot be reached \(({cause})\)", line)
+    assert "set MODEL_ID=mini, a miniature that ships with the project" in line
+    assert "127.0.0.1" not in line
+    assert seconds < 20  # the bound is 5; the hub client's own attempts take 24, or have no limit
+
+
+def test_a_cached_model_loads_without_network(tmp_path: Path, small_checkpoint: Path) -> None:
+    """A hub that cannot be reached does not matter where the cache has the revision, as with `HF_HUB_OFFLINE=1`."""
+    snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
+    with closed_port() as endpoint:
+        assert located(DEFAULT_MODEL, tmp_path, HF_ENDPOINT=endpoint).stdout.strip() == str(snapshot)
 
 
 @pytest.mark.parametrize("layout", ["bin", "safetensors"])
@@ -94,7 +194,7 @@ def test_nothing_found_offline_names_the_way_out(tmp_path: Path) -> None:
     """Without network and cache the worker refuses to start and says what to check."""
     answer = located(DEFAULT_MODEL, tmp_path, HF_HUB_OFFLINE="1").stdout
     assert answer.startswith(f"refused: MODEL_ID: {DEFAULT_MODEL}")
-    for way_out in ("HF_TOKEN", "HF_HUB_OFFLINE", "network", "local directory"):
+    for way_out in ("HF_TOKEN", "HF_HUB_OFFLINE", "network", "local directory", "MODEL_ID=mini"):
         assert way_out in answer
     assert str(tmp_path) not in answer
 

@@ -39,6 +39,13 @@ def test_a_line_within_a_request_has_its_id() -> None:
     assert TextFormatter().format(record("x")).endswith("WARNING service.transports.http.gate: x")
 
 
+def test_a_line_that_names_its_request_itself_keeps_that_id() -> None:
+    """A record of the SDK about one job, written outside of the job's task, has the id of that job."""
+    event = record("x")
+    event.request_id = "job-7"
+    assert json.loads(JsonFormatter().format(event))["request_id"] == "job-7"
+
+
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
     """A failure is logged by type and place in the code: an exception's message may quote a user's text."""

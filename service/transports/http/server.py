@@ -15,7 +15,6 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,12 +55,12 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
         The exit status of the process, which has ended by then if the model still loads: no thread can be stopped
         in the middle of that.
     """
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure_server(settings.log_level, settings.log_format)
     port = settings.port or DEFAULT_PORT
     try:
         listener = listening(port)
     except OSError as error:
-        return _refused(f"PORT={port}: {error.strerror}; choose another")
+        return logs.refuse_to_start(f"PORT={port}: {error.strerror}; choose another")
     if settings.api_key is None:
         log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
     with listener:
@@ -145,7 +144,7 @@ class _Server:
         try:
             operations = _checked(build(settings), settings)
         except ConfigurationError as error:
-            self._status = _refused(str(error))
+            self._status = logs.refuse_to_start(str(error))
         except WorkerError as error:
             log.critical("unfit to serve: %s", error.message)
             self._status = 1
@@ -201,15 +200,10 @@ def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(call)
 
 
-def _refused(message: str) -> int:
-    print(f"refusing to start: {message}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log is
-    return 2
-
-
 def main() -> int:
     """Serve by the settings of the environment."""
     try:
         settings = Settings.from_environment()
     except ConfigurationError as error:
-        return _refused(str(error))
+        return logs.refuse_to_start(str(error))
     return serve(settings, Operations.build)

@@ -30,6 +30,7 @@ from service.transports.queue.concurrency import Concurrency
 from service.transports.queue.intake import Intake
 from service.transports.queue.processor_name import ask_ahead
 from service.transports.queue.progress import POST_INTERVAL_S, Post, posting
+from service.transports.queue.sdk_log import log_through_logging
 from service.wire import Progress
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
     exit_on_signals()  # until the SDK installs its own handler: nothing is in flight
     try:
         settings = Settings.from_environment()
-        logs.configure(settings.log_level, settings.log_format)
+        logs.configure_server(settings.log_level, settings.log_format)
         if settings.port is not None and is_http(os.environ, sys.argv[1:]):
             from service.transports.http.server import serve as serve_http
 
@@ -93,8 +94,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
         ask_ahead()
         operations = build(settings)
     except ConfigurationError as error:
-        print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
-        return 2
+        return logs.refuse_to_start(str(error))
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
     if not os.environ.get("RUNPOD_LOG_LEVEL"):
         os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
@@ -115,6 +115,8 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress
 
+    if settings.log_format == "json":
+        log_through_logging()
     log.info("SDK ready; seconds: SDK %.2f", time.perf_counter() - started)
 
     concurrency = Concurrency(

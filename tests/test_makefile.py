@@ -1,0 +1,109 @@
+"""The Makefile, by what `make --dry-run` would do: nothing is installed here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RUNTIME, DEVELOPMENT, BENCHMARKS = "requirements.txt", "requirements-dev.txt", "requirements-bench.txt"
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*arguments: str) -> str:
+    """What make prints, without the variables of the caller."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    done = subprocess.run(
+        ["make", *arguments],  # noqa: S607 - the make on the path
+        cwd=ROOT,
+        env=kept,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def installs(plan: str) -> list[str]:
+    """The requirement files that a dry run installs, in order; torch alone counts as `torch`."""
+    commands = [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
+    return ["torch" if "'^torch==" in line else line.split()[-1] for line in commands]
+
+
+def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
+    """A newcomer who types `make` reads what there is, and nothing is done."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text.replace("\\\n", ""), re.MULTILINE)
+    listed = re.findall(r"^  ([a-z-]+) +\S.*$", make(), re.MULTILINE)
+    assert sorted(listed) == sorted(set(phony.split()) - {"server-named"})
+
+
+@pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        ("setup", ["torch", RUNTIME]),
+        ("demo", ["torch", RUNTIME]),
+        ("serve", ["torch", RUNTIME]),
+        ("test", ["torch", RUNTIME, DEVELOPMENT]),
+        ("check", ["torch", RUNTIME, DEVELOPMENT]),
+        ("bench", ["torch", RUNTIME, BENCHMARKS]),
+    ],
+)
+def test_a_target_installs_what_it_needs_in_layers(tmp_path: Path, target: str, files: list[str]) -> None:
+    """The demo's environment holds the runtime only; torch comes first, and the tests' packages on top."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / ".demo-ready").touch()  # otherwise `serve` starts another make
+    assert installs(make("--dry-run", target, f"VENV={tmp_path}/venv", f"QDRANT_PATH={store}")) == files
+
+
+def test_what_the_tests_need_is_added_without_installing_torch_again(tmp_path: Path) -> None:
+    """Where `make demo` has run, `make test` adds its own packages, and after that nothing is installed."""
+    venv = f"VENV={tmp_path}"
+    (tmp_path / ".ready").touch()
+    assert installs(make("--dry-run", "demo", venv)) == []
+    assert installs(make("--dry-run", "test", venv)) == [DEVELOPMENT]
+    (tmp_path / ".dev-ready").touch()
+    assert installs(make("--dry-run", "test", venv)) == []
+
+
+def test_another_index_for_torch_is_an_extra_one(tmp_path: Path) -> None:
+    """`TORCH_INDEX` adds an index for torch alone, and pip's default index stays."""
+    plan = make("--dry-run", "setup", f"VENV={tmp_path}/venv", "TORCH_INDEX=https://example.org/cpu")
+    (line,) = (line for line in plan.replace("\\\n", " ").splitlines() if "--extra-index-url" in line)
+    assert '--extra-index-url "https://example.org/cpu"' in line
+    assert "^torch==" in line
+
+
+def test_setup_ends_with_what_to_type_next(tmp_path: Path) -> None:
+    """After the installation, or where there is nothing to install, the next commands stand at the end."""
+    (tmp_path / ".ready").touch()
+    printed = make("setup", f"VENV={tmp_path}")
+    assert "make demo" in printed
+    assert "make serve" in printed
+
+
+def test_serve_ingests_once_and_prints_where_to_look(tmp_path: Path) -> None:
+    """`make serve` runs the demo where its collection is missing, and names the page, the API and one query."""
+    (tmp_path / ".ready").touch()
+    arguments = ("--dry-run", "serve", f"VENV={tmp_path}", f"QDRANT_PATH={tmp_path}/store", "PORT=8123")
+    first = make(*arguments)
+    assert f'touch "{tmp_path}/store/.demo-ready"' in first
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".demo-ready").touch()
+    second = make(*arguments)
+    assert "touch" not in second
+    for address in (
+        'http://127.0.0.1:8123/"',
+        "http://127.0.0.1:8123/openapi.json",
+        "curl http://127.0.0.1:8123/search",
+    ):
+        assert address in second
