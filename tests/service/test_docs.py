@@ -55,9 +55,9 @@ def served(serve: Serve, double: GrpcDouble) -> Iterator[Client]:
 def first_block(page: str, heading: str, language: str) -> str:
     """The first code in a language under a heading of a page."""
     section = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
-    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    return found[1]
+    block = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    return block[1]
 
 
 def run(code: str) -> list[Any]:
