@@ -151,7 +151,11 @@ def _is_within(file: Path, package: str, patterns: list[str]) -> bool:
     return file.is_relative_to(root) and any(fnmatch(str(file.relative_to(root)), pattern) for pattern in patterns)
 
 
-@pytest.mark.parametrize("name", ["README.md", "Makefile", "Dockerfile", "docker-compose.yml", "training/README.md"])
+COMMANDING = ["README.md", "docs/design.md", "docs/development.md", "training/README.md"]
+COMMANDING += ["Makefile", "Dockerfile", "docker-compose.yml"]
+
+
+@pytest.mark.parametrize("name", COMMANDING)
 def test_every_command_names_a_module_that_exists(name: str) -> None:
     """What is written as `python -m MODULE` can be run."""
     text = (ROOT / name).read_text(encoding="utf-8")

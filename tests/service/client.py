@@ -32,7 +32,7 @@ CODES: Final = frozenset(
         "internal",
     }
 )
-"""All values of `error_code`, as the README lists them."""
+"""All values of `error_code`, as docs/errors.md lists them."""
 
 PATIENCE: Final = 30.0
 """Seconds after which a test that hangs fails. Nothing is measured by it."""
@@ -92,7 +92,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def unpacked(block: Mapping[str, Any]) -> NDArray[Any]:
-    """The array of a `{"shape", "dtype", "data"}` block, read as the README says: little-endian, row by row."""
+    """The array of a `{"shape", "dtype", "data"}` block, read as docs/requests.md says: little-endian, row by row."""
     little_endian = {"float32": "<f4", "float16": "<f2"}[block["dtype"]]
     return np.frombuffer(base64.b64decode(block["data"]), dtype=little_endian).reshape(block["shape"])
 

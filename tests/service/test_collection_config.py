@@ -21,7 +21,7 @@ from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
 from tests.sink.samples import schema_for
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "collections.md").read_text(encoding="utf-8")
 
 WHOLE = {
     "vectorNames": {"dense": "text-dense", "sparse": "text-sparse", "colbert": "text-colbert"},
@@ -221,9 +221,9 @@ def _fields(model: type[BaseModel], path: str = "") -> set[str]:
     return fields
 
 
-def test_the_readme_explains_every_field_and_its_example_works() -> None:
+def test_the_page_explains_every_field_and_its_example_works() -> None:
     """The table has a row for every field, and the example can be copied."""
-    section = README.split("### The collection block")[1].split("\n## ")[0]
+    section = PAGE.split("## Collection config")[1].split("\n## ")[0]
     rows = "\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`([A-Za-z.]+)`", rows)) == _fields(CollectionConfig)
     example = section.split("```json")[1].split("```")[0]

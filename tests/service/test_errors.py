@@ -100,7 +100,7 @@ def all_kinds(base: type[WorkerError]) -> Iterator[type[WorkerError]]:
 
 
 def test_every_error_of_a_request_has_its_place_on_the_wire() -> None:
-    """No error can reach a caller without a code and a status; the codes are those of the README."""
+    """No error can reach a caller without a code and a status; the codes are those of the page on errors."""
     assert set(all_kinds(WorkerError)) - {*ABSTRACT, IngestFailed} == set(TOLD)
     assert {code for code, _, _ in TOLD.values()} == set(CODES) == client.CODES
 
@@ -195,9 +195,9 @@ def test_another_message_leaves_the_rest_of_an_error(kind: type[WorkerError]) ->
     assert {**vars(other), "message": "", "fields": ()} == {**vars(error), "message": "", "fields": ()}
 
 
-def test_the_readme_says_of_every_code_whether_a_retry_helps() -> None:
+def test_the_page_says_of_every_code_whether_a_retry_helps() -> None:
     """Its table has every code, and calls retryable what is: always, never, or in the case that it names."""
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Errors\n")[2].partition("\n## ")[0]
+    table = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").partition("\n## ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table.partition("|---|")[2], re.MULTILINE))
     assert set(rows) == set(CODES)
     for code, said in rows.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from service.collection_config import CollectionConfig
 from service.settings import Settings
 from tests.service.conftest import Serve
 
-README = Path(__file__).parents[2] / "README.md"
 SECRET = "s3cret-0123456789"  # noqa: S105 - a made-up one
 
 DEFAULTS: dict[str, Any] = {
@@ -53,13 +51,6 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
     """With an empty environment every setting has its documented default, and every setting is documented."""
     settings = Settings.from_environment({})
     assert {name.upper(): value for name, value in settings} == DEFAULTS
-
-
-def test_the_readme_explains_every_setting() -> None:
-    """Whoever runs the worker finds every variable in the README's table."""
-    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    explained = {name for row in rows for name in re.findall(r"`([A-Z][A-Z_]+)`", row.split("|")[1])}
-    assert {name.upper() for name in Settings.model_fields} <= explained
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_payload_that_is_not_json_is_left_to_conformance(layout: Layout, bad: 
 def test_a_filter_finds_what_the_caller_and_the_worker_wrote(
     edge_store: EdgeStore, layout: Layout, prefix: str, doc_id: int | str
 ) -> None:
-    """A caller's key and the chunks of a document, at the path that the README says; LlamaIndex's ids are text."""
+    """A caller's key and the chunks of a document, at the path of docs/collections.md; LlamaIndex's ids are text."""
     edge_store.ensure("docs", SCHEMA)
     payloads = [built(layout, written={**CHUNK, "doc_id": name, "chunk": 0}) for name in (doc_id, doc_id, "other")]
     write(edge_store, "docs", [draft(index, payload=payload) for index, payload in enumerate(payloads)], SCHEMA)

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there."""
+"""The code in `docs/` runs as written; `tests/test_readme.py` runs that of the README."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def served(serve: Serve, double: GrpcDouble) -> Iterator[Client]:
     store.close()
 
 
-def snippet(heading: str) -> str:
-    """The first Python code under a heading."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n### {heading}\n")[2]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    return found[1]
+def first_block(page: str, heading: str, language: str) -> str:
+    """The first code in a language under a heading of a page."""
+    section = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    block = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    return block[1]
 
 
 def run(code: str) -> list[Any]:
@@ -76,8 +76,8 @@ def run(code: str) -> list[Any]:
 
 
 def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: GrpcDouble) -> None:
-    """The README's lines find what the worker's own search finds, with the same scores: fused, and reranked."""
-    code = snippet("Your own queries to Qdrant")
+    """The code of the page finds what the worker's own search finds, with the same scores: fused, and reranked."""
+    code = first_block("search.md", "## Your own queries to Qdrant", "python")
     assert all(part in code for part in (SERVER, FUSED, VECTORS))
     # The double speaks gRPC alone, on a port of its own; nothing else of the lines is changed.
     code = code.replace(SERVER, f'"http://127.0.0.1:9", grpc_port={double.port}, check_compatibility=False')
@@ -92,16 +92,11 @@ def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: 
         assert [score for _, score, _ in found] == sorted((score for _, score, _ in found), reverse=True)
 
 
-def lines(heading: str, language: str) -> str:
-    """The first code in that language behind a heading or a bold word with `curl` in it."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(heading)[2]
-    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    return next(code for code in found if "curl" in code)
-
-
-@pytest.mark.parametrize("heading", ["\n## HTTP\n", "**On your own machine,**"])
-def test_one_curl_ingests_and_one_searches(serve: Serve, double: GrpcDouble, heading: str) -> None:
-    """The README's commands do what they say, on a worker with the compose file's settings and a Qdrant server."""
+@pytest.mark.parametrize(
+    ("page", "heading"), [("http.md", "In another terminal:"), ("running.md", "## Docker compose")]
+)
+def test_one_curl_ingests_and_one_searches(serve: Serve, double: GrpcDouble, page: str, heading: str) -> None:
+    """The commands of the page do what they say, on a worker with the compose file's settings and a Qdrant server."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -109,7 +104,7 @@ def test_one_curl_ingests_and_one_searches(serve: Serve, double: GrpcDouble, hea
         key: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
         for key, value in compose["services"]["worker"]["environment"].items()
     }
-    commands = "".join(line for line in lines(heading, "sh").splitlines(keepends=True) if not line.startswith("PORT="))
+    commands = first_block(page, heading, "sh")
     key = "choose-one" if "Bearer" in commands else ""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
     worker = serve(store=store, **{**settings, "MODEL_ID": "mini", "API_KEY": key})
