@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RUNTIME, DEVELOPMENT, BENCHMARKS = "requirements.txt", "requirements-dev.txt", "requirements-bench.txt"
+PROJECT = "."
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -33,7 +34,7 @@ def make(*arguments: str) -> str:
 
 
 def installs(plan: str) -> list[str]:
-    """The requirement files that a dry run installs, in order; torch alone counts as `torch`."""
+    """What a dry run installs, in order: requirement files, `torch` for torch alone, and `.` for the project itself."""
     commands = [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
     return ["torch" if "'^torch==" in line else line.split()[-1] for line in commands]
 
@@ -49,12 +50,12 @@ def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
 @pytest.mark.parametrize(
     ("target", "files"),
     [
-        ("setup", ["torch", RUNTIME]),
-        ("demo", ["torch", RUNTIME]),
-        ("serve", ["torch", RUNTIME]),
-        ("test", ["torch", RUNTIME, DEVELOPMENT]),
-        ("check", ["torch", RUNTIME, DEVELOPMENT]),
-        ("bench", ["torch", RUNTIME, BENCHMARKS]),
+        ("setup", ["torch", RUNTIME, PROJECT]),
+        ("demo", ["torch", RUNTIME, PROJECT]),
+        ("serve", ["torch", RUNTIME, PROJECT]),
+        ("test", ["torch", RUNTIME, PROJECT, DEVELOPMENT]),
+        ("check", ["torch", RUNTIME, PROJECT, DEVELOPMENT]),
+        ("bench", ["torch", RUNTIME, PROJECT, BENCHMARKS]),
     ],
 )
 def test_a_target_installs_what_it_needs_in_layers(tmp_path: Path, target: str, files: list[str]) -> None:
