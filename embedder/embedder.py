@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -19,12 +20,13 @@ from embedder.chunking import Chunk, Chunker
 from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.scheduling.delivery import delivered
+from embedder.scheduling.gathering import Gatherings
 from embedder.scheduling.jobs import GrowingJob, ResultObserver, ResultStream
 from embedder.scheduling.pool import ModelPool, Observer
 from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
 from embedder.timings import timed
-from embedder.tokenizer import EncodedText, PlacedText, Tokenizer
+from embedder.tokenizer import EncodedText, PlacedText, Tokenizer, check_unicode
 from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
@@ -78,12 +80,16 @@ class Embedder:
     def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
         self._tokenizer = tokenizer
         self._chunker = Chunker(tokenizer)
+        self._gatherings = Gatherings(tokenizer.encode)
         self._engines = engines
         self._pool = pool
 
     @classmethod
     def load(cls, options: ModelOptions) -> Embedder:
         """Find and read the checkpoint, place it on its devices and warm it. Blocks for seconds.
+
+        The first call exempts the objects that the process has by then, torch's modules above all, from the garbage
+        collector (`gc.freeze`): there are 180 000 of them, and a full collection stopped every thread for 0.1 to 0.2 s.
 
         Raises:
             ConfigurationError: the options cannot work on this machine, or the checkpoint is missing or damaged.
@@ -105,6 +111,8 @@ class Embedder:
         from embedder.engines.calibration import calibrate
         from embedder.engines.devices import choose_devices, choose_dtype
 
+        if not gc.get_freeze_count():  # once: what a further call finds may be a model that is going to be dropped
+            gc.freeze()
         imported = time.perf_counter()
         devices = choose_devices(options.device)
         tokenizer = Tokenizer(checkpoint)
@@ -186,7 +194,19 @@ class Embedder:
             DeviceLost: no device is left that computes.
         """
         if is_quick(texts):
-            encoded = self.tokenize(texts, max_length, at_once=True)
+            gathering = self._gatherings.here()
+            gathering.callers += 1
+            try:
+                with timed("tokenize"):
+                    self._check_limit(max_length)
+                    with _unicode_checked():
+                        check_unicode(texts)
+                    encoded = await gathering.encoded(texts, max_length)
+                return await self.embed_tokens(
+                    encoded, outputs, priority=priority, batch_size=batch_size, observer=observer
+                )
+            finally:
+                gathering.callers -= 1
         elif self.overlaps(texts, max_length):
             expected = sum(most_tokens(texts, max_length))
             job = self._pool.grow(outputs, priority, expected=expected, batch_size=batch_size, observer=observer)
@@ -328,12 +348,15 @@ class Embedder:
     def _within_limits(
         self, call: Callable[[Sequence[str], int], list[T]], texts: Sequence[str], max_length: int
     ) -> list[T]:
+        self._check_limit(max_length)
+        with _unicode_checked():
+            return call(texts, max_length)
+
+    def _check_limit(self, max_length: int) -> None:
         if not MAX_LENGTH_MIN <= max_length <= self.max_length:
             raise InvalidRequest(
                 f"maxLength must be from {MAX_LENGTH_MIN} to the model's {self.max_length}, got {max_length}"
             )
-        with _unicode_checked():
-            return call(texts, max_length)
 
     @property
     def window(self) -> int:

@@ -14,6 +14,7 @@ from functools import partial
 
 from embedder.engines.engine import Engine
 from embedder.errors import Cancelled, DeviceLost, ModelFailure, WorkerError, whereabouts
+from embedder.scheduling.delivery import woken_once
 from embedder.scheduling.jobs import CollectedJob, GrowingJob, Job, ResultObserver, ResultStream, StreamedJob
 from embedder.scheduling.runner import Launched, Refused, Result, Text, launch
 from embedder.scheduling.scheduler import NO_DEVICE, UNWANTED, Batch, Flights, Pass, Priority, Scheduler
@@ -372,7 +373,8 @@ class ModelPool:
         with self._changed:
             self._scheduler.finish(batch, device.flights)
             observers = self._observers
-            self._changed.notify_all()  # there is room for another batch
+            if self._scheduler.tokens:
+                self._changed.notify_all()  # there is room for another batch
         report = BatchReport(
             texts=len(batch.picks),
             tokens=batch.tokens,
@@ -384,8 +386,9 @@ class ModelPool:
                 observer(report)
             except Exception as error:  # noqa: BLE001 - it would end the thread that every job waits for
                 log.error("an observer of batches failed: %s", whereabouts(error))
-        for job, positions in batch.by_job().items():
-            job.complete([(batch.picks[position].index, results[position]) for position in positions])
+        with woken_once():
+            for job, positions in batch.by_job().items():
+                job.complete([(batch.picks[position].index, results[position]) for position in positions])
 
     def _results(self, flight: _Flight, device: _Device) -> list[Result]:
         """A result per text, by this device or, if it is lost meanwhile, by another."""
