@@ -14,8 +14,11 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +42,9 @@ GPU_TOKENS_PER_S: Final = 850_000
 GPU_PASS_S: Final = 0.001
 """What the smallest pass takes there."""
 
+GRAPH_PASS_S: Final = 0.0008
+"""What the smallest pass takes there as a CUDA graph, without what the host does for it."""
+
 _WEIGHTS_PER_TEXT: Final = 48
 _MAX_LENGTH: Final = 512
 _CASE_S: Final = 1.5
@@ -60,6 +66,7 @@ class StubEngine:
     hidden_size = SIZE
     colbert_size = SIZE
     max_length = 8192
+    width = 1
 
     def __init__(self, tokens_per_s: float = 0, pass_s: float = 0) -> None:
         draw = np.random.default_rng(0)
@@ -111,6 +118,88 @@ class StubEngine:
         """Do nothing."""
 
 
+class LauncherEngine(StubEngine):
+    """The host's half of a GPU: batches go through the tree's own `CudaLauncher`, and kernels take time alone.
+
+    What the launcher calls of torch.cuda is replaced, so this needs no GPU; the host computes all that it computes
+    for one. Results are views of buffers that are made once: a GPU copies them without the host.
+    """
+
+    width = 4
+
+    def __init__(self) -> None:
+        super().__init__(GPU_TOKENS_PER_S, GRAPH_PASS_S)
+        import torch
+
+        from embedder.engines import cuda
+        from embedder.model.heads import Heads
+
+        finite = torch.ones(BATCH_MAX_TOKENS, dtype=torch.bool)
+        module: Any = cuda
+        module.torch = _Torch(self)
+        module.capture = lambda _work, _stream, _pool: self._start_pass
+        module.normalised_rows = lambda states, rows, _type: (states[: len(rows)], finite[: len(rows)])
+        module._copied = lambda tensor: tensor  # noqa: SLF001 - the device's work
+        self._ready_s = 0.0
+        linear: Any = None
+        heads = Heads(torch.zeros(0), torch.zeros(0), linear, SIZE, np.array([0, 1, 2, 3], dtype=np.int32))
+        config = SimpleNamespace(pad_id=1, hidden=SIZE)
+        model: Any = SimpleNamespace(device="cpu", config=config, heads=heads, tiled=True, state_type=torch.float16)
+        with torch.inference_mode():
+            self._launcher = cuda.CudaLauncher(model, graphs=True)
+            self._launcher.prepare(BATCH_MAX_TOKENS)
+            for lane in (self._launcher._urgent, self._launcher._patient):  # noqa: SLF001
+                passes: Any = lane._passes  # noqa: SLF001
+                for results in (passes._dense, passes._sparse, passes._projected):  # noqa: SLF001
+                    results.fill_(0.05)
+
+    def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: Any = None) -> Any:
+        """Through the launcher, as `PackedEngine` does it."""
+        import torch
+
+        self.batches += 1
+        self._tokens = len(batch.ids)
+        with torch.inference_mode():
+            return self._launcher.launch(batch, outputs, yield_point)
+
+    def _start_pass(self) -> None:
+        took_s = self._pass_s + self._tokens / self._tokens_per_s
+        self._ready_s = max(self._ready_s, time.perf_counter()) + took_s
+
+    def event(self, **_options: Any) -> Any:
+        """What is recorded behind the pass that was started last: its `synchronize` sleeps until then."""
+        ready_s = self._ready_s
+        wait = lambda: time.sleep(max(0.0, ready_s - time.perf_counter()))  # noqa: E731
+        return SimpleNamespace(record=lambda _stream: None, synchronize=wait)
+
+
+class _Torch:
+    """The torch of a `LauncherEngine`: memory is not page-locked, and streams are names."""
+
+    def __init__(self, engine: LauncherEngine) -> None:
+        stream = SimpleNamespace(wait_stream=lambda _other: None)
+        self.cuda = SimpleNamespace(
+            device=nullcontext,
+            set_device=lambda _device: None,
+            stream=nullcontext,
+            Stream=lambda *_args, **_options: stream,
+            Event=engine.event,
+            graph_pool_handle=lambda: None,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        own = getattr(torch, name)
+        return partial(_allocated, own) if name in {"zeros", "empty"} else own
+
+
+def _allocated(allocate: Callable[..., Any], *size: Any, pin_memory: bool = False, **options: Any) -> Any:
+    """Memory of this machine: page-locked memory needs a GPU."""
+    del pin_memory
+    return allocate(*size, **options)
+
+
 _WIDTH = next(name for name in signature(ModelPool).parameters if name.endswith("per_gpu"))
 """What this tree calls the most that a GPU does at the same time."""
 
@@ -130,8 +219,8 @@ class Bench:
         self.tokenizer = Tokenizer(Path(task.get("checkpoint") or root / "checkpoint" / "mini"))
 
     def embedder(self, engine: StubEngine) -> Embedder:
-        """An embedder with one worker thread."""
-        width: Any = {_WIDTH: 1}
+        """An embedder over one engine."""
+        width: Any = {_WIDTH: engine.width}
         pool = ModelPool([engine], **width, token_budget=BATCH_MAX_TOKENS, queue_tokens=10**9)
         return Embedder(self.tokenizer, [engine], pool)
 
@@ -236,6 +325,10 @@ CASES: Final[dict[str, Callable[[Bench], Awaitable[dict[str, float]]]]] = {
     "query, 128 clients, pace of a GPU": lambda bench: queries(bench, 128, StubEngine(GPU_TOKENS_PER_S, GPU_PASS_S)),
     "query, 512 clients": lambda bench: queries(bench, 512, StubEngine()),
     "query, 512 clients, pace of a GPU": lambda bench: queries(bench, 512, StubEngine(GPU_TOKENS_PER_S, GPU_PASS_S)),
+    "query, 1 client, launched": lambda bench: queries(bench, 1, LauncherEngine()),
+    "query, 8 clients, launched": lambda bench: queries(bench, 8, LauncherEngine()),
+    "query, 128 clients, launched": lambda bench: queries(bench, 128, LauncherEngine()),
+    "query, 512 clients, launched": lambda bench: queries(bench, 512, LauncherEngine()),
     "request, all outputs": lambda bench: request(bench, ALL, 0),
     "request, all outputs, pace of a GPU": lambda bench: request(bench, ALL, GPU_TOKENS_PER_S),
     "request, dense + sparse, pace of a GPU": lambda bench: request(bench, DENSE_SPARSE, GPU_TOKENS_PER_S),
