@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -355,6 +356,16 @@ def test_loading_by_options(mini: Bench, engine: str) -> None:
     assert embedder.label == f"{engine}, float32, cpu"
     assert_same(run(embedder, TEXTS), embed(mini.packed, mini.tokenizer, TEXTS, 512))
     embedder.close()
+
+
+def test_loading_spares_the_collector_what_stays() -> None:
+    """No collection looks at torch's modules again, and a second model is not held by what the first one exempts."""
+    options = ModelOptions("mini", dtype="float32", device="cpu", token_budget=512)
+    Embedder.load(options).close()
+    frozen = gc.get_freeze_count()
+    assert frozen > 50_000
+    Embedder.load(options).close()
+    assert gc.get_freeze_count() <= frozen
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(small_checkpoint: Path) -> None:
