@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -29,6 +31,31 @@ async def delivered(future: Future[T]) -> T:
     return future.result()
 
 
+@contextmanager
+def woken_once() -> Iterator[None]:
+    """Event loops whose futures this thread completes within the block are woken when it ends.
+
+    A wake-up lets the loop run Python: its thread would serve the first of a batch's results, and this one would wait
+    for the interpreter before it could complete the second.
+    """
+    _thread.mailboxes = mailboxes = []
+    try:
+        yield
+    finally:
+        _thread.mailboxes = None
+        for mailbox in mailboxes:
+            mailbox.wake()
+
+
+class _Thread(threading.local):
+    """What a thread has posted to within `woken_once`; None outside."""
+
+    mailboxes: list[_Mailbox] | None = None
+
+
+_thread = _Thread()
+
+
 class _Mailbox:
     """The waiters of one event loop whose futures are done, until the loop wakes."""
 
@@ -41,9 +68,16 @@ class _Mailbox:
         with self._lock:
             self._waiters.append(waiter)
             if len(self._waiters) > 1:
-                return  # the first one has called the loop
+                return  # whoever posted the first one calls the loop
+        if _thread.mailboxes is None:
+            self.wake()
+        else:
+            _thread.mailboxes.append(self)
+
+    def wake(self) -> None:
+        """Call the loop of the waiters. From any thread."""
         try:
-            waiter.get_loop().call_soon_threadsafe(self._deliver)
+            self._waiters[0].get_loop().call_soon_threadsafe(self._deliver)
         except RuntimeError:  # the loop is closed: nobody waits
             self._taken()
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from embedder.engines.engine import Engine
 from embedder.errors import Cancelled, DeviceLost, ModelFailure, WorkerError
+from embedder.scheduling.delivery import woken_once
 from embedder.scheduling.jobs import CollectedJob, GrowingJob, Job, ResultObserver, ResultStream, StreamedJob
 from embedder.scheduling.runner import Launched, Refused, Result, Text, launch
 from embedder.scheduling.scheduler import NO_DEVICE, UNWANTED, Batch, Flights, Pass, Priority, Scheduler
@@ -356,8 +357,9 @@ class ModelPool:
         )
         for observer in observers:
             observer(report)
-        for job, positions in batch.by_job().items():
-            job.complete([(batch.picks[position].index, results[position]) for position in positions])
+        with woken_once():
+            for job, positions in batch.by_job().items():
+                job.complete([(batch.picks[position].index, results[position]) for position in positions])
 
     def _results(self, flight: _Flight, device: _Device) -> list[Result]:
         """A result per text, by this device or, if it is lost meanwhile, by another."""

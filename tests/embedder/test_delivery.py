@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from embedder.scheduling.delivery import delivered
+from embedder.scheduling.delivery import delivered, woken_once
 from tests.embedder.fakes import PATIENCE
 
 
@@ -68,6 +69,33 @@ def test_futures_that_complete_together_wake_a_loop_once() -> None:
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         assert runner.run(asyncio.wait_for(scenario(), PATIENCE)) == list(range(512))
     assert loop.wakeups <= 2  # one, and one of asyncio's own when the runner closes
+
+
+def test_a_batch_is_complete_before_its_loop_wakes() -> None:
+    """A thread completes all the results of a batch before the event loop takes the interpreter for the first."""
+    done_at_first: list[int] = []
+
+    async def scenario() -> list[int]:
+        futures = [Future[int]() for _ in range(64)]
+
+        async def client(future: Future[int]) -> int:
+            result = await delivered(future)
+            done_at_first.append(sum(future.done() for future in futures))
+            return result
+
+        def complete() -> None:
+            with woken_once():
+                for number, future in enumerate(futures):
+                    future.set_result(number)
+                    time.sleep(0.0001)  # the loop could run
+
+        tasks = [asyncio.create_task(client(future)) for future in futures]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(complete)
+        return await asyncio.gather(*tasks)
+
+    assert run(scenario) == list(range(64))
+    assert done_at_first[0] == 64
 
 
 def test_no_result_is_lost_between_two_wake_ups() -> None:
