@@ -20,12 +20,13 @@ from embedder.chunking import Chunk, Chunker
 from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.scheduling.delivery import delivered
+from embedder.scheduling.gathering import Gatherings
 from embedder.scheduling.jobs import GrowingJob, ResultObserver, ResultStream
 from embedder.scheduling.pool import ModelPool, Observer
 from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
 from embedder.timings import timed
-from embedder.tokenizer import EncodedText, PlacedText, Tokenizer
+from embedder.tokenizer import EncodedText, PlacedText, Tokenizer, check_unicode
 from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Embedder:
     def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
         self._tokenizer = tokenizer
         self._chunker = Chunker(tokenizer)
+        self._gatherings = Gatherings(tokenizer.encode)
         self._engines = engines
         self._pool = pool
 
@@ -192,7 +194,19 @@ class Embedder:
             DeviceLost: no device is left that computes.
         """
         if is_quick(texts):
-            encoded = self.tokenize(texts, max_length, at_once=True)
+            gathering = self._gatherings.here()
+            gathering.callers += 1
+            try:
+                with timed("tokenize"):
+                    self._check_limit(max_length)
+                    with _unicode_checked():
+                        check_unicode(texts)
+                    encoded = await gathering.encoded(texts, max_length)
+                return await self.embed_tokens(
+                    encoded, outputs, priority=priority, batch_size=batch_size, observer=observer
+                )
+            finally:
+                gathering.callers -= 1
         elif self.overlaps(texts, max_length):
             job = self._pool.grow(outputs, priority, batch_size=batch_size, observer=observer)
             try:
@@ -332,12 +346,15 @@ class Embedder:
     def _within_limits(
         self, call: Callable[[Sequence[str], int], list[T]], texts: Sequence[str], max_length: int
     ) -> list[T]:
+        self._check_limit(max_length)
+        with _unicode_checked():
+            return call(texts, max_length)
+
+    def _check_limit(self, max_length: int) -> None:
         if not MAX_LENGTH_MIN <= max_length <= self.max_length:
             raise InvalidRequest(
                 f"maxLength must be from {MAX_LENGTH_MIN} to the model's {self.max_length}, got {max_length}"
             )
-        with _unicode_checked():
-            return call(texts, max_length)
 
     @property
     def window(self) -> int:

@@ -184,7 +184,7 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate; before the first portion.
         """
-        _check(texts)
+        check_unicode(texts)
         first = most = self._portion_characters
         if first_characters is not None:
             first, most = min(first_characters, most), min(PACED_MAX_CHARACTERS, most)
@@ -210,7 +210,7 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
-        _check(texts)
+        check_unicode(texts)
         return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)]
 
     def starts(self, text: str) -> list[int]:
@@ -219,7 +219,7 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: the text holds a lone surrogate.
         """
-        _check([text])
+        check_unicode([text])
         [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return list(accumulate((start for start, _ in encoding.offsets), max))  # normalisation can swap neighbours
 
@@ -229,7 +229,7 @@ class Tokenizer:
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
-        _check(texts)
+        check_unicode(texts)
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=True)
         return [self._placed(text, encoding, max_length) for text, encoding in zip(texts, encodings, strict=True)]
 
@@ -327,7 +327,12 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
     return (start, end) if start < end else None
 
 
-def _check(texts: Iterable[str]) -> None:
+def check_unicode(texts: Iterable[str]) -> None:
+    """Look for what no text may hold.
+
+    Raises:
+        UnicodeEncodeError: a text holds a lone surrogate.
+    """
     for text in texts:
         text.encode("utf-8")  # the library reports a lone surrogate as a TypeError without a place
 

@@ -38,7 +38,8 @@ def woken_once() -> Iterator[None]:
     A wake-up lets the loop run Python: its thread would serve the first of a batch's results, and this one would wait
     for the interpreter before it could complete the second.
     """
-    _thread.mailboxes = mailboxes = []
+    mailboxes: list[_Mailbox] = []
+    _thread.mailboxes = mailboxes
     try:
         yield
     finally:
