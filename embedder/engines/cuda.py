@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ URGENT_MAX_TOKENS = 8192
 """Largest batch of queries that has a graph: nine hundred queries of 9 tokens."""
 _SMALL_BLOCK_MAX_TOKENS = 512
 """Tokens up to which a pass has small tiles of attention whatever the texts: there are too few of large ones."""
+_HANDED_OUT = ("dense", "colbert")
+"""Arrays of which results are views; of the others they have copies."""
 _ALIGNED_INTS = 4
 """Parts of a copy begin at multiples of 16 bytes, so that kernels are compiled for one alignment."""
 
@@ -156,7 +159,10 @@ class PendingCudaBatch:
         with device_errors(self.device):
             self.done.synchronize()
         self.tensors.clear()
-        arrays = {name: self.results.lent(tensor) for name, tensor in self.staged.items()}
+        arrays = {
+            name: self.results.lent(tensor) if name in _HANDED_OUT else tensor.numpy()
+            for name, tensor in self.staged.items()
+        }
         self.staged.clear()
         return self.heads.batch(arrays, self.texts)
 
@@ -207,12 +213,9 @@ class _CapturedPasses:
         offsets, ints = _offsets(sizes)
         staging = torch.zeros(ints, dtype=torch.int32, pin_memory=True)  # rows of zeros are no tiles
         staging.numpy()[offsets["slots"] : offsets["slots"] + sizes["slots"]] = -1
-        arrays = {
-            "ids": inputs.ids,
-            "positions": inputs.positions,
-            "text_spans": text_spans_of(inputs.lengths),
-            "tiles": tiles_of(inputs.lengths, shape.block),
-        }
+        lone = len(inputs.lengths) == 1
+        text_spans, tiles = _lone_layout(len(inputs.ids), shape.block) if lone else _layout(inputs.lengths, shape.block)
+        arrays = {"ids": inputs.ids, "positions": inputs.positions, "text_spans": text_spans, "tiles": tiles}
         _fill(staging, arrays | heads.indices, offsets)
         self._buffer[:ints].copy_(staging, non_blocking=True)
         replay()
@@ -247,6 +250,17 @@ class _CapturedPasses:
 
 def _block(tokens: int, mean_tokens: float) -> int:
     return tile_block(1 if tokens <= _SMALL_BLOCK_MAX_TOKENS else mean_tokens)
+
+
+def _layout(lengths: Ints, block: int) -> tuple[Ints, Ints]:
+    """The span of each token's text, and the tiles of attention."""
+    return text_spans_of(lengths), tiles_of(lengths, block)
+
+
+@lru_cache(maxsize=256)
+def _lone_layout(tokens: int, block: int) -> tuple[Ints, Ints]:
+    """The layout of one text, which depends on its length alone: a query waits for it, and lengths recur."""
+    return _layout(np.array([tokens], dtype=np.int32), block)
 
 
 def _sizes(shape: Shape) -> dict[str, int]:

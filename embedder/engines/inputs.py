@@ -37,6 +37,10 @@ class Inputs:
     @classmethod
     def of(cls, batch: TokenBatch, pad_id: int) -> Inputs:
         """Order the texts of a batch."""
+        if len(batch) == 1:  # it is in order, and a query that is alone waits for every call of numpy
+            start = np.zeros(1, dtype=np.int64)
+            positions = _position_ids(batch.ids, start, batch.lengths, pad_id)
+            return cls(batch.lengths, batch.ids, positions, np.zeros(len(batch.ids), np.int64), start.astype(np.int32))
         order = np.argsort(batch.lengths, kind="stable")
         lengths = batch.lengths[order]
         starts = offsets_of(lengths)[:-1]
@@ -50,6 +54,8 @@ class Inputs:
     @property
     def rows(self) -> Ints:
         """int32 [T - B]: the tokens other than `<s>`, in the caller's order of texts."""
+        if len(self.lengths) == 1:
+            return np.arange(1, len(self.ids), dtype=np.int32)
         lengths = np.empty_like(self.lengths)
         lengths[np.argsort(self.first)] = self.lengths
         counts = lengths - 1

@@ -160,7 +160,7 @@ class _Job(Generic[JobKey]):
 
     @property
     def over(self) -> bool:
-        return not (self.grows or self.waiting or self.computing or self.held)
+        return not (self.grows or self.computing or self.held or self.waiting)
 
 
 class Scheduler(Generic[JobKey]):
@@ -358,10 +358,10 @@ class Scheduler(Generic[JobKey]):
     def finish(self, batch: Batch[JobKey], flights: Flights) -> None:
         """The batch was computed, or its texts failed."""
         flights.finished(batch.priority, batch.tokens)
-        for key, positions in batch.by_job().items():
-            job = self._jobs.get(key)
+        for pick in batch.picks:
+            job = self._jobs.get(pick.key)
             if job is not None:
-                job.computing -= len(positions)
+                job.computing -= 1
                 self._forget_if_over(job)
 
     def _launched(self, priority: Priority, flights: Flights) -> Batch[JobKey] | None:

@@ -18,7 +18,8 @@ class Lengths:
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
 
-    def __call__(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+    def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+        """As `Tokenizer.encode`."""
         self.calls.append((len(texts), max_length))
         if "broken" in texts:
             raise MemoryError
@@ -35,7 +36,7 @@ def test_texts_of_many_tasks_are_tokenized_by_one_call() -> None:
     lengths = Lengths()
 
     async def scenario() -> list[list[int]]:
-        gathering = Gatherings(lengths).here()
+        gathering = Gatherings(lengths.encode).here()
         gathering.callers = 100
         tasks = [ask(gathering, ["x" * n, "y" * (n + 1)], 512 if n % 2 else 20) for n in range(10, 110)]
         return await asyncio.gather(*tasks)
@@ -52,7 +53,7 @@ def test_texts_of_few_tasks_do_not_wait() -> None:
     lengths = Lengths()
 
     async def scenario() -> None:
-        gathering = Gatherings(lengths).here()
+        gathering = Gatherings(lengths.encode).here()
         gathering.callers = ALONE_MAX_CALLERS
         waiting = gathering.encoded(["text"], 512)
         with pytest.raises(StopIteration):
@@ -67,7 +68,7 @@ def test_a_failure_reaches_all_and_the_cancelled_are_left_out() -> None:
     lengths = Lengths()
 
     async def scenario() -> list[object]:
-        gathering = Gatherings(lengths).here()
+        gathering = Gatherings(lengths.encode).here()
         gathering.callers = 100
         tasks = [asyncio.create_task(ask(gathering, [text])) for text in ("one", "broken", "gone")]
         await asyncio.sleep(0)
@@ -79,7 +80,7 @@ def test_a_failure_reaches_all_and_the_cancelled_are_left_out() -> None:
 
 def test_event_loops_gather_apart() -> None:
     """Two loops never wait for each other."""
-    gatherings = Gatherings(Lengths())
+    gatherings = Gatherings(Lengths().encode)
 
     async def here() -> Gathering:
         return gatherings.here()
