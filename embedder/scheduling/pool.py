@@ -348,7 +348,8 @@ class ModelPool:
         with self._changed:
             self._scheduler.finish(batch, device.flights)
             observers = self._observers
-            self._changed.notify_all()  # there is room for another batch
+            if self._scheduler.tokens:
+                self._changed.notify_all()  # there is room for another batch
         report = BatchReport(
             texts=len(batch.picks),
             tokens=batch.tokens,
