@@ -43,10 +43,7 @@ GPU_PASS_S: Final = 0.001
 """Seconds of the smallest pass on a GPU."""
 
 GRAPH_PASS_S: Final = 0.0008
-"""What the smallest pass takes there as a CUDA graph, without what the host does for it."""
-
-GRAPH_PASS_S: Final = 0.0008
-"""What the smallest pass takes there as a CUDA graph, without what the host does for it."""
+"""Seconds of the smallest pass on a GPU as a CUDA graph, without the host's part."""
 
 _WEIGHTS_PER_TEXT: Final = 48
 _MAX_LENGTH: Final = 512
