@@ -222,15 +222,11 @@ def test_every_command_is_written_as_the_one_command(page: Path) -> None:
     assert not re.search(r"-m (service\.(ask|bulk|demo|healthcheck|http)|embedder\.bake)\b", text_of(page))
 
 
-TARGETS_TO_COME = {"serve"}
-"""Targets that the pages name and that are being written on another branch; empty it when they are here."""
-
-
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_every_target_of_make_exists(page: Path) -> None:
     """What is written as `make TARGET` can be run."""
     named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text_of(page), re.MULTILINE))
-    assert named - TARGETS_TO_COME <= set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    assert named <= set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
 
 
 def _commands() -> dict[str, set[str]]:
