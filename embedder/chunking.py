@@ -33,7 +33,7 @@ _WINDOW_CHARACTERS_PER_TOKEN: Final = 64  # of a chunk: the window holds about 1
 _RETRY_CHARACTERS_PER_TOKEN: Final = 8  # the same after an estimate has failed, as it may fail again
 
 _NEWLINES: Final = re.compile(r"(?:\r\n){1,8}|\r{1,8}|\n{1,8}")
-"""What the splitter sees of a long run of blanks. A shorter one, which it sees as it is, has at most as many."""
+"""Replacement for a long run of blanks before the splitter sees it. Shorter runs stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class _Condensed:
     gone: list[int]
 
     def original(self, chunk: Chunk) -> Chunk:
-        """Where a chunk of `text` lies in the whole text."""
+        """The span of a chunk of `text` in the whole text."""
         return Chunk(self._offset(chunk.start), self._offset(chunk.end - 1) + 1)
 
     def _offset(self, character: int) -> int:

@@ -45,7 +45,7 @@ _FIRST_PORTION_CHARACTERS: Final = 32_768
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What to load and how to run it; each attribute is a setting of the service.
+    """The model to load and its options; each attribute is a setting of the service.
 
     Attributes:
         model_id: `mini`, a directory, or a hub name.

@@ -25,7 +25,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field of a request.
+    """An invalid field of a request.
 
     Attributes:
         field: path of the field, such as `qdrant.ids[3]`.
@@ -74,14 +74,14 @@ class InvalidRequest(WorkerError):
         self.fields = tuple(fields)
 
     def at(self, field: str) -> Self:
-        """As `WorkerError.at`, and `fields` names it too."""
+        """The error at a field path, as `WorkerError.at`; `fields` names the path, too."""
         error = super().at(field)
         error.fields = (FieldError(field, error.message),)
         return error
 
 
 class NotFound(WorkerError):
-    """What the request names does not exist.
+    """A collection, point or operation that a request names does not exist.
 
     Attributes:
         collection: the collection in which points are missing; None where something else is.
@@ -132,7 +132,7 @@ class ConfigurationError(Exception):
 
 
 def whereabouts(error: BaseException) -> str:
-    """Type and place of an unexpected exception, for the log: its message may quote a user's text."""
+    """Type and source line of an unexpected exception, for the log: its message may quote a user's text."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

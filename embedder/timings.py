@@ -1,4 +1,4 @@
-"""How long a request spends in each of its stages, measured wherever the stage is, summed where the request is."""
+"""Timings of a request: seconds by stage, measured where the stage runs and summed where the request is."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from embedder.errors import ConfigurationError
 _SPECIAL = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 _MARK = "\u2581"
-"""What pieces of a vocabulary begin with where a word does."""
+"""First character of a vocabulary piece that begins a word."""
 
 _HEAD_CHARACTERS_PER_TOKEN: Final = 16
 """Characters per token of the limit that are read of a text at first: four times what a token of prose has."""
@@ -214,7 +214,7 @@ class Tokenizer:
         return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)]
 
     def starts(self, text: str) -> list[int]:
-        """Where each token of the text begins, in characters, ascending; without the special tokens around it.
+        """The start of each token in characters, ascending; without the special tokens around the text.
 
         Raises:
             UnicodeEncodeError: the text holds a lone surrogate.

@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Which vectors to compute, at least one.
+    """The kinds of vectors to compute, at least one.
 
     Attributes:
         dense: whether to compute the dense vector.

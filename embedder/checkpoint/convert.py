@@ -79,7 +79,7 @@ def _convert(source: Path, copy: Path, identity: str) -> None:
 
 
 def _write(tensors: TensorFile, file: BinaryIO, identity: str) -> None:
-    """As the safetensors library lays a file out, but slice by slice: the library wants all tensors at once."""
+    """Write a file in the layout of safetensors slice by slice; the library needs all tensors in memory."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", "source": identity}}
     dtypes = {name: tensors.dtype(name) for name in tensors.shapes}
     ordered = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)  # wide types first, so that all are aligned

@@ -49,7 +49,7 @@ def damaged(name: str, reason: str) -> ConfigurationError:
 
 
 def reason_of(error: OSError) -> str:
-    """What the operating system says, without the path: `Permission denied (EACCES)`."""
+    """The operating system's reason without the path: `Permission denied (EACCES)`."""
     if error.errno is None:
         return type(error).__name__
     return f"{os.strerror(error.errno)} ({errno.errorcode.get(error.errno, error.errno)})"

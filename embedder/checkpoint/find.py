@@ -22,7 +22,7 @@ DEFAULT_REVISION = "5617a9f61b028005a4858fdac845db406aefb181"
 MINI = Path(__file__).parent / "mini"
 """The trained miniature that comes with the package."""
 PLATFORM_CACHE = Path("/runpod-volume/huggingface-cache/hub")
-"""Where RunPod's model cache mounts what an endpoint names as its model."""
+"""Mount point of RunPod's model cache, which holds the model that an endpoint names."""
 
 _WAY_OUT = "to try the service without a download, set MODEL_ID=mini, a miniature that ships with the project"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

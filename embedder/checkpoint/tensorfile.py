@@ -31,9 +31,9 @@ _PICKLE_DAMAGE = (
     AssertionError,
     struct.error,
 )
-"""What `torch.load` raises for a file that was cut off or altered, beside RuntimeError (see `_reports_damage`)."""
+"""Exceptions of `torch.load` for a file that was cut off or altered, beside RuntimeError (see `_reports_damage`)."""
 _NOT_DAMAGE = ("allocate", "out of memory", "unable to mmap", "unable to open", "CUDA", "HIP")
-"""In the messages of RuntimeErrors that are not about the content of a file."""
+"""Parts of the messages of RuntimeErrors that are not about the content of a file."""
 
 
 class TensorFile:
@@ -115,7 +115,7 @@ class TensorFile:
             raise ConfigurationError(f"MODEL_ID: {self.path.name} changed while it was read; start again")
 
     def _open(self) -> dict[str, Any]:
-        """By name, what yields a view of the file when it is sliced."""
+        """Tensors by name; slicing one gives a view of the file."""
         if self.path.suffix == ".safetensors":
             from safetensors import SafetensorError, safe_open
 

@@ -33,7 +33,7 @@ class Weights:
 
     @classmethod
     def open(cls, checkpoint: Path, *, cache: Path | None = None, slice_elements: int = SLICE_MAX_ELEMENTS) -> Weights:
-        """Of `model.safetensors`, or of the safetensors copy of `pytorch_model.bin`.
+        """Open `model.safetensors`, or the safetensors copy of `pytorch_model.bin`.
 
         The copy is made once (`embedder/checkpoint/convert.py`); where it cannot be written, a warning says why and the
         `.bin` itself is read.

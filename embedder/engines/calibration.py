@@ -1,4 +1,4 @@
-"""What this machine can do, measured at start: the rate of a product per type, and the token budget of a batch."""
+"""Calibration at start: the rate of a product per type on this machine, and the token budget of a batch."""
 
 from __future__ import annotations
 

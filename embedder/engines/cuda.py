@@ -179,7 +179,7 @@ class PendingCudaBatch:
 class _CapturedPasses:
     """Passes as CUDA graphs: each number of tokens is rounded up to a bucket, whose pass is captured once.
 
-    What is behind a batch's own tokens is computed as well and read by nobody: no token sees another outside its
+    What is behind a batch's own tokens is computed as well and never read: no token sees another outside its
     text. All passes read one buffer, write to the same tensors and share their memory between, so one is enqueued at
     a time, with all that reads its results.
 
@@ -240,7 +240,7 @@ class _CapturedPasses:
         return tensors
 
     def _captured(self, shape: Shape) -> Callable[[], None]:
-        """The pass of a shape: all that does not depend on the type of ColBERT rows, whoever asks for what."""
+        """The pass of a shape: all outputs but the type of ColBERT rows, whatever a batch requests."""
         self._buffer.zero_()  # in the order of another shape its numbers are no token ids
         sizes = _sizes(shape)
         offsets, _ = _offsets(sizes)
@@ -291,7 +291,7 @@ def _on_device(arrays: Mapping[str, NDArray[np.int32]], device: str) -> dict[str
 
 
 def _offsets(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Where each part begins in one buffer of int32, and its size."""
+    """The offset of each part in one buffer of int32, and the size of the buffer."""
     offsets, end = {}, 0
     for name, size in sizes.items():
         offsets[name] = end

@@ -1,4 +1,4 @@
-"""Which devices to use and in which type, from what the settings say and what the machine has; and their errors."""
+"""Choice of devices and type from the settings and the machine, and translation of device errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _DECISIVE_FACTOR = 4 / 3
-"""How many times as fast a type must be to be taken before a better one: measuring leaves a tenth open."""
+"""Speed factor from which a type is preferred to a more precise one; measurements vary by a tenth."""
 _FLOAT8_CAPABILITY_MIN = (8, 9)
 """Oldest compute capability with products in float8."""
 

@@ -71,7 +71,7 @@ class SparseBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedBatch:
-    """What a forward pass produced; a kind that was not asked for is None.
+    """The vectors of a forward pass; a kind that was not requested is None.
 
     Attributes:
         dense: float32 [B, H], rows of norm 1.

@@ -1,4 +1,4 @@
-"""From the last hidden states of a batch to its vectors: the heads on the device, the rest on the host."""
+"""Vectors of a batch from its last hidden states: the heads on the device, the rest on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLBERT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadInputs:
-    """What the heads that are asked for read beside the states.
+    """Inputs of the requested heads beside the states.
 
     Attributes:
         outputs: the vectors to compute.
@@ -35,7 +35,7 @@ class HeadInputs:
 
     @classmethod
     def of(cls, inputs: Inputs, outputs: Outputs, heads: Heads) -> HeadInputs:
-        """For one batch."""
+        """The inputs of one batch."""
         indices: dict[str, NDArray[np.int32]] = {}
         entries = sparse_slots(inputs.ids, inputs.texts, heads.dropped_ids) if outputs.sparse else None
         if outputs.dense:

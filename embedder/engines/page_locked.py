@@ -31,7 +31,7 @@ class PageLocked:
 
     @property
     def lent_bytes(self) -> int:
-        """What results hold now."""
+        """Bytes that results hold now."""
         with self._lock:
             return self._lent_bytes
 

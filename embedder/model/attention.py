@@ -34,7 +34,7 @@ _GPU_PIECE_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class PieceSizes:
-    """How large the pieces are between which a pass on a CPU can yield.
+    """Sizes of the pieces between which a pass on a CPU can yield.
 
     Attributes:
         rows: most tokens of a piece of a token-wise layer; above 512 the rate of the products does not grow.
@@ -69,7 +69,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How a batch is cut into pieces; made once and used by every layer.
+    """The division of a batch into pieces; made once and used by every layer.
 
     Attributes:
         rows: ranges of tokens that cover [T], for the token-wise layers.

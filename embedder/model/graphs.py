@@ -26,7 +26,7 @@ CAPTURE_MAX_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a captured pass is fixed to.
+    """The fixed sizes of a captured pass.
 
     Attributes:
         tokens: most tokens of a batch, one of `BUCKETS_TOKENS`.
@@ -58,7 +58,7 @@ class Graphs(Generic[T]):
         self._passes: dict[Shape, Callable[[], T]] = {}
 
     def replay(self, shape: Shape) -> Callable[[], T]:
-        """What runs the pass of a shape, which is captured now if it was not before."""
+        """A function that runs the pass of a shape; the pass is captured now if it was not before."""
         if shape not in self._passes:
             self._passes[shape] = self._capture(shape)
         return self._passes[shape]

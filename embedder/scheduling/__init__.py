@@ -1,4 +1,4 @@
-"""From texts that wait to results: who computes what, and when.
+"""Scheduling: the way from waiting texts to results.
 
 scheduler  the plan as pure data: queues, turns, budget, window, yield points
 pool       the threads that follow it

@@ -1,4 +1,4 @@
-"""From threads of the pool to event loops: the futures that complete together wake a loop once."""
+"""Delivery of results from the pool to event loops: futures that complete together wake a loop once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def woken_once() -> Iterator[None]:
 
 
 class _Thread(threading.local):
-    """What a thread has posted to within `woken_once`; None outside."""
+    """The mailboxes that a thread has posted to within `woken_once`; None outside."""
 
     mailboxes: list[_Mailbox] | None = None
 

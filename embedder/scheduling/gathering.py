@@ -30,7 +30,7 @@ class Gatherings:
         self._creation = threading.Lock()
 
     def here(self) -> Gathering:
-        """That of the running loop."""
+        """The gathering of the running loop."""
         loop = asyncio.get_running_loop()
         gathering = self._gatherings.get(loop)
         if gathering is None:  # only the thread of the loop asks for it
@@ -49,7 +49,7 @@ class Gathering:
         encode: tokenizes valid texts.
 
     Attributes:
-        callers: tasks that want vectors of short texts now; whoever calls `encoded` counts itself.
+        callers: tasks that want vectors of short texts now; the caller of `encoded` counts itself.
     """
 
     def __init__(self, encode: Encode) -> None:

@@ -22,7 +22,7 @@ ResultObserver = Callable[[Results], None]
 
 
 class Job(Hashable, Protocol):
-    """What the pool knows of a job. Its methods may be called by several threads, in any order of texts."""
+    """A job as the pool sees it. Several threads may call its methods, in any order of texts."""
 
     @property
     def texts(self) -> Sequence[EncodedText]:
@@ -169,7 +169,7 @@ class StreamedJob:
         self.complete([(index, error) for index in waiting])
 
     def cancel(self) -> None:
-        """Drop the results that nobody has taken, and refuse more. After the last was taken nothing changes."""
+        """Drop the results that were not taken, and refuse more. After the last was taken, this changes nothing."""
         with self._changed:
             self._cancelled = self._left > 0
             self._ready = []
@@ -275,7 +275,7 @@ class ResultStream(Iterator[Results]):
         self._abandon()
 
     def close(self) -> None:
-        """As `cancel`, and release everything: the consumer holds no results any more."""
+        """Cancel, and release everything: the consumer holds no results any more."""
         self._job.cancel()
         self._drop()
 

@@ -193,7 +193,7 @@ def _results(texts: Sequence[Text], batch: EncodedBatch, outputs: Outputs) -> li
 
 
 def _fault(batch: EncodedBatch, outputs: Outputs, texts: int, rows: int) -> str | None:
-    """What an engine at odds with the seam left out, or gave in another shape."""
+    """A description of vectors that are missing or have the wrong shape; None if the batch is complete."""
     if outputs.dense and (batch.dense is None or len(batch.dense) != texts):
         return f"{_count(batch.dense)} dense vectors for {texts} texts"
     if outputs.sparse and (batch.sparse is None or len(batch.sparse) != texts):

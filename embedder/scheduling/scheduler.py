@@ -1,17 +1,17 @@
-"""Who computes what, and when. Pure: lengths, a budget and the time in, a plan out; no threads, no torch, no clock.
+"""The plan of the pool. Pure: lengths, a budget and the time in, batches out; no threads, no torch, no clock.
 
 Rules, in the order in which they apply:
 
 1. Queries go before passages, and a batch never mixes the two: a query that rides with passages
-   waits for all of them. But passages that one batch of queries has passed over come next, so that a
-   stream of queries without end starves nobody; they yield to queries while they run.
+   waits for all of them. But passages that one batch of queries has passed over come next, so that an
+   endless stream of queries does not starve them; they yield to queries while they run.
 2. Jobs of one priority take turns text by text, and the job that opened a batch goes to the back of
    the queue, so a small job is not stuck behind a large one and no job starves.
 3. A batch holds at most `budget` tokens, except that a longer text goes alone.
 4. A job's `cap` bounds how many of its texts share a batch.
 5. Jobs that stream share a `window`: while it is used up, by tokens that were taken and not released again,
    their texts wait. So results never pile up in front of slow consumers, however many there are. The last text
-   taken may exceed it. A stream that nobody consumes yet takes nothing of it, so that many streams can be queued
+   taken may exceed it. A stream without a consumer takes nothing of it, so that many streams can be queued
    while few threads consume them.
 6. At a yield point of a batch of passages one batch of queries goes first, unless queries have taken more time of
    this pass than the pass itself: it might never end. A batch of which no job wants a result any more stops there.
@@ -131,7 +131,7 @@ class Pass(Generic[JobKey]):
 
 @dataclass(slots=True, eq=False)
 class _Job(Generic[JobKey]):
-    """What is known of one job until its last result is computed and released.
+    """The state of one job until its last result is computed and released.
 
     Attributes:
         next: number of the first text that waits.

@@ -1,4 +1,4 @@
-"""Where the Triton kernels run."""
+"""The check whether Triton kernels run on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the heads do to rows of states after their products: normalise, and take the maximum of each entry."""
+"""Row operations of the heads after their products: normalise rows, and take the maximum of each entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which queries and keys a program of `packed_attention` takes; numpy only."""
+"""Tiles: the queries and keys of each program of `packed_attention`; numpy only."""
 
 from __future__ import annotations
 

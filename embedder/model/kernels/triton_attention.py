@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a kernel is compiled.
+    """The compile-time parameters of a kernel.
 
     Attributes:
         keys: keys of a step.
         num_warps: warps of a program.
         num_stages: steps whose keys and values are loaded ahead.
-        registers: most of a thread; None leaves it to the compiler.
+        registers: maximum per thread; None lets the compiler choose.
     """
 
     keys: int
@@ -29,7 +29,7 @@ class Launch:
 
 
 LAUNCHES = {64: Launch(keys=32, num_warps=4, num_stages=2), 128: Launch(keys=64, num_warps=8, num_stages=3)}
-"""By queries of a tile."""
+"""Launch parameters by the number of queries of a tile."""
 
 
 def packed_attention(
