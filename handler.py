@@ -1,7 +1,7 @@
-"""RunPod's entry point: a job in, its answer out. `python handler.py` serves the queue or, with `PORT`, HTTP.
+"""RunPod's entry point, which answers jobs. `python handler.py` serves the queue or, if `PORT` is set, HTTP.
 
-Nothing heavy is imported here: the model loads on the first job, or before the first poll where this file is the
-program.
+This module imports no heavy library. The model loads with the first job or, if this file is run as a program, before
+the first poll.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _codec: Codec | None = None
 
 
 async def handler(job: dict[str, Any], progress: Progress | None = None) -> Any:
-    """The answer to one RunPod job, `{"id", "input"}`; works in any event loop, for any number of jobs concurrently.
+    """Answer one RunPod job, `{"id", "input"}`. Works in any event loop, for any number of concurrent jobs.
 
     Args:
-        job: as the platform sends it.
-        progress: told how far a job that stores has come.
+        job: the job as the platform sends it.
+        progress: callback for the progress of a job that stores points.
 
     Returns:
-        What the operation in `job["input"]` answers, or `{"error", "error_code", "retryable", "details"}`; for an
-        `openai_route` a list of one, OpenAI's object.
+        The answer of the operation in `job["input"]`, or `{"error", "error_code", "retryable", "details"}`. For an
+        `openai_route` it is a list that holds OpenAI's object.
 
     Raises:
-        ConfigurationError: the settings cannot work; only on the first call.
-        asyncio.CancelledError: the job was cancelled; its queued texts are dropped.
+        ConfigurationError: the settings cannot work. Only the first call raises it.
+        asyncio.CancelledError: the job was cancelled. Its queued texts are dropped.
     """
     codec = _codec
     if codec is None:
@@ -44,16 +44,16 @@ async def handler(job: dict[str, Any], progress: Progress | None = None) -> Any:
 
 
 def build(settings: Settings | None = None) -> Operations:
-    """The operations over one loaded model: built by the first call, the same object ever after. Blocks.
+    """Load the model and return the operations over it. Later calls return the same object. Blocks.
 
     Args:
-        settings: for the first call; None reads the environment.
+        settings: the settings of the first call; None reads the environment.
     """
     return _load(settings).core
 
 
 def _load(settings: Settings | None = None) -> Codec:
-    global _codec  # noqa: PLW0603 - one model per process is what this module is for
+    global _codec  # noqa: PLW0603 - this module holds the one model of the process
     with _building:
         if _codec is None:
             from service.operations import Operations
@@ -65,8 +65,8 @@ def _load(settings: Settings | None = None) -> Codec:
 
 
 if __name__ == "__main__":
-    # First of all: Linux ignores a signal for which the first process of a container has no handler. And without the
-    # interpreter's own end, which can crash in a library that another thread is just loading.
+    # The handlers come first, since Linux ignores a signal for which the first process of a container has no handler.
+    # They call os._exit, since the interpreter's own shutdown can crash in a library that another thread is loading.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from service.transports.queue.worker import serve

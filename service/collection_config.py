@@ -1,8 +1,8 @@
-"""The `collection` block: how the operator wants collections to be made, and what an existing one must be.
+"""The collection config: how new collections are created, and what existing collections must match.
 
-It is JSON, in the setting `QDRANT_COLLECTION_CONFIG` itself or in the file that it names. Wire names are
-camelCase, types are strict, unknown and repeated fields are refused by name. A field that is given must hold
-for existing collections too; one that is left out has a default for new ones.
+The config is a JSON object, either in the setting `QDRANT_COLLECTION_CONFIG` itself or in the file whose path the
+setting holds. Field names are camelCase, types are strict, and unknown or repeated fields are errors that name the
+field. Existing collections must match every field that is set. Other fields only have defaults for new collections.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from qdrant_sink import (
 from service.validation import complaint
 
 NAME_MAX_BYTES = 200
-"""Longest name of a vector in Qdrant."""
+"""Maximum length of a vector name in Qdrant, in bytes of UTF-8."""
 
 NOT_IN_NAMES = '<>:"/\\|?*\x00\x1f'
 
 PAYLOAD_PATH = r'^([\w-]+|"[^"]+")(\[\])?(\.([\w-]+|"[^"]+")(\[\])?)*$'
-"""A key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
+"""Pattern of a payload key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
 
 TENANT_PATH = r"^[\w-]+(\.[\w-]+)*$"
-"""The key of a tenant leads through objects alone, to one value."""
+"""Pattern of a tenant's payload key: a path through objects, not through arrays, to one value."""
 
 
 def _valid_name(name: str) -> str:
@@ -60,7 +60,7 @@ class _Config(BaseModel):
 
 
 class VectorNamesConfig(_Config):
-    """What the vectors are called."""
+    """The names of the vectors."""
 
     dense: VectorName = "dense"
     sparse: VectorName = "sparse"
@@ -76,7 +76,7 @@ class VectorNamesConfig(_Config):
 
 
 class DenseConfig(_Config):
-    """As `qdrant_sink.schema.DenseSchema`."""
+    """Fields of the dense vector; see `qdrant_sink.schema.DenseSchema`."""
 
     distance: Literal["cosine", "dot"] = "cosine"
     m: Annotated[int, Field(ge=0, le=1000)] = 16
@@ -87,14 +87,14 @@ class DenseConfig(_Config):
 
 
 class SparseConfig(_Config):
-    """As `qdrant_sink.schema.SparseSchema`."""
+    """Fields of the sparse vector; see `qdrant_sink.schema.SparseSchema`."""
 
     datatype: Datatype = "float32"
     on_disk: bool = False
 
 
 class ColbertConfig(_Config):
-    """As `qdrant_sink.schema.ColbertSchema`."""
+    """Fields of the ColBERT multivector; see `qdrant_sink.schema.ColbertSchema`."""
 
     datatype: Datatype = "float16"
     on_disk: bool = True
@@ -102,7 +102,7 @@ class ColbertConfig(_Config):
 
 
 class CollectionConfig(_Config):
-    """The whole block; see the README."""
+    """The whole collection config; the README explains each field."""
 
     vector_names: VectorNamesConfig = VectorNamesConfig()
     dense: DenseConfig = DenseConfig()
@@ -133,16 +133,16 @@ class CollectionConfig(_Config):
 
     @property
     def names(self) -> VectorNames:
-        """What the vectors are called."""
+        """The names of the vectors."""
         return VectorNames(**self.vector_names.model_dump())
 
     @property
     def placement(self) -> Placement:
-        """How collections are spread over a cluster."""
+        """Shards, replicas and write consistency of a collection in a cluster."""
         return Placement(self.shards, self.replication, self.write_consistency)
 
     def schema_for(self, dense_size: int, colbert_size: int) -> CollectionSchema:
-        """The schema for a checkpoint whose heads have these sizes."""
+        """The schema of collections for a checkpoint with these vector sizes."""
         return CollectionSchema(
             dense=DenseSchema(size=dense_size, **self.dense.model_dump()),
             sparse=SparseSchema(**self.sparse.model_dump()),
@@ -158,10 +158,10 @@ class CollectionConfig(_Config):
 
 
 def parse_config(value: str) -> CollectionConfig:
-    """The block in a JSON object, or in the file of this path: the first if the value starts with `{`.
+    """Read the config from a JSON object, or from the file at a path. A value that starts with `{` is an object.
 
     Raises:
-        ValueError: naming every field at fault with its limit and its value.
+        ValueError: the config is invalid. The message names every invalid field with its limit and its value.
     """
     text = value.strip()
     if not text.startswith("{"):
@@ -198,7 +198,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _given(block: BaseModel, path: str = "") -> list[str]:
-    """The wire names of the fields that are set: `shards`, `dense.onDisk`."""
+    """The JSON paths of the fields that are set: `shards`, `dense.onDisk`."""
     given: list[str] = []
     for name in block.model_fields_set:
         value = getattr(block, name)
@@ -207,6 +207,6 @@ def _given(block: BaseModel, path: str = "") -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """A value of JSON, cut where it is long."""
+    """A JSON value for a message, shortened to 64 characters."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 64 else f"{text[:60]} ..."

@@ -1,7 +1,7 @@
-"""The environment, read once at start into one frozen object.
+"""The settings, read once at start from the environment into one frozen object.
 
-Every field is one variable of the README, in upper case. What cannot work refuses to start with a
-`ConfigurationError` that names every setting at fault; what is odd but harmless warns.
+Each field is the environment variable of the same name in upper case; the README explains them. Settings that cannot
+work raise a `ConfigurationError` that names every invalid variable. Settings that are odd but harmless log a warning.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 _MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
-"""It is part of a path, `/v1/models/NAME`."""
+"""Pattern of a model name, which is part of the path `/v1/models/NAME`."""
 
 
 def _names(value: object) -> object:
@@ -53,7 +53,7 @@ def _block(value: object) -> object:
 
 
 class Settings(BaseModel):
-    """What the operator decides. An empty variable counts as unset."""
+    """The operator's settings. An empty variable counts as unset."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -149,13 +149,14 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read and check all settings.
+        """Read and validate all settings.
 
         Args:
-            environment: variables to read; None is the process's own.
+            environment: the variables to read; None reads those of the process.
 
         Raises:
-            ConfigurationError: naming each setting at fault, its value unless secret, and the fix.
+            ConfigurationError: a setting is invalid. The message names each such setting, its value unless it is a
+                secret, and the fix.
         """
         try:
             settings = cls.model_validate(_lowered(os.environ if environment is None else environment))
@@ -165,7 +166,7 @@ class Settings(BaseModel):
         return settings
 
     def warn(self) -> None:
-        """Log what is odd but harmless."""
+        """Log a warning for each setting that is odd but harmless."""
         if self.scale_down_threshold > self.scale_up_threshold:
             log.warning(
                 "SCALE_DOWN_THRESHOLD=%g is above SCALE_UP_THRESHOLD=%g: between the two, concurrency only falls",
@@ -179,7 +180,7 @@ class Settings(BaseModel):
 
     @property
     def model_options(self) -> ModelOptions:
-        """The part that the embedder needs."""
+        """The settings of the embedder."""
         return ModelOptions(
             model_id=self.model_id,
             revision=self.model_revision,
@@ -193,7 +194,7 @@ class Settings(BaseModel):
 
     @property
     def max_response_bytes(self) -> int:
-        """`MAX_RESPONSE_MB` in bytes, a megabyte being 10^6."""
+        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes."""
         return int(self.max_response_mb * 1_000_000)
 
 
@@ -204,12 +205,12 @@ def _lowered(environment: Mapping[str, str]) -> dict[str, str]:
 def _check_port(parts: SplitResult) -> None:
     try:
         _ = parts.port
-    except ValueError:  # its message quotes what stands there, which may be a key
+    except ValueError:  # its message quotes the port, which may be a misplaced key
         raise ValueError("must have a port from 0 to 65535, or none") from None
 
 
 def _keeps_a_key_safe(url: str) -> bool:
-    """Whether a key sent there stays encrypted or on this machine."""
+    """Whether a key sent to this URL is encrypted in transit or stays on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True

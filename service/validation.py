@@ -1,7 +1,7 @@
-"""What pydantic finds wrong with a value, in the words of all messages: a field path, the limit and the value.
+"""Translation of pydantic's validation errors into messages with a field path, the limit and the value.
 
-Requests, settings and the collection config are validated by pydantic; this is the only translator of its errors. No
-message quotes more of a value than its kind, its length, a number or a short word.
+Requests, settings and the collection config are all validated by pydantic, and their errors are translated here. A
+message quotes no more of a value than its type, its length, a number or a short word.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pydantic_core import ErrorDetails
 from embedder.errors import FieldError
 
 _FIELD_NAME_MAX = 64
-"""Characters of a field's name in a path: unknown names are the caller's."""
+"""Maximum characters of one field name in a path, since unknown names come from the caller."""
 
 _QUOTED_MAX = 32
-"""Characters of a string that is quoted."""
+"""Maximum characters of a string that is quoted."""
 
 
 def complaint(error: ErrorDetails) -> FieldError:
-    """The field at fault, and what is wrong with it; the message begins with the field."""
+    """Translate an error of pydantic. The message begins with the field path."""
     field, kind = field_path(error["loc"]), error["type"]
     if kind == "extra_forbidden":
         return FieldError(field, f"unknown field '{field}'")
     says = rule(error)
-    if kind == "value_error" and not field:  # a rule between fields names the field itself
+    if kind == "value_error" and not field:  # a rule between fields names its field
         field, _, says = says.partition(": ")
-    elif kind == "value_error" and says.startswith(("[", ".")):  # a rule about an item begins with its index
+    elif kind == "value_error" and says.startswith(("[", ".")):  # a rule about an item begins with its path
         index, _, says = says.partition(" ")
         field += index
     field = field or "a field name"
@@ -37,7 +37,7 @@ def complaint(error: ErrorDetails) -> FieldError:
 
 
 def rule(error: ErrorDetails) -> str:
-    """What the value must be, without the field and the value."""
+    """The rule that the value breaks, without the field and the value."""
     kind = error["type"]
     if kind in _TYPES:
         return f"must be {_TYPES[kind]}"
@@ -47,7 +47,7 @@ def rule(error: ErrorDetails) -> str:
 
 
 def field_path(location: Sequence[int | str]) -> str:
-    """("qdrant", "ids", 3) as `qdrant.ids[3]`."""
+    """Format a location of pydantic: ("qdrant", "ids", 3) becomes `qdrant.ids[3]`."""
     path = ""
     for part in location:
         if isinstance(part, int):
@@ -90,7 +90,7 @@ _RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 
 _COUNTED: Final = frozenset({"too_short", "too_long", "string_too_short", "string_too_long"})
 _SILENT: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
-"""Rules that say all there is to say of the value."""
+"""Error types whose message already describes the value."""
 
 
 def _got(kind: str, value: object) -> str | None:
@@ -107,7 +107,7 @@ def _got(kind: str, value: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value short and plain enough to be quoted in a message."""
+    """Describe a value for a message: numbers and short strings as they are, others by type or length."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return kind_of(value)
     if isinstance(value, str):
@@ -133,7 +133,7 @@ def kind_of(value: object) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text has no lone surrogate."""
+    """Whether the text is valid Unicode, without lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Lines into a collection, as many as there are, in memory that does not grow with their number."""
+"""The bulk load: it ingests any number of lines into a collection, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ from service.wire.errors import cause_of, code_for, code_of
 log = logging.getLogger(__name__)
 
 CONCURRENT_BATCHES: Final = 3
-"""So that the model never waits for the end of one."""
+"""Batches that are ingested concurrently, so that the model never waits for the end of a batch."""
 
 INDEX_TIMEOUT_S: Final = 24 * 3600.0
+"""Maximum time for building the HNSW graph."""
 
 OVERLOADED_PAUSE_S: Final = 1.0
-"""Before a batch that the pool had no room for is tried again."""
+"""Pause before a batch is retried for which the queue of the model was full."""
 
 REJECTIONS_SHOWN: Final = 10
-"""Rejected points that are named on the terminal, where no file is."""
+"""Maximum rejections that are printed if there is no file for them."""
 
 INTERRUPTED: Final = "interrupted; run the same command again to go on"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What to do with lines.
+    """The options of a load.
 
     Attributes:
-        request: what every batch asks for, but for its texts, ids and payloads.
-        collection: by name.
-        alias: set to the collection when it is complete and indexed; derived ids belong to it. None: no alias.
-        allow_rejected: set the alias though lines were rejected.
-        defer_index: defer the graph of a collection that has points, too.
+        request: the request of every batch, without its texts, ids and payloads.
+        collection: name of the collection.
+        alias: alias that is set to the collection when it is complete and indexed, and from which ids are derived; None
+            for no alias.
+        allow_rejected: set the alias even if lines were rejected.
+        defer_index: defer the HNSW graph even if the collection has points.
     """
 
     request: IngestRequest
@@ -55,15 +57,15 @@ class LoadOptions:
 
 
 class BulkLoad:
-    """One load.
+    """A bulk load.
 
     Args:
-        core: the model and the store.
-        options: what to do.
-        rejects: where rejected lines are named, one JSON object a line; None names a few on the terminal.
-        say: tells the person who waits.
-        batch_texts: maximum number of lines in one ingest.
-        overloaded_pause_s: time before a batch that the pool had no room for is tried again.
+        core: the operations.
+        options: the options of the load.
+        rejects: file for rejections, one JSON object per line; None prints the first ones.
+        say: prints a message.
+        batch_texts: maximum number of lines in a batch.
+        overloaded_pause_s: pause before a batch is retried for which the queue of the model was full.
     """
 
     def __init__(
@@ -83,18 +85,18 @@ class BulkLoad:
         self._batch_texts = batch_texts
         self._overloaded_pause_s = overloaded_pause_s
         self.report = LoadReport(alias=None if options.alias is None else False)
-        self._lock = Lock()  # lines are read in another thread
+        self._lock = Lock()  # a second thread reads the lines
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[asyncio.Task[None], LineBatch] = {}
         self._deferred = False
 
     def stop(self) -> None:
-        """Begin no further batch; from any thread."""
+        """Start no further batch. Thread-safe."""
         self._in_loop(self._stopping.set)
 
     def interrupt(self) -> None:
-        """As `stop`, and tell the person who waits what for; from a signal."""
+        """Start no further batch, and print what is still running; for signal handlers."""
         self._in_loop(self._interrupted)
 
     def _interrupted(self) -> None:
@@ -107,11 +109,11 @@ class BulkLoad:
         if self._loop is None:
             call()
         else:
-            with suppress(RuntimeError):  # it has ended
+            with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(call)
 
     def run(self, raw: Iterable[bytes]) -> LoadReport:
-        """Load all lines, build the index, set the alias; what could not be done is the report's `failure`."""
+        """Load all lines, build the index and set the alias. An error becomes the report's `failure`."""
         try:
             asyncio.run(self._run(raw))
         except WorkerError as error:
@@ -152,7 +154,7 @@ class BulkLoad:
             self._say(f"the alias stays where it is: {why}")
 
     async def _build_index(self) -> bool:
-        """False if the load is interrupted meanwhile."""
+        """Build the index. False if the load is interrupted meanwhile."""
         building = asyncio.create_task(
             self._core.collections.build_index(self._options.collection, timeout_s=INDEX_TIMEOUT_S)
         )
@@ -180,7 +182,7 @@ class BulkLoad:
                 batch = coming.result()
                 if batch is None:
                     break
-                # A later line of the same point must not be overtaken by the earlier one.
+                # Lines of the same point must be stored in their order.
                 while len(running) >= CONCURRENT_BATCHES or any(batch.keys & other.keys for other in running.values()):
                     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
@@ -193,20 +195,20 @@ class BulkLoad:
             running.clear()
 
     def _read(self, raw: Iterable[bytes], read: asyncio.Queue[LineBatch | None]) -> None:
-        """In a thread of its own: a slow pipe must not keep what was read from being sent."""
+        """Read lines into batches, in a thread of its own, so that a slow pipe does not delay complete batches."""
         loop = self._loop
         if loop is None:
             return
 
         def put(batch: LineBatch | None) -> bool:
-            """False: the load has ended before the lines."""
+            """Pass on a batch. False if the load has ended."""
             putting = read.put(batch)
             try:
                 asyncio.run_coroutine_threadsafe(putting, loop).result()
             except (RuntimeError, CancelledError):
                 return False
             finally:
-                putting.close()  # the loop may have ended before it began
+                putting.close()  # if the loop ended first, the coroutine never ran
             return True
 
         try:
@@ -215,7 +217,7 @@ class BulkLoad:
                 put(None)
         except OSError as error:
             self._fail(f"a file cannot be read ({error.strerror})")
-        except Exception as error:  # noqa: BLE001 - whatever ended the reading would leave the load waiting
+        except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
             self._fail_by(error)
 
     def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
@@ -227,10 +229,10 @@ class BulkLoad:
                     self._reject(number, code_for(InvalidRequest), str(error))
 
     async def _ingest_batch(self, lines: Sequence[Line]) -> None:
-        """Ingest lines; whatever goes wrong is the load's failure."""
+        """Ingest a batch. An unexpected error becomes the failure of the load."""
         try:
             await self._ingest(lines)
-        except Exception as error:  # noqa: BLE001 - a batch that ended without a word would be missing from the report
+        except Exception as error:  # noqa: BLE001 - otherwise the batch would be missing from the report
             self._fail_by(error)
 
     async def _ingest(self, lines: Sequence[Line]) -> None:
@@ -240,7 +242,7 @@ class BulkLoad:
                 return
             failure, report = await self._ingested(lines)
         if isinstance(failure, InvalidRequest) and len(lines) > 1:
-            middle = len(lines) // 2  # one of them is at fault; it must not take the others along
+            middle = len(lines) // 2  # find the invalid line, and ingest the others
             await self._ingest(lines[:middle])
             if not self._over:
                 await self._ingest(lines[middle:])
@@ -257,7 +259,7 @@ class BulkLoad:
         self._say(f"{points} points, {points / max(self.report.seconds, 1e-3):.0f} a second")
 
     async def _ingested(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
-        """Why the ingest failed as a whole, if it did, and its report, if there is one."""
+        """Ingest lines; returns the failure of the whole ingest, if any, and its report, if any."""
         request = replace(
             self._options.request,
             texts=[line.text for line in lines],
@@ -270,7 +272,7 @@ class BulkLoad:
             return cause_of(error), error.report
         except WorkerError as error:
             return error, None
-        except Exception as error:  # noqa: BLE001 - one batch must not take the others along
+        except Exception as error:  # noqa: BLE001 - other batches must continue
             log.error("internal error: %s", whereabouts(error))
             return Internal(f"internal error ({type(error).__name__})"), None
 
@@ -313,7 +315,7 @@ class BulkLoad:
         return True
 
     def _fail(self, why: str) -> None:
-        """Begin no further batch, and say why; the first reason is the one that is told. From any thread."""
+        """End the load with a reason; later reasons are ignored. Thread-safe."""
         if self.report.failure is None:
             self.report.failure = why
         self.stop()

@@ -1,4 +1,4 @@
-"""Texts to vectors to points, embedding and storing at the same time, with a report of every point.
+"""The ingest operation: it embeds texts and stores points concurrently, and reports every point.
 
 plan -> admit -> resolve the collection -> for each portion of the stream: draft -> writer -> report
 """
@@ -47,29 +47,30 @@ from service.operations.store_access import IngestSlot, StoreAccess, in_thread
 log = logging.getLogger(__name__)
 
 PLANNERS: Final = 2
-"""Ingests that are planned concurrently. Their own threads: queries must be tokenized while long texts are cut up."""
+"""Ingests that are planned concurrently, in threads of their own, so that chunking never delays queries."""
 
 AdmitTexts = Callable[[Sequence[IngestedText], int], None]
-"""Called with what is known of the texts, and the number of points, before anything is stored; what it raises ends the
-operation.
+"""Callback with the texts as known before any point is stored, and the number of points.
+
+An error that it raises ends the operation.
 """
 
 _WHOLE = "the job failed as a whole, as its error says"
-"""Message of each of its points: the error's own, repeated, would make a long answer of a short one."""
+"""Message of every point of a failed job; the job's own message stands only once, in its error."""
 
 
 def admit_texts(_texts: Sequence[IngestedText], _points: int) -> None:
-    """Admit any texts."""
+    """Accept any texts."""
 
 
 class Ingest:
-    """The operation. Usable from any event loop.
+    """The ingest operation. Usable from any event loop.
 
     Args:
         embedder: the loaded model.
-        store: the access to the store.
-        collections: know which may be named, their schema, and which have it.
-        limits: on the lengths of texts.
+        store: access to the store.
+        collections: the collections of the worker.
+        limits: default limits on the lengths of texts.
         batch_points: maximum number of points, or ids, in one request to the store.
     """
 
@@ -92,10 +93,10 @@ class Ingest:
         self._planning = ThreadPoolExecutor(max_workers=PLANNERS, thread_name_prefix="plan")
 
     def check(self, request: IngestRequest) -> None:
-        """Check what a request asks of the collection, without its texts.
+        """Validate a request against the config of collections.
 
         Raises:
-            InvalidRequest: the text key belongs to another layout of payloads.
+            InvalidRequest: the payload layout of the collection has another text key.
         """
         layout = self._schema.layout
         if layout != "plain" and request.text_key != "text":
@@ -111,17 +112,17 @@ class Ingest:
         admit_texts: AdmitTexts = admit_texts,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> IngestResult:
-        """Store all texts. All that can be refused without the model is refused before it runs.
+        """Embed and store all texts. Requests that are invalid are rejected before the model runs.
 
         Args:
-            request: at least one text.
-            admit: sees the lengths of the points before the model runs, where vectors are returned.
-            admit_texts: sees what is known of the texts before anything is stored.
-            progress: called from a thread of the ingest as points are done.
+            request: the texts.
+            admit: callback with the lengths of the points before the model runs; only if vectors are returned.
+            admit_texts: callback with the texts before any point is stored.
+            progress: callback from a thread of the ingest when points are done.
 
         Raises:
-            InvalidRequest: the request cannot be served as written; nothing is stored.
-            IngestFailed: the job failed as a whole; its report says what is stored nevertheless.
+            InvalidRequest: the request is invalid. No point is stored.
+            IngestFailed: the job failed as a whole. Its report lists the points that are not stored.
         """
         self.check(request)
         name = self._collections.named(request.collection, f"{request.path}collection")
@@ -195,7 +196,7 @@ class Ingest:
     def _prepared(
         self, request: IngestRequest, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
     ) -> IngestJob:
-        """Find the collection and what is there already. Blocks for the store."""
+        """Resolve the collection and, with `insert_only`, look up the existing points. Blocks for the store."""
         catalogue = self._collections.catalogue
         collection = catalogue.resolve(plan.name)
         catalogue.verify(plan.name)
@@ -223,7 +224,7 @@ class Ingest:
 
 
 async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[Drafts]]) -> IngestReport:
-    """Whatever ends the job, the model computes nothing more for it."""
+    """Run the job. If it is interrupted, its texts that wait for the model are dropped."""
     try:
         return await slot.run(lambda: job.run(source), stage="ingest")
     except BaseException:
@@ -232,7 +233,7 @@ async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[
 
 
 def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, ModelFailure]) -> list[IngestedText]:
-    """What a result without vectors says of each text, before and after it is embedded."""
+    """The result of each text without its vectors, before or after it is embedded."""
     texts = []
     for text, indices in enumerate(plan.documents):
         embedded = [plan.points[index].encoded for index in indices if index not in failures]

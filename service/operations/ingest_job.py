@@ -1,6 +1,6 @@
-"""One ingest on its way from the model to the store, in a thread of its own.
+"""The execution of one ingest between the model and the store, in a thread of its own.
 
-for each portion of the stream: draft -> writer -> report; then the stale chunks
+for each portion of the stream: draft -> writer -> report; then delete stale chunks
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from service.operations.store_access import StoreAccess
 log = logging.getLogger(__name__)
 
 Drafts = Sequence[Draft | Rejection]
-"""A portion of a job on its way to the writer."""
+"""A portion of a job's points for the writer."""
 
 
 class IngestJob:
-    """One ingest, planned and with its collection known.
+    """One planned ingest into a resolved collection.
 
     Args:
-        request: what was asked for.
-        plan: its points.
-        collection: what the request's name stood for at the start.
-        embedder: computes the vectors.
-        store: the access to the store.
-        collections: know the schema.
+        request: the request.
+        plan: the plan of its points.
+        collection: the collection that the request's name or alias resolved to at the start.
+        embedder: the loaded model.
+        store: access to the store.
+        collections: the collections of the worker.
         documents: locks of the documents that are being written.
-        skipped: indices of points that are there already and stay untouched.
-        progress: called as points are done; see `Ingest`.
+        skipped: indices of existing points that stay unchanged.
+        progress: callback when points are done; see `Ingest`.
         batch_points: maximum number of points, or ids, in one request to the store.
 
     Attributes:
         wanted: indices of the points that must be embedded, ascending.
-        failures: by index of a point, why the model could not embed it.
+        failures: the model's failure by the index of its point.
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class IngestJob:
         )
 
     def run(self, source: Callable[[], Generator[Drafts]]) -> IngestReport:
-        """Store what the source gives, until every point is done. Blocks.
+        """Store the points of a source until every point is done. Blocks.
 
         Args:
-            source: `stream` or `given`. Called in this thread, and not before the job may write its documents: the
-                streams of all jobs share a window, of which a job that waits for another must hold nothing.
+            source: `stream` or `given`. It is called in this thread after the job has locked its documents. The
+                streams of all jobs share a window, and a job that waits for another one must not occupy it.
 
         Raises:
-            IngestFailed: the store gave out.
+            IngestFailed: the store failed.
         """
         documents = self._plan.ids if self._request.chunk is not None else ()
         with self._documents.held(self._collection, self._plan.id_scope, documents):
@@ -125,7 +125,7 @@ class IngestJob:
                     written = self._writer.write(portions)
             finally:
                 if self._stream is not None:
-                    self._stream.close()  # not before: what is under way counts until it is acknowledged
+                    self._stream.close()  # only now: points in flight occupy the window until they are acknowledged
             skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
             written = replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
                 len(self._plan.points), skipped=skipped
@@ -141,12 +141,12 @@ class IngestJob:
             return report
 
     def given(self, results: Sequence[Result]) -> Generator[Drafts]:
-        """The drafts of results that are there, of all points of the plan."""
+        """Yield the drafts of computed results, one for each point of the plan."""
         if results:
             yield [self._draft(index, results[index]) for index in self.wanted]
 
     def stream(self) -> Generator[Drafts]:
-        """Have the model embed what is wanted, and give the drafts of each portion of results as it is ready."""
+        """Start embedding the wanted points, and yield the drafts of each portion of results when it is ready."""
         outputs = Outputs.of(tuple(self._request.vectors), self._schema.colbert.datatype)
         texts = [self._plan.points[index].encoded for index in self.wanted]
         try:
@@ -166,8 +166,8 @@ class IngestJob:
                 drafts = [self._draft(self.wanted[number], result) for number, result in portion]
                 del portion
                 yield drafts
-                del drafts  # while the next one is awaited, the writer alone holds vectors
-        except Cancelled:  # the writer knows
+                del drafts  # during the wait for the next portion, only the writer holds vectors
+        except Cancelled:  # the writer reports it
             return
 
     def _release(self, indices: Sequence[int]) -> None:
@@ -179,17 +179,17 @@ class IngestJob:
             self._stream.wake()
 
     def _observe(self, points: int) -> None:
-        """Report progress; a report that fails costs the caller its progress and not its points."""
+        """Report progress. If the callback fails, the job continues without it."""
         if self._progress is None:
             return
         try:
             self._progress(IngestProgress(self._done_before + points, len(self._plan.points)))
-        except Exception as error:  # noqa: BLE001 - the caller's own code
+        except Exception as error:  # noqa: BLE001 - the callback is the caller's code
             self._progress = None
             log.warning("the progress of an ingest could not be reported: %s", whereabouts(error))
 
     def cancel(self) -> None:
-        """Compute and send nothing more; `run` ends as soon as what is being sent is acknowledged or not."""
+        """Stop computing and sending. `run` ends when the requests in flight are answered."""
         self._cancelled = True
         self._writer.cancel(Cancelled("the job was cancelled"))
         if self._stream is not None:
@@ -204,16 +204,16 @@ class IngestJob:
 
     def _ensure(self) -> None:
         name = self._plan.name
-        # Made anew, the collection would lack the points that were skipped, or nothing would lead to it any more.
+        # A new collection would lack the skipped points, or no alias would lead to it.
         kept = bool(self._skipped) or self._collection != name
         if kept and self._store.collection_of(self._collection, patient=True) is None:
             raise NotFound(f"collection {name!r} was deleted while the job ran; send the job again")
         if self._catalogue.ensure(self._collection) != self._collection:
-            # Another job may be writing the same documents by the name of the collection.
+            # Another job may be writing the same documents under the name of the collection.
             raise NotFound(f"{name!r} has become an alias while the job ran; send the job again")
 
     def _delete_stale_chunks(self, written: WriteReport) -> None:
-        """Delete chunks that a document had beyond its last one now, if all it has now is stored."""
+        """Delete the chunks of earlier versions beyond the last chunk of each document that is stored completely."""
         plan = self._plan
         if self._request.chunk is None or self._request.insert_only:
             return
@@ -229,12 +229,12 @@ class IngestJob:
 
 
 def priority_of(request: IngestRequest) -> Priority:
-    """Queries go before passages."""
+    """The priority of a request's texts."""
     return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
 def report_of(plan: IngestPlan, written: WriteReport) -> IngestReport:
-    """What became of every point, in the terms of the request."""
+    """The report on every point, by texts and chunks of the request."""
     rejected = (
         RejectedPoint(plan.points[rejection.index].text, plan.points[rejection.index].chunk, rejection.cause)
         for rejection in written.rejected

@@ -1,4 +1,4 @@
-"""What an ingest will store, decided before anything is computed: its points, and which of them are refused already."""
+"""The plan of an ingest, made before the model runs: its points, and those that are rejected already."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from qdrant_sink import (
 from service.operations.ingest_values import IngestRequest
 
 _MAX_INTEGER = 2**63 - 1
-"""Largest integer in a payload of Qdrant."""
+"""Maximum integer in a payload of Qdrant."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedPoint:
-    """A point that is to be stored.
+    """A point to store.
 
     Attributes:
         text: index of the text in the request.
-        chunk: index of the chunk in the text; None where the text is one point.
-        id: of the point.
-        payload: of the point, laid out.
-        encoded: what the model will see.
+        chunk: index of the chunk in the text; None without chunking.
+        id: id of the point.
+        payload: payload of the point in its layout.
+        encoded: the tokens of the point.
     """
 
     text: int
@@ -54,13 +54,13 @@ class IngestPlan:
     """The points of a job, in the order of its texts.
 
     Attributes:
-        name: the name of the collection as the request has it.
-        id_scope: what derived ids belong to.
-        ids: per text, the id of its point or, where it is cut into chunks, of the document.
-        points: all points; other attributes refer to them by their indices here.
-        owners: by the index of each point to be stored, all indices that it stands for, its own first.
-        rejected: what is refused before it is embedded.
-        documents: per text, the indices of its points.
+        name: name of the collection in the request.
+        id_scope: name from which ids are derived.
+        ids: the id of each text: that of its point or, with chunking, that of the document.
+        points: all points; other attributes refer to them by index.
+        owners: the merged points, by the index of the point that is stored; its own index is the first.
+        rejected: the points that are rejected before they are embedded.
+        documents: the indices of each text's points.
     """
 
     name: str
@@ -75,17 +75,17 @@ class IngestPlan:
     def of(
         cls, request: IngestRequest, name: str, embedder: Embedder, *, max_length: int, schema: CollectionSchema
     ) -> IngestPlan:
-        """Cut, tokenize, name and lay out. Blocks for about a second per 5 MB of text.
+        """Chunk and tokenize texts, derive ids and lay out payloads. Blocks for about a second per 5 MB of text.
 
         Args:
-            request: what to store.
-            name: of the collection, the default filled in.
-            embedder: cuts and tokenizes.
-            max_length: tokens after which a text that is not cut into chunks is truncated.
-            schema: of the collection.
+            request: the request.
+            name: name of the collection, with the default filled in.
+            embedder: the loaded model, which chunks and tokenizes.
+            max_length: tokens beyond which a text without chunking is truncated.
+            schema: schema of the collection.
 
         Raises:
-            InvalidRequest: an id is not valid, or a caller's key collides with one that the worker writes.
+            InvalidRequest: an id is invalid, or a payload has a key that the worker writes.
         """
         scope = request.id_scope or name
         ids = [_identity(request, scope, index) for index in range(len(request.texts))]
@@ -109,7 +109,7 @@ def _identity(request: IngestRequest, scope: str, index: int) -> PointId:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """The part of a text that becomes a point, in characters."""
+    """The span of a text that becomes a point, in characters."""
 
     text: int
     chunk: int | None
@@ -145,7 +145,7 @@ def _points(
         if piece.chunk is not None:
             document = str(identity) if given is None else given
             identity = chunk_id(identity, piece.chunk, scope)
-            # Qdrant's payloads have no unsigned integers of 64 bits, which ids are.
+            # Ids are unsigned 64-bit integers, payloads hold only signed ones.
             shown = str(document) if isinstance(document, int) and document > _MAX_INTEGER else document
             written = {"doc_id": shown, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
         elif given is not None and is_derived(given):
@@ -165,7 +165,7 @@ def _points(
 def _refused(
     request: IngestRequest, ids: Sequence[PointId], points: Sequence[PlannedPoint], schema: CollectionSchema
 ) -> Iterator[Rejection]:
-    """What need not be embedded: it could not be stored."""
+    """The points that Qdrant could not store, so that they need not be embedded."""
     size = schema.colbert.size
     bounded = "colbert" in request.vectors and not request.pool_colbert
     kept: set[int] = set()
@@ -187,9 +187,9 @@ def _refused(
 
 
 def _contested(request: IngestRequest, ids: Sequence[PointId], kept: Collection[int]) -> dict[int, DuplicateId]:
-    """Find the texts in chunks whose document is another one of the same id: their chunks must not mix.
+    """The texts whose document id belongs to an earlier, different text of the job, since chunks must not mix.
 
-    `kept` are the texts of which at least one chunk is going to be stored.
+    `kept` are the texts with at least one valid chunk.
     """
     if request.chunk is None:
         return {}

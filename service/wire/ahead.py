@@ -1,4 +1,4 @@
-"""Vectors written as base64 while the model still computes the other texts of their request."""
+"""Base64 encoding of vectors while the model still computes the other texts of the request."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from service.wire.body import Base64Array
 from service.wire.requests import EmbedRequest
 
 _WRITERS: Final = 2
-"""Threads that write base64, for all answers.
+"""Threads that encode base64, shared by all answers.
 
-The encoding is a tenth of their time; the rest goes to memory that is new to the process, page by page. A thread that
-freed as much before mostly gets it again from the allocator, and the fewer the threads, the more each has.
+Encoding takes a tenth of their time; the rest is page faults of newly allocated memory. A thread mostly gets memory
+again that it has freed, so fewer threads cause fewer page faults.
 """
 
 
 class WrittenAhead:
-    """The vectors of one answer of the queue, each written as soon as it is there.
+    """Encodes the vectors of one answer for the queue as soon as the model has computed them.
 
     Args:
-        request: of the wire, with encoding base64.
+        request: the request, whose encoding is base64.
     """
 
     def __init__(self, request: EmbedRequest) -> None:
@@ -33,15 +33,15 @@ class WrittenAhead:
         self._parts: list[Future[dict[int, TextAnswer]]] = []
 
     def take(self, results: Sequence[tuple[int, Result]]) -> None:
-        """Have these results written, each with the index of its text. From any thread; does not block."""
+        """Encode results, each given with the index of its text, in the background. Thread-safe."""
         self._parts.append(_writers().submit(self._written, results))
 
     def items(self) -> dict[int, TextAnswer]:
-        """The vectors of all texts that have some, by the index of the text. Blocks until the last one is written."""
+        """The encoded vectors by the index of their text; failed texts are absent. Blocks until all are encoded."""
         return {index: item for part in self._parts for index, item in part.result().items()}
 
     def cancel(self) -> None:
-        """Write nothing more: the answer will not be sent."""
+        """Drop what is not encoded yet, since the answer will not be sent."""
         for part in self._parts:
             part.cancel()
 

@@ -1,7 +1,7 @@
-"""Results as answers: typed dictionaries in the names of the wire, whose vectors are still arrays.
+"""Rendering of results as answers: typed dictionaries with JSON field names, whose vectors are still arrays.
 
-`Body.of` writes an answer once, straight from the arrays' buffers: a list holds the shortest decimals that read back as
-the same float32, base64 the little-endian bytes.
+`Body.of` serializes an answer once, directly from the buffers of its arrays. A list holds the shortest decimals that
+read back as the same float32; base64 holds the little-endian bytes.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from service.wire.requests import EmbedRequest
 from service.wire.size import Encoding, NumberType
 
 REJECTION_MESSAGE_MAX_BYTES: Final = 220
-"""Bytes of the message of one rejected point; the path into a deeply nested payload can be longer."""
+"""Maximum JSON bytes of the message of a rejected point; the path into a deeply nested payload can be longer."""
 
 REJECTION_MAX_BYTES: Final = REJECTION_MESSAGE_MAX_BYTES + 230
-"""Bytes kept free per point for what an ingest may have to say of it: index, code and message, and its text's error."""
+"""Bytes reserved per point for its possible rejection (index, code and message) and for the error of its text."""
 
 
 def embed_answer(
     request: EmbedRequest, result: EmbedResult, model: str, written: Mapping[int, TextAnswer] | None = None
 ) -> EmbedAnswer:
-    """The answer for vectors; a text that failed carries an error in place of them.
+    """The answer to an embed request; a failed text has an error instead of vectors.
 
     Args:
-        request: of the wire.
-        result: of the operation.
-        model: its name.
-        written: the members for vectors by the index of their text, where they were made before.
+        request: the request.
+        result: the result of the operation.
+        model: name of the model.
+        written: the rendered vectors by the index of their text, if they were rendered before.
     """
     items = []
     for index, (text, embedding) in enumerate(zip(request.texts, result.texts, strict=True)):
@@ -82,7 +82,7 @@ def embed_answer(
 
 
 def ingest_answer(request: EmbedRequest, texts: Sequence[IngestedText], tokens: int, model: str) -> EmbedAnswer:
-    """The answer for stored texts, but for its `upsert` block."""
+    """The answer to an embed request that stores points, without its `upsert` block."""
     items = []
     for text, ingested in zip(request.texts, texts, strict=True):
         item: TextAnswer = {"text": text} if request.include_text else {}
@@ -100,7 +100,7 @@ def ingest_answer(request: EmbedRequest, texts: Sequence[IngestedText], tokens: 
 
 
 def upsert_answer(report: IngestReport) -> UpsertAnswer:
-    """The `upsert` block: each rejected point is named by its text and, if it is one, its chunk."""
+    """The `upsert` block; a rejected point has the index of its text and, with chunking, of its chunk."""
     rejected: list[RejectedAnswer] = []
     for point in report.rejected:
         item: RejectedAnswer = {"index": point.text, "code": code_of(point.cause), "message": _cut(point.cause.message)}
@@ -116,7 +116,7 @@ def upsert_answer(report: IngestReport) -> UpsertAnswer:
 
 
 def search_answer(result: SearchResult, model: str) -> SearchAnswer:
-    """The answer to a search."""
+    """The answer to a search request."""
     results: list[HitsAnswer] = [{"hits": [_hit(hit) for hit in hits]} for hits in result.hits]
     if result.explanations is not None:
         for item, explanations in zip(results, result.explanations, strict=True):
@@ -126,7 +126,7 @@ def search_answer(result: SearchResult, model: str) -> SearchAnswer:
 
 
 def score_answer(result: ScoreResult, model: str) -> ScoreAnswer:
-    """The answer to a score request; a pair that failed is null in every list and named in `errors`."""
+    """The answer to a score request; a failed pair is null in every list and listed in `errors`."""
     scores = [None if isinstance(pair, ModelFailure) else pair for pair in result.scores]
     errors: list[PairErrorAnswer] = [
         {"index": index, **error_answer(pair)}
@@ -148,17 +148,17 @@ def score_answer(result: ScoreResult, model: str) -> ScoreAnswer:
 
 
 def id_answer(point_id: PointId) -> int | str:
-    """A point's id on the wire: a number, or the text of a UUID."""
+    """A point's id in JSON: a number, or the text of a UUID."""
     return point_id if isinstance(point_id, int) else str(point_id)
 
 
 def numbers(array: NDArray[Any]) -> NDArray[np.float32]:
-    """The array as `Body.of` can write it: contiguous, in the machine's byte order."""
+    """The array in the form that `Body.of` serializes: contiguous float32 in native byte order."""
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def base64_array(array: NDArray[Any], dtype: NumberType) -> ArrayAnswer:
-    """An array in base64, taken from its buffer."""
+    """The array in the form that `Body.of` encodes as base64."""
     wire = np.ascontiguousarray(array, dtype="<f2" if dtype == "float16" else "<f4")
     return {"shape": list(wire.shape), "dtype": dtype, "data": Base64Array(wire)}
 
@@ -168,7 +168,7 @@ def _add_error(item: TextAnswer, error: ModelFailure) -> None:
 
 
 def add_vectors(item: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
-    """Add the vectors that the embedding has."""
+    """Add the vectors of an embedding."""
     if embedding.dense is not None:
         item["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)
     if embedding.sparse is not None:
@@ -243,7 +243,7 @@ def _shortest(value: float) -> float:
 
 
 def _cut(message: str) -> str:
-    """The message, or as much of its beginning as `REJECTION_MESSAGE_MAX_BYTES` of JSON hold."""
+    """The message, truncated to `REJECTION_MESSAGE_MAX_BYTES` of JSON."""
     kept = message
     while len(orjson.dumps(kept)) > REJECTION_MESSAGE_MAX_BYTES:
         kept = kept[: len(kept) * 7 // 8]

@@ -1,4 +1,4 @@
-"""The types of the fields of requests, and the limits that they are checked against."""
+"""The types of request fields, and the limits that they are validated against."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from service.collection_config import PAYLOAD_PATH
 from service.validation import is_unicode, kind_of, shown
 
 PAYLOAD_KEYS_MAX = 100
-"""Keys of a payload that a request may name one by one."""
+"""Maximum number of payload keys in one selection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request is checked against beyond its own form.
+    """The limits of a worker that requests are validated against.
 
     Attributes:
-        max_texts: most texts or queries of a request.
-        max_length: the model's limit on a text in tokens.
+        max_texts: maximum number of texts, queries or pairs in a request.
+        max_length: maximum length of a text in tokens, which the model sets.
     """
 
     max_texts: int
@@ -46,7 +46,7 @@ def _limits(info: ValidationInfo) -> Limits:
 
 
 def tokens_within_model(value: int, info: ValidationInfo) -> int:
-    """The value, if the model takes as many tokens."""
+    """Validate that a number of tokens is within the model's limit."""
     limit = _limits(info).max_length
     if value > limit:
         raise ValueError(f"must be at most the model's {limit} tokens, got {shown(value)}")
@@ -108,7 +108,7 @@ def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def payload_selection(raw: object) -> WithPayload:
-    """What hits carry of their payload: all, nothing, these keys, or all but these."""
+    """Parse `withPayload`: the whole payload, none, these keys, or all keys but these."""
     if isinstance(raw, bool):
         return raw
     if isinstance(raw, list):
@@ -123,7 +123,7 @@ def payload_selection(raw: object) -> WithPayload:
 
 
 def vector_selection(raw: object) -> tuple[Kind, ...]:
-    """Which vectors hits carry: all, none, or these kinds."""
+    """Parse `withVectors`: all vectors, none, or these kinds."""
     if isinstance(raw, bool):
         return KINDS if raw else ()
     if not isinstance(raw, list):
@@ -156,13 +156,13 @@ Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
 
 
 class Wire(BaseModel):
-    """A part of a request: strict types, camelCase names, nothing unknown."""
+    """Base of requests and their parts: strict types, camelCase names, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 
 
 class QuantizationParams(Wire):
-    """How the quantized copy of a vector is used, where the collection keeps one."""
+    """Use of the quantized vectors, if the collection has them."""
 
     ignore: bool = False
     rescore: bool = True
@@ -170,7 +170,7 @@ class QuantizationParams(Wire):
 
 
 class SearchParams(Wire):
-    """How the store searches: `hnswEf` widens the graph search, `exact` does without the index."""
+    """Parameters of the search in Qdrant: `hnswEf` widens the graph search, `exact` searches without the index."""
 
     hnsw_ef: Annotated[int, Field(ge=1, le=100_000)] | None = None
     exact: bool = False

@@ -1,6 +1,6 @@
 """OpenAI's embeddings API: `/v1/embeddings` and `/v1/models`, over HTTP and on the queue.
 
-Its answer has no field for a text that was cut or that failed; so both fail the request.
+Its answer has no field for a truncated or a failed text, so either is an error of the whole request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
-from typing_extensions import TypedDict  # Python 3.11's own has no schema
+from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
 from embedder import Embedding, FieldError, InvalidRequest, ModelFailure, NotFound, Outputs, WorkerError
 from service import operations
@@ -36,11 +36,11 @@ _TYPES: Final[Mapping[str, str]] = {
     "response_too_large": "invalid_request_error",
     "overloaded": "rate_limit_error",
 }
-"""OpenAI's `type` of an error by our code; of all others `server_error`."""
+"""OpenAI's error `type` by the worker's error code; that of other codes is `server_error`."""
 
 
 def _valid_input(value: Any) -> list[str] | list[list[int]]:
-    """The inputs as a list, all of one kind."""
+    """The input as a list of texts or of lists of token ids."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
@@ -82,7 +82,7 @@ class EmbeddingsRequest(BaseModel):
 
 
 class QueueJob(BaseModel):
-    """A job's input as RunPod's OpenAI proxy writes it."""
+    """A job's input from RunPod's OpenAI proxy."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -91,7 +91,7 @@ class QueueJob(BaseModel):
 
 
 class EmbeddingAnswer(TypedDict):
-    """One embedding: numbers, or little-endian float32 in base64."""
+    """An embedding: numbers, or little-endian float32 in base64."""
 
     object: Literal["embedding"]
     index: Count
@@ -115,7 +115,7 @@ class EmbeddingsAnswer(TypedDict):
 
 
 class OpenAIErrorBody(TypedDict):
-    """What is wrong; `code` is the worker's own."""
+    """The content of OpenAI's error object; `code` is the worker's error code."""
 
     message: str
     type: str
@@ -134,7 +134,7 @@ class OpenAIDialect:
 
     Args:
         core: the operations.
-        max_bytes: limit on an answer.
+        max_bytes: maximum size of an answer.
     """
 
     def __init__(self, core: Operations, max_bytes: int) -> None:
@@ -143,10 +143,10 @@ class OpenAIDialect:
         self._created = int(time.time())
 
     async def route(self, raw: object) -> Outcome:
-        """The answer to a job's input from RunPod's OpenAI proxy: `{"openai_route", "openai_input"}`.
+        """Answer a job's input from RunPod's OpenAI proxy, `{"openai_route", "openai_input"}`.
 
         Raises:
-            WorkerError: see `openai_error` for its form on the wire.
+            WorkerError: the request failed; `openai_error` renders the error.
         """
         job = validated(QueueJob, raw)
         if job.openai_route == EMBEDDINGS:
@@ -156,10 +156,10 @@ class OpenAIDialect:
         raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}")
 
     async def embeddings(self, raw: object) -> Outcome:
-        """The answer to the body of `/v1/embeddings`.
+        """Answer a request body of `/v1/embeddings`.
 
         Raises:
-            WorkerError: see `openai_error` for its form on the wire.
+            WorkerError: the request failed; `openai_error` renders the error.
         """
         request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
         self._check(request)
@@ -177,10 +177,10 @@ class OpenAIDialect:
         return await asyncio.to_thread(self._answered, request, result)
 
     def models(self, path: str) -> Outcome:
-        """The answer of `/v1/models`, or of the path of one model.
+        """Answer `/v1/models`, or the path of one model.
 
         Raises:
-            NotFound: another model.
+            NotFound: the path names another model.
         """
         listed = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
         if path == MODELS:
@@ -233,7 +233,7 @@ def is_openai(raw: object) -> bool:
 
 
 def openai_error(error: WorkerError) -> OpenAIError:
-    """An error as OpenAI's object."""
+    """Render an error as OpenAI's object."""
     answer = error_answer(error)
     fields = answer["details"].get("errors") or [{"field": None}]
     return {

@@ -1,8 +1,8 @@
-"""The JSON of requests, one type per operation, and the request values that operations take.
+"""The JSON of requests, one type per operation, and their conversion to the request values of the operations.
 
-Wire names are camelCase, Python names snake_case. Types are strict (`1.0` is not an integer, `"true"` not a boolean),
-unknown fields are refused by name, and every complaint is an `InvalidRequest` that names the field, the limit and the
-value, but never quotes a text. What passes here needs no further check.
+JSON names are camelCase, Python names snake_case. Types are strict: `1.0` is not an integer, `"true"` is not a boolean.
+Unknown fields are errors. Every error is an `InvalidRequest` that names the field, the limit and the value, but never
+quotes a text. A request that passes here needs no further validation.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from service.wire.fields import (
 )
 
 HITS_MAX = 1_000_000
-"""Hits of one search request before they are cut to pages: what a worker can hold beside the model."""
+"""Maximum hits of a search request before paging, which a worker can hold in memory beside the model."""
 
 EXAMPLES_MAX = 100
-"""Positive or negative points of a search, whose vectors are read first."""
+"""Maximum positive, or negative, points of a search, whose vectors are read first."""
 
 EXPLAINED_HITS_MAX = 1000
-"""Hits of one request that are explained: each is tokenized anew."""
+"""Maximum explained hits of a request, each of which is tokenized again."""
 
 EXPLAINED_ROWS_HITS_MAX = 100
-"""The same where their ColBERT rows are fetched: a client's lists of 1023 rows of 1024 take 32 MB."""
+"""Maximum explained hits of a request that fetches ColBERT rows; 1023 rows of 1024 numbers take 32 MB as lists."""
 
 
 class Chunking(Wire):
-    """How texts are cut into points: at most `maxTokens` each, of which `overlap` repeat the end of the one before."""
+    """Chunking of texts: at most `maxTokens` tokens per point, of which `overlap` repeat the end of the last one."""
 
     max_tokens: Annotated[int, Field(ge=CHUNK_MIN_TOKENS)] = 512
     overlap: Annotated[int, Field(ge=0)] | None = None
@@ -66,12 +66,12 @@ class Chunking(Wire):
         return self.max_tokens // 8 if self.overlap is None else self.overlap
 
     def value(self) -> operations.Chunking:
-        """The request value."""
+        """Convert to the request value."""
         return operations.Chunking(self.max_tokens, self.overlap_tokens)
 
 
 class QdrantTarget(Wire):
-    """The `qdrant` block of an embed request: where and how to store the points."""
+    """The `qdrant` block of an embed request: the collection of the points, and how to store them."""
 
     collection: Collection | None = None
     ids: Ids | None = None
@@ -84,7 +84,7 @@ class QdrantTarget(Wire):
 
 
 class EmbedRequest(Wire):
-    """Turn texts into vectors, and store them if `qdrant` says where."""
+    """Embed texts and, with a `qdrant` block, store them as points."""
 
     operation: Literal["embed"] = "embed"
     texts: Texts
@@ -132,16 +132,16 @@ class EmbedRequest(Wire):
 
     @property
     def wants_vectors(self) -> bool:
-        """Whether the answer carries vectors: by default only where they are not stored."""
+        """Whether the answer contains vectors; by default only if they are not stored."""
         return self.qdrant is None if self.return_vectors is None else self.return_vectors
 
     @property
     def role(self) -> operations.Role:
-        """What the texts are."""
+        """The role of the texts."""
         return "passage" if self.is_passage else "query"
 
     def embed_value(self) -> operations.EmbedRequest:
-        """The request value, where nothing is stored. ColBERT rows have the type in which they are sent."""
+        """Convert to the request value of `embed`. ColBERT rows have the type in which they are sent."""
         return operations.EmbedRequest(
             texts=self.texts,
             outputs=Outputs.of(self.vectors, self.dtype),
@@ -151,7 +151,7 @@ class EmbedRequest(Wire):
         )
 
     def ingest_value(self, target: QdrantTarget) -> operations.IngestRequest:
-        """The request value, where points are stored as the `qdrant` block says."""
+        """Convert to the request value of `ingest`."""
         return operations.IngestRequest(
             texts=self.texts,
             vectors=self.vectors,
@@ -172,19 +172,19 @@ class EmbedRequest(Wire):
 
 
 class Like(Wire):
-    """Stored points in place of queries: what is found is like the first and unlike the second."""
+    """Stored points instead of queries: hits are similar to `positive` and dissimilar to `negative` points."""
 
     positive: Annotated[Ids, Field(min_length=1, max_length=EXAMPLES_MAX)]
     negative: Annotated[Ids, Field(max_length=EXAMPLES_MAX)] = Field(default=[])
     id_scope: Collection | None = None
 
     def value(self) -> operations.Like:
-        """The request value."""
+        """Convert to the request value."""
         return operations.Like(self.positive, self.negative, self.id_scope)
 
 
 class SearchRequest(Wire):
-    """Find the stored points nearest to each query, or to the examples of `like`."""
+    """Search for the stored points nearest to each query, or to the points of `like`."""
 
     operation: Literal["search"]
     queries: Texts = Field(default=[])
@@ -256,7 +256,7 @@ class SearchRequest(Wire):
         return self
 
     def value(self) -> operations.SearchRequest:
-        """The request value."""
+        """Convert to the request value."""
         params = self.params
         options = SearchOptions(
             using=tuple(self.using),
@@ -289,19 +289,19 @@ class SearchRequest(Wire):
 
 
 class CountRequest(Wire):
-    """How many points a collection holds, or how many match a filter."""
+    """Count the points of a collection, or those that match a filter."""
 
     operation: Literal["count"]
     collection: Collection | None = None
     filter: Filter | None = None
 
     def value(self) -> operations.CountRequest:
-        """The request value."""
+        """Convert to the request value."""
         return operations.CountRequest(self.collection, self.filter)
 
 
 class DeleteRequest(Wire):
-    """Remove points by their ids or by a filter."""
+    """Delete points by their ids or by a filter."""
 
     operation: Literal["delete"]
     collection: Collection | None = None
@@ -316,12 +316,12 @@ class DeleteRequest(Wire):
         return self
 
     def value(self) -> operations.DeleteRequest:
-        """The request value."""
+        """Convert to the request value."""
         return operations.DeleteRequest(self.collection, self.ids, self.id_scope, self.filter)
 
 
 class ScoreRequest(Wire):
-    """How well each passage answers its query."""
+    """Score how well each passage answers its query."""
 
     operation: Literal["score"]
     pairs: Pairs
@@ -344,7 +344,7 @@ class ScoreRequest(Wire):
         return weights
 
     def value(self) -> operations.ScoreRequest:
-        """The request value."""
+        """Convert to the request value."""
         return operations.ScoreRequest(
             self.pairs, operations.Weights(*self.weights), self.max_query_length, self.max_passage_length
         )

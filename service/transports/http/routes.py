@@ -1,4 +1,4 @@
-"""The routes over HTTP: the same operations as on the queue, the same answers, the same errors."""
+"""The HTTP routes, with the same operations, answers and errors as the queue."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
 _CLIENT_CLOSED_REQUEST: Final = 499
-"""Status that is logged and counted where the client has gone; nobody reads it."""
+"""Status that is logged and counted if the client has disconnected."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -49,8 +49,8 @@ def application(
 
     Args:
         state: the state of the server.
-        body_max_bytes: limit on a request's body.
-        body_part_timeout_s: longest wait for a part of a body.
+        body_max_bytes: maximum size of a request body.
+        body_part_timeout_s: maximum wait for the next part of a body.
     """
     app = FastAPI(
         title="BGE-M3 for Qdrant",
@@ -74,23 +74,23 @@ def application(
         EMBEDDINGS,
         endpoints.embeddings,
         methods=["POST"],
-        summary="OpenAI's embeddings: dense vectors",
+        summary="Embed texts as dense vectors (OpenAI)",
         responses=answers(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
     described: tuple[tuple[str, Endpoint, str], ...] = (
-        (MODELS, endpoints.models, "The model that is served"),
-        ("/health", endpoints.health, "The state of the worker, for a person"),
-        ("/ping", endpoints.ping, "200 ready, 204 loading, 503 draining or lost; without a body"),
-        ("/collections", endpoints.collections, "Collections that may be named, where the operator has listed them"),
-        ("/metrics", endpoints.metrics, "Prometheus' text format"),
-        ("/openapi.json", endpoints.description, "This description"),
+        (MODELS, endpoints.models, "List the model"),
+        ("/health", endpoints.health, "The state of the worker as JSON"),
+        ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
+        ("/collections", endpoints.collections, "List the allowed collections of QDRANT_COLLECTIONS, and the default"),
+        ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
+        ("/openapi.json", endpoints.description, "This OpenAPI document"),
     )
     for path, endpoint, summary in described:
         app.add_api_route(
             path, endpoint, methods=["GET"], summary=summary, responses=reads(path), response_class=Response
         )
-    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # as some monitors ask
+    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # some monitors use HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
@@ -104,7 +104,7 @@ def application(
 
 
 class _Endpoints:
-    """One method per kind of route."""
+    """The endpoints, one method per kind of route."""
 
     app: FastAPI
 
@@ -114,49 +114,49 @@ class _Endpoints:
         self._body_part_timeout_s = body_part_timeout_s
 
     async def operation(self, route: Route, request: Request) -> Response:
-        """An operation of the job contract."""
+        """Run an operation."""
         codec = self._state.ready()
         raw = completed(await self._json(request), route.operation, passages=route.passages, path=route.path)
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
-        """OpenAI's embeddings."""
+        """Answer OpenAI's `/v1/embeddings`."""
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
 
     async def models(self, request: Request) -> Response:
-        """OpenAI's list of models, or one of it."""
+        """Answer OpenAI's `/v1/models`, or the path of one model."""
         return response(await self._state.ready().openai_models(request.url.path))
 
     async def ping(self, _request: Request) -> Response:
-        """The state, for a load balancer."""
+        """Answer a load balancer with the state as a status."""
         return Response(status_code={"loading": 204, "ready": 200}.get(self._state.state, 503))
 
     async def health(self, _request: Request) -> Response:
-        """The state, for a person."""
+        """Answer the state as JSON."""
         state, operations = self._state.state, self._state.operations
         told = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
         return response(Answer(Body.of(told), 200 if state in ("loading", "ready") else 503))
 
     async def collections(self, _request: Request) -> Response:
-        """The collections that the settings name; none is looked up."""
+        """Answer the collections of the settings, without asking the store."""
         settings = self._state.settings
         names = {"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection}
         return response(Answer(Body.of(names)))
 
     async def page(self, _request: Request) -> Response:
-        """The search page."""
+        """Answer the search page."""
         page = Page.load()
         headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
         return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
     async def metrics(self, _request: Request) -> Response:
-        """The metrics, for Prometheus."""
+        """Answer the metrics."""
         return Response(self._state.ready().core.metrics.exposed(), media_type=CONTENT_TYPE)
 
     async def description(self, _request: Request) -> Response:
-        """OpenAPI's description."""
+        """Answer the OpenAPI document."""
         return response(Answer(Body.of(description(self.app))))
 
     async def _json(self, request: Request) -> Any:
@@ -164,7 +164,7 @@ class _Endpoints:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
-    """The response, unless the client goes away first: then the work is dropped."""
+    """The response, unless the client disconnects first, which cancels the work."""
     working = asyncio.create_task(work)
     gone = asyncio.create_task(_gone(request))
     try:
@@ -184,7 +184,7 @@ async def _gone(request: Request) -> None:
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """FastAPI's own refusals, in our form."""
+    """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         refusal = error_response(MethodNotAllowed("the method is not allowed on this path"), request.url.path)
         refusal.headers.update(error.headers or {})
@@ -199,17 +199,17 @@ async def _worker_error(request: Request, error: Exception) -> Response:
 
 
 async def _client_gone(_request: Request, _error: Exception) -> Response:
-    """The client went away in the middle of its body: as where it goes away later, nobody reads an answer."""
+    """Answer a disconnect within the body with the same status as a later disconnect."""
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    """Starlette raises it again behind this answer, for the gate to log."""
+    """Answer an unexpected exception. Starlette raises it again afterwards, and the gate logs it."""
     return error_response(defect(error), request.url.path)
 
 
 def _named(endpoint: Endpoint, path: str) -> Endpoint:
-    """FastAPI names a route by its function."""
+    """The endpoint as a function named after its path, since FastAPI names routes after functions."""
 
     async def run(request: Request) -> Response:
         return await endpoint(request)

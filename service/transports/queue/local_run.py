@@ -1,4 +1,4 @@
-"""What the RunPod SDK is asked to do where no queue is: one job, or its local API. Checked before the model loads."""
+"""Validation of local runs of the RunPod SDK, a single job or its local API, before the model loads."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from embedder import ConfigurationError
 from service.validation import kind_of
 
 FILE: Final = "test_input.json"
-"""In the working directory; the SDK reads it where no argument says anything else."""
+"""File with a job in the working directory, which the SDK reads if no argument gives another job."""
 
 _REALTIME: Final = "RUNPOD_REALTIME_PORT"
-"""Opens the SDK's API too."""
+"""Variable that also starts the SDK's local API."""
 
 
 def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bool) -> None:
-    """Refuse what the SDK would find out when the model is loaded.
+    """Validate what the SDK itself would check only after the model has loaded.
 
     Args:
-        environment: of the process.
-        arguments: of the command line.
-        queue: whether one is named.
+        environment: the environment of the process.
+        arguments: the arguments of the command line.
+        queue: whether the environment names a queue.
 
     Raises:
-        ConfigurationError: there is nothing to do, or the job of the command line is none.
+        ConfigurationError: there is no job to run, or the given job is invalid.
     """
     parser = argparse.ArgumentParser(prog="handler.py", add_help=False)
     parser.add_argument("--rp_serve_api", action="store_true")
@@ -47,7 +47,7 @@ def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bo
 
 
 def _check_job(name: str, text: str) -> None:
-    """A job is an object with an input, whatever that is."""
+    """Validate that the text is an object with an input."""
     try:
         job = json.loads(text)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The RunPod queue worker: load, warm and check first, then take jobs. Also the way to the HTTP server.
+"""The RunPod queue worker: it loads the model, runs the readiness checks, and then takes jobs.
 
-Where `PORT` is set, no queue is named by the platform and none of the SDK's own arguments is given, HTTP is served
-(`service.transports.http.server`). Anything else is the SDK's: the queue, `--test_input`, `--rp_serve_api`.
+If `PORT` is set, the platform names no queue and the SDK's own arguments are absent, it starts the HTTP server instead
+(`service.transports.http.server`). In all other cases the SDK runs: the queue, `--test_input` or `--rp_serve_api`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from service.wire import Progress
 log = logging.getLogger(__name__)
 
 QUEUE = "RUNPOD_WEBHOOK_GET_JOB"
-"""The variable by which the platform names its queue."""
+"""Variable in which the platform names its queue."""
 
 _INPUT_MAX_BYTES = 20_000_000
-"""Maximum input of a job (the platform's limit); what an input that cannot be measured counts as."""
+"""Maximum input of a job in bytes (the platform's limit), which an input of unknown size counts as."""
 
 _SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
@@ -46,14 +46,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 JobAnswer = dict[str, Any] | list[dict[str, Any]]
-"""The answer to a job; a list of one where its route is OpenAI's."""
+"""The answer to a job; for an OpenAI route it is a list that holds one object."""
 
 
 class Unprinted(dict[str, Any]):
-    """An answer that is not spelt out where it is printed.
+    """An answer whose `repr` is short.
 
-    The SDK formats every answer twice for its log, whatever the level: a second of the event loop per 10 MB of
-    numbers. And at its level DEBUG it would log the texts and vectors.
+    The SDK formats every answer twice for its log, at any level, which takes a second of the event loop per 10 MB of
+    numbers. At level DEBUG it would also log the texts and vectors.
     """
 
     def __repr__(self) -> str:
@@ -61,26 +61,26 @@ class Unprinted(dict[str, Any]):
 
 
 class Handler(Protocol):
-    """Answers one job, and tells how far it has come."""
+    """Answers a job, and reports its progress."""
 
     def __call__(self, job: dict[str, Any], progress: Progress | None = None, /) -> Awaitable[JobAnswer]:
-        """The answer, as JSON values."""
+        """Answer a job with JSON values."""
         ...
 
 
 def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress_s: float = POST_INTERVAL_S) -> int:
-    """Serve what the environment and the arguments ask for, until told to stop.
+    """Serve the queue, HTTP or a local run, by the environment and the arguments, until a signal.
 
     Args:
-        handler: answers one job.
+        handler: answers a job.
         build: loads the model that the handler uses; called before the first poll.
-        progress_s: seconds between two reports of a long job.
+        progress_s: seconds between two progress posts of a job.
 
     Returns:
-        The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device was lost.
+        The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device is lost.
     """
-    # Until the SDK installs its own handler, nothing is in flight: stop at once. Not by the interpreter's own end,
-    # which can crash while another thread loads the model.
+    # No job is taken before the SDK installs its own handlers, so these end the process immediately. They call
+    # os._exit, since the interpreter's own shutdown can crash while another thread loads the model.
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED_STATUS))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
@@ -98,7 +98,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
     except ConfigurationError as error:
         print(f"refusing to start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
         return 2
-    # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
+    # The SDK's default level is DEBUG, at which it logs every answer and thus the user's data.
     if not os.environ.get("RUNPOD_LOG_LEVEL"):
         os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
     try:
@@ -108,12 +108,12 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
 
 
 def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
-    """Whether a process with `PORT` serves HTTP: no queue is named, and nothing is asked of the SDK."""
+    """Whether a process with `PORT` serves HTTP: no queue is named, and no argument is the SDK's."""
     return not environment.get(QUEUE) and not any(one.startswith(("--rp_", "--test_")) for one in arguments)
 
 
 def _work(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
-    """Run the SDK's worker; returns as `serve` does."""
+    """Run the SDK's worker, and return the exit status."""
     started = time.perf_counter()
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress
@@ -133,19 +133,19 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
         lost.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    # As `serve`'s, for a device that is lost before the SDK installs its own.
+    # Also for a device that is lost before the SDK installs its own handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if lost.is_set() else 0))
     operations.when_lost(leave)
     queue = bool(os.environ.get(QUEUE))
 
     async def limited(job: dict[str, Any]) -> JobAnswer:
         intake.begin(job.get("id", ""), _size(job.get("input")))
-        logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in a task of its own
+        logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in its own task
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(concurrency.slot())
             progress = await stack.enter_async_context(posting(_post(job), interval_s=progress_s)) if queue else None
             answer = await handler(job, progress)
-        return unprinted(answer) if queue else answer  # elsewhere to be shown is what an answer is for
+        return unprinted(answer) if queue else answer  # local runs print the answer
 
     if queue:
         _take_children_along()
@@ -156,12 +156,12 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
 
 
 def unprinted(answer: JobAnswer) -> JobAnswer:
-    """The same JSON, that prints as next to nothing."""
+    """The same JSON with a short `repr`."""
     return [Unprinted(one) for one in answer] if isinstance(answer, list) else Unprinted(answer)
 
 
 def _post(job: dict[str, Any]) -> Post:
-    """Sends a report of this job as the SDK does, but for the caller to wait for."""
+    """A function that posts a report of this job like the SDK, and that can be awaited."""
     from runpod.http_client import AsyncClientSession
     from runpod.serverless.modules.rp_http import send_result
 
@@ -173,7 +173,7 @@ def _post(job: dict[str, Any]) -> Post:
 
 
 def _size(raw: object) -> int:
-    """Bytes of a job's input."""
+    """The size of a job's input in bytes."""
     try:
         return len(orjson.dumps(raw))
     except TypeError:
@@ -181,7 +181,7 @@ def _size(raw: object) -> int:
 
 
 def _take_children_along() -> None:
-    """Have the kernel end what this process forks (the SDK's pings) when it is killed and cannot do so itself."""
+    """Let the kernel end forked processes (the SDK's pings) if this process is killed."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
@@ -189,7 +189,7 @@ def _take_children_along() -> None:
 
     def follow() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # killed before it could be said
+        if os.getppid() != parent:  # the parent was killed before the prctl call
             os._exit(1)
 
     os.register_at_fork(after_in_child=follow)
