@@ -26,12 +26,12 @@ from qdrant_sink import (
     SparseSchema,
     VectorNames,
 )
-from service.validation import complaint
+from service.validation import field_error
 
 NAME_MAX_BYTES = 200
 """Maximum length of a vector name in Qdrant, in bytes of UTF-8."""
 
-NOT_IN_NAMES = '<>:"/\\|?*\x00\x1f'
+NAME_FORBIDDEN_CHARACTERS = '<>:"/\\|?*\x00\x1f'
 
 PAYLOAD_PATH = r'^([\w-]+|"[^"]+")(\[\])?(\.([\w-]+|"[^"]+")(\[\])?)*$'
 """Pattern of a payload key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
@@ -45,7 +45,7 @@ def _valid_name(name: str) -> str:
     if not 1 <= size <= NAME_MAX_BYTES:
         raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got {size}")
     for character in name:
-        if character in NOT_IN_NAMES:
+        if character in NAME_FORBIDDEN_CHARACTERS:
             raise ValueError(f'must have none of < > : " / \\ | ? *, NUL and 0x1F, got {character!r}')
     return name
 
@@ -67,11 +67,11 @@ class VectorNamesConfig(_Config):
     colbert: VectorName = "colbert"
 
     @model_validator(mode="after")
-    def _differ(self) -> VectorNamesConfig:
+    def _are_distinct(self) -> VectorNamesConfig:
         names = (self.dense, self.sparse, self.colbert)
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"must be three different names, got {twice!r} twice")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"must be three different names, got {duplicate!r} twice")
         return self
 
 
@@ -119,7 +119,7 @@ class CollectionConfig(_Config):
     layout: Layout = "plain"
 
     @model_validator(mode="after")
-    def _fits_together(self) -> CollectionConfig:
+    def _are_consistent(self) -> CollectionConfig:
         if self.write_consistency is not None and self.write_consistency > (self.replication or 1):
             raise ValueError(
                 f"writeConsistency: must be at most replication ({self.replication or 1}), got {self.write_consistency}"
@@ -153,7 +153,7 @@ class CollectionConfig(_Config):
             payload_on_disk=self.payload_on_disk,
             placement=self.placement,
             layout=self.layout,
-            explicit=frozenset(_given(self)),
+            explicit=frozenset(_explicit_fields(self)),
         )
 
 
@@ -175,7 +175,7 @@ def parse_config(value: str) -> CollectionConfig:
                 f"must be a JSON object or the path of a file that has one; opening it: {reason}"
             ) from None
     try:
-        raw = json.loads(text, object_pairs_hook=_object)
+        raw = json.loads(text, object_pairs_hook=_object_of)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -185,25 +185,31 @@ def parse_config(value: str) -> CollectionConfig:
     try:
         return CollectionConfig.model_validate(raw)
     except ValidationError as error:
-        raise ValueError("; ".join(complaint(details).message for details in error.errors(include_url=False))) from None
+        raise ValueError(
+            "; ".join(field_error(details).message for details in error.errors(include_url=False))
+        ) from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{_shown(twice)} is there twice")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{_shown(duplicate)} is there twice")
     return result
 
 
-def _given(block: BaseModel, path: str = "") -> list[str]:
+def _explicit_fields(block: BaseModel, path: str = "") -> list[str]:
     """The JSON paths of the fields that are set: `shards`, `dense.onDisk`."""
-    given: list[str] = []
+    fields: list[str] = []
     for name in block.model_fields_set:
         value = getattr(block, name)
-        given += _given(value, f"{path}{to_camel(name)}.") if isinstance(value, BaseModel) else [path + to_camel(name)]
-    return given
+        fields += (
+            _explicit_fields(value, f"{path}{to_camel(name)}.")
+            if isinstance(value, BaseModel)
+            else [path + to_camel(name)]
+        )
+    return fields
 
 
 def _shown(value: object) -> str:

@@ -20,7 +20,7 @@ _OURS = ("embedder", "qdrant_sink", "service")
 class _Formatter(logging.Formatter):
     """Logs the type and the origin of an exception only: a traceback or a message may quote a user's text."""
 
-    def said(self, record: logging.LogRecord) -> str:
+    def message_of(self, record: logging.LogRecord) -> str:
         """The message of a record, with the type and the origin of its exception."""
         message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
@@ -37,7 +37,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; the line ends with the request id within a request."""
-        record.message = self.said(record)
+        record.message = self.message_of(record)
         record.asctime = self.formatTime(record)
         line = self.formatMessage(record)
         request_id = REQUEST_ID.get()
@@ -56,7 +56,7 @@ class JsonFormatter(_Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": self.said(record),
+            "message": self.message_of(record),
         }
         request_id = REQUEST_ID.get()
         if request_id is not None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 STORE_TIMEOUT_S: Final = 5.0
 """Maximum time that the start waits for the store."""
 
-_ANY_COLLECTION: Final = "fitness-check"
+_PROBE_COLLECTION: Final = "fitness-check"
 """Collection name that is looked up, where the settings name none, to learn whether the store answers."""
 
 Check = Callable[[], Awaitable[None]]
@@ -37,7 +37,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
         store_timeout_s: maximum time to wait for the store.
     """
     default = () if settings.qdrant_collection is None else (settings.qdrant_collection,)
-    named = dict.fromkeys((*default, *settings.qdrant_collections)) or (_ANY_COLLECTION,)
+    collections = dict.fromkeys((*default, *settings.qdrant_collections)) or (_PROBE_COLLECTION,)
 
     async def device_computes() -> None:
         """Check that the model computes finite vectors of all kinds."""
@@ -53,10 +53,10 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
         """
         try:
             async with asyncio.timeout(store_timeout_s):
-                for collection in named:
+                for collection in collections:
                     await operations.collections.verify(collection)
         except SchemaMismatch:
-            if collection != _ANY_COLLECTION:  # a collection of that name that is not ours
+            if collection != _PROBE_COLLECTION:  # a collection of that name that is not ours
                 raise
         except (StoreUnavailable, TimeoutError):
             log.warning("the store does not answer yet; jobs that need it fail as store_unavailable until it does")
@@ -64,7 +64,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
     async def default_store_is_free() -> None:
         """Warn if another process holds the directory that the first job with points would open."""
         try:
-            await asyncio.to_thread(_tried, settings)
+            await asyncio.to_thread(_try_open, settings)
         except ConfigurationError as error:
             log.warning("%s; until then jobs that need it fail as store_unavailable", error)
 
@@ -73,7 +73,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
     return [device_computes, store_fits if has_store else default_store_is_free]
 
 
-def _tried(settings: Settings) -> None:
+def _try_open(settings: Settings) -> None:
     """Open and close the embedded store, if its directory exists."""
     if Path(settings.qdrant_path).is_dir():
         open_store(settings).close()

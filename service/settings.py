@@ -39,7 +39,7 @@ _MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
 """Pattern of a model name, which is part of the path `/v1/models/NAME`."""
 
 
-def _names(value: object) -> object:
+def _collection_names(value: object) -> object:
     if not isinstance(value, str):
         return value
     names = [part.strip() for part in value.split(",") if part.strip()]
@@ -48,7 +48,7 @@ def _names(value: object) -> object:
     return names
 
 
-def _block(value: object) -> object:
+def _parsed_config(value: object) -> object:
     return parse_config(value) if isinstance(value, str) else value
 
 
@@ -81,9 +81,9 @@ class Settings(BaseModel):
     qdrant_path: str = "./qdrant_data"
     qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
     qdrant_collections: Annotated[
-        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_names)
+        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_collection_names)
     ] = ()
-    qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_block)] = CollectionConfig()
+    qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -126,12 +126,12 @@ class Settings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _fit_together(self) -> Settings:
+    def _are_consistent(self) -> Settings:
         if self.min_concurrency > self.max_concurrency:
             raise ValueError(
                 f"MIN_CONCURRENCY={self.min_concurrency} is above MAX_CONCURRENCY={self.max_concurrency}; lower it"
             )
-        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _keeps_a_key_safe(self.qdrant_url):
+        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _protects_key(self.qdrant_url):
             raise ValueError("QDRANT_API_KEY would travel unencrypted: QDRANT_URL is plain http; use https")
         if (
             self.qdrant_collection is not None
@@ -159,9 +159,11 @@ class Settings(BaseModel):
                 secret, and the fix.
         """
         try:
-            settings = cls.model_validate(_lowered(os.environ if environment is None else environment))
+            settings = cls.model_validate(_by_field_name(os.environ if environment is None else environment))
         except ValidationError as error:
-            raise ConfigurationError("; ".join(_complaint(one) for one in error.errors(include_url=False))) from None
+            raise ConfigurationError(
+                "; ".join(_message(details) for details in error.errors(include_url=False))
+            ) from None
         settings.warn()
         return settings
 
@@ -198,7 +200,7 @@ class Settings(BaseModel):
         return int(self.max_response_mb * 1_000_000)
 
 
-def _lowered(environment: Mapping[str, str]) -> dict[str, str]:
+def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:
     return {key.lower(): value for key, value in environment.items() if value != ""}
 
 
@@ -209,7 +211,7 @@ def _check_port(parts: SplitResult) -> None:
         raise ValueError("must have a port from 0 to 65535, or none") from None
 
 
-def _keeps_a_key_safe(url: str) -> bool:
+def _protects_key(url: str) -> bool:
     """Whether a key sent to this URL is encrypted in transit or stays on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
@@ -220,7 +222,7 @@ def _keeps_a_key_safe(url: str) -> bool:
         return False
 
 
-def _complaint(error: ErrorDetails) -> str:
+def _message(error: ErrorDetails) -> str:
     message = rule(error)
     if not error["loc"]:
         return message

@@ -20,7 +20,7 @@ _QUOTED_MAX = 32
 """Maximum characters of a string that is quoted."""
 
 
-def complaint(error: ErrorDetails) -> FieldError:
+def field_error(error: ErrorDetails) -> FieldError:
     """Translate an error of pydantic. The message begins with the field path."""
     field, kind = field_path(error["loc"]), error["type"]
     if kind == "extra_forbidden":
@@ -32,17 +32,17 @@ def complaint(error: ErrorDetails) -> FieldError:
         index, _, says = says.partition(" ")
         field += index
     field = field or "a field name"
-    value = _got(kind, error["input"])
+    value = _described(kind, error["input"])
     return FieldError(field, f"{field} {says}" + (f", got {value}" if value else ""))
 
 
 def rule(error: ErrorDetails) -> str:
     """The rule that the value breaks, without the field and the value."""
     kind = error["type"]
-    if kind in _TYPES:
-        return f"must be {_TYPES[kind]}"
-    if kind in _RULES:
-        return _RULES[kind](error.get("ctx", {}))
+    if kind in _TYPE_NAMES:
+        return f"must be {_TYPE_NAMES[kind]}"
+    if kind in _RULE_TEXTS:
+        return _RULE_TEXTS[kind](error.get("ctx", {}))
     return f"is not valid ({kind})"
 
 
@@ -58,7 +58,7 @@ def field_path(location: Sequence[int | str]) -> str:
     return path
 
 
-_TYPES: Final[Mapping[str, str]] = {
+_TYPE_NAMES: Final[Mapping[str, str]] = {
     "bool_type": "a boolean",
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -73,7 +73,7 @@ _TYPES: Final[Mapping[str, str]] = {
     "model_type": "an object",
 }
 
-_RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+_RULE_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "missing": lambda _rule: "is required",
     "string_unicode": lambda _rule: "is not valid Unicode (a lone surrogate)",
     "too_short": lambda rule: f"must have at least {_items(rule['min_length'])}",
@@ -89,14 +89,14 @@ _RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 _COUNTED: Final = frozenset({"too_short", "too_long", "string_too_short", "string_too_long"})
-_SILENT: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
+_SELF_EXPLANATORY: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
 """Error types whose message already describes the value."""
 
 
-def _got(kind: str, value: object) -> str | None:
-    if kind in _SILENT or (kind not in _TYPES and kind not in _RULES):
+def _described(kind: str, value: object) -> str | None:
+    if kind in _SELF_EXPLANATORY or (kind not in _TYPE_NAMES and kind not in _RULE_TEXTS):
         return None
-    if kind in _TYPES:
+    if kind in _TYPE_NAMES:
         return kind_of(value)
     if isinstance(value, list | tuple | str | dict):
         if kind in _COUNTED:

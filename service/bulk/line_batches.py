@@ -7,7 +7,7 @@ from typing import Final
 
 from service.bulk.json_lines import Line
 
-BATCH_TEXTS: Final = 500
+BATCH_MAX_TEXTS: Final = 500
 BATCH_MAX_CHARACTERS: Final = 1_000_000
 BATCH_MAX_BYTES: Final = 8_000_000
 """Maximum bytes of the lines of a batch: enough to keep the model busy, and few enough to repeat after a failure."""
@@ -21,7 +21,7 @@ class LineBatch:
         max_texts: maximum number of lines.
     """
 
-    def __init__(self, scope: str, max_texts: int = BATCH_TEXTS) -> None:
+    def __init__(self, scope: str, max_texts: int = BATCH_MAX_TEXTS) -> None:
         self.lines: list[Line] = []
         self.keys: set[Hashable] = set()
         self._scope = scope
@@ -52,7 +52,7 @@ class LineBatch:
         self._bytes += line.size
 
 
-def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_TEXTS) -> Iterator[LineBatch]:
+def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_MAX_TEXTS) -> Iterator[LineBatch]:
     """Divide lines into batches. Lines with ids and lines without are in different batches.
 
     If a point occurs twice, its lines are in two batches, in their order.
@@ -64,10 +64,10 @@ def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_TEXTS) 
     """
     filling = {True: LineBatch(scope, max_texts), False: LineBatch(scope, max_texts)}
     for line in lines:
-        named = line.id is not None
-        for kind, full in ((named, not filling[named].takes(line)), (not named, filling[not named].has(line))):
+        has_id = line.id is not None
+        for kind, full in ((has_id, not filling[has_id].takes(line)), (not has_id, filling[not has_id].has(line))):
             if full:
                 yield filling[kind]
                 filling[kind] = LineBatch(scope, max_texts)
-        filling[named].add(line)
+        filling[has_id].add(line)
     yield from (batch for batch in filling.values() if batch.lines)

@@ -14,14 +14,14 @@ from typing import Any, Final, TextIO
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from service.bulk.json_lines import BadLineError, Line, parse_line
-from service.bulk.line_batches import BATCH_TEXTS, LineBatch, batches
+from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
 from service.wire.errors import cause_of, code_for, code_of
 
 log = logging.getLogger(__name__)
 
-CONCURRENT_BATCHES: Final = 3
+CONCURRENT_BATCHES_MAX: Final = 3
 """Batches that are ingested concurrently, so that the model never waits for the end of a batch."""
 
 INDEX_TIMEOUT_S: Final = 24 * 3600.0
@@ -30,7 +30,7 @@ INDEX_TIMEOUT_S: Final = 24 * 3600.0
 OVERLOADED_PAUSE_S: Final = 1.0
 """Pause before a batch is retried for which the queue of the model was full."""
 
-REJECTIONS_SHOWN: Final = 10
+REJECTIONS_PRINTED_MAX: Final = 10
 """Maximum rejections that are printed if there is no file for them."""
 
 INTERRUPTED: Final = "interrupted; run the same command again to go on"
@@ -75,7 +75,7 @@ class BulkLoad:
         rejects: TextIO | None,
         say: Callable[[str], None],
         *,
-        batch_texts: int = BATCH_TEXTS,
+        batch_texts: int = BATCH_MAX_TEXTS,
         overloaded_pause_s: float = OVERLOADED_PAUSE_S,
     ) -> None:
         self._core = core
@@ -93,11 +93,11 @@ class BulkLoad:
 
     def stop(self) -> None:
         """Start no further batch. Thread-safe."""
-        self._in_loop(self._stopping.set)
+        self._call_in_loop(self._stopping.set)
 
     def interrupt(self) -> None:
         """Start no further batch, and print what is still running; for signal handlers."""
-        self._in_loop(self._interrupted)
+        self._call_in_loop(self._interrupted)
 
     def _interrupted(self) -> None:
         self._stopping.set()
@@ -105,7 +105,7 @@ class BulkLoad:
         if texts:
             self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends immediately")
 
-    def _in_loop(self, call: Callable[[], None]) -> None:
+    def _call_in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is None:
             call()
         else:
@@ -150,8 +150,8 @@ class BulkLoad:
             await collections.set_alias(options.alias, options.collection)
             self.report.alias = True
         else:
-            why = "not every line is stored" if self.report.points else "no line was read"
-            self._say(f"the alias stays where it is: {why}")
+            reason = "not every line is stored" if self.report.points else "no line was read"
+            self._say(f"the alias stays where it is: {reason}")
 
     async def _build_index(self) -> bool:
         """Build the index. False if the load is interrupted meanwhile."""
@@ -173,21 +173,23 @@ class BulkLoad:
         stopping = asyncio.create_task(self._stopping.wait())
         running = self._running
         try:
-            while not self._over:
-                coming = asyncio.create_task(read.get())
-                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
+            while not self._ending:
+                next_batch = asyncio.create_task(read.get())
+                await asyncio.wait({next_batch, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not next_batch.done():
+                    next_batch.cancel()
                     break
-                batch = coming.result()
+                batch = next_batch.result()
                 if batch is None:
                     break
                 # Lines of the same point must be stored in their order.
-                while len(running) >= CONCURRENT_BATCHES or any(batch.keys & other.keys for other in running.values()):
+                while len(running) >= CONCURRENT_BATCHES_MAX or any(
+                    batch.keys & other.keys for other in running.values()
+                ):
                     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         del running[task]
-                if not self._over:
+                if not self._ending:
                     running[asyncio.create_task(self._ingest_batch(batch.lines))] = batch
         finally:
             stopping.cancel()
@@ -218,7 +220,7 @@ class BulkLoad:
         except OSError as error:
             self._fail(f"a file cannot be read ({error.strerror})")
         except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
-            self._fail_by(error)
+            self._fail_unexpectedly(error)
 
     def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
         for number, line in enumerate(raw, start=1):
@@ -233,18 +235,18 @@ class BulkLoad:
         try:
             await self._ingest(lines)
         except Exception as error:  # noqa: BLE001 - otherwise the batch would be missing from the report
-            self._fail_by(error)
+            self._fail_unexpectedly(error)
 
     async def _ingest(self, lines: Sequence[Line]) -> None:
-        failure, report = await self._ingested(lines)
+        failure, report = await self._try_ingest(lines)
         while isinstance(failure, Overloaded):
             if await self._stops_within(self._overloaded_pause_s):
                 return
-            failure, report = await self._ingested(lines)
+            failure, report = await self._try_ingest(lines)
         if isinstance(failure, InvalidRequest) and len(lines) > 1:
             middle = len(lines) // 2  # find the invalid line, and ingest the others
             await self._ingest(lines[:middle])
-            if not self._over:
+            if not self._ending:
                 await self._ingest(lines[middle:])
             return
         if failure is not None and (report is None or isinstance(failure, InvalidRequest)):
@@ -258,7 +260,7 @@ class BulkLoad:
         points = self.report.points
         self._say(f"{points} points, {points / max(self.report.seconds, 1e-3):.0f} a second")
 
-    async def _ingested(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
+    async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
         """Ingest lines; returns the failure of the whole ingest, if any, and its report, if any."""
         request = replace(
             self._options.request,
@@ -283,27 +285,27 @@ class BulkLoad:
             self._reject(lines[point.text].number, code_of(point.cause), point.cause.message, chunk=point.chunk)
 
     def _reject(self, line: int, code: str, message: str, *, chunk: int | None = None) -> None:
-        place: Mapping[str, Any] = {"line": line} if chunk is None else {"line": line, "chunk": chunk}
+        position: Mapping[str, Any] = {"line": line} if chunk is None else {"line": line, "chunk": chunk}
         with self._lock:
             self.report.rejected += 1
             if self._rejects is None:
-                self._say_rejected(place, message)
+                self._print_rejection(position, message)
                 return
             try:
-                rejection = {**place, "code": code, "message": message}
+                rejection = {**position, "code": code, "message": message}
                 print(json.dumps(rejection, ensure_ascii=False), file=self._rejects, flush=True)
             except OSError as error:
                 self._rejects = None
                 self._fail(f"--rejects cannot be written ({error.strerror})")
 
-    def _say_rejected(self, place: Mapping[str, Any], message: str) -> None:
-        if self.report.rejected <= REJECTIONS_SHOWN:
-            self._say(f"{', '.join(f'{name} {number}' for name, number in place.items())}: {message}")
-        elif self.report.rejected == REJECTIONS_SHOWN + 1:
+    def _print_rejection(self, position: Mapping[str, Any], message: str) -> None:
+        if self.report.rejected <= REJECTIONS_PRINTED_MAX:
+            self._say(f"{', '.join(f'{name} {number}' for name, number in position.items())}: {message}")
+        elif self.report.rejected == REJECTIONS_PRINTED_MAX + 1:
             self._say("more were rejected; use --rejects FILE for all")
 
     @property
-    def _over(self) -> bool:
+    def _ending(self) -> bool:
         return self._stopping.is_set() or self.report.failure is not None
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -314,12 +316,12 @@ class BulkLoad:
             return False
         return True
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, reason: str) -> None:
         """End the load with a reason; later reasons are ignored. Thread-safe."""
         if self.report.failure is None:
-            self.report.failure = why
+            self.report.failure = reason
         self.stop()
 
-    def _fail_by(self, error: Exception) -> None:
+    def _fail_unexpectedly(self, error: Exception) -> None:
         log.error("the load failed: %s", whereabouts(error))
         self._fail(f"internal error ({type(error).__name__})")

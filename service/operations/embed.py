@@ -202,7 +202,7 @@ class Embed:
 
     def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:
-            texts = [self._framed(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
+            texts = [self._encoded(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
         else:
             try:
                 texts = self._embedder.tokenize(request.texts, limit, at_once=True)
@@ -210,10 +210,10 @@ class Embed:
                 raise error.at(request.label) from None
         if request.refuse_truncation:
             for index, text in enumerate(texts):
-                _refuse_truncated(f"{request.label}[{index}]", text, limit)
+                _check_length(f"{request.label}[{index}]", text, limit)
         return texts
 
-    def _framed(self, field: str, ids: Sequence[int]) -> EncodedText:
+    def _encoded(self, field: str, ids: Sequence[int]) -> EncodedText:
         try:
             return self._embedder.encoded(ids)
         except ValueError as error:
@@ -227,7 +227,7 @@ class Embed:
         return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
-def _refuse_truncated(field: str, text: EncodedText, limit: int) -> None:
+def _check_length(field: str, text: EncodedText, limit: int) -> None:
     if text.truncated or len(text) > limit:
         got = "got more" if text.truncated else f"got {len(text)} with the special ones"
         raise InvalidRequest(f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), {got}").at(field)

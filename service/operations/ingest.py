@@ -46,7 +46,7 @@ from service.operations.store_access import IngestSlot, StoreAccess, in_thread
 
 log = logging.getLogger(__name__)
 
-PLANNERS: Final = 2
+PLANNER_THREADS: Final = 2
 """Ingests that are planned concurrently, in threads of their own, so that chunking never delays queries."""
 
 AdmitTexts = Callable[[Sequence[IngestedText], int], None]
@@ -55,11 +55,11 @@ AdmitTexts = Callable[[Sequence[IngestedText], int], None]
 An error that it raises ends the operation.
 """
 
-_WHOLE = "the job failed as a whole, as its error says"
+_JOB_FAILED_MESSAGE = "the job failed as a whole, as its error says"
 """Message of every point of a failed job; the job's own message stands only once, in its error."""
 
 
-def admit_texts(_texts: Sequence[IngestedText], _points: int) -> None:
+def admit_all_texts(_texts: Sequence[IngestedText], _points: int) -> None:
     """Accept any texts."""
 
 
@@ -90,7 +90,7 @@ class Ingest:
         self._limits = limits
         self._batch_points = batch_points
         self._documents = DocumentLocks()
-        self._planning = ThreadPoolExecutor(max_workers=PLANNERS, thread_name_prefix="plan")
+        self._planning = ThreadPoolExecutor(max_workers=PLANNER_THREADS, thread_name_prefix="plan")
 
     def check(self, request: IngestRequest) -> None:
         """Validate a request against the config of collections.
@@ -109,7 +109,7 @@ class Ingest:
         request: IngestRequest,
         *,
         admit: Admit = admit_all,
-        admit_texts: AdmitTexts = admit_texts,
+        admit_texts: AdmitTexts = admit_all_texts,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> IngestResult:
         """Embed and store all texts. Requests that are invalid are rejected before the model runs.
@@ -137,7 +137,7 @@ class Ingest:
         planned = time.perf_counter()
         try:
             with self._store.ingest_slot() as slot:
-                result = await self._stored(
+                result = await self._embed_and_store(
                     slot, request, plan, admit=admit, admit_texts=admit_texts, progress=progress
                 )
         except IngestFailed:
@@ -156,7 +156,7 @@ class Ingest:
         )
         return result
 
-    async def _stored(
+    async def _embed_and_store(
         self,
         slot: IngestSlot,
         request: IngestRequest,
@@ -166,7 +166,7 @@ class Ingest:
         admit_texts: AdmitTexts,
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
-        job = await slot.run(lambda: self._prepared(request, plan, progress), stage="store")
+        job = await slot.run(lambda: self._prepare(request, plan, progress), stage="store")
         if not request.return_vectors:
             report = await _run(slot, job, job.stream)
             tokens = sum(len(plan.points[index].encoded) for index in job.wanted)
@@ -178,7 +178,7 @@ class Ingest:
             for text, result in zip(_outline(request, plan, {}), results, strict=True)
         ]
         await asyncio.to_thread(admit_texts, texts, len(plan.points))
-        report = await _run(slot, job, lambda: job.given(results))
+        report = await _run(slot, job, lambda: job.from_results(results))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return IngestResult(texts, tokens, report)
 
@@ -193,7 +193,7 @@ class Ingest:
         except InvalidRequest as error:
             raise error.at("texts") from None
 
-    def _prepared(
+    def _prepare(
         self, request: IngestRequest, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
     ) -> IngestJob:
         """Resolve the collection and, with `insert_only`, look up the existing points. Blocks for the store."""
@@ -205,10 +205,10 @@ class Ingest:
         if request.insert_only:
             try:
                 ids = [plan.points[owner].id for owner in plan.owners]
-                there = existing_ids(store, collection, ids, batch_points=self._batch_points)
+                existing = existing_ids(store, collection, ids, batch_points=self._batch_points)
             except NotFound:
-                there = set()
-            skipped = {owner for owner in plan.owners if plan.points[owner].id in there}
+                existing = set()
+            skipped = {owner for owner in plan.owners if plan.points[owner].id in existing}
         return IngestJob(
             request,
             plan,
@@ -247,5 +247,5 @@ def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, Mo
 
 
 def _nothing_stored(plan: IngestPlan, error: WorkerError) -> IngestReport:
-    whole = error.saying(_WHOLE)
-    return report_of(plan, WriteReport((), tuple(plan.rejected), failure=whole).completed(len(plan.points)))
+    failure_of_point = error.saying(_JOB_FAILED_MESSAGE)
+    return report_of(plan, WriteReport((), tuple(plan.rejected), failure=failure_of_point).completed(len(plan.points)))

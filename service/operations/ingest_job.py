@@ -88,7 +88,7 @@ class IngestJob:
         self._stream: ResultStream | None = None
         self._cancelled = False
         self.wanted = sorted(plan.owners.keys() - skipped)
-        self._numbers = {index: number for number, index in enumerate(self.wanted)}
+        self._stream_indices = {index: number for number, index in enumerate(self.wanted)}
         self.failures: dict[int, ModelFailure] = {}
         self._done_before = len(plan.points) - sum(len(plan.owners[index]) for index in self.wanted)
         self._progress = progress
@@ -111,7 +111,7 @@ class IngestJob:
         """Store the points of a source until every point is done. Blocks.
 
         Args:
-            source: `stream` or `given`. It is called in this thread after the job has locked its documents. The
+            source: `stream` or `from_results`. It is called in this thread after the job has locked its documents. The
                 streams of all jobs share a window, and a job that waits for another one must not occupy it.
 
         Raises:
@@ -119,9 +119,9 @@ class IngestJob:
         """
         documents = self._plan.ids if self._request.chunk is not None else ()
         with self._documents.held(self._collection, self._plan.id_scope, documents):
-            wanted = bool(self.wanted) and not self._cancelled
+            has_work = bool(self.wanted) and not self._cancelled
             try:
-                with closing(source() if wanted else self.given([])) as portions:
+                with closing(source() if has_work else self.from_results([])) as portions:
                     written = self._writer.write(portions)
             finally:
                 if self._stream is not None:
@@ -132,7 +132,7 @@ class IngestJob:
             )
             report = report_of(self._plan, written)
             if written.failure is not None:
-                raise IngestFailed(self._missing(written.failure, report), report)
+                raise IngestFailed(self._with_missing_points(written.failure, report), report)
             try:
                 self._delete_stale_chunks(written)
             except WorkerError as error:
@@ -140,7 +140,7 @@ class IngestJob:
                 raise IngestFailed(error.saying(message), report) from error
             return report
 
-    def given(self, results: Sequence[Result]) -> Generator[Drafts]:
+    def from_results(self, results: Sequence[Result]) -> Generator[Drafts]:
         """Yield the drafts of computed results, one for each point of the plan."""
         if results:
             yield [self._draft(index, results[index]) for index in self.wanted]
@@ -172,7 +172,7 @@ class IngestJob:
 
     def _release(self, indices: Sequence[int]) -> None:
         if self._stream is not None:
-            self._stream.release([self._numbers[index] for index in indices])
+            self._stream.release([self._stream_indices[index] for index in indices])
 
     def _wake(self) -> None:
         if self._stream is not None:
@@ -205,8 +205,8 @@ class IngestJob:
     def _ensure(self) -> None:
         name = self._plan.name
         # A new collection would lack the skipped points, or no alias would lead to it.
-        kept = bool(self._skipped) or self._collection != name
-        if kept and self._store.collection_of(self._collection, patient=True) is None:
+        must_exist = bool(self._skipped) or self._collection != name
+        if must_exist and self._store.collection_of(self._collection, patient=True) is None:
             raise NotFound(f"collection {name!r} was deleted while the job ran; send the job again")
         if self._catalogue.ensure(self._collection) != self._collection:
             # Another job may be writing the same documents under the name of the collection.
@@ -223,7 +223,7 @@ class IngestJob:
         }
         delete_stale_chunks(self._store, self._collection, documents, plan.id_scope, batch_points=self._batch_points)
 
-    def _missing(self, failure: WorkerError, report: IngestReport) -> WorkerError:
+    def _with_missing_points(self, failure: WorkerError, report: IngestReport) -> WorkerError:
         missing = sum(type(rejection.cause) is type(failure) for rejection in report.rejected)
         return failure.saying(f"{missing} of {len(self._plan.points)} points were not stored: {failure.message}")
 

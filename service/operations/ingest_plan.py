@@ -26,7 +26,7 @@ from qdrant_sink import (
 )
 from service.operations.ingest_values import IngestRequest
 
-_MAX_INTEGER = 2**63 - 1
+_PAYLOAD_INTEGER_MAX = 2**63 - 1
 """Maximum integer in a payload of Qdrant."""
 
 
@@ -92,10 +92,10 @@ class IngestPlan:
         points = list(
             _points(request, ids, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout)
         )
-        rejected = list(_refused(request, ids, points, schema))
-        refused = {rejection.index for rejection in rejected}
+        rejected = list(_rejections(request, ids, points, schema))
+        rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
-            (index, point.id, point.payload) for index, point in enumerate(points) if index not in refused
+            (index, point.id, point.payload) for index, point in enumerate(points) if index not in rejected_indices
         )
         rejected += [Rejection(index, error) for index, error in duplicates]
         return cls(name, scope, ids, points, owners, rejected, _documents(len(ids), points))
@@ -140,56 +140,60 @@ def _points(
     texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
-        given = None if request.ids is None else request.ids[piece.text]
-        identity, written = ids[piece.text], {}
+        caller_id = None if request.ids is None else request.ids[piece.text]
+        identity, worker_keys = ids[piece.text], {}
         if piece.chunk is not None:
-            document = str(identity) if given is None else given
+            document = str(identity) if caller_id is None else caller_id
             identity = chunk_id(identity, piece.chunk, scope)
             # Ids are unsigned 64-bit integers, payloads hold only signed ones.
-            shown = str(document) if isinstance(document, int) and document > _MAX_INTEGER else document
-            written = {"doc_id": shown, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
-        elif given is not None and is_derived(given):
-            written = {"id": given}
+            document_value = (
+                str(document) if isinstance(document, int) and document > _PAYLOAD_INTEGER_MAX else document
+            )
+            worker_keys = {"doc_id": document_value, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
+        elif caller_id is not None and is_derived(caller_id):
+            worker_keys = {"id": caller_id}
         payload = laid_out(
             layout,
             text=text,
             text_key=request.text_key,
             payload={} if request.payloads is None else request.payloads[piece.text],
-            written=written,
+            written=worker_keys,
             point_id=str(identity),
             field=f"{request.path}payloads[{piece.text}]",
         )
         yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens)
 
 
-def _refused(
+def _rejections(
     request: IngestRequest, ids: Sequence[PointId], points: Sequence[PlannedPoint], schema: CollectionSchema
 ) -> Iterator[Rejection]:
     """The points that Qdrant could not store, so that they need not be embedded."""
     size = schema.colbert.size
-    bounded = "colbert" in request.vectors and not request.pool_colbert
-    kept: set[int] = set()
-    refused: set[int] = set()
+    limited = "colbert" in request.vectors and not request.pool_colbert
+    valid_texts: set[int] = set()
+    invalid: set[int] = set()
     for index, point in enumerate(points):
         rows = len(point.encoded) - 1
         refusal = conform_payload(point.payload, schema)
-        if refusal is None and bounded and rows > rows_max(size):
+        if refusal is None and limited and rows > rows_max(size):
             refusal = too_many_rows(rows, size)
         if refusal is None:
-            kept.add(point.text)
+            valid_texts.add(point.text)
         else:
-            refused.add(index)
+            invalid.add(index)
             yield Rejection(index, refusal)
-    contested = _contested(request, ids, kept)
+    conflicts = _conflicting_texts(request, ids, valid_texts)
     for index, point in enumerate(points):
-        if point.text in contested and index not in refused:
-            yield Rejection(index, contested[point.text])
+        if point.text in conflicts and index not in invalid:
+            yield Rejection(index, conflicts[point.text])
 
 
-def _contested(request: IngestRequest, ids: Sequence[PointId], kept: Collection[int]) -> dict[int, DuplicateId]:
+def _conflicting_texts(
+    request: IngestRequest, ids: Sequence[PointId], valid_texts: Collection[int]
+) -> dict[int, DuplicateId]:
     """The texts whose document id belongs to an earlier, different text of the job, since chunks must not mix.
 
-    `kept` are the texts with at least one valid chunk.
+    `valid_texts` are the texts with at least one valid chunk.
     """
     if request.chunk is None:
         return {}
@@ -197,7 +201,7 @@ def _contested(request: IngestRequest, ids: Sequence[PointId], kept: Collection[
     documents = (
         (index, ids[index], {"text": text, "payload": payloads[index]})
         for index, text in enumerate(request.texts)
-        if index in kept
+        if index in valid_texts
     )
     return dict(claims(documents)[1])
 

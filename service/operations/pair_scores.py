@@ -71,20 +71,21 @@ def score(query: Embedding, passage: Embedding, weights: Weights) -> PairScores:
     dense = float(query.dense @ passage.dense)
     sparse = sparse_product(query.sparse, passage.sparse)
     colbert = float((query.colbert @ passage.colbert.T).max(axis=1).mean(dtype=np.float64))
-    two = weights.dense * dense + weights.sparse * sparse
+    weighted = weights.dense * dense + weights.sparse * sparse
     return PairScores(
         dense=dense,
         sparse=sparse,
         colbert=colbert,
-        sparse_dense=two / (weights.dense + weights.sparse),
-        colbert_sparse_dense=(two + weights.colbert * colbert) / (weights.dense + weights.sparse + weights.colbert),
+        sparse_dense=weighted / (weights.dense + weights.sparse),
+        colbert_sparse_dense=(weighted + weights.colbert * colbert)
+        / (weights.dense + weights.sparse + weights.colbert),
     )
 
 
 def sparse_product(query: SparseVector, passage: SparseVector) -> float:
     """The inner product of two sparse vectors."""
-    _, ours, theirs = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
-    return float(query.values[ours].astype(np.float64) @ passage.values[theirs].astype(np.float64))
+    _, in_query, in_passage = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
+    return float(query.values[in_query].astype(np.float64) @ passage.values[in_passage].astype(np.float64))
 
 
 def groups(count: int, tokens: Callable[[int], Sequence[tuple[object, int]]], window: int) -> Iterator[range]:
@@ -97,12 +98,12 @@ def groups(count: int, tokens: Callable[[int], Sequence[tuple[object, int]]], wi
     """
     first, seen, size = 0, set[object](), 0
     for pair in range(count):
-        new = {key: length for key, length in tokens(pair) if key not in seen}
-        if pair > first and size + sum(new.values()) > window:
+        new_texts = {key: length for key, length in tokens(pair) if key not in seen}
+        if pair > first and size + sum(new_texts.values()) > window:
             yield range(first, pair)
             first, seen, size = pair, set(), 0
-            new = dict(tokens(pair))
-        seen |= new.keys()
-        size += sum(new.values())
+            new_texts = dict(tokens(pair))
+        seen |= new_texts.keys()
+        size += sum(new_texts.values())
     if count:
         yield range(first, count)

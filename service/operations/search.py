@@ -111,14 +111,14 @@ class SearchOperation:
         await self._store.call(lambda: self._collections.catalogue.check_read(name))
         if request.like is not None:
             like = request.like
-            search = await self._store.call(lambda: self._alike(request, like, name))
-            return await self._answered(request, name, [search], [None], 0)
-        results = await self._embedded(request)
+            search = await self._store.call(lambda: self._search_by_points(request, like, name))
+            return await self._run(request, name, [search], [None], 0)
+        results = await self._embed(request)
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._answered(request, name, searches, request.queries, tokens)
+        return await self._run(request, name, searches, request.queries, tokens)
 
-    async def _embedded(self, request: SearchRequest) -> list[Result]:
+    async def _embed(self, request: SearchRequest) -> list[Result]:
         try:
             return await self._embedder.embed(
                 request.queries,
@@ -138,7 +138,7 @@ class SearchOperation:
             raise ModelFailure(search.message).at(query)
         return search
 
-    def _alike(self, request: SearchRequest, like: Like, collection: str) -> Search:
+    def _search_by_points(self, request: SearchRequest, like: Like, collection: str) -> Search:
         """Build the search from the vectors of stored points, without the model."""
         vectors, where = recommend(
             self._store.opened(),
@@ -155,7 +155,7 @@ class SearchOperation:
             raise InvalidRequest(f"like: {search.message}")
         return search
 
-    async def _answered(
+    async def _run(
         self,
         request: SearchRequest,
         collection: str,

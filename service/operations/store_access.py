@@ -22,7 +22,7 @@ CALLS_MAX: Final = 8
 INGESTS_MAX: Final = 256
 """Default maximum of concurrent ingests."""
 
-SENDERS: Final = 16
+SENDER_THREADS: Final = 16
 """Threads that send batches of points, shared by all ingests."""
 
 
@@ -72,7 +72,7 @@ class StoreAccess:
         self._ingests = ThreadPoolExecutor(max_workers=ingests_max, thread_name_prefix="ingest")
         self._ingests_max = ingests_max
         self._slots = threading.Semaphore(ingests_max)
-        self._senders = ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="sender")
+        self._senders = ThreadPoolExecutor(max_workers=SENDER_THREADS, thread_name_prefix="sender")
 
     def opened(self) -> Store:
         """The store, which the first call opens. Blocks.
@@ -106,8 +106,8 @@ class StoreAccess:
             Overloaded: all slots are occupied.
         """
         if not self._slots.acquire(blocking=False):
-            most = self._ingests_max
-            raise Overloaded(f"{most} jobs that store are already running (limit {most}); retry later")
+            limit = self._ingests_max
+            raise Overloaded(f"{limit} jobs that store are already running (limit {limit}); retry later")
         slot = IngestSlot(self._ingests)
         try:
             yield slot
@@ -128,21 +128,21 @@ class IngestSlot:
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
-        self._last: Future[object] | None = None
+        self._last_call: Future[object] | None = None
 
     async def run(self, call: Callable[[], T], *, stage: str) -> T:
         """Run a part of the ingest and time it as a stage. It continues if the caller is cancelled."""
         with timed(stage):
             running = self._threads.submit(copy_context().run, call)
-            self._last = cast("Future[object]", running)
+            self._last_call = cast("Future[object]", running)
             return await asyncio.wrap_future(running)
 
     def when_done(self, callback: Callable[[], None]) -> None:
         """Register a callback for the time when the thread is free again."""
-        if self._last is None:
+        if self._last_call is None:
             callback()
         else:
-            self._last.add_done_callback(lambda _done: callback())
+            self._last_call.add_done_callback(lambda _done: callback())
 
 
 async def in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:

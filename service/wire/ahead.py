@@ -13,7 +13,7 @@ from service.wire.answers import add_vectors
 from service.wire.body import Base64Array
 from service.wire.requests import EmbedRequest
 
-_WRITERS: Final = 2
+_ENCODER_THREADS: Final = 2
 """Threads that encode base64, shared by all answers.
 
 Encoding takes a tenth of their time; the rest is page faults of newly allocated memory. A thread mostly gets memory
@@ -32,31 +32,31 @@ class WrittenAhead:
         self._request = request
         self._parts: list[Future[dict[int, TextAnswer]]] = []
 
-    def take(self, results: Sequence[tuple[int, Result]]) -> None:
+    def encode(self, results: Sequence[tuple[int, Result]]) -> None:
         """Encode results, each given with the index of its text, in the background. Thread-safe."""
-        self._parts.append(_writers().submit(self._written, results))
+        self._parts.append(_encoders().submit(self._encoded, results))
 
-    def items(self) -> dict[int, TextAnswer]:
+    def vectors(self) -> dict[int, TextAnswer]:
         """The encoded vectors by the index of their text; failed texts are absent. Blocks until all are encoded."""
-        return {index: item for part in self._parts for index, item in part.result().items()}
+        return {index: answer for part in self._parts for index, answer in part.result().items()}
 
     def cancel(self) -> None:
         """Drop what is not encoded yet, since the answer will not be sent."""
         for part in self._parts:
             part.cancel()
 
-    def _written(self, results: Sequence[tuple[int, Result]]) -> dict[int, TextAnswer]:
-        items: dict[int, TextAnswer] = {}
+    def _encoded(self, results: Sequence[tuple[int, Result]]) -> dict[int, TextAnswer]:
+        answers: dict[int, TextAnswer] = {}
         for index, result in results:
             if isinstance(result, Embedding):
-                item = items[index] = {}
-                add_vectors(item, result, self._request.encoding, self._request.dtype)
-                for vector in (item.get("dense"), item.get("colbert")):
+                answer = answers[index] = {}
+                add_vectors(answer, result, self._request.encoding, self._request.dtype)
+                for vector in (answer.get("dense"), answer.get("colbert")):
                     if isinstance(vector, dict) and isinstance(vector["data"], Base64Array):
                         vector["data"].text()
-        return items
+        return answers
 
 
 @cache
-def _writers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_WRITERS, thread_name_prefix="base64")
+def _encoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="base64")

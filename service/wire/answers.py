@@ -68,16 +68,16 @@ def embed_answer(
     """
     items = []
     for index, (text, embedding) in enumerate(zip(request.texts, result.texts, strict=True)):
-        item: TextAnswer = {"text": text} if request.include_text else {}
+        answer: TextAnswer = {"text": text} if request.include_text else {}
         if isinstance(embedding, ModelFailure):
-            _add_error(item, embedding)
+            _add_error(answer, embedding)
         else:
-            item["tokens"], item["truncated"] = embedding.tokens, embedding.truncated
+            answer["tokens"], answer["truncated"] = embedding.tokens, embedding.truncated
             if written is not None:
-                item.update(written[index])
+                answer.update(written[index])
             elif request.wants_vectors:
-                add_vectors(item, embedding, request.encoding, request.dtype)
-        items.append(item)
+                add_vectors(answer, embedding, request.encoding, request.dtype)
+        items.append(answer)
     return {"results": items, "usage": {"tokens": result.tokens}, "model": model}
 
 
@@ -85,17 +85,17 @@ def ingest_answer(request: EmbedRequest, texts: Sequence[IngestedText], tokens: 
     """The answer to an embed request that stores points, without its `upsert` block."""
     items = []
     for text, ingested in zip(request.texts, texts, strict=True):
-        item: TextAnswer = {"text": text} if request.include_text else {}
-        item["id"] = id_answer(ingested.id)
+        answer: TextAnswer = {"text": text} if request.include_text else {}
+        answer["id"] = id_answer(ingested.id)
         if isinstance(ingested.result, ModelFailure):
-            _add_error(item, ingested.result)
+            _add_error(answer, ingested.result)
         else:
-            item["tokens"], item["truncated"] = ingested.tokens, ingested.truncated
+            answer["tokens"], answer["truncated"] = ingested.tokens, ingested.truncated
             if ingested.chunks is not None:
-                item["chunks"] = ingested.chunks
+                answer["chunks"] = ingested.chunks
             if ingested.result is not None:
-                add_vectors(item, ingested.result, request.encoding, request.dtype)
-        items.append(item)
+                add_vectors(answer, ingested.result, request.encoding, request.dtype)
+        items.append(answer)
     return {"results": items, "usage": {"tokens": tokens}, "model": model}
 
 
@@ -103,10 +103,14 @@ def upsert_answer(report: IngestReport) -> UpsertAnswer:
     """The `upsert` block; a rejected point has the index of its text and, with chunking, of its chunk."""
     rejected: list[RejectedAnswer] = []
     for point in report.rejected:
-        item: RejectedAnswer = {"index": point.text, "code": code_of(point.cause), "message": _cut(point.cause.message)}
+        answer: RejectedAnswer = {
+            "index": point.text,
+            "code": code_of(point.cause),
+            "message": _shortened(point.cause.message),
+        }
         if point.chunk is not None:
-            item = {"index": point.text, "chunk": point.chunk, "code": item["code"], "message": item["message"]}
-        rejected.append(item)
+            answer = {"index": point.text, "chunk": point.chunk, "code": answer["code"], "message": answer["message"]}
+        rejected.append(answer)
     return {
         "collection": report.collection,
         "stored": report.stored,
@@ -119,8 +123,8 @@ def search_answer(result: SearchResult, model: str) -> SearchAnswer:
     """The answer to a search request."""
     results: list[HitsAnswer] = [{"hits": [_hit(hit) for hit in hits]} for hits in result.hits]
     if result.explanations is not None:
-        for item, explanations in zip(results, result.explanations, strict=True):
-            for hit, explanation in zip(item["hits"], explanations, strict=True):
+        for answer, explanations in zip(results, result.explanations, strict=True):
+            for hit, explanation in zip(answer["hits"], explanations, strict=True):
                 hit["explain"] = _explain(explanation)
     return {"results": results, "usage": {"tokens": result.tokens}, "model": model}
 
@@ -163,18 +167,18 @@ def base64_array(array: NDArray[Any], dtype: NumberType) -> ArrayAnswer:
     return {"shape": list(wire.shape), "dtype": dtype, "data": Base64Array(wire)}
 
 
-def _add_error(item: TextAnswer, error: ModelFailure) -> None:
-    item.update(cast("TextAnswer", error_answer(error)))
+def _add_error(answer: TextAnswer, error: ModelFailure) -> None:
+    answer.update(cast("TextAnswer", error_answer(error)))
 
 
-def add_vectors(item: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
+def add_vectors(answer: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
     """Add the vectors of an embedding."""
     if embedding.dense is not None:
-        item["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)
+        answer["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)
     if embedding.sparse is not None:
-        item["sparse"] = _sparse(embedding.sparse)
+        answer["sparse"] = _sparse(embedding.sparse)
     if embedding.colbert is not None:
-        item["colbert"] = numbers(embedding.colbert) if encoding == "list" else base64_array(embedding.colbert, dtype)
+        answer["colbert"] = numbers(embedding.colbert) if encoding == "list" else base64_array(embedding.colbert, dtype)
 
 
 def _sparse(sparse: SparseVector) -> SparseAnswer:
@@ -182,11 +186,11 @@ def _sparse(sparse: SparseVector) -> SparseAnswer:
 
 
 def _hit(hit: Hit) -> HitAnswer:
-    item: HitAnswer = {"id": id_answer(hit.id), "score": hit.score}
+    answer: HitAnswer = {"id": id_answer(hit.id), "score": hit.score}
     if hit.group is not None:
-        item["group"] = hit.group
+        answer["group"] = hit.group
     if hit.payload is not None:
-        item["payload"] = dict(hit.payload)
+        answer["payload"] = dict(hit.payload)
     if hit.vectors is not None:
         vectors: VectorsAnswer = {}
         if hit.vectors.dense is not None:
@@ -195,20 +199,20 @@ def _hit(hit: Hit) -> HitAnswer:
             vectors["sparse"] = _sparse(hit.vectors.sparse)
         if hit.vectors.colbert is not None:
             vectors["colbert"] = numbers(hit.vectors.colbert)
-        item["vectors"] = vectors
-    return item
+        answer["vectors"] = vectors
+    return answer
 
 
 def _explain(explanation: HitExplanation) -> ExplainAnswer:
     return {
         "branches": {kind: _branch(rank) for kind, rank in explanation.branches.items()},
-        "fusion": None if explanation.fusion is None else _named(explanation.fusion),
+        "fusion": None if explanation.fusion is None else _by_kind(explanation.fusion),
         "sparse": None if explanation.sparse is None else [_sparse_match(match) for match in explanation.sparse],
         "colbert": None if explanation.colbert is None else [_colbert_match(match) for match in explanation.colbert],
     }
 
 
-def _named(parts: Mapping[Any, float]) -> dict[str, float]:
+def _by_kind(parts: Mapping[Any, float]) -> dict[str, float]:
     return {str(kind): part for kind, part in parts.items()}
 
 
@@ -242,9 +246,9 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _cut(message: str) -> str:
+def _shortened(message: str) -> str:
     """The message, truncated to `REJECTION_MESSAGE_MAX_BYTES` of JSON."""
-    kept = message
-    while len(orjson.dumps(kept)) > REJECTION_MESSAGE_MAX_BYTES:
-        kept = kept[: len(kept) * 7 // 8]
-    return kept if kept == message else kept + "…"
+    shortened = message
+    while len(orjson.dumps(shortened)) > REJECTION_MESSAGE_MAX_BYTES:
+        shortened = shortened[: len(shortened) * 7 // 8]
+    return shortened if shortened == message else shortened + "…"

@@ -13,7 +13,7 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
-_HOLE: Final = orjson.Fragment(b'"\0"')
+_PLACEHOLDER: Final = orjson.Fragment(b'"\0"')
 """Placeholder of a string that is encoded later. JSON has no other NUL, since strings escape it."""
 
 
@@ -62,13 +62,13 @@ class Body:
         """Serialize an answer. Arrays are serialized from their buffers, without creating Python numbers."""
         arrays: list[Base64Array] = []
 
-        def leave_hole(value: object) -> orjson.Fragment:
+        def replace_array(value: object) -> orjson.Fragment:
             if not isinstance(value, Base64Array):
                 raise TypeError(f"{type(value).__name__} has no form in JSON")
             arrays.append(value)
-            return _HOLE
+            return _PLACEHOLDER
 
-        written = orjson.dumps(answer, default=leave_hole, option=orjson.OPT_SERIALIZE_NUMPY)
+        written = orjson.dumps(answer, default=replace_array, option=orjson.OPT_SERIALIZE_NUMPY)
         *parts, end = written.split(b"\0") if arrays else [written]
         return cls(tuple(zip(parts, arrays, strict=True)), end)
 

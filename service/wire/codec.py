@@ -138,28 +138,30 @@ class Codec:
         if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):
             result = await self.core.embed(request.embed_value(), self._admit(request))
 
-            def answered() -> Content:
+            def render() -> Content:
                 return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
 
-            most = _QUICK_MAX_BYTES if request.encoding == "base64" else LIST_NUMBER_MIN_BYTES * _QUICK_MAX_NUMBERS
-            quick = self._min_bytes(request, [text.tokens for text in result.embeddings]) <= most
-            return Outcome(answered() if quick else await asyncio.to_thread(answered), result.tokens)
+            quick_max_bytes = (
+                _QUICK_MAX_BYTES if request.encoding == "base64" else LIST_NUMBER_MIN_BYTES * _QUICK_MAX_NUMBERS
+            )
+            quick = self._min_bytes(request, [text.tokens for text in result.embeddings]) <= quick_max_bytes
+            return Outcome(render() if quick else await asyncio.to_thread(render), result.tokens)
         return await self._embed_ahead(request, form)
 
     async def _embed_ahead(self, request: EmbedRequest, form: type[Content]) -> Outcome:
         """Embed, and encode base64 while the model computes, since encoding a large answer takes long."""
         ahead = WrittenAhead(request)
         try:
-            result = await self.core.embed(request.embed_value(), self._admit(request), ahead.take)
+            result = await self.core.embed(request.embed_value(), self._admit(request), ahead.encode)
         except BaseException:
             ahead.cancel()
             raise
 
-        def answered() -> Content:
-            answer = embed_answer(request, result, self.core.model_name, ahead.items())
+        def render() -> Content:
+            answer = embed_answer(request, result, self.core.model_name, ahead.vectors())
             return self._bounded(answer, _EMBED_REMEDY, form)
 
-        return Outcome(await asyncio.to_thread(answered), result.tokens)
+        return Outcome(await asyncio.to_thread(render), result.tokens)
 
     async def _ingest(
         self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]

@@ -157,21 +157,21 @@ def error_answer(error: WorkerError, **details: Any) -> Error:
         error: the error.
         details: further values for `details`.
     """
-    told = cause_of(error)
+    cause = cause_of(error)
     return {
-        "error": told.message,
-        "error_code": wire_error(told).code,
-        "retryable": told.retryable,
-        "details": {**_details(told), **details},
+        "error": cause.message,
+        "error_code": wire_error(cause).code,
+        "retryable": cause.retryable,
+        "details": {**_details(cause), **details},
     }
 
 
 def retry_after_s(error: WorkerError) -> int | None:
     """Whole seconds to wait before a retry; None if a retry does not help."""
-    told = cause_of(error)
-    status = wire_error(told).status
-    if status in RETRY_AFTER_S and isinstance(told, StoreUnavailable) and told.retry_after_s is not None:
-        return max(1, round(told.retry_after_s))
+    cause = cause_of(error)
+    status = wire_error(cause).status
+    if status in RETRY_AFTER_S and isinstance(cause, StoreUnavailable) and cause.retry_after_s is not None:
+        return max(1, round(cause.retry_after_s))
     return RETRY_AFTER_S.get(status)
 
 
@@ -192,6 +192,9 @@ def _details(error: WorkerError) -> dict[str, Any]:
         case SchemaMismatch(collection=collection, differences=differences) if differences:
             return {
                 "collection": collection,
-                "differences": [{"field": one.field, "found": one.found, "wanted": one.wanted} for one in differences],
+                "differences": [
+                    {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
+                    for difference in differences
+                ],
             }
     return {}

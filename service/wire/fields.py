@@ -70,23 +70,23 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
-        for place, text in enumerate(pair):
+        for side, text in enumerate(pair):
             if not is_unicode(text):
-                raise ValueError(f"[{index}][{place}] is not valid Unicode (a lone surrogate)")
+                raise ValueError(f"[{index}][{side}] is not valid Unicode (a lone surrogate)")
     return pairs
 
 
 def _valid_ids(ids: list[Any]) -> list[int | str]:
-    for index, one in enumerate(ids):
-        if isinstance(one, str):
-            if not one or not is_unicode(one):
+    for index, raw in enumerate(ids):
+        if isinstance(raw, str):
+            if not raw or not is_unicode(raw):
                 raise ValueError(f"[{index}] must be a string of valid Unicode that is not empty")
-        elif isinstance(one, bool) or not isinstance(one, int):
+        elif isinstance(raw, bool) or not isinstance(raw, int):
             raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
-                f"[{index}] must be an integer or a string, got {kind_of(one)}"
+                f"[{index}] must be an integer or a string, got {kind_of(raw)}"
             )
-        elif not 0 <= one <= INTEGER_ID_MAX:
-            raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {shown(one)}")
+        elif not 0 <= raw <= INTEGER_ID_MAX:
+            raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {shown(raw)}")
     return ids
 
 
@@ -134,14 +134,14 @@ def vector_selection(raw: object) -> tuple[Kind, ...]:
     return tuple(_distinct(raw))
 
 
-def _keys(raw: list[object], place: str) -> tuple[str, ...]:
+def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     if not 1 <= len(raw) <= PAYLOAD_KEYS_MAX:
-        raise ValueError(f"{place or ''} must have 1 to {PAYLOAD_KEYS_MAX} keys, got {len(raw)}".strip())
+        raise ValueError(f"{path} must have 1 to {PAYLOAD_KEYS_MAX} keys, got {len(raw)}".strip())
     for index, key in enumerate(raw):
         if not isinstance(key, str):
-            raise ValueError(f"{place}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
+            raise ValueError(f"{path}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
         if len(key) > 255 or not is_unicode(key) or not re.fullmatch(PAYLOAD_PATH, key):
-            raise ValueError(f"{place}[{index}] must be a key such as topic or a.topic, of at most 255 characters")
+            raise ValueError(f"{path}[{index}] must be a key such as topic or a.topic, of at most 255 characters")
     return tuple(str(key) for key in raw)
 
 

@@ -24,8 +24,8 @@ RenderError = Callable[[WorkerError], Mapping[str, Any]]
 
 def error_reply(error: WorkerError, render: RenderError) -> Answer:
     """The answer for an error."""
-    told = wire_error(error)
-    return Answer(Body.of(render(error)), told.status, told.code, retry_after_s(error))
+    wire = wire_error(error)
+    return Answer(Body.of(render(error)), wire.status, wire.code, retry_after_s(error))
 
 
 def defect(error: Exception) -> Internal:

@@ -174,7 +174,7 @@ class OpenAIDialect:
                 label="input",
             )
         )
-        return await asyncio.to_thread(self._answered, request, result)
+        return await asyncio.to_thread(self._rendered, request, result)
 
     def models(self, path: str) -> Outcome:
         """Answer `/v1/models`, or the path of one model.
@@ -182,19 +182,19 @@ class OpenAIDialect:
         Raises:
             NotFound: the path names another model.
         """
-        listed = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
+        described_model = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
         if path == MODELS:
-            return Outcome(Body.of({"object": "list", "data": [listed]}))
+            return Outcome(Body.of({"object": "list", "data": [described_model]}))
         if path == f"{MODELS}/{self._core.model_name}":
-            return Outcome(Body.of(listed))
-        raise NotFound(self._other_model())
+            return Outcome(Body.of(described_model))
+        raise NotFound(self._unknown_model_message())
 
     def _check(self, request: EmbeddingsRequest) -> None:
         max_texts = self._core.settings.max_texts
         if len(request.input) > max_texts:
             raise _invalid("input", f"must have at most {max_texts} items (MAX_TEXTS), got {len(request.input)}")
         if request.model not in (None, self._core.model_name):
-            message = self._other_model()
+            message = self._unknown_model_message()
             raise NotFound(message, fields=[FieldError("model", message)])
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
@@ -207,7 +207,7 @@ class OpenAIDialect:
                 if not is_unicode(text):
                     raise _invalid(f"input[{index}]", "is not valid Unicode (a lone surrogate)")
 
-    def _answered(self, request: EmbeddingsRequest, result: EmbedResult) -> Outcome:
+    def _rendered(self, request: EmbeddingsRequest, result: EmbedResult) -> Outcome:
         data: list[EmbeddingAnswer] = []
         for index, embedding in enumerate(result.texts):
             if isinstance(embedding, ModelFailure):
@@ -223,7 +223,7 @@ class OpenAIDialect:
         self._limit.check(body)
         return Outcome(body, tokens=result.tokens)
 
-    def _other_model(self) -> str:
+    def _unknown_model_message(self) -> str:
         return f"model: this worker serves '{self._core.model_name}' only (GET {MODELS} names it)"
 
 

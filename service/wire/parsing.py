@@ -8,16 +8,16 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedder import InvalidRequest
-from service.validation import complaint, is_unicode, kind_of
+from service.validation import field_error, is_unicode, kind_of
 from service.wire.fields import Limits
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
 Valid = TypeVar("Valid", bound=BaseModel)
 
-_MESSAGE_COMPLAINTS_MAX = 3
+_MESSAGE_ERRORS_MAX = 3
 """Maximum field errors in the message of an error."""
 
-_COMPLAINTS_MAX = 20
+_DETAILS_ERRORS_MAX = 20
 """Maximum field errors in the details of an error."""
 
 Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest
@@ -68,10 +68,10 @@ def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> V
     except ValidationError as error:
         # Unknown fields come first: a misspelt name is usually why the right field is missing.
         errors = sorted(error.errors(include_url=False), key=lambda details: details["type"] != "extra_forbidden")
-        fields = [complaint(details) for details in errors[:_COMPLAINTS_MAX]]
-        message = "; ".join(field.message for field in fields[:_MESSAGE_COMPLAINTS_MAX])
-        if len(errors) > _MESSAGE_COMPLAINTS_MAX:
-            message += f" (and {len(errors) - _MESSAGE_COMPLAINTS_MAX} more)"
+        fields = [field_error(details) for details in errors[:_DETAILS_ERRORS_MAX]]
+        message = "; ".join(field.message for field in fields[:_MESSAGE_ERRORS_MAX])
+        if len(errors) > _MESSAGE_ERRORS_MAX:
+            message += f" (and {len(errors) - _MESSAGE_ERRORS_MAX} more)"
         raise InvalidRequest(message, fields=fields) from None
 
 

@@ -77,7 +77,7 @@ class SizeLimit:
         body = content if isinstance(content, Body) else Body.of(content.json)
         # The encoders differ in some numbers, but never by a factor of two.
         self.check_minimum(len(body) // 2 + reserve)
-        size = len(body) + sum(map(_widening, body.json)) + reserve
+        size = len(body) + sum(map(_max_added_bytes, body.json)) + reserve
         if size > self.max_bytes:  # an upper bound, which also counts characters inside texts
             size = len(json.dumps(orjson.loads(bytes(body)), ensure_ascii=False).encode()) + reserve
         if size > self.max_bytes:
@@ -106,7 +106,7 @@ def vectors_min_bytes(tokens: Sequence[int], *, dense: int, colbert: int, encodi
     return numbers * (2 if dtype == "float16" else 4) * 4 // 3
 
 
-def _widening(part: bytes) -> int:
+def _max_added_bytes(part: bytes) -> int:
     """Maximum bytes that the queue's encoder adds: 1 per comma, colon and exponent, 14 if it writes no exponent.
 
     `bytes.count` calls `memchr` once per match, which takes seven times as long if every tenth byte matches.
@@ -115,9 +115,9 @@ def _widening(part: bytes) -> int:
     size = 0
     for start in range(0, len(part), _BLOCK_BYTES):
         block = characters[start : start + _BLOCK_BYTES + 1]  # the last byte may be the `e` of an exponent
-        behind = block[np.flatnonzero(block[:-1] == ord("e")) + 1]
-        negative = behind == ord("-")
-        positive = (behind == ord("+")) | ((behind >= ord("0")) & (behind <= ord("9")))
+        following = block[np.flatnonzero(block[:-1] == ord("e")) + 1]
+        negative = following == ord("-")
+        positive = (following == ord("+")) | ((following >= ord("0")) & (following <= ord("9")))
         block = block[:_BLOCK_BYTES]
         size += int(np.count_nonzero(block == ord(",")) + np.count_nonzero(block == ord(":")))
         size += int(np.count_nonzero(negative)) + _POSITIVE_EXPONENT_BYTES * int(np.count_nonzero(positive))

@@ -75,5 +75,5 @@ def _value(value: Any) -> tuple[Any, int]:  # noqa: PLR0911 - a return for each 
         rows = len(value) if value.ndim > 1 else 1
         size = value.size * _NUMBER_MAX_BYTES + rows * _ROW_MAX_BYTES + _ROW_MAX_BYTES
         return orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)), size
-    written = orjson.dumps(value)
-    return orjson.loads(written), 2 * len(written)
+    encoded = orjson.dumps(value)
+    return orjson.loads(encoded), 2 * len(encoded)

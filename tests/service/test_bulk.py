@@ -25,7 +25,7 @@ from service.bulk import BulkLoad, LoadReport
 from service.bulk.__main__ import arguments_of, main, options_of
 from service.bulk.__main__ import load as load_command
 from service.bulk.json_lines import BadLineError, parse_line
-from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_TEXTS, batches
+from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_TEXTS, batches
 from service.bulk.load import INTERRUPTED
 from service.operations import Operations
 from service.settings import Settings
@@ -68,7 +68,7 @@ class Loader:
         self.said: list[str] = []
 
     def __call__(
-        self, raw: Iterable[bytes], *options: str, batch_texts: int = BATCH_TEXTS, overloaded_pause_s: float = 1.0
+        self, raw: Iterable[bytes], *options: str, batch_texts: int = BATCH_MAX_TEXTS, overloaded_pause_s: float = 1.0
     ) -> LoadReport:
         """What became of the lines."""
         if self._rejects is None:
@@ -350,8 +350,8 @@ def test_batches_are_small_and_never_mix_ids() -> None:
     heavy = [parse_line(n, line(text=f"{n}", payload={"body": "x" * (BATCH_MAX_BYTES // 3)})) for n in range(1, 6)]
     heavy.append(parse_line(6, line(text="6", payload={"body": "x" * (2 * BATCH_MAX_BYTES)})))
     assert [[line.number for line in batch.lines] for batch in batches(heavy, "notes")] == [[1, 2], [3, 4], [5], [6]]
-    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * BATCH_TEXTS + 2)]
-    assert [len(batch.lines) for batch in batches(many, "notes")] == [BATCH_TEXTS, BATCH_TEXTS, 1]
+    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * BATCH_MAX_TEXTS + 2)]
+    assert [len(batch.lines) for batch in batches(many, "notes")] == [BATCH_MAX_TEXTS, BATCH_MAX_TEXTS, 1]
     assert [len(batch.lines) for batch in batches(many[:5], "notes", max_texts=2)] == [2, 2, 1]
     mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
     assert [len(batch.lines) for batch in batches(mixed, "notes")] == [50, 50]

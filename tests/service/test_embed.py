@@ -361,12 +361,12 @@ def test_vectors_are_written_while_others_are_computed() -> None:
         written: list[int] = []
 
         def observe(results: Sequence[tuple[int, Result]]) -> None:
-            ahead.take(results)
-            written.append(len(ahead.items()))
+            ahead.encode(results)
+            written.append(len(ahead.vectors()))
 
         asyncio.run(core.embed(request.embed_value(), observer=observe))
         assert written == [10, 20, 30, 40]
-        vector = ahead.items()[39].get("colbert")
+        vector = ahead.vectors()[39].get("colbert")
     assert isinstance(vector, dict)
     assert vector["shape"] == [2, 4]
 
@@ -386,12 +386,12 @@ def test_a_job_that_is_cancelled_writes_nothing_more() -> None:
             return iter(())
 
     for _ in range(20):
-        ahead.take(Slow())  # type: ignore[arg-type]
+        ahead.encode(Slow())  # type: ignore[arg-type]
     assert begun.wait(PATIENCE)
     ahead.cancel()
     go_on.set()
     with pytest.raises(CancelledError):
-        ahead.items()
+        ahead.vectors()
 
 
 def test_a_large_request_on_a_gpu_has_the_answer_that_a_cpu_gives() -> None:

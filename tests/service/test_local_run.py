@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedder import ConfigurationError
-from service.transports.queue.local_run import FILE, check
+from service.transports.queue.local_run import TEST_INPUT_FILE, check
 
 JOB = '{"input": {"texts": ["hello"]}}'
 
@@ -56,14 +56,14 @@ def test_an_invalid_job_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         check({}, ["--test_input", text], queue=True)
     assert str(refusal.value).startswith(f"--test_input {said}")
-    Path(FILE).write_text(text, encoding="utf-8")
+    Path(TEST_INPUT_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigurationError) as refusal:
         check({}, [], queue=False)
-    assert str(refusal.value).startswith(f"{FILE} {said}")
+    assert str(refusal.value).startswith(f"{TEST_INPUT_FILE} {said}")
     check({}, [], queue=True)
 
 
 def test_the_file_of_the_sdk_is_a_job() -> None:
     """A job in `test_input.json` in the working directory is enough to start: the SDK runs it."""
-    Path(FILE).write_text(JOB, encoding="utf-8")
+    Path(TEST_INPUT_FILE).write_text(JOB, encoding="utf-8")
     check({}, [], queue=False)

@@ -88,24 +88,24 @@ _STATUSES: Final = {
 }
 
 
-def answers(path: str) -> dict[int | str, dict[str, Any]]:
+def post_responses(path: str) -> dict[int | str, dict[str, Any]]:
     """The responses of a POST path by status, in FastAPI's form."""
     described = ANSWERS[path]
     content = {"schema": {"$ref": REFERENCE.format(model=described.name)}, "example": described.example}
-    return {200: {"description": "the answer", "content": {"application/json": content}}, **_failures(path)}
+    return {200: {"description": "the answer", "content": {"application/json": content}}, **_error_responses(path)}
 
 
-def reads(path: str) -> dict[int | str, dict[str, Any]]:
+def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
     """The responses of a GET path by status, in FastAPI's form."""
     json = {"content": {"application/json": {"schema": {"type": "object"}}}}
     if path == "/ping":
-        told = {200: "ready", 204: "the model is loading", 503: "shutting down, or the last device is lost"}
-        return {status: {"description": text} for status, text in told.items()}
+        descriptions = {200: "ready", 204: "the model is loading", 503: "shutting down, or the last device is lost"}
+        return {status: {"description": text} for status, text in descriptions.items()}
     if path == "/health":
         return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
-    failures = _failures(path)
-    found = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
-    return {200: {"description": "the answer", **found}, 401: failures[401], 503: failures[503]}
+    errors = _error_responses(path)
+    content = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
+    return {200: {"description": "the answer", **content}, 401: errors[401], 503: errors[503]}
 
 
 def body(schema: str, example: Json) -> Json:
@@ -122,8 +122,8 @@ def schema_name(route: Route) -> str:
 def components() -> Json:
     """All schemas of the components by name."""
     kinds = {request_type(route.operation): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
-    _, found = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
-    schemas: Json = found["$defs"]
+    _, definitions = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
+    schemas: Json = definitions["$defs"]
     for route in ROUTES:
         name = schema_name(route)
         described = schemas[request_type(route.operation).__name__]
@@ -141,7 +141,7 @@ def components() -> Json:
     return {**schemas, **answer_schemas()}
 
 
-def _failures(path: str) -> dict[int | str, dict[str, Any]]:
+def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": REFERENCE.format(model="OpenAIError" if path.startswith("/v1/") else "Error")}
     return {
         status: {"description": text, "content": {"application/json": {"schema": schema}}}

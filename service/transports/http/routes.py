@@ -21,10 +21,10 @@ from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
     ROUTES,
     Route,
-    answers,
     body,
     description,
-    reads,
+    get_responses,
+    post_responses,
     schema_name,
 )
 from service.transports.http.page import Page
@@ -67,7 +67,7 @@ def application(
             _named(partial(endpoints.operation, route), route.path),
             methods=["POST"],
             summary=route.summary,
-            responses=answers(route.path),
+            responses=post_responses(route.path),
             openapi_extra=body(schema_name(route), route.example),
         )
     app.add_api_route(
@@ -75,10 +75,10 @@ def application(
         endpoints.embeddings,
         methods=["POST"],
         summary="Embed texts as dense vectors (OpenAI)",
-        responses=answers(EMBEDDINGS),
+        responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
-    described: tuple[tuple[str, Endpoint, str], ...] = (
+    get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
@@ -86,9 +86,9 @@ def application(
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
     )
-    for path, endpoint, summary in described:
+    for path, endpoint, summary in get_routes:
         app.add_api_route(
-            path, endpoint, methods=["GET"], summary=summary, responses=reads(path), response_class=Response
+            path, endpoint, methods=["GET"], summary=summary, responses=get_responses(path), response_class=Response
         )
     for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # some monitors use HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
@@ -96,10 +96,10 @@ def application(
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(WorkerError, _worker_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in described]
+    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in get_routes]
     return Gate(app, state, paths)
 
 
@@ -136,8 +136,8 @@ class _Endpoints:
     async def health(self, _request: Request) -> Response:
         """Answer the state as JSON."""
         state, operations = self._state.state, self._state.operations
-        told = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
-        return response(Answer(Body.of(told), 200 if state in ("loading", "ready") else 503))
+        health = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
+        return response(Answer(Body.of(health), 200 if state in ("loading", "ready") else 503))
 
     async def collections(self, _request: Request) -> Response:
         """Answer the collections of the settings, without asking the store."""
@@ -166,19 +166,19 @@ class _Endpoints:
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
     """The response, unless the client disconnects first, which cancels the work."""
     working = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
+    disconnected = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return response(working.result())
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
-        gone.cancel()
+        disconnected.cancel()
         working.cancel()
-        await asyncio.gather(gone, working, return_exceptions=True)
+        await asyncio.gather(disconnected, working, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -198,7 +198,7 @@ async def _worker_error(request: Request, error: Exception) -> Response:
     return error_response(error, request.url.path)
 
 
-async def _client_gone(_request: Request, _error: Exception) -> Response:
+async def _client_disconnected(_request: Request, _error: Exception) -> Response:
     """Answer a disconnect within the body with the same status as a later disconnect."""
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 

@@ -61,7 +61,7 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
     try:
         listener = listening(port)
     except OSError as error:
-        return _refused(f"PORT={port}: {error.strerror}; choose another")
+        return _refuse(f"PORT={port}: {error.strerror}; choose another")
     if settings.api_key is None:
         log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
     with listener:
@@ -103,7 +103,7 @@ class _Server:
         self._port = listener.getsockname()[1]
         self._state = ServerState(settings, self._stop)
         self._status = 0
-        self._told = False
+        self._signalled = False
         self._builder: threading.Thread | None = None
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -145,7 +145,7 @@ class _Server:
         try:
             operations = _checked(build(settings), settings)
         except ConfigurationError as error:
-            self._status = _refused(str(error))
+            self._status = _refuse(str(error))
         except WorkerError as error:
             log.critical("unfit to serve: %s", error.message)
             self._status = 1
@@ -160,11 +160,11 @@ class _Server:
         _call(loop, self._state.close)
 
     def _on_signal(self) -> None:
-        if self._told:
+        if self._signalled:
             # Threads wait for the running requests, and only the end of the process ends them.
             log.warning("told to stop again; ending with requests unanswered")
             end_process(self._exit_status)
-        self._told = True
+        self._signalled = True
         if self._state.closing:  # the device is lost: do not wait for requests that hang on it
             self._uvicorn.force_exit = True
             self._stop()
@@ -183,12 +183,12 @@ def _checked(operations: Operations, settings: Settings) -> Operations:
         WorkerError: a check failed.
     """
 
-    async def each() -> None:
+    async def run_checks() -> None:
         for check in checks(operations, settings):
             await check()
 
     try:
-        asyncio.run(each())
+        asyncio.run(run_checks())
     except BaseException:
         operations.close()
         raise
@@ -201,7 +201,7 @@ def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(call)
 
 
-def _refused(message: str) -> int:
+def _refuse(message: str) -> int:
     print(f"refusing to start: {message}", file=sys.stderr)  # noqa: T201 - for the operator, whatever the log settings are
     return 2
 
@@ -211,7 +211,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
     except ConfigurationError as error:
-        return _refused(str(error))
+        return _refuse(str(error))
     return serve(settings, Operations.build)
 
 

@@ -54,7 +54,7 @@ class Intake:
     """The SDK's `concurrency_modifier`, which is called before each poll in the thread of the event loop.
 
     Args:
-        most: maximum number of concurrent jobs; the SDK's queue holds a quarter more, and at least 128.
+        jobs_max: maximum number of concurrent jobs; the SDK's queue holds a quarter more, and at least 128.
         held: returns the ids of all jobs that the SDK holds, waiting ones included.
         wanted: returns the number of jobs to hold.
         max_bytes: maximum bytes of the inputs of held jobs, beyond which no further job is taken.
@@ -63,21 +63,21 @@ class Intake:
 
     def __init__(
         self,
-        most: int,
+        jobs_max: int,
         held: Callable[[], set[str]],
         wanted: Callable[[], int],
         *,
         max_bytes: int = HELD_INPUTS_MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.capacity = max(CAPACITY_MIN_JOBS, most + most // 4)
+        self.capacity = max(CAPACITY_MIN_JOBS, jobs_max + jobs_max // 4)
         self._held = held
         self._wanted = wanted
         self._max_bytes = max_bytes
         self._clock = clock
         self._begun: dict[str, int] = {}
         self._taken = 0
-        self._last = (0, 0.0)  # jobs taken up to the last poll, and its time
+        self._last_poll = (0, 0.0)  # jobs taken up to the last poll, and its time
         self._short_polls = 0
         self._closed = False
         self._stop_sdk: Callable[[int, FrameType | None], object] | int | None = None
@@ -105,15 +105,15 @@ class Intake:
             log.info("every job is answered; stopping")
             self._stop_sdk(signal.SIGTERM, None)
         queued = count - len(self._begun)  # the SDK counts waiting jobs twice
-        full = self._is_in_vain(self._taken + queued) or self._closed or sum(self._begun.values()) > self._max_bytes
-        most = count if full else max(count, min(self._wanted(), self.capacity))
-        return _Limit(most + queued, self.capacity)
+        full = self._polls_fail(self._taken + queued) or self._closed or sum(self._begun.values()) > self._max_bytes
+        limit = count if full else max(count, min(self._wanted(), self.capacity))
+        return _Limit(limit + queued, self.capacity)
 
-    def _is_in_vain(self, taken: int) -> bool:
+    def _polls_fail(self, taken: int) -> bool:
         """Whether the last polls returned immediately and without a job."""
-        (before, then), now = self._last, self._clock()
-        self._last = (taken, now)
-        self._short_polls = self._short_polls + 1 if taken == before and now - then < LONG_POLL_MIN_S else 0
+        (taken_before, polled_at), now = self._last_poll, self._clock()
+        self._last_poll = (taken, now)
+        self._short_polls = self._short_polls + 1 if taken == taken_before and now - polled_at < LONG_POLL_MIN_S else 0
         if self._short_polls < SHORT_POLLS_MAX:
             return False
         self._short_polls = 0

@@ -11,10 +11,10 @@ from typing import Final
 from embedder import ConfigurationError
 from service.validation import kind_of
 
-FILE: Final = "test_input.json"
+TEST_INPUT_FILE: Final = "test_input.json"
 """File with a job in the working directory, which the SDK reads if no argument gives another job."""
 
-_REALTIME: Final = "RUNPOD_REALTIME_PORT"
+_REALTIME_PORT_VARIABLE: Final = "RUNPOD_REALTIME_PORT"
 """Variable that also starts the SDK's local API."""
 
 
@@ -32,18 +32,18 @@ def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bo
     parser = argparse.ArgumentParser(prog="handler.py", add_help=False)
     parser.add_argument("--rp_serve_api", action="store_true")
     parser.add_argument("--test_input")
-    asked, _ = parser.parse_known_args(arguments)
-    if asked.rp_serve_api or environment.get(_REALTIME, "0") != "0":
+    options, _ = parser.parse_known_args(arguments)
+    if options.rp_serve_api or environment.get(_REALTIME_PORT_VARIABLE, "0") != "0":
         return
-    if asked.test_input:
-        _check_job("--test_input", asked.test_input)
+    if options.test_input:
+        _check_job("--test_input", options.test_input)
     elif not queue:
-        if not Path(FILE).exists():
+        if not Path(TEST_INPUT_FILE).exists():
             raise ConfigurationError(
                 "no RunPod queue is named (RUNPOD_WEBHOOK_GET_JOB): set PORT for HTTP, "
                 "or use --test_input or --rp_serve_api"
             )
-        _check_job(FILE, Path(FILE).read_text(encoding="utf-8", errors="replace"))
+        _check_job(TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace"))
 
 
 def _check_job(name: str, text: str) -> None:

@@ -55,10 +55,10 @@ class ProgressPosts:
         self._ended.set()
         if self._posts is None:
             return
-        _, late = await asyncio.wait([self._posts], timeout=timeout_s)
-        if late:
+        _, running = await asyncio.wait([self._posts], timeout=timeout_s)
+        if running:
             self._posts.cancel()
-            await asyncio.wait(late)
+            await asyncio.wait(running)
         elif error := self._posts.exception():  # the job does not depend on it
             log.warning("progress could not be posted (%s)", type(error).__name__)
 

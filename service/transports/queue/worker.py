@@ -40,7 +40,7 @@ QUEUE = "RUNPOD_WEBHOOK_GET_JOB"
 _INPUT_MAX_BYTES = 20_000_000
 """Maximum input of a job in bytes (the platform's limit), which an input of unknown size counts as."""
 
-_SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
+_SDK_LOG_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
 _PR_SET_PDEATHSIG = 1
 
@@ -100,19 +100,19 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
         return 2
     # The SDK's default level is DEBUG, at which it logs every answer and thus the user's data.
     if not os.environ.get("RUNPOD_LOG_LEVEL"):
-        os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
+        os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LOG_LEVELS[settings.log_level]
     try:
-        return _work(handler, operations, settings, progress_s)
+        return _run_sdk(handler, operations, settings, progress_s)
     finally:
         operations.close()
 
 
 def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
     """Whether a process with `PORT` serves HTTP: no queue is named, and no argument is the SDK's."""
-    return not environment.get(QUEUE) and not any(one.startswith(("--rp_", "--test_")) for one in arguments)
+    return not environment.get(QUEUE) and not any(argument.startswith(("--rp_", "--test_")) for argument in arguments)
 
 
-def _work(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
+def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
     """Run the SDK's worker, and return the exit status."""
     started = time.perf_counter()
     import runpod
@@ -129,16 +129,16 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
     intake = Intake(settings.max_concurrency, lambda: {job.id for job in JobsProgress()}, lambda: concurrency.wanted)
     lost = threading.Event()
 
-    def leave() -> None:
+    def stop() -> None:
         lost.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
     # Also for a device that is lost before the SDK installs its own handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if lost.is_set() else 0))
-    operations.when_lost(leave)
+    operations.when_lost(stop)
     queue = bool(os.environ.get(QUEUE))
 
-    async def limited(job: dict[str, Any]) -> JobAnswer:
+    async def handle(job: dict[str, Any]) -> JobAnswer:
         intake.begin(job.get("id", ""), _size(job.get("input")))
         logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in its own task
         async with AsyncExitStack() as stack:
@@ -148,16 +148,16 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
         return unprinted(answer) if queue else answer  # local runs print the answer
 
     if queue:
-        _take_children_along()
+        _end_children_with_parent()
         for check in checks(operations, settings):
             runpod.serverless.register_fitness_check(check)
-    runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
+    runpod.serverless.start({"handler": handle, "concurrency_modifier": intake})
     return 1 if lost.is_set() else 0
 
 
 def unprinted(answer: JobAnswer) -> JobAnswer:
     """The same JSON with a short `repr`."""
-    return [Unprinted(one) for one in answer] if isinstance(answer, list) else Unprinted(answer)
+    return [Unprinted(body) for body in answer] if isinstance(answer, list) else Unprinted(answer)
 
 
 def _post(job: dict[str, Any]) -> Post:
@@ -180,16 +180,16 @@ def _size(raw: object) -> int:
         return _INPUT_MAX_BYTES
 
 
-def _take_children_along() -> None:
+def _end_children_with_parent() -> None:
     """Let the kernel end forked processes (the SDK's pings) if this process is killed."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     parent = os.getpid()
 
-    def follow() -> None:
+    def end_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent was killed before the prctl call
             os._exit(1)
 
-    os.register_at_fork(after_in_child=follow)
+    os.register_at_fork(after_in_child=end_with_parent)
