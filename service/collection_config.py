@@ -46,7 +46,7 @@ def _valid_name(name: str) -> str:
         raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got {size}")
     for character in name:
         if character in NAME_FORBIDDEN_CHARACTERS:
-            raise ValueError(f'must have none of < > : " / \\ | ? *, NUL and 0x1F, got {character!r}')
+            raise ValueError(f'must not contain < > : " / \\ | ? *, NUL or 0x1F, got {character!r}')
     return name
 
 
@@ -126,9 +126,7 @@ class CollectionConfig(_Config):
             )
         kind = self.payload_indexes.get(self.tenant_key or "", "keyword")
         if kind != "keyword":
-            raise ValueError(
-                f"payloadIndexes.{self.tenant_key}: must be keyword, since it is the tenantKey, got {kind}"
-            )
+            raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{kind}'")
         return self
 
     @property
@@ -168,25 +166,27 @@ def parse_config(value: str) -> CollectionConfig:
         try:
             text = Path(text).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError("the file must be UTF-8") from None
+            raise ValueError("the file must be valid UTF-8") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise ValueError(
-                f"must be a JSON object or the path of a file that has one; opening it: {reason}"
+                f"the file cannot be opened ({reason}); set a JSON object or the path of a file that contains one"
             ) from None
     try:
         raw = json.loads(text, object_pairs_hook=_object_of)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"the config is not valid JSON: {error.msg} ({where})") from None
     except RecursionError:
-        raise ValueError("is not valid JSON: nested too deeply") from None
+        raise ValueError("the config is nested too deeply") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"must be a JSON object, got {_shown(raw)}")  # noqa: TRY004 - pydantic collects ValueErrors
+        message = f"the config must be a JSON object, got {_shown(raw)}"
+        raise ValueError(message)  # noqa: TRY004 - pydantic collects ValueErrors
     try:
         return CollectionConfig.model_validate(raw)
     except ValidationError as error:
         raise ValueError(
-            "; ".join(field_error(details).message for details in error.errors(include_url=False))
+            "; ".join(field_error(details, root="the config").message for details in error.errors(include_url=False))
         ) from None
 
 
@@ -195,7 +195,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         duplicate = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{_shown(duplicate)} is there twice")
+        raise ValueError(f"the field {_shown(duplicate)} is given twice")
     return result
 
 

@@ -59,14 +59,14 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
             if collection != _PROBE_COLLECTION:  # a collection of that name that is not ours
                 raise
         except (StoreUnavailable, TimeoutError):
-            log.warning("the store does not answer yet; jobs that need it fail as store_unavailable until it does")
+            log.warning("the store does not answer; until it does, jobs that need it fail with store_unavailable")
 
     async def default_store_is_free() -> None:
         """Warn if another process holds the directory that the first job with points would open."""
         try:
             await asyncio.to_thread(_try_open, settings)
         except ConfigurationError as error:
-            log.warning("%s; until then jobs that need it fail as store_unavailable", error)
+            log.warning("%s; until then, jobs that need the store fail with store_unavailable", error)
 
     # An embedded store at the default path is created by the first job that needs it.
     has_store = settings.qdrant_url is not None or "qdrant_path" in settings.model_fields_set

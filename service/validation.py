@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic_core import ErrorDetails
 
-from embedder.errors import FieldError
+from embedder.errors import FieldError, InvalidRequest
 
 _FIELD_NAME_MAX = 64
 """Maximum characters of one field name in a path, since unknown names come from the caller."""
@@ -20,20 +20,38 @@ _QUOTED_MAX = 32
 """Maximum characters of a string that is quoted."""
 
 
-def field_error(error: ErrorDetails) -> FieldError:
-    """Translate an error of pydantic. The message begins with the field path."""
+def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
+    """Translate an error of pydantic. The message begins with the field path.
+
+    Args:
+        error: the error.
+        root: name of the whole value, for an error that belongs to none of its fields.
+    """
     field, kind = field_path(error["loc"]), error["type"]
     if kind == "extra_forbidden":
         return FieldError(field, f"unknown field '{field}'")
-    says = rule(error)
+    message = rule(error)
     if kind == "value_error" and not field:  # a rule between fields names its field
-        field, _, says = says.partition(": ")
-    elif kind == "value_error" and says.startswith(("[", ".")):  # a rule about an item begins with its path
-        index, _, says = says.partition(" ")
-        field += index
-    field = field or "a field name"
+        field, _, message = message.partition(": ")
+    elif kind == "value_error" and message.startswith(("[", ".")):  # a rule about an item begins with its path
+        item, _, message = message.partition(" ")
+        field += item
+    elif kind == "string_unicode" and not field:  # an object has no other strings than its field names
+        message = "must have field names of valid Unicode, got a lone surrogate"
+    field = field or root
     value = _described(kind, error["input"])
-    return FieldError(field, f"{field} {says}" + (f", got {value}" if value else ""))
+    return FieldError(field, f"{field} {message}" + (f", got {value}" if value else ""))
+
+
+def invalid_field(field: str, message: str) -> InvalidRequest:
+    """An error about one field.
+
+    Args:
+        field: path of the field.
+        message: the message without the field at its beginning, such as "must be at most 3, got 4".
+    """
+    whole = f"{field} {message}"
+    return InvalidRequest(whole, fields=[FieldError(field, whole)])
 
 
 def rule(error: ErrorDetails) -> str:
@@ -76,10 +94,10 @@ _TYPE_NAMES: Final[Mapping[str, str]] = {
 _RULE_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "missing": lambda _rule: "is required",
     "string_unicode": lambda _rule: "is not valid Unicode (a lone surrogate)",
-    "too_short": lambda rule: f"must have at least {_items(rule['min_length'])}",
-    "too_long": lambda rule: f"must have at most {_items(rule['max_length'])}",
-    "string_too_short": lambda rule: f"must have at least {rule['min_length']} character",
-    "string_too_long": lambda rule: f"must have at most {rule['max_length']} characters",
+    "too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'item')}",
+    "too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'item')}",
+    "string_too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'character')}",
+    "string_too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'character')}",
     "greater_than_equal": lambda rule: f"must be at least {rule['ge']:.12g}",
     "greater_than": lambda rule: f"must be above {rule['gt']:.12g}",
     "less_than_equal": lambda rule: f"must be at most {rule['le']:.12g}",
@@ -102,7 +120,7 @@ def _described(kind: str, value: object) -> str | None:
         if kind in _COUNTED:
             return str(len(value))
         if kind == "string_pattern_mismatch":
-            return f"a string of {len(value)} characters"
+            return characters(value) if isinstance(value, str) else kind_of(value)
     return shown(value)
 
 
@@ -112,7 +130,7 @@ def shown(value: object) -> str:
         return kind_of(value)
     if isinstance(value, str):
         quoted = len(value) <= _QUOTED_MAX and is_unicode(value)
-        return f"'{value}'" if quoted else f"a string of {len(value)} characters"
+        return f"'{value}'" if quoted else characters(value)
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a very large integer" if value > 0 else "a very small integer"
     return str(value)
@@ -141,5 +159,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _items(count: int) -> str:
-    return f"{count} item" if count == 1 else f"{count} items"
+def characters(text: str) -> str:
+    """Describe a string for a message by its length only."""
+    return f"a string of {counted(len(text), 'character')}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun in singular or plural: `1 item`, `2 items`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

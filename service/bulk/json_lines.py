@@ -53,16 +53,16 @@ def parse_line(number: int, raw: bytes) -> Line:
     try:
         value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
-        raise BadLineError(f"not UTF-8 (byte {error.start})") from None
+        raise BadLineError(f"the line is not valid UTF-8 (byte {error.start})") from None
     except ValueError as error:
-        raise BadLineError(f"not JSON (column {getattr(error, 'colno', '?')})") from None
+        raise BadLineError(f"the line is not valid JSON (column {getattr(error, 'colno', '?')})") from None
     except RecursionError:
-        raise BadLineError("nested too deeply") from None
+        raise BadLineError("the line is nested too deeply") from None
     if not isinstance(value, dict):
-        raise BadLineError(f"must be an object, got {kind_of(value)}")
+        raise BadLineError(f"the line must be an object, got {kind_of(value)}")
     unknown = sorted(value.keys() - {"text", "id", "payload"})
     if unknown:
-        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line has text, id and payload")
+        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line may have text, id and payload")
     text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
     if not isinstance(text, str):
         raise BadLineError(f"text must be a string, got {kind_of(text)}")

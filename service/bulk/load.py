@@ -33,7 +33,16 @@ OVERLOADED_PAUSE_S: Final = 1.0
 REJECTIONS_PRINTED_MAX: Final = 10
 """Maximum rejections that are printed if there is no file for them."""
 
-INTERRUPTED: Final = "interrupted; run the same command again to go on"
+_FIELDS_OF_LINE: Final = {
+    "qdrant.ids[0]": "id",
+    "qdrant.payloads[0]": "payload",
+    "texts[0]": "text",
+    "texts": "text",
+    "qdrant.textKey": "--text-key",
+}
+"""Names of a line's fields in messages, by their paths in the ingest request of that line alone."""
+
+INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ class BulkLoad:
         self._stopping.set()
         texts = sum(len(batch.lines) for batch in self._running.values())
         if texts:
-            self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends immediately")
+            self._say(f"stopping after the running batches ({texts} lines at most); a second signal stops immediately")
 
     def _call_in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is None:
@@ -120,8 +129,8 @@ class BulkLoad:
             self.report.failure = error.message
         if self._deferred:
             self._say(
-                "the graph is not there yet: searches compare with every point until it is; this load, or another into "
-                "the collection, builds it at its end"
+                "the HNSW graph is not built yet, so searches compare the query with every point; this load, or "
+                "another into the collection, builds it at its end"
             )
         return self.report
 
@@ -133,13 +142,13 @@ class BulkLoad:
             await collections.check_alias(options.alias, options.collection)
         self._deferred = await collections.prepare_load(options.collection, defer=options.defer_index)
         if self._deferred:
-            self._say("the graph is built at the end")
+            self._say("the HNSW graph will be built at the end")
         await self._ingest_all(raw)
         if self.report.failure is None and self._stopping.is_set():
             self.report.failure = INTERRUPTED
         if self.report.failure is not None:
             return
-        self._say("all sent; building the index")
+        self._say("all lines are ingested; building the index")
         if not await self._build_index():
             self.report.failure = INTERRUPTED
             return
@@ -150,8 +159,8 @@ class BulkLoad:
             await collections.set_alias(options.alias, options.collection)
             self.report.alias = True
         else:
-            reason = "not every line is stored" if self.report.points else "no line was read"
-            self._say(f"the alias stays where it is: {reason}")
+            reason = "not all points are stored" if self.report.points else "no line was read"
+            self._say(f"the alias is not set: {reason}")
 
     async def _build_index(self) -> bool:
         """Build the index. False if the load is interrupted meanwhile."""
@@ -251,14 +260,14 @@ class BulkLoad:
             return
         if failure is not None and (report is None or isinstance(failure, InvalidRequest)):
             for line in lines:
-                self._reject(line.number, code_of(failure), failure.message)
+                self._reject(line.number, code_of(failure), _for_line(failure.message))
             return
         if report is not None:
             self._count(lines, report)
         if failure is not None:
             self._fail(failure.message)
         points = self.report.points
-        self._say(f"{points} points, {points / max(self.report.seconds, 1e-3):.0f} a second")
+        self._say(f"points: {points}, per second: {points / max(self.report.seconds, 1e-3):.0f}")
 
     async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
         """Ingest lines; returns the failure of the whole ingest, if any, and its report, if any."""
@@ -302,7 +311,7 @@ class BulkLoad:
         if self.report.rejected <= REJECTIONS_PRINTED_MAX:
             self._say(f"{', '.join(f'{name} {number}' for name, number in position.items())}: {message}")
         elif self.report.rejected == REJECTIONS_PRINTED_MAX + 1:
-            self._say("more were rejected; use --rejects FILE for all")
+            self._say("further rejections are not shown; use --rejects FILE for all")
 
     @property
     def _ending(self) -> bool:
@@ -325,3 +334,11 @@ class BulkLoad:
     def _fail_unexpectedly(self, error: Exception) -> None:
         log.error("the load failed: %s", whereabouts(error))
         self._fail(f"internal error ({type(error).__name__})")
+
+
+def _for_line(message: str) -> str:
+    """The message of a request with a single line, in terms of the line."""
+    for path, name in _FIELDS_OF_LINE.items():
+        if message.startswith(path):
+            return name + message.removeprefix(path)
+    return message

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedder import InvalidRequest
 from qdrant_sink import Catalogue, CollectionSchema, check_collection, point_id
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
+from service.validation import invalid_field
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +87,10 @@ class Collections:
         """
         collection = name or self._settings.qdrant_collection
         if collection is None:
-            raise InvalidRequest(f"{field} is required: the worker has no default (QDRANT_COLLECTION)")
+            raise invalid_field(field, "is required: the worker has no default collection (QDRANT_COLLECTION)")
         allowed = self._settings.qdrant_collections
         if allowed and collection not in allowed:
-            raise InvalidRequest(f"{field}: '{collection}' is not among the collections that this worker serves")
+            raise invalid_field(field, f"must be a collection that this worker serves, got '{collection}'")
         return collection
 
     async def count(self, request: CountRequest) -> CountResult:
@@ -167,9 +167,9 @@ class Collections:
             lambda: [self._store.opened().collection_of(name) for name in (alias, collection)]
         )
         if alias in (of_alias, collection):
-            raise InvalidRequest(f"alias: '{alias}' is the name of a collection; choose another")
+            raise invalid_field("alias", f"must not be the name of a collection, got '{alias}'; choose another name")
         if of_collection not in (None, collection):
-            raise InvalidRequest(f"collection: '{collection}' is an alias; an alias leads to a collection")
+            raise invalid_field("collection", f"must not be an alias, got '{collection}'; give the collection itself")
 
     async def set_alias(self, alias: str, collection: str) -> None:
         """Set an alias to a collection atomically."""

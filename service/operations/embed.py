@@ -21,6 +21,7 @@ from embedder import (
     is_quick,
     most_tokens,
 )
+from service.validation import invalid_field
 
 Role = Literal["query", "passage", "either"]
 """The role of texts, which sets the limit on their length and their priority.
@@ -85,7 +86,9 @@ class EmbedRequest:
     def __post_init__(self) -> None:
         """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if bool(self.texts) == bool(self.token_ids):
-            raise ValueError("either texts or token_ids must have at least one item, and the other none")
+            raise ValueError(
+                f"either texts or token_ids must have items, got {len(self.texts)} and {len(self.token_ids)}"
+            )
         check_numbers(self.max_length, batch_size=self.batch_size)
 
 
@@ -229,5 +232,5 @@ class Embed:
 
 def _check_length(field: str, text: EncodedText, limit: int) -> None:
     if text.truncated or len(text) > limit:
-        got = "got more" if text.truncated else f"got {len(text)} with the special ones"
-        raise InvalidRequest(f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), {got}").at(field)
+        got = "more" if text.truncated else f"{len(text)} with special tokens"
+        raise invalid_field(field, f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), got {got}; shorten it")

@@ -43,6 +43,7 @@ from service.operations.ingest_values import (
     IngestResult,
 )
 from service.operations.store_access import IngestSlot, StoreAccess, in_thread
+from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ AdmitTexts = Callable[[Sequence[IngestedText], int], None]
 An error that it raises ends the operation.
 """
 
-_JOB_FAILED_MESSAGE = "the job failed as a whole, as its error says"
+_JOB_FAILED_MESSAGE = "not stored; see the error of the job"
 """Message of every point of a failed job; the job's own message stands only once, in its error."""
 
 
@@ -101,8 +102,8 @@ class Ingest:
         layout = self._schema.layout
         if layout != "plain" and request.text_key != "text":
             key = text_key_of(layout, request.text_key)
-            message = f"belongs to the plain layout; in {layout}'s the text is in '{key}'; leave it out"
-            raise InvalidRequest(message).at(f"{request.path}textKey")
+            message = f"must be left out: the payload layout '{layout}' has the text under '{key}', got another key"
+            raise invalid_field(f"{request.path}textKey", message)
 
     async def __call__(
         self,
@@ -146,9 +147,9 @@ class Ingest:
             raise IngestFailed(error, _nothing_stored(plan, error)) from error
         report = result.report
         log.info(
-            "ingested %d points: %d stored, %d of them skipped, %d rejected; planned in %.2f s, done in %.2f s",
-            len(plan.points),
+            "ingest finished: %d of %d points stored, %d skipped, %d rejected; plan %.2f s, embed and store %.2f s",
             report.stored,
+            len(plan.points),
             report.skipped,
             len(report.rejected),
             planned - started,

@@ -136,7 +136,7 @@ class IngestJob:
             try:
                 self._delete_stale_chunks(written)
             except WorkerError as error:
-                message = f"all points are accounted for, but chunks of earlier versions may be left: {error.message}"
+                message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
                 raise IngestFailed(error.saying(message), report) from error
             return report
 
@@ -210,7 +210,7 @@ class IngestJob:
             raise NotFound(f"collection {name!r} was deleted while the job ran; send the job again")
         if self._catalogue.ensure(self._collection) != self._collection:
             # Another job may be writing the same documents under the name of the collection.
-            raise NotFound(f"{name!r} has become an alias while the job ran; send the job again")
+            raise NotFound(f"collection {name!r} became an alias while the job ran; send the job again")
 
     def _delete_stale_chunks(self, written: WriteReport) -> None:
         """Delete the chunks of earlier versions beyond the last chunk of each document that is stored completely."""

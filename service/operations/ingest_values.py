@@ -81,15 +81,17 @@ class IngestRequest:
     def __post_init__(self) -> None:
         """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if not self.texts:
-            raise ValueError("texts must have at least one text")
+            raise ValueError("texts must have at least 1 item, got 0")
         if not self.vectors:
-            raise ValueError("vectors must have at least one kind")
+            raise ValueError("vectors must have at least 1 item, got 0")
         for name, values in (("ids", self.ids), ("payloads", self.payloads)):
             if values is not None and len(values) != len(self.texts):
                 raise ValueError(f"{name} must have one item per text ({len(self.texts)}), got {len(values)}")
         check_numbers(self.max_length, batch_size=self.batch_size)
         if self.return_vectors and self.chunk is not None:
-            raise ValueError("return_vectors excludes chunk: a text in chunks has no vectors of its own")
+            raise ValueError(
+                "return_vectors must be False with chunk, got True: a text in chunks has no vectors of its own"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,5 +136,5 @@ def _model_name(settings: Settings) -> str:
 
 def _clamped(settings: Settings, name: str, value: int, limit: int) -> int:
     if value > limit and name.lower() in settings.model_fields_set:
-        log.warning("%s=%d is more than the model takes; using %d", name, value, limit)
+        log.warning("%s=%d exceeds the limit of the model; using %d", name, value, limit)
     return min(value, limit)

@@ -39,7 +39,9 @@ class Weights:
         if not (self.dense >= 0 and self.sparse >= 0 and self.colbert >= 0):
             raise ValueError(f"weights must be at least 0, got {self.dense}, {self.sparse} and {self.colbert}")
         if self.dense == self.sparse == 0:
-            raise ValueError("the weights of dense and sparse must not both be 0: their weighted mean is a score")
+            raise ValueError(
+                "weights must be above 0 for dense or sparse, got 0 for both: their weighted mean is a score"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,9 @@ def score(query: Embedding, passage: Embedding, weights: Weights) -> PairScores:
         ValueError: an embedding lacks a kind of vector.
     """
     if query.dense is None or query.sparse is None or query.colbert is None:
-        raise ValueError("the query lacks a kind of vector")
+        raise ValueError("query must have dense, sparse and ColBERT vectors")
     if passage.dense is None or passage.sparse is None or passage.colbert is None:
-        raise ValueError("the passage lacks a kind of vector")
+        raise ValueError("passage must have dense, sparse and ColBERT vectors")
     dense = float(query.dense @ passage.dense)
     sparse = sparse_product(query.sparse, passage.sparse)
     colbert = float((query.colbert @ passage.colbert.T).max(axis=1).mean(dtype=np.float64))

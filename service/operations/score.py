@@ -33,7 +33,7 @@ class ScoreRequest:
     def __post_init__(self) -> None:
         """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if not self.pairs:
-            raise ValueError("pairs must have at least one pair")
+            raise ValueError("pairs must have at least 1 item, got 0")
         for index, pair in enumerate(self.pairs):
             if len(pair) != 2:
                 raise ValueError(f"pairs[{index}] must have 2 texts, a query and a passage, got {len(pair)}")

@@ -107,7 +107,7 @@ class StoreAccess:
         """
         if not self._slots.acquire(blocking=False):
             limit = self._ingests_max
-            raise Overloaded(f"{limit} jobs that store are already running (limit {limit}); retry later")
+            raise Overloaded(f"{limit} ingest jobs are already running (limit {limit}); retry later")
         slot = IngestSlot(self._ingests)
         try:
             yield slot

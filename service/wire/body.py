@@ -64,7 +64,7 @@ class Body:
 
         def replace_array(value: object) -> orjson.Fragment:
             if not isinstance(value, Base64Array):
-                raise TypeError(f"{type(value).__name__} has no form in JSON")
+                raise TypeError(f"an answer must not contain {type(value).__name__}, which JSON cannot represent")
             arrays.append(value)
             return _PLACEHOLDER
 

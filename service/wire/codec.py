@@ -34,11 +34,9 @@ from service.wire.values import Values
 Progress = Callable[[dict[str, int]], None]
 """Callback for the progress of a job that stores points, `{"settled", "points"}`. Called from any thread."""
 
-_EMBED_REMEDY: Final = (
-    'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
-)
-_INGEST_REMEDY: Final = "send fewer texts, or includeText false"
-_SEARCH_REMEDY: Final = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
+_EMBED_REMEDY: Final = 'send fewer texts, leave "colbert" out of vectors, or set encoding "base64" and dtype "float16"'
+_INGEST_REMEDY: Final = "send fewer texts, or set includeText false"
+_SEARCH_REMEDY: Final = "send fewer queries, lower limit, or set withVectors, withPayload or explain false"
 _SCORE_REMEDY: Final = "send fewer pairs"
 
 _QUICK_MAX_BYTES: Final = 65_536

@@ -19,7 +19,7 @@ from qdrant_sink import (
     check_filter,
 )
 from service.collection_config import PAYLOAD_PATH
-from service.validation import is_unicode, kind_of, shown
+from service.validation import characters, counted, is_unicode, kind_of, shown
 
 PAYLOAD_KEYS_MAX = 100
 """Maximum number of payload keys in one selection."""
@@ -49,14 +49,14 @@ def tokens_within_model(value: int, info: ValidationInfo) -> int:
     """Validate that a number of tokens is within the model's limit."""
     limit = _limits(info).max_length
     if value > limit:
-        raise ValueError(f"must be at most the model's {limit} tokens, got {shown(value)}")
+        raise ValueError(f"must be at most {limit} tokens, the limit of the model, got {shown(value)}")
     return value
 
 
 def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
     limit = _limits(info).max_texts
     if len(texts) > limit:
-        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
+        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(texts)}")
     for index, text in enumerate(texts):
         if not is_unicode(text):
             raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
@@ -66,7 +66,7 @@ def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
 def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]]:
     limit = _limits(info).max_texts
     if len(pairs) > limit:
-        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(pairs)}")
+        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(pairs)}")
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
@@ -79,8 +79,10 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
 def _valid_ids(ids: list[Any]) -> list[int | str]:
     for index, raw in enumerate(ids):
         if isinstance(raw, str):
-            if not raw or not is_unicode(raw):
-                raise ValueError(f"[{index}] must be a string of valid Unicode that is not empty")
+            if not raw:
+                raise ValueError(f"[{index}] must have at least 1 character, got 0")
+            if not is_unicode(raw):
+                raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
         elif isinstance(raw, bool) or not isinstance(raw, int):
             raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
                 f"[{index}] must be an integer or a string, got {kind_of(raw)}"
@@ -141,7 +143,8 @@ def _keys(raw: list[object], path: str) -> tuple[str, ...]:
         if not isinstance(key, str):
             raise ValueError(f"{path}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
         if len(key) > 255 or not is_unicode(key) or not re.fullmatch(PAYLOAD_PATH, key):
-            raise ValueError(f"{path}[{index}] must be a key such as topic or a.topic, of at most 255 characters")
+            rule = "must be a key of at most 255 characters such as topic or a.topic"
+            raise ValueError(f"{path}[{index}] {rule}, got {characters(key)}")
     return tuple(str(key) for key in raw)
 
 

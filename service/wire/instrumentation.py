@@ -30,7 +30,7 @@ def error_reply(error: WorkerError, render: RenderError) -> Answer:
 
 def defect(error: Exception) -> Internal:
     """The error that a caller gets for an unexpected exception, whose own message may quote a text."""
-    return Internal(f"internal error ({type(error).__name__}); the worker's log says where")
+    return Internal(f"internal error ({type(error).__name__}); see the log of the worker")
 
 
 def log_defect(error: Exception) -> None:

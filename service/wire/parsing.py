@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedder import InvalidRequest
-from service.validation import field_error, is_unicode, kind_of
+from service.validation import field_error, invalid_field, is_unicode, kind_of, shown
 from service.wire.fields import Limits
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
@@ -42,7 +42,7 @@ def parse(raw: object, limits: Limits) -> Request:
     operation = raw.get("operation", "embed")
     if not isinstance(operation, str) or operation not in _OPERATIONS:
         got = f"'{operation[:32]}'" if isinstance(operation, str) and is_unicode(operation) else kind_of(operation)
-        raise InvalidRequest(f"operation must be one of {', '.join(_OPERATIONS)}, got {got}")
+        raise invalid_field("operation", f"must be one of {', '.join(_OPERATIONS)}, got {got}")
     return validated(_OPERATIONS[operation], raw, limits)
 
 
@@ -90,9 +90,9 @@ def completed(raw: object, operation: str, *, passages: bool, path: str) -> obje
     if not isinstance(raw, dict):
         return raw
     if raw.get("operation", operation) != operation:
-        raise InvalidRequest(f"operation must be '{operation}' on {path}, or be left out")
+        raise invalid_field("operation", f"must be '{operation}' or left out on {path}, got {shown(raw['operation'])}")
     if passages and raw.get("qdrant") is None:
-        raise InvalidRequest("qdrant is required")
+        raise invalid_field("qdrant", f"is required on {path}")
     defaults = {"isPassage": True} if passages else {}
     return {**defaults, **raw, "operation": operation}
 

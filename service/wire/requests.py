@@ -106,28 +106,30 @@ class EmbedRequest(Wire):
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedRequest:
         if self.encoding == "list" and self.dtype == "float16":
-            raise ValueError("dtype: float16 needs encoding base64; a list holds float32")
+            raise ValueError("dtype: must be 'float32' with encoding 'list', got 'float16'; use encoding 'base64'")
         if self.qdrant is not None:
             for name in ("ids", "payloads"):
-                given = getattr(self.qdrant, name)
-                if given is not None and len(given) != len(self.texts):
+                items = getattr(self.qdrant, name)
+                if items is not None and len(items) != len(self.texts):
                     raise ValueError(
-                        f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(given)}"
+                        f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(items)}"
                     )
             if self.qdrant.chunk is not None:
                 self._fits_chunks(self.qdrant.chunk)
         return self
 
     def _fits_chunks(self, chunk: Chunking) -> None:
-        most = chunk.max_tokens // 2
-        if chunk.overlap_tokens > most:
-            raise ValueError(f"qdrant.chunk.overlap: must be at most half of maxTokens ({most}), got {chunk.overlap}")
+        overlap_max = chunk.max_tokens // 2
+        if chunk.overlap_tokens > overlap_max:
+            raise ValueError(
+                f"qdrant.chunk.overlap: must be at most half of maxTokens ({overlap_max}), got {chunk.overlap}"
+            )
         if self.return_vectors:
-            raise ValueError("returnVectors: a text in chunks has no vectors of its own; leave it out")
+            raise ValueError("returnVectors: must be false with qdrant.chunk, got true; chunks are only stored")
         if self.max_length is not None and self.max_length < chunk.max_tokens:
             raise ValueError(
-                f"maxLength: must be at least qdrant.chunk.maxTokens ({chunk.max_tokens}), or be left out, "
-                f"got {self.max_length}"
+                f"maxLength: must be at least qdrant.chunk.maxTokens ({chunk.max_tokens}), got {self.max_length}; "
+                "leave it out"
             )
 
     @property
@@ -213,45 +215,52 @@ class SearchRequest(Wire):
         if not self.explain:
             return self
         by_group = " x groupSize" if self.group_by else ""
-        asked, most_hits = len(self.queries) or 1, self.limit * self.group_size
-        most = EXPLAINED_ROWS_HITS_MAX if "colbert" in (*self.using, self.rerank) else EXPLAINED_HITS_MAX
-        if asked * most_hits > most:
+        searches, hits = len(self.queries) or 1, self.limit * self.group_size
+        with_rows = "colbert" in (*self.using, self.rerank)
+        hits_max = EXPLAINED_ROWS_HITS_MAX if with_rows else EXPLAINED_HITS_MAX
+        if searches * hits > hits_max:
             raise ValueError(
-                f"explain: queries x limit{by_group} must be at most {most}, got {asked} x {most_hits}; "
-                "lower limit, or ask for fewer queries at once"
+                f"explain: must cover at most {hits_max} hits{' with colbert' if with_rows else ''} "
+                f"(queries x limit{by_group}), got {searches * hits}; lower limit or send fewer queries"
             )
         candidates = len(self.using) * max(self.prefetch, (self.limit + self.offset) * self.group_size)
-        if asked * candidates > HITS_MAX:
+        if searches * candidates > HITS_MAX:
             raise ValueError(
-                f"explain: queries x candidates of all branches must be at most {HITS_MAX}, "
-                f"got {asked} x {candidates}; lower prefetch or offset"
+                f"explain: must cover at most {HITS_MAX} candidates (queries x candidates of all branches), "
+                f"got {searches * candidates}; lower prefetch or offset, or send fewer queries"
             )
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
         if bool(self.queries) == (self.like is not None):
-            raise ValueError("queries: and like exclude each other" if self.like else "queries: or like must be given")
+            raise ValueError(
+                "queries: must not be given together with like; send one of them"
+                if self.like
+                else "queries: or like is required"
+            )
         if self.group_by is None and self.group_size > 1:
-            raise ValueError(f"groupSize: belongs to groupBy, which is not given, got {self.group_size}")
-        asked, pages = len(self.queries) or 1, self.limit + self.offset
-        if asked * pages * self.group_size > HITS_MAX:
+            raise ValueError(f"groupSize: must be 1 without groupBy, got {self.group_size}; give groupBy")
+        searches = len(self.queries) or 1
+        hits = searches * (self.limit + self.offset) * self.group_size
+        if hits > HITS_MAX:
             by_group = " x groupSize" if self.group_by else ""
             raise ValueError(
-                f"limit: queries x (limit + offset){by_group} must be at most {HITS_MAX}, got {asked} x {pages}"
-                + (f" x {self.group_size}" if self.group_by else "")
+                f"limit: must ask for at most {HITS_MAX} hits (queries x (limit + offset){by_group}), got {hits}; "
+                "lower limit or offset, or send fewer queries"
             )
-        if self.group_by is not None and asked * len(self.using) * self.prefetch > HITS_MAX:
+        candidates = searches * len(self.using) * self.prefetch
+        if self.group_by is not None and candidates > HITS_MAX:
             raise ValueError(
-                f"prefetch: queries x branches x prefetch must be at most {HITS_MAX} with groupBy, "
-                f"got {asked} x {len(self.using)} x {self.prefetch}"
+                f"prefetch: must ask for at most {HITS_MAX} candidates with groupBy (queries x branches x prefetch), "
+                f"got {candidates}; lower prefetch or send fewer queries"
             )
         if self.weights is not None:
             if self.fusion != "rrf":
-                raise ValueError(f"weights: belong to fusion rrf, not {self.fusion}")
+                raise ValueError(f"weights: must be left out with fusion '{self.fusion}'; only 'rrf' has weights")
             if len(self.weights) != len(self.using):
                 raise ValueError(
-                    f"weights: must have one per branch of using ({len(self.using)}), got {len(self.weights)}"
+                    f"weights: must have one item per branch of using ({len(self.using)}), got {len(self.weights)}"
                 )
         return self
 
@@ -312,7 +321,11 @@ class DeleteRequest(Wire):
     @model_validator(mode="after")
     def _one_of_both(self) -> DeleteRequest:
         if (self.ids is None) == (self.filter is None):
-            raise ValueError("filter: and ids exclude each other" if self.ids else "filter: or ids must be given")
+            raise ValueError(
+                "filter: must not be given together with ids; send one of them"
+                if self.ids
+                else "filter: or ids is required"
+            )
         return self
 
     def value(self) -> operations.DeleteRequest:
@@ -338,9 +351,9 @@ class ScoreRequest(Wire):
     @classmethod
     def _weigh_something(cls, weights: list[float]) -> list[float]:
         if len(weights) != 3:
-            raise ValueError(f"must have exactly 3 items, got {len(weights)}")
+            raise ValueError(f"must have exactly 3 items (dense, sparse, colbert), got {len(weights)}")
         if weights[0] == weights[1] == 0:
-            raise ValueError("must be above 0 for dense or sparse, whose weighted mean is one of the scores")
+            raise ValueError("must be above 0 for dense or sparse, got 0 for both")
         return weights
 
     def value(self) -> operations.ScoreRequest:

@@ -55,7 +55,7 @@ class SizeLimit:
         """
         if size > self.max_bytes:
             raise ResponseTooLarge(
-                f"the answer would have more than {size} bytes, the limit is {self.max_bytes} (MAX_RESPONSE_MB); "
+                f"the answer must have at most {self.max_bytes} bytes (MAX_RESPONSE_MB), got at least {size}; "
                 f"{self.remedy}",
                 size=size,
                 limit=self.max_bytes,
@@ -82,7 +82,7 @@ class SizeLimit:
             size = len(json.dumps(orjson.loads(bytes(body)), ensure_ascii=False).encode()) + reserve
         if size > self.max_bytes:
             raise ResponseTooLarge(
-                f"the answer has {size} bytes, the limit is {self.max_bytes} (MAX_RESPONSE_MB); {self.remedy}",
+                f"the answer must have at most {self.max_bytes} bytes (MAX_RESPONSE_MB), got {size}; {self.remedy}",
                 size=size,
                 limit=self.max_bytes,
             )

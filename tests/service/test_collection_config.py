@@ -103,7 +103,7 @@ def test_the_block_may_lie_in_a_file(tmp_path: Path) -> None:
         (json.dumps({"vectorNames": {"dense": "ä" * 101}}), "vectorNames.dense must have 1 to 200 bytes, got 202"),
         (
             '{"vectorNames": {"sparse": "a|b"}}',
-            "vectorNames.sparse must have none of < > : \" / \\ | ? *, NUL and 0x1F, got '|'",
+            "vectorNames.sparse must not contain < > : \" / \\ | ? *, NUL or 0x1F, got '|'",
         ),
         ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be three different names, got 'dense' twice"),
         ('{"payloadIndexes": {"a": "blob"}}', "payloadIndexes.a must be 'keyword', 'integer', 'float', 'bool',"),
@@ -111,13 +111,13 @@ def test_the_block_may_lie_in_a_file(tmp_path: Path) -> None:
         ('{"tenantKey": "a[]"}', "tenantKey must match ^[\\w-]+(\\.[\\w-]+)*$, got a string of 3 characters"),
         (
             '{"tenantKey": "t", "payloadIndexes": {"t": "integer"}}',
-            "payloadIndexes.t must be keyword, since it is the tenantKey, got integer",
+            "payloadIndexes.t must be 'keyword' for the tenantKey, got 'integer'",
         ),
         ('{"layout": "plane"}', "layout must be 'plain', 'langchain', 'llamaindex' or 'haystack', got 'plane'"),
-        ('{"shards": 1, "shards": 2}', '"shards" is there twice'),
-        ('{"shards": }', "is not valid JSON: Expecting value in line 1, column 12"),
-        ("{" * 5, "is not valid JSON"),
-        ('{"a":' * 100_000, "is not valid JSON: nested too deeply"),
+        ('{"shards": 1, "shards": 2}', 'the field "shards" is given twice'),
+        ('{"shards": }', "the config is not valid JSON: Expecting value (line 1, column 12)"),
+        ("{" * 5, "the config is not valid JSON"),
+        ('{"a":' * 100_000, "the config is nested too deeply"),
     ],
 )
 def test_a_field_at_fault_is_named_with_limit_and_value(text: str, says: str) -> None:
@@ -136,9 +136,9 @@ def test_all_fields_at_fault_are_named_together() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "opening it: No such file or directory"),
-        (b"\xff\xfe", "the file must be UTF-8"),
-        (b"[1]", r"must be a JSON object, got \[1\]"),
+        (None, r"the file cannot be opened \(No such file or directory\)"),
+        (b"\xff\xfe", "the file must be valid UTF-8"),
+        (b"[1]", r"the config must be a JSON object, got \[1\]"),
         (b"", "is not valid JSON"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_file_without_a_block_is_named(tmp_path: Path, content: bytes | None, 
 
 def test_a_cluster_needs_a_server() -> None:
     """Shards and replicas that the embedded store cannot have refuse to start; one of each is what it has."""
-    with pytest.raises(ConfigurationError, match=r"shards=4, replication=2 needs a server.*set QDRANT_URL"):
+    with pytest.raises(ConfigurationError, match=r"shards=4, replication=2 needs a Qdrant server.*set QDRANT_URL"):
         _settings({"shards": 4, "replication": 2, "writeConsistency": 1})
     _settings({"shards": 1, "replication": 1, "writeConsistency": 1})
     _settings({"shards": 4}, QDRANT_URL="https://example.org")
@@ -236,7 +236,8 @@ def test_a_key_that_a_layout_does_not_use_is_refused(serve: Serve, store: EdgeSt
     job: dict[str, Any] = {"texts": ["a"], "qdrant": {"collection": "notes", "textKey": "body"}}
     error = worker.error(job, "invalid_request")
     assert error["error"] == (
-        "qdrant.textKey: belongs to the plain layout; in langchain's the text is in 'page_content'; leave it out"
+        "qdrant.textKey must be left out: the payload layout 'langchain' has the text under 'page_content', "
+        "got another key"
     )
     assert error["details"]["errors"][0]["field"] == "qdrant.textKey"
     with pytest.raises(InvalidRequest, match="textKey"):  # of a load from the command line, before it begins

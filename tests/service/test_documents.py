@@ -83,7 +83,7 @@ def test_a_deletion_that_was_cut_short_is_completed(embedder: Embedder, tmp_path
     long = worker.good(job(LONG, ids=["a"], chunk=CHUNK))["results"][0]["chunks"]
     assert long > 10
     answer = worker.error(job(LONG[:100], ids=["a"], chunk=CHUNK), "store_unavailable")
-    assert "chunks of earlier versions may be left" in answer["error"]
+    assert "chunks of earlier versions may remain" in answer["error"]
     fewer = answer["details"]["upsert"]["stored"]
     assert fewer < count(worker) < long
     store.deletes_left = 1000

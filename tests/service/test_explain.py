@@ -282,10 +282,13 @@ def test_what_would_take_too_much_memory_is_refused(library: Client) -> None:
     for fields, named in (
         (
             {"limit": EXPLAINED_HITS_MAX + 1},
-            f"at most {EXPLAINED_HITS_MAX}, got 1 x {EXPLAINED_HITS_MAX + 1}; lower limit",
+            f"at most {EXPLAINED_HITS_MAX} hits (queries x limit), got {EXPLAINED_HITS_MAX + 1}; lower limit",
         ),
-        ({"limit": EXPLAINED_ROWS_HITS_MAX + 1, "rerank": "colbert"}, f"at most {EXPLAINED_ROWS_HITS_MAX}, got 1 x"),
-        ({"queries": ["a"] * 6, "prefetch": 100_000}, "got 6 x 200000; lower prefetch"),
+        (
+            {"limit": EXPLAINED_ROWS_HITS_MAX + 1, "rerank": "colbert"},
+            f"at most {EXPLAINED_ROWS_HITS_MAX} hits with colbert",
+        ),
+        ({"queries": ["a"] * 6, "prefetch": 100_000}, "got 1200000; lower prefetch"),
     ):
         refusal = library.error({**SEARCH, "queries": ["a"], **fields}, "invalid_request")["error"]
         assert refusal.startswith("explain ")

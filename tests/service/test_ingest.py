@@ -566,7 +566,7 @@ def test_more_jobs_than_can_store_at_once_are_refused(watched: Watched, store: E
         with pytest.raises(IngestFailed) as refusal:
             await stored("one too many")
         assert isinstance(refusal.value.cause, Overloaded)
-        assert refusal.value.message == "2 jobs that store are already running (limit 2); retry later"
+        assert refusal.value.message == "2 ingest jobs are already running (limit 2); retry later"
         assert len(refusal.value.report.rejected) == 1
         watched.engine.gate.set()
         assert [result.report.stored for result in await asyncio.gather(*running)] == [1, 1]

@@ -44,7 +44,7 @@ def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{nonsense", "is not JSON (column 2)"),
+        ("{nonsense", "is not valid JSON (column 2)"),
         ("[" * 100_000, "is nested too deeply"),
         ("[1]", "must be an object such as"),
         ("{}", "must have an input"),

@@ -17,7 +17,7 @@ from tests.service.client import CODES, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched
 
-OTHER = "model: this worker serves 'mini' only (GET /v1/models names it)"
+OTHER = "model must be 'mini', as GET /v1/models lists it, got 'text-embedding-3-small'"
 TOO_LONG = "must have at most 512 tokens (PASSAGE_MAX_LENGTH), got"
 TEXTS = ["rsync copies only the changed parts of files.", "", "a query"]
 
@@ -118,25 +118,29 @@ def test_the_model_is_listed(worker: Client) -> None:
     ("fields", "code", "said"),
     [
         ({}, "invalid_request", "input is required"),
-        ({"input": []}, "invalid_request", "input must be a string, or a list"),
-        ({"input": {"a": 1}}, "invalid_request", "input must be a string, or a list"),
+        ({"input": []}, "invalid_request", "of lists of token ids, got an empty list"),
+        ({"input": {"a": 1}}, "invalid_request", "of lists of token ids, got an object"),
         ({"input": ["a", 1]}, "invalid_request", "input[0] must be of the same kind"),
         ({"input": [[1], []]}, "invalid_request", "input[1] must be of the same kind"),
         ({"input": [[1], [True]]}, "invalid_request", "input[1] must be of the same kind"),
         ({"input": [[5, 10**9]]}, "invalid_request", "input[0][1] must be a token id from 0 to"),
         ({"input": [-1]}, "invalid_request", "input[0][0] must be a token id from 0 to"),
-        ({"input": "\ud800"}, "invalid_request", "input[0]: is not valid Unicode"),
+        ({"input": "\ud800"}, "invalid_request", "input[0] is not valid Unicode"),
         (
             {"input": "word " * 9000},
             "invalid_request",
-            f"input[0]: {TOO_LONG} more",
+            f"input[0] {TOO_LONG} more",
         ),
         (
             {"input": [7] * 511},
             "invalid_request",
-            f"input[0]: {TOO_LONG} 513",
+            f"input[0] {TOO_LONG} 513",
         ),
-        ({"input": "a", "dimensions": 64}, "invalid_request", "dimensions: must be the model's own, 192, got 64"),
+        (
+            {"input": "a", "dimensions": 64},
+            "invalid_request",
+            "dimensions must be 192, the size of the model's vectors, got 64",
+        ),
         ({"input": "a", "encoding_format": "hex"}, "invalid_request", "encoding_format must be 'float' or 'base64'"),
         ({"input": "a", "dimension": 192}, "invalid_request", "unknown field 'dimension'"),
         ({"input": "a", "timings": True}, "invalid_request", "unknown field 'timings'"),

@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 from starlette.requests import Request
 
 from embedder import InvalidRequest
+from service.validation import shown
 from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
 
 BODY_MAX_BYTES: Final = 30_000_000
@@ -39,7 +40,7 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise NotJson("Content-Type must be application/json")
+        raise NotJson(f"Content-Type must be application/json, got {shown(kind) if kind else 'none'}")
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
@@ -60,18 +61,20 @@ async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
         async with asyncio.timeout(timeout_s):
             return await anext(stream, None)
     except TimeoutError:
-        raise BodyStalled(f"the body stopped coming: nothing for {timeout_s:g} seconds") from None
+        raise BodyStalled(
+            f"the body must not pause for more than {timeout_s:g} seconds; send the request again"
+        ) from None
 
 
 def _parsed(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from None
+        raise InvalidRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
+        raise InvalidRequest(f"the body is not valid JSON (line {error.lineno}, column {error.colno})") from None
     except ValueError:  # NaN, Infinity, or an integer of thousands of digits
-        raise InvalidRequest("the body is not JSON (a number that JSON cannot hold)") from None
+        raise InvalidRequest("the body is not valid JSON (a number that JSON cannot represent)") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 

@@ -111,7 +111,7 @@ class Gate:
         # Headers are decoded as Latin-1; keys are ASCII. The comparison runs even if the scheme is wrong.
         matches = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
         if not (matches and scheme.lower() == "bearer"):
-            raise Unauthorized("Authorization must be 'Bearer ' and the API_KEY of this worker")
+            raise Unauthorized("Authorization must be 'Bearer API_KEY' with the API_KEY of this worker")
 
 
 class _Refusal(Response):

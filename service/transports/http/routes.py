@@ -29,6 +29,7 @@ from service.transports.http.openapi import (
 )
 from service.transports.http.page import Page
 from service.transports.http.state import ServerState
+from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
 from service.wire.errors import MethodNotAllowed, UnknownPath
@@ -186,10 +187,11 @@ async def _disconnected(request: Request) -> None:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        refusal = error_response(MethodNotAllowed("the method is not allowed on this path"), request.url.path)
+        message = f"the method must be one of the Allow header, got {shown(request.method)}"
+        refusal = error_response(MethodNotAllowed(message), request.url.path)
         refusal.headers.update(error.headers or {})
         return refusal
-    return error_response(UnknownPath("there is no such path"), request.url.path)
+    return error_response(UnknownPath("the path is unknown; GET /openapi.json lists all paths"), request.url.path)
 
 
 async def _worker_error(request: Request, error: Exception) -> Response:

@@ -61,9 +61,9 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
     try:
         listener = listening(port)
     except OSError as error:
-        return _refuse(f"PORT={port}: {error.strerror}; choose another")
+        return _refuse(f"PORT must be a free port, got {port} ({error.strerror}); choose another port")
     if settings.api_key is None:
-        log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
+        log.warning("API_KEY is not set: anyone who can reach the port can read, write and delete points")
     with listener:
         server = _Server(settings, listener, shutdown_timeout_s)
         status = asyncio.run(server.run(build))
@@ -147,7 +147,7 @@ class _Server:
         except ConfigurationError as error:
             self._status = _refuse(str(error))
         except WorkerError as error:
-            log.critical("unfit to serve: %s", error.message)
+            log.critical("a readiness check failed: %s", error.message)
             self._status = 1
         except BaseException as error:  # noqa: BLE001 - the port must not stay open without a model
             log.critical("the model could not be loaded: %s", whereabouts(error))
@@ -162,14 +162,14 @@ class _Server:
     def _on_signal(self) -> None:
         if self._signalled:
             # Threads wait for the running requests, and only the end of the process ends them.
-            log.warning("told to stop again; ending with requests unanswered")
+            log.warning("second signal: ending with unanswered requests")
             end_process(self._exit_status)
         self._signalled = True
         if self._state.closing:  # the device is lost: do not wait for requests that hang on it
             self._uvicorn.force_exit = True
             self._stop()
             return
-        log.info("told to stop; finishing what runs")
+        log.info("shutting down: finishing running requests")
         self._state.close()
 
     def _stop(self) -> None:

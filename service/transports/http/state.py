@@ -71,7 +71,7 @@ class ServerState:
             ShuttingDown: the server is shutting down.
         """
         if self._closing:
-            raise ShuttingDown("the worker is shutting down; retry on another")
+            raise ShuttingDown("the worker is shutting down; retry on another worker")
         self._running += 1
         try:
             yield

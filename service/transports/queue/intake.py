@@ -102,7 +102,7 @@ class Intake:
         self._begun = {job: size for job, size in self._begun.items() if job in held}
         count = len(held)
         if self._closed and not held and callable(self._stop_sdk):
-            log.info("every job is answered; stopping")
+            log.info("all jobs are answered; stopping the worker")
             self._stop_sdk(signal.SIGTERM, None)
         queued = count - len(self._begun)  # the SDK counts waiting jobs twice
         full = self._polls_fail(self._taken + queued) or self._closed or sum(self._begun.values()) > self._max_bytes

@@ -40,8 +40,7 @@ def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bo
     elif not queue:
         if not Path(TEST_INPUT_FILE).exists():
             raise ConfigurationError(
-                "no RunPod queue is named (RUNPOD_WEBHOOK_GET_JOB): set PORT for HTTP, "
-                "or use --test_input or --rp_serve_api"
+                "RUNPOD_WEBHOOK_GET_JOB names no queue; set PORT to serve HTTP, or use --test_input or --rp_serve_api"
             )
         _check_job(TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace"))
 
@@ -51,10 +50,10 @@ def _check_job(name: str, text: str) -> None:
     try:
         job = json.loads(text)
     except ValueError as error:
-        raise ConfigurationError(f"{name} is not JSON (column {getattr(error, 'colno', '?')})") from None
+        raise ConfigurationError(f"{name} is not valid JSON (column {getattr(error, 'colno', '?')})") from None
     except RecursionError:
         raise ConfigurationError(f"{name} is nested too deeply") from None
     if not isinstance(job, dict):
         raise ConfigurationError(f'{name} must be an object such as {{"input": {{...}}}}, got {kind_of(job)}')
     if job.get("input") is None:
-        raise ConfigurationError(f'{name} must have an input, such as {{"input": {{"texts": ["hello"]}}}}')
+        raise ConfigurationError(f'{name} must have an input such as {{"input": {{"texts": ["hello"]}}}}')
