@@ -121,43 +121,43 @@ class _Endpoints:
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
-        """Answer OpenAI's `/v1/embeddings`."""
+        """Embed texts as OpenAI does."""
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
 
     async def models(self, request: Request) -> Response:
-        """Answer OpenAI's `/v1/models`, or the path of one model."""
+        """List the model as OpenAI does, or return one model."""
         return response(await self._state.ready().openai_models(request.url.path))
 
     async def ping(self, _request: Request) -> Response:
-        """Answer a load balancer with the state as a status."""
+        """Return the state as a status, for load balancers."""
         return Response(status_code={"loading": 204, "ready": 200}.get(self._state.state, 503))
 
     async def health(self, _request: Request) -> Response:
-        """Answer the state as JSON."""
+        """Return the state as JSON."""
         state, operations = self._state.state, self._state.operations
         health = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
         return response(Answer(Body.of(health), 200 if state in ("loading", "ready") else 503))
 
     async def collections(self, _request: Request) -> Response:
-        """Answer the collections of the settings, without asking the store."""
+        """Return the collections of the settings, without asking the store."""
         settings = self._state.settings
         names = {"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection}
         return response(Answer(Body.of(names)))
 
     async def page(self, _request: Request) -> Response:
-        """Answer the search page."""
+        """Return the search page."""
         page = Page.load()
         headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
         return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
     async def metrics(self, _request: Request) -> Response:
-        """Answer the metrics."""
+        """Return the metrics."""
         return Response(self._state.ready().core.metrics.exposed(), media_type=CONTENT_TYPE)
 
     async def description(self, _request: Request) -> Response:
-        """Answer the OpenAPI document."""
+        """Return the OpenAPI document."""
         return response(Answer(Body.of(description(self.app))))
 
     async def _json(self, request: Request) -> Any:
