@@ -1,4 +1,4 @@
-"""A process without a queue knows what to do before it loads a model."""
+"""Local runs of the SDK are validated before the model loads."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ([f"--test_input={JOB}"], {}, True),
     ],
 )
-def test_what_the_sdk_can_do_is_left_to_it(arguments: list[str], environment: dict[str, str], queue: bool) -> None:
-    """A queue, a job or the local API is enough to start."""
+def test_a_queue_a_job_or_the_local_api_is_accepted(
+    arguments: list[str], environment: dict[str, str], queue: bool
+) -> None:
+    """The worker starts with a queue, a job or the local API."""
     check(environment, arguments, queue=queue)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--rp_log_level", "DEBUG"], ["--test_input", ""]])
-def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
-    """The message says what is missing, and each way to go on."""
+def test_a_process_without_work_is_refused(arguments: list[str]) -> None:
+    """The message names what is missing and all ways to start."""
     with pytest.raises(ConfigurationError, match=r"RUNPOD_WEBHOOK_GET_JOB.*PORT.*--test_input.*--rp_serve_api"):
         check({}, arguments, queue=False)
 
@@ -52,7 +54,7 @@ def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
     ],
 )
 def test_an_invalid_job_is_refused(text: str, said: str) -> None:
-    """A job of the command line, or of the SDK's file, is refused by name and in one line."""
+    """An invalid job on the command line or in the SDK's file is an error that names its source."""
     with pytest.raises(ConfigurationError) as refusal:
         check({}, ["--test_input", text], queue=True)
     assert str(refusal.value).startswith(f"--test_input {said}")

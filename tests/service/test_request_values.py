@@ -1,4 +1,4 @@
-"""Request values refuse what no operation could serve, for callers in Python: the wire refuses it earlier."""
+"""Request values validate themselves for callers in Python; requests in JSON are validated before."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ DENSE: tuple[Kind, ...] = ("dense",)
         ),
     ],
 )
-def test_a_value_that_breaks_its_promise_is_refused(make: Callable[[], object], message: str) -> None:
-    """The mistake is named where it is made, with the limit and the value."""
+def test_an_invalid_value_is_an_error(make: Callable[[], object], message: str) -> None:
+    """The error names the field, the limit and the value."""
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_the_least_of_each_value_is_taken() -> None:
-    """The limits themselves are valid."""
+def test_the_limits_are_valid() -> None:
+    """Values at their limits are valid."""
     assert EmbedRequest(token_ids=[[5]], max_length=1).texts == ()
     assert ScoreRequest([("", "")], Weights(0, 1, 0)).weights.dense == 0
     assert Chunking(64, 32).overlap == 32
