@@ -1,7 +1,7 @@
 """RunPod's entry point: `python handler.py` serves the queue or, with `PORT`, HTTP, as `bge-m3-qdrant queue` does.
 
-Nothing heavy is imported here: the model loads on the first job, or before the first poll where this file is the
-program.
+This module imports no heavy library. The model loads with the first job or, if this file is run as a program, before
+the first poll.
 """
 
 from __future__ import annotations

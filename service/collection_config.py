@@ -1,8 +1,8 @@
-"""The `collection` block: how the operator wants collections to be made, and what an existing one must be.
+"""The collection config: how new collections are created, and what existing collections must match.
 
-It is JSON, in the setting `QDRANT_COLLECTION_CONFIG` itself or in the file that it names. Wire names are
-camelCase, types are strict, unknown and repeated fields are refused by name. A field that is given must hold
-for existing collections too; one that is left out has a default for new ones.
+The config is a JSON object, either in the setting `QDRANT_COLLECTION_CONFIG` itself or in the file whose path the
+setting holds. Field names are camelCase, types are strict, and unknown or repeated fields are errors that name the
+field. Existing collections must match every field that is set. Other fields only have defaults for new collections.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from qdrant_sink import (
     SparseSchema,
     VectorNames,
 )
-from service.validation import complaint
+from service.validation import field_error
 
 NAME_MAX_BYTES = 200
-"""Longest name of a vector in Qdrant."""
+"""Maximum length of a vector name in Qdrant, in bytes of UTF-8."""
 
-NOT_IN_NAMES = '<>:"/\\|?*\x00\x1f'
+NAME_FORBIDDEN_CHARACTERS = '<>:"/\\|?*\x00\x1f'
 
 PAYLOAD_PATH = r'^([\w-]+|"[^"]+")(\[\])?(\.([\w-]+|"[^"]+")(\[\])?)*$'
-"""A key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
+"""Pattern of a payload key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
 
 TENANT_PATH = r"^[\w-]+(\.[\w-]+)*$"
-"""The key of a tenant leads through objects alone, to one value."""
+"""Pattern of a tenant's payload key: a path through objects, not through arrays, to one value."""
 
 
 def _valid_name(name: str) -> str:
@@ -45,8 +45,8 @@ def _valid_name(name: str) -> str:
     if not 1 <= size <= NAME_MAX_BYTES:
         raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got {size}")
     for character in name:
-        if character in NOT_IN_NAMES:
-            raise ValueError(f'must have none of < > : " / \\ | ? *, NUL and 0x1F, got {character!r}')
+        if character in NAME_FORBIDDEN_CHARACTERS:
+            raise ValueError(f'must not contain < > : " / \\ | ? *, NUL or 0x1F, got {character!r}')
     return name
 
 
@@ -60,23 +60,23 @@ class _Config(BaseModel):
 
 
 class VectorNamesConfig(_Config):
-    """What the vectors are called."""
+    """The names of the vectors."""
 
     dense: VectorName = "dense"
     sparse: VectorName = "sparse"
     colbert: VectorName = "colbert"
 
     @model_validator(mode="after")
-    def _differ(self) -> VectorNamesConfig:
+    def _are_distinct(self) -> VectorNamesConfig:
         names = (self.dense, self.sparse, self.colbert)
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"must be three different names, got {twice!r} twice")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"must be three different names, got {duplicate!r} twice")
         return self
 
 
 class DenseConfig(_Config):
-    """As `qdrant_sink.schema.DenseSchema`."""
+    """Fields of the dense vector; see `qdrant_sink.schema.DenseSchema`."""
 
     distance: Literal["cosine", "dot"] = "cosine"
     m: Annotated[int, Field(ge=0, le=1000)] = 16
@@ -87,14 +87,14 @@ class DenseConfig(_Config):
 
 
 class SparseConfig(_Config):
-    """As `qdrant_sink.schema.SparseSchema`."""
+    """Fields of the sparse vector; see `qdrant_sink.schema.SparseSchema`."""
 
     datatype: Datatype = "float32"
     on_disk: bool = False
 
 
 class ColbertConfig(_Config):
-    """As `qdrant_sink.schema.ColbertSchema`."""
+    """Fields of the ColBERT multivector; see `qdrant_sink.schema.ColbertSchema`."""
 
     datatype: Datatype = "float16"
     on_disk: bool = True
@@ -102,7 +102,7 @@ class ColbertConfig(_Config):
 
 
 class CollectionConfig(_Config):
-    """The whole block; see the README."""
+    """The whole collection config; docs/collections.md explains each field."""
 
     vector_names: VectorNamesConfig = VectorNamesConfig()
     dense: DenseConfig = DenseConfig()
@@ -119,30 +119,28 @@ class CollectionConfig(_Config):
     layout: Layout = "plain"
 
     @model_validator(mode="after")
-    def _fits_together(self) -> CollectionConfig:
+    def _are_consistent(self) -> CollectionConfig:
         if self.write_consistency is not None and self.write_consistency > (self.replication or 1):
             raise ValueError(
                 f"writeConsistency: must be at most replication ({self.replication or 1}), got {self.write_consistency}"
             )
         kind = self.payload_indexes.get(self.tenant_key or "", "keyword")
         if kind != "keyword":
-            raise ValueError(
-                f"payloadIndexes.{self.tenant_key}: must be keyword, since it is the tenantKey, got {kind}"
-            )
+            raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{kind}'")
         return self
 
     @property
     def names(self) -> VectorNames:
-        """What the vectors are called."""
+        """The names of the vectors."""
         return VectorNames(**self.vector_names.model_dump())
 
     @property
     def placement(self) -> Placement:
-        """How collections are spread over a cluster."""
+        """Shards, replicas and write consistency of a collection in a cluster."""
         return Placement(self.shards, self.replication, self.write_consistency)
 
     def schema_for(self, dense_size: int, colbert_size: int) -> CollectionSchema:
-        """The schema for a checkpoint whose heads have these sizes."""
+        """The schema of collections for a checkpoint with these vector sizes."""
         return CollectionSchema(
             dense=DenseSchema(size=dense_size, **self.dense.model_dump()),
             sparse=SparseSchema(**self.sparse.model_dump()),
@@ -153,60 +151,68 @@ class CollectionConfig(_Config):
             payload_on_disk=self.payload_on_disk,
             placement=self.placement,
             layout=self.layout,
-            explicit=frozenset(_given(self)),
+            explicit=frozenset(_explicit_fields(self)),
         )
 
 
 def parse_config(value: str) -> CollectionConfig:
-    """The block in a JSON object, or in the file of this path: the first if the value starts with `{`.
+    """Read the config from a JSON object, or from the file at a path. A value that starts with `{` is an object.
 
     Raises:
-        ValueError: naming every field at fault with its limit and its value.
+        ValueError: the config is invalid. The message names every invalid field with its limit and its value.
     """
     text = value.strip()
     if not text.startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError("the file must be UTF-8") from None
+            raise ValueError("the file must be valid UTF-8") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise ValueError(
-                f"must be a JSON object or the path of a file that has one; opening it: {reason}"
+                f"the file cannot be opened ({reason}); set a JSON object or the path of a file that contains one"
             ) from None
     try:
-        raw = json.loads(text, object_pairs_hook=_object)
+        raw = json.loads(text, object_pairs_hook=_object_of)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"the config is not valid JSON: {error.msg} ({where})") from None
     except RecursionError:
-        raise ValueError("is not valid JSON: nested too deeply") from None
+        raise ValueError("the config is nested too deeply") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"must be a JSON object, got {_shown(raw)}")  # noqa: TRY004 - pydantic collects ValueErrors
+        message = f"the config must be a JSON object, got {_shown(raw)}"
+        raise ValueError(message)  # noqa: TRY004 - pydantic collects ValueErrors
     try:
         return CollectionConfig.model_validate(raw)
     except ValidationError as error:
-        raise ValueError("; ".join(complaint(details).message for details in error.errors(include_url=False))) from None
+        raise ValueError(
+            "; ".join(field_error(details, root="the config").message for details in error.errors(include_url=False))
+        ) from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{_shown(twice)} is there twice")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the field {_shown(duplicate)} is given twice")
     return result
 
 
-def _given(block: BaseModel, path: str = "") -> list[str]:
-    """The wire names of the fields that are set: `shards`, `dense.onDisk`."""
-    given: list[str] = []
+def _explicit_fields(block: BaseModel, path: str = "") -> list[str]:
+    """The JSON paths of the fields that are set: `shards`, `dense.onDisk`."""
+    fields: list[str] = []
     for name in block.model_fields_set:
         value = getattr(block, name)
-        given += _given(value, f"{path}{to_camel(name)}.") if isinstance(value, BaseModel) else [path + to_camel(name)]
-    return given
+        fields += (
+            _explicit_fields(value, f"{path}{to_camel(name)}.")
+            if isinstance(value, BaseModel)
+            else [path + to_camel(name)]
+        )
+    return fields
 
 
 def _shown(value: object) -> str:
-    """A value of JSON, cut where it is long."""
+    """A JSON value for a message, shortened to 64 characters."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 64 else f"{text[:60]} ..."

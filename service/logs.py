@@ -1,4 +1,4 @@
-"""Log lines, as text or as one JSON object each, with the id of the request that they belong to."""
+"""Log lines as text or as JSON objects, each with the id of its request."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from embedder import whereabouts
 from service.printed_lines import PrintedLines, capture
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request or the job that is being served, in its tasks and threads; None outside of one."""
+"""Id of the current request or job, in all of its tasks and threads; None outside of a request."""
 
 _OURS = ("embedder", "precision", "qdrant_sink", "service")
 
 
 class _Formatter(logging.Formatter):
-    """Says of an exception its type and place: a traceback, or a library's words, may quote a user's text."""
+    """Logs the type and the origin of an exception only: a traceback or a message may quote a user's text."""
 
-    def said(self, record: logging.LogRecord) -> str:
-        """The message."""
+    def message_of(self, record: logging.LogRecord) -> str:
+        """The message of a record, with the type and the origin of its exception."""
         message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            message = f"{message.partition(chr(10))[0]}: {whereabouts(error)}"  # asyncio's other lines quote it
+            message = f"{message.partition(chr(10))[0]}: {whereabouts(error)}"  # asyncio's further lines quote it
         return message.encode("utf-8", "replace").decode()
 
 
 class TextFormatter(_Formatter):
-    """`2026-11-23 08:45:09,123 INFO service.transports.http.gate: /embed 200, 3 ms [id]`."""
+    """Formats a line of text: `2026-11-23 08:45:09,123 INFO service.transports.http.gate: /embed 200, 3 ms [id]`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, which ends with the request's id if there is one."""
-        record.message = self.said(record)
+        """Format a record; the line ends with the request id within a request."""
+        record.message = self.message_of(record)
         record.asctime = self.formatTime(record)
         line = self.formatMessage(record)
         request_id = REQUEST_ID.get()
@@ -48,18 +48,18 @@ class TextFormatter(_Formatter):
 
 
 class JsonFormatter(_Formatter):
-    """`{"time", "level", "logger", "message"}`, a line each.
+    """Formats one JSON object per line: `{"time", "level", "logger", "message"}`.
 
-    Within a request or a job also `request_id`, and where a request was refused `error_code`.
+    Lines within a request or a job also have `request_id`, and the line of a failed request has `error_code`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object."""
+        """Format a record."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": self.said(record),
+            "message": self.message_of(record),
         }
         request_id = getattr(record, "request_id", None) or REQUEST_ID.get()
         if request_id is not None:
@@ -71,11 +71,11 @@ class JsonFormatter(_Formatter):
 
 
 def configure(level: str, form: Literal["text", "json"] = "text") -> None:
-    """One line per event on standard error; libraries only from WARNING up, since theirs may quote requests.
+    """Log to standard error, one line per event. Libraries log from WARNING up, since their lines may quote requests.
 
     Args:
-        level: of our own loggers.
-        form: of the lines.
+        level: level of this project's loggers.
+        form: format of the lines.
     """
     handler = logging.StreamHandler(sys.stderr.stream if isinstance(sys.stderr, PrintedLines) else sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())

@@ -1,4 +1,4 @@
-"""What a worker counts and times, for Prometheus. No label holds anything of a user's."""
+"""Prometheus metrics of a worker. No label holds user data."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _SHARES: Final = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 
 
 class Metrics:
-    """One worker's registry. Thread-safe.
+    """The metrics of one worker, in a registry of their own. Thread-safe.
 
     Args:
-        waiting_tokens: how many tokens wait for the model now.
+        waiting_tokens: returns the number of tokens that wait for the model.
     """
 
     def __init__(self, waiting_tokens: Callable[[], int]) -> None:
@@ -27,52 +27,52 @@ class Metrics:
         registry = self._registry
         self._requests = Counter(
             "bge_m3_requests",
-            "Requests answered, by operation and error code; ok: without an error.",
+            "Answered requests by operation and error code; the code of a success is ok.",
             ["operation", "code"],
             registry=registry,
         )
         self._seconds = Histogram(
             "bge_m3_request_seconds",
-            "From a request to its answer.",
+            "Seconds from a request to its answer.",
             ["operation"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._stages = Histogram(
             "bge_m3_stage_seconds",
-            "Of one request in one stage: tokenize, then embed (waiting included), store, ingest (both at once).",
+            "Seconds of a request in a stage: tokenize, embed (with waiting), store, ingest (embed and store).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self._tokens = Counter("bge_m3_tokens", "Tokens embedded, by operation.", ["operation"], registry=registry)
+        self._tokens = Counter("bge_m3_tokens", "Embedded tokens by operation.", ["operation"], registry=registry)
         Gauge("bge_m3_queue_tokens", "Tokens that wait for the model.", registry=registry).set_function(waiting_tokens)
         self._batch_fill = Histogram(
             "bge_m3_batch_fill",
-            "Tokens of a batch over TOKEN_BUDGET; a text beyond the budget goes alone.",
+            "Tokens of a batch divided by TOKEN_BUDGET; above 1 where a single text exceeds the budget.",
             buckets=_SHARES,
             registry=registry,
         )
         self._batch_seconds = Histogram(
-            "bge_m3_batch_seconds", "Of one batch in the model.", buckets=_SECONDS, registry=registry
+            "bge_m3_batch_seconds", "Seconds of one batch in the model.", buckets=_SECONDS, registry=registry
         )
-        self._batch_tokens = Counter("bge_m3_batch_tokens", "Tokens that went through the model.", registry=registry)
-        self._retries = Counter("bge_m3_store_retries", "Calls to Qdrant that were repeated.", registry=registry)
+        self._batch_tokens = Counter("bge_m3_batch_tokens", "Tokens computed by the model.", registry=registry)
+        self._retries = Counter("bge_m3_store_retries", "Retried calls to Qdrant.", registry=registry)
         self._rejections = Counter(
-            "bge_m3_rejected_points", "Points that were not stored, by reason.", ["code"], registry=registry
+            "bge_m3_rejected_points", "Rejected points by error code.", ["code"], registry=registry
         )
         self._responses = Counter(
-            "bge_m3_http_responses", "Answers over HTTP, by route and status.", ["route", "status"], registry=registry
+            "bge_m3_http_responses", "HTTP responses by route and status.", ["route", "status"], registry=registry
         )
 
     def batch(self, tokens: int, fill: float, seconds: float) -> None:
-        """A batch of so many tokens, which fill a share of the token budget, went through the model."""
+        """Count a batch of the model: its tokens, their share of the token budget, and its duration."""
         self._batch_tokens.inc(tokens)
         self._batch_fill.observe(fill)
         self._batch_seconds.observe(seconds)
 
     def retried(self) -> None:
-        """A call to the store is repeated."""
+        """Count a retried call to the store."""
         self._retries.inc()
 
     def answered(
@@ -85,15 +85,15 @@ class Metrics:
         tokens: int = 0,
         rejected: Sequence[str] = (),
     ) -> None:
-        """A request is answered.
+        """Count an answered request.
 
         Args:
-            operation: one of a fixed set of names.
-            code: of its error; `ok` where it has none.
+            operation: the operation, one of a fixed set of names.
+            code: the error code; `ok` for a success.
             stages: seconds by stage.
-            seconds: from the request to its answer.
-            tokens: tokens that were embedded.
-            rejected: per point that was not stored, the code of the reason.
+            seconds: seconds from the request to its answer.
+            tokens: number of embedded tokens.
+            rejected: the error code of each rejected point.
         """
         self._requests.labels(operation, code).inc()
         self._seconds.labels(operation).observe(seconds)
@@ -104,9 +104,9 @@ class Metrics:
             self._rejections.labels(reason).inc()
 
     def responded(self, route: str, status: int) -> None:
-        """An answer went out over HTTP; `route` is one of a fixed set."""
+        """Count an HTTP response; `route` is one of a fixed set."""
         self._responses.labels(route, str(status)).inc()
 
     def exposed(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,8 +1,7 @@
-"""What a worker proves of itself before its first poll, or before its port says that it is ready.
+"""Readiness checks, which run before a queue worker's first poll or before the HTTP server reports that it is ready.
 
-RunPod's SDK ends the worker if a check raises, and so does the HTTP server.
-
-The weights are loaded by then: settings or a checkpoint that cannot work have refused to start already.
+RunPod's SDK and the HTTP server both end the process if a check raises. The weights are loaded before the checks run,
+so invalid settings or an invalid checkpoint have already ended the process.
 """
 
 from __future__ import annotations
@@ -21,60 +20,60 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 STORE_TIMEOUT_S: Final = 5.0
-"""How long a start waits for the store."""
+"""Maximum time that the start waits for the store."""
 
-_ANY_COLLECTION: Final = "fitness-check"
-"""A name that is asked for where the settings name no collection, to see whether the store answers."""
+_PROBE_COLLECTION: Final = "fitness-check"
+"""Collection name that is looked up, where the settings name none, to learn whether the store answers."""
 
 Check = Callable[[], Awaitable[None]]
 
 
 def checks(operations: Operations, settings: Settings, *, store_timeout_s: float = STORE_TIMEOUT_S) -> list[Check]:
-    """The checks, in their order. Each raises a `WorkerError` if the worker should not serve.
+    """The readiness checks, in order. Each raises a `WorkerError` if the worker must not serve.
 
     Args:
-        operations: loaded.
-        settings: name the store and its collections.
-        store_timeout_s: how long to wait for the store.
+        operations: the loaded operations.
+        settings: the settings, which name the store and its collections.
+        store_timeout_s: maximum time to wait for the store.
     """
     default = () if settings.qdrant_collection is None else (settings.qdrant_collection,)
-    named = dict.fromkeys((*default, *settings.qdrant_collections)) or (_ANY_COLLECTION,)
+    collections = dict.fromkeys((*default, *settings.qdrant_collections)) or (_PROBE_COLLECTION,)
 
     async def device_computes() -> None:
-        """A text has finite vectors of all kinds."""
+        """Check that the model computes finite vectors of all kinds."""
         result = (await operations.embed(EmbedRequest(["fit"]))).texts[0]
         if isinstance(result, ModelFailure):
             raise result
 
     async def store_fits() -> None:
-        """The collections that the settings name have the model's schema, as far as they are there.
+        """Check that those collections of the settings which exist have the model's schema.
 
-        A store that does not answer is no reason to leave: it may come back, a restart would not help, and jobs
-        that only embed do not need it. Those that do are answered `store_unavailable` meanwhile.
+        A store that does not answer passes with a warning. It may recover, a restart would not help, and jobs that
+        only embed do not need it. Other jobs fail with `store_unavailable` meanwhile.
         """
         try:
             async with asyncio.timeout(store_timeout_s):
-                for collection in named:
+                for collection in collections:
                     await operations.collections.verify(collection)
         except SchemaMismatch:
-            if collection != _ANY_COLLECTION:  # a stranger's, which happens to have the name
+            if collection != _PROBE_COLLECTION:  # a collection of that name that is not ours
                 raise
         except (StoreUnavailable, TimeoutError):
-            log.warning("the store does not answer yet; jobs that need it fail as store_unavailable until it does")
+            log.warning("the store does not answer; until it does, jobs that need it fail with store_unavailable")
 
     async def default_store_is_free() -> None:
-        """Nobody else holds the directory that the first job which stores would open."""
+        """Warn if another process holds the directory that the first job with points would open."""
         try:
-            await asyncio.to_thread(_tried, settings)
+            await asyncio.to_thread(_try_open, settings)
         except ConfigurationError as error:
-            log.warning("%s; until then jobs that need it fail as store_unavailable", error)
+            log.warning("%s; until then, jobs that need the store fail with store_unavailable", error)
 
-    # An embedded store that nobody named is made by the first job that needs it.
+    # An embedded store at the default path is created by the first job that needs it.
     has_store = settings.qdrant_url is not None or "qdrant_path" in settings.model_fields_set
     return [device_computes, store_fits if has_store else default_store_is_free]
 
 
-def _tried(settings: Settings) -> None:
-    """Open the embedded store, if it is there, and leave it as it was."""
+def _try_open(settings: Settings) -> None:
+    """Open and close the embedded store, if its directory exists."""
     if Path(settings.qdrant_path).is_dir():
         open_store(settings).close()

@@ -1,7 +1,7 @@
-"""The environment, read once at start into one frozen object.
+"""The settings, read once at start from the environment into one frozen object.
 
-Every field is one variable of the README, in upper case. What cannot work refuses to start with a
-`ConfigurationError` that names every setting at fault; what is odd but harmless warns.
+Each field is the environment variable of the same name in upper case; docs/settings.md explains them. Settings that cannot
+work raise a `ConfigurationError` that names every invalid variable. Settings that are odd but harmless log a warning.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 _MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
-"""It is part of a path, `/v1/models/NAME`."""
+"""Pattern of a model name, which is part of the path `/v1/models/NAME`."""
 
 
-def _names(value: object) -> object:
+def _collection_names(value: object) -> object:
     if not isinstance(value, str):
         return value
     names = [part.strip() for part in value.split(",") if part.strip()]
     if not names:
-        raise ValueError("must name a collection; leave it unset to allow any")
+        raise ValueError("must name at least one collection; leave it unset to allow all")
     return names
 
 
-def _block(value: object) -> object:
+def _parsed_config(value: object) -> object:
     return parse_config(value) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
-    """What the operator decides. An empty variable counts as unset."""
+    """The operator's settings. An empty variable counts as unset."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
@@ -81,9 +81,9 @@ class Settings(BaseModel):
     qdrant_path: str = "./qdrant_data"
     qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
     qdrant_collections: Annotated[
-        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_names)
+        tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_collection_names)
     ] = ()
-    qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_block)] = CollectionConfig()
+    qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
@@ -106,9 +106,9 @@ class Settings(BaseModel):
     def _is_header(cls, value: SecretStr | None) -> SecretStr | None:
         secret = "" if value is None else value.get_secret_value()
         if not (secret.isascii() and all(character.isprintable() for character in secret)):
-            raise ValueError("must be printable ASCII without line breaks, since it travels in a header")
+            raise ValueError("must be printable ASCII without line breaks, since it is sent in an HTTP header")
         if secret != secret.strip():
-            raise ValueError("must not begin or end with a space, since a header loses it")
+            raise ValueError("must not begin or end with a space, since an HTTP header would drop it")
         return value
 
     @field_validator("qdrant_url")
@@ -119,67 +119,71 @@ class Settings(BaseModel):
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("must look like http://host:6333 or https://host:6333")
             if parts.username or parts.password:
-                raise ValueError("must not carry a user or a password; use QDRANT_API_KEY")
+                raise ValueError("must not contain a user name or a password; use QDRANT_API_KEY")
             if parts.query or parts.fragment:
-                raise ValueError("must not carry a query; use QDRANT_API_KEY for a key")
+                raise ValueError("must not contain a query or a fragment; use QDRANT_API_KEY for a key")
             _check_port(parts)
         return value
 
     @model_validator(mode="after")
-    def _fit_together(self) -> Settings:
+    def _are_consistent(self) -> Settings:
         if self.min_concurrency > self.max_concurrency:
             raise ValueError(
-                f"MIN_CONCURRENCY={self.min_concurrency} is above MAX_CONCURRENCY={self.max_concurrency}; lower it"
+                f"MIN_CONCURRENCY must be at most MAX_CONCURRENCY ({self.max_concurrency}), got {self.min_concurrency}"
             )
-        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _keeps_a_key_safe(self.qdrant_url):
-            raise ValueError("QDRANT_API_KEY would travel unencrypted: QDRANT_URL is plain http; use https")
+        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _protects_key(self.qdrant_url):
+            raise ValueError("QDRANT_API_KEY must not be sent unencrypted, and QDRANT_URL is plain http; use https")
         if (
             self.qdrant_collection is not None
             and self.qdrant_collections
             and self.qdrant_collection not in self.qdrant_collections
         ):
-            raise ValueError("QDRANT_COLLECTION is not in the allow-list QDRANT_COLLECTIONS; add it there")
+            raise ValueError(
+                f"QDRANT_COLLECTION must be in the allow-list QDRANT_COLLECTIONS, got {self.qdrant_collection!r}"
+            )
         clustered = self.qdrant_collection_config.placement.server_only
         if clustered and self.qdrant_url is None:
             raise ValueError(
-                f"QDRANT_COLLECTION_CONFIG: {clustered} needs a server, and the embedded store is one machine; "
-                "set QDRANT_URL or leave it out"
+                f"QDRANT_COLLECTION_CONFIG: {clustered} needs a Qdrant server; set QDRANT_URL or leave these fields out"
             )
         return self
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read and check all settings.
+        """Read and validate all settings.
 
         Args:
-            environment: variables to read; None is the process's own.
+            environment: the variables to read; None reads those of the process.
 
         Raises:
-            ConfigurationError: naming each setting at fault, its value unless secret, and the fix.
+            ConfigurationError: a setting is invalid. The message names each such setting, its value unless it is a
+                secret, and the fix.
         """
+        variables = _by_field_name(os.environ if environment is None else environment)
         try:
-            settings = cls.model_validate(_lowered(os.environ if environment is None else environment))
+            settings = cls.model_validate(variables)
         except ValidationError as error:
-            raise ConfigurationError("; ".join(_complaint(one) for one in error.errors(include_url=False))) from None
+            messages = (_message(details, variables) for details in error.errors(include_url=False))
+            raise ConfigurationError("; ".join(messages)) from None
         settings.warn()
         return settings
 
     def warn(self) -> None:
-        """Log what is odd but harmless."""
+        """Log a warning for each setting that is odd but harmless."""
         if self.scale_down_threshold > self.scale_up_threshold:
             log.warning(
-                "SCALE_DOWN_THRESHOLD=%g is above SCALE_UP_THRESHOLD=%g: between the two, concurrency only falls",
+                "SCALE_DOWN_THRESHOLD=%g is above SCALE_UP_THRESHOLD=%g: between the two, concurrency only decreases",
                 self.scale_down_threshold,
                 self.scale_up_threshold,
             )
         if self.qdrant_api_key is not None and self.qdrant_url is None:
-            log.warning("QDRANT_API_KEY is set without QDRANT_URL: the embedded store needs no key, it is ignored")
+            log.warning("QDRANT_API_KEY is ignored without QDRANT_URL, since the embedded store needs no key")
         if self.qdrant_url is not None and "qdrant_path" in self.model_fields_set:
             log.warning("QDRANT_PATH is ignored because QDRANT_URL is set")
 
     @property
     def model_options(self) -> ModelOptions:
-        """The part that the embedder needs."""
+        """The settings of the embedder."""
         return ModelOptions(
             model_id=self.model_id,
             revision=self.model_revision,
@@ -193,23 +197,23 @@ class Settings(BaseModel):
 
     @property
     def max_response_bytes(self) -> int:
-        """`MAX_RESPONSE_MB` in bytes, a megabyte being 10^6."""
+        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes."""
         return int(self.max_response_mb * 1_000_000)
 
 
-def _lowered(environment: Mapping[str, str]) -> dict[str, str]:
+def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:
     return {key.lower(): value for key, value in environment.items() if value != ""}
 
 
 def _check_port(parts: SplitResult) -> None:
     try:
         _ = parts.port
-    except ValueError:  # its message quotes what stands there, which may be a key
-        raise ValueError("must have a port from 0 to 65535, or none") from None
+    except ValueError:  # its message quotes the port, which may be a misplaced key
+        raise ValueError("must have a port from 0 to 65535, or no port") from None
 
 
-def _keeps_a_key_safe(url: str) -> bool:
-    """Whether a key sent there stays encrypted or on this machine."""
+def _protects_key(url: str) -> bool:
+    """Whether a key sent to this URL is encrypted in transit or stays on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True
@@ -219,13 +223,17 @@ def _keeps_a_key_safe(url: str) -> bool:
         return False
 
 
-def _complaint(error: ErrorDetails) -> str:
+def _message(error: ErrorDetails, variables: Mapping[str, str]) -> str:
+    """The message for an invalid setting, with the value as the operator wrote it unless it is a secret."""
     message = rule(error)
     if not error["loc"]:
         return message
-    name, value = str(error["loc"][0]).upper(), error["input"]
-    secret = name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL")
-    document = name == "QDRANT_COLLECTION_CONFIG" and str(value).lstrip().startswith("{")
-    if secret or document or not isinstance(value, str | int | float):
-        return f"{name}: {message}"
-    return f"{name}={value!r}: {message}"
+    field, *items = error["loc"]
+    name = str(field).upper()
+    value = error["input"] if items else variables.get(str(field))
+    if name == "QDRANT_COLLECTION_CONFIG":  # the config's own messages, after the path of its file
+        return f"{name}: {message}" if str(value).lstrip().startswith("{") else f"{name}={value!r}: {message}"
+    if name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL"):
+        return f"{name} {message}"
+    requirement, separator, remedy = message.partition("; ")
+    return f"{name} {requirement}, got {value!r}{separator}{remedy}"

@@ -1,4 +1,4 @@
-"""Ways to end a process that cannot wait for its threads, or need not say anything."""
+"""Ending a process without waiting for its threads, or without a traceback."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 INTERRUPTED_STATUS: Final = 130
-"""Exit status after Ctrl-C, as shells count: 128 and the number of the signal."""
+"""Exit status after Ctrl-C by the convention of shells: 128 plus the number of the signal."""
 
 
 def end_process(status: int) -> NoReturn:
-    """End the process immediately, with what it has written.
+    """Flush the log and the standard streams, then end the process immediately.
 
-    Not by the interpreter's own end: that aborts where another thread is inside a library, which is how a thread that
-    loads a model spends its time.
+    The interpreter's own shutdown is not used: it aborts if another thread is inside a native library, as a thread
+    that loads a model mostly is.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, RuntimeError):  # nobody reads it; it is closed; a signal came in mid-write
+        with suppress(OSError, ValueError, RuntimeError):  # no reader, a closed stream, or a signal during a write
             stream.flush()
     os._exit(status)
 

@@ -1,7 +1,7 @@
-"""What pydantic finds wrong with a value, in the words of all messages: a field path, the limit and the value.
+"""Translation of pydantic's validation errors into messages with a field path, the limit and the value.
 
-Requests, settings and the collection config are validated by pydantic; this is the only translator of its errors. No
-message quotes more of a value than its kind, its length, a number or a short word.
+Requests, settings and the collection config are all validated by pydantic, and their errors are translated here. A
+message quotes no more of a value than its type, its length, a number or a short word.
 """
 
 from __future__ import annotations
@@ -11,43 +11,61 @@ from typing import Any, Final
 
 from pydantic_core import ErrorDetails
 
-from embedder.errors import FieldError
+from embedder.errors import FieldError, InvalidRequest
 
 _FIELD_NAME_MAX = 64
-"""Characters of a field's name in a path: unknown names are the caller's."""
+"""Maximum characters of one field name in a path, since unknown names come from the caller."""
 
 _QUOTED_MAX = 32
-"""Characters of a string that is quoted."""
+"""Maximum characters of a string that is quoted."""
 
 
-def complaint(error: ErrorDetails) -> FieldError:
-    """The field at fault, and what is wrong with it; the message begins with the field."""
+def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
+    """Translate an error of pydantic. The message begins with the field path.
+
+    Args:
+        error: the error.
+        root: name of the whole value, for an error that belongs to none of its fields.
+    """
     field, kind = field_path(error["loc"]), error["type"]
     if kind == "extra_forbidden":
         return FieldError(field, f"unknown field '{field}'")
-    says = rule(error)
-    if kind == "value_error" and not field:  # a rule between fields names the field itself
-        field, _, says = says.partition(": ")
-    elif kind == "value_error" and says.startswith(("[", ".")):  # a rule about an item begins with its index
-        index, _, says = says.partition(" ")
-        field += index
-    field = field or "a field name"
-    value = _got(kind, error["input"])
-    return FieldError(field, f"{field} {says}" + (f", got {value}" if value else ""))
+    message = rule(error)
+    if kind == "value_error" and not field:  # a rule between fields names its field
+        field, _, message = message.partition(": ")
+    elif kind == "value_error" and message.startswith(("[", ".")):  # a rule about an item begins with its path
+        item, _, message = message.partition(" ")
+        field += item
+    elif kind == "string_unicode" and not field:  # an object has no other strings than its field names
+        message = "must have field names of valid Unicode, got a lone surrogate"
+    field = field or root
+    value = _described(kind, error["input"])
+    return FieldError(field, f"{field} {message}" + (f", got {value}" if value else ""))
+
+
+def invalid_field(field: str, message: str) -> InvalidRequest:
+    """An error about one field.
+
+    Args:
+        field: path of the field.
+        message: the message without the field at its beginning, such as "must be at most 3, got 4".
+    """
+    whole = f"{field} {message}"
+    return InvalidRequest(whole, fields=[FieldError(field, whole)])
 
 
 def rule(error: ErrorDetails) -> str:
-    """What the value must be, without the field and the value."""
+    """The rule that the value breaks, without the field and the value."""
     kind = error["type"]
-    if kind in _TYPES:
-        return f"must be {_TYPES[kind]}"
-    if kind in _RULES:
-        return _RULES[kind](error.get("ctx", {}))
+    if kind in _TYPE_NAMES:
+        return f"must be {_TYPE_NAMES[kind]}"
+    if kind in _RULE_TEXTS:
+        return _RULE_TEXTS[kind](error.get("ctx", {}))
     return f"is not valid ({kind})"
 
 
 def field_path(location: Sequence[int | str]) -> str:
-    """("qdrant", "ids", 3) as `qdrant.ids[3]`."""
+    """Format a location of pydantic: ("qdrant", "ids", 3) becomes `qdrant.ids[3]`."""
     path = ""
     for part in location:
         if isinstance(part, int):
@@ -58,7 +76,7 @@ def field_path(location: Sequence[int | str]) -> str:
     return path
 
 
-_TYPES: Final[Mapping[str, str]] = {
+_TYPE_NAMES: Final[Mapping[str, str]] = {
     "bool_type": "a boolean",
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -73,13 +91,13 @@ _TYPES: Final[Mapping[str, str]] = {
     "model_type": "an object",
 }
 
-_RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+_RULE_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "missing": lambda _rule: "is required",
     "string_unicode": lambda _rule: "is not valid Unicode (a lone surrogate)",
-    "too_short": lambda rule: f"must have at least {_items(rule['min_length'])}",
-    "too_long": lambda rule: f"must have at most {_items(rule['max_length'])}",
-    "string_too_short": lambda rule: f"must have at least {rule['min_length']} character",
-    "string_too_long": lambda rule: f"must have at most {rule['max_length']} characters",
+    "too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'item')}",
+    "too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'item')}",
+    "string_too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'character')}",
+    "string_too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'character')}",
     "greater_than_equal": lambda rule: f"must be at least {rule['ge']:.12g}",
     "greater_than": lambda rule: f"must be above {rule['gt']:.12g}",
     "less_than_equal": lambda rule: f"must be at most {rule['le']:.12g}",
@@ -89,30 +107,30 @@ _RULES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 _COUNTED: Final = frozenset({"too_short", "too_long", "string_too_short", "string_too_long"})
-_SILENT: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
-"""Rules that say all there is to say of the value."""
+_SELF_EXPLANATORY: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
+"""Error types whose message already describes the value."""
 
 
-def _got(kind: str, value: object) -> str | None:
-    if kind in _SILENT or (kind not in _TYPES and kind not in _RULES):
+def _described(kind: str, value: object) -> str | None:
+    if kind in _SELF_EXPLANATORY or (kind not in _TYPE_NAMES and kind not in _RULE_TEXTS):
         return None
-    if kind in _TYPES:
+    if kind in _TYPE_NAMES:
         return kind_of(value)
     if isinstance(value, list | tuple | str | dict):
         if kind in _COUNTED:
             return str(len(value))
         if kind == "string_pattern_mismatch":
-            return f"a string of {len(value)} characters"
+            return characters(value) if isinstance(value, str) else kind_of(value)
     return shown(value)
 
 
 def shown(value: object) -> str:
-    """A value short and plain enough to be quoted in a message."""
+    """Describe a value for a message: numbers and short strings as they are, others by type or length."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return kind_of(value)
     if isinstance(value, str):
         quoted = len(value) <= _QUOTED_MAX and is_unicode(value)
-        return f"'{value}'" if quoted else f"a string of {len(value)} characters"
+        return f"'{value}'" if quoted else characters(value)
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a very large integer" if value > 0 else "a very small integer"
     return str(value)
@@ -133,7 +151,7 @@ def kind_of(value: object) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text has no lone surrogate."""
+    """Whether the text is valid Unicode, without lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -141,5 +159,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _items(count: int) -> str:
-    return f"{count} item" if count == 1 else f"{count} items"
+def characters(text: str) -> str:
+    """Describe a string for a message by its length only."""
+    return f"a string of {counted(len(text), 'character')}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun in singular or plural: `1 item`, `2 items`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

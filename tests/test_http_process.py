@@ -112,7 +112,7 @@ def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker
     other.close()
     taken = free_port()
     programs = {
-        f"PORT={taken}": program(taken),
+        f"PORT must be a free port, got {taken}": program(taken),
         "GPU_DEVICE": program(free_port(), GPU_DEVICE="cuda:7"),
         "LOG_FORMAT": program(free_port(), LOG_FORMAT="yaml"),
         "other model": program(free_port(), QDRANT_PATH=str(store), QDRANT_COLLECTION="notes"),
@@ -213,7 +213,7 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
     assert set(stored) == {200}
 
 
-@pytest.mark.parametrize("setting", ["PORT=", "GPU_DEVICE", "LOG_FORMAT"])
+@pytest.mark.parametrize("setting", ["PORT", "GPU_DEVICE", "LOG_FORMAT"])
 def test_settings_that_cannot_work_refuse_to_start(unfit: dict[str, Worker], setting: str) -> None:
     """The program ends with status 2 and a line that names the setting; also where the port is taken."""
     ((named, worker),) = [(name, worker) for name, worker in unfit.items() if name.startswith(setting)]
@@ -227,7 +227,7 @@ def test_a_worker_that_is_unfit_is_never_ready(unfit: dict[str, Worker]) -> None
     """A collection of another model ends the program with status 1, and nobody has been served."""
     worker = unfit["other model"]
     assert worker.wait(PATIENCE) == 1
-    assert "unfit to serve: " in worker.output
+    assert "a readiness check failed: " in worker.output
     assert "192" in worker.output
     assert "serving" not in worker.output
     assert "Traceback" not in worker.output
@@ -264,7 +264,7 @@ def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(
         os.kill(worker.pid, number)
         assert worker.wait(PATIENCE) == 0, worker.output
         lines = [line for line in worker.output.splitlines() if line != "inside"]
-        assert json.loads(lines[-1])["message"] == "told to stop; finishing what runs"
+        assert json.loads(lines[-1])["message"] == "shutting down: finishing running requests"
 
 
 @pytest.mark.parametrize(("arguments", "exit_status"), [([], 0), (["lost"], 1)], ids=["draining", "lost"])
@@ -317,7 +317,7 @@ def test_a_job_that_stores_is_not_waited_for_when_told_twice(
         assert worker.wait(PATIENCE) == 0
         loading.join(PATIENCE)
         assert not answered
-        assert "told to stop again; ending with requests unanswered" in worker.output
+        assert "second signal: ending with unanswered requests" in worker.output
         assert "Traceback" not in worker.output
     with program(port, **store) as worker:
         until(lambda: status(client) == 200, "ready again")

@@ -176,7 +176,7 @@ def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[st
 def test_a_worker_starts_without_its_store(started: dict[str, tuple[JobQueue, Worker]]) -> None:
     """Where nobody listens at `QDRANT_URL`, a worker warns, and embeds."""
     queue, worker = started["reference"]
-    assert "the store does not answer yet" in worker.output
+    assert "the store does not answer; until it does" in worker.output
     (answer,) = answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))
     assert "output" in answer
 

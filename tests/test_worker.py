@@ -240,7 +240,7 @@ def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
     served.run({"texts": [PRIVATE], "encoding": PRIVATE})
     openai = {"openai_route": "/v1/embeddings", "openai_input": {"input": PRIVATE, "model": PRIVATE}}
     served.answer(openai)
-    assert "ingested 1 points: 1 stored" in served.worker.output
+    assert "ingest finished: 1 of 1 points stored" in served.worker.output
     assert PRIVATE not in served.worker.output
     assert "Traceback" not in served.worker.output
 
@@ -252,7 +252,7 @@ def test_log_lines_name_their_job(served: Served) -> None:
 
     def lines() -> list[str]:
         logged = served.worker.output.splitlines()
-        return [line for line in logged if "ingested 1 points" in line and line.endswith(f" [{job}]")]
+        return [line for line in logged if "ingest finished: 1 of 1" in line and line.endswith(f" [{job}]")]
 
     served.queue.until(lambda: bool(lines()), PATIENCE, "line that names the job")
     assert len(lines()) == 1
@@ -273,7 +273,7 @@ def test_an_answer_is_not_spelt_out_for_the_log() -> None:
         ("no model", "MAX_MODELS"),
         ("no device", "GPU_DEVICE"),
         ("no queue", "RUNPOD_WEBHOOK_GET_JOB"),
-        ("no JSON", "--test_input is not JSON"),
+        ("no JSON", "--test_input is not valid JSON"),
     ],
 )
 def test_settings_that_cannot_work_refuse_to_start(programs: dict[str, Worker], run: str, named: str) -> None:

@@ -1,6 +1,6 @@
 """Load files into a collection: `bge-m3-qdrant bulk`.
 
-json_lines -> batches -> load -> report
+json_lines -> line_batches -> load -> report
 """
 
 from __future__ import annotations

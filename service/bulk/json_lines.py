@@ -1,4 +1,4 @@
-"""JSON Lines as documents."""
+"""Parsing of JSON Lines into documents."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from service.validation import is_unicode, kind_of
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One document.
+    """One line, which is a document.
 
     Attributes:
-        number: of the line, from 1, over all files.
-        text: to embed.
-        id: as in `qdrant.ids`, or None.
-        payload: a JSON object.
-        size: bytes that it was read from.
+        number: number of the line, from 1, counted over all files.
+        text: the text to embed.
+        id: the id, as in `qdrant.ids`; None derives it from the text.
+        payload: the payload, a JSON object.
+        size: size of the line in bytes.
     """
 
     number: int
@@ -31,21 +31,21 @@ class Line:
     size: int = 0
 
     def key(self, scope: str) -> Hashable:
-        """What makes it the same point as another line, where derived ids belong to this scope."""
+        """A key that is equal for lines of the same point, with ids derived from this scope."""
         if self.id is None:
             return text_id(self.text, scope)
         try:
             return point_id(self.id, scope)
-        except InvalidRequest:  # which the worker says better
+        except InvalidRequest:  # the ingest rejects it with a better message
             return (self.id,)
 
 
 class BadLineError(Exception):
-    """A line is not a document; the message says why, without its content."""
+    """The line is not a document. The message says why and does not quote the line."""
 
 
 def parse_line(number: int, raw: bytes) -> Line:
-    """Read a document.
+    """Parse a line.
 
     Raises:
         BadLineError: the line is not a document.
@@ -53,16 +53,16 @@ def parse_line(number: int, raw: bytes) -> Line:
     try:
         value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
-        raise BadLineError(f"not UTF-8 (byte {error.start})") from None
+        raise BadLineError(f"the line is not valid UTF-8 (byte {error.start})") from None
     except ValueError as error:
-        raise BadLineError(f"not JSON (column {getattr(error, 'colno', '?')})") from None
+        raise BadLineError(f"the line is not valid JSON (column {getattr(error, 'colno', '?')})") from None
     except RecursionError:
-        raise BadLineError("nested too deeply") from None
+        raise BadLineError("the line is nested too deeply") from None
     if not isinstance(value, dict):
-        raise BadLineError(f"must be an object, got {kind_of(value)}")
+        raise BadLineError(f"the line must be an object, got {kind_of(value)}")
     unknown = sorted(value.keys() - {"text", "id", "payload"})
     if unknown:
-        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line has text, id and payload")
+        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line may have text, id and payload")
     text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
     if not isinstance(text, str):
         raise BadLineError(f"text must be a string, got {kind_of(text)}")

@@ -1,4 +1,4 @@
-"""Documents in batches: what one ingest of a bulk load takes."""
+"""Batching of lines: each batch is one ingest of a bulk load."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Final
 
 from service.bulk.json_lines import Line
 
-BATCH_TEXTS: Final = 500
+BATCH_MAX_TEXTS: Final = 500
 BATCH_MAX_CHARACTERS: Final = 1_000_000
 BATCH_MAX_BYTES: Final = 8_000_000
-"""Texts and payloads of one batch: enough for the model to be busy, little enough to be lost and repeated."""
+"""Maximum bytes of the lines of a batch: enough to keep the model busy, and few enough to repeat after a failure."""
 
 
 class LineBatch:
-    """Lines that are ingested together: all with ids or all without, each point once.
+    """Lines that are ingested together. Either all have ids or none has, and no point occurs twice.
 
     Args:
-        scope: what derived ids belong to.
+        scope: name from which ids are derived.
         max_texts: maximum number of lines.
     """
 
-    def __init__(self, scope: str, max_texts: int = BATCH_TEXTS) -> None:
+    def __init__(self, scope: str, max_texts: int = BATCH_MAX_TEXTS) -> None:
         self.lines: list[Line] = []
         self.keys: set[Hashable] = set()
         self._scope = scope
@@ -30,7 +30,7 @@ class LineBatch:
         self._bytes = 0
 
     def takes(self, line: Line) -> bool:
-        """Whether there is room for this one; an empty batch takes any."""
+        """Whether the line fits into the batch; an empty batch takes any line."""
         if not self.lines:
             return True
         fits = (
@@ -41,33 +41,33 @@ class LineBatch:
         return fits and not self.has(line)
 
     def has(self, line: Line) -> bool:
-        """Whether a line of the same point is in."""
+        """Whether the batch has a line of the same point."""
         return line.key(self._scope) in self.keys
 
     def add(self, line: Line) -> None:
-        """Put a line in."""
+        """Add a line."""
         self.lines.append(line)
         self.keys.add(line.key(self._scope))
         self._characters += len(line.text)
         self._bytes += line.size
 
 
-def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_TEXTS) -> Iterator[LineBatch]:
-    """Divide lines into batches, those with ids apart from those without.
+def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_MAX_TEXTS) -> Iterator[LineBatch]:
+    """Divide lines into batches. Lines with ids and lines without are in different batches.
 
-    A point that comes twice is in two batches, in order.
+    If a point occurs twice, its lines are in two batches, in their order.
 
     Args:
-        lines: documents.
-        scope: what derived ids belong to.
+        lines: the lines.
+        scope: name from which ids are derived.
         max_texts: maximum number of lines in a batch.
     """
     filling = {True: LineBatch(scope, max_texts), False: LineBatch(scope, max_texts)}
     for line in lines:
-        named = line.id is not None
-        for kind, full in ((named, not filling[named].takes(line)), (not named, filling[not named].has(line))):
+        has_id = line.id is not None
+        for kind, full in ((has_id, not filling[has_id].takes(line)), (not has_id, filling[not has_id].has(line))):
             if full:
                 yield filling[kind]
                 filling[kind] = LineBatch(scope, max_texts)
-        filling[named].add(line)
+        filling[has_id].add(line)
     yield from (batch for batch in filling.values() if batch.lines)

@@ -1,4 +1,4 @@
-"""Lines into a collection, as many as there are, in memory that does not grow with their number."""
+"""The bulk load: it ingests any number of lines into a collection, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
@@ -14,37 +14,48 @@ from typing import Any, Final, TextIO
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from service.bulk.json_lines import BadLineError, Line, parse_line
-from service.bulk.line_batches import BATCH_TEXTS, LineBatch, batches
+from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
 from service.wire.errors import cause_of, code_for, code_of
 
 log = logging.getLogger(__name__)
 
-CONCURRENT_BATCHES: Final = 3
-"""So that the model never waits for the end of one."""
+CONCURRENT_BATCHES_MAX: Final = 3
+"""Batches that are ingested concurrently, so that the model never waits for the end of a batch."""
 
 INDEX_TIMEOUT_S: Final = 24 * 3600.0
+"""Maximum time for building the HNSW graph."""
 
 OVERLOADED_PAUSE_S: Final = 1.0
-"""Before a batch that the pool had no room for is tried again."""
+"""Pause before a batch is retried for which the queue of the model was full."""
 
-REJECTIONS_SHOWN: Final = 10
-"""Rejected points that are named on the terminal, where no file is."""
+REJECTIONS_PRINTED_MAX: Final = 10
+"""Maximum rejections that are printed if there is no file for them."""
 
-INTERRUPTED: Final = "interrupted; run the same command again to go on"
+_FIELDS_OF_LINE: Final = {
+    "qdrant.ids[0]": "id",
+    "qdrant.payloads[0]": "payload",
+    "texts[0]": "text",
+    "texts": "text",
+    "qdrant.textKey": "--text-key",
+}
+"""Names of a line's fields in messages, by their paths in the ingest request of that line alone."""
+
+INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What to do with lines.
+    """The options of a load.
 
     Attributes:
-        request: what every batch asks for, but for its texts, ids and payloads.
-        collection: by name.
-        alias: set to the collection when it is complete and indexed; derived ids belong to it. None: no alias.
-        allow_rejected: set the alias though lines were rejected.
-        defer_index: defer the graph of a collection that has points, too.
+        request: the request of every batch, without its texts, ids and payloads.
+        collection: name of the collection.
+        alias: alias that is set to the collection when it is complete and indexed, and from which ids are derived; None
+            for no alias.
+        allow_rejected: set the alias even if lines were rejected.
+        defer_index: defer the HNSW graph even if the collection has points.
     """
 
     request: IngestRequest
@@ -55,15 +66,15 @@ class LoadOptions:
 
 
 class BulkLoad:
-    """One load.
+    """A bulk load.
 
     Args:
-        core: the model and the store.
-        options: what to do.
-        rejects: where rejected lines are named, one JSON object a line; None names a few on the terminal.
-        say: tells the person who waits.
-        batch_texts: maximum number of lines in one ingest.
-        overloaded_pause_s: time before a batch that the pool had no room for is tried again.
+        core: the operations.
+        options: the options of the load.
+        rejects: file for rejections, one JSON object per line; None prints the first ones.
+        say: prints a message.
+        batch_texts: maximum number of lines in a batch.
+        overloaded_pause_s: pause before a batch is retried for which the queue of the model was full.
     """
 
     def __init__(
@@ -73,7 +84,7 @@ class BulkLoad:
         rejects: TextIO | None,
         say: Callable[[str], None],
         *,
-        batch_texts: int = BATCH_TEXTS,
+        batch_texts: int = BATCH_MAX_TEXTS,
         overloaded_pause_s: float = OVERLOADED_PAUSE_S,
     ) -> None:
         self._core = core
@@ -83,43 +94,43 @@ class BulkLoad:
         self._batch_texts = batch_texts
         self._overloaded_pause_s = overloaded_pause_s
         self.report = LoadReport(alias=None if options.alias is None else False)
-        self._lock = Lock()  # lines are read in another thread
+        self._lock = Lock()  # a second thread reads the lines
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[asyncio.Task[None], LineBatch] = {}
         self._deferred = False
 
     def stop(self) -> None:
-        """Begin no further batch; from any thread."""
-        self._in_loop(self._stopping.set)
+        """Start no further batch. Thread-safe."""
+        self._call_in_loop(self._stopping.set)
 
     def interrupt(self) -> None:
-        """As `stop`, and tell the person who waits what for; from a signal."""
-        self._in_loop(self._interrupted)
+        """Start no further batch, and print what is still running; for signal handlers."""
+        self._call_in_loop(self._interrupted)
 
     def _interrupted(self) -> None:
         self._stopping.set()
         texts = sum(len(batch.lines) for batch in self._running.values())
         if texts:
-            self._say(f"stopping: up to {texts} texts under way are finished first; a second signal ends immediately")
+            self._say(f"stopping after the running batches ({texts} lines at most); a second signal stops immediately")
 
-    def _in_loop(self, call: Callable[[], None]) -> None:
+    def _call_in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is None:
             call()
         else:
-            with suppress(RuntimeError):  # it has ended
+            with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(call)
 
     def run(self, raw: Iterable[bytes]) -> LoadReport:
-        """Load all lines, build the index, set the alias; what could not be done is the report's `failure`."""
+        """Load all lines, build the index and set the alias. An error becomes the report's `failure`."""
         try:
             asyncio.run(self._run(raw))
         except WorkerError as error:
             self.report.failure = error.message
         if self._deferred:
             self._say(
-                "the graph is not there yet: searches compare with every point until it is; this load, or another into "
-                "the collection, builds it at its end"
+                "the HNSW graph is not built yet, so searches compare the query with every point; this load, or "
+                "another into the collection, builds it at its end"
             )
         return self.report
 
@@ -131,13 +142,13 @@ class BulkLoad:
             await collections.check_alias(options.alias, options.collection)
         self._deferred = await collections.prepare_load(options.collection, defer=options.defer_index)
         if self._deferred:
-            self._say("the graph is built at the end")
+            self._say("the HNSW graph will be built at the end")
         await self._ingest_all(raw)
         if self.report.failure is None and self._stopping.is_set():
             self.report.failure = INTERRUPTED
         if self.report.failure is not None:
             return
-        self._say("all sent; building the index")
+        self._say("all lines are ingested; building the index")
         if not await self._build_index():
             self.report.failure = INTERRUPTED
             return
@@ -148,11 +159,11 @@ class BulkLoad:
             await collections.set_alias(options.alias, options.collection)
             self.report.alias = True
         else:
-            why = "not every line is stored" if self.report.points else "no line was read"
-            self._say(f"the alias stays where it is: {why}")
+            reason = "not all points are stored" if self.report.points else "no line was read"
+            self._say(f"the alias is not set: {reason}")
 
     async def _build_index(self) -> bool:
-        """False if the load is interrupted meanwhile."""
+        """Build the index. False if the load is interrupted meanwhile."""
         building = asyncio.create_task(
             self._core.collections.build_index(self._options.collection, timeout_s=INDEX_TIMEOUT_S)
         )
@@ -171,21 +182,23 @@ class BulkLoad:
         stopping = asyncio.create_task(self._stopping.wait())
         running = self._running
         try:
-            while not self._over:
-                coming = asyncio.create_task(read.get())
-                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
+            while not self._ending:
+                next_batch = asyncio.create_task(read.get())
+                await asyncio.wait({next_batch, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not next_batch.done():
+                    next_batch.cancel()
                     break
-                batch = coming.result()
+                batch = next_batch.result()
                 if batch is None:
                     break
-                # A later line of the same point must not be overtaken by the earlier one.
-                while len(running) >= CONCURRENT_BATCHES or any(batch.keys & other.keys for other in running.values()):
+                # Lines of the same point must be stored in their order.
+                while len(running) >= CONCURRENT_BATCHES_MAX or any(
+                    batch.keys & other.keys for other in running.values()
+                ):
                     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         del running[task]
-                if not self._over:
+                if not self._ending:
                     running[asyncio.create_task(self._ingest_batch(batch.lines))] = batch
         finally:
             stopping.cancel()
@@ -193,20 +206,20 @@ class BulkLoad:
             running.clear()
 
     def _read(self, raw: Iterable[bytes], read: asyncio.Queue[LineBatch | None]) -> None:
-        """In a thread of its own: a slow pipe must not keep what was read from being sent."""
+        """Read lines into batches, in a thread of its own, so that a slow pipe does not delay complete batches."""
         loop = self._loop
         if loop is None:
             return
 
         def put(batch: LineBatch | None) -> bool:
-            """False: the load has ended before the lines."""
+            """Pass on a batch. False if the load has ended."""
             putting = read.put(batch)
             try:
                 asyncio.run_coroutine_threadsafe(putting, loop).result()
             except (RuntimeError, CancelledError):
                 return False
             finally:
-                putting.close()  # the loop may have ended before it began
+                putting.close()  # if the loop ended first, the coroutine never ran
             return True
 
         try:
@@ -215,8 +228,8 @@ class BulkLoad:
                 put(None)
         except OSError as error:
             self._fail(f"a file cannot be read ({error.strerror})")
-        except Exception as error:  # noqa: BLE001 - whatever ended the reading would leave the load waiting
-            self._fail_by(error)
+        except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
+            self._fail_unexpectedly(error)
 
     def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
         for number, line in enumerate(raw, start=1):
@@ -227,37 +240,37 @@ class BulkLoad:
                     self._reject(number, code_for(InvalidRequest), str(error))
 
     async def _ingest_batch(self, lines: Sequence[Line]) -> None:
-        """Ingest lines; whatever goes wrong is the load's failure."""
+        """Ingest a batch. An unexpected error becomes the failure of the load."""
         try:
             await self._ingest(lines)
-        except Exception as error:  # noqa: BLE001 - a batch that ended without a word would be missing from the report
-            self._fail_by(error)
+        except Exception as error:  # noqa: BLE001 - otherwise the batch would be missing from the report
+            self._fail_unexpectedly(error)
 
     async def _ingest(self, lines: Sequence[Line]) -> None:
-        failure, report = await self._ingested(lines)
+        failure, report = await self._try_ingest(lines)
         while isinstance(failure, Overloaded):
             if await self._stops_within(self._overloaded_pause_s):
                 return
-            failure, report = await self._ingested(lines)
+            failure, report = await self._try_ingest(lines)
         if isinstance(failure, InvalidRequest) and len(lines) > 1:
-            middle = len(lines) // 2  # one of them is at fault; it must not take the others along
+            middle = len(lines) // 2  # find the invalid line, and ingest the others
             await self._ingest(lines[:middle])
-            if not self._over:
+            if not self._ending:
                 await self._ingest(lines[middle:])
             return
         if failure is not None and (report is None or isinstance(failure, InvalidRequest)):
             for line in lines:
-                self._reject(line.number, code_of(failure), failure.message)
+                self._reject(line.number, code_of(failure), _for_line(failure.message))
             return
         if report is not None:
             self._count(lines, report)
         if failure is not None:
             self._fail(failure.message)
         points = self.report.points
-        self._say(f"{points} points, {points / max(self.report.seconds, 1e-3):.0f} a second")
+        self._say(f"points: {points}, per second: {points / max(self.report.seconds, 1e-3):.0f}")
 
-    async def _ingested(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
-        """Why the ingest failed as a whole, if it did, and its report, if there is one."""
+    async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
+        """Ingest lines; returns the failure of the whole ingest, if any, and its report, if any."""
         request = replace(
             self._options.request,
             texts=[line.text for line in lines],
@@ -270,7 +283,7 @@ class BulkLoad:
             return cause_of(error), error.report
         except WorkerError as error:
             return error, None
-        except Exception as error:  # noqa: BLE001 - one batch must not take the others along
+        except Exception as error:  # noqa: BLE001 - other batches must continue
             log.error("internal error: %s", whereabouts(error))
             return Internal(f"internal error ({type(error).__name__})"), None
 
@@ -281,27 +294,27 @@ class BulkLoad:
             self._reject(lines[point.text].number, code_of(point.cause), point.cause.message, chunk=point.chunk)
 
     def _reject(self, line: int, code: str, message: str, *, chunk: int | None = None) -> None:
-        place: Mapping[str, Any] = {"line": line} if chunk is None else {"line": line, "chunk": chunk}
+        position: Mapping[str, Any] = {"line": line} if chunk is None else {"line": line, "chunk": chunk}
         with self._lock:
             self.report.rejected += 1
             if self._rejects is None:
-                self._say_rejected(place, message)
+                self._print_rejection(position, message)
                 return
             try:
-                rejection = {**place, "code": code, "message": message}
+                rejection = {**position, "code": code, "message": message}
                 print(json.dumps(rejection, ensure_ascii=False), file=self._rejects, flush=True)
             except OSError as error:
                 self._rejects = None
                 self._fail(f"--rejects cannot be written ({error.strerror})")
 
-    def _say_rejected(self, place: Mapping[str, Any], message: str) -> None:
-        if self.report.rejected <= REJECTIONS_SHOWN:
-            self._say(f"{', '.join(f'{name} {number}' for name, number in place.items())}: {message}")
-        elif self.report.rejected == REJECTIONS_SHOWN + 1:
-            self._say("more were rejected; use --rejects FILE for all")
+    def _print_rejection(self, position: Mapping[str, Any], message: str) -> None:
+        if self.report.rejected <= REJECTIONS_PRINTED_MAX:
+            self._say(f"{', '.join(f'{name} {number}' for name, number in position.items())}: {message}")
+        elif self.report.rejected == REJECTIONS_PRINTED_MAX + 1:
+            self._say("further rejections are not shown; use --rejects FILE for all")
 
     @property
-    def _over(self) -> bool:
+    def _ending(self) -> bool:
         return self._stopping.is_set() or self.report.failure is not None
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -312,12 +325,20 @@ class BulkLoad:
             return False
         return True
 
-    def _fail(self, why: str) -> None:
-        """Begin no further batch, and say why; the first reason is the one that is told. From any thread."""
+    def _fail(self, reason: str) -> None:
+        """End the load with a reason; later reasons are ignored. Thread-safe."""
         if self.report.failure is None:
-            self.report.failure = why
+            self.report.failure = reason
         self.stop()
 
-    def _fail_by(self, error: Exception) -> None:
+    def _fail_unexpectedly(self, error: Exception) -> None:
         log.error("the load failed: %s", whereabouts(error))
         self._fail(f"internal error ({type(error).__name__})")
+
+
+def _for_line(message: str) -> str:
+    """The message of a request with a single line, in terms of the line."""
+    for path, name in _FIELDS_OF_LINE.items():
+        if message.startswith(path):
+            return name + message.removeprefix(path)
+    return message

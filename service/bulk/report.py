@@ -1,4 +1,4 @@
-"""What became of a bulk load."""
+"""The report of a bulk load."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(slots=True)
 class LoadReport:
-    """What became of everything so far, counted in points.
+    """The report of a bulk load up to now, counted in points.
 
     Attributes:
-        stored: points that are there; includes `skipped`.
-        skipped: points that were there before and were left untouched.
-        rejected: points and lines.
-        failure: why the load could not be finished; None if it could.
-        alias: whether it moved; None where there is none to move.
-        started: by the monotonic clock, in seconds.
+        stored: stored points, including `skipped`.
+        skipped: points that existed before and were kept unchanged.
+        rejected: rejected points, and lines that are not documents.
+        failure: the reason why the load was not finished; None if it was finished.
+        alias: whether the alias was set; None without an alias.
+        started: start of the load on the monotonic clock, in seconds.
     """
 
     stored: int = 0
@@ -29,17 +29,17 @@ class LoadReport:
 
     @property
     def points(self) -> int:
-        """Points and lines that are done."""
+        """Number of stored and rejected points and lines."""
         return self.stored + self.rejected
 
     @property
     def seconds(self) -> float:
-        """Since the load was started."""
+        """Seconds since the start of the load."""
         return time.monotonic() - self.started
 
     @property
     def status(self) -> int:
-        """The exit status: 0 if every point is stored, 1 if some are not or the alias did not move, 2 on failure."""
+        """The exit status: 0 if all points are stored, 1 if not or if the alias is not set, 2 after a failure."""
         return 2 if self.failure is not None else 1 if self.rejected or self.alias is False else 0
 
     def summary(self, collection: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a worker can do: request values in, frozen results out, errors raised. No JSON, no platform."""
+"""The operations of a worker: they take request values, return frozen results and raise errors, without any JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole collections: which may be named, their schema, how many points they hold, the graph around a bulk load."""
+"""Operations on collections: access, schema, count, delete, aliases, and the index around a bulk load."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedder import InvalidRequest
 from qdrant_sink import Catalogue, CollectionSchema, check_collection, point_id
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
+from service.validation import invalid_field
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CountRequest:
-    """How many points a collection holds, or how many match a filter.
+    """Count the points of a collection, or those that match a filter.
 
     Attributes:
-        collection: by name; None for the default.
-        filter: in Qdrant's JSON; None matches every point.
+        collection: name of the collection; None for the default.
+        filter: filter in Qdrant's JSON; None matches every point.
     """
 
     collection: str | None = None
@@ -27,20 +27,20 @@ class CountRequest:
 
 @dataclass(frozen=True, slots=True)
 class CountResult:
-    """The exact number of points that match."""
+    """The exact number of matching points."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeleteRequest:
-    """Points to remove: by their ids or by a filter, exactly one of both.
+    """Delete points either by their ids or by a filter.
 
     Attributes:
-        collection: by name; None for the default.
-        ids: as their callers gave them.
-        id_scope: what derived ids belong to; None for the name of the collection.
-        filter: in Qdrant's JSON, with at least one condition.
+        collection: name of the collection; None for the default.
+        ids: ids as the caller gave them.
+        id_scope: name from which ids are derived; None for the name of the collection.
+        filter: filter in Qdrant's JSON with at least one condition.
     """
 
     collection: str | None = None
@@ -51,7 +51,7 @@ class DeleteRequest:
 
 @dataclass(frozen=True, slots=True)
 class DeleteResult:
-    """How many points were there and are removed."""
+    """The number of points that existed and are deleted."""
 
     deleted: int
 
@@ -60,13 +60,13 @@ class Collections:
     """The collections of a worker. Usable from any thread and any event loop.
 
     Args:
-        settings: name the default, and those that may be named.
-        store: the access to the store.
-        schema: the schema of all of them.
+        settings: the settings, which name the default collection and the allowed ones.
+        store: access to the store.
+        schema: the schema of all collections.
 
     Attributes:
-        schema: as given.
-        catalogue: remembers which collections have the schema, and which names stand for which.
+        schema: the schema of all collections.
+        catalogue: cache of the collections that have the schema, and of aliases.
     """
 
     def __init__(self, settings: Settings, store: StoreAccess, schema: CollectionSchema) -> None:
@@ -76,34 +76,38 @@ class Collections:
         self.catalogue = Catalogue(store.opened, schema)
 
     def named(self, name: str | None, field: str) -> str:
-        """The collection that a request means: the one that it names, or the default.
+        """The name of a request's collection, or the default.
+
+        Args:
+            name: the name in the request; None for the default.
+            field: path of the field, for the message of an error.
 
         Raises:
-            InvalidRequest: it names none and there is no default, or one that may not be named; says `field`.
+            InvalidRequest: the name is missing and there is no default, or the collection is not allowed.
         """
         collection = name or self._settings.qdrant_collection
         if collection is None:
-            raise InvalidRequest(f"{field} is required: the worker has no default (QDRANT_COLLECTION)")
+            raise invalid_field(field, "is required: the worker has no default collection (QDRANT_COLLECTION)")
         allowed = self._settings.qdrant_collections
         if allowed and collection not in allowed:
-            raise InvalidRequest(f"{field}: '{collection}' is not among the collections that this worker serves")
+            raise invalid_field(field, f"must be a collection that this worker serves, got '{collection}'")
         return collection
 
     async def count(self, request: CountRequest) -> CountResult:
         """Count points.
 
         Raises:
-            WorkerError: the collection does not exist or may not be named, or the store fails.
+            WorkerError: the collection does not exist or is not allowed, or the store fails.
         """
         collection = self.named(request.collection, "collection")
         store = self._store.opened
         return CountResult(await self._store.call(lambda: store().count(collection, request.filter)))
 
     async def delete(self, request: DeleteRequest) -> DeleteResult:
-        """Remove points.
+        """Delete points.
 
         Raises:
-            WorkerError: an id is not valid, the collection does not exist or may not be named, or the store fails.
+            WorkerError: an id is invalid, the collection does not exist or is not allowed, or the store fails.
         """
         collection = self.named(request.collection, "collection")
         scope = request.id_scope or collection
@@ -113,22 +117,23 @@ class Collections:
         return DeleteResult(deleted)
 
     async def verify(self, collection: str) -> bool:
-        """Whether a collection is there with the model's schema; creates nothing.
+        """Whether a collection exists; creates nothing.
 
         Raises:
-            StoreError: it has another schema, or the store refuses or does not answer.
+            StoreError: the collection has another schema, or the store refuses or does not answer.
         """
         return await self._store.call(lambda: self.catalogue.verify(collection))
 
     async def prepare_load(self, collection: str, *, defer: bool = False) -> bool:
-        """Before a bulk load: make or verify the collection, and build no graph while points arrive if it is empty.
+        """Prepare a bulk load: create or verify the collection, and defer the HNSW graph if the collection is empty.
 
         Args:
-            collection: by name.
-            defer: build none even if it has points, whose searches then compare with each of them.
+            collection: name of the collection.
+            defer: defer the graph even if the collection has points. Until it is built, searches compare the query
+                with every point.
 
         Returns:
-            Whether the graph is deferred: `build_index` must follow.
+            Whether the graph is deferred, so that `build_index` must follow.
         """
         self.named(collection, "collection")
         return await self._store.call(lambda: self._prepare_load(collection, defer=defer))
@@ -142,18 +147,18 @@ class Collections:
         return True
 
     async def build_index(self, collection: str, *, timeout_s: float) -> None:
-        """After a bulk load: returns when the graph is built and the collection is green.
+        """Finish a bulk load: build the HNSW graph and wait until the collection is green.
 
-        A caller that waits no longer leaves the run to itself; closing the store ends it.
+        The build continues if the caller is cancelled; closing the store ends it.
         """
         store = self._store.opened
         await self._store.call(lambda: store().build_index(collection, self.schema, timeout_s=timeout_s))
 
     async def check_alias(self, alias: str, collection: str) -> None:
-        """Check that this alias can come to mean this collection, which need not be there yet.
+        """Check that an alias can be set to a collection, which need not exist yet.
 
         Raises:
-            InvalidRequest: the alias has the name of a collection, or may not be named; or the collection is an alias.
+            InvalidRequest: the alias is the name of a collection or is not allowed, or the collection is an alias.
         """
         self.named(alias, "alias")
         check_collection(alias)
@@ -162,10 +167,10 @@ class Collections:
             lambda: [self._store.opened().collection_of(name) for name in (alias, collection)]
         )
         if alias in (of_alias, collection):
-            raise InvalidRequest(f"alias: '{alias}' is the name of a collection; choose another")
+            raise invalid_field("alias", f"must not be the name of a collection, got '{alias}'; choose another name")
         if of_collection not in (None, collection):
-            raise InvalidRequest(f"collection: '{collection}' is an alias; an alias leads to a collection")
+            raise invalid_field("collection", f"must not be an alias, got '{collection}'; give the collection itself")
 
     async def set_alias(self, alias: str, collection: str) -> None:
-        """Have an alias mean this collection, in one step."""
+        """Set an alias to a collection atomically."""
         await self._store.call(lambda: self._store.opened().alias(self.named(alias, "alias"), collection))

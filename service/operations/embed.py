@@ -1,4 +1,4 @@
-"""Texts to vectors."""
+"""The embed operation: texts to vectors."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from embedder import (
     is_quick,
     most_tokens,
 )
+from service.validation import invalid_field
 
 Role = Literal["query", "passage", "either"]
-"""What texts are: it decides the limit on their length, and whether they go before others. One text that is no longer
-than a query may be counts as a query where the caller does not say (`either`); all others are passages there.
+"""The role of texts, which sets the limit on their length and their priority.
+
+With `either`, a single text that is within the limit of queries has their priority; other texts have that of passages.
 """
 
 QUICK_MAX_TOKEN_IDS: Final = 1024
-"""Token ids of a request that are checked in less time than a change of threads takes."""
+"""Maximum token ids of a request that are validated in less time than a thread switch takes."""
 
 Admit = Callable[[Sequence[int]], None]
-"""Called with the number of tokens of each text before the model runs; what it raises ends the operation.
+"""Callback with the number of tokens of each text, before the model runs. An error that it raises ends the operation.
 
-Before that it may be called with numbers that are larger. If it accepts these, it is not called again.
+It may be called with upper bounds first. If it accepts these, it is not called again.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class LengthLimits:
-    """Tokens after which a text is cut, special tokens included, unless a request sets its own limit.
+    """The default limits in tokens, special tokens included, beyond which texts are truncated.
 
     Attributes:
-        query: for queries.
-        passage: for passages.
+        query: limit of queries.
+        passage: limit of passages.
     """
 
     query: int
@@ -56,20 +58,20 @@ class LengthLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbedRequest:
-    """Texts, and what to compute of them.
+    """Texts to embed, and the vectors to compute.
 
     Attributes:
-        texts: the texts, at least one; empty where there are token ids.
-        token_ids: in place of texts, the ids of their tokens in the model's vocabulary.
+        texts: the texts, at least one; empty with `token_ids`.
+        token_ids: lists of token ids in the model's vocabulary, instead of texts.
         outputs: the vectors to compute, and the type of ColBERT rows.
-        role: see `Role`.
-        max_length: tokens after which a text is cut; None for the limit of the role.
-        batch_size: most of these texts in one batch of the model; 0 leaves it to the token budget.
-        refuse_truncation: whether a text that would be cut is an error.
-        label: what errors call the list of texts.
+        role: the role of the texts; see `Role`.
+        max_length: tokens beyond which a text is truncated; None for the limit of the role.
+        batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
+        refuse_truncation: whether truncation of a text is an error.
+        label: name of the list of texts in errors.
 
     Raises:
-        ValueError: there are neither texts nor token ids, or both, or a number is out of its limits.
+        ValueError: there are neither texts nor token ids, or both, or a number is out of range.
     """
 
     texts: Sequence[str] = ()
@@ -82,39 +84,41 @@ class EmbedRequest:
     label: str = "texts"
 
     def __post_init__(self) -> None:
-        """Check what a caller in Python could break; the wire has checked it with better words."""
+        """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if bool(self.texts) == bool(self.token_ids):
-            raise ValueError("either texts or token_ids must have at least one item, and the other none")
+            raise ValueError(
+                f"either texts or token_ids must have items, got {len(self.texts)} and {len(self.token_ids)}"
+            )
         check_numbers(self.max_length, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbedResult:
-    """What became of each text.
+    """The results of all texts.
 
     Attributes:
-        texts: in the order of the request, an embedding or why the model made none.
+        texts: an embedding or the model's failure for each text, in the order of the request.
     """
 
     texts: Sequence[Result]
 
     @property
     def embeddings(self) -> list[Embedding]:
-        """Those of the texts that were embedded."""
+        """The embeddings of the texts without a failure."""
         return [result for result in self.texts if isinstance(result, Embedding)]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts that were embedded."""
+        """Number of tokens of all embedded texts."""
         return sum(embedding.tokens for embedding in self.embeddings)
 
 
 def check_numbers(*max_lengths: int | None, batch_size: int = 0) -> None:
-    """Check the numbers of a request value.
+    """Validate the numbers of a request value.
 
     Args:
-        max_lengths: limits in tokens; None where the limit of the role holds.
-        batch_size: of a request value.
+        max_lengths: limits in tokens; None for the limit of the role.
+        batch_size: the batch size.
 
     Raises:
         ValueError: a limit is below 1, or the batch size is negative.
@@ -127,15 +131,15 @@ def check_numbers(*max_lengths: int | None, batch_size: int = 0) -> None:
 
 
 def admit_all(_tokens: Sequence[int]) -> None:
-    """Admit texts of any number and length."""
+    """Accept texts of any number and length."""
 
 
 class Embed:
-    """The operation. Usable from any event loop.
+    """The embed operation. Usable from any event loop.
 
     Args:
         embedder: the loaded model.
-        limits: on the lengths of texts.
+        limits: default limits on the lengths of texts.
     """
 
     def __init__(self, embedder: Embedder, limits: LengthLimits) -> None:
@@ -148,13 +152,13 @@ class Embed:
         """Embed all texts together.
 
         Args:
-            request: at least one text.
-            admit: sees the lengths before the model runs.
-            observer: sees each result, with the index of its text, before all are there; see `Embedder.embed`.
+            request: the texts.
+            admit: callback with the lengths before the model runs.
+            observer: callback with each batch of results and the indices of their texts; see `Embedder.embed`.
 
         Raises:
-            InvalidRequest: a text is not valid, or would be cut and must not be, or there are too many.
-            Overloaded: the queue of the model has no room now.
+            InvalidRequest: a text is invalid or would be truncated against the request, or there are too many texts.
+            Overloaded: the queue of the model is full.
         """
         limit = request.max_length or self._limits.of(request.role)
         if self._overlaps(request, limit, admit):
@@ -175,7 +179,7 @@ class Embed:
         return EmbedResult(results)
 
     def _overlaps(self, request: EmbedRequest, limit: int, admit: Admit) -> bool:
-        """Whether the model may run while texts are tokenized: only if nothing that they turn out to be is refused."""
+        """Whether the model may start while texts are tokenized: only if no length that they can have is refused."""
         if request.token_ids or request.refuse_truncation or request.role == "either":
             return False
         if not self._embedder.overlaps(request.texts, limit):
@@ -183,7 +187,7 @@ class Embed:
         try:
             admit(most_tokens(request.texts, limit))
         except WorkerError:
-            return False  # their real lengths decide
+            return False  # only the real lengths can decide
         return True
 
     async def _embed_texts(self, request: EmbedRequest, limit: int, observer: ResultObserver | None) -> list[Result]:
@@ -201,7 +205,7 @@ class Embed:
 
     def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:
-            texts = [self._framed(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
+            texts = [self._encoded(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
         else:
             try:
                 texts = self._embedder.tokenize(request.texts, limit, at_once=True)
@@ -209,10 +213,10 @@ class Embed:
                 raise error.at(request.label) from None
         if request.refuse_truncation:
             for index, text in enumerate(texts):
-                _refuse_truncated(f"{request.label}[{index}]", text, limit)
+                _check_length(f"{request.label}[{index}]", text, limit)
         return texts
 
-    def _framed(self, field: str, ids: Sequence[int]) -> EncodedText:
+    def _encoded(self, field: str, ids: Sequence[int]) -> EncodedText:
         try:
             return self._embedder.encoded(ids)
         except ValueError as error:
@@ -226,7 +230,7 @@ class Embed:
         return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
-def _refuse_truncated(field: str, text: EncodedText, limit: int) -> None:
+def _check_length(field: str, text: EncodedText, limit: int) -> None:
     if text.truncated or len(text) > limit:
-        got = "got more" if text.truncated else f"got {len(text)} with the special ones"
-        raise InvalidRequest(f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), {got}").at(field)
+        got = "more" if text.truncated else f"{len(text)} with special tokens"
+        raise invalid_field(field, f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), got {got}; shorten it")

@@ -1,7 +1,7 @@
-"""Explanations of hits: matched tokens by name, and where they stand in the stored text.
+"""Explanations of hits: the matched tokens, and their spans in the stored text.
 
-A stored text may not be what its vectors were made of: rows were pooled, the text was cut, another model embedded
-it. Where its tokens cannot be those of the vectors, nothing is said of them.
+A stored text may differ from the text of its vectors: rows were pooled, the text was truncated, or another model
+embedded it. If its tokens cannot be those of the vectors, spans are left out.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from qdrant_sink import (
 from service.operations.embed import LengthLimits
 
 _BATCH_MAX_CHARACTERS = 1_000_000
-"""Characters whose tokens are located at a time: the tokenizer takes several hundred bytes per token meanwhile."""
+"""Maximum characters that are tokenized together with offsets, which takes several hundred bytes per token."""
 
 _TOKEN_MAX_CHARACTERS = 64
-"""Characters per token that the model takes: a stored text with more was surely cut, and is not tokenized."""
+"""Maximum characters per token of the model's limit; a longer stored text was truncated and is not tokenized."""
 
 
 @dataclass(frozen=True, slots=True)
 class SparseMatch:
-    """A token that query and passage share.
+    """A token that the query and the passage share.
 
     Attributes:
-        token: for a person to read.
-        id: of the token.
-        query: its weight in the query.
-        passage: its weight in the passage.
-        contribution: the product of both, its part of the inner product.
-        spans: where it stands in the stored text, in characters; None if that is unknown.
+        token: the text of the token.
+        id: id of the token in the vocabulary.
+        query: weight of the token in the query.
+        passage: weight of the token in the passage.
+        contribution: product of the two weights, the token's part of the inner product.
+        spans: spans of the token in the stored text, in characters; None if unknown.
     """
 
     token: str
@@ -57,13 +57,13 @@ class SparseMatch:
 
 @dataclass(frozen=True, slots=True)
 class ColbertMatch:
-    """A token of the query and the row of the passage that is nearest to it.
+    """A token of the query and the most similar ColBERT row of the passage.
 
     Attributes:
         query: the token of the query; None in a search by stored points.
-        token: the token of the passage; None if it is unknown.
+        token: the token of the passage; None if unknown.
         row: index of the passage's ColBERT row.
-        span: where the token stands in the stored text, in characters; None if that is unknown.
+        span: span of the passage's token in the stored text, in characters; None if unknown.
         score: inner product of the two rows.
     """
 
@@ -76,13 +76,13 @@ class ColbertMatch:
 
 @dataclass(frozen=True, slots=True)
 class HitExplanation:
-    """Why a hit was found.
+    """The explanation of a hit.
 
     Attributes:
-        branches: rank and score in each branch; None where it was not among the candidates.
-        fusion: what each branch contributed to the fused score; None where the score is not fused or does not add up.
-        sparse: what matched, the largest contribution first; None if the query has no sparse weights.
-        colbert: per row of the query; None if the query or the point has no rows.
+        branches: rank and score in each branch; None if the point is not among the branch's candidates.
+        fusion: contribution of each branch to the fused score; None if the score is not fused or does not add up.
+        sparse: the matched tokens, largest contribution first; None if the query has no sparse weights.
+        colbert: the match of each query row; None if the query or the point has no ColBERT rows.
     """
 
     branches: Mapping[Kind, BranchRank | None]
@@ -93,13 +93,13 @@ class HitExplanation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tokens:
-    """A text and where its tokens stand."""
+    """A text and the spans of its tokens."""
 
     text: str
     placed: PlacedText
 
     def fits(self, explanation: Explanation) -> bool:
-        """Whether the vectors can be those of this text."""
+        """Whether the vectors of a point can be those of this text."""
         rows, indices = explanation.rows, explanation.indices
         if rows is not None and rows != len(self.placed.ids) - 1:
             return False
@@ -110,9 +110,9 @@ class Explainer:
     """Explains searches over one model's vectors.
 
     Args:
-        embedder: knows the tokens.
-        schema: of the collections.
-        limits: on the lengths of texts.
+        embedder: the loaded model, which tokenizes.
+        schema: schema of the collections.
+        limits: default limits on the lengths of texts.
     """
 
     def __init__(self, embedder: Embedder, schema: CollectionSchema, limits: LengthLimits) -> None:
@@ -122,13 +122,13 @@ class Explainer:
         self._limits = limits
 
     def run(self, store: Store, collection: str, searches: Sequence[Search], text_key: str) -> list[Explained]:
-        """Run the searches, and ask for what explains their hits. Blocks for the store.
+        """Run searches, and fetch the data that explains their hits. Blocks for the store.
 
         Args:
             store: the store.
-            collection: by name.
-            searches: conformant.
-            text_key: where a plain payload keeps the text.
+            collection: name of the collection.
+            searches: the validated searches.
+            text_key: key of the text in a plain payload.
         """
         key = text_key_of(self._layout, text_key)
         return explain(store, collection, searches, text_key=key, halved=self._halved)
@@ -139,9 +139,9 @@ class Explainer:
         """Explain each hit of each search. Blocks.
 
         Args:
-            queries: the text of each search; None if it is by stored points.
-            searches: what `run` gave.
-            text_key: where a plain payload keeps the text.
+            queries: the query of each search; None for a search by stored points.
+            searches: the result of `run`.
+            text_key: key of the text in a plain payload.
         """
         texts = [[text_of(self._layout, payload or {}, text_key) for payload in search.payloads] for search in searches]
         of_queries = self._located((query for query in queries if query is not None), self._limits.query)
@@ -199,7 +199,7 @@ class Explainer:
         )
 
     def _word(self, tokens: _Tokens, row: int) -> str:
-        """The token of a ColBERT row as it stands in the text, or by its name; `<s>` has no row."""
+        """The token of a ColBERT row, as written in the text or else in the vocabulary; `<s>` has no row."""
         span = tokens.placed.span(row + 1)
         return self._embedder.word(int(tokens.placed.ids[row + 1])) if span is None else tokens.text[slice(*span)]
 

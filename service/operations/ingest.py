@@ -1,4 +1,4 @@
-"""Texts to vectors to points, embedding and storing at the same time, with a report of every point.
+"""The ingest operation: it embeds texts and stores points concurrently, and reports every point.
 
 plan -> admit -> resolve the collection -> for each portion of the stream: draft -> writer -> report
 """
@@ -43,33 +43,35 @@ from service.operations.ingest_values import (
     IngestResult,
 )
 from service.operations.store_access import IngestSlot, StoreAccess, in_thread
+from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
 
-PLANNERS: Final = 2
-"""Ingests that are planned concurrently. Their own threads: queries must be tokenized while long texts are cut up."""
+PLANNER_THREADS: Final = 2
+"""Ingests that are planned concurrently, in threads of their own, so that chunking never delays queries."""
 
 AdmitTexts = Callable[[Sequence[IngestedText], int], None]
-"""Called with what is known of the texts, and the number of points, before anything is stored; what it raises ends the
-operation.
+"""Callback with the texts as known before any point is stored, and the number of points.
+
+An error that it raises ends the operation.
 """
 
-_WHOLE = "the job failed as a whole, as its error says"
-"""Message of each of its points: the error's own, repeated, would make a long answer of a short one."""
+_JOB_FAILED_MESSAGE = "not stored; see the error of the job"
+"""Message of every point of a failed job; the job's own message stands only once, in its error."""
 
 
-def admit_texts(_texts: Sequence[IngestedText], _points: int) -> None:
-    """Admit any texts."""
+def admit_all_texts(_texts: Sequence[IngestedText], _points: int) -> None:
+    """Accept any texts."""
 
 
 class Ingest:
-    """The operation. Usable from any event loop.
+    """The ingest operation. Usable from any event loop.
 
     Args:
         embedder: the loaded model.
-        store: the access to the store.
-        collections: know which may be named, their schema, and which have it.
-        limits: on the lengths of texts.
+        store: access to the store.
+        collections: the collections of the worker.
+        limits: default limits on the lengths of texts.
         batch_points: maximum number of points, or ids, in one request to the store.
     """
 
@@ -89,39 +91,39 @@ class Ingest:
         self._limits = limits
         self._batch_points = batch_points
         self._documents = DocumentLocks()
-        self._planning = ThreadPoolExecutor(max_workers=PLANNERS, thread_name_prefix="plan")
+        self._planning = ThreadPoolExecutor(max_workers=PLANNER_THREADS, thread_name_prefix="plan")
 
     def check(self, request: IngestRequest) -> None:
-        """Check what a request asks of the collection, without its texts.
+        """Validate a request against the config of collections.
 
         Raises:
-            InvalidRequest: the text key belongs to another layout of payloads.
+            InvalidRequest: the payload layout of the collection has another text key.
         """
         layout = self._schema.layout
         if layout != "plain" and request.text_key != "text":
             key = text_key_of(layout, request.text_key)
-            message = f"belongs to the plain layout; in {layout}'s the text is in '{key}'; leave it out"
-            raise InvalidRequest(message).at(f"{request.path}textKey")
+            message = f"must be left out: the payload layout '{layout}' has the text under '{key}', got another key"
+            raise invalid_field(f"{request.path}textKey", message)
 
     async def __call__(
         self,
         request: IngestRequest,
         *,
         admit: Admit = admit_all,
-        admit_texts: AdmitTexts = admit_texts,
+        admit_texts: AdmitTexts = admit_all_texts,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> IngestResult:
-        """Store all texts. All that can be refused without the model is refused before it runs.
+        """Embed and store all texts. Requests that are invalid are rejected before the model runs.
 
         Args:
-            request: at least one text.
-            admit: sees the lengths of the points before the model runs, where vectors are returned.
-            admit_texts: sees what is known of the texts before anything is stored.
-            progress: called from a thread of the ingest as points are done.
+            request: the texts.
+            admit: callback with the lengths of the points before the model runs; only if vectors are returned.
+            admit_texts: callback with the texts before any point is stored.
+            progress: callback from a thread of the ingest when points are done.
 
         Raises:
-            InvalidRequest: the request cannot be served as written; nothing is stored.
-            IngestFailed: the job failed as a whole; its report says what is stored nevertheless.
+            InvalidRequest: the request is invalid. No point is stored.
+            IngestFailed: the job failed as a whole. Its report lists the points that are not stored.
         """
         self.check(request)
         name = self._collections.named(request.collection, f"{request.path}collection")
@@ -136,7 +138,7 @@ class Ingest:
         planned = time.perf_counter()
         try:
             with self._store.ingest_slot() as slot:
-                result = await self._stored(
+                result = await self._embed_and_store(
                     slot, request, plan, admit=admit, admit_texts=admit_texts, progress=progress
                 )
         except IngestFailed:
@@ -145,9 +147,9 @@ class Ingest:
             raise IngestFailed(error, _nothing_stored(plan, error)) from error
         report = result.report
         log.info(
-            "ingested %d points: %d stored, %d of them skipped, %d rejected; planned in %.2f s, done in %.2f s",
-            len(plan.points),
+            "ingest finished: %d of %d points stored, %d skipped, %d rejected; plan %.2f s, embed and store %.2f s",
             report.stored,
+            len(plan.points),
             report.skipped,
             len(report.rejected),
             planned - started,
@@ -155,7 +157,7 @@ class Ingest:
         )
         return result
 
-    async def _stored(
+    async def _embed_and_store(
         self,
         slot: IngestSlot,
         request: IngestRequest,
@@ -165,7 +167,7 @@ class Ingest:
         admit_texts: AdmitTexts,
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
-        job = await slot.run(lambda: self._prepared(request, plan, progress), stage="store")
+        job = await slot.run(lambda: self._prepare(request, plan, progress), stage="store")
         if not request.return_vectors:
             report = await _run(slot, job, job.stream)
             tokens = sum(len(plan.points[index].encoded) for index in job.wanted)
@@ -177,7 +179,7 @@ class Ingest:
             for text, result in zip(_outline(request, plan, {}), results, strict=True)
         ]
         await asyncio.to_thread(admit_texts, texts, len(plan.points))
-        report = await _run(slot, job, lambda: job.given(results))
+        report = await _run(slot, job, lambda: job.from_results(results))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return IngestResult(texts, tokens, report)
 
@@ -192,10 +194,10 @@ class Ingest:
         except InvalidRequest as error:
             raise error.at("texts") from None
 
-    def _prepared(
+    def _prepare(
         self, request: IngestRequest, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
     ) -> IngestJob:
-        """Find the collection and what is there already. Blocks for the store."""
+        """Resolve the collection and, with `insert_only`, look up the existing points. Blocks for the store."""
         catalogue = self._collections.catalogue
         collection = catalogue.resolve(plan.name)
         catalogue.verify(plan.name)
@@ -204,10 +206,10 @@ class Ingest:
         if request.insert_only:
             try:
                 ids = [plan.points[owner].id for owner in plan.owners]
-                there = existing_ids(store, collection, ids, batch_points=self._batch_points)
+                existing = existing_ids(store, collection, ids, batch_points=self._batch_points)
             except NotFound:
-                there = set()
-            skipped = {owner for owner in plan.owners if plan.points[owner].id in there}
+                existing = set()
+            skipped = {owner for owner in plan.owners if plan.points[owner].id in existing}
         return IngestJob(
             request,
             plan,
@@ -223,7 +225,7 @@ class Ingest:
 
 
 async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[Drafts]]) -> IngestReport:
-    """Whatever ends the job, the model computes nothing more for it."""
+    """Run the job. If it is interrupted, its texts that wait for the model are dropped."""
     try:
         return await slot.run(lambda: job.run(source), stage="ingest")
     except BaseException:
@@ -232,7 +234,7 @@ async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[
 
 
 def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, ModelFailure]) -> list[IngestedText]:
-    """What a result without vectors says of each text, before and after it is embedded."""
+    """The result of each text without its vectors, before or after it is embedded."""
     texts = []
     for text, indices in enumerate(plan.documents):
         embedded = [plan.points[index].encoded for index in indices if index not in failures]
@@ -246,5 +248,5 @@ def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, Mo
 
 
 def _nothing_stored(plan: IngestPlan, error: WorkerError) -> IngestReport:
-    whole = error.saying(_WHOLE)
-    return report_of(plan, WriteReport((), tuple(plan.rejected), failure=whole).completed(len(plan.points)))
+    failure_of_point = error.saying(_JOB_FAILED_MESSAGE)
+    return report_of(plan, WriteReport((), tuple(plan.rejected), failure=failure_of_point).completed(len(plan.points)))

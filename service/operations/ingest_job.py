@@ -1,6 +1,6 @@
-"""One ingest on its way from the model to the store, in a thread of its own.
+"""The execution of one ingest between the model and the store, in a thread of its own.
 
-for each portion of the stream: draft -> writer -> report; then the stale chunks
+for each portion of the stream: draft -> writer -> report; then delete stale chunks
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from service.operations.store_access import StoreAccess
 log = logging.getLogger(__name__)
 
 Drafts = Sequence[Draft | Rejection]
-"""A portion of a job on its way to the writer."""
+"""A portion of a job's points for the writer."""
 
 
 class IngestJob:
-    """One ingest, planned and with its collection known.
+    """One planned ingest into a resolved collection.
 
     Args:
-        request: what was asked for.
-        plan: its points.
-        collection: what the request's name stood for at the start.
-        embedder: computes the vectors.
-        store: the access to the store.
-        collections: know the schema.
+        request: the request.
+        plan: the plan of its points.
+        collection: the collection that the request's name or alias resolved to at the start.
+        embedder: the loaded model.
+        store: access to the store.
+        collections: the collections of the worker.
         documents: locks of the documents that are being written.
-        skipped: indices of points that are there already and stay untouched.
-        progress: called as points are done; see `Ingest`.
+        skipped: indices of existing points that stay unchanged.
+        progress: callback when points are done; see `Ingest`.
         batch_points: maximum number of points, or ids, in one request to the store.
 
     Attributes:
         wanted: indices of the points that must be embedded, ascending.
-        failures: by index of a point, why the model could not embed it.
+        failures: the model's failure by the index of its point.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class IngestJob:
         self._stream: ResultStream | None = None
         self._cancelled = False
         self.wanted = sorted(plan.owners.keys() - skipped)
-        self._numbers = {index: number for number, index in enumerate(self.wanted)}
+        self._stream_indices = {index: number for number, index in enumerate(self.wanted)}
         self.failures: dict[int, ModelFailure] = {}
         self._done_before = len(plan.points) - sum(len(plan.owners[index]) for index in self.wanted)
         self._progress = progress
@@ -108,45 +108,45 @@ class IngestJob:
         )
 
     def run(self, source: Callable[[], Generator[Drafts]]) -> IngestReport:
-        """Store what the source gives, until every point is done. Blocks.
+        """Store the points of a source until every point is done. Blocks.
 
         Args:
-            source: `stream` or `given`. Called in this thread, and not before the job may write its documents: the
-                streams of all jobs share a window, of which a job that waits for another must hold nothing.
+            source: `stream` or `from_results`. It is called in this thread after the job has locked its documents. The
+                streams of all jobs share a window, and a job that waits for another one must not occupy it.
 
         Raises:
-            IngestFailed: the store gave out.
+            IngestFailed: the store failed.
         """
         documents = self._plan.ids if self._request.chunk is not None else ()
         with self._documents.held(self._collection, self._plan.id_scope, documents):
-            wanted = bool(self.wanted) and not self._cancelled
+            has_work = bool(self.wanted) and not self._cancelled
             try:
-                with closing(source() if wanted else self.given([])) as portions:
+                with closing(source() if has_work else self.from_results([])) as portions:
                     written = self._writer.write(portions)
             finally:
                 if self._stream is not None:
-                    self._stream.close()  # not before: what is under way counts until it is acknowledged
+                    self._stream.close()  # only now: points in flight occupy the window until they are acknowledged
             skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
             written = replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
                 len(self._plan.points), skipped=skipped
             )
             report = report_of(self._plan, written)
             if written.failure is not None:
-                raise IngestFailed(self._missing(written.failure, report), report)
+                raise IngestFailed(self._with_missing_points(written.failure, report), report)
             try:
                 self._delete_stale_chunks(written)
             except WorkerError as error:
-                message = f"all points are accounted for, but chunks of earlier versions may be left: {error.message}"
+                message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
                 raise IngestFailed(error.saying(message), report) from error
             return report
 
-    def given(self, results: Sequence[Result]) -> Generator[Drafts]:
-        """The drafts of results that are there, of all points of the plan."""
+    def from_results(self, results: Sequence[Result]) -> Generator[Drafts]:
+        """Yield the drafts of computed results, one for each point of the plan."""
         if results:
             yield [self._draft(index, results[index]) for index in self.wanted]
 
     def stream(self) -> Generator[Drafts]:
-        """Have the model embed what is wanted, and give the drafts of each portion of results as it is ready."""
+        """Start embedding the wanted points, and yield the drafts of each portion of results when it is ready."""
         outputs = Outputs.of(tuple(self._request.vectors), self._schema.colbert.datatype)
         texts = [self._plan.points[index].encoded for index in self.wanted]
         try:
@@ -166,30 +166,30 @@ class IngestJob:
                 drafts = [self._draft(self.wanted[number], result) for number, result in portion]
                 del portion
                 yield drafts
-                del drafts  # while the next one is awaited, the writer alone holds vectors
-        except Cancelled:  # the writer knows
+                del drafts  # during the wait for the next portion, only the writer holds vectors
+        except Cancelled:  # the writer reports it
             return
 
     def _release(self, indices: Sequence[int]) -> None:
         if self._stream is not None:
-            self._stream.release([self._numbers[index] for index in indices])
+            self._stream.release([self._stream_indices[index] for index in indices])
 
     def _wake(self) -> None:
         if self._stream is not None:
             self._stream.wake()
 
     def _observe(self, points: int) -> None:
-        """Report progress; a report that fails costs the caller its progress and not its points."""
+        """Report progress. If the callback fails, the job continues without it."""
         if self._progress is None:
             return
         try:
             self._progress(IngestProgress(self._done_before + points, len(self._plan.points)))
-        except Exception as error:  # noqa: BLE001 - the caller's own code
+        except Exception as error:  # noqa: BLE001 - the callback is the caller's code
             self._progress = None
             log.warning("the progress of an ingest could not be reported: %s", whereabouts(error))
 
     def cancel(self) -> None:
-        """Compute and send nothing more; `run` ends as soon as what is being sent is acknowledged or not."""
+        """Stop computing and sending. `run` ends when the requests in flight are answered."""
         self._cancelled = True
         self._writer.cancel(Cancelled("the job was cancelled"))
         if self._stream is not None:
@@ -204,16 +204,16 @@ class IngestJob:
 
     def _ensure(self) -> None:
         name = self._plan.name
-        # Made anew, the collection would lack the points that were skipped, or nothing would lead to it any more.
-        kept = bool(self._skipped) or self._collection != name
-        if kept and self._store.collection_of(self._collection, patient=True) is None:
+        # A new collection would lack the skipped points, or no alias would lead to it.
+        must_exist = bool(self._skipped) or self._collection != name
+        if must_exist and self._store.collection_of(self._collection, patient=True) is None:
             raise NotFound(f"collection {name!r} was deleted while the job ran; send the job again")
         if self._catalogue.ensure(self._collection) != self._collection:
-            # Another job may be writing the same documents by the name of the collection.
-            raise NotFound(f"{name!r} has become an alias while the job ran; send the job again")
+            # Another job may be writing the same documents under the name of the collection.
+            raise NotFound(f"collection {name!r} became an alias while the job ran; send the job again")
 
     def _delete_stale_chunks(self, written: WriteReport) -> None:
-        """Delete chunks that a document had beyond its last one now, if all it has now is stored."""
+        """Delete the chunks of earlier versions beyond the last chunk of each document that is stored completely."""
         plan = self._plan
         if self._request.chunk is None or self._request.insert_only:
             return
@@ -223,18 +223,18 @@ class IngestJob:
         }
         delete_stale_chunks(self._store, self._collection, documents, plan.id_scope, batch_points=self._batch_points)
 
-    def _missing(self, failure: WorkerError, report: IngestReport) -> WorkerError:
+    def _with_missing_points(self, failure: WorkerError, report: IngestReport) -> WorkerError:
         missing = sum(type(rejection.cause) is type(failure) for rejection in report.rejected)
         return failure.saying(f"{missing} of {len(self._plan.points)} points were not stored: {failure.message}")
 
 
 def priority_of(request: IngestRequest) -> Priority:
-    """Queries go before passages."""
+    """The priority of a request's texts."""
     return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
 def report_of(plan: IngestPlan, written: WriteReport) -> IngestReport:
-    """What became of every point, in the terms of the request."""
+    """The report on every point, by texts and chunks of the request."""
     rejected = (
         RejectedPoint(plan.points[rejection.index].text, plan.points[rejection.index].chunk, rejection.cause)
         for rejection in written.rejected

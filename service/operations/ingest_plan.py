@@ -1,4 +1,4 @@
-"""What an ingest will store, decided before anything is computed: its points, and which of them are refused already."""
+"""The plan of an ingest, made before the model runs: its points, and those that are rejected already."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from qdrant_sink import (
 )
 from service.operations.ingest_values import IngestRequest
 
-_MAX_INTEGER = 2**63 - 1
-"""Largest integer in a payload of Qdrant."""
+_PAYLOAD_INTEGER_MAX = 2**63 - 1
+"""Maximum integer in a payload of Qdrant."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedPoint:
-    """A point that is to be stored.
+    """A point to store.
 
     Attributes:
         text: index of the text in the request.
-        chunk: index of the chunk in the text; None where the text is one point.
-        id: of the point.
-        payload: of the point, laid out.
-        encoded: what the model will see.
+        chunk: index of the chunk in the text; None without chunking.
+        id: id of the point.
+        payload: payload of the point in its layout.
+        encoded: the tokens of the point.
     """
 
     text: int
@@ -54,13 +54,13 @@ class IngestPlan:
     """The points of a job, in the order of its texts.
 
     Attributes:
-        name: the name of the collection as the request has it.
-        id_scope: what derived ids belong to.
-        ids: per text, the id of its point or, where it is cut into chunks, of the document.
-        points: all points; other attributes refer to them by their indices here.
-        owners: by the index of each point to be stored, all indices that it stands for, its own first.
-        rejected: what is refused before it is embedded.
-        documents: per text, the indices of its points.
+        name: name of the collection in the request.
+        id_scope: name from which ids are derived.
+        ids: the id of each text: that of its point or, with chunking, that of the document.
+        points: all points; other attributes refer to them by index.
+        owners: the merged points, by the index of the point that is stored; its own index is the first.
+        rejected: the points that are rejected before they are embedded.
+        documents: the indices of each text's points.
     """
 
     name: str
@@ -75,27 +75,27 @@ class IngestPlan:
     def of(
         cls, request: IngestRequest, name: str, embedder: Embedder, *, max_length: int, schema: CollectionSchema
     ) -> IngestPlan:
-        """Cut, tokenize, name and lay out. Blocks for about a second per 5 MB of text.
+        """Chunk and tokenize texts, derive ids and lay out payloads. Blocks for about a second per 5 MB of text.
 
         Args:
-            request: what to store.
-            name: of the collection, the default filled in.
-            embedder: cuts and tokenizes.
-            max_length: tokens after which a text that is not cut into chunks is truncated.
-            schema: of the collection.
+            request: the request.
+            name: name of the collection, with the default filled in.
+            embedder: the loaded model, which chunks and tokenizes.
+            max_length: tokens beyond which a text without chunking is truncated.
+            schema: schema of the collection.
 
         Raises:
-            InvalidRequest: an id is not valid, or a caller's key collides with one that the worker writes.
+            InvalidRequest: an id is invalid, or a payload has a key that the worker writes.
         """
         scope = request.id_scope or name
         ids = [_identity(request, scope, index) for index in range(len(request.texts))]
         points = list(
             _points(request, ids, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout)
         )
-        rejected = list(_refused(request, ids, points, schema))
-        refused = {rejection.index for rejection in rejected}
+        rejected = list(_rejections(request, ids, points, schema))
+        rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
-            (index, point.id, point.payload) for index, point in enumerate(points) if index not in refused
+            (index, point.id, point.payload) for index, point in enumerate(points) if index not in rejected_indices
         )
         rejected += [Rejection(index, error) for index, error in duplicates]
         return cls(name, scope, ids, points, owners, rejected, _documents(len(ids), points))
@@ -109,7 +109,7 @@ def _identity(request: IngestRequest, scope: str, index: int) -> PointId:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """The part of a text that becomes a point, in characters."""
+    """The span of a text that becomes a point, in characters."""
 
     text: int
     chunk: int | None
@@ -140,56 +140,60 @@ def _points(
     texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
-        given = None if request.ids is None else request.ids[piece.text]
-        identity, written = ids[piece.text], {}
+        caller_id = None if request.ids is None else request.ids[piece.text]
+        identity, worker_keys = ids[piece.text], {}
         if piece.chunk is not None:
-            document = str(identity) if given is None else given
+            document = str(identity) if caller_id is None else caller_id
             identity = chunk_id(identity, piece.chunk, scope)
-            # Qdrant's payloads have no unsigned integers of 64 bits, which ids are.
-            shown = str(document) if isinstance(document, int) and document > _MAX_INTEGER else document
-            written = {"doc_id": shown, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
-        elif given is not None and is_derived(given):
-            written = {"id": given}
+            # Ids are unsigned 64-bit integers, payloads hold only signed ones.
+            document_value = (
+                str(document) if isinstance(document, int) and document > _PAYLOAD_INTEGER_MAX else document
+            )
+            worker_keys = {"doc_id": document_value, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
+        elif caller_id is not None and is_derived(caller_id):
+            worker_keys = {"id": caller_id}
         payload = laid_out(
             layout,
             text=text,
             text_key=request.text_key,
             payload={} if request.payloads is None else request.payloads[piece.text],
-            written=written,
+            written=worker_keys,
             point_id=str(identity),
             field=f"{request.path}payloads[{piece.text}]",
         )
         yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens)
 
 
-def _refused(
+def _rejections(
     request: IngestRequest, ids: Sequence[PointId], points: Sequence[PlannedPoint], schema: CollectionSchema
 ) -> Iterator[Rejection]:
-    """What need not be embedded: it could not be stored."""
+    """The points that Qdrant could not store, so that they need not be embedded."""
     size = schema.colbert.size
-    bounded = "colbert" in request.vectors and not request.pool_colbert
-    kept: set[int] = set()
-    refused: set[int] = set()
+    limited = "colbert" in request.vectors and not request.pool_colbert
+    valid_texts: set[int] = set()
+    invalid: set[int] = set()
     for index, point in enumerate(points):
         rows = len(point.encoded) - 1
         refusal = conform_payload(point.payload, schema)
-        if refusal is None and bounded and rows > rows_max(size):
+        if refusal is None and limited and rows > rows_max(size):
             refusal = too_many_rows(rows, size)
         if refusal is None:
-            kept.add(point.text)
+            valid_texts.add(point.text)
         else:
-            refused.add(index)
+            invalid.add(index)
             yield Rejection(index, refusal)
-    contested = _contested(request, ids, kept)
+    conflicts = _conflicting_texts(request, ids, valid_texts)
     for index, point in enumerate(points):
-        if point.text in contested and index not in refused:
-            yield Rejection(index, contested[point.text])
+        if point.text in conflicts and index not in invalid:
+            yield Rejection(index, conflicts[point.text])
 
 
-def _contested(request: IngestRequest, ids: Sequence[PointId], kept: Collection[int]) -> dict[int, DuplicateId]:
-    """Find the texts in chunks whose document is another one of the same id: their chunks must not mix.
+def _conflicting_texts(
+    request: IngestRequest, ids: Sequence[PointId], valid_texts: Collection[int]
+) -> dict[int, DuplicateId]:
+    """The texts whose document id belongs to an earlier, different text of the job, since chunks must not mix.
 
-    `kept` are the texts of which at least one chunk is going to be stored.
+    `valid_texts` are the texts with at least one valid chunk.
     """
     if request.chunk is None:
         return {}
@@ -197,7 +201,7 @@ def _contested(request: IngestRequest, ids: Sequence[PointId], kept: Collection[
     documents = (
         (index, ids[index], {"text": text, "payload": payloads[index]})
         for index, text in enumerate(request.texts)
-        if index in kept
+        if index in valid_texts
     )
     return dict(claims(documents)[1])
 

@@ -1,4 +1,4 @@
-"""What an ingest is asked for, and what it says: request, progress, result, report and failure."""
+"""The values of an ingest: request, progress, result, report and failure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from service.operations.embed import Role, check_numbers
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How texts are cut into points.
+    """The chunking of texts into points.
 
     Attributes:
-        max_tokens: most tokens of a chunk, special tokens included.
-        overlap: tokens that a chunk repeats of the one before, at most half of `max_tokens`.
+        max_tokens: maximum tokens of a chunk, special tokens included.
+        overlap: tokens that a chunk repeats of the previous one, at most half of `max_tokens`.
 
     Raises:
-        ValueError: a number is out of these limits.
+        ValueError: a number is out of range.
     """
 
     max_tokens: int
     overlap: int
 
     def __post_init__(self) -> None:
-        """Check the limits."""
+        """Validate the numbers."""
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not 0 <= self.overlap <= self.max_tokens // 2:
@@ -38,28 +38,28 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IngestRequest:
-    """Texts to embed and to store.
+    """Texts to embed and store.
 
     Attributes:
         texts: the documents, at least one.
-        vectors: the kinds to compute and to store, at least one.
-        role: see `service.operations.embed.Role`.
-        max_length: tokens after which a text that is not cut into chunks is truncated; None for the limit of the role.
-        batch_size: most of these texts in one batch of the model; 0 leaves it to the token budget.
-        return_vectors: whether the result carries the vectors; not with `chunk`.
-        collection: by name; None for the default.
-        ids: one per text, as the caller gave it; None derives them from the texts.
-        id_scope: what derived ids belong to; None for the name of the collection.
-        payloads: one JSON object per text; None for empty ones.
-        text_key: where the plain layout keeps the text.
-        insert_only: leave points that exist untouched, and do not embed them.
-        chunk: cut each text into chunks, a point each; None makes each text one point.
-        pool_colbert: pool ColBERT matrices with more rows than Qdrant takes; otherwise their points are refused.
-        path: what errors put in front of the names of the fields from `collection` on.
+        vectors: the kinds of vectors to compute and store, at least one.
+        role: the role of the texts; see `service.operations.embed.Role`.
+        max_length: tokens beyond which a text without chunking is truncated; None for the limit of the role.
+        batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
+        return_vectors: whether the result contains the vectors; not with `chunk`.
+        collection: name of the collection; None for the default.
+        ids: one id per text, as the caller gave it; None derives the ids from the texts.
+        id_scope: name from which ids are derived; None for the name of the collection.
+        payloads: one JSON object per text; None for empty payloads.
+        text_key: key of the text in a plain payload.
+        insert_only: keep existing points unchanged, and do not embed them.
+        chunk: chunking of each text into points; None for one point per text.
+        pool_colbert: pool ColBERT matrices with more rows than Qdrant accepts; otherwise their points are rejected.
+        path: prefix in errors for the fields from `collection` on.
 
     Raises:
         ValueError: `texts` or `vectors` is empty, `ids` or `payloads` has another length than `texts`, a number is out
-            of its limits, or `return_vectors` comes with `chunk`.
+            of range, or `return_vectors` is combined with `chunk`.
     """
 
     texts: Sequence[str]
@@ -79,26 +79,28 @@ class IngestRequest:
     path: str = ""
 
     def __post_init__(self) -> None:
-        """Check what a caller in Python could break; the wire has checked it with better words."""
+        """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if not self.texts:
-            raise ValueError("texts must have at least one text")
+            raise ValueError("texts must have at least 1 item, got 0")
         if not self.vectors:
-            raise ValueError("vectors must have at least one kind")
+            raise ValueError("vectors must have at least 1 item, got 0")
         for name, values in (("ids", self.ids), ("payloads", self.payloads)):
             if values is not None and len(values) != len(self.texts):
                 raise ValueError(f"{name} must have one item per text ({len(self.texts)}), got {len(values)}")
         check_numbers(self.max_length, batch_size=self.batch_size)
         if self.return_vectors and self.chunk is not None:
-            raise ValueError("return_vectors excludes chunk: a text in chunks has no vectors of its own")
+            raise ValueError(
+                "return_vectors must be False with chunk, got True: a text in chunks has no vectors of its own"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class IngestProgress:
-    """How far an ingest has come.
+    """The progress of an ingest.
 
     Attributes:
-        done: points that are acknowledged or rejected.
-        points: all points of the job.
+        done: number of points that are acknowledged or rejected.
+        points: number of all points of the job.
     """
 
     done: int
@@ -107,14 +109,14 @@ class IngestProgress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IngestedText:
-    """What became of one text in the model.
+    """The embedding result of one text.
 
     Attributes:
-        id: of its point or, where it was cut into chunks, of the document.
-        tokens: of all its points that the model could embed.
-        truncated: whether some of it was left out to keep to the limit.
-        chunks: number of points that it was cut into; None where it is one point.
-        result: its embedding, where vectors are returned; why the model made none, where it failed; None otherwise.
+        id: id of its point or, with chunking, of the document.
+        tokens: number of tokens of all its embedded points.
+        truncated: whether the text was truncated.
+        chunks: number of its chunks; None without chunking.
+        result: the embedding if vectors are returned, the failure if the model failed, otherwise None.
     """
 
     id: PointId
@@ -126,12 +128,12 @@ class IngestedText:
 
 @dataclass(frozen=True, slots=True)
 class RejectedPoint:
-    """One point that is not stored, and why.
+    """A point that is not stored, and the reason.
 
     Attributes:
         text: index of its text.
-        chunk: index of the chunk in the text; None where the text is one point.
-        cause: what conformance refused, or the error of the model or the store.
+        chunk: index of the chunk in the text; None without chunking.
+        cause: the result of validation, or the error of the model or the store.
     """
 
     text: int
@@ -141,13 +143,13 @@ class RejectedPoint:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What became of every point; `stored + len(rejected)` is the number of points.
+    """The report on every point; `stored + len(rejected)` is the number of points.
 
     Attributes:
-        collection: by the name that the request has.
-        stored: points that are in the collection now; includes `skipped` and merged duplicates.
-        skipped: of these, points that were there already and were left untouched.
-        rejected: all others, in the order of the texts.
+        collection: name of the collection in the request.
+        stored: number of points that are now in the collection, including `skipped` and merged duplicates.
+        skipped: number of points that existed and were kept unchanged.
+        rejected: all other points, in the order of the texts.
     """
 
     collection: str
@@ -158,12 +160,12 @@ class IngestReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IngestResult:
-    """What became of each text and of each point.
+    """The results of all texts and the report on all points.
 
     Attributes:
-        texts: in the order of the request.
-        tokens: tokens that were embedded.
-        report: of the points.
+        texts: the result of each text, in the order of the request.
+        tokens: number of embedded tokens.
+        report: the report on the points.
     """
 
     texts: Sequence[IngestedText]
@@ -172,11 +174,11 @@ class IngestResult:
 
 
 class IngestFailed(WorkerError):
-    """The ingest as a whole failed; it is retryable if its cause is.
+    """The ingest failed as a whole. It is retryable if its cause is.
 
     Attributes:
-        cause: why.
-        report: what became of every point nevertheless.
+        cause: the error that ended the ingest.
+        report: the report on every point.
     """
 
     def __init__(self, cause: WorkerError, report: IngestReport) -> None:

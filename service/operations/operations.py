@@ -1,4 +1,4 @@
-"""The operations of a worker, as one composition of the embedder and the sink."""
+"""The operations of a worker, composed of the embedder and the sink."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ log = logging.getLogger(__name__)
 
 
 class Operations:
-    """What a worker can do. Usable from any thread and any event loop.
+    """The operations of a worker. Usable from any thread and any event loop.
 
     Every operation takes a request value and returns a frozen result, or raises a `WorkerError`:
 
         result = await operations.embed(EmbedRequest(["a text"]))
 
     Args:
-        settings: the operator's decisions.
+        settings: the settings.
         embedder: the loaded model.
-        store: where points go; None opens the one that the settings name when it is first needed.
+        store: the store; None opens the store of the settings on first use.
         batch_points: maximum number of points, or ids, in one request of an ingest to the store.
 
     Attributes:
-        embed: texts to vectors.
-        ingest: texts to vectors to points.
-        search: texts, or stored points, to the nearest points of a collection.
-        score: pairs of texts to scores.
-        collections: whole collections: count, delete, schema, graphs and aliases.
-        settings: as given.
-        metrics: what this worker counts, whatever its transports are.
-        model_name: the model's name for clients.
-        limits: on the lengths of texts.
+        embed: computes the vectors of texts.
+        ingest: embeds texts and stores them as points.
+        search: finds the points nearest to texts or to stored points.
+        score: scores pairs of texts.
+        collections: counts and deletes points, and manages schemas, indexes and aliases.
+        settings: the settings.
+        metrics: the metrics of the worker, shared by all transports.
+        model_name: name of the model for clients.
+        limits: default limits on the lengths of texts.
     """
 
     def __init__(
@@ -77,24 +77,24 @@ class Operations:
         Raises:
             ConfigurationError: the settings cannot work on this machine.
         """
-        # A directory that the operator names must work; the default one is made when a job first needs it.
+        # A configured directory must work at start; the default one is created when a job first needs it.
         chosen = settings.qdrant_url is None and "qdrant_path" in settings.model_fields_set
         store = open_store(settings) if chosen else None
         try:
             return cls(settings, Embedder.load(settings.model_options), store)
         except BaseException:
             if store is not None:
-                store.close()  # its directory must be free for the next try
+                store.close()  # so that the next attempt can open the directory
             raise
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens that wait for the model."""
+        """Number of tokens that wait for the model."""
         return self._embedder.waiting_tokens
 
     @property
     def max_length(self) -> int:
-        """The model's limit on a text in tokens, special tokens included."""
+        """Maximum length of a text for the model in tokens, special tokens included."""
         return self._embedder.max_length
 
     @property
@@ -109,20 +109,20 @@ class Operations:
 
     @property
     def model_label(self) -> str:
-        """Model, engine, type and device, for a person."""
+        """A description of the model, engine, data type and device for people."""
         return f"{self.model_name} ({self._embedder.label})"
 
     @property
     def store_label(self) -> str:
-        """The store, for a person."""
+        """A description of the store for people."""
         return self._store.opened().label
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call this, from another thread, when no device is left that computes: nothing can be served any more."""
+        """Register a callback for the loss of the last device. It is called from another thread."""
         self._embedder.when_lost(callback)
 
     def close(self) -> None:
-        """Finish accepted work and release the model and the store. Calling it twice is harmless."""
+        """Finish accepted work, and release the model and the store. Idempotent."""
         self._embedder.close()
         self._store.close()
 
@@ -131,10 +131,10 @@ def _model_name(settings: Settings) -> str:
     if settings.served_model_name is not None:
         return settings.served_model_name
     name = settings.model_id
-    return Path(name).name if Path(name).is_dir() else name  # a local path is nobody else's business
+    return Path(name).name if Path(name).is_dir() else name  # clients must not see a local path
 
 
 def _clamped(settings: Settings, name: str, value: int, limit: int) -> int:
     if value > limit and name.lower() in settings.model_fields_set:
-        log.warning("%s=%d is more than the model takes; using %d", name, value, limit)
+        log.warning("%s=%d exceeds the limit of the model; using %d", name, value, limit)
     return min(value, limit)

@@ -1,15 +1,15 @@
-"""How well passages answer queries: the five scores of FlagEmbedding's `compute_score`, from vectors.
+"""Scores of query-passage pairs: the five scores of FlagEmbedding's `compute_score`, from vectors.
 
     dense                   inner product of the dense vectors
     sparse                  sum over common token ids of the products of their weights
     colbert                 mean over the query's rows of the best inner product with a row of the passage
     sparse+dense            (w_sparse * sparse + w_dense * dense) / (w_sparse + w_dense)
-    colbert+sparse+dense    likewise of all three
+    colbert+sparse+dense    (w_sparse * sparse + w_dense * dense + w_colbert * colbert) / (sum of the weights)
 
-As `M3Embedder.compute_score_single_device` of FlagEmbedding 1.4 has them for a pair in a batch of its own. In larger
-batches it compares with the padding of shorter passages too, where every inner product is 0.
+The scores equal those of `M3Embedder.compute_score_single_device` in FlagEmbedding 1.4 for a batch of one pair. In
+larger batches FlagEmbedding also compares with the padding of shorter passages, where every inner product is 0.
 
-Pure functions of numpy.
+All functions are pure.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from embedder import Embedding, SparseVector
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weight of each kind in the weighted means; at least 0 each, dense and sparse not both 0.
+    """The weights of the weighted means. Each is at least 0, and dense and sparse are not both 0.
 
     Raises:
-        ValueError: a weight is negative or not a number, or dense and sparse are both 0.
+        ValueError: a weight is negative or NaN, or dense and sparse are both 0.
     """
 
     dense: float = 1.0
@@ -35,11 +35,13 @@ class Weights:
     colbert: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the weights, by which the scores are divided."""
+        """Validate the weights, whose sums are divisors."""
         if not (self.dense >= 0 and self.sparse >= 0 and self.colbert >= 0):
             raise ValueError(f"weights must be at least 0, got {self.dense}, {self.sparse} and {self.colbert}")
         if self.dense == self.sparse == 0:
-            raise ValueError("the weights of dense and sparse must not both be 0: their weighted mean is a score")
+            raise ValueError(
+                "weights must be above 0 for dense or sparse, got 0 for both: their weighted mean is a score"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,52 +59,53 @@ def score(query: Embedding, passage: Embedding, weights: Weights) -> PairScores:
     """Score one pair.
 
     Args:
-        query: with all three kinds of vectors.
-        passage: with all three kinds of vectors.
-        weights: of the two weighted means.
+        query: embedding with all three kinds of vectors.
+        passage: embedding with all three kinds of vectors.
+        weights: weights of the two weighted means.
 
     Raises:
-        ValueError: one of the two lacks a kind of vector.
+        ValueError: an embedding lacks a kind of vector.
     """
     if query.dense is None or query.sparse is None or query.colbert is None:
-        raise ValueError("the query lacks a kind of vector")
+        raise ValueError("query must have dense, sparse and ColBERT vectors")
     if passage.dense is None or passage.sparse is None or passage.colbert is None:
-        raise ValueError("the passage lacks a kind of vector")
+        raise ValueError("passage must have dense, sparse and ColBERT vectors")
     dense = float(query.dense @ passage.dense)
     sparse = sparse_product(query.sparse, passage.sparse)
     colbert = float((query.colbert @ passage.colbert.T).max(axis=1).mean(dtype=np.float64))
-    two = weights.dense * dense + weights.sparse * sparse
+    weighted = weights.dense * dense + weights.sparse * sparse
     return PairScores(
         dense=dense,
         sparse=sparse,
         colbert=colbert,
-        sparse_dense=two / (weights.dense + weights.sparse),
-        colbert_sparse_dense=(two + weights.colbert * colbert) / (weights.dense + weights.sparse + weights.colbert),
+        sparse_dense=weighted / (weights.dense + weights.sparse),
+        colbert_sparse_dense=(weighted + weights.colbert * colbert)
+        / (weights.dense + weights.sparse + weights.colbert),
     )
 
 
 def sparse_product(query: SparseVector, passage: SparseVector) -> float:
-    """The inner product; 0 where no index is in both."""
-    _, ours, theirs = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
-    return float(query.values[ours].astype(np.float64) @ passage.values[theirs].astype(np.float64))
+    """The inner product of two sparse vectors."""
+    _, in_query, in_passage = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
+    return float(query.values[in_query].astype(np.float64) @ passage.values[in_passage].astype(np.float64))
 
 
 def groups(count: int, tokens: Callable[[int], Sequence[tuple[object, int]]], window: int) -> Iterator[range]:
-    """Group consecutive pairs whose texts, each counted once, have at most `window` tokens together, or one pair alone.
+    """Group consecutive pairs whose distinct texts have at most `window` tokens together. A longer pair is alone.
 
     Args:
         count: number of pairs.
-        tokens: gives for a pair what identifies each of its texts and how many tokens it has.
-        window: most tokens whose vectors are held at the same time.
+        tokens: returns a key and the number of tokens for each text of a pair.
+        window: maximum tokens whose vectors are held at the same time.
     """
     first, seen, size = 0, set[object](), 0
     for pair in range(count):
-        new = {key: length for key, length in tokens(pair) if key not in seen}
-        if pair > first and size + sum(new.values()) > window:
+        new_texts = {key: length for key, length in tokens(pair) if key not in seen}
+        if pair > first and size + sum(new_texts.values()) > window:
             yield range(first, pair)
             first, seen, size = pair, set(), 0
-            new = dict(tokens(pair))
-        seen |= new.keys()
-        size += sum(new.values())
+            new_texts = dict(tokens(pair))
+        seen |= new_texts.keys()
+        size += sum(new_texts.values())
     if count:
         yield range(first, count)

@@ -1,4 +1,4 @@
-"""Pairs of texts to their scores: every text is embedded once, and no more at a time than fits into memory."""
+"""The score operation: it scores pairs of texts in groups that fit into memory, and embeds each distinct text once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from service.operations.pair_scores import PairScores, Weights, groups, score
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreRequest:
-    """Pairs of a query and a passage.
+    """Pairs of a query and a passage to score.
 
     Attributes:
-        pairs: two texts each; at least one pair.
-        weights: of the weighted means.
-        max_query_length: tokens after which a query is cut; None for the limit on queries.
-        max_passage_length: tokens after which a passage is cut; None for the limit on passages.
+        pairs: at least one pair of two texts.
+        weights: weights of the weighted means.
+        max_query_length: tokens beyond which a query is truncated; None for the limit of queries.
+        max_passage_length: tokens beyond which a passage is truncated; None for the limit of passages.
 
     Raises:
-        ValueError: there is no pair, a pair has not two texts, or a limit is below 1.
+        ValueError: there are no pairs, a pair does not have two texts, or a limit is below 1.
     """
 
     pairs: Sequence[Sequence[str]]
@@ -31,9 +31,9 @@ class ScoreRequest:
     max_passage_length: int | None = None
 
     def __post_init__(self) -> None:
-        """Check what a caller in Python could break; the wire has checked it with better words."""
+        """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if not self.pairs:
-            raise ValueError("pairs must have at least one pair")
+            raise ValueError("pairs must have at least 1 item, got 0")
         for index, pair in enumerate(self.pairs):
             if len(pair) != 2:
                 raise ValueError(f"pairs[{index}] must have 2 texts, a query and a passage, got {len(pair)}")
@@ -42,11 +42,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreResult:
-    """The scores of each pair.
+    """The scores of all pairs.
 
     Attributes:
-        scores: in the order of the request, scores or why one of the two texts has no vectors.
-        tokens: tokens that were embedded; a text that occurs twice counts once per group.
+        scores: the scores of each pair, or the failure of one of its texts, in the order of the request.
+        tokens: number of embedded tokens; a repeated text counts once per group.
     """
 
     scores: Sequence[PairScores | ModelFailure]
@@ -54,7 +54,7 @@ class ScoreResult:
 
 
 class Score:
-    """The operation. Usable from any event loop.
+    """The score operation. Usable from any event loop.
 
     Args:
         embedder: the loaded model.
@@ -68,12 +68,12 @@ class Score:
     async def __call__(self, request: ScoreRequest) -> ScoreResult:
         """Score all pairs.
 
-        Pairs are embedded in groups, since the ColBERT rows of a long job fit into no memory. They wait for queries as
-        passages do.
+        Pairs are embedded in groups, since the ColBERT rows of a long job do not fit into memory. Their texts have the
+        priority of passages.
 
         Raises:
-            InvalidRequest: a text is not valid.
-            Overloaded: the queue of the model has no room now.
+            InvalidRequest: a text is invalid.
+            Overloaded: the queue of the model is full.
         """
         encoded = await asyncio.to_thread(self._tokenized, request)
         keyed = [[(text.ids.tobytes(), len(text)) for text in pair] for pair in encoded]

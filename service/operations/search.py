@@ -1,4 +1,4 @@
-"""Queries, or stored points, to the nearest points of a collection, and why each was found.
+"""The search operation: the points nearest to queries or to stored points, with explanations on request.
 
 find the collection -> embed the queries (or read the examples) -> conform -> run -> explain
 """
@@ -28,12 +28,12 @@ from service.operations.store_access import StoreAccess
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Like:
-    """Stored points in place of queries: hits are like the positive ones and unlike the negative ones.
+    """Stored points instead of queries. Hits are similar to the positive and dissimilar to the negative points.
 
     Attributes:
-        positive: ids as their callers gave them, at least one.
-        negative: ids as their callers gave them.
-        id_scope: what derived ids belong to; None for the name of the collection.
+        positive: ids as the caller gave them, at least one.
+        negative: ids as the caller gave them.
+        id_scope: name from which ids are derived; None for the name of the collection.
     """
 
     positive: Sequence[int | str]
@@ -43,15 +43,15 @@ class Like:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchRequest:
-    """What to search for: either queries or `like`.
+    """A search either by queries or by `like`.
 
     Attributes:
-        queries: texts.
-        like: stored points; None where there are queries.
-        collection: by name; None for the default.
-        options: how to search.
-        explain: whether to say of each hit why it was found.
-        text_key: where a plain payload keeps the text that an explanation points into.
+        queries: the queries; empty with `like`.
+        like: stored points; None with queries.
+        collection: name of the collection; None for the default.
+        options: options of the search.
+        explain: whether to explain each hit.
+        text_key: key of the text in a plain payload, for the spans of explanations.
     """
 
     queries: Sequence[str] = ()
@@ -67,9 +67,9 @@ class SearchResult:
     """The hits of each query.
 
     Attributes:
-        hits: per query, best first.
-        tokens: tokens of the queries; 0 for a search by stored points.
-        explanations: per query, of each hit; None where none were asked for.
+        hits: the hits of each query, best first.
+        tokens: number of tokens of the queries; 0 for a search by stored points.
+        explanations: the explanation of each hit of each query; None if not requested.
     """
 
     hits: Sequence[Sequence[Hit]]
@@ -78,13 +78,13 @@ class SearchResult:
 
 
 class SearchOperation:
-    """The operation. Usable from any event loop.
+    """The search operation. Usable from any event loop.
 
     Args:
-        embedder: embeds queries.
-        store: the access to the store.
-        collections: know which may be named, their schema, and which have it.
-        limits: on the lengths of texts.
+        embedder: the loaded model.
+        store: access to the store.
+        collections: the collections of the worker.
+        limits: default limits on the lengths of texts.
     """
 
     def __init__(
@@ -105,20 +105,20 @@ class SearchOperation:
         """Search. All queries are embedded together and sent to the store as one batch.
 
         Raises:
-            WorkerError: the collection is not there or not of this schema, or the model or the store fails.
+            WorkerError: the collection does not exist or has another schema, or the model or the store fails.
         """
         name = self._collections.named(request.collection, "collection")
         await self._store.call(lambda: self._collections.catalogue.check_read(name))
         if request.like is not None:
             like = request.like
-            search = await self._store.call(lambda: self._alike(request, like, name))
-            return await self._answered(request, name, [search], [None], 0)
-        results = await self._embedded(request)
+            search = await self._store.call(lambda: self._search_by_points(request, like, name))
+            return await self._run(request, name, [search], [None], 0)
+        results = await self._embed(request)
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._answered(request, name, searches, request.queries, tokens)
+        return await self._run(request, name, searches, request.queries, tokens)
 
-    async def _embedded(self, request: SearchRequest) -> list[Result]:
+    async def _embed(self, request: SearchRequest) -> list[Result]:
         try:
             return await self._embedder.embed(
                 request.queries,
@@ -138,8 +138,8 @@ class SearchOperation:
             raise ModelFailure(search.message).at(query)
         return search
 
-    def _alike(self, request: SearchRequest, like: Like, collection: str) -> Search:
-        """Make a search of the vectors of stored points: nothing is embedded."""
+    def _search_by_points(self, request: SearchRequest, like: Like, collection: str) -> Search:
+        """Build the search from the vectors of stored points, without the model."""
         vectors, where = recommend(
             self._store.opened(),
             collection,
@@ -155,7 +155,7 @@ class SearchOperation:
             raise InvalidRequest(f"like: {search.message}")
         return search
 
-    async def _answered(
+    async def _run(
         self,
         request: SearchRequest,
         collection: str,
@@ -163,7 +163,7 @@ class SearchOperation:
         queries: Sequence[str | None],
         tokens: int,
     ) -> SearchResult:
-        """Ask the store, and for what explains its hits if that was asked for."""
+        """Run the searches, and explain their hits if requested."""
         if not request.explain:
             hits = await self._store.call(lambda: run(self._store.opened(), collection, searches))
             return SearchResult(hits, tokens)

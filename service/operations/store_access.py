@@ -1,4 +1,4 @@
-"""The store of a worker for tasks of an event loop: opened when it is first needed, called in threads of its own."""
+"""Access to the store from event loops: it is opened on first use and called in threads of its own."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from service.settings import Settings
 T = TypeVar("T")
 
 CALLS_MAX: Final = 8
-"""Concurrent calls to the store, beside those of ingests."""
+"""Maximum concurrent calls to the store, those of ingests excluded."""
 
 INGESTS_MAX: Final = 256
-"""Default limit on concurrent ingests."""
+"""Default maximum of concurrent ingests."""
 
-SENDERS: Final = 16
-"""Threads that send batches of points, for all ingests together."""
+SENDER_THREADS: Final = 16
+"""Threads that send batches of points, shared by all ingests."""
 
 
 def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) -> Store:
-    """Open the server of `QDRANT_URL`, or where it is not set the embedded store under `QDRANT_PATH`.
+    """Open the server at `QDRANT_URL` or, if that is unset, the embedded store under `QDRANT_PATH`.
 
     Args:
-        settings: name the store.
-        on_retry: called for each call that is repeated.
+        settings: the settings.
+        on_retry: callback for each retried call.
 
     Raises:
-        ConfigurationError: the directory cannot be used, or the URL is not valid.
+        ConfigurationError: the directory cannot be used, or the URL is invalid.
     """
     names = settings.qdrant_collection_config.names
     if settings.qdrant_url is not None:
@@ -45,15 +45,15 @@ def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) 
 
 
 class StoreAccess:
-    """One store and the threads that may wait for it. Usable from any thread and any event loop.
+    """One store and the threads that wait for it. Usable from any thread and any event loop.
 
-    The threads are its own: calls that wait for a sick server must not keep queries from being tokenized.
+    Calls have threads of their own, so that those to a slow server do not delay tokenization.
 
     Args:
-        settings: name the store.
-        store: the store to use; None opens the one that the settings name when it is first needed.
-        on_retry: called for each call that is repeated.
-        ingests_max: concurrent ingests; more are refused as overloaded.
+        settings: the settings.
+        store: the store to use; None opens the store of the settings on first use.
+        on_retry: callback for each retried call.
+        ingests_max: maximum concurrent ingests; further ones are `Overloaded`.
     """
 
     def __init__(
@@ -72,42 +72,42 @@ class StoreAccess:
         self._ingests = ThreadPoolExecutor(max_workers=ingests_max, thread_name_prefix="ingest")
         self._ingests_max = ingests_max
         self._slots = threading.Semaphore(ingests_max)
-        self._senders = ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="sender")
+        self._senders = ThreadPoolExecutor(max_workers=SENDER_THREADS, thread_name_prefix="sender")
 
     def opened(self) -> Store:
-        """The store. Opening it may block.
+        """The store, which the first call opens. Blocks.
 
         Raises:
-            StoreUnavailable: it cannot be opened.
+            StoreUnavailable: the store cannot be opened.
         """
         with self._opening:
             if self._store is None:
                 try:
                     self._store = open_store(self._settings, self._on_retry)
-                except ConfigurationError as error:  # a job opens the store, too late to refuse to start
+                except ConfigurationError as error:  # the worker has started already, so only the job can fail
                     raise StoreUnavailable(str(error)) from error
             return self._store
 
     @property
     def senders(self) -> Executor:
-        """Threads for the batches of ingests."""
+        """The threads that send the batches of ingests."""
         return self._senders
 
     async def call(self, call: Callable[[], T]) -> T:
-        """Run a call which blocks for the store, and return what it returns; `close` ends one that waits."""
+        """Run a blocking call to the store in a thread and return its result. `close` interrupts waiting calls."""
         with timed("store"):
             return await in_thread(self._calls, call)
 
     @contextmanager
     def ingest_slot(self) -> Iterator[IngestSlot]:
-        """Count the block as one of the concurrent ingests, and beyond it whatever still runs in its thread.
+        """Occupy one of the slots of concurrent ingests until the block and its thread have ended.
 
         Raises:
-            Overloaded: there are as many as there may be.
+            Overloaded: all slots are occupied.
         """
         if not self._slots.acquire(blocking=False):
-            most = self._ingests_max
-            raise Overloaded(f"{most} jobs that store are already running (limit {most}); retry later")
+            limit = self._ingests_max
+            raise Overloaded(f"{limit} ingest jobs are already running (limit {limit}); retry later")
         slot = IngestSlot(self._ingests)
         try:
             yield slot
@@ -115,36 +115,36 @@ class StoreAccess:
             slot.when_done(self._slots.release)
 
     def close(self) -> None:
-        """Let ingests finish and release the store. Calling it twice is harmless."""
+        """Finish running ingests and release the store. Idempotent."""
         for threads in (self._ingests, self._senders):
             threads.shutdown()
         if self._store is not None:
-            self._store.close()  # first: a call that nobody waits for any more would go on trying
+            self._store.close()  # before the threads, since abandoned calls would keep retrying
         self._calls.shutdown()
 
 
 class IngestSlot:
-    """The thread of one ingest. It mostly waits, and must not keep a short call from the store."""
+    """The thread of one ingest. It mostly waits, so it must not occupy the threads of short calls."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
-        self._last: Future[object] | None = None
+        self._last_call: Future[object] | None = None
 
     async def run(self, call: Callable[[], T], *, stage: str) -> T:
-        """Run a part of the ingest, timed as this stage; a caller that waits no longer leaves it running."""
+        """Run a part of the ingest and time it as a stage. It continues if the caller is cancelled."""
         with timed(stage):
             running = self._threads.submit(copy_context().run, call)
-            self._last = cast("Future[object]", running)
+            self._last_call = cast("Future[object]", running)
             return await asyncio.wrap_future(running)
 
     def when_done(self, callback: Callable[[], None]) -> None:
-        """Call this when the thread is free again."""
-        if self._last is None:
+        """Register a callback for the time when the thread is free again."""
+        if self._last_call is None:
             callback()
         else:
-            self._last.add_done_callback(lambda _done: callback())
+            self._last_call.add_done_callback(lambda _done: callback())
 
 
 async def in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Run a call there, with the context of this task, so that its log lines have the id of the request."""
+    """Run a call in a thread with the context of this task, so that its log lines have the request id."""
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)

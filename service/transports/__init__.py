@@ -1,1 +1,1 @@
-"""The ways in: the RunPod queue, HTTP and the command line. Each turns bytes and signals into calls of the codec."""
+"""The transports: the RunPod queue, HTTP and the command line."""

@@ -1,4 +1,4 @@
-"""JSON to values and back: the only place that knows field names, sizes of answers, codes and statuses."""
+"""Conversion between JSON and values. Field names, answer sizes, error codes and statuses are defined only here."""
 
 from __future__ import annotations
 

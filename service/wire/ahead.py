@@ -1,4 +1,4 @@
-"""Vectors written as base64 while the model still computes the other texts of their request."""
+"""Base64 encoding of vectors while the model still computes the other texts of the request."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from service.wire.answers import add_vectors
 from service.wire.body import Base64Array
 from service.wire.requests import EmbedRequest
 
-_WRITERS: Final = 2
-"""Threads that write base64, for all answers.
+_ENCODER_THREADS: Final = 2
+"""Threads that encode base64, shared by all answers.
 
-The encoding is a tenth of their time; the rest goes to memory that is new to the process, page by page. A thread that
-freed as much before mostly gets it again from the allocator, and the fewer the threads, the more each has.
+Encoding takes a tenth of their time; the rest is page faults of newly allocated memory. A thread mostly gets memory
+again that it has freed, so fewer threads cause fewer page faults.
 """
 
 
 class WrittenAhead:
-    """The vectors of one answer of the queue, each written as soon as it is there.
+    """Encodes the vectors of one answer for the queue as soon as the model has computed them.
 
     Args:
-        request: of the wire, with encoding base64.
+        request: the request, whose encoding is base64.
     """
 
     def __init__(self, request: EmbedRequest) -> None:
@@ -33,33 +33,33 @@ class WrittenAhead:
         self._parts: list[Future[dict[int, TextAnswer]]] = []
         self._cancelled = False
 
-    def take(self, results: Sequence[tuple[int, Result]]) -> None:
-        """Have these results written, each with the index of its text. From any thread; does not block."""
+    def encode(self, results: Sequence[tuple[int, Result]]) -> None:
+        """Encode results, each given with the index of its text, in the background. Thread-safe; does not block."""
         if not self._cancelled:
-            self._parts.append(_writers().submit(self._written, results))
+            self._parts.append(_encoders().submit(self._encoded, results))
 
-    def items(self) -> dict[int, TextAnswer]:
-        """The vectors of all texts that have some, by the index of the text. Blocks until the last one is written."""
-        return {index: item for part in self._parts for index, item in part.result().items()}
+    def vectors(self) -> dict[int, TextAnswer]:
+        """The encoded vectors by the index of their text; failed texts are absent. Blocks until all are encoded."""
+        return {index: answer for part in self._parts for index, answer in part.result().items()}
 
     def cancel(self) -> None:
-        """Write nothing more, batches that are still under way included: the answer will not be sent."""
+        """Encode nothing more, batches under way included, since the answer will not be sent."""
         self._cancelled = True
         for part in self._parts:
             part.cancel()
 
-    def _written(self, results: Sequence[tuple[int, Result]]) -> dict[int, TextAnswer]:
-        items: dict[int, TextAnswer] = {}
+    def _encoded(self, results: Sequence[tuple[int, Result]]) -> dict[int, TextAnswer]:
+        answers: dict[int, TextAnswer] = {}
         for index, result in results:
             if isinstance(result, Embedding):
-                item = items[index] = {}
-                add_vectors(item, result, self._request.encoding, self._request.dtype)
-                for vector in (item.get("dense"), item.get("colbert")):
+                answer = answers[index] = {}
+                add_vectors(answer, result, self._request.encoding, self._request.dtype)
+                for vector in (answer.get("dense"), answer.get("colbert")):
                     if isinstance(vector, dict) and isinstance(vector["data"], Base64Array):
                         vector["data"].text()
-        return items
+        return answers
 
 
 @cache
-def _writers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_WRITERS, thread_name_prefix="base64")
+def _encoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_ENCODER_THREADS, thread_name_prefix="base64")

@@ -1,4 +1,4 @@
-"""The types of answers, in the names of the wire: what rendering returns, and what OpenAPI describes."""
+"""The types of answers with their JSON field names, which rendering returns and the OpenAPI document describes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import (
     Annotated,
     Any,
     Final,
-    NotRequired,  # Python 3.11's own has no schema
+    NotRequired,  # pydantic cannot describe that of Python 3.11
 )
 
 import numpy as np
@@ -22,7 +22,7 @@ from service.wire.size import NumberType
 _LIST: Final = {"type": "array", "items": {"type": "number"}}
 _INDICES: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _AS_IT_IS: Final = GetPydanticSchema(lambda _type, _handler: any_schema())
-"""For what pydantic describes, and `Body.of` writes."""
+"""Schema of values that pydantic only describes; `Body.of` serializes them."""
 
 Count = Annotated[int, Field(ge=0)]
 Numbers = Annotated[NDArray[np.float32], _AS_IT_IS, WithJsonSchema(_LIST)]
@@ -30,18 +30,18 @@ Rows = Annotated[NDArray[np.float32], _AS_IT_IS, WithJsonSchema({"type": "array"
 Indices = Annotated[NDArray[np.uint32], _AS_IT_IS, WithJsonSchema(_INDICES)]
 Base64 = Annotated[Base64Array, _AS_IT_IS, WithJsonSchema({"type": "string", "format": "byte"})]
 Id = Annotated[int | str, Field(description="u64 or UUID")]
-Timings = Annotated[dict[str, float], Field(description="seconds per stage, with timings")]
+Timings = Annotated[dict[str, float], Field(description="seconds per stage; only with timings")]
 
 
 class SparseAnswer(TypedDict):
-    """Weights per token id; indices are unique and ascending."""
+    """A sparse vector: weights by token id. The indices are unique and ascending."""
 
     indices: Indices
     values: Numbers
 
 
 class ArrayAnswer(TypedDict):
-    """An array in base64: little-endian, row by row."""
+    """An array in base64: little-endian, in row-major order."""
 
     shape: list[Count]
     dtype: NumberType
@@ -49,13 +49,13 @@ class ArrayAnswer(TypedDict):
 
 
 class TextAnswer(TypedDict, total=False):
-    """One text: its vectors, or the four keys of an error in their place."""
+    """The result of one text: its vectors, or the four keys of an error instead."""
 
     text: str
     id: Id
     tokens: Count
     truncated: bool
-    chunks: Annotated[Count, Field(description="points that the text became, with chunk")]
+    chunks: Annotated[Count, Field(description="number of points of the text; only with chunk")]
     dense: Numbers | ArrayAnswer
     sparse: SparseAnswer
     colbert: Rows | ArrayAnswer
@@ -66,13 +66,13 @@ class TextAnswer(TypedDict, total=False):
 
 
 class UsageAnswer(TypedDict):
-    """What was computed."""
+    """The tokens that the model computed."""
 
     tokens: Count
 
 
 class RejectedAnswer(TypedDict):
-    """One point that is not stored."""
+    """A point that is not stored, and the reason."""
 
     index: Count
     chunk: NotRequired[Count]
@@ -81,7 +81,7 @@ class RejectedAnswer(TypedDict):
 
 
 class UpsertAnswer(TypedDict):
-    """What became of every point."""
+    """The outcome of an upsert, counted in points."""
 
     collection: str
     stored: Count
@@ -103,7 +103,7 @@ class EmbedAnswer(_Texts):
 
 
 class PointsAnswer(_Texts):
-    """The answer to an embed request that stores."""
+    """The answer to an embed request that stores points."""
 
     upsert: UpsertAnswer
 
@@ -117,25 +117,25 @@ class VectorsAnswer(TypedDict, total=False):
 
 
 class HitAnswer(TypedDict):
-    """One hit."""
+    """A point that a search returns."""
 
     id: Id
     score: float
-    group: NotRequired[Annotated[int | str, Field(description="what the group has in common, with groupBy")]]
+    group: NotRequired[Annotated[int | str, Field(description="payload value of the group; only with groupBy")]]
     payload: NotRequired[dict[str, Any]]
     vectors: NotRequired[VectorsAnswer]
     explain: NotRequired[ExplainAnswer]
 
 
 class BranchAnswer(TypedDict):
-    """Where a branch ranked a hit, from 1, and by which score."""
+    """The rank of a hit in a branch, from 1, and its score there."""
 
     rank: Annotated[int, Field(ge=1)]
     score: float
 
 
 class SparseMatchAnswer(TypedDict):
-    """A token that query and passage share; spans are characters of the stored text."""
+    """A token that the query and the passage share; spans are character offsets in the stored text."""
 
     token: str
     id: Count
@@ -146,7 +146,7 @@ class SparseMatchAnswer(TypedDict):
 
 
 class ColbertMatchAnswer(TypedDict):
-    """A token of the query, and the passage's token that is nearest to it."""
+    """A token of the query and the passage's token that is most similar to it."""
 
     query: str | None
     token: str | None
@@ -156,7 +156,7 @@ class ColbertMatchAnswer(TypedDict):
 
 
 class ExplainAnswer(TypedDict):
-    """Why a hit was found."""
+    """The explanation of a hit."""
 
     branches: dict[str, BranchAnswer | None]
     fusion: dict[str, float] | None
@@ -189,11 +189,11 @@ ScoresAnswer = TypedDict(
         "colbert+sparse+dense": list[float | None],
     },
 )
-"""The scores by kind, one per pair; null for a pair that failed."""
+"""The scores by kind, one per pair; null for a failed pair."""
 
 
 class PairErrorAnswer(Error):
-    """Why a pair has no scores."""
+    """The error of a pair without scores."""
 
     index: Count
 

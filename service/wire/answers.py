@@ -1,7 +1,7 @@
-"""Results as answers: typed dictionaries in the names of the wire, whose vectors are still arrays.
+"""Rendering of results as answers: typed dictionaries with JSON field names, whose vectors are still arrays.
 
-`Body.of` writes an answer once, straight from the arrays' buffers: a list holds the shortest decimals that read back as
-the same float32, base64 the little-endian bytes.
+`Body.of` serializes an answer once, directly from the buffers of its arrays. A list holds the shortest decimals that
+read back as the same float32; base64 holds the little-endian bytes.
 """
 
 from __future__ import annotations
@@ -49,64 +49,68 @@ from service.wire.requests import EmbedRequest
 from service.wire.size import Encoding, NumberType
 
 REJECTION_MESSAGE_MAX_BYTES: Final = 220
-"""Bytes of the message of one rejected point; the path into a deeply nested payload can be longer."""
+"""Maximum JSON bytes of the message of a rejected point; the path into a deeply nested payload can be longer."""
 
 REJECTION_MAX_BYTES: Final = REJECTION_MESSAGE_MAX_BYTES + 230
-"""Bytes kept free per point for what an ingest may have to say of it: index, code and message, and its text's error."""
+"""Bytes reserved per point for its possible rejection (index, code and message) and for the error of its text."""
 
 
 def embed_answer(
     request: EmbedRequest, result: EmbedResult, model: str, written: Mapping[int, TextAnswer] | None = None
 ) -> EmbedAnswer:
-    """The answer for vectors; a text that failed carries an error in place of them.
+    """The answer to an embed request; a failed text has an error instead of vectors.
 
     Args:
-        request: of the wire.
-        result: of the operation.
-        model: its name.
-        written: the members for vectors by the index of their text, where they were made before.
+        request: the request.
+        result: the result of the operation.
+        model: name of the model.
+        written: the rendered vectors by the index of their text, if they were rendered before.
     """
     items = []
     for index, (text, embedding) in enumerate(zip(request.texts, result.texts, strict=True)):
-        item: TextAnswer = {"text": text} if request.include_text else {}
+        answer: TextAnswer = {"text": text} if request.include_text else {}
         if isinstance(embedding, ModelFailure):
-            _add_error(item, embedding)
+            _add_error(answer, embedding)
         else:
-            item["tokens"], item["truncated"] = embedding.tokens, embedding.truncated
+            answer["tokens"], answer["truncated"] = embedding.tokens, embedding.truncated
             if written is not None:
-                item.update(written[index])
+                answer.update(written[index])
             elif request.wants_vectors:
-                add_vectors(item, embedding, request.encoding, request.dtype)
-        items.append(item)
+                add_vectors(answer, embedding, request.encoding, request.dtype)
+        items.append(answer)
     return {"results": items, "usage": {"tokens": result.tokens}, "model": model}
 
 
 def ingest_answer(request: EmbedRequest, texts: Sequence[IngestedText], tokens: int, model: str) -> EmbedAnswer:
-    """The answer for stored texts, but for its `upsert` block."""
+    """The answer to an embed request that stores points, without its `upsert` block."""
     items = []
     for text, ingested in zip(request.texts, texts, strict=True):
-        item: TextAnswer = {"text": text} if request.include_text else {}
-        item["id"] = id_answer(ingested.id)
+        answer: TextAnswer = {"text": text} if request.include_text else {}
+        answer["id"] = id_answer(ingested.id)
         if isinstance(ingested.result, ModelFailure):
-            _add_error(item, ingested.result)
+            _add_error(answer, ingested.result)
         else:
-            item["tokens"], item["truncated"] = ingested.tokens, ingested.truncated
+            answer["tokens"], answer["truncated"] = ingested.tokens, ingested.truncated
             if ingested.chunks is not None:
-                item["chunks"] = ingested.chunks
+                answer["chunks"] = ingested.chunks
             if ingested.result is not None:
-                add_vectors(item, ingested.result, request.encoding, request.dtype)
-        items.append(item)
+                add_vectors(answer, ingested.result, request.encoding, request.dtype)
+        items.append(answer)
     return {"results": items, "usage": {"tokens": tokens}, "model": model}
 
 
 def upsert_answer(report: IngestReport) -> UpsertAnswer:
-    """The `upsert` block: each rejected point is named by its text and, if it is one, its chunk."""
+    """The `upsert` block; a rejected point has the index of its text and, with chunking, of its chunk."""
     rejected: list[RejectedAnswer] = []
     for point in report.rejected:
-        item: RejectedAnswer = {"index": point.text, "code": code_of(point.cause), "message": _cut(point.cause.message)}
+        answer: RejectedAnswer = {
+            "index": point.text,
+            "code": code_of(point.cause),
+            "message": _shortened(point.cause.message),
+        }
         if point.chunk is not None:
-            item = {"index": point.text, "chunk": point.chunk, "code": item["code"], "message": item["message"]}
-        rejected.append(item)
+            answer = {"index": point.text, "chunk": point.chunk, "code": answer["code"], "message": answer["message"]}
+        rejected.append(answer)
     return {
         "collection": report.collection,
         "stored": report.stored,
@@ -116,17 +120,17 @@ def upsert_answer(report: IngestReport) -> UpsertAnswer:
 
 
 def search_answer(result: SearchResult, model: str) -> SearchAnswer:
-    """The answer to a search."""
+    """The answer to a search request."""
     results: list[HitsAnswer] = [{"hits": [_hit(hit) for hit in hits]} for hits in result.hits]
     if result.explanations is not None:
-        for item, explanations in zip(results, result.explanations, strict=True):
-            for hit, explanation in zip(item["hits"], explanations, strict=True):
+        for answer, explanations in zip(results, result.explanations, strict=True):
+            for hit, explanation in zip(answer["hits"], explanations, strict=True):
                 hit["explain"] = _explain(explanation)
     return {"results": results, "usage": {"tokens": result.tokens}, "model": model}
 
 
 def score_answer(result: ScoreResult, model: str) -> ScoreAnswer:
-    """The answer to a score request; a pair that failed is null in every list and named in `errors`."""
+    """The answer to a score request; a failed pair is null in every list and listed in `errors`."""
     scores = [None if isinstance(pair, ModelFailure) else pair for pair in result.scores]
     errors: list[PairErrorAnswer] = [
         {"index": index, **error_answer(pair)}
@@ -148,33 +152,33 @@ def score_answer(result: ScoreResult, model: str) -> ScoreAnswer:
 
 
 def id_answer(point_id: PointId) -> int | str:
-    """A point's id on the wire: a number, or the text of a UUID."""
+    """A point's id in JSON: a number, or the text of a UUID."""
     return point_id if isinstance(point_id, int) else str(point_id)
 
 
 def numbers(array: NDArray[Any]) -> NDArray[np.float32]:
-    """The array as `Body.of` can write it: contiguous, in the machine's byte order."""
+    """The array in the form that `Body.of` serializes: contiguous float32 in native byte order."""
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def base64_array(array: NDArray[Any], dtype: NumberType) -> ArrayAnswer:
-    """An array in base64, taken from its buffer."""
+    """The array in the form that `Body.of` encodes as base64."""
     wire = np.ascontiguousarray(array, dtype="<f2" if dtype == "float16" else "<f4")
     return {"shape": list(wire.shape), "dtype": dtype, "data": Base64Array(wire)}
 
 
-def _add_error(item: TextAnswer, error: ModelFailure) -> None:
-    item.update(cast("TextAnswer", error_answer(error)))
+def _add_error(answer: TextAnswer, error: ModelFailure) -> None:
+    answer.update(cast("TextAnswer", error_answer(error)))
 
 
-def add_vectors(item: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
-    """Add the vectors that the embedding has."""
+def add_vectors(answer: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
+    """Add the vectors of an embedding."""
     if embedding.dense is not None:
-        item["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)
+        answer["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)
     if embedding.sparse is not None:
-        item["sparse"] = _sparse(embedding.sparse)
+        answer["sparse"] = _sparse(embedding.sparse)
     if embedding.colbert is not None:
-        item["colbert"] = numbers(embedding.colbert) if encoding == "list" else base64_array(embedding.colbert, dtype)
+        answer["colbert"] = numbers(embedding.colbert) if encoding == "list" else base64_array(embedding.colbert, dtype)
 
 
 def _sparse(sparse: SparseVector) -> SparseAnswer:
@@ -182,11 +186,11 @@ def _sparse(sparse: SparseVector) -> SparseAnswer:
 
 
 def _hit(hit: Hit) -> HitAnswer:
-    item: HitAnswer = {"id": id_answer(hit.id), "score": hit.score}
+    answer: HitAnswer = {"id": id_answer(hit.id), "score": hit.score}
     if hit.group is not None:
-        item["group"] = hit.group
+        answer["group"] = hit.group
     if hit.payload is not None:
-        item["payload"] = dict(hit.payload)
+        answer["payload"] = dict(hit.payload)
     if hit.vectors is not None:
         vectors: VectorsAnswer = {}
         if hit.vectors.dense is not None:
@@ -195,20 +199,20 @@ def _hit(hit: Hit) -> HitAnswer:
             vectors["sparse"] = _sparse(hit.vectors.sparse)
         if hit.vectors.colbert is not None:
             vectors["colbert"] = numbers(hit.vectors.colbert)
-        item["vectors"] = vectors
-    return item
+        answer["vectors"] = vectors
+    return answer
 
 
 def _explain(explanation: HitExplanation) -> ExplainAnswer:
     return {
         "branches": {kind: _branch(rank) for kind, rank in explanation.branches.items()},
-        "fusion": None if explanation.fusion is None else _named(explanation.fusion),
+        "fusion": None if explanation.fusion is None else _by_kind(explanation.fusion),
         "sparse": None if explanation.sparse is None else [_sparse_match(match) for match in explanation.sparse],
         "colbert": None if explanation.colbert is None else [_colbert_match(match) for match in explanation.colbert],
     }
 
 
-def _named(parts: Mapping[Any, float]) -> dict[str, float]:
+def _by_kind(parts: Mapping[Any, float]) -> dict[str, float]:
     return {str(kind): part for kind, part in parts.items()}
 
 
@@ -242,9 +246,9 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _cut(message: str) -> str:
-    """The message, or as much of its beginning as `REJECTION_MESSAGE_MAX_BYTES` of JSON hold."""
-    kept = message
-    while len(orjson.dumps(kept)) > REJECTION_MESSAGE_MAX_BYTES:
-        kept = kept[: len(kept) * 7 // 8]
-    return kept if kept == message else kept + "…"
+def _shortened(message: str) -> str:
+    """The message, truncated to `REJECTION_MESSAGE_MAX_BYTES` of JSON."""
+    shortened = message
+    while len(orjson.dumps(shortened)) > REJECTION_MESSAGE_MAX_BYTES:
+        shortened = shortened[: len(shortened) * 7 // 8]
+    return shortened if shortened == message else shortened + "…"

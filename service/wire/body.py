@@ -1,6 +1,6 @@
-"""The JSON of an answer in parts, where base64 is written only when it is sent.
+"""The JSON of an answer in parts, whose base64 is encoded only while the answer is sent.
 
-A large answer is so never in memory twice, nor beside its base64: its size is known from the shapes of its arrays.
+The size of an answer follows from the shapes of its arrays, so a large answer is never in memory twice.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
-_HOLE: Final = orjson.Fragment(b'"\0"')
-"""Stands for a string that is written later. No other NUL is in JSON: strings escape it."""
+_PLACEHOLDER: Final = orjson.Fragment(b'"\0"')
+"""Placeholder of a string that is encoded later. JSON has no other NUL, since strings escape it."""
 
 
 class Base64Array:
-    """The bytes of an array as base64.
+    """An array that is encoded as base64 when it is sent.
 
     Args:
-        array: contiguous, in the byte order of the wire; nothing may write to it before it is sent.
+        array: a contiguous little-endian array, which must not change before it is sent.
     """
 
     __slots__ = ("_bytes", "_text")
@@ -31,15 +31,15 @@ class Base64Array:
         self._text: str | None = None
 
     def __len__(self) -> int:
-        """Characters, padding included."""
+        """Number of base64 characters, padding included."""
         return (len(self._bytes) + 2) // 3 * 4
 
     def written(self) -> bytes:
-        """The characters."""
+        """The base64 characters as bytes."""
         return pybase64.b64encode(self._bytes)
 
     def text(self) -> str:
-        """The characters as a string, without a copy in between; kept from the first call on."""
+        """The base64 characters as a string, which is encoded once and then kept."""
         if self._text is None:
             self._text = pybase64.b64encode_as_string(self._bytes)
         return self._text
@@ -47,11 +47,11 @@ class Base64Array:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A compact JSON object.
+    """A compact JSON object in parts.
 
     Attributes:
-        arrays: each with the JSON before it, which ends with the opening quote.
-        end: the JSON after the last array, or all of it.
+        arrays: the base64 arrays, each with the JSON before it, which ends with the opening quote.
+        end: the JSON after the last array, or the whole JSON without arrays.
     """
 
     arrays: tuple[tuple[bytes, Base64Array], ...]
@@ -59,44 +59,44 @@ class Body:
 
     @classmethod
     def of(cls, answer: object) -> Self:
-        """Write an answer; arrays are written from their buffers, without a Python number in between."""
+        """Serialize an answer. Arrays are serialized from their buffers, without creating Python numbers."""
         arrays: list[Base64Array] = []
 
-        def leave_hole(value: object) -> orjson.Fragment:
+        def replace_array(value: object) -> orjson.Fragment:
             if not isinstance(value, Base64Array):
-                raise TypeError(f"{type(value).__name__} has no form in JSON")
+                raise TypeError(f"an answer must not contain {type(value).__name__}, which JSON cannot represent")
             arrays.append(value)
-            return _HOLE
+            return _PLACEHOLDER
 
-        written = orjson.dumps(answer, default=leave_hole, option=orjson.OPT_SERIALIZE_NUMPY)
+        written = orjson.dumps(answer, default=replace_array, option=orjson.OPT_SERIALIZE_NUMPY)
         *parts, end = written.split(b"\0") if arrays else [written]
         return cls(tuple(zip(parts, arrays, strict=True)), end)
 
     def __len__(self) -> int:
-        """Bytes of the whole."""
+        """Size of the JSON in bytes."""
         return sum(len(part) + len(array) for part, array in self.arrays) + len(self.end)
 
     @property
     def max_bytes(self) -> int:
-        """Limit on the JSON as the queue's encoder writes it, which has 18 bytes for `1e13,`, the worst of all."""
+        """Upper bound on the JSON as the queue's encoder writes it. Its worst case is `1e13,`, which takes 18 bytes."""
         return 4 * len(self)
 
     def __bytes__(self) -> bytes:
-        """The whole."""
+        """The whole JSON."""
         return b"".join(self._written())
 
     @property
     def json(self) -> tuple[bytes, ...]:
-        """The whole but for the base64."""
+        """The JSON without its base64."""
         return (*(part for part, _ in self.arrays), self.end)
 
     def with_member(self, name: str, value: Body) -> Body:
-        """The body with one more member, whose value has no base64."""
+        """The body with another member, whose value contains no base64."""
         separator = b"," if len(self) > len(b"{}") else b""
         return Body(self.arrays, b'%b%b"%b":%b}' % (self.end[:-1], separator, name.encode(), bytes(value)))
 
     def chunks(self, size: int) -> Iterator[bytes]:
-        """The whole, in order: chunks of at least `size` bytes and less than twice as many, but for the last."""
+        """Yield the JSON in chunks of at least `size` and less than `2 * size` bytes; the last may be shorter."""
         waiting: list[bytes] = []
         count = 0
         for part in self._written():

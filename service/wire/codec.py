@@ -1,6 +1,6 @@
-"""The one codec between JSON and the operations: parse, run, render, bound the size, count and time.
+"""The codec between JSON and the operations: it parses, runs, renders, limits the size, counts and times.
 
-Every transport uses it: HTTP sends the bytes of an answer, the queue the values that they stand for.
+Every transport uses it. HTTP sends an answer as bytes, the queue as JSON values.
 """
 
 from __future__ import annotations
@@ -32,35 +32,33 @@ from service.wire.size import LIST_NUMBER_MIN_BYTES, SizeLimit, vectors_min_byte
 from service.wire.values import Values
 
 Progress = Callable[[dict[str, int]], None]
-"""Told how far a job that stores has come, as `{"settled", "points"}`; from any thread."""
+"""Callback for the progress of a job that stores points, `{"settled", "points"}`. Called from any thread."""
 
-_EMBED_REMEDY: Final = (
-    'send fewer texts, ask for fewer vectors (`vectors` without "colbert"), or use encoding base64 with dtype float16'
-)
-_INGEST_REMEDY: Final = "send fewer texts, or includeText false"
-_SEARCH_REMEDY: Final = "send fewer queries, lower limit, or use withVectors false, withPayload false or explain false"
+_EMBED_REMEDY: Final = 'send fewer texts, leave "colbert" out of vectors, or set encoding "base64" and dtype "float16"'
+_INGEST_REMEDY: Final = "send fewer texts, or set includeText false"
+_SEARCH_REMEDY: Final = "send fewer queries, lower limit, or set withVectors, withPayload or explain false"
 _SCORE_REMEDY: Final = "send fewer pairs"
 
 _QUICK_MAX_BYTES: Final = 65_536
-"""Bytes of JSON that are written or parsed by the event loop itself: that takes no longer than a change of threads."""
+"""Maximum JSON bytes that the event loop serializes or parses itself, which takes no longer than a thread switch."""
 
 _QUICK_MAX_NUMBERS: Final = 1024
-"""Numbers of lists that are made there."""
+"""Maximum numbers in lists that the event loop renders itself."""
 
 _QUICK_FIELDS: Final = frozenset(
     {"operation", "texts", "isPassage", "batchSize", "maxLength", "vectors", "encoding", "dtype", "includeText"}
 )
-"""Fields of a job's input that are small if its texts are."""
+"""Fields of a job's input whose sizes are bounded by that of its texts."""
 
 
 class Codec:
-    """JSON in, JSON out. Usable from any event loop.
+    """Answers JSON with JSON. Usable from any event loop.
 
     Args:
         core: the operations.
 
     Attributes:
-        core: as given.
+        core: the operations.
     """
 
     def __init__(self, core: Operations) -> None:
@@ -71,13 +69,14 @@ class Codec:
         self._instrumentation = Instrumentation(core.metrics, self._max_bytes)
 
     async def answer(self, raw: object, progress: Progress | None = None) -> Answer:
-        """The answer to a job's input.
+        """Answer a job's input.
 
         Args:
-            raw: anything.
-            progress: told while a job stores.
+            raw: the input, any JSON value.
+            progress: callback for the progress of a job that stores points.
 
-        Raises nothing but `asyncio.CancelledError`.
+        Raises:
+            asyncio.CancelledError: the call was cancelled. All other errors become answers.
         """
         return await self._answer(raw, progress, Body)
 
@@ -90,9 +89,9 @@ class Codec:
         return await self._instrumentation.answer(operation_name(raw), work, render_error, with_timings=with_timings)
 
     async def job(self, raw: object, progress: Progress | None = None) -> Any:
-        """The answer to a job's input as JSON values, in the form of the queue.
+        """Answer a job's input as JSON values, as the queue expects them.
 
-        OpenAI's objects, and its errors, come in a list of one.
+        The answer to an OpenAI request, also an error, is a list that holds one object.
         """
         if not is_openai(raw):
             return await _values(await self._answer(raw, progress, Values))
@@ -101,11 +100,11 @@ class Codec:
         ]
 
     async def openai_embeddings(self, raw: object) -> Answer:
-        """The answer to the body of OpenAI's `/v1/embeddings`."""
+        """Answer a request body of OpenAI's `/v1/embeddings`."""
         return await self._instrumentation.answer("openai", lambda: self._openai.embeddings(raw), openai_error)
 
     async def openai_models(self, path: str) -> Answer:
-        """The answer to OpenAI's `/v1/models`, or to the path of one model."""
+        """Answer OpenAI's `/v1/models`, or the path of one model."""
 
         async def work() -> Outcome:
             return self._openai.models(path)
@@ -137,27 +136,27 @@ class Codec:
         if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):
             result = await self.core.embed(request.embed_value(), self._admit(request))
 
-            def answered() -> Content:
+            def render() -> Content:
                 return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
 
             quick = self._is_quickly_written(request, result)
-            return Outcome(answered() if quick else await asyncio.to_thread(answered), result.tokens)
+            return Outcome(render() if quick else await asyncio.to_thread(render), result.tokens)
         return await self._embed_ahead(request, form)
 
     async def _embed_ahead(self, request: EmbedRequest, form: type[Content]) -> Outcome:
-        """As `_embed`, where writing takes long and need not wait for the last vector."""
+        """Embed, and encode base64 while the model computes, since encoding a large answer takes long."""
         ahead = WrittenAhead(request)
         try:
-            result = await self.core.embed(request.embed_value(), self._admit(request), ahead.take)
+            result = await self.core.embed(request.embed_value(), self._admit(request), ahead.encode)
         except BaseException:
             ahead.cancel()
             raise
 
-        def answered() -> Content:
-            answer = embed_answer(request, result, self.core.model_name, ahead.items())
+        def render() -> Content:
+            answer = embed_answer(request, result, self.core.model_name, ahead.vectors())
             return self._bounded(answer, _EMBED_REMEDY, form)
 
-        return Outcome(await asyncio.to_thread(answered), result.tokens)
+        return Outcome(await asyncio.to_thread(render), result.tokens)
 
     async def _ingest(
         self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]
@@ -172,7 +171,7 @@ class Codec:
         return await asyncio.to_thread(answer.completed, result)
 
     def _admit(self, request: EmbedRequest) -> Callable[[Sequence[int]], None]:
-        """Refuses, before anything is computed, an answer that is sure to be too large."""
+        """A check that raises, before the model runs, if the answer is certain to be too large."""
         limit = SizeLimit(self._max_bytes, _EMBED_REMEDY)
 
         def admit(tokens: Sequence[int]) -> None:
@@ -191,7 +190,7 @@ class Codec:
         return self._min_bytes(request, [text.tokens for text in result.embeddings]) <= most
 
     def _min_bytes(self, request: EmbedRequest, tokens: Sequence[int]) -> int:
-        """Bytes of vectors that an answer has at least, for texts of so many tokens."""
+        """Minimum bytes of the vectors in an answer for texts with these numbers of tokens."""
         return vectors_min_bytes(
             tokens,
             dense=self.core.hidden_size if "dense" in request.vectors else 0,
@@ -207,13 +206,13 @@ class Codec:
 
 
 class _IngestAnswer:
-    """The answer of one ingest. Its size is checked before anything is stored, since what is stored stays.
+    """The answer of one ingest. Its size is checked before any point is stored, since storing cannot be undone.
 
     Args:
-        request: of the wire.
+        request: the request.
         model: name of the model.
-        max_bytes: limit on the answer.
-        form: of the answer.
+        max_bytes: maximum size of the answer.
+        form: the type of the answer's content.
     """
 
     def __init__(self, request: EmbedRequest, model: str, max_bytes: int, form: type[Content]) -> None:
@@ -224,20 +223,20 @@ class _IngestAnswer:
         self._admitted = form.of({})
 
     def admit(self, texts: Sequence[IngestedText], points: int) -> None:
-        """Render the answer without its `upsert` block, and check that it has room for the block.
+        """Render the answer without its `upsert` block, and check that the block will fit.
 
         Raises:
-            ResponseTooLarge: it has not.
+            ResponseTooLarge: the answer could exceed the limit.
         """
         content = self._rendered(texts, sum(text.tokens for text in texts))
         self._limit.check(content, reserve=points * REJECTION_MAX_BYTES)
         self._admitted = content
 
     def completed(self, result: IngestResult) -> Outcome:
-        """The whole answer. Blocks for as long as it takes to render."""
+        """Render the whole answer. Blocks while it renders."""
         upsert = upsert_answer(result.report)
         content = self._admitted
-        if not self._request.wants_vectors:  # what was admitted before the model ran may have changed, and is small
+        if not self._request.wants_vectors:  # rendered before the model ran and outdated since, but small
             content = self._rendered(result.texts, result.tokens)
         content = content.with_member("upsert", Body.of(upsert))
         return Outcome(content, result.tokens, [point["code"] for point in upsert["rejected"]])
@@ -247,14 +246,14 @@ class _IngestAnswer:
 
 
 def render_error(error: WorkerError) -> Mapping[str, Any]:
-    """The JSON of an error; that of an ingest says what became of every point."""
+    """The JSON of an error; for a failed ingest it includes the `upsert` block."""
     if isinstance(error, IngestFailed):
         return error_answer(error, upsert=upsert_answer(error.report))
     return error_answer(error)
 
 
 def _is_quick(raw: object) -> bool:
-    """Whether a job's input is so small that parsing it takes less than a change of threads."""
+    """Whether a job's input is so small that parsing it takes less time than a thread switch."""
     if not isinstance(raw, dict) or not raw.keys() <= _QUICK_FIELDS:
         return False
     texts = raw.get("texts")
@@ -262,7 +261,7 @@ def _is_quick(raw: object) -> bool:
 
 
 async def _values(answer: Answer) -> Any:
-    """The JSON values of an answer, made by a thread if there is much to parse."""
+    """The JSON values of an answer; a large answer is parsed in a thread."""
     if isinstance(answer.content, Values) or len(answer.content) <= _QUICK_MAX_BYTES:
         return answer.json
     return await asyncio.to_thread(lambda: answer.json)

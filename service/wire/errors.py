@@ -1,6 +1,7 @@
-"""Errors on the wire: the one table from their types to codes and HTTP statuses, and their JSON.
+"""Errors in JSON: the table from error types to codes and HTTP statuses, and the rendering.
 
-`{"error", "error_code", "retryable", "details"}`: `error` is always a string, the code is what callers branch on.
+The JSON of an error is `{"error", "error_code", "retryable", "details"}`. `error` is always a string; programs branch
+on `error_code`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema
-from typing_extensions import TypedDict  # Python 3.11's own has no schema
+from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
 from embedder import (
     Cancelled,
@@ -27,11 +28,11 @@ from service.operations import IngestFailed
 
 
 class ResponseTooLarge(WorkerError):
-    """The answer would be larger than what the platform carries.
+    """The answer exceeds the size limit.
 
     Attributes:
-        size: of the answer in bytes, or what it has at least.
-        limit: in bytes.
+        size: size of the answer in bytes, or a lower bound on it.
+        limit: the limit in bytes.
     """
 
     def __init__(self, message: str, *, size: int, limit: int) -> None:
@@ -45,21 +46,21 @@ class Unauthorized(InvalidRequest):
 
 
 class UnknownPath(NotFound):
-    """This service has no such path."""
+    """The path of the URL is unknown."""
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The path exists, with another method."""
+    """The path does not support the method."""
 
 
 class BodyStalled(InvalidRequest):
-    """The client has stopped sending in the middle of its body."""
+    """The client stopped sending in the middle of the request body."""
 
     retryable = True
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is over the limit of the HTTP server."""
+    """The request body exceeds the limit of the HTTP server."""
 
 
 class NotJson(InvalidRequest):
@@ -71,18 +72,18 @@ class Loading(Overloaded):
 
 
 class ShuttingDown(Cancelled):
-    """The worker takes nothing new; another may."""
+    """The worker accepts no new requests; another worker may."""
 
     retryable = True
 
 
 @dataclass(frozen=True, slots=True)
 class WireError:
-    """How an error is told.
+    """The code and the status of an error.
 
     Attributes:
-        code: the stable name that callers branch on.
-        status: of HTTP.
+        code: the stable name that programs branch on.
+        status: the HTTP status.
     """
 
     code: str
@@ -109,7 +110,7 @@ ERRORS: Final[Mapping[type[WorkerError], WireError]] = {
     Cancelled: WireError("cancelled", 503),
     Internal: WireError("internal", 500),
 }
-"""By type; a subclass that is not named here is told as its base is."""
+"""Codes and statuses by error type; a subclass that is not listed has those of its base."""
 
 CODES: Final = tuple(sorted({error.code for error in ERRORS.values()}))
 """All values of `error_code`."""
@@ -117,20 +118,20 @@ CODES: Final = tuple(sorted({error.code for error in ERRORS.values()}))
 ErrorCode = Annotated[str, WithJsonSchema({"enum": list(CODES)})]
 
 RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 5}
-"""Seconds of the `Retry-After` header by status, unless the error itself knows better."""
+"""Default seconds of the `Retry-After` header by status, unless the error has its own."""
 
 
 class Error(TypedDict):
-    """An error on the wire."""
+    """The JSON of an error."""
 
-    error: Annotated[str, Field(description="names the field, the limit and the value")]
+    error: Annotated[str, Field(description="message with the field, the limit and the value")]
     error_code: ErrorCode
     retryable: bool
     details: dict[str, Any]
 
 
 def cause_of(error: WorkerError) -> WorkerError:
-    """The error that a caller reads: why an ingest failed, or the error itself."""
+    """The error that the caller gets: the cause of a failed ingest, or the error itself."""
     return error.cause if isinstance(error, IngestFailed) else error
 
 
@@ -140,12 +141,12 @@ def wire_error(error: WorkerError) -> WireError:
 
 
 def code_for(kind: type[WorkerError]) -> str:
-    """The code of all errors of a type."""
+    """The code of an error type."""
     return _wire_error_for(kind).code
 
 
 def code_of(cause: WorkerError | Refusal) -> str:
-    """The code of an error, or of what conformance refuses in one point."""
+    """The code of an error, or of a point that failed validation."""
     return cause.code if isinstance(cause, Refusal) else wire_error(cause).code
 
 
@@ -153,24 +154,24 @@ def error_answer(error: WorkerError, **details: Any) -> Error:
     """The JSON of an error.
 
     Args:
-        error: which one.
-        details: further values to travel beside the message.
+        error: the error.
+        details: further values for `details`.
     """
-    told = cause_of(error)
+    cause = cause_of(error)
     return {
-        "error": told.message,
-        "error_code": wire_error(told).code,
-        "retryable": told.retryable,
-        "details": {**_details(told), **details},
+        "error": cause.message,
+        "error_code": wire_error(cause).code,
+        "retryable": cause.retryable,
+        "details": {**_details(cause), **details},
     }
 
 
 def retry_after_s(error: WorkerError) -> int | None:
-    """Whole seconds after which to try again; None where that does not help."""
-    told = cause_of(error)
-    status = wire_error(told).status
-    if status in RETRY_AFTER_S and isinstance(told, StoreUnavailable) and told.retry_after_s is not None:
-        return max(1, round(told.retry_after_s))
+    """Whole seconds to wait before a retry; None if a retry does not help."""
+    cause = cause_of(error)
+    status = wire_error(cause).status
+    if status in RETRY_AFTER_S and isinstance(cause, StoreUnavailable) and cause.retry_after_s is not None:
+        return max(1, round(cause.retry_after_s))
     return RETRY_AFTER_S.get(status)
 
 
@@ -191,6 +192,9 @@ def _details(error: WorkerError) -> dict[str, Any]:
         case SchemaMismatch(collection=collection, differences=differences) if differences:
             return {
                 "collection": collection,
-                "differences": [{"field": one.field, "found": one.found, "wanted": one.wanted} for one in differences],
+                "differences": [
+                    {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
+                    for difference in differences
+                ],
             }
     return {}

@@ -1,4 +1,4 @@
-"""The types of the fields of requests, and the limits that they are checked against."""
+"""The types of request fields, and the limits that they are validated against."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from qdrant_sink import (
     check_filter,
 )
 from service.collection_config import PAYLOAD_PATH
-from service.validation import is_unicode, kind_of, shown
+from service.validation import characters, counted, is_unicode, kind_of, shown
 
 PAYLOAD_KEYS_MAX = 100
-"""Keys of a payload that a request may name one by one."""
+"""Maximum number of payload keys in one selection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request is checked against beyond its own form.
+    """The limits of a worker that requests are validated against.
 
     Attributes:
-        max_texts: most texts or queries of a request.
-        max_length: the model's limit on a text in tokens.
+        max_texts: maximum number of texts, queries or pairs in a request.
+        max_length: maximum length of a text in tokens, which the model sets.
     """
 
     max_texts: int
@@ -46,17 +46,17 @@ def _limits(info: ValidationInfo) -> Limits:
 
 
 def tokens_within_model(value: int, info: ValidationInfo) -> int:
-    """The value, if the model takes as many tokens."""
+    """Validate that a number of tokens is within the model's limit."""
     limit = _limits(info).max_length
     if value > limit:
-        raise ValueError(f"must be at most the model's {limit} tokens, got {shown(value)}")
+        raise ValueError(f"must be at most {limit} tokens, the limit of the model, got {shown(value)}")
     return value
 
 
 def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
     limit = _limits(info).max_texts
     if len(texts) > limit:
-        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(texts)}")
+        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(texts)}")
     for index, text in enumerate(texts):
         if not is_unicode(text):
             raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
@@ -66,27 +66,29 @@ def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
 def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]]:
     limit = _limits(info).max_texts
     if len(pairs) > limit:
-        raise ValueError(f"must have at most {limit} items (MAX_TEXTS), got {len(pairs)}")
+        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(pairs)}")
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
-        for place, text in enumerate(pair):
+        for side, text in enumerate(pair):
             if not is_unicode(text):
-                raise ValueError(f"[{index}][{place}] is not valid Unicode (a lone surrogate)")
+                raise ValueError(f"[{index}][{side}] is not valid Unicode (a lone surrogate)")
     return pairs
 
 
 def _valid_ids(ids: list[Any]) -> list[int | str]:
-    for index, one in enumerate(ids):
-        if isinstance(one, str):
-            if not one or not is_unicode(one):
-                raise ValueError(f"[{index}] must be a string of valid Unicode that is not empty")
-        elif isinstance(one, bool) or not isinstance(one, int):
+    for index, raw in enumerate(ids):
+        if isinstance(raw, str):
+            if not raw:
+                raise ValueError(f"[{index}] must have at least 1 character, got 0")
+            if not is_unicode(raw):
+                raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
+        elif isinstance(raw, bool) or not isinstance(raw, int):
             raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
-                f"[{index}] must be an integer or a string, got {kind_of(one)}"
+                f"[{index}] must be an integer or a string, got {kind_of(raw)}"
             )
-        elif not 0 <= one <= INTEGER_ID_MAX:
-            raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {shown(one)}")
+        elif not 0 <= raw <= INTEGER_ID_MAX:
+            raise ValueError(f"[{index}] must be from 0 to 2^64 - 1, got {shown(raw)}")
     return ids
 
 
@@ -108,7 +110,7 @@ def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def payload_selection(raw: object) -> WithPayload:
-    """What hits carry of their payload: all, nothing, these keys, or all but these."""
+    """Parse `withPayload`: the whole payload, none, these keys, or all keys but these."""
     if isinstance(raw, bool):
         return raw
     if isinstance(raw, list):
@@ -123,7 +125,7 @@ def payload_selection(raw: object) -> WithPayload:
 
 
 def vector_selection(raw: object) -> tuple[Kind, ...]:
-    """Which vectors hits carry: all, none, or these kinds."""
+    """Parse `withVectors`: all vectors, none, or these kinds."""
     if isinstance(raw, bool):
         return KINDS if raw else ()
     if not isinstance(raw, list):
@@ -134,14 +136,15 @@ def vector_selection(raw: object) -> tuple[Kind, ...]:
     return tuple(_distinct(raw))
 
 
-def _keys(raw: list[object], place: str) -> tuple[str, ...]:
+def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     if not 1 <= len(raw) <= PAYLOAD_KEYS_MAX:
-        raise ValueError(f"{place or ''} must have 1 to {PAYLOAD_KEYS_MAX} keys, got {len(raw)}".strip())
+        raise ValueError(f"{path} must have 1 to {PAYLOAD_KEYS_MAX} keys, got {len(raw)}".strip())
     for index, key in enumerate(raw):
         if not isinstance(key, str):
-            raise ValueError(f"{place}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
+            raise ValueError(f"{path}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
         if len(key) > 255 or not is_unicode(key) or not re.fullmatch(PAYLOAD_PATH, key):
-            raise ValueError(f"{place}[{index}] must be a key such as topic or a.topic, of at most 255 characters")
+            rule = "must be a key of at most 255 characters such as topic or a.topic"
+            raise ValueError(f"{path}[{index}] {rule}, got {characters(key)}")
     return tuple(str(key) for key in raw)
 
 
@@ -156,13 +159,13 @@ Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
 
 
 class Wire(BaseModel):
-    """A part of a request: strict types, camelCase names, nothing unknown."""
+    """Base of requests and their parts: strict types, camelCase names, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 
 
 class QuantizationParams(Wire):
-    """How the quantized copy of a vector is used, where the collection keeps one."""
+    """Use of the quantized vectors, if the collection has them."""
 
     ignore: bool = False
     rescore: bool = True
@@ -170,7 +173,7 @@ class QuantizationParams(Wire):
 
 
 class SearchParams(Wire):
-    """How the store searches: `hnswEf` widens the graph search, `exact` does without the index."""
+    """Parameters of the search in Qdrant: `hnswEf` widens the graph search, `exact` searches without the index."""
 
     hnsw_ef: Annotated[int, Field(ge=1, le=100_000)] | None = None
     exact: bool = False

@@ -1,4 +1,4 @@
-"""What is counted and timed of every request, around its answer, whatever the operation and the transport are."""
+"""Counting and timing of every request, for all operations and transports."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from service.wire.size import SizeLimit
 log = logging.getLogger(__name__)
 
 RenderError = Callable[[WorkerError], Mapping[str, Any]]
-"""The JSON of an error, in the form of a dialect."""
+"""Renders an error as JSON, in the worker's own form or in OpenAI's."""
 
 
 def error_reply(error: WorkerError, render: RenderError) -> Answer:
-    """The answer that an error becomes."""
-    told = wire_error(error)
-    return Answer(Body.of(render(error)), told.status, told.code, retry_after_s(error))
+    """The answer for an error."""
+    wire = wire_error(error)
+    return Answer(Body.of(render(error)), wire.status, wire.code, retry_after_s(error))
 
 
 def defect(error: Exception) -> Internal:
-    """What a caller reads of an exception that should not be; its message may quote a text and stays here."""
-    return Internal(f"internal error ({type(error).__name__}); the worker's log says where")
+    """The error that a caller gets for an unexpected exception, whose own message may quote a text."""
+    return Internal(f"internal error ({type(error).__name__}); see the log of the worker")
 
 
 def log_defect(error: Exception) -> None:
-    """Write where an exception was raised that should not be, and nothing of its message."""
+    """Log the type and the origin of an unexpected exception, but not its message."""
     log.error("internal error: %s", whereabouts(error))
 
 
@@ -42,8 +42,8 @@ class Instrumentation:
     """Answers requests, and counts and times them.
 
     Args:
-        metrics: what is counted.
-        max_bytes: limit on an answer.
+        metrics: the metrics to update.
+        max_bytes: maximum size of an answer.
     """
 
     def __init__(self, metrics: Metrics, max_bytes: int) -> None:
@@ -58,15 +58,16 @@ class Instrumentation:
         *,
         with_timings: bool = False,
     ) -> Answer:
-        """What comes of the work: its outcome, or the error that it ended with.
+        """Do the work of a request and return its answer, which may be an error.
 
         Args:
-            operation: a word of a fixed set.
-            work: does what the request asks for.
-            render_error: gives an error its form.
-            with_timings: whether the seconds of each stage are added to the answer.
+            operation: name of the operation, from a fixed set.
+            work: does the work of the request.
+            render_error: renders an error.
+            with_timings: whether to add the seconds of each stage to the answer.
 
-        Raises nothing but `asyncio.CancelledError`.
+        Raises:
+            asyncio.CancelledError: the call was cancelled. All other errors become answers.
         """
         timings = Timings()
         started = time.perf_counter()
@@ -99,7 +100,7 @@ class Instrumentation:
         return Answer(self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.content)
 
     def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content:
-        """The content with its timings, unless these would make it too large: what was done stays done."""
+        """The content with its timings, or without them if it would exceed the size limit."""
         timings = Body.of({stage: round(spent, 6) for stage, spent in seconds.items()})
         content = outcome.content.with_member("timings", timings)
         try:

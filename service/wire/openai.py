@@ -1,6 +1,6 @@
 """OpenAI's embeddings API: `/v1/embeddings` and `/v1/models`, over HTTP and on the queue.
 
-Its answer has no field for a text that was cut or that failed; so both fail the request.
+Its answer has no field for a truncated or a failed text, so either is an error of the whole request.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
-from typing_extensions import TypedDict  # Python 3.11's own has no schema
+from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
-from embedder import Embedding, FieldError, InvalidRequest, ModelFailure, NotFound, Outputs, WorkerError
+from embedder import Embedding, FieldError, ModelFailure, NotFound, Outputs, WorkerError
 from service import operations
 from service.operations import EmbedResult, Operations
-from service.validation import is_unicode
+from service.validation import counted, invalid_field, is_unicode, kind_of, shown
 from service.wire.answer_types import Count, Numbers
 from service.wire.answers import numbers
 from service.wire.body import Base64Array, Body
@@ -28,7 +28,7 @@ from service.wire.size import SizeLimit, vectors_min_bytes
 EMBEDDINGS: Final = "/v1/embeddings"
 MODELS: Final = "/v1/models"
 
-_REMEDY: Final = "send fewer inputs, or use encoding_format base64"
+_REMEDY: Final = 'send fewer inputs, or set encoding_format "base64"'
 
 _TYPES: Final[Mapping[str, str]] = {
     "invalid_request": "invalid_request_error",
@@ -36,21 +36,25 @@ _TYPES: Final[Mapping[str, str]] = {
     "response_too_large": "invalid_request_error",
     "overloaded": "rate_limit_error",
 }
-"""OpenAI's `type` of an error by our code; of all others `server_error`."""
+"""OpenAI's error `type` by the worker's error code; that of other codes is `server_error`."""
 
 
 def _valid_input(value: Any) -> list[str] | list[list[int]]:
-    """The inputs as a list, all of one kind."""
+    """The input as a list of texts or of lists of token ids."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise ValueError("must be a string, or a list of strings, of token ids or of lists of token ids, not empty")
+        got = "an empty list" if value == [] else kind_of(value)
+        raise ValueError(f"must be a string, or a list of strings, of token ids or of lists of token ids, got {got}")
     if all(isinstance(text, str) for text in value):
         return value
     texts = [value] if all(_is_integer(token) for token in value) else value
     for index, ids in enumerate(texts):
         if not isinstance(ids, list) or not ids or not all(_is_integer(token) for token in ids):
-            raise ValueError(f"[{index}] must be of the same kind as the others: strings, or lists of token ids")
+            raise ValueError(
+                f"[{index}] must be of the same kind as the other items, strings or lists of at least 1 token id, "
+                f"got {kind_of(ids)}"
+            )
     return texts
 
 
@@ -82,7 +86,7 @@ class EmbeddingsRequest(BaseModel):
 
 
 class QueueJob(BaseModel):
-    """A job's input as RunPod's OpenAI proxy writes it."""
+    """A job's input from RunPod's OpenAI proxy."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -91,7 +95,7 @@ class QueueJob(BaseModel):
 
 
 class EmbeddingAnswer(TypedDict):
-    """One embedding: numbers, or little-endian float32 in base64."""
+    """An embedding: numbers, or little-endian float32 in base64."""
 
     object: Literal["embedding"]
     index: Count
@@ -115,7 +119,7 @@ class EmbeddingsAnswer(TypedDict):
 
 
 class OpenAIErrorBody(TypedDict):
-    """What is wrong; `code` is the worker's own."""
+    """The content of OpenAI's error object; `code` is the worker's error code."""
 
     message: str
     type: str
@@ -134,7 +138,7 @@ class OpenAIDialect:
 
     Args:
         core: the operations.
-        max_bytes: limit on an answer.
+        max_bytes: maximum size of an answer.
     """
 
     def __init__(self, core: Operations, max_bytes: int) -> None:
@@ -143,23 +147,23 @@ class OpenAIDialect:
         self._created = int(time.time())
 
     async def route(self, raw: object) -> Outcome:
-        """The answer to a job's input from RunPod's OpenAI proxy: `{"openai_route", "openai_input"}`.
+        """Answer a job's input from RunPod's OpenAI proxy, `{"openai_route", "openai_input"}`.
 
         Raises:
-            WorkerError: see `openai_error` for its form on the wire.
+            WorkerError: the request failed; `openai_error` renders the error.
         """
         job = validated(QueueJob, raw)
         if job.openai_route == EMBEDDINGS:
             return await self.embeddings(job.openai_input)
         if job.openai_route == MODELS or job.openai_route.startswith(f"{MODELS}/"):
             return self.models(job.openai_route)
-        raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}")
+        raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}, got {shown(job.openai_route)}")
 
     async def embeddings(self, raw: object) -> Outcome:
-        """The answer to the body of `/v1/embeddings`.
+        """Answer a request body of `/v1/embeddings`.
 
         Raises:
-            WorkerError: see `openai_error` for its form on the wire.
+            WorkerError: the request failed; `openai_error` renders the error.
         """
         request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
         self._check(request)
@@ -174,40 +178,44 @@ class OpenAIDialect:
                 label="input",
             )
         )
-        return await asyncio.to_thread(self._answered, request, result)
+        return await asyncio.to_thread(self._rendered, request, result)
 
     def models(self, path: str) -> Outcome:
-        """The answer of `/v1/models`, or of the path of one model.
+        """Answer `/v1/models`, or the path of one model.
 
         Raises:
-            NotFound: another model.
+            NotFound: the path names another model.
         """
-        listed = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
+        described_model = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
         if path == MODELS:
-            return Outcome(Body.of({"object": "list", "data": [listed]}))
+            return Outcome(Body.of({"object": "list", "data": [described_model]}))
         if path == f"{MODELS}/{self._core.model_name}":
-            return Outcome(Body.of(listed))
-        raise NotFound(self._other_model())
+            return Outcome(Body.of(described_model))
+        raise NotFound(self._unknown_model_message(path.removeprefix(f"{MODELS}/")))
 
     def _check(self, request: EmbeddingsRequest) -> None:
         max_texts = self._core.settings.max_texts
         if len(request.input) > max_texts:
-            raise _invalid("input", f"must have at most {max_texts} items (MAX_TEXTS), got {len(request.input)}")
+            raise invalid_field(
+                "input", f"must have at most {counted(max_texts, 'item')} (MAX_TEXTS), got {len(request.input)}"
+            )
         if request.model not in (None, self._core.model_name):
-            message = self._other_model()
+            message = self._unknown_model_message(request.model or "")
             raise NotFound(message, fields=[FieldError("model", message)])
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
-            raise _invalid("dimensions", f"must be the model's own, {size}, got {request.dimensions}")
+            raise invalid_field(
+                "dimensions", f"must be {size}, the size of the model's vectors, got {request.dimensions}"
+            )
         encoding: Literal["list", "base64"] = "list" if request.encoding_format == "float" else "base64"
         lengths = [1] * len(request.input)
         self._limit.check_minimum(vectors_min_bytes(lengths, dense=size, colbert=0, encoding=encoding, dtype="float32"))
         if isinstance(request.input[0], str):
             for index, text in enumerate(request.input):
                 if not is_unicode(text):
-                    raise _invalid(f"input[{index}]", "is not valid Unicode (a lone surrogate)")
+                    raise invalid_field(f"input[{index}]", "is not valid Unicode (a lone surrogate)")
 
-    def _answered(self, request: EmbeddingsRequest, result: EmbedResult) -> Outcome:
+    def _rendered(self, request: EmbeddingsRequest, result: EmbedResult) -> Outcome:
         data: list[EmbeddingAnswer] = []
         for index, embedding in enumerate(result.texts):
             if isinstance(embedding, ModelFailure):
@@ -223,8 +231,8 @@ class OpenAIDialect:
         self._limit.check(body)
         return Outcome(body, tokens=result.tokens)
 
-    def _other_model(self) -> str:
-        return f"model: this worker serves '{self._core.model_name}' only (GET {MODELS} names it)"
+    def _unknown_model_message(self, model: str) -> str:
+        return f"model must be '{self._core.model_name}', as GET {MODELS} lists it, got {shown(model)}"
 
 
 def is_openai(raw: object) -> bool:
@@ -233,7 +241,7 @@ def is_openai(raw: object) -> bool:
 
 
 def openai_error(error: WorkerError) -> OpenAIError:
-    """An error as OpenAI's object."""
+    """Render an error as OpenAI's object."""
     answer = error_answer(error)
     fields = answer["details"].get("errors") or [{"field": None}]
     return {
@@ -244,10 +252,6 @@ def openai_error(error: WorkerError) -> OpenAIError:
             "code": answer["error_code"],
         }
     }
-
-
-def _invalid(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest(message).at(field)
 
 
 def _dense(embedding: Embedding, request: EmbeddingsRequest) -> Any:

@@ -1,4 +1,4 @@
-"""What the wire makes of a request: the JSON of its answer, and what is counted of it."""
+"""The outcome of a request: the JSON of its answer, and the numbers to count."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from service.wire.body import Body
 from service.wire.values import Values
 
 Content = Body | Values
-"""A result as a transport takes it: bytes, or JSON values."""
+"""The JSON of an answer, as bytes or as values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A result as JSON.
+    """The result of a successful request.
 
     Attributes:
-        content: the result.
-        tokens: tokens that were embedded.
-        rejected: per point that was not stored, the code of the reason.
+        content: the JSON of the result.
+        tokens: number of embedded tokens.
+        rejected: the error code of each rejected point.
     """
 
     content: Content
@@ -32,13 +32,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a transport sends.
+    """The answer that a transport sends.
 
     Attributes:
-        content: a result or an error.
-        status: of HTTP.
-        code: the error's code; None where the request succeeded.
-        retry_after_s: whole seconds after which a retry can help; None where none can.
+        content: the JSON of a result or of an error.
+        status: the HTTP status.
+        code: the error code; None for a success.
+        retry_after_s: whole seconds to wait before a retry; None if a retry does not help.
     """
 
     content: Content

@@ -1,8 +1,8 @@
-"""The JSON of requests, one type per operation, and the request values that operations take.
+"""The JSON of requests, one type per operation, and their conversion to the request values of the operations.
 
-Wire names are camelCase, Python names snake_case. Types are strict (`1.0` is not an integer, `"true"` not a boolean),
-unknown fields are refused by name, and every complaint is an `InvalidRequest` that names the field, the limit and the
-value, but never quotes a text. What passes here needs no further check.
+JSON names are camelCase, Python names snake_case. Types are strict: `1.0` is not an integer, `"true"` is not a boolean.
+Unknown fields are errors. Every error is an `InvalidRequest` that names the field, the limit and the value, but never
+quotes a text. A request that passes here needs no further validation.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from service.wire.fields import (
 )
 
 HITS_MAX = 1_000_000
-"""Hits of one search request before they are cut to pages: what a worker can hold beside the model."""
+"""Maximum hits of a search request before paging, which a worker can hold in memory beside the model."""
 
 EXAMPLES_MAX = 100
-"""Positive or negative points of a search, whose vectors are read first."""
+"""Maximum positive, or negative, points of a search, whose vectors are read first."""
 
 EXPLAINED_HITS_MAX = 1000
-"""Hits of one request that are explained: each is tokenized anew."""
+"""Maximum explained hits of a request, each of which is tokenized again."""
 
 EXPLAINED_ROWS_HITS_MAX = 100
-"""The same where their ColBERT rows are fetched: a client's lists of 1023 rows of 1024 take 32 MB."""
+"""Maximum explained hits of a request that fetches ColBERT rows; 1023 rows of 1024 numbers take 32 MB as lists."""
 
 
 class Chunking(Wire):
-    """How texts are cut into points: at most `maxTokens` each, of which `overlap` repeat the end of the one before."""
+    """Chunking of texts: at most `maxTokens` tokens per point, of which `overlap` repeat the end of the last one."""
 
     max_tokens: Annotated[int, Field(ge=CHUNK_MIN_TOKENS)] = 512
     overlap: Annotated[int, Field(ge=0)] | None = None
@@ -66,12 +66,12 @@ class Chunking(Wire):
         return self.max_tokens // 8 if self.overlap is None else self.overlap
 
     def value(self) -> operations.Chunking:
-        """The request value."""
+        """Convert to the request value."""
         return operations.Chunking(self.max_tokens, self.overlap_tokens)
 
 
 class QdrantTarget(Wire):
-    """The `qdrant` block of an embed request: where and how to store the points."""
+    """The `qdrant` block of an embed request: the collection of the points, and how to store them."""
 
     collection: Collection | None = None
     ids: Ids | None = None
@@ -84,7 +84,7 @@ class QdrantTarget(Wire):
 
 
 class EmbedRequest(Wire):
-    """Turn texts into vectors, and store them if `qdrant` says where."""
+    """Embed texts and, with a `qdrant` block, store them as points."""
 
     operation: Literal["embed"] = "embed"
     texts: Texts
@@ -106,42 +106,44 @@ class EmbedRequest(Wire):
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedRequest:
         if self.encoding == "list" and self.dtype == "float16":
-            raise ValueError("dtype: float16 needs encoding base64; a list holds float32")
+            raise ValueError("dtype: must be 'float32' with encoding 'list', got 'float16'; use encoding 'base64'")
         if self.qdrant is not None:
             for name in ("ids", "payloads"):
-                given = getattr(self.qdrant, name)
-                if given is not None and len(given) != len(self.texts):
+                items = getattr(self.qdrant, name)
+                if items is not None and len(items) != len(self.texts):
                     raise ValueError(
-                        f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(given)}"
+                        f"qdrant.{name}: must have one item per text ({len(self.texts)}), got {len(items)}"
                     )
             if self.qdrant.chunk is not None:
                 self._fits_chunks(self.qdrant.chunk)
         return self
 
     def _fits_chunks(self, chunk: Chunking) -> None:
-        most = chunk.max_tokens // 2
-        if chunk.overlap_tokens > most:
-            raise ValueError(f"qdrant.chunk.overlap: must be at most half of maxTokens ({most}), got {chunk.overlap}")
+        overlap_max = chunk.max_tokens // 2
+        if chunk.overlap_tokens > overlap_max:
+            raise ValueError(
+                f"qdrant.chunk.overlap: must be at most half of maxTokens ({overlap_max}), got {chunk.overlap}"
+            )
         if self.return_vectors:
-            raise ValueError("returnVectors: a text in chunks has no vectors of its own; leave it out")
+            raise ValueError("returnVectors: must be false with qdrant.chunk, got true; chunks are only stored")
         if self.max_length is not None and self.max_length < chunk.max_tokens:
             raise ValueError(
-                f"maxLength: must be at least qdrant.chunk.maxTokens ({chunk.max_tokens}), or be left out, "
-                f"got {self.max_length}"
+                f"maxLength: must be at least qdrant.chunk.maxTokens ({chunk.max_tokens}), got {self.max_length}; "
+                "leave it out"
             )
 
     @property
     def wants_vectors(self) -> bool:
-        """Whether the answer carries vectors: by default only where they are not stored."""
+        """Whether the answer contains vectors; by default only if they are not stored."""
         return self.qdrant is None if self.return_vectors is None else self.return_vectors
 
     @property
     def role(self) -> operations.Role:
-        """What the texts are."""
+        """The role of the texts."""
         return "passage" if self.is_passage else "query"
 
     def embed_value(self) -> operations.EmbedRequest:
-        """The request value, where nothing is stored. ColBERT rows have the type in which they are sent."""
+        """Convert to the request value of `embed`. ColBERT rows have the type in which they are sent."""
         return operations.EmbedRequest(
             texts=self.texts,
             outputs=Outputs.of(self.vectors, self.dtype),
@@ -151,7 +153,7 @@ class EmbedRequest(Wire):
         )
 
     def ingest_value(self, target: QdrantTarget) -> operations.IngestRequest:
-        """The request value, where points are stored as the `qdrant` block says."""
+        """Convert to the request value of `ingest`."""
         return operations.IngestRequest(
             texts=self.texts,
             vectors=self.vectors,
@@ -172,19 +174,19 @@ class EmbedRequest(Wire):
 
 
 class Like(Wire):
-    """Stored points in place of queries: what is found is like the first and unlike the second."""
+    """Stored points instead of queries: hits are similar to `positive` and dissimilar to `negative` points."""
 
     positive: Annotated[Ids, Field(min_length=1, max_length=EXAMPLES_MAX)]
     negative: Annotated[Ids, Field(max_length=EXAMPLES_MAX)] = Field(default=[])
     id_scope: Collection | None = None
 
     def value(self) -> operations.Like:
-        """The request value."""
+        """Convert to the request value."""
         return operations.Like(self.positive, self.negative, self.id_scope)
 
 
 class SearchRequest(Wire):
-    """Find the stored points nearest to each query, or to the examples of `like`."""
+    """Search for the stored points nearest to each query, or to the points of `like`."""
 
     operation: Literal["search"]
     queries: Texts = Field(default=[])
@@ -213,50 +215,57 @@ class SearchRequest(Wire):
         if not self.explain:
             return self
         by_group = " x groupSize" if self.group_by else ""
-        asked, most_hits = len(self.queries) or 1, self.limit * self.group_size
-        most = EXPLAINED_ROWS_HITS_MAX if "colbert" in (*self.using, self.rerank) else EXPLAINED_HITS_MAX
-        if asked * most_hits > most:
+        searches, hits = len(self.queries) or 1, self.limit * self.group_size
+        with_rows = "colbert" in (*self.using, self.rerank)
+        hits_max = EXPLAINED_ROWS_HITS_MAX if with_rows else EXPLAINED_HITS_MAX
+        if searches * hits > hits_max:
             raise ValueError(
-                f"explain: queries x limit{by_group} must be at most {most}, got {asked} x {most_hits}; "
-                "lower limit, or ask for fewer queries at once"
+                f"explain: must cover at most {hits_max} hits{' with colbert' if with_rows else ''} "
+                f"(queries x limit{by_group}), got {searches * hits}; lower limit or send fewer queries"
             )
         candidates = len(self.using) * max(self.prefetch, (self.limit + self.offset) * self.group_size)
-        if asked * candidates > HITS_MAX:
+        if searches * candidates > HITS_MAX:
             raise ValueError(
-                f"explain: queries x candidates of all branches must be at most {HITS_MAX}, "
-                f"got {asked} x {candidates}; lower prefetch or offset"
+                f"explain: must cover at most {HITS_MAX} candidates (queries x candidates of all branches), "
+                f"got {searches * candidates}; lower prefetch or offset, or send fewer queries"
             )
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
         if bool(self.queries) == (self.like is not None):
-            raise ValueError("queries: and like exclude each other" if self.like else "queries: or like must be given")
+            raise ValueError(
+                "queries: must not be given together with like; send one of them"
+                if self.like
+                else "queries: or like is required"
+            )
         if self.group_by is None and self.group_size > 1:
-            raise ValueError(f"groupSize: belongs to groupBy, which is not given, got {self.group_size}")
-        asked, pages = len(self.queries) or 1, self.limit + self.offset
-        if asked * pages * self.group_size > HITS_MAX:
+            raise ValueError(f"groupSize: must be 1 without groupBy, got {self.group_size}; give groupBy")
+        searches = len(self.queries) or 1
+        hits = searches * (self.limit + self.offset) * self.group_size
+        if hits > HITS_MAX:
             by_group = " x groupSize" if self.group_by else ""
             raise ValueError(
-                f"limit: queries x (limit + offset){by_group} must be at most {HITS_MAX}, got {asked} x {pages}"
-                + (f" x {self.group_size}" if self.group_by else "")
+                f"limit: must ask for at most {HITS_MAX} hits (queries x (limit + offset){by_group}), got {hits}; "
+                "lower limit or offset, or send fewer queries"
             )
-        if self.group_by is not None and asked * len(self.using) * self.prefetch > HITS_MAX:
+        candidates = searches * len(self.using) * self.prefetch
+        if self.group_by is not None and candidates > HITS_MAX:
             raise ValueError(
-                f"prefetch: queries x branches x prefetch must be at most {HITS_MAX} with groupBy, "
-                f"got {asked} x {len(self.using)} x {self.prefetch}"
+                f"prefetch: must ask for at most {HITS_MAX} candidates with groupBy (queries x branches x prefetch), "
+                f"got {candidates}; lower prefetch or send fewer queries"
             )
         if self.weights is not None:
             if self.fusion != "rrf":
-                raise ValueError(f"weights: belong to fusion rrf, not {self.fusion}")
+                raise ValueError(f"weights: must be left out with fusion '{self.fusion}'; only 'rrf' has weights")
             if len(self.weights) != len(self.using):
                 raise ValueError(
-                    f"weights: must have one per branch of using ({len(self.using)}), got {len(self.weights)}"
+                    f"weights: must have one item per branch of using ({len(self.using)}), got {len(self.weights)}"
                 )
         return self
 
     def value(self) -> operations.SearchRequest:
-        """The request value."""
+        """Convert to the request value."""
         params = self.params
         options = SearchOptions(
             using=tuple(self.using),
@@ -289,19 +298,19 @@ class SearchRequest(Wire):
 
 
 class CountRequest(Wire):
-    """How many points a collection holds, or how many match a filter."""
+    """Count the points of a collection, or those that match a filter."""
 
     operation: Literal["count"]
     collection: Collection | None = None
     filter: Filter | None = None
 
     def value(self) -> operations.CountRequest:
-        """The request value."""
+        """Convert to the request value."""
         return operations.CountRequest(self.collection, self.filter)
 
 
 class DeleteRequest(Wire):
-    """Remove points by their ids or by a filter."""
+    """Delete points by their ids or by a filter."""
 
     operation: Literal["delete"]
     collection: Collection | None = None
@@ -312,16 +321,20 @@ class DeleteRequest(Wire):
     @model_validator(mode="after")
     def _one_of_both(self) -> DeleteRequest:
         if (self.ids is None) == (self.filter is None):
-            raise ValueError("filter: and ids exclude each other" if self.ids else "filter: or ids must be given")
+            raise ValueError(
+                "filter: must not be given together with ids; send one of them"
+                if self.ids
+                else "filter: or ids is required"
+            )
         return self
 
     def value(self) -> operations.DeleteRequest:
-        """The request value."""
+        """Convert to the request value."""
         return operations.DeleteRequest(self.collection, self.ids, self.id_scope, self.filter)
 
 
 class ScoreRequest(Wire):
-    """How well each passage answers its query."""
+    """Score how well each passage answers its query."""
 
     operation: Literal["score"]
     pairs: Pairs
@@ -338,13 +351,13 @@ class ScoreRequest(Wire):
     @classmethod
     def _weigh_something(cls, weights: list[float]) -> list[float]:
         if len(weights) != 3:
-            raise ValueError(f"must have exactly 3 items, got {len(weights)}")
+            raise ValueError(f"must have exactly 3 items (dense, sparse, colbert), got {len(weights)}")
         if weights[0] == weights[1] == 0:
-            raise ValueError("must be above 0 for dense or sparse, whose weighted mean is one of the scores")
+            raise ValueError("must be above 0 for dense or sparse, got 0 for both")
         return weights
 
     def value(self) -> operations.ScoreRequest:
-        """The request value."""
+        """Convert to the request value."""
         return operations.ScoreRequest(
             self.pairs, operations.Weights(*self.weights), self.max_query_length, self.max_passage_length
         )

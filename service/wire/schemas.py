@@ -1,4 +1,4 @@
-"""JSON Schemas of all answers, generated from their types, with an example each (its vectors shortened)."""
+"""JSON Schemas of all answers, generated from their types, each with an example whose vectors are shortened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.wire.openai import EmbeddingsAnswer, OpenAIError
 Json = dict[str, Any]
 
 REFERENCE: Final = "#/components/schemas/{model}"
-"""How schemas refer to each other."""
+"""Template of references between schemas."""
 
 _MODE: Final[JsonSchemaMode] = "serialization"
 
@@ -30,11 +30,11 @@ _TEXT: Final[Json] = {
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """The answer of a path.
+    """The description of a path's answer.
 
     Attributes:
-        type: a typed dictionary.
-        example: an answer.
+        type: the typed dictionary of the answer.
+        example: an example.
     """
 
     type: Any
@@ -42,7 +42,7 @@ class Described:
 
     @property
     def name(self) -> str:
-        """Name of the schema."""
+        """The name of the schema."""
         return str(self.type.__name__)
 
 
@@ -116,11 +116,11 @@ ANSWERS: Final[Mapping[str, Described]] = {
         },
     ),
 }
-"""By path."""
+"""Answers by path."""
 
 
 def schemas() -> Json:
-    """All schemas of answers and errors, by name; no answer has further keys."""
+    """All schemas of answers and errors by name; they allow no further keys."""
     types = [described.type for described in ANSWERS.values()] + [Error, OpenAIError]
     inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
     described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
@@ -129,8 +129,8 @@ def schemas() -> Json:
 
 
 class _Closed(GenerateJsonSchema):
-    """Writes typed dictionaries without further keys."""
+    """Generates schemas of typed dictionaries that allow no further keys."""
 
     def typed_dict_schema(self, schema: TypedDictSchema) -> Json:
-        """As pydantic writes it, closed."""
+        """Generate the schema of a typed dictionary."""
         return {**super().typed_dict_schema(schema), "additionalProperties": False}

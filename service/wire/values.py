@@ -1,4 +1,4 @@
-"""An answer as JSON values, for a transport that takes no bytes: the queue's SDK encodes them itself."""
+"""An answer as JSON values, for the queue, whose SDK encodes the JSON itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import orjson
 from service.wire.body import Base64Array, Body
 
 _NUMBER_MAX_BYTES: Final = 21
-"""`-1234567890000000.0, `: no float32 is longer."""
+"""Maximum bytes of a float32, such as `-1234567890000000.0, `."""
 
 _ROW_MAX_BYTES: Final = 4
-"""Brackets of a row, and what is between it and the next."""
+"""Maximum bytes of a row's brackets and of the separator after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Values:
 
     Attributes:
         json: the object.
-        max_bytes: limit on its JSON, whichever encoder writes it.
+        max_bytes: upper bound on the size of its JSON, from either encoder.
     """
 
     json: dict[str, Any]
@@ -33,12 +33,12 @@ class Values:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Self:
-        """Turn an answer into values; the numbers of its arrays are the decimals that `Body.of` writes."""
+        """Convert an answer to values. The numbers of its arrays are the decimals that `Body.of` writes."""
         json, max_bytes = _object(answer)
         return cls(json, max_bytes)
 
     def with_member(self, name: str, value: Body) -> Values:
-        """The object with one more member, whose value has no base64."""
+        """The object with another member, whose value contains no base64."""
         json = {**self.json, name: orjson.loads(bytes(value))}
         return Values(json, self.max_bytes + 2 * (len(name) + len(value)) + len('"": , '))
 
@@ -57,8 +57,8 @@ def _key_max_bytes(key: str) -> int:
     return 2 * len(orjson.dumps(key)) + len(": , ")
 
 
-def _value(value: Any) -> tuple[Any, int]:  # noqa: PLR0911 - one for each type
-    """A value, and the most bytes that its JSON has."""
+def _value(value: Any) -> tuple[Any, int]:  # noqa: PLR0911 - a return for each type
+    """A JSON value and an upper bound on the bytes of its JSON."""
     kind = type(value)
     if kind is str:
         return value, 2 * len(orjson.dumps(value))
@@ -75,5 +75,5 @@ def _value(value: Any) -> tuple[Any, int]:  # noqa: PLR0911 - one for each type
         rows = len(value) if value.ndim > 1 else 1
         size = value.size * _NUMBER_MAX_BYTES + rows * _ROW_MAX_BYTES + _ROW_MAX_BYTES
         return orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)), size
-    written = orjson.dumps(value)
-    return orjson.loads(written), 2 * len(written)
+    encoded = orjson.dumps(value)
+    return orjson.loads(encoded), 2 * len(encoded)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its own DevTools protocol."""
+"""A headless Chromium, controlled over the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from websockets.sync.client import connect
 from tests.service.client import PATIENCE
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-"""Where it is; None if it is not installed."""
+"""Path of the browser; None if it is not installed."""
 
 
 class Chromium:
-    """One tab of a browser of its own.
+    """A browser with one tab.
 
     Args:
-        profile: an empty directory.
+        profile: an empty directory for its profile.
     """
 
     def __init__(self, profile: Path) -> None:
         self._profile = profile
         self._ids = count(1)
         self.console: list[str] = []
-        """Errors and violations that the page has caused."""
+        """Errors and policy violations of the page."""
 
     def __enter__(self) -> Self:
-        """Start it and open an empty tab."""
+        """Start the browser and open an empty tab."""
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--no-proxy-server"]
         arguments += ["--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={self._profile}"]
         environment = {**os.environ, "HOME": str(self._profile)}
@@ -56,11 +56,13 @@ class Chromium:
         )
         guard.cancel()
         assert address is not None, "Chromium ended before it listened"
-        self._reader = threading.Thread(target=self._process.stderr.read, daemon=True)  # so that it never blocks on it
+        self._reader = threading.Thread(
+            target=self._process.stderr.read, daemon=True
+        )  # so that the browser never blocks on a full pipe
         self._reader.start()
         with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
             tabs = client.get(f"http://{address.decode()}/json/list").json()
-        tab = next(one for one in tabs if one["type"] == "page")
+        tab = next(target for target in tabs if target["type"] == "page")
         self._socket = connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None)
         self._send("Runtime.enable")
         self._send("Log.enable")
@@ -71,7 +73,7 @@ class Chromium:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """End the browser."""
         self._socket.close()
         self._process.kill()
         self._process.wait(PATIENCE)
@@ -81,18 +83,18 @@ class Chromium:
 
     @contextmanager
     def width(self, pixels: int) -> Iterator[None]:
-        """The window as narrow as that for a while."""
+        """Set the width of the window within the block."""
         self._send("Emulation.setDeviceMetricsOverride", width=pixels, height=700, deviceScaleFactor=1, mobile=True)
         yield
         self._send("Emulation.clearDeviceMetricsOverride")
 
     def open(self, url: str) -> None:
-        """Load a page; returns when it is complete."""
+        """Load a page, and wait until it is complete."""
         self._send("Page.navigate", url=url)
         self.run("new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))")
 
     def run(self, script: str) -> Any:
-        """The JSON value of an expression; a promise is awaited."""
+        """Evaluate an expression and return its JSON value; a promise is awaited."""
         sent = {"expression": script, "awaitPromise": True, "returnByValue": True}
         answer = self._send("Runtime.evaluate", **sent)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]

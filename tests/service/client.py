@@ -1,4 +1,4 @@
-"""A caller of the operations: a job's input in, the answer out, as it would read it from the wire."""
+"""A client of the operations, which sends a job's input and reads the answer from strict JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.operations import Operations
 from service.wire import Codec, Progress
 
 ENVIRONMENT: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
-"""Settings of every worker under test; with a given budget nothing is measured at start."""
+"""Settings of every worker under test. With a fixed token budget, the start needs no calibration."""
 
 CODES: Final = frozenset(
     {
@@ -35,7 +35,7 @@ CODES: Final = frozenset(
 """All values of `error_code`, as docs/errors.md lists them."""
 
 PATIENCE: Final = 30.0
-"""Seconds after which a test that hangs fails. Nothing is measured by it."""
+"""Timeout in seconds of tests that hang."""
 
 Json = dict[str, Any]
 
@@ -48,41 +48,41 @@ class Client:
         self._codec = Codec(operations)
 
     def __call__(self, raw: object, progress: Progress | None = None) -> Json:
-        """The answer to one input, from an event loop of its own."""
+        """Answer one input in a new event loop."""
         return asyncio.run(self.answer(raw, progress))
 
     async def answer(self, raw: object, progress: Progress | None = None) -> Json:
-        """The answer to one input, in the event loop of the caller."""
+        """Answer one input in the event loop of the caller."""
         return read((await self._codec.answer(raw, progress)).body)
 
     async def job(self, raw: object) -> Any:
-        """The answer to one input in the form of the queue."""
+        """Answer one input in the form of the queue."""
         return await self._codec.job(raw)
 
     def good(self, raw: object) -> Json:
-        """As a call, where the answer must not be an error."""
+        """Answer one input, and check that the answer is not an error."""
         answer = self(raw)
         assert "error" not in answer, answer
         return answer
 
     def error(self, raw: object, code: str) -> Json:
-        """As a call, where the answer must be the error of this code; its shape is checked."""
+        """Answer one input, and check that the answer is a valid error with this code."""
         answer = self(raw)
         assert_error(answer)
         assert answer["error_code"] == code, answer
         return answer
 
     def together(self, inputs: Sequence[object]) -> list[Json]:
-        """The answers to inputs that are sent at the same time."""
+        """Answer several inputs concurrently."""
 
-        async def all_at_once() -> list[Json]:
+        async def gathered() -> list[Json]:
             return await asyncio.gather(*map(self.answer, inputs))
 
-        return asyncio.run(all_at_once())
+        return asyncio.run(gathered())
 
 
 def read(body: bytes) -> Json:
-    """What a client reads; raises ValueError for what strict JSON has no form for."""
+    """Parse strict JSON; raises ValueError for NaN and Infinity."""
     answer: Json = json.loads(body.decode("utf-8"), parse_constant=_refuse)
     return answer
 
@@ -98,14 +98,14 @@ def unpacked(block: Mapping[str, Any]) -> NDArray[Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about; a test that hangs fails."""
+    """Wait for a condition that other threads fulfil, with a timeout."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - no thread of the code under test would set an event of ours
             await asyncio.sleep(0.001)
 
 
 def assert_error(answer: Json) -> None:
-    """The answer has the four keys of an error, each of its type."""
+    """Check that an answer has the four keys of an error with values of the right types."""
     assert set(answer) == {"error", "error_code", "retryable", "details"}, answer
     assert isinstance(answer["error"], str)
     assert answer["error"]

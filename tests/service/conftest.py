@@ -1,4 +1,4 @@
-"""One loaded `mini` for all tests of the service, and operations over it with stores of their own."""
+"""Fixtures of the service tests: one loaded `mini`, and workers over it with their own stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.service.client import ENVIRONMENT, Client
 from tests.service.doubles import Watched
 
 Serve = Callable[..., Client]
-"""`serve(store=..., NAME="value")`: operations over the session's model, with these settings."""
+"""`serve(store=..., NAME="value")` returns a client of operations over the session's model with these settings."""
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[EdgeStore]:
 
 @pytest.fixture(scope="session")
 def watched() -> Iterator[Watched]:
-    """A model that tells its batches and fails on texts with the word `zebra`."""
+    """A model that records its batches and fails on texts with the word `zebra`."""
     loaded = Watched.loaded()
     yield loaded
     loaded.embedder.close()
@@ -53,7 +53,7 @@ def watched() -> Iterator[Watched]:
 
 @pytest.fixture
 def serve(embedder: Embedder, store: EdgeStore) -> Serve:
-    """Makes a worker of any settings; its store is Qdrant Edge unless another is given."""
+    """A function that makes a worker with any settings, by default over Qdrant Edge."""
     given = store
 
     def served(*, store: Store | None = None, **variables: str) -> Client:
@@ -71,6 +71,6 @@ def worker(serve: Serve) -> Client:
 
 @pytest.fixture
 def small_multivectors(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A store that takes 20 rows per multivector at most."""
+    """Limit multivectors to 20 rows, and return that number."""
     monkeypatch.setattr(conformance, "MULTIVECTOR_VALUES", 21 * 192)
     return 20

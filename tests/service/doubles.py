@@ -1,4 +1,4 @@
-"""Stores and an engine that fail on purpose: real implementations of the seams around real ones."""
+"""Stores and an engine that fail on purpose, which wrap real ones."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class FailingStore:
     """A store that stops answering after a number of upserts, or before the first `ensure`.
 
     Args:
-        store: does the work until then.
-        upserts: how many upserts succeed; None: not even `ensure` does.
+        store: the store that does the work until then.
+        upserts: number of upserts that succeed; None if not even `ensure` succeeds.
     """
 
     def __init__(self, store: Store, upserts: int | None) -> None:
@@ -51,12 +51,12 @@ class FailingStore:
 
 
 class WatchedStore(EdgeStore):
-    """Qdrant Edge that remembers what it was asked, and answers searches only while its gate is open.
+    """Qdrant Edge that records searches, and answers them only while its gate is set.
 
     Attributes:
-        plans: of all searches.
-        requests: number of calls that they came in.
-        gate: while it is cleared, no search is answered.
+        plans: the plans of all searches.
+        requests: number of calls with these plans.
+        gate: event that searches wait for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,11 +75,11 @@ class WatchedStore(EdgeStore):
 
 
 class WatchedEngine(BlockingEngine):
-    """The packed engine on `mini`, which remembers its batches and works only while its gate is open.
+    """The packed engine on `mini`, which records its batches and computes only while its gate is set.
 
     Args:
-        tokenizer: of `mini`.
-        poison: a word; texts with it get a dense vector of NaN.
+        tokenizer: the tokenizer of `mini`.
+        poison: a word that makes the dense vector of a text NaN.
     """
 
     name = "packed"
@@ -88,12 +88,14 @@ class WatchedEngine(BlockingEngine):
 
     def __init__(self, tokenizer: Tokenizer, poison: str) -> None:
         self._engine = PackedEngine.load(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids)
-        self._poison = int(tokenizer.encode([poison], 8)[0].ids[-2])  # its last token: the first may be of any word
+        self._poison = int(
+            tokenizer.encode([poison], 8)[0].ids[-2]
+        )  # the last token, since the first one is shared by many words
         self.hidden_size = self._engine.hidden_size
         self.colbert_size = self._engine.colbert_size
         self.max_length = self._engine.max_length
         self.batches: list[list[int]] = []
-        """Of every batch, the tokens of its texts."""
+        """The numbers of tokens of the texts of every batch."""
         self.gate = Event()
         self.gate.set()
 
@@ -121,7 +123,7 @@ class WatchedEngine(BlockingEngine):
 
 @dataclass(frozen=True)
 class Watched:
-    """An embedder over a `WatchedEngine`, and what is inside it."""
+    """An embedder over a `WatchedEngine`, with its engine and pool."""
 
     engine: WatchedEngine
     pool: ModelPool
@@ -129,7 +131,7 @@ class Watched:
 
     @classmethod
     def loaded(cls, *, poison: str = "zebra") -> Watched:
-        """A budget of 4096 tokens."""
+        """Build the embedder with a token budget of 4096."""
         tokenizer = Tokenizer(MINI)
         engine = WatchedEngine(tokenizer, poison)
         pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)
@@ -137,11 +139,11 @@ class Watched:
 
 
 class RaisingStore:
-    """A store some of whose methods fail.
+    """A store with some methods that raise.
 
     Args:
-        store: does all other calls.
-        failures: by the name of a method, what a call of it raises.
+        store: the store for all other calls.
+        failures: the exceptions by name of the method.
     """
 
     def __init__(self, store: Store, **failures: Exception) -> None:
@@ -159,7 +161,7 @@ class RaisingStore:
 
 
 class CrowdedEmbedder(Embedder):
-    """An embedder that remembers how often it had no room for a job."""
+    """An embedder that counts jobs for which its queue is full."""
 
     refused = 0
 

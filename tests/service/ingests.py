@@ -1,4 +1,4 @@
-"""Jobs that store in one collection, and what is asked about it."""
+"""Ingest jobs into one collection, and expectations about it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.service.client import Client, Json
 NOTES: Final = "notes"
 CHUNK: Final = {"maxTokens": 48, "overlap": 8}
 LONG: Final = " ".join(f"Sentence number {n} speaks of topic {n % 7}." for n in range(60))
-"""A document of many chunks."""
+"""A document that is cut into many chunks."""
 
 
 def job(*texts: str, **qdrant: Any) -> Json:

@@ -1,4 +1,4 @@
-"""The HTTP server on loopback, in a thread of the test, over operations that the test has made."""
+"""The HTTP server on a loopback port, in a thread, over operations of the test."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Served:
     """A server that listens within the context.
 
     Args:
-        operations: the operations; None while the model still loads.
-        settings: the settings; None takes those of the operations.
-        body_max_bytes: limit on a body.
-        body_part_timeout_s: longest wait for a part of a body.
+        operations: the operations; None for a model that is still loading.
+        settings: the settings; None for those of the operations.
+        body_max_bytes: maximum size of a request body.
+        body_part_timeout_s: maximum wait for the next part of a body.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Served:
         self._listener.close()
 
     def client(self, **headers: str) -> httpx.Client:
-        """Sends requests with these headers."""
+        """A client that sends these headers."""
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
 
     def do(self, method: str, *args: Any, **more: Any) -> None:
-        """Call a method of its state in its loop, and wait for it."""
+        """Call a method of the server's state in its event loop, and wait for it."""
 
         async def call() -> None:
             getattr(self._state, method)(*args, **more)

@@ -1,4 +1,4 @@
-"""Inputs of every shape: requests that are almost valid, and JSON that is not a request at all."""
+"""Hypothesis strategies for inputs: valid and almost valid requests, and arbitrary JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.wire.requests import DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 
 PRIVATE: Final = "the private words of a user, which stay here: " + "lorem ipsum " * 6
-"""Longer than anything that a message quotes."""
+"""A text that is longer than anything a message may quote."""
 
 _REQUESTS: Final = (EmbedRequest, SearchRequest, DeleteRequest, ScoreRequest)
 _FIELDS: Final = sorted(
@@ -31,7 +31,7 @@ _scalars = (
 values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
 )
-"""Any JSON, and what JSON has no form for."""
+"""Any JSON value, also values that JSON cannot represent."""
 
 _texts = st.lists(st.text(max_size=6) | st.just(PRIVATE), min_size=1, max_size=3)
 
@@ -49,7 +49,7 @@ requests = st.fixed_dictionaries(
         "filter": st.fixed_dictionaries({}, optional=dict.fromkeys(["must", "should", "must_not"], values)) | values,
     },
 )
-"""Requests with any of their fields replaced by anything: arbitrary JSON alone hardly passes the first check."""
+"""Requests with arbitrary values in any field. Arbitrary JSON alone would hardly pass the first check."""
 
 spoiled_requests = st.builds(
     lambda request, fields: {**request, **fields},
@@ -66,4 +66,4 @@ spoiled_requests = st.builds(
     ),
     st.dictionaries(st.sampled_from(_FIELDS), values, max_size=2),
 )
-"""Valid requests with up to two fields replaced by anything."""
+"""Valid requests with arbitrary values in up to two fields."""

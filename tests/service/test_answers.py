@@ -1,4 +1,4 @@
-"""Answers on the wire: numbers that read back exactly, ids as Qdrant writes them, and only what was asked for."""
+"""Answers in JSON: numbers read back exactly, ids are as Qdrant writes them, and fields are those requested."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def embedded(embedding: Embedding, **fields: Any) -> Json:
     return result
 
 
-def found(result: SearchResult) -> Json:
+def searched(result: SearchResult) -> Json:
     """A search answer as a client reads it."""
     return read(bytes(Body.of(search_answer(result, "m"))))
 
 
 @given(st.lists(floats, min_size=1, max_size=50))
 def test_a_list_of_numbers_is_the_float32_it_was(numbers: list[float]) -> None:
-    """Whoever reads a list into float32 has the bits that the model made."""
+    """A list of numbers reads back to the float32 bits of the model."""
     dense = np.array(numbers, dtype=np.float32)
     result = embedded(Embedding(dense, None, dense.reshape(1, -1), tokens=2, truncated=False))
     assert set(result) == {"text", "tokens", "truncated", "dense", "colbert"}
@@ -51,7 +51,7 @@ def test_a_list_of_numbers_is_the_float32_it_was(numbers: list[float]) -> None:
 
 @given(st.dictionaries(st.integers(0, 2**32 - 1), floats))
 def test_a_sparse_vector_keeps_every_index_and_weight(weights: dict[int, float]) -> None:
-    """Indices up to 2^32 - 1 and their weights arrive as they are."""
+    """Indices up to 2^32 - 1 and their weights arrive unchanged."""
     indices = np.array(sorted(weights), dtype=np.uint32)
     values = np.array([weights[index] for index in sorted(weights)], dtype=np.float32)
     sparse = embedded(Embedding(None, SparseVector(indices, values), None, tokens=2, truncated=False))["sparse"]
@@ -61,7 +61,7 @@ def test_a_sparse_vector_keeps_every_index_and_weight(weights: dict[int, float])
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_base64_is_the_bytes_of_the_array(dtype: str) -> None:
-    """Little-endian rows, with their shape and type, also where the array is a view of a larger one."""
+    """Base64 holds little-endian rows with their shape and type, also for a view of a larger array."""
     rows = np.linspace(-1, 1, 120, dtype=np.float32).reshape(6, 20)
     view = rows[1:5, ::2]
     result = embedded(
@@ -73,8 +73,8 @@ def test_base64_is_the_bytes_of_the_array(dtype: str) -> None:
     np.testing.assert_array_equal(unpacked(result["dense"]), rows[0].astype(dtype))
 
 
-def test_a_text_that_failed_has_its_error_in_place_of_vectors() -> None:
-    """The error of one text has the four keys of any error, beside the text, and takes no neighbour along."""
+def test_a_failed_text_has_an_error_instead_of_vectors() -> None:
+    """The error of one text has the four keys of any error, beside the text, and does not affect other texts."""
     good = Embedding(np.array([0.5], np.float32), None, None, tokens=3, truncated=True)
     request = validated(EmbedRequest, {"texts": ["one", "two"]}, LIMITS)
     results: list[Embedding | ModelFailure] = [good, ModelFailure("dense: not finite")]
@@ -105,18 +105,18 @@ def test_a_text_that_failed_has_its_error_in_place_of_vectors() -> None:
 )
 def test_ids_come_back_as_qdrant_writes_them(point_id: PointId, wire: int | str) -> None:
     """A number stays a number, and a UUID is its hyphenated text."""
-    assert found(SearchResult([[Hit(point_id, 0.5)]], tokens=3)) == {
+    assert searched(SearchResult([[Hit(point_id, 0.5)]], tokens=3)) == {
         "results": [{"hits": [{"id": wire, "score": 0.5}]}],
         "usage": {"tokens": 3},
         "model": "m",
     }
 
 
-def test_a_hit_shows_what_it_carries() -> None:
-    """Payload and vectors are there exactly where they were asked for; a kind that the point lacks is absent."""
+def test_a_hit_has_the_requested_payload_and_vectors() -> None:
+    """A hit has its payload and vectors only if they were requested; missing kinds of vectors are absent."""
     vectors = Vectors(dense=np.array([0.1, 0.2], np.float32), colbert=np.array([[0.5, 0.25]], np.float32))
     hits = [[Hit(1, 1.0, {"a": [None, True]}, vectors), Hit(2, 0.5, {})], []]
-    first, second = found(SearchResult(hits, tokens=0))["results"]
+    first, second = searched(SearchResult(hits, tokens=0))["results"]
     assert first["hits"] == [
         {
             "id": 1,

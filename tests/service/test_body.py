@@ -1,4 +1,4 @@
-"""Answers as bytes in parts, and as JSON values: the same JSON, whose size is known without writing it again."""
+"""Answers as bytes in parts and as JSON values are the same JSON, with a known size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ answers = st.dictionaries(
 
 
 def expected(answer: Any) -> Any:
-    """The JSON values of an answer, its arrays apart: written by other means."""
+    """The expected JSON values of an answer."""
     match answer:
         case np.ndarray():
             return [float(str(number)) for number in answer]
@@ -46,7 +46,7 @@ def expected(answer: Any) -> Any:
 @settings(max_examples=50, deadline=None)
 @given(answers, st.integers(1, 64))
 def test_the_parts_of_a_body_are_its_json(answer: dict[str, Any], size: int) -> None:
-    """Whatever its arrays are, the chunks make up the JSON, whose length is known before."""
+    """The chunks of a body are its JSON, whose length is known before."""
     body = Body.of(answer)
     chunks = list(body.chunks(size))
     assert b"".join(chunks) == bytes(body)
@@ -58,7 +58,7 @@ def test_the_parts_of_a_body_are_its_json(answer: dict[str, Any], size: int) -> 
 @settings(max_examples=50, deadline=None)
 @given(answers)
 def test_values_are_the_json_of_the_body(answer: dict[str, Any]) -> None:
-    """The queue gets what HTTP sends, and its JSON is no longer than the values say."""
+    """Values equal the JSON of the body, within the upper bound of their size."""
     values = Values.of(answer)
     assert values.json == json.loads(bytes(Body.of(answer)))
     assert len(json.dumps(values.json, ensure_ascii=False).encode()) <= values.max_bytes
@@ -66,8 +66,8 @@ def test_values_are_the_json_of_the_body(answer: dict[str, Any]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(answers, st.sampled_from([Body, Values]))
-def test_a_limit_is_kept_to_the_byte(answer: dict[str, Any], form: type[Body | Values]) -> None:
-    """No answer that the queue would drop passes, and none that fits is refused for an estimate."""
+def test_the_limit_is_exact_to_the_byte(answer: dict[str, Any], form: type[Body | Values]) -> None:
+    """The check fails exactly for answers that the queue would drop."""
     content = form.of(answer)
     sent = len(json.dumps(expected(answer), ensure_ascii=False).encode())
     SizeLimit(sent + 64, "").check(content)
@@ -79,7 +79,7 @@ def test_a_limit_is_kept_to_the_byte(answer: dict[str, Any], form: type[Body | V
 @pytest.mark.parametrize("form", [Body, Values])
 @pytest.mark.parametrize("answer", [{}, {"a": 1}, {"a": Base64Array(np.zeros(3, np.float32))}])
 def test_a_member_is_added_at_the_end(form: type[Body | Values], answer: dict[str, Any]) -> None:
-    """A report or timings follow what is there, and count for the size."""
+    """A new member follows the others and counts for the size."""
     content = form.of(answer).with_member("more", Body.of({"b": [1]}))
     written = json.loads(bytes(content)) if isinstance(content, Body) else content.json
     assert written == {**expected(answer), "more": {"b": [1]}}
@@ -87,14 +87,14 @@ def test_a_member_is_added_at_the_end(form: type[Body | Values], answer: dict[st
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 3), np.float16), np.ones(1, np.float32), np.ones(5, np.uint8)])
-def test_base64_is_as_long_as_it_says(array: NDArray[Any]) -> None:
-    """Padding included, whatever the number of bytes."""
+def test_the_length_of_base64_is_known(array: NDArray[Any]) -> None:
+    """The length of base64 includes the padding."""
     text = Base64Array(array)
     assert text.written() == base64.b64encode(array.tobytes())
     assert len(text) == len(text.written())
 
 
-def test_what_has_no_json_is_an_error() -> None:
-    """An object that nobody meant to send is not sent as something else."""
+def test_a_value_without_json_is_an_error() -> None:
+    """A value that JSON cannot represent raises TypeError."""
     with pytest.raises(TypeError):
         Body.of({"a": object()})

@@ -23,7 +23,7 @@ from qdrant_sink import CollectionSchema, Store, StoreUnavailable, point_id, tex
 from qdrant_sink.edge import EdgeStore
 from service.bulk import BulkLoad, LoadReport
 from service.bulk.json_lines import BadLineError, parse_line
-from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_TEXTS, batches
+from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_TEXTS, batches
 from service.bulk.load import INTERRUPTED
 from service.operations import Operations
 from service.settings import Settings
@@ -69,7 +69,7 @@ class Loader:
         self.said: list[str] = []
 
     def __call__(
-        self, raw: Iterable[bytes], *options: str, batch_texts: int = BATCH_TEXTS, overloaded_pause_s: float = 1.0
+        self, raw: Iterable[bytes], *options: str, batch_texts: int = BATCH_MAX_TEXTS, overloaded_pause_s: float = 1.0
     ) -> LoadReport:
         """What became of the lines."""
         if self._rejects is None:
@@ -127,15 +127,15 @@ def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
 def test_a_bad_line_is_named_and_costs_no_other(load: Loader) -> None:
     """The file of rejects has its number and the reason, and nothing of what it says."""
     bad: list[tuple[bytes, str]] = [
-        (b"{", "not JSON (column "),
-        (b'{"text": "\xff"}', "not UTF-8 (byte 10)"),
-        (b"[1]", "must be an object, got a list"),
+        (b"{", "the line is not valid JSON (column "),
+        (b'{"text": "\xff"}', "the line is not valid UTF-8 (byte 10)"),
+        (b"[1]", "the line must be an object, got a list"),
         (line(txt="secret"), "unknown field 'txt'"),
         (line(text=1), "text must be a string, got an integer"),
         (line(text="secret", id=1.5), "id must be an integer or a string, got a number"),
         (line(text="secret", id=True), "id must be an integer or a string, got a boolean"),
         (line(text="secret", payload=[]), "payload must be an object, got a list"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "the line is nested too deeply"),
     ]
     lines = [raw for wrong, _ in bad for raw in (wrong, line(text="secret, but sound"))]
     report = load(lines)
@@ -164,12 +164,12 @@ def test_rejected_lines_are_named_without_a_file_too(embedder: Embedder, store: 
 
     long = "The first words of a line that is cut. And the others."
     assert told([b"[1]", line(text="a"), line(text=long, payload={"n": float("inf")})])[:2] == [
-        "line 1: must be an object, got a list",
+        "line 1: the line must be an object, got a list",
         "line 3, chunk 0: payload.n: must be a finite number, got inf",
     ]
     many = told([b"nonsense"] * 13)
-    assert many[:10] == [f"line {n}: not JSON (column 1)" for n in range(1, 11)]
-    assert many[10:] == ["more were rejected; use --rejects FILE for all"]
+    assert many[:10] == [f"line {n}: the line is not valid JSON (column 1)" for n in range(1, 11)]
+    assert many[10:] == ["further rejections are not shown; use --rejects FILE for all"]
 
 
 def test_one_bad_id_does_not_take_its_batch_along(load: Loader) -> None:
@@ -238,7 +238,7 @@ def test_a_load_that_is_stopped_says_so(load: Loader, store: EdgeStore) -> None:
         yield from (line(text=f"later {n}") for n in range(40))
 
     report = load(lines(), "--vectors", "dense", "--alias", "live", batch_texts=20)
-    assert report.failure == "interrupted; run the same command again to go on"
+    assert report.failure == "interrupted; run the same command again to continue"
     assert report.stored == store.count("notes") < 40
     assert (report.rejected, report.alias, store.collection_of("live")) == (0, False, None)
 
@@ -291,7 +291,7 @@ def test_a_load_that_is_interrupted_while_the_index_is_built_ends(embedder: Embe
     thread.join()
     assert not slow.closed.is_set()
     assert (report.failure, report.stored, report.alias) == (INTERRUPTED, 1, False)
-    assert load.said[-1].startswith("the graph is not there yet: searches compare with every point")
+    assert load.said[-1].startswith("the HNSW graph is not built yet, so searches compare")
     load._core._store.close()
     assert slow.closed.is_set()
 
@@ -311,9 +311,9 @@ def test_an_interrupted_load_says_what_it_waits_for(watched: Watched, store: Edg
 
     watched.engine.gate.clear()
     report = load(lines(), batch_texts=5)
-    assert report.failure == "interrupted; run the same command again to go on"
+    assert report.failure == "interrupted; run the same command again to continue"
     told = [text for text in load.said if text.startswith("stopping")]
-    assert told == ["stopping: up to 5 texts under way are finished first; a second signal ends immediately"]
+    assert told == ["stopping after the running batches (5 lines at most); a second signal stops immediately"]
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,8 @@ def test_batches_are_small_and_never_mix_ids() -> None:
     heavy = [parse_line(n, line(text=f"{n}", payload={"body": "x" * (BATCH_MAX_BYTES // 3)})) for n in range(1, 6)]
     heavy.append(parse_line(6, line(text="6", payload={"body": "x" * (2 * BATCH_MAX_BYTES)})))
     assert [[line.number for line in batch.lines] for batch in batches(heavy, "notes")] == [[1, 2], [3, 4], [5], [6]]
-    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * BATCH_TEXTS + 2)]
-    assert [len(batch.lines) for batch in batches(many, "notes")] == [BATCH_TEXTS, BATCH_TEXTS, 1]
+    many = [parse_line(n, line(text="x", id=n)) for n in range(1, 2 * BATCH_MAX_TEXTS + 2)]
+    assert [len(batch.lines) for batch in batches(many, "notes")] == [BATCH_MAX_TEXTS, BATCH_MAX_TEXTS, 1]
     assert [len(batch.lines) for batch in batches(many[:5], "notes", max_texts=2)] == [2, 2, 1]
     mixed = [parse_line(n, line(text=f"x {n}", **({"id": n} if n % 2 else {}))) for n in range(1, 101)]
     assert [len(batch.lines) for batch in batches(mixed, "notes")] == [50, 50]
@@ -395,7 +395,7 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
     ("lines", "options", "outcome"),
     [
         ([], [], (False, 1, "no line was read")),
-        ([b"nonsense"], [], (False, 1, "not every line is stored")),
+        ([b"nonsense"], [], (False, 1, "not all points are stored")),
         ([line(text="a"), b"nonsense"], ["--allow-rejected"], (True, 1, None)),
         ([line(text="a")], [], (True, 0, None)),
     ],
@@ -414,17 +414,17 @@ def test_a_script_reads_whether_the_alias_moved(
     report = load(lines, "--alias", "live", *options)
     assert (report.summary("notes")["alias"], report.status) == (moved, status)
     told = [text for text in load.said if "alias" in text]
-    assert told == ([] if said is None else [f"the alias stays where it is: {said}"])
+    assert told == ([] if said is None else [f"the alias is not set: {said}"])
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--alias", "taken"], "alias: 'taken' is the name of a collection; choose another"),
-        (["--alias", "notes"], "alias: 'notes' is the name of a collection; choose another"),
+        (["--alias", "taken"], "alias must not be the name of a collection, got 'taken'; choose another name"),
+        (["--alias", "notes"], "alias must not be the name of a collection, got 'notes'; choose another name"),
         (
             ["--collection", "live", "--alias", "other"],
-            "collection: 'live' is an alias; an alias leads to a collection",
+            "collection must not be an alias, got 'live'; give the collection itself",
         ),
     ],
 )
@@ -445,7 +445,7 @@ def test_a_graph_that_is_still_deferred_is_said(embedder: Embedder, store: EdgeS
     load = Loader(embedder, faulty, None)
 
     def told() -> bool:
-        return any(text.startswith("the graph is not there yet: searches compare") for text in load.said)
+        return any(text.startswith("the HNSW graph is not built yet, so searches compare") for text in load.said)
 
     assert load([line(text="a")]).failure is None
     assert not told()
@@ -474,7 +474,7 @@ class Broken(Loader):
 
     def say(self, text: str) -> None:
         """Tell the user."""
-        if text.endswith("a second"):
+        if text.startswith("points: "):
             raise KeyError("secret")
 
 
@@ -537,7 +537,7 @@ def test_a_pool_without_room_is_waited_for(watched: Watched, store: EdgeStore) -
 
 def test_a_line_is_refused_without_its_content() -> None:
     """The reason can be printed anywhere."""
-    with pytest.raises(BadLineError, match=r"^not JSON \(column 10\)$"):
+    with pytest.raises(BadLineError, match=r"^the line is not valid JSON \(column 10\)$"):
         parse_line(1, b'{"text": secret}')
 
 
@@ -598,7 +598,7 @@ def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, numbe
             time.sleep(0.005)
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to go on\n")
+    assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to continue\n")
 
 
 def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:

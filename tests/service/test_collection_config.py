@@ -1,4 +1,4 @@
-"""The collection block: read from the setting or a file, refused by field, and in force for points and searches."""
+"""The collection config: reading from the setting or a file, errors, and its effect on points and searches."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def _settings(block: object, **more: str) -> Settings:
 
 
 def test_without_a_block_collections_are_those_of_bge_m3() -> None:
-    """The defaults of the block are the defaults of the schema, and none of them counts as set."""
+    """The defaults of the config are those of the schema, and none counts as explicitly set."""
     assert Settings.from_environment({}).qdrant_collection_config.schema_for(1024, 512) == schema_for(1024, 512)
     assert _settings({}).qdrant_collection_config.schema_for(1024, 512) == schema_for(1024, 512)
 
 
 def test_every_field_reaches_the_schema() -> None:
-    """What the operator states is what collections are made with, and what they are verified for."""
+    """Every field of the config reaches the schema."""
     block = _settings(WHOLE, QDRANT_URL="https://example.org").qdrant_collection_config
     schema = block.schema_for(1024, 512)
     dense, sparse, colbert = schema.dense, schema.sparse, schema.colbert
@@ -72,8 +72,8 @@ def test_every_field_reaches_the_schema() -> None:
     assert "dense.m" not in parse_config('{"dense": {"onDisk": false}}').schema_for(8, 8).explicit
 
 
-def test_the_block_may_lie_in_a_file(tmp_path: Path) -> None:
-    """The setting is then the path; the file may have blank space around the object."""
+def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
+    """The setting may be the path of a file, in which white space may surround the object."""
     file = tmp_path / "collection.json"
     file.write_text('\n {"dense": {"m": 8}} \n')
     settings = Settings.from_environment({"QDRANT_COLLECTION_CONFIG": str(file)})
@@ -103,7 +103,7 @@ def test_the_block_may_lie_in_a_file(tmp_path: Path) -> None:
         (json.dumps({"vectorNames": {"dense": "ä" * 101}}), "vectorNames.dense must have 1 to 200 bytes, got 202"),
         (
             '{"vectorNames": {"sparse": "a|b"}}',
-            "vectorNames.sparse must have none of < > : \" / \\ | ? *, NUL and 0x1F, got '|'",
+            "vectorNames.sparse must not contain < > : \" / \\ | ? *, NUL or 0x1F, got '|'",
         ),
         ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be three different names, got 'dense' twice"),
         ('{"payloadIndexes": {"a": "blob"}}', "payloadIndexes.a must be 'keyword', 'integer', 'float', 'bool',"),
@@ -111,24 +111,24 @@ def test_the_block_may_lie_in_a_file(tmp_path: Path) -> None:
         ('{"tenantKey": "a[]"}', "tenantKey must match ^[\\w-]+(\\.[\\w-]+)*$, got a string of 3 characters"),
         (
             '{"tenantKey": "t", "payloadIndexes": {"t": "integer"}}',
-            "payloadIndexes.t must be keyword, since it is the tenantKey, got integer",
+            "payloadIndexes.t must be 'keyword' for the tenantKey, got 'integer'",
         ),
         ('{"layout": "plane"}', "layout must be 'plain', 'langchain', 'llamaindex' or 'haystack', got 'plane'"),
-        ('{"shards": 1, "shards": 2}', '"shards" is there twice'),
-        ('{"shards": }', "is not valid JSON: Expecting value in line 1, column 12"),
-        ("{" * 5, "is not valid JSON"),
-        ('{"a":' * 100_000, "is not valid JSON: nested too deeply"),
+        ('{"shards": 1, "shards": 2}', 'the field "shards" is given twice'),
+        ('{"shards": }', "the config is not valid JSON: Expecting value (line 1, column 12)"),
+        ("{" * 5, "the config is not valid JSON"),
+        ('{"a":' * 100_000, "the config is nested too deeply"),
     ],
 )
-def test_a_field_at_fault_is_named_with_limit_and_value(text: str, says: str) -> None:
-    """The worker refuses to start, and the operator reads what to correct."""
+def test_an_invalid_field_is_named_with_limit_and_value(text: str, says: str) -> None:
+    """The worker refuses to start, with a message that names the field."""
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({"QDRANT_COLLECTION_CONFIG": text, "QDRANT_URL": "https://example.org"})
     assert str(caught.value).startswith(f"QDRANT_COLLECTION_CONFIG: {says}")
 
 
-def test_all_fields_at_fault_are_named_together() -> None:
-    """A start that is refused names every field."""
+def test_all_invalid_fields_are_named_together() -> None:
+    """The message names every invalid field."""
     with pytest.raises(ConfigurationError, match=r"dense\.m .*; unknown field 'x'$"):
         _settings({"dense": {"m": -1}, "x": 1})
 
@@ -136,14 +136,14 @@ def test_all_fields_at_fault_are_named_together() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "opening it: No such file or directory"),
-        (b"\xff\xfe", "the file must be UTF-8"),
-        (b"[1]", r"must be a JSON object, got \[1\]"),
+        (None, r"the file cannot be opened \(No such file or directory\)"),
+        (b"\xff\xfe", "the file must be valid UTF-8"),
+        (b"[1]", r"the config must be a JSON object, got \[1\]"),
         (b"", "is not valid JSON"),
     ],
 )
-def test_a_file_without_a_block_is_named(tmp_path: Path, content: bytes | None, says: str) -> None:
-    """The operator, who alone reads it, sees which file was opened, and what is wrong with it."""
+def test_a_file_without_a_config_is_named(tmp_path: Path, content: bytes | None, says: str) -> None:
+    """The message names the file, and says what is wrong with it."""
     file = tmp_path / "collection.json"
     if content is not None:
         file.write_bytes(content)
@@ -153,15 +153,15 @@ def test_a_file_without_a_block_is_named(tmp_path: Path, content: bytes | None, 
 
 
 def test_a_cluster_needs_a_server() -> None:
-    """Shards and replicas that the embedded store cannot have refuse to start; one of each is what it has."""
-    with pytest.raises(ConfigurationError, match=r"shards=4, replication=2 needs a server.*set QDRANT_URL"):
+    """Several shards or replicas without a server refuse to start."""
+    with pytest.raises(ConfigurationError, match=r"shards=4, replication=2 needs a Qdrant server.*set QDRANT_URL"):
         _settings({"shards": 4, "replication": 2, "writeConsistency": 1})
     _settings({"shards": 1, "replication": 1, "writeConsistency": 1})
     _settings({"shards": 4}, QDRANT_URL="https://example.org")
 
 
 def test_the_store_is_opened_with_the_names(tmp_path: Path) -> None:
-    """Store and schema come from one block."""
+    """The store uses the vector names of the config."""
     settings = _settings({"vectorNames": {"dense": "v"}}, QDRANT_PATH=str(tmp_path))
     store = open_store(settings)
     store.ensure("docs", settings.qdrant_collection_config.schema_for(8, 8))
@@ -169,8 +169,8 @@ def test_the_store_is_opened_with_the_names(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_point_without_a_tenant_is_rejected_by_itself(serve: Serve) -> None:
-    """Its neighbours are stored, and found by their tenant."""
+def test_only_a_point_without_a_tenant_is_rejected(serve: Serve) -> None:
+    """Points with a tenant are stored and can be filtered by it."""
     worker = serve(QDRANT_COLLECTION_CONFIG='{"tenantKey": "tenant"}')
     payloads = [{"tenant": "acme"}, {}, {"tenant": "7"}]
     target = {"collection": "notes", "payloads": payloads}
@@ -184,7 +184,7 @@ def test_a_point_without_a_tenant_is_rejected_by_itself(serve: Serve) -> None:
 
 
 def test_searches_of_quantized_vectors_are_rescored(serve: Serve, tmp_path: Path) -> None:
-    """Nobody has to ask for it: the block says what is quantized."""
+    """Searches of a quantized vector are rescored by default."""
     store = WatchedStore(tmp_path / "watched")
     worker = serve(store=store, QDRANT_COLLECTION_CONFIG='{"dense": {"quantization": "int8"}}')
     worker.good({"texts": ["one"], "qdrant": {"collection": "notes"}})
@@ -198,7 +198,7 @@ def test_searches_of_quantized_vectors_are_rescored(serve: Serve, tmp_path: Path
 
 
 def test_an_index_added_to_the_block_is_made_for_an_existing_collection(serve: Serve, store: EdgeStore) -> None:
-    """The next job that stores makes it, whether or not the worker has seen the collection before."""
+    """The next ingest creates the index, whether or not the worker has used the collection before."""
     job = {"texts": ["one"], "qdrant": {"collection": "notes"}}
     serve().good(job)
     block = '{"payloadIndexes": {"text": "text"}}'
@@ -230,16 +230,17 @@ def test_the_page_explains_every_field_and_its_example_works() -> None:
     assert parse_config(example).schema_for(1024, 1024) != schema_for(1024, 1024)
 
 
-def test_a_key_that_a_layout_does_not_use_is_refused(serve: Serve, store: EdgeStore) -> None:
-    """The layout of a framework has a key of its own; who asks for another learns it before anything is made."""
+def test_a_text_key_for_another_layout_is_an_error(serve: Serve, store: EdgeStore) -> None:
+    """A framework's layout has its own text key; another one is an error before the collection is created."""
     worker = serve(QDRANT_COLLECTION_CONFIG='{"layout": "langchain"}')
     job: dict[str, Any] = {"texts": ["a"], "qdrant": {"collection": "notes", "textKey": "body"}}
     error = worker.error(job, "invalid_request")
     assert error["error"] == (
-        "qdrant.textKey: belongs to the plain layout; in langchain's the text is in 'page_content'; leave it out"
+        "qdrant.textKey must be left out: the payload layout 'langchain' has the text under 'page_content', "
+        "got another key"
     )
     assert error["details"]["errors"][0]["field"] == "qdrant.textKey"
-    with pytest.raises(InvalidRequest, match="textKey"):  # of a load from the command line, before it begins
+    with pytest.raises(InvalidRequest, match="textKey"):  # also before a bulk load
         worker.operations.ingest.check(IngestRequest(["a"], ["dense"], text_key="body", path="qdrant."))
     assert not store.collection_of("notes")
-    worker.good({"texts": ["a"], "qdrant": {"collection": "notes", "textKey": "text"}})  # the default is no wish
+    worker.good({"texts": ["a"], "qdrant": {"collection": "notes", "textKey": "text"}})  # the default is accepted

@@ -1,4 +1,4 @@
-"""How many queue jobs run concurrently, on a clock that the test turns."""
+"""The number of concurrent queue jobs, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from tests.service.client import PATIENCE
 
 @dataclass
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that the test sets."""
 
     now: float = 1000.0
 
     def __call__(self) -> float:
-        """Now."""
+        """The time."""
         return self.now
 
 
 def concurrency_of(
     clock: Clock, minimum: int = 1, maximum: int = 4, up: float = 0.05, down: float = 0.0
 ) -> Concurrency:
-    """A concurrency of these settings, by default the worker's own."""
+    """A concurrency with these settings, by default those of the worker."""
     return Concurrency(minimum, maximum, scale_up=up, scale_down=down, clock=clock)
 
 
 async def pass_through(concurrency: Concurrency) -> None:
-    """A job that is done immediately."""
+    """Run a job that ends immediately."""
     async with concurrency.slot():
         pass
 
 
 async def run_tasks() -> None:
-    """Let every task run until it waits."""
+    """Run all tasks until they wait."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -54,7 +54,7 @@ def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class Jobs:
-    """Jobs that hold their slot until they are told to finish."""
+    """Jobs that hold their slots until `finish` is called."""
 
     def __init__(self, concurrency: Concurrency) -> None:
         self._concurrency = concurrency
@@ -63,7 +63,7 @@ class Jobs:
         self.started: list[int] = []
 
     async def arrive(self, count: int = 1) -> None:
-        """Let jobs arrive one after the other, numbered from 0."""
+        """Start jobs one after the other, numbered from 0."""
         for _ in range(count):
             number = len(self.tasks)
             self._finish[number] = asyncio.Event()
@@ -71,12 +71,12 @@ class Jobs:
             await run_tasks()
 
     async def finish(self, number: int) -> None:
-        """Let a job end."""
+        """End a job."""
         self._finish[number].set()
         await run_tasks()
 
     async def finish_all(self) -> None:
-        """Let every job end."""
+        """End all jobs."""
         for event in self._finish.values():
             event.set()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -88,7 +88,7 @@ class Jobs:
 
 
 def test_it_begins_with_the_minimum() -> None:
-    """A worker that has just started handles `MIN_CONCURRENCY` jobs concurrently."""
+    """A new worker runs `MIN_CONCURRENCY` jobs concurrently."""
 
     async def body() -> None:
         concurrency = concurrency_of(Clock(), minimum=2)
@@ -102,7 +102,7 @@ def test_it_begins_with_the_minimum() -> None:
 
 
 def test_it_grows_while_requests_come_faster_than_the_threshold() -> None:
-    """Above 0.05 requests per second, three in a minute, each further one raises the limit, up to the maximum."""
+    """Above 0.05 requests per second (three per minute) each job raises the limit, up to the maximum."""
 
     async def body() -> None:
         concurrency = concurrency_of(Clock())
@@ -116,7 +116,7 @@ def test_it_grows_while_requests_come_faster_than_the_threshold() -> None:
 
 
 def test_it_keeps_its_size_between_the_thresholds() -> None:
-    """Where the rate is neither above the one nor at the other, nothing changes."""
+    """The limit does not change while the rate is between the thresholds."""
 
     async def body() -> None:
         clock = Clock()
@@ -137,7 +137,7 @@ def test_it_keeps_its_size_between_the_thresholds() -> None:
 
 
 def test_it_shrinks_after_quiet_minutes_but_not_below_the_minimum() -> None:
-    """A job that finds nothing in the minute before it lowers the limit by one."""
+    """A job after a minute without jobs lowers the limit by one."""
 
     async def body() -> None:
         clock = Clock()
@@ -155,7 +155,7 @@ def test_it_shrinks_after_quiet_minutes_but_not_below_the_minimum() -> None:
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
-    """Older requests are forgotten."""
+    """The rate counts the last minute only."""
 
     async def body() -> None:
         clock = Clock()
@@ -175,7 +175,7 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
 
 
 def test_quick_jobs_are_wanted_by_the_hundred() -> None:
-    """A new worker wants a burst of 64 jobs; after jobs of milliseconds, more than it can take in a second."""
+    """A new worker wants at least 64 jobs; after jobs of milliseconds it wants more than a thousand."""
 
     async def body() -> None:
         clock = Clock()
@@ -190,7 +190,7 @@ def test_quick_jobs_are_wanted_by_the_hundred() -> None:
 
 
 def test_slow_jobs_are_left_to_other_workers() -> None:
-    """Of jobs of a minute, no more are held than may run concurrently: what waits here cannot be had elsewhere."""
+    """With jobs of a minute, a worker holds no more jobs than may run concurrently."""
 
     async def body() -> None:
         clock = Clock()
@@ -204,7 +204,7 @@ def test_slow_jobs_are_left_to_other_workers() -> None:
 
 
 def test_a_slow_job_is_noticed_before_it_ends() -> None:
-    """The first job of a worker tells how slow its jobs are while it runs."""
+    """A running job counts for the estimated duration of jobs."""
 
     async def body() -> None:
         clock = Clock()
@@ -221,7 +221,7 @@ def test_a_slow_job_is_noticed_before_it_ends() -> None:
 
 
 def test_jobs_over_the_limit_wait_for_a_slot() -> None:
-    """No more than the limit run concurrently, and each that ends lets the next begin, in their order."""
+    """Jobs over the limit wait, and start in order when others end."""
 
     async def body() -> None:
         jobs = Jobs(concurrency_of(Clock(), minimum=2, maximum=2))
@@ -237,8 +237,8 @@ def test_jobs_over_the_limit_wait_for_a_slot() -> None:
     run(body)
 
 
-def test_a_limit_that_grows_lets_the_longest_waiting_job_in_first() -> None:
-    """A newcomer that raises the limit does not overtake those who wait already."""
+def test_a_higher_limit_starts_the_job_that_waits_longest() -> None:
+    """A new job that raises the limit does not overtake waiting jobs."""
 
     async def body() -> None:
         jobs = Jobs(concurrency_of(Clock(), minimum=1, maximum=2))
@@ -251,7 +251,7 @@ def test_a_limit_that_grows_lets_the_longest_waiting_job_in_first() -> None:
 
 
 def test_a_cancelled_job_frees_its_slot() -> None:
-    """Cancelling a running job lets the next one in."""
+    """Cancelling a running job starts the next one."""
 
     async def body() -> None:
         jobs = Jobs(concurrency_of(Clock(), maximum=1))
@@ -266,7 +266,7 @@ def test_a_cancelled_job_frees_its_slot() -> None:
 
 
 def test_a_job_cancelled_while_it_waits_takes_no_slot() -> None:
-    """The next job takes its turn, and no slot is lost."""
+    """A waiting job that is cancelled does not occupy a slot."""
 
     async def body() -> None:
         jobs = Jobs(concurrency_of(Clock(), maximum=1))
@@ -281,7 +281,7 @@ def test_a_job_cancelled_while_it_waits_takes_no_slot() -> None:
 
 
 def test_a_job_that_fails_frees_its_slot() -> None:
-    """An exception in a job passes through and frees the slot."""
+    """An exception in a job is raised and frees the slot."""
 
     async def body() -> None:
         concurrency = concurrency_of(Clock(), maximum=1)
@@ -298,7 +298,7 @@ def test_a_job_that_fails_frees_its_slot() -> None:
 
 
 def test_hundreds_of_jobs_never_exceed_the_limit() -> None:
-    """Whatever the order of arrivals, ends and cancellations, the limit holds and everyone has a turn."""
+    """The limit holds, and every job runs, in any order of arrivals, ends and cancellations."""
 
     async def body() -> None:
         concurrency = concurrency_of(Clock(), minimum=1, maximum=3)

@@ -1,4 +1,4 @@
-"""Long documents in chunks: each chunk a point, no chunk of an earlier version left, none of the present one lost."""
+"""Documents in chunks: each chunk is a point, and chunks of earlier versions are deleted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.service.ingests import CHUNK, LONG, NOTES, block, count, job
 
 
 def worker_over(store: Store, embedder: Embedder, *, batch_points: int) -> Client:
-    """A worker that sends so many points, or ids, to the store at a time."""
+    """A worker with a limit on the points, or ids, per request to the store."""
     settings = Settings.from_environment(ENVIRONMENT)
     return Client(Operations(settings, embedder, store, batch_points=batch_points))
 
 
 def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) -> None:
-    """Each chunk is found by itself and says of which document it is, and where in it."""
+    """Each chunk is a point with its document and its span in the payload."""
     answer = worker.good(job(LONG, "short", ids=["manual", 7], payloads=[{"lang": "en"}] * 2, chunk=CHUNK))
     first, second = answer["results"]
     assert first["chunks"] > 5
@@ -47,7 +47,7 @@ def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) 
 
 
 def test_a_document_that_shrinks_leaves_no_stale_chunks(worker: Client) -> None:
-    """After a new version, search finds nothing of the old one, and other documents are untouched."""
+    """A shorter version of a document deletes the chunks beyond it, and other documents are unchanged."""
     worker.good(job(LONG, LONG + " End.", ids=["a", "b"], chunk=CHUNK))
     before = count(worker)
     answer = worker.good(job(LONG[:300], ids=["a"], chunk=CHUNK))
@@ -63,7 +63,7 @@ class FailingDeletes(EdgeStore):
     """Qdrant Edge that stops answering after a number of deletions.
 
     Attributes:
-        deletes_left: how many deletions still succeed.
+        deletes_left: number of deletions that still succeed.
     """
 
     deletes_left = 1
@@ -76,14 +76,14 @@ class FailingDeletes(EdgeStore):
         return super().delete(collection, ids=ids, where=where)
 
 
-def test_a_deletion_that_was_cut_short_is_completed(embedder: Embedder, tmp_path: Path) -> None:
-    """However it ended, the same job again leaves the chunks of the new version and no others."""
+def test_an_incomplete_deletion_is_completed_by_the_next_job(embedder: Embedder, tmp_path: Path) -> None:
+    """The same job again deletes the remaining chunks of the earlier version."""
     store = FailingDeletes(tmp_path / "edge")
     worker = worker_over(store, embedder, batch_points=3)
     long = worker.good(job(LONG, ids=["a"], chunk=CHUNK))["results"][0]["chunks"]
     assert long > 10
     answer = worker.error(job(LONG[:100], ids=["a"], chunk=CHUNK), "store_unavailable")
-    assert "chunks of earlier versions may be left" in answer["error"]
+    assert "chunks of earlier versions may remain" in answer["error"]
     fewer = answer["details"]["upsert"]["stored"]
     assert fewer < count(worker) < long
     store.deletes_left = 1000
@@ -94,14 +94,14 @@ def test_a_deletion_that_was_cut_short_is_completed(embedder: Embedder, tmp_path
 
 @pytest.mark.parametrize("cut", [{}, {"chunk": CHUNK}], ids=["point", "chunks"])
 def test_a_refused_document_does_not_hold_its_id(worker: Client, cut: Json) -> None:
-    """Of two documents of one id, the one that can be stored is."""
+    """A rejected document does not reserve its id for the job."""
     answer = worker.good(job("one", "two", ids=["a", "a"], payloads=[{"n": float("inf")}, {}], **cut))
     assert answer["upsert"]["stored"] == count(worker) == 1
     assert [(point["index"], point["code"]) for point in answer["upsert"]["rejected"]] == [(0, "invalid_payload")]
 
 
 def test_insert_only_deletes_no_chunks(worker: Client) -> None:
-    """`insertOnly` changes nothing that is there, not even by deleting it."""
+    """`insertOnly` does not delete existing chunks."""
     worker.good(job(LONG, ids=["a"], chunk=CHUNK))
     before = count(worker)
     worker.good(job(LONG[:300], ids=["a"], chunk=CHUNK, mode="insertOnly"))
@@ -109,12 +109,12 @@ def test_insert_only_deletes_no_chunks(worker: Client) -> None:
 
 
 def test_chunks_of_two_documents_never_mix(worker: Client) -> None:
-    """Of two different documents under one id the first is stored, and each chunk of the second is rejected."""
+    """The first of two documents with the same id is stored, and each chunk of the second is rejected."""
     answer = worker.good(job(LONG[:300], LONG, ids=["a", "a"], chunk=CHUNK))
-    one, other = answer["results"]
-    assert answer["upsert"]["stored"] == one["chunks"] == count(worker)
+    first, second = answer["results"]
+    assert answer["upsert"]["stored"] == first["chunks"] == count(worker)
     assert [(point["index"], point["chunk"], point["code"]) for point in answer["upsert"]["rejected"]] == [
-        (1, number, "duplicate_id") for number in range(other["chunks"])
+        (1, number, "duplicate_id") for number in range(second["chunks"])
     ]
 
 
@@ -128,14 +128,14 @@ def test_chunks_of_two_documents_never_mix(worker: Client) -> None:
         ({"colbertPooling": "max"}, ["qdrant.colbertPooling", "'mean'"]),
     ],
 )
-def test_chunking_that_cannot_be_done_is_refused(worker: Client, fields: Json, named: list[str]) -> None:
+def test_invalid_chunking_is_an_error(worker: Client, fields: Json, named: list[str]) -> None:
     """The message names the field, the limit and the value."""
     answer = worker.error(job("a", **fields), "invalid_request")
     assert all(name in answer["error"] for name in named), answer["error"]
 
 
 def test_chunks_have_no_vectors_of_a_whole_text(worker: Client) -> None:
-    """Asking for the vectors of a text that is cut is refused, not answered with some of them."""
+    """`returnVectors` and a short `maxLength` are errors with chunking."""
     assert "returnVectors" in worker.error({**job("a", chunk=CHUNK), "returnVectors": True}, "invalid_request")["error"]
     assert "maxLength" in worker.error({**job("a", chunk=CHUNK), "maxLength": 32}, "invalid_request")["error"]
 
@@ -143,7 +143,7 @@ def test_chunks_have_no_vectors_of_a_whole_text(worker: Client) -> None:
 def test_chunks_of_two_documents_never_mix_where_one_is_refused_in_part(
     worker: Client, small_multivectors: int
 ) -> None:
-    """A document of which only some chunks can be stored keeps its id; what is counted as stored is there."""
+    """A document with some valid chunks keeps its id, and the report matches the collection."""
     many, few = " ".join(["library"] * 44) + ".", "A few words."
     chunk = {"maxTokens": 48, "overlap": 0}  # the first of the two has too many rows
     answer = worker.good(job(f"{many} {few}", few, ids=["a", "a"], chunk=chunk))
@@ -153,7 +153,7 @@ def test_chunks_of_two_documents_never_mix_where_one_is_refused_in_part(
 
 
 class Interrupted(EdgeStore):
-    """Qdrant Edge that stops answering at one of its upserts, after the later ones are stored."""
+    """Qdrant Edge that fails one upsert, after a later one is stored."""
 
     def __init__(self, path: Path, at: int) -> None:
         super().__init__(path)
@@ -172,8 +172,8 @@ class Interrupted(EdgeStore):
             self._stored_later.set()
 
 
-def test_a_version_that_was_cut_short_leaves_nothing_behind_a_gap(embedder: Embedder, tmp_path: Path) -> None:
-    """Of a document whose load failed in the middle, a shorter version leaves no chunk, however many are missing."""
+def test_an_incomplete_version_leaves_no_chunks_behind(embedder: Embedder, tmp_path: Path) -> None:
+    """A shorter version deletes all chunks of an incomplete earlier one, however many are missing."""
     store = Interrupted(tmp_path / "edge", at=1)
     try:
         worker = worker_over(store, embedder, batch_points=20)
@@ -190,7 +190,7 @@ def test_a_version_that_was_cut_short_leaves_nothing_behind_a_gap(embedder: Embe
 
 
 class Paused(EdgeStore):
-    """Qdrant Edge that tells when it is asked for existing points, and answers the first time when it may go on."""
+    """Qdrant Edge whose first lookup of existing points sets `asked` and waits for `go_on`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -206,10 +206,10 @@ class Paused(EdgeStore):
 
 
 @pytest.mark.parametrize("name", [NOTES, "live"])
-def test_of_two_jobs_with_one_document_one_follows_the_other(embedder: Embedder, tmp_path: Path, name: str) -> None:
-    """A long version that arrives while a short one is stored is there whole afterwards, not a fragment of it.
+def test_jobs_with_the_same_document_run_one_after_the_other(embedder: Embedder, tmp_path: Path, name: str) -> None:
+    """A long version that arrives while a short one is being stored is complete afterwards.
 
-    It makes no difference whether the second job names the collection or an alias of it.
+    The second job may name the collection or an alias of it.
     """
     store = Paused(tmp_path / "edge")
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
@@ -222,9 +222,9 @@ def test_of_two_jobs_with_one_document_one_follows_the_other(embedder: Embedder,
         short = threads.submit(worker.good, short_job)
         assert store.asked.wait(PATIENCE)
         long = threads.submit(worker.good, long_job)
-        chunks = worker.good(other_job)["results"][0]["chunks"]  # of another document: waits for neither
+        chunks = worker.good(other_job)["results"][0]["chunks"]  # another document does not wait
         assert chunks > 5
-        assert worker.operations.waiting_tokens == 0, "a job that waits takes no room from others"
+        assert worker.operations.waiting_tokens == 0, "a waiting job does not occupy the queue"
         assert count(worker) == 1 + 1 + chunks
         assert not long.done()
         store.go_on.set()
@@ -236,15 +236,15 @@ def test_of_two_jobs_with_one_document_one_follows_the_other(embedder: Embedder,
 
 @pytest.mark.parametrize("identity", [2**63 - 1, 2**63, 2**64 - 1])
 def test_every_id_can_be_that_of_a_document(worker: Client, store: EdgeStore, identity: int) -> None:
-    """Qdrant's payloads have no integers above 2^63 - 1: there the document's id is written as text."""
+    """A document id above 2^63 - 1 is stored as text, since payloads have no larger integers."""
     answer = worker.good(job("one", ids=[identity], chunk=CHUNK))
     assert answer["upsert"] == block(1)
-    shown: int | str = identity if identity < 2**63 else str(identity)
-    assert store.count(NOTES, {"must": [{"key": "doc_id", "match": {"value": shown}}]}) == 1
+    document_id: int | str = identity if identity < 2**63 else str(identity)
+    assert store.count(NOTES, {"must": [{"key": "doc_id", "match": {"value": document_id}}]}) == 1
 
 
 class Vanishing(EdgeStore):
-    """Qdrant Edge whose collection is deleted, by whoever, as soon as it was asked for existing points."""
+    """Qdrant Edge whose collection is deleted after a lookup of existing points."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -257,8 +257,8 @@ class Vanishing(EdgeStore):
         return stored
 
 
-def test_a_collection_that_vanishes_takes_along_what_was_skipped(embedder: Embedder, tmp_path: Path) -> None:
-    """With `insertOnly`, points that were there are not counted as stored in a collection that was made anew."""
+def test_skipped_points_of_a_deleted_collection_are_not_counted(embedder: Embedder, tmp_path: Path) -> None:
+    """With `insertOnly`, existing points do not count as stored if the collection is deleted meanwhile."""
     store = Vanishing(tmp_path / "edge")
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     worker.good(job("one", "two"))

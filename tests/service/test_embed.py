@@ -1,4 +1,4 @@
-"""`operation: "embed"`: the original answer, unchanged, and what was added beside it."""
+"""`operation: "embed"`: the original answer is unchanged, and has additional fields."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ KINDS = ("dense", "sparse", "colbert")
 
 @pytest.fixture(scope="module")
 def expected(oracle: Oracle) -> list[Embedding]:
-    """FlagEmbedding's vectors of `TEXTS`, cut at the limit of queries."""
+    """FlagEmbedding's vectors of `TEXTS`, truncated at the limit of queries."""
     return oracle.encode(TEXTS, 512)
 
 
 def test_the_original_request_has_the_original_answer(worker: Client, expected: list[Embedding]) -> None:
-    """Callers of the first version find every key where it was, with FlagEmbedding's numbers."""
+    """The original request has the original keys with FlagEmbedding's numbers."""
     answer = worker.good({"texts": list(TEXTS), "isPassage": False, "batchSize": 0})
     assert set(answer) == {"results", "usage", "model"}
     assert [result["text"] for result in answer["results"]] == list(TEXTS)
@@ -60,14 +60,14 @@ def test_the_original_request_has_the_original_answer(worker: Client, expected: 
 
 
 def test_passages_are_embedded_as_flagembedding_embeds_them(worker: Client, oracle: Oracle) -> None:
-    """A passage has the same numbers as a query of the same text; only the limit differs."""
+    """Passages have FlagEmbedding's numbers, with the limit of passages."""
     answer = worker.good({"texts": list(TEXTS[:5]), "isPassage": True})
     for result, reference in zip(answer["results"], oracle.encode(TEXTS[:5], 8192), strict=True):
         assert_agrees(result, reference)
 
 
 def test_a_shorter_limit_is_flagembeddings(worker: Client, oracle: Oracle) -> None:
-    """`maxLength` cuts exactly where FlagEmbedding's own `max_length` does, and says what was cut."""
+    """`maxLength` truncates exactly as FlagEmbedding's `max_length`, and results say so."""
     answer = worker.good({"texts": list(TEXTS), "maxLength": 7})
     for result, reference in zip(answer["results"], oracle.encode(TEXTS, 7), strict=True):
         assert_agrees(result, reference)
@@ -77,14 +77,14 @@ def test_a_shorter_limit_is_flagembeddings(worker: Client, oracle: Oracle) -> No
 
 
 def test_the_limits_of_max_length_are_usable(worker: Client) -> None:
-    """3 tokens and the model's own limit are both accepted."""
+    """A limit of 3 tokens and the model's own limit are both valid."""
     job = {"texts": ["word " * 900], "vectors": ["sparse"]}
     lengths = [worker.good({**job, "maxLength": length})["results"][0]["tokens"] for length in (3, 512)]
     assert lengths == [3, 512]
 
 
 def test_colbert_has_a_row_for_every_token_but_the_first(worker: Client) -> None:
-    """An empty text has one row, of `</s>`, and no sparse weight; every text has a row."""
+    """Every text has a row, also an empty one, which has no sparse weights."""
     answer = worker.good({"texts": list(TEXTS)})
     for result in answer["results"]:
         assert len(result["colbert"]) == result["tokens"] - 1
@@ -94,7 +94,7 @@ def test_colbert_has_a_row_for_every_token_but_the_first(worker: Client) -> None
 
 
 def test_sparse_indices_are_unique_and_ascending(worker: Client) -> None:
-    """A repeated token has one weight, and every sparse vector can be stored as it is."""
+    """A repeated token has one weight, so that every sparse vector is valid in Qdrant."""
     for result in worker.good({"texts": list(TEXTS), "vectors": ["sparse"]})["results"]:
         indices, values = result["sparse"]["indices"], result["sparse"]["values"]
         assert indices == sorted(set(indices))
@@ -105,23 +105,23 @@ def test_sparse_indices_are_unique_and_ascending(worker: Client) -> None:
 @pytest.mark.parametrize(
     "kinds", [["dense"], ["sparse"], ["colbert"], ["colbert", "dense"], ["sparse", "dense", "colbert"]]
 )
-def test_only_the_vectors_that_were_asked_for(worker: Client, kinds: list[str], expected: list[Embedding]) -> None:
-    """`vectors` decides which keys a result has, in any order, and their numbers do not depend on it."""
+def test_only_the_requested_vectors(worker: Client, kinds: list[str], expected: list[Embedding]) -> None:
+    """A result has the vectors of `vectors`, and their numbers do not depend on it."""
     answer = worker.good({"texts": list(TEXTS[:5]), "vectors": kinds})
     for result, reference in zip(answer["results"], expected[:5], strict=True):
         assert set(result) == {"text", "tokens", "truncated", *kinds}
         assert_agrees(result, reference, kinds)
 
 
-def test_texts_need_not_come_back(worker: Client) -> None:
-    """`includeText: false` leaves the texts out and nothing else."""
+def test_texts_can_be_left_out(worker: Client) -> None:
+    """`includeText: false` leaves out only the texts."""
     answer = worker.good({"texts": ["a", "b"], "includeText": False})
     for result in answer["results"]:
         assert set(result) == {"tokens", "truncated", *KINDS}
 
 
-def test_vectors_need_not_come_back(worker: Client) -> None:
-    """`returnVectors: false` leaves what is known of each text without its vectors."""
+def test_vectors_can_be_left_out(worker: Client) -> None:
+    """`returnVectors: false` leaves out only the vectors."""
     answer = worker.good({"texts": ["rsync", ""], "returnVectors": False})
     assert answer["results"] == [
         {"text": "rsync", "tokens": answer["results"][0]["tokens"], "truncated": False},
@@ -130,14 +130,14 @@ def test_vectors_need_not_come_back(worker: Client) -> None:
 
 
 def test_usage_counts_the_tokens_of_all_texts(worker: Client) -> None:
-    """`usage.tokens` is what was computed: special tokens included, what was cut off excluded."""
+    """`usage.tokens` includes special tokens, and excludes truncated ones."""
     answer = worker.good({"texts": list(TEXTS), "vectors": ["dense"]})
     assert answer["usage"] == {"tokens": sum(result["tokens"] for result in answer["results"])}
     assert answer["results"][-1]["tokens"] == 512
 
 
 def test_the_answer_names_the_model(worker: Client) -> None:
-    """`model` is what was configured."""
+    """`model` is the configured model."""
     assert worker.good({"texts": ["a"]})["model"] == "mini"
 
 
@@ -156,7 +156,7 @@ def test_base64_holds_the_same_numbers_as_lists(worker: Client) -> None:
 
 
 def test_float16_is_the_float32_rounded(worker: Client) -> None:
-    """`dtype: float16` halves the data; each number is the nearest half."""
+    """`dtype: float16` halves the data, and rounds each number to the nearest float16."""
     full = worker.good({"texts": list(TEXTS[:4]), "encoding": "base64"})
     half = worker.good({"texts": list(TEXTS[:4]), "encoding": "base64", "dtype": "float16"})
     for one, other in zip(full["results"], half["results"], strict=True):
@@ -168,14 +168,14 @@ def test_float16_is_the_float32_rounded(worker: Client) -> None:
 
 
 def test_batch_size_changes_no_number(worker: Client) -> None:
-    """However the texts are batched, each has its own vectors."""
+    """The vectors of a text do not depend on `batchSize`."""
     whole = worker.good({"texts": list(TEXTS), "batchSize": 0})
     for size in (1, 3):
         assert_same_results(worker.good({"texts": list(TEXTS), "batchSize": size}), whole)
 
 
 def test_batch_size_bounds_the_texts_of_a_job_in_a_batch(watched: Watched) -> None:
-    """0 leaves the batches to the budget, here one for all; n puts at most n texts into one."""
+    """With 0 only the token budget limits a batch; with n a batch has at most n texts of the job."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     for size, batches in ((0, [5]), (1, [1] * 5), (2, [2, 2, 1]), (9, [5])):
         watched.engine.batches.clear()
@@ -187,7 +187,7 @@ def test_batch_size_bounds_the_texts_of_a_job_in_a_batch(watched: Watched) -> No
     "quick", [{"texts": ["a query"]}, {"operation": "search", "collection": "notes", "queries": ["a query"]}]
 )
 def test_queries_do_not_wait_for_passages(watched: Watched, store: EdgeStore, quick: Json) -> None:
-    """A query that comes while passages are embedded is in the next batch, before the passages that still wait."""
+    """A query that arrives while passages are embedded is in the next batch."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     worker.good({"texts": ["there"], "qdrant": {"collection": "notes"}})
     watched.engine.batches.clear()
@@ -209,8 +209,8 @@ def test_queries_do_not_wait_for_passages(watched: Watched, store: EdgeStore, qu
     assert rest == [passage] * 5
 
 
-def test_a_cancelled_job_leaves_nothing_behind(watched: Watched) -> None:
-    """What still waits of a job that was withdrawn is not computed, and the next job is served."""
+def test_texts_of_a_cancelled_job_are_not_computed(watched: Watched) -> None:
+    """Waiting texts of a cancelled job are dropped, and the next job is served."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     watched.engine.batches.clear()
 
@@ -229,8 +229,8 @@ def test_a_cancelled_job_leaves_nothing_behind(watched: Watched) -> None:
     assert [len(batch) for batch in watched.engine.batches] == [1, 1]
 
 
-def test_concurrent_jobs_answer_like_jobs_in_turn(worker: Client) -> None:
-    """Texts of other jobs in the same batch change nothing: every job gets its own texts' vectors."""
+def test_concurrent_jobs_have_the_answers_of_sequential_jobs(worker: Client) -> None:
+    """Texts of other jobs in the same batch do not change the vectors of a job."""
     jobs: list[Json] = [
         {"texts": [f"{text[:40]} {n}" for text in TEXTS[: n % 7 + 1]], "isPassage": n % 3 == 0} for n in range(24)
     ]
@@ -238,8 +238,8 @@ def test_concurrent_jobs_answer_like_jobs_in_turn(worker: Client) -> None:
         assert_same_results(together, alone)
 
 
-def test_concurrent_jobs_get_the_kinds_that_each_asked_for(worker: Client) -> None:
-    """A job that wants one kind of vector gets only that, whatever its neighbours in a batch want."""
+def test_concurrent_jobs_get_the_kinds_that_they_requested(worker: Client) -> None:
+    """A job gets only its own kinds of vectors, whatever other jobs in a batch request."""
     jobs: list[Json] = [{"texts": ["a", "b c"], "vectors": [kind]} for kind in KINDS for _ in range(4)]
     for job, answer in zip(jobs, worker.together(jobs), strict=True):
         for result in answer["results"]:
@@ -247,7 +247,7 @@ def test_concurrent_jobs_get_the_kinds_that_each_asked_for(worker: Client) -> No
 
 
 def test_more_texts_than_max_texts_are_refused(serve: Serve) -> None:
-    """`MAX_TEXTS` bounds a job, and the refusal says so with both numbers."""
+    """A job with more texts than `MAX_TEXTS` is an error with both numbers."""
     worker = serve(MAX_TEXTS="2")
     worker.good({"texts": ["a", "b"], "vectors": ["dense"]})
     answer = worker.error({"texts": ["a", "b", "c"]}, "invalid_request")
@@ -255,7 +255,7 @@ def test_more_texts_than_max_texts_are_refused(serve: Serve) -> None:
 
 
 def test_a_job_larger_than_the_queue_is_refused(watched: Watched, store: EdgeStore) -> None:
-    """A job that can never fit into the queue is refused by the name of its field; a smaller one is served."""
+    """A job that cannot fit into the queue is an error that names its field; a smaller job is served."""
     many = ["word"] * 30
     says = "90 tokens are more than the queue holds (QUEUE_TOKENS=20)"
     with embedder_over(watched.engine, queue_tokens=20) as small:
@@ -276,7 +276,7 @@ def test_a_job_larger_than_the_queue_is_refused(watched: Watched, store: EdgeSto
 
 
 def test_an_answer_that_is_too_large_names_the_ways_out(serve: Serve) -> None:
-    """Rather than vanish on the way, an answer over the limit is an error with its size, the limit and the remedy."""
+    """An answer over the limit is an error with its size, the limit and the remedies."""
     worker = serve(MAX_RESPONSE_MB="0.05")
     job = {"texts": ["word " * 600], "includeText": False}
     answer = worker.error(job, "response_too_large")
@@ -289,7 +289,7 @@ def test_an_answer_that_is_too_large_names_the_ways_out(serve: Serve) -> None:
 
 
 def test_the_remedy_for_a_large_answer_works(serve: Serve) -> None:
-    """What does not fit as lists of numbers fits as base64 float16."""
+    """An answer that is too large as lists fits as base64 float16."""
     worker = serve(MAX_RESPONSE_MB="0.3")
     job = {"texts": ["word " * 600], "includeText": False}
     worker.error(job, "response_too_large")
@@ -297,13 +297,13 @@ def test_the_remedy_for_a_large_answer_works(serve: Serve) -> None:
 
 
 def test_numbers_are_the_shortest_that_read_back(worker: Client) -> None:
-    """A list spends no digits beyond what float32 needs: at most nine significant ones."""
+    """Numbers in lists have at most nine significant digits, as float32 needs."""
     numbers = worker.good({"texts": ["rsync"], "vectors": ["dense"]})["results"][0]["dense"]
     assert all(len(json.dumps(number).lstrip("-0.").split("e")[0].replace(".", "")) <= 9 for number in numbers)
 
 
 def assert_agrees(result: Mapping[str, Any], reference: Embedding, kinds: Sequence[str] = KINDS) -> None:
-    """A result holds the oracle's numbers."""
+    """Check that a result has the oracle's numbers."""
     assert result["tokens"] == reference.tokens
     for kind, wanted in (("dense", reference.dense), ("colbert", reference.colbert)):
         if kind in kinds and wanted is not None:
@@ -316,7 +316,7 @@ def assert_agrees(result: Mapping[str, Any], reference: Embedding, kinds: Sequen
 
 
 def assert_same_results(one: Json, other: Json) -> None:
-    """Two answers hold the same vectors of the same texts, to rounding."""
+    """Check that two answers have the same texts and, up to rounding, the same vectors."""
     for a, b in zip(one["results"], other["results"], strict=True):
         assert (a["text"], a["tokens"], a["truncated"]) == (b["text"], b["tokens"], b["truncated"])
         for kind in ("dense", "colbert"):
@@ -325,14 +325,14 @@ def assert_same_results(one: Json, other: Json) -> None:
 
 
 def assert_same_weights(one: Mapping[int, float], other: Mapping[int, float]) -> None:
-    """Two sparse vectors are the same; a weight too small to matter may be missing in either."""
+    """Check that two sparse vectors are equal, except for negligible weights."""
     for index in one.keys() | other.keys():
         assert abs(one.get(index, 0.0) - other.get(index, 0.0)) <= TOLERANCE
         assert (index in one and index in other) or max(one.get(index, 0.0), other.get(index, 0.0)) <= NEGLIGIBLE
 
 
 def weights(result: Mapping[str, Any]) -> dict[int, float]:
-    """Index to weight."""
+    """Sparse weights by index."""
     return dict(zip(result["sparse"]["indices"], result["sparse"]["values"], strict=True))
 
 
@@ -342,7 +342,7 @@ def weights(result: Mapping[str, Any]) -> dict[int, float]:
 def test_the_queue_gets_what_http_sends(
     watched: Watched, store: EdgeStore, fields: Json, encoding: str, count: int
 ) -> None:
-    """Whether vectors are written while others are computed, or at the end, the JSON is the same, errors included."""
+    """The JSON is the same whether vectors are encoded during the computation or at the end."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     texts = [f"text number {number}" for number in range(count)]
     job = {"texts": [*texts, "zebra"], "encoding": encoding, **fields}
@@ -351,8 +351,8 @@ def test_the_queue_gets_what_http_sends(
     assert ["error" in result for result in answer["results"]] == [False] * count + [True]
 
 
-def test_vectors_are_written_while_others_are_computed() -> None:
-    """The queue's base64 of the first batch is there before the model has seen the last one."""
+def test_vectors_are_encoded_while_others_are_computed() -> None:
+    """The base64 of the first batch is encoded before the last batch is computed."""
     engine = CountingEngine()
     with embedder_over(engine, token_budget=30) as embedder:
         core = Operations(Settings.from_environment(ENVIRONMENT), embedder)
@@ -363,18 +363,18 @@ def test_vectors_are_written_while_others_are_computed() -> None:
         written: list[int] = []
 
         def observe(results: Sequence[tuple[int, Result]]) -> None:
-            ahead.take(results)
-            written.append(len(ahead.items()))
+            ahead.encode(results)
+            written.append(len(ahead.vectors()))
 
         asyncio.run(core.embed(request.embed_value(), observer=observe))
         assert written == [10, 20, 30, 40]
-        vector = ahead.items()[39].get("colbert")
+        vector = ahead.vectors()[39].get("colbert")
     assert isinstance(vector, dict)
     assert vector["shape"] == [2, 4]
 
 
-def test_a_job_that_is_cancelled_writes_nothing_more() -> None:
-    """What no writer has begun when the caller gives up is dropped."""
+def test_a_cancelled_job_encodes_nothing_more() -> None:
+    """Results that are not being encoded at a cancellation are dropped."""
     request = EmbedRequest.model_validate(
         {"texts": ["a"], "encoding": "base64"}, context=Limits(max_texts=9, max_length=64)
     )
@@ -388,12 +388,12 @@ def test_a_job_that_is_cancelled_writes_nothing_more() -> None:
             return iter(())
 
     for _ in range(20):
-        ahead.take(Slow())  # type: ignore[arg-type]
+        ahead.encode(Slow())  # type: ignore[arg-type]
     assert begun.wait(PATIENCE)
     ahead.cancel()
     go_on.set()
     with pytest.raises(CancelledError):
-        ahead.items()
+        ahead.vectors()
 
 
 def test_batches_that_end_after_a_cancellation_are_not_written() -> None:
@@ -403,8 +403,8 @@ def test_batches_that_end_after_a_cancellation_are_not_written() -> None:
     )
     ahead = WrittenAhead(request)
     ahead.cancel()
-    ahead.take([(0, Embedding(np.ones(4, dtype=np.float32), None, None, tokens=3, truncated=False))])
-    assert ahead.items() == {}
+    ahead.encode([(0, Embedding(np.ones(4, dtype=np.float32), None, None, tokens=3, truncated=False))])
+    assert ahead.vectors() == {}
 
 
 @pytest.mark.parametrize("fields", [{"vectors": ["sparse"]}, {"vectors": ["sparse"], "encoding": "base64"}])
@@ -426,7 +426,7 @@ def test_many_sparse_vectors_are_not_written_on_the_event_loop(
 
 
 def test_a_large_request_on_a_gpu_has_the_answer_that_a_cpu_gives() -> None:
-    """There the model starts while texts are tokenized, unless the answer may be too large: then it does not start."""
+    """On a GPU the model starts during tokenization, unless the answer may be too large."""
     texts = ["library", "tool", "data"] * 40
     job = {"texts": texts, "isPassage": True}
     answers, refusals = [], []

@@ -1,4 +1,4 @@
-"""Errors on the wire: each has a code and a status, four keys, and says whether a retry can help."""
+"""Errors in JSON: every error has a code, a status and four keys, and says whether it is retryable."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ from tests.service import client
 ROOT = Path(__file__).parents[2]
 
 ABSTRACT = (StoreError,)
-"""Bases that no request ends with."""
+"""Base classes that are never raised."""
 
-TOLD = {
+EXPECTED = {
     InvalidRequest: ("invalid_request", 400, False),
     Unauthorized: ("invalid_request", 401, False),
     MethodNotAllowed: ("invalid_request", 405, False),
@@ -83,7 +83,7 @@ TOLD = {
     ShuttingDown: ("cancelled", 503, True),
     Internal: ("internal", 500, False),
 }
-"""By type: code, status, and whether the same request can succeed later."""
+"""Code, status and `retryable` by type."""
 
 
 def of_kind(kind: type[WorkerError]) -> WorkerError:
@@ -101,14 +101,14 @@ def all_kinds(base: type[WorkerError]) -> Iterator[type[WorkerError]]:
 
 def test_every_error_of_a_request_has_its_place_on_the_wire() -> None:
     """No error can reach a caller without a code and a status; the codes are those of the page on errors."""
-    assert set(all_kinds(WorkerError)) - {*ABSTRACT, IngestFailed} == set(TOLD)
-    assert {code for code, _, _ in TOLD.values()} == set(CODES) == client.CODES
+    assert set(all_kinds(WorkerError)) - {*ABSTRACT, IngestFailed} == set(EXPECTED)
+    assert {code for code, _, _ in EXPECTED.values()} == set(CODES) == client.CODES
 
 
-@pytest.mark.parametrize("kind", TOLD, ids=lambda kind: kind.__name__)
-def test_an_error_is_told_by_its_code_its_status_and_four_keys(kind: type[WorkerError]) -> None:
-    """A caller branches on the code, and reads whether to try again."""
-    code, status, retryable = TOLD[kind]
+@pytest.mark.parametrize("kind", EXPECTED, ids=lambda kind: kind.__name__)
+def test_an_error_has_its_code_its_status_and_four_keys(kind: type[WorkerError]) -> None:
+    """The JSON of an error has its code and says whether it is retryable."""
+    code, status, retryable = EXPECTED[kind]
     error = of_kind(kind)
     answer = error_answer(error)
     assert list(answer) == ["error", "error_code", "retryable", "details"]
@@ -133,19 +133,19 @@ def test_an_error_is_told_by_its_code_its_status_and_four_keys(kind: type[Worker
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_details_say_what_a_program_needs(error: WorkerError, details: dict[str, object]) -> None:
-    """Fields, ids, sizes and differences stand in the details as values, beside the message."""
+def test_details_have_values_for_programs(error: WorkerError, details: dict[str, object]) -> None:
+    """The details contain fields, ids, sizes and differences as values."""
     assert error_answer(error)["details"] == details
 
 
 @pytest.mark.parametrize(("asked", "header"), [(None, 5), (0.2, 1), (7.4, 7)])
 def test_the_store_decides_how_long_to_wait(asked: float | None, header: int) -> None:
-    """`Retry-After` is what the store asks for, in whole seconds and at least one, or a default."""
+    """`Retry-After` is the store's own value, in whole seconds and at least 1, or a default."""
     assert retry_after_s(StoreUnavailable("m", retry_after_s=asked)) == header
 
 
-def test_an_ingest_that_failed_is_told_as_its_cause_with_its_report() -> None:
-    """The code and the status are those of the cause; the report of every point stands in the details."""
+def test_a_failed_ingest_has_the_code_of_its_cause_and_its_report() -> None:
+    """The code and the status are those of the cause, and the details contain the report."""
     report = IngestReport(
         "notes",
         stored=1,
@@ -179,15 +179,15 @@ def test_an_ingest_that_failed_is_told_as_its_cause_with_its_report() -> None:
     assert not IngestFailed(StoreRejected("no"), report).retryable
 
 
-@pytest.mark.parametrize("kind", TOLD, ids=lambda kind: kind.__name__)
-def test_a_code_is_known_without_an_error(kind: type[WorkerError]) -> None:
-    """The code of a type is that of its errors."""
-    assert code_for(kind) == code_of(of_kind(kind)) == TOLD[kind][0]
+@pytest.mark.parametrize("kind", EXPECTED, ids=lambda kind: kind.__name__)
+def test_a_type_has_the_code_of_its_errors(kind: type[WorkerError]) -> None:
+    """The code of a type equals that of its errors."""
+    assert code_for(kind) == code_of(of_kind(kind)) == EXPECTED[kind][0]
 
 
-@pytest.mark.parametrize("kind", TOLD, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", EXPECTED, ids=lambda kind: kind.__name__)
 def test_another_message_leaves_the_rest_of_an_error(kind: type[WorkerError]) -> None:
-    """An error that is told of a field, or in other words, keeps its class and what else it says."""
+    """An error with another message keeps its class and its attributes."""
     error = of_kind(kind)
     other = error.at("queries[3]")
     assert type(other) is kind
@@ -201,13 +201,13 @@ def test_the_page_says_of_every_code_whether_a_retry_helps() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table.partition("|---|")[2], re.MULTILINE))
     assert set(rows) == set(CODES)
     for code, said in rows.items():
-        retryable = {can_help for named, _, can_help in TOLD.values() if named == code}
+        retryable = {can_help for named, _, can_help in EXPECTED.values() if named == code}
         assert {"yes": {True}, "no": {False}}.get(said, {True, False}) == retryable, code
 
 
 @pytest.mark.parametrize("module", [embedder.errors, qdrant_sink.errors], ids=["embedder", "qdrant_sink"])
 def test_the_docstring_draws_every_class(module: ModuleType) -> None:
-    """The tree in a module's documentation is the tree."""
-    for kind in TOLD:
+    """The class tree in a module's docstring is complete."""
+    for kind in EXPECTED:
         if kind.__module__ == module.__name__:
             assert re.search(rf"── {kind.__name__}\b", module.__doc__ or ""), kind

@@ -1,4 +1,4 @@
-"""`explain`: what a caller reads about each hit, and that nothing of it is wrong."""
+"""`explain`: the explanation of each hit is complete and correct."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.sink.writing import write
 
 NOTES = "notes"
 SEARCH: Json = {"operation": "search", "collection": NOTES, "explain": True}
-NO_PLACE = ("</s>", "\u2581")
-"""Tokens that no character stands for: the end of a text, and the mark of a word's beginning."""
+WITHOUT_SPAN = ("</s>", "\u2581")
+"""Tokens without characters in the text: the end of a text, and the mark of a word's beginning."""
 
 STORED = [
     "\U0001f680 RSYNC copies only the changed parts of files. Nothing but changed parts!",
@@ -54,13 +54,13 @@ def hits(worker: Client, query: str, **fields: Any) -> list[Json]:
 
 
 def shown(text: str, spans: list[list[int]]) -> set[str]:
-    """What of a text is highlighted, in small letters."""
+    """The highlighted parts of a text in lower case."""
     return {text[start:end].lower() for start, end in spans}
 
 
 @pytest.fixture(scope="module")
 def library(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A worker with `STORED`."""
+    """A worker that has stored `STORED`."""
     store = EdgeStore(tmp_path_factory.mktemp("explained"))
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     stored(worker, STORED)
@@ -69,7 +69,7 @@ def library(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_a_hit_says_why_it_was_found(library: Client) -> None:
-    """Ranks and scores per branch, parts of the fused score, and the tokens that matched, best first."""
+    """A hit has its rank and score per branch, the parts of its fused score, and the matched tokens."""
     best = hits(library, "copy only changed files")[0]
     why = best["explain"]
     assert set(why) == {"branches", "fusion", "sparse", "colbert"}
@@ -89,7 +89,7 @@ def test_a_hit_says_why_it_was_found(library: Client) -> None:
 
 
 def test_matches_are_highlighted_in_the_stored_text(library: Client) -> None:
-    """Every span of a token is that word as it was written, however often, counted in characters."""
+    """Every span of a token, in characters, is the token in the stored text."""
     (best,) = [hit for hit in hits(library, "copies of changed files", rerank="colbert") if hit["id"] == 0]
     text, why = best["payload"]["text"], best["explain"]
     by_word = {match["token"]: match["spans"] for match in why["sparse"]}
@@ -97,7 +97,7 @@ def test_matches_are_highlighted_in_the_stored_text(library: Client) -> None:
     assert len(by_word["change"]) == 2
     assert shown(text, by_word["files"]) == {"files"}
     for match in why["colbert"]:
-        assert (match["span"] is None) == (match["token"] in NO_PLACE)
+        assert (match["span"] is None) == (match["token"] in WITHOUT_SPAN)
         if match["span"] is not None:
             assert text[slice(*match["span"])] == match["token"]
     assert [match["query"] for match in why["colbert"]] == ["copie", "s", "of", "change", "d", "files", "</s>"]
@@ -106,7 +106,7 @@ def test_matches_are_highlighted_in_the_stored_text(library: Client) -> None:
 
 @pytest.mark.parametrize("fields", [{"rerank": "colbert"}, {"using": ["colbert"]}])
 def test_the_alignment_adds_up_to_the_score(library: Client, fields: Json) -> None:
-    """One best token per token of the query; their scores are the MaxSim that Qdrant computed."""
+    """The scores of the aligned tokens add up to the MaxSim of Qdrant."""
     for query in ("copy only changed files", "memory cards", ""):
         for hit in hits(library, query, **fields):
             why = hit["explain"]
@@ -118,13 +118,13 @@ def test_the_alignment_adds_up_to_the_score(library: Client, fields: Json) -> No
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(query=st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(STORED))
 def test_any_query_is_explained(library: Client, query: str) -> None:
-    """Whatever is asked: sums are scores, and every span is a part of the text it belongs to."""
+    """For any query, sums equal scores and spans are within their text."""
     for hit in hits(library, query, rerank="colbert"):
         text, why = hit["payload"]["text"], hit["explain"]
         assert sum(match["score"] for match in why["colbert"]) == pytest.approx(hit["score"], abs=1e-4)
         spans = [match["span"] for match in why["colbert"] if match["span"] is not None]
         for match in why["sparse"] or []:
-            assert bool(match["spans"]) == (match["token"] not in NO_PLACE), "what has a weight stands somewhere"
+            assert bool(match["spans"]) == (match["token"] not in WITHOUT_SPAN), "a token with a weight has a span"
             spans += match["spans"]
         for start, end in spans:
             assert 0 <= start < end <= len(text)
@@ -132,7 +132,7 @@ def test_any_query_is_explained(library: Client, query: str) -> None:
 
 
 def test_the_answer_is_the_same_but_for_the_explanation(library: Client) -> None:
-    """`explain` adds a key to each hit and changes nothing else, whatever else was asked for."""
+    """`explain` only adds a key to each hit."""
     fields: tuple[Json, ...] = ({}, {"withPayload": False}, {"withVectors": True}, {"rerank": "colbert", "offset": 1})
     for more in fields:
         raw = {**SEARCH, "queries": ["changed files", "memory", "changed files"], "limit": 3, **more}
@@ -144,8 +144,8 @@ def test_the_answer_is_the_same_but_for_the_explanation(library: Client) -> None
 
 
 @pytest.mark.parametrize("reason", ["truncated", "pooled"])
-def test_nothing_is_said_of_a_text_that_its_vectors_are_not_of(worker: Client, store: EdgeStore, reason: str) -> None:
-    """Where the text has other tokens than the rows, no span and no token of it is guessed; the numbers stand."""
+def test_a_text_that_does_not_match_its_vectors_has_no_spans(worker: Client, store: EdgeStore, reason: str) -> None:
+    """If the text has other tokens than the rows, spans and tokens are left out, and the numbers remain."""
     stored(worker, STORED[:1], **({"maxLength": 8} if reason == "truncated" else {}))
     if reason == "pooled":
         whole = worker.good({"texts": STORED[:1], "isPassage": True, "encoding": "base64"})["results"][0]
@@ -164,11 +164,11 @@ def test_nothing_is_said_of_a_text_that_its_vectors_are_not_of(worker: Client, s
     assert all(match["token"] for match in why["sparse"]), "a token has its name from the vocabulary all the same"
 
 
-def test_a_text_of_another_model_is_noticed(worker: Client) -> None:
-    """A stored text without the tokens that the point has weights for is not highlighted, though its length fits."""
+def test_a_text_with_other_tokens_has_no_spans(worker: Client) -> None:
+    """A stored text without the tokens of the point's weights has no spans, even if its length fits."""
     texts = ["the files", "one library"]
     first, second = worker.good({"texts": texts})["results"]
-    assert first["tokens"] == second["tokens"], "or it would be noticed by the number of rows"
+    assert first["tokens"] == second["tokens"], "equal lengths, so that only the tokens differ"
     target = {"collection": NOTES, "ids": [0], "payloads": [{"other": texts[1]}]}
     worker.good({"texts": texts[:1], "isPassage": True, "qdrant": target})
     (hit,) = hits(worker, "files", rerank="colbert", textKey="other")
@@ -178,8 +178,8 @@ def test_a_text_of_another_model_is_noticed(worker: Client) -> None:
     assert right["explain"]["sparse"][0]["spans"] == [[4, 9]]
 
 
-def test_the_text_is_found_where_the_job_put_it(worker: Client) -> None:
-    """`textKey` of the search is that of the ingest; without its text a hit is explained in numbers."""
+def test_the_text_is_read_from_its_key(worker: Client) -> None:
+    """`textKey` is the key of the text; without the text, a hit has no spans."""
     target = {"collection": NOTES, "ids": [0], "textKey": "body"}
     worker.good({"texts": ["one library"], "isPassage": True, "qdrant": target})
     (named,) = hits(worker, "library", textKey="body", withPayload=False)
@@ -190,8 +190,8 @@ def test_the_text_is_found_where_the_job_put_it(worker: Client) -> None:
     assert unnamed["explain"]["sparse"][0]["contribution"] == named["explain"]["sparse"][0]["contribution"]
 
 
-def test_a_text_cut_at_the_workers_own_limit_is_highlighted_as_far_as_it_was_seen(serve: Serve) -> None:
-    """A passage over `PASSAGE_MAX_LENGTH` was embedded by its first tokens, and these are the ones that are shown."""
+def test_a_truncated_text_is_highlighted_up_to_the_limit(serve: Serve) -> None:
+    """A passage over `PASSAGE_MAX_LENGTH` has spans for its embedded tokens."""
     worker = serve(PASSAGE_MAX_LENGTH="20")
     stored(worker, ["library " * 30])
     (hit,) = hits(worker, "library", rerank="colbert")
@@ -201,8 +201,8 @@ def test_a_text_cut_at_the_workers_own_limit_is_highlighted_as_far_as_it_was_see
     assert (best["query"], best["span"]) == ("library", seen[best["row"]])
 
 
-def test_very_long_texts_are_explained_in_numbers(worker: Client) -> None:
-    """A query or a stored text of megabytes neither fails nor takes the worker down; the text is not highlighted."""
+def test_very_long_texts_have_no_spans(worker: Client) -> None:
+    """A query or a stored text of megabytes is explained without spans."""
     endless = "library " * 100_000
     stored(worker, [endless, "one library"])
     for query in (endless, "library"):
@@ -214,7 +214,7 @@ def test_very_long_texts_are_explained_in_numbers(worker: Client) -> None:
 
 @pytest.mark.parametrize("layout", ["plain", "langchain", "llamaindex", "haystack"])
 def test_every_layout_has_its_text(serve: Serve, layout: str) -> None:
-    """Spans are those in the text of a framework's payload as well, whatever of the payload the hits carry."""
+    """Spans also refer to the text of a framework's payload, whichever part of it the hits contain."""
     worker = serve(QDRANT_COLLECTION_CONFIG=f'{{"layout": "{layout}"}}')
     stored(worker, ["one library"])
     for selection, kept in ((True, ...), (["topic"], {}), ({"exclude": ["topic"]}, ...), (False, None)):
@@ -223,8 +223,8 @@ def test_every_layout_has_its_text(serve: Serve, layout: str) -> None:
         assert kept is ... or hit.get("payload") == kept
 
 
-def test_points_without_rows_or_weights_are_explained_by_what_they_have(worker: Client) -> None:
-    """A point that was stored without ColBERT has no alignment, one without sparse vector no matches."""
+def test_points_without_rows_or_weights_are_explained(worker: Client) -> None:
+    """A point without ColBERT rows has no alignment, and one without a sparse vector has no matches."""
     stored(worker, ["one library"], vectors=["dense"])
     (hit,) = hits(worker, "library", using=["dense", "sparse", "colbert"])
     why = hit["explain"]
@@ -235,7 +235,7 @@ def test_points_without_rows_or_weights_are_explained_by_what_they_have(worker: 
 
 
 def test_hits_like_a_stored_point_are_explained(library: Client) -> None:
-    """A search by example has no text of its own: its tokens are named by what they match, and the sums hold."""
+    """A search by stored points has no query tokens, and its sums equal the scores."""
     raw = {**SEARCH, "like": {"positive": [0], "negative": [1]}}
     for fields in ({}, {"like": {"positive": [0]}, "rerank": "colbert"}):
         for hit in library.good({**raw, **fields})["results"][0]["hits"]:
@@ -251,7 +251,7 @@ def test_hits_like_a_stored_point_are_explained(library: Client) -> None:
 
 
 def test_hits_by_document_are_explained(worker: Client) -> None:
-    """With `groupBy` a hit's ranks are those among all candidates, of whatever document."""
+    """With `groupBy`, ranks are those among all candidates."""
     texts = [f"one library number {n}" for n in range(6)]
     payloads = [{"doc_id": n // 3} for n in range(6)]
     target = {"collection": NOTES, "ids": list(range(6)), "payloads": payloads}
@@ -267,7 +267,7 @@ def test_hits_by_document_are_explained(worker: Client) -> None:
 
 
 def test_an_explanation_is_one_request(serve: Serve, tmp_path: Path) -> None:
-    """Two queries with two branches each are asked of the store as six searches in one request."""
+    """Two queries with two branches each are six searches in one request to the store."""
     store = WatchedStore(tmp_path / "watched")
     worker = serve(store=store)
     stored(worker, STORED[:2])
@@ -277,15 +277,18 @@ def test_an_explanation_is_one_request(serve: Serve, tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_would_take_too_much_memory_is_refused(library: Client) -> None:
-    """The limits are of hits, of hits with ColBERT rows, and of candidates; the message says what to lower."""
+def test_too_many_explained_hits_are_rejected(library: Client) -> None:
+    """Hits, hits with ColBERT rows, and candidates are limited, and the message says what to lower."""
     for fields, named in (
         (
             {"limit": EXPLAINED_HITS_MAX + 1},
-            f"at most {EXPLAINED_HITS_MAX}, got 1 x {EXPLAINED_HITS_MAX + 1}; lower limit",
+            f"at most {EXPLAINED_HITS_MAX} hits (queries x limit), got {EXPLAINED_HITS_MAX + 1}; lower limit",
         ),
-        ({"limit": EXPLAINED_ROWS_HITS_MAX + 1, "rerank": "colbert"}, f"at most {EXPLAINED_ROWS_HITS_MAX}, got 1 x"),
-        ({"queries": ["a"] * 6, "prefetch": 100_000}, "got 6 x 200000; lower prefetch"),
+        (
+            {"limit": EXPLAINED_ROWS_HITS_MAX + 1, "rerank": "colbert"},
+            f"at most {EXPLAINED_ROWS_HITS_MAX} hits with colbert",
+        ),
+        ({"queries": ["a"] * 6, "prefetch": 100_000}, "got 1200000; lower prefetch"),
     ):
         refusal = library.error({**SEARCH, "queries": ["a"], **fields}, "invalid_request")["error"]
         assert refusal.startswith("explain ")

@@ -1,4 +1,4 @@
-"""Jobs and loads against a server that fails: each report is exact, and nothing but time is lost."""
+"""Jobs and bulk loads against a failing server: every report is exact, and no point is lost."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from tests.sink.grpc_double import GrpcDouble
 
 JOBS = 4
 TEXTS = 75
-"""Texts of one job. The last repeats the first with its id and payload; the one before has an invalid payload."""
+"""Texts of one job. The last text repeats the first with its id and payload; the second last has an invalid payload."""
 
 POINTS = JOBS * (TEXTS - 2)
 FAULTS = (Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.LOST)
 CALLS = ("CollectionExists", "Create", "Get", "Upsert", "Update")
 TOLERANCE = 2e-3
-"""Batches differ from run to run, and ColBERT rows are kept in float16."""
+"""Tolerance for vectors: batches differ from run to run, and ColBERT rows are stored in float16."""
 
 Connect = Callable[..., ServerStore]
 
 
 @pytest.fixture
 def double(tmp_path: Path) -> Iterator[GrpcDouble]:
-    """A server on a loopback port."""
+    """A Qdrant server on a loopback port."""
     root = tmp_path / "double"
     root.mkdir()
     server = GrpcDouble(root)
@@ -49,7 +49,7 @@ def double(tmp_path: Path) -> Iterator[GrpcDouble]:
 
 @pytest.fixture
 def connect(double: GrpcDouble) -> Iterator[Connect]:
-    """Makes stores that are connected to the double; their pauses are short."""
+    """A function that connects a store with short pauses to the server."""
     stores: list[ServerStore] = []
 
     def connected(deadline_s: float = 20.0) -> ServerStore:
@@ -63,22 +63,22 @@ def connect(double: GrpcDouble) -> Iterator[Connect]:
 
 
 Serve = Callable[[ServerStore], Client]
-"""Makes a worker over a store, which is sent a few points at a time."""
+"""Makes a worker that sends a few points per request to a store."""
 
 
 @pytest.fixture
 def serve(embedder: Embedder) -> Serve:
-    """Makes workers with the session's model."""
+    """A function that makes a worker with the session's model."""
     return lambda store: Client(operations_over(store, embedder))
 
 
 def operations_over(store: ServerStore, embedder: Embedder) -> Operations:
-    """Operations that make many requests of a job."""
+    """Operations that divide a job into many requests to the store."""
     return Operations(Settings.from_environment(ENVIRONMENT), embedder, store, batch_points=6)
 
 
 def document(number: int) -> tuple[int, str, Json]:
-    """Id, text and payload; the same at every call."""
+    """The id, text and payload of a document, the same at every call."""
     job, index = divmod(number, TEXTS)
     if index == TEXTS - 1:
         return document(job * TEXTS)
@@ -94,7 +94,7 @@ def job(number: int, *, mode: str = "upsert", collection: str = "notes") -> Json
 
 
 def assert_complete(report: Json, *, stored: int | None = None) -> None:
-    """Every point of a job is either stored or rejected, once; `stored`: so many of them are."""
+    """Check that a report counts every point of a job once, with `stored` stored points if given."""
     rejected = [point["index"] for point in report["rejected"]]
     assert rejected == sorted(set(rejected))
     assert report["stored"] + len(rejected) == TEXTS
@@ -110,24 +110,26 @@ def held(store: ServerStore, collection: str) -> dict[Any, Any]:
 
 
 def assert_equal(store: ServerStore, collection: str, undisturbed: str) -> None:
-    """Both collections have the same points, with the same payloads and vectors."""
+    """Check that two collections have the same points, payloads and vectors."""
     points, wanted = held(store, collection), held(store, undisturbed)
     assert set(points) == set(wanted)
     assert len(points) == POINTS
-    for one, other in ((points[point_id], wanted[point_id]) for point_id in points):
-        assert one.payload == other.payload
-        assert one.vectors.sparse.indices.tolist() == other.vectors.sparse.indices.tolist()
+    for point, expected in ((points[point_id], wanted[point_id]) for point_id in points):
+        assert point.payload == expected.payload
+        assert point.vectors.sparse.indices.tolist() == expected.vectors.sparse.indices.tolist()
     np.testing.assert_allclose(numbers(points, list(points)), numbers(wanted, list(points)), atol=TOLERANCE)
 
 
 def numbers(points: dict[Any, Any], ids: list[Any]) -> NDArray[Any]:
-    """Every component of every vector of these points, one after the other."""
+    """All components of all vectors of these points, concatenated."""
     vectors = [points[point_id].vectors for point_id in ids]
-    return np.concatenate([part.ravel() for one in vectors for part in (one.dense, one.sparse.values, one.colbert)])
+    return np.concatenate(
+        [part.ravel() for kinds in vectors for part in (kinds.dense, kinds.sparse.values, kinds.colbert)]
+    )
 
 
-def dies_at(double: GrpcDouble, upsert: int) -> None:
-    """From its nth upsert on the server answers none of them."""
+def fail_from(double: GrpcDouble, upsert: int) -> None:
+    """Make the server fail all upserts from the nth on."""
 
     def count() -> None:
         if double.calls.count("Upsert") < upsert:
@@ -146,7 +148,7 @@ class Loader:
         self._embedder = embedder
 
     def __call__(self, store: ServerStore, collection: str, *options: str) -> LoadReport:
-        """What became of them."""
+        """Load all documents, and return the report."""
         core = operations_over(store, self._embedder)
         limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
         fields = [dict(zip(("id", "text", "payload"), document(n), strict=True)) for n in range(JOBS * TEXTS)]
@@ -162,8 +164,10 @@ def load(embedder: Embedder) -> Loader:
 
 
 @pytest.mark.parametrize("mode", ["upsert", "insertOnly"])
-def test_jobs_among_faults_are_as_without(double: GrpcDouble, connect: Connect, serve: Serve, mode: str) -> None:
-    """A tenth of all calls fails, for several jobs: each answer accounts for all, and the points are the same."""
+def test_jobs_store_the_same_points_despite_faults(
+    double: GrpcDouble, connect: Connect, serve: Serve, mode: str
+) -> None:
+    """If a tenth of all calls fails, every answer still counts all points, and the stored points are the same."""
     store = connect()
     worker = serve(store)
     for number in range(JOBS):
@@ -178,8 +182,8 @@ def test_jobs_among_faults_are_as_without(double: GrpcDouble, connect: Connect, 
     assert_equal(store, "notes", "undisturbed")
 
 
-def test_a_load_among_faults_is_as_without(double: GrpcDouble, connect: Connect, load: Loader) -> None:
-    """The report of a load from the command line is exact too, its graph is built and its alias set."""
+def test_a_load_stores_the_same_points_despite_faults(double: GrpcDouble, connect: Connect, load: Loader) -> None:
+    """The report of a bulk load is exact despite faults, its graph is built and its alias is set."""
     store = connect()
     load(store, "undisturbed")
     double.script = Script(FAULTS, every=8, methods=CALLS)
@@ -192,16 +196,16 @@ def test_a_load_among_faults_is_as_without(double: GrpcDouble, connect: Connect,
 
 
 @pytest.mark.parametrize("mode", ["upsert", "insertOnly"])
-def test_a_job_whose_store_dies_can_be_sent_again(
+def test_a_job_whose_store_fails_can_be_sent_again(
     double: GrpcDouble, connect: Connect, serve: Serve, mode: str
 ) -> None:
-    """The report in its error is what the collection holds; the same job again completes it."""
+    """The report in the error matches the collection, and sending the job again completes it."""
     lasting = connect()
     for number in range(JOBS):
         serve(lasting).good(job(number, collection="undisturbed"))
         if number:
             serve(lasting).good(job(number))
-    dies_at(double, 6)
+    fail_from(double, 6)
     answer = serve(connect(deadline_s=0.3)).error(job(0, mode=mode), "store_unavailable")
     assert answer["retryable"]
     upsert = answer["details"]["upsert"]
@@ -218,11 +222,11 @@ def test_a_job_whose_store_dies_can_be_sent_again(
     assert_equal(lasting, "notes", "undisturbed")
 
 
-def test_a_load_whose_store_dies_can_be_run_again(double: GrpcDouble, connect: Connect, load: Loader) -> None:
-    """It ends with the reason and a report of what the collection holds; with --insert-only the rest is added."""
+def test_a_load_whose_store_fails_can_be_run_again(double: GrpcDouble, connect: Connect, load: Loader) -> None:
+    """The load ends with the reason and an exact report; another run with --insert-only adds the missing points."""
     lasting = connect()
     load(lasting, "undisturbed")
-    dies_at(double, 20)
+    fail_from(double, 20)
     report = load(connect(deadline_s=0.3), "notes", "--alias", "live")
     assert report.failure is not None
     assert "points were not stored: Qdrant does not answer" in report.failure

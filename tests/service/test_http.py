@@ -1,4 +1,4 @@
-"""The HTTP server: the operations of the queue, with the same answers and errors, and what only HTTP has."""
+"""The HTTP server: the same operations, answers and errors as on the queue, and its own features."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def http(worker: Client) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def shared(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server whose store holds a little, for requests that change nothing, or anything."""
+    """A client of a server with a point in its store, shared by tests that do not depend on its contents."""
     store = EdgeStore(tmp_path_factory.mktemp("shared"))
     operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
     with Served(operations) as served, served.client() as client:
@@ -61,13 +61,13 @@ def shared(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def read(response: httpx.Response) -> Json:
-    """The JSON object of an answer, read strictly."""
+    """Parse the JSON object of an answer strictly."""
     assert response.headers["content-type"] == "application/json"
     return wire.read(response.content)
 
 
 def refused(response: httpx.Response, status: int, code: str) -> str:
-    """The message of an error of this status and code."""
+    """Check the status and the code of an error, and return its message."""
     answer = read(response)
     assert_error(answer)
     assert (response.status_code, answer["error_code"]) == (status, code), answer
@@ -77,7 +77,7 @@ def refused(response: httpx.Response, status: int, code: str) -> str:
 
 @contextmanager
 def busy(watched: Watched, client: httpx.Client) -> Iterator[list[httpx.Response]]:
-    """The model works on one request, until its gate is opened or the block ends; its answer is in the list then."""
+    """Keep the model busy with a request until its gate is set; yields the list that receives the answer."""
     watched.engine.gate.clear()
     watched.engine.batches.clear()
     answers: list[httpx.Response] = []
@@ -92,7 +92,7 @@ def busy(watched: Watched, client: httpx.Client) -> Iterator[list[httpx.Response
 
 
 def send(served: Served, path: str, raw: Json) -> socket.socket:
-    """A connection that has sent a request and reads no answer."""
+    """Send a request on a raw connection without reading the answer."""
     body = json.dumps(raw).encode()
     connection = socket.create_connection(("127.0.0.1", served.port), PATIENCE)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -101,7 +101,7 @@ def send(served: Served, path: str, raw: Json) -> socket.socket:
 
 
 def test_every_operation_has_its_path(http: httpx.Client, worker: Client) -> None:
-    """Store, search, count and delete over HTTP do what the jobs of the queue do."""
+    """Storing, searching, counting and deleting over HTTP equals the jobs of the queue."""
     stored = http.post("/points", json={"texts": ["rsync copies", "a database"], "qdrant": {"collection": "notes"}})
     assert read(stored)["upsert"] == {"collection": "notes", "stored": 2, "skipped": 0, "rejected": []}
     search = {"collection": "notes", "queries": ["copy with rsync"], "limit": 1}
@@ -115,24 +115,24 @@ def test_every_operation_has_its_path(http: httpx.Client, worker: Client) -> Non
 
 
 def test_embed_answers_as_the_queue_does(http: httpx.Client, worker: Client) -> None:
-    """The original request and every field beside it, in the body."""
+    """The body of `/embed` is the input of a job."""
     raw = {"texts": ["What is BGE M3?", ""], "isPassage": False, "batchSize": 0}
     mine, theirs = read(http.post("/embed", json=raw)), worker.good(raw)
     assert mine.keys() == theirs.keys()
-    for one, other in zip(mine["results"], theirs["results"], strict=True):
-        assert one.keys() == other.keys()
-        assert np.abs(np.array(one["dense"]) - np.array(other["dense"])).max() <= TOLERANCE
+    for result, expected in zip(mine["results"], theirs["results"], strict=True):
+        assert result.keys() == expected.keys()
+        assert np.abs(np.array(result["dense"]) - np.array(expected["dense"])).max() <= TOLERANCE
 
 
 def test_points_are_passages_unless_said_otherwise(http: httpx.Client) -> None:
-    """`/points` needs no `isPassage`: what is stored is a passage, and is cut like one."""
+    """The texts of `/points` are passages by default."""
     long = {"texts": ["word " * 600], "maxLength": 40, "qdrant": {"collection": "notes"}}
     assert read(http.post("/points", json=long))["results"][0]["truncated"] is True
     assert "qdrant is required" in refused(http.post("/points", json={"texts": ["a"]}), 400, "invalid_request")
 
 
 def test_every_example_of_the_description_works(http: httpx.Client) -> None:
-    """Whoever copies an example out of the OpenAPI document gets an answer."""
+    """Every example in the OpenAPI document is a valid request."""
     described = read(http.get("/openapi.json"))
     for route in ROUTES:
         content = described["paths"][route.path]["post"]["requestBody"]["content"]["application/json"]
@@ -144,7 +144,7 @@ def test_every_example_of_the_description_works(http: httpx.Client) -> None:
 
 
 def test_the_official_openai_client(worker: Client) -> None:
-    """Its defaults, both encodings, token usage, the list of models and its errors."""
+    """The official client works: defaults, both encodings, usage, the list of models and errors."""
     with (
         Served(worker.operations) as served,
         httpx2.Client(trust_env=False, timeout=PATIENCE) as transport,
@@ -164,7 +164,7 @@ def test_the_official_openai_client(worker: Client) -> None:
         with pytest.raises(openai.BadRequestError) as bad:
             client.embeddings.create(model="mini", input=texts, dimensions=8)
         assert bad.value.code == "invalid_request"
-        assert "dimensions: must be the model's own, 192, got 8" in bad.value.message
+        assert "dimensions must be 192, the size of the model's vectors, got 8" in bad.value.message
         with pytest.raises(openai.NotFoundError):
             client.embeddings.create(model="other", input=texts)
 
@@ -176,7 +176,7 @@ def test_the_official_openai_client(worker: Client) -> None:
     "header", [None, "", "Bearer", "Bearer wrong", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]
 )
 def test_without_the_key_nothing_is_served(keyed: Served, path: str, header: str | None) -> None:
-    """With `API_KEY` every path but the probes wants it as a bearer token, and tells nothing to others."""
+    """With `API_KEY` every path but the probes requires it as a bearer token."""
     with keyed.client() as client:
         sent = {} if header is None else {"Authorization": header.encode("latin-1")}
         for method in ("GET", "POST"):
@@ -197,7 +197,7 @@ def keyed(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_with_the_key_everything_is_served(keyed: Served) -> None:
-    """The scheme is a word in any case, as HTTP has it; the probes need no key."""
+    """The scheme is case-insensitive, and the probes need no key."""
     for scheme in ("Bearer", "bearer"):
         with keyed.client(Authorization=f"{scheme} {KEY}") as client:
             assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
@@ -208,18 +208,18 @@ def test_with_the_key_everything_is_served(keyed: Served) -> None:
 
 
 def test_a_request_keeps_its_id(shared: httpx.Client) -> None:
-    """The id that a proxy gives is in the answer; without one, or with one that could forge a log line, it is made."""
+    """The answer has the request id of the proxy, or a new one if that is missing or could forge a log line."""
     assert shared.get("/ping", headers={"X-Request-ID": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
     for odd in ("", "a b", "x" * 200, 'a","level":"'):
-        made = shared.get("/ping", headers={"X-Request-ID": odd}).headers["x-request-id"]
-        assert uuid.UUID(made)
+        new_id = shared.get("/ping", headers={"X-Request-ID": odd}).headers["x-request-id"]
+        assert uuid.UUID(new_id)
     assert shared.post("/embed", content=b"{").headers["x-request-id"]
 
 
-def test_the_log_line_of_a_refused_request_says_why(
+def test_the_log_line_of_a_failed_request_has_its_code(
     serve: Serve, store: EdgeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An operator reads the code beside the status, whoever refused; a good request has no code."""
+    """The log line of a failed request has the error code after the status; that of a success has none."""
     with (
         caplog.at_level("INFO"),
         Served(serve(store=FailingStore(store, None)).operations) as served,
@@ -245,7 +245,7 @@ def test_the_log_line_of_a_refused_request_says_why(
 
 
 def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
-    """One table maps the codes of the contract to HTTP."""
+    """Errors have the HTTP status of their code."""
     store.ensure("other", schema_for(8, 8))
     with Served(serve().operations) as served, served.client() as client:
         wrong = client.post("/embed", json={"texts": [PRIVATE], "isPassage": "maybe"})
@@ -259,7 +259,7 @@ def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
         assert method.headers["allow"] == "POST"
         refused(client.post("/embed", json=[1]), 400, "invalid_request")
         other = client.post("/embed", json={"operation": "delete", "texts": ["a"]})
-        assert "operation must be 'embed' on /embed" in refused(other, 400, "invalid_request")
+        assert "operation must be 'embed' or left out on /embed, got 'delete'" in refused(other, 400, "invalid_request")
         smuggled = client.post("/embed", json={"openai_route": "/v1/models"})
         refused(smuggled, 400, "invalid_request")
     with Served(serve(MAX_RESPONSE_MB="0.001").operations) as served, served.client() as client:
@@ -270,8 +270,8 @@ def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
         assert away.headers["retry-after"] == "5"
 
 
-def test_errors_of_openais_paths_have_openais_form(shared: httpx.Client) -> None:
-    """Also those that the server itself makes."""
+def test_errors_of_openai_paths_have_openais_form(shared: httpx.Client) -> None:
+    """Errors below `/v1/` have OpenAI's form, also those of the server itself."""
     for response, status in (
         (shared.post("/v1/embeddings", json={}), 400),
         (shared.post("/v1/embeddings", content=b"{"), 415),
@@ -288,25 +288,25 @@ def test_errors_of_openais_paths_have_openais_form(shared: httpx.Client) -> None
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"{", "the body is not JSON (line 1, column 2)"),
-        (b"", "the body is not JSON (line 1, column 1)"),
-        (b'{"texts": ["a"], "maxLength": NaN}', "the body is not JSON (a number that JSON cannot hold)"),
-        (b'{"texts": ["a"], "maxLength": ' + b"9" * 5000 + b"}", "the body is not JSON (a number"),
-        (b'{"texts": ["\xff"]}', "the body is not UTF-8 (byte 12)"),
-        ('{"texts": ["a"]}'.encode("utf-16"), "the body is not UTF-8"),
+        (b"{", "the body is not valid JSON (line 1, column 2)"),
+        (b"", "the body is not valid JSON (line 1, column 1)"),
+        (b'{"texts": ["a"], "maxLength": NaN}', "the body is not valid JSON (a number that JSON cannot represent)"),
+        (b'{"texts": ["a"], "maxLength": ' + b"9" * 5000 + b"}", "the body is not valid JSON (a number"),
+        (b'{"texts": ["\xff"]}', "the body is not valid UTF-8 (byte 12)"),
+        ('{"texts": ["a"]}'.encode("utf-16"), "the body is not valid UTF-8"),
         (b"[" * 100_000, "the body is nested too deeply"),
         (b"null", "input must be an object, got null"),
     ],
 )
 def test_a_body_without_a_json_object_is_refused(shared: httpx.Client, body: bytes, said: str) -> None:
-    """The message says where, and quotes nothing."""
+    """The message names the position of the error and quotes nothing."""
     response = shared.post("/embed", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
     assert said in refused(response, 400, "invalid_request")
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_body_of_another_type_is_refused(shared: httpx.Client, kind: str | None) -> None:
-    """A page of another site can post these without asking the browser's leave, and no other."""
+    """Content types that a page of another site can post without a preflight request are errors."""
     response = shared.post(
         "/embed", content=b'{"texts": ["a"]}', headers={} if kind is None else {"Content-Type": kind}
     )
@@ -314,7 +314,7 @@ def test_a_body_of_another_type_is_refused(shared: httpx.Client, kind: str | Non
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(worker: Client) -> None:
-    """Its announced length is enough: the answer comes though not a byte of the body was sent."""
+    """The announced length suffices for an error before the body is sent."""
     with Served(worker.operations) as served, socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw:
         raw.sendall(
             b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30000001\r\n\r\n"
@@ -323,7 +323,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(worker: Client) -> N
 
 
 def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
-    """A body of unannounced length ends where the limit is; one at the limit is taken."""
+    """A chunked body over the limit is an error, and a body at the limit is accepted."""
     body = json.dumps({"texts": ["a" * 900], "vectors": ["dense"]}).encode()
     with Served(worker.operations, body_max_bytes=len(body)) as served, served.client() as client:
         headers = {"Content-Type": "application/json"}
@@ -334,8 +334,8 @@ def test_a_body_that_grows_over_the_limit_is_refused(worker: Client) -> None:
         assert f"got {len(body) + 1}" in refused(announced, 413, "invalid_request")
 
 
-def test_a_body_that_stops_coming_is_given_up(worker: Client) -> None:
-    """A client that stalls in the middle of its body does not hold a worker that is to end."""
+def test_a_stalled_body_times_out(worker: Client) -> None:
+    """A client that stalls within its body does not delay a shutdown."""
     with (
         Served(worker.operations, body_part_timeout_s=0.05) as served,
         socket.create_connection(("127.0.0.1", served.port), PATIENCE) as raw,
@@ -348,10 +348,10 @@ def test_a_body_that_stops_coming_is_given_up(worker: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
-def test_a_client_that_leaves_within_its_body_is_no_defect(
+def test_a_disconnect_within_the_body_is_not_a_defect(
     worker: Client, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged and counted as one that leaves later, with 499, and nothing is an error of the worker."""
+    """A disconnect is logged and counted with 499, and is not an error of the worker."""
     caplog.set_level(logging.INFO)
     counted = f'bge_m3_http_responses_total{{route="{path}",status="%d"}}'
     with Served(worker.operations) as served, served.client() as client:
@@ -366,7 +366,7 @@ def test_a_client_that_leaves_within_its_body_is_no_defect(
 
 
 def test_while_the_model_loads(worker: Client) -> None:
-    """The load balancer reads 204; requests are told to come again; then everything works without a restart."""
+    """While the model loads, `/ping` answers 204 and requests get 503; afterwards requests are served."""
     with Served(None) as served, served.client() as client:
         assert client.get("/ping").status_code == 204
         assert read(client.get("/health")) == {"status": "loading"}
@@ -380,7 +380,7 @@ def test_while_the_model_loads(worker: Client) -> None:
 
 
 def test_a_full_queue_is_429_and_says_when_to_retry(serve: Serve, watched: Watched) -> None:
-    """Nothing is queued beyond what the queue holds; when it is free again, requests are served."""
+    """A full queue is 429 with `Retry-After`, and requests are served when it is free again."""
     operations = Operations(serve().operations.settings, watched.embedder)
     with Served(operations) as served, served.client() as client, busy(watched, client):
         big = {"texts": ["word " * 300] * 300, "isPassage": True, "vectors": ["dense"]}
@@ -395,8 +395,8 @@ def test_a_full_queue_is_429_and_says_when_to_retry(serve: Serve, watched: Watch
     assert full.headers["retry-after"] == "1"
 
 
-def test_draining_finishes_what_runs_and_refuses_the_rest(serve: Serve, watched: Watched) -> None:
-    """A request under way is answered; later ones and the probe get 503; then the server says that it is empty."""
+def test_draining_finishes_running_requests_and_rejects_new_ones(serve: Serve, watched: Watched) -> None:
+    """A running request is answered, later ones and the probe get 503, and then the server reports that it is idle."""
     operations = Operations(serve().operations.settings, watched.embedder)
     with Served(operations) as served, served.client() as client, busy(watched, client) as answers:
         served.do("close")
@@ -413,7 +413,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(serve: Serve, watched:
 
 
 def test_a_lost_device_shows_in_the_probe(worker: Client) -> None:
-    """The load balancer sends nothing more to a worker that can compute nothing."""
+    """A worker without a device answers the probe with 503."""
     with Served(worker.operations) as served, served.client() as client:
         served.do("close", lost=True)
         assert client.get("/ping").status_code == 503
@@ -429,7 +429,7 @@ class LostEngine(WatchedEngine):
 
 
 def test_a_request_on_a_lost_device_can_be_retried_elsewhere(serve: Serve) -> None:
-    """Such a failure of the model is 503 with the time of a retry, on OpenAI's paths too."""
+    """A request on a lost device fails with 503 and `Retry-After`, also on OpenAI's paths."""
     with (
         embedder_over(LostEngine(Tokenizer(MINI), "zebra")) as lost,
         Served(Operations(serve().operations.settings, lost)) as served,
@@ -442,8 +442,8 @@ def test_a_request_on_a_lost_device_can_be_retried_elsewhere(serve: Serve) -> No
         refused(client.post("/embed", json={"texts": ["a"]}), 503, "model_failure")
 
 
-def test_a_client_that_goes_away_frees_the_queue(serve: Serve, watched: Watched) -> None:
-    """What nobody waits for any more is not computed."""
+def test_a_disconnect_frees_the_queue(serve: Serve, watched: Watched) -> None:
+    """Texts of a disconnected client are not computed."""
     operations = Operations(serve().operations.settings, watched.embedder)
     with Served(operations) as served, served.client() as client, busy(watched, client):
         leaving = send(served, "/embed", {"texts": ["never to be computed"] * 5, "isPassage": True})
@@ -454,7 +454,7 @@ def test_a_client_that_goes_away_frees_the_queue(serve: Serve, watched: Watched)
 
 
 def test_no_text_and_no_key_is_in_a_log_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is sent, wherever in the request."""
+    """No part of a request that may be private appears in the log."""
     with caplog.at_level("DEBUG"), Served(serve(API_KEY=KEY, LOG_LEVEL="DEBUG").operations) as served:
         with served.client(Authorization=f"Bearer {KEY}", **{"X-Request-ID": PRIVATE}) as client:
             client.post("/embed", json={"texts": [PRIVATE], "encoding": PRIVATE})
@@ -479,18 +479,18 @@ def test_no_text_and_no_key_is_in_a_log_line(serve: Serve, caplog: pytest.LogCap
 
 
 class Defective(Operations):
-    """Operations with a defect that only HTTP meets, whose message quotes a text."""
+    """Operations with a defect that only HTTP reaches, whose message quotes a text."""
 
     @property
     def model_label(self) -> str:
-        """Fail."""
+        """Raise with the text in the message."""
         raise LookupError(PRIVATE)
 
 
 def test_a_defect_is_an_answer(
     serve: Serve, embedder: Embedder, store: EdgeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of the server or of an operation: the caller reads `internal`, the log where it happened, neither the text."""
+    """A defect of the server or an operation is `internal`; the log names its origin, and neither quotes the text."""
     defective = Defective(serve().operations.settings, embedder, RaisingStore(store, count=LookupError(PRIVATE)))
     with Served(defective) as served, served.client() as client:
         for response in (client.get("/health"), client.post("/points/count", json={"collection": "notes"})):
@@ -508,7 +508,7 @@ PATHS = [route.path for route in ROUTES] + ["/v1/embeddings"]
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from(PATHS), body=requests.map(json.dumps) | st.text(max_size=20), strip=st.booleans())
 def test_any_body_has_an_answer_of_the_contract(shared: httpx.Client, path: str, body: str, strip: bool) -> None:
-    """Results or an error, always strict JSON with the status of its code, and the server stays up."""
+    """Any body is answered with a result or an error in strict JSON, and the server continues."""
     if strip and body.startswith('{"operation"'):
         body = json.dumps({key: value for key, value in json.loads(body).items() if key != "operation"})
     sent = body.encode("utf-8", "surrogatepass")

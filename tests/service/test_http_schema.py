@@ -1,4 +1,4 @@
-"""The OpenAPI document keeps its word: schemathesis reads it and tries the server with what follows from it."""
+"""The server conforms to its OpenAPI document, tested with schemathesis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def served(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose store holds a little."""
+    """A server with a point in its store."""
     store = EdgeStore(tmp_path_factory.mktemp("schema"))
     operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
     with Served(operations) as opened, opened.client() as client:
@@ -48,8 +48,8 @@ def served(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iter
     store.close()
 
 
-def test_what_is_only_read_is_as_described(served: Served) -> None:
-    """Every path without a body has a status, a type and a shape that the description names."""
+def test_get_paths_conform_to_the_description(served: Served) -> None:
+    """Every GET path has a status, a content type and a schema of the description."""
     with served.client() as client:
         document = client.get("/openapi.json").json()
     read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
@@ -65,8 +65,8 @@ def test_what_is_only_read_is_as_described(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
-def test_what_follows_from_the_description_is_answered_as_it_says(served: Served, path: str) -> None:
-    """No server error, only documented statuses and shapes; and what the schema forbids is refused."""
+def test_generated_requests_conform_to_the_description(served: Served, path: str) -> None:
+    """Generated requests have documented statuses and schemas, and invalid ones are rejected."""
     with served.client() as client:
         document = client.get("/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
@@ -76,12 +76,12 @@ def test_what_follows_from_the_description_is_answered_as_it_says(served: Served
 
     @settings(max_examples=20, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck))
     @given(case=st.one_of(cases))
-    def tried(case: Any) -> None:
+    def check_case(case: Any) -> None:
         with requests.Session() as session:
             session.trust_env = False
             case.call_and_validate(session=session, checks=CHECKS)
 
-    tried()
+    check_case()
 
 
 RICH: dict[str, list[dict[str, Any]]] = {
@@ -105,15 +105,15 @@ RICH: dict[str, list[dict[str, Any]]] = {
 
 
 def test_answers_have_the_shape_that_is_described(served: Served) -> None:
-    """With every option that adds to an answer; and so have the examples, which are there for every operation."""
+    """Answers with all optional parts, and the examples, conform to the schemas."""
     with served.client() as client:
         document = client.get("/openapi.json").json()
         given = {path: [client.post(path, json=raw) for raw in RICH[path]] for path in RICH}
     assert set(RICH) == {path for path, methods in document["paths"].items() if "post" in methods}
     for path, responses in given.items():
-        told = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]
-        schema = {**told["schema"], "components": document["components"]}
-        jsonschema.validate(told["example"], schema)
+        described = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]
+        schema = {**described["schema"], "components": document["components"]}
+        jsonschema.validate(described["example"], schema)
         for response in responses:
             assert response.status_code == 200, response.text
             jsonschema.validate(response.json(), schema)

@@ -1,4 +1,4 @@
-"""Texts to stored points: what is kept under which id, what is refused, and that every point is reported."""
+"""Ingest: ids and payloads of points, rejections, and complete reports."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TEXTS = (
 )
 SURROGATE = "\ud800"
 LARGE = "x" * 1_500_000
-"""Three payloads of this size do not fit into one batch to the store."""
+"""A payload so large that three of them do not fit into one request to the store."""
 
 
 @pytest.fixture
 def observed(watched: Watched, store: EdgeStore) -> Client:
-    """A worker whose model tells its batches, and fails on texts with the word `zebra`."""
+    """A worker whose model records its batches and fails on texts with the word `zebra`."""
     return Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
 
 
@@ -50,8 +50,8 @@ def nearest(worker: Client, query: str, **fields: Any) -> Json:
     return hit
 
 
-def test_an_ingest_says_what_it_stored(worker: Client) -> None:
-    """The answer counts the points and names each text's id, without vectors unless they are asked for."""
+def test_an_ingest_reports_what_it_stored(worker: Client) -> None:
+    """The answer counts the points and has the id of each text, but no vectors unless requested."""
     answer = worker.good(job(*TEXTS))
     assert answer["upsert"] == block(3)
     for result, text in zip(answer["results"], TEXTS, strict=True):
@@ -61,15 +61,15 @@ def test_an_ingest_says_what_it_stored(worker: Client) -> None:
     assert count(worker) == 3
 
 
-def test_an_ingest_returns_vectors_if_asked(worker: Client) -> None:
-    """`returnVectors: true` gives the vectors of a plain embed beside the block."""
+def test_an_ingest_returns_vectors_on_request(worker: Client) -> None:
+    """`returnVectors: true` adds the vectors of a plain embed request."""
     stored = worker.good({**job(TEXTS[0]), "returnVectors": True})
     embedded = worker.good({"texts": [TEXTS[0]], "isPassage": True})
     assert {**embedded["results"][0], "id": stored["results"][0]["id"]} == stored["results"][0]
 
 
-def test_what_was_stored_is_what_was_computed(worker: Client) -> None:
-    """A point's vectors are the model's: dense to rounding, sparse exactly, ColBERT as float16 holds it."""
+def test_the_stored_vectors_are_the_computed_ones(worker: Client) -> None:
+    """A point has the model's vectors: dense up to rounding, sparse exactly, ColBERT as float16."""
     embedded = worker.good({"texts": [TEXTS[0]], "isPassage": True})["results"][0]
     worker.good(job(TEXTS[0]))
     vectors = nearest(worker, "rsync", withVectors=True)["vectors"]
@@ -79,7 +79,7 @@ def test_what_was_stored_is_what_was_computed(worker: Client) -> None:
 
 
 def test_a_second_run_overwrites_and_never_doubles(worker: Client) -> None:
-    """Without ids the same text is the same point, whoever sends it and however often."""
+    """Without ids, the same text is always the same point."""
     first = worker.good(job(*TEXTS))
     again = worker.good(job(*reversed(TEXTS), payloads=[{"run": 2}] * 3))
     assert [result["id"] for result in again["results"]] == [result["id"] for result in reversed(first["results"])]
@@ -115,7 +115,7 @@ def test_every_kind_of_id_is_kept(worker: Client) -> None:
 
 
 def test_the_number_1_and_the_string_1_are_two_points(worker: Client) -> None:
-    """JSON tells them apart, and so does the worker."""
+    """A number and a string are different ids, as they are different in JSON."""
     worker.good(job("a", "b", ids=[1, "1"]))
     assert count(worker) == 2
     assert worker.good({"operation": "delete", "collection": NOTES, "ids": ["1"]}) == {"deleted": 1}
@@ -131,7 +131,7 @@ def test_a_point_is_replaced_by_its_id(worker: Client) -> None:
 
 
 def test_insert_only_leaves_existing_points_untouched(worker: Client) -> None:
-    """`insertOnly` stores what is new, skips what is there, and counts both as stored."""
+    """`insertOnly` stores new points, skips existing ones, and counts both as stored."""
     worker.good(job("first", ids=[1], payloads=[{"version": 1}]))
     answer = worker.good(job("second", "third", ids=[1, 2], payloads=[{"version": 2}] * 2, mode="insertOnly"))
     assert answer["upsert"] == block(2, skipped=1)
@@ -139,8 +139,8 @@ def test_insert_only_leaves_existing_points_untouched(worker: Client) -> None:
     assert nearest(worker, "first")["payload"] == {"version": 1, "text": "first"}
 
 
-def test_what_is_there_is_not_embedded_again(observed: Client, watched: Watched) -> None:
-    """A job that was interrupted and runs again with `insertOnly` costs the model only what was missing."""
+def test_existing_points_are_not_embedded_again(observed: Client, watched: Watched) -> None:
+    """An interrupted job that runs again with `insertOnly` embeds only the missing points."""
     texts = [f"text number {n}" for n in range(6)]
     observed.good(job(*texts[:4]))
     watched.engine.batches.clear()
@@ -153,14 +153,14 @@ def test_what_is_there_is_not_embedded_again(observed: Client, watched: Watched)
 
 
 def test_equal_texts_are_embedded_once(observed: Client, watched: Watched) -> None:
-    """Points that merge cost the model one text."""
+    """Points that merge are embedded once."""
     watched.engine.batches.clear()
     assert observed.good(job("same", "same", "same"))["upsert"] == block(3)
     assert [len(batch) for batch in watched.engine.batches] == [1]
 
 
 def test_points_are_stored_while_others_are_embedded(watched: Watched, store: EdgeStore) -> None:
-    """The model does not wait for the end of a job: its last batch finds earlier points in the collection."""
+    """Points are stored before the last batch of their job is embedded."""
     stored = threading.Event()
     counts: list[int] = []
 
@@ -178,7 +178,7 @@ def test_points_are_stored_while_others_are_embedded(watched: Watched, store: Ed
 
 
 def test_a_store_that_fails_stops_the_model(watched: Watched, store: EdgeStore) -> None:
-    """Nothing is computed for a store that takes nothing: the rest of the job is dropped, and reported."""
+    """When the store fails, the rest of the job is not embedded, and its points are reported."""
     refused = threading.Event()
     failing = ObservedStore(FailingStore(store, 0), refused.set)
 
@@ -194,8 +194,8 @@ def test_a_store_that_fails_stops_the_model(watched: Watched, store: EdgeStore) 
     assert sum(len(batch) for batch in watched.engine.batches) < 100
 
 
-def test_derived_ids_can_belong_to_something_more_lasting(worker: Client, store: EdgeStore) -> None:
-    """`idScope` gives texts, names and chunks the ids that they have in a collection of another name."""
+def test_ids_can_be_derived_from_another_name(worker: Client, store: EdgeStore) -> None:
+    """With `idScope`, texts, strings and chunks have the ids that they have in the collection of that name."""
     raw = job("by its text", LONG, ids=None, chunk=CHUNK)
     worker.good(raw)
     worker.good(job("named", ids=["x"]))
@@ -210,14 +210,14 @@ def test_derived_ids_can_belong_to_something_more_lasting(worker: Client, store:
 
 
 def test_usage_counts_what_was_embedded(worker: Client) -> None:
-    """Texts that were there already cost no tokens."""
+    """Texts of existing points do not count."""
     first = worker.good(job(*TEXTS))
     assert first["usage"]["tokens"] > 0
     assert worker.good(job(*TEXTS, mode="insertOnly"))["usage"]["tokens"] == 0
 
 
-def test_a_job_that_the_pool_refuses_is_reported(watched: Watched, store: EdgeStore) -> None:
-    """Too many tokens for the queue: the answer says of each text that it is not stored."""
+def test_a_job_larger_than_the_queue_is_reported(watched: Watched, store: EdgeStore) -> None:
+    """If a job has more tokens than the queue holds, every point is reported as rejected."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     answer = worker.error(job(*("word " * (400 + n) for n in range(250))), "invalid_request")
     assert answer["error"].startswith("texts: ")
@@ -225,8 +225,8 @@ def test_a_job_that_the_pool_refuses_is_reported(watched: Watched, store: EdgeSt
     assert len(answer["details"]["upsert"]["rejected"]) == 250
 
 
-def test_a_defect_in_the_store_leaves_nothing_behind(watched: Watched, store: EdgeStore) -> None:
-    """The job is `internal` with its report, the pool has its room back, and the worker goes on."""
+def test_a_defect_in_the_store_does_not_affect_later_jobs(watched: Watched, store: EdgeStore) -> None:
+    """The job fails with `internal` and its report, the queue is free again, and the next job succeeds."""
     defective = RaisingStore(store, ensure=ZeroDivisionError("the words of a user"))
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, defective))
     answer = worker.error(job(*("word " * (400 + n) for n in range(100))), "internal")
@@ -236,8 +236,10 @@ def test_a_defect_in_the_store_leaves_nothing_behind(watched: Watched, store: Ed
     assert worker.good(job("one", "three"))["upsert"] == block(2)
 
 
-def test_a_text_with_too_many_rows_says_what_to_do(observed: Client, watched: Watched, small_multivectors: int) -> None:
-    """Such a text is refused alone, before it is embedded, and its message names three ways out."""
+def test_a_text_with_too_many_rows_is_rejected_with_advice(
+    observed: Client, watched: Watched, small_multivectors: int
+) -> None:
+    """Only that text is rejected, before it is embedded, and its message names three solutions."""
     watched.engine.batches.clear()
     text = "word " * 100
     answer = observed.good(job(text, "short"))
@@ -250,7 +252,7 @@ def test_a_text_with_too_many_rows_says_what_to_do(observed: Client, watched: Wa
 
 
 def test_too_many_rows_can_be_pooled(worker: Client, small_multivectors: int) -> None:
-    """`colbertPooling: "mean"` stores as many rows as fit, of unit length, and leaves shorter texts as they are."""
+    """`colbertPooling: "mean"` stores as many unit-length rows as fit, and does not change shorter texts."""
     worker.good(job(LONG, "short text", ids=[1, 2], colbertPooling="mean"))
     raw = {"operation": "search", "collection": NOTES, "queries": ["topic"], "using": ["dense"], "withVectors": True}
     rows = {hit["id"]: np.array(hit["vectors"]["colbert"]) for hit in worker.good(raw)["results"][0]["hits"]}
@@ -260,7 +262,7 @@ def test_too_many_rows_can_be_pooled(worker: Client, small_multivectors: int) ->
 
 
 def test_the_text_goes_under_its_key(worker: Client) -> None:
-    """`textKey` names the key of the text, and the caller's own payload stands beside it unchanged."""
+    """`textKey` is the payload key of the text, and the caller's payload is unchanged."""
     payload = {"text": 5, "nested": {"list": [1, 2.5, None, True, {"ü": "🙂"}]}, "": "", "large": 2**63 - 1}
     worker.good(job("the passage", ids=[1], payloads=[payload], textKey="body"))
     assert nearest(worker, "passage")["payload"] == {**payload, "body": "the passage"}
@@ -278,7 +280,7 @@ def test_the_text_goes_under_its_key(worker: Client) -> None:
 def test_a_payload_is_never_overwritten_by_the_worker(
     observed: Client, watched: Watched, qdrant: dict[str, Any], named: list[str]
 ) -> None:
-    """A key that both would write refuses the job before anything is computed or stored."""
+    """A payload key that the worker writes is an error before any text is embedded or stored."""
     watched.engine.batches.clear()
     answer = observed.error(job("one", "two", **qdrant), "invalid_request")
     assert all(name in answer["error"] for name in named)
@@ -286,23 +288,23 @@ def test_a_payload_is_never_overwritten_by_the_worker(
     observed.error({"operation": "count", "collection": NOTES}, "not_found")
 
 
-def test_the_key_id_is_the_callers_where_the_worker_does_not_write_it(worker: Client) -> None:
-    """With ids that are ids already, the payload may have an `id` of its own."""
+def test_a_payload_may_have_an_id_if_the_worker_writes_none(worker: Client) -> None:
+    """With numeric ids, the payload may have an `id` of its own."""
     worker.good(job("one", "two", ids=[1, 2], payloads=[{"id": "mine"}, {}]))
     assert count(worker) == 2
 
 
 def test_the_same_text_twice_is_one_point(worker: Client) -> None:
-    """Equal points of one job merge: both count as stored, and one is there."""
+    """Equal points of a job merge: all count as stored, and one is stored."""
     assert worker.good(job("same", "same", "other"))["upsert"] == block(3)
     assert count(worker) == 2
 
 
 def test_two_different_points_cannot_share_an_id(worker: Client) -> None:
-    """The first point keeps the id, a later one is refused by index, and the rest is stored."""
+    """The first point keeps the id, a later one is rejected with its index, and the others are stored."""
     answer = worker.good(job("one", "two", "three", ids=["a", "a", "b"]))
     rejected = answer["upsert"]["rejected"]
-    assert [(one["index"], one["code"]) for one in rejected] == [(1, "duplicate_id")]
+    assert [(point["index"], point["code"]) for point in rejected] == [(1, "duplicate_id")]
     assert "point 0" in rejected[0]["message"]
     assert answer["upsert"]["stored"] == 2
     assert count(worker) == 2
@@ -310,7 +312,7 @@ def test_two_different_points_cannot_share_an_id(worker: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "place"),
+    ("payload", "path"),
     [
         ({"a": {"b": [SURROGATE]}}, "payload.a.b[0]"),
         ({"a": {SURROGATE: 1}}, "payload.a"),
@@ -320,19 +322,19 @@ def test_two_different_points_cannot_share_an_id(worker: Client) -> None:
         ({"deep": json.loads("[" * 30 + "]" * 30)}, "nested deeper than"),
     ],
 )
-def test_a_bad_payload_is_refused_alone(worker: Client, payload: dict[str, Any], place: str) -> None:
-    """A payload that Qdrant cannot hold is refused by index with its path; its neighbours are stored."""
+def test_only_an_invalid_payload_is_rejected(worker: Client, payload: dict[str, Any], path: str) -> None:
+    """A payload that Qdrant cannot hold is rejected with its index and path; other points are stored."""
     answer = worker.good(job(*TEXTS, payloads=[{}, payload, {}]))
     (rejected,) = answer["upsert"]["rejected"]
     assert (rejected["index"], rejected["code"]) == (1, "invalid_payload")
-    assert place in rejected["message"]
+    assert path in rejected["message"]
     assert answer["upsert"]["stored"] == 2
     assert count(worker) == 2
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t  "])
 def test_an_empty_text_can_be_stored_and_found(worker: Client, text: str) -> None:
-    """An empty text has no sparse weights; it is stored by its other vectors and found by them."""
+    """An empty text has no sparse weights; it is stored and found with its other vectors."""
     assert worker.good(job(text, *TEXTS, ids=[1, 2, 3, 4]))["upsert"] == block(4)
     hit = nearest(worker, text, withVectors=True)
     assert hit["id"] == 1
@@ -341,22 +343,22 @@ def test_an_empty_text_can_be_stored_and_found(worker: Client, text: str) -> Non
 
 
 @pytest.mark.parametrize("kinds", [["dense"], ["dense", "sparse"], ["colbert", "dense"]])
-def test_only_the_vectors_that_were_asked_for_are_stored(worker: Client, kinds: list[str]) -> None:
-    """`vectors` decides what a point consists of."""
+def test_only_the_requested_vectors_are_stored(worker: Client, kinds: list[str]) -> None:
+    """A point has the vectors of `vectors`."""
     worker.good({**job(*TEXTS), "vectors": kinds})
     assert set(nearest(worker, "rsync", withVectors=True)["vectors"]) == set(kinds)
 
 
-def test_a_text_without_any_vector_to_be_found_by_is_refused(worker: Client) -> None:
-    """An empty text with only a sparse vector could never be found, and is not stored silently."""
+def test_a_text_without_any_vector_is_rejected(worker: Client) -> None:
+    """An empty text with only a sparse vector could never be found, so it is rejected."""
     answer = worker.good({**job("", "rsync"), "vectors": ["sparse"]})
     (rejected,) = answer["upsert"]["rejected"]
     assert (rejected["index"], rejected["code"]) == (0, "invalid_vector")
     assert count(worker) == 1
 
 
-def test_a_job_without_a_collection_uses_the_operators(serve: Serve) -> None:
-    """`QDRANT_COLLECTION` is the collection of every request that names none."""
+def test_a_job_without_a_collection_uses_the_default(serve: Serve) -> None:
+    """`QDRANT_COLLECTION` is the collection of every request without one."""
     worker = serve(QDRANT_COLLECTION="default")
     answer = worker.good({"texts": ["a"], "qdrant": {}})
     assert answer["upsert"]["collection"] == "default"
@@ -375,14 +377,14 @@ def test_a_job_without_a_collection_uses_the_operators(serve: Serve) -> None:
     ],
 )
 def test_without_a_default_a_collection_must_be_named(worker: Client, raw: Json, field: str) -> None:
-    """Without `QDRANT_COLLECTION` a request must name a collection, and the refusal says so."""
+    """Without `QDRANT_COLLECTION` a request must name a collection."""
     answer = worker.error(raw, "invalid_request")
     assert answer["error"].startswith(f"{field} is required")
     assert "QDRANT_COLLECTION" in answer["error"]
 
 
 def test_only_allowed_collections_are_served(serve: Serve) -> None:
-    """With an allow-list no job can read, write or delete anything else."""
+    """With an allow-list, no job can read, write or delete in other collections."""
     worker = serve(QDRANT_COLLECTIONS="notes,papers")
     worker.good(job("a"))
     for raw in (
@@ -404,15 +406,15 @@ def test_only_allowed_collections_are_served(serve: Serve) -> None:
         {"operation": "delete", "ids": [1], "collection": NOTES},
     ],
 )
-def test_a_collection_that_is_not_there_is_not_found(worker: Client, raw: Json) -> None:
-    """Only an ingest makes a collection; every other operation says that it does not exist."""
+def test_a_missing_collection_is_not_found(worker: Client, raw: Json) -> None:
+    """Only an ingest creates a collection; every other operation fails with `not_found`."""
     answer = worker.error(raw, "not_found")
     assert NOTES in answer["error"]
     assert answer["retryable"] is False
 
 
 def test_a_collection_of_another_model_is_left_as_it_is(worker: Client, store: EdgeStore) -> None:
-    """Vectors of another size are refused with every field that differs, found and wanted; nothing changes."""
+    """A collection with another schema is an error that lists every difference, and is not changed."""
     store.ensure(NOTES, schema_for(8, 4))
     answer = worker.error(job(*TEXTS), "schema_mismatch")
     assert answer["details"]["differences"] == [
@@ -421,13 +423,13 @@ def test_a_collection_of_another_model_is_left_as_it_is(worker: Client, store: E
     ]
     for named in ("dense.size", "colbert.size", "8", "4", "192"):
         assert named in answer["error"]
-    assert [one["index"] for one in answer["details"]["upsert"]["rejected"]] == [0, 1, 2]
-    assert {one["code"] for one in answer["details"]["upsert"]["rejected"]} == {"schema_mismatch"}
+    assert [point["index"] for point in answer["details"]["upsert"]["rejected"]] == [0, 1, 2]
+    assert {point["code"] for point in answer["details"]["upsert"]["rejected"]} == {"schema_mismatch"}
     assert count(worker) == 0
 
 
 def test_an_answer_that_would_be_too_large_stores_nothing(serve: Serve) -> None:
-    """The size is checked before the first point is stored, so that a failed job has had no effect."""
+    """The size is checked before the first point is stored, so that a failed job has no effect."""
     worker = serve(MAX_RESPONSE_MB="0.02")
     worker.good(job("before"))
     worker.error({**job("word " * 200), "returnVectors": True}, "response_too_large")
@@ -436,19 +438,19 @@ def test_an_answer_that_would_be_too_large_stores_nothing(serve: Serve) -> None:
     assert count(worker) == 2
 
 
-def test_a_job_that_is_refused_says_why_once(serve: Serve) -> None:
-    """Each of its points is reported by index and code; the reason stands in the error alone."""
+def test_a_rejected_job_has_its_message_once(serve: Serve) -> None:
+    """Each point is reported with index and code; the message of the job is only in its error."""
     answer = serve(MAX_RESPONSE_MB="0.02").error(
         {**job(*map(str, range(300))), "returnVectors": True}, "response_too_large"
     )
     rejected = answer["details"]["upsert"]["rejected"]
-    assert [(one["index"], one["code"]) for one in rejected] == [(n, "response_too_large") for n in range(300)]
-    assert not any(answer["error"] in one["message"] for one in rejected)
+    assert [(point["index"], point["code"]) for point in rejected] == [(n, "response_too_large") for n in range(300)]
+    assert not any(answer["error"] in point["message"] for point in rejected)
 
 
 @pytest.mark.parametrize("key", ["k", "ü", "\0"])
-def test_an_answer_fits_even_if_every_point_is_refused(serve: Serve, key: str) -> None:
-    """The room kept for the report suffices for the longest refusal, since stored points cannot be taken back."""
+def test_an_answer_fits_even_if_every_point_is_rejected(serve: Serve, key: str) -> None:
+    """The reserve for the report suffices for the longest rejections, since storing cannot be undone."""
     worker = serve(MAX_RESPONSE_MB="0.02")
     deep: Any = float("nan")
     for _ in range(20):
@@ -458,13 +460,13 @@ def test_an_answer_fits_even_if_every_point_is_refused(serve: Serve, key: str) -
     worker.error(job(*texts, *texts, payloads=[{"p": deep}] * 60), "response_too_large")
     answer = worker.good(raw)
     assert len(answer["upsert"]["rejected"]) == 30
-    assert all(one["message"].startswith("payload.p.") for one in answer["upsert"]["rejected"])
+    assert all(point["message"].startswith("payload.p.") for point in answer["upsert"]["rejected"])
     assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 20_000
 
 
 @pytest.mark.parametrize("upserts", [None, 0, 1])
 def test_a_store_that_fails_is_reported(serve: Serve, store: EdgeStore, upserts: int | None) -> None:
-    """When the store stops answering, the job may be retried, and it says of every point whether it is stored."""
+    """When the store stops answering, the job is retryable, and its report covers every point."""
     worker = serve(store=FailingStore(store, upserts))
     texts = [f"text {n}" for n in range(4)]
     answer = worker.error(job(*texts, payloads=[{"pad": LARGE}] * 4), "store_unavailable")
@@ -472,8 +474,8 @@ def test_a_store_that_fails_is_reported(serve: Serve, store: EdgeStore, upserts:
     report = answer["details"]["upsert"]
     assert report["collection"] == NOTES
     assert report["stored"] + len(report["rejected"]) == 4
-    assert {one["code"] for one in report["rejected"]} == {"store_unavailable"}
-    rejected = [one["index"] for one in report["rejected"]]
+    assert {point["code"] for point in report["rejected"]} == {"store_unavailable"}
+    rejected = [point["index"] for point in report["rejected"]]
     if upserts:
         assert 0 < report["stored"] < 4
         assert rejected == sorted(rejected)
@@ -483,7 +485,7 @@ def test_a_store_that_fails_is_reported(serve: Serve, store: EdgeStore, upserts:
 
 
 def test_a_retry_after_a_failure_completes_the_job(serve: Serve, store: EdgeStore) -> None:
-    """The same job sent again stores what was missing and doubles nothing."""
+    """Sending the job again stores the missing points and duplicates none."""
     texts = [f"text {n}" for n in range(4)]
     raw = job(*texts, payloads=[{"pad": LARGE}] * 4)
     serve(store=FailingStore(store, 1)).error(raw, "store_unavailable")
@@ -495,26 +497,26 @@ def test_a_retry_after_a_failure_completes_the_job(serve: Serve, store: EdgeStor
 def test_a_store_that_cannot_be_opened_does_not_break_embedding(
     embedder: Embedder, store: EdgeStore, tmp_path: Path
 ) -> None:
-    """Where another process owns the directory, jobs that need the store say so, and others are served."""
+    """If another process owns the directory, jobs that need the store fail, and others are served."""
     settings = Settings.from_environment({**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "edge")})
     worker = Client(Operations(settings, embedder))
     answer = worker.error(job(*TEXTS), "store_unavailable")
     assert "QDRANT_PATH" in answer["error"]
     assert str(tmp_path) not in str(answer)
-    assert [one["index"] for one in answer["details"]["upsert"]["rejected"]] == [0, 1, 2]
+    assert [point["index"] for point in answer["details"]["upsert"]["rejected"]] == [0, 1, 2]
     worker.error({"operation": "count", "collection": NOTES}, "store_unavailable")
     worker.good({"texts": ["a"]})
 
 
 def test_concurrent_jobs_share_a_new_collection(worker: Client) -> None:
-    """Many concurrent first jobs make the collection once, and all of their points are in it."""
+    """Concurrent first jobs create the collection once, and all of their points are in it."""
     answers = worker.together([job(f"text {n}", f"other {n}") for n in range(12)])
     assert [answer["upsert"] for answer in answers] == [block(2)] * 12
     assert count(worker) == 24
 
 
-def test_a_text_that_the_model_cannot_encode_fails_alone(observed: Client) -> None:
-    """The result of that text is an error, never a gap or NaN, and the other texts are answered."""
+def test_only_a_text_that_the_model_cannot_encode_fails(observed: Client) -> None:
+    """The result of that text is an error, never NaN, and the other texts have vectors."""
     first, second, third = observed.good({"texts": ["one", "a zebra", "three"]})["results"]
     assert set(first) == set(third) == {"text", "tokens", "truncated", "dense", "sparse", "colbert"}
     assert set(second) == {"text", "error", "error_code", "retryable", "details"}
@@ -523,14 +525,14 @@ def test_a_text_that_the_model_cannot_encode_fails_alone(observed: Client) -> No
     assert "dense" in second["error"]
 
 
-def test_a_vector_that_was_not_asked_for_cannot_fail(observed: Client) -> None:
-    """A text whose dense vector would be bad still has its sparse one."""
+def test_a_vector_that_was_not_requested_cannot_fail(observed: Client) -> None:
+    """A text whose dense vector would be NaN still has its sparse vector."""
     (result,) = observed.good({"texts": ["a zebra"], "vectors": ["sparse"]})["results"]
     assert set(result) == {"text", "tokens", "truncated", "sparse"}
 
 
 def test_a_text_that_the_model_cannot_encode_is_not_stored(observed: Client) -> None:
-    """A text that the model cannot encode is rejected by index, and the others are stored."""
+    """A text that the model cannot encode is rejected with its index, and the others are stored."""
     answer = observed.good(job("one", "a zebra", "three"))
     (rejected,) = answer["upsert"]["rejected"]
     assert (rejected["index"], rejected["code"]) == (1, "model_failure")
@@ -539,14 +541,14 @@ def test_a_text_that_the_model_cannot_encode_is_not_stored(observed: Client) -> 
 
 
 def test_a_query_that_the_model_cannot_encode_is_named(observed: Client) -> None:
-    """A search with such a query fails and names it, rather than answering with random hits."""
+    """A search with such a query is an error that names the query."""
     observed.good(job("one"))
     raw = {"operation": "search", "collection": NOTES, "queries": ["fine", "zebra"]}
     assert observed.error(raw, "model_failure")["error"].startswith("queries[1]")
 
 
-def test_more_jobs_than_can_store_at_once_are_refused(watched: Watched, store: EdgeStore) -> None:
-    """An ingest over the limit is refused with the limit and may be retried; those that run are not disturbed."""
+def test_more_ingests_than_the_limit_are_rejected(watched: Watched, store: EdgeStore) -> None:
+    """An ingest over the limit is a retryable error with the limit; running ingests are not affected."""
     settings = Settings.from_environment(ENVIRONMENT)
     access = StoreAccess(settings, store, lambda: None, ingests_max=2)
     operations = Operations(settings, watched.embedder, store)
@@ -566,7 +568,7 @@ def test_more_jobs_than_can_store_at_once_are_refused(watched: Watched, store: E
         with pytest.raises(IngestFailed) as refusal:
             await stored("one too many")
         assert isinstance(refusal.value.cause, Overloaded)
-        assert refusal.value.message == "2 jobs that store are already running (limit 2); retry later"
+        assert refusal.value.message == "2 ingest jobs are already running (limit 2); retry later"
         assert len(refusal.value.report.rejected) == 1
         watched.engine.gate.set()
         assert [result.report.stored for result in await asyncio.gather(*running)] == [1, 1]

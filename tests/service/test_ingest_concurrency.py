@@ -1,4 +1,4 @@
-"""Ingests beside each other, beside searches and beside moving aliases: whoever waits, waits for its own work only."""
+"""Ingests run concurrently with each other, with searches and with changes of aliases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.service.doubles import Watched
 
 
 class SlowStore:
-    """Qdrant Edge whose upserts, and looks at collections, wait while their gates are closed."""
+    """Qdrant Edge whose upserts and collection lookups wait while their gates are closed."""
 
     def __init__(self, store: EdgeStore) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class SlowStore:
         self._store.upsert(collection, points, insert_only=insert_only)
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:
-        """See `Store.collection_of`; patient calls are those of ingests."""
+        """See `Store.collection_of`; only ingests call it with `patient`."""
         if patient:
             self.looking.release()
             assert self.looks.wait(PATIENCE)
@@ -52,32 +52,32 @@ class SlowStore:
 
 @pytest.fixture
 def slow(store: EdgeStore) -> SlowStore:
-    """The store under test, which can be held up."""
+    """A store whose calls can be blocked."""
     return SlowStore(store)
 
 
 @pytest.fixture
 def operations(watched: Watched, slow: SlowStore) -> Operations:
-    """Operations over a model and a store that can be held up."""
+    """Operations over a model and a store whose calls can be blocked."""
     return Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, slow)
 
 
 def request(texts: Sequence[str] = ("one", "two"), collection: str = "notes") -> IngestRequest:
-    """An ingest of passages."""
+    """An ingest request of passages."""
     return IngestRequest(texts=texts, vectors=("dense", "sparse", "colbert"), collection=collection)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait for a condition, with a timeout."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in threads
+        while not condition():  # noqa: ASYNC110 - other threads fulfil the condition
             await asyncio.sleep(0.005)
 
 
-def test_an_alias_whose_collection_is_dropped_leads_no_job_astray(
+def test_a_job_does_not_recreate_a_deleted_collection_behind_an_alias(
     operations: Operations, watched: Watched, slow: SlowStore, store: EdgeStore
 ) -> None:
-    """A collection that is dropped while a job waits is not made anew by it where no name leads to it any more."""
+    """A collection that is deleted while a job by its alias waits is not created again."""
 
     async def scenario() -> None:
         await operations.ingest(request(collection="v1"))
@@ -102,8 +102,8 @@ def test_an_alias_whose_collection_is_dropped_leads_no_job_astray(
     asyncio.run(scenario())
 
 
-def test_a_search_by_an_alias_follows_it_at_once(operations: Operations, store: EdgeStore) -> None:
-    """Blue and green: right after the switch a search finds what is in the new collection, whatever was remembered."""
+def test_a_search_by_an_alias_follows_it_immediately(operations: Operations, store: EdgeStore) -> None:
+    """After an alias is changed, the next search uses the new collection."""
 
     async def texts() -> list[object]:
         [hits] = (await operations.search(SearchRequest(queries=["one"], collection="live"))).hits
@@ -121,7 +121,7 @@ def test_a_search_by_an_alias_follows_it_at_once(operations: Operations, store: 
 
 
 def test_searches_do_not_wait_for_ingests_that_wait_for_the_store(operations: Operations, slow: SlowStore) -> None:
-    """However many ingests ask a slow server for their collection, a search has threads of its own."""
+    """Searches have threads of their own, however many ingests wait for a slow server."""
 
     async def scenario() -> None:
         await operations.ingest(request())
@@ -144,10 +144,10 @@ def test_searches_do_not_wait_for_ingests_that_wait_for_the_store(operations: Op
 
 
 @pytest.mark.parametrize(("jobs", "texts"), [(24, 10), pytest.param(8, 30, marks=pytest.mark.slow)])
-def test_the_model_is_no_further_ahead_of_a_slow_store_than_the_window(
+def test_the_model_stays_within_the_window_ahead_of_a_slow_store(
     operations: Operations, watched: Watched, slow: SlowStore, jobs: int, texts: int
 ) -> None:
-    """Large jobs, or small ones one after another, into a store that hangs fill the memory no more than one."""
+    """All jobs into a hanging store together compute no more than the window."""
 
     async def scenario() -> None:
         seen = len(watched.engine.batches)
@@ -164,7 +164,7 @@ def test_the_model_is_no_further_ahead_of_a_slow_store_than_the_window(
                 running.append(asyncio.create_task(ingest))
                 await asyncio.sleep(0.03)
             await until(lambda: computed() >= watched.pool.window)
-            await asyncio.sleep(0.3)  # what goes too far would do so now
+            await asyncio.sleep(0.3)  # time for the model to exceed the window
             assert computed() <= watched.pool.window + 4096
             assert watched.pool.waiting_tokens > 0
         finally:
@@ -174,8 +174,8 @@ def test_the_model_is_no_further_ahead_of_a_slow_store_than_the_window(
     asyncio.run(scenario())
 
 
-def test_a_job_that_nobody_waits_for_keeps_its_slot_while_the_store_holds_its_thread(slow: SlowStore) -> None:
-    """Callers that leave a store that hangs do not let others in behind them, to wait without being told."""
+def test_a_cancelled_job_keeps_its_slot_until_its_thread_ends(slow: SlowStore) -> None:
+    """After a cancellation, the slot is free only when the thread has ended, so that later jobs are rejected."""
     access = StoreAccess(Settings.from_environment(ENVIRONMENT), slow, lambda: None, ingests_max=1)
     begun, go_on = Event(), Event()
 
@@ -209,10 +209,10 @@ def test_a_job_that_nobody_waits_for_keeps_its_slot_while_the_store_holds_its_th
     asyncio.run(scenario())
 
 
-def test_progress_that_cannot_be_reported_costs_no_point(
+def test_a_failing_progress_callback_does_not_fail_the_job(
     operations: Operations, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A caller whose own code fails has its points stored and is told so once in the log, without its words."""
+    """The points are stored, and the failure is logged once, without its message."""
 
     def broken(_progress: IngestProgress) -> None:
         raise RuntimeError("a secret")
@@ -225,7 +225,7 @@ def test_progress_that_cannot_be_reported_costs_no_point(
 
 
 def test_a_cancelled_ingest_ends_while_its_batches_hang(operations: Operations, slow: SlowStore) -> None:
-    """The caller is free at once; the thread ends when the store answers, and the next job is served."""
+    """The caller returns immediately, the thread ends when the store answers, and the next job succeeds."""
 
     async def scenario() -> None:
         slow.upserts.clear()

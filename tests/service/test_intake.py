@@ -1,4 +1,4 @@
-"""The intake of the queue worker takes as many jobs as are wanted, and no more jobs once it stops."""
+"""The intake of the queue worker takes the wanted number of jobs, and none during a shutdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.transports.queue.intake import Intake
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Signals that reached the handler which was there before, as the SDK's would be."""
+    """Signals that reached the previous handler, which stands for the SDK's."""
     received: list[int] = []
 
     def sdk(number: int, _frame: FrameType | None) -> None:
@@ -26,7 +26,7 @@ def stopped() -> Iterator[list[int]]:
 
 
 def taken(intake: Intake, held: set[str], queued: int) -> int:
-    """How many jobs the SDK would ask for now; it counts a job twice while it queues."""
+    """The number of jobs that the SDK would take now; it counts waiting jobs twice."""
     limit = intake(0)
     assert limit == intake.capacity, "the SDK would stop until every job is answered"
     return int(limit) - len(held) - queued
@@ -34,12 +34,12 @@ def taken(intake: Intake, held: set[str], queued: int) -> int:
 
 @pytest.mark.parametrize(("most", "capacity"), [(1, 128), (4, 128), (500, 625)])
 def test_the_first_limit_sizes_the_queue_of_the_sdk(stopped: list[int], most: int, capacity: int) -> None:
-    """The SDK sizes its queue by the first limit it is given: room for a quarter more than may run, and for 128."""
+    """The first limit sizes the SDK's queue: a quarter more than the concurrent jobs, and at least 128."""
     assert Intake(most, set, lambda: 1)(1) == capacity
 
 
 def test_the_limit_changes_without_stopping_the_sdk(stopped: list[int]) -> None:
-    """Whatever is wanted, the limit equals the size of the SDK's queue, and the SDK asks for what is missing."""
+    """The limit always equals the size of the SDK's queue, and the SDK takes the missing jobs."""
     held: set[str] = set()
     wanted = 10
     intake = Intake(4, lambda: held, lambda: wanted, clock=count().__next__)
@@ -58,7 +58,7 @@ def test_the_limit_changes_without_stopping_the_sdk(stopped: list[int]) -> None:
 
 
 def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -> None:
-    """Memory is bounded by the bytes of the inputs that are held, however many jobs they are."""
+    """The bytes of held inputs limit the memory, whatever the number of jobs."""
     held = {"a", "b"}
     intake = Intake(4, lambda: held, lambda: 100, max_bytes=1000)
     intake(1)
@@ -69,8 +69,8 @@ def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -
     assert taken(intake, held, 0) == 99
 
 
-def test_a_queue_that_fails_immediately_is_left_alone(stopped: list[int]) -> None:
-    """After a few quick polls without a job the worker calls itself full, so that the SDK pauses for a second."""
+def test_a_queue_that_fails_immediately_is_polled_less(stopped: list[int]) -> None:
+    """After a few short polls without a job, the worker reports that it is full, so that the SDK pauses."""
     now = 0.0
     held: set[str] = set()
     intake = Intake(4, lambda: held, lambda: 10, clock=lambda: now)
@@ -88,7 +88,7 @@ def test_a_queue_that_fails_immediately_is_left_alone(stopped: list[int]) -> Non
 
 
 def test_stopping_waits_for_every_job_that_was_taken(stopped: list[int]) -> None:
-    """After SIGTERM, queued jobs are started, running ones finish, and only then does the SDK stop."""
+    """After SIGTERM waiting jobs start, running jobs finish, and only then the SDK stops."""
     held = {"running", "queued"}
     intake = Intake(4, lambda: held, lambda: 100)
     intake(1)
@@ -106,7 +106,7 @@ def test_stopping_waits_for_every_job_that_was_taken(stopped: list[int]) -> None
 
 
 def test_an_idle_worker_stops_at_its_next_poll(stopped: list[int]) -> None:
-    """A worker without jobs passes the signal on immediately."""
+    """A worker without jobs passes the signal on at its next poll."""
     intake = Intake(4, set, lambda: 100)
     intake(1)
     signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A process without a queue knows what to do before it loads a model."""
+"""Local runs of the SDK are validated before the model loads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedder import ConfigurationError
-from service.transports.queue.local_run import FILE, check
+from service.transports.queue.local_run import TEST_INPUT_FILE, check
 
 JOB = '{"input": {"texts": ["hello"]}}'
 
@@ -29,14 +29,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ([f"--test_input={JOB}"], {}, True),
     ],
 )
-def test_what_the_sdk_can_do_is_left_to_it(arguments: list[str], environment: dict[str, str], queue: bool) -> None:
-    """A queue, a job or the local API is enough to start."""
+def test_a_queue_a_job_or_the_local_api_is_accepted(
+    arguments: list[str], environment: dict[str, str], queue: bool
+) -> None:
+    """The worker starts with a queue, a job or the local API."""
     check(environment, arguments, queue=queue)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--rp_log_level", "DEBUG"], ["--test_input", ""]])
-def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
-    """The message says what is missing, and each way to go on."""
+def test_a_process_without_work_is_refused(arguments: list[str]) -> None:
+    """The message names what is missing and all ways to start."""
     with pytest.raises(ConfigurationError, match=r"RUNPOD_WEBHOOK_GET_JOB.*PORT.*--test_input.*--rp_serve_api"):
         check({}, arguments, queue=False)
 
@@ -44,7 +46,7 @@ def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{nonsense", "is not JSON (column 2)"),
+        ("{nonsense", "is not valid JSON (column 2)"),
         ("[" * 100_000, "is nested too deeply"),
         ("[1]", "must be an object such as"),
         ("{}", "must have an input"),
@@ -52,18 +54,18 @@ def test_a_process_with_nothing_to_do_is_refused(arguments: list[str]) -> None:
     ],
 )
 def test_an_invalid_job_is_refused(text: str, said: str) -> None:
-    """A job of the command line, or of the SDK's file, is refused by name and in one line."""
+    """An invalid job on the command line or in the SDK's file is an error that names its source."""
     with pytest.raises(ConfigurationError) as refusal:
         check({}, ["--test_input", text], queue=True)
     assert str(refusal.value).startswith(f"--test_input {said}")
-    Path(FILE).write_text(text, encoding="utf-8")
+    Path(TEST_INPUT_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigurationError) as refusal:
         check({}, [], queue=False)
-    assert str(refusal.value).startswith(f"{FILE} {said}")
+    assert str(refusal.value).startswith(f"{TEST_INPUT_FILE} {said}")
     check({}, [], queue=True)
 
 
 def test_the_file_of_the_sdk_is_a_job() -> None:
     """A job in `test_input.json` in the working directory is enough to start: the SDK runs it."""
-    Path(FILE).write_text(JOB, encoding="utf-8")
+    Path(TEST_INPUT_FILE).write_text(JOB, encoding="utf-8")
     check({}, [], queue=False)

@@ -1,4 +1,4 @@
-"""Log lines: one per event, as text or as JSON, with the request that they belong to and no traceback."""
+"""Log lines are text or JSON, one per event, with the request id and without tracebacks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def record(message: str, *values: object) -> logging.LogRecord:
 
 
 def test_a_json_line_is_one_object() -> None:
-    """A collector reads time, level, logger and message of each line, whatever is in the message."""
+    """A JSON line has time, level, logger and message, whatever the message contains."""
     line = JsonFormatter().format(record('a "quoted"\nmessage of %d lines \ud800', 2))
     assert "\n" not in line
-    told = json.loads(line)
-    assert set(told) == {"time", "level", "logger", "message"}
-    assert (told["level"], told["logger"]) == ("WARNING", "service.transports.http.gate")
-    assert told["message"] == 'a "quoted"\nmessage of 2 lines ?'
-    assert told["time"].endswith("+00:00")
+    event = json.loads(line)
+    assert set(event) == {"time", "level", "logger", "message"}
+    assert (event["level"], event["logger"]) == ("WARNING", "service.transports.http.gate")
+    assert event["message"] == 'a "quoted"\nmessage of 2 lines ?'
+    assert event["time"].endswith("+00:00")
 
 
 def test_a_line_within_a_request_has_its_id() -> None:
-    """Both formats name the request of an event; outside of a request they name none."""
+    """Both formats contain the request id within a request, and no id outside of one."""
     token = REQUEST_ID.set("abc-1")
     try:
         assert json.loads(JsonFormatter().format(record("x")))["request_id"] == "abc-1"
@@ -48,7 +48,7 @@ def test_a_line_that_names_its_request_itself_keeps_that_id() -> None:
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
-    """A failure is logged by type and place in the code: an exception's message may quote a user's text."""
+    """A failure is logged with its type and origin only, since the exception's message may quote a user's text."""
     try:
         raise ValueError("the private words of a user")
     except ValueError as error:
@@ -62,7 +62,7 @@ def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_what_asyncio_logs_quotes_nothing(formatter: logging.Formatter, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a task whose failure nobody has awaited, asyncio logs the own words of the exception; they are left out."""
+    """The message of an exception that asyncio logs is left out."""
 
     async def fail() -> None:
         raise ValueError("the private words of a user")

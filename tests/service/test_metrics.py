@@ -1,4 +1,4 @@
-"""What a worker counts and times: numbers that add up, and nothing of a user's in them."""
+"""The metrics of a worker: counts and timings are consistent, and contain no user data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRIVATE = "the private words of a user"
 
 
 def value(worker: Client, name: str, **labels: str) -> float:
-    """A sample of the worker's metrics; 0 where it was never touched."""
+    """The value of a sample of the worker's metrics, by default 0."""
     for family in text_string_to_metric_families(worker.operations.metrics.exposed().decode()):
         for sample in family.samples:
             if sample.name == name and sample.labels == labels:
@@ -32,7 +32,7 @@ def value(worker: Client, name: str, **labels: str) -> float:
 
 
 def test_requests_are_counted_by_operation_and_code(serve: Serve) -> None:
-    """Whoever watches a worker sees what it is asked for and what fails."""
+    """Requests are counted by operation and error code."""
     worker = serve()
     worker.good({"texts": ["a", "b"]})
     worker.error({"texts": []}, "invalid_request")
@@ -47,7 +47,7 @@ def test_requests_are_counted_by_operation_and_code(serve: Serve) -> None:
 
 
 def test_tokens_and_batches_are_counted(serve: Serve) -> None:
-    """The tokens of the answers are those that went through the model, and fill their share of the budget."""
+    """The tokens of the answers equal those of the batches, and the fill is their share of the budget."""
     worker = serve()
     used = worker.good({"texts": ["some words", "and more of them"]})["usage"]["tokens"]
     assert value(worker, "bge_m3_tokens_total", operation="embed") == used
@@ -60,7 +60,7 @@ def test_tokens_and_batches_are_counted(serve: Serve) -> None:
 
 
 def test_the_depth_of_the_queue_is_the_tokens_that_wait(serve: Serve, watched: Watched) -> None:
-    """An autoscaler can follow a gauge of the tokens that wait for the model."""
+    """A gauge shows the tokens that wait for the model."""
     worker = Client(Operations(serve().operations.settings, watched.embedder))
 
     async def measured() -> float:
@@ -80,7 +80,7 @@ def test_the_depth_of_the_queue_is_the_tokens_that_wait(serve: Serve, watched: W
 
 
 def test_stages_are_timed(serve: Serve) -> None:
-    """Each stage that a request passes is observed once for it."""
+    """Each stage is observed once per request."""
     worker = serve()
     worker.good({"texts": ["one"], "isPassage": True, "qdrant": {"collection": "notes"}})
     worker.good({"operation": "search", "collection": "notes", "queries": ["one"]})
@@ -92,7 +92,7 @@ def test_stages_are_timed(serve: Serve) -> None:
 
 
 def test_rejected_points_are_counted_by_reason(serve: Serve, store: EdgeStore) -> None:
-    """Points that are invalid, and points that the store did not take, are counted by the code of the reason."""
+    """Invalid points and points that the store did not accept are counted by error code."""
     worker = serve()
     target = {"collection": "notes", "ids": [1, 1], "payloads": [{"n": 1}, {"n": 2}]}
     worker.good({"texts": ["a", "b"], "isPassage": True, "qdrant": target})
@@ -102,8 +102,8 @@ def test_rejected_points_are_counted_by_reason(serve: Serve, store: EdgeStore) -
     assert value(failing, "bge_m3_rejected_points_total", code="store_unavailable") == 2
 
 
-def test_no_label_holds_anything_of_a_user(serve: Serve) -> None:
-    """Labels are words of fixed sets."""
+def test_no_label_contains_user_data(serve: Serve) -> None:
+    """Labels have values of fixed sets."""
     worker = serve()
     worker({"texts": [PRIVATE], "qdrant": {"collection": "private-collection"}})
     worker({"operation": PRIVATE})
@@ -113,14 +113,14 @@ def test_no_label_holds_anything_of_a_user(serve: Serve) -> None:
 
 
 def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
-    """`timings` gives the seconds of each stage, in any operation; without it nothing is added."""
+    """`timings` adds the seconds of each stage to the answer of any operation."""
     worker = serve()
     stored = worker.good({"texts": ["one"], "timings": True, "qdrant": {"collection": "notes"}})["timings"]
     assert set(stored) == {"tokenize", "store", "ingest", "total"}
     search = {"operation": "search", "collection": "notes", "queries": ["one"]}
-    found = worker.good({**search, "timings": True})["timings"]
-    assert set(found) == {"tokenize", "embed", "store", "total"}
-    assert all(0 <= found[name] <= found["total"] for name in found)
+    searched = worker.good({**search, "timings": True})["timings"]
+    assert set(searched) == {"tokenize", "embed", "store", "total"}
+    assert all(0 <= searched[name] <= searched["total"] for name in searched)
     assert set(worker.good({"operation": "count", "collection": "notes", "timings": True})["timings"]) == {
         "store",
         "total",
@@ -131,7 +131,7 @@ def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
 
 @pytest.mark.parametrize("wrong", ["true", 1, None, []])
 def test_timings_is_a_boolean(worker: Client, wrong: object) -> None:
-    """`timings` is as strict as every other field."""
+    """The type of `timings` is strict."""
     answer = worker.error({"texts": ["a"], "timings": wrong}, "invalid_request")
     assert answer["error"].startswith("timings must be a boolean, got ")
 
@@ -144,7 +144,7 @@ def test_timings_never_make_an_answer_too_large(serve: Serve) -> None:
 
 
 def test_repeated_stages_are_summed_and_failures_counted_in() -> None:
-    """A stage's time is all that a request spent in it, from whatever thread."""
+    """Repeated stages of a request are summed, and failed ones count."""
     ticks = iter(range(100))
     timings = Timings(clock=lambda: float(next(ticks)))
     with timings.current():
@@ -158,7 +158,7 @@ def test_repeated_stages_are_summed_and_failures_counted_in() -> None:
 
 
 def test_a_thread_of_another_request_does_not_add_to_this_one() -> None:
-    """Two concurrent requests keep their times apart."""
+    """Concurrent requests have separate timings."""
     mine, other = Timings(), Timings()
 
     def run() -> None:
@@ -173,7 +173,7 @@ def test_a_thread_of_another_request_does_not_add_to_this_one() -> None:
 
 
 def test_calls_to_the_store_that_are_repeated_are_counted(serve: Serve, tmp_path: Path) -> None:
-    """A server that fails now and then shows in the metrics before it shows in answers."""
+    """Retried calls to the store are counted."""
     worker = serve()
     double = GrpcDouble(tmp_path)
     store = ServerStore(

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API on the queue: its objects in, its objects out, in a list of one."""
+"""OpenAI's embeddings API on the queue, whose answer is a list with one object."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.service.client import CODES, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import Watched
 
-OTHER = "model: this worker serves 'mini' only (GET /v1/models names it)"
+OTHER = "model must be 'mini', as GET /v1/models lists it, got 'text-embedding-3-small'"
 TOO_LONG = "must have at most 512 tokens (PASSAGE_MAX_LENGTH), got"
 TEXTS = ["rsync copies only the changed parts of files.", "", "a query"]
 
 
 def job(worker: Client, route: str = "/v1/embeddings", **fields: Any) -> Json:
-    """OpenAI's object for a job of the queue."""
+    """Answer a job of the queue, and return OpenAI's object."""
     answer: Any = asyncio.run(worker.job({"openai_route": route, "openai_input": fields}))
     assert isinstance(answer, list)
     (body,) = answer
@@ -32,14 +32,14 @@ def job(worker: Client, route: str = "/v1/embeddings", **fields: Any) -> Json:
 
 
 def good(worker: Client, **fields: Any) -> Json:
-    """As `job`, where it must not fail."""
+    """Answer a job, and check that it succeeds."""
     answer = job(worker, **fields)
     assert "error" not in answer, answer
     return answer
 
 
 def refused(worker: Client, route: str = "/v1/embeddings", **fields: Any) -> Json:
-    """The error object of a job that must fail."""
+    """Answer a job, check that it fails, and return the error object."""
     answer = job(worker, route, **fields)
     assert set(answer) == {"error"}
     error: Json = answer["error"]
@@ -54,14 +54,14 @@ def test_texts_get_the_dense_vectors_of_embed(worker: Client) -> None:
     wanted = worker.good({"texts": TEXTS, "isPassage": True, "vectors": ["dense"]})
     assert (answer["object"], answer["model"]) == ("list", "mini")
     assert answer["usage"] == {"prompt_tokens": wanted["usage"]["tokens"], "total_tokens": wanted["usage"]["tokens"]}
-    assert [one["index"] for one in answer["data"]] == [0, 1, 2]
+    assert [embedding["index"] for embedding in answer["data"]] == [0, 1, 2]
     for mine, theirs in zip(answer["data"], wanted["results"], strict=True):
         assert mine["object"] == "embedding"
         assert mine["embedding"] == pytest.approx(theirs["dense"], abs=TOLERANCE)
 
 
 def test_the_operator_names_the_model(serve: Serve) -> None:
-    """A client that asks for one name is served by any checkpoint, and every answer has that name, and no other."""
+    """`SERVED_MODEL_NAME` is the only name of the model in requests and answers."""
     worker = serve(SERVED_MODEL_NAME="BAAI/bge-m3")
     assert good(worker, input="a", model="BAAI/bge-m3")["model"] == "BAAI/bge-m3"
     assert refused(worker, input="a", model="mini")["code"] == "not_found"
@@ -87,7 +87,7 @@ def test_a_string_is_a_list_of_one(worker: Client) -> None:
 
 @pytest.mark.parametrize("framed", [False, True])
 def test_token_ids_are_those_of_the_model(worker: Client, framed: bool) -> None:
-    """Ids of the model's own tokenizer stand for their text, with or without `<s>` and `</s>`, one list or several."""
+    """Token ids equal their text, with or without `<s>` and `</s>`, as one list or several."""
     ids = Tokenizer(MINI).encode(TEXTS[:1], 512)[0].ids.tolist()
     given = ids if framed else ids[1:-1]
     wanted = good(worker, input=TEXTS[0])
@@ -106,7 +106,7 @@ def test_base64_is_little_endian_float32(worker: Client) -> None:
 
 
 def test_the_model_is_listed(worker: Client) -> None:
-    """`/v1/models` names what `model` may say, and one of it can be asked for."""
+    """`/v1/models` lists the model, and its own path returns it."""
     listed = job(worker, "/v1/models")
     assert listed["object"] == "list"
     (model,) = listed["data"]
@@ -118,33 +118,37 @@ def test_the_model_is_listed(worker: Client) -> None:
     ("fields", "code", "said"),
     [
         ({}, "invalid_request", "input is required"),
-        ({"input": []}, "invalid_request", "input must be a string, or a list"),
-        ({"input": {"a": 1}}, "invalid_request", "input must be a string, or a list"),
+        ({"input": []}, "invalid_request", "of lists of token ids, got an empty list"),
+        ({"input": {"a": 1}}, "invalid_request", "of lists of token ids, got an object"),
         ({"input": ["a", 1]}, "invalid_request", "input[0] must be of the same kind"),
         ({"input": [[1], []]}, "invalid_request", "input[1] must be of the same kind"),
         ({"input": [[1], [True]]}, "invalid_request", "input[1] must be of the same kind"),
         ({"input": [[5, 10**9]]}, "invalid_request", "input[0][1] must be a token id from 0 to"),
         ({"input": [-1]}, "invalid_request", "input[0][0] must be a token id from 0 to"),
-        ({"input": "\ud800"}, "invalid_request", "input[0]: is not valid Unicode"),
+        ({"input": "\ud800"}, "invalid_request", "input[0] is not valid Unicode"),
         (
             {"input": "word " * 9000},
             "invalid_request",
-            f"input[0]: {TOO_LONG} more",
+            f"input[0] {TOO_LONG} more",
         ),
         (
             {"input": [7] * 511},
             "invalid_request",
-            f"input[0]: {TOO_LONG} 513",
+            f"input[0] {TOO_LONG} 513",
         ),
-        ({"input": "a", "dimensions": 64}, "invalid_request", "dimensions: must be the model's own, 192, got 64"),
+        (
+            {"input": "a", "dimensions": 64},
+            "invalid_request",
+            "dimensions must be 192, the size of the model's vectors, got 64",
+        ),
         ({"input": "a", "encoding_format": "hex"}, "invalid_request", "encoding_format must be 'float' or 'base64'"),
         ({"input": "a", "dimension": 192}, "invalid_request", "unknown field 'dimension'"),
         ({"input": "a", "timings": True}, "invalid_request", "unknown field 'timings'"),
         ({"input": "a", "model": "text-embedding-3-small"}, "not_found", OTHER),
     ],
 )
-def test_what_cannot_be_served_is_openais_error(worker: Client, fields: Json, code: str, said: str) -> None:
-    """The message names the field and the limit, `param` the field; `code` is that of the contract."""
+def test_invalid_requests_are_openais_errors(worker: Client, fields: Json, code: str, said: str) -> None:
+    """The message names the field and the limit, `param` is the field, and `code` is the worker's error code."""
     error = refused(worker, **fields)
     assert error["param"].partition("[")[0] in {"input", *fields}
     assert (error["code"], error["type"]) == (code, "invalid_request_error")
@@ -160,20 +164,20 @@ def test_too_many_inputs_and_too_large_an_answer_are_refused(serve: Serve) -> No
 
 
 def test_an_unknown_route_is_not_found(worker: Client) -> None:
-    """A route that the worker does not have, or a model that it does not serve, is `not_found`."""
+    """An unknown route or model is `not_found`."""
     assert refused(worker, "/v1/chat/completions")["code"] == "not_found"
     assert refused(worker, "/v1/models/gpt")["code"] == "not_found"
 
 
 def test_a_job_with_more_than_a_route_and_its_input_is_refused(worker: Client) -> None:
-    """A job with a field beside the route and its input is refused: no field is ignored."""
+    """An unknown field beside the route and its input is an error."""
     raw = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}, "operation": "embed"}
     answer: Any = asyncio.run(worker.job(raw))
     assert answer[0]["error"]["message"] == "unknown field 'operation'"
 
 
-def test_a_text_that_the_model_fails_on_fails_the_request(serve: Serve, watched: Watched) -> None:
-    """OpenAI's answer has no field for the error of one text, so it is the error of the request."""
+def test_a_failed_text_fails_the_request(serve: Serve, watched: Watched) -> None:
+    """The failure of one text is the error of the request, since OpenAI's answer has no field for it."""
     worker = Client(Operations(serve().operations.settings, watched.embedder))
     error = refused(worker, input=["fine", "a zebra"])
     assert (error["code"], error["type"]) == ("model_failure", "server_error")
@@ -181,7 +185,7 @@ def test_a_text_that_the_model_fails_on_fails_the_request(serve: Serve, watched:
 
 
 def test_one_short_text_goes_before_passages(serve: Serve, watched: Watched) -> None:
-    """A single text is a query: it does not wait behind a list that came before it."""
+    """A single short text has the priority of queries."""
     worker = Client(Operations(serve().operations.settings, watched.embedder))
 
     async def embed(texts: str | list[str]) -> None:

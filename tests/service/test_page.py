@@ -1,4 +1,4 @@
-"""The search page in a browser: what a search finds and why, and nothing that a payload could do."""
+"""The search page in a browser: hits, explanations, and safety against stored markup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not insta
 KEY = "k3y-0123456789"
 HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>'
 TEXT = "\U0001d4b3 rsync copies only the changed parts."
-"""Its first character has two units in JavaScript."""
+"""A text whose first character has two UTF-16 code units."""
 
 HIT: Json = {
     "id": "790dd20f-6aa9-57ca-90e3-1926c19dac9b",
@@ -59,7 +59,7 @@ EVIL: Json = {
 
 
 class CannedSearches:
-    """Operations of which only the search is there: it finds these hits, or fails where the query is `fail`."""
+    """Operations with a search only, which returns these hits or fails for the query `fail`."""
 
     max_length = 512
     hidden_size = 192
@@ -83,7 +83,7 @@ class CannedSearches:
 
 
 def explanation(explain: Json) -> HitExplanation:
-    """The value of an `explain` object, whatever is in it."""
+    """Convert an `explain` object to its value."""
     return HitExplanation(
         branches={kind: None if rank is None else BranchRank(**rank) for kind, rank in explain["branches"].items()},
         fusion=explain.get("fusion"),
@@ -108,20 +108,20 @@ def canned() -> CannedSearches:
 
 @pytest.fixture
 def served(canned: CannedSearches) -> Iterator[Served]:
-    """An HTTP server over them."""
+    """An HTTP server over these operations."""
     operations: Any = canned
     with Served(operations) as opened:
         yield opened
 
 
 def search(browser: Chromium, query: str, *, key: str = KEY) -> str:
-    """Type a query, press the button, and wait; returns the state and what the page says."""
+    """Search in the page, and return its state and status text."""
     script = f"""new Promise((done) => {{
-        const told = () => `${{document.body.dataset.state}}: ${{document.getElementById("status").textContent}}`;
+        const status = () => `${{document.body.dataset.state}}: ${{document.getElementById("status").textContent}}`;
         new MutationObserver((_, watch) => {{
             if (document.body.dataset.state === "busy") return;
             watch.disconnect();
-            done(told());
+            done(status());
         }}).observe(document.body, {{ attributeFilter: ["data-state"] }});
         document.getElementById("key").value = {key!r};
         document.getElementById("query").value = {query!r};
@@ -132,7 +132,7 @@ def search(browser: Chromium, query: str, *, key: str = KEY) -> str:
 
 @in_a_browser
 def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """Text, score, ranks, shared tokens and the alignment of the hit that the worker has found."""
+    """The page shows the text, the score, the ranks, the shared tokens and the alignment of a hit."""
     browser.open(served.url)
     assert search(browser, "copy rsync").startswith("done: 1 hit in ")
     (request,) = canned.requests
@@ -158,7 +158,7 @@ def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: 
 
 @in_a_browser
 def test_the_page_says_what_was_searched(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """A score is named after what gave it, and an empty answer says what reranking leaves out."""
+    """The name of a score depends on the search, and an empty result with reranking says what is left out."""
     canned.hits = []
     browser.open(served.url)
     assert search(browser, "a") == "done: Nothing found that has ColBERT rows to rerank by."
@@ -170,8 +170,8 @@ def test_the_page_says_what_was_searched(browser: Chromium, served: Served, cann
 
 
 @in_a_browser
-def test_a_phone_shows_it_whole(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """At 320 pixels nothing sticks out sideways, and no word of a table is broken."""
+def test_the_page_fits_a_phone(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """At a width of 320 pixels nothing overflows, and no word in a table is broken."""
     endless: Json = {**HIT["explain"]["sparse"][0], "token": "x" * 500}
     long = {**HIT, "payload": {"text": "x" * 5000}, "explain": {**HIT["explain"], "sparse": [endless]}}
     canned.hits = [HIT, long]
@@ -190,7 +190,7 @@ def test_a_phone_shows_it_whole(browser: Chromium, served: Served, canned: Canne
 
 @in_a_browser
 def test_a_row_of_the_alignment_highlights_its_span_in_the_text(browser: Chromium, served: Served) -> None:
-    """By mouse and by keyboard; spans are counted in characters, not in units of JavaScript."""
+    """A focused row highlights its span, which counts characters, not UTF-16 code units."""
     browser.open(served.url)
     search(browser, "copy rsync")
     lit = "[...document.querySelectorAll('.lit')].map((one) => one.textContent)"
@@ -202,8 +202,8 @@ def test_a_row_of_the_alignment_highlights_its_span_in_the_text(browser: Chromiu
 
 
 @in_a_browser
-def test_a_span_far_into_a_text_comes_into_sight(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """A long text scrolls in its own box to what is aligned; the page stays where it is."""
+def test_a_distant_span_is_scrolled_into_view(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """A long text scrolls in its own box to the aligned span, and the page does not scroll."""
     far = {"query": "copy", "token": "copies", "row": 3, "span": [5000, 5006], "score": 0.81}
     text = "word " * 1000 + "copies" + " word" * 1000
     canned.hits = [{**HIT, "payload": {"text": text}, "explain": {**HIT["explain"], "colbert": [far]}}]
@@ -219,8 +219,8 @@ def test_a_span_far_into_a_text_comes_into_sight(browser: Chromium, served: Serv
 
 
 @in_a_browser
-def test_nothing_that_is_stored_can_act_in_the_page(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """Markup in ids, payloads, tokens and errors is shown as text: it neither runs nor becomes an element."""
+def test_stored_markup_is_shown_as_text(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """Markup in ids, payloads, tokens and errors neither runs nor becomes an element."""
     canned.hits = [EVIL, HIT]
     browser.open(served.url)
     assert search(browser, HOSTILE).startswith("done: 2 hits")
@@ -233,8 +233,8 @@ def test_nothing_that_is_stored_can_act_in_the_page(browser: Chromium, served: S
 
 
 @in_a_browser
-def test_even_markup_that_got_in_would_not_run(browser: Chromium, served: Served) -> None:
-    """The policy stops handlers, scripts and connections to elsewhere, whatever the page's own code does."""
+def test_injected_markup_does_not_run(browser: Chromium, served: Served) -> None:
+    """The policy blocks injected handlers, scripts and connections to other hosts."""
     browser.open(served.url)
     browser.console.clear()
     browser.run(f"document.body.insertAdjacentHTML('beforeend', {HOSTILE!r})")
@@ -242,12 +242,12 @@ def test_even_markup_that_got_in_would_not_run(browser: Chromium, served: Served
     outside = "fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')"
     assert browser.run(outside) == "refused"
     assert browser.run("typeof hacked") == "undefined"
-    assert any("Content Security Policy" in one for one in browser.console)
+    assert any("Content Security Policy" in entry for entry in browser.console)
 
 
 @in_a_browser
-def test_the_key_is_asked_for_and_kept_nowhere(browser: Chromium, served: Served) -> None:
-    """Without it the page says what is missing; with it the collections are offered; a reload forgets it."""
+def test_the_key_is_not_stored(browser: Chromium, served: Served) -> None:
+    """A wrong key is an error, the right one lists the collections, and a reload forgets it."""
     browser.open(served.url)
     assert search(browser, "a", key="wrong").startswith("failed: Authorization must be")
     assert search(browser, "a").startswith("done")
@@ -272,11 +272,11 @@ def test_the_page_loads_without_an_error(browser: Chromium, served: Served) -> N
     assert browser.run("getComputedStyle(document.querySelector('form')).display") == "grid"
     loaded = browser.run("performance.getEntriesByType('resource').map((one) => new URL(one.name).pathname)")
     assert set(loaded) <= {"/collections", "/favicon.ico"}
-    assert not [one for one in browser.console if "401" not in one]
+    assert not [entry for entry in browser.console if "401" not in entry]
 
 
 def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) -> None:
-    """The page is served to whoever asks, since the key is entered there, and nobody may frame it."""
+    """The page is served without a key, since the key is entered there, and it must not be framed."""
     with httpx.Client(base_url=served.url, trust_env=False) as client:
         response = client.get("/")
     assert response.status_code == 200
@@ -288,8 +288,8 @@ def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) 
     assert response.headers["referrer-policy"] == "no-referrer"
 
 
-def test_the_page_has_no_way_to_make_markup_of_text() -> None:
-    """The source of the page has no sink for HTML, no inline handler and no address of another site."""
+def test_the_page_never_turns_text_into_markup() -> None:
+    """The source of the page has no HTML sinks, no inline handlers and no addresses of other sites."""
     source = Page.load().body.decode()
     for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert sink not in source

@@ -1,4 +1,4 @@
-"""What the platforms ask of the worker: RunPod's hub sends jobs, Docker asks for its health."""
+"""Requirements of platforms: the test jobs of RunPod's hub, and Docker's health check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HUB_TESTS = json.loads((Path(__file__).parents[2] / ".runpod" / "tests.json").re
 
 @contextmanager
 def answering(code: int) -> Iterator[int]:
-    """The port of a server whose /ping answers with this status."""
+    """Yield the port of a server whose /ping answers with this status."""
 
     class Ping(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,8 +58,8 @@ def test_a_queue_worker_is_healthy_without_a_port() -> None:
 
 @pytest.mark.parametrize("test", HUB_TESTS["tests"], ids=lambda test: test["name"])
 def test_the_jobs_of_the_hub_are_answered(worker: Client, test: dict[str, Any]) -> None:
-    """The jobs with which RunPod's hub tries the image are answered without a Qdrant server."""
+    """The test jobs of RunPod's hub succeed without a Qdrant server."""
     assert set(test) == {"name", "input", "timeout"}
     worker.good(test["input"])
-    environment = {one["key"]: one["value"] for one in HUB_TESTS["config"]["env"]}
+    environment = {variable["key"]: variable["value"] for variable in HUB_TESTS["config"]["env"]}
     assert Settings.from_environment(environment).qdrant_url is None

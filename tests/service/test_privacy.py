@@ -1,4 +1,4 @@
-"""Whatever comes in, an answer goes out, and neither it nor the log tells what it should not."""
+"""Every input has an answer, and neither the answer nor the log reveals private data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.sink.samples import schema_for
 
 @pytest.fixture(scope="module")
 def hardened(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Client:
-    """One worker, over a store with two points, for all examples."""
+    """One worker over a store with two points, for all examples."""
     store = EdgeStore(tmp_path_factory.mktemp("hardened"))
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     worker.good({"texts": ["one", "two"], "qdrant": {"collection": "notes", "ids": [1, 2]}})
@@ -33,7 +33,7 @@ def hardened(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Cl
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(raw=spoiled_requests | requests | values)
 def test_any_input_has_an_answer_that_can_be_sent(hardened: Client, raw: Any) -> None:
-    """Results or an error, always strict JSON, never an exception, and no message quotes a user's text."""
+    """The answer is a result or an error in strict JSON, and no message quotes a user's text."""
     answer = hardened(raw)
     if "error" in answer:
         assert_error(answer)
@@ -47,7 +47,7 @@ def test_any_input_has_an_answer_that_can_be_sent(hardened: Client, raw: Any) ->
 
 
 def jobs(*, text: str) -> list[Json]:
-    """Jobs of every kind with this text in every place where a text can stand, sound ones and others."""
+    """Valid and invalid jobs of every kind, with this text in every field that can hold a text."""
     target = {"collection": "notes", "ids": [text], "payloads": [{"note": text}]}
     search = {"operation": "search", "collection": "notes", "queries": [text]}
     matching = {"must": [{"key": "note", "match": {"value": text}}]}
@@ -90,10 +90,10 @@ def jobs(*, text: str) -> list[Json]:
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-def test_no_log_and_no_error_tells_a_text_a_path_or_a_key(
+def test_no_log_and_no_error_contains_a_text_a_path_or_a_key(
     serve: Serve, store: EdgeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, level: str
 ) -> None:
-    """A text is in the answer's own results and hits, and nowhere else, however a job ends."""
+    """A text appears only in the results and hits of an answer, however the job ends."""
     key = "k3y-0123456789"
     variables = {"QDRANT_PATH": str(tmp_path), "QDRANT_API_KEY": key, "API_KEY": key, "LOG_LEVEL": level}
     store.ensure("other", schema_for(8, 8))
@@ -105,9 +105,9 @@ def test_no_log_and_no_error_tells_a_text_a_path_or_a_key(
         ):
             for raw in jobs(text=PRIVATE):
                 answer = worker(raw)
-                told = json.dumps({name: answer[name] for name in answer.keys() - {"results"}})
+                rest = json.dumps({name: answer[name] for name in answer.keys() - {"results"}})
                 for private in (PRIVATE, PRIVATE[:40], key, str(tmp_path), "Traceback"):
-                    assert private not in told
+                    assert private not in rest
     assert caplog.records
     for record in caplog.records:
         line = record.getMessage() + str(record.exc_info or "")
@@ -116,7 +116,7 @@ def test_no_log_and_no_error_tells_a_text_a_path_or_a_key(
 
 
 class _Broken:
-    """An embedder with a defect whose message quotes the text: what no test can rule out for real code."""
+    """An embedder with a defect whose message quotes the text."""
 
     max_length = 512
     hidden_size = colbert_size = 192
@@ -130,12 +130,12 @@ class _Broken:
         return False
 
     def tokenize(self, texts: list[str], max_length: int, *, at_once: bool) -> list[Any]:
-        """Fail."""
+        """Raise with the text in the message."""
         raise LookupError(texts[0])
 
 
-def test_a_defect_is_an_error_of_one_job_that_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The caller reads `internal`, the log says where it happened, and neither quotes the exception."""
+def test_a_defect_is_an_error_of_one_job_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
+    """The caller gets `internal`, the log names the origin, and neither quotes the exception."""
     broken: Any = _Broken()
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), broken))
     answer = worker.error({"texts": [PRIVATE]}, "internal")

@@ -1,4 +1,4 @@
-"""The processor's name, which the SDK asks for at its import, is there before it asks."""
+"""The processor's name is queried before the import of the SDK, which needs it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ print(rp_debugger.PROCESSOR)
 
 
 def test_the_sdk_starts_no_process_of_its_own_and_reads_the_same_name() -> None:
-    """A cold start does not pay a second, after the model, for the name of the processor."""
+    """The import of the SDK starts no process of its own for the name of the processor."""
     run = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     asked_ahead, read_by_the_sdk = run.stdout.splitlines()
     assert read_by_the_sdk == asked_ahead
 
 
-def test_it_is_asked_once_and_the_start_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model loads while the name is asked for; whoever needs the answer gets it, as often as they ask."""
+def test_the_name_is_queried_once_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The query does not block, and all callers get its result."""
     answered = threading.Event()
     calls: list[None] = []
 
@@ -48,14 +48,14 @@ def test_it_is_asked_once_and_the_start_does_not_wait(monkeypatch: pytest.Monkey
         return {"brand_raw": "a processor"}
 
     monkeypatch.setattr(cpuinfo, "get_cpu_info", slow)
-    ask_ahead()  # returns while the answer is still held back
+    ask_ahead()  # returns before the query has finished
     answered.set()
     assert [cpuinfo.get_cpu_info() for _ in range(2)] == [{"brand_raw": "a processor"}] * 2
     assert len(calls) == 1
 
 
-def test_a_failure_is_the_askers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown machine fails where it would have failed, not in a thread that nobody sees."""
+def test_a_failure_is_raised_in_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of the query is raised in the caller, not in the background thread."""
 
     def fail() -> dict[str, str]:
         raise KeyError("arch")
@@ -67,6 +67,6 @@ def test_a_failure_is_the_askers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_without_the_package_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An SDK that no longer brings the package costs no start."""
+    """The worker starts without the package."""
     monkeypatch.setitem(sys.modules, "cpuinfo", None)
     ask_ahead()

@@ -25,7 +25,7 @@ def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_the_latest_report_is_posted_while_the_job_runs() -> None:
-    """Of many reports between two posts only the last is sent, from whatever thread it came."""
+    """Only the last report between two posts is sent, from whichever thread it came."""
 
     async def body() -> None:
         posts: asyncio.Queue[Json] = asyncio.Queue()
@@ -40,7 +40,7 @@ def test_the_latest_report_is_posted_while_the_job_runs() -> None:
 
 
 def test_a_short_job_posts_nothing() -> None:
-    """A job that ends before the first occasion costs no request."""
+    """A job that ends before the first interval sends no request."""
 
     async def body() -> None:
         posts: asyncio.Queue[Json] = asyncio.Queue()
@@ -52,8 +52,8 @@ def test_a_short_job_posts_nothing() -> None:
     run(body)
 
 
-def test_the_job_ends_only_when_its_post_has() -> None:
-    """An answer could overtake a post under way, so the end of the job waits for that post."""
+def test_the_job_waits_for_its_post() -> None:
+    """The end of a job waits for a running post, which the answer could overtake."""
 
     async def body() -> None:
         began, finish, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -81,8 +81,8 @@ def test_the_job_ends_only_when_its_post_has() -> None:
 
 
 @pytest.mark.parametrize("hangs", [True, False])
-def test_a_post_that_fails_or_hangs_costs_the_job_nothing(hangs: bool) -> None:
-    """A queue that takes no progress delays an answer by `timeout_s` at most, and never makes it an error."""
+def test_a_post_that_fails_or_hangs_does_not_fail_the_job(hangs: bool) -> None:
+    """A queue that does not accept progress delays an answer by `timeout_s` at most, and never makes it an error."""
 
     async def body() -> None:
         began, ended = asyncio.Event(), []
@@ -105,7 +105,7 @@ def test_a_post_that_fails_or_hangs_costs_the_job_nothing(hangs: bool) -> None:
 
 
 def test_reports_of_an_ingest_end_with_all_points(worker: Client) -> None:
-    """A job that stores says how many points are done, rejected and merged ones included, and never too many."""
+    """The progress of a job counts the points that are done, including rejected and merged ones."""
     reports: list[Json] = []
     raw = {
         "texts": ["one", "two", "two", "bad", "three"],
@@ -113,7 +113,7 @@ def test_reports_of_an_ingest_end_with_all_points(worker: Client) -> None:
     }
     answer = asyncio.run(worker.answer(raw, reports.append))
     assert answer["upsert"]["stored"] == 4
-    assert [one["points"] for one in reports] == [5] * len(reports)
-    settled = [one["settled"] for one in reports]
+    assert [report["points"] for report in reports] == [5] * len(reports)
+    settled = [report["settled"] for report in reports]
     assert settled == sorted(settled)
     assert settled[-1] == 5

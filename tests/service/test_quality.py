@@ -1,4 +1,4 @@
-"""Retrieval quality on the bundled questions: each way of searching is worth what the docs say, in 16 bits too."""
+"""Retrieval quality on the bundled questions equals the documented figures, also with 16-bit types."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from service.settings import Settings
 from tests.service.client import ENVIRONMENT
 
 LOSS = {"float16": 0.005, "bfloat16": 0.03}
-"""Largest share of nDCG@10 and recall@10 that a type of 16 bits may lose: half a per cent, or one question of sixty."""
+"""Maximum relative loss of nDCG@10 and recall@10 with a 16-bit type."""
 
 ONE_QUESTION = 0.02
-"""Change of a mean when one right answer is found or missed: processors round differently."""
+"""Change of a mean by one question, since processors round differently."""
 
 DOCS = Path(__file__).parents[2] / "docs" / "retrieval.md"
 
@@ -31,7 +31,7 @@ def _measured(embedder: Embedder, root: Path) -> Measured:
     try:
         return measure(Operations(Settings.from_environment(ENVIRONMENT), embedder, store))
     finally:
-        store.close()  # not the operations: the model is the session's
+        store.close()  # not the operations, since the model belongs to the session
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_every_way_beats_words(float32: Measured, bm25: dict[str, Quality]) -> N
             assert float32[way][group].recall > bm25[group].recall, (way, group)
 
 
-def test_reranking_is_worth_its_time(float32: Measured) -> None:
+def test_reranking_improves_the_quality(float32: Measured) -> None:
     """Reranked hybrid search is at least as good as any kind of vector alone, and better than its fusion."""
     for group in GROUPS:
         reranked = float32[RERANKED][group]
@@ -64,7 +64,7 @@ def test_reranking_is_worth_its_time(float32: Measured) -> None:
 
 
 def documented() -> dict[str, dict[str, list[Quality]]]:
-    """The tables of the docs: by group and way of searching, what each type finds, in the order of `TYPES`."""
+    """The documented figures by group and way of searching, for each type in the order of `TYPES`."""
     tables: dict[str, dict[str, list[Quality]]] = {}
     for line in DOCS.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
@@ -81,19 +81,19 @@ def documented() -> dict[str, dict[str, list[Quality]]]:
 
 
 def assert_documented(measured: Measured, dtype: str) -> None:
-    """Check that the docs have these figures, to one question."""
+    """Check that the documented figures agree up to one question."""
     tables = documented()
     assert set(tables) == set(GROUPS)
     for group in GROUPS:
         assert set(tables[group]) == {BM25, *WAYS}
         for way in WAYS:
-            written, found = tables[group][way][TYPES.index(dtype)], measured[way][group]
-            assert found.ndcg == pytest.approx(written.ndcg, abs=ONE_QUESTION), (way, group)
-            assert found.recall == pytest.approx(written.recall, abs=ONE_QUESTION), (way, group)
+            written, actual = tables[group][way][TYPES.index(dtype)], measured[way][group]
+            assert actual.ndcg == pytest.approx(written.ndcg, abs=ONE_QUESTION), (way, group)
+            assert actual.recall == pytest.approx(written.recall, abs=ONE_QUESTION), (way, group)
 
 
-def test_every_way_finds_what_the_docs_say(float32: Measured, bm25: dict[str, Quality]) -> None:
-    """The tables of the docs hold: to one question, and those of the baseline to the last digit."""
+def test_the_documented_figures_hold(float32: Measured, bm25: dict[str, Quality]) -> None:
+    """The documented figures hold up to one question, and those of the baseline exactly."""
     assert_documented(float32, "float32")
     for group in GROUPS:
         exact = Quality(round(bm25[group].ndcg, 3), round(bm25[group].recall, 3))
@@ -102,7 +102,7 @@ def test_every_way_finds_what_the_docs_say(float32: Measured, bm25: dict[str, Qu
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_sixteen_bits_lose_nothing(float32: Measured, tmp_path: Path, dtype: str) -> None:
-    """In 16 bits, of which `DTYPE=auto` chooses either, the service finds what it finds in float32 and the docs say."""
+    """Both 16-bit types, which `DTYPE=auto` may choose, keep the quality of float32 and the documented figures."""
     settings = Settings.from_environment({**ENVIRONMENT, "DTYPE": dtype})
     embedder = Embedder.load(settings.model_options)
     try:
@@ -118,7 +118,7 @@ def test_sixteen_bits_lose_nothing(float32: Measured, tmp_path: Path, dtype: str
 
 
 def test_quality_counts_right_answers_and_their_ranks() -> None:
-    """All answers first is 1; the right one at rank 3: 1 / log2(4); one of two found: half the recall."""
+    """The nDCG is 1 with all answers first and 1 / log2(4) with the answer at rank 3; recall counts the answers."""
     passages = corpus.passages()[:5]
     ids = [passage.id for passage in passages]
     first, second = corpus.questions()[:2]
@@ -131,9 +131,9 @@ def test_quality_counts_right_answers_and_their_ranks() -> None:
 
 
 def test_the_report_names_what_was_measured(bm25: dict[str, Quality]) -> None:
-    """The model, the notes of whoever read it, and a row for each way of searching."""
-    made = {way: {group: Quality(0.5, 0.25) for group in GROUPS} for way in WAYS}
-    text = render({"float32": made}, bm25, model="some", date="2020-01-02T00:00", notes="by hand")
+    """The report has the model, the notes and a row for each way of searching."""
+    measured = {way: {group: Quality(0.5, 0.25) for group in GROUPS} for way in WAYS}
+    text = render({"float32": measured}, bm25, model="some", date="2020-01-02T00:00", notes="by hand")
     assert "Model: some." in text
     assert "by hand" in text
     assert "| dense | .500 | .250 |" in text

@@ -1,4 +1,4 @@
-"""What a worker proves of itself before it takes a job."""
+"""The readiness checks of a worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.sink.samples import schema_for
 
 
 def run(embedder: Embedder, store: Store | None, **variables: str) -> None:
-    """All checks of a worker with these settings, as the SDK runs them."""
+    """Run all checks of a worker with these settings, as the SDK does."""
     settings = Settings.from_environment({**ENVIRONMENT, **variables})
 
     async def each() -> None:
@@ -31,29 +31,27 @@ def run(embedder: Embedder, store: Store | None, **variables: str) -> None:
     asyncio.run(each())
 
 
-def test_a_sound_worker_passes(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
-    """With a store that answers, whether its collections are there or not, nothing is created."""
+def test_a_working_worker_passes(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """All checks pass with a store that answers, and they create no collection."""
     named = {"QDRANT_PATH": str(tmp_path), "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,other"}
     run(embedder, store, **named)
     run(embedder, store, QDRANT_PATH=str(tmp_path))
     assert not store.verify("notes", schema_for(192, 192))
     store.ensure("fitness-check", schema_for(8, 8))
-    run(embedder, store, QDRANT_PATH=str(tmp_path))  # whose name was taken by a stranger
+    run(embedder, store, QDRANT_PATH=str(tmp_path))  # with a foreign collection of the probe's name
 
 
-def test_an_embedded_store_that_nobody_named_is_not_opened(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that only embeds leaves no directory behind."""
+def test_the_default_store_is_not_created(embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that only embeds creates no directory."""
     monkeypatch.chdir(tmp_path)
     run(embedder, None)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_default_store_that_somebody_owns_is_said_at_start(
+def test_a_default_store_in_use_is_a_warning(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A second worker in one directory serves what needs no store, and its log says why the rest fails."""
+    """A second worker in the same directory starts with a warning."""
     monkeypatch.chdir(tmp_path)
     owner = EdgeStore("qdrant_data")
     run(embedder, None)
@@ -67,23 +65,23 @@ def test_a_default_store_that_somebody_owns_is_said_at_start(
     EdgeStore("qdrant_data").close()
 
 
-def test_a_device_that_computes_nonsense_is_unhealthy(store: EdgeStore) -> None:
-    """A model that gives no finite vector for a plain text ends the worker before it takes a job."""
+def test_a_device_that_computes_nan_fails(store: EdgeStore) -> None:
+    """A model whose vectors are not finite fails the check."""
     broken = Watched.loaded(poison="fit")
     with pytest.raises(ModelFailure):
         run(broken.embedder, store)
     broken.embedder.close()
 
 
-def test_a_collection_of_another_model_is_unhealthy(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
-    """Settings that name a collection with another schema cannot work; the message names the fields."""
+def test_a_collection_of_another_model_fails(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """A collection of the settings with another schema fails the check, with a message that names the fields."""
     store.ensure("notes", schema_for(8, 8))
     with pytest.raises(SchemaMismatch, match="192"):
         run(embedder, store, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes")
 
 
 class Hanging(FailingStore):
-    """A store that answers only when the test is over."""
+    """A store that answers only after the test."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store, None)
@@ -96,13 +94,13 @@ class Hanging(FailingStore):
 
 
 @pytest.mark.parametrize("hangs", [True, False])
-def test_a_store_that_does_not_answer_is_no_reason_to_leave(
+def test_a_store_that_does_not_answer_is_a_warning(
     embedder: Embedder, store: EdgeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, hangs: bool
 ) -> None:
-    """A worker starts without its store, with a warning: it may come back, and embedding does not need it."""
+    """A worker starts without its store, since the store may recover and embedding does not need it."""
     hanging = Hanging(store)
-    away = hanging if hangs else FailingStore(store, None)
+    unavailable = hanging if hangs else FailingStore(store, None)
     with caplog.at_level(logging.WARNING):
-        run(embedder, away, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes")
+        run(embedder, unavailable, QDRANT_PATH=str(tmp_path), QDRANT_COLLECTION="notes")
     hanging.over.set()
     assert "store_unavailable" in caplog.text

@@ -1,4 +1,4 @@
-"""A store that changes or fails under the worker: nothing is computed in vain, nothing is lost."""
+"""Recovery from stores that change or fail: no text is embedded in vain, and no point is lost."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COUNT: Json = {"operation": "count", "collection": "notes"}
 
 
 def job(*texts: str) -> Json:
-    """Store these texts."""
+    """A job that stores these texts."""
     return {"texts": list(texts), "isPassage": True, "qdrant": {"collection": "notes"}}
 
 
-def test_a_collection_that_someone_removed_is_made_again(worker: Client, store: EdgeStore, tmp_path: Path) -> None:
-    """A worker that has seen a collection does not rely on it: the next job finds it gone and loses no point."""
+def test_a_removed_collection_is_created_again(worker: Client, store: EdgeStore, tmp_path: Path) -> None:
+    """The next ingest after the removal of a collection creates it again and loses no point."""
     worker.good(job("one", "two"))
     shutil.rmtree(tmp_path / "edge" / "notes")
     worker.error(COUNT, "not_found")
@@ -33,7 +33,7 @@ def test_a_collection_that_someone_removed_is_made_again(worker: Client, store: 
 
 
 def test_a_job_that_cannot_be_stored_is_not_embedded(watched: Watched, store: EdgeStore) -> None:
-    """A store that is down is noticed before the model runs, not after."""
+    """An unavailable store is an error before the model runs."""
     settings = Settings.from_environment(ENVIRONMENT)
     worker = Client(Operations(settings, watched.embedder, FailingStore(store, None)))
     watched.engine.batches.clear()
@@ -41,11 +41,11 @@ def test_a_job_that_cannot_be_stored_is_not_embedded(watched: Watched, store: Ed
     assert watched.engine.batches == []
     report = answer["details"]["upsert"]
     assert report["stored"] == 0
-    assert [one["index"] for one in report["rejected"]] == [0, 1]
+    assert [point["index"] for point in report["rejected"]] == [0, 1]
 
 
 def test_an_answer_that_cannot_fit_is_not_embedded(watched: Watched, store: EdgeStore) -> None:
-    """Where the texts alone are over the limit, the job fails before the model runs and says what to do."""
+    """If the texts alone exceed the limit, the job fails before the model runs, with advice."""
     settings = Settings.from_environment({**ENVIRONMENT, "MAX_RESPONSE_MB": "0.01"})
     worker = Client(Operations(settings, watched.embedder, store))
     watched.engine.batches.clear()
@@ -57,7 +57,7 @@ def test_an_answer_that_cannot_fit_is_not_embedded(watched: Watched, store: Edge
 
 
 def test_a_defect_of_the_store_is_reported(serve: Serve, store: EdgeStore) -> None:
-    """Even an error that nobody foresaw says of every point that it is not known to be stored."""
+    """An unexpected error has a report that counts every point."""
     answer = serve(store=RaisingStore(store, upsert=ZeroDivisionError("the words of a user"))).error(
         job("one", "two"), "internal"
     )
@@ -67,15 +67,15 @@ def test_a_defect_of_the_store_is_reported(serve: Serve, store: EdgeStore) -> No
 
 
 def test_a_search_cannot_ask_for_more_than_a_worker_holds(worker: Client) -> None:
-    """Queries times hits is bounded, and the refusal names both and the bound."""
+    """Queries times hits is bounded, and the message names the number and the limit."""
     raw = {"operation": "search", "collection": "notes", "queries": ["a"] * 200, "limit": 10_000}
     message = worker.error(raw, "invalid_request")["error"]
-    assert "200 x 10000" in message
-    assert "1000000" in message
+    assert "got 2000000" in message
+    assert "at most 1000000 hits" in message
 
 
 def test_a_refused_job_creates_no_collection(serve: Serve) -> None:
-    """What is refused leaves no trace, not even an empty collection."""
+    """A rejected job does not even create an empty collection."""
     worker = serve(MAX_RESPONSE_MB="0.02")
     raw = job(*(f"text {n}" for n in range(20)))
     worker.error({**raw, "returnVectors": True}, "response_too_large")
@@ -83,7 +83,7 @@ def test_a_refused_job_creates_no_collection(serve: Serve) -> None:
 
 
 def test_vectors_that_cannot_fit_are_not_computed(watched: Watched, store: EdgeStore) -> None:
-    """An answer that is sure to be over the limit is refused from the number of tokens alone."""
+    """An answer that is certain to exceed the limit is an error from the number of tokens alone."""
     settings = Settings.from_environment({**ENVIRONMENT, "MAX_RESPONSE_MB": "0.1"})
     worker = Client(Operations(settings, watched.embedder, store))
     watched.engine.batches.clear()
@@ -94,7 +94,7 @@ def test_vectors_that_cannot_fit_are_not_computed(watched: Watched, store: EdgeS
 
 
 def test_a_collection_of_another_model_cannot_be_searched(worker: Client, store: EdgeStore) -> None:
-    """A collection of another model is not searched even by sparse vectors, whose ids would mean other tokens."""
+    """A collection of another model is not searched, not even by sparse vectors, whose ids are other tokens."""
     store.ensure("notes", schema_for(8, 8))
     raw = {"operation": "search", "collection": "notes", "queries": ["a"], "using": ["sparse"]}
     message = worker.error(raw, "schema_mismatch")["error"]
@@ -103,7 +103,7 @@ def test_a_collection_of_another_model_cannot_be_searched(worker: Client, store:
 
 
 def test_a_batch_holds_no_more_texts_of_a_job_than_it_asks_for(watched: Watched, store: EdgeStore) -> None:
-    """`batchSize` reaches the pool: no batch has more of the job's texts than that."""
+    """No batch has more texts of a job than its `batchSize`."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     watched.engine.batches.clear()
     worker.good({"texts": [f"text {n}" for n in range(7)], "batchSize": 3})

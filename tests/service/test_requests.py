@@ -1,4 +1,4 @@
-"""Requests: what is accepted, and that every mistake is refused with the name of its field."""
+"""Requests: valid ones are accepted, and errors of invalid ones name the field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stored(**fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("raw", [None, [], [EMBED], "texts", 1, 1.5, True])
 def test_an_input_must_be_an_object(raw: object) -> None:
-    """A job whose input is null, a list or a number reads what is wanted instead."""
+    """An input that is not an object is an error."""
     with pytest.raises(InvalidRequest, match=r"^input must be an object, got "):
         parse(raw, LIMITS)
 
@@ -81,7 +81,7 @@ def test_an_input_must_be_an_object(raw: object) -> None:
         ({"chunk": {"maxTokens": 100}}, "unknown field 'chunk'"),
         ({"text": "one"}, "unknown field 'text'"),
         ({"is_passage": True}, "unknown field 'is_passage'"),
-        ({SURROGATE: 1}, "a field name"),
+        ({SURROGATE: 1}, "input must have field names of valid Unicode, got a lone surrogate"),
         ({"operation": "rank"}, "operation must be one of .*got 'rank'"),
         ({"operation": "Embed"}, "operation"),
         ({"operation": None}, "operation"),
@@ -93,15 +93,15 @@ def test_an_input_must_be_an_object(raw: object) -> None:
         ({"qdrant": True}, "qdrant"),
     ],
 )
-def test_a_bad_embed_request_names_its_field(fields: dict[str, Any], field: str) -> None:
-    """Whoever sends a field that is wrong reads which, what it must be and what came."""
+def test_an_invalid_embed_request_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """The error names the field, the rule and the value."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse({**EMBED, **fields}, LIMITS)
     assert_short(refusal.value)
 
 
 def test_texts_are_required() -> None:
-    """An empty request says what it lacks."""
+    """A request without texts is an error."""
     with pytest.raises(InvalidRequest, match=r"^texts is required$"):
         parse({}, LIMITS)
 
@@ -152,8 +152,8 @@ def test_texts_are_required() -> None:
         ({"colbertPooling": "max"}, r"qdrant\.colbertPooling.*'mean'"),
     ],
 )
-def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) -> None:
-    """A job that would store reads what is wrong before anything is computed; its target is never a server."""
+def test_an_invalid_qdrant_block_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """The error names the field of the block, and the block cannot name a server."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse(stored(**fields), LIMITS)
     assert_short(refusal.value)
@@ -169,19 +169,22 @@ def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) 
         ({"queries": [SURROGATE]}, r"queries\[0\]"),
         ({"texts": ["one"]}, "unknown field 'texts'"),
         ({"collection": "a b"}, "collection"),
-        ({"like": {"positive": [1]}}, "queries and like exclude"),
+        ({"like": {"positive": [1]}}, "queries must not be given together with like"),
         ({"groupBy": "a[]"}, "groupBy must match"),
         ({"groupBy": ""}, "groupBy must match"),
         ({"groupBy": "doc_id", "groupSize": 0}, "groupSize must be at least 1, got 0"),
         ({"groupBy": "doc_id", "groupSize": 101}, "groupSize must be at most 100, got 101"),
-        ({"groupSize": 2}, "groupSize belongs to groupBy"),
-        ({"groupBy": "a", "groupSize": 100, "limit": 10_000, "offset": 1}, "limit queries x .* x groupSize"),
+        ({"groupSize": 2}, "groupSize must be 1 without groupBy, got 2"),
+        (
+            {"groupBy": "a", "groupSize": 100, "limit": 10_000, "offset": 1},
+            r"limit must ask for at most 1000000 hits \(queries x .* x groupSize\), got 1000100",
+        ),
         (
             {"groupBy": "a", "prefetch": 100_000, "queries": ["a"] * 4, "using": [*KINDS]},
-            "prefetch queries x branches",
+            r"prefetch must ask for at most 1000000 candidates .* got 1200000",
         ),
         ({"explain": 1}, "explain must be a boolean"),
-        ({"explain": True, "limit": 1001}, "explain queries x limit must be at most 1000"),
+        ({"explain": True, "limit": 1001}, r"explain must cover at most 1000 hits \(queries x limit\), got 1001"),
         ({"textKey": ""}, "textKey"),
         ({"textKey": "k" + SURROGATE}, "textKey"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
@@ -238,8 +241,8 @@ def test_a_bad_qdrant_block_names_its_field(fields: dict[str, Any], field: str) 
         ({"isPassage": False}, "unknown field 'isPassage'"),
     ],
 )
-def test_a_bad_search_names_its_field(fields: dict[str, Any], field: str) -> None:
-    """A search is checked as strictly as an ingest."""
+def test_an_invalid_search_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """The error names the field, the rule and the value."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse({**SEARCH, **fields}, LIMITS)
     assert_short(refusal.value)
@@ -262,8 +265,8 @@ def test_a_bad_search_names_its_field(fields: dict[str, Any], field: str) -> Non
         ({**DELETE, "filter": []}, "filter"),
     ],
 )
-def test_a_bad_count_or_deletion_names_its_field(raw: dict[str, Any], field: str) -> None:
-    """Above all a deletion that names nothing to delete is refused, not taken as everything."""
+def test_an_invalid_count_or_deletion_names_its_field(raw: dict[str, Any], field: str) -> None:
+    """A deletion without ids and without a condition is an error."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse(raw, LIMITS)
     assert_short(refusal.value)
@@ -280,8 +283,8 @@ def test_a_bad_count_or_deletion_names_its_field(raw: dict[str, Any], field: str
         ({"pairs": [["one", 2]]}, r"pairs\[0\]\[1\]"),
         ({"pairs": [["one", "two" + SURROGATE]]}, r"pairs\[0\]\[1\]"),
         ({"pairs": [["a", "b"]] * 5}, "pairs must have at most 4 items .*got 5"),
-        ({"weights": [1.0, 1.0]}, "weights must have exactly 3 items, got 2"),
-        ({"weights": [1.0] * 4}, "weights must have exactly 3 items, got 4"),
+        ({"weights": [1.0, 1.0]}, r"weights must have exactly 3 items \(dense, sparse, colbert\), got 2"),
+        ({"weights": [1.0] * 4}, r"weights must have exactly 3 items \(dense, sparse, colbert\), got 4"),
         ({"weights": [1.0, -1.0, 1.0]}, r"weights\[1\] must be at least 0"),
         ({"weights": [1.0, float("nan"), 1.0]}, r"weights\[1\]"),
         ({"weights": [1.0, 1e7, 1.0]}, r"weights\[1\] must be at most 1000000"),
@@ -292,26 +295,26 @@ def test_a_bad_count_or_deletion_names_its_field(raw: dict[str, Any], field: str
         ({"texts": ["one"]}, "unknown field 'texts'"),
     ],
 )
-def test_a_bad_score_request_names_its_field(fields: dict[str, Any], field: str) -> None:
-    """Pairs are checked as strictly as texts, and weights so that no mean divides by 0."""
+def test_an_invalid_score_request_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """Pairs are validated like texts, and weights so that no mean divides by 0."""
     with pytest.raises(InvalidRequest, match=f"^{field}") as refusal:
         parse({"operation": "score", "pairs": [["one", "two"]], **fields}, LIMITS)
     assert_short(refusal.value)
 
 
-def test_all_mistakes_are_listed() -> None:
-    """The message names three mistakes, unknown fields first, and counts the others; the details list them all."""
+def test_all_errors_are_listed() -> None:
+    """The message has three errors, unknown fields first, and counts the others; the details list all."""
     with pytest.raises(InvalidRequest) as refusal:
         parse({"texts": ["a"], "isPassage": 1, "batchSize": -1, "encoding": "b64", "typo": 1}, LIMITS)
     assert refusal.value.message == (
         "unknown field 'typo'; isPassage must be a boolean, got an integer; "
         "batchSize must be at least 0, got -1 (and 1 more)"
     )
-    assert [one.field for one in refusal.value.fields] == ["typo", "isPassage", "batchSize", "encoding"]
+    assert [field.field for field in refusal.value.fields] == ["typo", "isPassage", "batchSize", "encoding"]
 
 
 def test_a_misspelt_field_is_named_before_the_one_that_is_missing() -> None:
-    """Who writes `text` for `texts` reads what to correct, and not only that `texts` is required."""
+    """An unknown field is named before the required field that is missing."""
     with pytest.raises(InvalidRequest, match=r"^unknown field 'text'; texts is required$"):
         parse({"text": ["a"]}, LIMITS)
     many = {"texts": [1] * 100, "qdrant": {"id": ["a"]}}
@@ -319,15 +322,15 @@ def test_a_misspelt_field_is_named_before_the_one_that_is_missing() -> None:
         parse(many, LIMITS)
 
 
-def test_a_flood_of_mistakes_has_a_short_answer() -> None:
-    """Ten thousand wrong items do not make an answer of ten thousand complaints."""
+def test_the_list_of_errors_is_limited() -> None:
+    """Ten thousand invalid items have a short answer."""
     with pytest.raises(InvalidRequest) as refusal:
         parse({"texts": [1] * 10_000, **{f"unknown{n}" * 50: n for n in range(100)}}, LIMITS)
     assert len(json.dumps(error_answer(refusal.value))) < 10_000
 
 
 def test_the_original_request_is_accepted_unchanged() -> None:
-    """Callers of the first version send what they always sent."""
+    """The request of the first version is valid."""
     request = parse({"texts": ["a", ""], "isPassage": False, "batchSize": 0}, LIMITS)
     assert isinstance(request, EmbedRequest)
     assert request.texts == ["a", ""]
@@ -358,17 +361,17 @@ def test_the_defaults_of_a_search() -> None:
         ({"positive": [True]}, r"like.positive\[0\] must be an integer or a string"),
         ({"positive": [1], "strategy": "best"}, "unknown field 'like.strategy'"),
         ([1], "like must be an object"),
-        (None, "queries or like must be given"),
+        (None, "queries or like is required"),
     ],
 )
-def test_bad_examples_are_named(like: Any, field: str) -> None:
-    """A search by stored points says which of them is wrong."""
+def test_invalid_examples_are_named(like: Any, field: str) -> None:
+    """The error of a search by stored points names the field or the point."""
     with pytest.raises(InvalidRequest, match=f"^{field}"):
         parse({"operation": "search", "collection": "notes", "like": like}, LIMITS)
 
 
-def test_a_part_of_payload_and_vectors_is_asked_for_by_name() -> None:
-    """Keys are a list, or an object that includes or excludes; kinds of vectors are a list."""
+def test_selections_of_payload_and_vectors() -> None:
+    """A payload selection is a boolean, a list or an object; a vector selection is a boolean or a list."""
     search = {"operation": "search", "queries": ["a"]}
     parsed = [
         parse({**search, "withPayload": selection, "withVectors": vectors}, LIMITS)
@@ -379,7 +382,9 @@ def test_a_part_of_payload_and_vectors_is_asked_for_by_name() -> None:
             (False, False),
         )
     ]
-    assert [(one.with_payload, one.with_vectors) for one in parsed if isinstance(one, SearchRequest)] == [
+    assert [
+        (request.with_payload, request.with_vectors) for request in parsed if isinstance(request, SearchRequest)
+    ] == [
         (PayloadKeys(("a", "b.c")), ("dense",)),
         (PayloadKeys(("a",)), ("dense", "sparse", "colbert")),
         (PayloadKeys(("a",), excluded=True), ()),
@@ -388,7 +393,7 @@ def test_a_part_of_payload_and_vectors_is_asked_for_by_name() -> None:
 
 
 def test_each_operation_has_its_type() -> None:
-    """`operation` alone decides how a request is read; embed is the default."""
+    """`operation` selects the type of a request; the default is embed."""
     assert isinstance(parse(EMBED, LIMITS), EmbedRequest)
     assert isinstance(parse({**EMBED, "operation": "embed"}, LIMITS), EmbedRequest)
     assert isinstance(parse(SEARCH, LIMITS), SearchRequest)
@@ -398,8 +403,8 @@ def test_each_operation_has_its_type() -> None:
 
 @pytest.mark.parametrize("given", [None, True, False])
 @pytest.mark.parametrize("stores", [True, False])
-def test_vectors_come_back_unless_they_are_stored(given: bool | None, stores: bool) -> None:
-    """`returnVectors` decides; without it, an ingest answers without vectors and everything else with them."""
+def test_vectors_are_returned_unless_they_are_stored(given: bool | None, stores: bool) -> None:
+    """By default, only a request without a `qdrant` block returns vectors; `returnVectors` overrides this."""
     more = {} if given is None else {"returnVectors": given}
     request = parse({**(stored() if stores else EMBED), **more}, LIMITS)
     assert isinstance(request, EmbedRequest)
@@ -408,7 +413,7 @@ def test_vectors_come_back_unless_they_are_stored(given: bool | None, stores: bo
 
 @pytest.mark.parametrize("ids", [[0, 2**64 - 1], ["a", "1"], ["\0", "ü"], [7, "A" * 10_000]])
 def test_every_kind_of_id_is_accepted(ids: list[Any]) -> None:
-    """An id is any unsigned 64-bit integer or any text that is not empty."""
+    """An id is an unsigned 64-bit integer or a string that is not empty."""
     request = parse(stored(ids=ids), LIMITS)
     assert isinstance(request, EmbedRequest)
     assert request.qdrant is not None
@@ -416,7 +421,7 @@ def test_every_kind_of_id_is_accepted(ids: list[Any]) -> None:
 
 
 def assert_short(error: InvalidRequest) -> None:
-    """A refusal can be sent, is short, and quotes no text."""
+    """Check that an error can be serialized, is short, and quotes no text."""
     sent = json.dumps(error_answer(error), ensure_ascii=False).encode("utf-8")
     assert len(sent) < 1000
     assert PRIVATE.encode() not in sent

@@ -1,4 +1,4 @@
-"""`score`: what FlagEmbedding's `compute_score` gives, on the same checkpoint."""
+"""`score` returns the scores of FlagEmbedding's `compute_score` on the same checkpoint."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def compared(
 
 
 def theirs(oracle: Oracle, pairs: list[list[str]], **fields: Any) -> dict[str, list[float]]:
-    """FlagEmbedding's scores, each pair in a batch of its own, and so without padding."""
+    """FlagEmbedding's scores in batches of one pair, thus without padding."""
     lengths = {"max_query_length": 512, "max_passage_length": 512}
-    found: dict[str, list[float]] = oracle._model.compute_score(pairs, batch_size=1, **{**lengths, **fields})
-    return found
+    scores: dict[str, list[float]] = oracle._model.compute_score(pairs, batch_size=1, **{**lengths, **fields})
+    return scores
 
 
 def assert_equal(answer: Json, expected: dict[str, list[float]]) -> None:
-    """All five kinds, each score within the tolerance of vectors."""
+    """Check the scores of all five kinds."""
     assert answer["errors"] == []
     assert set(answer["scores"]) == set(SCORE_KINDS) == set(expected)
     for kind in SCORE_KINDS:
@@ -63,21 +63,21 @@ def assert_equal(answer: Json, expected: dict[str, list[float]]) -> None:
 
 
 def test_scores_are_those_of_flagembedding(compared: tuple[Client, Oracle]) -> None:
-    """All five kinds, for empty, repetitive, foreign and long texts in any combination."""
+    """All five kinds of scores agree for empty, repetitive, foreign and long texts."""
     worker, oracle = compared
     assert_equal(worker.good({"operation": "score", "pairs": PAIRS, **LENGTHS}), theirs(oracle, PAIRS))
 
 
 @pytest.mark.parametrize("weights", [[0.4, 0.2, 0.4], [0, 1, 0], [1.0, 0.0, 3.0], [1_000_000, 2, 7]])
 def test_weights_are_those_of_flagembedding(compared: tuple[Client, Oracle], weights: list[float]) -> None:
-    """Weights are of dense, sparse and colbert, in that order; they need not add up to 1."""
+    """Weights are those of dense, sparse and colbert in this order, and need not add up to 1."""
     worker, oracle = compared
     answer = worker.good({"operation": "score", "pairs": PAIRS[:7], "weights": weights, **LENGTHS})
     assert_equal(answer, theirs(oracle, PAIRS[:7], weights_for_different_modes=weights))
 
 
 def test_lengths_cut_as_in_flagembedding(compared: tuple[Client, Oracle]) -> None:
-    """`maxQueryLength` and `maxPassageLength` cut the two sides by themselves."""
+    """`maxQueryLength` and `maxPassageLength` truncate queries and passages independently."""
     worker, oracle = compared
     pairs = [[TEXTS["many words"], TEXTS["many words"]], [TEXTS["a sentence"], TEXTS["repeats"]]]
     raw = {"operation": "score", "pairs": pairs, "maxQueryLength": 5, "maxPassageLength": 17}
@@ -90,13 +90,13 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(pairs=st.lists(st.lists(words, min_size=2, max_size=2), min_size=1, max_size=4))
 def test_any_unicode_is_scored_as_flagembedding_does(compared: tuple[Client, Oracle], pairs: list[list[str]]) -> None:
-    """No two strings of valid Unicode are scored otherwise."""
+    """The scores agree for any valid Unicode."""
     worker, oracle = compared
     assert_equal(worker.good({"operation": "score", "pairs": pairs}), theirs(oracle, pairs))
 
 
 def test_a_pair_is_scored_as_it_is_alone(compared: tuple[Client, Oracle]) -> None:
-    """The other pairs of a job, and their lengths, move no score by more than rounding."""
+    """Other pairs of a job change a score by rounding at most."""
     worker, _ = compared
     together = worker.good({"operation": "score", "pairs": PAIRS})["scores"]
     for index in (0, 9, 19):
@@ -106,7 +106,7 @@ def test_a_pair_is_scored_as_it_is_alone(compared: tuple[Client, Oracle]) -> Non
 
 
 def test_equal_texts_are_embedded_once(watched: Watched) -> None:
-    """One query against many passages costs the query once, and `usage` counts what was computed."""
+    """A query with many passages is embedded once, and `usage` counts the embedded tokens."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     watched.engine.batches.clear()
     pairs = [["one query", f"passage {n}"] for n in (1, 2, 1)]
@@ -117,15 +117,15 @@ def test_equal_texts_are_embedded_once(watched: Watched) -> None:
     assert answer["scores"]["dense"][0] == answer["scores"]["dense"][2]
 
 
-def test_a_text_that_fails_costs_only_its_pairs(watched: Watched) -> None:
-    """Pairs of such a text are null and named with the side at fault; no score is ever NaN, and no text is quoted."""
+def test_a_failed_text_fails_only_its_pairs(watched: Watched) -> None:
+    """Pairs of a failed text are null, and their errors name the query or the passage, without the text."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     pairs = [["one", "two"], ["zebra", "two"], ["one", "the zebra"]]
     answer = worker.good({"operation": "score", "pairs": pairs})
     for kind in SCORE_KINDS:
         assert isinstance(answer["scores"][kind][0], float)
         assert answer["scores"][kind][1:] == [None, None]
-    assert [(one["index"], one["error_code"], one["error"].split(":")[0]) for one in answer["errors"]] == [
+    assert [(error["index"], error["error_code"], error["error"].split(":")[0]) for error in answer["errors"]] == [
         (1, "model_failure", "query"),
         (2, "model_failure", "passage"),
     ]
@@ -133,7 +133,7 @@ def test_a_text_that_fails_costs_only_its_pairs(watched: Watched) -> None:
 
 
 def test_a_job_of_any_size_holds_few_vectors_at_a_time(watched: Watched) -> None:
-    """Pairs are embedded in groups of about 32 768 tokens: the next begins when the last is scored."""
+    """Pairs are embedded in groups of about 32 768 tokens, one group after the other."""
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
     pairs = [["one query", f"{n} " + TEXTS["many words"]] for n in range(100)]
     watched.engine.batches.clear()
@@ -150,11 +150,11 @@ def test_a_job_of_any_size_holds_few_vectors_at_a_time(watched: Watched) -> None
         return held
 
     assert 30_000 <= asyncio.run(body()) <= 32_768
-    assert watched.pool.waiting_tokens == 0, "what was cancelled is not computed"
+    assert watched.pool.waiting_tokens == 0, "cancelled texts are not computed"
 
 
 def test_a_job_may_be_longer_than_the_queue(watched: Watched) -> None:
-    """The pairs of a job need not fit into `QUEUE_TOKENS` together; each pair must."""
+    """Each pair must fit into `QUEUE_TOKENS`, but not all pairs together."""
     pairs = [["one query", f"{n} " + TEXTS["a sentence"]] for n in range(20)]
     with embedder_over(watched.engine, token_budget=64, queue_tokens=100) as embedder:
         worker = Client(Operations(Settings.from_environment(ENVIRONMENT), embedder))
@@ -166,19 +166,19 @@ def test_a_job_may_be_longer_than_the_queue(watched: Watched) -> None:
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=30), window=st.integers(1, 40))
 def test_groups_hold_every_pair_once_and_stay_within_the_window(pairs: list[tuple[int, int]], window: int) -> None:
-    """Whatever the lengths: consecutive groups, none over the window unless it is a single pair."""
+    """Groups are consecutive, and exceed the window only with a single pair."""
     texts = [[(f"q{query}", query), (f"p{passage}", passage)] for query, passage in pairs]
-    found = list(groups(len(pairs), texts.__getitem__, window))
-    assert [pair for group in found for pair in group] == list(range(len(pairs)))
-    for group in found:
+    grouped = list(groups(len(pairs), texts.__getitem__, window))
+    assert [pair for group in grouped for pair in group] == list(range(len(pairs)))
+    for group in grouped:
         distinct = dict(text for pair in group for text in texts[pair])
         assert len(group) == 1 or sum(distinct.values()) <= window
-    for group, following in pairwise(found):
+    for group, following in pairwise(grouped):
         distinct = dict(text for pair in [*group, following[0]] for text in texts[pair])
         assert sum(distinct.values()) > window, "no group ends early"
 
 
 def test_too_many_pairs_are_refused(serve: Serve) -> None:
-    """`MAX_TEXTS` is the limit of pairs as well."""
+    """`MAX_TEXTS` also limits the pairs."""
     worker = serve(MAX_TEXTS="2")
     assert "got 3" in worker.error({"operation": "score", "pairs": [["a", "b"]] * 3}, "invalid_request")["error"]

@@ -34,7 +34,7 @@ DEPTH = 8
 
 @dataclass(frozen=True)
 class Query:
-    """The vectors of a query, all three of them."""
+    """The three kinds of vectors of a query."""
 
     dense: NDArray[Any]
     sparse: SparseVector
@@ -163,7 +163,7 @@ def test_rerank_orders_all_candidates_by_maxsim(library: Library) -> None:
 
 
 def test_rerank_chooses_from_the_union_of_the_branches(library: Library) -> None:
-    """Of one candidate per branch, the better by MaxSim comes first; nothing else is looked at."""
+    """With one candidate per branch, the one with the better MaxSim comes first."""
     hits = library.hits(rerank="colbert", prefetch=1, limit=1)
     for (hit,), query in zip(hits, library.queries, strict=True):
         candidates = [
@@ -171,7 +171,7 @@ def test_rerank_chooses_from_the_union_of_the_branches(library: Library) -> None
             ranked(library.reference.sparse(query.sparse), 1)[0],
         ]
         scores = library.reference.colbert(query.colbert)
-        assert hit["id"] == max(candidates, key=lambda one: scores[one])
+        assert hit["id"] == max(candidates, key=lambda point_id: scores[point_id])
 
 
 @pytest.mark.parametrize("fields", [{}, {"using": ["dense"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
@@ -186,14 +186,14 @@ def test_pages_follow_one_another(library: Library, fields: Json) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"using": ["sparse"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
 def test_a_filter_holds_in_every_branch(library: Library, fields: Json) -> None:
-    """Only matching points are candidates, so a strict filter never leaves too few."""
+    """Only matching points are candidates, so a strict filter never leaves too few hits."""
     topic = library.passages[0].topic
     matching = {n for n, passage in enumerate(library.passages) if passage.topic == topic}
     condition = {"must": [{"key": "topic", "match": {"value": topic}}]}
     for hits in library.hits(**fields, filter=condition, limit=100):
-        found = {hit["id"] for hit in hits}
-        assert found <= matching
-        assert "sparse" in fields.get("using", []) or found == matching
+        ids = {hit["id"] for hit in hits}
+        assert ids <= matching
+        assert "sparse" in fields.get("using", []) or ids == matching
 
 
 def test_a_score_threshold_is_of_the_final_score(library: Library) -> None:
@@ -266,7 +266,7 @@ def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) 
 
 
 def test_a_store_that_hangs_does_not_keep_texts_from_being_embedded(serve: Serve, tmp_path: Path) -> None:
-    """However many searches wait for the store, a job that does not need it is answered."""
+    """A job that does not need the store is answered, however many searches wait for it."""
     store = WatchedStore(tmp_path / "hanging")
     worker = serve(store=store)
     worker.good({"texts": ["one"], "qdrant": {"collection": NOTES}})
@@ -288,7 +288,7 @@ def test_a_store_that_hangs_does_not_keep_texts_from_being_embedded(serve: Serve
     store.close()
 
 
-def test_queries_of_one_job_do_not_touch_each_other(library: Library) -> None:
+def test_queries_of_one_job_do_not_affect_each_other(library: Library) -> None:
     """A job of several queries answers each as if it were alone."""
     together = library.hits()
     for n, query in enumerate(QUERIES):
@@ -297,8 +297,8 @@ def test_queries_of_one_job_do_not_touch_each_other(library: Library) -> None:
         assert [hit["id"] for hit in alone["hits"]] == [hit["id"] for hit in together[n]]
 
 
-def test_a_search_says_what_it_computed(library: Library) -> None:
-    """`usage.tokens` counts the queries' tokens, and `model` names what embedded them."""
+def test_a_search_reports_its_tokens_and_model(library: Library) -> None:
+    """`usage.tokens` counts the tokens of the queries, and `model` names the model."""
     answer = library.worker.good({"operation": "search", "collection": NOTES, "queries": list(QUERIES)})
     assert set(answer) == {"results", "usage", "model"}
     assert answer["usage"]["tokens"] == sum(query.tokens for query in library.queries)
@@ -318,7 +318,7 @@ def test_a_query_without_sparse_weights_is_answered_by_the_other_branch(library:
 
 @pytest.mark.parametrize("queries", [["relational"], [""]])
 @pytest.mark.parametrize(
-    ("condition", "place"),
+    ("condition", "path"),
     [
         ({"must": [{"key": "topic", "match": {"valeu": "x"}}]}, "filter.must[0].match"),
         ({"must": [{"key": "topic"}]}, "filter.must[0]"),
@@ -327,16 +327,16 @@ def test_a_query_without_sparse_weights_is_answered_by_the_other_branch(library:
         ({"should": [{"has_id": [-1]}]}, "filter.should[0].has_id[0]"),
     ],
 )
-def test_a_bad_filter_names_its_place(library: Library, queries: list[str], condition: Json, place: str) -> None:
-    """A condition that is not Qdrant's is refused, even where no branch would have used it."""
+def test_an_invalid_filter_names_the_path(library: Library, queries: list[str], condition: Json, path: str) -> None:
+    """An invalid condition is an error, even if no branch would have used it."""
     raw = {"operation": "search", "collection": NOTES, "queries": queries, "using": ["sparse"], "filter": condition}
-    assert library.worker.error(raw, "invalid_request")["error"].startswith(place)
+    assert library.worker.error(raw, "invalid_request")["error"].startswith(path)
     count = {"operation": "count", "collection": NOTES, "filter": condition}
-    assert library.worker.error(count, "invalid_request")["error"].startswith(place)
+    assert library.worker.error(count, "invalid_request")["error"].startswith(path)
 
 
 def test_count_counts_what_matches(library: Library) -> None:
-    """Without a filter everything counts, with one what matches it."""
+    """Without a filter all points are counted, with a filter the matching ones."""
     count = {"operation": "count", "collection": NOTES}
     assert library.worker.good(count) == {"count": len(library.passages)}
     assert library.worker.good({**count, "filter": {}}) == {"count": len(library.passages)}
@@ -361,14 +361,14 @@ def test_an_answer_of_hits_can_be_too_large(serve: Serve) -> None:
         {"operation": "delete", "ids": [1], "collection": NOTES},
     ],
 )
-def test_a_store_that_does_not_answer_may_be_asked_again(serve: Serve, store: EdgeStore, raw: Json) -> None:
-    """An operation on a store that does not answer is `store_unavailable`, and says that a retry can help."""
+def test_a_store_that_does_not_answer_is_a_retryable_error(serve: Serve, store: EdgeStore, raw: Json) -> None:
+    """An operation on a store that does not answer fails with `store_unavailable`, which is retryable."""
     answer = serve(store=FailingStore(store, None)).error(raw, "store_unavailable")
     assert answer["retryable"] is True
 
 
 def test_points_are_deleted_by_their_ids(worker: Client) -> None:
-    """Ids of every kind, as they were given; the answer counts what was there."""
+    """Ids of every kind are accepted as the caller gave them, and the answer counts existing points."""
     own = "6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815"
     ids: list[Any] = [1, "one", own]
     worker.good({"texts": ["a", "b", "c"], "qdrant": {"collection": NOTES, "ids": ids}})
@@ -378,8 +378,8 @@ def test_points_are_deleted_by_their_ids(worker: Client) -> None:
     assert worker.good({"operation": "count", "collection": NOTES}) == {"count": 0}
 
 
-def test_points_are_deleted_by_a_filter_that_says_something(worker: Client) -> None:
-    """What matches goes; a filter without a condition is refused, for it would match everything."""
+def test_points_are_deleted_by_a_filter_with_a_condition(worker: Client) -> None:
+    """Matching points are deleted; a filter without a condition is an error, since it would match every point."""
     payloads = [{"old": n < 2} for n in range(3)]
     worker.good({"texts": ["a", "b", "c"], "qdrant": {"collection": NOTES, "payloads": payloads}})
     delete = {"operation": "delete", "collection": NOTES}

@@ -1,4 +1,4 @@
-"""Search by document and by stored points, and what hits carry, through the operations."""
+"""Search by stored points, grouped search, and selections of payload and vectors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVERY_KIND = [["dense"], ["sparse"], ["colbert"], ["dense", "sparse"], ["dense",
 
 @pytest.fixture(scope="module")
 def notes_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeStore]:
-    """Where the five notes are; no test changes them."""
+    """The store of the five notes, which no test changes."""
     opened = EdgeStore(tmp_path_factory.mktemp("notes"))
     yield opened
     opened.close()
@@ -57,17 +57,17 @@ def _texts(answer: Json) -> list[str]:
 
 @pytest.mark.parametrize("using", EVERY_KIND)
 def test_a_stored_point_finds_its_neighbour(notes: Client, using: list[str]) -> None:
-    """`like` takes ids as they were given, of every form, and leaves the example itself out of the hits."""
+    """`like` accepts ids of every kind, and excludes the example from the hits."""
     for n, neighbour in ((0, 1), (1, 0), (2, 3), (3, 2)):
         answer = notes.good({**SEARCH, "like": {"positive": [IDS[n]]}, "using": using})
-        found = _texts(answer)
-        assert found[0] == TEXTS[neighbour]
-        assert TEXTS[n] not in found
+        texts = _texts(answer)
+        assert texts[0] == TEXTS[neighbour]
+        assert TEXTS[n] not in texts
         assert answer["usage"] == {"tokens": 0}
 
 
 def test_a_search_by_a_point_is_the_search_by_its_text(notes: Client) -> None:
-    """The stored vectors are those of the text, so hits and scores are the same, less the example."""
+    """A search by a point has the hits and scores of a search by its text, without the example."""
     for fields in ({}, {"using": ["dense"]}, {"using": ["dense"], "rerank": "colbert"}, {"using": ["sparse"]}):
         without = {"must_not": [{"has_id": [7]}]}
         [by_text] = notes.good({**SEARCH, "queries": [TEXTS[1]], "filter": without, **fields})["results"]
@@ -77,26 +77,26 @@ def test_a_search_by_a_point_is_the_search_by_its_text(notes: Client) -> None:
         assert [hit["score"] for hit in by_point["hits"]] == pytest.approx(scores, abs=0.02)
 
 
-def test_negative_examples_draw_the_hits_away(notes: Client) -> None:
-    """Of two topics that the positive examples ask for, the one with a negative example comes last."""
+def test_negative_examples_lower_similar_hits(notes: Client) -> None:
+    """With two topics of positive examples, the topic with a negative example comes last."""
     both = {"positive": ["rsync", "maria"]}
     less = {**both, "negative": [IDS[2]]}
     for using in (["dense"], ["dense", "sparse"]):
-        found = _texts(notes.good({**SEARCH, "like": less, "using": using}))
-        assert found[0] == TEXTS[1]
-        assert TEXTS[2] not in found
+        texts = _texts(notes.good({**SEARCH, "like": less, "using": using}))
+        assert texts[0] == TEXTS[1]
+        assert TEXTS[2] not in texts
     assert set(_texts(notes.good({**SEARCH, "like": both, "limit": 2}))) == {TEXTS[1], TEXTS[2]}
 
 
 def test_the_filter_holds_beside_the_examples(notes: Client) -> None:
-    """Neither the caller's condition nor the exclusion of the example replaces the other."""
+    """The caller's filter and the exclusion of the example both apply."""
     where = {"must_not": [{"key": "topic", "match": {"value": "sync"}}]}
-    found = _texts(notes.good({**SEARCH, "like": {"positive": ["maria"]}, "filter": where}))
-    assert sorted(found) == sorted([TEXTS[2], TEXTS[4]])
+    texts = _texts(notes.good({**SEARCH, "like": {"positive": ["maria"]}, "filter": where}))
+    assert sorted(texts) == sorted([TEXTS[2], TEXTS[4]])
 
 
-def test_examples_that_are_not_there_are_named(notes: Client) -> None:
-    """Missing examples are `not_found`: the message names their fields, the details their ids as they were given."""
+def test_missing_examples_are_named(notes: Client) -> None:
+    """Missing examples are `not_found`; the message names their fields, the details their ids."""
     like = {"positive": ["rsync", "gone"], "negative": [99]}
     answer = notes.error({**SEARCH, "like": like}, "not_found")
     assert answer["error"] == "like.positive[1], like.negative[0]: not in collection 'notes'"
@@ -110,7 +110,7 @@ def test_examples_that_are_not_there_are_named(notes: Client) -> None:
 
 
 def test_examples_are_found_in_their_scope(worker: Client) -> None:
-    """Points whose ids belong to another name than the collection's are named by it."""
+    """`idScope` derives the ids of examples from another name than the collection's."""
     worker.good({"texts": list(TEXTS), "qdrant": {"collection": NOTES, "ids": list("abcde"), "idScope": "papers"}})
     like = {"positive": ["a"], "negative": ["c"], "idScope": "papers"}
     assert _texts(worker.good({**SEARCH, "like": like}))[0] == TEXTS[1]
@@ -119,8 +119,8 @@ def test_examples_are_found_in_their_scope(worker: Client) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"queries": ["one"]}, {"like": {"positive": [1]}}])
-def test_a_missing_collection_is_noticed_before_the_model_runs(watched: Watched, tmp_path: Path, asked: Json) -> None:
-    """No query is embedded for a collection that is not there."""
+def test_a_missing_collection_is_an_error_before_the_model_runs(watched: Watched, tmp_path: Path, asked: Json) -> None:
+    """No query is embedded for a missing collection."""
     store = WatchedStore(tmp_path / "none")
     worker = Client(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder, store))
     before = len(watched.engine.batches)
@@ -131,8 +131,8 @@ def test_a_missing_collection_is_noticed_before_the_model_runs(watched: Watched,
     store.close()
 
 
-def test_a_missing_index_keeps_nobody_from_searching(serve: Serve, notes: Client, notes_store: EdgeStore) -> None:
-    """A collection that lacks a payload index of the config is searched as it is."""
+def test_a_missing_index_does_not_prevent_searches(serve: Serve, notes: Client, notes_store: EdgeStore) -> None:
+    """A collection without a payload index of the config can be searched."""
     assert notes.good({**SEARCH, "queries": ["database"]})["results"]
     newer = serve(store=notes_store, QDRANT_COLLECTION_CONFIG='{"payloadIndexes": {"topic": "keyword"}}')
     assert len(newer.good({**SEARCH, "queries": ["database"], "limit": 2})["results"][0]["hits"]) == 2
@@ -154,7 +154,7 @@ def documents(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.parametrize("fields", [{}, {"using": ["dense"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
 def test_hits_come_from_different_documents(documents: Client, fields: Json) -> None:
-    """`groupBy` gives the best chunk of each document; `limit` counts documents, and pages follow one another."""
+    """`groupBy` returns the best chunk of each document; `limit` counts documents, and pages are consecutive."""
     search = {**SEARCH, "queries": ["rsync copies changed parts"], **fields}
     [plain] = documents.good({**search, "limit": 3})["results"]
     assert {hit["payload"]["doc_id"] for hit in plain["hits"]} == {"long"}
@@ -170,8 +170,8 @@ def test_hits_come_from_different_documents(documents: Client, fields: Json) -> 
 
 
 @pytest.mark.parametrize("more", [{}, {"groupBy": "topic"}])
-def test_hits_carry_the_part_that_was_asked_for(notes: Client, more: Json) -> None:
-    """Hits carry their payload by keys, all but keys, or not at all, and vectors by kind; grouped hits do the same."""
+def test_hits_have_the_requested_parts(notes: Client, more: Json) -> None:
+    """Hits have the selected keys of their payload and the selected kinds of vectors, also with `groupBy`."""
 
     def payload(selection: Any) -> Any:
         [result] = notes.good({**SEARCH, "queries": [TEXTS[0]], "limit": 1, "withPayload": selection, **more})[
@@ -192,7 +192,7 @@ def test_hits_carry_the_part_that_was_asked_for(notes: Client, more: Json) -> No
 
 
 def test_parameters_reach_the_store(serve: Serve, tmp_path: Path) -> None:
-    """The caller decides how quantized copies are used, and whether segments without an index are searched."""
+    """`params` reach the store, also those of quantization."""
     store = WatchedStore(tmp_path / "watched")
     worker = serve(store=store, QDRANT_COLLECTION_CONFIG='{"dense": {"quantization": "int8"}}')
     worker.good({"texts": ["one"], "qdrant": {"collection": NOTES}})
@@ -205,12 +205,12 @@ def test_parameters_reach_the_store(serve: Serve, tmp_path: Path) -> None:
     dense, sparse = (branch.query.rescoring for branch in plan.branches)
     assert dense is not None
     assert (dense.rescore, dense.oversampling, dense.ignore) == (False, 2.5, True)
-    assert sparse is None, "the collection keeps no quantized copy of it"
+    assert sparse is None, "the sparse vector is not quantized"
     store.close()
 
 
-def test_examples_that_cannot_be_searched_by_are_named(serve: Serve, store: EdgeStore) -> None:
-    """Stored vectors that break a rule are named as the examples, not as a failure of the model."""
+def test_invalid_vectors_of_examples_are_errors_of_the_request(serve: Serve, store: EdgeStore) -> None:
+    """Invalid stored vectors are errors of `like`, not failures of the model."""
     serve().good({"texts": ["one"], "qdrant": {"collection": NOTES, "ids": [1]}})
     spoiled = serve(store=SpoiledStore(store))
     answer = spoiled.error({**SEARCH, "like": {"positive": [1]}, "using": ["dense"]}, "invalid_request")

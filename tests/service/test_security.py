@@ -1,4 +1,4 @@
-"""Secrets stay secret, and a job's input reaches nothing but the collection it names."""
+"""Secrets stay secret, and a job can only reach the collection that it names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize(
-    "shown", [repr, str, lambda one: f"{one}", lambda one: str(one.model_dump()), lambda one: one.model_dump_json()]
+    "shown",
+    [
+        repr,
+        str,
+        lambda settings: f"{settings}",
+        lambda settings: str(settings.model_dump()),
+        lambda settings: settings.model_dump_json(),
+    ],
 )
 def test_settings_show_no_key(shown: Any) -> None:
     """However settings are printed, dumped or formatted, keys are masked."""
@@ -54,7 +61,7 @@ def test_settings_show_no_key(shown: Any) -> None:
     ],
 )
 def test_a_refusal_to_start_shows_no_key(wrong: dict[str, str]) -> None:
-    """No key is in the message, nor in what Python prints of the exception with everything that led to it."""
+    """Neither the message nor the printed traceback contains a key."""
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({**ENVIRONMENT, **wrong})
     printed = "".join(traceback.format_exception(caught.value))
@@ -63,7 +70,7 @@ def test_a_refusal_to_start_shows_no_key(wrong: dict[str, str]) -> None:
 
 
 def test_warnings_show_no_key(caplog: pytest.LogCaptureFixture) -> None:
-    """A warning names the settings that are odd, and none of their secrets."""
+    """A warning names odd settings, but not their secrets."""
     with caplog.at_level(logging.WARNING):
         Settings.from_environment({**ENVIRONMENT, "QDRANT_API_KEY": KEY, "API_KEY": KEY})
     assert "QDRANT_API_KEY" in caplog.text
@@ -73,7 +80,7 @@ def test_warnings_show_no_key(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("operation", JOBS)
 @pytest.mark.parametrize("field", ELSEWHERE)
 def test_a_job_names_no_server_path_model_or_code(worker: Client, operation: str, field: str) -> None:
-    """A field for any of them, at the top or in the `qdrant` block, is refused by its name."""
+    """A field for a server, path, model or code is an error that names it, also in the `qdrant` block."""
     raw = {**JOBS[operation], field: "http://169.254.169.254/"}
     assert field in worker.error(raw, "invalid_request")["error"]
     if operation == "embed":
@@ -86,7 +93,7 @@ def test_a_job_names_no_server_path_model_or_code(worker: Client, operation: str
     "name", ["../notes", "a/b", "/etc", "..", ".", "a\x00b", "a\\b", "http://x", "-a", "", "n" * 129, "é"]
 )
 def test_a_collection_is_a_name_and_not_a_path(worker: Client, operation: str, name: str) -> None:
-    """What could leave the store's directory or its part of a URL is refused before anything is opened."""
+    """A name that could leave the store's directory or its part of a URL is an error before the store is used."""
     raw = JOBS[operation]
     raw = {**raw, "qdrant": {"collection": name}} if operation == "embed" else {**raw, "collection": name}
     worker.error(raw, "invalid_request")
@@ -107,12 +114,12 @@ def test_a_collection_is_a_name_and_not_a_path(worker: Client, operation: str, n
 )
 @pytest.mark.parametrize("kind", ["list", "object"])
 def test_deep_nesting_is_an_error_of_that_job(worker: Client, place: Any, kind: str, depth: int) -> None:
-    """Input nested beyond any limit neither crashes nor stops the worker, wherever it stands."""
+    """Deeply nested input in any field neither crashes nor blocks the worker."""
     deep: Any = {}
     for _ in range(depth):
         deep = [deep] if kind == "list" else {"a": deep}
     answer = worker(place(deep))
     if "upsert" in answer:
-        assert [one["code"] for one in answer["upsert"]["rejected"]] == ["invalid_payload"]
+        assert [point["code"] for point in answer["upsert"]["rejected"]] == ["invalid_payload"]
     else:
         assert answer["error_code"] == "invalid_request", json.dumps(answer)[:300]

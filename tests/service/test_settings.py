@@ -1,4 +1,4 @@
-"""The settings: every variable, what it defaults to, and what refuses to start."""
+"""The settings: variables, defaults, errors and warnings."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
     ],
 )
 def test_every_variable_is_read(variable: str, text: str, value: object) -> None:
-    """A variable that is set takes effect, converted to its type."""
+    """A variable is read and converted to its type."""
     assert getattr(Settings.from_environment({variable: text}), variable.lower()) == value
 
 
-def test_secrets_are_read_but_only_on_request() -> None:
-    """A key is kept as a secret that must be unwrapped on purpose."""
+def test_keys_are_secrets() -> None:
+    """Keys are `SecretStr`, which must be unwrapped explicitly."""
     settings = Settings.from_environment(
         {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET + "2"}
     )
@@ -136,8 +136,8 @@ def test_secrets_are_read_but_only_on_request() -> None:
         ("PORT", "65536"),
     ],
 )
-def test_a_bad_value_refuses_to_start_and_names_its_variable(variable: str, text: str) -> None:
-    """The operator reads which variable to correct."""
+def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str, text: str) -> None:
+    """The error names the variable."""
     with pytest.raises(ConfigurationError, match=rf"\b{variable}\b"):
         Settings.from_environment({variable: text})
 
@@ -145,27 +145,33 @@ def test_a_bad_value_refuses_to_start_and_names_its_variable(variable: str, text
 @pytest.mark.parametrize(
     ("variable", "text", "said"),
     [
-        ("MAX_MODELS", "0", "MAX_MODELS='0': must be at least 1"),
-        ("MAX_MODELS", "many", "MAX_MODELS='many': must be an integer"),
+        ("MAX_MODELS", "0", "MAX_MODELS must be at least 1, got '0'"),
+        ("MAX_MODELS", "many", "MAX_MODELS must be an integer, got 'many'"),
         ("MAX_MODELS", "9" * 5000, "must be an integer of fewer digits"),
-        ("QUEUE_TOKENS", "9999999999", "QUEUE_TOKENS='9999999999': must be at most 1000000000"),
-        ("SCALE_UP_THRESHOLD", "often", "SCALE_UP_THRESHOLD='often': must be a number"),
-        ("SCALE_UP_THRESHOLD", "nan", "SCALE_UP_THRESHOLD='nan': must be a finite number"),
-        ("MAX_RESPONSE_MB", "0", "MAX_RESPONSE_MB='0': must be above 0"),
-        ("LOG_FORMAT", "yaml", "LOG_FORMAT='yaml': must be 'text' or 'json'"),
-        ("QDRANT_COLLECTIONS", "fine,a b", r"QDRANT_COLLECTIONS='a b': must match ^[A-Za-z0-9_]"),
-        ("QDRANT_COLLECTION_CONFIG", "/absent.json", "QDRANT_COLLECTION_CONFIG='/absent.json': must be a JSON"),
-        ("QDRANT_COLLECTION_CONFIG", "{", "QDRANT_COLLECTION_CONFIG: is not valid JSON"),
+        ("QUEUE_TOKENS", "9999999999", "QUEUE_TOKENS must be at most 1000000000, got '9999999999'"),
+        ("SCALE_UP_THRESHOLD", "often", "SCALE_UP_THRESHOLD must be a number, got 'often'"),
+        ("SCALE_UP_THRESHOLD", "nan", "SCALE_UP_THRESHOLD must be a finite number, got 'nan'"),
+        ("MAX_RESPONSE_MB", "0", "MAX_RESPONSE_MB must be above 0, got '0'"),
+        ("LOG_FORMAT", "YAML", "LOG_FORMAT must be 'text' or 'json', got 'YAML'"),
+        ("LOG_LEVEL", "verbose", "got 'verbose'"),
+        ("QDRANT_COLLECTIONS", "fine,a b", r"QDRANT_COLLECTIONS must match ^[A-Za-z0-9_]"),
+        ("QDRANT_COLLECTIONS", "fine,a b", ", got 'a b'"),
+        (
+            "QDRANT_COLLECTION_CONFIG",
+            "/absent.json",
+            "QDRANT_COLLECTION_CONFIG='/absent.json': the file cannot be opened (No such",
+        ),
+        ("QDRANT_COLLECTION_CONFIG", "{", "QDRANT_COLLECTION_CONFIG: the config is not valid JSON"),
     ],
 )
-def test_a_refusal_has_the_words_of_all_messages(variable: str, text: str, said: str) -> None:
-    """A refusal names the variable, its value and the rule, as errors of requests do."""
+def test_an_error_names_the_rule_and_the_value(variable: str, text: str, said: str) -> None:
+    """The error names the variable, the rule and the value as the operator wrote it."""
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         Settings.from_environment({variable: text})
 
 
-def test_all_bad_values_are_named_together() -> None:
-    """Two mistakes take one restart to correct, not two."""
+def test_all_invalid_values_are_named_together() -> None:
+    """The error names all invalid variables."""
     with pytest.raises(ConfigurationError, match=r"MAX_MODELS.*PORT"):
         Settings.from_environment({"MAX_MODELS": "0", "PORT": "no"})
 
@@ -178,20 +184,20 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 
 def test_other_variables_are_ignored() -> None:
-    """The environment is full of other programs' variables, and they are left alone."""
+    """Variables of other programs are ignored."""
     assert Settings.from_environment({"PATH": "/bin", "MODEL": "x", "PORTAL": "y"}) == Settings.from_environment({})
 
 
 def test_a_mapping_is_read_instead_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings made from given variables do not depend on the machine they are made on."""
+    """Settings from a mapping do not depend on the environment."""
     monkeypatch.setenv("MAX_MODELS", "9")
     assert Settings.from_environment({}).max_models == 4
     assert Settings.from_environment().max_models == 9
 
 
 def test_a_minimum_above_the_maximum_refuses_to_start() -> None:
-    """A range of concurrency that is empty is refused with both of its ends."""
-    with pytest.raises(ConfigurationError, match=r"MIN_CONCURRENCY=5.*MAX_CONCURRENCY=4"):
+    """An empty range of concurrency is an error that names both limits."""
+    with pytest.raises(ConfigurationError, match=r"MIN_CONCURRENCY must be at most MAX_CONCURRENCY \(4\), got 5"):
         Settings.from_environment({"MIN_CONCURRENCY": "5"})
 
 
@@ -205,7 +211,7 @@ def test_a_minimum_above_the_maximum_refuses_to_start() -> None:
     ],
 )
 def test_collections_are_a_comma_list(text: str, collections: tuple[str, ...] | None) -> None:
-    """Names are separated by commas, blanks around them do not matter, and a bad one is refused."""
+    """Names are separated by commas and optional spaces, and an invalid name is an error."""
     if collections is None:
         with pytest.raises(ConfigurationError, match="QDRANT_COLLECTIONS"):
             Settings.from_environment({"QDRANT_COLLECTIONS": text})
@@ -214,13 +220,13 @@ def test_collections_are_a_comma_list(text: str, collections: tuple[str, ...] | 
 
 
 def test_an_allow_list_without_a_name_refuses_to_start() -> None:
-    """A list that was meant to restrict and names nothing refuses to start rather than allow everything."""
+    """An allow-list without names is an error, since it would allow all collections."""
     with pytest.raises(ConfigurationError, match="QDRANT_COLLECTIONS"):
         Settings.from_environment({"QDRANT_COLLECTIONS": " , "})
 
 
 def test_a_default_collection_must_be_allowed() -> None:
-    """A default that every job would be refused for is a mistake of the operator's, found at start."""
+    """A default collection that is not in the allow-list is an error."""
     with pytest.raises(ConfigurationError, match=r"QDRANT_COLLECTION\b.*QDRANT_COLLECTIONS"):
         Settings.from_environment({"QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "papers"})
 
@@ -239,7 +245,7 @@ def test_a_default_collection_must_be_allowed() -> None:
     ],
 )
 def test_a_key_never_travels_unencrypted(url: str, starts: bool) -> None:
-    """A key needs https, except to this machine itself."""
+    """A key requires https, except for connections to this machine."""
     variables = {"QDRANT_URL": url, "QDRANT_API_KEY": SECRET}
     if starts:
         assert Settings.from_environment(variables).qdrant_url == url
@@ -249,13 +255,13 @@ def test_a_key_never_travels_unencrypted(url: str, starts: bool) -> None:
 
 
 def test_a_server_without_a_key_may_be_plain() -> None:
-    """A server in a private network is used over http as it is."""
+    """A server without a key may use http."""
     assert Settings.from_environment({"QDRANT_URL": "http://qdrant:6333"}).qdrant_url == "http://qdrant:6333"
 
 
 @pytest.mark.parametrize("url", [f"https://user:{SECRET}@example.org", f"https://{SECRET}@example.org"])
 def test_a_url_with_credentials_is_refused_without_showing_them(url: str) -> None:
-    """Credentials in the URL would reach logs; the message says where they belong."""
+    """Credentials in the URL are an error that names QDRANT_API_KEY and does not quote them."""
     with pytest.raises(ConfigurationError, match=r"QDRANT_URL.*QDRANT_API_KEY") as refusal:
         Settings.from_environment({"QDRANT_URL": url})
     assert SECRET not in str(refusal.value)
@@ -271,8 +277,8 @@ def test_a_url_with_credentials_is_refused_without_showing_them(url: str) -> Non
         {"QDRANT_COLLECTION": "a", "QDRANT_COLLECTIONS": "b"},
     ],
 )
-def test_a_refusal_shows_no_secret(variables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is wrong, the keys are not in the message, its causes or the log."""
+def test_an_error_shows_no_secret(variables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """No key is in the message, its causes or the log."""
     with caplog.at_level(logging.DEBUG), pytest.raises(ConfigurationError) as refusal:
         Settings.from_environment({**variables, "QDRANT_API_KEY": SECRET, "API_KEY": SECRET})
     assert SECRET not in str(refusal.value)
@@ -281,8 +287,8 @@ def test_a_refusal_shows_no_secret(variables: dict[str, str], caplog: pytest.Log
     assert SECRET not in caplog.text
 
 
-def test_the_library_below_shows_no_secret_either() -> None:
-    """A validation error that was not translated would still not quote what was given."""
+def test_a_validation_error_shows_no_secret() -> None:
+    """An error of pydantic itself does not quote the input."""
     with pytest.raises(ValidationError) as refusal:
         Settings.model_validate({"qdrant_url": "http://example.org", "qdrant_api_key": SECRET})
     assert SECRET not in str(refusal.value)
@@ -290,7 +296,7 @@ def test_the_library_below_shows_no_secret_either() -> None:
 
 @pytest.mark.parametrize("variable", ["QDRANT_API_KEY", "API_KEY"])
 def test_an_error_about_a_secret_does_not_show_it(variable: str) -> None:
-    """Even where the key itself is at fault, it is named and not quoted."""
+    """An invalid key is named and not quoted."""
     not_a_text: Any = [SECRET]
     with pytest.raises(ConfigurationError, match=variable) as refusal:
         Settings.from_environment({variable: not_a_text})
@@ -298,7 +304,7 @@ def test_an_error_about_a_secret_does_not_show_it(variable: str) -> None:
 
 
 def test_settings_show_no_secret() -> None:
-    """A debugger, a log line or a dump of the settings shows stars."""
+    """Every form of the settings masks the keys."""
     settings = Settings.from_environment(
         {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET}
     )
@@ -307,7 +313,7 @@ def test_settings_show_no_secret() -> None:
 
 
 def test_settings_do_not_change() -> None:
-    """Settings are frozen: what was decided at start holds until the end."""
+    """Settings are frozen."""
     with pytest.raises(ValidationError):
         Settings.from_environment({}).max_models = 1  # type: ignore[misc]
 
@@ -315,20 +321,20 @@ def test_settings_do_not_change() -> None:
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"QDRANT_API_KEY": SECRET}, "QDRANT_API_KEY is set without QDRANT_URL"),
+        ({"QDRANT_API_KEY": SECRET}, "QDRANT_API_KEY is ignored without QDRANT_URL"),
         ({"QDRANT_URL": "http://localhost:6333", "QDRANT_PATH": "x"}, "QDRANT_PATH is ignored"),
         ({"SCALE_DOWN_THRESHOLD": "2", "SCALE_UP_THRESHOLD": "1"}, "SCALE_DOWN_THRESHOLD=2"),
     ],
 )
-def test_what_is_odd_but_harmless_warns(variables: dict[str, str], says: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The worker starts, and says what it will not do."""
+def test_odd_but_harmless_settings_warn(variables: dict[str, str], says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker starts with a warning."""
     Settings.from_environment(variables)
     assert says in caplog.text
     assert SECRET not in caplog.text
 
 
 def test_the_usual_settings_warn_of_nothing(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """A warning is worth reading because there is none without a reason, also where a default is above the model."""
+    """Usual settings log no warning, also if a default exceeds the model's limit."""
     Settings.from_environment({})
     Settings.from_environment({"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET})
     serve()
@@ -344,7 +350,7 @@ def test_a_megabyte_is_a_million_bytes() -> None:
 def test_a_length_beyond_the_model_is_clamped_with_a_warning(
     variable: str, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A setting made for a larger model still serves a smaller one, at the smaller one's limit."""
+    """A length that exceeds the model's limit is reduced to it, with a warning."""
     worker = serve(**{variable: "700"})
     assert f"{variable}=700" in caplog.text
     assert "512" in caplog.text
@@ -354,7 +360,7 @@ def test_a_length_beyond_the_model_is_clamped_with_a_warning(
 
 
 def test_the_lengths_of_the_settings_apply_by_kind(serve: Serve) -> None:
-    """Queries and passages are cut at their own limits, and a job's own `maxLength` goes first."""
+    """Queries and passages have their own limits, which a job's `maxLength` overrides."""
     worker = serve(QUERY_MAX_LENGTH="8", PASSAGE_MAX_LENGTH="16")
     job = {"texts": ["word " * 50], "vectors": ["sparse"], "includeText": False}
     lengths = [

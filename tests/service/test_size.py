@@ -1,4 +1,4 @@
-"""The limit on the size of an answer: no answer that is too large is sent, and none that fits is refused."""
+"""The size limit rejects answers that are too large, and only those."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ json_values = st.recursive(
 
 
 def check(answer: Any, max_bytes: int, *, points: int = 0) -> None:
-    """Check an answer that leaves room for the report of some points."""
+    """Check the size of an answer with a reserve for the report of some points."""
     SizeLimit(max_bytes, "send less").check(Body.of(answer), reserve=points * REJECTION_MAX_BYTES)
 
 
 def sent(answer: Any) -> int:
-    """Bytes of an answer as the RunPod SDK encodes it."""
+    """Size of an answer as the RunPod SDK encodes it."""
     return len(json.dumps(answer, ensure_ascii=False).encode("utf-8"))
 
 
 @settings(max_examples=80)
 @given(st.dictionaries(texts, json_values), st.integers(0, 3))
-def test_no_answer_over_the_limit_passes_and_none_that_fits_is_refused(answer: dict[str, Any], points: int) -> None:
-    """The check never passes what the queue would drop, and never refuses for an estimate."""
+def test_the_limit_is_exact(answer: dict[str, Any], points: int) -> None:
+    """The check fails exactly for answers that the queue would drop."""
     with pytest.raises(ResponseTooLarge):
         check(answer, sent({"output": answer}) - 1, points=points)
     check(answer, sent(answer) + ENVELOPE)
@@ -57,24 +57,24 @@ def test_no_answer_over_the_limit_passes_and_none_that_fits_is_refused(answer: d
 
 @pytest.mark.parametrize("number", [1e-5, 1.5e-7, 5e-324, 1e16, 1.7976931348623157e308, 0.1, 123456789.123])
 def test_numbers_with_exponents_are_counted_as_they_are_sent(number: float) -> None:
-    """Two encoders write exponents differently; the size is that of the encoder that sends."""
+    """The size counts exponents as the queue's encoder writes them."""
     answer = {"results": [number] * 10_000}
     with pytest.raises(ResponseTooLarge):
         check(answer, sent({"output": answer}) - 1)
     check(answer, sent(answer) + ENVELOPE)
 
 
-def test_room_is_kept_for_what_an_upsert_will_report() -> None:
-    """A job that stores is measured before it stores, so its report must still fit in afterwards."""
+def test_the_report_of_an_upsert_is_reserved() -> None:
+    """The size is checked before points are stored, with a reserve for their report."""
     answer: dict[str, Any] = {"results": [{}] * 100}
     check(answer, 10_000)
     with pytest.raises(ResponseTooLarge):
         check(answer, 10_000, points=100)
 
 
-@pytest.mark.parametrize(("limit", "size"), [(4000, "the answer has 5081 bytes"), (1000, "would have more than 25")])
-def test_a_refusal_names_the_size_the_limit_and_the_way_out(limit: int, size: str) -> None:
-    """Whoever asked for too much reads how much it is, or at least is, the limit, its setting, and what to do."""
+@pytest.mark.parametrize(("limit", "size"), [(4000, "got 5081;"), (1000, "got at least 25")])
+def test_the_error_names_the_size_the_limit_and_the_remedy(limit: int, size: str) -> None:
+    """The error names the size or a lower bound, the limit, its setting and the remedy."""
     with pytest.raises(ResponseTooLarge) as refusal:
         check({"results": ["x" * 5000]}, limit)
     for named in (size, str(refusal.value.size), str(limit), "MAX_RESPONSE_MB", "send less"):
@@ -89,10 +89,10 @@ def test_a_refusal_names_the_size_the_limit_and_the_way_out(limit: int, size: st
     encoding=st.sampled_from([("list", "float32"), ("base64", "float32"), ("base64", "float16")]),
     scale=st.sampled_from([0.0, 1.0, 1e-8]),
 )
-def test_vectors_that_would_fit_are_not_refused_before_they_are_computed(
+def test_the_lower_bound_never_exceeds_the_size(
     tokens: list[int], kinds: tuple[str, ...], encoding: tuple[Encoding, NumberType], scale: float
 ) -> None:
-    """The bound by which an answer is refused from its shapes alone is never above the answer's real size."""
+    """The lower bound from the shapes never exceeds the size of the answer."""
     form, dtype = encoding
     raw = {"texts": ["a"] * len(tokens), "includeText": False, "encoding": form, "dtype": dtype}
     request = validated(EmbedRequest, raw, Limits(max_texts=5, max_length=512))

@@ -1,4 +1,4 @@
-"""Wrappers around a store and an engine: they call back, fail on purpose, or change what comes through a seam."""
+"""Wrappers around a store and an engine that call back, or change results, for tests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ObservedEngine(BlockingEngine):
     """An engine that calls back before each batch.
 
     Args:
-        engine: computes.
-        before: called with the number of the batch, from 1, in the worker thread.
+        engine: the engine that computes.
+        before: callback with the number of the batch, from 1, in the worker thread.
     """
 
     def __init__(self, engine: Engine, before: Callable[[int], None]) -> None:
@@ -53,7 +53,7 @@ class ObservedEngine(BlockingEngine):
 
 @contextmanager
 def embedder_over(engine: Engine, *, token_budget: int = 4096, queue_tokens: int = 100_000) -> Iterator[Embedder]:
-    """An embedder with a pool of its own over an engine of `mini`, for the length of the block."""
+    """Yield an embedder with its own pool over an engine of `mini`."""
     pool = ModelPool([engine], batches_per_gpu=1, token_budget=token_budget, queue_tokens=queue_tokens)
     embedder = Embedder(Tokenizer(MINI), [engine], pool)
     try:
@@ -66,8 +66,8 @@ class ObservedStore:
     """A store that calls back after each upsert, whether it succeeds or fails.
 
     Args:
-        store: does the work.
-        after: called in the thread of the upsert.
+        store: the store that does the work.
+        after: callback in the thread of the upsert.
     """
 
     def __init__(self, store: Store, after: Callable[[], None]) -> None:
@@ -86,10 +86,10 @@ class ObservedStore:
 
 
 class SpoiledStore:
-    """A store whose points come back with dense vectors that are not finite.
+    """A store that returns points with NaN in their dense vectors.
 
     Args:
-        store: has the points.
+        store: the store with the points.
     """
 
     def __init__(self, store: Store) -> None:

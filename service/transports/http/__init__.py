@@ -1,7 +1,7 @@
-"""The operations over HTTP.
+"""The HTTP transport.
 
 server    the process: port, signals, exit status
-state     whether the model is there, what runs, whether the server is closing
-gate      what every request passes: id, key, log line, count
-routes    the paths; body, openapi and page belong to them
+state     the state of the server: model loaded, running requests, shutdown
+gate      middleware of every request: request id, API key, log line, metrics
+routes    the paths, with body, openapi and page
 """

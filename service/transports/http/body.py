@@ -1,4 +1,4 @@
-"""The body of a request: bounded, read as it comes, and parsed as strict JSON."""
+"""Reading of request bodies: limited in size, and parsed as strict JSON."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from typing import Any, Final, NoReturn
 from starlette.requests import Request
 
 from embedder import InvalidRequest
+from service.validation import shown
 from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
 
 BODY_MAX_BYTES: Final = 30_000_000
 """Maximum request body (RunPod's load balancer limit)."""
 
 BODY_PART_TIMEOUT_S: Final = 30.0
-"""Longest wait for a part of a body: a client that stalls must not hold a worker that is to end."""
+"""Maximum wait for the next part of a body, so that a stalled client does not delay a shutdown."""
 
 _THREAD_MIN_BYTES: Final = 100_000
-"""A larger body is parsed in a thread."""
+"""Minimum size of a body that is parsed in a thread."""
 
 
 async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
-    """The body of a request.
+    """Read and parse the body of a request.
 
     Args:
         request: the request.
-        max_bytes: limit on the body.
-        part_timeout_s: longest wait for a part of it.
+        max_bytes: maximum size of the body.
+        part_timeout_s: maximum wait for the next part of the body.
 
     Raises:
-        NotJson: the content type is another; so no page of another site can post without asking.
-        BodyStalled: the client sends no more, and not the end.
-        BodyTooLarge: refused by its announced length, or as soon as it is longer.
-        InvalidRequest: it is not JSON.
-        ClientDisconnect: the client went away before the end.
+        NotJson: the content type is not JSON. Browsers send JSON to another site only with that site's consent.
+        BodyStalled: the client stopped sending before the end.
+        BodyTooLarge: the announced or the received size exceeds the limit.
+        InvalidRequest: the body is not valid JSON.
+        ClientDisconnect: the client disconnected before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise NotJson("Content-Type must be application/json")
+        raise NotJson(f"Content-Type must be application/json, got {shown(kind) if kind else 'none'}")
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
@@ -55,23 +56,25 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
 
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
-    """The next part of a body; None at its end."""
+    """The next part of a body; None at the end."""
     try:
         async with asyncio.timeout(timeout_s):
             return await anext(stream, None)
     except TimeoutError:
-        raise BodyStalled(f"the body stopped coming: nothing for {timeout_s:g} seconds") from None
+        raise BodyStalled(
+            f"the body must not pause for more than {timeout_s:g} seconds; send the request again"
+        ) from None
 
 
 def _parsed(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})") from None
+        raise InvalidRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
-    except ValueError:  # NaN and its like, or an integer of thousands of digits
-        raise InvalidRequest("the body is not JSON (a number that JSON cannot hold)") from None
+        raise InvalidRequest(f"the body is not valid JSON (line {error.lineno}, column {error.colno})") from None
+    except ValueError:  # NaN, Infinity, or an integer of thousands of digits
+        raise InvalidRequest("the body is not valid JSON (a number that JSON cannot represent)") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 

@@ -1,4 +1,4 @@
-"""What every HTTP request passes, whatever it asks for: its id, the key, the log line and the count."""
+"""Middleware of every HTTP request: request id, API key, log line and metrics."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from service.wire.instrumentation import defect, log_defect
 
 log = logging.getLogger(__name__)
 
-OPEN: Final = frozenset({"/", "/ping", "/health"})
-"""Paths that need no key, and are answered while the server closes."""
+PUBLIC_PATHS: Final = frozenset({"/", "/ping", "/health"})
+"""Paths that need no API key and are answered during a shutdown."""
 
-CHUNK_BYTES: Final = 256 * 1024
-"""Bytes of an answer that are handed to the server together."""
+CHUNK_MIN_BYTES: Final = 256 * 1024
+"""Minimum size of the chunks of an answer."""
 
-_CODE: Final = "error_code"
-"""Key of a message between an error's response and the gate, which takes it out."""
+_CODE_KEY: Final = "error_code"
+"""Key of the error code in the ASGI message from an error response to the gate, which removes it."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Gate:
-    """ASGI middleware around everything, so that nothing is answered without it.
+    """The outermost ASGI middleware, which every request passes.
 
     Args:
-        app: what is behind it.
+        app: the application.
         state: the state of the server.
-        paths: paths that are counted and logged by name; all others are `other`.
+        paths: paths that are counted and logged by name; all other paths are `other`.
     """
 
     def __init__(self, app: ASGIApp, state: ServerState, paths: Collection[str]) -> None:
@@ -54,84 +54,84 @@ class Gate:
         self._key = None if key is None else key.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; an exception ends here, as an answer."""
+        """Serve one request. Every exception becomes an answer here."""
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         token = REQUEST_ID.set(request_id)
         status, code = 0, None
 
-        async def sent(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status, code
             if message["type"] == "http.response.start":
-                status, code = message["status"], message.pop(_CODE, None)
-                added = MutableHeaders(scope=message)
-                added["X-Request-ID"] = request_id
-                added["X-Content-Type-Options"] = "nosniff"
-                added["Cache-Control"] = "no-store"
+                status, code = message["status"], message.pop(_CODE_KEY, None)
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-ID"] = request_id
+                response_headers["X-Content-Type-Options"] = "nosniff"
+                response_headers["Cache-Control"] = "no-store"
             await send(message)
 
         started = time.perf_counter()
         try:
-            await self._passed(scope, receive, sent, headers)
+            await self._serve(scope, receive, send_with_headers, headers)
         except WorkerError as error:
-            await error_response(error, scope["path"])(scope, receive, sent)
+            await error_response(error, scope["path"])(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - uvicorn would log it with its message, which may quote a text
             log_defect(error)
             if not status:
-                await error_response(defect(error), scope["path"])(scope, receive, sent)
+                await error_response(defect(error), scope["path"])(scope, receive, send_with_headers)
         finally:
             route = scope["path"] if scope["path"] in self._paths else "other"
             if self._state.operations is not None:
                 self._state.operations.metrics.responded(route, status)
-            level = logging.DEBUG if route in OPEN else logging.INFO
-            said = f"{status} {code}" if code else status
+            level = logging.DEBUG if route in PUBLIC_PATHS else logging.INFO
+            outcome = f"{status} {code}" if code else status
             seconds = time.perf_counter() - started
-            log.log(level, "%s %s, %.0f ms", route, said, 1e3 * seconds, extra={"error_code": code})
+            log.log(level, "%s %s, %.0f ms", route, outcome, 1e3 * seconds, extra={"error_code": code})
             REQUEST_ID.reset(token)
 
-    async def _passed(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        if scope["path"] in OPEN:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
         self._check_key(headers.get("authorization", ""))
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 
-            async def begun(message: Message) -> None:
-                running.close()  # the answer is there; how long it is read is limited by the end of the server itself
+            async def send_and_release(message: Message) -> None:
+                running.close()  # the work is done; uvicorn's shutdown timeout limits how long the client reads
                 await send(message)
 
-            await self._app(scope, receive, begun)
+            await self._app(scope, receive, send_and_release)
 
     def _check_key(self, authorization: str) -> None:
         if self._key is None:
             return
         scheme, _, token = authorization.partition(" ")
-        # Latin-1 is what headers are read in; a key is ASCII. Compared even where the scheme is wrong.
-        same = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
-        if not (same and scheme.lower() == "bearer"):
-            raise Unauthorized("Authorization must be 'Bearer ' and the API_KEY of this worker")
+        # Headers are decoded as Latin-1; keys are ASCII. The comparison runs even if the scheme is wrong.
+        matches = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
+        if not (matches and scheme.lower() == "bearer"):
+            raise Unauthorized("Authorization must be 'Bearer API_KEY' with the API_KEY of this worker")
 
 
 class _Refusal(Response):
-    """An error, which tells the gate its code."""
+    """An error response, which passes its code to the gate."""
 
     def __init__(self, code: str, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(body, status, headers, "application/json")
         self._code = code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Send the response."""
 
-        async def coded(message: Message) -> None:
-            await send({**message, _CODE: self._code} if message["type"] == "http.response.start" else message)
+        async def send_with_code(message: Message) -> None:
+            await send({**message, _CODE_KEY: self._code} if message["type"] == "http.response.start" else message)
 
-        await super().__call__(scope, receive, coded)
+        await super().__call__(scope, receive, send_with_code)
 
 
 class _Chunked(Response):
-    """An answer, of which so much is written and copied as the client is ready to read."""
+    """A response that is encoded in chunks, as fast as the client reads."""
 
     def __init__(self, content: Body, status: int) -> None:
         super().__init__(
@@ -140,15 +140,15 @@ class _Chunked(Response):
         self._content = content
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Send the response."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for chunk in self._content.chunks(CHUNK_BYTES):
+        for chunk in self._content.chunks(CHUNK_MIN_BYTES):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def response(answer: Answer) -> Response:
-    """An answer of the wire over HTTP."""
+    """The HTTP response for an answer."""
     if answer.code is None:
         return _Chunked(answer.written, answer.status)
     headers = {}
@@ -160,5 +160,5 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """An error of the server itself; below `/v1/` it has OpenAI's form."""
+    """The HTTP response for an error of the server; paths below `/v1/` have OpenAI's error object."""
     return response(error_reply(error, openai_error if path.startswith("/v1/") else error_answer))

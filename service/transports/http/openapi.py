@@ -1,4 +1,4 @@
-"""The description of the HTTP server: routes, schemas and examples, from the types of requests and answers."""
+"""The OpenAPI document: routes, schemas and examples, generated from the types of requests and answers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path that runs an operation of the job contract.
+    """A path that runs an operation.
 
     Attributes:
-        path: of the URL.
-        operation: as a job names it.
-        summary: one line for a reader.
-        example: a body that works.
-        passages: texts are passages by default, and a `qdrant` block is required.
+        path: path of the URL.
+        operation: name of the operation in a job.
+        summary: summary in one line.
+        example: a valid request body.
+        passages: whether texts are passages by default and a `qdrant` block is required.
     """
 
     path: str
@@ -36,11 +36,11 @@ class Route:
 
 
 ROUTES: Final = (
-    Route("/embed", "embed", "Texts to vectors", {"texts": ["How do I copy only the changed parts of files?"]}),
+    Route("/embed", "embed", "Embed texts", {"texts": ["How do I copy only the changed parts of files?"]}),
     Route(
         "/points",
         "embed",
-        "Texts to vectors to points",
+        "Embed texts and store them as points",
         {
             "texts": ["rsync copies only the changed parts of files to another machine."],
             "qdrant": {"collection": "notes", "ids": ["rsync"], "payloads": [{"topic": "backup"}]},
@@ -50,22 +50,22 @@ ROUTES: Final = (
     Route(
         "/search",
         "search",
-        "The stored points nearest to each query",
+        "Search for the stored points nearest to each query",
         {"collection": "notes", "queries": ["send only what changed"], "rerank": "colbert", "limit": 3},
     ),
     Route(
         "/score",
         "score",
-        "Scores of pairs of a query and a passage",
+        "Score pairs of a query and a passage",
         {"pairs": [["send only what changed", "rsync copies only the changed parts of files."]]},
     ),
     Route(
         "/points/count",
         "count",
-        "How many points match",
+        "Count points",
         {"collection": "notes", "filter": {"must": [{"key": "topic", "match": {"value": "backup"}}]}},
     ),
-    Route("/points/delete", "delete", "Remove points", {"collection": "notes", "ids": ["rsync"]}),
+    Route("/points/delete", "delete", "Delete points", {"collection": "notes", "ids": ["rsync"]}),
 )
 
 EMBEDDINGS_EXAMPLE: Final[Json] = {
@@ -74,42 +74,42 @@ EMBEDDINGS_EXAMPLE: Final[Json] = {
 }
 
 _STATUSES: Final = {
-    400: "invalid_request: the request cannot be served as written",
+    400: "invalid_request: the request is invalid",
     401: "invalid_request: the bearer token is missing or wrong",
-    404: "not_found: the collection, the model or the path is not there",
-    408: "invalid_request: the body stopped coming",
+    404: "not_found: the collection, the model or the path does not exist",
+    408: "invalid_request: the client stopped sending the body",
     409: "schema_mismatch: the collection has another schema",
-    413: "invalid_request: the body is too large; or response_too_large: the answer would be",
-    415: "invalid_request: the body must be application/json",
-    429: "overloaded: the queue is full; see Retry-After",
-    500: "model_failure or internal",
-    502: "store_rejected: Qdrant refused the request",
-    503: "store_unavailable, or the worker is loading or shutting down; see Retry-After",
+    413: "invalid_request: the body is too large; response_too_large: the answer would be too large",
+    415: "invalid_request: Content-Type must be application/json",
+    429: "overloaded: the queue is full; Retry-After says when to retry",
+    500: "model_failure: the model failed; internal: a defect of the worker",
+    502: "store_rejected: Qdrant rejected the request",
+    503: "store_unavailable, or the worker is loading or shutting down; Retry-After says when to retry",
 }
 
 
-def answers(path: str) -> dict[int | str, dict[str, Any]]:
-    """What a path answers, by status, as FastAPI takes it."""
+def post_responses(path: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a POST path by status, in FastAPI's form."""
     described = ANSWERS[path]
     content = {"schema": {"$ref": REFERENCE.format(model=described.name)}, "example": described.example}
-    return {200: {"description": "the answer", "content": {"application/json": content}}, **_failures(path)}
+    return {200: {"description": "the answer", "content": {"application/json": content}}, **_error_responses(path)}
 
 
-def reads(path: str) -> dict[int | str, dict[str, Any]]:
-    """What a path that is only read answers, by status, as FastAPI takes it."""
+def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a GET path by status, in FastAPI's form."""
     json = {"content": {"application/json": {"schema": {"type": "object"}}}}
     if path == "/ping":
-        told = {200: "ready", 204: "the model loads", 503: "shutting down, or no device is left"}
-        return {status: {"description": text} for status, text in told.items()}
+        descriptions = {200: "ready", 204: "the model is loading", 503: "shutting down, or the last device is lost"}
+        return {status: {"description": text} for status, text in descriptions.items()}
     if path == "/health":
         return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
-    failures = _failures(path)
-    found = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
-    return {200: {"description": "the answer", **found}, 401: failures[401], 503: failures[503]}
+    errors = _error_responses(path)
+    content = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
+    return {200: {"description": "the answer", **content}, 401: errors[401], 503: errors[503]}
 
 
 def body(schema: str, example: Json) -> Json:
-    """A JSON body of a schema among the components, as an addition to FastAPI's description of a route."""
+    """A JSON request body with a schema of the components, as an addition to FastAPI's description of a route."""
     content = {"schema": {"$ref": REFERENCE.format(model=schema)}, "example": example}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
@@ -120,17 +120,17 @@ def schema_name(route: Route) -> str:
 
 
 def components() -> Json:
-    """All schemas by name."""
+    """All schemas of the components by name."""
     kinds = {request_type(route.operation): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
-    _, found = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
-    schemas: Json = found["$defs"]
+    _, definitions = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
+    schemas: Json = definitions["$defs"]
     for route in ROUTES:
         name = schema_name(route)
         described = schemas[request_type(route.operation).__name__]
         properties = {
             **described["properties"],
-            "operation": {"const": route.operation, "description": "may be left out: the path says it"},
-            "timings": {"type": "boolean", "default": False, "description": "add seconds per stage to the answer"},
+            "operation": {"const": route.operation, "description": "the operation of the path; may be omitted"},
+            "timings": {"type": "boolean", "default": False, "description": "answer with seconds per stage"},
         }
         required = [field for field in described.get("required", []) if field != "operation"]
         if route.passages:
@@ -141,7 +141,7 @@ def components() -> Json:
     return {**schemas, **answer_schemas()}
 
 
-def _failures(path: str) -> dict[int | str, dict[str, Any]]:
+def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": REFERENCE.format(model="OpenAIError" if path.startswith("/v1/") else "Error")}
     return {
         status: {"description": text, "content": {"application/json": {"schema": schema}}}
@@ -150,7 +150,7 @@ def _failures(path: str) -> dict[int | str, dict[str, Any]]:
 
 
 def description(app: FastAPI) -> Json:
-    """The whole description of an application."""
+    """The OpenAPI document of an application."""
     described = app.openapi()
     schemas = described.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components())

@@ -1,4 +1,4 @@
-"""The search page: one file without external assets, and the policy that lets it run nothing but itself."""
+"""The search page: one file without external assets, and the policy that allows only its own script and style."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What is sent.
+    """The search page.
 
     Attributes:
-        body: HTML, UTF-8.
-        policy: its Content-Security-Policy.
+        body: the HTML in UTF-8.
+        policy: the Content-Security-Policy.
     """
 
     body: bytes
@@ -25,7 +25,7 @@ class Page:
     @classmethod
     @cache
     def load(cls) -> Page:
-        """The page as it ships; read once."""
+        """Read the page, once per process."""
         body = (Path(__file__).parent / "page.html").read_bytes()
         policy = {
             "default-src": "'none'",
@@ -40,6 +40,6 @@ class Page:
 
 
 def _hashes(body: bytes, tag: bytes) -> str:
-    """What may run, by the hash of its content: nothing that is injected has it."""
+    """The hashes of the page's own blocks of a tag, which injected content does not have."""
     blocks = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), body, re.DOTALL)
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(block).digest()).decode()}'" for block in blocks)

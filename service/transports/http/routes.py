@@ -1,4 +1,4 @@
-"""The routes over HTTP: the same operations as on the queue, the same answers, the same errors."""
+"""The HTTP routes, with the same operations, answers and errors as the queue."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
     ROUTES,
     Route,
-    answers,
     body,
     description,
-    reads,
+    get_responses,
+    post_responses,
     schema_name,
 )
 from service.transports.http.page import Page
 from service.transports.http.state import ServerState
+from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
 from service.wire.errors import MethodNotAllowed, UnknownPath
@@ -37,7 +38,7 @@ from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
 _CLIENT_CLOSED_REQUEST: Final = 499
-"""Status that is logged and counted where the client has gone; nobody reads it."""
+"""Status that is logged and counted if the client has disconnected."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -49,8 +50,8 @@ def application(
 
     Args:
         state: the state of the server.
-        body_max_bytes: limit on a request's body.
-        body_part_timeout_s: longest wait for a part of a body.
+        body_max_bytes: maximum size of a request body.
+        body_part_timeout_s: maximum wait for the next part of a body.
     """
     app = FastAPI(
         title="BGE-M3 for Qdrant",
@@ -67,44 +68,44 @@ def application(
             _named(partial(endpoints.operation, route), route.path),
             methods=["POST"],
             summary=route.summary,
-            responses=answers(route.path),
+            responses=post_responses(route.path),
             openapi_extra=body(schema_name(route), route.example),
         )
     app.add_api_route(
         EMBEDDINGS,
         endpoints.embeddings,
         methods=["POST"],
-        summary="OpenAI's embeddings: dense vectors",
-        responses=answers(EMBEDDINGS),
+        summary="Embed texts as dense vectors (OpenAI)",
+        responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
-    described: tuple[tuple[str, Endpoint, str], ...] = (
-        (MODELS, endpoints.models, "The model that is served"),
-        ("/health", endpoints.health, "The state of the worker, for a person"),
-        ("/ping", endpoints.ping, "200 ready, 204 loading, 503 draining or lost; without a body"),
-        ("/collections", endpoints.collections, "Collections that may be named, where the operator has listed them"),
-        ("/metrics", endpoints.metrics, "Prometheus' text format"),
-        ("/openapi.json", endpoints.description, "This description"),
+    get_routes: tuple[tuple[str, Endpoint, str], ...] = (
+        (MODELS, endpoints.models, "List the model"),
+        ("/health", endpoints.health, "The state of the worker as JSON"),
+        ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
+        ("/collections", endpoints.collections, "List the allowed collections of QDRANT_COLLECTIONS, and the default"),
+        ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
+        ("/openapi.json", endpoints.description, "This OpenAPI document"),
     )
-    for path, endpoint, summary in described:
+    for path, endpoint, summary in get_routes:
         app.add_api_route(
-            path, endpoint, methods=["GET"], summary=summary, responses=reads(path), response_class=Response
+            path, endpoint, methods=["GET"], summary=summary, responses=get_responses(path), response_class=Response
         )
-    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # as some monitors ask
+    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # some monitors use HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(WorkerError, _worker_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in described]
+    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in get_routes]
     return Gate(app, state, paths)
 
 
 class _Endpoints:
-    """One method per kind of route."""
+    """The endpoints, one method per kind of route."""
 
     app: FastAPI
 
@@ -114,49 +115,49 @@ class _Endpoints:
         self._body_part_timeout_s = body_part_timeout_s
 
     async def operation(self, route: Route, request: Request) -> Response:
-        """An operation of the job contract."""
+        """Run an operation."""
         codec = self._state.ready()
         raw = completed(await self._json(request), route.operation, passages=route.passages, path=route.path)
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
-        """OpenAI's embeddings."""
+        """Embed texts as OpenAI does."""
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
 
     async def models(self, request: Request) -> Response:
-        """OpenAI's list of models, or one of it."""
+        """List the model as OpenAI does, or return one model."""
         return response(await self._state.ready().openai_models(request.url.path))
 
     async def ping(self, _request: Request) -> Response:
-        """The state, for a load balancer."""
+        """Return the state as a status, for load balancers."""
         return Response(status_code={"loading": 204, "ready": 200}.get(self._state.state, 503))
 
     async def health(self, _request: Request) -> Response:
-        """The state, for a person."""
+        """Return the state as JSON."""
         state, operations = self._state.state, self._state.operations
-        told = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
-        return response(Answer(Body.of(told), 200 if state in ("loading", "ready") else 503))
+        health = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
+        return response(Answer(Body.of(health), 200 if state in ("loading", "ready") else 503))
 
     async def collections(self, _request: Request) -> Response:
-        """The collections that the settings name; none is looked up."""
+        """Return the collections of the settings, without asking the store."""
         settings = self._state.settings
         names = {"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection}
         return response(Answer(Body.of(names)))
 
     async def page(self, _request: Request) -> Response:
-        """The search page."""
+        """Return the search page."""
         page = Page.load()
         headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
         return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
     async def metrics(self, _request: Request) -> Response:
-        """The metrics, for Prometheus."""
+        """Return the metrics."""
         return Response(self._state.ready().core.metrics.exposed(), media_type=CONTENT_TYPE)
 
     async def description(self, _request: Request) -> Response:
-        """OpenAPI's description."""
+        """Return the OpenAPI document."""
         return response(Answer(Body.of(description(self.app))))
 
     async def _json(self, request: Request) -> Any:
@@ -164,32 +165,33 @@ class _Endpoints:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
-    """The response, unless the client goes away first: then the work is dropped."""
+    """The response, unless the client disconnects first, which cancels the work."""
     working = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
+    disconnected = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return response(working.result())
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
-        gone.cancel()
+        disconnected.cancel()
         working.cancel()
-        await asyncio.gather(gone, working, return_exceptions=True)
+        await asyncio.gather(disconnected, working, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """FastAPI's own refusals, in our form."""
+    """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        refusal = error_response(MethodNotAllowed("the method is not allowed on this path"), request.url.path)
+        message = f"the method must be one of the Allow header, got {shown(request.method)}"
+        refusal = error_response(MethodNotAllowed(message), request.url.path)
         refusal.headers.update(error.headers or {})
         return refusal
-    return error_response(UnknownPath("there is no such path"), request.url.path)
+    return error_response(UnknownPath("the path is unknown; GET /openapi.json lists all paths"), request.url.path)
 
 
 async def _worker_error(request: Request, error: Exception) -> Response:
@@ -198,18 +200,18 @@ async def _worker_error(request: Request, error: Exception) -> Response:
     return error_response(error, request.url.path)
 
 
-async def _client_gone(_request: Request, _error: Exception) -> Response:
-    """The client went away in the middle of its body: as where it goes away later, nobody reads an answer."""
+async def _client_disconnected(_request: Request, _error: Exception) -> Response:
+    """Answer a disconnect within the body with the same status as a later disconnect."""
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    """Starlette raises it again behind this answer, for the gate to log."""
+    """Answer an unexpected exception. Starlette raises it again afterwards, and the gate logs it."""
     return error_response(defect(error), request.url.path)
 
 
 def _named(endpoint: Endpoint, path: str) -> Endpoint:
-    """FastAPI names a route by its function."""
+    """The endpoint as a function named after its path, since FastAPI names routes after functions."""
 
     async def run(request: Request) -> Response:
         return await endpoint(request)

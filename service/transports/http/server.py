@@ -1,12 +1,12 @@
-"""The HTTP server: the operations over HTTP on `PORT`, for load-balancing endpoints and for plain self-hosting.
+"""The HTTP server on `PORT`, for RunPod's load-balancing endpoints and for self-hosting.
 
     PORT=8000 API_KEY=... bge-m3-qdrant serve
 
-`python handler.py` starts it too, where `PORT` is set and no queue is: see `service.transports.queue.worker`.
+`python handler.py` also starts it if `PORT` is set and there is no queue; see `service.transports.queue.worker`.
 
-The port answers at once: `/ping` with 204 while the model loads in the background, 200 when it is ready. On
-SIGTERM new requests get 503, those that run are answered, then the process ends with status 0; it ends with
-1 when it is unfit to serve or the last device is lost, and with 2 when the settings cannot work.
+The port answers immediately: `/ping` with 204 while the model loads in the background, and with 200 when it is ready.
+After SIGTERM new requests get 503, running requests are answered, and the process ends with status 0. The status is 1
+if a readiness check fails or the last device is lost, and 2 if the settings cannot work.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ DEFAULT_PORT: Final = 8000
 """Port of `bge-m3-qdrant serve` where `PORT` is not set."""
 
 SHUTDOWN_TIMEOUT_S: Final = 30
-"""Seconds that clients have to read their answers when the process ends."""
+"""Time that clients have to read their answers during a shutdown."""
 
 Build = Callable[[Settings], Operations]
 
 
 def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOWN_TIMEOUT_S) -> int:
-    """Open the port, load the model, and serve until told to stop. Call it in the main thread.
+    """Open the port, load the model, and serve until a signal. Must be called in the main thread.
 
     Args:
-        settings: the operator's decisions.
+        settings: the settings.
         build: loads the model; called once, in a thread.
-        shutdown_timeout_s: a client that has not read its answer by then is left behind.
+        shutdown_timeout_s: time that clients have to read their answers during a shutdown.
 
     Returns:
-        The exit status of the process, which has ended by then if the model still loads: no thread can be stopped
-        in the middle of that.
+        The exit status of the process. If the model is still loading, the process ends here instead, since the thread
+        that loads it cannot be stopped.
     """
     logs.configure_server(settings.log_level, settings.log_format)
     port = settings.port or DEFAULT_PORT
@@ -62,7 +62,7 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
     except OSError as error:
         return logs.refuse_to_start(f"PORT={port}: {error.strerror}; choose another")
     if settings.api_key is None:
-        log.warning("API_KEY is not set: whoever reaches the port may read, write and delete")
+        log.warning("API_KEY is not set: anyone who can reach the port can read, write and delete points")
     with listener:
         server = _Server(settings, listener, shutdown_timeout_s)
         status = asyncio.run(server.run(build))
@@ -72,13 +72,13 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
 
 
 def listening(port: int) -> socket.socket:
-    """A socket that listens on this port of every interface; what it accepts sends at once.
+    """A socket that listens on a port of all interfaces, with TCP_NODELAY.
 
-    Without that, an answer's body waits for the client's delayed acknowledgement of its head, 40 ms: asyncio sets the
-    option only on sockets that name their protocol, which those of `socket.create_server` do not.
+    Without TCP_NODELAY the body of an answer waits 40 ms for the client's delayed acknowledgement of the head. asyncio
+    sets the option only on sockets with an explicit protocol, which `socket.create_server` does not set.
 
     Raises:
-        OSError: the port is taken or not allowed.
+        OSError: the port is in use or not permitted.
     """
     listener = socket.create_server(("", port), backlog=2048)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -86,23 +86,23 @@ def listening(port: int) -> socket.socket:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its own signal handlers, which would close the port before the work is done."""
+    """uvicorn without its own signal handlers, which would close the port before running requests are answered."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         yield
 
 
 class _Server:
-    """The port, the model behind it, and their end."""
+    """The server process: its port, its model and its shutdown."""
 
     def __init__(self, settings: Settings, listener: socket.socket, shutdown_timeout_s: int) -> None:
         self._listener = listener
         self._port = listener.getsockname()[1]
         self._state = ServerState(settings, self._stop)
         self._status = 0
-        self._told = False
+        self._signalled = False
         self._builder: threading.Thread | None = None
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -112,17 +112,17 @@ class _Server:
                 access_log=False,
                 log_config=None,
                 server_header=False,
-                timeout_keep_alive=75,  # longer than load balancers keep theirs, so that none meets a closing one
+                timeout_keep_alive=75,  # longer than that of load balancers, so that none reuses a closed one
                 timeout_graceful_shutdown=shutdown_timeout_s,
             )
         )
 
     async def run(self, build: Build) -> int:
-        """Serve; returns the exit status."""
+        """Serve until a shutdown, and return the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        # A daemon: a signal while it loads ends the process without waiting for it.
+        # A daemon thread, so that a signal during loading can end the process.
         self._builder = threading.Thread(target=self._load, args=(loop, build), name="build", daemon=True)
         self._builder.start()
         await self._uvicorn.serve(sockets=[self._listener])
@@ -136,7 +136,7 @@ class _Server:
 
     @property
     def loading(self) -> bool:
-        """Whether the model is being loaded, or was loaded for nobody."""
+        """Whether the model is loading, or has been loaded after the shutdown began."""
         return self._builder is not None and (self._builder.is_alive() or self._state.operations is None)
 
     def _load(self, loop: asyncio.AbstractEventLoop, build: Build) -> None:
@@ -146,9 +146,9 @@ class _Server:
         except ConfigurationError as error:
             self._status = logs.refuse_to_start(str(error))
         except WorkerError as error:
-            log.critical("unfit to serve: %s", error.message)
+            log.critical("a readiness check failed: %s", error.message)
             self._status = 1
-        except BaseException as error:  # noqa: BLE001 - a port without a model behind it must not stay open
+        except BaseException as error:  # noqa: BLE001 - the port must not stay open without a model
             log.critical("the model could not be loaded: %s", whereabouts(error))
             self._status = 1
         else:
@@ -159,16 +159,16 @@ class _Server:
         _call(loop, self._state.close)
 
     def _on_signal(self) -> None:
-        if self._told:
-            # What runs is waited for in threads, which nothing else ends.
-            log.warning("told to stop again; ending with requests unanswered")
+        if self._signalled:
+            # Threads wait for the running requests, and only the end of the process ends them.
+            log.warning("second signal: ending with unanswered requests")
             end_process(self._exit_status)
-        self._told = True
-        if self._state.closing:  # for a lost device: requests that hang on it are not waited for
+        self._signalled = True
+        if self._state.closing:  # the device is lost: do not wait for requests that hang on it
             self._uvicorn.force_exit = True
             self._stop()
             return
-        log.info("told to stop; finishing what runs")
+        log.info("shutting down: finishing running requests")
         self._state.close()
 
     def _stop(self) -> None:
@@ -176,18 +176,18 @@ class _Server:
 
 
 def _checked(operations: Operations, settings: Settings) -> Operations:
-    """The operations, if they pass the checks of a queue worker too; otherwise they are closed.
+    """Run the readiness checks, and close the operations if one fails.
 
     Raises:
-        WorkerError: what they cannot do.
+        WorkerError: a check failed.
     """
 
-    async def each() -> None:
+    async def run_checks() -> None:
         for check in checks(operations, settings):
             await check()
 
     try:
-        asyncio.run(each())
+        asyncio.run(run_checks())
     except BaseException:
         operations.close()
         raise
@@ -195,13 +195,13 @@ def _checked(operations: Operations, settings: Settings) -> Operations:
 
 
 def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """From another thread; harmless once the loop has ended."""
+    """Call a function in the loop from another thread; has no effect after the loop has ended."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(call)
 
 
 def main() -> int:
-    """Serve by the settings of the environment."""
+    """Serve with the settings of the environment, and return the exit status."""
     try:
         settings = Settings.from_environment()
     except ConfigurationError as error:

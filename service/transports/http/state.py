@@ -1,4 +1,4 @@
-"""The state of the HTTP server: whether the model is there, what runs, and whether it is closing."""
+"""The state of the HTTP server: model loaded, running requests, shutdown."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ State = Literal["loading", "ready", "draining", "lost"]
 
 
 class ServerState:
-    """The state, of one event loop; every method is called there.
+    """The state of the HTTP server. All methods must be called in its event loop.
 
     Args:
-        settings: the operator's decisions.
-        on_empty: called when the server is closing and nothing runs any more.
+        settings: the settings.
+        on_empty: callback for the end of the last running request during a shutdown.
     """
 
     def __init__(self, settings: Settings, on_empty: Callable[[], None] = lambda: None) -> None:
@@ -32,7 +32,7 @@ class ServerState:
 
     @property
     def state(self) -> State:
-        """`lost`: no device computes any more."""
+        """The state; `lost` means that the last device is lost."""
         if self._lost:
             return "lost"
         if self._closing:
@@ -41,7 +41,7 @@ class ServerState:
 
     @property
     def closing(self) -> bool:
-        """Whether nothing more is admitted, for whatever reason."""
+        """Whether new requests are rejected, for a shutdown or a lost device."""
         return self._closing
 
     @property
@@ -50,28 +50,28 @@ class ServerState:
         return None if self._codec is None else self._codec.core
 
     def ready(self) -> Codec:
-        """The codec of the operations.
+        """The codec over the loaded operations.
 
         Raises:
-            Loading: the model is not there yet.
+            Loading: the model is still loading.
         """
         if self._codec is None:
             raise Loading("the model is still loading; retry later")
         return self._codec
 
     def open(self, operations: Operations) -> None:
-        """The model is loaded: serve."""
+        """Serve the loaded operations."""
         self._codec = Codec(operations)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count the block as a request that runs; the server stays until it is answered.
+        """Count the block as a running request, for which a shutdown waits.
 
         Raises:
-            ShuttingDown: the server is closing.
+            ShuttingDown: the server is shutting down.
         """
         if self._closing:
-            raise ShuttingDown("the worker is shutting down; retry on another")
+            raise ShuttingDown("the worker is shutting down; retry on another worker")
         self._running += 1
         try:
             yield
@@ -81,10 +81,10 @@ class ServerState:
                 self._on_empty()
 
     def close(self, *, lost: bool = False) -> None:
-        """Admit nothing more, finish what runs. Calling it twice is harmless.
+        """Reject new requests and finish running ones. Idempotent.
 
         Args:
-            lost: because no device is left that computes.
+            lost: whether the reason is the loss of the last device.
         """
         self._lost = self._lost or lost
         self._closing = True

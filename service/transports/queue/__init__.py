@@ -1,1 +1,1 @@
-"""The operations on a RunPod queue: `worker` is the process, `intake` takes jobs, `concurrency` decides what runs."""
+"""The queue transport: `worker` is the process, `intake` limits the jobs it takes, `concurrency` those that run."""

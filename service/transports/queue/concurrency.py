@@ -1,4 +1,4 @@
-"""How many queue jobs run at once: between a minimum and a maximum, by the rate at which they arrive."""
+"""The number of queue jobs that run concurrently, which follows their arrival rate."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 ARRIVALS_WINDOW_S = 60.0
-"""Time over which the arrival rate is measured."""
+"""Window over which the arrival rate is measured."""
 
 WAITING_MAX_S = 10.0
-"""Work that may wait here: a job that waits in this worker cannot be had by another that is idle."""
+"""Maximum work that waits in this worker, since an idle worker cannot take jobs that wait here."""
 
 JOB_INITIAL_S = 0.1
-"""Assumed duration of a job, before any has been measured."""
+"""Assumed duration of a job before the first measurement."""
 
 _LAST_JOB_WEIGHT = 0.2
-"""Weight of the last job in the moving mean of the durations."""
+"""Weight of the latest job in the moving average of durations."""
 
 
 class Concurrency:
     """Admits jobs up to a limit that follows the arrival rate.
 
-    At each arrival the limit grows by one while the rate is above `scale_up` and shrinks by one while it
-    is at or below `scale_down`. Jobs over the limit wait their turn here, in order; how many should is
-    `wanted`.
+    At each arrival the limit grows by one if the rate is above `scale_up`, and shrinks by one if the rate is at or
+    below `scale_down`. Jobs over the limit wait in order of arrival. `wanted` is the number of jobs to hold.
 
     Args:
-        minimum: jobs at once in quiet times, and at the start.
-        maximum: jobs at once at most.
-        scale_up: requests per second above which the limit grows.
-        scale_down: requests per second at or below which it shrinks.
-        clock: seconds, monotonic.
+        minimum: minimum and initial number of concurrent jobs.
+        maximum: maximum number of concurrent jobs.
+        scale_up: rate in requests per second above which the limit grows.
+        scale_down: rate in requests per second at or below which the limit shrinks.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -52,17 +51,17 @@ class Concurrency:
         self._clock = clock
         self._arrivals: deque[float] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._running: dict[asyncio.Future[None], float] = {}  # since when
+        self._running: dict[asyncio.Future[None], float] = {}  # start times
         self._mean = JOB_INITIAL_S
         self.limit = minimum
-        """Jobs that may run at once now."""
+        """Number of jobs that may run concurrently now."""
 
     @property
     def wanted(self) -> int:
-        """Jobs to hold here, running and waiting: `maximum`, and as many as `WAITING_MAX_S` is likely to see done.
+        """Number of jobs to hold, running and waiting: `maximum` plus those that `WAITING_MAX_S` should complete.
 
-        With fewer than `maximum`, slow jobs would arrive as slowly as they end, and their rate would stay unseen. How
-        long a job takes is guessed at first, and learnt from those that are done and those that run.
+        With fewer than `maximum`, slow jobs would arrive only as fast as they end, which would hide their real rate.
+        The duration of a job is estimated from the finished and the running jobs.
         """
         now = self._clock()
         ages = [now - since for since in self._running.values()]
@@ -79,7 +78,7 @@ class Concurrency:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it for the block. A job that is cancelled gives it back."""
+        """Wait for a slot and hold it for the block. A cancelled job releases its slot."""
         self._arrived()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

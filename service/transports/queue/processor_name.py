@@ -1,4 +1,4 @@
-"""The name of the processor, asked for while the model loads."""
+"""A query for the name of the processor that runs while the model loads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def ask_ahead() -> None:
-    """Begin what the SDK's import waits for: `cpuinfo.get_cpu_info`, a second in a process of its own.
+    """Start `cpuinfo.get_cpu_info` in a thread. The import of the SDK calls it, and it takes a second.
 
-    From here on that function returns, or raises, what this one call of it comes to. Nothing is done where the
-    package is missing: the SDK that needs it is then missing too, or needs it no longer.
+    From now on the function returns, or raises, the result of this call. If the package is missing, nothing happens:
+    then the SDK is missing too, or no longer needs it.
     """
     try:
         import cpuinfo
@@ -26,5 +26,5 @@ def ask_ahead() -> None:
 def _ask(ask: Callable[[], Any], answer: Future[Any]) -> None:
     try:
         answer.set_result(ask())
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+    except Exception as error:  # noqa: BLE001 - raised in the caller
         answer.set_exception(error)

@@ -1,7 +1,7 @@
-"""How far a long job has come, posted to the platform while it runs and never after its answer.
+"""Progress of long jobs, which is posted to the platform while the job runs and never after its answer.
 
-The SDK's own `progress_update` posts from a thread of its own and can overtake the answer, which would leave the
-job in progress for ever. So a post is made here, in the job's event loop, and waited for before the job ends.
+The SDK's `progress_update` posts from another thread. Such a post can arrive after the answer, which would leave the
+job in progress for ever. Therefore posts are sent in the job's event loop, and the job waits for its last post.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from service.wire import Progress
 log = logging.getLogger(__name__)
 
 POST_INTERVAL_S: Final = 5.0
-"""Time between two posts of a job, and from its first report to the first post."""
+"""Time between two posts of a job, and between its first report and the first post."""
 
 LAST_POST_TIMEOUT_S: Final = 10.0
-"""How long a job that is done waits for its last post."""
+"""Maximum time that a finished job waits for its last post."""
 
 Post = Callable[[dict[str, int]], Awaitable[None]]
-"""Sends one report."""
+"""Sends a report to the platform."""
 
 
 class ProgressPosts:
     """The latest report of one job, and the task that posts it.
 
     Args:
-        post: sends one report.
+        post: sends a report to the platform.
         interval_s: time between two posts.
     """
 
@@ -44,21 +44,21 @@ class ProgressPosts:
         self._posts: asyncio.Task[None] | None = None
 
     def report(self, latest: dict[str, int]) -> None:
-        """To be posted at the next occasion, unless another report or the end of the job comes first."""
+        """Set the report for the next post. A later report replaces it, and the end of the job drops it."""
         self._latest = latest
-        if not self._reported:  # most jobs report nothing, and need no task
+        if not self._reported:  # most jobs report no progress and need no task
             self._reported = True
             self._loop.call_soon_threadsafe(self._begin)
 
     async def end(self, timeout_s: float) -> None:
-        """Post no more; wait for a post under way, or after `timeout_s` drop it with its connection."""
+        """Stop posting. Wait for a running post, and cancel it after `timeout_s`."""
         self._ended.set()
         if self._posts is None:
             return
-        _, late = await asyncio.wait([self._posts], timeout=timeout_s)
-        if late:
+        _, running = await asyncio.wait([self._posts], timeout=timeout_s)
+        if running:
             self._posts.cancel()
-            await asyncio.wait(late)
+            await asyncio.wait(running)
         elif error := self._posts.exception():  # the job does not depend on it
             log.warning("progress could not be posted (%s)", type(error).__name__)
 
@@ -83,12 +83,12 @@ class ProgressPosts:
 async def posting(
     post: Post, *, interval_s: float = POST_INTERVAL_S, timeout_s: float = LAST_POST_TIMEOUT_S
 ) -> AsyncIterator[Progress]:
-    """Give the block a callback for reports, of which the latest is posted regularly while the block runs.
+    """Yield a callback for reports, the latest of which is posted at intervals while the block runs.
 
     Args:
-        post: sends one report.
+        post: sends a report to the platform.
         interval_s: time between two posts.
-        timeout_s: how long the end of the block waits for a post under way.
+        timeout_s: maximum time that the end of the block waits for a running post.
     """
     posts = ProgressPosts(post, interval_s)
     try:

@@ -1,7 +1,7 @@
-"""The RunPod queue worker: load, warm and check first, then take jobs. Also the way to the HTTP server.
+"""The RunPod queue worker: it loads the model, runs the readiness checks, and then takes jobs.
 
-Where `PORT` is set, no queue is named by the platform and none of the SDK's own arguments is given, HTTP is served
-(`service.transports.http.server`). Anything else is the SDK's: the queue, `--test_input`, `--rp_serve_api`.
+If `PORT` is set, the platform names no queue and the SDK's own arguments are absent, it starts the HTTP server instead
+(`service.transports.http.server`). In all other cases the SDK runs: the queue, `--test_input` or `--rp_serve_api`.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from service.wire import Progress
 log = logging.getLogger(__name__)
 
 QUEUE = "RUNPOD_WEBHOOK_GET_JOB"
-"""The variable by which the platform names its queue."""
+"""Variable in which the platform names its queue."""
 
 _INPUT_MAX_BYTES = 20_000_000
-"""Maximum input of a job (the platform's limit); what an input that cannot be measured counts as."""
+"""Maximum input of a job in bytes (the platform's limit), which an input of unknown size counts as."""
 
-_SDK_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
+_SDK_LOG_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
 _PR_SET_PDEATHSIG = 1
 
 
 JobAnswer = dict[str, Any] | list[dict[str, Any]]
-"""The answer to a job; a list of one where its route is OpenAI's."""
+"""The answer to a job; for an OpenAI route it is a list that holds one object."""
 
 
 class Unprinted(dict[str, Any]):
-    """An answer that is not spelt out where it is printed.
+    """An answer whose `repr` is short.
 
-    The SDK formats every answer twice for its log, whatever the level: a second of the event loop per 10 MB of
-    numbers. And at its level DEBUG it would log the texts and vectors.
+    The SDK formats every answer twice for its log, at any level, which takes a second of the event loop per 10 MB of
+    numbers. At level DEBUG it would also log the texts and vectors.
     """
 
     def __repr__(self) -> str:
@@ -62,23 +62,23 @@ class Unprinted(dict[str, Any]):
 
 
 class Handler(Protocol):
-    """Answers one job, and tells how far it has come."""
+    """Answers a job, and reports its progress."""
 
     def __call__(self, job: dict[str, Any], progress: Progress | None = None, /) -> Awaitable[JobAnswer]:
-        """The answer, as JSON values."""
+        """Answer a job with JSON values."""
         ...
 
 
 def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress_s: float = POST_INTERVAL_S) -> int:
-    """Serve what the environment and the arguments ask for, until told to stop.
+    """Serve the queue, HTTP or a local run, by the environment and the arguments, until a signal.
 
     Args:
-        handler: answers one job.
+        handler: answers a job.
         build: loads the model that the handler uses; called before the first poll.
-        progress_s: seconds between two reports of a long job.
+        progress_s: seconds between two progress posts of a job.
 
     Returns:
-        The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device was lost.
+        The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device is lost.
     """
     exit_on_signals()  # until the SDK installs its own handler: nothing is in flight
     try:
@@ -97,20 +97,20 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
         return logs.refuse_to_start(str(error))
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
     if not os.environ.get("RUNPOD_LOG_LEVEL"):
-        os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LEVELS[settings.log_level]
+        os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LOG_LEVELS[settings.log_level]
     try:
-        return _work(handler, operations, settings, progress_s)
+        return _run_sdk(handler, operations, settings, progress_s)
     finally:
         operations.close()
 
 
 def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
-    """Whether a process with `PORT` serves HTTP: no queue is named, and nothing is asked of the SDK."""
-    return not environment.get(QUEUE) and not any(one.startswith(("--rp_", "--test_")) for one in arguments)
+    """Whether a process with `PORT` serves HTTP: no queue is named, and no argument is the SDK's."""
+    return not environment.get(QUEUE) and not any(argument.startswith(("--rp_", "--test_")) for argument in arguments)
 
 
-def _work(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
-    """Run the SDK's worker; returns as `serve` does."""
+def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
+    """Run the SDK's worker, and return the exit status."""
     started = time.perf_counter()
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress
@@ -128,39 +128,39 @@ def _work(handler: Handler, operations: Operations, settings: Settings, progress
     intake = Intake(settings.max_concurrency, lambda: {job.id for job in JobsProgress()}, lambda: concurrency.wanted)
     lost = threading.Event()
 
-    def leave() -> None:
+    def stop() -> None:
         lost.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    # As `serve`'s, for a device that is lost before the SDK installs its own.
+    # Also for a device that is lost before the SDK installs its own handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if lost.is_set() else 0))
-    operations.when_lost(leave)
+    operations.when_lost(stop)
     queue = bool(os.environ.get(QUEUE))
 
-    async def limited(job: dict[str, Any]) -> JobAnswer:
+    async def handle(job: dict[str, Any]) -> JobAnswer:
         intake.begin(job.get("id", ""), _size(job.get("input")))
-        logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in a task of its own
+        logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in its own task
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(concurrency.slot())
             progress = await stack.enter_async_context(posting(_post(job), interval_s=progress_s)) if queue else None
             answer = await handler(job, progress)
-        return unprinted(answer) if queue else answer  # elsewhere to be shown is what an answer is for
+        return unprinted(answer) if queue else answer  # local runs print the answer
 
     if queue:
-        _take_children_along()
+        _end_children_with_parent()
         for check in checks(operations, settings):
             runpod.serverless.register_fitness_check(check)
-    runpod.serverless.start({"handler": limited, "concurrency_modifier": intake})
+    runpod.serverless.start({"handler": handle, "concurrency_modifier": intake})
     return 1 if lost.is_set() else 0
 
 
 def unprinted(answer: JobAnswer) -> JobAnswer:
-    """The same JSON, that prints as next to nothing."""
-    return [Unprinted(one) for one in answer] if isinstance(answer, list) else Unprinted(answer)
+    """The same JSON with a short `repr`."""
+    return [Unprinted(body) for body in answer] if isinstance(answer, list) else Unprinted(answer)
 
 
 def _post(job: dict[str, Any]) -> Post:
-    """Sends a report of this job as the SDK does, but for the caller to wait for."""
+    """A function that posts a report of this job like the SDK, and that can be awaited."""
     from runpod.http_client import AsyncClientSession
     from runpod.serverless.modules.rp_http import send_result
 
@@ -172,23 +172,23 @@ def _post(job: dict[str, Any]) -> Post:
 
 
 def _size(raw: object) -> int:
-    """Bytes of a job's input."""
+    """The size of a job's input in bytes."""
     try:
         return len(orjson.dumps(raw))
     except TypeError:
         return _INPUT_MAX_BYTES
 
 
-def _take_children_along() -> None:
-    """Have the kernel end what this process forks (the SDK's pings) when it is killed and cannot do so itself."""
+def _end_children_with_parent() -> None:
+    """Let the kernel end forked processes (the SDK's pings) if this process is killed."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     parent = os.getpid()
 
-    def follow() -> None:
+    def end_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # killed before it could be said
+        if os.getppid() != parent:  # the parent was killed before the prctl call
             os._exit(1)
 
-    os.register_at_fork(after_in_child=follow)
+    os.register_at_fork(after_in_child=end_with_parent)
