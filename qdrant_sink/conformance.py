@@ -1,13 +1,14 @@
-"""Prove a point or a query valid for every Qdrant, or refuse it with the reason.
+"""Validate points and queries, so that every Qdrant accepts them, or refuse them with a reason.
 
-Qdrant does not notice much of what harms it: one NaN in a dense vector enters every top-10, a duplicate
-sparse index scores wrong, a norm near zero ranks at random, and the embedded engine panics where the
-server answers 422. So nothing reaches a store that has not passed here. What can be repaired without
-loss is repaired: indices are sorted, weights of exactly zero and repetitions of the same index and weight
-are dropped, and a sparse vector without any weight (BGE-M3 gives one for an empty text) is left out, since
-it can never match. Everything else is refused point by point: its neighbours are stored.
+Qdrant accepts much invalid input that then harms it: a NaN in a dense vector appears in every top 10, a duplicate
+sparse index falsifies scores, a vector with a norm near zero ranks at random, and the embedded engine panics where the
+server answers 422. Therefore every point and every query passes this module before it reaches a store.
 
-Pure functions of numpy; the arrays that come in may be anything.
+Input is repaired if that loses nothing: indices are sorted, weights of exactly zero and repetitions of the same index
+and weight are dropped, and a sparse vector without weights, which BGE-M3 returns for an empty text, is left out because
+it can never match. All other invalid points are refused one by one; the other points of the job are stored.
+
+The functions are pure and use only numpy. They accept arrays of any content.
 """
 
 from __future__ import annotations
@@ -26,42 +27,45 @@ from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, s
 from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
 
 NORM_MIN: Final = 1e-3
-"""Cosine leaves a vector of norm < 3.5e-4 un-normalised, and it ranks wrongly; the margin is for rounding."""
+"""Minimum norm of a vector. Qdrant does not normalise vectors with a norm below 3.5e-4, which then rank wrongly; the
+difference is a margin for rounding."""
 
 NORM_MAX: Final = 1e18
-"""The square of a norm must stay inside float32 (3.4e38), or the vector becomes zero on normalisation."""
+"""Maximum norm of a vector. If its square exceeded float32 (3.4e38), the vector would become zero on normalisation."""
 
 WEIGHT_MAX: Final = 1e15
-"""Maximum size of a sparse weight; it keeps every inner product finite in float32."""
+"""Maximum magnitude of a sparse weight, which keeps every inner product finite in float32."""
 
 FLOAT16_MAX: Final = 65504.0
-"""Largest number that float16 storage holds."""
+"""Largest finite number in float16."""
 
 MULTIVECTOR_VALUES: Final = 2**20
-"""Exclusive maximum of rows times size of a multivector; only the server checks it."""
+"""Number of components that a multivector must stay below. Only the server enforces it, not Qdrant Edge."""
 
 PAYLOAD_DEPTH: Final = 24
-"""Maximum levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
+"""Maximum nesting depth of a payload. gRPC decoders stop at 100 nested messages, and one level takes three of them."""
 
 PAYLOAD_BYTES: Final = 4_000_000
-"""Maximum size of a payload: bytes of its keys and texts in UTF-8, and 8 per value. No single point exceeds a batch.
+"""Maximum size of a payload in bytes: its keys and strings in UTF-8 and 8 bytes per value. The limit keeps a single
+point within the size of a batch.
 
-JSON needs 6 bytes at most around a value and its key (quotes or brackets, colon, comma), and about 8 for a number.
+The 8 bytes stand for JSON syntax, which takes at most 6 bytes around a value and its key (quotes or brackets, colon,
+comma), or for a number, which takes about 8.
 """
 
 SPARSE_INDEX_MAX: Final = 2**32 - 1
-"""Largest index of a sparse vector: an unsigned integer of 32 bits."""
+"""Largest index of a sparse vector, which is an unsigned 32-bit integer."""
 
 RefusalCode = Literal["invalid_id", "invalid_payload", "invalid_vector", "colbert_too_long"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reason why a point cannot be stored or a query not asked.
+    """The reason why a point cannot be stored or a query cannot be searched.
 
     Attributes:
-        code: stable name of the reason.
-        message: names the field, the limit and the actual value.
+        code: stable code of the reason.
+        message: message with the field, the limit and the actual value.
     """
 
     code: RefusalCode
@@ -69,12 +73,12 @@ class Refusal:
 
 
 def rows_max(size: int) -> int:
-    """Maximum number of rows of this size in a multivector: 1023 of 1024."""
+    """Return the maximum number of rows of this size in a multivector, such as 1023 rows of 1024 components."""
     return (MULTIVECTOR_VALUES - 1) // size
 
 
 def too_many_rows(rows: int, size: int) -> Refusal:
-    """The refusal of a multivector with so many rows, with the ways out."""
+    """Create the refusal of a multivector with too many rows. The message lists the ways out."""
     return Refusal(
         "colbert_too_long",
         f"colbert: at most {rows_max(size)} rows of {size}, got {rows}; split the text (chunk), "
@@ -89,7 +93,7 @@ class _Refused(Exception):
 
 
 def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
-    """The draft as a point that a collection of this schema accepts, or the reason why it does not."""
+    """Validate a draft against a schema. Returns the point, or the reason why it is invalid."""
     try:
         point_id = _id(draft.id)
         payload = _payload(draft.payload)
@@ -105,7 +109,7 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
 
 
 def conform_payload(payload: Any, schema: CollectionSchema) -> Refusal | None:
-    """The reason why a point of this payload cannot be stored whatever its vectors are; None if it can."""
+    """Validate a payload without its vectors. Returns the reason why it is invalid, or None."""
     try:
         proven = _payload(payload)
         if schema.tenant_key is not None:
@@ -116,7 +120,7 @@ def conform_payload(payload: Any, schema: CollectionSchema) -> Refusal | None:
 
 
 def conform_vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors | Refusal:
-    """The vectors as a collection of this schema accepts them, or the reason why it does not.
+    """Validate vectors against a schema. Returns the vectors, or the reason why they are invalid.
 
     A sparse vector without weights becomes None.
     """
@@ -149,7 +153,7 @@ def _id(value: Any) -> PointId:
 
 
 def _numbers(name: str, raw: Any, *, integers: bool = False) -> NDArray[Any]:
-    """`raw` as an array of real numbers: only ndarray, list and tuple, without bool, text or object."""
+    """Convert an ndarray, list or tuple of real numbers to an array, and refuse other types such as bool and text."""
     if type(raw) not in (np.ndarray, list, tuple):
         raise _refused("invalid_vector", f"{name}: an array or a list of numbers, got {type(raw).__name__}")
     try:
@@ -256,7 +260,7 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
 
 
 def _payload(payload: Any) -> dict[str, Any]:
-    """A copy of the mapping, all of it plain JSON, which every transport carries unchanged."""
+    """Copy a mapping after checking that it is plain JSON, which every transport carries unchanged."""
     if not isinstance(payload, Mapping):
         raise _refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
     result = dict(payload)
@@ -268,7 +272,7 @@ def _payload(payload: Any) -> dict[str, Any]:
             raise _refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
         named = type(container) is dict
         size += 8 * len(container)
-        if size > PAYLOAD_BYTES:  # before millions of empty lists are looked at
+        if size > PAYLOAD_BYTES:  # stop before millions of empty lists are visited
             raise _too_large(f"{size} or more")
         for key, item in container.items() if named else enumerate(container):
             if named:
@@ -292,7 +296,7 @@ def _too_large(size: str) -> _Refused:
 
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
-    """Refuse a point whose tenant the keyword index cannot hold: a search of no tenant would find it."""
+    """Refuse a point whose tenant is not a string. The keyword index would skip it, and no tenant would find it."""
     value: Any = payload
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

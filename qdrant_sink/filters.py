@@ -1,7 +1,7 @@
-"""Qdrant's filter JSON, checked before any store sees it; errors give the path of what is wrong.
+"""Validate filters in Qdrant's JSON format before they reach a store. Errors contain the path of the mistake.
 
-Both stores take the same language and refuse the same mistakes: what passes `check_filter` is understood by
-a server and by Qdrant Edge. Conditions that only one of them knows are refused by name. Pure: no client.
+A filter that passes `check_filter` is understood by a server and by Qdrant Edge. Conditions that only one of them
+supports are refused. This module does not import a client.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from embedder.errors import InvalidRequest
 from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT
 
 Filter = Mapping[str, Any]
-"""A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
+"""A filter in Qdrant's JSON format: {"must": [...], "should": [...], "must_not": [...]}."""
 
 FILTER_DEPTH: Final = 16
-"""Maximum depth of filters inside filters."""
+"""Maximum nesting depth of filters."""
 
 _CLAUSES: Final = ("must", "should", "must_not")
 _COMPARISONS: Final = ("lt", "gt", "lte", "gte")
@@ -40,12 +40,12 @@ _PATH: Final = re.compile(rf"{_STEP}(?:\.{_STEP})*")
 
 
 def check_filter(raw: Any, field: str = "filter") -> None:
-    """Accept `raw` as a filter or raise `InvalidRequest`, which gives the path: `filter.must[0].match`."""
+    """Raise `InvalidRequest` if `raw` is not a valid filter. The error has a path such as `filter.must[0].match`."""
     _filter(raw, field, 1)
 
 
 def matches_all(raw: Filter) -> bool:
-    """Whether a checked filter has no effective condition at any depth, so that it matches every point."""
+    """Whether a valid filter has no effective condition at any depth, so that it matches every point."""
     should, least = as_list(raw.get("should")), raw.get("min_should")
     return (
         all(_always(condition) for condition in as_list(raw.get("must")))
@@ -65,7 +65,7 @@ def _never(condition: Mapping[str, Any]) -> bool:
 
 
 def as_list(clause: Any) -> list[Any]:
-    """The conditions of a clause, which may be absent, one condition, or a list."""
+    """Return the conditions of a clause as a list. The clause may be absent, a single condition or a list."""
     if clause is None:
         return []
     return clause if isinstance(clause, list) else [clause]

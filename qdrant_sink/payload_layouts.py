@@ -1,19 +1,19 @@
-"""How a point's payload is laid out: ours, or so that a framework finds its own documents in the collection.
+"""Payload layouts: the plain layout of this service, and those that LangChain, LlamaIndex and Haystack read.
 
-| layout | text | the caller's payload and what the worker adds |
+| layout | text | the caller's payload and the fields that the worker adds |
 |---|---|---|
 | `plain` | `textKey` | beside the text |
 | `langchain` | `page_content` | in `metadata` |
-| `llamaindex` | in `_node_content`, a TextNode as JSON | beside it, and in the node |
+| `llamaindex` | in `_node_content`, a TextNode as JSON | beside the node, and in the node |
 | `haystack` | `content` | in `meta` |
 
-Matched to langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
+The layouts match langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
 qdrant-haystack 13.1.0.
 
-A layout decides the payload alone. The vectors are called as the schema's `VectorNames` say, in each alike, and a
-framework must know: LangChain is told by `vector_name` and `sparse_vector_name`, LlamaIndex by `dense_vector_name` and
-`sparse_vector_name`. Haystack's QdrantDocumentStore cannot be told: the schema must have its own names, `text-dense`
-and `text-sparse`.
+A layout defines only the payload. In every layout the vectors have the names of the schema's `VectorNames`, and the
+framework must be configured with them: LangChain takes `vector_name` and `sparse_vector_name`, LlamaIndex takes
+`dense_vector_name` and `sparse_vector_name`. Haystack's QdrantDocumentStore has fixed names, so that the schema must
+use them: `text-dense` and `text-sparse`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TEXT: Final[Mapping[Layout, str]] = {
     "llamaindex": "_node_content",
     "haystack": "content",
 }
-_NO_DOCUMENT: Final = "None"  # LlamaIndex's own word for a node without a source
+_NO_DOCUMENT: Final = "None"  # the value that LlamaIndex writes for a node without a source
 
 
 def laid_out(
@@ -46,21 +46,21 @@ def laid_out(
     point_id: str,
     field: str = "qdrant.payloads",
 ) -> Json:
-    """The payload of a point.
+    """Build the payload of a point.
 
     Args:
-        layout: see the table above.
-        text: what was embedded.
-        text_key: where the plain layout keeps the text; the others have a key of their own.
-        payload: the caller's payload.
-        written: what the worker adds: `id`, the original of a derived id, and for a chunk `doc_id`, `chunk`, `start`
-            and `end`.
-        point_id: the id of the point as text.
-        field: what an error calls the caller's payload, such as `qdrant.payloads[3]`.
+        layout: layout of the payload; see the table in the module docstring.
+        text: text that was embedded.
+        text_key: key of the text in the plain layout. The other layouts have fixed keys.
+        payload: payload from the caller.
+        written: fields that the worker adds: `id` with the original of a derived id, and for a chunk `doc_id`,
+            `chunk`, `start` and `end`.
+        point_id: id of the point as text.
+        field: path of the caller's payload in errors, such as `qdrant.payloads[3]`.
 
     Raises:
-        InvalidRequest: the caller's payload has a key that the worker or the layout writes at the same place,
-            or `text_key` is such a key.
+        InvalidRequest: the caller's payload has a key that the worker or the layout writes in the same object, or
+            `text_key` is such a key.
     """
     if layout == "plain":
         if text_key in written:
@@ -75,7 +75,7 @@ def laid_out(
 
 
 def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | None:
-    """The text of a stored payload, or None where this layout has no text in it."""
+    """Return the text of a stored payload; None if the payload has no text in this layout."""
     value = payload.get(text_key_of(layout, text_key))
     if layout == "llamaindex":
         return _node_text(value)
@@ -83,16 +83,16 @@ def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | 
 
 
 def text_key_of(layout: Layout, text_key: str) -> str:
-    """The key of a stored payload under which the text is, or the object that contains it."""
+    """Return the payload key of the text, or of the object that contains the text."""
     return _TEXT.get(layout, text_key)
 
 
 def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str, field: str) -> Json:
-    """As `node_to_metadata_dict` of llama-index-core writes, to the byte, and `metadata_dict_to_node` reads.
+    """Build the payload that `node_to_metadata_dict` of llama-index-core writes and `metadata_dict_to_node` reads.
 
-    The node's own metadata leave out the document's id, which is its source node, and keep what else the worker
-    wrote from the prompt and the embedding. The strings "1" and "4" are `NodeRelationship.SOURCE` and
-    `ObjectType.DOCUMENT`.
+    It is equal byte for byte. The metadata of the node does not contain the id of the document, because the document is
+    the source node. The other fields of the worker are excluded from the prompt and from the embedding. The strings "1"
+    and "4" are `NodeRelationship.SOURCE` and `ObjectType.DOCUMENT`.
     """
     source = written.get("doc_id")
     document = _NO_DOCUMENT if source is None else str(source)
@@ -128,7 +128,7 @@ def _dumped(node: Json) -> str:
     try:
         return json.dumps(node, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        return ""  # the payload beside it holds the same, and conformance refuses the point with the path
+        return ""  # conformance refuses the point, because the payload itself holds the same value
 
 
 def _node_text(content: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Plans, points and answers in the types of Qdrant Edge."""
+"""Convert plans, points and answers to and from the types of Qdrant Edge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Trav
 
 
 def edge_point(point: Point, names: VectorNames) -> edge.Point:
-    """A point as the engine accepts it."""
+    """Convert a point for the engine."""
     vectors: dict[str, Any] = {}
     if point.dense is not None:
         vectors[names.dense] = point.dense.tolist()
@@ -31,7 +31,7 @@ def _sparse(vector: SparseVector) -> edge.SparseVector:
 
 
 def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
-    """The stages of a plan as one request."""
+    """Convert the stages of a plan to one request."""
     condition = edge_filter(plan.where)
     last = not plan.branches
     return edge.QueryRequest(
@@ -56,7 +56,7 @@ def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
 
 
 def payload_selector(wanted: WithPayload) -> Any:
-    """The part of payloads that an answer carries, as the engine accepts it."""
+    """Convert the selection of a payload."""
     if not isinstance(wanted, PayloadKeys):
         return wanted
     choose = edge.PayloadSelector.Exclude if wanted.excluded else edge.PayloadSelector.Include
@@ -64,7 +64,7 @@ def payload_selector(wanted: WithPayload) -> Any:
 
 
 def _params(query: Nearest, traversal: Traversal | None) -> edge.SearchParams | None:
-    """Parameters of a stage, which searches the collection unless `traversal` is None."""
+    """Return the parameters of a stage. With `traversal`, the stage searches the collection itself."""
     quantization = None if query.rescoring is None else _quantization(query.rescoring)
     if traversal is not None:
         return edge.SearchParams(
@@ -94,15 +94,15 @@ def _fuse(query: Fuse) -> Any:
 
 
 def hit(scored: edge.ScoredPoint, names: VectorNames) -> Hit:
-    """One answer as a value of the sink."""
+    """Convert a scored point to a hit."""
     return Hit(sink_id(scored.id), scored.score, scored.payload, Vectors.named(scored.vector, names))
 
 
 def stored(record: edge.Record, names: VectorNames) -> Stored:
-    """The parts of a point that were read."""
+    """Convert a point that was read."""
     return Stored(record.payload, Vectors.named(record.vector, names))
 
 
 def sink_id(value: edge.PointId) -> PointId:
-    """The id as the engine returns it."""
+    """Convert an id that the engine returned."""
     return uuid.UUID(value) if isinstance(value, str) else value

@@ -1,23 +1,23 @@
-"""The embedded default: Qdrant Edge, the engine of the server in this process, behind the `Store` seam.
+"""The embedded store: Qdrant Edge, the server's engine in this process, as a `Store`. It is the default.
 
-One directory per collection, and a symbolic link per alias. Every call of the engine holds the GIL, so
-calls of one collection are serialised and nothing is lost by it.
+Every collection has a directory, and every alias is a symbolic link. Calls for one collection are serialised, which
+costs no throughput because every call of the engine holds the GIL.
 
-Points are searched exactly until `optimize` builds the HNSW graph, in a process of its own (`edge.optimization`). That
-is not done unasked, because calls for the collection wait for it, and it takes all cores. Measured on two busy cores
-with 20 000 points of 1024 components: the exact search takes 12 ms (hybrid 24 ms), the run 98 s, the search after it
-6 ms (hybrid 2 ms). Call it after a bulk load.
+Searches are exact until `optimize` builds the HNSW graph in a separate process (`edge.optimization`). It does not run
+automatically, because other calls for the collection wait for it and it uses all cores. Call it after a bulk load. On
+two busy cores with 20 000 points of 1024 components, an exact search takes 12 ms (hybrid 24 ms), the optimisation 98 s,
+and a search after it 6 ms (hybrid 2 ms).
 
-A run that is killed, or whose worker is, loses no point, and what it leaves does not keep the next run from building
-the graph: see `edge.segments`. `build_index` raises unless the graph is there.
+If the optimisation or its worker is killed, no points are lost, and the next run still builds the graph; see
+`edge.segments`. `build_index` raises if the graph is incomplete.
 
-A write is acknowledged when it is in the write-ahead log: nothing of it is lost when the process ends, however it
-ends. Files are synchronised every `FLUSH_INTERVAL_S` seconds, as a server does by default, since that takes the
-engine 40 to 200 ms, again with the GIL: a load that did so for every batch took twenty times as long. So a machine
-that loses its power can lose what it acknowledged since.
+A write is acknowledged when it is in the write-ahead log, so that it survives the end of the process, even a kill. Like
+a server, the store synchronises files every `FLUSH_INTERVAL_S` seconds, because a flush holds the GIL for 40 to 200 ms;
+a load with a flush after every batch took twenty times as long. If the machine loses power, writes since the last flush
+can be lost.
 
-A point that makes the engine panic stays in its write-ahead log, and the collection takes and opens nothing
-any more. So only what `conformance` has proven may come here.
+A point that makes the engine panic stays in the write-ahead log, and the collection can then be neither written nor
+opened. Therefore only points that `conformance` has validated may be stored.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ from qdrant_sink.store import COLLECTION_NAME, check_collection
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S: Final = 5.0
-"""Qdrant's own `flush_interval_sec`."""
+"""Time between two flushes, equal to the default of Qdrant's `flush_interval_sec`."""
 
 OPEN_COLLECTIONS_MAX: Final = 64
-"""Collections that are open concurrently. Each holds two threads, a descriptor and 20 to 60 memory maps, and jobs
-choose the names. To open one again takes 10 ms, or a third of a second with 3 000 points of 1024 dimensions."""
+"""Maximum number of open collections. Each of them holds two threads, a descriptor and 20 to 60 memory maps, and jobs
+can create any number of them. Opening one again takes 10 ms, or 0.3 s with 3 000 points of 1024 components."""
 
 
 class EdgeStore:
-    """Collections under one directory of this machine. Thread-safe; one process owns the directory.
+    """Collections in a directory of this machine, which only one process can use. The store is thread-safe.
 
     Args:
-        path: directory of the collections; made if it is missing.
-        names: of the vectors, in every collection.
-        open_collections: maximum number of open collections; beyond that the least recently used are closed.
+        path: directory of the collections, which is created if it is missing.
+        names: names of the vectors, the same in every collection.
+        open_collections: maximum number of open collections. The least recently used ones are closed.
         optimizer: command of the process that optimises a collection.
 
     Raises:
-        ConfigurationError: the directory cannot be written, or another process owns it.
+        ConfigurationError: the directory cannot be written, or another process uses it.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class EdgeStore:
         self._names = names
         self._guard = threading.Lock()
         self._open_collections = open_collections
-        self._collections: dict[str, EdgeCollection] = {}  # the most recently used at the end
+        self._collections: dict[str, EdgeCollection] = {}  # in the order of use, the most recent last
         self._lock_file = _own(self._root)
         self._optimizer = Optimizer(self._lock_file, optimizer)
         self._closed = False
@@ -98,17 +98,17 @@ class EdgeStore:
 
     @property
     def label(self) -> str:
-        """Name of the store for a person."""
+        """Human-readable name of the store."""
         return "Qdrant Edge (embedded)"
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection and its payload indexes, or verify it and add the indexes that it lacks."""
+        """Create the collection and its payload indexes, or verify it and add missing indexes."""
         self._check(collection, schema)
         with self._guard:
             self._check_open()
             name = self._real(collection)
             if not self._exists(name):
-                self._collections.pop(name, None)  # its directory was removed from under it
+                self._collections.pop(name, None)  # its directory may have been deleted while it was open
                 self._create(name, schema)
             existing = self._at(name)
         actual = existing.described()
@@ -120,7 +120,7 @@ class EdgeStore:
             log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         self._check(collection, schema)
         with self._guard:
             self._check_open()
@@ -133,18 +133,18 @@ class EdgeStore:
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Nothing to defer: the graph is built by `build_index` alone."""
+        """Check the collection and its schema. Only `build_index` builds a graph, so that there is nothing to defer."""
         self._collection(collection)
         self._check(collection, schema)
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
-        """As `optimize`, which `timeout_s` does not end; then see that the graph is there."""
+        """Call `optimize` and check that the graph is complete. `timeout_s` does not apply."""
         self._check(collection, schema)
         _, waiting = self._collection(collection).optimize(self._names.dense)
         if waiting:
             raise StoreUnavailable(f"collection {collection!r} is not ready: {waiting} points are in no HNSW graph")
 
-    def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - it is never away
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - always available
         """See `Store.collection_of`."""
         check_collection(name)
         with self._guard:
@@ -153,7 +153,7 @@ class EdgeStore:
             return real if self._exists(real) else None
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection, atomically: a symbolic link that is renamed over the previous one."""
+        """Point an alias at a collection atomically, by renaming a new symbolic link over the previous one."""
         check_collection(alias)
         check_collection(collection)
         with self._guard:
@@ -168,7 +168,7 @@ class EdgeStore:
                 beside.replace(self._root / alias)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-        """Store all points; raises NotFound, StoreRejected, StoreUnavailable."""
+        """Store all points. Raises NotFound, StoreRejected or StoreUnavailable."""
         check_collection(collection)
         if not points:
             return
@@ -180,7 +180,7 @@ class EdgeStore:
             shard.update(operation)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """The ids among these that are stored."""
+        """Return the subset of these ids that is stored."""
         check_collection(collection)
         if not ids:
             return set()
@@ -188,7 +188,7 @@ class EdgeStore:
             return {sink_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
-        """The hits of each plan, in one batch."""
+        """Return the hits of each plan, with one call."""
         check_collection(collection)
         if not plans:
             return []
@@ -200,7 +200,7 @@ class EdgeStore:
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
     ) -> dict[PointId, Stored]:
-        """The requested parts of these points, by id."""
+        """Return the requested parts of these points by id."""
         check_collection(collection)
         if not ids:
             return {}
@@ -210,7 +210,7 @@ class EdgeStore:
             return {sink_id(record.id): stored(record, self._names) for record in records}
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
-        """Delete by ids or by a filter with at least one condition; returns how many points existed."""
+        """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""
         if bool(ids) == (where is not None):
             raise InvalidRequest("delete: exactly one of ids and filter")
         condition = edge_filter(where)
@@ -226,18 +226,18 @@ class EdgeStore:
         return existed
 
     def count(self, collection: str, where: Filter | None = None) -> int:
-        """The exact number of points that match."""
+        """Return the exact number of matching points."""
         condition = edge_filter(where)
         with self._collection(collection).opened() as shard, mapped("count"):
             return shard.count(edge.CountRequest(exact=True, filter=condition))
 
     def optimize(self, collection: str) -> bool:
-        """Build the HNSW graph and merge segments; true if anything was done. Only this collection waits for it."""
+        """Merge segments and build the HNSW graph. Returns whether anything changed. Other collections stay usable."""
         changed, _ = self._collection(collection).optimize(self._names.dense)
         return changed
 
     def close(self) -> None:
-        """Flush and release the directory; an optimisation is broken off. Calling it twice is harmless."""
+        """Flush all collections, stop running optimisations and unlock the directory. Closing twice is harmless."""
         with self._guard:
             if self._closed:
                 return
@@ -248,7 +248,7 @@ class EdgeStore:
                 for collection in self._collections.values():
                     try:
                         collection.end()
-                    except WorkerError as error:  # the other collections are closed all the same
+                    except WorkerError as error:  # the other collections must still be closed
                         failed = error
                 if failed is not None:
                     raise failed
@@ -272,7 +272,7 @@ class EdgeStore:
             for collection in collections:
                 try:
                     collection.flush()
-                except WorkerError as error:  # tried again in a while; the points are in the log
+                except WorkerError as error:  # the next flush tries again; the points are in the write-ahead log
                     log.error("%s", error.message)
 
     def _check(self, name: str, schema: CollectionSchema) -> None:
@@ -283,9 +283,9 @@ class EdgeStore:
             raise ConfigurationError(f"{schema.placement.server_only}: Qdrant Edge is one machine; use a server")
 
     def _real(self, name: str) -> str:
-        """The collection that a name stands for: its own, or the one that it is an alias of.
+        """Resolve a name to its collection: the name itself or the target of an alias.
 
-        A link to anywhere else is the operator's, who keeps a collection on another disk.
+        A symbolic link to a path outside of the directory is not an alias but a collection on another disk.
         """
         path = self._root / name
         target = str(path.readlink()) if path.is_symlink() else ""
@@ -299,7 +299,7 @@ class EdgeStore:
             raise StoreUnavailable("the store is closed")
 
     def _at(self, name: str) -> EdgeCollection:
-        """The collection of an existing directory; the least recently used ones are closed to make room for it."""
+        """Return the collection of an existing directory, and close the least recently used ones if necessary."""
         collection = self._collections.pop(name, None) or EdgeCollection(self._root / name, self._optimizer)
         others = [other for other in self._collections.values() if other.is_open]
         self._collections[name] = collection
@@ -309,7 +309,7 @@ class EdgeStore:
                 break
             try:
                 excess -= other.rest()
-            except WorkerError as error:  # it stays open and is tried again; the points are in the log
+            except WorkerError as error:  # it stays open until the next try; the points are in the write-ahead log
                 log.error("%s", error.message)
         return collection
 
@@ -321,10 +321,10 @@ class EdgeStore:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _create(self, name: str, schema: CollectionSchema) -> None:
-        """Create beside and rename, so that a crash leaves no half-made collection."""
+        """Create the collection under a temporary name and rename it, so that a crash leaves nothing incomplete."""
         beside = self._root / f".creating-{uuid.uuid4().hex}"
         with mapped(f"creation of collection {name!r}"):
-            self._clear_half_made()  # of a try that failed: the same call is made again
+            self._clear_half_made()  # remove the directory of an attempt that failed
             shard = edge.EdgeShard.create(str(beside), edge_config(schema))
             for key, index in schema.indexes.items():
                 create_index(shard, key, index)
@@ -334,7 +334,7 @@ class EdgeStore:
 
 
 def _own(root: Path) -> int:
-    """Make the directory and take its lock for this process; the kernel drops it when the process ends."""
+    """Create and lock the directory. The kernel releases the lock when the process ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -349,5 +349,5 @@ def _own(root: Path) -> int:
             "or share a Qdrant server through QDRANT_URL"
         ) from exc
     except OSError:
-        pass  # a file system without locks; the engine's own lock still guards each collection
+        pass  # the file system has no locks; the engine still locks each collection
     return handle

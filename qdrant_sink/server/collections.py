@@ -1,7 +1,7 @@
-"""The collections of a Qdrant server: created once, verified ever after, indexed, and named by aliases.
+"""Create, verify and index the collections of a Qdrant server, and move aliases.
 
-Nothing is remembered between calls: what a worker that was killed has left half done (no payload index yet,
-a deferred graph) is read from the server and finished by whoever asks next.
+No state is kept between calls. Work that a killed worker left unfinished, such as missing payload indexes or a deferred
+graph, is detected on the server and completed by the next call.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ log = logging.getLogger(__name__)
 
 POLL_INTERVAL_MIN_S: Final = 0.05
 POLL_INTERVAL_MAX_S: Final = 2.0
-"""Longest time between two looks at a collection that is being indexed."""
+"""Minimum and maximum time between two polls of a collection that is being indexed."""
 
 
 class Call(Protocol):
-    """Runs a call about a collection on the connected client, repeats it as `ServerStore` does, maps its errors."""
+    """Function that calls the connected client for a collection, retries the call and maps its errors."""
 
     def __call__(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
-        """The result of `call`."""
+        """Return the result of `call`."""
         ...
 
 
 class ServerCollections:
-    """What a store does to collections rather than to points.
+    """Operations of a store on collections and aliases.
 
     Args:
-        call: see `Call`.
-        pause: waits for some seconds; true if the store was closed meanwhile.
-        names: of the vectors.
+        call: function that calls the client; see `Call`.
+        pause: function that waits for some seconds and returns whether the store was closed in the meantime.
+        names: names of the vectors.
     """
 
     def __init__(self, call: Call, pause: Callable[[float], bool], names: VectorNames) -> None:
@@ -58,9 +58,9 @@ class ServerCollections:
         self._names = names
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection and its payload indexes, or verify it and add the indexes that it lacks.
+        """Create the collection and its payload indexes, or verify it and add missing indexes.
 
-        One that another worker creates meanwhile is verified; to create an index twice is harmless.
+        A collection that another worker creates concurrently is verified. Creating an index twice is harmless.
         """
         self._check(collection, schema)
         actual = self._described(collection)
@@ -79,7 +79,7 @@ class ServerCollections:
             verify(collection, schema, self._description(collection))
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         self._check(collection, schema)
         actual = self._described(collection)
         if actual is None:
@@ -89,7 +89,7 @@ class ServerCollections:
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Build no graph for the dense vector from now on; one that is tuned otherwise is left alone."""
+        """Defer the graph of the dense vector, unless its m was tuned to a value other than that of the schema."""
         self._check(collection, schema)
         m = self._actual_m(collection)
         if m == schema.dense.m and m > 0:
@@ -104,9 +104,9 @@ class ServerCollections:
             )
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Restore the graph of the dense vector, whoever deferred it, and wait until the collection is green.
+        """Restore the graph of the dense vector if it is deferred, and wait until the collection is green.
 
-        One that is restored already is left to go on: every change of a collection begins its optimisation anew.
+        If the graph is already restored, the collection is not changed, because every change restarts its optimisation.
         """
         self._check(collection, schema)
         if self._actual_m(collection) == 0 and schema.dense.m > 0:
@@ -118,7 +118,7 @@ class ServerCollections:
             status = self._call(collection, lambda client: client.get_collection(collection)).status.value
             if status == "green":
                 return
-            if status == "grey" != before:  # pending since the server restarted: any change starts it
+            if status == "grey" != before:  # the server restarted: any change starts the pending optimisation
                 self._update(collection, optimizers_config=models.OptimizersConfigDiff())
             before = status
             left = deadline - time.monotonic()
@@ -134,16 +134,16 @@ class ServerCollections:
             pause = min(2 * pause, POLL_INTERVAL_MAX_S)
 
     def collection_of(self, name: str) -> str | None:
-        """The collection that a name stands for: its own, that of an alias, or None for an unknown name."""
+        """Resolve a name to its collection: the name itself, the target of an alias, or None for an unknown name."""
         check_collection(name)
-        aliases = self._call(name, lambda client: client.get_aliases()).aliases  # a list that is short as a rule
+        aliases = self._call(name, lambda client: client.get_aliases()).aliases  # usually a short list
         for alias in aliases:
             if alias.alias_name == name:
                 return alias.collection_name
         return name if self._call(name, lambda client: client.collection_exists(name)) else None
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection, atomically."""
+        """Point an alias at a collection atomically."""
         check_collection(alias)
         check_collection(collection)
         names = self._collection_names(collection)
@@ -177,7 +177,7 @@ class ServerCollections:
         return collection_description(self._call(collection, lambda client: client.get_collection(collection)))
 
     def _actual_m(self, collection: str) -> int:
-        """Edges per node of the dense vector's graph."""
+        """Return the number of edges per node in the graph of the dense vector."""
         vector = self._description(collection).vectors.get(self._names.dense)
         return (vector and vector.m) or 0
 
@@ -197,8 +197,8 @@ class ServerCollections:
                 ),
             )
         except StoreRejected:
-            # Lost to another worker, or an earlier attempt was done but not answered. Otherwise the
-            # collection is still not there and the refusal stands.
+            # Another worker, or an earlier attempt without an answer, may have created the collection. If it does
+            # not exist, the server has really refused it.
             if not self._call(collection, lambda client: client.collection_exists(collection)):
                 raise
 

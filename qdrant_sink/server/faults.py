@@ -1,20 +1,20 @@
-"""What qdrant-client raises, as the errors of the seam.
+"""Map the exceptions of qdrant-client to the errors of the `Store` protocol.
 
-    gRPC                                    REST            here                retried
+    gRPC                                    REST            error               retried
     UNAVAILABLE, DEADLINE_EXCEEDED,         5xx, 408,       StoreUnavailable    yes
       ABORTED, INTERNAL, UNKNOWN,             transport
       CANCELLED
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
-      of one message or its whole capacity  413, 400        StoreRejected       no: a smaller batch can pass
+      (request too large)                   413, 400        StoreRejected       no; a smaller batch may pass
     NOT_FOUND                               404             NotFound            no
     UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
     FAILED_PRECONDITION                     403 if locked   StoreUnavailable    yes
     INVALID_ARGUMENT, OUT_OF_RANGE          400, 422        StoreRejected       no
-    everything else                         the others      NothingTaken        no: nor does a smaller batch pass
+    all others                              all others      NothingTaken        no; a smaller batch fails too
 
-A server that is locked for writing, or that moves a shard, answers FAILED_PRECONDITION; over REST the one is a 403
-of its own words and the other a 500. Only faults of content are StoreRejected itself: the writer splits such batches.
-No message of the server is passed on; `reasons.reason` picks what is harmless in it.
+A server that is locked for writing, or that moves a shard, answers FAILED_PRECONDITION. Over REST, the former is a 403
+with a specific message and the latter a 500. Only faults of the content are StoreRejected itself, because the writer
+splits such batches. Messages of the server are not shown; `reasons.reason` extracts their harmless phrases.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RAISED_BY_CLIENT = (
     AssertionError,
     OSError,
 )
-"""All that qdrant-client raises: its own, those of its transports, and those of its conversions."""
+"""Exceptions that qdrant-client raises: its own, those of its transports and those of its conversions."""
 
 _TRANSIENT = (
     grpc.StatusCode.UNAVAILABLE,
@@ -58,12 +58,12 @@ _HTTP_OF_CONTENT = (400, 413, 422)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An error and when to try again.
+    """An error, and whether and when to retry.
 
     Attributes:
-        error: of the seam.
-        retry: whether the same call may succeed now.
-        retry_after_s: seconds the server asks for, or None.
+        error: error of the `Store` protocol.
+        retry: whether the same call may succeed later.
+        retry_after_s: seconds that the server asks the client to wait, or None.
     """
 
     error: WorkerError
@@ -71,8 +71,8 @@ class Fault:
     retry_after_s: float | None = None
 
 
-def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one per vendor exception
-    """Read one of `RAISED_BY_CLIENT`, raised by a call about `collection`."""
+def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one return per vendor exception
+    """Map an exception of `RAISED_BY_CLIENT` that was raised by a call for `collection`."""
     if isinstance(exc, ResourceExhaustedResponse):
         return _exhausted(exc.message, float(exc.retry_after_s))
     if isinstance(exc, grpc.RpcError):
@@ -91,7 +91,7 @@ def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one p
 
 
 def _is_odd_answer(exc: Exception) -> bool:
-    """Whether a success over REST could not be read: it is that of a proxy, or of a server of another version."""
+    """Whether a successful REST answer could not be parsed, for example because a proxy sent it."""
     if isinstance(exc, ResponseHandlingException):
         return isinstance(exc.source, ValueError)
     return isinstance(exc, json.JSONDecodeError)
@@ -178,7 +178,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _error_of(content: bytes) -> str:
-    """The message inside Qdrant's JSON answer, or whatever a proxy has sent."""
+    """Return the error message of Qdrant's JSON answer, or the raw body if a proxy sent it."""
     try:
         return str(json.loads(content)["status"]["error"])
     except (ValueError, TypeError, KeyError):

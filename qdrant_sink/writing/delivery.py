@@ -1,4 +1,4 @@
-"""One batch on its way into the store: split until the point at fault stands alone; no threads."""
+"""Deliver one batch to the store, and split it if the store refuses it. This module starts no threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of a batch; every point is in one of the three.
+    """Outcome of a batch. Every point is in exactly one of the three sequences.
 
     Attributes:
-        stored: acknowledged by the store.
-        refused: points at fault, with the error of each.
-        unsent: neither acknowledged nor at fault.
-        failure: why points are unsent; None if there are none.
+        stored: points that the store acknowledged.
+        refused: points that the store refused, each with its error.
+        unsent: points that were neither acknowledged nor refused.
+        failure: reason why points are unsent; None if there are none.
     """
 
     stored: Sequence[Claim]
@@ -35,14 +35,15 @@ class Outcome:
 def deliver(
     upsert: Callable[[Sequence[Point]], None], batch: Sequence[Claim], ended: Callable[[], WorkerError | None]
 ) -> Outcome:
-    """Store a batch. One that the store refuses is halved until the points at fault stand alone.
+    """Store a batch. A batch that the store refuses is halved until the invalid points are identified.
 
-    `NothingTaken` is not split, since any part would be refused too. Raises nothing.
+    After `NothingTaken` the batch is not split, because every part of it would be refused too. No exception escapes.
 
     Args:
-        upsert: stores points, all or none of them.
-        batch: at least one point.
-        ended: why the job has ended meanwhile; None while it goes on. Asked before each request.
+        upsert: function that stores either all of the points or none of them.
+        batch: batch of at least one point.
+        ended: function that returns the reason why the job has ended, or None while it is running. It is called before
+            each request.
     """
     stored: list[Claim] = []
     refused: list[tuple[Claim, StoreRejected]] = []
@@ -69,7 +70,7 @@ def deliver(
         except WorkerError as error:
             failure = _without_frames(error)
             unsent += part
-        except BaseException as error:  # noqa: BLE001 - a sender that dies silently would leave the job waiting
+        except BaseException as error:  # noqa: BLE001 - if a sender died silently, the job would wait forever
             failure = contained("the store failed unexpectedly", error)
             unsent += part
         else:
@@ -81,7 +82,7 @@ _E = TypeVar("_E", bound=WorkerError)
 
 
 def _without_frames(error: _E) -> _E:
-    """The error, for a report that is kept: its frames, and those of its causes, would keep the batch's vectors."""
+    """Remove the tracebacks of an error and its causes: in a report they would keep the vectors of the batch alive."""
     one: BaseException | None = error
     while one is not None:
         one.__traceback__ = None
@@ -90,6 +91,6 @@ def _without_frames(error: _E) -> _E:
 
 
 def contained(what: str, error: BaseException) -> Internal:
-    """An unexpected exception as an error of the job; its words, which may quote a text, stay out of the log too."""
+    """Convert an unexpected exception to an error of the job. Its message may quote a text and is not logged."""
     log.error("%s: %s", what, whereabouts(error))
     return Internal(f"internal error ({type(error).__name__})")
