@@ -54,19 +54,23 @@ class Catalogue:
     Every method raises the errors of the store; see the table in `qdrant_sink.store`.
 
     Args:
-        opened: function that returns the store and opens it if necessary.
+        open_store: function that returns the store and opens it if necessary.
         schema: schema of the collections.
         clock: monotonic clock in seconds.
     """
 
     def __init__(
-        self, opened: Callable[[], Verifies], schema: CollectionSchema, *, clock: Callable[[], float] = time.monotonic
+        self,
+        open_store: Callable[[], Verifies],
+        schema: CollectionSchema,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._opened = opened
+        self._open_store = open_store
         self._schema = schema
         self._clock = clock
-        self._guard = threading.Lock()  # guards the next two attributes; not held during calls of the store
-        self._resolved: dict[str, _Resolution] = {}
+        self._lock = threading.Lock()  # guards the next two attributes; not held during calls of the store
+        self._resolutions: dict[str, _Resolution] = {}
         self._verified: set[str] = set()
 
     def resolve(self, name: str, *, max_age_s: float = 0.0) -> str:
@@ -78,21 +82,21 @@ class Catalogue:
                 retried for as long as a write, which suits jobs that write.
         """
         asked_at = self._clock()
-        with self._guard:
-            earlier = self._resolved.get(name)
-        if earlier is not None and asked_at - earlier.asked_at < max_age_s:
-            return earlier.collection
-        collection = self._opened().collection_of(name, patient=max_age_s == 0)
-        with self._guard:
+        with self._lock:
+            cached = self._resolutions.get(name)
+        if cached is not None and asked_at - cached.asked_at < max_age_s:
+            return cached.collection
+        collection = self._open_store().collection_of(name, patient=max_age_s == 0)
+        with self._lock:
             if collection is None:
-                gone = self._resolved.pop(name, None)
+                removed = self._resolutions.pop(name, None)
                 # If it is created again, it may have another schema.
-                self._verified -= {name} if gone is None else {name, gone.collection}
+                self._verified -= {name} if removed is None else {name, removed.collection}
                 return name
-            for alias in {name, collection}:
-                latest = self._resolved.get(alias)
+            for key in {name, collection}:
+                latest = self._resolutions.get(key)
                 if latest is None or latest.asked_at <= asked_at:  # otherwise another thread asked later
-                    self._resolved[alias] = _Resolution(asked_at, collection)
+                    self._resolutions[key] = _Resolution(asked_at, collection)
         return collection
 
     def verify(self, name: str) -> bool:
@@ -112,7 +116,7 @@ class Catalogue:
             NotFound: the collection does not exist.
             SchemaMismatch: the collection has another schema.
         """
-        if not self.verify(name) and self._opened().collection_of(name) is None:
+        if not self.verify(name) and self._open_store().collection_of(name) is None:
             raise NotFound(f"collection {name!r} does not exist")
 
     def ensure(self, name: str) -> str:
@@ -121,30 +125,30 @@ class Catalogue:
         Raises:
             SchemaMismatch: the collection has another schema.
         """
-        with self._guard:
-            known = name in self._verified  # verified names are names of collections, not aliases
-        collection = name if known else self.resolve(name)
+        with self._lock:
+            is_verified = name in self._verified  # verified names are names of collections, not aliases
+        collection = name if is_verified else self.resolve(name)
         try:
-            self._opened().ensure(collection, self._schema)
+            self._open_store().ensure(collection, self._schema)
         except WorkerError as error:
-            with self._guard:
+            with self._lock:
                 self._verified.discard(collection)
             if isinstance(error, SchemaMismatch):
                 raise mismatch(name, error.differences) from None  # the error has the caller's name
             raise
-        with self._guard:
+        with self._lock:
             self._verified.add(collection)
         return collection
 
     def _verify(self, collection: str, name: str) -> bool:
-        with self._guard:
+        with self._lock:
             if collection in self._verified:
                 return True
         try:
-            if not self._opened().verify(collection, self._schema):
+            if not self._open_store().verify(collection, self._schema):
                 return False
         except SchemaMismatch as error:
             raise mismatch(name, error.differences) from None
-        with self._guard:
+        with self._lock:
             self._verified.add(collection)
         return True

@@ -39,13 +39,13 @@ WEIGHT_MAX: Final = 1e15
 FLOAT16_MAX: Final = 65504.0
 """Largest finite number in float16."""
 
-MULTIVECTOR_VALUES: Final = 2**20
+MULTIVECTOR_VALUES_LIMIT: Final = 2**20
 """Number of components that a multivector must stay below. Only the server enforces it, not Qdrant Edge."""
 
-PAYLOAD_DEPTH: Final = 24
+PAYLOAD_DEPTH_MAX: Final = 24
 """Maximum nesting depth of a payload. gRPC decoders stop at 100 nested messages, and one level takes three of them."""
 
-PAYLOAD_BYTES: Final = 4_000_000
+PAYLOAD_MAX_BYTES: Final = 4_000_000
 """Maximum size of a payload in bytes: its keys and strings in UTF-8 and 8 bytes per value. The limit keeps a single
 point within the size of a batch.
 
@@ -74,7 +74,7 @@ class Refusal:
 
 def rows_max(size: int) -> int:
     """Return the maximum number of rows of this size in a multivector, such as 1023 rows of 1024 components."""
-    return (MULTIVECTOR_VALUES - 1) // size
+    return (MULTIVECTOR_VALUES_LIMIT - 1) // size
 
 
 def too_many_rows(rows: int, size: int) -> Refusal:
@@ -100,8 +100,8 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
         if schema.tenant_key is not None:
             _check_tenant(payload, schema.tenant_key)
         vectors = _vectors(draft.vectors, schema)
-    except _Refused as refused:
-        return refused.refusal
+    except _Refused as error:
+        return error.refusal
     if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
         got = "no weight in sparse and no other vector" if draft.vectors.sparse is not None else "no vector"
         return Refusal("invalid_vector", f"a point has at least 1 vector to be found by; this one has {got}")
@@ -111,11 +111,11 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
 def conform_payload(payload: Any, schema: CollectionSchema) -> Refusal | None:
     """Validate a payload without its vectors. Returns the reason why it is invalid, or None."""
     try:
-        proven = _payload(payload)
+        valid_payload = _payload(payload)
         if schema.tenant_key is not None:
-            _check_tenant(proven, schema.tenant_key)
-    except _Refused as refused:
-        return refused.refusal
+            _check_tenant(valid_payload, schema.tenant_key)
+    except _Refused as error:
+        return error.refusal
     return None
 
 
@@ -126,8 +126,8 @@ def conform_vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors | Ref
     """
     try:
         return _vectors(vectors, schema)
-    except _Refused as refused:
-        return refused.refusal
+    except _Refused as error:
+        return error.refusal
 
 
 def _refused(code: RefusalCode, message: str) -> _Refused:
@@ -172,9 +172,9 @@ def _float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
         result = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(result)
     if not finite.all():
-        where = np.unravel_index(int(np.argmin(finite)), array.shape)
-        path = name + "".join(f"[{i}]" for i in where)
-        raise _refused("invalid_vector", f"{path}: must be finite in float32, got {float(array[where])!r}")
+        index = np.unravel_index(int(np.argmin(finite)), array.shape)
+        path = name + "".join(f"[{i}]" for i in index)
+        raise _refused("invalid_vector", f"{path}: must be finite in float32, got {float(array[index])!r}")
     return result
 
 
@@ -194,7 +194,7 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
     if array.ndim != 2 or array.shape[1] != size or not array.shape[0]:
         raise _refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
     rows = array.shape[0]
-    if array.size >= MULTIVECTOR_VALUES:
+    if array.size >= MULTIVECTOR_VALUES_LIMIT:
         raise _Refused(too_many_rows(rows, size))
     matrix = _float32("colbert", array)
     _check_range("colbert", matrix, schema.colbert.datatype)
@@ -211,9 +211,9 @@ def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> N
 def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
     with np.errstate(over="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix)
-    wrong = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    invalid = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
+    if invalid.any():
+        row = int(np.argmax(invalid))
         path = f"{name}[{row}]" if rows else name
         norm = math.sqrt(float(np.square(matrix[row].astype(np.float64)).sum()))
         raise _refused("invalid_vector", f"{path}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
@@ -235,8 +235,8 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
         return None
     lowest, highest = int(indices.min()), int(indices.max())
     if lowest < 0 or highest > SPARSE_INDEX_MAX:
-        bad = lowest if lowest < 0 else highest
-        raise _refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {bad}")
+        index = lowest if lowest < 0 else highest
+        raise _refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {index}")
     values = _float32("sparse.values", weights)
     largest = float(np.abs(values).max())
     if largest > WEIGHT_MAX:
@@ -268,31 +268,31 @@ def _payload(payload: Any) -> dict[str, Any]:
     stack: list[tuple[str, Any, int]] = [("payload", result, 1)]
     while stack:
         path, container, depth = stack.pop()
-        if depth > PAYLOAD_DEPTH:
-            raise _refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
-        named = type(container) is dict
+        if depth > PAYLOAD_DEPTH_MAX:
+            raise _refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH_MAX} levels")
+        is_object = type(container) is dict
         size += 8 * len(container)
-        if size > PAYLOAD_BYTES:  # stop before millions of empty lists are visited
+        if size > PAYLOAD_MAX_BYTES:  # stop before millions of empty lists are visited
             raise _too_large(f"{size} or more")
-        for key, item in container.items() if named else enumerate(container):
-            if named:
+        for key, value in container.items() if is_object else enumerate(container):
+            if is_object:
                 fault = _text_fault(key) if type(key) is str else f"a string, got {type(key).__name__}"
                 if fault:
                     raise _refused("invalid_payload", f"{path}: a key must be {fault}")
-                size += _bytes(str(key))
-            if type(item) is dict or type(item) is list:
-                stack.append((_path(path, key), item, depth + 1))
-            elif fault := _scalar_fault(item):
+                size += _utf8_bytes(str(key))
+            if type(value) is dict or type(value) is list:
+                stack.append((_path(path, key), value, depth + 1))
+            elif fault := _scalar_fault(value):
                 raise _refused("invalid_payload", f"{_path(path, key)}: must be {fault}")
-            elif type(item) is str:
-                size += _bytes(item)
-    if size > PAYLOAD_BYTES:
+            elif type(value) is str:
+                size += _utf8_bytes(value)
+    if size > PAYLOAD_MAX_BYTES:
         raise _too_large(str(size))
     return result
 
 
 def _too_large(size: str) -> _Refused:
-    return _refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
+    return _refused("invalid_payload", f"payload: at most {PAYLOAD_MAX_BYTES} bytes with the text, got {size}")
 
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
@@ -333,5 +333,5 @@ def _text_fault(text: str) -> str | None:
     return None
 
 
-def _bytes(text: str) -> int:
+def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())

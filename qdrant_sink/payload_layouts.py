@@ -28,12 +28,12 @@ from qdrant_sink.schema import Layout
 
 Json = dict[str, Any]
 
-_TEXT: Final[Mapping[Layout, str]] = {
+_TEXT_KEYS: Final[Mapping[Layout, str]] = {
     "langchain": "page_content",
     "llamaindex": "_node_content",
     "haystack": "content",
 }
-_NO_DOCUMENT: Final = "None"  # the value that LlamaIndex writes for a node without a source
+_NO_SOURCE: Final = "None"  # the value that LlamaIndex writes for a node without a source
 
 
 def laid_out(
@@ -64,7 +64,7 @@ def laid_out(
     """
     if layout == "plain":
         if text_key in written:
-            raise InvalidRequest(f"qdrant.textKey: {text_key!r} keeps {_kept(text_key)}; choose another key")
+            raise InvalidRequest(f"qdrant.textKey: {text_key!r} keeps {_purpose(text_key)}; choose another key")
         return payload_for(payload, {text_key: text, **written}, field=field)
     if layout == "llamaindex":
         return _llamaindex(text, payload, written, point_id, field)
@@ -84,7 +84,7 @@ def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | 
 
 def text_key_of(layout: Layout, text_key: str) -> str:
     """Return the payload key of the text, or of the object that contains the text."""
-    return _TEXT.get(layout, text_key)
+    return _TEXT_KEYS.get(layout, text_key)
 
 
 def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str, field: str) -> Json:
@@ -95,18 +95,18 @@ def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any
     and "4" are `NodeRelationship.SOURCE` and `ObjectType.DOCUMENT`.
     """
     source = written.get("doc_id")
-    document = _NO_DOCUMENT if source is None else str(source)
-    ours = {key: value for key, value in written.items() if key != "doc_id"}
+    document = _NO_SOURCE if source is None else str(source)
+    worker_fields = {key: value for key, value in written.items() if key != "doc_id"}
     reserved = {"_node_content": "", "_node_type": "TextNode"} | dict.fromkeys(
         ("document_id", "doc_id", "ref_doc_id"), document
     )
-    flat = payload_for(payload, {**ours, **reserved}, field=field)
+    fields = payload_for(payload, {**worker_fields, **reserved}, field=field)
     node = {
         "id_": point_id,
         "embedding": None,
-        "metadata": {**payload, **ours},
-        "excluded_embed_metadata_keys": list(ours),
-        "excluded_llm_metadata_keys": list(ours),
+        "metadata": {**payload, **worker_fields},
+        "excluded_embed_metadata_keys": list(worker_fields),
+        "excluded_llm_metadata_keys": list(worker_fields),
         "relationships": {} if source is None else {"1": _related(document)},
         "metadata_template": "{key}: {value}",
         "metadata_separator": "\n",
@@ -117,14 +117,14 @@ def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any
         "text_template": "{metadata_str}\n\n{content}",
         "class_name": "TextNode",
     }
-    return {**flat, "_node_content": _dumped(node)}
+    return {**fields, "_node_content": _node_json(node)}
 
 
 def _related(document: str) -> Json:
     return {"node_id": document, "node_type": "4", "metadata": {}, "hash": None, "class_name": "RelatedNodeInfo"}
 
 
-def _dumped(node: Json) -> str:
+def _node_json(node: Json) -> str:
     try:
         return json.dumps(node, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
@@ -144,5 +144,5 @@ def _node_text(content: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _kept(key: str) -> str:
+def _purpose(key: str) -> str:
     return "the caller's own ids" if key == "id" else "what the worker writes of a chunk"

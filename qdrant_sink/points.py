@@ -246,8 +246,8 @@ def claims(
     duplicates: list[tuple[int, DuplicateId]] = []
     for index, point, payload in entries:
         digest = _digest(payload)
-        owned, indices = owners.setdefault(point, (digest, []))
-        if owned == digest:
+        owner_digest, indices = owners.setdefault(point, (digest, []))
+        if owner_digest == digest:
             indices.append(index)
         else:
             message = f"the id is already that of point {indices[0]} of this job, which has another payload or text"

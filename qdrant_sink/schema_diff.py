@@ -60,8 +60,8 @@ class CollectionDescription:
     placement: Placement = ANYWHERE
 
 
-_ALWAYS = {"size": "size", "distance": "distance", "comparator": "comparator", "modifier": "modifier"}
-_IF_EXPLICIT = {
+_ALWAYS_VERIFIED = {"size": "size", "distance": "distance", "comparator": "comparator", "modifier": "modifier"}
+_VERIFIED_IF_EXPLICIT = {
     "datatype": "datatype",
     "quantization": "quantization",
     "m": "m",
@@ -82,32 +82,40 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
     index is reported by `missing_indexes` instead, and a graph with m = 0 may be a deferred one.
     """
     result: list[Difference] = []
-    for kind, want in _expected(wanted).items():
+    for kind, wanted_vector in _expected(wanted).items():
         name = wanted.names.of(kind)
-        have = actual.vectors.get(name)
-        if have is None:
-            result.append(Difference(name, ABSENT, want.kind))
-        elif have.kind != want.kind:
-            result.append(Difference(f"{name}.kind", have.kind, want.kind))
+        actual_vector = actual.vectors.get(name)
+        if actual_vector is None:
+            result.append(Difference(name, ABSENT, wanted_vector.kind))
+        elif actual_vector.kind != wanted_vector.kind:
+            result.append(Difference(f"{name}.kind", actual_vector.kind, wanted_vector.kind))
         else:
-            explicit = {own: wire for own, wire in _IF_EXPLICIT.items() if f"{kind}.{wire}" in wanted.explicit}
-            if have.m == 0:
+            explicit = {
+                attribute: wire
+                for attribute, wire in _VERIFIED_IF_EXPLICIT.items()
+                if f"{kind}.{wire}" in wanted.explicit
+            }
+            if actual_vector.m == 0:
                 explicit.pop("m", None)
             result += [
-                Difference(f"{name}.{wire}", _shown(getattr(have, own)), _shown(getattr(want, own)))
-                for own, wire in (_ALWAYS | explicit).items()
-                if getattr(have, own) != getattr(want, own)
+                Difference(
+                    f"{name}.{wire}",
+                    _format(getattr(actual_vector, attribute)),
+                    _format(getattr(wanted_vector, attribute)),
+                )
+                for attribute, wire in (_ALWAYS_VERIFIED | explicit).items()
+                if getattr(actual_vector, attribute) != getattr(wanted_vector, attribute)
             ]
-    of_collection = {
+    collection_fields = {
         "payloadOnDisk": (actual.payload_on_disk, wanted.payload_on_disk),
         "shards": (actual.placement.shards, wanted.placement.shards),
         "replication": (actual.placement.replication, wanted.placement.replication),
         "writeConsistency": (actual.placement.write_consistency, wanted.placement.write_consistency),
     }
     result += [
-        Difference(name, _shown(is_), _shown(should))
-        for name, (is_, should) in of_collection.items()
-        if name in wanted.explicit and is_ != should
+        Difference(name, _format(actual_value), _format(wanted_value))
+        for name, (actual_value, wanted_value) in collection_fields.items()
+        if name in wanted.explicit and actual_value != wanted_value
     ]
     for key, index in wanted.indexes.items():
         existing = actual.payload_indexes.get(key)
@@ -153,24 +161,24 @@ def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
     }
 
 
-def mismatch(collection: str, different: Sequence[Difference]) -> SchemaMismatch:
+def mismatch(collection: str, fields: Sequence[Difference]) -> SchemaMismatch:
     """Create the error that lists every differing field with both values."""
-    fields = "; ".join(f"{field.field} is {field.found}, wanted {field.wanted}" for field in different)
+    details = "; ".join(f"{field.field} is {field.found}, wanted {field.wanted}" for field in fields)
     return SchemaMismatch(
-        f"collection {collection!r} exists with another schema and is left as it is: {fields}",
+        f"collection {collection!r} exists with another schema and is left as it is: {details}",
         collection=collection,
-        differences=different,
+        differences=fields,
     )
 
 
 def verify(collection: str, wanted: CollectionSchema, actual: CollectionDescription) -> None:
     """Raise `SchemaMismatch` if `actual` differs from `wanted` in a verified field."""
-    different = differences(wanted, actual)
-    if different:
-        raise mismatch(collection, different)
+    fields = differences(wanted, actual)
+    if fields:
+        raise mismatch(collection, fields)
 
 
-def _shown(value: str | int | None) -> str | int:
+def _format(value: str | int | None) -> str | int:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else value

@@ -17,12 +17,12 @@ import qdrant_edge as edge
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
-from qdrant_sink.edge.segments import clear_unfinished, without_graph
+from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, recover_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.schema_diff import CollectionDescription
 
-FLUSH_PATIENCE_S: Final = 1.0
+FLUSH_LOCK_TIMEOUT_S: Final = 1.0
 """Maximum time that a flush waits for a collection in use, so that it does not delay the other collections."""
 
 
@@ -36,10 +36,10 @@ def open_shard(directory: Path) -> edge.EdgeShard:
     return shard
 
 
-def points_without_graph(shard: edge.EdgeShard, directory: Path, vector: str) -> int:
+def count_unindexed_points(shard: edge.EdgeShard, directory: Path, vector: str) -> int:
     """Count the points of a flushed shard that should be in a graph and are not. The result is normally 0."""
-    carriers = edge.Filter(must=[edge.HasVectorCondition(vector)])
-    return without_graph(directory, vector, shard.count(edge.CountRequest(exact=True, filter=carriers)))
+    condition = edge.Filter(must=[edge.HasVectorCondition(vector)])
+    return count_unindexed(directory, vector, shard.count(edge.CountRequest(exact=True, filter=condition)))
 
 
 class EdgeCollection:
@@ -57,24 +57,24 @@ class EdgeCollection:
         self._lock = threading.Lock()
         self._shard: edge.EdgeShard | None = None
         self._unflushed = False
-        self._ended = False
+        self._closed = False
 
     @contextmanager
     def opened(self, *, to_write: bool = False) -> Iterator[edge.EdgeShard]:
         """Open the shard for exclusive use within the block. The next `flush` makes writes durable."""
         with self._lock:
-            shard = self._open()
+            shard = self._open_shard()
             self._unflushed |= to_write
             yield shard
 
-    def described(self) -> CollectionDescription:
+    def describe(self) -> CollectionDescription:
         """Describe the current state of the collection, including its payload indexes."""
         with self.opened() as shard, mapped("description of a collection"):
             return replace(collection_description(self._directory), payload_indexes=payload_indexes(shard))
 
     def flush(self) -> None:
         """Synchronise the files with recent writes. A collection that is in use for long is skipped."""
-        if not self._unflushed or not self._lock.acquire(timeout=FLUSH_PATIENCE_S):
+        if not self._unflushed or not self._lock.acquire(timeout=FLUSH_LOCK_TIMEOUT_S):
             return
         try:
             if self._unflushed and self._shard is not None:
@@ -94,41 +94,41 @@ class EdgeCollection:
         with self._lock:
             self._check_open()
             with mapped("flush"):
-                self._close()
-            changed = self._optimized(vector)
-            shard = self._open()
+                self._close_shard()
+            changed = self._run_optimization(vector)
+            shard = self._open_shard()
             with mapped("optimisation"):
-                return changed, points_without_graph(shard, self._directory, vector)
+                return changed, count_unindexed_points(shard, self._directory, vector)
 
     @property
     def is_open(self) -> bool:
         """Whether the shard is open and holds threads, memory maps and a descriptor."""
         return self._shard is not None
 
-    def rest(self) -> bool:
+    def close_if_idle(self) -> bool:
         """Flush and close the shard until the next call. Returns False, without closing, if the shard is in use."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
             with mapped("flush"):
-                self._close()
+                self._close_shard()
         finally:
             self._lock.release()
         return True
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Flush and close the collection permanently, and stop a running optimisation."""
-        self._ended = True
+        self._closed = True
         optimization = self._optimization
         if optimization is not None:
             optimization.stop()
         with self._lock, mapped("flush"):
-            self._close()
+            self._close_shard()
 
-    def _optimized(self, vector: str) -> bool:
+    def _run_optimization(self, vector: str) -> bool:
         optimization = self._optimization = self._optimizer.start(self._directory, vector)
         try:
-            if self._ended:  # `end` was called before the process was assigned
+            if self._closed:  # `close` was called before the process was assigned
                 optimization.stop()
             return optimization.wait()
         except StoreUnavailable:
@@ -138,16 +138,16 @@ class EdgeCollection:
             self._optimization = None
 
     def _check_open(self) -> None:
-        if self._ended:
+        if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _open(self) -> edge.EdgeShard:
+    def _open_shard(self) -> edge.EdgeShard:
         self._check_open()
         if self._shard is None:
             self._shard = open_shard(self._directory)
         return self._shard
 
-    def _close(self) -> None:
+    def _close_shard(self) -> None:
         shard = self._shard
         if shard is not None:
             shard.flush()

@@ -31,12 +31,12 @@ def _filter(raw: Filter) -> edge.Filter:
     def clause(conditions: Any) -> list[edge.ConditionType] | None:
         return [_condition(condition) for condition in as_list(conditions)] or None
 
-    least = raw.get("min_should")
+    min_should = raw.get("min_should")
     return edge.Filter(
         must=clause(raw.get("must")),
         should=clause(raw.get("should")),
         must_not=clause(raw.get("must_not")),
-        min_should=least and edge.MinShould(clause(least["conditions"]) or [], least["min_count"]),
+        min_should=min_should and edge.MinShould(clause(min_should["conditions"]) or [], min_should["min_count"]),
     )
 
 

@@ -33,7 +33,7 @@ def _sparse(vector: SparseVector) -> edge.SparseVector:
 def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
     """Convert the stages of a plan to one request."""
     condition = edge_filter(plan.where)
-    last = not plan.branches
+    single_stage = not plan.branches
     return edge.QueryRequest(
         limit=plan.limit,
         offset=plan.offset,
@@ -49,18 +49,18 @@ def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
         ],
         with_vector=[names.of(kind) for kind in plan.with_vectors] or False,
         with_payload=payload_selector(plan.with_payload),
-        filter=condition if last else None,
-        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if last else None),
+        filter=condition if single_stage else None,
+        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
         score_threshold=plan.score_threshold,
     )
 
 
-def payload_selector(wanted: WithPayload) -> Any:
+def payload_selector(selection: WithPayload) -> Any:
     """Convert the selection of a payload."""
-    if not isinstance(wanted, PayloadKeys):
-        return wanted
-    choose = edge.PayloadSelector.Exclude if wanted.excluded else edge.PayloadSelector.Include
-    return choose(list(wanted.keys))
+    if not isinstance(selection, PayloadKeys):
+        return selection
+    selector = edge.PayloadSelector.Exclude if selection.excluded else edge.PayloadSelector.Include
+    return selector(list(selection.keys))
 
 
 def _params(query: Nearest, traversal: Traversal | None) -> edge.SearchParams | None:
@@ -76,9 +76,11 @@ def _params(query: Nearest, traversal: Traversal | None) -> edge.SearchParams | 
     return None if quantization is None else edge.SearchParams(quantization=quantization)
 
 
-def _quantization(wanted: Rescoring) -> edge.QuantizationSearchParams:
+def _quantization(rescoring: Rescoring) -> edge.QuantizationSearchParams:
     return edge.QuantizationSearchParams(
-        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+        ignore=rescoring.ignore,
+        rescore=rescoring.rescore,
+        oversampling=rescoring.oversampling if rescoring.rescore else None,
     )
 
 

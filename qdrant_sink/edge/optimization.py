@@ -20,7 +20,7 @@ from qdrant_sink.errors import StoreError, StoreRejected, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER: Final = (sys.executable, "-m", "qdrant_sink.edge.optimizer")
+OPTIMIZER_COMMAND: Final = (sys.executable, "-m", "qdrant_sink.edge.optimizer")
 """Command that starts the process, without the arguments of a run."""
 
 _ERRORS: Final[dict[str, type[StoreError]]] = {kind.__name__: kind for kind in (StoreUnavailable, StoreRejected)}
@@ -37,7 +37,7 @@ class Optimizer:
     """
 
     lock_file: int
-    command: Sequence[str] = OPTIMIZER
+    command: Sequence[str] = OPTIMIZER_COMMAND
 
     def start(self, directory: Path, vector: str) -> Optimization:
         """Start to optimise a collection that must not be open.
@@ -61,9 +61,9 @@ class Optimizer:
                 text=True,
             )
         except OSError as exc:
-            why = os.strerror(exc.errno or 0).lower()
+            reason = os.strerror(exc.errno or 0).lower()
             raise StoreUnavailable(
-                f"Qdrant Edge cannot start the process that optimises collection {directory.name!r}: {why}; "
+                f"Qdrant Edge cannot start the process that optimises collection {directory.name!r}: {reason}; "
                 "let the worker start processes, or use a Qdrant server"
             ) from exc
         return Optimization(directory.name, process)
@@ -88,25 +88,25 @@ class Optimization:
             StoreUnavailable: the process was killed or ended early, or an error of the operating system occurred.
             StoreRejected: the engine reported an error.
         """
-        outcome: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         with self._process as process:
             try:
                 for line in process.stdout or ():
                     if line.endswith("\n"):  # otherwise the process was killed while it wrote the line
-                        outcome = json.loads(line)
-                        if "level" in outcome:
-                            log.log(outcome["level"], "%s", outcome["message"])
+                        result = json.loads(line)
+                        if "level" in result:
+                            log.log(result["level"], "%s", result["message"])
                 process.wait()  # must precede the end of its standard input
             except BaseException:
                 process.kill()
                 raise
-        if "changed" in outcome and process.returncode == 0:
-            return bool(outcome["changed"])
-        cause = subprocess.CalledProcessError(process.returncode, OPTIMIZER)
-        if "error" in outcome:
-            raise _ERRORS[outcome["error"]](outcome["message"]) from cause
+        if "changed" in result and process.returncode == 0:
+            return bool(result["changed"])
+        cause = subprocess.CalledProcessError(process.returncode, OPTIMIZER_COMMAND)
+        if "error" in result:
+            raise _ERRORS[result["error"]](result["message"]) from cause
         raise StoreUnavailable(
-            f"the optimisation of collection {self._collection!r} broke off ({_ending(process.returncode)}): "
+            f"the optimisation of collection {self._collection!r} broke off ({_exit_description(process.returncode)}): "
             "no point is lost; run it again"
         ) from cause
 
@@ -115,7 +115,7 @@ class Optimization:
         self._process.kill()
 
 
-def _ending(status: int) -> str:
+def _exit_description(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
     return f"signal {-status}" + (", as when memory runs out" if status == -signal.SIGKILL else "")

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import qdrant_edge as edge
 
-from qdrant_sink.edge.collection import open_shard, points_without_graph
+from qdrant_sink.edge.collection import count_unindexed_points, open_shard
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.settings import merging
 from qdrant_sink.errors import StoreError
@@ -36,11 +36,11 @@ def optimize(directory: Path, vector: str) -> bool:
         shard.flush()  # after a kill, one segment then has all points; see `edge.segments`
         changed = shard.optimize()
         shard.flush()
-        waiting = points_without_graph(shard, directory, vector)
+        unindexed = count_unindexed_points(shard, directory, vector)
         shard.close()
-        if not waiting:
+        if not unindexed:
             return changed
-        log.info("collection %r: joining segments, since %d points are in no HNSW graph", directory.name, waiting)
+        log.info("collection %r: joining segments, since %d points are in no HNSW graph", directory.name, unindexed)
         with merging(directory):
             shard = edge.EdgeShard.load(str(directory))
             changed |= shard.optimize()
@@ -49,17 +49,17 @@ def optimize(directory: Path, vector: str) -> bool:
         return changed
 
 
-def end_with(worker: int) -> None:
+def kill_with_worker(worker: int) -> None:
     """Let the kernel kill this process when the worker ends. No Python thread could: the engine holds the GIL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        end_with_stdin()
+        kill_with_stdin()
     if os.getppid() != worker:  # the worker has already ended
         sys.exit(1)
 
 
-def end_with_stdin() -> None:
+def kill_with_stdin() -> None:
     """Fork a process that kills this one when the standard input ends, and that closes all other descriptors."""
     optimizer = os.getpid()
     if os.fork():
@@ -83,7 +83,7 @@ def _write(**fields: Any) -> None:
 
 def main(directory: str, vector: str, worker: str) -> int:
     """Optimise the collection, print the result and return the exit status."""
-    end_with(int(worker))
+    kill_with_worker(int(worker))
     logging.basicConfig(level=logging.INFO, handlers=[_WorkerLog()])
     try:
         changed = optimize(Path(directory), vector)

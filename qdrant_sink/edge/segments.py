@@ -21,9 +21,9 @@ GRAPH_KB: Final = 10_000
 """The engine's default threshold in kilobytes of vectors, which `optimizers.indexing_threshold` in the configuration
 overrides."""
 
-_BYTES: Final = {"float16": 2}
+_COMPONENT_BYTES: Final = {"float16": 2}
 """Bytes per component by datatype; other datatypes have 4."""
-_SEGMENT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SEGMENT_NAME: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _VERSION_BYTES: Final = 8
 
 
@@ -42,33 +42,33 @@ class Segment:
 
 def segments_of(directory: Path, vector: str) -> list[Segment]:
     """List the segments of a flushed collection, with the state of one vector."""
-    segments = []
-    for segment in sorted((directory / "segments").iterdir()):
-        state = segment / "segment.json"
-        if not (_SEGMENT.fullmatch(segment.name) and state.exists() and (segment / "version.info").exists()):
+    result = []
+    for path in sorted((directory / "segments").iterdir()):
+        state = path / "segment.json"
+        if not (_SEGMENT_NAME.fullmatch(path.name) and state.exists() and (path / "version.info").exists()):
             continue  # incomplete or partly removed, so that the engine does not open it
         params = json.loads(state.read_text())["config"]["vector_data"].get(vector, {})
-        versions = sum(file.stat().st_size for file in segment.glob("*id_tracker.versions"))
-        segments.append(Segment(versions // _VERSION_BYTES, params.get("index", {}).get("type") == "hnsw"))
-    return segments
+        versions = sum(file.stat().st_size for file in path.glob("*id_tracker.versions"))
+        result.append(Segment(versions // _VERSION_BYTES, params.get("index", {}).get("type") == "hnsw"))
+    return result
 
 
-def without_graph(directory: Path, vector: str, carriers: int) -> int:
+def count_unindexed(directory: Path, vector: str, point_count: int) -> int:
     """Count the points that should be in a graph and are not; 0 if they are too few, or if the vector has no graph.
 
     Args:
         directory: directory of a flushed collection.
         vector: name of the vector.
-        carriers: number of points that have the vector.
+        point_count: number of points that have the vector.
     """
     config = read_config(directory)
     params = (config.get("vectors") or {}).get(vector, {})
     graph = {**(config.get("hnsw_config") or {}), **(params.get("hnsw_config") or {})}
     if not params or graph.get("m") == 0:
         return 0
-    outside = sum(segment.points for segment in segments_of(directory, vector) if not segment.indexed)
-    points = min(outside, carriers)
-    size = params["size"] * _BYTES.get(str(params.get("datatype")).lower(), 4)
+    unindexed = sum(segment.points for segment in segments_of(directory, vector) if not segment.indexed)
+    points = min(unindexed, point_count)
+    size = params["size"] * _COMPONENT_BYTES.get(str(params.get("datatype")).lower(), 4)
     threshold = (config.get("optimizers") or {}).get("indexing_threshold") or GRAPH_KB
     return points if points * size >= threshold * 1024 else 0
 
@@ -77,5 +77,5 @@ def clear_unfinished(directory: Path) -> None:
     """Remove the temporary segments of an interrupted optimisation. Call it after a collection was opened."""
     unfinished = directory / "temp_segments"
     if unfinished.is_dir():
-        for built in unfinished.iterdir():
-            shutil.rmtree(built, ignore_errors=True)
+        for segment in unfinished.iterdir():
+            shutil.rmtree(segment, ignore_errors=True)

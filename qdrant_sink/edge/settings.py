@@ -12,32 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-CONFIG: Final = "edge_config.json"
+CONFIG_FILE: Final = "edge_config.json"
 """Name of the engine's configuration file in the directory of a collection."""
 
 SEARCH_THREADS: Final = 2
 """Number of search threads per open collection. The engine would start eight on two cores. A search usually visits two
 segments, and because of the GIL only one search runs at a time; more threads were not faster in measurements."""
 
-BEFORE: Final = "edge_config.before.json"
+CONFIG_BACKUP_FILE: Final = "edge_config.before.json"
 """Name of the backup of the configuration during `merging`."""
 
-MERGING: Final = {"indexing_threshold": 1, "default_segment_number": 1}
+MERGE_SETTINGS: Final = {"indexing_threshold": 1, "default_segment_number": 1}
 """Optimizer settings that index segments of one kilobyte or more, and merge all segments into one."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Read the configuration of a collection."""
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
+    config: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
     return config
 
 
 @contextmanager
 def merging(directory: Path) -> Iterator[None]:
-    """Apply the settings of `MERGING` to a collection that is opened within the block."""
-    before = read_config(directory)
-    _write(directory, BEFORE, before)
-    _write(directory, CONFIG, {**before, "optimizers": {**(before.get("optimizers") or {}), **MERGING}})
+    """Apply the settings of `MERGE_SETTINGS` to a collection that is opened within the block."""
+    config = read_config(directory)
+    _write(directory, CONFIG_BACKUP_FILE, config)
+    _write(directory, CONFIG_FILE, {**config, "optimizers": {**(config.get("optimizers") or {}), **MERGE_SETTINGS}})
     try:
         yield
     finally:
@@ -46,22 +46,22 @@ def merging(directory: Path) -> Iterator[None]:
 
 def recover_config(directory: Path) -> None:
     """Restore the configuration if a process ended within `merging`. Call it before a collection is opened."""
-    before = directory / BEFORE
-    if before.exists():
-        before.replace(directory / CONFIG)
+    backup = directory / CONFIG_BACKUP_FILE
+    if backup.exists():
+        backup.replace(directory / CONFIG_FILE)
 
 
 def limit_threads(directory: Path) -> None:
     """Set `SEARCH_THREADS` unless the configuration has its own value. Call it before a collection is opened."""
     config = read_config(directory)
     if not config.get("max_search_threads"):
-        _write(directory, CONFIG, {**config, "max_search_threads": SEARCH_THREADS})
+        _write(directory, CONFIG_FILE, {**config, "max_search_threads": SEARCH_THREADS})
 
 
 def _write(directory: Path, name: str, config: Mapping[str, Any]) -> None:
-    beside = directory / f".writing-{name}"
-    with beside.open("w") as file:
+    temporary = directory / f".writing-{name}"
+    with temporary.open("w") as file:
         json.dump(config, file)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(directory / name)
+    temporary.replace(directory / name)

@@ -41,9 +41,9 @@ from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_point, hit, payload_selector, query_request, sink_id, stored
-from qdrant_sink.edge.optimization import OPTIMIZER, Optimizer
+from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
-from qdrant_sink.edge.settings import CONFIG
+from qdrant_sink.edge.settings import CONFIG_FILE
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
@@ -81,20 +81,20 @@ class EdgeStore:
         *,
         names: VectorNames = NAMES,
         open_collections: int = OPEN_COLLECTIONS_MAX,
-        optimizer: Sequence[str] = OPTIMIZER,
+        optimizer: Sequence[str] = OPTIMIZER_COMMAND,
     ) -> None:
         self._root = Path(path)
         self._names = names
         self._guard = threading.Lock()
         self._open_collections = open_collections
         self._collections: dict[str, EdgeCollection] = {}  # in the order of use, the most recent last
-        self._lock_file = _own(self._root)
+        self._lock_file = _lock_directory(self._root)
         self._optimizer = Optimizer(self._lock_file, optimizer)
         self._closed = False
-        self._ending = threading.Event()
+        self._stopping = threading.Event()
         self._flusher = threading.Thread(target=self._flush_regularly, name="edge-flush", daemon=True)
         self._flusher.start()
-        self._clear_half_made()
+        self._remove_unfinished()
 
     @property
     def label(self) -> str:
@@ -106,12 +106,12 @@ class EdgeStore:
         self._check(collection, schema)
         with self._guard:
             self._check_open()
-            name = self._real(collection)
+            name = self._resolve(collection)
             if not self._exists(name):
                 self._collections.pop(name, None)  # its directory may have been deleted while it was open
                 self._create(name, schema)
-            existing = self._at(name)
-        actual = existing.described()
+            existing = self._cached_collection(name)
+        actual = existing.describe()
         verify(collection, schema, actual)
         for key, index in missing_indexes(schema, actual).items():
             with existing.opened() as shard, mapped(f"payload index on {key!r}"):
@@ -124,11 +124,11 @@ class EdgeStore:
         self._check(collection, schema)
         with self._guard:
             self._check_open()
-            name = self._real(collection)
+            name = self._resolve(collection)
             if not self._exists(name):
                 return False
-            existing = self._at(name)
-        actual = existing.described()
+            existing = self._cached_collection(name)
+        actual = existing.describe()
         verify(collection, schema, actual)
         return not missing_indexes(schema, actual)
 
@@ -140,17 +140,17 @@ class EdgeStore:
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
         """Call `optimize` and check that the graph is complete. `timeout_s` does not apply."""
         self._check(collection, schema)
-        _, waiting = self._collection(collection).optimize(self._names.dense)
-        if waiting:
-            raise StoreUnavailable(f"collection {collection!r} is not ready: {waiting} points are in no HNSW graph")
+        _, unindexed = self._collection(collection).optimize(self._names.dense)
+        if unindexed:
+            raise StoreUnavailable(f"collection {collection!r} is not ready: {unindexed} points are in no HNSW graph")
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - always available
         """See `Store.collection_of`."""
         check_collection(name)
         with self._guard:
             self._check_open()
-            real = self._real(name)
-            return real if self._exists(real) else None
+            resolved = self._resolve(name)
+            return resolved if self._exists(resolved) else None
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically, by renaming a new symbolic link over the previous one."""
@@ -158,14 +158,14 @@ class EdgeStore:
         check_collection(collection)
         with self._guard:
             self._check_open()
-            if os.path.lexists(self._root / alias) and self._real(alias) == alias:
+            if os.path.lexists(self._root / alias) and self._resolve(alias) == alias:
                 raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
-            if self._real(collection) != collection or not self._exists(collection):
+            if self._resolve(collection) != collection or not self._exists(collection):
                 raise NotFound(f"collection {collection!r} does not exist")
-            beside = self._root / f".creating-{uuid.uuid4().hex}"
+            temporary = self._root / f".creating-{uuid.uuid4().hex}"
             with mapped(f"alias {alias!r}"):
-                beside.symlink_to(collection)
-                beside.replace(self._root / alias)
+                temporary.symlink_to(collection)
+                temporary.replace(self._root / alias)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points. Raises NotFound, StoreRejected or StoreUnavailable."""
@@ -185,7 +185,7 @@ class EdgeStore:
         if not ids:
             return set()
         with self._collection(collection).opened() as shard, mapped("ids"):
-            return {sink_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
+            return {sink_id(record.id) for record in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
         """Return the hits of each plan, with one call."""
@@ -242,16 +242,16 @@ class EdgeStore:
             if self._closed:
                 return
             self._closed = True
-            self._ending.set()
-            failed: WorkerError | None = None
+            self._stopping.set()
+            failure: WorkerError | None = None
             try:
                 for collection in self._collections.values():
                     try:
-                        collection.end()
+                        collection.close()
                     except WorkerError as error:  # the other collections must still be closed
-                        failed = error
-                if failed is not None:
-                    raise failed
+                        failure = error
+                if failure is not None:
+                    raise failure
             finally:
                 self._collections.clear()
                 os.close(self._lock_file)
@@ -260,13 +260,13 @@ class EdgeStore:
         check_collection(name)
         with self._guard:
             self._check_open()
-            real = self._real(name)
-            if not self._exists(real):
+            resolved = self._resolve(name)
+            if not self._exists(resolved):
                 raise NotFound(f"collection {name!r} does not exist")
-            return self._at(real)
+            return self._cached_collection(resolved)
 
     def _flush_regularly(self) -> None:
-        while not self._ending.wait(FLUSH_INTERVAL_S):
+        while not self._stopping.wait(FLUSH_INTERVAL_S):
             with self._guard:
                 collections = list(self._collections.values())
             for collection in collections:
@@ -282,7 +282,7 @@ class EdgeStore:
         if schema.placement.server_only:
             raise ConfigurationError(f"{schema.placement.server_only}: Qdrant Edge is one machine; use a server")
 
-    def _real(self, name: str) -> str:
+    def _resolve(self, name: str) -> str:
         """Resolve a name to its collection: the name itself or the target of an alias.
 
         A symbolic link to a path outside of the directory is not an alias but a collection on another disk.
@@ -292,13 +292,13 @@ class EdgeStore:
         return target if re.fullmatch(COLLECTION_NAME, target) else name
 
     def _exists(self, name: str) -> bool:
-        return (self._root / name / CONFIG).exists()
+        return (self._root / name / CONFIG_FILE).exists()
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _at(self, name: str) -> EdgeCollection:
+    def _cached_collection(self, name: str) -> EdgeCollection:
         """Return the collection of an existing directory, and close the least recently used ones if necessary."""
         collection = self._collections.pop(name, None) or EdgeCollection(self._root / name, self._optimizer)
         others = [other for other in self._collections.values() if other.is_open]
@@ -308,12 +308,12 @@ class EdgeStore:
             if excess <= 0:
                 break
             try:
-                excess -= other.rest()
+                excess -= other.close_if_idle()
             except WorkerError as error:  # it stays open until the next try; the points are in the write-ahead log
                 log.error("%s", error.message)
         return collection
 
-    def _clear_half_made(self) -> None:
+    def _remove_unfinished(self) -> None:
         for leftover in self._root.glob(".creating-*"):
             if leftover.is_symlink():
                 leftover.unlink(missing_ok=True)
@@ -322,32 +322,32 @@ class EdgeStore:
 
     def _create(self, name: str, schema: CollectionSchema) -> None:
         """Create the collection under a temporary name and rename it, so that a crash leaves nothing incomplete."""
-        beside = self._root / f".creating-{uuid.uuid4().hex}"
+        temporary = self._root / f".creating-{uuid.uuid4().hex}"
         with mapped(f"creation of collection {name!r}"):
-            self._clear_half_made()  # remove the directory of an attempt that failed
-            shard = edge.EdgeShard.create(str(beside), edge_config(schema))
+            self._remove_unfinished()  # remove the directory of an attempt that failed
+            shard = edge.EdgeShard.create(str(temporary), edge_config(schema))
             for key, index in schema.indexes.items():
                 create_index(shard, key, index)
             shard.flush()
             shard.close()
-            beside.rename(self._root / name)
+            temporary.rename(self._root / name)
 
 
-def _own(root: Path) -> int:
+def _lock_directory(root: Path) -> int:
     """Create and lock the directory. The kernel releases the lock when the process ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as exc:
         raise ConfigurationError(f"QDRANT_PATH: the directory cannot be written ({exc.strerror})") from exc
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
-        os.close(handle)
+        os.close(descriptor)
         raise ConfigurationError(
             "QDRANT_PATH: another process owns the directory; stop it, choose another directory, "
             "or share a Qdrant server through QDRANT_URL"
         ) from exc
     except OSError:
         pass  # the file system has no locks; the engine still locks each collection
-    return handle
+    return descriptor

@@ -33,7 +33,7 @@ from qdrant_sink.searching.run import DEPTH_FACTOR, DEPTH_MAX, Searchable, plan_
 FUSED_TOLERANCE: Final[Mapping[str, float]] = {"rrf": 1e-6, "dbsf": 1e-3}
 """Maximum difference between a fused score and the sum of its contributions. A store computes scores in float32."""
 
-TIES_MAX: Final = 4096
+TIE_COMBINATIONS_MAX: Final = 4096
 """Maximum number of rank combinations that are tried if branches have equal scores."""
 
 
@@ -74,14 +74,14 @@ class Inquiry:
     Attributes:
         search: search of the caller.
         text_key: key of the payload with the text to which explanations refer.
-        asked: search that also requests the payload and the vectors that the explanation needs.
+        extended: search that also requests the payload and the vectors that the explanation needs.
         branches: search for the candidates of each branch, by kind.
         fuse: fusion of the branches; None without fusion.
     """
 
     search: Search
     text_key: str
-    asked: Search
+    extended: Search
     branches: Mapping[Kind, Search]
     fuse: Fuse | None
 
@@ -109,28 +109,28 @@ class Inquiry:
             for kind in options.using
         }
         payload = _with_text(options.with_payload, text_key)
-        asked = search.with_options(with_payload=payload, with_vectors=tuple(sorted(needed)))
+        extended = search.with_options(with_payload=payload, with_vectors=tuple(sorted(needed)))
         plan = plan_of(search, options.depth)
         fuse = plan.query if plan is not None and isinstance(plan.query, Fuse) else None
-        return cls(search, text_key, asked, branches, fuse)
+        return cls(search, text_key, extended, branches, fuse)
 
     @property
     def searches(self) -> list[Search]:
         """All searches, starting with the search for the hits."""
-        return [self.asked, *self.branches.values()]
+        return [self.extended, *self.branches.values()]
 
     def deeper(self, answers: Sequence[Sequence[Hit]]) -> Inquiry | None:
         """Return an inquiry whose branches search deeper; None if that is unnecessary or the depth is at its limit.
 
         A grouped search goes as deep as it must to find its groups, and its answer does not tell how deep that was.
         """
-        hits, *others = answers
+        hits, *branch_hits = answers
         limits = [branch.options.limit for branch in self.branches.values()]
-        full = any(len(candidates) == limit for limit, candidates in zip(limits, others, strict=True))
-        if self.search.options.group_by is None or not full or max(limits) >= DEPTH_MAX:
+        has_more = any(len(candidates) == limit for limit, candidates in zip(limits, branch_hits, strict=True))
+        if self.search.options.group_by is None or not has_more or max(limits) >= DEPTH_MAX:
             return None
-        branches = self._ranked(others)
-        if all(self._accounts_for(hit, branches) for hit in hits):
+        branches = self._ranked(branch_hits)
+        if all(self._is_explained(hit, branches) for hit in hits):
             return None
         depth = min(max(limits) * DEPTH_FACTOR, DEPTH_MAX)
         return replace(
@@ -144,14 +144,14 @@ class Inquiry:
             answers: hits of each search of `searches`.
             halved: whether the store compares ColBERT rows in float16.
         """
-        hits, *others = answers
-        branches = self._ranked(others)
+        hits, *branch_hits = answers
+        branches = self._ranked(branch_hits)
         rows = self.search.vectors.colbert
         if rows is not None and halved:
             rows = rows.astype(np.float16)
-        return [self._of(hit, branches, rows) for hit in hits]
+        return [self._explanation(hit, branches, rows) for hit in hits]
 
-    def bare(self, hits: Sequence[Hit]) -> list[Hit]:
+    def stripped(self, hits: Sequence[Hit]) -> list[Hit]:
         """Return the hits with only the payload and vectors that the caller requested."""
         kinds = self.search.options.with_vectors
         return [
@@ -177,13 +177,13 @@ class Inquiry:
     def _ranked(self, answers: Sequence[Sequence[Hit]]) -> dict[Kind, _Branch]:
         return dict(zip(self.branches, map(_Branch, answers), strict=True))
 
-    def _accounts_for(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> bool:
+    def _is_explained(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> bool:
         """Whether the branches explain the fused score of the hit or, without fusion, contain the hit."""
         if self.fuse is not None:
             return self._fused(hit, branches, self.fuse) is not None
         return any(branch.rank(hit) for branch in branches.values())
 
-    def _of(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
+    def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
         fused = None if self.fuse is None else self._fused(hit, branches, self.fuse)
         chosen, fusion = fused or ({kind: branch.rank(hit) for kind, branch in branches.items()}, None)
         query = self.search.vectors.sparse
@@ -203,7 +203,7 @@ class Inquiry:
     ) -> tuple[dict[Kind, BranchRank | None], dict[Kind, float]] | None:
         """Find the ranks that explain a fused score. Returns them with their contributions; None without a solution."""
         ranks = {kind: branch.ranks(hit) for kind, branch in branches.items()}
-        if prod(max(1, len(tied)) for tied in ranks.values()) > TIES_MAX:
+        if prod(max(1, len(tied)) for tied in ranks.values()) > TIE_COMBINATIONS_MAX:
             ranks = {kind: tied[:1] for kind, tied in ranks.items()}
         weights = dict(zip(ranks, self.search.options.weights or (1.0,) * len(ranks), strict=True))
         candidates: list[Sequence[BranchRank | None]] = [tied or [None] for tied in ranks.values()]
@@ -295,7 +295,7 @@ def explain(
             own[1:] = run(store, collection, list(deeper.branches.values()))
             deeper = deeper.deeper(own)
         payloads = [hit.payload for hit in own[0]]
-        results.append(Explained(inquiry.bare(own[0]), payloads, inquiry.explain(own, halved=halved)))
+        results.append(Explained(inquiry.stripped(own[0]), payloads, inquiry.explain(own, halved=halved)))
     return results
 
 

@@ -37,11 +37,16 @@ def token_matches(query: SparseVector, passage: SparseVector | None) -> tuple[To
     """Return the shared tokens, the largest contribution first. The contributions sum to the inner product."""
     if passage is None:
         return ()
-    shared, ours, theirs = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
+    shared, query_positions, passage_positions = np.intersect1d(
+        query.indices, passage.indices, assume_unique=True, return_indices=True
+    )
     matches = [
         TokenMatch(index, query_weight, passage_weight)
         for index, query_weight, passage_weight in zip(
-            shared.tolist(), query.values[ours].tolist(), passage.values[theirs].tolist(), strict=True
+            shared.tolist(),
+            query.values[query_positions].tolist(),
+            passage.values[passage_positions].tolist(),
+            strict=True,
         )
     ]
     return tuple(sorted(matches, key=lambda match: (-match.contribution, match.id)))

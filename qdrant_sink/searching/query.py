@@ -127,10 +127,10 @@ def conform_query(vectors: Vectors, options: SearchOptions, schema: CollectionSc
 
     The rules are the same as for the vectors of a point.
     """
-    proven = conform_vectors(vectors, schema)
-    if isinstance(proven, Refusal):
-        return proven
+    valid = conform_vectors(vectors, schema)
+    if isinstance(valid, Refusal):
+        return valid
     for kind in options.kinds:
-        if kind != "sparse" and getattr(proven, kind) is None:
+        if kind != "sparse" and getattr(valid, kind) is None:
             return Refusal("invalid_vector", f"{kind}: the search uses it and the query has none")
-    return Search(proven, options, schema.quantized)
+    return Search(valid, options, schema.quantized)

@@ -63,23 +63,23 @@ def recommend(
             the error.
         StoreError: see the table in `qdrant_sink.store`.
     """
-    named = [(f"{field}.positive[{index}]", raw) for index, raw in enumerate(positive)]
-    named += [(f"{field}.negative[{index}]", raw) for index, raw in enumerate(negative)]
-    ids = [point_id(raw, scope, field=path) for path, raw in named]
-    wanted, unwanted = ids[: len(positive)], ids[len(positive) :]
-    for index, unlike in enumerate(unwanted):
-        if unlike in wanted:
-            same = wanted.index(unlike)
-            raise InvalidRequest(f"{field}.negative[{index}]: is the same point as {field}.positive[{same}]")
+    examples = [(f"{field}.positive[{index}]", raw) for index, raw in enumerate(positive)]
+    examples += [(f"{field}.negative[{index}]", raw) for index, raw in enumerate(negative)]
+    ids = [point_id(raw, scope, field=path) for path, raw in examples]
+    positive_ids, negative_ids = ids[: len(positive)], ids[len(positive) :]
+    for index, negative_id in enumerate(negative_ids):
+        if negative_id in positive_ids:
+            duplicate = positive_ids.index(negative_id)
+            raise InvalidRequest(f"{field}.negative[{index}]: is the same point as {field}.positive[{duplicate}]")
     stored = store.fetch(collection, list(dict.fromkeys(ids)), False, sorted(kinds))  # noqa: FBT003 - as in `Fetches`
-    missing = [(path, raw) for (path, raw), example in zip(named, ids, strict=True) if example not in stored]
+    missing = [(path, raw) for (path, raw), point in zip(examples, ids, strict=True) if point not in stored]
     if missing:
         paths = ", ".join(path for path, _ in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise NotFound(
             f"{paths}: not in collection {collection!r}", collection=collection, ids=[raw for _, raw in missing]
         )
-    vectors = query_vectors(_vectors(stored, wanted), _vectors(stored, unwanted), kinds, field=field)
-    return vectors, without(where, ids)
+    vectors = query_vectors(_vectors(stored, positive_ids), _vectors(stored, negative_ids), kinds, field=field)
+    return vectors, excluding(where, ids)
 
 
 def query_vectors(
@@ -103,7 +103,7 @@ def query_vectors(
     )
 
 
-def without(where: Filter | None, ids: Sequence[PointId]) -> dict[str, Any]:
+def excluding(where: Filter | None, ids: Sequence[PointId]) -> dict[str, Any]:
     """Return the filter, extended so that it excludes these points."""
     examples = {"has_id": [example if isinstance(example, int) else str(example) for example in ids]}
     where = dict(where or {})
@@ -115,14 +115,14 @@ def _vectors(stored: Mapping[PointId, Stored], ids: Sequence[PointId]) -> list[V
 
 
 def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str) -> NDArray[np.float32]:
-    liked = [example.dense for example in positive if example.dense is not None]
-    if not liked:
+    positive_vectors = [example.dense for example in positive if example.dense is not None]
+    if not positive_vectors:
         raise InvalidRequest(f"{field}.positive: at least one of the points must have a dense vector, got none")
-    query: NDArray[np.float64] = np.mean(np.stack(liked), axis=0, dtype=np.float64)
+    query: NDArray[np.float64] = np.mean(np.stack(positive_vectors), axis=0, dtype=np.float64)
     formula = "mean(positive)"
-    disliked = [example.dense for example in negative if example.dense is not None]
-    if disliked:
-        query = 2 * query - np.mean(np.stack(disliked), axis=0, dtype=np.float64)
+    negative_vectors = [example.dense for example in negative if example.dense is not None]
+    if negative_vectors:
+        query = 2 * query - np.mean(np.stack(negative_vectors), axis=0, dtype=np.float64)
         formula = "2 * mean(positive) - mean(negative)"
     norm = float(np.linalg.norm(query))
     if norm < NORM_MIN:
@@ -135,9 +135,9 @@ def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str)
 
 def _sparse(positive: Sequence[Vectors], negative: Sequence[Vectors]) -> SparseVector | None:
     weights = _mean_weights(positive)
-    disliked = _mean_weights(negative)
-    if disliked:
-        weights = {index: 2 * weight - disliked.get(index, 0.0) for index, weight in weights.items()}
+    negative_weights = _mean_weights(negative)
+    if negative_weights:
+        weights = {index: 2 * weight - negative_weights.get(index, 0.0) for index, weight in weights.items()}
     kept = sorted((index, weight) for index, weight in weights.items() if weight > 0)
     if not kept:
         return None
@@ -165,10 +165,10 @@ def _colbert(positive: Sequence[Vectors], negative: Sequence[Vectors], field: st
     if not rows:
         raise InvalidRequest(f"{field}.positive: at least one of the points must have a colbert vector, got none")
     query = np.concatenate(rows)
-    most = rows_max(query.shape[1])
-    if len(query) > most:
+    rows_limit = rows_max(query.shape[1])
+    if len(query) > rows_limit:
         raise InvalidRequest(
-            f"{field}.positive: the points have at most {most} colbert rows together, got {len(query)}; "
+            f"{field}.positive: the points have at most {rows_limit} colbert rows together, got {len(query)}; "
             "name fewer points"
         )
     return query

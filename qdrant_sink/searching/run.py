@@ -36,7 +36,7 @@ BATCH_MAX_NUMBERS: Final = 2**20
 accepts 32 MB) and 32 MB as Python lists. A query of 20 tokens with ColBERT rows of 1024 components has 21 504.
 """
 
-TIE_MARGIN: Final = 8
+TIE_MARGIN_HITS: Final = 8
 """Number of hits that are requested beyond a fused page, so that the page is reproducible.
 
 Points whose ranks in the branches are permutations of each other have the same score: at most six points with three
@@ -90,19 +90,19 @@ def run(store: Searchable, collection: str, searches: Sequence[Search]) -> list[
             for index, depth in depths.items()
             if (plan := plan_of(searches[index], depth)) is not None
         }
-        plans = [asked.plan for asked in rounds.values()]
+        plans = [search_round.plan for search_round in rounds.values()]
         hits = [hits for batch in _batches(plans, deeper=deeper) for hits in store.query(collection, batch)]
         depths = {}
-        for (index, asked), candidates in zip(rounds.items(), hits, strict=True):
-            if asked.search.options.group_by is None:
-                answers[index] = _page(asked, candidates)
+        for (index, search_round), candidates in zip(rounds.items(), hits, strict=True):
+            if search_round.search.options.group_by is None:
+                answers[index] = _page(search_round, candidates)
             else:
-                answers[index] = grouped(asked.search, candidates)
-                depth = _next_depth(asked, candidates)
+                answers[index] = grouped(search_round.search, candidates)
+                depth = _next_depth(search_round, candidates)
                 if depth is not None:
                     depths[index] = depth
         deeper = True
-    return _completed(store, collection, searches, answers)
+    return _with_requested_parts(store, collection, searches, answers)
 
 
 def plan_of(search: Search, depth: int) -> Plan | None:
@@ -139,7 +139,7 @@ def plan_of(search: Search, depth: int) -> Plan | None:
     else:
         weighted = None if options.weights is None else tuple(weight for _, weight in active)
         query = Fuse(options.fusion, options.rrf_k + 1, weighted)
-        limit, offset = limit + offset + TIE_MARGIN, 0
+        limit, offset = limit + offset + TIE_MARGIN_HITS, 0
     threshold, payload, vectors = options.score_threshold, options.with_payload, options.with_vectors
     if options.group_by is not None:
         limit, offset = depth * max(len(branches), 1), 0
@@ -183,10 +183,10 @@ def _batches(plans: Sequence[Plan], *, deeper: bool) -> Iterator[list[Plan]]:
         yield batch
 
 
-def _page(asked: _Round, hits: Sequence[Hit]) -> list[Hit]:
+def _page(search_round: _Round, hits: Sequence[Hit]) -> list[Hit]:
     """Cut the page of the search out of the hits of its plan."""
-    skip = asked.search.options.offset - asked.plan.offset
-    return _best_first(hits)[skip : skip + asked.search.options.limit]
+    skip = search_round.search.options.offset - search_round.plan.offset
+    return _sorted_hits(hits)[skip : skip + search_round.search.options.limit]
 
 
 def grouped(search: Search, hits: Sequence[Hit]) -> list[Hit]:
@@ -201,30 +201,30 @@ def grouped(search: Search, hits: Sequence[Hit]) -> list[Hit]:
     """
     options = search.options
     groups = _groups(search, hits)[options.offset : options.offset + options.limit]
-    return _best_first([hit for group in groups for hit in group[: options.group_size]])
+    return _sorted_hits([hit for group in groups for hit in group[: options.group_size]])
 
 
 def _groups(search: Search, hits: Sequence[Hit]) -> list[list[Hit]]:
     """Return all groups, best first, each with its hits, best first."""
     groups: dict[object, list[Hit]] = {}
-    for hit in _best_first(_above_threshold(search, hits)):
+    for hit in _sorted_hits(_above_threshold(search, hits)):
         value = group_of(hit, search.options.group_by or "")
         key = ("its own", hit.id) if value is None else (type(value), value)  # 1 and "1" are two groups
         groups.setdefault(key, []).append(replace(hit, group=value))
     return list(groups.values())
 
 
-def _next_depth(asked: _Round, hits: Sequence[Hit]) -> int | None:
+def _next_depth(search_round: _Round, hits: Sequence[Hit]) -> int | None:
     """Return the depth of the next round; None if the groups suffice, the points or the depth are exhausted.
 
     A store that returns fewer hits than the depth of one branch has no more points.
     """
-    if len(hits) < asked.depth or asked.depth >= DEPTH_MAX:
+    if len(hits) < search_round.depth or search_round.depth >= DEPTH_MAX:
         return None
-    wanted = asked.search.options.offset + asked.search.options.limit
-    if len(_groups(asked.search, hits)) >= wanted:
+    wanted = search_round.search.options.offset + search_round.search.options.limit
+    if len(_groups(search_round.search, hits)) >= wanted:
         return None
-    return min(asked.depth * DEPTH_FACTOR, DEPTH_MAX)
+    return min(search_round.depth * DEPTH_FACTOR, DEPTH_MAX)
 
 
 def group_of(hit: Hit, path: str) -> str | int | None:
@@ -242,39 +242,39 @@ def _above_threshold(search: Search, hits: Sequence[Hit]) -> Sequence[Hit]:
     return [hit for hit in hits if hit.score >= threshold]
 
 
-def _best_first(hits: Sequence[Hit]) -> list[Hit]:
+def _sorted_hits(hits: Sequence[Hit]) -> list[Hit]:
     """Sort hits by descending score, and equal scores by ascending id, integers before UUIDs."""
-    return sorted(hits, key=_order)
+    return sorted(hits, key=_sort_key)
 
 
-def _order(hit: Hit) -> tuple[float, bool, int]:
+def _sort_key(hit: Hit) -> tuple[float, bool, int]:
     by_uuid = isinstance(hit.id, uuid.UUID)
     return -hit.score, by_uuid, hit.id.int if isinstance(hit.id, uuid.UUID) else hit.id
 
 
-def _completed(
+def _with_requested_parts(
     store: Searchable, collection: str, searches: Sequence[Search], answers: list[list[Hit]]
 ) -> list[list[Hit]]:
     """Add the payloads and vectors of grouped hits. Points that were deleted in between are left out."""
     wanted: dict[tuple[WithPayload, tuple[Kind, ...]], dict[PointId, None]] = {}
     for search, hits in zip(searches, answers, strict=True):
         if search.options.group_by is not None and hits:
-            wanted.setdefault(_carried(search), {}).update(dict.fromkeys(hit.id for hit in hits))
+            wanted.setdefault(_requested_parts(search), {}).update(dict.fromkeys(hit.id for hit in hits))
     stored = {
         parts: store.fetch(collection, list(ids), *parts) if parts != (False, ()) else dict.fromkeys(ids, Stored())
         for parts, ids in wanted.items()
     }
     return [
-        hits if search.options.group_by is None or not hits else _carrying(hits, stored[_carried(search)])
+        hits if search.options.group_by is None or not hits else _with_parts(hits, stored[_requested_parts(search)])
         for search, hits in zip(searches, answers, strict=True)
     ]
 
 
-def _carried(search: Search) -> tuple[WithPayload, tuple[Kind, ...]]:
+def _requested_parts(search: Search) -> tuple[WithPayload, tuple[Kind, ...]]:
     return search.options.with_payload, search.options.with_vectors
 
 
-def _carrying(hits: Sequence[Hit], stored: Mapping[PointId, Stored]) -> list[Hit]:
+def _with_parts(hits: Sequence[Hit], stored: Mapping[PointId, Stored]) -> list[Hit]:
     return [
         replace(hit, payload=stored[hit.id].payload, vectors=stored[hit.id].vectors) for hit in hits if hit.id in stored
     ]

@@ -63,13 +63,13 @@ class ServerCollections:
         A collection that another worker creates concurrently is verified. Creating an index twice is harmless.
         """
         self._check(collection, schema)
-        actual = self._described(collection)
+        actual = self._description_or_none(collection)
         created = actual is None
         if actual is None:
             self._create(collection, schema)
             actual = self._description(collection)
         verify(collection, schema, actual)
-        _warn_of_deferral(collection, schema, actual)
+        _warn_if_deferred(collection, schema, actual)
         missing = missing_indexes(schema, actual)
         for key, index in missing.items():
             self._create_index(collection, key, index)
@@ -81,11 +81,11 @@ class ServerCollections:
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         self._check(collection, schema)
-        actual = self._described(collection)
+        actual = self._description_or_none(collection)
         if actual is None:
             return False
         verify(collection, schema, actual)
-        _warn_of_deferral(collection, schema, actual)
+        _warn_if_deferred(collection, schema, actual)
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
@@ -112,26 +112,26 @@ class ServerCollections:
         if self._actual_m(collection) == 0 and schema.dense.m > 0:
             self._update_m(collection, schema, schema.dense.m)
         deadline = time.monotonic() + timeout_s
-        pause = POLL_INTERVAL_MIN_S
-        before = ""
+        pause_s = POLL_INTERVAL_MIN_S
+        previous_status = ""
         while True:
             status = self._call(collection, lambda client: client.get_collection(collection)).status.value
             if status == "green":
                 return
-            if status == "grey" != before:  # the server restarted: any change starts the pending optimisation
+            if status == "grey" != previous_status:  # the server restarted: any change starts the pending optimisation
                 self._update(collection, optimizers_config=models.OptimizersConfigDiff())
-            before = status
-            left = deadline - time.monotonic()
+            previous_status = status
+            remaining_s = deadline - time.monotonic()
             if status == "red":
                 raise StoreUnavailable(f"collection {collection!r} is red: Qdrant failed to build its index")
-            if left <= 0:
+            if remaining_s <= 0:
                 raise StoreUnavailable(
                     f"collection {collection!r} is {status} and not green after {timeout_s:g} s: "
                     "its index is still being built"
                 )
-            if self._pause(min(pause, left)):
+            if self._pause(min(pause_s, remaining_s)):
                 raise StoreUnavailable("the store is closed")
-            pause = min(2 * pause, POLL_INTERVAL_MAX_S)
+            pause_s = min(2 * pause_s, POLL_INTERVAL_MAX_S)
 
     def collection_of(self, name: str) -> str | None:
         """Resolve a name to its collection: the name itself, the target of an alias, or None for an unknown name."""
@@ -167,7 +167,7 @@ class ServerCollections:
         if schema.names != self._names:
             raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
 
-    def _described(self, collection: str) -> CollectionDescription | None:
+    def _description_or_none(self, collection: str) -> CollectionDescription | None:
         try:
             return self._description(collection)
         except NotFound:
@@ -218,7 +218,7 @@ class ServerCollections:
             raise StoreUnavailable(f"Qdrant took the change of collection {collection!r} and has not done it yet")
 
 
-def _warn_of_deferral(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
+def _warn_if_deferred(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
     vector = actual.vectors[schema.names.dense]
     if vector.m == 0 and schema.dense.m > 0:
         log.warning(

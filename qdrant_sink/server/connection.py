@@ -25,7 +25,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedder.errors import ConfigurationError, WorkerError
 from qdrant_sink.errors import StoreUnavailable
-from qdrant_sink.server.faults import RAISED_BY_CLIENT, Fault, fault_of
+from qdrant_sink.server.faults import CLIENT_EXCEPTIONS, Fault, fault_of
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PROBE_TIMEOUT_S: Final = 5
 """Timeout of the probe of the gRPC port."""
 
-_NO_GRPC: Final = (
+_GRPC_UNREACHABLE_CODES: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -42,7 +42,7 @@ _NO_GRPC: Final = (
     grpc.StatusCode.INTERNAL,
 )
 _PAUSE_MAX_S: Final = 8
-_RECONNECT: Final = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 2_000}
+_RECONNECT_OPTIONS: Final = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 2_000}
 """Options that shorten the reconnect backoff. While a channel waits to reconnect, its calls fail immediately. The
 default backoff grows to 120 s, six times the timeout of a call, so that jobs would fail long after a restart."""
 
@@ -77,7 +77,7 @@ class ServerConnection:
         grpc_port: port of gRPC.
         timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts.
-        patience_s: deadline of calls on which a user waits (`soon`).
+        interactive_deadline_s: deadline of calls on which a user waits (`interactive`).
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
         new_client: function that creates the clients.
@@ -95,7 +95,7 @@ class ServerConnection:
         grpc_port: int,
         timeout_s: int,
         deadline_s: float,
-        patience_s: float,
+        interactive_deadline_s: float,
         pause_s: float,
         retried: Callable[[], None],
         new_client: Callable[..., QdrantClient] = QdrantClient,
@@ -111,7 +111,8 @@ class ServerConnection:
         try:
             if not url.startswith(("http://", "https://")):
                 raise ValueError("no scheme")
-            client = self._new_client(prefer_grpc=prefer_grpc, grpc_options=dict(_RECONNECT))  # the client modifies it
+            options = dict(_RECONNECT_OPTIONS)  # a copy, because the client modifies it
+            client = self._new_client(prefer_grpc=prefer_grpc, grpc_options=options)
             self._first = Transport(client, prefer_grpc)
         except ValueError as exc:
             raise ConfigurationError("QDRANT_URL: must be http://host:port or https://host:port") from exc
@@ -121,7 +122,7 @@ class ServerConnection:
             port=grpc_port,
             ssl=url.startswith("https://"),
             metadata=[] if api_key is None else [("api-key", api_key)],
-            options=dict(_RECONNECT),
+            options=dict(_RECONNECT_OPTIONS),
         )
         # The stub is created now and not by the first call, so that `close` always closes the client's channels.
         self._exists = client.grpc_collections.CollectionExists if prefer_grpc else None
@@ -130,7 +131,7 @@ class ServerConnection:
         )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
-        self._patience_s = min(patience_s, deadline_s)
+        self._interactive_deadline_s = min(interactive_deadline_s, deadline_s)
         self._retried = retried
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_PAUSE_MAX_S)
         self._guard = threading.Lock()  # guards the next two attributes; not held during calls of the server
@@ -143,22 +144,22 @@ class ServerConnection:
         transport = self._connected()
         return None if transport is None else transport.over_grpc
 
-    def call(self, collection: str, call: Callable[[Transport], T], *, soon: bool = False) -> T:
+    def call(self, collection: str, call: Callable[[Transport], T], *, interactive: bool = False) -> T:
         """Call the server, with retries, and return the result.
 
         Args:
             collection: name of the collection for errors.
             call: function that calls the server; it may be called several times.
-            soon: whether a user waits for the result, so that the shorter deadline applies.
+            interactive: whether a user waits for the result, so that the shorter deadline applies.
 
         Raises:
             WorkerError: error to which `server.faults` maps the exception of the client.
         """
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            wait=self._pause,
-            stop=tenacity.stop_before_delay(self._patience_s if soon else self._deadline_s),
-            before_sleep=self._report,
+            retry=tenacity.retry_if_exception(_is_retryable),
+            wait=self._pause_s,
+            stop=tenacity.stop_before_delay(self._interactive_deadline_s if interactive else self._deadline_s),
+            before_sleep=self._before_retry,
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
@@ -184,11 +185,12 @@ class ServerConnection:
             self._closed.set()
             if self._connecting is not None:
                 self._connecting.cancel()
-        for transport in {id(used): used for used in (self._first, self._connected()) if used}.values():
+        transports = (self._first, self._connected())
+        for transport in {id(transport): transport for transport in transports if transport}.values():
             transport.client.close()
         self._channel.close()
 
-    def _report(self, state: tenacity.RetryCallState) -> None:
+    def _before_retry(self, state: tenacity.RetryCallState) -> None:
         fault = _fault(state)
         if fault is not None:
             log.warning(
@@ -196,7 +198,7 @@ class ServerConnection:
             )
             self._retried()
 
-    def _pause(self, state: tenacity.RetryCallState) -> float:
+    def _pause_s(self, state: tenacity.RetryCallState) -> float:
         fault = _fault(state)
         return max(self._back_off(state), (fault and fault.retry_after_s) or 0.0)
 
@@ -205,7 +207,7 @@ class ServerConnection:
             return call(self._transport(collection))
         except WorkerError:
             raise
-        except RAISED_BY_CLIENT as exc:
+        except CLIENT_EXCEPTIONS as exc:
             if self._closed.is_set():
                 raise StoreUnavailable("the store is closed") from exc
             raise _FaultError(fault_of(exc, collection)) from exc
@@ -215,7 +217,7 @@ class ServerConnection:
 
         Raises:
             StoreUnavailable: the connection is closed, or was closed during the wait.
-            Exception: one of `RAISED_BY_CLIENT`, because the server did not answer. The next call probes again.
+            Exception: one of `CLIENT_EXCEPTIONS`, because the server did not answer. The next call probes again.
         """
         with self._guard:
             if self._closed.is_set():
@@ -241,7 +243,7 @@ class ServerConnection:
     def _connect(self, connecting: Future[Transport], collection: str) -> None:
         """Probe the server, and pass the result or the exception to the waiting calls."""
         try:
-            transport = self._answering(collection)
+            transport = self._choose_transport(collection)
         except BaseException as exc:  # noqa: BLE001 - the waiting calls raise it
             with self._guard:
                 self._connecting = None
@@ -254,11 +256,11 @@ class ServerConnection:
                 return
         transport.client.close()
 
-    def _answering(self, collection: str) -> Transport:
+    def _choose_transport(self, collection: str) -> Transport:
         """Return the first transport if it answers, or REST if only REST answers.
 
         Raises:
-            Exception: one of `RAISED_BY_CLIENT`, because neither answers or the server asks to retry later.
+            Exception: one of `CLIENT_EXCEPTIONS`, because neither answers or the server asks to retry later.
         """
         if self._exists is None:
             return self._first
@@ -266,7 +268,7 @@ class ServerConnection:
         try:
             self._exists(request, timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError as exc:
-            if exc.code() in _NO_GRPC:
+            if exc.code() in _GRPC_UNREACHABLE_CODES:
                 if not self._rest_answers(collection):
                     raise
                 log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
@@ -279,7 +281,7 @@ class ServerConnection:
             client.collection_exists(collection)
         except UnexpectedResponse as exc:
             return exc.status_code in (401, 403)
-        except RAISED_BY_CLIENT:
+        except CLIENT_EXCEPTIONS:
             return False
         finally:
             client.close()
@@ -294,7 +296,7 @@ def unfinished(message: str) -> Exception:
     return _FaultError(Fault(StoreUnavailable(message), retry=True))
 
 
-def _may_pass(exc: BaseException) -> bool:
+def _is_retryable(exc: BaseException) -> bool:
     return isinstance(exc, _FaultError) and exc.fault.retry
 
 

@@ -49,10 +49,10 @@ def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[mod
 def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest:
     """Convert the stages of a plan to one request."""
     condition = None if plan.where is None else client_filter(plan.where)
-    last = not plan.branches
+    single_stage = not plan.branches
     return models.QueryRequest(
         prefetch=None
-        if last
+        if single_stage
         else [
             models.Prefetch(
                 query=_nearest(branch.query),
@@ -65,8 +65,8 @@ def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest
         ],
         query=_fuse(plan.query) if isinstance(plan.query, Fuse) else _nearest(plan.query),
         using=None if isinstance(plan.query, Fuse) else names.of(plan.query.kind),
-        filter=condition if last else None,
-        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if last else None),
+        filter=condition if single_stage else None,
+        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
         limit=plan.limit,
         offset=plan.offset,
         score_threshold=plan.score_threshold,
@@ -75,13 +75,15 @@ def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest
     )
 
 
-def payload_selector(wanted: WithPayload) -> bool | models.PayloadSelector:
+def payload_selector(selection: WithPayload) -> bool | models.PayloadSelector:
     """Convert the selection of a payload."""
-    if not isinstance(wanted, PayloadKeys):
-        return wanted
-    keys = list(wanted.keys)
+    if not isinstance(selection, PayloadKeys):
+        return selection
+    keys = list(selection.keys)
     return (
-        models.PayloadSelectorExclude(exclude=keys) if wanted.excluded else models.PayloadSelectorInclude(include=keys)
+        models.PayloadSelectorExclude(exclude=keys)
+        if selection.excluded
+        else models.PayloadSelectorInclude(include=keys)
     )
 
 
@@ -111,9 +113,11 @@ def _params(query: Nearest, traversal: Traversal | None) -> models.SearchParams 
     return None if quantization is None else models.SearchParams(quantization=quantization)
 
 
-def _quantization(wanted: Rescoring) -> models.QuantizationSearchParams:
+def _quantization(rescoring: Rescoring) -> models.QuantizationSearchParams:
     return models.QuantizationSearchParams(
-        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+        ignore=rescoring.ignore,
+        rescore=rescoring.rescore,
+        oversampling=rescoring.oversampling if rescoring.rescore else None,
     )
 
 

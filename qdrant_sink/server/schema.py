@@ -92,7 +92,7 @@ def collection_description(info: models.CollectionInfo) -> CollectionDescription
 def _vector_description(vector: models.VectorParams, config: models.CollectionConfig) -> VectorDescription:
     """Describe an existing vector. Fields that it does not set are inherited from the collection."""
     multi = vector.multivector_config
-    own, common = vector.hnsw_config or models.HnswConfigDiff(), config.hnsw_config
+    hnsw, default = vector.hnsw_config or models.HnswConfigDiff(), config.hnsw_config
     return VectorDescription(
         kind="dense" if multi is None else "multivector",
         size=vector.size,
@@ -100,8 +100,8 @@ def _vector_description(vector: models.VectorParams, config: models.CollectionCo
         comparator=None if multi is None else multi.comparator.value.lower(),
         datatype=_datatype(vector.datatype),
         quantization=_quantization_name(vector.quantization_config or config.quantization_config),
-        m=common.m if own.m is None else own.m,
-        ef_construct=common.ef_construct if own.ef_construct is None else own.ef_construct,
+        m=default.m if hnsw.m is None else hnsw.m,
+        ef_construct=default.ef_construct if hnsw.ef_construct is None else hnsw.ef_construct,
         on_disk=_on_disk(vector),
     )
 

@@ -45,8 +45,8 @@ class ServerStore:
         grpc_port: port of gRPC.
         timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts. The default allows for three timeouts.
-        patience_s: deadline of calls on which a user waits: `verify`, `query`, `fetch`, `count`, and `collection_of`
-            unless it is patient.
+        interactive_deadline_s: deadline of calls on which a user waits: `verify`, `query`, `fetch`, `count`,
+            and `collection_of` unless it is patient.
         names: names of the vectors, the same in every collection.
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
@@ -64,7 +64,7 @@ class ServerStore:
         grpc_port: int = 6334,
         timeout_s: int = 20,
         deadline_s: float = 70.0,
-        patience_s: float = 10.0,
+        interactive_deadline_s: float = 10.0,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
         retried: Callable[[], None] = lambda: None,
@@ -76,14 +76,16 @@ class ServerStore:
             grpc_port=grpc_port,
             timeout_s=timeout_s,
             deadline_s=deadline_s,
-            patience_s=patience_s,
+            interactive_deadline_s=interactive_deadline_s,
             pause_s=pause_s,
             retried=retried,
         )
         self._call = self._connection.call
         self._names = names
         self._collections = ServerCollections(self._on_client, self._connection.pause, names)
-        self._looks = ServerCollections(functools.partial(self._on_client, soon=True), self._connection.pause, names)
+        self._interactive_collections = ServerCollections(
+            functools.partial(self._on_client, interactive=True), self._connection.pause, names
+        )
 
     @property
     def label(self) -> str:
@@ -99,7 +101,7 @@ class ServerStore:
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
-        return self._looks.verify(collection, schema)
+        return self._interactive_collections.verify(collection, schema)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Defer the HNSW graph until any process calls `build_index`."""
@@ -111,7 +113,7 @@ class ServerStore:
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """See `Store.collection_of`."""
-        return (self._collections if patient else self._looks).collection_of(name)
+        return (self._collections if patient else self._interactive_collections).collection_of(name)
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically."""
@@ -129,13 +131,13 @@ class ServerStore:
 
         def send(transport: Transport) -> None:
             if transport.over_grpc:
-                done = self._connection.upsert(request()).status == messages.UpdateStatus.Completed
+                completed = self._connection.upsert(request()).status == messages.UpdateStatus.Completed
             else:
                 mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
                 rows = points_list(points, self._names)
                 result = transport.client.upsert(collection, rows, wait=True, update_mode=mode)
-                done = result.status == models.UpdateStatus.COMPLETED
-            if not done:
+                completed = result.status == models.UpdateStatus.COMPLETED
+            if not completed:
                 raise unfinished("Qdrant took the points and has not stored them yet")
 
         self._call(collection, send)
@@ -145,10 +147,10 @@ class ServerStore:
         check_collection(collection)
         if not ids:
             return set()
-        wanted = [client_id(point_id) for point_id in ids]
+        client_ids = [client_id(point_id) for point_id in ids]
         records = self._call(
             collection,
-            lambda transport: transport.client.retrieve(collection, wanted, with_payload=False, with_vectors=False),
+            lambda transport: transport.client.retrieve(collection, client_ids, with_payload=False, with_vectors=False),
         )
         return {sink_id(record.id) for record in records}
 
@@ -159,7 +161,7 @@ class ServerStore:
             return []
         requests = [query_request(plan, self._names) for plan in plans]
         answers = self._call(
-            collection, lambda transport: transport.client.query_batch_points(collection, requests), soon=True
+            collection, lambda transport: transport.client.query_batch_points(collection, requests), interactive=True
         )
         return [
             [hit(point, with_payload=plan.with_payload, names=self._names) for point in response.points]
@@ -173,15 +175,15 @@ class ServerStore:
         check_collection(collection)
         if not ids:
             return {}
-        wanted = [client_id(point_id) for point_id in ids]
+        client_ids = [client_id(point_id) for point_id in ids]
         names = [self._names.of(kind) for kind in with_vectors]
         selector = payload_selector(with_payload)
         records = self._call(
             collection,
             lambda transport: transport.client.retrieve(
-                collection, wanted, with_payload=selector, with_vectors=names or False
+                collection, client_ids, with_payload=selector, with_vectors=names or False
             ),
-            soon=True,
+            interactive=True,
         )
         return {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in records}
 
@@ -217,7 +219,7 @@ class ServerStore:
         check_collection(collection)
         condition = None if where is None else client_filter(where)
         result = self._call(
-            collection, lambda transport: transport.client.count(collection, condition, exact=True), soon=True
+            collection, lambda transport: transport.client.count(collection, condition, exact=True), interactive=True
         )
         return result.count
 
@@ -225,5 +227,5 @@ class ServerStore:
         """Close the connection. Waiting calls end immediately. Closing it twice is harmless."""
         self._connection.close()
 
-    def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, soon: bool = False) -> T:
-        return self._call(collection, lambda transport: call(transport.client), soon=soon)
+    def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, interactive: bool = False) -> T:
+        return self._call(collection, lambda transport: call(transport.client), interactive=interactive)

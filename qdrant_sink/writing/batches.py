@@ -33,22 +33,22 @@ class Batches:
     def __init__(self, *, max_bytes: int = BATCH_MAX_BYTES, max_points: int = BATCH_MAX_POINTS) -> None:
         self._max_bytes = max_bytes
         self._max_points = max_points
-        self._gathered: list[Claim] = []
+        self._claims: list[Claim] = []
         self._nbytes = 0
 
     def add(self, claim: Claim) -> list[list[Claim]]:
         """Add a point. Returns the batches that became full: none, one or two."""
         full = []
         nbytes = claim.point.nbytes
-        if self._gathered and self._nbytes + nbytes > self._max_bytes:
+        if self._claims and self._nbytes + nbytes > self._max_bytes:
             full.append(self.flush())
-        self._gathered.append(claim)
+        self._claims.append(claim)
         self._nbytes += nbytes
-        if self._nbytes >= self._max_bytes or len(self._gathered) >= self._max_points:
+        if self._nbytes >= self._max_bytes or len(self._claims) >= self._max_points:
             full.append(self.flush())
         return full
 
     def flush(self) -> list[Claim]:
         """Remove and return the collected points; the list may be empty."""
-        batch, self._gathered, self._nbytes = self._gathered, [], 0
+        batch, self._claims, self._nbytes = self._claims, [], 0
         return batch

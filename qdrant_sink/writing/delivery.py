@@ -33,7 +33,7 @@ class Outcome:
 
 
 def deliver(
-    upsert: Callable[[Sequence[Point]], None], batch: Sequence[Claim], ended: Callable[[], WorkerError | None]
+    upsert: Callable[[Sequence[Point]], None], batch: Sequence[Claim], job_failure: Callable[[], WorkerError | None]
 ) -> Outcome:
     """Store a batch. A batch that the store refuses is halved until the invalid points are identified.
 
@@ -42,8 +42,8 @@ def deliver(
     Args:
         upsert: function that stores either all of the points or none of them.
         batch: batch of at least one point.
-        ended: function that returns the reason why the job has ended, or None while it is running. It is called before
-            each request.
+        job_failure: function that returns the reason why the job has ended, or None while it is running. It is
+            called before each request.
     """
     stored: list[Claim] = []
     refused: list[tuple[Claim, StoreRejected]] = []
@@ -52,7 +52,7 @@ def deliver(
     parts = [batch]
     while parts:
         part = parts.pop()
-        failure = failure or ended()
+        failure = failure or job_failure()
         if failure is not None:
             unsent += part
             continue
@@ -60,18 +60,18 @@ def deliver(
             upsert([claim.point for claim in part])
         except StoreRejected as error:
             if isinstance(error, NothingTaken):
-                failure = _without_frames(error)
+                failure = _without_tracebacks(error)
                 unsent += part
             elif len(part) == 1:
-                refused.append((part[0], _without_frames(error)))
+                refused.append((part[0], _without_tracebacks(error)))
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
         except WorkerError as error:
-            failure = _without_frames(error)
+            failure = _without_tracebacks(error)
             unsent += part
         except BaseException as error:  # noqa: BLE001 - if a sender died silently, the job would wait forever
-            failure = contained("the store failed unexpectedly", error)
+            failure = as_internal("the store failed unexpectedly", error)
             unsent += part
         else:
             stored += part
@@ -81,16 +81,16 @@ def deliver(
 _E = TypeVar("_E", bound=WorkerError)
 
 
-def _without_frames(error: _E) -> _E:
+def _without_tracebacks(error: _E) -> _E:
     """Remove the tracebacks of an error and its causes: in a report they would keep the vectors of the batch alive."""
-    one: BaseException | None = error
-    while one is not None:
-        one.__traceback__ = None
-        one = one.__cause__ or one.__context__
+    linked: BaseException | None = error
+    while linked is not None:
+        linked.__traceback__ = None
+        linked = linked.__cause__ or linked.__context__
     return error
 
 
-def contained(what: str, error: BaseException) -> Internal:
+def as_internal(context: str, error: BaseException) -> Internal:
     """Convert an unexpected exception to an error of the job. Its message may quote a text and is not logged."""
-    log.error("%s: %s", what, whereabouts(error))
+    log.error("%s: %s", context, whereabouts(error))
     return Internal(f"internal error ({type(error).__name__})")

@@ -62,15 +62,15 @@ class WriteReport:
             submitted: number of points in the job. Indices start at 0.
             skipped: indices of points that already existed. If the collection was deleted, they are rejected too.
         """
-        kept: set[int] = set() if isinstance(self.failure, NotFound) else set(skipped)
-        done = {rejection.index for rejection in self.rejected}.union(self.indices, kept)
+        existing: set[int] = set() if isinstance(self.failure, NotFound) else set(skipped)
+        reported = {rejection.index for rejection in self.rejected}.union(self.indices, existing)
         cause = self.failure or Cancelled("the job was cancelled before it was sent")
-        unsent = [Rejection(index, cause) for index in range(submitted) if index not in done]
+        unsent = [Rejection(index, cause) for index in range(submitted) if index not in reported]
         return replace(
             self,
-            indices=tuple(sorted(kept.union(self.indices))),
+            indices=tuple(sorted(existing.union(self.indices))),
             rejected=_ordered([*self.rejected, *unsent]),
-            skipped=len(kept),
+            skipped=len(existing),
         )
 
 

@@ -12,11 +12,11 @@ from qdrant_sink.writing.existing import Existing, existing_ids
 
 log = logging.getLogger(__name__)
 
-PROBES: Final = 8192
-"""Number of ids that are looked up in one round, for all documents of a job together."""
+LOOKUP_TARGET_IDS: Final = 8192
+"""Approximate number of ids that are looked up in one round, for all documents of a job together."""
 
-GAP_MIN_CHUNKS: Final = 16
-GAP_MAX_CHUNKS: Final = BATCH_MAX_POINTS + 24
+LOOKAHEAD_MIN_CHUNKS: Final = 16
+LOOKAHEAD_MAX_CHUNKS: Final = BATCH_MAX_POINTS + 24
 """Minimum and maximum number of ids that are looked up in one round beyond the last chunk of a document. An earlier
 version that was partly refused or interrupted can lack that many consecutive chunks. With the maximum, the search goes
 past a whole batch that is missing, which takes 2 ms in Qdrant Edge."""
@@ -56,16 +56,16 @@ def delete_stale_chunks(
     stale: list[PointId] = []
     chunks = dict(documents)
     while chunks:
-        gap = max(GAP_MIN_CHUNKS, min(GAP_MAX_CHUNKS, PROBES // len(chunks)))
-        probes: dict[PointId, PointId] = {
+        lookahead = max(LOOKAHEAD_MIN_CHUNKS, min(LOOKAHEAD_MAX_CHUNKS, LOOKUP_TARGET_IDS // len(chunks)))
+        lookups: dict[PointId, PointId] = {
             chunk_id(document, first + number, scope): document
             for document, first in chunks.items()
-            for number in range(gap)
+            for number in range(lookahead)
         }
-        existing = existing_ids(store, collection, list(probes), batch_points=batch_points)
-        stale += [chunk for chunk in probes if chunk in existing]
-        longer = {probes[chunk] for chunk in existing}
-        chunks = {document: first + gap for document, first in chunks.items() if document in longer}
+        existing = existing_ids(store, collection, list(lookups), batch_points=batch_points)
+        stale += [chunk for chunk in lookups if chunk in existing]
+        unfinished = {lookups[chunk] for chunk in existing}
+        chunks = {document: first + lookahead for document, first in chunks.items() if document in unfinished}
     # The last chunks are deleted first: after an interruption, the next run finds the remaining chunks without a gap.
     for end in range(len(stale), 0, -batch_points):
         store.delete(collection, ids=stale[max(0, end - batch_points) : end])

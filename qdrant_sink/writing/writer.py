@@ -25,7 +25,7 @@ from qdrant_sink.conformance import Refusal, conform, rows_max
 from qdrant_sink.points import Draft, Point
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.writing.batches import BATCH_MAX_POINTS, Batches, Claim
-from qdrant_sink.writing.delivery import Outcome, contained, deliver
+from qdrant_sink.writing.delivery import Outcome, as_internal, deliver
 from qdrant_sink.writing.pooling import pooled
 from qdrant_sink.writing.reports import Rejection, Tally, WriteReport
 
@@ -104,9 +104,9 @@ class Writer:
         self._in_flight = 0
         self._times_ensured = 0
         self._tally = Tally()
-        self._observed = 0
-        self._settled: list[int] = []  # indices of drafts to release
-        self._ending = Lock()
+        self._reported = 0
+        self._to_release: list[int] = []  # indices of drafts to release
+        self._failure_lock = Lock()
         self._failure: WorkerError | None = None
 
     def write(self, portions: Iterable[Sequence[Draft | Rejection]]) -> WriteReport:
@@ -119,13 +119,13 @@ class Writer:
         After a failure no further portion is requested. An exception of the iterable ends the job as a failure does.
         The caller must close the iterable. This method can be called only once.
         """
-        for portion in self._pulled(portions):
-            self._take(portion)
+        for portion in self._read(portions):
+            self._process(portion)
             del portion  # release its vectors while waiting for the next portion
-            self._take_back()
+            self._record_returned()
             if self._in_flight == 0:
                 self._flush()
-            self._observe()
+            self._report_progress()
             if self._failure is not None:
                 break
         self._finish()
@@ -138,7 +138,7 @@ class Writer:
         """
         self._end(error)
 
-    def _pulled(self, portions: Iterable[Sequence[Draft | Rejection]]) -> Iterator[Sequence[Draft | Rejection]]:
+    def _read(self, portions: Iterable[Sequence[Draft | Rejection]]) -> Iterator[Sequence[Draft | Rejection]]:
         try:
             for portion in portions:  # `yield from` would close the caller's generator after a failure
                 yield portion
@@ -146,31 +146,31 @@ class Writer:
         except WorkerError as error:
             self._end(error)
         except Exception as error:  # noqa: BLE001 - after any exception, the batches in flight are reported
-            self._end(contained("the results of a job could not be read", error))
+            self._end(as_internal("the results of a job could not be read", error))
 
-    def _take(self, portion: Sequence[Draft | Rejection]) -> None:
-        for item in portion:
-            indices = self._merged.get(item.index, (item.index,))
-            if isinstance(item, Rejection):
-                self._tally.reject(indices, item.cause)
-                self._settled.append(item.index)
+    def _process(self, portion: Sequence[Draft | Rejection]) -> None:
+        for entry in portion:
+            indices = self._merged.get(entry.index, (entry.index,))
+            if isinstance(entry, Rejection):
+                self._tally.reject(indices, entry.cause)
+                self._to_release.append(entry.index)
                 continue
-            proven = self._failure or self._proven(item)  # after a failure drafts are not validated
-            if isinstance(proven, Point):
-                self._ready.extend(self._batches.add(Claim(proven, indices)))
+            outcome = self._failure or self._conform(entry)  # after a failure drafts are not validated
+            if isinstance(outcome, Point):
+                self._ready.extend(self._batches.add(Claim(outcome, indices)))
                 self._send_ready()
             else:
-                self._tally.reject(indices, proven)
-                self._settled.append(item.index)
+                self._tally.reject(indices, outcome)
+                self._to_release.append(entry.index)
 
-    def _proven(self, draft: Draft) -> Point | Refusal | Internal:
+    def _conform(self, draft: Draft) -> Point | Refusal | Internal:
         try:
             colbert = draft.vectors.colbert
             if self._rows_max is not None and colbert is not None:
                 draft = replace(draft, vectors=replace(draft.vectors, colbert=pooled(colbert, self._rows_max)))
             return conform(draft, self._schema)
         except Exception as error:  # noqa: BLE001 - one defective point must not affect the others
-            return contained("a point could not be proven", error)
+            return as_internal("a point could not be proven", error)
 
     def _flush(self) -> None:
         batch = self._batches.flush()
@@ -182,11 +182,11 @@ class Writer:
         """Send every batch that is ready, and wait while `IN_FLIGHT_MAX` batches are in flight."""
         while self._ready:
             if self._in_flight >= IN_FLIGHT_MAX:
-                self._account(self._returned.get())
+                self._record(self._returned.get())
                 continue
             batch = self._ready.popleft()
             if self._failure is None and self._times_ensured == 0:
-                self._make_collection()
+                self._ensure_collection()
             if self._failure is None:
                 self._send(batch)
             else:
@@ -196,7 +196,7 @@ class Writer:
         try:
             self._senders.submit(copy_context().run, self._deliver, batch, self._times_ensured)
         except RuntimeError as error:  # the executor is shut down
-            failure = self._end(contained("a batch could not be sent", error))
+            failure = self._end(as_internal("a batch could not be sent", error))
             self._reject(batch, failure)
         else:
             self._in_flight += 1
@@ -210,14 +210,14 @@ class Writer:
         self._returned.put(_Returned(deliver(upsert, batch, lambda: self._failure), times_ensured))
         self._wake()
 
-    def _take_back(self) -> None:
+    def _record_returned(self) -> None:
         """Record the batches that have returned, without waiting for others."""
         with suppress(Empty):
             while True:
-                self._account(self._returned.get_nowait())
+                self._record(self._returned.get_nowait())
         self._send_ready()
 
-    def _account(self, returned: _Returned) -> None:
+    def _record(self, returned: _Returned) -> None:
         self._in_flight -= 1
         outcome = returned.outcome
         if outcome.stored and returned.times_ensured < self._times_ensured:
@@ -227,34 +227,34 @@ class Writer:
         for claim, error in outcome.refused:
             self._reject([claim], error)
         if outcome.failure is not None:
-            self._account_for_unsent(outcome.unsent, outcome.failure, returned.times_ensured)
-        self._observe()
+            self._record_unsent(outcome.unsent, outcome.failure, returned.times_ensured)
+        self._report_progress()
 
     def _count_stored(self, batch: Sequence[Claim]) -> None:
         for claim in batch:
             self._tally.store(claim.indices)
-            self._settled.append(claim.indices[0])
+            self._to_release.append(claim.indices[0])
         if isinstance(self._failure, NotFound):  # they were deleted with the collection
             self._tally.lose(self._failure)
 
-    def _account_for_unsent(self, unsent: Sequence[Claim], failure: WorkerError, times_ensured: int) -> None:
+    def _record_unsent(self, unsent: Sequence[Claim], failure: WorkerError, times_ensured: int) -> None:
         if isinstance(failure, NotFound):
-            if self._is_made_again(times_ensured):
+            if self._is_ensured_again(times_ensured):
                 self._ready.append(unsent)
                 return
             self._tally.lose(failure)
         self._reject(unsent, self._end(failure))
 
-    def _is_made_again(self, times_ensured: int) -> bool:
+    def _is_ensured_again(self, times_ensured: int) -> bool:
         """Whether a collection that was deleted after it was ensured exists again.
 
         It is created again once, unless points were already stored: then the job must be submitted again.
         """
         if self._ensure is None or self._failure is not None or self._tally.any_stored:
             return False
-        return times_ensured < self._times_ensured or (self._times_ensured == 1 and self._make_collection())
+        return times_ensured < self._times_ensured or (self._times_ensured == 1 and self._ensure_collection())
 
-    def _make_collection(self) -> bool:
+    def _ensure_collection(self) -> bool:
         try:
             if self._ensure is not None:
                 self._ensure()
@@ -262,7 +262,7 @@ class Writer:
             self._end(error)
             return False
         except Exception as error:  # noqa: BLE001 - after any exception, the batches in flight are reported
-            self._end(contained("the collection could not be made", error))
+            self._end(as_internal("the collection could not be made", error))
             return False
         self._times_ensured += 1
         return True
@@ -270,11 +270,11 @@ class Writer:
     def _reject(self, batch: Sequence[Claim], cause: WorkerError) -> None:
         for claim in batch:
             self._tally.reject(claim.indices, cause)
-            self._settled.append(claim.indices[0])
+            self._to_release.append(claim.indices[0])
 
     def _end(self, error: WorkerError) -> WorkerError:
         """End the job with this error unless it has already ended, and return the error that ended it."""
-        with self._ending:
+        with self._failure_lock:
             if self._failure is None:
                 self._failure = error
             return self._failure
@@ -283,14 +283,14 @@ class Writer:
         """Send or reject the remaining points, and wait for all batches in flight."""
         self._flush()
         while self._in_flight:
-            self._account(self._returned.get())
+            self._record(self._returned.get())
             self._send_ready()
-        self._observe()
+        self._report_progress()
 
-    def _observe(self) -> None:
-        if self._settled:
-            self._release(self._settled)
-            self._settled = []
-        if self._tally.done != self._observed:
-            self._observed = self._tally.done
-            self._observer(self._observed)
+    def _report_progress(self) -> None:
+        if self._to_release:
+            self._release(self._to_release)
+            self._to_release = []
+        if self._tally.done != self._reported:
+            self._reported = self._tally.done
+            self._observer(self._reported)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedder.vectors import SparseVector
-from qdrant_sink.conformance import PAYLOAD_BYTES, PAYLOAD_DEPTH, Refusal, conform
+from qdrant_sink.conformance import PAYLOAD_DEPTH_MAX, PAYLOAD_MAX_BYTES, Refusal, conform
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft, Point, Vectors
 from qdrant_sink.searching import Search, SearchOptions, conform_query, run
@@ -125,7 +125,7 @@ def test_a_spoilt_vector_is_refused_with_field_limit_and_value(case: str) -> Non
         ({"a": {None: 1}}, "payload.a: a key must be a string, got NoneType"),
         ({"a": "x\ud800"}, "payload.a: must be text, got a lone surrogate at character 1"),
         ({"\ud800": 1}, "payload: a key must be text, got a lone surrogate at character 0"),
-        (nested(PAYLOAD_DEPTH + 1), "nested deeper than 24 levels"),
+        (nested(PAYLOAD_DEPTH_MAX + 1), "nested deeper than 24 levels"),
         (["a"], "payload: an object, got list"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_payload_is_at_most_four_megabytes(large: dict[str, Any]) -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_payload"
     assert refusal.message.startswith("payload: at most 4000000 bytes with the text, got 400")
-    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_BYTES - 9)}), SCHEMA), Point)
+    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_MAX_BYTES - 9)}), SCHEMA), Point)
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:

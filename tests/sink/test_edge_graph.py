@@ -15,8 +15,8 @@ import pytest
 
 from embedder.errors import ConfigurationError
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.edge.segments import GRAPH_KB, segments_of, without_graph
-from qdrant_sink.edge.settings import BEFORE, CONFIG, merging, read_config
+from qdrant_sink.edge.segments import GRAPH_KB, count_unindexed, segments_of
+from qdrant_sink.edge.settings import CONFIG_BACKUP_FILE, CONFIG_FILE, merging, read_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Draft, Vectors
 from qdrant_sink.searching import run
@@ -104,7 +104,7 @@ def test_a_kill_while_the_graph_is_built_costs_no_point_and_no_graph(tmp_path: P
     store.close()
     assert sum(segment.points for segment in segments_of(docs, "dense") if segment.indexed) == POINTS
     assert list(docs.glob("segments/*/vector_index-dense/graph*"))
-    assert without_graph(docs, "dense", POINTS) == 0
+    assert count_unindexed(docs, "dense", POINTS) == 0
     assert not (read_config(docs).get("optimizers") or {}).get("indexing_threshold")
     store = EdgeStore(tmp_path)
     dense = vectors()
@@ -122,7 +122,7 @@ def test_a_graph_that_is_not_there_is_told(tmp_path: Path) -> None:
     write(store, "docs", [draft(i) for i in range(200)], SCHEMA)
     store.build_index("docs", SCHEMA, timeout_s=1)  # so few want none
     config = read_config(tmp_path / "docs")
-    (tmp_path / "docs" / CONFIG).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
+    (tmp_path / "docs" / CONFIG_FILE).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
     with pytest.raises(StoreUnavailable, match="collection 'docs' is not ready: 200 points are in no HNSW graph"):
         store.build_index("docs", SCHEMA, timeout_s=1)
     store.close()
@@ -138,10 +138,10 @@ def test_settings_are_as_they_were_after_a_kill(tmp_path: Path) -> None:
     inside = merging(docs)
     inside.__enter__()
     assert read_config(docs)["optimizers"]["default_segment_number"] == 1
-    assert (docs / BEFORE).exists()
+    assert (docs / CONFIG_BACKUP_FILE).exists()
     store = EdgeStore(tmp_path)
     assert store.count("docs") == 0
-    assert not (docs / BEFORE).exists()
+    assert not (docs / CONFIG_BACKUP_FILE).exists()
     after = read_config(docs)
     assert {key: after[key] for key in before} == before
     assert not any((after.get("optimizers") or {}).values())

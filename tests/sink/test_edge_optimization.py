@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.edge.settings import CONFIG, read_config
+from qdrant_sink.edge.settings import CONFIG_FILE, read_config
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from tests.sink.samples import SCHEMA, job
 from tests.sink.writing import write
@@ -33,7 +33,7 @@ def opened(directory: Path, *optimizer: str, points: int = POINTS) -> EdgeStore:
         store.ensure(name, SCHEMA)
     store.close()
     config = read_config(directory / "docs")
-    (directory / "docs" / CONFIG).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
+    (directory / "docs" / CONFIG_FILE).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
     store = EdgeStore(directory, optimizer=optimizer) if optimizer else EdgeStore(directory)
     assert write(store, "docs", job(points), SCHEMA).stored == points
     return store
@@ -119,7 +119,7 @@ def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
 def test_what_the_engine_refuses_there_is_an_error_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It has the type and the words of the seam, its log line is the worker's, and neither quotes anything."""
     store = opened(tmp_path)
-    config = tmp_path / "docs" / CONFIG
+    config = tmp_path / "docs" / CONFIG_FILE
     sound = config.read_text()
     config.write_text("secret")
     with (
@@ -137,8 +137,10 @@ def test_what_the_engine_refuses_there_is_an_error_here(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     "ends",
     [
-        pytest.param("end_with(os.getppid())", marks=pytest.mark.skipif(sys.platform != "linux", reason="prctl")),
-        "end_with_stdin()",
+        pytest.param(
+            "kill_with_worker(os.getppid())", marks=pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+        ),
+        "kill_with_stdin()",
     ],
 )
 def test_it_ends_with_its_worker(ends: str) -> None:

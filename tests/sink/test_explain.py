@@ -152,7 +152,7 @@ def test_an_explained_search_finds_the_same(filled: Store) -> None:
         search = search_of(77, limit=6, offset=2, **more)
         (plain,) = run(filled, COLLECTION, [search])
         inquiry = Inquiry.of(search)
-        bare = inquiry.bare(run(filled, COLLECTION, inquiry.searches)[0])
+        bare = inquiry.stripped(run(filled, COLLECTION, inquiry.searches)[0])
         assert [(hit.id, hit.score, hit.payload) for hit in bare] == [(hit.id, hit.score, hit.payload) for hit in plain]
         for one, other in zip(bare, plain, strict=True):
             assert (one.vectors is None) == (other.vectors is None)

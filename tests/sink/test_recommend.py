@@ -12,7 +12,7 @@ from embedder.errors import InvalidRequest, NotFound
 from embedder.vectors import KINDS, Kind, SparseVector
 from qdrant_sink.points import PayloadKeys, PointId, Stored, Vectors, point_id
 from qdrant_sink.searching import recommend
-from qdrant_sink.searching.recommend import query_vectors, without
+from qdrant_sink.searching.recommend import excluding, query_vectors
 from qdrant_sink.store import Store
 from tests.sink.samples import SCHEMA, draft, sample_vectors, unit
 from tests.sink.writing import write
@@ -100,9 +100,9 @@ def test_examples_without_a_meaning_are_refused(
 def test_examples_are_left_out_beside_the_filter() -> None:
     """Whatever form the caller's condition has, it holds as before."""
     same = {"key": "a", "match": {"value": 1}}
-    assert without(None, [3]) == {"must_not": [{"has_id": [3]}]}
-    assert without({"must": [same]}, [3]) == {"must": [same], "must_not": [{"has_id": [3]}]}
-    assert without({"must_not": same}, [3]) == {"must_not": [same, {"has_id": [3]}]}
+    assert excluding(None, [3]) == {"must_not": [{"has_id": [3]}]}
+    assert excluding({"must": [same]}, [3]) == {"must": [same], "must_not": [{"has_id": [3]}]}
+    assert excluding({"must_not": same}, [3]) == {"must_not": [same, {"has_id": [3]}]}
 
 
 def test_stored_points_are_read_as_they_were_stored(store: Store, collection: str) -> None:

@@ -501,7 +501,7 @@ def test_what_someone_waits_for_is_given_up_sooner_than_what_must_be_stored() ->
         "http://127.0.0.1:9",
         grpc_port=9,
         deadline_s=0.5,
-        patience_s=0,
+        interactive_deadline_s=0,
         pause_s=0.05,
         retried=lambda: repeated.add(calling[-1]),
     )
@@ -628,7 +628,7 @@ def test_an_answer_that_comes_after_the_end_opens_nothing(rest: RestDouble) -> N
         grpc_port=9,
         timeout_s=5,
         deadline_s=3.0,
-        patience_s=3.0,
+        interactive_deadline_s=3.0,
         pause_s=0.02,
         retried=lambda: None,
         new_client=new_client,

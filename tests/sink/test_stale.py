@@ -10,7 +10,7 @@ from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId, chunk_id
 from qdrant_sink.store import Store
 from qdrant_sink.writing import delete_stale_chunks
-from qdrant_sink.writing.stale import GAP_MAX_CHUNKS, GAP_MIN_CHUNKS
+from qdrant_sink.writing.stale import LOOKAHEAD_MAX_CHUNKS, LOOKAHEAD_MIN_CHUNKS
 from tests.sink.samples import SCHEMA, sample_vectors
 
 SCOPE = "notes"
@@ -55,7 +55,7 @@ def test_chunks_behind_the_last_one_are_deleted_and_no_others(store: Store, coll
 
 def test_a_gap_in_the_earlier_version_hides_nothing() -> None:
     """Of one document a whole batch may be missing: what is behind it is found."""
-    behind = _chunks(1, [GAP_MAX_CHUNKS + 1, GAP_MAX_CHUNKS + 2])
+    behind = _chunks(1, [LOOKAHEAD_MAX_CHUNKS + 1, LOOKAHEAD_MAX_CHUNKS + 2])
     chunks = Chunks([*_chunks(1, range(3)), *behind])
     assert delete_stale_chunks(chunks, "c", {1: 3}, SCOPE) == 2
     assert chunks.ids == set(_chunks(1, range(3)))
@@ -64,9 +64,9 @@ def test_a_gap_in_the_earlier_version_hides_nothing() -> None:
 def test_many_documents_share_the_probes() -> None:
     """A job of thousands of documents looks a few chunks behind each, and further where it finds any."""
     documents: dict[PointId, int] = dict.fromkeys(range(1000), 1)
-    chunks = Chunks(_chunks(5, range(1 + GAP_MIN_CHUNKS)))
-    assert delete_stale_chunks(chunks, "c", documents, SCOPE) == GAP_MIN_CHUNKS
-    assert sum(chunks.asked) == 1000 * GAP_MIN_CHUNKS + GAP_MAX_CHUNKS
+    chunks = Chunks(_chunks(5, range(1 + LOOKAHEAD_MIN_CHUNKS)))
+    assert delete_stale_chunks(chunks, "c", documents, SCOPE) == LOOKAHEAD_MIN_CHUNKS
+    assert sum(chunks.asked) == 1000 * LOOKAHEAD_MIN_CHUNKS + LOOKAHEAD_MAX_CHUNKS
 
 
 def test_a_deletion_that_is_cut_short_is_completed_by_the_next_run() -> None:
