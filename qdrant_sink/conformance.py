@@ -81,7 +81,7 @@ def too_many_rows(rows: int, size: int) -> Refusal:
     """Create the refusal of a multivector with too many rows. The message lists the ways out."""
     return Refusal(
         "colbert_too_long",
-        f"colbert: at most {rows_max(size)} rows of {size}, got {rows}; split the text (chunk), "
+        f"colbert: must have at most {rows_max(size)} rows of {size}, got {rows}; split the text (chunk), "
         'pool its rows (colbertPooling: "mean") or leave colbert out of vectors',
     )
 
@@ -103,8 +103,8 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     except _Refused as error:
         return error.refusal
     if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
-        got = "no weight in sparse and no other vector" if draft.vectors.sparse is not None else "no vector"
-        return Refusal("invalid_vector", f"a point has at least 1 vector to be found by; this one has {got}")
+        got = "only a sparse vector without weights" if draft.vectors.sparse is not None else "none"
+        return Refusal("invalid_vector", f"vectors: a point must have at least 1 vector to be searchable, got {got}")
     return Point(point_id, payload, vectors.dense, vectors.sparse, vectors.colbert)
 
 
@@ -146,20 +146,20 @@ def _id(value: Any) -> PointId:
     if isinstance(value, uuid.UUID):
         return value
     if type(value) is not int:
-        raise _refused("invalid_id", f"id: an integer or a UUID, got {type(value).__name__}")
+        raise _refused("invalid_id", f"id: must be an integer or a UUID, got {type(value).__name__}")
     if not 0 <= value <= INTEGER_ID_MAX:
-        raise _refused("invalid_id", f"id: an integer id is 0 to {INTEGER_ID_MAX}, got {shown_integer(value)}")
+        raise _refused("invalid_id", f"id: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(value)}")
     return value
 
 
 def _numbers(name: str, raw: Any, *, integers: bool = False) -> NDArray[Any]:
     """Convert an ndarray, list or tuple of real numbers to an array, and refuse other types such as bool and text."""
     if type(raw) not in (np.ndarray, list, tuple):
-        raise _refused("invalid_vector", f"{name}: an array or a list of numbers, got {type(raw).__name__}")
+        raise _refused("invalid_vector", f"{name}: must be an array or a list of numbers, got {type(raw).__name__}")
     try:
         array = np.asarray(raw)
     except (ValueError, OverflowError, TypeError) as exc:
-        raise _refused("invalid_vector", f"{name}: rows must be of one length and hold only numbers") from exc
+        raise _refused("invalid_vector", f"{name}: rows must have the same length and hold only numbers") from exc
     kinds = "iu" if integers else "fiu"
     if array.size and array.dtype.kind not in kinds:
         wanted = "integers" if integers else "real numbers"
@@ -205,7 +205,9 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
 def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> None:
     largest = float(np.abs(array).max())
     if datatype == "float16" and largest > FLOAT16_MAX:
-        raise _refused("invalid_vector", f"{name}: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}")
+        raise _refused(
+            "invalid_vector", f"{name}: values must be at most {FLOAT16_MAX:.0f} in float16, got {largest!r}"
+        )
 
 
 def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
@@ -221,26 +223,30 @@ def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
 
 def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
     if not isinstance(raw, SparseVector):
-        raise _refused("invalid_vector", f"sparse: indices and values, got {type(raw).__name__}")
+        raise _refused("invalid_vector", f"sparse: must have indices and values, got {type(raw).__name__}")
     indices = _numbers("sparse.indices", raw.indices, integers=True)
     weights = _numbers("sparse.values", raw.values)
     if indices.ndim != 1 or weights.ndim != 1:
         raise _refused(
             "invalid_vector",
-            f"sparse: indices and values must be flat, got shapes {indices.shape} and {weights.shape}",
+            f"sparse: indices and values must be one-dimensional, got shapes {indices.shape} and {weights.shape}",
         )
     if indices.size != weights.size:
-        raise _refused("invalid_vector", f"sparse: {indices.size} indices but {weights.size} values")
+        raise _refused(
+            "invalid_vector", f"sparse: must have as many indices as values, got {indices.size} and {weights.size}"
+        )
     if not indices.size:
         return None
     lowest, highest = int(indices.min()), int(indices.max())
     if lowest < 0 or highest > SPARSE_INDEX_MAX:
         index = lowest if lowest < 0 else highest
-        raise _refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {index}")
+        raise _refused("invalid_vector", f"sparse.indices: must be 0 to {SPARSE_INDEX_MAX}, got {index}")
     values = _float32("sparse.values", weights)
     largest = float(np.abs(values).max())
     if largest > WEIGHT_MAX:
-        raise _refused("invalid_vector", f"sparse.values: at most {WEIGHT_MAX:g} in size, got {largest:.3g}")
+        raise _refused(
+            "invalid_vector", f"sparse.values: must be at most {WEIGHT_MAX:g} in magnitude, got {largest:.3g}"
+        )
     _check_range("sparse.values", values, schema.datatype)
     kept = values != 0
     keys, values = indices[kept].astype(np.uint32), values[kept]
@@ -253,7 +259,9 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
         differing = same & (values[1:] != values[:-1])
         if differing.any():
             index = int(keys[int(np.argmax(differing))])
-            raise _refused("invalid_vector", f"sparse.indices: index {index} occurs with two different values")
+            raise _refused(
+                "invalid_vector", f"sparse.indices: must be unique, got index {index} with two different values"
+            )
         first = np.concatenate(([True], ~same))
         keys, values = keys[first], values[first]
     return SparseVector(keys, values)
@@ -262,14 +270,14 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
 def _payload(payload: Any) -> dict[str, Any]:
     """Copy a mapping after checking that it is plain JSON, which every transport carries unchanged."""
     if not isinstance(payload, Mapping):
-        raise _refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
+        raise _refused("invalid_payload", f"payload: must be an object, got {type(payload).__name__}")
     result = dict(payload)
     size = 0
     stack: list[tuple[str, Any, int]] = [("payload", result, 1)]
     while stack:
         path, container, depth = stack.pop()
         if depth > PAYLOAD_DEPTH_MAX:
-            raise _refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH_MAX} levels")
+            raise _refused("invalid_payload", f"{path}: must be nested at most {PAYLOAD_DEPTH_MAX} levels deep")
         is_object = type(container) is dict
         size += 8 * len(container)
         if size > PAYLOAD_MAX_BYTES:  # stop before millions of empty lists are visited
@@ -292,7 +300,9 @@ def _payload(payload: Any) -> dict[str, Any]:
 
 
 def _too_large(size: str) -> _Refused:
-    return _refused("invalid_payload", f"payload: at most {PAYLOAD_MAX_BYTES} bytes with the text, got {size}")
+    return _refused(
+        "invalid_payload", f"payload: must be at most {PAYLOAD_MAX_BYTES} bytes including the text, got {size}"
+    )
 
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
@@ -302,10 +312,10 @@ def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
         value = value.get(part) if isinstance(value, Mapping) else None
     if type(value) is str and value:
         return
-    got = "nothing" if value is None else "an empty string" if value == "" else type(value).__name__
+    got = "none" if value is None else "an empty string" if value == "" else type(value).__name__
     if type(value) is int:
         got = "an integer; write it as a string"
-    raise _refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty, got {got}")
+    raise _refused("invalid_payload", f"payload.{key}: the tenant must be a non-empty string, got {got}")
 
 
 def _path(path: str, key: str | int) -> str:
@@ -318,7 +328,7 @@ def _scalar_fault(value: Any) -> str | None:
         return _text_fault(value)
     if kind is int:
         fits = -(2**63) <= value < 2**63
-        return None if fits else f"an integer of 64 bits with sign, got {shown_integer(value)}"
+        return None if fits else f"a signed 64-bit integer, got {shown_integer(value)}"
     if kind is float:
         return None if math.isfinite(value) else f"a finite number, got {value!r}"
     return None if value is None or kind is bool else f"plain JSON, got {kind.__name__}"

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from embedder.errors import InvalidRequest
-from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT
+from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT, shown_integer
 
 Filter = Mapping[str, Any]
 """A filter in Qdrant's JSON format: {"must": [...], "should": [...], "must_not": [...]}."""
@@ -79,7 +79,7 @@ def as_list(clause: Any) -> list[Any]:
 def _filter(raw: Any, path: str, depth: int) -> None:
     fields = _object(raw, path, (*_CLAUSES, "min_should"))
     if depth > FILTER_DEPTH_MAX:
-        raise InvalidRequest(f"{path}: nested deeper than {FILTER_DEPTH_MAX} filters")
+        raise InvalidRequest(f"{path}: filters must be nested at most {FILTER_DEPTH_MAX} levels deep")
     for clause in _CLAUSES:
         value = fields.get(clause)
         if isinstance(value, list):
@@ -94,7 +94,10 @@ def _filter(raw: Any, path: str, depth: int) -> None:
             _condition(condition, f"{path}.conditions[{i}]", depth)
         _count(min_should["min_count"], f"{path}.min_count")
         if not min_should["conditions"] or not min_should["min_count"]:
-            raise InvalidRequest(f"{path}: must have at least 1 condition and a min_count of at least 1")
+            raise InvalidRequest(
+                f"{path}: must have at least 1 condition and a min_count of at least 1, got "
+                f"{len(min_should['conditions'])} and {min_should['min_count']}"
+            )
 
 
 def _condition(raw: Any, path: str, depth: int) -> None:
@@ -128,7 +131,7 @@ def _field_condition(raw: Mapping[str, Any], path: str) -> None:
     conditions = [name for name in _FIELD_CONDITIONS if raw.get(name) is not None]
     if len(conditions) != 1:
         got = ", ".join(conditions) or "none"
-        raise InvalidRequest(f"{path}: exactly one of {', '.join(_FIELD_CONDITIONS)} beside key, got {got}")
+        raise InvalidRequest(f"{path}: must have key and exactly one of {', '.join(_FIELD_CONDITIONS)}, got {got}")
     name = conditions[0]
     _CHECKS[name](raw[name], f"{path}.{name}")
 
@@ -136,7 +139,7 @@ def _field_condition(raw: Mapping[str, Any], path: str) -> None:
 def _match(raw: Any, path: str) -> None:
     fields = _object(raw, path, _MATCH_KEYS)
     if len(fields) != 1:
-        raise InvalidRequest(f"{path}: exactly one of {', '.join(_MATCH_KEYS)}, got {len(fields)}")
+        raise InvalidRequest(f"{path}: must have exactly one of {', '.join(_MATCH_KEYS)}, got {len(fields)}")
     name, value = next(iter(fields.items()))
     path = f"{path}.{name}"
     if name == "value":
@@ -155,7 +158,7 @@ def _match(raw: Any, path: str) -> None:
             for i, value in enumerate(values):
                 _integer(value, f"{path}[{i}]")
         else:
-            raise InvalidRequest(f"{path}: must hold strings only or integers only")
+            raise InvalidRequest(f"{path}: must hold only strings or only integers")
     else:
         _text(value, path)
 
@@ -208,8 +211,10 @@ def _ring(raw: Any, path: str) -> None:
     points = _list(_object(raw, path, ("points",), required=True)["points"], f"{path}.points")
     for i, point in enumerate(points):
         _geo_point(point, f"{path}.points[{i}]")
-    if len(points) < 4 or points[0] != points[-1]:
-        raise InvalidRequest(f"{path}.points: at least 4, the last equal to the first, got {len(points)}")
+    if len(points) < 4:
+        raise InvalidRequest(f"{path}.points: must have at least 4 points, got {len(points)}")
+    if points[0] != points[-1]:
+        raise InvalidRequest(f"{path}.points: the last point must equal the first, to close the ring")
 
 
 def _geo_point(raw: Any, path: str) -> None:
@@ -237,7 +242,7 @@ def _object(raw: Any, path: str, allowed: tuple[str, ...], *, required: bool = F
         raise InvalidRequest(f"{path}: must be an object, got {_type_name(raw)}")
     for key in raw:
         if key not in allowed:
-            raise InvalidRequest(f"{path}: {str(key)[:40]!r} is not known here, known: {', '.join(allowed)}")
+            raise InvalidRequest(f"{path}: unknown key {str(key)[:40]!r}; allowed keys: {', '.join(allowed)}")
     if required:
         for key in allowed:
             if key not in raw:
@@ -272,12 +277,13 @@ def _unicode(raw: str, path: str) -> None:
 
 def _integer(raw: int, path: str) -> None:
     if not -(2**63) <= raw < 2**63:
-        raise InvalidRequest(f"{path}: integers are 64-bit signed, got one of {raw.bit_length()} bits")
+        raise InvalidRequest(f"{path}: must be a signed 64-bit integer, got an integer of {raw.bit_length()} bits")
 
 
 def _count(raw: Any, path: str) -> None:
     if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < 2**32:
-        raise InvalidRequest(f"{path}: must be an integer, 0 to {2**32 - 1}, got {_type_name(raw)}")
+        got = "an integer out of range" if type(raw) is int else _type_name(raw)
+        raise InvalidRequest(f"{path}: must be an integer from 0 to {2**32 - 1}, got {got}")
 
 
 def _number(raw: Any, path: str) -> None:
@@ -295,13 +301,13 @@ def _date(raw: Any, path: str) -> None:
     try:
         datetime.fromisoformat(raw)
     except ValueError as exc:
-        raise InvalidRequest(f"{path}: is not a date of the calendar") from exc
+        raise InvalidRequest(f"{path}: must be a date that exists in the calendar") from exc
 
 
 def _id(raw: Any, path: str) -> None:
     if isinstance(raw, int) and not isinstance(raw, bool):
         if not 0 <= raw <= INTEGER_ID_MAX:
-            raise InvalidRequest(f"{path}: an integer id is 0 to {INTEGER_ID_MAX}")
+            raise InvalidRequest(f"{path}: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
     elif not isinstance(raw, str) or not UUID_TEXT.fullmatch(raw):
         raise InvalidRequest(f"{path}: must be an unsigned 64-bit integer or a UUID, got {_type_name(raw)}")
 

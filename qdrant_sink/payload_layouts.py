@@ -64,7 +64,9 @@ def laid_out(
     """
     if layout == "plain":
         if text_key in written:
-            raise InvalidRequest(f"qdrant.textKey: {text_key!r} keeps {_purpose(text_key)}; choose another key")
+            raise InvalidRequest(
+                f"qdrant.textKey: {text_key!r} is reserved for {_purpose(text_key)}; choose another key"
+            )
         return payload_for(payload, {text_key: text, **written}, field=field)
     if layout == "llamaindex":
         return _llamaindex(text, payload, written, point_id, field)
@@ -145,4 +147,4 @@ def _node_text(content: Any) -> str | None:
 
 
 def _purpose(key: str) -> str:
-    return "the caller's own ids" if key == "id" else "what the worker writes of a chunk"
+    return "the caller's original id" if key == "id" else "a field of a chunk"

@@ -123,7 +123,7 @@ class Point:
     def __post_init__(self) -> None:
         """Raise ValueError for shapes that damage a collection of Qdrant Edge permanently."""
         if self.sparse is not None and self.sparse.indices.shape != self.sparse.values.shape:
-            raise ValueError("sparse: indices and values differ in shape")
+            raise ValueError("sparse: indices and values must have the same shape")
         if self.colbert is not None and (self.colbert.ndim != 2 or not self.colbert.size):
             raise ValueError("colbert: must have two dimensions and values")
 
@@ -178,13 +178,13 @@ def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
             `field`.
     """
     if isinstance(raw, bool) or not isinstance(raw, int | str):
-        raise InvalidRequest(f"{field}: an id is an integer or a string, got {type(raw).__name__}")
+        raise InvalidRequest(f"{field}: must be an integer or a string, got {type(raw).__name__}")
     if isinstance(raw, int):
         if not 0 <= raw <= INTEGER_ID_MAX:
-            raise InvalidRequest(f"{field}: an integer id is 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
+            raise InvalidRequest(f"{field}: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
         return raw
     if not raw:
-        raise InvalidRequest(f"{field}: an id has at least 1 character, got 0")
+        raise InvalidRequest(f"{field}: must have at least 1 character, got 0")
     if UUID_TEXT.fullmatch(raw):
         return uuid.UUID(raw.lower())  # Python's parser accepts the urn prefix in lower case only
     try:
@@ -250,7 +250,7 @@ def claims(
         if owner_digest == digest:
             indices.append(index)
         else:
-            message = f"the id is already that of point {indices[0]} of this job, which has another payload or text"
+            message = f"id: point {indices[0]} of this job has the same id and another payload or text; change an id"
             duplicates.append((index, DuplicateId(message)))
     return {indices[0]: tuple(indices) for _, indices in owners.values()}, duplicates
 
@@ -263,4 +263,4 @@ def _digest(payload: Mapping[str, Any]) -> bytes:
 
 def shown_integer(number: int) -> str:
     """Format an integer for an error message. Integers of more than 128 bits are replaced by their size."""
-    return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
+    return str(number) if number.bit_length() <= 128 else f"an integer of {number.bit_length()} bits"

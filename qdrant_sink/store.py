@@ -42,7 +42,10 @@ COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 def check_collection(name: str) -> None:
     """Raise `InvalidRequest` unless `name` is a valid collection name in every store."""
     if not re.fullmatch(COLLECTION_NAME, name):
-        raise InvalidRequest(f"collection: 1 to 128 of A-Z a-z 0-9 _ . - not starting with . or -, got {len(name)}")
+        raise InvalidRequest(
+            "collection: a name must have 1 to 128 characters of A-Z a-z 0-9 _ . - and must not start with . or -, got "
+            f"{len(name)} characters"
+        )
 
 
 class Store(Protocol):

@@ -32,7 +32,7 @@ def mapped(what: str) -> Iterator[None]:
     except BaseException as exc:  # PanicException derives from BaseException
         code = _os_error(exc)
         if code is not None:
-            raise StoreUnavailable(f"Qdrant Edge failed at the {what}: {os.strerror(code).lower()}") from exc
+            raise StoreUnavailable(f"Qdrant Edge failed ({what}): {os.strerror(code).lower()}") from exc
         why = reason(str(exc))
         if "space" in why:
             raise StoreUnavailable(f"Qdrant Edge cannot write: {why}") from exc

@@ -24,7 +24,7 @@ def edge_filter(raw: Filter | None) -> edge.Filter | None:
     try:
         return _filter(raw)
     except (ValueError, TypeError, OverflowError) as exc:
-        raise InvalidRequest("filter: Qdrant Edge does not understand it") from exc
+        raise InvalidRequest("filter: Qdrant Edge does not support this filter") from exc
 
 
 def _filter(raw: Filter) -> edge.Filter:

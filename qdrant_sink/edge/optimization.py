@@ -64,7 +64,7 @@ class Optimizer:
             reason = os.strerror(exc.errno or 0).lower()
             raise StoreUnavailable(
                 f"Qdrant Edge cannot start the process that optimises collection {directory.name!r}: {reason}; "
-                "let the worker start processes, or use a Qdrant server"
+                "allow the worker to start processes, or use a Qdrant server"
             ) from exc
         return Optimization(directory.name, process)
 
@@ -106,8 +106,8 @@ class Optimization:
         if "error" in result:
             raise _ERRORS[result["error"]](result["message"]) from cause
         raise StoreUnavailable(
-            f"the optimisation of collection {self._collection!r} broke off ({_exit_description(process.returncode)}): "
-            "no point is lost; run it again"
+            f"the optimisation of collection {self._collection!r} ended early "
+            f"({_exit_description(process.returncode)}); no points are lost, run it again"
         ) from cause
 
     def stop(self) -> None:
@@ -118,4 +118,4 @@ class Optimization:
 def _exit_description(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    return f"signal {-status}" + (", as when memory runs out" if status == -signal.SIGKILL else "")
+    return f"signal {-status}" + (", possibly out of memory" if status == -signal.SIGKILL else "")

@@ -40,7 +40,9 @@ def optimize(directory: Path, vector: str) -> bool:
         shard.close()
         if not unindexed:
             return changed
-        log.info("collection %r: joining segments, since %d points are in no HNSW graph", directory.name, unindexed)
+        log.info(
+            "collection %r: merging segments, because %d points are not in the HNSW graph", directory.name, unindexed
+        )
         with merging(directory):
             shard = edge.EdgeShard.load(str(directory))
             changed |= shard.optimize()

@@ -142,7 +142,9 @@ class EdgeStore:
         self._check(collection, schema)
         _, unindexed = self._collection(collection).optimize(self._names.dense)
         if unindexed:
-            raise StoreUnavailable(f"collection {collection!r} is not ready: {unindexed} points are in no HNSW graph")
+            raise StoreUnavailable(
+                f"collection {collection!r} is not ready: {unindexed} points are not in the HNSW graph"
+            )
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - always available
         """See `Store.collection_of`."""
@@ -212,7 +214,7 @@ class EdgeStore:
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""
         if bool(ids) == (where is not None):
-            raise InvalidRequest("delete: exactly one of ids and filter")
+            raise InvalidRequest(f"delete: must have exactly one of ids and filter, got {'both' if ids else 'neither'}")
         condition = edge_filter(where)
         if where is not None and matches_all(where):
             raise InvalidRequest("filter: must have at least one condition to delete by, got none")
@@ -278,9 +280,13 @@ class EdgeStore:
     def _check(self, name: str, schema: CollectionSchema) -> None:
         check_collection(name)
         if schema.names != self._names:
-            raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
+            raise ConfigurationError(
+                "vectorNames: the schema must have the vector names with which the store was opened"
+            )
         if schema.placement.server_only:
-            raise ConfigurationError(f"{schema.placement.server_only}: Qdrant Edge is one machine; use a server")
+            raise ConfigurationError(
+                f"{schema.placement.server_only}: Qdrant Edge runs on a single machine; use a Qdrant server"
+            )
 
     def _resolve(self, name: str) -> str:
         """Resolve a name to its collection: the name itself or the target of an alias.

@@ -77,17 +77,19 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if not self.using or len(set(self.using)) != len(self.using):
-            raise ValueError(f"using names at least one branch and each once, got {self.using}")
+            raise ValueError(f"using: must name at least one branch, each only once, got {self.using}")
         if self.weights is not None:
             if len(self.weights) != len(self.using):
-                raise ValueError(f"weights: one per branch, {len(self.using)}, got {len(self.weights)}")
+                raise ValueError(
+                    f"weights: must have one weight per branch ({len(self.using)}), got {len(self.weights)}"
+                )
             if not all(0 < weight < float("inf") for weight in self.weights):
-                raise ValueError(f"weights are positive numbers, got {self.weights}")
+                raise ValueError(f"weights: must be positive numbers, got {self.weights}")
             if self.fusion != "rrf":
-                raise ValueError(f"weights are for fusion rrf, got {self.fusion}")
+                raise ValueError(f"weights: require fusion rrf, got {self.fusion}")
         if min(self.rrf_k, self.limit, self.prefetch, self.group_size) < 1 or self.offset < 0:
             raise ValueError(
-                "rrf_k, limit, prefetch and group_size are at least 1 and offset at least 0, got "
+                "rrf_k, limit, prefetch and group_size must be at least 1 and offset at least 0, got "
                 f"{self.rrf_k}, {self.limit}, {self.prefetch}, {self.group_size} and {self.offset}"
             )
 
@@ -132,5 +134,5 @@ def conform_query(vectors: Vectors, options: SearchOptions, schema: CollectionSc
         return valid
     for kind in options.kinds:
         if kind != "sparse" and getattr(valid, kind) is None:
-            return Refusal("invalid_vector", f"{kind}: the search uses it and the query has none")
+            return Refusal("invalid_vector", f"{kind}: the search needs a {kind} vector of the query, got none")
     return Search(valid, options, schema.quantized)

@@ -70,13 +70,17 @@ def recommend(
     for index, negative_id in enumerate(negative_ids):
         if negative_id in positive_ids:
             duplicate = positive_ids.index(negative_id)
-            raise InvalidRequest(f"{field}.negative[{index}]: is the same point as {field}.positive[{duplicate}]")
+            raise InvalidRequest(
+                f"{field}.negative[{index}]: must not be the same point as {field}.positive[{duplicate}]"
+            )
     stored = store.fetch(collection, list(dict.fromkeys(ids)), False, sorted(kinds))  # noqa: FBT003 - as in `Fetches`
     missing = [(path, raw) for (path, raw), point in zip(examples, ids, strict=True) if point not in stored]
     if missing:
         paths = ", ".join(path for path, _ in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise NotFound(
-            f"{paths}: not in collection {collection!r}", collection=collection, ids=[raw for _, raw in missing]
+            f"{paths}: not found in collection {collection!r}",
+            collection=collection,
+            ids=[raw for _, raw in missing],
         )
     vectors = query_vectors(_vectors(stored, positive_ids), _vectors(stored, negative_ids), kinds, field=field)
     return vectors, excluding(where, ids)
@@ -158,8 +162,8 @@ def _mean_weights(examples: Sequence[Vectors]) -> dict[int, float]:
 def _colbert(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str) -> NDArray[np.float32]:
     if negative:
         raise InvalidRequest(
-            f"{field}.negative: must be empty where colbert is a branch or reranks, got {len(negative)}; MaxSim has no "
-            "negative examples"
+            f"{field}.negative: must be empty if the search uses colbert, got {len(negative)}; MaxSim does not "
+            "support negative examples"
         )
     rows = [example.colbert for example in positive if example.colbert is not None]
     if not rows:
@@ -168,7 +172,7 @@ def _colbert(positive: Sequence[Vectors], negative: Sequence[Vectors], field: st
     rows_limit = rows_max(query.shape[1])
     if len(query) > rows_limit:
         raise InvalidRequest(
-            f"{field}.positive: the points have at most {rows_limit} colbert rows together, got {len(query)}; "
+            f"{field}.positive: the points must have at most {rows_limit} colbert rows together, got {len(query)}; "
             "name fewer points"
         )
     return query

@@ -132,7 +132,7 @@ def plan_of(search: Search, depth: int) -> Plan | None:
     if options.rerank:
         reranking = _nearest(search, options.rerank)
         if reranking is None:
-            raise ValueError("rerank: the query has no colbert vector")
+            raise ValueError("rerank: the search needs a colbert vector of the query, got none")
         query = reranking
     elif len(options.using) == 1:  # the last of several branches is still fused, so that scores keep their scale
         query, branches = branches[0].query, ()
@@ -164,7 +164,7 @@ def _nearest(search: Search, kind: Kind) -> Nearest | None:
         return None if sparse is None or not len(sparse.indices) else Nearest("sparse", sparse)
     vector = search.vectors.dense if kind == "dense" else search.vectors.colbert
     if vector is None:
-        raise ValueError(f"using: {kind} is a branch and the query has no {kind} vector")
+        raise ValueError(f"using: the search needs a {kind} vector of the query, got none")
     return Nearest(kind, vector, search.options.rescoring if kind in search.quantized else None)
 
 

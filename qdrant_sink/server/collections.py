@@ -96,8 +96,8 @@ class ServerCollections:
             self._update_m(collection, schema, 0)
         elif m > 0:
             log.warning(
-                "collection %r has dense.m = %d and not %d: its graph is not deferred; set dense.m in "
-                "QDRANT_COLLECTION_CONFIG to what it has",
+                "collection %r has dense.m = %d instead of %d, so its graph is not deferred; set dense.m in "
+                "QDRANT_COLLECTION_CONFIG to the value of the collection",
                 collection,
                 m,
                 schema.dense.m,
@@ -127,7 +127,7 @@ class ServerCollections:
             if remaining_s <= 0:
                 raise StoreUnavailable(
                     f"collection {collection!r} is {status} and not green after {timeout_s:g} s: "
-                    "its index is still being built"
+                    "its index is still being built; retry later"
                 )
             if self._pause(min(pause_s, remaining_s)):
                 raise StoreUnavailable("the store is closed")
@@ -156,7 +156,9 @@ class ServerCollections:
             models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)),
         ]
         if not self._call(collection, lambda client: client.update_collection_aliases(change)):
-            raise StoreUnavailable(f"Qdrant took the change of the alias {alias!r} and has not done it yet")
+            raise StoreUnavailable(
+                f"Qdrant accepted the change of alias {alias!r} but has not applied it yet; retry later"
+            )
 
     def _collection_names(self, collection: str) -> set[str]:
         response = self._call(collection, lambda client: client.get_collections())
@@ -165,7 +167,9 @@ class ServerCollections:
     def _check(self, collection: str, schema: CollectionSchema) -> None:
         check_collection(collection)
         if schema.names != self._names:
-            raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
+            raise ConfigurationError(
+                "vectorNames: the schema must have the vector names with which the store was opened"
+            )
 
     def _description_or_none(self, collection: str) -> CollectionDescription | None:
         try:
@@ -208,21 +212,25 @@ class ServerCollections:
             collection, lambda client: client.create_payload_index(collection, key, field_schema=params, wait=True)
         )
         if result.status != models.UpdateStatus.COMPLETED:
-            raise StoreUnavailable(f"Qdrant took the payload index on {key!r} and has not built it yet")
+            raise StoreUnavailable(
+                f"Qdrant accepted the payload index on {key!r} but has not built it yet; retry later"
+            )
 
     def _update_m(self, collection: str, schema: CollectionSchema, m: int) -> None:
         self._update(collection, vectors_config=graph_diff(schema, m=m))
 
     def _update(self, collection: str, **change: Any) -> None:
         if not self._call(collection, lambda client: client.update_collection(collection, **change)):
-            raise StoreUnavailable(f"Qdrant took the change of collection {collection!r} and has not done it yet")
+            raise StoreUnavailable(
+                f"Qdrant accepted the change of collection {collection!r} but has not applied it yet; retry later"
+            )
 
 
 def _warn_if_deferred(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
     vector = actual.vectors[schema.names.dense]
     if vector.m == 0 and schema.dense.m > 0:
         log.warning(
-            "collection %r has no graph (m = 0), so every search compares with every point: a bulk load runs or "
-            "was cut short; the next one builds it",
+            "collection %r has no graph (m = 0), so every search compares all points; a bulk load is running or was "
+            "interrupted, and the next bulk load builds the graph",
             collection,
         )

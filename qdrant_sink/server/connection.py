@@ -194,7 +194,10 @@ class ServerConnection:
         fault = _fault(state)
         if fault is not None:
             log.warning(
-                "%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep
+                "%s; attempt %d failed, next attempt in %.1f s",
+                fault.error.message,
+                state.attempt_number,
+                state.upcoming_sleep,
             )
             self._retried()
 

@@ -80,14 +80,18 @@ def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one r
     if isinstance(exc, UnexpectedResponse):
         return _of_status(exc, collection)
     if _is_unreadable_answer(exc):
-        return Fault(NothingTaken("the answer of Qdrant does not fit its API"))
+        return Fault(
+            NothingTaken(
+                "the answer does not match the API of Qdrant; check QDRANT_URL, the server's version and any proxy"
+            )
+        )
     if isinstance(exc, ResponseHandlingException):
         return Fault(_unavailable(f"no answer ({type(exc.source).__name__})", ""), retry=True)
     if isinstance(exc, QdrantException):
         return _rate_limited("", None)
     if isinstance(exc, OSError):
         return Fault(_unavailable("no connection", ""), retry=True)
-    return Fault(StoreRejected("the request or the answer of Qdrant does not fit its API"))
+    return Fault(StoreRejected("the request or the answer does not match the API of Qdrant"))
 
 
 def _is_unreadable_answer(exc: Exception) -> bool:
@@ -138,7 +142,7 @@ def _rate_limited(details: str, retry_after_s: float | None) -> Fault:
     if "larger" in phrases or "too large" in phrases:
         return Fault(_rejected("RESOURCE_EXHAUSTED", details))
     error = StoreUnavailable(
-        "Qdrant limits the rate" + (f": {phrases}" if phrases else ""), retry_after_s=retry_after_s
+        "Qdrant limits the request rate" + (f": {phrases}" if phrases else ""), retry_after_s=retry_after_s
     )
     return Fault(error, retry=True, retry_after_s=retry_after_s)
 
@@ -150,7 +154,7 @@ def _unavailable(status: str, details: str) -> StoreUnavailable:
 
 def _not_ready(status: str, details: str) -> StoreUnavailable:
     phrases = reason(details)
-    return StoreUnavailable(f"Qdrant is not in a state to do it: {status}" + (f", {phrases}" if phrases else ""))
+    return StoreUnavailable(f"Qdrant cannot process the request now: {status}" + (f", {phrases}" if phrases else ""))
 
 
 def _rejected(status: str, details: str) -> StoreRejected:
@@ -167,7 +171,7 @@ def _refusal(status: str, details: str) -> str:
 
 
 def _denied(status: str) -> AccessDenied:
-    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and what it may write")
+    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and its permissions")
 
 
 def _not_found(collection: str) -> NotFound:

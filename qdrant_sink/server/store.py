@@ -138,7 +138,7 @@ class ServerStore:
                 result = transport.client.upsert(collection, rows, wait=True, update_mode=mode)
                 completed = result.status == models.UpdateStatus.COMPLETED
             if not completed:
-                raise unfinished("Qdrant took the points and has not stored them yet")
+                raise unfinished("Qdrant accepted the points but has not stored them yet; retry later")
 
         self._call(collection, send)
 
@@ -195,7 +195,7 @@ class ServerStore:
         """
         check_collection(collection)
         if bool(ids) == (where is not None):
-            raise InvalidRequest("delete: exactly one of ids and filter")
+            raise InvalidRequest(f"delete: must have exactly one of ids and filter, got {'both' if ids else 'neither'}")
         selector: models.FilterSelector | models.PointIdsList
         if where is not None:
             selector = models.FilterSelector(filter=client_filter(where))
@@ -209,7 +209,7 @@ class ServerStore:
         def send(transport: Transport) -> None:
             result = transport.client.delete(collection, selector, wait=True)
             if result.status != models.UpdateStatus.COMPLETED:
-                raise unfinished("Qdrant took the deletion and has not done it yet")
+                raise unfinished("Qdrant accepted the deletion but has not applied it yet; retry later")
 
         self._call(collection, send)
         return existed

@@ -64,7 +64,7 @@ class WriteReport:
         """
         existing: set[int] = set() if isinstance(self.failure, NotFound) else set(skipped)
         reported = {rejection.index for rejection in self.rejected}.union(self.indices, existing)
-        cause = self.failure or Cancelled("the job was cancelled before it was sent")
+        cause = self.failure or Cancelled("the job was cancelled before the point was sent")
         unsent = [Rejection(index, cause) for index in range(submitted) if index not in reported]
         return replace(
             self,

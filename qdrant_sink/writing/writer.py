@@ -170,7 +170,7 @@ class Writer:
                 draft = replace(draft, vectors=replace(draft.vectors, colbert=pooled(colbert, self._rows_max)))
             return conform(draft, self._schema)
         except Exception as error:  # noqa: BLE001 - one defective point must not affect the others
-            return as_internal("a point could not be proven", error)
+            return as_internal("a point could not be validated", error)
 
     def _flush(self) -> None:
         batch = self._batches.flush()
@@ -262,7 +262,7 @@ class Writer:
             self._end(error)
             return False
         except Exception as error:  # noqa: BLE001 - after any exception, the batches in flight are reported
-            self._end(as_internal("the collection could not be made", error))
+            self._end(as_internal("the collection could not be created", error))
             return False
         self._times_ensured += 1
         return True

@@ -55,13 +55,19 @@ REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
     "dense of objects": ({"dense": np.array([object()] * SIZE)}, r"got dtype object"),
     "dense complex": ({"dense": np.ones(SIZE, dtype=complex)}, r"got dtype complex128"),
     "dense with None": ({"dense": [None, *DENSE[1:]]}, r"got dtype object"),
-    "dense a mapping": ({"dense": dict(enumerate(DENSE))}, r"an array or a list of numbers, got dict"),
+    "dense a mapping": ({"dense": dict(enumerate(DENSE))}, r"must be an array or a list of numbers, got dict"),
     "dense masked": ({"dense": np.ma.masked_array(DENSE)}, r"got MaskedArray"),
-    "sparse no vector": ({"sparse": {3: 0.5}}, r"sparse: indices and values, got dict"),
-    "sparse too few values": ({"sparse": sparse([1, 2], [0.5])}, r"sparse: 2 indices but 1 values"),
-    "sparse too many values": ({"sparse": sparse([1], [0.5, 0.5])}, r"sparse: 1 indices but 2 values"),
-    "sparse 2**32": ({"sparse": sparse([1, 2**32], [0.5, 0.5])}, r"0 to 4294967295, got 4294967296"),
-    "sparse -1": ({"sparse": sparse([-1], [0.5])}, r"sparse.indices: 0 to 4294967295, got -1"),
+    "sparse no vector": ({"sparse": {3: 0.5}}, r"sparse: must have indices and values, got dict"),
+    "sparse too few values": (
+        {"sparse": sparse([1, 2], [0.5])},
+        r"sparse: must have as many indices as values, got 2 and 1",
+    ),
+    "sparse too many values": (
+        {"sparse": sparse([1], [0.5, 0.5])},
+        r"sparse: must have as many indices as values, got 1 and 2",
+    ),
+    "sparse 2**32": ({"sparse": sparse([1, 2**32], [0.5, 0.5])}, r"must be 0 to 4294967295, got 4294967296"),
+    "sparse -1": ({"sparse": sparse([-1], [0.5])}, r"sparse.indices: must be 0 to 4294967295, got -1"),
     "sparse float index": (
         {"sparse": sparse([1.0], [0.5])},
         r"sparse.indices: must hold integers, got dtype float64",
@@ -74,18 +80,21 @@ REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sparse two values": (
         {"sparse": sparse([7, 3, 7], [0.5, 1, 0.25])},
-        r"index 7 occurs with two different values",
+        r"must be unique, got index 7 with two different values",
     ),
     "sparse NaN": (
         {"sparse": sparse([7, 8], [0.5, NAN])},
         r"sparse.values\[1\]: must be finite in float32, got nan",
     ),
     "sparse beyond float32": ({"sparse": sparse([7], [1e39])}, r"must be finite in float32, got 1e\+39"),
-    "sparse beyond a finite score": ({"sparse": sparse([7], [1e16])}, r"at most 1e\+15 in size, got 1e\+16"),
-    "sparse of two dimensions": ({"sparse": sparse([[7]], [[1.0]])}, r"must be flat, got shapes \(1, 1\)"),
+    "sparse beyond a finite score": (
+        {"sparse": sparse([7], [1e16])},
+        r"must be at most 1e\+15 in magnitude, got 1e\+16",
+    ),
+    "sparse of two dimensions": ({"sparse": sparse([[7]], [[1.0]])}, r"must be one-dimensional, got shapes \(1, 1\)"),
     "colbert empty": ({"colbert": []}, r"colbert: must have shape \(rows > 0, 8\), got \(0,\)"),
     "colbert no rows": ({"colbert": np.empty((0, SIZE))}, r"got \(0, 8\)"),
-    "colbert ragged": ({"colbert": [DENSE, DENSE[:-1]]}, r"colbert: rows must be of one length"),
+    "colbert ragged": ({"colbert": [DENSE, DENSE[:-1]]}, r"colbert: rows must have the same length"),
     "colbert empty row": ({"colbert": [[]]}, r"got \(1, 0\)"),
     "colbert wrong size": ({"colbert": [[1.0, 0.0]]}, r"got \(1, 2\)"),
     "colbert NaN": ({"colbert": [COLBERT[0], [NAN, *COLBERT[1][1:]]]}, r"colbert\[1\]\[0\]: must be finite"),
@@ -93,7 +102,7 @@ REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
         {"colbert": [COLBERT[0], [0.0] * SIZE]},
         r"colbert\[1\]: the norm must be .* got 0$",
     ),
-    "colbert beyond float16": ({"colbert": [[7e4] * SIZE]}, r"at most 65504 in float16, got 70000.0"),
+    "colbert beyond float16": ({"colbert": [[7e4] * SIZE]}, r"must be at most 65504 in float16, got 70000.0"),
 }
 
 
@@ -118,15 +127,15 @@ def test_a_spoilt_vector_is_refused_with_field_limit_and_value(case: str) -> Non
         ({"a": {1, 2}}, "payload.a: must be plain JSON, got set"),
         ({"a": NAN}, "payload.a: must be a finite number, got nan"),
         ({"a": [INF]}, r"payload.a\[0\]: must be a finite number, got inf"),
-        ({"a": 2**63}, "payload.a: must be an integer of 64 bits with sign, got 9223372036854775808"),
-        ({"a": -(2**63) - 1}, "payload.a: must be an integer of 64 bits with sign"),
-        ({"a": 10**5000}, "payload.a: must be an integer of 64 bits with sign, got one of 16610 bits"),
+        ({"a": 2**63}, "payload.a: must be a signed 64-bit integer, got 9223372036854775808"),
+        ({"a": -(2**63) - 1}, "payload.a: must be a signed 64-bit integer"),
+        ({"a": 10**5000}, "payload.a: must be a signed 64-bit integer, got an integer of 16610 bits"),
         ({1: "a"}, "payload: a key must be a string, got int"),
         ({"a": {None: 1}}, "payload.a: a key must be a string, got NoneType"),
         ({"a": "x\ud800"}, "payload.a: must be text, got a lone surrogate at character 1"),
         ({"\ud800": 1}, "payload: a key must be text, got a lone surrogate at character 0"),
-        (nested(PAYLOAD_DEPTH_MAX + 1), "nested deeper than 24 levels"),
-        (["a"], "payload: an object, got list"),
+        (nested(PAYLOAD_DEPTH_MAX + 1), "must be nested at most 24 levels deep"),
+        (["a"], "payload: must be an object, got list"),
     ],
 )
 def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, message: str) -> None:
@@ -155,7 +164,7 @@ def test_a_payload_is_at_most_four_megabytes(large: dict[str, Any]) -> None:
     refusal = conform(draft(5, payload=large), SCHEMA)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_payload"
-    assert refusal.message.startswith("payload: at most 4000000 bytes with the text, got 400")
+    assert refusal.message.startswith("payload: must be at most 4000000 bytes including the text, got 400")
     assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_MAX_BYTES - 9)}), SCHEMA), Point)
 
 
@@ -207,7 +216,7 @@ def test_a_point_with_nothing_to_be_found_by_is_refused() -> None:
     """A point that no search could ever return is not stored silently."""
     refusal = conform(spoilt(2, dense=None, colbert=None, sparse=sparse([], [])), SCHEMA)
     assert isinstance(refusal, Refusal)
-    assert "no weight in sparse" in refusal.message
+    assert "only a sparse vector without weights" in refusal.message
     assert isinstance(conform(spoilt(2, dense=None, colbert=None, sparse=None), SCHEMA), Refusal)
 
 
@@ -243,7 +252,7 @@ def test_a_query_follows_the_same_rules() -> None:
     assert refusal.code == "invalid_vector"
     absent = conform_query(Vectors(), SearchOptions(using=("dense",)), SCHEMA)
     assert isinstance(absent, Refusal)
-    assert "dense: the search uses it" in absent.message
+    assert "dense: the search needs a dense vector of the query" in absent.message
     sound = conform_query(Vectors(SOUND.dense, sparse([], [])), SearchOptions(), SCHEMA)
     assert isinstance(sound, Search)
     assert sound.vectors.sparse is None

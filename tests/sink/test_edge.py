@@ -121,7 +121,9 @@ def test_what_needs_a_cluster_is_refused(edge_store: EdgeStore) -> None:
     """One machine has no shards and no replicas: said so and not ignored. One of each is what it is."""
     one = replace(SCHEMA, placement=Placement(1, 1, 1), explicit=frozenset(["shards", "replication"]))
     edge_store.ensure("docs", one)
-    with pytest.raises(ConfigurationError, match="shards=4, replication=2: Qdrant Edge is one machine; use a server"):
+    with pytest.raises(
+        ConfigurationError, match="shards=4, replication=2: Qdrant Edge runs on a single machine; use a Qdrant server"
+    ):
         edge_store.ensure("docs", replace(SCHEMA, placement=Placement(shards=4, replication=2)))
 
 
@@ -143,7 +145,7 @@ def test_a_panic_of_the_engine_is_an_error_of_the_seam(
     """Even what conformance keeps out ends in an error of the store, and asking goes on."""
     edge_store.ensure("docs", SCHEMA)
     sparse = SparseVector(np.array([3, 2], np.uint32), np.array([1.0], np.float32))
-    with pytest.raises(ValueError, match="sparse: indices and values differ in shape"):
+    with pytest.raises(ValueError, match="sparse: indices and values must have the same shape"):
         Point(1, {}, sparse=sparse)
     bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None)
     with pytest.raises(StoreRejected, match="Qdrant Edge refused the points") as caught:
@@ -238,7 +240,7 @@ def test_what_the_system_refuses_may_be_there_later(tmp_path: Path) -> None:
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
-        with pytest.raises(StoreUnavailable, match="creation of collection 'docs': too many open files"):
+        with pytest.raises(StoreUnavailable, match=r"\(creation of collection 'docs'\): too many open files"):
             store.ensure("docs", SCHEMA)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -123,7 +123,7 @@ def test_a_graph_that_is_not_there_is_told(tmp_path: Path) -> None:
     store.build_index("docs", SCHEMA, timeout_s=1)  # so few want none
     config = read_config(tmp_path / "docs")
     (tmp_path / "docs" / CONFIG_FILE).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
-    with pytest.raises(StoreUnavailable, match="collection 'docs' is not ready: 200 points are in no HNSW graph"):
+    with pytest.raises(StoreUnavailable, match="collection 'docs' is not ready: 200 points are not in the HNSW graph"):
         store.build_index("docs", SCHEMA, timeout_s=1)
     store.close()
 

@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_costs_only_its_run(tmp_path: Path) -> None:
         assert optimization is not None
         optimization._process.send_signal(signal.SIGKILL)
         with pytest.raises(
-            StoreUnavailable, match=r"'docs' broke off \(signal 9, as when memory runs out\): no point is"
+            StoreUnavailable, match=r"'docs' ended early \(signal 9, possibly out of memory\); no points are"
         ):
             optimizing.result(PATIENCE_S)
     assert store.count("docs") == points
@@ -108,7 +108,9 @@ def test_a_process_that_is_killed_costs_only_its_run(tmp_path: Path) -> None:
 def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
     """In words that name the way out and no path; the collection is as it was."""
     store = opened(tmp_path, "/secret/python")
-    with pytest.raises(StoreUnavailable, match=r"no such file.*; let the worker start processes, or use a") as caught:
+    with pytest.raises(
+        StoreUnavailable, match=r"no such file.*; allow the worker to start processes, or use a"
+    ) as caught:
         store.optimize("docs")
     assert isinstance(caught.value.__cause__, OSError)
     assert "secret" not in caught.value.message

@@ -143,23 +143,26 @@ def test_both_stores_select_the_same_points(store: Store, collection: str) -> No
 
 REFUSED: list[tuple[Any, str]] = [
     ([], r"^filter: must be an object, got a list$"),
-    ({"musst": []}, r"^filter: 'musst' is not known here, known: must, should, must_not, min_should$"),
+    ({"musst": []}, r"^filter: unknown key 'musst'; allowed keys: must, should, must_not, min_should$"),
     ({"must": ["x"]}, r"^filter\.must\[0\]: must be an object, got a string$"),
-    ({"must": [{"key": "a"}]}, r"^filter\.must\[0\]: exactly one of match, .* got none$"),
+    ({"must": [{"key": "a"}]}, r"^filter\.must\[0\]: must have key and exactly one of match, .* got none$"),
     ({"must": [{"key": "a", "match": {"value": 1}, "range": {"gt": 1}}]}, r"got match, range$"),
     (
         {"must": [{"key": "a", "match": {"valeu": 1}}]},
-        r"^filter\.must\[0\]\.match: 'valeu' is not known here",
+        r"^filter\.must\[0\]\.match: unknown key 'valeu'",
     ),
-    ({"must": [{"key": "a", "match": {}}]}, r"match: exactly one of .* got 0$"),
+    ({"must": [{"key": "a", "match": {}}]}, r"match: must have exactly one of .* got 0$"),
     (
         {"must": [{"key": "a", "match": {"value": 1.5}}]},
         r"match\.value: must be a string, an integer or a boolean",
     ),
-    ({"must": [{"key": "a", "match": {"value": 2**63}}]}, r"match\.value: integers are 64-bit signed"),
+    (
+        {"must": [{"key": "a", "match": {"value": 2**63}}]},
+        r"match\.value: must be a signed 64-bit integer, got an integer of 64 bits",
+    ),
     (
         {"must": [{"key": "a", "match": {"any": ["a", 1]}}]},
-        r"match\.any: must hold strings only or integers only",
+        r"match\.any: must hold only strings or only integers",
     ),
     ({"must": [{"key": "a", "match": {"any": "a"}}]}, r"match\.any: must be a list, got a string"),
     ({"must": [{"key": "a", "match": {"text": ""}}]}, r"match\.text: .* got an empty string"),
@@ -173,7 +176,7 @@ REFUSED: list[tuple[Any, str]] = [
         {"must": [{"key": "a", "range": {"gt": "tomorrow"}}]},
         r"range\.gt: must be a number or an RFC 3339 date",
     ),
-    ({"must": [{"key": "a", "range": {"gt": "2024-02-31"}}]}, r"range\.gt: is not a date of the calendar"),
+    ({"must": [{"key": "a", "range": {"gt": "2024-02-31"}}]}, r"range\.gt: must be a date that exists in the calendar"),
     (
         {"must": [{"key": "a", "range": {"gt": "2024-02-01", "lt": 3}}]},
         r"range\.lt: must be a date like the other",
@@ -181,11 +184,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"must": [{"key": "a..b", "match": {"value": 1}}]}, r"key: must be a path such as"),
     ({"must": [{"key": 'a"b', "match": {"value": 1}}]}, r"key: must be a path such as"),
     ({"must": [{"has_id": ["x"]}]}, r"has_id\[0\]: must be an unsigned 64-bit integer or a UUID"),
-    ({"must": [{"has_id": [-1]}]}, r"has_id\[0\]: an integer id is 0 to"),
-    ({"must": [{"slice": {"total": 2, "index": 0}}]}, r"filter\.must\[0\]: 'slice' is not known here"),
+    ({"must": [{"has_id": [-1]}]}, r"has_id\[0\]: an integer id must be 0 to"),
+    ({"must": [{"slice": {"total": 2, "index": 0}}]}, r"filter\.must\[0\]: unknown key 'slice'"),
     (
         {"must": [{"key": "a", "values_count": {"gt": -1}}]},
-        r"values_count\.gt: must be an integer, 0 to 4294967295",
+        r"values_count\.gt: must be an integer from 0 to 4294967295, got an integer out of range",
     ),
     (
         {"must": [{"key": "a", "geo_radius": {"center": {"lon": 8, "lat": 91}, "radius": 1}}]},
@@ -200,7 +203,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"min_should": {"conditions": [], "min_count": 0}}, r"^filter\.min_should: must have at least 1 condition"),
     (
         {"min_should": {"conditions": [{"has_id": [1]}], "min_count": 0}},
-        r"^filter\.min_should: .*min_count of at least 1",
+        r"^filter\.min_should: .*min_count of at least 1, got 1 and 0$",
     ),
 ]
 
@@ -217,7 +220,7 @@ def test_endless_nesting_is_refused() -> None:
     where: dict[str, Any] = {"must": [{"key": "a", "match": {"value": 1}}]}
     for _ in range(1000):
         where = {"must": [where]}
-    with pytest.raises(InvalidRequest, match="nested deeper than 16 filters"):
+    with pytest.raises(InvalidRequest, match="filters must be nested at most 16 levels deep"):
         check_filter(where)
 
 
@@ -225,7 +228,7 @@ def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str)
     """Neither store is asked with a filter it could misread."""
     store.ensure(collection, SCHEMA)
     wrong = {"must": [{"key": "a", "matsch": {"value": 1}}]}
-    with pytest.raises(InvalidRequest, match=r"filter\.must\[0\]: 'matsch'"):
+    with pytest.raises(InvalidRequest, match=r"filter\.must\[0\]: unknown key 'matsch'"):
         store.count(collection, wrong)
     with pytest.raises(InvalidRequest, match="matsch"):
         store.delete(collection, where=wrong)

@@ -140,12 +140,10 @@ def test_a_key_that_lands_elsewhere_is_the_callers(layout: Layout, keys: list[st
     assert text_of(layout, payload, "text") == "r\u00e9sum\u00e9"
 
 
-@pytest.mark.parametrize(
-    ("key", "what"), [("id", "the caller's own ids"), ("start", "what the worker writes of a chunk")]
-)
+@pytest.mark.parametrize(("key", "what"), [("id", "the caller's original id"), ("start", "a field of a chunk")])
 def test_the_text_keeps_away_from_the_workers_keys(key: str, what: str) -> None:
     """A `textKey` that the worker needs is refused with what it is needed for."""
-    with pytest.raises(InvalidRequest, match=rf"^qdrant\.textKey: '{key}' keeps {what}; choose another key$"):
+    with pytest.raises(InvalidRequest, match=rf"^qdrant\.textKey: '{key}' is reserved for {what}; choose another key$"):
         built("plain", text_key=key, written={**CHUNK, "id": "rsync"})
 
 

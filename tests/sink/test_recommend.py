@@ -149,7 +149,7 @@ def test_examples_are_named_by_their_callers_ids(store: Store, collection: str) 
 def test_examples_that_are_missing_are_named() -> None:
     """The error says which fields, and as values which ids, as their caller gave them."""
     with pytest.raises(
-        NotFound, match=r"^like\.positive\[1\], like\.negative\[0\]: not in collection 'docs'$"
+        NotFound, match=r"^like\.positive\[1\], like\.negative\[0\]: not found in collection 'docs'$"
     ) as caught:
         recommend(
             Points({7: Vectors(unit(np.ones(8)))}),
@@ -167,9 +167,9 @@ def test_examples_that_are_missing_are_named() -> None:
 @pytest.mark.parametrize(
     ("positive", "negative", "message"),
     [
-        ([7], [7], r"^more\.negative\[0\]: is the same point as more\.positive\[0\]$"),
-        ([7, -1], [], r"^more\.positive\[1\]: an integer id is 0 to"),
-        ([7], [""], r"^more\.negative\[0\]: an id has at least 1 character"),
+        ([7], [7], r"^more\.negative\[0\]: must not be the same point as more\.positive\[0\]$"),
+        ([7, -1], [], r"^more\.positive\[1\]: an integer id must be 0 to"),
+        ([7], [""], r"^more\.negative\[0\]: must have at least 1 character"),
     ],
 )
 def test_ids_that_cannot_be_meant_are_refused(positive: list[Any], negative: list[Any], message: str) -> None:

@@ -87,7 +87,7 @@ def test_a_rate_limit_beyond_the_deadline_is_told_at_once(server_store: ServerSt
     server_store.ensure("docs", SCHEMA)
     double.fail("Upsert", Code.RESOURCE_EXHAUSTED, retry_after=600, times=9)
     start = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="limits the rate") as caught:
+    with pytest.raises(StoreUnavailable, match="limits the request rate") as caught:
         server_store.upsert("docs", [_point()])
     assert time.monotonic() - start < 2
     assert caught.value.retry_after_s == 600.0
@@ -153,7 +153,7 @@ def test_a_server_that_takes_nothing_is_not_asked_point_by_point(double: GrpcDou
     assert (report.stored, len(report.rejected)) == (0, 200)
     assert {type(one.cause) for one in report.rejected} == {StoreUnavailable if locked else NothingTaken}
     assert {one.message for one in report.rejected} == {
-        f"Qdrant is not in a state to do it: {code.name}, Storage locked"
+        f"Qdrant cannot process the request now: {code.name}, Storage locked"
         if locked
         else f"Qdrant refused the request: {code.name}, Storage locked"
     }
@@ -165,9 +165,9 @@ def test_points_that_are_not_yet_stored_are_not_reported_as_stored(double: GrpcD
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.3)
     store.ensure("docs", SCHEMA)
     double.update_status = pb.UpdateStatus.Acknowledged
-    with pytest.raises(StoreUnavailable, match="has not stored them yet"):
+    with pytest.raises(StoreUnavailable, match="has not stored them yet; retry later"):
         store.upsert("docs", [_point()])
-    with pytest.raises(StoreUnavailable, match="has not done it yet"):
+    with pytest.raises(StoreUnavailable, match="has not applied it yet; retry later"):
         store.delete("docs", ids=[0])
     store.close()
 
@@ -466,7 +466,7 @@ def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
             NotFound,
             "'docs' does not exist",
         ),
-        ((200, {}, "surprise"), NothingTaken, "does not fit its API"),
+        ((200, {}, "surprise"), NothingTaken, "does not match the API of Qdrant"),
     ],
 )
 def test_a_lasting_status_is_told_at_once(

@@ -150,7 +150,7 @@ def test_an_index_that_a_rival_replaced_is_noticed(server_store: ServerStore, do
 def test_an_index_that_is_not_built_yet_is_not_reported_as_built(server_store: ServerStore, double: GrpcDouble) -> None:
     """An acknowledgement without completion is no success."""
     double.update_status = pb.UpdateStatus.Acknowledged
-    with pytest.raises(StoreUnavailable, match="payload index on 'year' and has not built it yet"):
+    with pytest.raises(StoreUnavailable, match="payload index on 'year' but has not built it yet"):
         server_store.ensure("docs", INDEXED)
 
 
@@ -253,7 +253,7 @@ def test_a_graph_that_is_tuned_otherwise_is_left_alone(
     server_store.ensure("docs", replace(SCHEMA, dense=replace(SCHEMA.dense, m=48)))
     server_store.defer_index("docs", SCHEMA)
     assert _m(double) == 48
-    assert "dense.m = 48 and not 16" in caplog.text
+    assert "dense.m = 48 instead of 16" in caplog.text
     server_store.build_index("docs", SCHEMA, timeout_s=5)
     assert _m(double) == 48
 

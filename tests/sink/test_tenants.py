@@ -42,7 +42,7 @@ def test_every_stored_point_is_in_the_index_of_its_tenant(server_store: ServerSt
     ("value", "got"),
     [
         ("", "an empty string"),
-        (None, "nothing"),
+        (None, "none"),
         (7, "an integer; write it as a string"),
         (0, "an integer; write it as a string"),
         (True, "bool"),
@@ -57,7 +57,7 @@ def test_a_point_without_a_tenant_is_refused(value: Any, got: str) -> None:
         refusal = conform(draft(3, payload=payload), schema)
         assert isinstance(refusal, Refusal)
         assert refusal.code == "invalid_payload"
-        assert refusal.message == f"payload.{schema.tenant_key}: the tenant, a string that is not empty, got {got}"
+        assert refusal.message == f"payload.{schema.tenant_key}: the tenant must be a non-empty string, got {got}"
 
 
 @pytest.mark.parametrize("payload", [{}, {"metadata": "tenant"}, {"metadata.tenant": "acme"}, {"metadata": {}}])
@@ -65,7 +65,7 @@ def test_a_tenant_is_looked_for_where_qdrant_indexes_it(payload: dict[str, Any])
     """A dot in the key leads into an object, as in Qdrant's filters, and is no part of a name."""
     refusal = conform(draft(0, payload=payload), NESTED)
     assert isinstance(refusal, Refusal)
-    assert refusal.message.endswith("got nothing")
+    assert refusal.message.endswith("got none")
     assert isinstance(conform(draft(0, payload=payload), SCHEMA), Point)
 
 
@@ -81,5 +81,5 @@ def test_values_that_float16_cannot_hold_are_refused() -> None:
     for fields, name in (({"dense": large}, "dense"), ({"sparse": weights}, "sparse.values")):
         refusal = conform(spoilt(0, **fields), half)
         assert isinstance(refusal, Refusal)
-        assert refusal.message == f"{name}: values are at most 65504 in float16, got 70000.0"
+        assert refusal.message == f"{name}: values must be at most 65504 in float16, got 70000.0"
         assert isinstance(conform(spoilt(0, **fields), SCHEMA), Point)
