@@ -1,4 +1,4 @@
-"""Filters are Qdrant's own language, understood alike by both stores, and refused by place."""
+"""Filters have Qdrant's format, work the same on both stores, and are refused with the path of the mistake."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ SELECTS: list[tuple[dict[str, Any], set[int]]] = [
 
 
 def test_both_stores_select_the_same_points(store: Store, collection: str) -> None:
-    """Every condition of Qdrant's language selects what its documentation says, whatever the store."""
+    """Every condition selects the same points on every store."""
     store.ensure(collection, SCHEMA)
     ids = [0, 1, 2, uuid.UUID(ID)]
     write(store, collection, [draft(i, id=ids[i], payload=p) for i, p in enumerate(PAYLOADS)], SCHEMA)
@@ -209,14 +209,14 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("where", "message"), REFUSED)
-def test_a_mistake_in_a_filter_is_told_by_its_place(where: Any, message: str) -> None:
-    """The message leads to the condition that is wrong, and quotes no value of it."""
+def test_an_invalid_filter_is_refused_with_its_path(where: Any, message: str) -> None:
+    """The message contains the path of the invalid condition and not its value."""
     with pytest.raises(InvalidRequest, match=message):
         check_filter(where)
 
 
 def test_endless_nesting_is_refused() -> None:
-    """A filter of a thousand levels is an error of the request, not a crash."""
+    """A filter with a thousand levels is refused and does not cause a crash."""
     where: dict[str, Any] = {"must": [{"key": "a", "match": {"value": 1}}]}
     for _ in range(1000):
         where = {"must": [where]}
@@ -224,8 +224,8 @@ def test_endless_nesting_is_refused() -> None:
         check_filter(where)
 
 
-def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str) -> None:
-    """Neither store is asked with a filter it could misread."""
+def test_stores_refuse_invalid_filters(store: Store, collection: str) -> None:
+    """Every store validates filters before it uses them."""
     store.ensure(collection, SCHEMA)
     wrong = {"must": [{"key": "a", "matsch": {"value": 1}}]}
     with pytest.raises(InvalidRequest, match=r"filter\.must\[0\]: unknown key 'matsch'"):
@@ -237,7 +237,7 @@ def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str)
 
 
 def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:
-    """An empty filter, however it is dressed, never empties a collection."""
+    """A filter without an effective condition, in any form, does not delete points."""
     empty: list[dict[str, Any]] = [
         {},
         {"must": []},
@@ -257,8 +257,8 @@ def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:
     assert store.count(collection) == 1
 
 
-def test_the_deepest_filter_is_answered(store: Store, collection: str) -> None:
-    """What passes the check passes every decoder on the way, promptly."""
+def test_a_filter_of_the_maximum_depth_is_accepted(store: Store, collection: str) -> None:
+    """A filter of the maximum depth passes every decoder, without delay."""
     where: dict[str, Any] = {"must": [{"key": "parity", "match": {"value": 1}}]}
     for _ in range(15):
         where = {"must": [where]}
