@@ -1,7 +1,7 @@
-"""Vectors into Qdrant and back: conformance, points, schema, writing, searching, and the two stores.
+"""Store vectors in Qdrant and search them: conformance, points, schema, writing, searching and the two stores.
 
-Importing the package imports no client: `open_server` and `open_edge` do, and so do `qdrant_sink.server` and
-`qdrant_sink.edge` when they are imported themselves.
+Importing this package does not import a client library. `open_server` and `open_edge` import one when they are called;
+the subpackages `qdrant_sink.server` and `qdrant_sink.edge` import theirs when they are imported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What is remembered of collections: which names stand for which, and which of them have the schema.
+"""Cache of resolved names and verified collections.
 
-Everything is keyed by the collection that a name stands for, never by the name that was asked for: an alias and the
-collection's own name are one collection. A job resolves its name once, at its start, and then uses that collection
-throughout, so that an alias that moves meanwhile does not split it. A read asks the store by the name that it was
-given, which is right at every moment; what it may take from here, up to `RESOLUTION_MAX_AGE_S` old, is only which
-collection's schema has been verified.
+The cache is keyed by the collection that a name resolves to and not by the requested name, so that an alias and its
+collection share an entry. A job resolves its name once, at its start, and uses that collection until it ends, so that
+moving the alias does not split the job. A read sends the requested name to the store, which resolves it correctly at
+any time. A read uses the cache, which may be up to `RESOLUTION_MAX_AGE_S` old, only to look up whether the schema of
+the collection is verified.
 """
 
 from __future__ import annotations
@@ -21,84 +21,88 @@ from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.schema_diff import mismatch
 
 RESOLUTION_MAX_AGE_S: Final = 1.0
-"""Age up to which a read trusts what a name stood for. Searches in quick succession verify nothing anew."""
+"""Maximum age of a resolved name that a read may use, so that searches in quick succession do not verify again."""
 
 
 class Verifies(Protocol):
-    """The part of a store that knows collections; see `Store`."""
+    """The part of `Store` that resolves, verifies and creates collections."""
 
     def collection_of(self, name: str, /, *, patient: bool = False) -> str | None:
-        """The collection that a name stands for; None for an unknown name."""
+        """Resolve a name to its collection; None for an unknown name."""
         ...
 
     def verify(self, collection: str, schema: CollectionSchema, /) -> bool:
-        """Whether the collection exists with all that `ensure` would give it."""
+        """Whether the collection exists and `ensure` would have nothing to create."""
         ...
 
     def ensure(self, collection: str, schema: CollectionSchema, /) -> None:
-        """Create the collection with this schema, or verify that it has it."""
+        """Create the collection with this schema, or verify the existing one."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Resolution:
-    """The collection that a name stood for when the store was asked, by the clock of the catalogue."""
+    """The collection that a name resolved to at `asked_at`, a time of the catalogue's clock."""
 
     asked_at: float
     collection: str
 
 
 class Catalogue:
-    """The collections of one schema in one store. Thread-safe; blocks for the store.
+    """Collections of one schema in one store. It is thread-safe, and its methods block while they call the store.
 
-    Every method raises the errors of the store, see the table of `qdrant_sink.store`.
+    Every method raises the errors of the store; see the table in `qdrant_sink.store`.
 
     Args:
-        opened: returns the store, which it may open first.
+        open_store: function that returns the store and opens it if necessary.
         schema: schema of the collections.
-        clock: seconds, monotonic.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
-        self, opened: Callable[[], Verifies], schema: CollectionSchema, *, clock: Callable[[], float] = time.monotonic
+        self,
+        open_store: Callable[[], Verifies],
+        schema: CollectionSchema,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._opened = opened
+        self._open_store = open_store
         self._schema = schema
         self._clock = clock
-        self._guard = threading.Lock()  # of the next two; never held while the store is asked
-        self._resolved: dict[str, _Resolution] = {}
+        self._lock = threading.Lock()  # guards the next two attributes; not held during calls of the store
+        self._resolutions: dict[str, _Resolution] = {}
         self._verified: set[str] = set()
 
     def resolve(self, name: str, *, max_age_s: float = 0.0) -> str:
-        """The collection that a name stands for; the name itself while there is neither collection nor alias.
+        """Resolve a name to its collection. A name that is neither a collection nor an alias is returned unchanged.
 
         Args:
-            name: of a collection, or an alias.
-            max_age_s: age in seconds up to which an earlier resolution is good enough; 0 asks the store, patiently:
-                it is what a job that stores can afford.
+            name: name of a collection, or an alias.
+            max_age_s: maximum age of a cached resolution in seconds. With 0 the store is always asked, and the call is
+                retried for as long as a write, which suits jobs that write.
         """
         asked_at = self._clock()
-        with self._guard:
-            earlier = self._resolved.get(name)
-        if earlier is not None and asked_at - earlier.asked_at < max_age_s:
-            return earlier.collection
-        collection = self._opened().collection_of(name, patient=max_age_s == 0)
-        with self._guard:
+        with self._lock:
+            cached = self._resolutions.get(name)
+        if cached is not None and asked_at - cached.asked_at < max_age_s:
+            return cached.collection
+        collection = self._open_store().collection_of(name, patient=max_age_s == 0)
+        with self._lock:
             if collection is None:
-                gone = self._resolved.pop(name, None)
-                # If it is created anew, it may have another schema.
-                self._verified -= {name} if gone is None else {name, gone.collection}
+                removed = self._resolutions.pop(name, None)
+                # If it is created again, it may have another schema.
+                self._verified -= {name} if removed is None else {name, removed.collection}
                 return name
-            for alias in {name, collection}:
-                latest = self._resolved.get(alias)
-                if latest is None or latest.asked_at <= asked_at:  # otherwise another thread has asked since
-                    self._resolved[alias] = _Resolution(asked_at, collection)
+            for key in {name, collection}:
+                latest = self._resolutions.get(key)
+                if latest is None or latest.asked_at <= asked_at:  # otherwise another thread asked later
+                    self._resolutions[key] = _Resolution(asked_at, collection)
         return collection
 
     def verify(self, name: str) -> bool:
-        """Whether the collection exists with the schema, checked once per collection; creates nothing.
+        """Whether the collection exists with the schema. It is checked once per collection; nothing is created.
 
-        For a read: see `RESOLUTION_MAX_AGE_S`.
+        This method is meant for reads: it uses names that were resolved up to `RESOLUTION_MAX_AGE_S` ago.
 
         Raises:
             SchemaMismatch: the collection has another schema.
@@ -106,45 +110,45 @@ class Catalogue:
         return self._verify(self.resolve(name, max_age_s=RESOLUTION_MAX_AGE_S), name)
 
     def check_read(self, name: str) -> None:
-        """Check that a collection can be read; a missing payload index does not matter.
+        """Check that a collection can be read. Missing payload indexes are ignored.
 
         Raises:
-            NotFound: the name stands for no collection.
+            NotFound: the collection does not exist.
             SchemaMismatch: the collection has another schema.
         """
-        if not self.verify(name) and self._opened().collection_of(name) is None:
+        if not self.verify(name) and self._open_store().collection_of(name) is None:
             raise NotFound(f"collection {name!r} does not exist")
 
     def ensure(self, name: str) -> str:
-        """Create the collection or verify it, whatever is remembered of it; returns what the name stands for.
+        """Create or verify the collection, regardless of the cache, and return the name of the collection.
 
         Raises:
             SchemaMismatch: the collection has another schema.
         """
-        with self._guard:
-            known = name in self._verified  # then it is a collection's own name
-        collection = name if known else self.resolve(name)
+        with self._lock:
+            is_verified = name in self._verified  # verified names are names of collections, not aliases
+        collection = name if is_verified else self.resolve(name)
         try:
-            self._opened().ensure(collection, self._schema)
+            self._open_store().ensure(collection, self._schema)
         except WorkerError as error:
-            with self._guard:
+            with self._lock:
                 self._verified.discard(collection)
             if isinstance(error, SchemaMismatch):
-                raise mismatch(name, error.differences) from None  # the caller knows it by this name
+                raise mismatch(name, error.differences) from None  # the error has the caller's name
             raise
-        with self._guard:
+        with self._lock:
             self._verified.add(collection)
         return collection
 
     def _verify(self, collection: str, name: str) -> bool:
-        with self._guard:
+        with self._lock:
             if collection in self._verified:
                 return True
         try:
-            if not self._opened().verify(collection, self._schema):
+            if not self._open_store().verify(collection, self._schema):
                 return False
         except SchemaMismatch as error:
             raise mismatch(name, error.differences) from None
-        with self._guard:
+        with self._lock:
             self._verified.add(collection)
         return True

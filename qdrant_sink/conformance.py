@@ -1,13 +1,14 @@
-"""Prove a point or a query valid for every Qdrant, or refuse it with the reason.
+"""Validate points and queries, so that every Qdrant accepts them, or refuse them with a reason.
 
-Qdrant does not notice much of what harms it: one NaN in a dense vector enters every top-10, a duplicate
-sparse index scores wrong, a norm near zero ranks at random, and the embedded engine panics where the
-server answers 422. So nothing reaches a store that has not passed here. What can be repaired without
-loss is repaired: indices are sorted, weights of exactly zero and repetitions of the same index and weight
-are dropped, and a sparse vector without any weight (BGE-M3 gives one for an empty text) is left out, since
-it can never match. Everything else is refused point by point: its neighbours are stored.
+Qdrant accepts much invalid input that then harms it: a NaN in a dense vector appears in every top 10, a duplicate
+sparse index falsifies scores, a vector with a norm near zero ranks at random, and the embedded engine panics where the
+server answers 422. Therefore every point and every query passes this module before it reaches a store.
 
-Pure functions of numpy; the arrays that come in may be anything.
+Input is repaired if that loses nothing: indices are sorted, weights of exactly zero and repetitions of the same index
+and weight are dropped, and a sparse vector without weights, which BGE-M3 returns for an empty text, is left out because
+it can never match. All other invalid points are refused one by one; the other points of the job are stored.
+
+The functions are pure and use only numpy. They accept arrays of any content.
 """
 
 from __future__ import annotations
@@ -26,42 +27,45 @@ from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, s
 from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
 
 NORM_MIN: Final = 1e-3
-"""Cosine leaves a vector of norm < 3.5e-4 un-normalised, and it ranks wrongly; the margin is for rounding."""
+"""Minimum norm of a vector. Qdrant does not normalise vectors with a norm below 3.5e-4, which then rank wrongly; the
+difference is a margin for rounding."""
 
 NORM_MAX: Final = 1e18
-"""The square of a norm must stay inside float32 (3.4e38), or the vector becomes zero on normalisation."""
+"""Maximum norm of a vector. If its square exceeded float32 (3.4e38), the vector would become zero on normalisation."""
 
 WEIGHT_MAX: Final = 1e15
-"""Maximum size of a sparse weight; it keeps every inner product finite in float32."""
+"""Maximum magnitude of a sparse weight, which keeps every inner product finite in float32."""
 
 FLOAT16_MAX: Final = 65504.0
-"""Largest number that float16 storage holds."""
+"""Largest finite number in float16."""
 
-MULTIVECTOR_VALUES: Final = 2**20
-"""Exclusive maximum of rows times size of a multivector; only the server checks it."""
+MULTIVECTOR_VALUES_LIMIT: Final = 2**20
+"""Number of components that a multivector must stay below. Only the server enforces it, not Qdrant Edge."""
 
-PAYLOAD_DEPTH: Final = 24
-"""Maximum levels of a payload: gRPC decoders stop at 100 nested messages, of which a level takes three."""
+PAYLOAD_DEPTH_MAX: Final = 24
+"""Maximum nesting depth of a payload. gRPC decoders stop at 100 nested messages, and one level takes three of them."""
 
-PAYLOAD_BYTES: Final = 4_000_000
-"""Maximum size of a payload: bytes of its keys and texts in UTF-8, and 8 per value. No single point exceeds a batch.
+PAYLOAD_MAX_BYTES: Final = 4_000_000
+"""Maximum size of a payload in bytes: its keys and strings in UTF-8 and 8 bytes per value. The limit keeps a single
+point within the size of a batch.
 
-JSON needs 6 bytes at most around a value and its key (quotes or brackets, colon, comma), and about 8 for a number.
+The 8 bytes stand for JSON syntax, which takes at most 6 bytes around a value and its key (quotes or brackets, colon,
+comma), or for a number, which takes about 8.
 """
 
 SPARSE_INDEX_MAX: Final = 2**32 - 1
-"""Largest index of a sparse vector: an unsigned integer of 32 bits."""
+"""Largest index of a sparse vector, which is an unsigned 32-bit integer."""
 
 RefusalCode = Literal["invalid_id", "invalid_payload", "invalid_vector", "colbert_too_long"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reason why a point cannot be stored or a query not asked.
+    """The reason why a point cannot be stored or a query cannot be searched.
 
     Attributes:
-        code: stable name of the reason.
-        message: names the field, the limit and the actual value.
+        code: stable code of the reason.
+        message: message with the field, the limit and the actual value.
     """
 
     code: RefusalCode
@@ -69,15 +73,15 @@ class Refusal:
 
 
 def rows_max(size: int) -> int:
-    """Maximum number of rows of this size in a multivector: 1023 of 1024."""
-    return (MULTIVECTOR_VALUES - 1) // size
+    """Return the maximum number of rows of this size in a multivector, such as 1023 rows of 1024 components."""
+    return (MULTIVECTOR_VALUES_LIMIT - 1) // size
 
 
 def too_many_rows(rows: int, size: int) -> Refusal:
-    """The refusal of a multivector with so many rows, with the ways out."""
+    """Create the refusal of a multivector with too many rows. The message lists the ways out."""
     return Refusal(
         "colbert_too_long",
-        f"colbert: at most {rows_max(size)} rows of {size}, got {rows}; split the text (chunk), "
+        f"colbert: must have at most {rows_max(size)} rows of {size}, got {rows}; split the text (chunk), "
         'pool its rows (colbertPooling: "mean") or leave colbert out of vectors',
     )
 
@@ -89,41 +93,41 @@ class _Refused(Exception):
 
 
 def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
-    """The draft as a point that a collection of this schema accepts, or the reason why it does not."""
+    """Validate a draft against a schema. Returns the point, or the reason why it is invalid."""
     try:
         point_id = _id(draft.id)
         payload = _payload(draft.payload)
         if schema.tenant_key is not None:
             _check_tenant(payload, schema.tenant_key)
         vectors = _vectors(draft.vectors, schema)
-    except _Refused as refused:
-        return refused.refusal
+    except _Refused as error:
+        return error.refusal
     if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
-        got = "no weight in sparse and no other vector" if draft.vectors.sparse is not None else "no vector"
-        return Refusal("invalid_vector", f"a point has at least 1 vector to be found by; this one has {got}")
+        got = "only a sparse vector without weights" if draft.vectors.sparse is not None else "none"
+        return Refusal("invalid_vector", f"vectors: a point must have at least 1 vector to be searchable, got {got}")
     return Point(point_id, payload, vectors.dense, vectors.sparse, vectors.colbert)
 
 
 def conform_payload(payload: Any, schema: CollectionSchema) -> Refusal | None:
-    """The reason why a point of this payload cannot be stored whatever its vectors are; None if it can."""
+    """Validate a payload without its vectors. Returns the reason why it is invalid, or None."""
     try:
-        proven = _payload(payload)
+        valid_payload = _payload(payload)
         if schema.tenant_key is not None:
-            _check_tenant(proven, schema.tenant_key)
-    except _Refused as refused:
-        return refused.refusal
+            _check_tenant(valid_payload, schema.tenant_key)
+    except _Refused as error:
+        return error.refusal
     return None
 
 
 def conform_vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors | Refusal:
-    """The vectors as a collection of this schema accepts them, or the reason why it does not.
+    """Validate vectors against a schema. Returns the vectors, or the reason why they are invalid.
 
     A sparse vector without weights becomes None.
     """
     try:
         return _vectors(vectors, schema)
-    except _Refused as refused:
-        return refused.refusal
+    except _Refused as error:
+        return error.refusal
 
 
 def _refused(code: RefusalCode, message: str) -> _Refused:
@@ -142,20 +146,20 @@ def _id(value: Any) -> PointId:
     if isinstance(value, uuid.UUID):
         return value
     if type(value) is not int:
-        raise _refused("invalid_id", f"id: an integer or a UUID, got {type(value).__name__}")
+        raise _refused("invalid_id", f"id: must be an integer or a UUID, got {type(value).__name__}")
     if not 0 <= value <= INTEGER_ID_MAX:
-        raise _refused("invalid_id", f"id: an integer id is 0 to {INTEGER_ID_MAX}, got {shown_integer(value)}")
+        raise _refused("invalid_id", f"id: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(value)}")
     return value
 
 
 def _numbers(name: str, raw: Any, *, integers: bool = False) -> NDArray[Any]:
-    """`raw` as an array of real numbers: only ndarray, list and tuple, without bool, text or object."""
+    """Convert an ndarray, list or tuple of real numbers to an array, and refuse other types such as bool and text."""
     if type(raw) not in (np.ndarray, list, tuple):
-        raise _refused("invalid_vector", f"{name}: an array or a list of numbers, got {type(raw).__name__}")
+        raise _refused("invalid_vector", f"{name}: must be an array or a list of numbers, got {type(raw).__name__}")
     try:
         array = np.asarray(raw)
     except (ValueError, OverflowError, TypeError) as exc:
-        raise _refused("invalid_vector", f"{name}: rows must be of one length and hold only numbers") from exc
+        raise _refused("invalid_vector", f"{name}: rows must have the same length and hold only numbers") from exc
     kinds = "iu" if integers else "fiu"
     if array.size and array.dtype.kind not in kinds:
         wanted = "integers" if integers else "real numbers"
@@ -168,9 +172,9 @@ def _float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
         result = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(result)
     if not finite.all():
-        where = np.unravel_index(int(np.argmin(finite)), array.shape)
-        path = name + "".join(f"[{i}]" for i in where)
-        raise _refused("invalid_vector", f"{path}: must be finite in float32, got {float(array[where])!r}")
+        index = np.unravel_index(int(np.argmin(finite)), array.shape)
+        path = name + "".join(f"[{i}]" for i in index)
+        raise _refused("invalid_vector", f"{path}: must be finite in float32, got {float(array[index])!r}")
     return result
 
 
@@ -190,7 +194,7 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
     if array.ndim != 2 or array.shape[1] != size or not array.shape[0]:
         raise _refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
     rows = array.shape[0]
-    if array.size >= MULTIVECTOR_VALUES:
+    if array.size >= MULTIVECTOR_VALUES_LIMIT:
         raise _Refused(too_many_rows(rows, size))
     matrix = _float32("colbert", array)
     _check_range("colbert", matrix, schema.colbert.datatype)
@@ -201,15 +205,17 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
 def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> None:
     largest = float(np.abs(array).max())
     if datatype == "float16" and largest > FLOAT16_MAX:
-        raise _refused("invalid_vector", f"{name}: values are at most {FLOAT16_MAX:.0f} in float16, got {largest!r}")
+        raise _refused(
+            "invalid_vector", f"{name}: values must be at most {FLOAT16_MAX:.0f} in float16, got {largest!r}"
+        )
 
 
 def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
     with np.errstate(over="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix)
-    wrong = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    invalid = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
+    if invalid.any():
+        row = int(np.argmax(invalid))
         path = f"{name}[{row}]" if rows else name
         norm = math.sqrt(float(np.square(matrix[row].astype(np.float64)).sum()))
         raise _refused("invalid_vector", f"{path}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
@@ -217,26 +223,30 @@ def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
 
 def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
     if not isinstance(raw, SparseVector):
-        raise _refused("invalid_vector", f"sparse: indices and values, got {type(raw).__name__}")
+        raise _refused("invalid_vector", f"sparse: must have indices and values, got {type(raw).__name__}")
     indices = _numbers("sparse.indices", raw.indices, integers=True)
     weights = _numbers("sparse.values", raw.values)
     if indices.ndim != 1 or weights.ndim != 1:
         raise _refused(
             "invalid_vector",
-            f"sparse: indices and values must be flat, got shapes {indices.shape} and {weights.shape}",
+            f"sparse: indices and values must be one-dimensional, got shapes {indices.shape} and {weights.shape}",
         )
     if indices.size != weights.size:
-        raise _refused("invalid_vector", f"sparse: {indices.size} indices but {weights.size} values")
+        raise _refused(
+            "invalid_vector", f"sparse: must have as many indices as values, got {indices.size} and {weights.size}"
+        )
     if not indices.size:
         return None
     lowest, highest = int(indices.min()), int(indices.max())
     if lowest < 0 or highest > SPARSE_INDEX_MAX:
-        bad = lowest if lowest < 0 else highest
-        raise _refused("invalid_vector", f"sparse.indices: 0 to {SPARSE_INDEX_MAX}, got {bad}")
+        index = lowest if lowest < 0 else highest
+        raise _refused("invalid_vector", f"sparse.indices: must be 0 to {SPARSE_INDEX_MAX}, got {index}")
     values = _float32("sparse.values", weights)
     largest = float(np.abs(values).max())
     if largest > WEIGHT_MAX:
-        raise _refused("invalid_vector", f"sparse.values: at most {WEIGHT_MAX:g} in size, got {largest:.3g}")
+        raise _refused(
+            "invalid_vector", f"sparse.values: must be at most {WEIGHT_MAX:g} in magnitude, got {largest:.3g}"
+        )
     _check_range("sparse.values", values, schema.datatype)
     kept = values != 0
     keys, values = indices[kept].astype(np.uint32), values[kept]
@@ -249,59 +259,63 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
         differing = same & (values[1:] != values[:-1])
         if differing.any():
             index = int(keys[int(np.argmax(differing))])
-            raise _refused("invalid_vector", f"sparse.indices: index {index} occurs with two different values")
+            raise _refused(
+                "invalid_vector", f"sparse.indices: must be unique, got index {index} with two different values"
+            )
         first = np.concatenate(([True], ~same))
         keys, values = keys[first], values[first]
     return SparseVector(keys, values)
 
 
 def _payload(payload: Any) -> dict[str, Any]:
-    """A copy of the mapping, all of it plain JSON, which every transport carries unchanged."""
+    """Copy a mapping after checking that it is plain JSON, which every transport carries unchanged."""
     if not isinstance(payload, Mapping):
-        raise _refused("invalid_payload", f"payload: an object, got {type(payload).__name__}")
+        raise _refused("invalid_payload", f"payload: must be an object, got {type(payload).__name__}")
     result = dict(payload)
     size = 0
     stack: list[tuple[str, Any, int]] = [("payload", result, 1)]
     while stack:
         path, container, depth = stack.pop()
-        if depth > PAYLOAD_DEPTH:
-            raise _refused("invalid_payload", f"{path}: nested deeper than {PAYLOAD_DEPTH} levels")
-        named = type(container) is dict
+        if depth > PAYLOAD_DEPTH_MAX:
+            raise _refused("invalid_payload", f"{path}: must be nested at most {PAYLOAD_DEPTH_MAX} levels deep")
+        is_object = type(container) is dict
         size += 8 * len(container)
-        if size > PAYLOAD_BYTES:  # before millions of empty lists are looked at
+        if size > PAYLOAD_MAX_BYTES:  # stop before millions of empty lists are visited
             raise _too_large(f"{size} or more")
-        for key, item in container.items() if named else enumerate(container):
-            if named:
+        for key, value in container.items() if is_object else enumerate(container):
+            if is_object:
                 fault = _text_fault(key) if type(key) is str else f"a string, got {type(key).__name__}"
                 if fault:
                     raise _refused("invalid_payload", f"{path}: a key must be {fault}")
-                size += _bytes(str(key))
-            if type(item) is dict or type(item) is list:
-                stack.append((_path(path, key), item, depth + 1))
-            elif fault := _scalar_fault(item):
+                size += _utf8_bytes(str(key))
+            if type(value) is dict or type(value) is list:
+                stack.append((_path(path, key), value, depth + 1))
+            elif fault := _scalar_fault(value):
                 raise _refused("invalid_payload", f"{_path(path, key)}: must be {fault}")
-            elif type(item) is str:
-                size += _bytes(item)
-    if size > PAYLOAD_BYTES:
+            elif type(value) is str:
+                size += _utf8_bytes(value)
+    if size > PAYLOAD_MAX_BYTES:
         raise _too_large(str(size))
     return result
 
 
 def _too_large(size: str) -> _Refused:
-    return _refused("invalid_payload", f"payload: at most {PAYLOAD_BYTES} bytes with the text, got {size}")
+    return _refused(
+        "invalid_payload", f"payload: must be at most {PAYLOAD_MAX_BYTES} bytes including the text, got {size}"
+    )
 
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
-    """Refuse a point whose tenant the keyword index cannot hold: a search of no tenant would find it."""
+    """Refuse a point whose tenant is not a string. The keyword index would skip it, and no tenant would find it."""
     value: Any = payload
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if type(value) is str and value:
         return
-    got = "nothing" if value is None else "an empty string" if value == "" else type(value).__name__
+    got = "none" if value is None else "an empty string" if value == "" else type(value).__name__
     if type(value) is int:
         got = "an integer; write it as a string"
-    raise _refused("invalid_payload", f"payload.{key}: the tenant, a string that is not empty, got {got}")
+    raise _refused("invalid_payload", f"payload.{key}: the tenant must be a non-empty string, got {got}")
 
 
 def _path(path: str, key: str | int) -> str:
@@ -314,7 +328,7 @@ def _scalar_fault(value: Any) -> str | None:
         return _text_fault(value)
     if kind is int:
         fits = -(2**63) <= value < 2**63
-        return None if fits else f"an integer of 64 bits with sign, got {shown_integer(value)}"
+        return None if fits else f"a signed 64-bit integer, got {shown_integer(value)}"
     if kind is float:
         return None if math.isfinite(value) else f"a finite number, got {value!r}"
     return None if value is None or kind is bool else f"plain JSON, got {kind.__name__}"
@@ -329,5 +343,5 @@ def _text_fault(text: str) -> str | None:
     return None
 
 
-def _bytes(text: str) -> int:
+def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())

@@ -1,14 +1,14 @@
-"""The errors of the store, beside those of `embedder.errors`.
+"""Errors of the stores, which extend the error tree of `embedder.errors`.
 
 WorkerError
 ├── NotFound                the collection or the point does not exist (embedder.errors)
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
-│   ├── StoreRejected       the store refused what it was sent
-│   │   └── NothingTaken        the store refuses whatever it is sent
-│   │       └── AccessDenied        the store does not let the worker in
-│   └── SchemaMismatch      the collection differs from what is wanted
-└── DuplicateId             two points of one job claim one id
+│   ├── StoreRejected       the store refused the content of a request
+│   │   └── NothingTaken        the store refuses every request, whatever its content
+│   │       └── AccessDenied        the credentials do not suffice
+│   └── SchemaMismatch      the collection exists with another schema
+└── DuplicateId             two points of one job have the same id
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from embedder.errors import WorkerError
 
 
 class StoreError(WorkerError):
-    """Base of the errors of the store."""
+    """Base class of all errors of a store."""
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or asks for patience.
+    """The store does not answer, or asks the client to retry later.
 
     Attributes:
-        retry_after_s: seconds that the store asks for; None where it says nothing.
+        retry_after_s: seconds that the store asks the client to wait; None if it does not say.
     """
 
     retryable = True
@@ -42,21 +42,21 @@ class StoreRejected(StoreError):
 
 
 class NothingTaken(StoreRejected):
-    """The store refuses whatever it is sent: no content is at fault, and less of it fares no better."""
+    """The store refuses every request, whatever its content. A smaller request is refused too."""
 
 
 class AccessDenied(NothingTaken):
-    """The store does not let this worker in."""
+    """The credentials of this worker do not suffice for the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field in which a collection is not what is wanted.
+    """One field in which an existing collection differs from the wanted schema.
 
     Attributes:
-        field: path in the schema, such as `dense.size`.
-        found: what the collection has.
-        wanted: what the schema asks for.
+        field: path of the field in the schema, such as `dense.size`.
+        found: value that the collection has.
+        wanted: value that the schema asks for.
     """
 
     field: str
@@ -65,10 +65,10 @@ class Difference:
 
 
 class SchemaMismatch(StoreError):
-    """A collection exists with another schema; it is never altered silently.
+    """The collection exists with another schema. It is left unchanged.
 
     Attributes:
-        collection: by name.
+        collection: name of the collection.
         differences: every field that differs.
     """
 
@@ -79,4 +79,4 @@ class SchemaMismatch(StoreError):
 
 
 class DuplicateId(WorkerError):
-    """Two different points of one job claim the same id."""
+    """Two different points of one job have the same id."""

@@ -1,7 +1,7 @@
-"""Qdrant's filter JSON, checked before any store sees it; errors give the path of what is wrong.
+"""Validate filters in Qdrant's JSON format before they reach a store. Errors contain the path of the mistake.
 
-Both stores take the same language and refuse the same mistakes: what passes `check_filter` is understood by
-a server and by Qdrant Edge. Conditions that only one of them knows are refused by name. Pure: no client.
+A filter that passes `check_filter` is understood by a server and by Qdrant Edge. Conditions that only one of them
+supports are refused. This module does not import a client.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from datetime import datetime
 from typing import Any, Final
 
 from embedder.errors import InvalidRequest
-from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT
+from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT, shown_integer
 
 Filter = Mapping[str, Any]
-"""A filter in Qdrant's own JSON form: {"must": [...], "should": [...], "must_not": [...]}."""
+"""A filter in Qdrant's JSON format: {"must": [...], "should": [...], "must_not": [...]}."""
 
-FILTER_DEPTH: Final = 16
-"""Maximum depth of filters inside filters."""
+FILTER_DEPTH_MAX: Final = 16
+"""Maximum nesting depth of filters."""
 
 _CLAUSES: Final = ("must", "should", "must_not")
 _COMPARISONS: Final = ("lt", "gt", "lte", "gte")
-_MATCHES: Final = ("value", "any", "except", "text", "text_any", "phrase", "prefix", "substring")
-_KEYED: Final = (
+_MATCH_KEYS: Final = ("value", "any", "except", "text", "text_any", "phrase", "prefix", "substring")
+_FIELD_CONDITIONS: Final = (
     "match",
     "range",
     "geo_bounding_box",
@@ -34,24 +34,29 @@ _KEYED: Final = (
     "is_empty",
     "is_null",
 )
-_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:?\d\d)?)?)?", re.ASCII)
-_STEP: Final = r"(?:[\w-]+|\"[^\"]+\")(?:\[\d*\])*"
-_PATH: Final = re.compile(rf"{_STEP}(?:\.{_STEP})*")
+_DATE_PATTERN: Final = re.compile(
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:?\d\d)?)?)?", re.ASCII
+)
+_PATH_SEGMENT: Final = r"(?:[\w-]+|\"[^\"]+\")(?:\[\d*\])*"
+_PATH_PATTERN: Final = re.compile(rf"{_PATH_SEGMENT}(?:\.{_PATH_SEGMENT})*")
 
 
 def check_filter(raw: Any, field: str = "filter") -> None:
-    """Accept `raw` as a filter or raise `InvalidRequest`, which gives the path: `filter.must[0].match`."""
+    """Raise `InvalidRequest` if `raw` is not a valid filter. The error has a path such as `filter.must[0].match`."""
     _filter(raw, field, 1)
 
 
 def matches_all(raw: Filter) -> bool:
-    """Whether a checked filter has no effective condition at any depth, so that it matches every point."""
-    should, least = as_list(raw.get("should")), raw.get("min_should")
+    """Whether a valid filter has no effective condition at any depth, so that it matches every point."""
+    should, min_should = as_list(raw.get("should")), raw.get("min_should")
     return (
         all(_always(condition) for condition in as_list(raw.get("must")))
         and (not should or any(_always(condition) for condition in should))
         and all(_always(condition) or _never(condition) for condition in as_list(raw.get("must_not")))
-        and (least is None or sum(_always(condition) for condition in least["conditions"]) >= least["min_count"])
+        and (
+            min_should is None
+            or sum(_always(condition) for condition in min_should["conditions"]) >= min_should["min_count"]
+        )
     )
 
 
@@ -65,157 +70,162 @@ def _never(condition: Mapping[str, Any]) -> bool:
 
 
 def as_list(clause: Any) -> list[Any]:
-    """The conditions of a clause, which may be absent, one condition, or a list."""
+    """Return the conditions of a clause as a list. The clause may be absent, a single condition or a list."""
     if clause is None:
         return []
     return clause if isinstance(clause, list) else [clause]
 
 
-def _filter(raw: Any, at: str, depth: int) -> None:
-    fields = _object(raw, at, (*_CLAUSES, "min_should"))
-    if depth > FILTER_DEPTH:
-        raise InvalidRequest(f"{at}: nested deeper than {FILTER_DEPTH} filters")
+def _filter(raw: Any, path: str, depth: int) -> None:
+    fields = _object(raw, path, (*_CLAUSES, "min_should"))
+    if depth > FILTER_DEPTH_MAX:
+        raise InvalidRequest(f"{path}: filters must be nested at most {FILTER_DEPTH_MAX} levels deep")
     for clause in _CLAUSES:
         value = fields.get(clause)
         if isinstance(value, list):
             for i, condition in enumerate(value):
-                _condition(condition, f"{at}.{clause}[{i}]", depth)
+                _condition(condition, f"{path}.{clause}[{i}]", depth)
         elif value is not None:
-            _condition(value, f"{at}.{clause}", depth)
+            _condition(value, f"{path}.{clause}", depth)
     if fields.get("min_should") is not None:
-        at = f"{at}.min_should"
-        least = _object(fields["min_should"], at, ("conditions", "min_count"), required=True)
-        for i, condition in enumerate(_list(least["conditions"], f"{at}.conditions")):
-            _condition(condition, f"{at}.conditions[{i}]", depth)
-        _count(least["min_count"], f"{at}.min_count")
-        if not least["conditions"] or not least["min_count"]:
-            raise InvalidRequest(f"{at}: must have at least 1 condition and a min_count of at least 1")
+        path = f"{path}.min_should"
+        min_should = _object(fields["min_should"], path, ("conditions", "min_count"), required=True)
+        for i, condition in enumerate(_list(min_should["conditions"], f"{path}.conditions")):
+            _condition(condition, f"{path}.conditions[{i}]", depth)
+        _count(min_should["min_count"], f"{path}.min_count")
+        if not min_should["conditions"] or not min_should["min_count"]:
+            raise InvalidRequest(
+                f"{path}: must have at least 1 condition and a min_count of at least 1, got "
+                f"{len(min_should['conditions'])} and {min_should['min_count']}"
+            )
 
 
-def _condition(raw: Any, at: str, depth: int) -> None:
+def _condition(raw: Any, path: str, depth: int) -> None:
     if not isinstance(raw, Mapping):
-        raise InvalidRequest(f"{at}: must be an object, got {_kind(raw)}")
+        raise InvalidRequest(f"{path}: must be an object, got {_type_name(raw)}")
     if "key" in raw:
-        _field_condition(raw, at)
+        _field_condition(raw, path)
     elif "has_id" in raw:
-        _object(raw, at, ("has_id",))
-        for i, value in enumerate(_list(raw["has_id"], f"{at}.has_id")):
-            _id(value, f"{at}.has_id[{i}]")
+        _object(raw, path, ("has_id",))
+        for i, value in enumerate(_list(raw["has_id"], f"{path}.has_id")):
+            _id(value, f"{path}.has_id[{i}]")
     elif "has_vector" in raw:
-        _object(raw, at, ("has_vector",))
-        _text(raw["has_vector"], f"{at}.has_vector")
+        _object(raw, path, ("has_vector",))
+        _text(raw["has_vector"], f"{path}.has_vector")
     elif "is_empty" in raw or "is_null" in raw:
         name = "is_empty" if "is_empty" in raw else "is_null"
-        _object(raw, at, (name,))
-        _path(_object(raw[name], f"{at}.{name}", ("key",), required=True)["key"], f"{at}.{name}.key")
+        _object(raw, path, (name,))
+        _path(_object(raw[name], f"{path}.{name}", ("key",), required=True)["key"], f"{path}.{name}.key")
     elif "nested" in raw:
-        _object(raw, at, ("nested",))
-        nested = _object(raw["nested"], f"{at}.nested", ("key", "filter"), required=True)
-        _path(nested["key"], f"{at}.nested.key")
-        _filter(nested["filter"], f"{at}.nested.filter", depth + 1)
+        _object(raw, path, ("nested",))
+        nested = _object(raw["nested"], f"{path}.nested", ("key", "filter"), required=True)
+        _path(nested["key"], f"{path}.nested.key")
+        _filter(nested["filter"], f"{path}.nested.filter", depth + 1)
     else:
-        _filter(raw, at, depth + 1)
+        _filter(raw, path, depth + 1)
 
 
-def _field_condition(raw: Mapping[str, Any], at: str) -> None:
-    _object(raw, at, ("key", *_KEYED))
-    _path(raw["key"], f"{at}.key")
-    tests = [name for name in _KEYED if raw.get(name) is not None]
-    if len(tests) != 1:
-        got = ", ".join(tests) or "none"
-        raise InvalidRequest(f"{at}: exactly one of {', '.join(_KEYED)} beside key, got {got}")
-    name = tests[0]
-    _TESTS[name](raw[name], f"{at}.{name}")
+def _field_condition(raw: Mapping[str, Any], path: str) -> None:
+    _object(raw, path, ("key", *_FIELD_CONDITIONS))
+    _path(raw["key"], f"{path}.key")
+    conditions = [name for name in _FIELD_CONDITIONS if raw.get(name) is not None]
+    if len(conditions) != 1:
+        got = ", ".join(conditions) or "none"
+        raise InvalidRequest(f"{path}: must have key and exactly one of {', '.join(_FIELD_CONDITIONS)}, got {got}")
+    name = conditions[0]
+    _CHECKS[name](raw[name], f"{path}.{name}")
 
 
-def _match(raw: Any, at: str) -> None:
-    fields = _object(raw, at, _MATCHES)
+def _match(raw: Any, path: str) -> None:
+    fields = _object(raw, path, _MATCH_KEYS)
     if len(fields) != 1:
-        raise InvalidRequest(f"{at}: exactly one of {', '.join(_MATCHES)}, got {len(fields)}")
+        raise InvalidRequest(f"{path}: must have exactly one of {', '.join(_MATCH_KEYS)}, got {len(fields)}")
     name, value = next(iter(fields.items()))
-    at = f"{at}.{name}"
+    path = f"{path}.{name}"
     if name == "value":
         if isinstance(value, int):
-            _integer(value, at)
+            _integer(value, path)
         elif not isinstance(value, str):
-            raise InvalidRequest(f"{at}: must be a string, an integer or a boolean, got {_kind(value)}")
+            raise InvalidRequest(f"{path}: must be a string, an integer or a boolean, got {_type_name(value)}")
         else:
-            _unicode(value, at)
+            _unicode(value, path)
     elif name in ("any", "except"):
-        values = _list(value, at)
-        if all(isinstance(item, str) for item in values):
-            for i, item in enumerate(values):
-                _unicode(item, f"{at}[{i}]")
-        elif all(isinstance(item, int) and not isinstance(item, bool) for item in values):
-            for i, item in enumerate(values):
-                _integer(item, f"{at}[{i}]")
+        values = _list(value, path)
+        if all(isinstance(value, str) for value in values):
+            for i, value in enumerate(values):
+                _unicode(value, f"{path}[{i}]")
+        elif all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            for i, value in enumerate(values):
+                _integer(value, f"{path}[{i}]")
         else:
-            raise InvalidRequest(f"{at}: must hold strings only or integers only")
+            raise InvalidRequest(f"{path}: must hold only strings or only integers")
     else:
-        _text(value, at)
+        _text(value, path)
 
 
-def _range(raw: Any, at: str) -> None:
-    fields = _object(raw, at, _COMPARISONS)
+def _range(raw: Any, path: str) -> None:
+    fields = _object(raw, path, _COMPARISONS)
     bounds = {name: value for name, value in fields.items() if value is not None}
     if any(isinstance(value, str) for value in bounds.values()):
         for name, value in bounds.items():
-            _date(value, f"{at}.{name}")
+            _date(value, f"{path}.{name}")
     else:
         for name, value in bounds.items():
-            _number(value, f"{at}.{name}")
+            _number(value, f"{path}.{name}")
 
 
-def _values_count(raw: Any, at: str) -> None:
-    for name, value in _object(raw, at, _COMPARISONS).items():
+def _values_count(raw: Any, path: str) -> None:
+    for name, value in _object(raw, path, _COMPARISONS).items():
         if value is not None:
-            _count(value, f"{at}.{name}")
+            _count(value, f"{path}.{name}")
 
 
-def _boolean(raw: Any, at: str) -> None:
+def _boolean(raw: Any, path: str) -> None:
     if not isinstance(raw, bool):
-        raise InvalidRequest(f"{at}: must be true or false, got {_kind(raw)}")
+        raise InvalidRequest(f"{path}: must be true or false, got {_type_name(raw)}")
 
 
-def _geo_bounding_box(raw: Any, at: str) -> None:
-    box = _object(raw, at, ("top_left", "bottom_right"), required=True)
-    _geo_point(box["top_left"], f"{at}.top_left")
-    _geo_point(box["bottom_right"], f"{at}.bottom_right")
+def _geo_bounding_box(raw: Any, path: str) -> None:
+    box = _object(raw, path, ("top_left", "bottom_right"), required=True)
+    _geo_point(box["top_left"], f"{path}.top_left")
+    _geo_point(box["bottom_right"], f"{path}.bottom_right")
 
 
-def _geo_radius(raw: Any, at: str) -> None:
-    circle = _object(raw, at, ("center", "radius"), required=True)
-    _geo_point(circle["center"], f"{at}.center")
-    _number(circle["radius"], f"{at}.radius")
+def _geo_radius(raw: Any, path: str) -> None:
+    circle = _object(raw, path, ("center", "radius"), required=True)
+    _geo_point(circle["center"], f"{path}.center")
+    _number(circle["radius"], f"{path}.radius")
 
 
-def _geo_polygon(raw: Any, at: str) -> None:
-    polygon = _object(raw, at, ("exterior", "interiors"))
+def _geo_polygon(raw: Any, path: str) -> None:
+    polygon = _object(raw, path, ("exterior", "interiors"))
     if "exterior" not in polygon:
-        raise InvalidRequest(f"{at}: exterior is missing")
-    _ring(polygon["exterior"], f"{at}.exterior")
+        raise InvalidRequest(f"{path}: exterior is missing")
+    _ring(polygon["exterior"], f"{path}.exterior")
     if polygon.get("interiors") is not None:
-        for i, ring in enumerate(_list(polygon["interiors"], f"{at}.interiors")):
-            _ring(ring, f"{at}.interiors[{i}]")
+        for i, ring in enumerate(_list(polygon["interiors"], f"{path}.interiors")):
+            _ring(ring, f"{path}.interiors[{i}]")
 
 
-def _ring(raw: Any, at: str) -> None:
-    points = _list(_object(raw, at, ("points",), required=True)["points"], f"{at}.points")
+def _ring(raw: Any, path: str) -> None:
+    points = _list(_object(raw, path, ("points",), required=True)["points"], f"{path}.points")
     for i, point in enumerate(points):
-        _geo_point(point, f"{at}.points[{i}]")
-    if len(points) < 4 or points[0] != points[-1]:
-        raise InvalidRequest(f"{at}.points: at least 4, the last equal to the first, got {len(points)}")
+        _geo_point(point, f"{path}.points[{i}]")
+    if len(points) < 4:
+        raise InvalidRequest(f"{path}.points: must have at least 4 points, got {len(points)}")
+    if points[0] != points[-1]:
+        raise InvalidRequest(f"{path}.points: the last point must equal the first, to close the ring")
 
 
-def _geo_point(raw: Any, at: str) -> None:
-    point = _object(raw, at, ("lon", "lat"), required=True)
+def _geo_point(raw: Any, path: str) -> None:
+    point = _object(raw, path, ("lon", "lat"), required=True)
     for name, limit in (("lon", 180), ("lat", 90)):
-        _number(point[name], f"{at}.{name}")
+        _number(point[name], f"{path}.{name}")
         if not -limit <= point[name] <= limit:
-            raise InvalidRequest(f"{at}.{name}: must be {-limit} to {limit}, got {point[name]}")
+            raise InvalidRequest(f"{path}.{name}: must be {-limit} to {limit}, got {point[name]}")
 
 
-_TESTS: Final[Mapping[str, Callable[[Any, str], None]]] = {
+_CHECKS: Final[Mapping[str, Callable[[Any, str], None]]] = {
     "match": _match,
     "range": _range,
     "geo_bounding_box": _geo_bounding_box,
@@ -227,81 +237,82 @@ _TESTS: Final[Mapping[str, Callable[[Any, str], None]]] = {
 }
 
 
-def _object(raw: Any, at: str, known: tuple[str, ...], *, required: bool = False) -> Mapping[str, Any]:
+def _object(raw: Any, path: str, allowed: tuple[str, ...], *, required: bool = False) -> Mapping[str, Any]:
     if not isinstance(raw, Mapping):
-        raise InvalidRequest(f"{at}: must be an object, got {_kind(raw)}")
+        raise InvalidRequest(f"{path}: must be an object, got {_type_name(raw)}")
     for key in raw:
-        if key not in known:
-            raise InvalidRequest(f"{at}: {str(key)[:40]!r} is not known here, known: {', '.join(known)}")
+        if key not in allowed:
+            raise InvalidRequest(f"{path}: unknown key {str(key)[:40]!r}; allowed keys: {', '.join(allowed)}")
     if required:
-        for key in known:
+        for key in allowed:
             if key not in raw:
-                raise InvalidRequest(f"{at}: {key} is missing")
+                raise InvalidRequest(f"{path}: {key} is missing")
     return raw
 
 
-def _list(raw: Any, at: str) -> list[Any]:
+def _list(raw: Any, path: str) -> list[Any]:
     if not isinstance(raw, list):
-        raise InvalidRequest(f"{at}: must be a list, got {_kind(raw)}")
+        raise InvalidRequest(f"{path}: must be a list, got {_type_name(raw)}")
     return raw
 
 
-def _text(raw: Any, at: str) -> None:
+def _text(raw: Any, path: str) -> None:
     if not isinstance(raw, str) or not raw:
-        raise InvalidRequest(f"{at}: must be a string of at least 1 character, got {_kind(raw)}")
-    _unicode(raw, at)
+        raise InvalidRequest(f"{path}: must be a string of at least 1 character, got {_type_name(raw)}")
+    _unicode(raw, path)
 
 
-def _path(raw: Any, at: str) -> None:
-    _text(raw, at)
-    if not _PATH.fullmatch(raw):
-        raise InvalidRequest(f'{at}: must be a path such as a.b, a[].b or "any key".b')
+def _path(raw: Any, path: str) -> None:
+    _text(raw, path)
+    if not _PATH_PATTERN.fullmatch(raw):
+        raise InvalidRequest(f'{path}: must be a path such as a.b, a[].b or "any key".b')
 
 
-def _unicode(raw: str, at: str) -> None:
+def _unicode(raw: str, path: str) -> None:
     try:
         raw.encode()
     except UnicodeEncodeError as exc:
-        raise InvalidRequest(f"{at}: character {exc.start} is a lone surrogate, which is not text") from exc
+        raise InvalidRequest(f"{path}: character {exc.start} is a lone surrogate, which is not text") from exc
 
 
-def _integer(raw: int, at: str) -> None:
+def _integer(raw: int, path: str) -> None:
     if not -(2**63) <= raw < 2**63:
-        raise InvalidRequest(f"{at}: integers are 64-bit signed, got one of {raw.bit_length()} bits")
+        raise InvalidRequest(f"{path}: must be a signed 64-bit integer, got an integer of {raw.bit_length()} bits")
 
 
-def _count(raw: Any, at: str) -> None:
+def _count(raw: Any, path: str) -> None:
     if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw < 2**32:
-        raise InvalidRequest(f"{at}: must be an integer, 0 to {2**32 - 1}, got {_kind(raw)}")
+        got = "an integer out of range" if type(raw) is int else _type_name(raw)
+        raise InvalidRequest(f"{path}: must be an integer from 0 to {2**32 - 1}, got {got}")
 
 
-def _number(raw: Any, at: str) -> None:
+def _number(raw: Any, path: str) -> None:
     if isinstance(raw, bool) or not isinstance(raw, int | float):
-        raise InvalidRequest(f"{at}: must be a number, got {_kind(raw)}")
+        raise InvalidRequest(f"{path}: must be a number, got {_type_name(raw)}")
     if (isinstance(raw, int) and raw.bit_length() > 1000) or not math.isfinite(raw):
-        raise InvalidRequest(f"{at}: must be a finite number")
+        raise InvalidRequest(f"{path}: must be a finite number")
 
 
-def _date(raw: Any, at: str) -> None:
+def _date(raw: Any, path: str) -> None:
     if not isinstance(raw, str):
-        raise InvalidRequest(f"{at}: must be a date like the other bounds, got {_kind(raw)}")
-    if not _DATE.fullmatch(raw):
-        raise InvalidRequest(f"{at}: must be a number or an RFC 3339 date such as 2024-05-01T12:00:00Z")
+        raise InvalidRequest(f"{path}: must be a date like the other bounds, got {_type_name(raw)}")
+    if not _DATE_PATTERN.fullmatch(raw):
+        raise InvalidRequest(f"{path}: must be a number or an RFC 3339 date such as 2024-05-01T12:00:00Z")
     try:
         datetime.fromisoformat(raw)
     except ValueError as exc:
-        raise InvalidRequest(f"{at}: is not a date of the calendar") from exc
+        raise InvalidRequest(f"{path}: must be a date that exists in the calendar") from exc
 
 
-def _id(raw: Any, at: str) -> None:
+def _id(raw: Any, path: str) -> None:
     if isinstance(raw, int) and not isinstance(raw, bool):
         if not 0 <= raw <= INTEGER_ID_MAX:
-            raise InvalidRequest(f"{at}: an integer id is 0 to {INTEGER_ID_MAX}")
+            raise InvalidRequest(f"{path}: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
     elif not isinstance(raw, str) or not UUID_TEXT.fullmatch(raw):
-        raise InvalidRequest(f"{at}: must be an unsigned 64-bit integer or a UUID, got {_kind(raw)}")
+        raise InvalidRequest(f"{path}: must be an unsigned 64-bit integer or a UUID, got {_type_name(raw)}")
 
 
-def _kind(raw: Any) -> str:
+def _type_name(raw: Any) -> str:
     if raw is None:
         return "null"
     names = {

@@ -1,4 +1,4 @@
-"""How the two stores are opened. Their clients are imported only then, which costs seconds of start-up time."""
+"""Open a store. The client library is imported on the call, because importing it takes seconds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qdrant_sink.store import Store
 def open_server(
     url: str, api_key: str | None = None, *, names: VectorNames = NAMES, retried: Callable[[], None] = lambda: None
 ) -> Store:
-    """A Qdrant server or cluster; it is connected on the first call.
+    """Open a Qdrant server or cluster. The store connects on its first call.
 
     Args:
-        url: `http://host:6333` or `https://…`, with a path prefix where a proxy wants one.
-        api_key: sent with every call; never shown.
-        names: of the vectors, in every collection.
-        retried: called before each repeated attempt of a call; must not raise.
+        url: `http://host:6333` or `https://…`, with a path prefix if a proxy needs one.
+        api_key: API key, which is sent with every call and never logged.
+        names: names of the vectors, the same in every collection.
+        retried: callback before each repeated attempt of a call; it must not raise.
 
     Raises:
         ConfigurationError: the URL is invalid.
@@ -29,14 +29,14 @@ def open_server(
 
 
 def open_edge(path: str | Path, *, names: VectorNames = NAMES) -> Store:
-    """Qdrant Edge in this process, over a directory that is made if it is missing.
+    """Open Qdrant Edge in this process. The directory is created if it is missing.
 
     Args:
         path: directory of the collections.
-        names: of the vectors, in every collection.
+        names: names of the vectors, the same in every collection.
 
     Raises:
-        ConfigurationError: the directory cannot be written, or another process owns it.
+        ConfigurationError: the directory cannot be written, or another process uses it.
     """
     from qdrant_sink.edge import EdgeStore
 

@@ -1,19 +1,19 @@
-"""How a point's payload is laid out: ours, or so that a framework finds its own documents in the collection.
+"""Payload layouts: the plain layout of this service, and those that LangChain, LlamaIndex and Haystack read.
 
-| layout | text | the caller's payload and what the worker adds |
+| layout | text | the caller's payload and the fields that the worker adds |
 |---|---|---|
 | `plain` | `textKey` | beside the text |
 | `langchain` | `page_content` | in `metadata` |
-| `llamaindex` | in `_node_content`, a TextNode as JSON | beside it, and in the node |
+| `llamaindex` | in `_node_content`, a TextNode as JSON | beside the node, and in the node |
 | `haystack` | `content` | in `meta` |
 
-Matched to langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
+The layouts match langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
 qdrant-haystack 13.1.0.
 
-A layout decides the payload alone. The vectors are called as the schema's `VectorNames` say, in each alike, and a
-framework must know: LangChain is told by `vector_name` and `sparse_vector_name`, LlamaIndex by `dense_vector_name` and
-`sparse_vector_name`. Haystack's QdrantDocumentStore cannot be told: the schema must have its own names, `text-dense`
-and `text-sparse`.
+A layout defines only the payload. In every layout the vectors have the names of the schema's `VectorNames`, and the
+framework must be configured with them: LangChain takes `vector_name` and `sparse_vector_name`, LlamaIndex takes
+`dense_vector_name` and `sparse_vector_name`. Haystack's QdrantDocumentStore has fixed names, so that the schema must
+use them: `text-dense` and `text-sparse`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from qdrant_sink.schema import Layout
 
 Json = dict[str, Any]
 
-_TEXT: Final[Mapping[Layout, str]] = {
+_TEXT_KEYS: Final[Mapping[Layout, str]] = {
     "langchain": "page_content",
     "llamaindex": "_node_content",
     "haystack": "content",
 }
-_NO_DOCUMENT: Final = "None"  # LlamaIndex's own word for a node without a source
+_NO_SOURCE: Final = "None"  # the value that LlamaIndex writes for a node without a source
 
 
 def laid_out(
@@ -46,25 +46,27 @@ def laid_out(
     point_id: str,
     field: str = "qdrant.payloads",
 ) -> Json:
-    """The payload of a point.
+    """Build the payload of a point.
 
     Args:
-        layout: see the table above.
-        text: what was embedded.
-        text_key: where the plain layout keeps the text; the others have a key of their own.
-        payload: the caller's payload.
-        written: what the worker adds: `id`, the original of a derived id, and for a chunk `doc_id`, `chunk`, `start`
-            and `end`.
-        point_id: the id of the point as text.
-        field: what an error calls the caller's payload, such as `qdrant.payloads[3]`.
+        layout: layout of the payload; see the table in the module docstring.
+        text: text that was embedded.
+        text_key: key of the text in the plain layout. The other layouts have fixed keys.
+        payload: payload from the caller.
+        written: fields that the worker adds: `id` with the original of a derived id, and for a chunk `doc_id`,
+            `chunk`, `start` and `end`.
+        point_id: id of the point as text.
+        field: path of the caller's payload in errors, such as `qdrant.payloads[3]`.
 
     Raises:
-        InvalidRequest: the caller's payload has a key that the worker or the layout writes at the same place,
-            or `text_key` is such a key.
+        InvalidRequest: the caller's payload has a key that the worker or the layout writes in the same object, or
+            `text_key` is such a key.
     """
     if layout == "plain":
         if text_key in written:
-            raise InvalidRequest(f"qdrant.textKey: {text_key!r} keeps {_kept(text_key)}; choose another key")
+            raise InvalidRequest(
+                f"qdrant.textKey: {text_key!r} is reserved for {_purpose(text_key)}; choose another key"
+            )
         return payload_for(payload, {text_key: text, **written}, field=field)
     if layout == "llamaindex":
         return _llamaindex(text, payload, written, point_id, field)
@@ -75,7 +77,7 @@ def laid_out(
 
 
 def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | None:
-    """The text of a stored payload, or None where this layout has no text in it."""
+    """Return the text of a stored payload; None if the payload has no text in this layout."""
     value = payload.get(text_key_of(layout, text_key))
     if layout == "llamaindex":
         return _node_text(value)
@@ -83,30 +85,30 @@ def text_of(layout: Layout, payload: Mapping[str, Any], text_key: str) -> str | 
 
 
 def text_key_of(layout: Layout, text_key: str) -> str:
-    """The key of a stored payload under which the text is, or the object that contains it."""
-    return _TEXT.get(layout, text_key)
+    """Return the payload key of the text, or of the object that contains the text."""
+    return _TEXT_KEYS.get(layout, text_key)
 
 
 def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str, field: str) -> Json:
-    """As `node_to_metadata_dict` of llama-index-core writes, to the byte, and `metadata_dict_to_node` reads.
+    """Build the payload that `node_to_metadata_dict` of llama-index-core writes and `metadata_dict_to_node` reads.
 
-    The node's own metadata leave out the document's id, which is its source node, and keep what else the worker
-    wrote from the prompt and the embedding. The strings "1" and "4" are `NodeRelationship.SOURCE` and
-    `ObjectType.DOCUMENT`.
+    It is equal byte for byte. The metadata of the node does not contain the id of the document, because the document is
+    the source node. The other fields of the worker are excluded from the prompt and from the embedding. The strings "1"
+    and "4" are `NodeRelationship.SOURCE` and `ObjectType.DOCUMENT`.
     """
     source = written.get("doc_id")
-    document = _NO_DOCUMENT if source is None else str(source)
-    ours = {key: value for key, value in written.items() if key != "doc_id"}
+    document = _NO_SOURCE if source is None else str(source)
+    worker_fields = {key: value for key, value in written.items() if key != "doc_id"}
     reserved = {"_node_content": "", "_node_type": "TextNode"} | dict.fromkeys(
         ("document_id", "doc_id", "ref_doc_id"), document
     )
-    flat = payload_for(payload, {**ours, **reserved}, field=field)
+    fields = payload_for(payload, {**worker_fields, **reserved}, field=field)
     node = {
         "id_": point_id,
         "embedding": None,
-        "metadata": {**payload, **ours},
-        "excluded_embed_metadata_keys": list(ours),
-        "excluded_llm_metadata_keys": list(ours),
+        "metadata": {**payload, **worker_fields},
+        "excluded_embed_metadata_keys": list(worker_fields),
+        "excluded_llm_metadata_keys": list(worker_fields),
         "relationships": {} if source is None else {"1": _related(document)},
         "metadata_template": "{key}: {value}",
         "metadata_separator": "\n",
@@ -117,18 +119,18 @@ def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any
         "text_template": "{metadata_str}\n\n{content}",
         "class_name": "TextNode",
     }
-    return {**flat, "_node_content": _dumped(node)}
+    return {**fields, "_node_content": _node_json(node)}
 
 
 def _related(document: str) -> Json:
     return {"node_id": document, "node_type": "4", "metadata": {}, "hash": None, "class_name": "RelatedNodeInfo"}
 
 
-def _dumped(node: Json) -> str:
+def _node_json(node: Json) -> str:
     try:
         return json.dumps(node, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        return ""  # the payload beside it holds the same, and conformance refuses the point with the path
+        return ""  # conformance refuses the point, because the payload itself holds the same value
 
 
 def _node_text(content: Any) -> str | None:
@@ -144,5 +146,5 @@ def _node_text(content: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _kept(key: str) -> str:
-    return "the caller's own ids" if key == "id" else "what the worker writes of a chunk"
+def _purpose(key: str) -> str:
+    return "the caller's original id" if key == "id" else "a field of a chunk"

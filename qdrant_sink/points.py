@@ -1,4 +1,4 @@
-"""Points: their ids, vectors and payloads, before and after they are proven, and as they are read back."""
+"""Points with their ids, vectors and payloads: before and after validation, and as read from a store."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from qdrant_sink.errors import DuplicateId
 from qdrant_sink.schema import VectorNames
 
 PointId = int | uuid.UUID
-"""What Qdrant takes as an id: an unsigned 64-bit integer or a UUID."""
+"""Id of a point in Qdrant: an unsigned 64-bit integer or a UUID."""
 
 INTEGER_ID_MAX = 2**64 - 1
+"""Largest integer id of a point."""
 
 NAMESPACE = uuid.UUID("6f2b1c0e-8d3a-5b47-9c61-0f7e4a92d815")
-"""UUID namespace of ids derived from a caller's own string. Changing it would double every collection."""
+"""UUID namespace of ids that are derived from a caller's string. If it changed, a second run of a job would store every
+point again under another id."""
 
 TEXT_NAMESPACE = uuid.uuid5(NAMESPACE, "text")
-"""UUID namespace of ids derived from a text: a text and a caller's id of the same letters are two points."""
+"""UUID namespace of ids that are derived from a text, so that a text and an equal string id are two points."""
 
 CHUNK_NAMESPACE = uuid.uuid5(NAMESPACE, "chunk")
-"""UUID namespace of the ids of a document's chunks."""
+"""UUID namespace of the ids of chunks."""
 
 UUID_TEXT = re.compile(
     r"(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -42,14 +44,14 @@ UUID_TEXT = re.compile(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """Vectors of a text, a query or a stored point; a kind that is missing is None.
+    """Vectors of a text, a query or a stored point. A missing kind is None.
 
     Attributes:
         dense: float32 [size].
-        sparse: weights per token id.
+        sparse: weights by token id.
         colbert: float32 or float16 [rows, size].
 
-    Qdrant returns dense and ColBERT vectors with norm 1, as it stores them.
+    Qdrant normalises dense and ColBERT vectors, and returns them with norm 1.
     """
 
     dense: NDArray[np.float32] | None = None
@@ -58,16 +60,16 @@ class Vectors:
 
     @classmethod
     def of(cls, embedding: Embedding) -> Vectors:
-        """The vectors that the model computed."""
+        """Return the vectors of an embedding."""
         return cls(embedding.dense, embedding.sparse, embedding.colbert)
 
     @classmethod
     def named(cls, vectors: object, names: VectorNames) -> Vectors | None:
-        """Vectors as a client or the engine returns them; None where it returns no named vectors.
+        """Convert the vectors that a client or the engine returns; None if it returned no named vectors.
 
         Args:
-            vectors: by name a list of numbers, a list of rows, or an object with `indices` and `values`.
-            names: what each kind is called.
+            vectors: mapping from names to a list of numbers, a list of rows, or an object with `indices` and `values`.
+            names: names of the three kinds.
         """
         if not isinstance(vectors, Mapping) or not vectors:
             return None
@@ -83,13 +85,13 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
-    """A point before it is proven.
+    """A point before validation.
 
     Attributes:
-        index: position within the job; a rejection names it.
-        id: as `point_id` or `text_id` returns it.
-        payload: meant to be plain JSON.
-        vectors: meant to be finite and of the collection's sizes.
+        index: index of the point in the job, which a rejection reports.
+        id: id from `point_id` or `text_id`.
+        payload: payload, which should be plain JSON.
+        vectors: vectors, which should be finite and have the sizes of the collection.
     """
 
     index: int
@@ -100,16 +102,16 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
-    """A point that every Qdrant accepts; only `conformance.conform` makes one.
+    """A valid point, which every Qdrant accepts. Create it with `conformance.conform`.
 
     Attributes:
         id: unsigned 64-bit integer or UUID.
         payload: plain JSON.
         dense: float32 [size], finite, norm between `NORM_MIN` and `NORM_MAX`.
-        sparse: uint32 and float32 [N], N > 0, indices unique and ascending, no weight is zero.
-        colbert: float32 or float16 [rows, size], rows * size < 2**20, every row like `dense`.
+        sparse: uint32 and float32 [N] with N > 0; indices are unique and ascending, weights are not zero.
+        colbert: float32 or float16 [rows, size] with rows * size < 2**20; every row is valid as a dense vector.
 
-    A kind of vector that is missing is None; a point has at least one kind.
+    A missing kind is None. A point has at least one kind.
     """
 
     id: PointId
@@ -119,15 +121,15 @@ class Point:
     colbert: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse the shapes that break Qdrant Edge for good, wherever the point was made."""
+        """Raise ValueError for shapes that damage a collection of Qdrant Edge permanently."""
         if self.sparse is not None and self.sparse.indices.shape != self.sparse.values.shape:
-            raise ValueError("sparse: indices and values differ in shape")
+            raise ValueError("sparse: indices and values must have the same shape")
         if self.colbert is not None and (self.colbert.ndim != 2 or not self.colbert.size):
             raise ValueError("colbert: must have two dimensions and values")
 
     @property
     def nbytes(self) -> int:
-        """Size of the point in a request in bytes, within a few per cent."""
+        """Approximate size of the point in a request in bytes, accurate to a few per cent."""
         size = 64 + len(json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode())
         if self.dense is not None:
             size += 4 * self.dense.size
@@ -140,11 +142,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PayloadKeys:
-    """A part of a payload.
+    """Selection of a part of the payload.
 
     Attributes:
-        keys: paths such as `topic` and `metadata.topic`; a path that a payload lacks is left out.
-        excluded: the whole payload except these keys.
+        keys: paths such as `topic` and `metadata.topic`. Paths that a payload does not have are ignored.
+        excluded: whether these keys are excluded rather than included.
     """
 
     keys: tuple[str, ...]
@@ -152,37 +154,39 @@ class PayloadKeys:
 
 
 WithPayload = bool | PayloadKeys
-"""The whole payload, nothing of it, or a part."""
+"""Selection of a payload: all of it (True), nothing (False) or a part."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """A stored point as it was read: payload and vectors, each None unless requested."""
+    """A point read from a store. Payload and vectors are None unless they were requested."""
 
     payload: Mapping[str, Any] | None = None
     vectors: Vectors | None = None
 
 
 def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
-    """The point id that a caller's id stands for.
+    """Convert a caller's id to the id of the point.
 
-    A JSON integer is an unsigned 64-bit id, and the text of a UUID in a form that Qdrant reads (hyphenated,
-    32 digits, urn:uuid:, braces) is that UUID. Any other string, "1" too, becomes the UUID version 5 of
-    `NAMESPACE` and collection, NUL, string; `is_derived` tells so, for the payload to keep the original.
+    A JSON integer is used as an unsigned 64-bit id. A string that is a UUID in a form that Qdrant reads (hyphenated,
+    32 digits, urn:uuid: or braces) is used as this UUID. Any other string, including "1", is hashed: the id is the
+    version 5 UUID of `NAMESPACE` and the collection, NUL and the string. For such ids `is_derived` returns True, and
+    the payload should store the original.
 
     Raises:
-        InvalidRequest: not an integer or string, out of range, empty, or not Unicode; names `field`.
+        InvalidRequest: the id is not an integer or a string, out of range, empty or not Unicode. The error names
+            `field`.
     """
     if isinstance(raw, bool) or not isinstance(raw, int | str):
-        raise InvalidRequest(f"{field}: an id is an integer or a string, got {type(raw).__name__}")
+        raise InvalidRequest(f"{field}: must be an integer or a string, got {type(raw).__name__}")
     if isinstance(raw, int):
         if not 0 <= raw <= INTEGER_ID_MAX:
-            raise InvalidRequest(f"{field}: an integer id is 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
+            raise InvalidRequest(f"{field}: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
         return raw
     if not raw:
-        raise InvalidRequest(f"{field}: an id has at least 1 character, got 0")
+        raise InvalidRequest(f"{field}: must have at least 1 character, got 0")
     if UUID_TEXT.fullmatch(raw):
-        return uuid.UUID(raw.lower())  # its parser knows the prefix in lower case only
+        return uuid.UUID(raw.lower())  # Python's parser accepts the urn prefix in lower case only
     try:
         raw.encode()
     except UnicodeEncodeError as exc:
@@ -191,18 +195,18 @@ def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
 
 
 def is_derived(raw: int | str) -> bool:
-    """Whether `point_id` hashes this id, so that the original belongs into the payload as `id`."""
+    """Whether `point_id` hashes this id, so that the payload should store the original as `id`."""
     return isinstance(raw, str) and not UUID_TEXT.fullmatch(raw)
 
 
 def text_id(text: str, collection: str) -> uuid.UUID:
-    """The point id of a text whose caller names none: the same text in the same collection is the same point."""
+    """Derive the id of a point from its text. The same text in the same collection has the same id."""
     name = f"{collection}\0{text}".encode("utf-8", "surrogatepass")
     return uuid.UUID(bytes=hashlib.sha1(TEXT_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], version=5)
 
 
 def chunk_id(document: PointId, number: int, collection: str) -> uuid.UUID:
-    """The point id of a document's chunk: a second run of the same document overwrites the same points."""
+    """Derive the id of a chunk. A second run with the same document overwrites the same points."""
     return uuid.uuid5(CHUNK_NAMESPACE, f"{collection}\0{document}\0{number}")
 
 
@@ -212,10 +216,10 @@ def payload_for(
     *,
     field: str = "qdrant.payloads",
 ) -> dict[str, Any]:
-    """The caller's payload together with what the worker writes: the text under its key, and `id`.
+    """Merge the caller's payload with the fields that the worker writes, such as the text and `id`.
 
     Raises:
-        InvalidRequest: a key is in both; names `field` (such as `qdrant.payloads[3]`) and the key.
+        InvalidRequest: both have the same key. The error names `field`, such as `qdrant.payloads[3]`, and the key.
     """
     for key in written:
         if key in payload:
@@ -226,36 +230,37 @@ def payload_for(
 def claims(
     entries: Iterable[tuple[int, PointId, Mapping[str, Any]]],
 ) -> tuple[dict[int, tuple[int, ...]], list[tuple[int, DuplicateId]]]:
-    """Give every id to its first entry, in the order of the job.
+    """Assign every id to the first entry that has it, in the order of the job.
 
-    A later entry of the same id merges if its payload is the same (the text is part of it); otherwise it is
-    a duplicate, since storing both would silently keep only the last.
+    A later entry with the same id and the same payload, which includes the text, is merged with the first one. With
+    another payload it is a duplicate, because storing both would silently keep only the last one.
 
     Args:
-        entries: index, id and payload, plain JSON, of each.
+        entries: index, id and payload (plain JSON) of each entry.
 
     Returns:
-        By the index of each owner all indices that it stands for, its own first; and the duplicates with their error.
+        The indices that each first entry stands for, by its own index and starting with it; and the duplicates with
+        their errors.
     """
     owners: dict[PointId, tuple[bytes, list[int]]] = {}
     duplicates: list[tuple[int, DuplicateId]] = []
     for index, point, payload in entries:
         digest = _digest(payload)
-        owned, indices = owners.setdefault(point, (digest, []))
-        if owned == digest:
+        owner_digest, indices = owners.setdefault(point, (digest, []))
+        if owner_digest == digest:
             indices.append(index)
         else:
-            message = f"the id is already that of point {indices[0]} of this job, which has another payload or text"
+            message = f"id: point {indices[0]} of this job has the same id and another payload or text; change an id"
             duplicates.append((index, DuplicateId(message)))
     return {indices[0]: tuple(indices) for _, indices in owners.values()}, duplicates
 
 
 def _digest(payload: Mapping[str, Any]) -> bytes:
-    """Digest of a payload, independent of the order of its keys."""
+    """Compute a digest of a payload that does not depend on the order of its keys."""
     text = json.dumps(payload, sort_keys=True).encode()
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def shown_integer(number: int) -> str:
-    """An integer for a message, shortened where it has more than 128 bits."""
-    return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
+    """Format an integer for an error message. Integers of more than 128 bits are replaced by their size."""
+    return str(number) if number.bit_length() <= 128 else f"an integer of {number.bit_length()} bits"

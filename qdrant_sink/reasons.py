@@ -1,7 +1,7 @@
-"""The part of a vendor's error message that may be passed on.
+"""Extract the parts of a vendor's error message that may be shown to a caller.
 
-A message of a server or of the engine can quote hosts, paths, payloads and texts. So it is never passed
-on as a whole: only phrases that carry nothing but field names, limits and numbers are.
+An error message of a server or of the engine can quote hosts, paths, payloads and texts, so it is never shown as a
+whole. Only known phrases that consist of field names, limits and numbers are shown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HARMLESS = tuple(
 
 
 def reason(message: str | None) -> str:
-    """The harmless phrases of a vendor's message in their order, or the empty string."""
+    """Return the harmless phrases of a vendor's message in their order; empty if it contains none of them."""
     text = (message or "")[:4000]
     phrases = sorted({(match.start(), match.group()) for pattern in _HARMLESS for match in pattern.finditer(text)})
     return "; ".join(phrase.strip() for _, phrase in phrases)[:200]

@@ -1,4 +1,4 @@
-"""A collection as BGE-M3 and the operator want it; `schema_diff` compares it with an existing one."""
+"""The wanted schema of a collection. `schema_diff` compares it with an existing collection."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ IndexType = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "
 Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 
 INT8_QUANTILE: Final = 0.99
-"""Share of the components that int8 covers; the outermost hundredth is clipped, so that outliers do not coarsen the
-rest."""
+"""Share of the components inside the int8 range. The outermost hundredth is clipped, so that outliers do not reduce the
+precision of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorNames:
-    """Names of the three vectors in a collection; at most 200 bytes each, all different."""
+    """Names of the three vectors in a collection. They differ, and each has at most 200 bytes."""
 
     dense: str = "dense"
     sparse: str = "sparse"
     colbert: str = "colbert"
 
     def of(self, kind: Kind) -> str:
-        """The name of this kind."""
+        """Return the name of the vector of this kind."""
         return {"dense": self.dense, "sparse": self.sparse, "colbert": self.colbert}[kind]
 
 
 NAMES: Final = VectorNames()
-"""Default names of the vectors."""
+"""The default names of the vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenseSchema:
-    """One vector per point, searched through an HNSW graph.
+    """Schema of the dense vector: one vector per point, searched through an HNSW graph.
 
     Attributes:
         size: components per vector.
-        distance: how two vectors are compared.
-        m: edges per node of the graph; 0 builds none, and every search compares with every point.
+        distance: distance function of two vectors.
+        m: edges per node of the graph. With 0 there is no graph, and every search compares all points.
         ef_construct: candidates considered while the graph is built.
-        datatype: of the storage.
-        on_disk: memory-mapped rather than in RAM.
-        quantization: of a copy in RAM that searches use first; see `searching.plan.OVERSAMPLING`.
+        datatype: type of the stored components.
+        on_disk: whether the vectors are memory-mapped rather than kept in RAM.
+        quantization: type of a copy in RAM that is searched first; see `searching.plan.OVERSAMPLING`.
     """
 
     size: int
@@ -61,12 +61,12 @@ class DenseSchema:
 
 @dataclass(frozen=True, slots=True)
 class SparseSchema:
-    """Weights per token id, in an inverted index.
+    """Schema of the sparse vector: one weight per token id, in an inverted index.
 
     Attributes:
-        datatype: of the weights in the index (float16 costs about 0.2 % recall).
-        modifier: "idf", or None: the weights of BGE-M3 are learned and must not be weighted again.
-        on_disk: memory-mapped rather than in RAM.
+        datatype: type of the weights in the index (float16 costs about 0.2 % recall).
+        modifier: "idf" or None. The weights of BGE-M3 are learned, so that IDF would weight them twice.
+        on_disk: whether the index is memory-mapped rather than kept in RAM.
     """
 
     datatype: Datatype = "float32"
@@ -76,16 +76,16 @@ class SparseSchema:
 
 @dataclass(frozen=True, slots=True)
 class ColbertSchema:
-    """Several vectors per point, compared by MaxSim.
+    """Schema of the ColBERT multivector: several rows per point, compared by MaxSim.
 
     Attributes:
         size: components per row.
-        distance: how two rows are compared.
+        distance: distance function of two rows.
         comparator: how two sets of rows are compared.
-        datatype: of the storage; float16 halves it and leaves the ranking as it is.
-        on_disk: memory-mapped rather than in RAM.
-        m: 0 builds no graph: the rows rerank candidates and are not searched themselves.
-        quantization: as in `DenseSchema`.
+        datatype: type of the stored components. Float16 halves the storage and does not change the ranking.
+        on_disk: whether the rows are memory-mapped rather than kept in RAM.
+        m: edges per node of the graph. With 0 there is no graph: the rows only rerank candidates.
+        quantization: type of a copy in RAM that is searched first.
     """
 
     size: int
@@ -102,8 +102,8 @@ class PayloadIndex:
     """An index on a key of the payload.
 
     Attributes:
-        type: of the values; of an existing index, whatever the store calls it.
-        tenant: points of one value are kept together, since most searches ask for one value.
+        type: type of the values. For an existing index it is the store's name of the type.
+        tenant: whether points with the same value are stored together, because most searches filter by one value.
     """
 
     type: IndexType | str
@@ -112,12 +112,12 @@ class PayloadIndex:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a collection is spread over a cluster; None leaves it to the server's own configuration.
+    """Distribution of a collection over a cluster. For a value of None the server's default applies.
 
     Attributes:
-        shards: parts that the points are divided into.
-        replication: copies of each part.
-        write_consistency: copies that must have taken a write before it is acknowledged.
+        shards: number of parts into which the points are divided.
+        replication: number of copies of each shard.
+        write_consistency: number of copies that must have stored a write before it is acknowledged.
     """
 
     shards: int | None = None
@@ -126,30 +126,31 @@ class Placement:
 
     @property
     def server_only(self) -> str:
-        """The fields that an embedded store cannot satisfy, as "shards=4, replication=2"; may be empty."""
+        """The fields that an embedded store cannot satisfy, such as "shards=4, replication=2"; empty if none."""
         values = {"shards": self.shards, "replication": self.replication, "writeConsistency": self.write_consistency}
         return ", ".join(f"{name}={value}" for name, value in values.items() if value is not None and value > 1)
 
 
 ANYWHERE: Final = Placement()
+"""The placement that leaves everything to the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionSchema:
-    """A collection with three named vectors.
+    """Schema of a collection with three named vectors.
 
     Attributes:
-        dense: of the vector called `names.dense`.
-        sparse: of the vector called `names.sparse`.
-        colbert: of the vector called `names.colbert`.
-        names: of the vectors.
-        payload_indexes: by the key of the payload, a path such as `metadata.topic`.
-        tenant_key: a path that every point must carry, indexed as that of its tenant; None: no tenants.
-        payload_on_disk: None leaves it to the store.
-        placement: over a cluster.
-        layout: which library's form the payloads have.
-        explicit: wire names of the fields that the operator has set (`dense.onDisk`, `shards`): an existing
-            collection must have these, where defaults leave it as it was tuned.
+        dense: schema of the vector `names.dense`.
+        sparse: schema of the vector `names.sparse`.
+        colbert: schema of the vector `names.colbert`.
+        names: names of the vectors.
+        payload_indexes: types of the payload indexes by key, which is a path such as `metadata.topic`.
+        tenant_key: path of the tenant, which every point must have and which is indexed; None without tenants.
+        payload_on_disk: whether payloads are kept on disk; with None the store's default applies.
+        placement: distribution over a cluster.
+        layout: library whose payload format is used.
+        explicit: wire names of the fields that the operator has set, such as `dense.onDisk` and `shards`. An existing
+            collection must have these values; all other fields may have been tuned.
     """
 
     dense: DenseSchema
@@ -165,7 +166,7 @@ class CollectionSchema:
 
     @property
     def indexes(self) -> dict[str, PayloadIndex]:
-        """All payload indexes, including the tenant's."""
+        """All payload indexes by key, including the index of the tenant."""
         result = {key: PayloadIndex(kind) for key, kind in self.payload_indexes.items()}
         if self.tenant_key is not None:
             result[self.tenant_key] = PayloadIndex("keyword", tenant=True)
@@ -173,7 +174,7 @@ class CollectionSchema:
 
     @property
     def quantized(self) -> tuple[Kind, ...]:
-        """The kinds of vectors that are searched through a quantized copy."""
+        """The kinds of vectors that have a quantized copy."""
         kinds: tuple[tuple[Kind, Quantization], ...] = (
             ("dense", self.dense.quantization),
             ("colbert", self.colbert.quantization),

@@ -1,8 +1,8 @@
-"""An existing collection as a store describes it, and where it differs from the schema.
+"""Compare an existing collection with the wanted schema.
 
-Both adapters translate what their store says into a `CollectionDescription` and compare with the one function
-`differences`, so that a collection is judged alike wherever it lives. An existing collection is verified
-and never recreated; all that is ever added to it is a payload index that it lacks.
+Both adapters translate the answer of their store into a `CollectionDescription` and call the same function
+`differences`, so that both stores apply the same rules. An existing collection is verified and never recreated. Only
+missing payload indexes are added to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qdrant_sink.schema import ANYWHERE, CollectionSchema, PayloadIndex, Placeme
 VectorKind = Literal["dense", "multivector", "sparse"]
 
 ABSENT = "absent"
-"""Value of a field that the collection lacks."""
+"""Value of a field that the collection does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,16 @@ class VectorDescription:
     """A named vector of an existing collection, with the store's defaults filled in.
 
     Attributes:
-        kind: one vector, several, or weights per index.
-        size: components; None for sparse.
-        distance: lower case, as in `Distance`; None for sparse.
-        comparator: of a multivector, lower case; None otherwise.
-        modifier: of a sparse vector, lower case; None for no modifier.
-        datatype: of the storage or the sparse index.
-        quantization: as in `Quantization`, or the store's name of another one; None for sparse.
+        kind: one vector per point, several, or sparse weights.
+        size: number of components; None for sparse.
+        distance: distance function in lower case, as in `Distance`; None for sparse.
+        comparator: comparator of a multivector in lower case; None otherwise.
+        modifier: modifier of a sparse vector in lower case; None without a modifier.
+        datatype: type of the stored components or of the weights in the sparse index.
+        quantization: value of `Quantization`, or the store's name of another type; None for sparse.
         m: edges per node of the graph; 0 without a graph or while it is deferred; None for sparse.
-        ef_construct: None for sparse.
-        on_disk: memory-mapped.
+        ef_construct: candidates considered while the graph is built; None for sparse.
+        on_disk: whether the vector is memory-mapped.
     """
 
     kind: VectorKind
@@ -52,7 +52,7 @@ class VectorDescription:
 
 @dataclass(frozen=True, slots=True)
 class CollectionDescription:
-    """An existing collection: its vectors by name, and the rest as in the schema."""
+    """An existing collection: its vectors by name, and its other properties as in `CollectionSchema`."""
 
     vectors: Mapping[str, VectorDescription]
     payload_indexes: Mapping[str, PayloadIndex] = field(default_factory=dict)
@@ -60,53 +60,62 @@ class CollectionDescription:
     placement: Placement = ANYWHERE
 
 
-_ALWAYS = {"size": "size", "distance": "distance", "comparator": "comparator", "modifier": "modifier"}
-_IF_EXPLICIT = {
+_ALWAYS_VERIFIED = {"size": "size", "distance": "distance", "comparator": "comparator", "modifier": "modifier"}
+_VERIFIED_IF_EXPLICIT = {
     "datatype": "datatype",
     "quantization": "quantization",
     "m": "m",
     "ef_construct": "efConstruct",
     "on_disk": "onDisk",
 }
-"""Attributes of `VectorDescription` and their wire names."""
+"""Wire names of the attributes of `VectorDescription`: those that are always verified, and those that are verified if
+the operator has set them."""
 
 
 def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list[Difference]:
-    """Every verified field in which `actual` differs, in the order of the schema.
+    """Return every verified field in which `actual` differs from `wanted`, in the order of the schema.
 
-    Always verified is what changes which points are found: that the three vectors exist, their kind, size,
-    distance, comparator and modifier, and the type of payload indexes. What costs only memory or time (datatype,
-    quantization, the HNSW parameters, on_disk, shards and the like) is verified where the operator has set it
-    (`wanted.explicit`) and is otherwise free to be tuned. Further vectors and indexes do not matter; a missing index
-    is not a difference but in `missing_indexes`; and a graph of m = 0 may be deferred.
+    Fields that change search results are always verified: the existence of the three vectors, their kind, size,
+    distance, comparator and modifier, and the types of payload indexes. Fields that affect only memory or time
+    (datatype, quantization, HNSW parameters, on_disk, shards and similar ones) are verified if the operator has set
+    them (`wanted.explicit`); otherwise they may have been tuned. Additional vectors and indexes are ignored. A missing
+    index is reported by `missing_indexes` instead, and a graph with m = 0 may be a deferred one.
     """
     result: list[Difference] = []
-    for kind, want in _expected(wanted).items():
+    for kind, wanted_vector in _expected(wanted).items():
         name = wanted.names.of(kind)
-        have = actual.vectors.get(name)
-        if have is None:
-            result.append(Difference(name, ABSENT, want.kind))
-        elif have.kind != want.kind:
-            result.append(Difference(f"{name}.kind", have.kind, want.kind))
+        actual_vector = actual.vectors.get(name)
+        if actual_vector is None:
+            result.append(Difference(name, ABSENT, wanted_vector.kind))
+        elif actual_vector.kind != wanted_vector.kind:
+            result.append(Difference(f"{name}.kind", actual_vector.kind, wanted_vector.kind))
         else:
-            explicit = {own: wire for own, wire in _IF_EXPLICIT.items() if f"{kind}.{wire}" in wanted.explicit}
-            if have.m == 0:
+            explicit = {
+                attribute: wire
+                for attribute, wire in _VERIFIED_IF_EXPLICIT.items()
+                if f"{kind}.{wire}" in wanted.explicit
+            }
+            if actual_vector.m == 0:
                 explicit.pop("m", None)
             result += [
-                Difference(f"{name}.{wire}", _shown(getattr(have, own)), _shown(getattr(want, own)))
-                for own, wire in (_ALWAYS | explicit).items()
-                if getattr(have, own) != getattr(want, own)
+                Difference(
+                    f"{name}.{wire}",
+                    _format(getattr(actual_vector, attribute)),
+                    _format(getattr(wanted_vector, attribute)),
+                )
+                for attribute, wire in (_ALWAYS_VERIFIED | explicit).items()
+                if getattr(actual_vector, attribute) != getattr(wanted_vector, attribute)
             ]
-    of_collection = {
+    collection_fields = {
         "payloadOnDisk": (actual.payload_on_disk, wanted.payload_on_disk),
         "shards": (actual.placement.shards, wanted.placement.shards),
         "replication": (actual.placement.replication, wanted.placement.replication),
         "writeConsistency": (actual.placement.write_consistency, wanted.placement.write_consistency),
     }
     result += [
-        Difference(name, _shown(is_), _shown(should))
-        for name, (is_, should) in of_collection.items()
-        if name in wanted.explicit and is_ != should
+        Difference(name, _format(actual_value), _format(wanted_value))
+        for name, (actual_value, wanted_value) in collection_fields.items()
+        if name in wanted.explicit and actual_value != wanted_value
     ]
     for key, index in wanted.indexes.items():
         existing = actual.payload_indexes.get(key)
@@ -120,7 +129,7 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
 
 
 def missing_indexes(wanted: CollectionSchema, actual: CollectionDescription) -> dict[str, PayloadIndex]:
-    """The payload indexes that the collection lacks, which can be added to it at any time."""
+    """Return the payload indexes that the collection lacks. They can be added at any time."""
     return {key: index for key, index in wanted.indexes.items() if key not in actual.payload_indexes}
 
 
@@ -152,24 +161,24 @@ def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
     }
 
 
-def mismatch(collection: str, different: Sequence[Difference]) -> SchemaMismatch:
-    """The error that names every differing field with both values."""
-    fields = "; ".join(f"{field.field} is {field.found}, wanted {field.wanted}" for field in different)
+def mismatch(collection: str, fields: Sequence[Difference]) -> SchemaMismatch:
+    """Create the error that lists every differing field with both values."""
+    details = "; ".join(f"{field.field} is {field.found}, wanted {field.wanted}" for field in fields)
     return SchemaMismatch(
-        f"collection {collection!r} exists with another schema and is left as it is: {fields}",
+        f"collection {collection!r} exists with another schema and is left as it is: {details}",
         collection=collection,
-        differences=different,
+        differences=fields,
     )
 
 
 def verify(collection: str, wanted: CollectionSchema, actual: CollectionDescription) -> None:
-    """Raise `SchemaMismatch` unless `actual` serves `wanted`."""
-    different = differences(wanted, actual)
-    if different:
-        raise mismatch(collection, different)
+    """Raise `SchemaMismatch` if `actual` differs from `wanted` in a verified field."""
+    fields = differences(wanted, actual)
+    if fields:
+        raise mismatch(collection, fields)
 
 
-def _shown(value: str | int | None) -> str | int:
+def _format(value: str | int | None) -> str | int:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else value

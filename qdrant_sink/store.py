@@ -1,27 +1,25 @@
-"""The seam to Qdrant: what one Qdrant can do, with no policy.
+"""The `Store` protocol: the operations of a Qdrant, without any policy.
 
-Two implementations: `qdrant_sink.server.ServerStore` (a Qdrant server over gRPC) and
-`qdrant_sink.edge.EdgeStore` (Qdrant Edge in process). Both are blocking and thread-safe: call them
-from a worker thread. Vendor exceptions never pass this seam; every method raises only errors of
-`embedder.errors` and `qdrant_sink.errors`:
+It has two implementations: `qdrant_sink.server.ServerStore` (a Qdrant server over gRPC) and
+`qdrant_sink.edge.EdgeStore` (Qdrant Edge in this process). Both block and are thread-safe; call them from a worker
+thread. Vendor exceptions do not escape: every method raises only errors of `embedder.errors` and `qdrant_sink.errors`:
 
-    StoreUnavailable   no answer, a time-out, a rate limit: the same call may succeed later
-    StoreRejected      the content was refused: repeating it does not help
-    NothingTaken       any content is refused, a smaller part of it too
-    AccessDenied       any call is refused: the credentials do not suffice
-    NotFound           the collection does not exist (every method but `ensure` and `collection_of`, and `verify`, which
-                       returns False)
-    SchemaMismatch     ensure() and verify(): the collection exists with another schema
-    InvalidRequest     an invalid filter or collection name, a deletion without ids or condition
-    ConfigurationError methods with a schema: this store cannot have it at all (its vector names, shards)
+    StoreUnavailable   no answer, a timeout or a rate limit: the same call may succeed later
+    StoreRejected      the content was refused: repeating the call does not help
+    NothingTaken       every request is refused, a smaller one too
+    AccessDenied       every call is refused, because the credentials do not suffice
+    NotFound           the collection does not exist; not raised by `ensure`, `collection_of` and `verify`
+    SchemaMismatch     the collection exists with another schema; raised by `ensure` and `verify`
+    InvalidRequest     a filter or a collection name is invalid, or a deletion has neither ids nor a condition
+    ConfigurationError the store cannot satisfy the schema (vector names, shards); raised by methods with a schema
 
 Every method accepts an alias in place of a collection, except `alias` itself.
 
-An empty question asks nothing, and needs no collection: `upsert` of no points, `existing` and `fetch` of no ids, and
-`query` of no plans go nowhere and raise no NotFound.
+An empty request is not sent and needs no collection: `upsert` without points, `existing` and `fetch` without ids, and
+`query` without plans return immediately and do not raise NotFound.
 
-Batches of queries, pages, groups and payloads of grouped hits are made above the seam, by `qdrant_sink.searching`;
-batches of points by `qdrant_sink.writing`. Both ask for the part of the seam that they use.
+`qdrant_sink.searching` builds batches of queries, pages, groups and the payloads of grouped hits on top of this
+protocol, and `qdrant_sink.writing` builds batches of points. Each declares the part of the protocol that it uses.
 """
 
 from __future__ import annotations
@@ -38,94 +36,98 @@ from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.searching.plan import Hit, Plan
 
 COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
-"""Pattern of a collection name in every store: it can be a directory, and a part of a URL."""
+"""Pattern of a collection name in every store. A name must be usable as a directory and as a part of a URL."""
 
 
 def check_collection(name: str) -> None:
-    """Raise `InvalidRequest` unless `name` can be that of a collection in every store."""
+    """Raise `InvalidRequest` unless `name` is a valid collection name in every store."""
     if not re.fullmatch(COLLECTION_NAME, name):
-        raise InvalidRequest(f"collection: 1 to 128 of A-Z a-z 0-9 _ . - not starting with . or -, got {len(name)}")
+        raise InvalidRequest(
+            "collection: a name must have 1 to 128 characters of A-Z a-z 0-9 _ . - and must not start with . or -, got "
+            f"{len(name)} characters"
+        )
 
 
 class Store(Protocol):
-    """Collections of conformant points that answer hybrid searches."""
+    """Collections of conformant points, which can be searched."""
 
     @property
     def label(self) -> str:
-        """Name of the store for a person, without host or path: "Qdrant Edge (embedded)"."""
+        """Human-readable name of the store without host or path, such as "Qdrant Edge (embedded)"."""
         ...
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection with this schema, or verify field by field that it has it.
+        """Create the collection with this schema, or verify every field of the existing one.
 
-        Payload indexes that an existing collection lacks are created. Workers may do this concurrently.
+        Payload indexes that an existing collection lacks are created. Several workers may call this concurrently.
         """
         ...
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection exists with all that `ensure` would give it; creates nothing.
+        """Whether the collection exists and `ensure` would have nothing to create. This method creates nothing.
 
-        False: `ensure` would create it, or a payload index. SchemaMismatch: it exists with another schema.
+        It returns False if the collection or a payload index is missing, and raises SchemaMismatch if the collection
+        exists with another schema.
         """
         ...
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Before a bulk load: build no HNSW graph while points arrive.
+        """Defer the HNSW graph, so that a bulk load does not build it while points arrive.
 
-        Only the collection itself remembers it, so that `build_index` of any later process undoes it.
+        The collection itself stores this state, so that any later process can end it with `build_index`.
         """
         ...
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """After a bulk load: build the graph as the schema has it; returns when the collection is ready.
+        """Build the graph of the schema after a bulk load, and return when the collection is ready.
 
-        StoreUnavailable, naming its state, if it is not ready after `timeout_s` seconds.
+        It raises StoreUnavailable with the state of the collection if that is not ready after `timeout_s` seconds.
         """
         ...
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:
-        """The collection that a name stands for: its own, that of an alias, or None for an unknown name.
+        """Resolve a name to its collection: the name itself, the target of an alias, or None for an unknown name.
 
-        With `patient` a store that is away is waited for as long as for a write, otherwise as for a search.
+        With `patient`, the call is retried for as long as a write, otherwise for as long as a search.
         """
         ...
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection, atomically: users of the alias see the previous collection or this one.
+        """Point an alias at a collection atomically: users of the alias see either the previous collection or this one.
 
-        InvalidRequest: a collection has that name. NotFound: the collection does not exist.
+        It raises InvalidRequest if a collection has that name, and NotFound if the collection does not exist.
         """
         ...
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-        """Store all points, durable on return. With `insert_only`, points that exist stay untouched."""
+        """Store all points; they are durable on return. With `insert_only`, existing points are left unchanged."""
         ...
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """The ids among these that are stored."""
+        """Return the subset of these ids that is stored."""
         ...
 
     def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
-        """The hits of each plan as the store returns them, in one request; their order is the store's own."""
+        """Return the hits of each plan, with one request, in the order in which the store returns them."""
         ...
 
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
     ) -> dict[PointId, Stored]:
-        """The requested parts of these points, by id; missing points are left out.
+        """Return the requested parts of these points by id. Missing points are left out.
 
         A payload that is not requested is None.
         """
         ...
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
-        """Delete by ids or by filter; returns how many points existed."""
+        """Delete points by ids or by filter, and return how many of them existed."""
         ...
 
     def count(self, collection: str, where: Filter | None = None) -> int:
-        """The exact number of points that match."""
+        """Return the exact number of matching points."""
         ...
 
     def close(self) -> None:
-        """Flush and release; calling it twice is harmless."""
+        """Flush and close the store. Closing it twice is harmless."""
         ...

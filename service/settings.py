@@ -1,7 +1,8 @@
 """The settings, read once at start from the environment into one frozen object.
 
-Each field is the environment variable of the same name in upper case; docs/settings.md explains them. Settings that cannot
-work raise a `ConfigurationError` that names every invalid variable. Settings that are odd but harmless log a warning.
+Each field is the environment variable of the same name in upper case; docs/settings.md explains them. Settings that
+cannot work raise a `ConfigurationError` that names every invalid variable. Settings that are odd but harmless log a
+warning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The adapter of Qdrant Edge, the engine of the server in this process: the only modules that know qdrant-edge."""
+"""Adapter for Qdrant Edge, the server's engine in this process. Only the modules of this package import qdrant-edge."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One collection of Qdrant Edge: its shard, and the lock that everything asked of it takes.
+"""One collection of Qdrant Edge: its shard, and the lock that serialises all calls.
 
-The shard is opened when it is first needed and may be closed in between; whoever has the collection opens it again.
+The shard is opened on first use. It may be closed between calls, and the next call opens it again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import qdrant_edge as edge
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
-from qdrant_sink.edge.segments import clear_unfinished, without_graph
+from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, recover_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.schema_diff import CollectionDescription
 
-FLUSH_PATIENCE_S: Final = 1.0
-"""Time that a flush waits for a collection in use, so that the other collections are flushed meanwhile."""
+FLUSH_LOCK_TIMEOUT_S: Final = 1.0
+"""Maximum time that a flush waits for a collection in use, so that it does not delay the other collections."""
 
 
 def open_shard(directory: Path) -> edge.EdgeShard:
-    """Open a collection, whatever a process that was killed has left in its directory."""
+    """Open a collection, and clean up after a process that was killed."""
     with mapped(f"opening of collection {directory.name!r}"):
         recover_config(directory)
         limit_threads(directory)
@@ -36,18 +36,18 @@ def open_shard(directory: Path) -> edge.EdgeShard:
     return shard
 
 
-def points_without_graph(shard: edge.EdgeShard, directory: Path, vector: str) -> int:
-    """How many points of a shard, just flushed, have no graph that should have one: 0, if all is well."""
-    carriers = edge.Filter(must=[edge.HasVectorCondition(vector)])
-    return without_graph(directory, vector, shard.count(edge.CountRequest(exact=True, filter=carriers)))
+def count_unindexed_points(shard: edge.EdgeShard, directory: Path, vector: str) -> int:
+    """Count the points of a flushed shard that should be in a graph and are not. The result is normally 0."""
+    condition = edge.Filter(must=[edge.HasVectorCondition(vector)])
+    return count_unindexed(directory, vector, shard.count(edge.CountRequest(exact=True, filter=condition)))
 
 
 class EdgeCollection:
-    """An existing collection. Thread-safe.
+    """An existing collection. It is thread-safe.
 
     Args:
         directory: directory of the collection.
-        optimizer: starts the process of an optimisation.
+        optimizer: optimizer that starts the process of an optimisation.
     """
 
     def __init__(self, directory: Path, optimizer: Optimizer) -> None:
@@ -57,24 +57,24 @@ class EdgeCollection:
         self._lock = threading.Lock()
         self._shard: edge.EdgeShard | None = None
         self._unflushed = False
-        self._ended = False
+        self._closed = False
 
     @contextmanager
     def opened(self, *, to_write: bool = False) -> Iterator[edge.EdgeShard]:
-        """The shard, for this caller alone; what is written is flushed by the next `flush`."""
+        """Open the shard for exclusive use within the block. The next `flush` makes writes durable."""
         with self._lock:
-            shard = self._open()
+            shard = self._open_shard()
             self._unflushed |= to_write
             yield shard
 
-    def described(self) -> CollectionDescription:
-        """The collection as it is now, including its payload indexes."""
+    def describe(self) -> CollectionDescription:
+        """Describe the current state of the collection, including its payload indexes."""
         with self.opened() as shard, mapped("description of a collection"):
             return replace(collection_description(self._directory), payload_indexes=payload_indexes(shard))
 
     def flush(self) -> None:
-        """Synchronise the files with what was written since the last flush, unless the collection is in use long."""
-        if not self._unflushed or not self._lock.acquire(timeout=FLUSH_PATIENCE_S):
+        """Synchronise the files with recent writes. A collection that is in use for long is skipped."""
+        if not self._unflushed or not self._lock.acquire(timeout=FLUSH_LOCK_TIMEOUT_S):
             return
         try:
             if self._unflushed and self._shard is not None:
@@ -85,49 +85,50 @@ class EdgeCollection:
             self._lock.release()
 
     def optimize(self, vector: str) -> tuple[bool, int]:
-        """Have a process merge segments and build the graph of a vector; calls for the collection wait for its end.
+        """Merge segments and build the graph of a vector in a separate process. Other calls wait for its end.
 
         Returns:
-            Whether anything was done, and how many points have no graph that should have one: 0, if all is well.
+            Whether the collection was changed, and the number of points that should be in a graph and are not, which
+            is normally 0.
         """
         with self._lock:
             self._check_open()
             with mapped("flush"):
-                self._close()
-            changed = self._optimized(vector)
-            shard = self._open()
+                self._close_shard()
+            changed = self._run_optimization(vector)
+            shard = self._open_shard()
             with mapped("optimisation"):
-                return changed, points_without_graph(shard, self._directory, vector)
+                return changed, count_unindexed_points(shard, self._directory, vector)
 
     @property
     def is_open(self) -> bool:
-        """Whether it holds threads, memory maps and a descriptor."""
+        """Whether the shard is open and holds threads, memory maps and a descriptor."""
         return self._shard is not None
 
-    def rest(self) -> bool:
-        """Flush and close until it is asked for again; false if it is in use just now."""
+    def close_if_idle(self) -> bool:
+        """Flush and close the shard until the next call. Returns False, without closing, if the shard is in use."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
             with mapped("flush"):
-                self._close()
+                self._close_shard()
         finally:
             self._lock.release()
         return True
 
-    def end(self) -> None:
-        """Flush and close for good; an optimisation is broken off."""
-        self._ended = True
+    def close(self) -> None:
+        """Flush and close the collection permanently, and stop a running optimisation."""
+        self._closed = True
         optimization = self._optimization
         if optimization is not None:
             optimization.stop()
         with self._lock, mapped("flush"):
-            self._close()
+            self._close_shard()
 
-    def _optimized(self, vector: str) -> bool:
+    def _run_optimization(self, vector: str) -> bool:
         optimization = self._optimization = self._optimizer.start(self._directory, vector)
         try:
-            if self._ended:  # `end` came before there was anything to stop
+            if self._closed:  # `close` was called before the process was assigned
                 optimization.stop()
             return optimization.wait()
         except StoreUnavailable:
@@ -137,16 +138,16 @@ class EdgeCollection:
             self._optimization = None
 
     def _check_open(self) -> None:
-        if self._ended:
+        if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _open(self) -> edge.EdgeShard:
+    def _open_shard(self) -> edge.EdgeShard:
         self._check_open()
         if self._shard is None:
             self._shard = open_shard(self._directory)
         return self._shard
 
-    def _close(self) -> None:
+    def _close_shard(self) -> None:
         shard = self._shard
         if shard is not None:
             shard.flush()

@@ -1,7 +1,8 @@
-"""What the engine raises, as the errors of the seam.
+"""Map the exceptions of the engine to the errors of the `Store` protocol.
 
-What the operating system refuses, be it a descriptor, a thread, memory or the disk, is no fault of the content and may
-be there later: `StoreUnavailable`, with the system's own words for it. All else is `StoreRejected`.
+Errors of the operating system, such as a lack of descriptors, threads, memory or disk space, are not caused by the
+content and may pass. They become `StoreUnavailable` with the message of the system. All other exceptions become
+`StoreRejected`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from qdrant_sink.reasons import reason
 
 _OS_ERROR: Final = re.compile(r"\(os error (\d{1,3})\)|\bOs \{ code: (\d{1,3}),")
-"""The two forms in which Rust prints an error of the operating system."""
+"""The two formats in which Rust prints an error of the operating system."""
 
 
 @contextmanager
 def mapped(what: str) -> Iterator[None]:
-    """Turn whatever the engine raises, its panics too, into the errors of the seam."""
+    """Map all exceptions of the engine, including panics, to the errors of the `Store` protocol."""
     try:
         yield
     except (WorkerError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -31,7 +32,7 @@ def mapped(what: str) -> Iterator[None]:
     except BaseException as exc:  # PanicException derives from BaseException
         code = _os_error(exc)
         if code is not None:
-            raise StoreUnavailable(f"Qdrant Edge failed at the {what}: {os.strerror(code).lower()}") from exc
+            raise StoreUnavailable(f"Qdrant Edge failed ({what}): {os.strerror(code).lower()}") from exc
         why = reason(str(exc))
         if "space" in why:
             raise StoreUnavailable(f"Qdrant Edge cannot write: {why}") from exc

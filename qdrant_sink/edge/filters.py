@@ -1,4 +1,4 @@
-"""Qdrant's filter JSON as Qdrant Edge's own objects."""
+"""Convert filters from Qdrant's JSON format to objects of Qdrant Edge."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qdrant_sink.filters import Filter, as_list, check_filter
 
 
 def edge_filter(raw: Filter | None) -> edge.Filter | None:
-    """The filter for Qdrant Edge; None and a filter without conditions match everything.
+    """Validate and convert a filter. None and a filter without conditions match all points.
 
     Raises:
-        InvalidRequest: as `check_filter`, which runs first.
+        InvalidRequest: the filter is invalid; see `check_filter`.
     """
     if raw is None:
         return None
@@ -24,23 +24,23 @@ def edge_filter(raw: Filter | None) -> edge.Filter | None:
     try:
         return _filter(raw)
     except (ValueError, TypeError, OverflowError) as exc:
-        raise InvalidRequest("filter: Qdrant Edge does not understand it") from exc
+        raise InvalidRequest("filter: Qdrant Edge does not support this filter") from exc
 
 
 def _filter(raw: Filter) -> edge.Filter:
     def clause(conditions: Any) -> list[edge.ConditionType] | None:
         return [_condition(condition) for condition in as_list(conditions)] or None
 
-    least = raw.get("min_should")
+    min_should = raw.get("min_should")
     return edge.Filter(
         must=clause(raw.get("must")),
         should=clause(raw.get("should")),
         must_not=clause(raw.get("must_not")),
-        min_should=least and edge.MinShould(clause(least["conditions"]) or [], least["min_count"]),
+        min_should=min_should and edge.MinShould(clause(min_should["conditions"]) or [], min_should["min_count"]),
     )
 
 
-def _condition(raw: Mapping[str, Any]) -> edge.ConditionType:  # noqa: PLR0911 - one per condition
+def _condition(raw: Mapping[str, Any]) -> edge.ConditionType:  # noqa: PLR0911 - one return per condition
     if "key" in raw:
         return _field_condition(raw)
     if "has_id" in raw:
@@ -56,7 +56,7 @@ def _condition(raw: Mapping[str, Any]) -> edge.ConditionType:  # noqa: PLR0911 -
     return _filter(raw)
 
 
-def _field_condition(raw: Mapping[str, Any]) -> edge.FieldCondition:  # noqa: PLR0911 - one per condition
+def _field_condition(raw: Mapping[str, Any]) -> edge.FieldCondition:  # noqa: PLR0911 - one return per condition
     key = raw["key"]
     if raw.get("match") is not None:
         return edge.FieldCondition(key, match=_match(raw["match"]))
@@ -85,8 +85,8 @@ def _field_condition(raw: Mapping[str, Any]) -> edge.FieldCondition:  # noqa: PL
 def _match(raw: Mapping[str, Any]) -> edge.MatchType:
     name, value = next(iter(raw.items()))
     if name == "value":
-        # qdrant-edge-py 0.9 reads a Python bool as the integer 0 or 1, which matches no boolean; a numpy
-        # bool is no integer and arrives as what it is.
+        # qdrant-edge-py 0.9 converts a Python bool to the integer 0 or 1, which does not match a boolean. A numpy bool
+        # is not an integer and stays a boolean.
         exact: Any = np.bool_(value) if isinstance(value, bool) else value
         return edge.MatchValue(exact)
     kinds: dict[str, Any] = {

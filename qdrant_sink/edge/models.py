@@ -1,4 +1,4 @@
-"""Plans, points and answers in the types of Qdrant Edge."""
+"""Convert plans, points and answers to and from the types of Qdrant Edge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Trav
 
 
 def edge_point(point: Point, names: VectorNames) -> edge.Point:
-    """A point as the engine accepts it."""
+    """Convert a point for the engine."""
     vectors: dict[str, Any] = {}
     if point.dense is not None:
         vectors[names.dense] = point.dense.tolist()
@@ -31,9 +31,9 @@ def _sparse(vector: SparseVector) -> edge.SparseVector:
 
 
 def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
-    """The stages of a plan as one request."""
+    """Convert the stages of a plan to one request."""
     condition = edge_filter(plan.where)
-    last = not plan.branches
+    single_stage = not plan.branches
     return edge.QueryRequest(
         limit=plan.limit,
         offset=plan.offset,
@@ -49,22 +49,22 @@ def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
         ],
         with_vector=[names.of(kind) for kind in plan.with_vectors] or False,
         with_payload=payload_selector(plan.with_payload),
-        filter=condition if last else None,
-        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if last else None),
+        filter=condition if single_stage else None,
+        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
         score_threshold=plan.score_threshold,
     )
 
 
-def payload_selector(wanted: WithPayload) -> Any:
-    """The part of payloads that an answer carries, as the engine accepts it."""
-    if not isinstance(wanted, PayloadKeys):
-        return wanted
-    choose = edge.PayloadSelector.Exclude if wanted.excluded else edge.PayloadSelector.Include
-    return choose(list(wanted.keys))
+def payload_selector(selection: WithPayload) -> Any:
+    """Convert the selection of a payload."""
+    if not isinstance(selection, PayloadKeys):
+        return selection
+    selector = edge.PayloadSelector.Exclude if selection.excluded else edge.PayloadSelector.Include
+    return selector(list(selection.keys))
 
 
 def _params(query: Nearest, traversal: Traversal | None) -> edge.SearchParams | None:
-    """Parameters of a stage, which searches the collection unless `traversal` is None."""
+    """Return the parameters of a stage. With `traversal`, the stage searches the collection itself."""
     quantization = None if query.rescoring is None else _quantization(query.rescoring)
     if traversal is not None:
         return edge.SearchParams(
@@ -76,9 +76,11 @@ def _params(query: Nearest, traversal: Traversal | None) -> edge.SearchParams | 
     return None if quantization is None else edge.SearchParams(quantization=quantization)
 
 
-def _quantization(wanted: Rescoring) -> edge.QuantizationSearchParams:
+def _quantization(rescoring: Rescoring) -> edge.QuantizationSearchParams:
     return edge.QuantizationSearchParams(
-        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+        ignore=rescoring.ignore,
+        rescore=rescoring.rescore,
+        oversampling=rescoring.oversampling if rescoring.rescore else None,
     )
 
 
@@ -94,15 +96,15 @@ def _fuse(query: Fuse) -> Any:
 
 
 def hit(scored: edge.ScoredPoint, names: VectorNames) -> Hit:
-    """One answer as a value of the sink."""
+    """Convert a scored point to a hit."""
     return Hit(sink_id(scored.id), scored.score, scored.payload, Vectors.named(scored.vector, names))
 
 
 def stored(record: edge.Record, names: VectorNames) -> Stored:
-    """The parts of a point that were read."""
+    """Convert a point that was read."""
     return Stored(record.payload, Vectors.named(record.vector, names))
 
 
 def sink_id(value: edge.PointId) -> PointId:
-    """The id as the engine returns it."""
+    """Convert an id that the engine returned."""
     return uuid.UUID(value) if isinstance(value, str) else value

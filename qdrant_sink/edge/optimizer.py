@@ -1,8 +1,8 @@
-"""The process that optimises one collection of Qdrant Edge: `python -m qdrant_sink.edge.optimizer`.
+"""Program that optimises one collection of Qdrant Edge: `python -m qdrant_sink.edge.optimizer`.
 
-Its arguments are the collection's directory, the vector that wants a graph and the id of the worker's process. It
-writes JSON Lines to its standard output: `{"level", "message"}` for the worker's log, and at the end `{"changed"}` or
-`{"error", "message"}`. Its standard input is a pipe that ends with the worker.
+Its arguments are the directory of the collection, the name of the vector that needs a graph, and the id of the worker's
+process. It writes JSON Lines to its standard output: `{"level", "message"}` for the log of the worker, and at the end
+`{"changed"}` or `{"error", "message"}`. Its standard input is a pipe that closes when the worker ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import qdrant_edge as edge
 
-from qdrant_sink.edge.collection import open_shard, points_without_graph
+from qdrant_sink.edge.collection import count_unindexed_points, open_shard
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.settings import merging
 from qdrant_sink.errors import StoreError
@@ -26,21 +26,23 @@ from qdrant_sink.errors import StoreError
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
-"""Of Linux's `prctl`: the signal that the kernel sends when the parent ends."""
+"""Option of Linux's `prctl` that sets the signal which the kernel sends when the parent ends."""
 
 
 def optimize(directory: Path, vector: str) -> bool:
-    """Merge segments and build the graph of a vector; true if anything was done."""
+    """Merge segments and build the graph of a vector. Returns whether the collection was changed."""
     shard = open_shard(directory)
     with mapped("optimisation"):
-        shard.flush()  # so that a kill within the run leaves one segment that has all, see `edge.segments`
+        shard.flush()  # after a kill, one segment then has all points; see `edge.segments`
         changed = shard.optimize()
         shard.flush()
-        waiting = points_without_graph(shard, directory, vector)
+        unindexed = count_unindexed_points(shard, directory, vector)
         shard.close()
-        if not waiting:
+        if not unindexed:
             return changed
-        log.info("collection %r: joining segments, since %d points are in no HNSW graph", directory.name, waiting)
+        log.info(
+            "collection %r: merging segments, because %d points are not in the HNSW graph", directory.name, unindexed
+        )
         with merging(directory):
             shard = edge.EdgeShard.load(str(directory))
             changed |= shard.optimize()
@@ -49,18 +51,18 @@ def optimize(directory: Path, vector: str) -> bool:
         return changed
 
 
-def end_with(worker: int) -> None:
-    """Have the system kill this process when the worker ends: the engine leaves no Python thread the time to notice."""
+def kill_with_worker(worker: int) -> None:
+    """Let the kernel kill this process when the worker ends. No Python thread could: the engine holds the GIL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        end_with_stdin()
-    if os.getppid() != worker:  # it ended before
+        kill_with_stdin()
+    if os.getppid() != worker:  # the worker has already ended
         sys.exit(1)
 
 
-def end_with_stdin() -> None:
-    """Leave a process behind that kills this one when the standard input ends, and holds nothing else open."""
+def kill_with_stdin() -> None:
+    """Fork a process that kills this one when the standard input ends, and that closes all other descriptors."""
     optimizer = os.getpid()
     if os.fork():
         return
@@ -78,12 +80,12 @@ class _WorkerLog(logging.Handler):
 
 
 def _write(**fields: Any) -> None:
-    print(json.dumps(fields), flush=True)  # noqa: T201 - the worker reads it
+    print(json.dumps(fields), flush=True)  # noqa: T201 - the worker reads the standard output
 
 
 def main(directory: str, vector: str, worker: str) -> int:
-    """Optimise the collection and say what came of it; returns the exit status."""
-    end_with(int(worker))
+    """Optimise the collection, print the result and return the exit status."""
+    kill_with_worker(int(worker))
     logging.basicConfig(level=logging.INFO, handlers=[_WorkerLog()])
     try:
         changed = optimize(Path(directory), vector)

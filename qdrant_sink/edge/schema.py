@@ -1,4 +1,4 @@
-"""Collections in the terms of Qdrant Edge: the configuration of a new one, and the description of an existing one."""
+"""Convert schemas to configurations of Qdrant Edge, and its configurations to descriptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Pl
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
 FULL_SCAN_KB: Final = 10_000
-"""Below this many kilobytes of candidates a filtered search compares all of them (Qdrant's default)."""
+"""Size in kilobytes below which a filtered search compares all matching vectors (Qdrant's default)."""
 
 _DATATYPES: Final = {
     "float32": edge.VectorStorageDatatype.Float32,
@@ -38,10 +38,11 @@ _INDEX_TYPES: Final = {
 _INDEX_NAMES: Final = {kind: name for name, kind in _INDEX_TYPES.items()}
 _DEFAULT_HNSW: Final = {"m": 16, "ef_construct": 100}
 ONE_MACHINE: Final = Placement(shards=1, replication=1, write_consistency=1)
+"""The placement of every embedded collection."""
 
 
 def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
-    """Configuration of a new collection; its payload indexes are created afterwards, by `create_index`."""
+    """Return the configuration of a new collection without payload indexes, which `create_index` creates."""
     dense, sparse, colbert = schema.dense, schema.sparse, schema.colbert
     return edge.EdgeConfig(
         vectors={
@@ -76,13 +77,13 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
 
 
 def create_index(shard: edge.EdgeShard, key: str, index: PayloadIndex) -> None:
-    """Index a key of the payload, of the points that are there and of those that will be."""
+    """Create an index on a key of the payload, for existing and future points."""
     kind = edge.KeywordIndexParams(is_tenant=True) if index.tenant else _INDEX_TYPES[index.type]
     shard.update(edge.UpdateOperation.create_field_index(key, kind))
 
 
 def payload_indexes(shard: edge.EdgeShard) -> dict[str, PayloadIndex]:
-    """The payload indexes of a collection."""
+    """Return the payload indexes of a collection by key."""
     return {
         key: PayloadIndex(_INDEX_NAMES[info.data_type], tenant=bool(getattr(info.params, "is_tenant", None)))
         for key, info in shard.info().payload_schema.items()
@@ -90,7 +91,7 @@ def payload_indexes(shard: edge.EdgeShard) -> dict[str, PayloadIndex]:
 
 
 def collection_description(directory: Path) -> CollectionDescription:
-    """The collection as the engine has written it beside the data, without its payload indexes."""
+    """Describe a collection by its configuration file, without its payload indexes."""
     config = read_config(directory)
     vectors = {name: _vector_description(params, config) for name, params in (config.get("vectors") or {}).items()}
     for name, params in (config.get("sparse_vectors") or {}).items():
@@ -106,7 +107,7 @@ def collection_description(directory: Path) -> CollectionDescription:
 
 
 def _vector_description(params: Mapping[str, Any], config: Mapping[str, Any]) -> VectorDescription:
-    """An existing vector; fields that it leaves open come from the collection."""
+    """Describe an existing vector. Fields that it does not set are inherited from the collection."""
     multi = params.get("multivector_config")
     graph = {**_DEFAULT_HNSW, **(config.get("hnsw_config") or {}), **(params.get("hnsw_config") or {})}
     quantization = params.get("quantization_config") or config.get("quantization_config")
@@ -130,7 +131,7 @@ def _quantization(kind: Quantization) -> edge.ScalarQuantizationConfig | edge.Bi
 
 
 def _quantization_name(config: Mapping[str, Any] | None) -> str:
-    """The engine's name of a quantization; for "scalar" the type of the scalars."""
+    """Return the engine's name of a quantization, or the type of the scalars for "scalar"."""
     if not config:
         return "none"
     name, params = next(iter(config.items()))
@@ -146,6 +147,6 @@ def _datatype(params: Mapping[str, Any]) -> str:
 
 
 def _on_disk(params: Mapping[str, Any]) -> bool:
-    """Older collections have a flag where newer ones have `memory`."""
+    """Read whether the data is on disk. Older collections have a flag instead of `memory`."""
     memory = params.get("memory")
     return bool(params.get("on_disk")) if memory is None else memory == "cold"

@@ -1,8 +1,9 @@
-"""The segments of a collection of Qdrant Edge, as it keeps them on the disk, and the HNSW graph that they have or lack.
+"""Inspect the segments of a collection of Qdrant Edge on disk, and whether they have an HNSW graph.
 
-The engine gives a graph to a segment of `GRAPH_KB` kilobytes of vectors or more, and never to two halves of one. There
-are halves after an optimisation that did not end: it has added an empty segment, and what the log has to repeat, and
-whatever is written later, is dealt among all that take writes. `edge.settings.merging` has the engine join them.
+The engine builds a graph for a segment with at least `GRAPH_KB` kilobytes of vectors, so that points in several smaller
+segments never get one. Small segments arise from an interrupted optimisation: it has added an empty segment, and the
+replayed log and all later writes are distributed among the writable segments. With `edge.settings.merging`, the engine
+merges them.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from typing import Final
 from qdrant_sink.edge.settings import read_config
 
 GRAPH_KB: Final = 10_000
-"""The engine's default threshold in kilobytes of vectors; `optimizers.indexing_threshold` of a configuration overrides
-it."""
+"""The engine's default threshold in kilobytes of vectors, which `optimizers.indexing_threshold` in the configuration
+overrides."""
 
-_BYTES: Final = {"float16": 2}
-"""Bytes per component; 4 for any other type."""
-_SEGMENT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_COMPONENT_BYTES: Final = {"float16": 2}
+"""Bytes per component by datatype; other datatypes have 4."""
+_SEGMENT_NAME: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _VERSION_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment of a collection.
+    """A segment of a collection.
 
     Attributes:
-        points: that the disk knows of, deleted ones included.
-        indexed: whether it was built with an HNSW index of the vector, rather than to be compared point by point.
+        points: number of points on disk, including deleted ones.
+        indexed: whether the segment has an HNSW graph of the vector.
     """
 
     points: int
@@ -40,41 +41,41 @@ class Segment:
 
 
 def segments_of(directory: Path, vector: str) -> list[Segment]:
-    """The segments of a collection after a flush, with regard to one vector."""
-    segments = []
-    for segment in sorted((directory / "segments").iterdir()):
-        state = segment / "segment.json"
-        if not (_SEGMENT.fullmatch(segment.name) and state.exists() and (segment / "version.info").exists()):
-            continue  # one that is being removed, or that was never finished: the engine opens none of them
+    """List the segments of a flushed collection, with the state of one vector."""
+    result = []
+    for path in sorted((directory / "segments").iterdir()):
+        state = path / "segment.json"
+        if not (_SEGMENT_NAME.fullmatch(path.name) and state.exists() and (path / "version.info").exists()):
+            continue  # incomplete or partly removed, so that the engine does not open it
         params = json.loads(state.read_text())["config"]["vector_data"].get(vector, {})
-        versions = sum(file.stat().st_size for file in segment.glob("*id_tracker.versions"))
-        segments.append(Segment(versions // _VERSION_BYTES, params.get("index", {}).get("type") == "hnsw"))
-    return segments
+        versions = sum(file.stat().st_size for file in path.glob("*id_tracker.versions"))
+        result.append(Segment(versions // _VERSION_BYTES, params.get("index", {}).get("type") == "hnsw"))
+    return result
 
 
-def without_graph(directory: Path, vector: str, carriers: int) -> int:
-    """How many points wait for a graph; 0 if they are too few for one, or if the vector is searched without.
+def count_unindexed(directory: Path, vector: str, point_count: int) -> int:
+    """Count the points that should be in a graph and are not; 0 if they are too few, or if the vector has no graph.
 
     Args:
-        directory: of the collection, just flushed.
-        vector: its name.
-        carriers: how many points have it.
+        directory: directory of a flushed collection.
+        vector: name of the vector.
+        point_count: number of points that have the vector.
     """
     config = read_config(directory)
     params = (config.get("vectors") or {}).get(vector, {})
     graph = {**(config.get("hnsw_config") or {}), **(params.get("hnsw_config") or {})}
     if not params or graph.get("m") == 0:
         return 0
-    outside = sum(segment.points for segment in segments_of(directory, vector) if not segment.indexed)
-    points = min(outside, carriers)
-    size = params["size"] * _BYTES.get(str(params.get("datatype")).lower(), 4)
+    unindexed = sum(segment.points for segment in segments_of(directory, vector) if not segment.indexed)
+    points = min(unindexed, point_count)
+    size = params["size"] * _COMPONENT_BYTES.get(str(params.get("datatype")).lower(), 4)
     threshold = (config.get("optimizers") or {}).get("indexing_threshold") or GRAPH_KB
     return points if points * size >= threshold * 1024 else 0
 
 
 def clear_unfinished(directory: Path) -> None:
-    """After a collection was opened: remove what an optimisation that did not end had built so far."""
+    """Remove the temporary segments of an interrupted optimisation. Call it after a collection was opened."""
     unfinished = directory / "temp_segments"
     if unfinished.is_dir():
-        for built in unfinished.iterdir():
-            shutil.rmtree(built, ignore_errors=True)
+        for segment in unfinished.iterdir():
+            shutil.rmtree(segment, ignore_errors=True)

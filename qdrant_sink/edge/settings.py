@@ -1,6 +1,6 @@
-"""The settings under which Qdrant Edge runs a collection, in a file of its own in the collection's directory.
+"""Read and change the configuration of a collection, a file of Qdrant Edge in the directory of the collection.
 
-The engine reads them when a collection is opened, and writes them again then, with what it has added.
+The engine reads this file when it opens a collection, and writes it back with additional fields.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-CONFIG: Final = "edge_config.json"
-"""File in a collection's directory in which the engine keeps its configuration."""
+CONFIG_FILE: Final = "edge_config.json"
+"""Name of the engine's configuration file in the directory of a collection."""
 
 SEARCH_THREADS: Final = 2
-"""Search threads per open collection. The engine's own choice is eight on two cores; as a rule a search visits two
-segments, and the GIL lets one search run at a time: more threads were measured to be no faster."""
+"""Number of search threads per open collection. The engine would start eight on two cores. A search usually visits two
+segments, and because of the GIL only one search runs at a time; more threads were not faster in measurements."""
 
-BEFORE: Final = "edge_config.before.json"
-"""File with the configuration as it was before `merging`."""
+CONFIG_BACKUP_FILE: Final = "edge_config.before.json"
+"""Name of the backup of the configuration during `merging`."""
 
-MERGING: Final = {"indexing_threshold": 1, "default_segment_number": 1}
-"""Settings that index whatever has one kilobyte, and aim at one segment."""
+MERGE_SETTINGS: Final = {"indexing_threshold": 1, "default_segment_number": 1}
+"""Optimizer settings that index segments of one kilobyte or more, and merge all segments into one."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The configuration of a collection."""
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
+    """Read the configuration of a collection."""
+    config: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
     return config
 
 
 @contextmanager
 def merging(directory: Path) -> Iterator[None]:
-    """Whoever opens the collection within this has `MERGING` in force."""
-    before = read_config(directory)
-    _write(directory, BEFORE, before)
-    _write(directory, CONFIG, {**before, "optimizers": {**(before.get("optimizers") or {}), **MERGING}})
+    """Apply the settings of `MERGE_SETTINGS` to a collection that is opened within the block."""
+    config = read_config(directory)
+    _write(directory, CONFIG_BACKUP_FILE, config)
+    _write(directory, CONFIG_FILE, {**config, "optimizers": {**(config.get("optimizers") or {}), **MERGE_SETTINGS}})
     try:
         yield
     finally:
@@ -45,23 +45,23 @@ def merging(directory: Path) -> Iterator[None]:
 
 
 def recover_config(directory: Path) -> None:
-    """Before a collection is opened: end what `merging` began, in case a process ended within it."""
-    before = directory / BEFORE
-    if before.exists():
-        before.replace(directory / CONFIG)
+    """Restore the configuration if a process ended within `merging`. Call it before a collection is opened."""
+    backup = directory / CONFIG_BACKUP_FILE
+    if backup.exists():
+        backup.replace(directory / CONFIG_FILE)
 
 
 def limit_threads(directory: Path) -> None:
-    """Before a collection is opened: give it `SEARCH_THREADS`, if it says nothing of its own."""
+    """Set `SEARCH_THREADS` unless the configuration has its own value. Call it before a collection is opened."""
     config = read_config(directory)
     if not config.get("max_search_threads"):
-        _write(directory, CONFIG, {**config, "max_search_threads": SEARCH_THREADS})
+        _write(directory, CONFIG_FILE, {**config, "max_search_threads": SEARCH_THREADS})
 
 
 def _write(directory: Path, name: str, config: Mapping[str, Any]) -> None:
-    beside = directory / f".writing-{name}"
-    with beside.open("w") as file:
+    temporary = directory / f".writing-{name}"
+    with temporary.open("w") as file:
         json.dump(config, file)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(directory / name)
+    temporary.replace(directory / name)

@@ -1,23 +1,23 @@
-"""The embedded default: Qdrant Edge, the engine of the server in this process, behind the `Store` seam.
+"""The embedded store: Qdrant Edge, the server's engine in this process, as a `Store`. It is the default.
 
-One directory per collection, and a symbolic link per alias. Every call of the engine holds the GIL, so
-calls of one collection are serialised and nothing is lost by it.
+Every collection has a directory, and every alias is a symbolic link. Calls for one collection are serialised, which
+costs no throughput because every call of the engine holds the GIL.
 
-Points are searched exactly until `optimize` builds the HNSW graph, in a process of its own (`edge.optimization`). That
-is not done unasked, because calls for the collection wait for it, and it takes all cores. Measured on two busy cores
-with 20 000 points of 1024 components: the exact search takes 12 ms (hybrid 24 ms), the run 98 s, the search after it
-6 ms (hybrid 2 ms). Call it after a bulk load.
+Searches are exact until `optimize` builds the HNSW graph in a separate process (`edge.optimization`). It does not run
+automatically, because other calls for the collection wait for it and it uses all cores. Call it after a bulk load. On
+two busy cores with 20 000 points of 1024 components, an exact search takes 12 ms (hybrid 24 ms), the optimisation 98 s,
+and a search after it 6 ms (hybrid 2 ms).
 
-A run that is killed, or whose worker is, loses no point, and what it leaves does not keep the next run from building
-the graph: see `edge.segments`. `build_index` raises unless the graph is there.
+If the optimisation or its worker is killed, no points are lost, and the next run still builds the graph; see
+`edge.segments`. `build_index` raises if the graph is incomplete.
 
-A write is acknowledged when it is in the write-ahead log: nothing of it is lost when the process ends, however it
-ends. Files are synchronised every `FLUSH_INTERVAL_S` seconds, as a server does by default, since that takes the
-engine 40 to 200 ms, again with the GIL: a load that did so for every batch took twenty times as long. So a machine
-that loses its power can lose what it acknowledged since.
+A write is acknowledged when it is in the write-ahead log, so that it survives the end of the process, even a kill. Like
+a server, the store synchronises files every `FLUSH_INTERVAL_S` seconds, because a flush holds the GIL for 40 to 200 ms;
+a load with a flush after every batch took twenty times as long. If the machine loses power, writes since the last flush
+can be lost.
 
-A point that makes the engine panic stays in its write-ahead log, and the collection takes and opens nothing
-any more. So only what `conformance` has proven may come here.
+A point that makes the engine panic stays in the write-ahead log, and the collection can then be neither written nor
+opened. Therefore only points that `conformance` has validated may be stored.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_point, hit, payload_selector, query_request, sink_id, stored
-from qdrant_sink.edge.optimization import OPTIMIZER, Optimizer
+from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
-from qdrant_sink.edge.settings import CONFIG
+from qdrant_sink.edge.settings import CONFIG_FILE
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
@@ -55,24 +55,24 @@ from qdrant_sink.store import COLLECTION_NAME, check_collection
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S: Final = 5.0
-"""Qdrant's own `flush_interval_sec`."""
+"""Time between two flushes, equal to the default of Qdrant's `flush_interval_sec`."""
 
 OPEN_COLLECTIONS_MAX: Final = 64
-"""Collections that are open concurrently. Each holds two threads, a descriptor and 20 to 60 memory maps, and jobs
-choose the names. To open one again takes 10 ms, or a third of a second with 3 000 points of 1024 dimensions."""
+"""Maximum number of open collections. Each of them holds two threads, a descriptor and 20 to 60 memory maps, and jobs
+can create any number of them. Opening one again takes 10 ms, or 0.3 s with 3 000 points of 1024 components."""
 
 
 class EdgeStore:
-    """Collections under one directory of this machine. Thread-safe; one process owns the directory.
+    """Collections in a directory of this machine, which only one process can use. The store is thread-safe.
 
     Args:
-        path: directory of the collections; made if it is missing.
-        names: of the vectors, in every collection.
-        open_collections: maximum number of open collections; beyond that the least recently used are closed.
+        path: directory of the collections, which is created if it is missing.
+        names: names of the vectors, the same in every collection.
+        open_collections: maximum number of open collections. The least recently used ones are closed.
         optimizer: command of the process that optimises a collection.
 
     Raises:
-        ConfigurationError: the directory cannot be written, or another process owns it.
+        ConfigurationError: the directory cannot be written, or another process uses it.
     """
 
     def __init__(
@@ -81,37 +81,37 @@ class EdgeStore:
         *,
         names: VectorNames = NAMES,
         open_collections: int = OPEN_COLLECTIONS_MAX,
-        optimizer: Sequence[str] = OPTIMIZER,
+        optimizer: Sequence[str] = OPTIMIZER_COMMAND,
     ) -> None:
         self._root = Path(path)
         self._names = names
         self._guard = threading.Lock()
         self._open_collections = open_collections
-        self._collections: dict[str, EdgeCollection] = {}  # the most recently used at the end
-        self._lock_file = _own(self._root)
+        self._collections: dict[str, EdgeCollection] = {}  # in the order of use, the most recent last
+        self._lock_file = _lock_directory(self._root)
         self._optimizer = Optimizer(self._lock_file, optimizer)
         self._closed = False
-        self._ending = threading.Event()
+        self._stopping = threading.Event()
         self._flusher = threading.Thread(target=self._flush_regularly, name="edge-flush", daemon=True)
         self._flusher.start()
-        self._clear_half_made()
+        self._remove_unfinished()
 
     @property
     def label(self) -> str:
-        """Name of the store for a person."""
+        """Human-readable name of the store."""
         return "Qdrant Edge (embedded)"
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection and its payload indexes, or verify it and add the indexes that it lacks."""
+        """Create the collection and its payload indexes, or verify it and add missing indexes."""
         self._check(collection, schema)
         with self._guard:
             self._check_open()
-            name = self._real(collection)
+            name = self._resolve(collection)
             if not self._exists(name):
-                self._collections.pop(name, None)  # its directory was removed from under it
+                self._collections.pop(name, None)  # its directory may have been deleted while it was open
                 self._create(name, schema)
-            existing = self._at(name)
-        actual = existing.described()
+            existing = self._cached_collection(name)
+        actual = existing.describe()
         verify(collection, schema, actual)
         for key, index in missing_indexes(schema, actual).items():
             with existing.opened() as shard, mapped(f"payload index on {key!r}"):
@@ -120,55 +120,57 @@ class EdgeStore:
             log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         self._check(collection, schema)
         with self._guard:
             self._check_open()
-            name = self._real(collection)
+            name = self._resolve(collection)
             if not self._exists(name):
                 return False
-            existing = self._at(name)
-        actual = existing.described()
+            existing = self._cached_collection(name)
+        actual = existing.describe()
         verify(collection, schema, actual)
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Nothing to defer: the graph is built by `build_index` alone."""
+        """Check the collection and its schema. Only `build_index` builds a graph, so that there is nothing to defer."""
         self._collection(collection)
         self._check(collection, schema)
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
-        """As `optimize`, which `timeout_s` does not end; then see that the graph is there."""
+        """Call `optimize` and check that the graph is complete. `timeout_s` does not apply."""
         self._check(collection, schema)
-        _, waiting = self._collection(collection).optimize(self._names.dense)
-        if waiting:
-            raise StoreUnavailable(f"collection {collection!r} is not ready: {waiting} points are in no HNSW graph")
+        _, unindexed = self._collection(collection).optimize(self._names.dense)
+        if unindexed:
+            raise StoreUnavailable(
+                f"collection {collection!r} is not ready: {unindexed} points are not in the HNSW graph"
+            )
 
-    def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - it is never away
+    def collection_of(self, name: str, *, patient: bool = False) -> str | None:  # noqa: ARG002 - always available
         """See `Store.collection_of`."""
         check_collection(name)
         with self._guard:
             self._check_open()
-            real = self._real(name)
-            return real if self._exists(real) else None
+            resolved = self._resolve(name)
+            return resolved if self._exists(resolved) else None
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection, atomically: a symbolic link that is renamed over the previous one."""
+        """Point an alias at a collection atomically, by renaming a new symbolic link over the previous one."""
         check_collection(alias)
         check_collection(collection)
         with self._guard:
             self._check_open()
-            if os.path.lexists(self._root / alias) and self._real(alias) == alias:
+            if os.path.lexists(self._root / alias) and self._resolve(alias) == alias:
                 raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
-            if self._real(collection) != collection or not self._exists(collection):
+            if self._resolve(collection) != collection or not self._exists(collection):
                 raise NotFound(f"collection {collection!r} does not exist")
-            beside = self._root / f".creating-{uuid.uuid4().hex}"
+            temporary = self._root / f".creating-{uuid.uuid4().hex}"
             with mapped(f"alias {alias!r}"):
-                beside.symlink_to(collection)
-                beside.replace(self._root / alias)
+                temporary.symlink_to(collection)
+                temporary.replace(self._root / alias)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-        """Store all points; raises NotFound, StoreRejected, StoreUnavailable."""
+        """Store all points. Raises NotFound, StoreRejected or StoreUnavailable."""
         check_collection(collection)
         if not points:
             return
@@ -180,15 +182,15 @@ class EdgeStore:
             shard.update(operation)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """The ids among these that are stored."""
+        """Return the subset of these ids that is stored."""
         check_collection(collection)
         if not ids:
             return set()
         with self._collection(collection).opened() as shard, mapped("ids"):
-            return {sink_id(r.id) for r in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
+            return {sink_id(record.id) for record in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
-        """The hits of each plan, in one batch."""
+        """Return the hits of each plan, with one call."""
         check_collection(collection)
         if not plans:
             return []
@@ -200,7 +202,7 @@ class EdgeStore:
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
     ) -> dict[PointId, Stored]:
-        """The requested parts of these points, by id."""
+        """Return the requested parts of these points by id."""
         check_collection(collection)
         if not ids:
             return {}
@@ -210,9 +212,9 @@ class EdgeStore:
             return {sink_id(record.id): stored(record, self._names) for record in records}
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
-        """Delete by ids or by a filter with at least one condition; returns how many points existed."""
+        """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""
         if bool(ids) == (where is not None):
-            raise InvalidRequest("delete: exactly one of ids and filter")
+            raise InvalidRequest(f"delete: must have exactly one of ids and filter, got {'both' if ids else 'neither'}")
         condition = edge_filter(where)
         if where is not None and matches_all(where):
             raise InvalidRequest("filter: must have at least one condition to delete by, got none")
@@ -226,32 +228,32 @@ class EdgeStore:
         return existed
 
     def count(self, collection: str, where: Filter | None = None) -> int:
-        """The exact number of points that match."""
+        """Return the exact number of matching points."""
         condition = edge_filter(where)
         with self._collection(collection).opened() as shard, mapped("count"):
             return shard.count(edge.CountRequest(exact=True, filter=condition))
 
     def optimize(self, collection: str) -> bool:
-        """Build the HNSW graph and merge segments; true if anything was done. Only this collection waits for it."""
+        """Merge segments and build the HNSW graph. Returns whether anything changed. Other collections stay usable."""
         changed, _ = self._collection(collection).optimize(self._names.dense)
         return changed
 
     def close(self) -> None:
-        """Flush and release the directory; an optimisation is broken off. Calling it twice is harmless."""
+        """Flush all collections, stop running optimisations and unlock the directory. Closing twice is harmless."""
         with self._guard:
             if self._closed:
                 return
             self._closed = True
-            self._ending.set()
-            failed: WorkerError | None = None
+            self._stopping.set()
+            failure: WorkerError | None = None
             try:
                 for collection in self._collections.values():
                     try:
-                        collection.end()
-                    except WorkerError as error:  # the other collections are closed all the same
-                        failed = error
-                if failed is not None:
-                    raise failed
+                        collection.close()
+                    except WorkerError as error:  # the other collections must still be closed
+                        failure = error
+                if failure is not None:
+                    raise failure
             finally:
                 self._collections.clear()
                 os.close(self._lock_file)
@@ -260,46 +262,50 @@ class EdgeStore:
         check_collection(name)
         with self._guard:
             self._check_open()
-            real = self._real(name)
-            if not self._exists(real):
+            resolved = self._resolve(name)
+            if not self._exists(resolved):
                 raise NotFound(f"collection {name!r} does not exist")
-            return self._at(real)
+            return self._cached_collection(resolved)
 
     def _flush_regularly(self) -> None:
-        while not self._ending.wait(FLUSH_INTERVAL_S):
+        while not self._stopping.wait(FLUSH_INTERVAL_S):
             with self._guard:
                 collections = list(self._collections.values())
             for collection in collections:
                 try:
                     collection.flush()
-                except WorkerError as error:  # tried again in a while; the points are in the log
+                except WorkerError as error:  # the next flush tries again; the points are in the write-ahead log
                     log.error("%s", error.message)
 
     def _check(self, name: str, schema: CollectionSchema) -> None:
         check_collection(name)
         if schema.names != self._names:
-            raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
+            raise ConfigurationError(
+                "vectorNames: the schema must have the vector names with which the store was opened"
+            )
         if schema.placement.server_only:
-            raise ConfigurationError(f"{schema.placement.server_only}: Qdrant Edge is one machine; use a server")
+            raise ConfigurationError(
+                f"{schema.placement.server_only}: Qdrant Edge runs on a single machine; use a Qdrant server"
+            )
 
-    def _real(self, name: str) -> str:
-        """The collection that a name stands for: its own, or the one that it is an alias of.
+    def _resolve(self, name: str) -> str:
+        """Resolve a name to its collection: the name itself or the target of an alias.
 
-        A link to anywhere else is the operator's, who keeps a collection on another disk.
+        A symbolic link to a path outside of the directory is not an alias but a collection on another disk.
         """
         path = self._root / name
         target = str(path.readlink()) if path.is_symlink() else ""
         return target if re.fullmatch(COLLECTION_NAME, target) else name
 
     def _exists(self, name: str) -> bool:
-        return (self._root / name / CONFIG).exists()
+        return (self._root / name / CONFIG_FILE).exists()
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _at(self, name: str) -> EdgeCollection:
-        """The collection of an existing directory; the least recently used ones are closed to make room for it."""
+    def _cached_collection(self, name: str) -> EdgeCollection:
+        """Return the collection of an existing directory, and close the least recently used ones if necessary."""
         collection = self._collections.pop(name, None) or EdgeCollection(self._root / name, self._optimizer)
         others = [other for other in self._collections.values() if other.is_open]
         self._collections[name] = collection
@@ -308,12 +314,12 @@ class EdgeStore:
             if excess <= 0:
                 break
             try:
-                excess -= other.rest()
-            except WorkerError as error:  # it stays open and is tried again; the points are in the log
+                excess -= other.close_if_idle()
+            except WorkerError as error:  # it stays open until the next try; the points are in the write-ahead log
                 log.error("%s", error.message)
         return collection
 
-    def _clear_half_made(self) -> None:
+    def _remove_unfinished(self) -> None:
         for leftover in self._root.glob(".creating-*"):
             if leftover.is_symlink():
                 leftover.unlink(missing_ok=True)
@@ -321,33 +327,33 @@ class EdgeStore:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _create(self, name: str, schema: CollectionSchema) -> None:
-        """Create beside and rename, so that a crash leaves no half-made collection."""
-        beside = self._root / f".creating-{uuid.uuid4().hex}"
+        """Create the collection under a temporary name and rename it, so that a crash leaves nothing incomplete."""
+        temporary = self._root / f".creating-{uuid.uuid4().hex}"
         with mapped(f"creation of collection {name!r}"):
-            self._clear_half_made()  # of a try that failed: the same call is made again
-            shard = edge.EdgeShard.create(str(beside), edge_config(schema))
+            self._remove_unfinished()  # remove the directory of an attempt that failed
+            shard = edge.EdgeShard.create(str(temporary), edge_config(schema))
             for key, index in schema.indexes.items():
                 create_index(shard, key, index)
             shard.flush()
             shard.close()
-            beside.rename(self._root / name)
+            temporary.rename(self._root / name)
 
 
-def _own(root: Path) -> int:
-    """Make the directory and take its lock for this process; the kernel drops it when the process ends."""
+def _lock_directory(root: Path) -> int:
+    """Create and lock the directory. The kernel releases the lock when the process ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as exc:
         raise ConfigurationError(f"QDRANT_PATH: the directory cannot be written ({exc.strerror})") from exc
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
-        os.close(handle)
+        os.close(descriptor)
         raise ConfigurationError(
             "QDRANT_PATH: another process owns the directory; stop it, choose another directory, "
             "or share a Qdrant server through QDRANT_URL"
         ) from exc
     except OSError:
-        pass  # a file system without locks; the engine's own lock still guards each collection
-    return handle
+        pass  # the file system has no locks; the engine still locks each collection
+    return descriptor

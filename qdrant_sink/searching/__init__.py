@@ -1,4 +1,4 @@
-"""Searches: from query vectors and options to hits, what explains them, and queries made of stored points."""
+"""Searches: run them, explain their hits, and build queries from stored points."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Why a hit ranks where it does: its rank in every branch, and what of its vectors matched the query's.
+"""Explain the rank of a hit by its rank in every branch and by the matches of its vectors.
 
-An explained search is run together with one search per branch, of which only ids and scores come back, and with the
-sparse and ColBERT vectors of its own hits. All of that is one request (`Inquiry.searches`); the rest is computed here.
-Only a grouped search that looked deeper than its first round (see `searching.run`) has its branches asked again.
+An explained search also requests the sparse and ColBERT vectors of its hits, and it is run together with one search per
+branch, which returns only ids and scores. All of them are sent as one request (`Inquiry.searches`), and the explanation
+is computed from the answers. Only if a grouped search went deeper than its first round (see `searching.run`), its
+branches are searched again.
 
-Qdrant orders equal scores anew at every request, so among equal scores a branch alone can rank a point otherwise
-than it did inside the fused search. There the fused score decides which of those ranks it was.
+Qdrant orders equal scores arbitrarily in every request, so that a point can have another rank in the separate search of
+a branch than inside the fused search. Among such ranks, the fused score decides.
 
-Pure functions of numpy, except `explain`, which asks the store.
+All functions except `explain`, which calls the store, are pure and use only numpy.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from qdrant_sink.searching.query import Search
 from qdrant_sink.searching.run import DEPTH_FACTOR, DEPTH_MAX, Searchable, plan_of, run
 
 FUSED_TOLERANCE: Final[Mapping[str, float]] = {"rrf": 1e-6, "dbsf": 1e-3}
-"""Difference allowed between a fused score and the sum of its branches' parts. A store scales scores in float32."""
+"""Maximum difference between a fused score and the sum of its contributions. A store computes scores in float32."""
 
-TIES_MAX: Final = 4096
-"""Combinations of ranks that are tried where scores of branches are equal."""
+TIE_COMBINATIONS_MAX: Final = 4096
+"""Maximum number of rank combinations that are tried if branches have equal scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class BranchRank:
-    """Rank of a point in a branch, from 1, among its candidates, and the score that it has there."""
+    """Rank (from 1) and score of a point among the candidates of a branch."""
 
     rank: int
     score: float
@@ -46,16 +47,16 @@ class BranchRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Why one hit ranks where it does.
+    """Explanation of one hit.
 
     Attributes:
-        branches: rank in each branch of the search; None where the hit was not among the candidates.
-        fusion: what each branch contributed to the fused score, which is their sum; None where the score is not
-            fused, or the branches alone do not add up to it (the collection changed meanwhile).
-        sparse: what matched, the largest contribution first; None if the query has no weights.
-        colbert: best match per row of the query; None if the query or the point has no rows.
+        branches: rank in each branch of the search; None if the hit was not among the candidates of the branch.
+        fusion: contribution of each branch to the fused score, which is their sum. None if the score is not fused, or
+            if the contributions do not add up to it because the collection changed in between.
+        sparse: matching tokens, the largest contribution first; None if the query has no weights.
+        colbert: best match of each row of the query; None if the query or the point has no rows.
         rows: number of ColBERT rows of the point; None if unknown.
-        indices: uint32, token ids of the point's weights; None without weights.
+        indices: token ids of the point's weights as uint32; None without weights.
     """
 
     branches: Mapping[Kind, BranchRank | None]
@@ -68,25 +69,25 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inquiry:
-    """A search and what must be asked beside it to explain its hits.
+    """A search together with the additional searches that explain its hits.
 
     Attributes:
-        search: as its caller wants it.
-        text_key: key of the payload with the text that an explanation points into.
-        asked: the search, with the payload and the vectors that the explanation needs.
-        branches: by kind, the search for the candidates of each branch.
-        fuse: how the search fuses them; None if it does not.
+        search: search of the caller.
+        text_key: key of the payload with the text to which explanations refer.
+        extended: search that also requests the payload and the vectors that the explanation needs.
+        branches: search for the candidates of each branch, by kind.
+        fuse: fusion of the branches; None without fusion.
     """
 
     search: Search
     text_key: str
-    asked: Search
+    extended: Search
     branches: Mapping[Kind, Search]
     fuse: Fuse | None
 
     @classmethod
     def of(cls, search: Search, text_key: str = "text") -> Inquiry:
-        """The inquiry of a search that `conformance.conform_query` has proven."""
+        """Create the inquiry of a search that `conform_query` returned."""
         options = search.options
         needed: set[Kind] = {*options.with_vectors, "sparse"}
         if search.vectors.colbert is not None:
@@ -108,28 +109,28 @@ class Inquiry:
             for kind in options.using
         }
         payload = _with_text(options.with_payload, text_key)
-        asked = search.with_options(with_payload=payload, with_vectors=tuple(sorted(needed)))
+        extended = search.with_options(with_payload=payload, with_vectors=tuple(sorted(needed)))
         plan = plan_of(search, options.depth)
         fuse = plan.query if plan is not None and isinstance(plan.query, Fuse) else None
-        return cls(search, text_key, asked, branches, fuse)
+        return cls(search, text_key, extended, branches, fuse)
 
     @property
     def searches(self) -> list[Search]:
-        """All searches, that for the hits first."""
-        return [self.asked, *self.branches.values()]
+        """All searches, starting with the search for the hits."""
+        return [self.extended, *self.branches.values()]
 
     def deeper(self, answers: Sequence[Sequence[Hit]]) -> Inquiry | None:
-        """The inquiry whose branches look further; None where these answers explain the hits, or nothing will.
+        """Return an inquiry whose branches search deeper; None if that is unnecessary or the depth is at its limit.
 
-        A grouped search takes hits from as deep as it must to find its groups, and does not say how deep that was.
+        A grouped search goes as deep as it must to find its groups, and its answer does not tell how deep that was.
         """
-        hits, *others = answers
+        hits, *branch_hits = answers
         limits = [branch.options.limit for branch in self.branches.values()]
-        full = any(len(candidates) == limit for limit, candidates in zip(limits, others, strict=True))
-        if self.search.options.group_by is None or not full or max(limits) >= DEPTH_MAX:
+        has_more = any(len(candidates) == limit for limit, candidates in zip(limits, branch_hits, strict=True))
+        if self.search.options.group_by is None or not has_more or max(limits) >= DEPTH_MAX:
             return None
-        branches = self._ranked(others)
-        if all(self._accounts_for(hit, branches) for hit in hits):
+        branches = self._ranked(branch_hits)
+        if all(self._is_explained(hit, branches) for hit in hits):
             return None
         depth = min(max(limits) * DEPTH_FACTOR, DEPTH_MAX)
         return replace(
@@ -137,21 +138,21 @@ class Inquiry:
         )
 
     def explain(self, answers: Sequence[Sequence[Hit]], *, halved: bool) -> list[Explanation]:
-        """The explanation of each hit in `answers[0]`.
+        """Explain each hit in `answers[0]`.
 
         Args:
-            answers: hits of each of `searches`.
+            answers: hits of each search of `searches`.
             halved: whether the store compares ColBERT rows in float16.
         """
-        hits, *others = answers
-        branches = self._ranked(others)
+        hits, *branch_hits = answers
+        branches = self._ranked(branch_hits)
         rows = self.search.vectors.colbert
         if rows is not None and halved:
             rows = rows.astype(np.float16)
-        return [self._of(hit, branches, rows) for hit in hits]
+        return [self._explanation(hit, branches, rows) for hit in hits]
 
-    def bare(self, hits: Sequence[Hit]) -> list[Hit]:
-        """The hits with only what the search itself asked for."""
+    def stripped(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Return the hits with only the payload and vectors that the caller requested."""
         kinds = self.search.options.with_vectors
         return [
             replace(
@@ -165,7 +166,7 @@ class Inquiry:
         ]
 
     def _selected(self, payload: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """The payload without the text where that was fetched only for the explanation."""
+        """Remove the text from a payload if it was fetched only for the explanation."""
         wanted = self.search.options.with_payload
         if not wanted or payload is None:
             return None
@@ -176,13 +177,13 @@ class Inquiry:
     def _ranked(self, answers: Sequence[Sequence[Hit]]) -> dict[Kind, _Branch]:
         return dict(zip(self.branches, map(_Branch, answers), strict=True))
 
-    def _accounts_for(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> bool:
-        """Whether the branches explain the hit's fused score, or at least contain the hit."""
+    def _is_explained(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> bool:
+        """Whether the branches explain the fused score of the hit or, without fusion, contain the hit."""
         if self.fuse is not None:
             return self._fused(hit, branches, self.fuse) is not None
         return any(branch.rank(hit) for branch in branches.values())
 
-    def _of(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
+    def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
         fused = None if self.fuse is None else self._fused(hit, branches, self.fuse)
         chosen, fusion = fused or ({kind: branch.rank(hit) for kind, branch in branches.items()}, None)
         query = self.search.vectors.sparse
@@ -200,9 +201,9 @@ class Inquiry:
     def _fused(
         self, hit: Hit, branches: Mapping[Kind, _Branch], fuse: Fuse
     ) -> tuple[dict[Kind, BranchRank | None], dict[Kind, float]] | None:
-        """The ranks that explain a fused score, and their parts of it."""
+        """Find the ranks that explain a fused score. Returns them with their contributions; None without a solution."""
         ranks = {kind: branch.ranks(hit) for kind, branch in branches.items()}
-        if prod(max(1, len(tied)) for tied in ranks.values()) > TIES_MAX:
+        if prod(max(1, len(tied)) for tied in ranks.values()) > TIE_COMBINATIONS_MAX:
             ranks = {kind: tied[:1] for kind, tied in ranks.items()}
         weights = dict(zip(ranks, self.search.options.weights or (1.0,) * len(ranks), strict=True))
         candidates: list[Sequence[BranchRank | None]] = [tied or [None] for tied in ranks.values()]
@@ -219,11 +220,11 @@ class Inquiry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explained:
-    """The answer to an explained search.
+    """Result of an explained search.
 
     Attributes:
-        hits: with only what the search asked for.
-        payloads: payload of each hit, with the text at least.
+        hits: hits with only the payload and vectors that the caller requested.
+        payloads: payload of each hit, which includes the text.
         explanations: explanation of each hit.
     """
 
@@ -241,11 +242,11 @@ class _Branch:
         self._scale: tuple[float, float] | None = None
 
     def rank(self, hit: Hit) -> BranchRank | None:
-        """The rank of the hit; None if it is not a candidate."""
+        """Return the rank of the hit; None if it is not a candidate."""
         return next(iter(self.ranks(hit)), None)
 
     def part(self, rank: BranchRank, fuse: Fuse, weight: float) -> float:
-        """What the branch adds to a fused score: by rank or, scaled to 3 standard deviations of a sample, by score."""
+        """Compute the contribution to a fused score: from the rank (RRF) or from the scaled score (DBSF)."""
         if fuse.method == "rrf":
             return 1 / (fuse.k - 1 + rank.rank / weight)
         if self._scores[0] == self._scores[-1]:
@@ -256,7 +257,7 @@ class _Branch:
         return 0.5 + (rank.score - mean) / (6 * deviation)
 
     def ranks(self, hit: Hit) -> list[BranchRank]:
-        """The rank of the hit, followed by the ranks of other candidates with the same score."""
+        """Return the rank of the hit, followed by the ranks of other candidates with the same score."""
         own = self._ranks.get(hit.id)
         if own is None:
             return []
@@ -272,17 +273,17 @@ class _Branch:
 def explain(
     store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str, halved: bool
 ) -> list[Explained]:
-    """The hits of each search and what explains them. Blocks.
+    """Run searches and explain their hits. The call blocks.
 
     Args:
-        store: that has the collection.
-        collection: its name, or an alias.
-        searches: as `conform_query` proves them.
-        text_key: as in `Inquiry`.
+        store: store of the collection.
+        collection: name of the collection, or an alias.
+        searches: searches that `conform_query` returned.
+        text_key: key of the payload with the text to which explanations refer.
         halved: whether the store compares ColBERT rows in float16.
 
     Raises:
-        WorkerError: see the table of `qdrant_sink.store`.
+        WorkerError: see the table in `qdrant_sink.store`.
     """
     inquiries = [Inquiry.of(search, text_key) for search in searches]
     rest = iter(run(store, collection, [search for inquiry in inquiries for search in inquiry.searches]))
@@ -294,18 +295,18 @@ def explain(
             own[1:] = run(store, collection, list(deeper.branches.values()))
             deeper = deeper.deeper(own)
         payloads = [hit.payload for hit in own[0]]
-        results.append(Explained(inquiry.bare(own[0]), payloads, inquiry.explain(own, halved=halved)))
+        results.append(Explained(inquiry.stripped(own[0]), payloads, inquiry.explain(own, halved=halved)))
     return results
 
 
 def _paths(key: str) -> tuple[str, ...]:
-    """The paths that select a key of the payload: the key in quotes and, unless it would be read as a path, itself."""
+    """Return the paths that select a payload key: the key in quotes, and the plain key if it is a valid path."""
     quoted = f'"{key}"'
     return (quoted, key) if re.fullmatch(r"[\w-]+", key) else (quoted,)
 
 
 def _with_text(wanted: WithPayload, key: str) -> WithPayload:
-    """The selection together with the text, where its key can be written as a path."""
+    """Extend a selection by the text. A key with quotes cannot be written as a path and is not added."""
     if isinstance(wanted, PayloadKeys) and wanted.excluded:
         kept = tuple(path for path in wanted.keys if path not in _paths(key))
         return PayloadKeys(kept, excluded=True) if kept else True

@@ -1,4 +1,4 @@
-"""What of two texts' vectors matched: token by token for sparse vectors, row by row for ColBERT."""
+"""Matches of a query and a passage: by token for sparse vectors, by row for ColBERT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedder.vectors import SparseVector
 
 @dataclass(frozen=True, slots=True)
 class TokenMatch:
-    """A token id of both query and passage, and its weight in each."""
+    """A token id that query and passage share, and its weight in each of them."""
 
     id: int
     query: float
@@ -21,38 +21,43 @@ class TokenMatch:
 
     @property
     def contribution(self) -> float:
-        """Share of the inner product."""
+        """Contribution to the inner product."""
         return self.query * self.passage
 
 
 @dataclass(frozen=True, slots=True)
 class RowMatch:
-    """The row of the passage that is nearest to one row of the query, and their inner product."""
+    """The row of the passage that is nearest to a row of the query, and their inner product."""
 
     row: int
     score: float
 
 
 def token_matches(query: SparseVector, passage: SparseVector | None) -> tuple[TokenMatch, ...]:
-    """The token ids that both have, the largest contribution first; the contributions add up to the inner product."""
+    """Return the shared tokens, the largest contribution first. The contributions sum to the inner product."""
     if passage is None:
         return ()
-    shared, ours, theirs = np.intersect1d(query.indices, passage.indices, assume_unique=True, return_indices=True)
+    shared, query_positions, passage_positions = np.intersect1d(
+        query.indices, passage.indices, assume_unique=True, return_indices=True
+    )
     matches = [
         TokenMatch(index, query_weight, passage_weight)
         for index, query_weight, passage_weight in zip(
-            shared.tolist(), query.values[ours].tolist(), passage.values[theirs].tolist(), strict=True
+            shared.tolist(),
+            query.values[query_positions].tolist(),
+            passage.values[passage_positions].tolist(),
+            strict=True,
         )
     ]
     return tuple(sorted(matches, key=lambda match: (-match.contribution, match.id)))
 
 
 def row_matches(query: NDArray[Any], passage: NDArray[Any]) -> tuple[RowMatch, ...]:
-    """The best row of the passage for each row of the query; the scores add up to the MaxSim.
+    """Return the nearest row of the passage for each row of the query. The scores sum to the MaxSim.
 
     Args:
-        query: float [Q, size], rows of norm 1.
-        passage: float [R, size], rows of norm 1, R at least 1.
+        query: float [Q, size] with rows of norm 1.
+        passage: float [R, size] with rows of norm 1 and R >= 1.
     """
     products = query.astype(np.float32) @ passage.astype(np.float32).T
     best = products.argmax(axis=1)

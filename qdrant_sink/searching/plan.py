@@ -1,11 +1,11 @@
-"""What a store is asked by a search and what it answers, in Qdrant's terms but in no client's types.
+"""Queries to a store and their hits, in Qdrant's terms but independent of a client library.
 
     one branch                  a plain query
     several branches            prefetch per branch, then fusion (RRF or DBSF)
     rerank="colbert"            prefetch per branch, then MaxSim over the union of all candidates
 
-The filter applies in every branch, so that it never starves the stages after it. Reranking has no fusion stage: fusion
-would cut candidates before MaxSim sees them. `searching.run` makes plans of searches; stores only translate them.
+The filter applies to every branch, so that the later stages receive enough candidates. Reranking has no fusion stage,
+which would cut candidates before MaxSim. `searching.run` creates the plans, and the stores only translate them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from qdrant_sink.filters import Filter
 from qdrant_sink.points import PointId, Vectors, WithPayload
 
 OVERSAMPLING: Final = 3.0
-"""Default number of candidates that a quantized copy returns per hit; the full vectors then choose among them. On
-ColBERT rows it restores an overlap with the exact top 10 of 0.787 to 0.993 (binary), 0.973 to 1.000 (int8).
+"""Default number of candidates per hit that the quantized copy returns; the full vectors then rank these candidates.
+
+For ColBERT rows it raises the overlap with the exact top 10 from 0.787 to 0.993 (binary), from 0.973 to 1.000 (int8).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Rescoring:
-    """How the quantized copy of a vector is used, where the collection keeps one.
+    """Use of the quantized copy of a vector, if the collection keeps one.
 
     Attributes:
-        ignore: search the full vectors instead.
-        rescore: order the candidates of the copy by the full vectors.
-        oversampling: candidates from the copy per hit, at least 1; for `rescore`.
+        ignore: whether the full vectors are searched instead of the copy.
+        rescore: whether the candidates from the copy are ordered by the full vectors.
+        oversampling: number of candidates from the copy per hit, at least 1. It is used only with `rescore`.
     """
 
     ignore: bool = False
@@ -42,17 +43,17 @@ class Rescoring:
 
 
 RESCORED: Final = Rescoring()
-"""The default: candidates from the quantized copy, ordered by the full vectors."""
+"""The default: candidates come from the quantized copy and are ordered by the full vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traversal:
-    """How candidates are looked for.
+    """How a collection is searched for candidates.
 
     Attributes:
-        hnsw_ef: candidates of the graph search; None: the store's default.
-        exact: compare with every point instead of searching the graph.
-        indexed_only: skip large segments without a graph: quick, and blind to what was just stored.
+        hnsw_ef: candidates of the graph search; None for the default of the store.
+        exact: whether all points are compared instead of searching the graph.
+        indexed_only: whether large segments without a graph are skipped. This is fast but misses recent points.
     """
 
     hnsw_ef: int | None = None
@@ -62,12 +63,12 @@ class Traversal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nearest:
-    """Scoring by one vector of a point: cosine for dense, inner product for sparse, MaxSim for colbert.
+    """Scoring by one vector: cosine for dense, inner product for sparse, MaxSim for colbert.
 
     Attributes:
-        kind: which vector.
+        kind: kind of the vector.
         vector: query vector of this kind.
-        rescoring: use of the quantized copy; None where the collection keeps none.
+        rescoring: use of the quantized copy; None if the collection keeps no copy.
     """
 
     kind: Kind
@@ -76,18 +77,18 @@ class Nearest:
 
     @property
     def numbers(self) -> int:
-        """Number of components of the vector, or of its weights."""
+        """Number of components of a dense or ColBERT vector, or number of weights of a sparse one."""
         return self.vector.values.size if isinstance(self.vector, SparseVector) else self.vector.size
 
 
 @dataclass(frozen=True, slots=True)
 class Fuse:
-    """Combination of the ranks or scores of the branches.
+    """Fusion of the ranks or scores of the branches.
 
     Attributes:
-        method: as in `SearchOptions.fusion`.
-        k: Qdrant's own, one more than the literature's; for "rrf".
-        weights: one per branch, or None; for "rrf".
+        method: fusion method, as in `SearchOptions.fusion`.
+        k: Qdrant's constant k for "rrf", which is one larger than that of the literature.
+        weights: one weight per branch for "rrf", or None.
     """
 
     method: Literal["rrf", "dbsf"]
@@ -97,7 +98,7 @@ class Fuse:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """Candidates of one vector, before fusion or reranking."""
+    """Query for the candidates of one vector, before fusion or reranking."""
 
     query: Nearest
     limit: int
@@ -108,15 +109,15 @@ class Plan:
     """One query to a store.
 
     Attributes:
-        query: the last stage.
-        branches: the stages before it; empty: `query` searches the collection itself.
+        query: last stage of the query.
+        branches: stages before the last one. If there are none, `query` searches the collection itself.
         limit: maximum number of hits.
-        offset: hits to skip.
-        score_threshold: hits with a lower score are left out; None: all hits are kept.
-        with_payload: what the hits carry of their payload.
-        with_vectors: which vectors the hits carry.
-        where: filter of every branch, or of `query` where there are no branches.
-        traversal: applies where `where` does. Rescoring applies to the last stage too.
+        offset: number of hits to skip.
+        score_threshold: minimum score of a hit; None keeps all hits.
+        with_payload: part of the payload that hits contain.
+        with_vectors: vectors that hits contain.
+        where: filter of every branch, or of `query` if there are no branches.
+        traversal: how the branches, or `query` if there are no branches, search the collection.
     """
 
     query: Nearest | Fuse
@@ -131,22 +132,22 @@ class Plan:
 
     @property
     def numbers(self) -> int:
-        """Number of components and weights of all query vectors."""
+        """Total number of components and weights of all query vectors."""
         last = 0 if isinstance(self.query, Fuse) else self.query.numbers
         return last + sum(branch.query.numbers for branch in self.branches)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """One answer.
+    """One hit of a search.
 
     Attributes:
-        id: point id.
+        id: id of the point.
         score: score of the last stage: cosine, inner product, fused score or MaxSim (a sum over query rows).
-        payload: None unless requested.
-        vectors: None unless requested.
-        group: value of the point at `SearchOptions.group_by`; None where hits are not grouped, or the point stands for
-            itself.
+        payload: payload of the point; None unless requested.
+        vectors: vectors of the point; None unless requested.
+        group: value of the point at `SearchOptions.group_by`; None if hits are not grouped, or if the point is a group
+            of its own.
     """
 
     id: PointId

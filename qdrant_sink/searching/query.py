@@ -1,7 +1,7 @@
-"""A hybrid search as a value: its query vectors, which it proves, and its options.
+"""A hybrid search as a value: valid query vectors and options.
 
 Several branches are fused or reranked; `group_by` returns the best hits of each document. See `searching.plan` for the
-stages, `searching.run` for pages and groups.
+stages and `searching.run` for pages and groups.
 """
 
 from __future__ import annotations
@@ -17,42 +17,43 @@ from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.searching.plan import RESCORED, Rescoring
 
 GROUP_KEY: Final = r"^[\w-]+(\.[\w-]+)*$"
-"""Pattern of `SearchOptions.group_by`: a path that leads through objects alone, to one value."""
+"""Pattern of `SearchOptions.group_by`: a path through nested objects, without arrays, to a single value."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """How a query is answered.
+    """Options of a search.
 
     Attributes:
-        using: the branches, each at most once.
-        fusion: combination of several branches. "rrf": a point at rank r (from 1) of a branch of weight w scores
-            1 / (rrf_k + r / w) there, and the scores are summed. "dbsf": scores are scaled to mean ± 3
+        using: branches of the search, each at most once.
+        fusion: how several branches are combined. With "rrf", a point at rank r (from 1) in a branch of weight w scores
+            1 / (rrf_k + r / w) there, and the scores are summed. With "dbsf", scores are scaled to the mean ± 3
             standard deviations of their branch and summed.
-        rrf_k: as the literature counts (Cormack et al. 2009: 1 / (60 + r)); Qdrant's own k is one more.
-        weights: one positive number per branch of `using`, only for "rrf"; None weighs all alike. A weight
-            divides ranks (Qdrant's rule): at rrf_k = 60 that moves little among the first ranks; a smaller
-            rrf_k makes it felt. It does not multiply scores.
-        prefetch: candidates per branch; raised to limit + offset where it is less.
-        rerank: "colbert": order the union of all branches' candidates by MaxSim; None: by fusion.
+        rrf_k: constant k of the literature (Cormack et al. 2009: 1 / (60 + r)). Qdrant's k is one larger.
+        weights: one positive number per branch of `using`, only for "rrf"; None weighs all branches equally. A weight
+            divides ranks and does not multiply scores (Qdrant's rule). With rrf_k = 60 it changes little among the
+            first ranks; with a smaller rrf_k its effect grows.
+        prefetch: number of candidates per branch. It is raised to limit + offset if it is smaller.
+        rerank: with "colbert", the union of all candidates is ordered by MaxSim; None for no reranking.
         limit: maximum number of hits, at least 1.
-        offset: hits skipped before the first.
-        where: filter in Qdrant's JSON, or None.
-        score_threshold: hits with a lower final score are left out, whichever stage computes it. One branch: cosine
-            or inner product or MaxSim; several: the fused score; `rerank`: MaxSim, a sum over query rows. It cuts no
-            candidates of a branch before the last stage.
-        hnsw_ef: candidates of the graph search; None: the store's default.
-        exact: compare with every point instead of searching the graph.
-        indexed_only: skip large segments without a graph: quick, and blind to what was just stored.
-        rescoring: use of the quantized copies, where the collection keeps them.
-        with_payload: what hits carry of their payload.
-        with_vectors: which vectors hits carry.
-        group_by: path in the payload, such as `doc_id`; hits come from `limit` groups of points with the same
-            string or integer there, after `offset` groups. A point with neither stands for itself.
+        offset: number of hits to skip.
+        where: filter in Qdrant's JSON format, or None.
+        score_threshold: minimum final score of a hit. The score is the cosine, the inner product or MaxSim for a single
+            branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`. Candidates
+            of a branch are not cut before the last stage.
+        hnsw_ef: candidates of the graph search; None for the default of the store.
+        exact: whether all points are compared instead of searching the graph.
+        indexed_only: whether large segments without a graph are skipped. This is fast but misses recent points.
+        rescoring: how the quantized copies of vectors are used.
+        with_payload: part of the payload that hits contain.
+        with_vectors: vectors that hits contain.
+        group_by: path in the payload, such as `doc_id`. Points with the same string or integer at this path form a
+            group; `limit` groups are returned after skipping `offset` groups. A point without such a value is a group
+            of its own.
         group_size: maximum number of hits per group.
 
     Raises:
-        ValueError: a combination without a meaning.
+        ValueError: the options contradict each other or are out of range.
     """
 
     using: tuple[Kind, ...] = ("dense", "sparse")
@@ -76,40 +77,42 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if not self.using or len(set(self.using)) != len(self.using):
-            raise ValueError(f"using names at least one branch and each once, got {self.using}")
+            raise ValueError(f"using: must name at least one branch, each only once, got {self.using}")
         if self.weights is not None:
             if len(self.weights) != len(self.using):
-                raise ValueError(f"weights: one per branch, {len(self.using)}, got {len(self.weights)}")
+                raise ValueError(
+                    f"weights: must have one weight per branch ({len(self.using)}), got {len(self.weights)}"
+                )
             if not all(0 < weight < float("inf") for weight in self.weights):
-                raise ValueError(f"weights are positive numbers, got {self.weights}")
+                raise ValueError(f"weights: must be positive numbers, got {self.weights}")
             if self.fusion != "rrf":
-                raise ValueError(f"weights are for fusion rrf, got {self.fusion}")
+                raise ValueError(f"weights: require fusion rrf, got {self.fusion}")
         if min(self.rrf_k, self.limit, self.prefetch, self.group_size) < 1 or self.offset < 0:
             raise ValueError(
-                "rrf_k, limit, prefetch and group_size are at least 1 and offset at least 0, got "
+                "rrf_k, limit, prefetch and group_size must be at least 1 and offset at least 0, got "
                 f"{self.rrf_k}, {self.limit}, {self.prefetch}, {self.group_size} and {self.offset}"
             )
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Kinds of query vectors that the branches and the reranking need."""
+        """Kinds of query vectors that the branches and the reranking use."""
         return tuple(kind for kind in KINDS if kind in self.using or kind == self.rerank)
 
     @property
     def depth(self) -> int:
-        """Candidates per branch that cannot leave the page short while the branch has more."""
+        """Number of candidates per branch that suffices to fill the page."""
         return max(self.prefetch, (self.limit + self.offset) * (self.group_size if self.group_by else 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """One query with vectors that the collection accepts, as `conform_query` proves.
+    """A search with query vectors that the collection accepts. Create it with `conform_query`.
 
     Attributes:
-        vectors: dense and colbert are present where a branch or the reranking needs them; a sparse query without
-            weights is None, and its branch contributes nothing.
-        options: how it is answered.
-        quantized: kinds of vectors that the collection keeps a quantized copy of, so that they are rescored.
+        vectors: query vectors. Dense and colbert are present if a branch or the reranking uses them. A sparse vector
+            without weights is None, and its branch contributes nothing.
+        options: options of the search.
+        quantized: kinds of vectors of which the collection keeps a quantized copy.
     """
 
     vectors: Vectors
@@ -117,19 +120,19 @@ class Search:
     quantized: tuple[Kind, ...] = ()
 
     def with_options(self, **changes: Any) -> Self:
-        """The same search with other options, as in `SearchOptions`."""
+        """Return the search with some of its `SearchOptions` changed."""
         return replace(self, options=replace(self.options, **changes))
 
 
 def conform_query(vectors: Vectors, options: SearchOptions, schema: CollectionSchema) -> Search | Refusal:
-    """The search if a collection of this schema accepts its query vectors, otherwise the reason why not.
+    """Validate query vectors against a schema. Returns the search, or the reason why the vectors are invalid.
 
-    The rules are those of a point.
+    The rules are the same as for the vectors of a point.
     """
-    proven = conform_vectors(vectors, schema)
-    if isinstance(proven, Refusal):
-        return proven
+    valid = conform_vectors(vectors, schema)
+    if isinstance(valid, Refusal):
+        return valid
     for kind in options.kinds:
-        if kind != "sparse" and getattr(proven, kind) is None:
-            return Refusal("invalid_vector", f"{kind}: the search uses it and the query has none")
-    return Search(proven, options, schema.quantized)
+        if kind != "sparse" and getattr(valid, kind) is None:
+            return Refusal("invalid_vector", f"{kind}: the search needs a {kind} vector of the query, got none")
+    return Search(valid, options, schema.quantized)

@@ -1,12 +1,12 @@
-"""A query made of stored points: find what is like these and unlike those.
+"""Recommend: build a query from stored points, to find points that are like the positive and unlike the negative ones.
 
-The vectors are computed here from the stored ones, so that every store answers alike. What Qdrant calls recommending by
-the average vector, for each kind:
+This module computes the query vectors, so that every store returns the same hits. The method is Qdrant's recommendation
+by average vector, applied to each kind of vector:
 
-    dense     the mean of the positive examples; with negative ones, twice that less the mean of the negative
-    sparse    the same of the weights; a result at or below zero is left out, since a branch ranks whatever shares an
-              index, and so would credit a point for what it shares with a negative example
-    colbert   the rows of all positive examples, so that MaxSim sums over them; negative examples are impossible
+    dense     The mean of the positive examples. With negative examples, twice this mean minus the mean of the negative.
+    sparse    The same formula, applied to the weights. Weights at or below zero are left out: a sparse branch ranks
+              every point that shares an index, so that a match with a negative example would count in its favour.
+    colbert   The rows of all positive examples, over which MaxSim sums. Negative examples are not supported.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from qdrant_sink.points import PointId, Stored, Vectors, WithPayload, point_id
 
 
 class Fetches(Protocol):
-    """The part of a store that reads points; see `Store`."""
+    """The part of `Store` that reads points."""
 
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind], /
     ) -> dict[PointId, Stored]:
-        """The parts of these points, by id; missing points are left out."""
+        """Return the requested parts of these points by id. Missing points are left out."""
         ...
 
 
@@ -45,55 +45,60 @@ def recommend(
     where: Filter | None,
     field: str,
 ) -> tuple[Vectors, dict[str, Any]]:
-    """The query vectors of stored examples, and the filter that leaves out the examples themselves. Blocks.
+    """Build the query vectors of stored examples, and a filter that excludes the examples. The call blocks.
 
     Args:
-        store: that has the points.
-        collection: its name.
-        positive: ids as their caller gives them, at least one: find points like these.
-        negative: ids of points to be unlike.
-        scope: what derived ids belong to, as in `point_id`.
-        kinds: kinds of vectors that the search needs.
-        where: the caller's filter.
-        field: path of the examples in the request, such as `like`; errors name `like.positive[3]`.
+        store: store of the points.
+        collection: name of the collection.
+        positive: ids of the points that hits should resemble, as given by the caller; at least one.
+        negative: ids of the points that hits should not resemble.
+        scope: collection name from which ids are derived, as in `point_id`.
+        kinds: kinds of vectors that the search uses.
+        where: filter of the caller.
+        field: path of the examples in the request, such as `like`. Errors contain paths such as `like.positive[3]`.
 
     Raises:
-        NotFound: points that are missing, by their fields; `collection` and `ids` say which.
-        InvalidRequest: an id is invalid, or a point is an example of both kinds; or as `query_vectors`.
-        StoreError: see the table of `qdrant_sink.store`.
+        NotFound: examples do not exist. The message contains their paths; `collection` and `ids` contain the values.
+        InvalidRequest: an id is invalid, a point is both a positive and a negative example, or `query_vectors` raised
+            the error.
+        StoreError: see the table in `qdrant_sink.store`.
     """
-    named = [(f"{field}.positive[{index}]", raw) for index, raw in enumerate(positive)]
-    named += [(f"{field}.negative[{index}]", raw) for index, raw in enumerate(negative)]
-    ids = [point_id(raw, scope, field=path) for path, raw in named]
-    wanted, unwanted = ids[: len(positive)], ids[len(positive) :]
-    for index, unlike in enumerate(unwanted):
-        if unlike in wanted:
-            same = wanted.index(unlike)
-            raise InvalidRequest(f"{field}.negative[{index}]: is the same point as {field}.positive[{same}]")
-    stored = store.fetch(collection, list(dict.fromkeys(ids)), False, sorted(kinds))  # noqa: FBT003 - the seam's order
-    missing = [(path, raw) for (path, raw), example in zip(named, ids, strict=True) if example not in stored]
+    examples = [(f"{field}.positive[{index}]", raw) for index, raw in enumerate(positive)]
+    examples += [(f"{field}.negative[{index}]", raw) for index, raw in enumerate(negative)]
+    ids = [point_id(raw, scope, field=path) for path, raw in examples]
+    positive_ids, negative_ids = ids[: len(positive)], ids[len(positive) :]
+    for index, negative_id in enumerate(negative_ids):
+        if negative_id in positive_ids:
+            duplicate = positive_ids.index(negative_id)
+            raise InvalidRequest(
+                f"{field}.negative[{index}]: must not be the same point as {field}.positive[{duplicate}]"
+            )
+    stored = store.fetch(collection, list(dict.fromkeys(ids)), False, sorted(kinds))  # noqa: FBT003 - as in `Fetches`
+    missing = [(path, raw) for (path, raw), point in zip(examples, ids, strict=True) if point not in stored]
     if missing:
         paths = ", ".join(path for path, _ in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise NotFound(
-            f"{paths}: not in collection {collection!r}", collection=collection, ids=[raw for _, raw in missing]
+            f"{paths}: not found in collection {collection!r}",
+            collection=collection,
+            ids=[raw for _, raw in missing],
         )
-    vectors = query_vectors(_vectors(stored, wanted), _vectors(stored, unwanted), kinds, field=field)
-    return vectors, without(where, ids)
+    vectors = query_vectors(_vectors(stored, positive_ids), _vectors(stored, negative_ids), kinds, field=field)
+    return vectors, excluding(where, ids)
 
 
 def query_vectors(
     positive: Sequence[Vectors], negative: Sequence[Vectors], kinds: Collection[Kind], *, field: str
 ) -> Vectors:
-    """The query vectors of these kinds; sparse is None where no example has weights that count.
+    """Compute the query vectors of these kinds. The sparse vector is None if no positive weight remains.
 
     Args:
-        positive: at least one.
-        negative: may be empty; must be where colbert is wanted.
-        kinds: the branches and the reranking of the search.
+        positive: vectors of at least one positive example.
+        negative: vectors of the negative examples; must be empty if `kinds` contains colbert.
+        kinds: kinds that the branches and the reranking use.
         field: path of the examples in the request, for errors.
 
     Raises:
-        InvalidRequest: the examples have no such vector, cancel each other out, or have too many rows.
+        InvalidRequest: the examples have no such vector, cancel each other out or have too many rows.
     """
     return Vectors(
         dense=_dense(positive, negative, field) if "dense" in kinds else None,
@@ -102,8 +107,8 @@ def query_vectors(
     )
 
 
-def without(where: Filter | None, ids: Sequence[PointId]) -> dict[str, Any]:
-    """The filter that also leaves out these points."""
+def excluding(where: Filter | None, ids: Sequence[PointId]) -> dict[str, Any]:
+    """Return the filter, extended so that it excludes these points."""
     examples = {"has_id": [example if isinstance(example, int) else str(example) for example in ids]}
     where = dict(where or {})
     return {**where, "must_not": [*as_list(where.get("must_not")), examples]}
@@ -114,14 +119,14 @@ def _vectors(stored: Mapping[PointId, Stored], ids: Sequence[PointId]) -> list[V
 
 
 def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str) -> NDArray[np.float32]:
-    liked = [example.dense for example in positive if example.dense is not None]
-    if not liked:
+    positive_vectors = [example.dense for example in positive if example.dense is not None]
+    if not positive_vectors:
         raise InvalidRequest(f"{field}.positive: at least one of the points must have a dense vector, got none")
-    query: NDArray[np.float64] = np.mean(np.stack(liked), axis=0, dtype=np.float64)
+    query: NDArray[np.float64] = np.mean(np.stack(positive_vectors), axis=0, dtype=np.float64)
     formula = "mean(positive)"
-    disliked = [example.dense for example in negative if example.dense is not None]
-    if disliked:
-        query = 2 * query - np.mean(np.stack(disliked), axis=0, dtype=np.float64)
+    negative_vectors = [example.dense for example in negative if example.dense is not None]
+    if negative_vectors:
+        query = 2 * query - np.mean(np.stack(negative_vectors), axis=0, dtype=np.float64)
         formula = "2 * mean(positive) - mean(negative)"
     norm = float(np.linalg.norm(query))
     if norm < NORM_MIN:
@@ -134,9 +139,9 @@ def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str)
 
 def _sparse(positive: Sequence[Vectors], negative: Sequence[Vectors]) -> SparseVector | None:
     weights = _mean_weights(positive)
-    disliked = _mean_weights(negative)
-    if disliked:
-        weights = {index: 2 * weight - disliked.get(index, 0.0) for index, weight in weights.items()}
+    negative_weights = _mean_weights(negative)
+    if negative_weights:
+        weights = {index: 2 * weight - negative_weights.get(index, 0.0) for index, weight in weights.items()}
     kept = sorted((index, weight) for index, weight in weights.items() if weight > 0)
     if not kept:
         return None
@@ -145,7 +150,7 @@ def _sparse(positive: Sequence[Vectors], negative: Sequence[Vectors]) -> SparseV
 
 
 def _mean_weights(examples: Sequence[Vectors]) -> dict[int, float]:
-    """Mean weight by index; an example without weights counts with zeros."""
+    """Compute the mean weight by index. In an example without weights, every weight counts as zero."""
     total: dict[int, float] = {}
     for example in examples:
         if example.sparse is not None:
@@ -157,17 +162,17 @@ def _mean_weights(examples: Sequence[Vectors]) -> dict[int, float]:
 def _colbert(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str) -> NDArray[np.float32]:
     if negative:
         raise InvalidRequest(
-            f"{field}.negative: must be empty where colbert is a branch or reranks, got {len(negative)}; MaxSim has no "
-            "negative examples"
+            f"{field}.negative: must be empty if the search uses colbert, got {len(negative)}; MaxSim does not "
+            "support negative examples"
         )
     rows = [example.colbert for example in positive if example.colbert is not None]
     if not rows:
         raise InvalidRequest(f"{field}.positive: at least one of the points must have a colbert vector, got none")
     query = np.concatenate(rows)
-    most = rows_max(query.shape[1])
-    if len(query) > most:
+    rows_limit = rows_max(query.shape[1])
+    if len(query) > rows_limit:
         raise InvalidRequest(
-            f"{field}.positive: the points have at most {most} colbert rows together, got {len(query)}; "
+            f"{field}.positive: the points must have at most {rows_limit} colbert rows together, got {len(query)}; "
             "name fewer points"
         )
     return query

@@ -1,4 +1,4 @@
-"""The adapter of a Qdrant server: the only modules that know qdrant-client."""
+"""Adapter for a Qdrant server. Only the modules of this package import qdrant-client."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The collections of a Qdrant server: created once, verified ever after, indexed, and named by aliases.
+"""Create, verify and index the collections of a Qdrant server, and move aliases.
 
-Nothing is remembered between calls: what a worker that was killed has left half done (no payload index yet,
-a deferred graph) is read from the server and finished by whoever asks next.
+No state is kept between calls. Work that a killed worker left unfinished, such as missing payload indexes or a deferred
+graph, is detected on the server and completed by the next call.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ log = logging.getLogger(__name__)
 
 POLL_INTERVAL_MIN_S: Final = 0.05
 POLL_INTERVAL_MAX_S: Final = 2.0
-"""Longest time between two looks at a collection that is being indexed."""
+"""Minimum and maximum time between two polls of a collection that is being indexed."""
 
 
 class Call(Protocol):
-    """Runs a call about a collection on the connected client, repeats it as `ServerStore` does, maps its errors."""
+    """Function that calls the connected client for a collection, retries the call and maps its errors."""
 
     def __call__(self, collection: str, call: Callable[[QdrantClient], T]) -> T:
-        """The result of `call`."""
+        """Return the result of `call`."""
         ...
 
 
 class ServerCollections:
-    """What a store does to collections rather than to points.
+    """Operations of a store on collections and aliases.
 
     Args:
-        call: see `Call`.
-        pause: waits for some seconds; true if the store was closed meanwhile.
-        names: of the vectors.
+        call: function that calls the client; see `Call`.
+        pause: function that waits for some seconds and returns whether the store was closed in the meantime.
+        names: names of the vectors.
     """
 
     def __init__(self, call: Call, pause: Callable[[float], bool], names: VectorNames) -> None:
@@ -58,18 +58,18 @@ class ServerCollections:
         self._names = names
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection and its payload indexes, or verify it and add the indexes that it lacks.
+        """Create the collection and its payload indexes, or verify it and add missing indexes.
 
-        One that another worker creates meanwhile is verified; to create an index twice is harmless.
+        A collection that another worker creates concurrently is verified. Creating an index twice is harmless.
         """
         self._check(collection, schema)
-        actual = self._described(collection)
+        actual = self._description_or_none(collection)
         created = actual is None
         if actual is None:
             self._create(collection, schema)
             actual = self._description(collection)
         verify(collection, schema, actual)
-        _warn_of_deferral(collection, schema, actual)
+        _warn_if_deferred(collection, schema, actual)
         missing = missing_indexes(schema, actual)
         for key, index in missing.items():
             self._create_index(collection, key, index)
@@ -79,71 +79,71 @@ class ServerCollections:
             verify(collection, schema, self._description(collection))
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
+        """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         self._check(collection, schema)
-        actual = self._described(collection)
+        actual = self._description_or_none(collection)
         if actual is None:
             return False
         verify(collection, schema, actual)
-        _warn_of_deferral(collection, schema, actual)
+        _warn_if_deferred(collection, schema, actual)
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Build no graph for the dense vector from now on; one that is tuned otherwise is left alone."""
+        """Defer the graph of the dense vector, unless its m was tuned to a value other than that of the schema."""
         self._check(collection, schema)
         m = self._actual_m(collection)
         if m == schema.dense.m and m > 0:
             self._update_m(collection, schema, 0)
         elif m > 0:
             log.warning(
-                "collection %r has dense.m = %d and not %d: its graph is not deferred; set dense.m in "
-                "QDRANT_COLLECTION_CONFIG to what it has",
+                "collection %r has dense.m = %d instead of %d, so its graph is not deferred; set dense.m in "
+                "QDRANT_COLLECTION_CONFIG to the value of the collection",
                 collection,
                 m,
                 schema.dense.m,
             )
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Restore the graph of the dense vector, whoever deferred it, and wait until the collection is green.
+        """Restore the graph of the dense vector if it is deferred, and wait until the collection is green.
 
-        One that is restored already is left to go on: every change of a collection begins its optimisation anew.
+        If the graph is already restored, the collection is not changed, because every change restarts its optimisation.
         """
         self._check(collection, schema)
         if self._actual_m(collection) == 0 and schema.dense.m > 0:
             self._update_m(collection, schema, schema.dense.m)
         deadline = time.monotonic() + timeout_s
-        pause = POLL_INTERVAL_MIN_S
-        before = ""
+        pause_s = POLL_INTERVAL_MIN_S
+        previous_status = ""
         while True:
             status = self._call(collection, lambda client: client.get_collection(collection)).status.value
             if status == "green":
                 return
-            if status == "grey" != before:  # pending since the server restarted: any change starts it
+            if status == "grey" != previous_status:  # the server restarted: any change starts the pending optimisation
                 self._update(collection, optimizers_config=models.OptimizersConfigDiff())
-            before = status
-            left = deadline - time.monotonic()
+            previous_status = status
+            remaining_s = deadline - time.monotonic()
             if status == "red":
                 raise StoreUnavailable(f"collection {collection!r} is red: Qdrant failed to build its index")
-            if left <= 0:
+            if remaining_s <= 0:
                 raise StoreUnavailable(
                     f"collection {collection!r} is {status} and not green after {timeout_s:g} s: "
-                    "its index is still being built"
+                    "its index is still being built; retry later"
                 )
-            if self._pause(min(pause, left)):
+            if self._pause(min(pause_s, remaining_s)):
                 raise StoreUnavailable("the store is closed")
-            pause = min(2 * pause, POLL_INTERVAL_MAX_S)
+            pause_s = min(2 * pause_s, POLL_INTERVAL_MAX_S)
 
     def collection_of(self, name: str) -> str | None:
-        """The collection that a name stands for: its own, that of an alias, or None for an unknown name."""
+        """Resolve a name to its collection: the name itself, the target of an alias, or None for an unknown name."""
         check_collection(name)
-        aliases = self._call(name, lambda client: client.get_aliases()).aliases  # a list that is short as a rule
+        aliases = self._call(name, lambda client: client.get_aliases()).aliases  # usually a short list
         for alias in aliases:
             if alias.alias_name == name:
                 return alias.collection_name
         return name if self._call(name, lambda client: client.collection_exists(name)) else None
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection, atomically."""
+        """Point an alias at a collection atomically."""
         check_collection(alias)
         check_collection(collection)
         names = self._collection_names(collection)
@@ -156,7 +156,9 @@ class ServerCollections:
             models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)),
         ]
         if not self._call(collection, lambda client: client.update_collection_aliases(change)):
-            raise StoreUnavailable(f"Qdrant took the change of the alias {alias!r} and has not done it yet")
+            raise StoreUnavailable(
+                f"Qdrant accepted the change of alias {alias!r} but has not applied it yet; retry later"
+            )
 
     def _collection_names(self, collection: str) -> set[str]:
         response = self._call(collection, lambda client: client.get_collections())
@@ -165,9 +167,11 @@ class ServerCollections:
     def _check(self, collection: str, schema: CollectionSchema) -> None:
         check_collection(collection)
         if schema.names != self._names:
-            raise ConfigurationError("vectorNames: the store was opened with other names than the schema has")
+            raise ConfigurationError(
+                "vectorNames: the schema must have the vector names with which the store was opened"
+            )
 
-    def _described(self, collection: str) -> CollectionDescription | None:
+    def _description_or_none(self, collection: str) -> CollectionDescription | None:
         try:
             return self._description(collection)
         except NotFound:
@@ -177,7 +181,7 @@ class ServerCollections:
         return collection_description(self._call(collection, lambda client: client.get_collection(collection)))
 
     def _actual_m(self, collection: str) -> int:
-        """Edges per node of the dense vector's graph."""
+        """Return the number of edges per node in the graph of the dense vector."""
         vector = self._description(collection).vectors.get(self._names.dense)
         return (vector and vector.m) or 0
 
@@ -197,8 +201,8 @@ class ServerCollections:
                 ),
             )
         except StoreRejected:
-            # Lost to another worker, or an earlier attempt was done but not answered. Otherwise the
-            # collection is still not there and the refusal stands.
+            # Another worker, or an earlier attempt without an answer, may have created the collection. If it does
+            # not exist, the server has really refused it.
             if not self._call(collection, lambda client: client.collection_exists(collection)):
                 raise
 
@@ -208,21 +212,25 @@ class ServerCollections:
             collection, lambda client: client.create_payload_index(collection, key, field_schema=params, wait=True)
         )
         if result.status != models.UpdateStatus.COMPLETED:
-            raise StoreUnavailable(f"Qdrant took the payload index on {key!r} and has not built it yet")
+            raise StoreUnavailable(
+                f"Qdrant accepted the payload index on {key!r} but has not built it yet; retry later"
+            )
 
     def _update_m(self, collection: str, schema: CollectionSchema, m: int) -> None:
         self._update(collection, vectors_config=graph_diff(schema, m=m))
 
     def _update(self, collection: str, **change: Any) -> None:
         if not self._call(collection, lambda client: client.update_collection(collection, **change)):
-            raise StoreUnavailable(f"Qdrant took the change of collection {collection!r} and has not done it yet")
+            raise StoreUnavailable(
+                f"Qdrant accepted the change of collection {collection!r} but has not applied it yet; retry later"
+            )
 
 
-def _warn_of_deferral(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
+def _warn_if_deferred(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
     vector = actual.vectors[schema.names.dense]
     if vector.m == 0 and schema.dense.m > 0:
         log.warning(
-            "collection %r has no graph (m = 0), so every search compares with every point: a bulk load runs or "
-            "was cut short; the next one builds it",
+            "collection %r has no graph (m = 0), so every search compares all points; a bulk load is running or was "
+            "interrupted, and the next bulk load builds the graph",
             collection,
         )

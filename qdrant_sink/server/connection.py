@@ -1,9 +1,8 @@
-"""The connection to a Qdrant server: gRPC, or REST where gRPC does not get through; and calls that are repeated.
+"""Connection to a Qdrant server over gRPC, or over REST if gRPC is not reachable, with retries.
 
-REST goes to the port of the URL, 6333 where it has none; gRPC to `grpc_port`, 6334 unless it is given. With
-`prefer_grpc` the first call asks the gRPC port; where that does not answer and REST does (a proxy that
-passes only HTTP), REST is used from then on, with a warning: it is several times slower for ColBERT. Calls
-that come meanwhile wait for the same answer.
+REST uses the port of the URL, 6333 by default. gRPC uses `grpc_port`, 6334 by default. With `prefer_grpc` the first
+call probes the gRPC port. If it does not answer and REST does, as behind a proxy that forwards only HTTP, all calls use
+REST and a warning is logged, because REST is several times slower for ColBERT. Concurrent first calls share one probe.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedder.errors import ConfigurationError, WorkerError
 from qdrant_sink.errors import StoreUnavailable
-from qdrant_sink.server.faults import RAISED_BY_CLIENT, Fault, fault_of
+from qdrant_sink.server.faults import CLIENT_EXCEPTIONS, Fault, fault_of
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S: Final = 5
-"""Time for the first answer of the gRPC port."""
+"""Timeout of the probe of the gRPC port."""
 
-_NO_GRPC: Final = (
+_GRPC_UNREACHABLE_CODES: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -43,21 +42,21 @@ _NO_GRPC: Final = (
     grpc.StatusCode.INTERNAL,
 )
 _PAUSE_MAX_S: Final = 8
-_RECONNECT: Final = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 2_000}
-"""While a channel waits to connect again its calls fail immediately. By default it comes to wait 120 s, six times
-the deadline of a call: a server that is back would go unnoticed for job after job."""
+_RECONNECT_OPTIONS: Final = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 2_000}
+"""Options that shorten the reconnect backoff. While a channel waits to reconnect, its calls fail immediately. The
+default backoff grows to 120 s, six times the timeout of a call, so that jobs would fail long after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """A client of the server, and whether it speaks gRPC."""
+    """A client of the server, and whether it uses gRPC."""
 
     client: QdrantClient
     over_grpc: bool
 
 
 class _FaultError(Exception):
-    """Carries a fault to the retry loop, which unwraps it."""
+    """Carries a fault to the retry loop, which raises the error of the fault instead."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.error.message)
@@ -65,23 +64,23 @@ class _FaultError(Exception):
 
 
 class ServerConnection:
-    """The connection to one server. Thread-safe; connects on the first call.
+    """Connection to one server. It is thread-safe and connects on the first call.
 
-    A call that fails for a passing reason is repeated with growing pauses, or after as long as the server
-    asks, until its deadline would pass; then it raises. What is retried and how faults are read is the
-    table in `server.faults`.
+    A call that fails with a transient fault is retried with growing pauses, or after the time that the server requests,
+    until the deadline would pass; then the error is raised. The table in `server.faults` lists the faults that are
+    retried.
 
     Args:
-        url: `http://host:6333` or `https://…`, with a path prefix where a proxy wants one.
-        api_key: sent with every call; never shown.
-        prefer_grpc: see the module.
-        grpc_port: where gRPC listens.
-        timeout_s: whole seconds that one attempt may take.
+        url: `http://host:6333` or `https://…`, with a path prefix if a proxy needs one.
+        api_key: API key, which is sent with every call and never logged.
+        prefer_grpc: whether gRPC is tried first; see the module docstring.
+        grpc_port: port of gRPC.
+        timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts.
-        patience_s: the same for calls that someone waits for (`soon`).
-        pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
-        retried: called before each further attempt; must not raise.
-        new_client: makes the clients.
+        interactive_deadline_s: deadline of calls on which a user waits (`interactive`).
+        pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
+        retried: callback before each further attempt; it must not raise.
+        new_client: function that creates the clients.
 
     Raises:
         ConfigurationError: the URL is invalid.
@@ -96,7 +95,7 @@ class ServerConnection:
         grpc_port: int,
         timeout_s: int,
         deadline_s: float,
-        patience_s: float,
+        interactive_deadline_s: float,
         pause_s: float,
         retried: Callable[[], None],
         new_client: Callable[..., QdrantClient] = QdrantClient,
@@ -112,54 +111,55 @@ class ServerConnection:
         try:
             if not url.startswith(("http://", "https://")):
                 raise ValueError("no scheme")
-            client = self._new_client(prefer_grpc=prefer_grpc, grpc_options=dict(_RECONNECT))  # it writes into them
+            options = dict(_RECONNECT_OPTIONS)  # a copy, because the client modifies it
+            client = self._new_client(prefer_grpc=prefer_grpc, grpc_options=options)
             self._first = Transport(client, prefer_grpc)
         except ValueError as exc:
             raise ConfigurationError("QDRANT_URL: must be http://host:port or https://host:port") from exc
-        # A channel of its own: the client's stub would parse the bytes of a request and write them out again.
+        # Upserts have their own channel, because the client's stub would parse and serialise the request again.
         self._channel = get_channel(
             host=urlsplit(url).hostname or "",
             port=grpc_port,
             ssl=url.startswith("https://"),
             metadata=[] if api_key is None else [("api-key", api_key)],
-            options=dict(_RECONNECT),
+            options=dict(_RECONNECT_OPTIONS),
         )
-        # Made here and not by the first call, so that `close` finds the client's channels whenever it comes.
+        # The stub is created now and not by the first call, so that `close` always closes the client's channels.
         self._exists = client.grpc_collections.CollectionExists if prefer_grpc else None
         self._upsert = self._channel.unary_unary(
             "/qdrant.Points/Upsert", response_deserializer=messages.PointsOperationResponse.FromString
         )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
-        self._patience_s = min(patience_s, deadline_s)
+        self._interactive_deadline_s = min(interactive_deadline_s, deadline_s)
         self._retried = retried
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_PAUSE_MAX_S)
-        self._guard = threading.Lock()  # of the next two; never held while the server is asked
+        self._guard = threading.Lock()  # guards the next two attributes; not held during calls of the server
         self._connecting: Future[Transport] | None = None
         self._closed = threading.Event()
 
     @property
     def over_grpc(self) -> bool | None:
-        """Whether calls go over gRPC; None before the first answer."""
+        """Whether calls use gRPC; None before the first answer."""
         transport = self._connected()
         return None if transport is None else transport.over_grpc
 
-    def call(self, collection: str, call: Callable[[Transport], T], *, soon: bool = False) -> T:
-        """The result of a call about a collection, repeated as described.
+    def call(self, collection: str, call: Callable[[Transport], T], *, interactive: bool = False) -> T:
+        """Call the server, with retries, and return the result.
 
         Args:
-            collection: what errors name.
-            call: may run several times.
-            soon: someone waits for it.
+            collection: name of the collection for errors.
+            call: function that calls the server; it may be called several times.
+            interactive: whether a user waits for the result, so that the shorter deadline applies.
 
         Raises:
-            WorkerError: as `server.faults` reads what the client raises.
+            WorkerError: error to which `server.faults` maps the exception of the client.
         """
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            wait=self._pause,
-            stop=tenacity.stop_before_delay(self._patience_s if soon else self._deadline_s),
-            before_sleep=self._report,
+            retry=tenacity.retry_if_exception(_is_retryable),
+            wait=self._pause_s,
+            stop=tenacity.stop_before_delay(self._interactive_deadline_s if interactive else self._deadline_s),
+            before_sleep=self._before_retry,
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
@@ -170,34 +170,38 @@ class ServerConnection:
         return result
 
     def upsert(self, request: bytes) -> Any:
-        """The gRPC answer to the bytes of an UpsertPoints; for a `call` over gRPC."""
+        """Send a serialised UpsertPoints over gRPC and return the answer. Use it inside `call`."""
         return self._upsert(request, timeout=self._timeout_s).result
 
     def pause(self, seconds: float) -> bool:
-        """Wait; true if the connection was closed meanwhile."""
+        """Wait, and return whether the connection was closed in the meantime."""
         return self._closed.wait(seconds)
 
     def close(self) -> None:
-        """Close the connection; calling it twice is harmless. Calls that wait for it end immediately."""
+        """Close the connection. Waiting calls end immediately. Closing it twice is harmless."""
         with self._guard:
             if self._closed.is_set():
                 return
             self._closed.set()
             if self._connecting is not None:
                 self._connecting.cancel()
-        for transport in {id(used): used for used in (self._first, self._connected()) if used}.values():
+        transports = (self._first, self._connected())
+        for transport in {id(transport): transport for transport in transports if transport}.values():
             transport.client.close()
         self._channel.close()
 
-    def _report(self, state: tenacity.RetryCallState) -> None:
+    def _before_retry(self, state: tenacity.RetryCallState) -> None:
         fault = _fault(state)
         if fault is not None:
             log.warning(
-                "%s; attempt %d, next in %.1f s", fault.error.message, state.attempt_number, state.upcoming_sleep
+                "%s; attempt %d failed, next attempt in %.1f s",
+                fault.error.message,
+                state.attempt_number,
+                state.upcoming_sleep,
             )
             self._retried()
 
-    def _pause(self, state: tenacity.RetryCallState) -> float:
+    def _pause_s(self, state: tenacity.RetryCallState) -> float:
         fault = _fault(state)
         return max(self._back_off(state), (fault and fault.retry_after_s) or 0.0)
 
@@ -206,17 +210,17 @@ class ServerConnection:
             return call(self._transport(collection))
         except WorkerError:
             raise
-        except RAISED_BY_CLIENT as exc:
+        except CLIENT_EXCEPTIONS as exc:
             if self._closed.is_set():
                 raise StoreUnavailable("the store is closed") from exc
             raise _FaultError(fault_of(exc, collection)) from exc
 
     def _transport(self, collection: str) -> Transport:
-        """The transport; before there is one, the first of concurrent calls asks the server and the others wait.
+        """Return the transport. The first of several concurrent calls probes the server, and the others wait for it.
 
         Raises:
-            StoreUnavailable: the connection is closed, or is closed while this waits.
-            Exception: one of `RAISED_BY_CLIENT`: the server did not answer. The next call asks again.
+            StoreUnavailable: the connection is closed, or was closed during the wait.
+            Exception: one of `CLIENT_EXCEPTIONS`, because the server did not answer. The next call probes again.
         """
         with self._guard:
             if self._closed.is_set():
@@ -224,7 +228,7 @@ class ServerConnection:
             connecting = self._connecting
             if connecting is None:
                 connecting = Future()
-                # A thread of its own: `close` frees the callers, and nothing interrupts a request over REST.
+                # The probe has its own thread: `close` can release its callers but cannot interrupt a REST request.
                 args = (connecting, collection)
                 threading.Thread(target=self._connect, args=args, name="connect", daemon=True).start()
                 self._connecting = connecting
@@ -240,10 +244,10 @@ class ServerConnection:
         return connecting.result()
 
     def _connect(self, connecting: Future[Transport], collection: str) -> None:
-        """Ask the server, and answer those that wait whatever happens."""
+        """Probe the server, and pass the result or the exception to the waiting calls."""
         try:
-            transport = self._answering(collection)
-        except BaseException as exc:  # noqa: BLE001 - raised by the calls that wait
+            transport = self._choose_transport(collection)
+        except BaseException as exc:  # noqa: BLE001 - the waiting calls raise it
             with self._guard:
                 self._connecting = None
                 if not connecting.cancelled():
@@ -255,11 +259,11 @@ class ServerConnection:
                 return
         transport.client.close()
 
-    def _answering(self, collection: str) -> Transport:
-        """The first transport if it answers; REST if only that does.
+    def _choose_transport(self, collection: str) -> Transport:
+        """Return the first transport if it answers, or REST if only REST answers.
 
         Raises:
-            Exception: one of `RAISED_BY_CLIENT`: neither answers, or what answers asks for patience.
+            Exception: one of `CLIENT_EXCEPTIONS`, because neither answers or the server asks to retry later.
         """
         if self._exists is None:
             return self._first
@@ -267,7 +271,7 @@ class ServerConnection:
         try:
             self._exists(request, timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError as exc:
-            if exc.code() in _NO_GRPC:
+            if exc.code() in _GRPC_UNREACHABLE_CODES:
                 if not self._rest_answers(collection):
                     raise
                 log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
@@ -280,7 +284,7 @@ class ServerConnection:
             client.collection_exists(collection)
         except UnexpectedResponse as exc:
             return exc.status_code in (401, 403)
-        except RAISED_BY_CLIENT:
+        except CLIENT_EXCEPTIONS:
             return False
         finally:
             client.close()
@@ -288,14 +292,14 @@ class ServerConnection:
 
 
 def unfinished(message: str) -> Exception:
-    """The error of a call whose work waits in the server's queue.
+    """Create the error of a call whose work is still in the server's queue.
 
-    The same call again waits behind it and changes nothing, with insert_only too.
+    It is retried: the repeated call waits for the first one and changes nothing, with insert_only too.
     """
     return _FaultError(Fault(StoreUnavailable(message), retry=True))
 
 
-def _may_pass(exc: BaseException) -> bool:
+def _is_retryable(exc: BaseException) -> bool:
     return isinstance(exc, _FaultError) and exc.fault.retry
 
 

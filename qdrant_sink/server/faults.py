@@ -1,20 +1,20 @@
-"""What qdrant-client raises, as the errors of the seam.
+"""Map the exceptions of qdrant-client to the errors of the `Store` protocol.
 
-    gRPC                                    REST            here                retried
+    gRPC                                    REST            error               retried
     UNAVAILABLE, DEADLINE_EXCEEDED,         5xx, 408,       StoreUnavailable    yes
       ABORTED, INTERNAL, UNKNOWN,             transport
       CANCELLED
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
-      of one message or its whole capacity  413, 400        StoreRejected       no: a smaller batch can pass
+      (request too large)                   413, 400        StoreRejected       no; a smaller batch may pass
     NOT_FOUND                               404             NotFound            no
     UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
     FAILED_PRECONDITION                     403 if locked   StoreUnavailable    yes
     INVALID_ARGUMENT, OUT_OF_RANGE          400, 422        StoreRejected       no
-    everything else                         the others      NothingTaken        no: nor does a smaller batch pass
+    all others                              all others      NothingTaken        no; a smaller batch fails too
 
-A server that is locked for writing, or that moves a shard, answers FAILED_PRECONDITION; over REST the one is a 403
-of its own words and the other a 500. Only faults of content are StoreRejected itself: the writer splits such batches.
-No message of the server is passed on; `reasons.reason` picks what is harmless in it.
+A server that is locked for writing, or that moves a shard, answers FAILED_PRECONDITION. Over REST, the former is a 403
+with a specific message and the latter a 500. Only faults of the content are StoreRejected itself, because the writer
+splits such batches. Messages of the server are not shown; `reasons.reason` extracts their harmless phrases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from embedder.errors import NotFound, WorkerError
 from qdrant_sink.errors import AccessDenied, NothingTaken, StoreRejected, StoreUnavailable
 from qdrant_sink.reasons import reason
 
-RAISED_BY_CLIENT = (
+CLIENT_EXCEPTIONS = (
     grpc.RpcError,
     ApiException,
     QdrantException,
@@ -41,9 +41,9 @@ RAISED_BY_CLIENT = (
     AssertionError,
     OSError,
 )
-"""All that qdrant-client raises: its own, those of its transports, and those of its conversions."""
+"""Exceptions that qdrant-client raises: its own, those of its transports and those of its conversions."""
 
-_TRANSIENT = (
+_TRANSIENT_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.ABORTED,
@@ -51,19 +51,19 @@ _TRANSIENT = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.CANCELLED,
 )
-_DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-_OF_CONTENT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
-_HTTP_OF_CONTENT = (400, 413, 422)
+_DENIED_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_CONTENT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+_CONTENT_STATUSES = (400, 413, 422)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An error and when to try again.
+    """An error, and whether and when to retry.
 
     Attributes:
-        error: of the seam.
-        retry: whether the same call may succeed now.
-        retry_after_s: seconds the server asks for, or None.
+        error: error of the `Store` protocol.
+        retry: whether the same call may succeed later.
+        retry_after_s: seconds that the server asks the client to wait, or None.
     """
 
     error: WorkerError
@@ -71,27 +71,31 @@ class Fault:
     retry_after_s: float | None = None
 
 
-def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one per vendor exception
-    """Read one of `RAISED_BY_CLIENT`, raised by a call about `collection`."""
+def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one return per vendor exception
+    """Map an exception of `CLIENT_EXCEPTIONS` that was raised by a call for `collection`."""
     if isinstance(exc, ResourceExhaustedResponse):
-        return _exhausted(exc.message, float(exc.retry_after_s))
+        return _rate_limited(exc.message, float(exc.retry_after_s))
     if isinstance(exc, grpc.RpcError):
         return _of_grpc(exc, collection)
     if isinstance(exc, UnexpectedResponse):
         return _of_status(exc, collection)
-    if _is_odd_answer(exc):
-        return Fault(NothingTaken("the answer of Qdrant does not fit its API"))
+    if _is_unreadable_answer(exc):
+        return Fault(
+            NothingTaken(
+                "the answer does not match the API of Qdrant; check QDRANT_URL, the server's version and any proxy"
+            )
+        )
     if isinstance(exc, ResponseHandlingException):
         return Fault(_unavailable(f"no answer ({type(exc.source).__name__})", ""), retry=True)
     if isinstance(exc, QdrantException):
-        return _exhausted("", None)
+        return _rate_limited("", None)
     if isinstance(exc, OSError):
         return Fault(_unavailable("no connection", ""), retry=True)
-    return Fault(StoreRejected("the request or the answer of Qdrant does not fit its API"))
+    return Fault(StoreRejected("the request or the answer does not match the API of Qdrant"))
 
 
-def _is_odd_answer(exc: Exception) -> bool:
-    """Whether a success over REST could not be read: it is that of a proxy, or of a server of another version."""
+def _is_unreadable_answer(exc: Exception) -> bool:
+    """Whether a successful REST answer could not be parsed, for example because a proxy sent it."""
     if isinstance(exc, ResponseHandlingException):
         return isinstance(exc.source, ValueError)
     return isinstance(exc, json.JSONDecodeError)
@@ -101,72 +105,76 @@ def _of_grpc(exc: Any, collection: str) -> Fault:
     code: grpc.StatusCode = exc.code()
     details: str = exc.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        after = dict(exc.trailing_metadata() or ()).get("retry-after")
-        return _exhausted(details, _seconds(after))
-    if code in _TRANSIENT:
+        retry_after = dict(exc.trailing_metadata() or ()).get("retry-after")
+        return _rate_limited(details, _seconds(retry_after))
+    if code in _TRANSIENT_CODES:
         return Fault(_unavailable(code.name, details), retry=True)
     if code is grpc.StatusCode.NOT_FOUND:
-        return Fault(_absent(collection))
-    if code in _DENIED:
+        return Fault(_not_found(collection))
+    if code in _DENIED_CODES:
         return Fault(_denied(code.name))
     if code is grpc.StatusCode.FAILED_PRECONDITION:
-        return Fault(_not_now(code.name, details), retry=True)
-    return Fault(_rejected(code.name, details) if code in _OF_CONTENT else _nothing(code.name, details))
+        return Fault(_not_ready(code.name, details), retry=True)
+    return Fault(_rejected(code.name, details) if code in _CONTENT_CODES else _nothing_taken(code.name, details))
 
 
 def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     status = exc.status_code or 0
     details = _error_of(exc.content)
     if status == 429:
-        return _exhausted(details, _seconds(exc.headers.get("Retry-After")))
+        return _rate_limited(details, _seconds(exc.headers.get("Retry-After")))
     if status == 408 or (status >= 500 and status != 501):
         return Fault(_unavailable(f"HTTP {status}", details), retry=True)
     if status == 404:
-        return Fault(_absent(collection))
+        return Fault(_not_found(collection))
     if status == 403 and "storage locked" in reason(details).lower():
-        return Fault(_not_now(f"HTTP {status}", details), retry=True)
+        return Fault(_not_ready(f"HTTP {status}", details), retry=True)
     if status in (401, 403):
         return Fault(_denied(f"HTTP {status}"))
-    of_content = status in _HTTP_OF_CONTENT
-    return Fault(_rejected(f"HTTP {status}", details) if of_content else _nothing(f"HTTP {status}", details))
+    is_content_fault = status in _CONTENT_STATUSES
+    return Fault(
+        _rejected(f"HTTP {status}", details) if is_content_fault else _nothing_taken(f"HTTP {status}", details)
+    )
 
 
-def _exhausted(details: str, retry_after_s: float | None) -> Fault:
-    why = reason(details)
-    if "larger" in why or "too large" in why:
+def _rate_limited(details: str, retry_after_s: float | None) -> Fault:
+    phrases = reason(details)
+    if "larger" in phrases or "too large" in phrases:
         return Fault(_rejected("RESOURCE_EXHAUSTED", details))
-    error = StoreUnavailable("Qdrant limits the rate" + (f": {why}" if why else ""), retry_after_s=retry_after_s)
+    error = StoreUnavailable(
+        "Qdrant limits the request rate" + (f": {phrases}" if phrases else ""), retry_after_s=retry_after_s
+    )
     return Fault(error, retry=True, retry_after_s=retry_after_s)
 
 
 def _unavailable(status: str, details: str) -> StoreUnavailable:
-    why = reason(details)
-    return StoreUnavailable(f"Qdrant does not answer: {status}" + (f", {why}" if why else ""))
+    phrases = reason(details)
+    return StoreUnavailable(f"Qdrant does not answer: {status}" + (f", {phrases}" if phrases else ""))
 
 
-def _not_now(status: str, details: str) -> StoreUnavailable:
-    why = reason(details)
-    return StoreUnavailable(f"Qdrant is not in a state to do it: {status}" + (f", {why}" if why else ""))
+def _not_ready(status: str, details: str) -> StoreUnavailable:
+    phrases = reason(details)
+    return StoreUnavailable(f"Qdrant cannot process the request now: {status}" + (f", {phrases}" if phrases else ""))
 
 
 def _rejected(status: str, details: str) -> StoreRejected:
     return StoreRejected(_refusal(status, details))
 
 
-def _nothing(status: str, details: str) -> NothingTaken:
+def _nothing_taken(status: str, details: str) -> NothingTaken:
     return NothingTaken(_refusal(status, details))
 
 
 def _refusal(status: str, details: str) -> str:
-    why = reason(details)
-    return f"Qdrant refused the request: {status}" + (f", {why}" if why else "")
+    phrases = reason(details)
+    return f"Qdrant refused the request: {status}" + (f", {phrases}" if phrases else "")
 
 
 def _denied(status: str) -> AccessDenied:
-    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and what it may write")
+    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and its permissions")
 
 
-def _absent(collection: str) -> NotFound:
+def _not_found(collection: str) -> NotFound:
     return NotFound(f"collection {collection!r} does not exist")
 
 
@@ -178,7 +186,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _error_of(content: bytes) -> str:
-    """The message inside Qdrant's JSON answer, or whatever a proxy has sent."""
+    """Return the error message of Qdrant's JSON answer, or the raw body if a proxy sent it."""
     try:
         return str(json.loads(content)["status"]["error"])
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""Plans, points and answers in the models of qdrant-client, which carries them over gRPC and REST alike."""
+"""Convert plans, points and answers to and from the models of qdrant-client, which work over gRPC and REST."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Trav
 
 
 def client_filter(raw: Filter) -> models.Filter:
-    """The filter; raises InvalidRequest as `check_filter`, which runs first."""
+    """Validate and convert a filter. Raises InvalidRequest; see `check_filter`."""
     check_filter(raw)
     return models.Filter.model_validate(raw)
 
 
 def client_id(point_id: PointId) -> int | str:
-    """The id as the client accepts it."""
+    """Convert an id to a type that the client accepts."""
     return str(point_id) if isinstance(point_id, uuid.UUID) else point_id
 
 
 def sink_id(value: Any) -> PointId:
-    """The id as the client returns it."""
+    """Convert an id that the client returned."""
     return value if isinstance(value, int | uuid.UUID) else uuid.UUID(value)
 
 
 def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[models.PointStruct]:
-    """The points for REST; gRPC has `protobuf.upsert_request`, which is many times faster."""
+    """Convert points for REST. For gRPC, `protobuf.upsert_request` is many times faster."""
     rows = []
     for point in points:
         vectors: dict[str, Any] = {}
@@ -47,12 +47,12 @@ def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[mod
 
 
 def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest:
-    """The stages of a plan as one request."""
+    """Convert the stages of a plan to one request."""
     condition = None if plan.where is None else client_filter(plan.where)
-    last = not plan.branches
+    single_stage = not plan.branches
     return models.QueryRequest(
         prefetch=None
-        if last
+        if single_stage
         else [
             models.Prefetch(
                 query=_nearest(branch.query),
@@ -65,8 +65,8 @@ def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest
         ],
         query=_fuse(plan.query) if isinstance(plan.query, Fuse) else _nearest(plan.query),
         using=None if isinstance(plan.query, Fuse) else names.of(plan.query.kind),
-        filter=condition if last else None,
-        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if last else None),
+        filter=condition if single_stage else None,
+        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
         limit=plan.limit,
         offset=plan.offset,
         score_threshold=plan.score_threshold,
@@ -75,18 +75,20 @@ def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest
     )
 
 
-def payload_selector(wanted: WithPayload) -> bool | models.PayloadSelector:
-    """The part of payloads that an answer carries, as the client accepts it."""
-    if not isinstance(wanted, PayloadKeys):
-        return wanted
-    keys = list(wanted.keys)
+def payload_selector(selection: WithPayload) -> bool | models.PayloadSelector:
+    """Convert the selection of a payload."""
+    if not isinstance(selection, PayloadKeys):
+        return selection
+    keys = list(selection.keys)
     return (
-        models.PayloadSelectorExclude(exclude=keys) if wanted.excluded else models.PayloadSelectorInclude(include=keys)
+        models.PayloadSelectorExclude(exclude=keys)
+        if selection.excluded
+        else models.PayloadSelectorInclude(include=keys)
     )
 
 
 def hit(scored: models.ScoredPoint, *, with_payload: WithPayload, names: VectorNames = NAMES) -> Hit:
-    """One answer as a value of the sink."""
+    """Convert a scored point to a hit."""
     point = stored(scored, with_payload=with_payload, names=names)
     return Hit(sink_id(scored.id), scored.score, point.payload, point.vectors)
 
@@ -94,12 +96,12 @@ def hit(scored: models.ScoredPoint, *, with_payload: WithPayload, names: VectorN
 def stored(
     record: models.ScoredPoint | models.Record, *, with_payload: WithPayload, names: VectorNames = NAMES
 ) -> Stored:
-    """The parts of a point that were read."""
+    """Convert a point that was read."""
     return Stored((record.payload or {}) if with_payload else None, Vectors.named(record.vector, names))
 
 
 def _params(query: Nearest, traversal: Traversal | None) -> models.SearchParams | None:
-    """Parameters of a stage, which searches the collection unless `traversal` is None."""
+    """Return the parameters of a stage. With `traversal`, the stage searches the collection itself."""
     quantization = None if query.rescoring is None else _quantization(query.rescoring)
     if traversal is not None:
         return models.SearchParams(
@@ -111,9 +113,11 @@ def _params(query: Nearest, traversal: Traversal | None) -> models.SearchParams 
     return None if quantization is None else models.SearchParams(quantization=quantization)
 
 
-def _quantization(wanted: Rescoring) -> models.QuantizationSearchParams:
+def _quantization(rescoring: Rescoring) -> models.QuantizationSearchParams:
     return models.QuantizationSearchParams(
-        ignore=wanted.ignore, rescore=wanted.rescore, oversampling=wanted.oversampling if wanted.rescore else None
+        ignore=rescoring.ignore,
+        rescore=rescoring.rescore,
+        oversampling=rescoring.oversampling if rescoring.rescore else None,
     )
 
 

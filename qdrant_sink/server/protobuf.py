@@ -1,10 +1,10 @@
-"""Points as the bytes of Qdrant's gRPC API, framed around the bytes of their arrays.
+"""Serialise points for Qdrant's gRPC API without copying their arrays value by value.
 
-A `repeated float` travels as the little-endian float32 values in a row, after the field's tag and the length
-in bytes. So a request is a list of headers and rows that are joined once: value by value it would cost a
-Python float each, and nesting finished messages copies them at every level, which on fresh memory takes most
-of the time. Field numbers are those of qdrant_client.grpc 1.20; a test holds the result equal to what the
-client builds itself.
+Protobuf encodes a `repeated float` as the tag of the field, the length in bytes and the consecutive little-endian
+float32 values. A request is therefore a list of headers and array buffers, which are joined once. Value by value, every
+component would become a Python float; nested messages would be copied at every level, which takes most of the time on
+fresh memory. The field numbers are those of qdrant_client.grpc 1.20. A test compares the result with the messages of
+the client.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _LENGTH_DELIMITED = 2
 
 
 Part = bytes | memoryview
-"""A header, or the components of a vector: float32 [size], contiguous and little-endian."""
+"""A part of a message: a header, or the contiguous little-endian components of a vector, float32 [size]."""
 
 
 def upsert_request(collection: str, points: Sequence[Point], *, insert_only: bool, names: VectorNames = NAMES) -> bytes:
-    """The UpsertPoints that stores the points and waits for it, as bytes; float16 is widened, which loses nothing."""
+    """Serialise an UpsertPoints that waits until the points are stored. Float16 becomes float32 without loss."""
     head = grpc.UpsertPoints(
         collection_name=collection,
         wait=True,
@@ -42,7 +42,7 @@ def upsert_request(collection: str, points: Sequence[Point], *, insert_only: boo
 
 
 def point_parts(point: Point, names: VectorNames = NAMES) -> list[Part]:
-    """The bytes of a PointStruct, in parts."""
+    """Serialise a PointStruct in parts."""
     head = grpc.PointStruct(id=_id(point.id), payload=payload_to_grpc(dict(point.payload)))
     named: list[Part] = []
     if point.dense is not None:
@@ -56,12 +56,12 @@ def point_parts(point: Point, names: VectorNames = NAMES) -> list[Part]:
 
 
 def dense_parts(array: NDArray[Any]) -> list[Part]:
-    """The bytes of a DenseVector: float [size]."""
+    """Serialise a DenseVector, float [size], in parts."""
     return _framed(1, [np.ascontiguousarray(array, dtype="<f4").data])
 
 
 def multi_dense_parts(array: NDArray[Any]) -> list[Part]:
-    """The bytes of a MultiDenseVector: float [rows, size], a DenseVector per row, all of one header."""
+    """Serialise a MultiDenseVector, float [rows, size], in parts: one DenseVector per row, all with the same header."""
     nbytes = 4 * array.shape[1]
     inner = _header(1, nbytes)
     header = _header(1, len(inner) + nbytes) + inner
@@ -73,12 +73,12 @@ def _id(point_id: PointId) -> grpc.PointId:
 
 
 def _named(name: str, vector: Sequence[Part]) -> list[Part]:
-    """An entry of the map from names to vectors."""
+    """Frame a vector as an entry of the map from names to vectors."""
     return _framed(1, [*_framed(1, [name.encode()]), *_framed(2, vector)])
 
 
 def _framed(number: int, parts: Sequence[Part]) -> list[Part]:
-    """The parts as one field."""
+    """Frame the parts as one field."""
     nbytes = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
     return [_header(number, nbytes), *parts]
 
@@ -88,7 +88,7 @@ def _header(number: int, nbytes: int) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Base 128, least significant group first."""
+    """Encode an integer in base 128, least significant group first."""
     groups = bytearray()
     while number > 0x7F:
         groups.append(number & 0x7F | 0x80)

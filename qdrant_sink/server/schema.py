@@ -1,4 +1,4 @@
-"""Collections in the models of qdrant-client: the requests that create them, and the description of an existing one."""
+"""Convert schemas to requests of qdrant-client, and its collection info to descriptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DISTANCES: Final = {
 
 
 def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
-    """The dense and ColBERT vectors of a new collection."""
+    """Return the configuration of the dense and ColBERT vectors of a new collection."""
     dense, colbert = schema.dense, schema.colbert
     return {
         schema.names.dense: models.VectorParams(
@@ -42,7 +42,7 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams]:
-    """The sparse vector of a new collection."""
+    """Return the configuration of the sparse vector of a new collection."""
     sparse = schema.sparse
     return {
         schema.names.sparse: models.SparseVectorParams(
@@ -53,20 +53,20 @@ def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVe
 
 
 def graph_diff(schema: CollectionSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
-    """The change of the dense vector's graph to `m` edges per node."""
+    """Return a change of the graph of the dense vector to `m` edges per node."""
     config = models.HnswConfigDiff(m=m, ef_construct=schema.dense.ef_construct)
     return {schema.names.dense: models.VectorParamsDiff(hnsw_config=config)}
 
 
 def index_params(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:
-    """The parameters of a new payload index."""
+    """Return the parameters of a new payload index."""
     if index.tenant:
         return models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
     return models.PayloadSchemaType(index.type)
 
 
 def collection_description(info: models.CollectionInfo) -> CollectionDescription:
-    """An existing collection as the server describes it. A single unnamed vector has the empty name."""
+    """Convert the server's collection info. A single unnamed vector gets the empty name."""
     params = info.config.params
     dense = params.vectors or {}
     vectors: dict[str, VectorDescription] = {}
@@ -90,9 +90,9 @@ def collection_description(info: models.CollectionInfo) -> CollectionDescription
 
 
 def _vector_description(vector: models.VectorParams, config: models.CollectionConfig) -> VectorDescription:
-    """An existing vector; fields that it leaves open come from the collection."""
+    """Describe an existing vector. Fields that it does not set are inherited from the collection."""
     multi = vector.multivector_config
-    own, common = vector.hnsw_config or models.HnswConfigDiff(), config.hnsw_config
+    hnsw, default = vector.hnsw_config or models.HnswConfigDiff(), config.hnsw_config
     return VectorDescription(
         kind="dense" if multi is None else "multivector",
         size=vector.size,
@@ -100,8 +100,8 @@ def _vector_description(vector: models.VectorParams, config: models.CollectionCo
         comparator=None if multi is None else multi.comparator.value.lower(),
         datatype=_datatype(vector.datatype),
         quantization=_quantization_name(vector.quantization_config or config.quantization_config),
-        m=common.m if own.m is None else own.m,
-        ef_construct=common.ef_construct if own.ef_construct is None else own.ef_construct,
+        m=default.m if hnsw.m is None else hnsw.m,
+        ef_construct=default.ef_construct if hnsw.ef_construct is None else hnsw.ef_construct,
         on_disk=_on_disk(vector),
     )
 
@@ -120,7 +120,7 @@ def _quantization_name(config: Any) -> str:
         return "none"
     if isinstance(config, models.ScalarQuantization):
         return str(config.scalar.type.value).lower()
-    return str(next(iter(type(config).model_fields)))  # "binary", "product" and the like
+    return str(next(iter(type(config).model_fields)))  # such as "binary" or "product"
 
 
 def _datatype(value: models.Datatype | None) -> str:
@@ -128,6 +128,6 @@ def _datatype(value: models.Datatype | None) -> str:
 
 
 def _on_disk(params: models.VectorParams | models.SparseIndexParams) -> bool:
-    """Newer servers have `memory` beside the older flag."""
+    """Read whether the data is on disk. Newer servers have `memory` in addition to the older flag."""
     memory = getattr(params, "memory", None)
     return bool(params.on_disk) if memory is None else str(memory) == "cold"

@@ -1,4 +1,4 @@
-"""A Qdrant server or cluster behind the `Store` seam."""
+"""A Qdrant server or cluster as a `Store`."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ T = TypeVar("T")
 
 
 class ServerStore:
-    """Collections on a server. Thread-safe; connects on the first call.
+    """Collections on a server. The store is thread-safe and connects on the first call.
 
-    Calls that fail for a passing reason are repeated, see `ServerConnection`. Repeating is harmless: every call
-    leaves the same state when done twice.
+    Calls that fail with a transient fault are retried; see `ServerConnection`. All calls are idempotent.
 
     Args:
-        url: `http://host:6333` or `https://…`, with a path prefix where a proxy wants one.
-        api_key: sent with every call; never shown.
-        prefer_grpc: use REST only where gRPC does not get through.
-        grpc_port: where gRPC listens.
-        timeout_s: whole seconds that one attempt may take.
-        deadline_s: seconds after which no further attempt starts; three attempts that time out fit in.
-        patience_s: the same for calls that someone waits for: `verify`, `collection_of` unless it is patient, `query`,
-            `fetch` and `count`.
-        names: of the vectors, in every collection.
-        pause_s: the most seconds before the second attempt; later pauses are up to twice the one before.
-        retried: called before each further attempt; must not raise.
+        url: `http://host:6333` or `https://…`, with a path prefix if a proxy needs one.
+        api_key: API key, which is sent with every call and never logged.
+        prefer_grpc: whether gRPC is used if it is reachable.
+        grpc_port: port of gRPC.
+        timeout_s: timeout of one attempt in whole seconds.
+        deadline_s: seconds after which no further attempt starts. The default allows for three timeouts.
+        interactive_deadline_s: deadline of calls on which a user waits: `verify`, `query`, `fetch`, `count`,
+            and `collection_of` unless it is patient.
+        names: names of the vectors, the same in every collection.
+        pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
+        retried: callback before each further attempt; it must not raise.
 
     Raises:
         ConfigurationError: the URL is invalid.
@@ -65,7 +64,7 @@ class ServerStore:
         grpc_port: int = 6334,
         timeout_s: int = 20,
         deadline_s: float = 70.0,
-        patience_s: float = 10.0,
+        interactive_deadline_s: float = 10.0,
         names: VectorNames = NAMES,
         pause_s: float = 0.2,
         retried: Callable[[], None] = lambda: None,
@@ -77,90 +76,92 @@ class ServerStore:
             grpc_port=grpc_port,
             timeout_s=timeout_s,
             deadline_s=deadline_s,
-            patience_s=patience_s,
+            interactive_deadline_s=interactive_deadline_s,
             pause_s=pause_s,
             retried=retried,
         )
         self._call = self._connection.call
         self._names = names
         self._collections = ServerCollections(self._on_client, self._connection.pause, names)
-        self._looks = ServerCollections(functools.partial(self._on_client, soon=True), self._connection.pause, names)
+        self._interactive_collections = ServerCollections(
+            functools.partial(self._on_client, interactive=True), self._connection.pause, names
+        )
 
     @property
     def label(self) -> str:
-        """Name of the store for a person."""
+        """Human-readable name of the store."""
         over_grpc = self._connection.over_grpc
         if over_grpc is None:
             return "Qdrant server"
         return "Qdrant server (gRPC)" if over_grpc else "Qdrant server (REST)"
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
-        """Create the collection, or verify it; one that another worker creates meanwhile is verified."""
+        """Create or verify the collection. A collection that another worker creates concurrently is verified."""
         self._collections.ensure(collection, schema)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """Whether the collection has all that `ensure` would give it; raises SchemaMismatch."""
-        return self._looks.verify(collection, schema)
+        """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
+        return self._interactive_collections.verify(collection, schema)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Build no HNSW graph until `build_index` is called, by whatever process."""
+        """Defer the HNSW graph until any process calls `build_index`."""
         self._collections.defer_index(collection, schema)
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Build the graph as the schema has it; returns when the collection is green."""
+        """Build the graph of the schema, and return when the collection is green."""
         self._collections.build_index(collection, schema, timeout_s=timeout_s)
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """See `Store.collection_of`."""
-        return (self._collections if patient else self._looks).collection_of(name)
+        return (self._collections if patient else self._interactive_collections).collection_of(name)
 
     def alias(self, alias: str, collection: str) -> None:
-        """Point an alias at a collection, atomically."""
+        """Point an alias at a collection atomically."""
         self._collections.alias(alias, collection)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
-        """Store all points; returns when they are durable and searchable (wait=True)."""
+        """Store all points, and return when they are durable and searchable (wait=True)."""
         check_collection(collection)
         if not points:
             return
 
-        @functools.cache  # once, not per attempt
+        @functools.cache  # serialise once and not per attempt
         def request() -> bytes:
             return upsert_request(collection, points, insert_only=insert_only, names=self._names)
 
         def send(transport: Transport) -> None:
             if transport.over_grpc:
-                done = self._connection.upsert(request()).status == messages.UpdateStatus.Completed
+                completed = self._connection.upsert(request()).status == messages.UpdateStatus.Completed
             else:
                 mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
                 rows = points_list(points, self._names)
                 result = transport.client.upsert(collection, rows, wait=True, update_mode=mode)
-                done = result.status == models.UpdateStatus.COMPLETED
-            if not done:
-                raise unfinished("Qdrant took the points and has not stored them yet")
+                completed = result.status == models.UpdateStatus.COMPLETED
+            if not completed:
+                raise unfinished("Qdrant accepted the points but has not stored them yet; retry later")
 
         self._call(collection, send)
 
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """The ids among these that are stored."""
+        """Return the subset of these ids that is stored."""
         check_collection(collection)
         if not ids:
             return set()
-        wanted = [client_id(point_id) for point_id in ids]
+        client_ids = [client_id(point_id) for point_id in ids]
         records = self._call(
             collection,
-            lambda transport: transport.client.retrieve(collection, wanted, with_payload=False, with_vectors=False),
+            lambda transport: transport.client.retrieve(collection, client_ids, with_payload=False, with_vectors=False),
         )
         return {sink_id(record.id) for record in records}
 
     def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
-        """The hits of each plan, in one request."""
+        """Return the hits of each plan, with one request."""
         check_collection(collection)
         if not plans:
             return []
         requests = [query_request(plan, self._names) for plan in plans]
         answers = self._call(
-            collection, lambda transport: transport.client.query_batch_points(collection, requests), soon=True
+            collection, lambda transport: transport.client.query_batch_points(collection, requests), interactive=True
         )
         return [
             [hit(point, with_payload=plan.with_payload, names=self._names) for point in response.points]
@@ -170,31 +171,31 @@ class ServerStore:
     def fetch(
         self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
     ) -> dict[PointId, Stored]:
-        """The requested parts of these points, by id."""
+        """Return the requested parts of these points by id."""
         check_collection(collection)
         if not ids:
             return {}
-        wanted = [client_id(point_id) for point_id in ids]
+        client_ids = [client_id(point_id) for point_id in ids]
         names = [self._names.of(kind) for kind in with_vectors]
         selector = payload_selector(with_payload)
         records = self._call(
             collection,
             lambda transport: transport.client.retrieve(
-                collection, wanted, with_payload=selector, with_vectors=names or False
+                collection, client_ids, with_payload=selector, with_vectors=names or False
             ),
-            soon=True,
+            interactive=True,
         )
         return {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in records}
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
-        """Delete by ids or by a filter with at least one condition; returns how many points existed.
+        """Delete points by ids or by a filter with at least one condition, and return how many of them existed.
 
-        They are counted in a call of its own just before, so the number can be off by what others write in
-        between.
+        The points are counted by a separate call before the deletion, so that concurrent writes can make the number
+        inexact.
         """
         check_collection(collection)
         if bool(ids) == (where is not None):
-            raise InvalidRequest("delete: exactly one of ids and filter")
+            raise InvalidRequest(f"delete: must have exactly one of ids and filter, got {'both' if ids else 'neither'}")
         selector: models.FilterSelector | models.PointIdsList
         if where is not None:
             selector = models.FilterSelector(filter=client_filter(where))
@@ -208,23 +209,23 @@ class ServerStore:
         def send(transport: Transport) -> None:
             result = transport.client.delete(collection, selector, wait=True)
             if result.status != models.UpdateStatus.COMPLETED:
-                raise unfinished("Qdrant took the deletion and has not done it yet")
+                raise unfinished("Qdrant accepted the deletion but has not applied it yet; retry later")
 
         self._call(collection, send)
         return existed
 
     def count(self, collection: str, where: Filter | None = None) -> int:
-        """The exact number of points that match."""
+        """Return the exact number of matching points."""
         check_collection(collection)
         condition = None if where is None else client_filter(where)
         result = self._call(
-            collection, lambda transport: transport.client.count(collection, condition, exact=True), soon=True
+            collection, lambda transport: transport.client.count(collection, condition, exact=True), interactive=True
         )
         return result.count
 
     def close(self) -> None:
-        """Close the connection; calling it twice is harmless. Calls that wait for it end immediately."""
+        """Close the connection. Waiting calls end immediately. Closing it twice is harmless."""
         self._connection.close()
 
-    def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, soon: bool = False) -> T:
-        return self._call(collection, lambda transport: call(transport.client), soon=soon)
+    def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, interactive: bool = False) -> T:
+        return self._call(collection, lambda transport: call(transport.client), interactive=interactive)

@@ -1,4 +1,4 @@
-"""Vectors into a collection: the writer of a job, its report, and documents in chunks."""
+"""Write points to a collection: the writer of a job, its report, and the chunks of documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One batch on its way into the store: split until the point at fault stands alone; no threads."""
+"""Deliver one batch to the store, and split it if the store refuses it. This module starts no threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of a batch; every point is in one of the three.
+    """Outcome of a batch. Every point is in exactly one of the three sequences.
 
     Attributes:
-        stored: acknowledged by the store.
-        refused: points at fault, with the error of each.
-        unsent: neither acknowledged nor at fault.
-        failure: why points are unsent; None if there are none.
+        stored: points that the store acknowledged.
+        refused: points that the store refused, each with its error.
+        unsent: points that were neither acknowledged nor refused.
+        failure: reason why points are unsent; None if there are none.
     """
 
     stored: Sequence[Claim]
@@ -33,16 +33,17 @@ class Outcome:
 
 
 def deliver(
-    upsert: Callable[[Sequence[Point]], None], batch: Sequence[Claim], ended: Callable[[], WorkerError | None]
+    upsert: Callable[[Sequence[Point]], None], batch: Sequence[Claim], job_failure: Callable[[], WorkerError | None]
 ) -> Outcome:
-    """Store a batch. One that the store refuses is halved until the points at fault stand alone.
+    """Store a batch. A batch that the store refuses is halved until the invalid points are identified.
 
-    `NothingTaken` is not split, since any part would be refused too. Raises nothing.
+    After `NothingTaken` the batch is not split, because every part of it would be refused too. No exception escapes.
 
     Args:
-        upsert: stores points, all or none of them.
-        batch: at least one point.
-        ended: why the job has ended meanwhile; None while it goes on. Asked before each request.
+        upsert: function that stores either all of the points or none of them.
+        batch: batch of at least one point.
+        job_failure: function that returns the reason why the job has ended, or None while it is running. It is
+            called before each request.
     """
     stored: list[Claim] = []
     refused: list[tuple[Claim, StoreRejected]] = []
@@ -51,7 +52,7 @@ def deliver(
     parts = [batch]
     while parts:
         part = parts.pop()
-        failure = failure or ended()
+        failure = failure or job_failure()
         if failure is not None:
             unsent += part
             continue
@@ -59,18 +60,18 @@ def deliver(
             upsert([claim.point for claim in part])
         except StoreRejected as error:
             if isinstance(error, NothingTaken):
-                failure = _without_frames(error)
+                failure = _without_tracebacks(error)
                 unsent += part
             elif len(part) == 1:
-                refused.append((part[0], _without_frames(error)))
+                refused.append((part[0], _without_tracebacks(error)))
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
         except WorkerError as error:
-            failure = _without_frames(error)
+            failure = _without_tracebacks(error)
             unsent += part
-        except BaseException as error:  # noqa: BLE001 - a sender that dies silently would leave the job waiting
-            failure = contained("the store failed unexpectedly", error)
+        except BaseException as error:  # noqa: BLE001 - if a sender died silently, the job would wait forever
+            failure = as_internal("the store failed unexpectedly", error)
             unsent += part
         else:
             stored += part
@@ -80,16 +81,16 @@ def deliver(
 _E = TypeVar("_E", bound=WorkerError)
 
 
-def _without_frames(error: _E) -> _E:
-    """The error, for a report that is kept: its frames, and those of its causes, would keep the batch's vectors."""
-    one: BaseException | None = error
-    while one is not None:
-        one.__traceback__ = None
-        one = one.__cause__ or one.__context__
+def _without_tracebacks(error: _E) -> _E:
+    """Remove the tracebacks of an error and its causes: in a report they would keep the vectors of the batch alive."""
+    linked: BaseException | None = error
+    while linked is not None:
+        linked.__traceback__ = None
+        linked = linked.__cause__ or linked.__context__
     return error
 
 
-def contained(what: str, error: BaseException) -> Internal:
-    """An unexpected exception as an error of the job; its words, which may quote a text, stay out of the log too."""
-    log.error("%s: %s", what, whereabouts(error))
+def as_internal(context: str, error: BaseException) -> Internal:
+    """Convert an unexpected exception to an error of the job. Its message may quote a text and is not logged."""
+    log.error("%s: %s", context, whereabouts(error))
     return Internal(f"internal error ({type(error).__name__})")

@@ -1,4 +1,4 @@
-"""Locks on documents in chunks: jobs with the same document run one after the other."""
+"""Locks on chunked documents, so that jobs with the same document run one after the other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qdrant_sink.points import PointId
 
 
 class DocumentLocks:
-    """Documents that jobs of this process are writing. Thread-safe.
+    """Locks on the documents that jobs of this process are writing. It is thread-safe.
 
-    A job stores a document's chunks and then deletes what an earlier version had beyond them. Between the two, another
-    job's chunks would be taken for those of an earlier version.
+    A job stores the chunks of a document and then deletes the additional chunks of an earlier version. Without a lock
+    it could delete chunks that another job has stored in between.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class DocumentLocks:
 
     @contextmanager
     def held(self, collection: str, scope: str, documents: Collection[PointId]) -> Iterator[None]:
-        """Hold all of these documents for the block, after waiting for the jobs that hold any of them. Blocks.
+        """Wait until no other job holds any of these documents, and hold them for the block.
 
         Args:
-            collection: that the documents are in, never an alias of it: see `Catalogue.resolve`.
-            scope: what derived ids belong to, as in `chunk_id`.
+            collection: name of the collection, which must not be an alias; see `Catalogue.resolve`.
+            scope: collection name from which ids are derived, as in `chunk_id`.
             documents: ids of the documents.
         """
         keys = {(collection, scope, document) for document in documents}

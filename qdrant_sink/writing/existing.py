@@ -1,4 +1,4 @@
-"""Which of many ids are stored, asked for in requests of bounded size."""
+"""Look up which ids are stored, in requests of bounded size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from qdrant_sink.writing.batches import BATCH_MAX_POINTS
 
 
 class Existing(Protocol):
-    """The part of a store that knows which points exist; see `Store`."""
+    """The part of `Store` that looks up which points exist."""
 
     def existing(self, collection: str, ids: Sequence[PointId], /) -> set[PointId]:
-        """The ids among these that are stored."""
+        """Return the subset of these ids that is stored."""
         ...
 
 
 def existing_ids(
     store: Existing, collection: str, ids: Sequence[PointId], *, batch_points: int = BATCH_MAX_POINTS
 ) -> set[PointId]:
-    """The ids among these that are stored, asked for `batch_points` at a time. Blocks.
+    """Return the subset of these ids that is stored, looked up in batches of `batch_points`. The call blocks.
 
     Raises:
-        WorkerError: see the table of `qdrant_sink.store`.
+        WorkerError: see the table in `qdrant_sink.store`.
     """
     stored: set[PointId] = set()
     for first in range(0, len(ids), batch_points):

@@ -1,10 +1,9 @@
-"""Fewer ColBERT rows for a text that has more than a multivector holds.
+"""Reduce the number of ColBERT rows of a text that has more than a multivector can hold.
 
 Token pooling (Clavié, Chaffin and Adams 2024, "Reducing the Footprint of Multi-Vector Retrieval with Minimal
-Performance Impact via Token Pooling") replaces groups of similar rows by their mean. The paper finds the groups
-by clustering; here they are neighbours in the text, its sequential variant: that takes time linear in the
-rows where clustering is quadratic, gives the same rows for the same text everywhere, and a row still
-stands for a span of the text.
+Performance Impact via Token Pooling") replaces groups of similar rows by their mean. The paper forms the groups
+by clustering. This module uses its sequential variant, in which a group consists of neighbouring rows. It takes linear
+instead of quadratic time, it is deterministic, and a row still stands for a span of the text.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEAN_MIN: Final = 1e-3
-"""Norm below which the mean of unit rows has no direction: its rows cancel out up to rounding."""
+"""Norm below which the mean of unit rows has no direction, because the rows cancel each other out up to rounding."""
 
 
 def pooled(rows: NDArray[Any], limit: int) -> NDArray[Any]:
-    """At most `limit` rows: the unit means of as many groups of neighbours, of nearly equal size.
+    """Pool rows to at most `limit` rows: the normalised means of groups of neighbouring rows, of nearly equal size.
 
-    Rows that fit are returned unchanged, and no more are merged than must be: two of 1024 rows for a limit of 1023.
-    A group whose mean is near zero is represented by its first row.
-    Numbers that are not finite stay so, for conformance to find.
+    If there are at most `limit` rows, they are returned unchanged. Otherwise as few rows as possible are merged: two of
+    1024 rows for a limit of 1023. A group whose mean is near zero is represented by its first row. Numbers that are not
+    finite are kept, so that conformance refuses them.
 
     Args:
-        rows: float [N, size], of L2 norm 1.
-        limit: at least 1; `conformance.rows_max` of the size for a multivector of Qdrant.
+        rows: float [N, size] with L2 norm 1.
+        limit: maximum number of rows, at least 1. For a multivector of Qdrant it is `conformance.rows_max(size)`.
 
     Returns:
-        float [min(N, limit), size], of the dtype of `rows`.
+        float [min(N, limit), size] with the dtype of `rows`.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")

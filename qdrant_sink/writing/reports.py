@@ -1,4 +1,4 @@
-"""What became of a job's points, exactly: every point is stored or rejected."""
+"""Reports of a job: every point is either stored or rejected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qdrant_sink.conformance import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One point that is not stored.
+    """A point that is not stored.
 
     Attributes:
-        index: position within the job.
-        cause: refusal of conformance, or the error of the model, the store or the job.
+        index: index of the point in the job.
+        cause: refusal by conformance, or error of the model, the store or the job.
     """
 
     index: int
@@ -23,19 +23,19 @@ class Rejection:
 
     @property
     def message(self) -> str:
-        """What is wrong, for the caller."""
+        """Error message for the caller."""
         return self.cause.message
 
 
 @dataclass(frozen=True, slots=True)
 class WriteReport:
-    """What became of a job's points.
+    """Report on the points of a job.
 
     Attributes:
-        indices: positions of the points that are in the collection now, ascending; merged duplicates have their own.
+        indices: indices of the points that are in the collection, ascending, including those of merged duplicates.
         rejected: all other points, by ascending index.
-        skipped: number of points in `indices` that existed before and were left untouched (insert_only).
-        failure: why the store accepts nothing more, or the error that the job was cancelled with; None otherwise.
+        skipped: number of points in `indices` that already existed and were left unchanged (insert_only).
+        failure: error that ended the job early, from the store or from a cancellation; None otherwise.
     """
 
     indices: tuple[int, ...]
@@ -45,37 +45,37 @@ class WriteReport:
 
     @property
     def stored(self) -> int:
-        """Number of points that are in the collection now."""
+        """Number of points that are in the collection."""
         return len(self.indices)
 
     @property
     def submitted(self) -> int:
-        """Number of all points."""
+        """Number of all points of the report."""
         return len(self.indices) + len(self.rejected)
 
     def completed(self, submitted: int, *, skipped: Iterable[int] = ()) -> WriteReport:
-        """The report of a whole job, of which the writer was handed only some points.
+        """Complete the report of a job if the writer received only some of its points.
 
-        Points that this report does not name are rejected for the reason that ended the job.
+        Points that are missing from this report are rejected with the error that ended the job.
 
         Args:
-            submitted: number of points in the job; their indices count from 0.
-            skipped: indices of points that existed before. They are gone if the collection has vanished.
+            submitted: number of points in the job. Indices start at 0.
+            skipped: indices of points that already existed. If the collection was deleted, they are rejected too.
         """
-        kept: set[int] = set() if isinstance(self.failure, NotFound) else set(skipped)
-        done = {rejection.index for rejection in self.rejected}.union(self.indices, kept)
-        cause = self.failure or Cancelled("the job was cancelled before it was sent")
-        unsent = [Rejection(index, cause) for index in range(submitted) if index not in done]
+        existing: set[int] = set() if isinstance(self.failure, NotFound) else set(skipped)
+        reported = {rejection.index for rejection in self.rejected}.union(self.indices, existing)
+        cause = self.failure or Cancelled("the job was cancelled before the point was sent")
+        unsent = [Rejection(index, cause) for index in range(submitted) if index not in reported]
         return replace(
             self,
-            indices=tuple(sorted(kept.union(self.indices))),
+            indices=tuple(sorted(existing.union(self.indices))),
             rejected=_ordered([*self.rejected, *unsent]),
-            skipped=len(kept),
+            skipped=len(existing),
         )
 
 
 class Tally:
-    """Counts points as they are acknowledged or rejected."""
+    """Counts the points that are acknowledged or rejected."""
 
     def __init__(self) -> None:
         self._stored: list[int] = []
@@ -92,20 +92,20 @@ class Tally:
         return len(self._stored) + len(self._rejected)
 
     def store(self, indices: Sequence[int]) -> None:
-        """Points were acknowledged."""
+        """Record points that were acknowledged."""
         self._stored += indices
 
     def reject(self, indices: Sequence[int], cause: Refusal | WorkerError) -> None:
-        """Points were rejected."""
+        """Record points that were rejected."""
         self._rejected += [Rejection(index, cause) for index in indices]
 
     def lose(self, error: NotFound) -> None:
-        """The collection vanished, and with it every point that was acknowledged."""
+        """Reject all acknowledged points, because the collection was deleted."""
         self.reject(self._stored, error)
         self._stored.clear()
 
     def report(self, failure: WorkerError | None) -> WriteReport:
-        """The report so far."""
+        """Create the report of all points recorded so far."""
         return WriteReport(tuple(sorted(self._stored)), _ordered(self._rejected), failure=failure)
 
 

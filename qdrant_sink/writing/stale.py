@@ -1,4 +1,4 @@
-"""Chunks of an earlier version of a document, beyond the last chunk that it has now."""
+"""Delete stale chunks: chunks of an earlier version of a document beyond its current last chunk."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from qdrant_sink.writing.existing import Existing, existing_ids
 
 log = logging.getLogger(__name__)
 
-PROBES: Final = 8192
-"""Ids beyond the last chunks of all documents of a job that are looked for together."""
+LOOKUP_TARGET_IDS: Final = 8192
+"""Approximate number of ids that are looked up in one round, for all documents of a job together."""
 
-GAP_MIN_CHUNKS: Final = 16
-GAP_MAX_CHUNKS: Final = BATCH_MAX_POINTS + 24
-"""Ids beyond the last chunk of one document that are looked for together, at least and at most: so many chunks in a row
-can be missing of an earlier version, which was refused in part or cut short. A job of a few documents looks behind a
-whole batch that did not arrive: 2 ms in Qdrant Edge."""
+LOOKAHEAD_MIN_CHUNKS: Final = 16
+LOOKAHEAD_MAX_CHUNKS: Final = BATCH_MAX_POINTS + 24
+"""Minimum and maximum number of ids that are looked up in one round beyond the last chunk of a document. An earlier
+version that was partly refused or interrupted can lack that many consecutive chunks. With the maximum, the search goes
+past a whole batch that is missing, which takes 2 ms in Qdrant Edge."""
 
 
 class Chunks(Existing, Protocol):
-    """The part of a store that finds and deletes points; see `Store`."""
+    """The part of `Store` that looks up and deletes points."""
 
     def delete(self, collection: str, /, *, ids: Sequence[PointId] = ()) -> int:
-        """Delete by ids; returns how many points existed."""
+        """Delete points by ids, and return how many of them existed."""
         ...
 
 
@@ -38,35 +38,35 @@ def delete_stale_chunks(
     *,
     batch_points: int = BATCH_MAX_POINTS,
 ) -> int:
-    """Delete the chunks that documents had beyond the last one that they have now; returns how many. Blocks.
+    """Delete the chunks of these documents beyond their current last chunk, and return their number. The call blocks.
 
-    They are found by their ids, which tell documents of different `scope` apart, as their payloads do not. Nobody else
-    may write these documents meanwhile; see `DocumentLocks`.
+    The chunks are looked up by their ids, because ids distinguish documents of different scopes and payloads do not. No
+    other job may write these documents at the same time; see `DocumentLocks`.
 
     Args:
-        store: that has the collection.
-        collection: its name.
-        documents: by document id, the number of its chunks now, all of them stored.
-        scope: what derived ids belong to, as in `chunk_id`.
+        store: store of the collection.
+        collection: name of the collection.
+        documents: current number of chunks by document id. All of these chunks must be stored.
+        scope: collection name from which ids are derived, as in `chunk_id`.
         batch_points: maximum number of ids in a request.
 
     Raises:
-        WorkerError: see the table of `qdrant_sink.store`. Running the same job again completes the deletion.
+        WorkerError: see the table in `qdrant_sink.store`. Running the same job again completes the deletion.
     """
     stale: list[PointId] = []
     chunks = dict(documents)
     while chunks:
-        gap = max(GAP_MIN_CHUNKS, min(GAP_MAX_CHUNKS, PROBES // len(chunks)))
-        probes: dict[PointId, PointId] = {
+        lookahead = max(LOOKAHEAD_MIN_CHUNKS, min(LOOKAHEAD_MAX_CHUNKS, LOOKUP_TARGET_IDS // len(chunks)))
+        lookups: dict[PointId, PointId] = {
             chunk_id(document, first + number, scope): document
             for document, first in chunks.items()
-            for number in range(gap)
+            for number in range(lookahead)
         }
-        existing = existing_ids(store, collection, list(probes), batch_points=batch_points)
-        stale += [chunk for chunk in probes if chunk in existing]
-        longer = {probes[chunk] for chunk in existing}
-        chunks = {document: first + gap for document, first in chunks.items() if document in longer}
-    # From the last on: a deletion that is cut short leaves the next run its beginning to find.
+        existing = existing_ids(store, collection, list(lookups), batch_points=batch_points)
+        stale += [chunk for chunk in lookups if chunk in existing]
+        unfinished = {lookups[chunk] for chunk in existing}
+        chunks = {document: first + lookahead for document, first in chunks.items() if document in unfinished}
+    # The last chunks are deleted first: after an interruption, the next run finds the remaining chunks without a gap.
     for end in range(len(stale), 0, -batch_points):
         store.delete(collection, ids=stale[max(0, end - batch_points) : end])
     if stale:

@@ -31,7 +31,7 @@ _CODES: Final[Mapping[Fault, grpc.StatusCode]] = {
 
 _ERRORS: Final[Mapping[Fault, Exception]] = {
     "away": StoreUnavailable("Qdrant does not answer: UNAVAILABLE"),
-    "busy": StoreUnavailable("Qdrant limits the rate", retry_after_s=float(RETRY_AFTER_S)),
+    "busy": StoreUnavailable("Qdrant limits the request rate", retry_after_s=float(RETRY_AFTER_S)),
     "denied": AccessDenied("Qdrant does not let the worker in: PERMISSION_DENIED"),
     "rejects": StoreRejected("Qdrant refused the request: INVALID_ARGUMENT"),
     "defect": LookupError("a defect of the store"),

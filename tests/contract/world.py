@@ -101,7 +101,9 @@ class World:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             if scenario.multivector_values is not None:
-                stack.enter_context(mock.patch.object(conformance, "MULTIVECTOR_VALUES", scenario.multivector_values))
+                stack.enter_context(
+                    mock.patch.object(conformance, "MULTIVECTOR_VALUES_LIMIT", scenario.multivector_values)
+                )
             names = Settings.from_environment({**ENVIRONMENT, **scenario.settings}).qdrant_collection_config.names
             double = None
             if self.store == "server":
@@ -109,7 +111,7 @@ class World:
                 stack.callback(double.stop)
                 store: Store = ServerStore(
                     "http://127.0.0.1:9", grpc_port=double.port, names=names, deadline_s=_DEADLINE_S,
-                    patience_s=_DEADLINE_S, pause_s=0.02,
+                    interactive_deadline_s=_DEADLINE_S, pause_s=0.02,
                 )  # fmt: skip
             else:
                 store = EdgeStore(folder / "edge", names=names)

@@ -72,5 +72,5 @@ def worker(serve: Serve) -> Client:
 @pytest.fixture
 def small_multivectors(monkeypatch: pytest.MonkeyPatch) -> int:
     """Limit multivectors to 20 rows, and return that number."""
-    monkeypatch.setattr(conformance, "MULTIVECTOR_VALUES", 21 * 192)
+    monkeypatch.setattr(conformance, "MULTIVECTOR_VALUES_LIMIT", 21 * 192)
     return 20

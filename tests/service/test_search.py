@@ -17,7 +17,7 @@ from embedder import Embedder, Embedding, SparseVector
 from qdrant_sink import PointId
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.searching.plan import Fuse, Nearest
-from qdrant_sink.searching.run import TIE_MARGIN
+from qdrant_sink.searching.run import TIE_MARGIN_HITS
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
@@ -252,7 +252,7 @@ def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) 
     for plan, branches in zip(store.plans, ({"sparse": 2.0, "colbert": 1.0}, {"colbert": 1.0}), strict=True):
         assert [(branch.query.kind, branch.limit) for branch in plan.branches] == [(kind, 50) for kind in branches]
         assert plan.query == Fuse("rrf", 7 + 1, tuple(branches.values()))
-        assert (plan.limit, plan.offset) == (3 + 1 + TIE_MARGIN, 0)
+        assert (plan.limit, plan.offset) == (3 + 1 + TIE_MARGIN_HITS, 0)
         assert (plan.score_threshold, plan.where) == (0.001, fields["filter"])
         assert (plan.traversal.hnsw_ef, plan.traversal.exact) == (77, True)
         assert (plan.with_payload, plan.with_vectors) == (False, ())

@@ -99,11 +99,11 @@ def test_missing_examples_are_named(notes: Client) -> None:
     """Missing examples are `not_found`; the message names their fields, the details their ids."""
     like = {"positive": ["rsync", "gone"], "negative": [99]}
     answer = notes.error({**SEARCH, "like": like}, "not_found")
-    assert answer["error"] == "like.positive[1], like.negative[0]: not in collection 'notes'"
+    assert answer["error"] == "like.positive[1], like.negative[0]: not found in collection 'notes'"
     assert answer["details"] == {"collection": "notes", "ids": ["gone", 99]}
     twice = {"positive": ["rsync", 7], "negative": [7]}
     same = notes.error({**SEARCH, "like": twice}, "invalid_request")
-    assert same["error"] == "like.negative[0]: is the same point as like.positive[1]"
+    assert same["error"] == "like.negative[0]: must not be the same point as like.positive[1]"
     unlike = {"positive": [7], "negative": ["rsync"]}
     refused = notes.error({**SEARCH, "like": unlike, "rerank": "colbert"}, "invalid_request")
     assert refused["error"].startswith("like.negative")

@@ -1,4 +1,4 @@
-"""The stores under test. Those of `store` are shared by all tests, each of which has a collection of its own."""
+"""Fixtures with the stores under test. All tests share the stores of `store`, and each test has its own collection."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def server_store(double: GrpcDouble) -> Iterator[ServerStore]:
 
 @pytest.fixture(scope="session", params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Every store in turn; a test leaves it open, and nothing outside of its own `collection`."""
+    """Each kind of store. A test must leave it open, and must change only its own `collection`."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as shared:
         yield shared
 
 
 @pytest.fixture
 def collection(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name nobody else has, alone or with a suffix; a real server is rid of them afterwards."""
+    """A unique collection name. Collections with this prefix are deleted from a real server after the test."""
     name = f"test_{uuid.uuid4().hex}"
     yield name
     if request.node.get_closest_marker("server"):

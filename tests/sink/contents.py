@@ -1,4 +1,4 @@
-"""What a collection holds, whichever store keeps it: read through the seam, by one exact search for everything."""
+"""Read the contents of a collection of any store, with one exact search for all points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdrant_sink.store import Store
 from tests.sink.samples import SIZE, search_by, unit
 
 TOLERANCE = 1e-3
-"""What float16 storage of ColBERT rows and the engine's own scaling to norm 1 leave of a component at least."""
+"""Maximum error of a component after float16 storage of ColBERT rows and the engine's normalisation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Held:
     """A stored point.
 
     Attributes:
-        payload: as stored.
-        dense: the floats of the vector.
+        payload: stored payload.
+        dense: components of the dense vector.
         sparse: weights by index.
-        colbert: the floats of its rows, one after the other.
+        colbert: components of all ColBERT rows, concatenated.
     """
 
     payload: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Held:
 
 
 def contents(store: Store, collection: str) -> dict[PointId, Held]:
-    """All points by id. Each has all three vectors, and none is there twice."""
+    """Return all points by id. Each must have all three vectors and occur only once."""
     count = store.count(collection)
     if not count:
         return {}
@@ -48,7 +48,7 @@ def contents(store: Store, collection: str) -> dict[PointId, Held]:
         with_vectors=("dense", "sparse", "colbert"),
     )
     [hits] = run(store, collection, [search])
-    found = {}
+    points = {}
     for hit in hits:
         assert hit.payload is not None
         assert hit.vectors is not None
@@ -57,28 +57,28 @@ def contents(store: Store, collection: str) -> dict[PointId, Held]:
         assert vectors.sparse is not None
         assert vectors.colbert is not None
         weights = dict(zip(vectors.sparse.indices.tolist(), vectors.sparse.values.tolist(), strict=True))
-        found[hit.id] = Held(
+        points[hit.id] = Held(
             hit.payload, tuple(vectors.dense.tolist()), weights, tuple(vectors.colbert.ravel().tolist())
         )
-    assert len(hits) == len(found) == count
-    return found
+    assert len(hits) == len(points) == count
+    return points
 
 
 def assert_holds(store: Store, collection: str, drafts: Sequence[Draft]) -> None:
-    """The collection is exactly these drafts: each once, nothing else, payload and vectors as they were."""
-    found = contents(store, collection)
-    assert set(found) == {draft.id for draft in drafts}
-    held = [found[draft.id] for draft in drafts]
-    assert [dict(one.payload) for one in held] == [dict(draft.payload) for draft in drafts]
-    given = [draft.vectors for draft in drafts]
-    _close([one.dense for one in held], [one.dense for one in given])
-    _close([one.colbert for one in held], [one.colbert for one in given])
-    for one, vectors in zip(held, given, strict=True):
+    """Assert that the collection contains exactly these drafts with their payloads and vectors."""
+    points = contents(store, collection)
+    assert set(points) == {draft.id for draft in drafts}
+    held = [points[draft.id] for draft in drafts]
+    assert [dict(point.payload) for point in held] == [dict(draft.payload) for draft in drafts]
+    expected = [draft.vectors for draft in drafts]
+    _close([point.dense for point in held], [point.dense for point in expected])
+    _close([point.colbert for point in held], [point.colbert for point in expected])
+    for point, vectors in zip(held, expected, strict=True):
         assert vectors.sparse is not None
         sparse = vectors.sparse
-        assert one.sparse == dict(zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True))
+        assert point.sparse == dict(zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True))
 
 
-def _close(held: Sequence[tuple[float, ...]], given: Sequence[NDArray[Any] | None]) -> None:
-    wanted = [one.ravel() for one in given if one is not None]
+def _close(held: Sequence[tuple[float, ...]], expected: Sequence[NDArray[Any] | None]) -> None:
+    wanted = [vector.ravel() for vector in expected if vector is not None]
     np.testing.assert_allclose(np.array(held), np.array(wanted), atol=TOLERANCE)

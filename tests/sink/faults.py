@@ -1,8 +1,8 @@
-"""What goes wrong between a client and the double, by script: in the server call by call, and on the wire.
+"""Scripted faults between a client and the server double, in single calls and in connections.
 
-`Script` spoils calls inside the server, which then answers with a status, late, or not at all. `Proxy` stands
-in front of it and spoils connections: it cuts them in the middle of a request, and refuses new ones. Both
-count what they did, so that a test can show that it happened.
+`Script` makes calls inside of the server fail with a status, late, or without an answer. `Proxy` is in front of the
+server: it cuts connections during a request, and refuses new ones. Both count their faults, so that a test can check
+that they happened.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from typing import Any
 import grpc  # type: ignore[import-untyped,unused-ignore]
 
 PATIENCE_S = 30.0
-"""After which a test that hangs fails. Nothing is measured by it."""
+"""Timeout after which a hanging test fails. It does not affect measurements."""
 
 RETRY_AFTER_S = 0.01
 SLOW_S = 0.03
 REFUSAL_S = 0.03
 
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: on with no time, so that closing sends RST."""
+"""Value of SO_LINGER with which closing a socket sends RST."""
 
 
 class Kind(Enum):
-    """One way in which a call can go wrong."""
+    """A kind of fault of a call."""
 
-    UNAVAILABLE = "the status, nothing done"
+    UNAVAILABLE = "UNAVAILABLE, nothing done"
     EXHAUSTED = "RESOURCE_EXHAUSTED with retry-after, nothing done"
     DEADLINE = "DEADLINE_EXCEEDED, nothing done"
     SLOW = "done and answered, late"
-    LOST = "done, and the answer is another: UNAVAILABLE"
-    SILENT = "done, but not before the client has given up"
+    LOST = "done, but answered with UNAVAILABLE"
+    SILENT = "done, but only after the timeout of the client"
 
 
 @dataclass
 class Script:
-    """One of every `every` calls goes wrong: which one, and how, is drawn from the seed.
+    """Script in which one of every `every` calls fails. The call and the kind of fault are drawn at random.
 
     Attributes:
-        kinds: each in turn, in an order that is drawn anew for every round.
-        every: calls per fault.
-        seed: of the draws. With several calls at once their order is not fixed, and so is not who is hit.
-        methods: the calls that count.
-        happened: faults so far, by kind.
-        calls: calls so far that count.
+        kinds: kinds of faults, which are used in rounds of random order.
+        every: number of calls per fault.
+        seed: seed of the random draws. With concurrent calls their order is not deterministic.
+        methods: methods whose calls can fail.
+        happened: number of faults so far, by kind.
+        calls: number of calls of these methods so far.
     """
 
     kinds: Sequence[Kind]
@@ -65,29 +65,29 @@ class Script:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._lock = threading.Lock()
-        self._at = 0
-        self._bag: list[Kind] = []
+        self._fault_offset = 0
+        self._round: list[Kind] = []
 
     def draw(self, method: str) -> Kind | None:
-        """What happens to this call; None: it goes well."""
+        """Draw the fault of a call; None if the call succeeds."""
         if method not in self.methods:
             return None
         with self._lock:
-            place = self.calls % self.every
-            if place == 0:
-                self._at = self._random.randrange(self.every)
+            offset = self.calls % self.every
+            if offset == 0:
+                self._fault_offset = self._random.randrange(self.every)
             self.calls += 1
-            if place != self._at:
+            if offset != self._fault_offset:
                 return None
-            if not self._bag:
-                self._bag = self._random.sample(list(self.kinds), len(self.kinds))
-            kind = self._bag.pop()
+            if not self._round:
+                self._round = self._random.sample(list(self.kinds), len(self.kinds))
+            kind = self._round.pop()
             self.happened[kind] += 1
             return kind
 
 
 def spoil(kind: Kind, context: Any, work: Callable[[], Any]) -> Any:
-    """Answer a call so; `work` does it."""
+    """Answer a call with this fault. `work` executes the call."""
     match kind:
         case Kind.EXHAUSTED:
             context.set_trailing_metadata((("retry-after", str(RETRY_AFTER_S)),))
@@ -109,13 +109,12 @@ def spoil(kind: Kind, context: Any, work: Callable[[], Any]) -> Any:
 
 
 class Proxy:
-    """A TCP proxy on a loopback port, in front of a server on another one.
+    """A TCP proxy on a loopback port, in front of a server on another port.
 
     Args:
         target: port of the server.
-        gaps: bytes of requests after which all connections are cut, each counted from the cut before it;
-            none are cut after the last.
-        refuse: after every so many cuts, new connections are refused for a moment; 0: never.
+        gaps: numbers of request bytes between two cuts of all connections. After the last one nothing is cut.
+        refuse: number of cuts after which new connections are refused for a moment; 0 for never.
     """
 
     def __init__(self, target: int, gaps: Iterable[int] = (), *, refuse: int = 0) -> None:
@@ -150,7 +149,7 @@ class Proxy:
             try:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:  # the port was shut, by `stop` or for a moment
+            except OSError:  # the port was closed, permanently by `stop` or for a moment
                 self._listener.close()
                 if not self._stopped.wait(REFUSAL_S):
                     self._listener = self._listen(self.port)
@@ -177,7 +176,7 @@ class Proxy:
                 client.sendall(data)
 
     def _allowed(self, size: int) -> tuple[int, bool]:
-        """How many of these bytes pass before the next cut, which is counted; whether it refuses."""
+        """Return how many of these bytes pass before the next cut, and whether connections are then refused."""
         with self._lock:
             if self._left is None or self._left >= size:
                 self._left = None if self._left is None else self._left - size
@@ -195,22 +194,22 @@ class Proxy:
             with contextlib.suppress(OSError):
                 yield
         finally:
-            for one in pair:
-                _wake(one)
-                one.close()
+            for connection in pair:
+                _wake(connection)
+                connection.close()
             with self._lock:
                 self._sockets -= set(pair)
 
     def _cut_all(self) -> None:
         with self._lock:
-            found = list(self._sockets)
-        for one in found:
+            connections = list(self._sockets)
+        for connection in connections:
             with contextlib.suppress(OSError):
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            _wake(one)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            _wake(connection)
 
 
-def _wake(one: socket.socket) -> None:
-    """End what other threads wait for on this socket."""
+def _wake(connection: socket.socket) -> None:
+    """Wake up threads that wait on this socket."""
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)

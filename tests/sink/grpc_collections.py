@@ -1,4 +1,4 @@
-"""Collections in the messages of Qdrant's gRPC API, for the double; independent of the sink."""
+"""Convert collections from and to messages of Qdrant's gRPC API, for the server double."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DISTANCES = {
 
 
 def config_of(request: Any) -> edge.EdgeConfig:
-    """The engine's configuration for a CreateCollection."""
+    """Convert a CreateCollection to a configuration of the engine."""
     vectors = {}
     named = dict(request.vectors_config.params_map.map)
     if request.vectors_config.HasField("params"):
@@ -38,8 +38,8 @@ def config_of(request: Any) -> edge.EdgeConfig:
 def collection_info(
     created: Any, indexes: Mapping[str, Any], status: pb.CollectionStatus.ValueType, points: int
 ) -> pb.CollectionInfo:
-    """A collection as it was asked for, with the defaults of the server for what was not."""
-    asked = {
+    """Create the info of a collection, with the defaults of the server for unset fields."""
+    explicit = {
         name: getattr(created, name)
         for name in ("replication_factor", "write_consistency_factor")
         if created.HasField(name)
@@ -49,7 +49,7 @@ def collection_info(
         on_disk_payload=created.on_disk_payload if created.HasField("on_disk_payload") else True,
         vectors_config=created.vectors_config,
         sparse_vectors_config=created.sparse_vectors_config,
-        **{"replication_factor": 1, "write_consistency_factor": 1, **asked},
+        **{"replication_factor": 1, "write_consistency_factor": 1, **explicit},
     )
     optimizers = pb.OptimizersConfigDiff(deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0)
     optimizers.flush_interval_sec = 5
@@ -70,7 +70,7 @@ def collection_info(
 
 
 def merge_update(created: Any, request: Any) -> None:
-    """The changes of an UpdateCollection to the vectors, into what the collection was created with."""
+    """Apply the changes of an UpdateCollection to the request that created the collection."""
     for name, change in request.vectors_config.params_map.map.items():
         named = created.vectors_config.params_map.map
         if name not in named:
@@ -80,7 +80,7 @@ def merge_update(created: Any, request: Any) -> None:
 
 
 def field_index(request: Any) -> tuple[pb.PayloadSchemaInfo, Any]:
-    """A CreateFieldIndexCollection as what a Get tells of it, and as the engine takes it."""
+    """Convert a CreateFieldIndexCollection to the info that Get returns, and to a type of the engine."""
     name = pb.FieldType.Name(request.field_type).removeprefix("FieldType")
     info = pb.PayloadSchemaInfo(data_type=pb.PayloadSchemaType.Value(name), points=0)
     kind: Any = getattr(edge.PayloadSchemaType, name)

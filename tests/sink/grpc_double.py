@@ -1,8 +1,7 @@
-"""A Qdrant server for tests: real gRPC on a loopback port, generated services, a real engine behind.
+"""Double of a Qdrant server: real gRPC on a loopback port, with Qdrant Edge as its engine.
 
-It speaks the protocol of qdrant_client.grpc, checks what the server checks before its engine (and Qdrant Edge
-does not), stores in Qdrant Edge, and fails when told to. Independent of `qdrant_sink`: what the adapter sends
-is read from the messages alone.
+It implements the services of qdrant_client.grpc, makes the checks of the server that Qdrant Edge does not make, and can
+be scripted to fail. It does not import `qdrant_sink`, so that it reads only the messages that the adapter sends.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from tests.sink.grpc_messages import (
 
 @dataclass
 class Failure:
-    """The next `times` calls of `method` end with this status."""
+    """The next `times` calls of `method` fail with this status."""
 
     method: str
     code: Any
     times: int
     details: str = ""
     retry_after: float | None = None
-    after: bool = False  # do the work and lose the answer
+    after: bool = False  # execute the call and lose its answer
 
 
 @dataclass
 class GrpcDouble:
-    """The server and the script of its faults."""
+    """The server double with its scripted faults."""
 
     root: Path
     failures: list[Failure] = field(default_factory=list)
@@ -56,7 +55,7 @@ class GrpcDouble:
     calls: list[str] = field(default_factory=list)
     update_status: pb.UpdateStatus.ValueType = pb.UpdateStatus.Completed
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
-    statuses: list[pb.CollectionStatus.ValueType] = field(default_factory=list)  # of the next Gets; then green
+    statuses: list[pb.CollectionStatus.ValueType] = field(default_factory=list)  # of the next calls of Get, then green
     queries: list[pb.QueryBatchPoints] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     indexes: dict[str, dict[str, pb.PayloadSchemaInfo]] = field(default_factory=dict)
@@ -69,7 +68,7 @@ class GrpcDouble:
         self.start()
 
     def start(self) -> None:
-        """Listen: on any port at first, after `stop` on the same one. The collections stay."""
+        """Listen on any port or, after `stop`, on the same port. The collections are kept."""
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(ThreadPoolExecutor(8), options=unlimited)
         pb.add_QdrantServicer_to_server(_Root(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
@@ -87,7 +86,7 @@ class GrpcDouble:
         self.failures.append(Failure(method, code, times, **more))
 
     def handle(self, method: str, context: Any, work: Callable[[], Any]) -> Any:
-        """One call: authenticate, fail as scripted, or work under the lock."""
+        """Handle a call: authenticate it, fail as scripted, or execute it under the lock."""
         self.calls.append(method)
         sent = dict(context.invocation_metadata()).get("api-key")
         if self.api_key is not None and sent != self.api_key:
@@ -115,19 +114,19 @@ class GrpcDouble:
                 return work()
         except KeyError as exc:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{exc.args[0]}` doesn't exist!")
-        except Exception as exc:  # noqa: BLE001 - the server answers whatever its engine says
+        except Exception as exc:  # noqa: BLE001 - the server answers with every error of its engine
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Wrong input: {exc}")
 
     def shard(self, name: str) -> edge.EdgeShard:
-        """The engine of a collection; KeyError where there is none."""
+        """Return the engine of a collection. Raises KeyError if the collection does not exist."""
         return self.collections[self.real(name)][1]
 
     def real(self, name: str) -> str:
-        """The collection that a name or an alias stands for."""
+        """Resolve a name or an alias to its collection."""
         return self.aliases.get(name, name)
 
     def done(self) -> pb.PointsOperationResponse:
-        """The answer to an update."""
+        """Create the answer to an update."""
         return pb.PointsOperationResponse(result=pb.UpdateResult(operation_id=1, status=self.update_status))
 
 
@@ -156,8 +155,8 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
     def List(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            found = [pb.CollectionDescription(name=name) for name in self.double.collections]
-            return pb.ListCollectionsResponse(collections=found)
+            collections = [pb.CollectionDescription(name=name) for name in self.double.collections]
+            return pb.ListCollectionsResponse(collections=collections)
 
         return self.double.handle("List", context, work)
 
@@ -183,7 +182,7 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
     def UpdateAliases(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            aliases = dict(self.double.aliases)  # all of the actions or none
+            aliases = dict(self.double.aliases)  # a copy, so that either all actions apply or none
             for action in request.actions:
                 if action.HasField("delete_alias"):
                     aliases.pop(action.delete_alias.alias_name, None)
@@ -285,12 +284,12 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
     def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             shard = self.double.shard(request.collection_name)
-            found = shard.retrieve(
+            records = shard.retrieve(
                 [id_of(i) for i in request.ids],
                 with_payload=payload_of(request.with_payload),
                 with_vector=list(request.with_vectors.include.names) or False,
             )
-            return pb.GetResponse(result=[retrieved_point(record) for record in found])
+            return pb.GetResponse(result=[retrieved_point(record) for record in records])
 
         return self.double.handle("Get", context, work)
 

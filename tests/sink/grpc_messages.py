@@ -1,4 +1,4 @@
-"""The messages of Qdrant's gRPC API in the terms of its engine, for the double; independent of the sink."""
+"""Convert messages of Qdrant's gRPC API from and to types of its engine, for the server double."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from qdrant_client.conversions.conversion import payload_to_grpc
 
 
 def id_of(message: Any) -> Any:
-    """The id of a message."""
+    """Convert the message of an id."""
     return message.num if message.HasField("num") else uuid.UUID(message.uuid)
 
 
 def id_message(value: Any) -> pb.PointId:
-    """The message of an id."""
+    """Create the message of an id."""
     return pb.PointId(num=value) if isinstance(value, int) else pb.PointId(uuid=str(value))
 
 
 def stored_vector(message: Any) -> Any:
-    """A vector as the engine takes it, after the checks of the server's API."""
+    """Convert a vector for the engine, with the checks of the server."""
     kind = message.WhichOneof("vector")
     if kind == "dense":
         return list(message.dense.data)
@@ -45,7 +45,7 @@ def stored_vector(message: Any) -> Any:
     raise ValueError(f"unknown vector {kind}")
 
 
-def _asked(message: Any) -> Any:
+def _query_vector(message: Any) -> Any:
     kind = message.WhichOneof("variant")
     if kind == "dense":
         return list(message.dense.data)
@@ -57,7 +57,7 @@ def _asked(message: Any) -> Any:
 def _scoring(query: Any, using: str) -> Any:
     kind = query.WhichOneof("variant")
     if kind == "nearest":
-        return edge.Query.Nearest(_asked(query.nearest), using=using)
+        return edge.Query.Nearest(_query_vector(query.nearest), using=using)
     if kind == "rrf":
         return edge.Fusion.Rrf(k=query.rrf.k, weights=list(query.rrf.weights) or None)
     if kind == "fusion":
@@ -71,11 +71,11 @@ def _params(message: Any) -> edge.SearchParams | None:
     params = message.params
     quantization = None
     if params.HasField("quantization"):
-        asked = params.quantization
+        quantization_params = params.quantization
         quantization = edge.QuantizationSearchParams(
-            ignore=asked.ignore,
-            rescore=asked.rescore if asked.HasField("rescore") else None,
-            oversampling=asked.oversampling if asked.HasField("oversampling") else None,
+            ignore=quantization_params.ignore,
+            rescore=quantization_params.rescore if quantization_params.HasField("rescore") else None,
+            oversampling=quantization_params.oversampling if quantization_params.HasField("oversampling") else None,
         )
     ef = params.hnsw_ef if params.HasField("hnsw_ef") else None
     return edge.SearchParams(
@@ -84,7 +84,7 @@ def _params(message: Any) -> edge.SearchParams | None:
 
 
 def payload_of(selector: Any) -> Any:
-    """A WithPayloadSelector as the engine's."""
+    """Convert a WithPayloadSelector."""
     if selector.WhichOneof("selector_options") == "include":
         return edge.PayloadSelector.Include(list(selector.include.fields))
     if selector.WhichOneof("selector_options") == "exclude":
@@ -93,7 +93,7 @@ def payload_of(selector: Any) -> Any:
 
 
 def query_of(query: Any) -> edge.QueryRequest:
-    """A QueryPoints as the engine's request."""
+    """Convert a QueryPoints to a request of the engine."""
     names = list(query.with_vectors.include.names)
     return edge.QueryRequest(
         limit=query.limit,
@@ -117,7 +117,7 @@ def query_of(query: Any) -> edge.QueryRequest:
 
 
 def scored_point(hit: edge.ScoredPoint) -> pb.ScoredPoint:
-    """A hit as a message."""
+    """Create the message of a hit."""
     message = pb.ScoredPoint(
         id=id_message(hit.id),
         payload=payload_to_grpc(hit.payload or {}),
@@ -129,16 +129,16 @@ def scored_point(hit: edge.ScoredPoint) -> pb.ScoredPoint:
 
 
 def retrieved_point(record: edge.Record) -> pb.RetrievedPoint:
-    """A stored point as a message."""
+    """Create the message of a stored point."""
     message = pb.RetrievedPoint(id=id_message(record.id), payload=payload_to_grpc(record.payload or {}))
     _add_vectors(message, record.vector)
     return message
 
 
-def _add_vectors(message: Any, found: Any) -> None:
+def _add_vectors(message: Any, vectors: Any) -> None:
     outputs = {}
-    found = found or {}
-    for name, vector in found.items():
+    vectors = vectors or {}
+    for name, vector in vectors.items():
         if isinstance(vector, edge.SparseVector):
             sparse = pb.SparseVector(indices=vector.indices, values=vector.values)
             outputs[name] = pb.VectorOutput(sparse=sparse)
@@ -152,16 +152,16 @@ def _add_vectors(message: Any, found: Any) -> None:
 
 
 def filter_of(message: Any) -> edge.Filter:
-    """A Filter as the engine's."""
-    least = None
+    """Convert a Filter."""
+    min_should = None
     if message.HasField("min_should"):
         conditions = [_condition(c) for c in message.min_should.conditions]
-        least = edge.MinShould(conditions, message.min_should.min_count)
+        min_should = edge.MinShould(conditions, message.min_should.min_count)
     return edge.Filter(
         must=[_condition(c) for c in message.must] or None,
         should=[_condition(c) for c in message.should] or None,
         must_not=[_condition(c) for c in message.must_not] or None,
-        min_should=least,
+        min_should=min_should,
     )
 
 
@@ -180,7 +180,7 @@ def _condition(message: Any) -> Any:
     return builders[kind]()
 
 
-def _field(message: Any) -> dict[str, Any]:  # noqa: PLR0911 - one per condition
+def _field(message: Any) -> dict[str, Any]:  # noqa: PLR0911 - one return per condition
     if message.HasField("match"):
         return {"match": _match(message.match)}
     if message.HasField("range"):
@@ -226,9 +226,9 @@ def _match(message: Any) -> Any:
         exact: Any = np.bool_(value)  # a Python bool would become 0 or 1: see qdrant_sink.edge.filters
         return edge.MatchValue(exact)
     if kind in ("keywords", "except_keywords"):
-        items: Iterable[Any] = value.strings
+        values: Iterable[Any] = value.strings
     elif kind in ("integers", "except_integers"):
-        items = value.integers
+        values = value.integers
     else:
         texts = {
             "text": edge.MatchText,
@@ -238,4 +238,4 @@ def _match(message: Any) -> Any:
             "substring": edge.MatchSubstring,
         }
         return texts[kind](value)
-    return edge.MatchExcept(list(items)) if kind.startswith("except") else edge.MatchAny(list(items))
+    return edge.MatchExcept(list(values)) if kind.startswith("except") else edge.MatchAny(list(values))

@@ -1,6 +1,6 @@
-"""A process that loads a job into a store and tells what was acknowledged, until somebody kills it.
+"""Process that loads a job into a store and reports acknowledged ids, until it is killed.
 
-Started by `test_kill` from a server that has imported this module before: a process costs a fork.
+`test_kill` starts it from a fork server that has already imported this module, so that starting it takes only a fork.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tests.sink.writing import write
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a collection is: a directory of Qdrant Edge, or a server.
+class Location:
+    """Location of a store: a directory of Qdrant Edge, or a server.
 
     Attributes:
-        path: of the directory; None for a server.
-        url: of the server; None for Edge.
-        api_key: of the server.
-        grpc_port: of the server.
+        path: path of the directory; None for a server.
+        url: URL of the server; None for Qdrant Edge.
+        api_key: API key of the server.
+        grpc_port: gRPC port of the server.
     """
 
     path: Path | None = None
@@ -38,18 +38,18 @@ class Place:
     grpc_port: int = 6334
 
     def open(self) -> Store:
-        """Connect, or take the directory."""
+        """Open the store."""
         if self.path is not None:
             return EdgeStore(self.path)
         return ServerStore(self.url or "", self.api_key, grpc_port=self.grpc_port, pause_s=0.01)
 
 
-class Telling:
-    """A destination that tells which ids it has acknowledged: one message of 64-bit integers per upsert."""
+class AcknowledgingStore:
+    """A destination that sends the acknowledged ids of every upsert as one message of 64-bit integers."""
 
-    def __init__(self, store: Store, told: Connection) -> None:
+    def __init__(self, store: Store, connection: Connection) -> None:
         self._store = store
-        self._told = told
+        self._connection = connection
         self._lock = threading.Lock()
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
@@ -57,15 +57,17 @@ class Telling:
         self._store.upsert(collection, points, insert_only=insert_only)
         ids = np.array([point.id for point in points], dtype=np.uint64).tobytes()
         with self._lock:
-            self._told.send_bytes(ids)  # less than a pipe takes at once, so a message is whole or not there
+            self._connection.send_bytes(ids)  # small enough for the pipe to write it atomically
 
 
-def load(place: Place, collection: str, count: int, told: Connection, *, insert_only: bool) -> None:
-    """Load `job(count)`; an empty message says that it is done. Then wait for the end."""
-    store = place.open()
+def load(location: Location, collection: str, count: int, connection: Connection, *, insert_only: bool) -> None:
+    """Load `job(count)`, send an empty message when it is complete, and wait to be killed."""
+    store = location.open()
     store.ensure(collection, SCHEMA)
-    report = write(Telling(store, told), collection, job(count), SCHEMA, insert_only=insert_only, batch_points=100)
+    report = write(
+        AcknowledgingStore(store, connection), collection, job(count), SCHEMA, insert_only=insert_only, batch_points=100
+    )
     if (report.stored, report.rejected) != (count, ()):
         raise RuntimeError(f"{report.stored} of {count} points are stored")
-    told.send_bytes(b"")
+    connection.send_bytes(b"")
     threading.Event().wait()

@@ -1,4 +1,4 @@
-"""The REST side of a server, scripted: for what goes over HTTP when gRPC does not get through."""
+"""Scripted REST server, for calls over HTTP when gRPC is not reachable."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 @dataclass
 class RestDouble:
-    """Answers per "METHOD /path"; each a list of (status, headers, JSON or text), the last one for ever.
+    """Answers by "METHOD /path": a list of (status, headers, JSON or text), of which the last one is repeated.
 
-    What is in `before` happens once before such a call is answered.
+    A function in `before` is called once before the next such call is answered.
     """
 
     answers: dict[str, list[tuple[int, dict[str, str], Any]]] = field(default_factory=dict)
@@ -56,10 +56,10 @@ class RestDouble:
 
 
 def result(value: Any) -> dict[str, Any]:
-    """The envelope of every answer."""
+    """Wrap a result in the envelope of an answer."""
     return {"time": 0.0, "status": "ok", "result": value}
 
 
 def refusal(message: str) -> dict[str, Any]:
-    """The envelope of every error."""
+    """Wrap a message in the envelope of an error."""
     return {"time": 0.0, "status": {"error": message}, "result": None}

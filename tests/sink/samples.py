@@ -1,4 +1,4 @@
-"""Vectors, drafts, searches and a numpy reference for what a search must find."""
+"""Sample vectors, drafts and searches, and a numpy reference of the expected hits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY = 40
 
 
 def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
-    """What the sink makes where the operator has set nothing, for heads of these sizes."""
+    """Return the default schema for vectors of these sizes."""
     return CollectionSchema(DenseSchema(dense_size), SparseSchema(), ColbertSchema(colbert_size))
 
 
@@ -27,20 +27,20 @@ SCHEMA: CollectionSchema = schema_for(SIZE, SIZE)
 
 
 def unit(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows of L2 norm 1."""
+    """Normalise rows to L2 norm 1."""
     result: NDArray[np.float32] = (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
     return result
 
 
 def halved(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Rounded to what float16 storage keeps."""
+    """Round to float16 precision."""
     return array.astype(np.float16).astype(np.float32)
 
 
 def sample_vectors(
     seed: int, *, rows: int = 4, size: int = SIZE, kinds: Sequence[str] = ("dense", "sparse", "colbert")
 ) -> Vectors:
-    """What BGE-M3 would give: unit norms, unique ascending indices, positive weights."""
+    """Create vectors like those of BGE-M3: unit norms, unique ascending indices, positive weights."""
     rng = np.random.default_rng(seed)
     count = int(rng.integers(3, 9))
     indices = np.sort(rng.choice(VOCABULARY, count, replace=False)).astype(np.uint32)
@@ -61,12 +61,12 @@ def search_by(
     quantized: tuple[Kind, ...] = (),
     **options: Any,
 ) -> Search:
-    """A search by these vectors, which nothing has proven; `options` as in `SearchOptions`."""
+    """Create a search by these vectors without validation. `options` are those of `SearchOptions`."""
     return Search(Vectors(dense, sparse, colbert), SearchOptions(**options), quantized)
 
 
 def draft(index: int, **overrides: Any) -> Draft:
-    """A draft that conforms; `id`, `payload` or `vectors` can be replaced."""
+    """Create a valid draft. `id`, `payload` and `vectors` can be overridden."""
     values: dict[str, Any] = {
         "id": index,
         "payload": {"text": f"text {index}", "parity": index % 2, "even": index % 2 == 0},
@@ -76,11 +76,11 @@ def draft(index: int, **overrides: Any) -> Draft:
 
 
 def job(count: int, *, words: int = 5) -> list[Draft]:
-    """Drafts that conform, with ids from 0; the same at every call. Quicker by far than one `draft` after another.
+    """Create valid drafts with ids from 0, the same in every call. This is much faster than calling `draft`.
 
     Args:
-        count: drafts.
-        words: of five letters per text, for texts that take long to send.
+        count: number of drafts.
+        words: number of words per text. Long texts take longer to send.
     """
     rng = np.random.default_rng(count)
     dense = unit(rng.normal(size=(count, SIZE)))
@@ -99,16 +99,16 @@ def job(count: int, *, words: int = 5) -> list[Draft]:
 
 
 def spoilt(index: int, **fields: Any) -> Draft:
-    """A draft that has these vectors in place of sound ones."""
+    """Create a draft with some of its vectors replaced, usually by invalid ones."""
     return draft(index, vectors=replace(sample_vectors(index), **fields))
 
 
 class Reference:
-    """Exact search over the vectors of points by id.
+    """Exact search over the vectors of points.
 
     Args:
-        vectors: of each point: `Vectors`, or what else has the three kinds.
-        halves: whether ColBERT rows are rounded as float16 storage does.
+        vectors: vectors by point id, as `Vectors` or another object with the three attributes.
+        halves: whether ColBERT rows are rounded to float16.
     """
 
     def __init__(self, vectors: Mapping[PointId, Any], *, halves: bool = True) -> None:
@@ -116,19 +116,23 @@ class Reference:
         self._rounded = halved if halves else np.asarray
 
     def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
-        """Cosine of every point."""
-        return {i: float(e.dense @ query) for i, e in self._vectors.items() if e.dense is not None}
+        """Compute the cosine of every point."""
+        return {
+            point_id: float(vectors.dense @ query)
+            for point_id, vectors in self._vectors.items()
+            if vectors.dense is not None
+        }
 
     def sparse(self, query: SparseVector) -> dict[PointId, float]:
-        """Inner product of every point that shares an index."""
+        """Compute the inner product of every point that shares an index with the query."""
         weights = dict(zip(query.indices.tolist(), query.values.tolist(), strict=True))
         scores: dict[PointId, float] = {}
-        for point_id, e in self._vectors.items():
-            if e.sparse is None:
+        for point_id, vectors in self._vectors.items():
+            if vectors.sparse is None:
                 continue
             shared = [
                 weights[i] * v
-                for i, v in zip(e.sparse.indices.tolist(), e.sparse.values.tolist(), strict=True)
+                for i, v in zip(vectors.sparse.indices.tolist(), vectors.sparse.values.tolist(), strict=True)
                 if i in weights
             ]
             if shared:
@@ -136,35 +140,35 @@ class Reference:
         return scores
 
     def colbert(self, query: NDArray[Any]) -> dict[PointId, float]:
-        """MaxSim of every point: the best row per query row, summed. Float16 storage (`halves`) rounds both sides."""
-        asked = self._rounded(query)
+        """Compute the MaxSim of every point. With `halves`, query and points are rounded to float16."""
+        query_rows = self._rounded(query)
         return {
-            i: float((asked @ self._rounded(e.colbert).T).max(axis=1).sum())
-            for i, e in self._vectors.items()
-            if e.colbert is not None
+            point_id: float((query_rows @ self._rounded(vectors.colbert).T).max(axis=1).sum())
+            for point_id, vectors in self._vectors.items()
+            if vectors.colbert is not None
         }
 
 
 def ranked(scores: Mapping[PointId, float], limit: int | None = None) -> list[PointId]:
-    """Ids, best first."""
-    return sorted(scores, key=lambda i: -scores[i])[:limit]
+    """Return the ids, best score first."""
+    return sorted(scores, key=lambda point_id: -scores[point_id])[:limit]
 
 
 def dbsf(branches: Sequence[Mapping[PointId, float]]) -> dict[PointId, float]:
-    """Scores scaled to mean ± 3 standard deviations (of a sample) of their branch, summed over the branches."""
+    """Scale scores to the mean ± 3 sample standard deviations of their branch, and sum them over the branches."""
     scores: dict[PointId, float] = {}
     for branch in branches:
-        found = np.array(list(branch.values()))
-        deviation = np.std(found, ddof=1) if len(found) > 1 else 0.0
+        values = np.array(list(branch.values()))
+        deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
         for point_id, score in branch.items():
-            low = found.mean() - 3 * deviation
+            low = values.mean() - 3 * deviation
             scaled = (score - low) / (6 * deviation) if deviation else 0.5
             scores[point_id] = scores.get(point_id, 0.0) + float(scaled)
     return scores
 
 
 def rrf(branches: Sequence[Sequence[PointId]], k: int, weights: Sequence[float]) -> dict[PointId, float]:
-    """1 / (k + rank / weight), summed over the branches; ranks from 1."""
+    """Sum 1 / (k + rank / weight) over the branches, with ranks from 1."""
     scores: dict[PointId, float] = {}
     for branch, weight in zip(branches, weights, strict=True):
         for rank, point_id in enumerate(branch, start=1):

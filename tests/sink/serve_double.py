@@ -1,4 +1,4 @@
-"""The double as a process of its own: `python -m tests.sink.serve_double DIRECTORY` prints its port.
+"""Program that runs the server double and prints its port: `python -m tests.sink.serve_double DIRECTORY`.
 
 It serves until its standard input ends.
 """

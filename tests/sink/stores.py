@@ -1,4 +1,4 @@
-"""Stores to test: Qdrant Edge, a server behind the loopback double, and a real one where the environment names it."""
+"""Stores to test: Qdrant Edge, a server double on a loopback port, and a real server if QDRANT_URL is set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
 
 STORES: Final = ["edge", "double", pytest.param("server", marks=pytest.mark.server)]
-"""Kinds of stores, as parameters of a fixture; a real server only where QDRANT_URL names one."""
+"""Kinds of stores as parameters of a fixture. Tests of a real server are skipped unless QDRANT_URL is set."""
 
 
 @contextmanager
 def opened(kind: str, root: Path) -> Iterator[Store]:
-    """A store of this kind, with its data under `root`."""
+    """Open a store of this kind with its data under `root`."""
     double = GrpcDouble(root) if kind == "double" else None
     store: Store
     if double is not None:
@@ -40,7 +40,7 @@ def opened(kind: str, root: Path) -> Iterator[Store]:
 
 
 def real_server() -> tuple[str, str | None]:
-    """URL and key of the server that the environment names; skips the test where it names none."""
+    """Return the URL and the key of the server from the environment. Without QDRANT_URL the test is skipped."""
     url = os.environ.get("QDRANT_URL")
     if not url:
         pytest.skip("QDRANT_URL is not set")
@@ -48,7 +48,7 @@ def real_server() -> tuple[str, str | None]:
 
 
 def drop(*names: str) -> None:
-    """Delete the collections of the real server whose names start so."""
+    """Delete the collections of the real server whose names start with one of these prefixes."""
     from qdrant_client import QdrantClient
 
     url, key = real_server()

@@ -1,4 +1,4 @@
-"""What the writer is made of, without a thread: batches by bytes, deliveries, and the count of a job's points."""
+"""Parts of the writer without threads: batches, deliveries and reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _claim(number: int, components: int = 1) -> Claim:
 def test_batches_hold_every_point_once_in_order_and_within_bounds(
     sizes: list[int], max_bytes: int, max_points: int
 ) -> None:
-    """No batch exceeds either bound unless a single point does, and no two neighbours would fit into one."""
+    """No batch exceeds a limit unless a single point does, and no two consecutive batches would fit into one."""
     batches = Batches(max_bytes=max_bytes, max_points=max_points)
     claims = [_claim(number, size) for number, size in enumerate(sizes)]
     full = [batch for claim in claims for batch in batches.add(claim)]
@@ -44,7 +44,7 @@ def test_batches_hold_every_point_once_in_order_and_within_bounds(
 
 
 class Refusing:
-    """Refuses requests with one of these points; notes every request."""
+    """An upsert that refuses requests with any of these points, and records every request."""
 
     def __init__(self, *ids: int, error: StoreRejected | None = None) -> None:
         self.requests: list[list[object]] = []
@@ -52,14 +52,14 @@ class Refusing:
         self._error = error or StoreRejected("refused")
 
     def __call__(self, points: Sequence[Point]) -> None:
-        """As an upsert."""
+        """Store the points or raise the error."""
         self.requests.append([point.id for point in points])
         if any(point.id in self._ids for point in points):
             raise self._error
 
 
-def test_a_batch_is_halved_until_the_points_at_fault_stand_alone() -> None:
-    """Each point is sent with fewer and fewer neighbours; those not at fault are stored."""
+def test_a_batch_is_halved_until_the_invalid_points_are_found() -> None:
+    """A refused batch is halved until the invalid points are found, and all others are stored."""
     upsert = Refusing(2, 5)
     outcome = deliver(upsert, [_claim(number) for number in range(6)], lambda: None)
     assert upsert.requests == [[0, 1, 2, 3, 4, 5], [0, 1, 2], [0], [1, 2], [1], [2], [3, 4, 5], [3], [4, 5], [4], [5]]
@@ -68,8 +68,8 @@ def test_a_batch_is_halved_until_the_points_at_fault_stand_alone() -> None:
     assert (outcome.unsent, outcome.failure) == ([], None)
 
 
-def test_what_a_store_refuses_whatever_it_is_is_not_halved() -> None:
-    """One request tells that nothing is taken."""
+def test_a_batch_is_not_halved_after_nothing_taken() -> None:
+    """After `NothingTaken` no further request is sent."""
     upsert = Refusing(2, error=NothingTaken("no room"))
     outcome = deliver(upsert, [_claim(number) for number in range(6)], lambda: None)
     assert len(upsert.requests) == 1
@@ -77,8 +77,8 @@ def test_what_a_store_refuses_whatever_it_is_is_not_halved() -> None:
     assert isinstance(outcome.failure, NothingTaken)
 
 
-def test_halves_that_were_never_sent_are_named() -> None:
-    """When the job ends while a batch is being split, the rest of it is unsent for that reason."""
+def test_halves_that_were_not_sent_are_reported() -> None:
+    """If the job ends while a batch is split, the remaining points are unsent with the error of the job."""
     ends: list[WorkerError | None] = [None, None, Cancelled("nobody waits")]
     outcome = deliver(Refusing(0), [_claim(number) for number in range(4)], lambda: ends.pop(0))
     assert [claim.indices for claim in outcome.unsent] == [(0,), (1,), (2,), (3,)]
@@ -86,7 +86,7 @@ def test_halves_that_were_never_sent_are_named() -> None:
 
 
 def test_a_failure_while_a_batch_is_split_ends_it() -> None:
-    """Nothing is sent after the store has given out, and what it acknowledged before counts."""
+    """After the store fails, nothing more is sent, and points acknowledged before are stored."""
     requests: list[int] = []
 
     def upsert(points: Sequence[Point]) -> None:
@@ -103,7 +103,7 @@ def test_a_failure_while_a_batch_is_split_ends_it() -> None:
 
 
 def test_a_tally_counts_every_index_once() -> None:
-    """Indices come in any order and the report has them ascending; a lost collection turns stored into rejected."""
+    """A report has ascending indices. If the collection is lost, stored points become rejected."""
     tally = Tally()
     tally.store([3, 1])
     tally.reject([2], Refusal("invalid_vector", "no"))
@@ -112,7 +112,9 @@ def test_a_tally_counts_every_index_once() -> None:
     gone = NotFound("collection 'c' does not exist")
     tally.lose(gone)
     assert (tally.done, tally.any_stored) == (3, False)
-    assert [(one.index, one.cause) for one in tally.report(gone).rejected if one.cause is gone] == [
+    assert [
+        (rejection.index, rejection.cause) for rejection in tally.report(gone).rejected if rejection.cause is gone
+    ] == [
         (1, gone),
         (3, gone),
     ]
@@ -120,9 +122,11 @@ def test_a_tally_counts_every_index_once() -> None:
 
 @pytest.mark.parametrize("failure", [None, StoreUnavailable("no answer")])
 def test_a_report_is_completed_to_the_whole_job(failure: WorkerError | None) -> None:
-    """Points that were there before count as stored, and those that nobody handed in as rejected, with the reason."""
+    """Existing points count as stored, and points that the writer did not receive are rejected with the error."""
     report = WriteReport((4,), (Rejection(1, Refusal("invalid_vector", "no")),), failure=failure)
     whole = report.completed(6, skipped=[0, 2])
     assert (whole.indices, whole.stored, whole.skipped, whole.submitted) == ((0, 2, 4), 3, 2, 6)
-    assert [one.index for one in whole.rejected] == [1, 3, 5]
-    assert {type(one.cause) for one in whole.rejected[1:]} == {Cancelled if failure is None else StoreUnavailable}
+    assert [rejection.index for rejection in whole.rejected] == [1, 3, 5]
+    assert {type(rejection.cause) for rejection in whole.rejected[1:]} == {
+        Cancelled if failure is None else StoreUnavailable
+    }

@@ -1,4 +1,4 @@
-"""What is remembered of collections follows the collection, whatever name it was asked by."""
+"""The catalogue caches by collection, regardless of the requested name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER = schema_for(16, 16)
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that is set by the test."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,8 +35,8 @@ class Clock:
         return self.now
 
 
-class Counted:
-    """A store that counts what a catalogue asks it."""
+class RecordedStore:
+    """A store that records the calls of a catalogue."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -60,38 +60,38 @@ class Counted:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that stands still."""
+    """A clock that does not advance by itself."""
     return Clock()
 
 
 @pytest.fixture
-def counted(store: Store) -> Counted:
-    """The store under test, counting."""
-    return Counted(store)
+def recorded(store: Store) -> RecordedStore:
+    """The store under test, with recorded calls."""
+    return RecordedStore(store)
 
 
 @pytest.fixture
-def catalogue(counted: Counted, clock: Clock) -> Catalogue:
-    """Knows nothing yet."""
-    return Catalogue(lambda: counted, SCHEMA, clock=clock)
+def catalogue(recorded: RecordedStore, clock: Clock) -> Catalogue:
+    """An empty catalogue."""
+    return Catalogue(lambda: recorded, SCHEMA, clock=clock)
 
 
 @pytest.fixture
 def alias(store: Store, collection: str) -> str:
-    """A name for an alias, after `collection` exists."""
+    """An alias of the existing `collection`."""
     store.ensure(collection, SCHEMA)
     name = f"{collection}_alias"
     store.alias(name, collection)
     return name
 
 
-def test_an_alias_and_the_collections_own_name_are_one(catalogue: Catalogue, collection: str, alias: str) -> None:
-    """Locks and everything remembered can be keyed by what both names stand for."""
+def test_an_alias_resolves_to_its_collection(catalogue: Catalogue, collection: str, alias: str) -> None:
+    """The alias and the name of the collection resolve to the same collection."""
     assert catalogue.resolve(alias) == catalogue.resolve(collection) == collection
 
 
-def test_a_name_of_nothing_stands_for_itself(catalogue: Catalogue, collection: str) -> None:
-    """A job that creates its collection uses the name that it was given."""
+def test_an_unknown_name_resolves_to_itself(catalogue: Catalogue, collection: str) -> None:
+    """A job that creates its collection uses the requested name."""
     assert catalogue.resolve(collection) == collection
     assert not catalogue.verify(collection)
     with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
@@ -101,62 +101,62 @@ def test_a_name_of_nothing_stands_for_itself(catalogue: Catalogue, collection: s
     catalogue.check_read(collection)
 
 
-def test_a_collection_is_verified_once_by_whatever_name(
-    catalogue: Catalogue, counted: Counted, collection: str, alias: str
+def test_a_collection_is_verified_once_for_all_names(
+    catalogue: Catalogue, recorded: RecordedStore, collection: str, alias: str
 ) -> None:
-    """Searches in quick succession, by alias or by name, cost the store nothing."""
+    """Searches in quick succession, by alias or by name, do not verify again."""
     catalogue.check_read(alias)
-    assert counted.calls == ["collection_of", "verify"]
+    assert recorded.calls == ["collection_of", "verify"]
     for _ in range(5):
         catalogue.check_read(alias)
         catalogue.check_read(collection)
         assert catalogue.verify(alias)
-    assert counted.calls == ["collection_of", "verify"]
+    assert recorded.calls == ["collection_of", "verify"]
 
 
-def test_a_job_resolves_afresh(
-    catalogue: Catalogue, counted: Counted, store: Store, collection: str, alias: str
+def test_a_job_does_not_use_cached_names(
+    catalogue: Catalogue, recorded: RecordedStore, store: Store, collection: str, alias: str
 ) -> None:
-    """A job that begins after an alias was moved writes to where it leads now, whatever a read remembers."""
+    """A job that starts after an alias was moved uses the new target, regardless of the cache."""
     catalogue.check_read(alias)
     newer = f"{collection}_newer"
     store.ensure(newer, SCHEMA)
     store.alias(alias, newer)
     assert catalogue.resolve(alias) == newer
-    assert counted.calls == ["collection_of", "verify", "collection_of"]
+    assert recorded.calls == ["collection_of", "verify", "collection_of"]
 
 
-def test_an_alias_that_moved_is_noticed_within_a_second(
-    catalogue: Catalogue, counted: Counted, clock: Clock, collection: str, alias: str
+def test_a_moved_alias_is_resolved_again_after_a_second(
+    catalogue: Catalogue, recorded: RecordedStore, clock: Clock, collection: str, alias: str
 ) -> None:
-    """A read may trust for a moment that it knows the schema behind a name, and no longer."""
+    """A read uses a cached name for one second at most."""
     catalogue.check_read(alias)
     newer = f"{collection}_newer"
-    counted.store.ensure(newer, SCHEMA)
-    counted.store.alias(alias, newer)
+    recorded.store.ensure(newer, SCHEMA)
+    recorded.store.alias(alias, newer)
     catalogue.check_read(alias)
-    assert counted.calls == ["collection_of", "verify"]
+    assert recorded.calls == ["collection_of", "verify"]
     clock.now += RESOLUTION_MAX_AGE_S
     catalogue.check_read(alias)
-    assert counted.calls == ["collection_of", "verify"] * 2
+    assert recorded.calls == ["collection_of", "verify"] * 2
 
 
-def test_a_job_into_a_known_collection_asks_only_what_its_name_stands_for(
-    catalogue: Catalogue, counted: Counted, collection: str, alias: str
+def test_a_job_into_a_verified_collection_only_resolves_and_ensures(
+    catalogue: Catalogue, recorded: RecordedStore, collection: str, alias: str
 ) -> None:
-    """Hundreds of small jobs into one collection do not ask its server for the same things again and again."""
+    """Small jobs into a verified collection cost the server only two calls each."""
     catalogue.check_read(collection)
-    counted.calls.clear()
+    recorded.calls.clear()
     target = catalogue.resolve(alias)
     assert catalogue.verify(alias)
     assert catalogue.ensure(target) == collection
-    assert counted.calls == ["collection_of", "ensure"]
+    assert recorded.calls == ["collection_of", "ensure"]
 
 
 def test_an_alias_that_moved_to_another_schema_is_refused(
     catalogue: Catalogue, clock: Clock, store: Store, collection: str, alias: str
 ) -> None:
-    """Vectors of one model are never compared with those of another; the error has the name that was asked for."""
+    """A moved alias is verified again. The error contains the requested name."""
     catalogue.check_read(alias)
     other = f"{collection}_other"
     store.ensure(other, OTHER)
@@ -170,10 +170,10 @@ def test_an_alias_that_moved_to_another_schema_is_refused(
     catalogue.check_read(collection)
 
 
-def test_a_missing_index_keeps_no_reader_out(counted: Counted, store: Store, collection: str) -> None:
-    """A collection that lacks only a payload index can be searched; it is not remembered as verified."""
+def test_a_collection_with_a_missing_index_can_be_read(recorded: RecordedStore, store: Store, collection: str) -> None:
+    """A collection that lacks only a payload index can be read, and is not cached as verified."""
     store.ensure(collection, SCHEMA)
-    indexed = Catalogue(lambda: counted, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
+    indexed = Catalogue(lambda: recorded, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
     assert not indexed.verify(collection)
     indexed.check_read(collection)
     assert indexed.ensure(collection) == collection
@@ -181,7 +181,7 @@ def test_a_missing_index_keeps_no_reader_out(counted: Counted, store: Store, col
 
 
 class Names:
-    """A store of names alone. What happens `meanwhile` does so once, while an answer is on its way."""
+    """A store of names. The function `meanwhile` is called once, before an answer is returned."""
 
     def __init__(self) -> None:
         self.collections: dict[str, str] = {"old": "old", "new": "new", "alias": "old"}
@@ -205,8 +205,8 @@ class Names:
         self.collections[collection] = collection
 
 
-def test_a_deleted_collection_is_forgotten() -> None:
-    """Whoever makes it anew may give it another schema: it is verified again."""
+def test_a_deleted_collection_is_removed_from_the_cache() -> None:
+    """A collection that was deleted and created again is verified again."""
     names = Names()
     catalogue = Catalogue(lambda: names, SCHEMA)
     assert catalogue.verify("old")
@@ -217,8 +217,8 @@ def test_a_deleted_collection_is_forgotten() -> None:
     assert names.verified == ["old", "old"]
 
 
-def test_an_answer_that_was_overtaken_is_not_remembered(clock: Clock) -> None:
-    """Of two threads, the one that asked before the alias moved does not overwrite what the other learnt."""
+def test_an_outdated_answer_is_not_cached(clock: Clock) -> None:
+    """A thread that asked before the alias moved does not overwrite the newer answer of another thread."""
     names = Names()
     catalogue = Catalogue(lambda: names, SCHEMA, clock=clock)
 
@@ -232,8 +232,8 @@ def test_an_answer_that_was_overtaken_is_not_remembered(clock: Clock) -> None:
     assert catalogue.resolve("alias", max_age_s=RESOLUTION_MAX_AGE_S) == "new"
 
 
-def test_a_collection_that_has_gone_is_verified_anew_when_it_comes_back() -> None:
-    """Dropped with its alias and made by somebody else with another schema: no vectors are compared with its."""
+def test_a_collection_is_verified_again_after_a_deletion_by_alias() -> None:
+    """A collection that was deleted with its alias and created again is verified again."""
     names, clock = Names(), Clock()
     names.collections = {"alias": "old", "old": "old"}
     catalogue = Catalogue(lambda: names, SCHEMA, clock=clock)
@@ -249,7 +249,7 @@ def test_a_collection_that_has_gone_is_verified_anew_when_it_comes_back() -> Non
 
 
 def test_threads_share_one_catalogue(store: Store, collection: str) -> None:
-    """Jobs and searches that begin together agree on the collection."""
+    """Concurrent jobs and searches resolve to the same collection."""
     catalogue = Catalogue(lambda: store, SCHEMA)
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(lambda _: catalogue.ensure(collection), range(8))) == {collection}
@@ -261,7 +261,7 @@ def _version(document: PointId, chunks: int) -> list[Draft]:
 
 
 def test_jobs_by_alias_and_by_name_do_not_mix_a_document(store: Store, collection: str, alias: str) -> None:
-    """The second of two versions is there whole, whichever name each job was given."""
+    """Two versions of a document are written one after the other, also if one job uses an alias."""
     catalogue, locks = Catalogue(lambda: store, SCHEMA), DocumentLocks()
     stored, go_on = threading.Event(), threading.Event()
 
@@ -288,8 +288,8 @@ def test_jobs_by_alias_and_by_name_do_not_mix_a_document(store: Store, collectio
     assert store.count(collection) == 9
 
 
-def test_an_alias_that_moves_in_the_middle_does_not_split_a_job(store: Store, collection: str, alias: str) -> None:
-    """All points of a job are in the collection that its name stood for when it began."""
+def test_an_alias_that_moves_during_a_job_does_not_split_it(store: Store, collection: str, alias: str) -> None:
+    """All points of a job are stored in the collection to which its name resolved at the start."""
     catalogue = Catalogue(lambda: store, SCHEMA)
     target = catalogue.resolve(alias)
     newer = f"{collection}_newer"

@@ -1,4 +1,4 @@
-"""What holds for the collections of every store: names, indexes, what was configured, aliases, deferred graphs."""
+"""Collections of every store: names, configuration, payload indexes, aliases and deferred graphs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _point(index: int) -> Point:
 
 @pytest.fixture(params=["edge", "double"])
 def named_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Both stores with vectors called otherwise."""
+    """Both stores with other vector names."""
     if request.param == "edge":
         embedded = EdgeStore(tmp_path / "edge", names=NAMES)
         yield embedded
@@ -66,8 +66,8 @@ def named_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stor
         server.close()
 
 
-def test_vectors_can_be_called_otherwise(named_store: Store) -> None:
-    """What is stored under the operator's names is searched, reranked and given back by them."""
+def test_vectors_can_have_other_names(named_store: Store) -> None:
+    """Vectors with configured names are stored, searched, reranked and returned."""
     schema = replace(SCHEMA, names=NAMES)
     named_store.ensure("docs", schema)
     named_store.ensure("docs", schema)
@@ -90,15 +90,15 @@ def test_vectors_can_be_called_otherwise(named_store: Store) -> None:
         assert hit.vectors.colbert.shape == (4, 8)
 
 
-def test_names_of_the_store_and_of_the_schema_agree(store: Store, collection: str) -> None:
-    """A collection is never made with names that the store would not write to."""
+def test_vector_names_of_the_store_and_the_schema_must_agree(store: Store, collection: str) -> None:
+    """A schema with other vector names than the store is refused, and no collection is created."""
     with pytest.raises(ConfigurationError, match=r"^vectorNames: "):
         store.ensure(collection, replace(SCHEMA, names=NAMES))
     with pytest.raises(NotFound):
         store.count(collection)
 
 
-# What was configured
+# Configuration
 
 
 def _configured() -> dict[str, CollectionSchema]:
@@ -119,8 +119,8 @@ def _configured() -> dict[str, CollectionSchema]:
 
 
 @pytest.mark.parametrize("field", list(_configured()))
-def test_what_was_configured_is_created_and_must_be_there(store: Store, collection: str, field: str) -> None:
-    """A collection made with a field has it; one made without it is refused if the field was set, and only then."""
+def test_a_configured_field_is_created_and_verified(store: Store, collection: str, field: str) -> None:
+    """A configured field is created, and an existing collection without it is refused only if it is set."""
     schema = _configured()[field]
     explicit = replace(schema, explicit=frozenset([field]))
     store.ensure(collection, explicit)
@@ -137,10 +137,10 @@ def test_what_was_configured_is_created_and_must_be_there(store: Store, collecti
 # Payload indexes
 
 
-def test_payload_indexes_are_there_from_the_start(
+def test_payload_indexes_are_created_with_the_collection(
     store: Store, collection: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every type is made with the collection, survives a second look, and serves filters."""
+    """Indexes of every type are created with the collection, verified, and used by filters."""
     caplog.set_level(logging.INFO, logger="qdrant_sink")
     assert not store.verify(collection, INDEXED)
     store.ensure(collection, INDEXED)
@@ -156,7 +156,7 @@ def test_payload_indexes_are_there_from_the_start(
 def test_an_existing_collection_gets_the_indexes_that_it_lacks(
     store: Store, collection: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Adding one to the configuration is enough; the log says that it was made, once."""
+    """An index that is added to the configuration is created and logged once."""
     caplog.set_level(logging.INFO, logger="qdrant_sink")
     store.ensure(collection, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
     store.upsert(collection, [_point(0)])
@@ -170,7 +170,7 @@ def test_an_existing_collection_gets_the_indexes_that_it_lacks(
 
 
 def test_an_index_of_another_type_is_refused(store: Store, collection: str) -> None:
-    """It is not replaced: building one costs time that the operator should choose."""
+    """An index of another type is not replaced, because building one takes time."""
     store.ensure(collection, replace(SCHEMA, payload_indexes={"topic": "text", "tenant": "keyword"}))
     for look in (store.ensure, store.verify):
         with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.topic is text, wanted keyword$"):
@@ -182,8 +182,8 @@ def test_an_index_of_another_type_is_refused(store: Store, collection: str) -> N
 # Aliases
 
 
-def test_an_alias_serves_wherever_a_collection_does(store: Store, collection: str) -> None:
-    """Creating, writing, searching, counting and deleting through an alias reach the collection behind it."""
+def test_an_alias_works_in_place_of_a_collection(store: Store, collection: str) -> None:
+    """Ensuring, writing, searching, counting and deleting by an alias use its collection."""
     alias = collection + "_live"
     with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
         store.alias(alias, collection)
@@ -204,8 +204,8 @@ def test_an_alias_serves_wherever_a_collection_does(store: Store, collection: st
         store.ensure(alias, replace(SCHEMA, dense=replace(SCHEMA.dense, distance="dot")))
 
 
-def test_a_collection_is_rebuilt_beside_and_put_in_its_place(store: Store, collection: str) -> None:
-    """Blue-green: while the alias moves, whoever searches finds the old points or the new ones, never nothing."""
+def test_an_alias_moves_atomically(store: Store, collection: str) -> None:
+    """While an alias moves, readers see either the old collection or the new one."""
     alias, old, new = collection + "_live", collection + "_1", collection + "_2"
     for name, ids in ((old, range(3)), (new, range(5))):
         store.ensure(name, SCHEMA)
@@ -237,7 +237,7 @@ def test_a_collection_is_rebuilt_beside_and_put_in_its_place(store: Store, colle
 
 
 def test_an_alias_never_hides_a_collection(store: Store, collection: str) -> None:
-    """A name that is a collection's stays its own, and an alias leads to a collection."""
+    """An alias cannot have the name of a collection, and it must point to a collection."""
     other, alias = collection + "_2", collection + "_live"
     store.ensure(collection, SCHEMA)
     store.ensure(other, SCHEMA)
@@ -247,11 +247,11 @@ def test_an_alias_never_hides_a_collection(store: Store, collection: str) -> Non
     store.alias(alias, collection)
     names = (collection, alias, alias + "_2")
     assert [store.collection_of(name) for name in names] == [collection, collection, None]
-    with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+    with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 128 characters"):
         store.collection_of("../x")
     with pytest.raises(NotFound, match=f"'{alias}' does not exist"):
         store.alias(alias + "_2", alias)
-    with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+    with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 128 characters"):
         store.alias("../x", collection)
 
 
@@ -259,7 +259,7 @@ def test_an_alias_never_hides_a_collection(store: Store, collection: str) -> Non
 
 
 def test_a_bulk_load_without_a_graph_ends_with_one(store: Store, collection: str) -> None:
-    """Points that arrive while the graph is deferred are found during the load and after it."""
+    """Points that are stored while the graph is deferred can be searched during and after the load."""
     calls: list[Callable[[], object]] = [
         lambda: store.defer_index(collection, SCHEMA),
         lambda: store.build_index(collection, SCHEMA, timeout_s=5),

@@ -1,4 +1,4 @@
-"""What reaches a store is valid; what cannot be made valid is refused by itself."""
+"""Only valid points reach a store. Invalid points are repaired or refused one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedder.vectors import SparseVector
-from qdrant_sink.conformance import PAYLOAD_BYTES, PAYLOAD_DEPTH, Refusal, conform
+from qdrant_sink.conformance import PAYLOAD_DEPTH_MAX, PAYLOAD_MAX_BYTES, Refusal, conform
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Draft, Point, Vectors
 from qdrant_sink.searching import Search, SearchOptions, conform_query, run
@@ -23,12 +23,12 @@ from tests.sink.writing import causes, write
 
 
 def sparse(indices: Any, values: Any) -> SparseVector:
-    """Whatever is given, as the embedder would hand it over."""
+    """Create a sparse vector without validation."""
     return SparseVector(indices, values)
 
 
 def nested(depth: int) -> Any:
-    """A payload of exactly this many objects inside each other."""
+    """Create a payload with this many nested objects."""
     value: Any = "leaf"
     for _ in range(depth):
         value = {"a": value}
@@ -55,13 +55,19 @@ REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
     "dense of objects": ({"dense": np.array([object()] * SIZE)}, r"got dtype object"),
     "dense complex": ({"dense": np.ones(SIZE, dtype=complex)}, r"got dtype complex128"),
     "dense with None": ({"dense": [None, *DENSE[1:]]}, r"got dtype object"),
-    "dense a mapping": ({"dense": dict(enumerate(DENSE))}, r"an array or a list of numbers, got dict"),
+    "dense a mapping": ({"dense": dict(enumerate(DENSE))}, r"must be an array or a list of numbers, got dict"),
     "dense masked": ({"dense": np.ma.masked_array(DENSE)}, r"got MaskedArray"),
-    "sparse no vector": ({"sparse": {3: 0.5}}, r"sparse: indices and values, got dict"),
-    "sparse too few values": ({"sparse": sparse([1, 2], [0.5])}, r"sparse: 2 indices but 1 values"),
-    "sparse too many values": ({"sparse": sparse([1], [0.5, 0.5])}, r"sparse: 1 indices but 2 values"),
-    "sparse 2**32": ({"sparse": sparse([1, 2**32], [0.5, 0.5])}, r"0 to 4294967295, got 4294967296"),
-    "sparse -1": ({"sparse": sparse([-1], [0.5])}, r"sparse.indices: 0 to 4294967295, got -1"),
+    "sparse no vector": ({"sparse": {3: 0.5}}, r"sparse: must have indices and values, got dict"),
+    "sparse too few values": (
+        {"sparse": sparse([1, 2], [0.5])},
+        r"sparse: must have as many indices as values, got 2 and 1",
+    ),
+    "sparse too many values": (
+        {"sparse": sparse([1], [0.5, 0.5])},
+        r"sparse: must have as many indices as values, got 1 and 2",
+    ),
+    "sparse 2**32": ({"sparse": sparse([1, 2**32], [0.5, 0.5])}, r"must be 0 to 4294967295, got 4294967296"),
+    "sparse -1": ({"sparse": sparse([-1], [0.5])}, r"sparse.indices: must be 0 to 4294967295, got -1"),
     "sparse float index": (
         {"sparse": sparse([1.0], [0.5])},
         r"sparse.indices: must hold integers, got dtype float64",
@@ -74,18 +80,21 @@ REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sparse two values": (
         {"sparse": sparse([7, 3, 7], [0.5, 1, 0.25])},
-        r"index 7 occurs with two different values",
+        r"must be unique, got index 7 with two different values",
     ),
     "sparse NaN": (
         {"sparse": sparse([7, 8], [0.5, NAN])},
         r"sparse.values\[1\]: must be finite in float32, got nan",
     ),
     "sparse beyond float32": ({"sparse": sparse([7], [1e39])}, r"must be finite in float32, got 1e\+39"),
-    "sparse beyond a finite score": ({"sparse": sparse([7], [1e16])}, r"at most 1e\+15 in size, got 1e\+16"),
-    "sparse of two dimensions": ({"sparse": sparse([[7]], [[1.0]])}, r"must be flat, got shapes \(1, 1\)"),
+    "sparse beyond a finite score": (
+        {"sparse": sparse([7], [1e16])},
+        r"must be at most 1e\+15 in magnitude, got 1e\+16",
+    ),
+    "sparse of two dimensions": ({"sparse": sparse([[7]], [[1.0]])}, r"must be one-dimensional, got shapes \(1, 1\)"),
     "colbert empty": ({"colbert": []}, r"colbert: must have shape \(rows > 0, 8\), got \(0,\)"),
     "colbert no rows": ({"colbert": np.empty((0, SIZE))}, r"got \(0, 8\)"),
-    "colbert ragged": ({"colbert": [DENSE, DENSE[:-1]]}, r"colbert: rows must be of one length"),
+    "colbert ragged": ({"colbert": [DENSE, DENSE[:-1]]}, r"colbert: rows must have the same length"),
     "colbert empty row": ({"colbert": [[]]}, r"got \(1, 0\)"),
     "colbert wrong size": ({"colbert": [[1.0, 0.0]]}, r"got \(1, 2\)"),
     "colbert NaN": ({"colbert": [COLBERT[0], [NAN, *COLBERT[1][1:]]]}, r"colbert\[1\]\[0\]: must be finite"),
@@ -93,13 +102,13 @@ REFUSED_VECTORS: dict[str, tuple[dict[str, Any], str]] = {
         {"colbert": [COLBERT[0], [0.0] * SIZE]},
         r"colbert\[1\]: the norm must be .* got 0$",
     ),
-    "colbert beyond float16": ({"colbert": [[7e4] * SIZE]}, r"at most 65504 in float16, got 70000.0"),
+    "colbert beyond float16": ({"colbert": [[7e4] * SIZE]}, r"must be at most 65504 in float16, got 70000.0"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED_VECTORS)
-def test_a_spoilt_vector_is_refused_with_field_limit_and_value(case: str) -> None:
-    """Whoever sends a vector that no store can keep is told which one, where, and what it may be."""
+def test_an_invalid_vector_is_refused_with_field_limit_and_value(case: str) -> None:
+    """The refusal of an invalid vector states the field, the limit and the value."""
     fields, message = REFUSED_VECTORS[case]
     refusal = conform(spoilt(3, **fields), SCHEMA)
     assert isinstance(refusal, Refusal)
@@ -118,19 +127,19 @@ def test_a_spoilt_vector_is_refused_with_field_limit_and_value(case: str) -> Non
         ({"a": {1, 2}}, "payload.a: must be plain JSON, got set"),
         ({"a": NAN}, "payload.a: must be a finite number, got nan"),
         ({"a": [INF]}, r"payload.a\[0\]: must be a finite number, got inf"),
-        ({"a": 2**63}, "payload.a: must be an integer of 64 bits with sign, got 9223372036854775808"),
-        ({"a": -(2**63) - 1}, "payload.a: must be an integer of 64 bits with sign"),
-        ({"a": 10**5000}, "payload.a: must be an integer of 64 bits with sign, got one of 16610 bits"),
+        ({"a": 2**63}, "payload.a: must be a signed 64-bit integer, got 9223372036854775808"),
+        ({"a": -(2**63) - 1}, "payload.a: must be a signed 64-bit integer"),
+        ({"a": 10**5000}, "payload.a: must be a signed 64-bit integer, got an integer of 16610 bits"),
         ({1: "a"}, "payload: a key must be a string, got int"),
         ({"a": {None: 1}}, "payload.a: a key must be a string, got NoneType"),
         ({"a": "x\ud800"}, "payload.a: must be text, got a lone surrogate at character 1"),
         ({"\ud800": 1}, "payload: a key must be text, got a lone surrogate at character 0"),
-        (nested(PAYLOAD_DEPTH + 1), "nested deeper than 24 levels"),
-        (["a"], "payload: an object, got list"),
+        (nested(PAYLOAD_DEPTH_MAX + 1), "must be nested at most 24 levels deep"),
+        (["a"], "payload: must be an object, got list"),
     ],
 )
-def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, message: str) -> None:
-    """A payload that a transport would drop, round or choke on is refused, and the key is named."""
+def test_a_payload_that_is_not_json_is_refused_with_its_path(payload: Any, message: str) -> None:
+    """A payload that a transport could not carry unchanged is refused, and the refusal names the key."""
     refusal = conform(draft(5, payload=payload), SCHEMA)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_payload"
@@ -151,16 +160,16 @@ def test_a_payload_that_is_not_json_is_refused_with_its_place(payload: Any, mess
     ],
 )
 def test_a_payload_is_at_most_four_megabytes(large: dict[str, Any]) -> None:
-    """Keys, texts and values all count, in UTF-8, and so do empty ones; the refusal says the limit and the size."""
+    """Keys, strings (in UTF-8) and all values count, even empty ones. The refusal states the limit and the size."""
     refusal = conform(draft(5, payload=large), SCHEMA)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_payload"
-    assert refusal.message.startswith("payload: at most 4000000 bytes with the text, got 400")
-    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_BYTES - 9)}), SCHEMA), Point)
+    assert refusal.message.startswith("payload: must be at most 4000000 bytes including the text, got 400")
+    assert isinstance(conform(draft(5, payload={"a": "x" * (PAYLOAD_MAX_BYTES - 9)}), SCHEMA), Point)
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:
-    """A cycle ends in a refusal, not in an endless walk."""
+    """A payload with a cycle is refused instead of being traversed forever."""
     payload: dict[str, Any] = {}
     payload["self"] = payload
     assert isinstance(conform(draft(0, payload=payload), SCHEMA), Refusal)
@@ -168,7 +177,7 @@ def test_a_payload_that_contains_itself_is_refused() -> None:
 
 @pytest.mark.parametrize("point_id", [-1, 2**64, True, 1.0, "1", None, np.int64(3)])
 def test_an_id_that_is_neither_u64_nor_uuid_is_refused(point_id: Any) -> None:
-    """A store is never asked to keep an id that Qdrant does not have."""
+    """An id that Qdrant does not support is refused before it reaches a store."""
     refusal = conform(draft(0, id=point_id), SCHEMA)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_id"
@@ -176,14 +185,14 @@ def test_an_id_that_is_neither_u64_nor_uuid_is_refused(point_id: Any) -> None:
 
 @pytest.mark.parametrize("point_id", [0, 2**64 - 1, uuid.uuid4()])
 def test_the_whole_range_of_ids_is_kept(edge_store: EdgeStore, point_id: Any) -> None:
-    """The least and the greatest integer id and any UUID are stored and come back as they were."""
+    """The smallest and the largest integer id and any UUID are stored and returned unchanged."""
     edge_store.ensure("ids", SCHEMA)
     assert write(edge_store, "ids", [draft(0, id=point_id)], SCHEMA).stored == 1
     assert edge_store.existing("ids", [point_id]) == {point_id}
 
 
 def test_repairs_lose_nothing() -> None:
-    """Unsorted indices are sorted, exact zeros and repetitions of the same weight go, signs stay."""
+    """Indices are sorted, zeros and repetitions of the same weight are dropped, and signs are kept."""
     point = conform(spoilt(0, sparse=sparse([9, 2**32 - 1, 4, 9, 1], [0.5, 0.25, 0.0, 0.5, -1.0])), SCHEMA)
     assert isinstance(point, Point)
     assert point.sparse is not None
@@ -195,25 +204,25 @@ def test_repairs_lose_nothing() -> None:
 
 @pytest.mark.parametrize("weights", [([], []), ([3], [0.0]), ([3], [1e-60])])
 def test_a_text_without_weights_is_stored_without_sparse(edge_store: EdgeStore, weights: Any) -> None:
-    """An empty text has no lexical weights; its point is stored all the same, found by dense."""
-    one = spoilt(1, sparse=sparse(*weights))
+    """An empty text has no lexical weights. Its point is stored and can be searched by its dense vector."""
+    sample = spoilt(1, sparse=sparse(*weights))
     edge_store.ensure("docs", SCHEMA)
-    assert write(edge_store, "docs", [one], SCHEMA).stored == 1
-    [[hit]] = run(edge_store, "docs", [search_by(dense=one.vectors.dense, using=("dense",))])
+    assert write(edge_store, "docs", [sample], SCHEMA).stored == 1
+    [[hit]] = run(edge_store, "docs", [search_by(dense=sample.vectors.dense, using=("dense",))])
     assert hit.id == 1
 
 
-def test_a_point_with_nothing_to_be_found_by_is_refused() -> None:
-    """A point that no search could ever return is not stored silently."""
+def test_a_point_without_vectors_is_refused() -> None:
+    """A point that no search could return is refused."""
     refusal = conform(spoilt(2, dense=None, colbert=None, sparse=sparse([], [])), SCHEMA)
     assert isinstance(refusal, Refusal)
-    assert "no weight in sparse" in refusal.message
+    assert "only a sparse vector without weights" in refusal.message
     assert isinstance(conform(spoilt(2, dense=None, colbert=None, sparse=None), SCHEMA), Refusal)
 
 
 @pytest.mark.parametrize("rows", [1023, 1024])
-def test_colbert_rows_end_where_the_server_ends_them(rows: int) -> None:
-    """1023 rows of 1024 pass and 1024 do not, with a code of its own and what can be done about it."""
+def test_colbert_rows_have_the_limit_of_the_server(rows: int) -> None:
+    """1023 rows of 1024 are accepted and 1024 are not. The refusal has its own code and lists the ways out."""
     schema = schema_for(1024, 1024)
     outcome = conform(Draft(0, 0, {}, sample_vectors(0, rows=rows, size=1024)), schema)
     if rows == 1023:
@@ -227,7 +236,7 @@ def test_colbert_rows_end_where_the_server_ends_them(rows: int) -> None:
 
 
 def test_float16_rows_stay_float16() -> None:
-    """Half precision is not doubled on its way: what the embedder gives in float16 is kept so."""
+    """Rows in float16 are not converted to float32."""
     half = unit(np.random.default_rng(0).normal(size=(3, SIZE))).astype(np.float16)
     point = conform(spoilt(0, colbert=half), SCHEMA)
     assert isinstance(point, Point)
@@ -236,20 +245,20 @@ def test_float16_rows_stay_float16() -> None:
 
 
 def test_a_query_follows_the_same_rules() -> None:
-    """A query vector that would poison scores is refused; a sparse one without weights is simply left out."""
+    """An invalid query vector is refused, and a sparse one without weights is left out."""
     nan = np.full(SIZE, NAN, dtype=np.float32)
     refusal = conform_query(Vectors(dense=nan), SearchOptions(using=("dense",)), SCHEMA)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "invalid_vector"
     absent = conform_query(Vectors(), SearchOptions(using=("dense",)), SCHEMA)
     assert isinstance(absent, Refusal)
-    assert "dense: the search uses it" in absent.message
+    assert "dense: the search needs a dense vector of the query" in absent.message
     sound = conform_query(Vectors(SOUND.dense, sparse([], [])), SearchOptions(), SCHEMA)
     assert isinstance(sound, Search)
     assert sound.vectors.sparse is None
 
 
-# Adversarial input: whatever passes is accepted by the real engine and found again.
+# Adversarial input: the engine must accept and return every point that passes validation.
 
 numbers = st.one_of(
     st.floats(width=64),
@@ -263,7 +272,7 @@ dtypes = st.sampled_from([None, "f2", "f4", "f8", ">f4", "i8", "O", "U8", "?"])
 
 
 def as_array(values: list[Any], dtype: str | None) -> Any:
-    """The values as a list or as an array of a dtype, if they fit one."""
+    """Convert the values to an array of this dtype if possible."""
     if dtype is None:
         return values
     try:
@@ -319,21 +328,23 @@ drafts = st.builds(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hostiles=st.lists(drafts, min_size=1, max_size=8, unique_by=lambda hostile: hostile.id))
-def test_whatever_passes_is_stored_and_found_and_whatever_does_not_leaves_its_neighbours(
+def test_valid_points_are_stored_and_invalid_ones_do_not_affect_the_others(
     edge_store: EdgeStore, hostiles: list[Draft]
 ) -> None:
-    """No input poisons a collection: a point is stored and found by its own vectors, or refused by index."""
+    """Every point is stored and returned by its own vectors, or refused by index. No input damages a collection."""
     edge_store.ensure("hostile", SCHEMA)
     batch = [draft(0), *(replace(hostile, index=1 + i) for i, hostile in enumerate(hostiles)), draft(100)]
-    indices, outcomes = [each.index for each in batch], [conform(each, SCHEMA) for each in batch]
+    indices, outcomes = [entry.index for entry in batch], [conform(entry, SCHEMA) for entry in batch]
     points = [outcome for outcome in outcomes if isinstance(outcome, Point)]
-    refusals = [(index, one.code) for index, one in zip(indices, outcomes, strict=True) if isinstance(one, Refusal)]
+    refusals = [
+        (index, outcome.code) for index, outcome in zip(indices, outcomes, strict=True) if isinstance(outcome, Refusal)
+    ]
     report = write(edge_store, "hostile", batch, SCHEMA)
     assert (report.submitted, report.stored) == (len(batch), len(points))
     assert causes(report) == refusals
     assert edge_store.existing("hostile", [point.id for point in points]) == {point.id for point in points}
     for point in points:
-        _is_found(edge_store, point)
+        _assert_searchable(edge_store, point)
     search = search_by(dense=batch[0].vectors.dense, using=("dense",), limit=len(batch))
     [neighbours] = run(edge_store, "hostile", [search])
     assert neighbours[0].score == pytest.approx(1.0, abs=1e-5)
@@ -344,7 +355,7 @@ def test_whatever_passes_is_stored_and_found_and_whatever_does_not_leaves_its_ne
 @settings(max_examples=400, deadline=None)
 @given(hostile=drafts)
 def test_nothing_makes_conformance_fail(hostile: Draft) -> None:
-    """Any input ends as a valid point or a refusal with a short message, never as a crash."""
+    """Any input results in a valid point or in a refusal with a short message, never in an exception."""
     outcome = conform(hostile, SCHEMA)
     if isinstance(outcome, Refusal):
         assert 0 < len(outcome.message) < 250
@@ -360,18 +371,18 @@ def test_nothing_makes_conformance_fail(hostile: Draft) -> None:
         assert np.isfinite(outcome.colbert.astype(np.float16)).all()
 
 
-def _alike(found: Any, sent: Any) -> bool:
-    """Equal, but that the engine reads decimal fractions to within a unit in the last place."""
+def _equal(stored: Any, sent: Any) -> bool:
+    """Whether the values are equal. The engine may change a float in its last place."""
     if isinstance(sent, float):
-        return isinstance(found, float) and math.isclose(found, sent, rel_tol=1e-15)
+        return isinstance(stored, float) and math.isclose(stored, sent, rel_tol=1e-15)
     if isinstance(sent, list):
-        return len(found) == len(sent) and all(map(_alike, found, sent))
+        return len(stored) == len(sent) and all(map(_equal, stored, sent))
     if isinstance(sent, dict):
-        return found.keys() == sent.keys() and all(_alike(found[key], sent[key]) for key in sent)
-    return type(found) is type(sent) and bool(found == sent)
+        return stored.keys() == sent.keys() and all(_equal(stored[key], sent[key]) for key in sent)
+    return type(stored) is type(sent) and bool(stored == sent)
 
 
-def _is_found(store: EdgeStore, point: Point) -> None:
+def _assert_searchable(store: EdgeStore, point: Point) -> None:
     alone = {"must": [{"has_id": [point.id if isinstance(point.id, int) else str(point.id)]}]}
     searches = []
     if point.dense is not None:
@@ -383,7 +394,7 @@ def _is_found(store: EdgeStore, point: Point) -> None:
     for [hit] in run(store, "hostile", searches):
         assert hit.id == point.id
         assert math.isfinite(hit.score)
-        assert _alike(hit.payload, point.payload)
+        assert _equal(hit.payload, point.payload)
     if point.dense is not None:
         [top, *_] = run(store, "hostile", [search_by(dense=point.dense, using=("dense",), limit=1)])[0]
         assert top.score == pytest.approx(1.0, abs=1e-3)

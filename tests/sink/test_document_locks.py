@@ -1,4 +1,4 @@
-"""Of two jobs with the same document, one follows the other."""
+"""Jobs with the same document run one after the other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from qdrant_sink.writing import DocumentLocks
 PATIENCE_S = 30.0
 
 
-def test_a_document_is_held_by_one_at_a_time() -> None:
-    """Who holds some of the documents that another wants is waited for; others are not."""
+def test_a_document_is_held_by_one_job_at_a_time() -> None:
+    """A job waits for jobs that hold any of its documents, and not for others."""
     locks = DocumentLocks()
     held = threading.Event()
 
@@ -28,8 +28,8 @@ def test_a_document_is_held_by_one_at_a_time() -> None:
     thread.join()
 
 
-def test_the_same_id_elsewhere_is_another_document() -> None:
-    """Collections and scopes keep documents apart; nobody waits here."""
+def test_the_same_id_in_another_collection_or_scope_is_another_document() -> None:
+    """Documents of different collections or scopes can be held at the same time."""
     locks = DocumentLocks()
     with locks.held("c", "s", {1}), locks.held("d", "s", {1}), locks.held("c", "t", {1}):
         pass

@@ -1,4 +1,4 @@
-"""The embedded store keeps what it has acknowledged, and says clearly what it cannot do."""
+"""The embedded store keeps acknowledged writes, and reports clearly what it does not support."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _entries(directory: str) -> int:
 
 
 def test_one_process_owns_the_directory(tmp_path: Path) -> None:
-    """A second worker on the same directory refuses to start and names the ways out; afterwards it may."""
+    """A second worker cannot open a directory that is in use, and the error states the ways out."""
     first = EdgeStore(tmp_path)
     with pytest.raises(ConfigurationError, match="QDRANT_PATH: another process owns the directory") as caught:
         EdgeStore(tmp_path)
@@ -46,15 +46,15 @@ def test_one_process_owns_the_directory(tmp_path: Path) -> None:
     EdgeStore(tmp_path).close()
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """A wrong QDRANT_PATH is found at the start and not by the first job."""
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
+    """An invalid QDRANT_PATH is reported at the start and not by the first job."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="QDRANT_PATH: the directory cannot be written"):
         EdgeStore(tmp_path / "file" / "below")
 
 
 def test_points_survive_kill_9(tmp_path: Path) -> None:
-    """What was acknowledged is there after the process was killed without a goodbye, and can be searched."""
+    """After kill -9, acknowledged points are stored and can be searched."""
     script = """
         import os, signal, sys
         from qdrant_sink.edge import EdgeStore
@@ -76,8 +76,8 @@ def test_points_survive_kill_9(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_collection_that_was_half_made_is_made_again(tmp_path: Path) -> None:
-    """A crash while a collection is created leaves nothing that is taken for one."""
+def test_an_incomplete_collection_is_removed(tmp_path: Path) -> None:
+    """A crash during the creation of a collection leaves nothing that looks like a collection."""
     (tmp_path / ".creating-1234" / "segments").mkdir(parents=True)
     store = EdgeStore(tmp_path)
     assert not (tmp_path / ".creating-1234").exists()
@@ -86,8 +86,8 @@ def test_a_collection_that_was_half_made_is_made_again(tmp_path: Path) -> None:
     store.close()
 
 
-def test_an_alias_is_there_after_a_restart(tmp_path: Path) -> None:
-    """An alias outlives the process, one that was half made does not, and neither is taken for a collection."""
+def test_an_alias_survives_a_restart(tmp_path: Path) -> None:
+    """An alias survives a restart, and an incomplete one is removed."""
     store = EdgeStore(tmp_path)
     store.ensure("docs_1", SCHEMA)
     store.alias("docs", "docs_1")
@@ -100,8 +100,8 @@ def test_an_alias_is_there_after_a_restart(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_collection_may_lie_on_another_disk(tmp_path: Path) -> None:
-    """A link to elsewhere is the operator's and a collection like any other: no alias overwrites it."""
+def test_a_collection_can_be_on_another_disk(tmp_path: Path) -> None:
+    """A symbolic link to another directory is a collection, which an alias cannot replace."""
     (tmp_path / "disk").mkdir()
     store = EdgeStore(tmp_path / "disk")
     store.ensure("docs", SCHEMA)
@@ -117,16 +117,18 @@ def test_a_collection_may_lie_on_another_disk(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_needs_a_cluster_is_refused(edge_store: EdgeStore) -> None:
-    """One machine has no shards and no replicas: said so and not ignored. One of each is what it is."""
-    one = replace(SCHEMA, placement=Placement(1, 1, 1), explicit=frozenset(["shards", "replication"]))
-    edge_store.ensure("docs", one)
-    with pytest.raises(ConfigurationError, match="shards=4, replication=2: Qdrant Edge is one machine; use a server"):
+def test_shards_and_replicas_are_refused(edge_store: EdgeStore) -> None:
+    """More than one shard or replica is an error, because the store runs on a single machine."""
+    single = replace(SCHEMA, placement=Placement(1, 1, 1), explicit=frozenset(["shards", "replication"]))
+    edge_store.ensure("docs", single)
+    with pytest.raises(
+        ConfigurationError, match="shards=4, replication=2: Qdrant Edge runs on a single machine; use a Qdrant server"
+    ):
         edge_store.ensure("docs", replace(SCHEMA, placement=Placement(shards=4, replication=2)))
 
 
 def test_optimised_and_exact_search_agree(edge_store: EdgeStore) -> None:
-    """Merging the segments changes no answer."""
+    """Merging the segments does not change the hits."""
     edge_store.ensure("docs", SCHEMA)
     write(edge_store, "docs", [draft(i) for i in range(200)], SCHEMA)
     search = search_by(dense=draft(3).vectors.dense, sparse=draft(3).vectors.sparse, limit=5)
@@ -137,13 +139,13 @@ def test_optimised_and_exact_search_agree(edge_store: EdgeStore) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_panic_of_the_engine_is_an_error_of_the_seam(
+def test_a_panic_of_the_engine_is_an_error_of_the_store(
     edge_store: EdgeStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Even what conformance keeps out ends in an error of the store, and asking goes on."""
+    """A panic of the engine is mapped to an error, and the store stays usable."""
     edge_store.ensure("docs", SCHEMA)
     sparse = SparseVector(np.array([3, 2], np.uint32), np.array([1.0], np.float32))
-    with pytest.raises(ValueError, match="sparse: indices and values differ in shape"):
+    with pytest.raises(ValueError, match="sparse: indices and values must have the same shape"):
         Point(1, {}, sparse=sparse)
     bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None)
     with pytest.raises(StoreRejected, match="Qdrant Edge refused the points") as caught:
@@ -160,34 +162,38 @@ def test_a_panic_of_the_engine_is_an_error_of_the_seam(
         ({"dense": SimpleNamespace(tolist=lambda: ["secret"])}, ""),
     ],
 )
-def test_words_of_the_engine_are_passed_on_only_where_they_are_harmless(
+def test_only_harmless_phrases_of_the_engine_are_shown(
     edge_store: EdgeStore, vectors: dict[str, Any], reason: str
 ) -> None:
-    """Numbers of a dimension are told; anything that could quote data is not."""
+    """The sizes of a vector are shown, and text that could quote data is not."""
     edge_store.ensure("docs", SCHEMA)
     with pytest.raises(StoreRejected) as caught:
         edge_store.upsert("docs", [Point(1, {}, **vectors)])
     assert caught.value.message.lower() == "qdrant edge refused the points" + (f": {reason}" if reason else "")
 
 
-def test_collections_beyond_a_bound_are_closed_and_opened_again(tmp_path: Path) -> None:
-    """Jobs choose the names, so threads must not grow with them; what was written is there when it is asked for."""
+def test_the_number_of_open_collections_is_limited(tmp_path: Path) -> None:
+    """The least recently used collections are closed without losing writes, so that threads do not accumulate."""
     store = EdgeStore(tmp_path, open_collections=3)
     for i in range(8):
         store.ensure(f"docs_{i}", SCHEMA)
         write(store, f"docs_{i}", [draft(j) for j in range(i + 1)], SCHEMA)
-        assert sum(one.is_open for one in store._collections.values()) <= 3
+        assert sum(collection.is_open for collection in store._collections.values()) <= 3
     threads = _entries("/proc/self/task")
     assert [store.count(f"docs_{i}") for i in range(8)] == list(range(1, 9))
-    assert [name for name, one in store._collections.items() if one.is_open] == ["docs_5", "docs_6", "docs_7"]
+    assert [name for name, collection in store._collections.items() if collection.is_open] == [
+        "docs_5",
+        "docs_6",
+        "docs_7",
+    ]
     assert _entries("/proc/self/task") <= threads + 3 * SEARCH_THREADS
     store.close()
     with pytest.raises(StoreUnavailable, match="the store is closed"):
         store.count("docs_0")
 
 
-def test_closing_and_writing_do_not_meet(tmp_path: Path) -> None:
-    """Several threads at more collections than may be open lose nothing, and none is told anything."""
+def test_collections_are_not_closed_during_writes(tmp_path: Path) -> None:
+    """Threads that write to more collections than may be open do not fail."""
     store = EdgeStore(tmp_path, open_collections=2)
     for i in range(4):
         store.ensure(f"docs_{i}", SCHEMA)
@@ -203,21 +209,21 @@ def test_closing_and_writing_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_collection_in_use_is_not_closed(tmp_path: Path) -> None:
-    """The bound gives way to what is under way, and is met again afterwards."""
+    """A collection in use is not closed. The limit is exceeded until it is free."""
     store = EdgeStore(tmp_path, open_collections=1)
     for name in ("docs", "other"):
         store.ensure(name, SCHEMA)
     with store._collection("docs").opened() as shard:
         assert store.count("other") == 0
         assert shard.info().points_count == 0
-        assert all(one.is_open for one in store._collections.values())
+        assert all(collection.is_open for collection in store._collections.values())
     assert store.count("other") == 0
     assert not store._collections["docs"].is_open
     store.close()
 
 
-def test_threads_are_few_and_the_operator_s_to_choose(tmp_path: Path) -> None:
-    """A collection of an earlier version is given as few as a new one; what it states itself stays."""
+def test_the_number_of_search_threads_is_limited_and_configurable(tmp_path: Path) -> None:
+    """A collection of an earlier version gets the default number of search threads, unless it has its own."""
     store = EdgeStore(tmp_path)
     store.ensure("docs", SCHEMA)
     assert read_config(tmp_path / "docs")["max_search_threads"] == SEARCH_THREADS
@@ -230,15 +236,15 @@ def test_threads_are_few_and_the_operator_s_to_choose(tmp_path: Path) -> None:
         assert read_config(tmp_path / "docs") == {**stated, "max_search_threads": after}
 
 
-def test_what_the_system_refuses_may_be_there_later(tmp_path: Path) -> None:
-    """Out of descriptors is said so and can be tried again, which then succeeds."""
+def test_a_lack_of_descriptors_is_retryable(tmp_path: Path) -> None:
+    """A lack of descriptors raises StoreUnavailable, and a later call succeeds."""
     store = EdgeStore(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)  # of the descriptors that are free
+    lowest = os.dup(0)  # the lowest free descriptor
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
-        with pytest.raises(StoreUnavailable, match="creation of collection 'docs': too many open files"):
+        with pytest.raises(StoreUnavailable, match=r"\(creation of collection 'docs'\): too many open files"):
             store.ensure("docs", SCHEMA)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -248,7 +254,7 @@ def test_what_the_system_refuses_may_be_there_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (
             RuntimeError("service error: mmap of /secret: Cannot allocate memory (os error 12)"),
@@ -259,8 +265,8 @@ def test_what_the_system_refuses_may_be_there_later(tmp_path: Path) -> None:
         (MemoryError(), "cannot allocate memory"),
     ],
 )
-def test_words_of_the_system_are_its_own(error: Exception, words: str) -> None:
-    """Whatever the form in which it arrives, no path is quoted."""
-    with pytest.raises(StoreUnavailable, match=words) as caught, mapped("points"):
+def test_errors_of_the_system_are_shown_without_paths(error: Exception, message: str) -> None:
+    """Errors of the operating system are shown by their own message, without a path."""
+    with pytest.raises(StoreUnavailable, match=message) as caught, mapped("points"):
         raise error
     assert "secret" not in caught.value.message

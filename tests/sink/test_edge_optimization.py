@@ -1,4 +1,4 @@
-"""An embedded collection is optimised in a process of its own, which costs nothing however it ends."""
+"""An embedded collection is optimised in a separate process. However it ends, no points are lost."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from pathlib import Path
 import pytest
 
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.edge.settings import CONFIG, read_config
+from qdrant_sink.edge.settings import CONFIG_FILE, read_config
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from tests.sink.samples import SCHEMA, job
 from tests.sink.writing import write
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60
+TIMEOUT_S = 60
 POINTS = 200
-HANGING = [sys.executable, "-c", "import time; time.sleep(60)"]
+HANGING_COMMAND = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
 def opened(directory: Path, *optimizer: str, points: int = POINTS) -> EdgeStore:
-    """A store whose collection "docs" wants a graph; "other" is empty."""
+    """Open a store whose collection "docs" needs a graph. The collection "other" is empty."""
     store = EdgeStore(directory)
     for name in ("docs", "other"):
         store.ensure(name, SCHEMA)
     store.close()
     config = read_config(directory / "docs")
-    (directory / "docs" / CONFIG).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
+    (directory / "docs" / CONFIG_FILE).write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1}}))
     store = EdgeStore(directory, optimizer=optimizer) if optimizer else EdgeStore(directory)
     assert write(store, "docs", job(points), SCHEMA).stored == points
     return store
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait until this is so."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Wait until the condition is true."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 def has_graph(collection: Path) -> bool:
-    """Whether there is an HNSW graph of the dense vectors."""
+    """Whether the collection has an HNSW graph of the dense vectors."""
     return bool(list(collection.glob("segments/*/vector_index-dense/graph*")))
 
 
-def test_the_graph_is_built_in_another_process(tmp_path: Path) -> None:
-    """The graph is there when the call returns, with every point, and so is what is written afterwards."""
+def test_the_graph_is_built_in_a_separate_process(tmp_path: Path) -> None:
+    """The graph exists when the call returns, and the collection has all points and accepts new ones."""
     store = opened(tmp_path)
     assert not has_graph(tmp_path / "docs")
     assert store.optimize("docs")
@@ -63,9 +63,9 @@ def test_the_graph_is_built_in_another_process(tmp_path: Path) -> None:
     store.close()
 
 
-def test_others_answer_meanwhile_and_closing_ends_it(tmp_path: Path) -> None:
-    """Only calls for the collection itself wait; a store that is closed waits for nothing, and loses nothing."""
-    store = opened(tmp_path, *HANGING)
+def test_other_collections_stay_usable_and_closing_stops_the_optimisation(tmp_path: Path) -> None:
+    """Only calls for the same collection wait. Closing the store stops the optimisation without losing points."""
+    store = opened(tmp_path, *HANGING_COMMAND)
     with ThreadPoolExecutor(2) as threads:
         optimizing = threads.submit(store.optimize, "docs")
         until(lambda: store._collections["docs"]._optimization)
@@ -74,20 +74,20 @@ def test_others_answer_meanwhile_and_closing_ends_it(tmp_path: Path) -> None:
         assert store.count("other") == 5
         assert not optimizing.done()
         assert not waiting.done()
-        began = time.monotonic()
+        started_at = time.monotonic()
         store.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - started_at < 5
         for call in (optimizing, waiting):
             with pytest.raises(StoreUnavailable, match="the store is closed"):
-                call.result(PATIENCE_S)
+                call.result(TIMEOUT_S)
     store = EdgeStore(tmp_path)
     assert store.count("docs") == POINTS
     store.close()
 
 
-def test_a_process_that_is_killed_costs_only_its_run(tmp_path: Path) -> None:
-    """The collection answers with all its points, and so does the next run."""
-    points = 2000  # so that there is a middle
+def test_a_killed_process_loses_no_points(tmp_path: Path) -> None:
+    """After a kill, the collection has all points, and the next run builds the graph."""
+    points = 2000  # enough for a run that can be interrupted
     store = opened(tmp_path, points=points)
     with ThreadPoolExecutor(1) as threads:
         optimizing = threads.submit(store.optimize, "docs")
@@ -96,19 +96,21 @@ def test_a_process_that_is_killed_costs_only_its_run(tmp_path: Path) -> None:
         assert optimization is not None
         optimization._process.send_signal(signal.SIGKILL)
         with pytest.raises(
-            StoreUnavailable, match=r"'docs' broke off \(signal 9, as when memory runs out\): no point is"
+            StoreUnavailable, match=r"'docs' ended early \(signal 9, possibly out of memory\); no points are"
         ):
-            optimizing.result(PATIENCE_S)
+            optimizing.result(TIMEOUT_S)
     assert store.count("docs") == points
-    store.build_index("docs", SCHEMA, timeout_s=PATIENCE_S)
+    store.build_index("docs", SCHEMA, timeout_s=TIMEOUT_S)
     assert has_graph(tmp_path / "docs")
     store.close()
 
 
-def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
-    """In words that name the way out and no path; the collection is as it was."""
+def test_a_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
+    """The error states the way out and no path, and the collection is unchanged."""
     store = opened(tmp_path, "/secret/python")
-    with pytest.raises(StoreUnavailable, match=r"no such file.*; let the worker start processes, or use a") as caught:
+    with pytest.raises(
+        StoreUnavailable, match=r"no such file.*; allow the worker to start processes, or use a"
+    ) as caught:
         store.optimize("docs")
     assert isinstance(caught.value.__cause__, OSError)
     assert "secret" not in caught.value.message
@@ -116,10 +118,10 @@ def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_the_engine_refuses_there_is_an_error_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It has the type and the words of the seam, its log line is the worker's, and neither quotes anything."""
+def test_an_error_in_the_process_is_raised_by_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An error in the process is raised and logged by the worker, without quoting data."""
     store = opened(tmp_path)
-    config = tmp_path / "docs" / CONFIG
+    config = tmp_path / "docs" / CONFIG_FILE
     sound = config.read_text()
     config.write_text("secret")
     with (
@@ -137,12 +139,14 @@ def test_what_the_engine_refuses_there_is_an_error_here(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     "ends",
     [
-        pytest.param("end_with(os.getppid())", marks=pytest.mark.skipif(sys.platform != "linux", reason="prctl")),
-        "end_with_stdin()",
+        pytest.param(
+            "kill_with_worker(os.getppid())", marks=pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+        ),
+        "kill_with_stdin()",
     ],
 )
-def test_it_ends_with_its_worker(ends: str) -> None:
-    """By the kernel on Linux, elsewhere by the end of a pipe that the worker held: not even its Python has to run."""
+def test_the_process_ends_with_its_worker(ends: str) -> None:
+    """If the worker is killed, its process ends even while the engine holds the GIL."""
     optimizer = f"import os, ctypes; from qdrant_sink.edge.optimizer import *; {ends}; print(os.getpid(), flush=True); "
     optimizer += "ctypes.PyDLL(None).sleep(60)"  # holds the GIL
     worker = f"""
@@ -153,6 +157,6 @@ subprocess.Popen([sys.executable, "-c", {optimizer!r}], stdin=subprocess.PIPE).w
         assert process.stdout is not None
         assert process.stdout.readline().strip().isdecimal()
         process.kill()
-        began = time.monotonic()
-        assert process.stdout.read() == ""  # the optimizer has it open to its end
-        assert time.monotonic() - began < 20
+        started_at = time.monotonic()
+        assert process.stdout.read() == ""  # the optimizer keeps it open until it ends
+        assert time.monotonic() - started_at < 20

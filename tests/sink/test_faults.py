@@ -1,4 +1,4 @@
-"""Whatever goes wrong on the way: nothing is lost, nothing is stored twice, and the report is exact."""
+"""After any fault, no point is lost or stored twice, and the report is exact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK = (Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.SLOW, Kind.LOST)
 
 @pytest.fixture
 def connect(double: GrpcDouble) -> Iterator[Connect]:
-    """Makes stores that are connected to the double, or to a port; their pauses are short."""
+    """Factory of stores that connect to the double or to another port, with short pauses."""
     stores: list[ServerStore] = []
 
     def connected(port: int | None = None, *, timeout_s: int = 5, deadline_s: float = 20.0) -> ServerStore:
@@ -52,7 +52,7 @@ def connect(double: GrpcDouble) -> Iterator[Connect]:
 
 @pytest.fixture
 def proxied(double: GrpcDouble) -> Iterator[Callable[..., Proxy]]:
-    """Makes proxies in front of the double."""
+    """Factory of proxies in front of the double."""
     proxies: list[Proxy] = []
 
     def made(*gaps: int, refuse: int = 0) -> Proxy:
@@ -74,10 +74,8 @@ def _all_stored(report: WriteReport, count: int) -> bool:
 
 @pytest.mark.parametrize("insert_only", [False, True])
 @pytest.mark.parametrize("kind", QUICK)
-def test_one_kind_of_fault_again_and_again(
-    double: GrpcDouble, connect: Connect, kind: Kind, *, insert_only: bool
-) -> None:
-    """Every third call goes wrong in one way, and the collection is as if none had."""
+def test_repeated_faults_of_one_kind(double: GrpcDouble, connect: Connect, kind: Kind, *, insert_only: bool) -> None:
+    """Every third call fails in the same way, and the collection is complete in the end."""
     store, drafts = connect(), job(300)
     store.ensure("docs", SCHEMA)
     double.script = Script([kind], every=3, methods=("Upsert", "Get"))
@@ -88,8 +86,8 @@ def test_one_kind_of_fault_again_and_again(
     assert_holds(store, "docs", drafts)
 
 
-def test_an_attempt_that_takes_too_long_is_given_up(double: GrpcDouble, connect: Connect) -> None:
-    """A server that is silent costs `timeout_s` and no point, even where it works on what nobody awaits any more."""
+def test_a_silent_server_costs_only_the_timeout(double: GrpcDouble, connect: Connect) -> None:
+    """If the server does not answer, the attempt is repeated after `timeout_s`."""
     store, drafts = connect(timeout_s=1), job(100)
     store.ensure("docs", SCHEMA)
     double.script = Script([Kind.SILENT], every=4)
@@ -101,7 +99,7 @@ def test_an_attempt_that_takes_too_long_is_given_up(double: GrpcDouble, connect:
 def test_connections_cut_in_the_middle_of_a_request(
     double: GrpcDouble, connect: Connect, proxied: Callable[..., Proxy]
 ) -> None:
-    """Half a request is no request: it is sent again whole, over a new connection."""
+    """A request whose connection was cut is sent again over a new connection."""
     proxy = proxied(20_000, 70_000, 30_000)
     store, drafts = connect(proxy.port), job(100, words=400)
     store.ensure("docs", SCHEMA)
@@ -111,7 +109,7 @@ def test_connections_cut_in_the_middle_of_a_request(
 
 
 class _Attempts(logging.Handler):
-    """Calls back when the store is about to pause before another attempt, for the nth time."""
+    """Log handler that calls a function at the nth retry."""
 
     def __init__(self, nth: int, call: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
@@ -128,7 +126,7 @@ class _Attempts(logging.Handler):
 
 @pytest.fixture
 def on_attempt() -> Iterator[Callable[[int, Callable[[], None]], _Attempts]]:
-    """Registers a call for the nth pause."""
+    """Factory of handlers that call a function at the nth retry."""
     log = logging.getLogger("qdrant_sink.server")
     handlers: list[_Attempts] = []
 
@@ -145,7 +143,7 @@ def on_attempt() -> Iterator[Callable[[int, Callable[[], None]], _Attempts]]:
 def test_a_server_that_restarts(
     double: GrpcDouble, connect: Connect, on_attempt: Callable[[int, Callable[[], None]], _Attempts]
 ) -> None:
-    """While it is down connections are refused; when it is back on its port the job goes on where it was."""
+    """While the server restarts, connections are refused. When it is back, the job continues."""
     store, drafts = connect(), job(200)
     store.ensure("docs", SCHEMA)
     double.before["Upsert"] = lambda: threading.Thread(target=double.stop).start()
@@ -155,8 +153,8 @@ def test_a_server_that_restarts(
     assert_holds(store, "docs", drafts)
 
 
-def test_a_server_that_stays_away_is_accounted_for(double: GrpcDouble, connect: Connect) -> None:
-    """Every point is either acknowledged, and there, or reported as `StoreUnavailable`, and can be sent again."""
+def test_the_report_is_exact_if_the_server_stays_away(double: GrpcDouble, connect: Connect) -> None:
+    """Every point is stored or rejected with `StoreUnavailable`, and rejected ones can be sent again."""
     store, drafts = connect(deadline_s=0.4), job(500)
     store.ensure("docs", SCHEMA)
 
@@ -182,13 +180,13 @@ def test_a_server_that_stays_away_is_accounted_for(double: GrpcDouble, connect: 
     assert_holds(store, "docs", drafts)
 
 
-class _Used:
-    """What a job takes of memory.
+class _MemoryUse:
+    """Memory use of a job.
 
     Attributes:
-        peak: bytes that Python and numpy held at most for it, at once; 0 if it is not traced.
-        objects: that are alive after it.
-        resident: bytes of the process after it.
+        peak: maximum size in bytes of the memory that Python and numpy allocated; 0 without tracing.
+        objects: number of live objects after the job.
+        resident: resident memory of the process after the job in bytes.
     """
 
     def __init__(self, *, traced: bool) -> None:
@@ -211,7 +209,7 @@ class _Used:
 
 @pytest.mark.slow
 def test_ten_thousand_points_among_faults(double: GrpcDouble, connect: Connect, proxied: Callable[..., Proxy]) -> None:
-    """A tenth of all calls goes wrong, connections break and are refused: the collection is exact, and memory flat."""
+    """With faults and broken connections, the collection is exact and memory stays constant."""
     drafts = job(10_000)
     draw = random.Random(7)
     proxy = proxied(*(draw.randrange(20_000, 200_000) for _ in range(1000)), refuse=4)
@@ -222,7 +220,7 @@ def test_ten_thousand_points_among_faults(double: GrpcDouble, connect: Connect, 
     for start in range(0, 10_000, 1000):
         part = drafts[start : start + 1000]
         measured = start in (1000, 9000)  # the first job fills caches, and tracing halves the speed
-        with _Used(traced=measured) as use:
+        with _MemoryUse(traced=measured) as use:
             assert _all_stored(write(store, "docs", part, SCHEMA), 1000)
             double.calls.clear()
         if measured:

@@ -1,4 +1,4 @@
-"""Filters are Qdrant's own language, understood alike by both stores, and refused by place."""
+"""Filters have Qdrant's format, work the same on both stores, and are refused with the path of the mistake."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ SELECTS: list[tuple[dict[str, Any], set[int]]] = [
 
 
 def test_both_stores_select_the_same_points(store: Store, collection: str) -> None:
-    """Every condition of Qdrant's language selects what its documentation says, whatever the store."""
+    """Every condition selects the same points on every store."""
     store.ensure(collection, SCHEMA)
     ids = [0, 1, 2, uuid.UUID(ID)]
     write(store, collection, [draft(i, id=ids[i], payload=p) for i, p in enumerate(PAYLOADS)], SCHEMA)
@@ -143,23 +143,26 @@ def test_both_stores_select_the_same_points(store: Store, collection: str) -> No
 
 REFUSED: list[tuple[Any, str]] = [
     ([], r"^filter: must be an object, got a list$"),
-    ({"musst": []}, r"^filter: 'musst' is not known here, known: must, should, must_not, min_should$"),
+    ({"musst": []}, r"^filter: unknown key 'musst'; allowed keys: must, should, must_not, min_should$"),
     ({"must": ["x"]}, r"^filter\.must\[0\]: must be an object, got a string$"),
-    ({"must": [{"key": "a"}]}, r"^filter\.must\[0\]: exactly one of match, .* got none$"),
+    ({"must": [{"key": "a"}]}, r"^filter\.must\[0\]: must have key and exactly one of match, .* got none$"),
     ({"must": [{"key": "a", "match": {"value": 1}, "range": {"gt": 1}}]}, r"got match, range$"),
     (
         {"must": [{"key": "a", "match": {"valeu": 1}}]},
-        r"^filter\.must\[0\]\.match: 'valeu' is not known here",
+        r"^filter\.must\[0\]\.match: unknown key 'valeu'",
     ),
-    ({"must": [{"key": "a", "match": {}}]}, r"match: exactly one of .* got 0$"),
+    ({"must": [{"key": "a", "match": {}}]}, r"match: must have exactly one of .* got 0$"),
     (
         {"must": [{"key": "a", "match": {"value": 1.5}}]},
         r"match\.value: must be a string, an integer or a boolean",
     ),
-    ({"must": [{"key": "a", "match": {"value": 2**63}}]}, r"match\.value: integers are 64-bit signed"),
+    (
+        {"must": [{"key": "a", "match": {"value": 2**63}}]},
+        r"match\.value: must be a signed 64-bit integer, got an integer of 64 bits",
+    ),
     (
         {"must": [{"key": "a", "match": {"any": ["a", 1]}}]},
-        r"match\.any: must hold strings only or integers only",
+        r"match\.any: must hold only strings or only integers",
     ),
     ({"must": [{"key": "a", "match": {"any": "a"}}]}, r"match\.any: must be a list, got a string"),
     ({"must": [{"key": "a", "match": {"text": ""}}]}, r"match\.text: .* got an empty string"),
@@ -173,7 +176,7 @@ REFUSED: list[tuple[Any, str]] = [
         {"must": [{"key": "a", "range": {"gt": "tomorrow"}}]},
         r"range\.gt: must be a number or an RFC 3339 date",
     ),
-    ({"must": [{"key": "a", "range": {"gt": "2024-02-31"}}]}, r"range\.gt: is not a date of the calendar"),
+    ({"must": [{"key": "a", "range": {"gt": "2024-02-31"}}]}, r"range\.gt: must be a date that exists in the calendar"),
     (
         {"must": [{"key": "a", "range": {"gt": "2024-02-01", "lt": 3}}]},
         r"range\.lt: must be a date like the other",
@@ -181,11 +184,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"must": [{"key": "a..b", "match": {"value": 1}}]}, r"key: must be a path such as"),
     ({"must": [{"key": 'a"b', "match": {"value": 1}}]}, r"key: must be a path such as"),
     ({"must": [{"has_id": ["x"]}]}, r"has_id\[0\]: must be an unsigned 64-bit integer or a UUID"),
-    ({"must": [{"has_id": [-1]}]}, r"has_id\[0\]: an integer id is 0 to"),
-    ({"must": [{"slice": {"total": 2, "index": 0}}]}, r"filter\.must\[0\]: 'slice' is not known here"),
+    ({"must": [{"has_id": [-1]}]}, r"has_id\[0\]: an integer id must be 0 to"),
+    ({"must": [{"slice": {"total": 2, "index": 0}}]}, r"filter\.must\[0\]: unknown key 'slice'"),
     (
         {"must": [{"key": "a", "values_count": {"gt": -1}}]},
-        r"values_count\.gt: must be an integer, 0 to 4294967295",
+        r"values_count\.gt: must be an integer from 0 to 4294967295, got an integer out of range",
     ),
     (
         {"must": [{"key": "a", "geo_radius": {"center": {"lon": 8, "lat": 91}, "radius": 1}}]},
@@ -200,32 +203,32 @@ REFUSED: list[tuple[Any, str]] = [
     ({"min_should": {"conditions": [], "min_count": 0}}, r"^filter\.min_should: must have at least 1 condition"),
     (
         {"min_should": {"conditions": [{"has_id": [1]}], "min_count": 0}},
-        r"^filter\.min_should: .*min_count of at least 1",
+        r"^filter\.min_should: .*min_count of at least 1, got 1 and 0$",
     ),
 ]
 
 
 @pytest.mark.parametrize(("where", "message"), REFUSED)
-def test_a_mistake_in_a_filter_is_told_by_its_place(where: Any, message: str) -> None:
-    """The message leads to the condition that is wrong, and quotes no value of it."""
+def test_an_invalid_filter_is_refused_with_its_path(where: Any, message: str) -> None:
+    """The message contains the path of the invalid condition and not its value."""
     with pytest.raises(InvalidRequest, match=message):
         check_filter(where)
 
 
 def test_endless_nesting_is_refused() -> None:
-    """A filter of a thousand levels is an error of the request, not a crash."""
+    """A filter with a thousand levels is refused and does not cause a crash."""
     where: dict[str, Any] = {"must": [{"key": "a", "match": {"value": 1}}]}
     for _ in range(1000):
         where = {"must": [where]}
-    with pytest.raises(InvalidRequest, match="nested deeper than 16 filters"):
+    with pytest.raises(InvalidRequest, match="filters must be nested at most 16 levels deep"):
         check_filter(where)
 
 
-def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str) -> None:
-    """Neither store is asked with a filter it could misread."""
+def test_stores_refuse_invalid_filters(store: Store, collection: str) -> None:
+    """Every store validates filters before it uses them."""
     store.ensure(collection, SCHEMA)
     wrong = {"must": [{"key": "a", "matsch": {"value": 1}}]}
-    with pytest.raises(InvalidRequest, match=r"filter\.must\[0\]: 'matsch'"):
+    with pytest.raises(InvalidRequest, match=r"filter\.must\[0\]: unknown key 'matsch'"):
         store.count(collection, wrong)
     with pytest.raises(InvalidRequest, match="matsch"):
         store.delete(collection, where=wrong)
@@ -234,7 +237,7 @@ def test_the_stores_refuse_what_the_check_refuses(store: Store, collection: str)
 
 
 def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:
-    """An empty filter, however it is dressed, never empties a collection."""
+    """A filter without an effective condition, in any form, does not delete points."""
     empty: list[dict[str, Any]] = [
         {},
         {"must": []},
@@ -254,8 +257,8 @@ def test_a_deletion_needs_a_condition(store: Store, collection: str) -> None:
     assert store.count(collection) == 1
 
 
-def test_the_deepest_filter_is_answered(store: Store, collection: str) -> None:
-    """What passes the check passes every decoder on the way, promptly."""
+def test_a_filter_of_the_maximum_depth_is_accepted(store: Store, collection: str) -> None:
+    """A filter of the maximum depth passes every decoder, without delay."""
     where: dict[str, Any] = {"must": [{"key": "parity", "match": {"value": 1}}]}
     for _ in range(15):
         where = {"must": [where]}

@@ -1,4 +1,4 @@
-"""The sink costs nothing until a store is opened, and says what it offers. Who may import whom: pyproject.toml."""
+"""Public names and imports of the sink. The contracts in pyproject.toml check the layering."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ MODULES = [
 
 
 def test_the_public_names_are_these() -> None:
-    """What others build on does not come or go unnoticed."""
+    """The public API does not change unintentionally."""
     assert sorted(qdrant_sink.__all__) == sorted(PUBLIC)
     for name in PUBLIC:
         assert getattr(qdrant_sink, name) is not None
 
 
-@pytest.mark.parametrize("room", ["searching", "writing", "server", "edge"])
-def test_every_room_names_what_it_offers(room: str) -> None:
-    """The names of a room exist."""
-    package = import_module(f"qdrant_sink.{room}")
+@pytest.mark.parametrize("subpackage", ["searching", "writing", "server", "edge"])
+def test_public_names_of_subpackages_exist(subpackage: str) -> None:
+    """Every name in `__all__` of a subpackage exists."""
+    package = import_module(f"qdrant_sink.{subpackage}")
     for name in package.__all__:
         assert getattr(package, name) is not None
 
 
 def test_importing_it_loads_no_client_and_no_model() -> None:
-    """All that is no adapter is importable where there is only numpy: conformance, searching, writing and so on."""
+    """Modules other than the adapters do not import a client library or a model library."""
     pure = [module for module in MODULES if not module.startswith(ADAPTERS)]
     script = f"""
 import sys

@@ -1,4 +1,4 @@
-"""A collection that is written here opens in langchain-qdrant, hybrid, and its documents are found again."""
+"""langchain-qdrant opens a collection of the sink and finds its documents with hybrid search."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ TOPICS = {"rsync": "backup", "photorec": "backup", "gimp": "pictures", "nmap": "
 
 
 class Model:
-    """The miniature, one call at a time."""
+    """The mini model, for one call at a time."""
 
     def __init__(self) -> None:
         self.embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", token_budget=512))
 
     def __call__(self, texts: Sequence[str], priority: Priority = Priority.PASSAGE) -> list[Embedding]:
-        """All three vectors of each text."""
-        found = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
-        return [one for one in found if isinstance(one, Embedding)]
+        """Compute all three vectors of each text."""
+        embeddings = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
+        return [embedding for embedding in embeddings if isinstance(embedding, Embedding)]
 
 
 class Dense(Embeddings):
-    """What LangChain calls embeddings, from the same model."""
+    """LangChain's `Embeddings` interface over the model."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Dense vectors of passages."""
-        return [one.dense.tolist() for one in self._model(texts) if one.dense is not None]
+        return [embedding.dense.tolist() for embedding in self._model(texts) if embedding.dense is not None]
 
     def embed_query(self, text: str) -> list[float]:
         """The dense vector of a query."""
@@ -58,7 +58,7 @@ class Dense(Embeddings):
 
 
 class Sparse(SparseEmbeddings):
-    """What langchain-qdrant calls sparse embeddings, from the same model."""
+    """The `SparseEmbeddings` interface of langchain-qdrant over the model."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -66,9 +66,9 @@ class Sparse(SparseEmbeddings):
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """Lexical weights of passages."""
         return [
-            SparseVector(indices=one.sparse.indices.tolist(), values=one.sparse.values.tolist())
-            for one in self._model(texts)
-            if one.sparse is not None
+            SparseVector(indices=embedding.sparse.indices.tolist(), values=embedding.sparse.values.tolist())
+            for embedding in self._model(texts)
+            if embedding.sparse is not None
         ]
 
     def embed_query(self, text: str) -> SparseVector:
@@ -78,7 +78,7 @@ class Sparse(SparseEmbeddings):
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    """Loaded once."""
+    """The model, loaded once per module."""
     model = Model()
     yield model
     model.embedder.close()
@@ -86,7 +86,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def langchain(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantVectorStore]:
-    """LangChain's store, on a collection that our adapter made and our writer filled."""
+    """LangChain's store for a collection that the sink created and filled."""
     double = GrpcDouble(tmp_path_factory.mktemp("double"))
     server_store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
     schema = schema_for(model.embedder.hidden_size, model.embedder.colbert_size)
@@ -121,7 +121,7 @@ def langchain(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_langchain_finds_every_document_by_its_text(langchain: QdrantVectorStore, name: str) -> None:
-    """Hybrid search gives the document back with its text, the caller's metadata and the caller's id."""
+    """Hybrid search returns the document with its text and the caller's metadata and id."""
     [document] = langchain.similarity_search(TEXTS[name], k=1)
     assert document.page_content == TEXTS[name]
     assert document.metadata == {
@@ -133,10 +133,10 @@ def test_langchain_finds_every_document_by_its_text(langchain: QdrantVectorStore
 
 
 def test_langchain_finds_by_a_question_and_filters(langchain: QdrantVectorStore) -> None:
-    """A question finds its document first, and the caller's metadata can be filtered by."""
-    found = langchain.similarity_search("send only what changed", k=5)
-    assert found[0].metadata["id"] == "rsync"
-    assert {one.page_content for one in found} == set(TEXTS.values())
+    """A question returns its document first, and filters apply to the caller's metadata."""
+    documents = langchain.similarity_search("send only what changed", k=5)
+    assert documents[0].metadata["id"] == "rsync"
+    assert {document.page_content for document in documents} == set(TEXTS.values())
     condition = models.FieldCondition(key="metadata.topic", match=models.MatchValue(value="pictures"))
     [picture] = langchain.similarity_search("send only what changed", k=5, filter=models.Filter(must=[condition]))
     assert picture.metadata["id"] == "gimp"

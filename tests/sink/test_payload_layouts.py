@@ -1,4 +1,4 @@
-"""A payload reads as its framework wrote it, refuses collisions, and gives its text back."""
+"""Payload layouts match those of the frameworks, refuse colliding keys and return their text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = {"doc_id": "manual", "chunk": 2, "start": 10, "end": 18}
 
 
 def built(layout: Layout, **overrides: Any) -> dict[str, Any]:
-    """A payload of a text with one key of the caller's."""
+    """Build a payload with one key of the caller."""
     values: dict[str, Any] = {
         "text": "r\u00e9sum\u00e9",
         "text_key": "text",
@@ -34,7 +34,7 @@ def built(layout: Layout, **overrides: Any) -> dict[str, Any]:
 
 
 def test_plain_is_flat() -> None:
-    """Ours: the text under its key, beside what the caller and the worker wrote."""
+    """The plain layout has the text, the caller's payload and the worker's fields in one object."""
     assert built("plain", text_key="body", written={"id": "rsync"}) == {
         "topic": "backup",
         "body": "r\u00e9sum\u00e9",
@@ -43,7 +43,7 @@ def test_plain_is_flat() -> None:
 
 
 def test_langchain_finds_page_content_and_metadata() -> None:
-    """As langchain-qdrant 1.1 reads points: `page_content` and `metadata`, nothing else."""
+    """The payload has `page_content` and `metadata`, which langchain-qdrant 1.1 reads."""
     assert built("langchain", written=CHUNK) == {
         "page_content": "r\u00e9sum\u00e9",
         "metadata": {"topic": "backup", **CHUNK},
@@ -51,7 +51,7 @@ def test_langchain_finds_page_content_and_metadata() -> None:
 
 
 def test_haystack_finds_a_document() -> None:
-    """As qdrant-haystack 13.1 reads points: the fields of a Document, its metadata not flattened."""
+    """The payload has the fields of a Document, which qdrant-haystack 13.1 reads, with nested metadata."""
     assert built("haystack", written=CHUNK) == {
         "id": POINT,
         "content": "r\u00e9sum\u00e9",
@@ -60,7 +60,7 @@ def test_haystack_finds_a_document() -> None:
 
 
 def test_llamaindex_finds_a_node_and_its_document() -> None:
-    """As llama-index-core 0.14 writes a TextNode: the node as JSON, metadata flat beside it, its source three times."""
+    """The payload equals that of llama-index-core 0.14: the node as JSON, metadata and three source ids."""
     payload = built("llamaindex", written=CHUNK)
     node = json.loads(payload.pop("_node_content"))
     assert payload == {
@@ -99,8 +99,8 @@ def test_llamaindex_finds_a_node_and_its_document() -> None:
     }
 
 
-def test_llamaindex_says_none_of_a_text_without_a_document() -> None:
-    """A text that is no chunk has no source, in LlamaIndex's own words; numbers become its text ids."""
+def test_a_text_without_a_document_has_the_source_none_in_llamaindex() -> None:
+    """A text that is not a chunk has the source "None", as LlamaIndex writes it. Ids become strings."""
     payload = built("llamaindex")
     assert {payload[key] for key in ("document_id", "doc_id", "ref_doc_id")} == {"None"}
     node = json.loads(payload["_node_content"])
@@ -111,7 +111,7 @@ def test_llamaindex_says_none_of_a_text_without_a_document() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_key_of_the_worker_cannot_be_set(layout: Layout) -> None:
-    """No caller's key is overwritten in silence, in whichever object it lands."""
+    """A key of the caller that the worker writes is refused, in whichever object it is."""
     with pytest.raises(InvalidRequest, match=r"^qdrant\.payloads\[3\]: the key 'chunk' is written by the worker"):
         built(layout, payload={"chunk": 1}, written=CHUNK, field="qdrant.payloads[3]")
 
@@ -128,31 +128,29 @@ def test_a_key_of_the_worker_cannot_be_set(layout: Layout) -> None:
     ],
 )
 def test_a_key_of_the_layout_cannot_be_set(layout: Layout, key: str) -> None:
-    """What the framework reads at that place is not the caller's to write."""
+    """A key of the caller that the layout writes is refused."""
     with pytest.raises(InvalidRequest, match=rf"the key '{key}' is written by the worker and cannot be set"):
         built(layout, payload={key: 1})
 
 
 @pytest.mark.parametrize(("layout", "keys"), [("langchain", ["page_content", "text"]), ("haystack", ["content", "id"])])
-def test_a_key_that_lands_elsewhere_is_the_callers(layout: Layout, keys: list[str]) -> None:
-    """In a metadata object of its own the caller's keys cannot meet the text."""
+def test_a_key_in_a_separate_object_is_accepted(layout: Layout, keys: list[str]) -> None:
+    """Keys inside of a separate metadata object cannot collide with the text."""
     payload = built(layout, payload=dict.fromkeys(keys, "mine"))
     assert text_of(layout, payload, "text") == "r\u00e9sum\u00e9"
 
 
-@pytest.mark.parametrize(
-    ("key", "what"), [("id", "the caller's own ids"), ("start", "what the worker writes of a chunk")]
-)
-def test_the_text_keeps_away_from_the_workers_keys(key: str, what: str) -> None:
-    """A `textKey` that the worker needs is refused with what it is needed for."""
-    with pytest.raises(InvalidRequest, match=rf"^qdrant\.textKey: '{key}' keeps {what}; choose another key$"):
+@pytest.mark.parametrize(("key", "what"), [("id", "the caller's original id"), ("start", "a field of a chunk")])
+def test_a_text_key_of_the_worker_is_refused(key: str, what: str) -> None:
+    """A `textKey` that the worker writes is refused, and the message states its purpose."""
+    with pytest.raises(InvalidRequest, match=rf"^qdrant\.textKey: '{key}' is reserved for {what}; choose another key$"):
         built("plain", text_key=key, written={**CHUNK, "id": "rsync"})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("text", ["", "plain", 'quotes " and \\ and \u2028', "\U0001f680 \x00"])
 def test_the_text_comes_back(layout: Layout, text: str) -> None:
-    """What was stored is what a search shows."""
+    """The text is read back unchanged."""
     assert text_of(layout, built(layout, text=text, text_key="body"), "body") == text
 
 
@@ -168,13 +166,13 @@ def test_the_text_comes_back(layout: Layout, text: str) -> None:
         {"_node_content": '{"text": 1}'},
     ],
 )
-def test_a_payload_of_someone_else_has_no_text(layout: Layout, payload: dict[str, Any]) -> None:
-    """Points that were not written in this layout are no error."""
+def test_a_payload_of_another_layout_has_no_text(layout: Layout, payload: dict[str, Any]) -> None:
+    """Points of another layout have the text None and do not raise."""
     assert text_of(layout, payload, "text") is None
 
 
-def test_a_newer_node_gives_its_text_too() -> None:
-    """LlamaIndex's `Node` keeps its text in a resource."""
+def test_the_text_of_a_newer_node_is_read() -> None:
+    """LlamaIndex's class `Node` stores its text in a resource."""
     content = json.dumps({"text_resource": {"text": "inside"}, "class_name": "Node"})
     assert text_of("llamaindex", {"_node_content": content}, "text") == "inside"
 
@@ -184,7 +182,7 @@ def test_a_newer_node_gives_its_text_too() -> None:
     "bad", [float("nan"), {1, 2}, 2**70, "\ud800", NESTED], ids=["nan", "set", "integer", "surrogate", "depth"]
 )
 def test_a_payload_that_is_not_json_is_left_to_conformance(layout: Layout, bad: Any) -> None:
-    """In every layout a point whose payload no store can hold is refused by itself, and fails no job."""
+    """In every layout, conformance refuses a point with an invalid payload, without failing the job."""
     outcome = conform(draft(0, payload=built(layout, payload={"a": bad})), SCHEMA)
     assert isinstance(outcome, Refusal)
     assert outcome.code == "invalid_payload"
@@ -197,7 +195,7 @@ def test_a_payload_that_is_not_json_is_left_to_conformance(layout: Layout, bad: 
 def test_a_filter_finds_what_the_caller_and_the_worker_wrote(
     edge_store: EdgeStore, layout: Layout, prefix: str, doc_id: int | str
 ) -> None:
-    """A caller's key and the chunks of a document, at the path of docs/collections.md; LlamaIndex's ids are text."""
+    """Filters find the caller's keys and a document's chunks at the documented paths."""
     edge_store.ensure("docs", SCHEMA)
     payloads = [built(layout, written={**CHUNK, "doc_id": name, "chunk": 0}) for name in (doc_id, doc_id, "other")]
     write(edge_store, "docs", [draft(index, payload=payload) for index, payload in enumerate(payloads)], SCHEMA)

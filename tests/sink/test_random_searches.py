@@ -1,4 +1,4 @@
-"""Searches drawn at random, over collections drawn at random, find what exact arithmetic in numpy finds."""
+"""Random searches over random collections return the same hits as an exact computation in numpy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tests.sink.writing import write
 
 COLLECTIONS = 6
 EXACT = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32"))
-"""Rows in float32, so that scores which differ are ranked and not rounded together."""
-GAP = 2e-5
-"""Scores of a branch that are closer are a tie, which says nothing of the ranks behind it."""
+"""Schema with rows in float32, so that different scores are not rounded to equal ones."""
+SCORE_GAP_MIN = 2e-5
+"""Minimum difference of two scores in a branch. Closer scores count as a tie."""
 TOLERANCE = {"rrf": 1e-6, "dbsf": 1e-3}
-MOST_DEPTH = 10_000
+DEPTH_MAX = 10_000
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Points of which some lack a kind of vector, and some belong to a document."""
+    """Random points. Some lack a kind of vector, and some belong to a document."""
 
     name: str
     embeddings: Mapping[PointId, Vectors]
@@ -39,7 +39,7 @@ class Collection:
 
     @classmethod
     def drawn(cls, seed: int) -> Collection:
-        """The same for the same seed."""
+        """Draw a collection. The same seed gives the same collection."""
         rng = np.random.default_rng(seed)
         embeddings: dict[PointId, Vectors] = {}
         payloads: dict[PointId, Mapping[str, Any]] = {}
@@ -69,7 +69,7 @@ DRAWN = [Collection.drawn(seed) for seed in range(COLLECTIONS)]
 
 @pytest.fixture(scope="module", params=STORES)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Every store, holding the same collections."""
+    """Each kind of store, filled with the same collections."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
         for collection in DRAWN:
             collection.fill(store)
@@ -80,7 +80,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @st.composite
 def searches(draw: st.DrawFn) -> Search:
-    """Any branches, fusion, weights, page, filter and grouping."""
+    """Draw a search with any branches, fusion, weights, page, filter and grouping."""
     using: list[Kind] = draw(st.lists(st.sampled_from(KINDS), min_size=1, unique=True))
     fusion: Literal["rrf", "dbsf"] = draw(st.sampled_from(["rrf", "dbsf"]))
     weighed = fusion == "rrf" and draw(st.booleans())
@@ -108,7 +108,7 @@ def searches(draw: st.DrawFn) -> Search:
 
 
 class Oracle:
-    """The answer to one search over one collection, by sorting everything."""
+    """The expected answer to a search, computed by sorting all points."""
 
     def __init__(self, collection: Collection, search: Search) -> None:
         self._collection, self._search = collection, search.options
@@ -130,13 +130,13 @@ class Oracle:
 
     @property
     def gap(self) -> float:
-        """The least difference of two scores that are ranked."""
+        """The smallest difference of two scores that are ranked."""
         kinds = {*self._search.using, *([self._search.rerank] if self._search.rerank else [])}
         ordered = [sorted(self._scores[kind].values()) for kind in kinds]
         return min((b - a for scores in ordered for a, b in pairwise(scores)), default=np.inf)
 
     def scores(self, depth: int) -> dict[PointId, float]:
-        """Of the last stage over the best `depth` of every branch."""
+        """Compute the scores of the last stage for the best `depth` candidates of every branch."""
         search = self._search
         branches = [ranked(self._scores[kind], depth) for kind in search.using]
         if search.rerank:
@@ -150,12 +150,12 @@ class Oracle:
         return rrf(branches, search.rrf_k, search.weights or (1.0,) * len(branches))
 
     def key(self, point_id: PointId) -> object:
-        """The group of a point."""
+        """Return the key of the group of a point."""
         value = self._collection.payloads[point_id]["meta"].get("doc_id")
         return (type(value), value) if type(value) in (str, int) else ("alone", point_id)
 
     def groups(self) -> tuple[dict[PointId, float], list[list[PointId]]]:
-        """All candidates with their scores, and the groups of the page, best first."""
+        """Return the scores of all candidates and the groups of the page, best first."""
         search = self._search
         wanted = search.limit + search.offset
         depth = max(search.prefetch, wanted * search.group_size)
@@ -167,13 +167,15 @@ class Oracle:
                     groups.setdefault(self.key(i), []).append(i)
             lone = len(search.using) == 1 and not search.rerank
             given = sum(map(len, groups.values())) if lone else len(scores)
-            if len(groups) >= wanted or given < depth or depth >= MOST_DEPTH:
+            if len(groups) >= wanted or given < depth or depth >= DEPTH_MAX:
                 return scores, [group[: search.group_size] for group in groups.values()][search.offset : wanted]
             depth *= 4
 
 
-def _agree(hits: Sequence[Hit], scores: Mapping[PointId, float], expected: Sequence[PointId], tolerance: float) -> None:
-    """The same scores in the same order, and each its point's own: the same points but where scores tie."""
+def _assert_hits(
+    hits: Sequence[Hit], scores: Mapping[PointId, float], expected: Sequence[PointId], tolerance: float
+) -> None:
+    """Assert equal scores in the same order, and that every hit has the score of its point."""
     assert [hit.score for hit in hits] == pytest.approx([scores[i] for i in expected], abs=tolerance)
     assert len({hit.id for hit in hits}) == len(hits)
     for hit in hits:
@@ -181,22 +183,24 @@ def _agree(hits: Sequence[Hit], scores: Mapping[PointId, float], expected: Seque
 
 
 def _tolerance(search: Search) -> float:
-    return GAP if search.options.rerank or len(search.options.using) == 1 else TOLERANCE[search.options.fusion]
+    return (
+        SCORE_GAP_MIN if search.options.rerank or len(search.options.using) == 1 else TOLERANCE[search.options.fusion]
+    )
 
 
 def _tied(scores: Mapping[PointId, float], cut: int, tolerance: float) -> bool:
-    """Whether the best `cut` are not told from the next by their scores."""
+    """Whether the hit at rank `cut` and the next one have nearly equal scores."""
     ordered = sorted(scores.values(), reverse=True)
     return 0 < cut < len(ordered) and ordered[cut - 1] - ordered[cut] < 2 * tolerance
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.integers(0, COLLECTIONS - 1), searches(), st.none() | st.integers(0, 40))
-def test_a_search_is_what_sorting_everything_gives(filled: Store, number: int, search: Search, cut: int | None) -> None:
-    """Branches, weights, fusion, reranking, filter, offset, threshold and groups, in any combination."""
+def test_a_search_equals_sorting_all_points(filled: Store, number: int, search: Search, cut: int | None) -> None:
+    """Any combination of branches, weights, fusion, reranking, filter, page, threshold and groups is exact."""
     collection = DRAWN[number]
     oracle = Oracle(collection, search)
-    assume(oracle.gap > GAP)
+    assume(oracle.gap > SCORE_GAP_MIN)
     tolerance = _tolerance(search)
     if cut is not None:  # a threshold between two scores
         ordered = sorted(oracle.scores(search.options.depth).values(), reverse=True)
@@ -211,13 +215,15 @@ def test_a_search_is_what_sorting_everything_gives(filled: Store, number: int, s
             for i in ranked(scores)
             if search.options.score_threshold is None or scores[i] >= search.options.score_threshold
         ]
-        _agree(hits, scores, best[search.options.offset : search.options.offset + search.options.limit], tolerance)
+        _assert_hits(
+            hits, scores, best[search.options.offset : search.options.offset + search.options.limit], tolerance
+        )
     else:
         scores, groups = oracle.groups()
         heads = sorted((scores[group[0]] for group in groups), reverse=True)
         assume(all(a - b > 2 * tolerance for a, b in pairwise(heads)))
         assume(not any(_tied(scores, n + 1, tolerance) for n in range(len(scores) - 1)))
-        _agree(hits, scores, sorted((i for group in groups for i in group), key=lambda i: -scores[i]), tolerance)
+        _assert_hits(hits, scores, sorted((i for group in groups for i in group), key=lambda i: -scores[i]), tolerance)
         for hit in hits:
             value = collection.payloads[hit.id]["meta"].get("doc_id")
             assert hit.group == (value if type(value) in (str, int) else None)

@@ -1,4 +1,4 @@
-"""The store's tests run against a real server where one is named, and say so where none is."""
+"""`make test-server` runs the tests against a real server, and fails without QDRANT_URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_without_a_server_the_command_says_how_to_get_one(tmp_path: Path) -> None:
-    """At once, before anything is installed, and as a failure: nobody takes it for a pass."""
+    """Without QDRANT_URL the command fails immediately, before it installs anything, and says what to do."""
     environment = {name: value for name, value in os.environ.items() if name != "QDRANT_URL"}
     command = ["make", "test-server", f"VENV={tmp_path / 'none'}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""A collection is created as BGE-M3 wants it, or verified field by field and left as it is."""
+"""A collection is created with the schema for BGE-M3, or verified field by field and left unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, schema_for
 
-FOUND = {
+VECTORS = {
     "dense": VectorDescription("dense", size=8, distance="cosine"),
     "sparse": VectorDescription("sparse"),
     "colbert": VectorDescription("multivector", size=8, distance="cosine", comparator="max_sim"),
@@ -45,10 +45,10 @@ def test_the_schema_of_bge_m3() -> None:
     )
 
 
-def test_a_collection_that_serves_has_no_differences() -> None:
-    """Further vectors beside the three are not in the way."""
-    assert differences(SCHEMA, CollectionDescription(FOUND)) == []
-    more = {**FOUND, "image": VectorDescription("dense", size=512, distance="dot")}
+def test_additional_vectors_are_not_a_difference() -> None:
+    """A collection with the three vectors is accepted, even with additional vectors."""
+    assert differences(SCHEMA, CollectionDescription(VECTORS)) == []
+    more = {**VECTORS, "image": VectorDescription("dense", size=512, distance="dot")}
     assert differences(SCHEMA, CollectionDescription(more)) == []
 
 
@@ -69,14 +69,14 @@ def test_a_collection_that_serves_has_no_differences() -> None:
         ("sparse", VectorDescription("sparse", modifier="idf"), Difference("sparse.modifier", "idf", "none")),
     ],
 )
-def test_every_verified_field_is_told(name: str, vector: VectorDescription | None, expected: Difference) -> None:
-    """The field, what was found and what is wanted are named."""
-    found = {key: value for key, value in {**FOUND, name: vector}.items() if value is not None}
-    assert differences(SCHEMA, CollectionDescription(found)) == [expected]
+def test_every_verified_field_is_reported(name: str, vector: VectorDescription | None, expected: Difference) -> None:
+    """A difference states the field, the actual value and the wanted value."""
+    vectors = {key: value for key, value in {**VECTORS, name: vector}.items() if value is not None}
+    assert differences(SCHEMA, CollectionDescription(vectors)) == [expected]
 
 
-def test_ensure_creates_once_and_verifies_ever_after(store: Store, collection: str) -> None:
-    """A second worker finds the collection and is content; another model is told all fields."""
+def test_ensure_creates_once_and_then_verifies(store: Store, collection: str) -> None:
+    """A second worker accepts the collection. A worker with another model gets an error with all fields."""
     store.ensure(collection, SCHEMA)
     store.ensure(collection, SCHEMA)
     with pytest.raises(SchemaMismatch) as caught:
@@ -89,8 +89,8 @@ def test_ensure_creates_once_and_verifies_ever_after(store: Store, collection: s
     store.ensure(collection, SCHEMA)
 
 
-def test_what_costs_only_memory_does_not_refuse(store: Store, collection: str) -> None:
-    """A collection whose ColBERT rows are float32 in RAM was tuned by its operator and serves as well."""
+def test_a_tuned_collection_is_accepted(store: Store, collection: str) -> None:
+    """A collection whose ColBERT rows are float32 in RAM differs only in memory use and is accepted."""
     tuned = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32", on_disk=False))
     store.ensure(collection, tuned)
     store.ensure(collection, SCHEMA)
@@ -105,7 +105,7 @@ def _others() -> dict[str, CollectionSchema]:
 
 
 @pytest.mark.parametrize("field", list(_others()))
-def test_a_store_reads_back_what_it_is(store: Store, collection: str, field: str) -> None:
+def test_a_store_reads_the_existing_schema(store: Store, collection: str, field: str) -> None:
     """Distance and modifier of an existing collection are read from the store itself."""
     store.ensure(collection, _others()[field])
     with pytest.raises(SchemaMismatch, match=field):
@@ -113,7 +113,7 @@ def test_a_store_reads_back_what_it_is(store: Store, collection: str, field: str
 
 
 def test_the_server_gets_the_whole_schema(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Every field that the schema states arrives in the request that creates the collection."""
+    """The request that creates the collection contains every field of the schema."""
     server_store.ensure("docs", SCHEMA)
     request = double.collections["docs"][0]
     dense = request.vectors_config.params_map.map["dense"]
@@ -130,7 +130,7 @@ def test_the_server_gets_the_whole_schema(server_store: ServerStore, double: Grp
 
 
 def test_the_engine_gets_the_whole_schema(edge_store: EdgeStore, tmp_path: Path) -> None:
-    """What is on disk is what the schema states."""
+    """The configuration on disk contains the fields of the schema."""
     edge_store.ensure("docs", SCHEMA)
     edge_store.close()
     text = (tmp_path / "edge" / "docs" / "edge_config.json").read_text()
@@ -138,8 +138,8 @@ def test_the_engine_gets_the_whole_schema(edge_store: EdgeStore, tmp_path: Path)
         assert part in text
 
 
-def test_one_unnamed_vector_is_told_as_what_is_missing(server_store: ServerStore, double: GrpcDouble) -> None:
-    """A collection of another kind altogether is told by its missing vectors."""
+def test_a_collection_with_an_unnamed_vector_is_refused(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The error of a collection with one unnamed vector lists the missing vectors."""
     client = QdrantClient(url="http://127.0.0.1:9", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
     client.create_collection("docs", models.VectorParams(size=8, distance=models.Distance.COSINE))
     client.close()
@@ -147,8 +147,8 @@ def test_one_unnamed_vector_is_told_as_what_is_missing(server_store: ServerStore
         server_store.ensure("docs", SCHEMA)
 
 
-def test_a_directory_that_the_engine_cannot_read_is_told(tmp_path: Path) -> None:
-    """Damaged files end in an error of the store that names the collection and no path."""
+def test_a_damaged_collection_is_an_error(tmp_path: Path) -> None:
+    """The error of a damaged collection states its name and not its path."""
     shard = edge.EdgeShard.create(
         str(tmp_path / "docs"),
         edge.EdgeConfig(vectors={"dense": edge.EdgeVectorParams(size=8, distance=edge.Distance.Cosine)}),

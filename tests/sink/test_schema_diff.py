@@ -1,4 +1,4 @@
-"""What is asked of an existing collection: what changes results always, what is only tuned where it was set."""
+"""Requirements on existing collections: fields that change results always, tuning fields only if they are set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qdrant_sink.schema import CollectionSchema, PayloadIndex, Placement, Vector
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription, differences, missing_indexes
 from tests.sink.samples import SCHEMA
 
-FOUND = CollectionDescription(
+ACTUAL = CollectionDescription(
     vectors={
         "dense": VectorDescription(
             "dense", 8, "cosine", datatype="float32", quantization="none", m=16, ef_construct=100, on_disk=False
@@ -68,46 +68,46 @@ def _explicit(field: str, **changes: object) -> CollectionSchema:
     ],
     ids=lambda value: value.field if isinstance(value, Difference) else "",
 )
-def test_what_is_tuned_is_asked_for_only_where_it_was_set(wanted: CollectionSchema, difference: Difference) -> None:
-    """A field that the operator states must hold; the same value as a default leaves a collection as it is."""
-    assert differences(wanted, FOUND) == [difference]
-    assert differences(replace(wanted, explicit=frozenset()), FOUND) == []
+def test_a_tuning_field_is_verified_only_if_it_is_set(wanted: CollectionSchema, difference: Difference) -> None:
+    """A field that the operator has set must match. The same value as a default is not verified."""
+    assert differences(wanted, ACTUAL) == [difference]
+    assert differences(replace(wanted, explicit=frozenset()), ACTUAL) == []
 
 
-def test_what_is_set_and_there_is_no_difference() -> None:
-    """Stating what the collection has changes nothing."""
+def test_matching_explicit_fields_are_not_a_difference() -> None:
+    """Setting the values that the collection has is accepted."""
     fields = ("dense.datatype", "dense.quantization", "dense.m", "dense.efConstruct", "dense.onDisk")
-    assert differences(replace(SCHEMA, explicit=frozenset(fields)), FOUND) == []
+    assert differences(replace(SCHEMA, explicit=frozenset(fields)), ACTUAL) == []
 
 
-def test_a_deferred_graph_is_no_difference() -> None:
-    """During a bulk load, or after one that was killed, other workers go on."""
-    deferred = replace(FOUND, vectors={**FOUND.vectors, "dense": replace(FOUND.vectors["dense"], m=0)})
+def test_a_deferred_graph_is_not_a_difference() -> None:
+    """During a bulk load, or after a killed one, other workers accept the collection."""
+    deferred = replace(ACTUAL, vectors={**ACTUAL.vectors, "dense": replace(ACTUAL.vectors["dense"], m=0)})
     assert differences(_explicit("dense.m"), deferred) == []
     none = _explicit("dense.m", dense=replace(SCHEMA.dense, m=0))
-    assert differences(none, FOUND) == [Difference("dense.m", 16, 0)]
+    assert differences(none, ACTUAL) == [Difference("dense.m", 16, 0)]
 
 
-def test_vectors_are_told_by_their_names_in_the_collection() -> None:
-    """An operator who named them finds his names in the complaint."""
+def test_differences_have_the_vector_names_of_the_collection() -> None:
+    """Differences are reported with the configured vector names."""
     wanted = replace(SCHEMA, names=VectorNames(dense="text", sparse="words", colbert="tokens"))
-    found = {
-        "text": FOUND.vectors["dense"],
-        "words": FOUND.vectors["sparse"],
-        "tokens": replace(FOUND.vectors["colbert"], size=4),
+    actual = {
+        "text": ACTUAL.vectors["dense"],
+        "words": ACTUAL.vectors["sparse"],
+        "tokens": replace(ACTUAL.vectors["colbert"], size=4),
     }
-    assert differences(wanted, CollectionDescription(found)) == [Difference("tokens.size", 4, 8)]
-    assert differences(wanted, FOUND)[0] == Difference("text", "absent", "dense")
+    assert differences(wanted, CollectionDescription(actual)) == [Difference("tokens.size", 4, 8)]
+    assert differences(wanted, ACTUAL)[0] == Difference("text", "absent", "dense")
 
 
-def test_an_index_that_is_missing_is_no_difference_and_one_of_another_type_is() -> None:
-    """An index can be added at any time; the type of one that is there decides which filters are quick."""
+def test_only_an_index_of_another_type_is_a_difference() -> None:
+    """A missing index can be added at any time. An index of another type is a difference."""
     wanted = replace(SCHEMA, payload_indexes={"topic": "keyword", "year": "integer"}, tenant_key="tenant")
-    found = replace(FOUND, payload_indexes={"topic": PayloadIndex("text"), "other": PayloadIndex("geo")})
-    assert differences(wanted, found) == [Difference("payloadIndexes.topic", "text", "keyword")]
-    assert missing_indexes(wanted, found) == {
+    actual = replace(ACTUAL, payload_indexes={"topic": PayloadIndex("text"), "other": PayloadIndex("geo")})
+    assert differences(wanted, actual) == [Difference("payloadIndexes.topic", "text", "keyword")]
+    assert missing_indexes(wanted, actual) == {
         "year": PayloadIndex("integer"),
         "tenant": PayloadIndex("keyword", tenant=True),
     }
-    found = replace(FOUND, payload_indexes={"tenant": PayloadIndex("keyword")})
-    assert differences(wanted, found) == [Difference("payloadIndexes.tenant.isTenant", "false", "true")]
+    actual = replace(ACTUAL, payload_indexes={"tenant": PayloadIndex("keyword")})
+    assert differences(wanted, actual) == [Difference("payloadIndexes.tenant.isTenant", "false", "true")]

@@ -1,4 +1,4 @@
-"""Hybrid search answers what an exact computation in numpy answers."""
+"""Hybrid search returns the same hits as an exact computation in numpy."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ VECTORS: dict[PointId, Vectors] = {i: sample_vectors(i) for i in range(POINTS)}
 REFERENCE = Reference(VECTORS)
 QUERIES = [sample_vectors(seed) for seed in range(1000, 1010)]
 TOLERANCE = 2e-3
-"""Of a score: float16 rows on one side, float32 on the other."""
+"""Maximum error of a score, because the store rounds rows to float16."""
 
 
 @pytest.fixture(scope="module", params=STORES)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Every store, holding the same points."""
+    """Each kind of store, filled with the same points."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
         store.ensure(COLLECTION, SCHEMA)
         drafts = [draft(i, vectors=VECTORS[i]) for i in range(POINTS)]
@@ -62,8 +62,8 @@ def _colbert(query: Vectors) -> dict[PointId, float]:
 BRANCHES = {"dense": _dense, "sparse": _sparse, "colbert": _colbert}
 
 
-def _agree(hits: list[Any], expected: dict[PointId, float], limit: int, *, tolerance: float = TOLERANCE) -> None:
-    """The same scores in the same order; the same ids, but where scores tie within the tolerance."""
+def _assert_hits(hits: list[Any], expected: dict[PointId, float], limit: int, *, tolerance: float = TOLERANCE) -> None:
+    """Assert equal scores in the same order, and equal ids except for scores that tie within the tolerance."""
     best = ranked(expected, limit)
     assert [hit.score for hit in hits] == pytest.approx([expected[i] for i in best], abs=tolerance)
     for hit in hits:
@@ -72,10 +72,10 @@ def _agree(hits: list[Any], expected: dict[PointId, float], limit: int, *, toler
 
 @pytest.mark.parametrize("kind", list(BRANCHES))
 def test_one_branch_is_an_exact_ranking(filled: Store, kind: Any) -> None:
-    """Cosine, inner product and MaxSim are what their names say, best first."""
+    """A single branch ranks by the exact cosine, inner product or MaxSim."""
     answers = run(filled, COLLECTION, [_search(query, using=(kind,), limit=10) for query in QUERIES])
     for query, hits in zip(QUERIES, answers, strict=True):
-        _agree(hits, BRANCHES[kind](query), 10)
+        _assert_hits(hits, BRANCHES[kind](query), 10)
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_one_branch_is_an_exact_ranking(filled: Store, kind: Any) -> None:
         (10, (1.0, 2.0, 4.0), ("dense", "sparse", "colbert")),
     ],
 )
-def test_rrf_counts_as_the_literature(filled: Store, k: int, weights: Any, using: Any) -> None:
-    """rrf_k=60 is the 60 of the paper: a first rank alone scores 1/61; a weight divides the rank."""
+def test_rrf_k_is_that_of_the_literature(filled: Store, k: int, weights: Any, using: Any) -> None:
+    """With rrf_k=60, as in the paper, a first rank scores 1/61. A weight divides the rank."""
     for query in QUERIES:
         [hits] = run(filled, COLLECTION, [_search(query, using=using, rrf_k=k, weights=weights, prefetch=60, limit=60)])
         branches = [ranked(BRANCHES[kind](query), 60) for kind in using]
-        _agree(hits, rrf(branches, k, weights or (1.0,) * len(using)), 60, tolerance=1e-6)
+        _assert_hits(hits, rrf(branches, k, weights or (1.0,) * len(using)), 60, tolerance=1e-6)
 
 
 def test_dbsf_adds_scaled_scores(filled: Store) -> None:
-    """A branch is scaled to mean ± 3 standard deviations of its candidates; scores are summed."""
+    """The scores of a branch are scaled to the mean ± 3 standard deviations of its candidates, and summed."""
     query = QUERIES[0]
     [hits] = run(filled, COLLECTION, [_search(query, fusion="dbsf", prefetch=40, limit=40)])
     expected: dict[PointId, float] = {}
@@ -108,20 +108,20 @@ def test_dbsf_adds_scaled_scores(filled: Store) -> None:
         low, high = mean - 3 * deviation, mean + 3 * deviation
         for i, score in kept.items():
             expected[i] = expected.get(i, 0.0) + float((score - low) / (high - low))
-    _agree(hits, expected, 40, tolerance=1e-4)
+    _assert_hits(hits, expected, 40, tolerance=1e-4)
 
 
 def test_reranking_sees_the_union_of_all_branches(filled: Store) -> None:
-    """Every candidate of every branch is judged by MaxSim: fusion does not cut any before."""
+    """MaxSim ranks all candidates of all branches; fusion does not cut them before."""
     for query in QUERIES:
         [hits] = run(filled, COLLECTION, [_search(query, rerank="colbert", prefetch=20, limit=20)])
         union = set(ranked(_dense(query), 20)) | set(ranked(_sparse(query), 20))
         assert len(union) > 20
-        _agree(hits, {i: score for i, score in _colbert(query).items() if i in union}, 20)
+        _assert_hits(hits, {i: score for i, score in _colbert(query).items() if i in union}, 20)
 
 
-def test_the_offset_continues_where_the_limit_ended(filled: Store) -> None:
-    """Page two follows page one, even where the prefetch was asked too small for it."""
+def test_pages_are_consecutive(filled: Store) -> None:
+    """The second page continues the first one, even if the prefetch is too small for it."""
     for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
         fields: dict[str, Any] = {"prefetch": 1, **more}
         whole, first, second = run(
@@ -133,19 +133,19 @@ def test_the_offset_continues_where_the_limit_ended(filled: Store) -> None:
                 _search(QUERIES[1], limit=5, offset=5, **fields),
             ],
         )
-        assert [h.id for h in whole] == [h.id for h in first] + [h.id for h in second]
+        assert [hit.id for hit in whole] == [hit.id for hit in first] + [hit.id for hit in second]
 
 
-def test_the_same_search_has_the_same_answer(filled: Store) -> None:
-    """Ranks of two branches tie all the time; tied points are in the order of their ids, every time."""
+def test_a_repeated_search_returns_the_same_hits(filled: Store) -> None:
+    """Fused scores tie often. Tied points are always ordered by their ids."""
     for limit in (5, 6, 7):
         search = _search(QUERIES[1], limit=limit)
-        answers = {tuple(h.id for h in run(filled, COLLECTION, [search])[0]) for _ in range(10)}
+        answers = {tuple(hit.id for hit in run(filled, COLLECTION, [search])[0]) for _ in range(10)}
         assert len(answers) == 1
 
 
-def test_a_filter_does_not_starve_the_stages(filled: Store) -> None:
-    """Candidates are filtered where they are found, so a narrow filter still fills the limit."""
+def test_a_filter_applies_to_every_branch(filled: Store) -> None:
+    """Candidates are filtered in every branch, so that a narrow filter still fills the page."""
     where = {"must": [{"key": "parity", "match": {"value": 1}}]}
     for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
         fields: dict[str, Any] = more
@@ -154,8 +154,8 @@ def test_a_filter_does_not_starve_the_stages(filled: Store) -> None:
         assert {hit.payload["parity"] for hit in hits if hit.payload} == {1}
 
 
-def test_the_threshold_is_of_the_final_score(filled: Store) -> None:
-    """Hits below it are left out, whichever stage scored them."""
+def test_the_threshold_applies_to_the_final_score(filled: Store) -> None:
+    """Hits with a lower final score are left out, whichever stage computes it."""
     query = QUERIES[3]
     expected = _dense(query)
     [hits] = run(
@@ -168,9 +168,9 @@ def test_the_threshold_is_of_the_final_score(filled: Store) -> None:
 
 
 def test_a_query_without_weights_is_answered(filled: Store) -> None:
-    """An empty text has no lexical weights: its sparse branch gives nothing, and the others answer."""
-    none = SparseVector(np.empty(0, np.uint32), np.empty(0, np.float32))
-    query = replace(QUERIES[4], sparse=none)
+    """The sparse branch of an empty text returns nothing, and the other branches answer."""
+    empty = SparseVector(np.empty(0, np.uint32), np.empty(0, np.float32))
+    query = replace(QUERIES[4], sparse=empty)
     alone, hybrid, dense, reranked = run(
         filled,
         COLLECTION,
@@ -188,8 +188,8 @@ def test_a_query_without_weights_is_answered(filled: Store) -> None:
     assert run(filled, COLLECTION, [_search(query, using=("sparse",))]) == [[]]
 
 
-def test_hits_carry_what_was_asked_for(filled: Store) -> None:
-    """Payload and vectors come back as they were stored, or not at all."""
+def test_hits_contain_the_requested_parts(filled: Store) -> None:
+    """Payload and vectors are returned unchanged if they are requested, and otherwise left out."""
     query = VECTORS[7]
     bare, full = run(
         filled,
@@ -212,7 +212,7 @@ def test_hits_carry_what_was_asked_for(filled: Store) -> None:
 
 
 def test_the_plan_states_the_stages() -> None:
-    """What is sent can be read off as data: branches, their limits, and the last stage."""
+    """A plan contains the branches with their limits and the last stage."""
     query = QUERIES[0]
     fused = plan_of(_search(query, limit=80, offset=40, weights=(2.0, 1.0)), 120)
     assert isinstance(fused, Plan)
@@ -246,7 +246,7 @@ def test_the_plan_states_the_stages() -> None:
         {"rrf_k": 0},
     ],
 )
-def test_a_search_that_cannot_be_meant_is_refused(fields: dict[str, Any]) -> None:
-    """Combinations without a meaning are refused when the value is made."""
+def test_contradictory_options_are_refused(fields: dict[str, Any]) -> None:
+    """Options that contradict each other or are out of range raise ValueError."""
     with pytest.raises(ValueError, match=r"using|weights|limit"):
         SearchOptions(**fields)

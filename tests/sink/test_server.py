@@ -1,4 +1,4 @@
-"""The server adapter is patient where patience helps, and quiet about what is not a caller's business."""
+"""The server adapter retries transient faults, and does not reveal private data in errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.sink.writing import write
 
 Code = grpc.StatusCode
 SECRET = "key-3f9a-secret"  # noqa: S105 - opens nothing
-WORDS = f'Wrong input: "the text of a user" at http://10.1.2.3:6334/x {SECRET} /var/lib/qdrant'
+PRIVATE_MESSAGE = f'Wrong input: "the text of a user" at http://10.1.2.3:6334/x {SECRET} /var/lib/qdrant'
 
 
 def _point(index: int = 0) -> Point:
@@ -57,16 +57,16 @@ def _point(index: int = 0) -> Point:
         Code.FAILED_PRECONDITION,
     ],
 )
-def test_a_passing_fault_is_waited_out(server_store: ServerStore, double: GrpcDouble, code: Any) -> None:
-    """A server that restarts costs a job a moment and no point."""
+def test_a_transient_fault_is_retried(server_store: ServerStore, double: GrpcDouble, code: Any) -> None:
+    """A restart of the server delays a job and loses no points."""
     server_store.ensure("docs", SCHEMA)
-    double.fail("Upsert", code, times=2, details=WORDS)
+    double.fail("Upsert", code, times=2, details=PRIVATE_MESSAGE)
     assert write(server_store, "docs", [draft(0)], SCHEMA).stored == 1
     assert double.calls.count("Upsert") == 3
 
 
-def test_an_answer_that_was_lost_changes_nothing(server_store: ServerStore, double: GrpcDouble) -> None:
-    """An upsert that was done but not answered is done again, and the collection holds it once."""
+def test_a_lost_answer_is_harmless(server_store: ServerStore, double: GrpcDouble) -> None:
+    """An upsert whose answer was lost is repeated, and every point is stored once."""
     server_store.ensure("docs", SCHEMA)
     double.fail("Upsert", Code.UNAVAILABLE, after=True)
     report = write(server_store, "docs", [draft(0), draft(1)], SCHEMA)
@@ -74,7 +74,7 @@ def test_an_answer_that_was_lost_changes_nothing(server_store: ServerStore, doub
 
 
 def test_a_rate_limit_is_honoured(server_store: ServerStore, double: GrpcDouble) -> None:
-    """The pause is as long as the server asks for, not shorter."""
+    """The pause is at least as long as the server requests."""
     server_store.ensure("docs", SCHEMA)
     double.fail("Upsert", Code.RESOURCE_EXHAUSTED, retry_after=0.4, details="Rate limiting exceeded")
     start = time.monotonic()
@@ -82,19 +82,19 @@ def test_a_rate_limit_is_honoured(server_store: ServerStore, double: GrpcDouble)
     assert time.monotonic() - start >= 0.4
 
 
-def test_a_rate_limit_beyond_the_deadline_is_told_at_once(server_store: ServerStore, double: GrpcDouble) -> None:
-    """No job sleeps longer than its deadline; the caller learns how long to wait."""
+def test_a_rate_limit_beyond_the_deadline_is_raised_immediately(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A call does not sleep past its deadline, and the error states how long to wait."""
     server_store.ensure("docs", SCHEMA)
     double.fail("Upsert", Code.RESOURCE_EXHAUSTED, retry_after=600, times=9)
     start = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="limits the rate") as caught:
+    with pytest.raises(StoreUnavailable, match="limits the request rate") as caught:
         server_store.upsert("docs", [_point()])
     assert time.monotonic() - start < 2
     assert caught.value.retry_after_s == 600.0
 
 
-def test_the_deadline_ends_the_patience(double: GrpcDouble) -> None:
-    """A server that stays away is reported within the deadline, as something a retry may cure."""
+def test_the_deadline_ends_the_retries(double: GrpcDouble) -> None:
+    """An unavailable server raises a retryable error within the deadline."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.5)
     double.fail("Count", Code.UNAVAILABLE, times=10**6)
     start = time.monotonic()
@@ -117,12 +117,12 @@ def test_the_deadline_ends_the_patience(double: GrpcDouble) -> None:
         (Code.PERMISSION_DENIED, AccessDenied, "denied access: PERMISSION_DENIED; check QDRANT_API_KEY"),
     ],
 )
-def test_what_a_retry_cannot_cure_is_not_retried(
+def test_permanent_faults_are_not_retried(
     server_store: ServerStore, double: GrpcDouble, code: Any, error: type[WorkerError], message: str
 ) -> None:
-    """Each status becomes one error of the seam, at once, without the words of the server."""
+    """Each status is mapped to an error immediately, without the message of the server."""
     server_store.ensure("docs", SCHEMA)
-    double.fail("Upsert", code, times=5, details=WORDS)
+    double.fail("Upsert", code, times=5, details=PRIVATE_MESSAGE)
     with pytest.raises(error) as caught:
         server_store.upsert("docs", [_point()])
     assert type(caught.value) is error
@@ -133,7 +133,7 @@ def test_what_a_retry_cannot_cure_is_not_retried(
 
 
 def test_a_message_too_large_is_split_and_not_repeated(server_store: ServerStore, double: GrpcDouble) -> None:
-    """A limit on the size of one request is no rate: smaller requests pass."""
+    """A request that is too large is split, although its status is that of a rate limit."""
     server_store.ensure("docs", SCHEMA)
     details = "grpc: received message larger than max (5000000 vs. 4194304)"
     double.fail("Upsert", Code.RESOURCE_EXHAUSTED, details=details)
@@ -142,42 +142,42 @@ def test_a_message_too_large_is_split_and_not_repeated(server_store: ServerStore
 
 
 @pytest.mark.parametrize("code", [Code.UNIMPLEMENTED, Code.DATA_LOSS, Code.FAILED_PRECONDITION])
-def test_a_server_that_takes_nothing_is_not_asked_point_by_point(double: GrpcDouble, code: Any) -> None:
-    """What no point is at fault for ends the job: a batch of two hundred is not sent in four hundred pieces."""
+def test_a_batch_is_not_split_if_the_server_refuses_everything(double: GrpcDouble, code: Any) -> None:
+    """After an error that no point caused, a batch of 200 points is not sent in 400 requests."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.2, pause_s=0.1)
     store.ensure("docs", SCHEMA)
-    double.fail("Upsert", code, times=10**6, details=f"Storage locked: {WORDS}")
+    double.fail("Upsert", code, times=10**6, details=f"Storage locked: {PRIVATE_MESSAGE}")
     report = write(store, "docs", job(200), SCHEMA)
     store.close()
     locked = code is Code.FAILED_PRECONDITION
     assert (report.stored, len(report.rejected)) == (0, 200)
-    assert {type(one.cause) for one in report.rejected} == {StoreUnavailable if locked else NothingTaken}
-    assert {one.message for one in report.rejected} == {
-        f"Qdrant is not in a state to do it: {code.name}, Storage locked"
+    assert {type(rejection.cause) for rejection in report.rejected} == {StoreUnavailable if locked else NothingTaken}
+    assert {rejection.message for rejection in report.rejected} == {
+        f"Qdrant cannot process the request now: {code.name}, Storage locked"
         if locked
         else f"Qdrant refused the request: {code.name}, Storage locked"
     }
     assert double.calls.count("Upsert") <= 20
 
 
-def test_points_that_are_not_yet_stored_are_not_reported_as_stored(double: GrpcDouble) -> None:
-    """An acknowledgement without completion is no success, however long one waits."""
+def test_acknowledged_points_are_not_reported_as_stored(double: GrpcDouble) -> None:
+    """An update that stays acknowledged and does not complete is an error after the deadline."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.3)
     store.ensure("docs", SCHEMA)
     double.update_status = pb.UpdateStatus.Acknowledged
-    with pytest.raises(StoreUnavailable, match="has not stored them yet"):
+    with pytest.raises(StoreUnavailable, match="has not stored them yet; retry later"):
         store.upsert("docs", [_point()])
-    with pytest.raises(StoreUnavailable, match="has not done it yet"):
+    with pytest.raises(StoreUnavailable, match="has not applied it yet; retry later"):
         store.delete("docs", ids=[0])
     store.close()
 
 
 @pytest.mark.parametrize("status", [pb.UpdateStatus.Acknowledged, pb.UpdateStatus.WaitTimeout])
 @pytest.mark.parametrize("insert_only", [False, True])
-def test_what_is_only_acknowledged_is_asked_for_again(
+def test_an_acknowledged_update_is_repeated(
     server_store: ServerStore, double: GrpcDouble, status: pb.UpdateStatus.ValueType, *, insert_only: bool
 ) -> None:
-    """A server that is behind with its queue costs a job a moment, not its end; a deletion is asked for again too."""
+    """If the server has only queued an upsert or a deletion, the call is repeated until it completes."""
 
     def behind() -> None:
         double.update_status = status
@@ -198,8 +198,8 @@ def test_what_is_only_acknowledged_is_asked_for_again(
     assert server_store.count("docs") == 6
 
 
-def test_what_is_only_acknowledged_over_rest_is_asked_for_again(rest: RestDouble) -> None:
-    """Over HTTP too."""
+def test_an_acknowledged_update_over_rest_is_repeated(rest: RestDouble) -> None:
+    """Over REST too, an update that is only acknowledged is repeated."""
     behind: tuple[int, dict[str, str], Any] = (200, {}, result({"operation_id": 1, "status": "acknowledged"}))
     rest.answers["PUT /collections/docs/points"] = [behind, DONE]
     store = _rest_store(rest, prefer_grpc=False)
@@ -209,7 +209,7 @@ def test_what_is_only_acknowledged_over_rest_is_asked_for_again(rest: RestDouble
 
 
 def test_two_workers_create_one_collection(server_store: ServerStore, double: GrpcDouble) -> None:
-    """The one that comes second finds the collection of the first and goes on."""
+    """The second of two workers accepts the collection that the first one created."""
     other = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
     double.before["Create"] = lambda: other.ensure("docs", SCHEMA)
     server_store.ensure("docs", SCHEMA)
@@ -217,8 +217,8 @@ def test_two_workers_create_one_collection(server_store: ServerStore, double: Gr
     other.close()
 
 
-def test_a_creation_that_was_not_answered_is_found_done(server_store: ServerStore, double: GrpcDouble) -> None:
-    """A lost answer to the creation does not fail the job: the collection is there, as wanted, and takes points."""
+def test_a_lost_answer_to_a_creation_is_harmless(server_store: ServerStore, double: GrpcDouble) -> None:
+    """If the answer to a creation is lost, the existing collection is verified and used."""
     double.fail("Create", Code.UNAVAILABLE, after=True)
     server_store.ensure("docs", SCHEMA)
     assert server_store.collection_of("docs") == "docs"
@@ -230,8 +230,8 @@ def test_a_creation_that_was_not_answered_is_found_done(server_store: ServerStor
     assert double.calls.count("Create") == attempts
 
 
-def test_a_creation_that_is_refused_is_told(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Where the collection is really not there, the refusal stands."""
+def test_a_refused_creation_is_an_error(server_store: ServerStore, double: GrpcDouble) -> None:
+    """If the collection does not exist after a refused creation, the refusal is raised."""
     double.fail("Create", Code.PERMISSION_DENIED)
     with pytest.raises(StoreRejected, match="QDRANT_API_KEY"):
         server_store.ensure("docs", SCHEMA)
@@ -239,7 +239,7 @@ def test_a_creation_that_is_refused_is_told(server_store: ServerStore, double: G
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 def test_the_key_is_sent_and_never_shown(double: GrpcDouble, caplog: pytest.LogCaptureFixture) -> None:
-    """The key opens the server; neither the store, nor an error, nor a log line has it."""
+    """The API key is sent to the server and does not appear in the store, in errors or in log lines."""
     caplog.set_level(logging.DEBUG, logger="qdrant_sink")
     double.api_key = SECRET
     store = ServerStore("http://127.0.0.1:9", SECRET, grpc_port=double.port)
@@ -256,7 +256,7 @@ def test_the_key_is_sent_and_never_shown(double: GrpcDouble, caplog: pytest.LogC
 
 
 def test_errors_keep_their_cause_for_the_developer(server_store: ServerStore, double: GrpcDouble) -> None:
-    """The vendor's exception stays reachable as the cause, for a debugger and not for the wire."""
+    """The vendor's exception is the cause of the error, for debugging."""
     double.fail("CollectionExists", Code.PERMISSION_DENIED, times=1)
     double.fail("Get", Code.INVALID_ARGUMENT, times=1)
     with pytest.raises(StoreRejected) as caught:
@@ -266,15 +266,15 @@ def test_errors_keep_their_cause_for_the_developer(server_store: ServerStore, do
 
 
 @pytest.mark.parametrize("url", ["", "ftp://host", "http://[", "http://host:99999"])
-def test_a_url_that_is_none_refuses_to_start(url: str) -> None:
-    """The setting is named, and not quoted."""
+def test_an_invalid_url_is_a_configuration_error(url: str) -> None:
+    """The error names the setting and does not quote the URL."""
     with pytest.raises(ConfigurationError, match=r"^QDRANT_URL: must be") as caught:
         ServerStore(url)
     assert not url or url not in str(caught.value)
 
 
-def test_the_bytes_are_those_of_the_client() -> None:
-    """A point built from array bytes is the very message that the client builds value by value."""
+def test_messages_equal_those_of_the_client() -> None:
+    """A message serialised from arrays equals the message that the client builds value by value."""
     point = _point(3)
     assert point.dense is not None
     assert point.sparse is not None
@@ -301,7 +301,7 @@ def test_the_bytes_are_those_of_the_client() -> None:
 
 @pytest.mark.parametrize("size", [1, 31, 32, 1024, 5000])
 def test_every_length_of_row_is_framed(size: int) -> None:
-    """Rows come out of the message as they went in, float16 and transposed arrays too."""
+    """Rows of every length are parsed back unchanged, also from float16 and transposed arrays."""
     matrix = np.asfortranarray(np.random.default_rng(0).normal(size=(3, size)))
     for array in (matrix, matrix.astype(np.float16)):
         message = pb.MultiDenseVector.FromString(b"".join(multi_dense_parts(array)))
@@ -311,8 +311,8 @@ def test_every_length_of_row_is_framed(size: int) -> None:
         assert list(row.data) == array[0].astype(np.float32).tolist()
 
 
-def test_array_bytes_are_faster_than_values() -> None:
-    """A request with ColBERT rows is built many times faster than from lists; measured against them here."""
+def test_serialising_arrays_is_faster_than_lists() -> None:
+    """Serialising ColBERT rows from arrays is at least three times as fast as from lists."""
     big = sample_vectors(0, rows=256, size=1024)
     assert big.colbert is not None
     matrix = big.colbert
@@ -326,12 +326,12 @@ def test_array_bytes_are_faster_than_values() -> None:
         return bytes(message.SerializeToString())
 
     def seconds(build: Callable[[], object]) -> float:
-        taken = []
+        durations = []
         for _ in range(5):
             start = time.perf_counter()
             build()
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+            durations.append(time.perf_counter() - start)
+        return min(durations)
 
     assert seconds(lambda: upsert_request("docs", [point], insert_only=False)) < seconds(from_lists) / 3
 
@@ -345,13 +345,13 @@ def test_array_bytes_are_faster_than_values() -> None:
         ),
         ('Limit exceeded 100 > 10 for "limit". Help: Reduce', 'Limit exceeded 100 > 10 for "limit"'),
         ("Not existing vector name error: my secret name", "Not existing vector name error"),
-        (WORDS, ""),
+        (PRIVATE_MESSAGE, ""),
         (None, ""),
         ("x" * 10**6, ""),
     ],
 )
-def test_only_known_phrases_are_passed_on(message: str | None, passed_on: str) -> None:
-    """A limit helps its reader; a text, a host or a path never gets through."""
+def test_only_known_phrases_are_shown(message: str | None, passed_on: str) -> None:
+    """Limits in a message are shown. Texts, hosts and paths are not."""
     assert reason(message) == passed_on
 
 
@@ -375,8 +375,8 @@ def _rest_store(rest: RestDouble, **fields: Any) -> ServerStore:
 DONE: tuple[int, dict[str, str], Any] = (200, {}, result({"operation_id": 1, "status": "completed"}))
 
 
-def test_rest_serves_where_grpc_does_not_get_through(rest: RestDouble, caplog: pytest.LogCaptureFixture) -> None:
-    """Behind a proxy that passes only HTTP the points arrive, and a warning says why it is slow."""
+def test_rest_is_used_if_grpc_is_not_reachable(rest: RestDouble, caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a proxy that forwards only HTTP, REST is used, and a warning is logged."""
     rest.answers["PUT /collections/docs/points"] = [DONE]
     store = _rest_store(rest)
     store.upsert("docs", [_point(3)], insert_only=True)
@@ -393,15 +393,15 @@ def test_rest_serves_where_grpc_does_not_get_through(rest: RestDouble, caplog: p
     store.close()
 
 
-def test_rest_asks_the_same_question(rest: RestDouble) -> None:
-    """The stages of a search are the same over HTTP."""
+def test_rest_sends_the_same_query(rest: RestDouble) -> None:
+    """A search has the same stages over REST."""
     hit = {"id": 7, "version": 1, "score": 0.5, "payload": {"a": 1}}
     rest.answers["POST /collections/docs/points/query/batch"] = [(200, {}, result([{"points": [hit]}]))]
     store = _rest_store(rest, prefer_grpc=False)
     query = sample_vectors(1)
     where = {"must": [{"key": "a", "match": {"value": True}}]}
-    [[found]] = run(store, "docs", [search_by(query.dense, query.sparse, where=where, weights=(2.0, 1.0))])
-    assert (found.id, found.score, found.payload) == (7, 0.5, {"a": 1})
+    [[returned]] = run(store, "docs", [search_by(query.dense, query.sparse, where=where, weights=(2.0, 1.0))])
+    assert (returned.id, returned.score, returned.payload) == (7, 0.5, {"a": 1})
     [asked] = rest.requests[-1][1]["searches"]
     assert asked["query"] == {"rrf": {"k": 61, "weights": [2.0, 1.0]}}
     assert [branch["using"] for branch in asked["prefetch"]] == ["dense", "sparse"]
@@ -410,19 +410,19 @@ def test_rest_asks_the_same_question(rest: RestDouble) -> None:
 
 
 @pytest.mark.parametrize(
-    "passing",
+    "transient",
     [
         (503, {}, "<html>proxy at 10.1.2.3</html>"),
-        (500, {}, refusal(WORDS)),
+        (500, {}, refusal(PRIVATE_MESSAGE)),
         (429, {"Retry-After": "0"}, refusal("Rate limiting exceeded")),
         (429, {}, refusal("Rate limiting exceeded")),
         (408, {}, refusal("slow")),
         (403, {}, refusal("Storage locked: maintenance")),
     ],
 )
-def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
-    """Over HTTP too, what passes is waited out."""
-    rest.answers["PUT /collections/docs/points"] = [passing, DONE]
+def test_a_transient_status_is_retried(rest: RestDouble, transient: Any) -> None:
+    """Over REST too, transient faults are retried."""
+    rest.answers["PUT /collections/docs/points"] = [transient, DONE]
     store = _rest_store(rest, prefer_grpc=False)
     store.upsert("docs", [_point()])
     assert len(rest.requests) == 2
@@ -432,7 +432,7 @@ def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        ((400, {}, refusal(WORDS)), StoreRejected, "Qdrant refused the request: HTTP 400"),
+        ((400, {}, refusal(PRIVATE_MESSAGE)), StoreRejected, "Qdrant refused the request: HTTP 400"),
         (
             (
                 400,
@@ -458,21 +458,21 @@ def test_a_passing_status_is_waited_out(rest: RestDouble, passing: Any) -> None:
             "denied access: HTTP 401; check QDRANT_API_KEY",
         ),
         ((403, {}, refusal("Forbidden")), AccessDenied, "denied access: HTTP 403"),
-        ((405, {}, refusal(WORDS)), NothingTaken, "Qdrant refused the request: HTTP 405"),
+        ((405, {}, refusal(PRIVATE_MESSAGE)), NothingTaken, "Qdrant refused the request: HTTP 405"),
         ((302, {}, "<html>log in</html>"), NothingTaken, "Qdrant refused the request: HTTP 302"),
-        ((501, {}, refusal(WORDS)), NothingTaken, "Qdrant refused the request: HTTP 501"),
+        ((501, {}, refusal(PRIVATE_MESSAGE)), NothingTaken, "Qdrant refused the request: HTTP 501"),
         (
             (404, {}, refusal("Not found: Collection `docs` doesn't exist!")),
             NotFound,
             "'docs' does not exist",
         ),
-        ((200, {}, "surprise"), NothingTaken, "does not fit its API"),
+        ((200, {}, "surprise"), NothingTaken, "does not match the API of Qdrant"),
     ],
 )
-def test_a_lasting_status_is_told_at_once(
+def test_a_permanent_status_is_not_retried(
     rest: RestDouble, answer: Any, error: type[WorkerError], message: str
 ) -> None:
-    """Each status of HTTP becomes the same error as its counterpart in gRPC."""
+    """Each HTTP status is mapped to the same error as the corresponding gRPC status."""
     rest.answers["PUT /collections/docs/points"] = [answer]
     store = _rest_store(rest, prefer_grpc=False)
     with pytest.raises(error) as caught:
@@ -484,8 +484,8 @@ def test_a_lasting_status_is_told_at_once(
     store.close()
 
 
-def test_no_server_at_all_is_unavailable() -> None:
-    """Where neither port answers the job is told to come back, without the address."""
+def test_an_unreachable_server_is_unavailable() -> None:
+    """If neither port answers, the error is StoreUnavailable and does not contain the address."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=9, deadline_s=0.3)
     with pytest.raises(StoreUnavailable, match="Qdrant does not answer: UNAVAILABLE") as caught:
         store.count("docs")
@@ -493,15 +493,15 @@ def test_no_server_at_all_is_unavailable() -> None:
     store.close()
 
 
-def test_what_someone_waits_for_is_given_up_sooner_than_what_must_be_stored() -> None:
-    """While a server is away a search is told so within seconds, and points are tried for as long as it may take."""
+def test_interactive_calls_have_a_shorter_deadline() -> None:
+    """While the server is unavailable, searches fail early, and writes are retried for longer."""
     repeated: set[str] = set()
     calling: list[str] = []
     store = ServerStore(
         "http://127.0.0.1:9",
         grpc_port=9,
         deadline_s=0.5,
-        patience_s=0,
+        interactive_deadline_s=0,
         pause_s=0.05,
         retried=lambda: repeated.add(calling[-1]),
     )
@@ -524,8 +524,8 @@ def test_what_someone_waits_for_is_given_up_sooner_than_what_must_be_stored() ->
     store.close()
 
 
-def test_a_server_that_starts_late_is_found(double: GrpcDouble) -> None:
-    """The first call waits for a server that is still starting, and then uses gRPC."""
+def test_the_first_call_waits_for_a_server_that_starts(double: GrpcDouble) -> None:
+    """The first call is retried while the server starts, and then uses gRPC."""
     double.fail("CollectionExists", Code.UNAVAILABLE, times=2)
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=5)
     store.ensure("docs", SCHEMA)
@@ -534,7 +534,7 @@ def test_a_server_that_starts_late_is_found(double: GrpcDouble) -> None:
 
 
 class Silent:
-    """A port that takes connections and never answers; it counts them."""
+    """A port that accepts connections and never answers."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -559,19 +559,19 @@ class Silent:
 
 @pytest.fixture
 def silent() -> Iterator[Silent]:
-    """A server that hangs."""
+    """A server that does not answer."""
     server = Silent()
     yield server
     server.stop()
 
 
 def _failing(store: ServerStore, callers: int) -> tuple[list[threading.Thread], SimpleQueue[StoreUnavailable]]:
-    """Threads that count at once, and how each of them failed."""
+    """Start threads that call `count` concurrently. Returns them with a queue of their errors."""
     failures: SimpleQueue[StoreUnavailable] = SimpleQueue()
-    together = threading.Barrier(callers)
+    barrier = threading.Barrier(callers)
 
     def count() -> None:
-        together.wait(PATIENCE_S)
+        barrier.wait(PATIENCE_S)
         with pytest.raises(StoreUnavailable) as caught:
             store.count("docs")
         failures.put(caught.value)
@@ -582,15 +582,15 @@ def _failing(store: ServerStore, callers: int) -> tuple[list[threading.Thread], 
     return threads, failures
 
 
-def test_callers_of_a_server_that_hangs_wait_together(silent: Silent) -> None:
-    """However many calls come first, the server is asked once for all of them, and again by the call after."""
+def test_concurrent_first_calls_share_one_probe(silent: Silent) -> None:
+    """Concurrent first calls share one probe of a silent server, and the next call probes again."""
     store = ServerStore(f"http://127.0.0.1:{silent.port}", grpc_port=9, timeout_s=1, deadline_s=0.1)
     threads, failures = _failing(store, 6)
     for thread in threads:
         thread.join(PATIENCE_S)
-    told = [failures.get(timeout=PATIENCE_S) for _ in threads]
-    assert all("Qdrant does not answer" in error.message for error in told)
-    assert len({id(error) for error in told}) == 6
+    errors = [failures.get(timeout=PATIENCE_S) for _ in threads]
+    assert all("Qdrant does not answer" in error.message for error in errors)
+    assert len({id(error) for error in errors}) == 6
     silent.taken.get_nowait().close()
     assert silent.taken.empty()
     [thread], _ = _failing(store, 1)
@@ -599,8 +599,8 @@ def test_callers_of_a_server_that_hangs_wait_together(silent: Silent) -> None:
     thread.join(PATIENCE_S)
 
 
-def test_closing_frees_the_callers_of_a_server_that_hangs(silent: Silent) -> None:
-    """A worker that stops before its server has ever answered does not wait for it."""
+def test_closing_releases_the_callers_of_a_silent_server(silent: Silent) -> None:
+    """A worker that stops does not wait for a server that has never answered."""
     store = ServerStore(f"http://127.0.0.1:{silent.port}", grpc_port=9, timeout_s=600, deadline_s=600)
     threads, failures = _failing(store, 3)
     asked = silent.taken.get(timeout=PATIENCE_S)
@@ -613,8 +613,8 @@ def test_closing_frees_the_callers_of_a_server_that_hangs(silent: Silent) -> Non
     asked.close()
 
 
-def test_an_answer_that_comes_after_the_end_opens_nothing(rest: RestDouble) -> None:
-    """A connection that is closed while it is made leaves no client open."""
+def test_an_answer_after_the_close_leaves_no_client_open(rest: RestDouble) -> None:
+    """If the connection is closed during the probe, all clients are closed."""
     clients: list[QdrantClient] = []
 
     def new_client(**options: Any) -> QdrantClient:
@@ -628,7 +628,7 @@ def test_an_answer_that_comes_after_the_end_opens_nothing(rest: RestDouble) -> N
         grpc_port=9,
         timeout_s=5,
         deadline_s=3.0,
-        patience_s=3.0,
+        interactive_deadline_s=3.0,
         pause_s=0.02,
         retried=lambda: None,
         new_client=new_client,
@@ -643,15 +643,15 @@ def test_an_answer_that_comes_after_the_end_opens_nothing(rest: RestDouble) -> N
     assert all(client._client.closed for client in clients)  # type: ignore[attr-defined]
 
 
-def test_a_server_that_was_away_for_long_is_found_again(server_store: ServerStore) -> None:
-    """The wait of gRPC before it connects again stays well below a job's patience, however long nobody answered."""
+def test_the_reconnect_backoff_is_short(server_store: ServerStore) -> None:
+    """The reconnect backoff of gRPC stays well below the deadline of a call."""
     options = server_store._connection._first.client._client._grpc_options  # type: ignore[attr-defined]
     assert options["grpc.max_reconnect_backoff_ms"] <= 2_000
     assert options["grpc.initial_reconnect_backoff_ms"] <= 200
 
 
 def test_closing_ends_a_call_that_waits(double: GrpcDouble) -> None:
-    """A worker that stops is not held up by a server that does not answer."""
+    """A worker that stops does not wait for a server that does not answer."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=30)
     store.ensure("docs", SCHEMA)
     double.fail("Count", Code.UNAVAILABLE, times=10**6)

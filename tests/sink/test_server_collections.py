@@ -1,4 +1,4 @@
-"""What a Qdrant server is asked when collections are made, deferred, built and renamed."""
+"""Requests to a Qdrant server that create, defer, build and alias collections."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _m(double: GrpcDouble, name: str = "docs") -> int:
     return int(created.vectors_config.params_map.map["dense"].hnsw_config.m)
 
 
-def test_all_of_the_block_arrives(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Storage, quantization, placement and indexes are in the requests as they were configured."""
+def test_the_whole_configuration_is_sent(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The requests contain the configured storage, quantization, placement and indexes."""
     schema = replace(
         INDEXED,
         dense=replace(SCHEMA.dense, m=24, ef_construct=64, datatype="float16", on_disk=True, quantization="int8"),
@@ -73,8 +73,8 @@ def test_all_of_the_block_arrives(server_store: ServerStore, double: GrpcDouble)
         server_store.ensure("docs", replace(schema, placement=Placement(2, 1, 2)))
 
 
-def test_what_is_left_to_the_server_is_not_sent(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Shards, replicas and where payloads lie are the server's own defaults unless they are set."""
+def test_defaults_of_the_server_are_not_sent(server_store: ServerStore, double: GrpcDouble) -> None:
+    """Shards, replicas and the storage of payloads have the server's defaults unless they are set."""
     server_store.ensure("docs", SCHEMA)
     request = double.collections["docs"][0]
     for field in ("shard_number", "replication_factor", "write_consistency_factor", "on_disk_payload"):
@@ -85,18 +85,18 @@ def test_what_is_left_to_the_server_is_not_sent(server_store: ServerStore, doubl
 
 
 @pytest.mark.parametrize("moment", ["Create", "CreateFieldIndex"])
-def test_a_second_worker_comes_in_between(
+def test_a_concurrent_worker_is_tolerated(
     server_store: ServerStore, other: ServerStore, double: GrpcDouble, moment: str
 ) -> None:
-    """Whichever step another worker overtakes, both end with the collection and its indexes."""
+    """If another worker comes first in any step, both end with the collection and its indexes."""
     double.before[moment] = lambda: other.ensure("docs", INDEXED)
     server_store.ensure("docs", INDEXED)
     assert set(double.indexes["docs"]) == {"year", "tenant"}
     assert server_store.verify("docs", INDEXED)
 
 
-def test_many_workers_start_at_once(double: GrpcDouble) -> None:
-    """Eight processes that find no collection make one, and none of them fails."""
+def test_many_workers_start_concurrently(double: GrpcDouble) -> None:
+    """Eight workers create one collection concurrently, and none of them fails."""
     start = threading.Barrier(8)
     failures: list[BaseException] = []
 
@@ -120,18 +120,18 @@ def test_many_workers_start_at_once(double: GrpcDouble) -> None:
     assert list(double.collections) == ["docs"]
 
 
-def test_a_second_worker_of_another_configuration_is_told(
+def test_a_concurrent_worker_with_another_configuration_is_an_error(
     server_store: ServerStore, other: ServerStore, double: GrpcDouble
 ) -> None:
-    """If a rival indexes the same key as another type in between, the loser does not go on as if it had won."""
+    """If another worker indexes the same key with another type, SchemaMismatch is raised."""
     rival = replace(SCHEMA, payload_indexes={"year": "keyword"})
     double.before["Create"] = lambda: other.ensure("docs", rival)
     with pytest.raises(SchemaMismatch, match=r"payloadIndexes\.year is keyword, wanted integer"):
         server_store.ensure("docs", INDEXED)
 
 
-def test_an_index_that_a_rival_replaced_is_noticed(server_store: ServerStore, double: GrpcDouble) -> None:
-    """The last one wins on a server, so what stands there is looked at once more."""
+def test_an_index_that_another_worker_replaced_is_an_error(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The last creation wins on a server, so that the collection is verified again afterwards."""
     client = QdrantClient(url="http://127.0.0.1:9", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
 
     def rival() -> None:
@@ -148,16 +148,16 @@ def test_an_index_that_a_rival_replaced_is_noticed(server_store: ServerStore, do
 
 
 def test_an_index_that_is_not_built_yet_is_not_reported_as_built(server_store: ServerStore, double: GrpcDouble) -> None:
-    """An acknowledgement without completion is no success."""
+    """An index that is only acknowledged is an error."""
     double.update_status = pb.UpdateStatus.Acknowledged
-    with pytest.raises(StoreUnavailable, match="payload index on 'year' and has not built it yet"):
+    with pytest.raises(StoreUnavailable, match="payload index on 'year' but has not built it yet"):
         server_store.ensure("docs", INDEXED)
 
 
-def test_a_killed_bulk_load_is_finished_by_the_next(
+def test_any_process_can_build_a_deferred_graph(
     server_store: ServerStore, other: ServerStore, double: GrpcDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That the graph is deferred is known to the collection alone, so any process can restore it."""
+    """The deferral is stored in the collection, so that any process can build the graph."""
     server_store.ensure("docs", SCHEMA)
     server_store.defer_index("docs", SCHEMA)
     assert _m(double) == 0
@@ -170,8 +170,8 @@ def test_a_killed_bulk_load_is_finished_by_the_next(
     assert created["colbert"].hnsw_config.m == 0
 
 
-def test_the_load_has_ended_when_the_collection_is_green(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Yellow and grey are waited out; only then is the index reported as built."""
+def test_build_index_waits_until_the_collection_is_green(server_store: ServerStore, double: GrpcDouble) -> None:
+    """`build_index` returns only when the collection is green."""
     server_store.ensure("docs", SCHEMA)
     server_store.defer_index("docs", SCHEMA)
     double.statuses = [Status.Green, Status.Yellow, Status.Yellow, Status.Yellow, Status.Green]
@@ -179,8 +179,8 @@ def test_the_load_has_ended_when_the_collection_is_green(server_store: ServerSto
     assert double.statuses == []
 
 
-def test_asking_again_does_not_begin_anew(server_store: ServerStore, double: GrpcDouble) -> None:
-    """A change interrupts what a server is building, so one that is building is only waited for."""
+def test_a_second_build_does_not_restart_the_first(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A change would restart the optimisation, so that a restored graph is only waited for."""
     server_store.ensure("docs", SCHEMA)
     server_store.defer_index("docs", SCHEMA)
     double.statuses = [Status.Green, *[Status.Yellow] * 1000]
@@ -192,8 +192,8 @@ def test_asking_again_does_not_begin_anew(server_store: ServerStore, double: Grp
     assert double.calls.count("Update") == 2
 
 
-def test_a_server_that_restarted_is_told_to_go_on(server_store: ServerStore, double: GrpcDouble) -> None:
-    """After a restart optimisations are pending (grey) until something changes: an empty change does, once."""
+def test_a_pending_optimisation_is_started(server_store: ServerStore, double: GrpcDouble) -> None:
+    """After a restart optimisations are pending (grey), and one empty change starts them."""
     server_store.ensure("docs", SCHEMA)
     double.statuses = [Status.Grey] * 4 + [Status.Yellow]
     server_store.build_index("docs", SCHEMA, timeout_s=30)
@@ -209,10 +209,10 @@ def test_a_server_that_restarted_is_told_to_go_on(server_store: ServerStore, dou
         (Status.Red, "collection 'docs' is red: Qdrant failed to build its index"),
     ],
 )
-def test_a_collection_that_does_not_become_green_is_told(
+def test_a_collection_that_does_not_become_green_is_an_error(
     server_store: ServerStore, double: GrpcDouble, state: pb.CollectionStatus.ValueType, message: str
 ) -> None:
-    """The error names the state in which the collection is."""
+    """The error states the status of the collection."""
     server_store.ensure("docs", SCHEMA)
     double.statuses = [state] * 1000
     with pytest.raises(StoreUnavailable) as caught:
@@ -246,20 +246,20 @@ def test_closing_ends_the_wait_for_green(double: GrpcDouble) -> None:
     assert "closed" in str(outcome[0])
 
 
-def test_a_graph_that_is_tuned_otherwise_is_left_alone(
+def test_a_tuned_graph_is_not_deferred(
     server_store: ServerStore, double: GrpcDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An m that is not the configured one could not be restored, so it is neither deferred nor overwritten."""
+    """A graph whose m differs from the schema could not be restored, so that it is not changed."""
     server_store.ensure("docs", replace(SCHEMA, dense=replace(SCHEMA.dense, m=48)))
     server_store.defer_index("docs", SCHEMA)
     assert _m(double) == 48
-    assert "dense.m = 48 and not 16" in caplog.text
+    assert "dense.m = 48 instead of 16" in caplog.text
     server_store.build_index("docs", SCHEMA, timeout_s=5)
     assert _m(double) == 48
 
 
-def test_no_graph_by_configuration_stays_none(server_store: ServerStore, double: GrpcDouble) -> None:
-    """With m = 0 there is nothing to defer and nothing to build."""
+def test_a_schema_without_a_graph_needs_no_deferral(server_store: ServerStore, double: GrpcDouble) -> None:
+    """With m = 0 there is no graph to defer or to build."""
     schema = replace(SCHEMA, dense=replace(SCHEMA.dense, m=0))
     server_store.ensure("docs", schema)
     server_store.defer_index("docs", schema)
@@ -269,7 +269,7 @@ def test_no_graph_by_configuration_stays_none(server_store: ServerStore, double:
 
 
 def test_an_alias_moves_in_one_request(server_store: ServerStore, double: GrpcDouble) -> None:
-    """The old target is dropped and the new one set by one message, repeated unharmed if its answer is lost."""
+    """One request removes the old target and sets the new one. Repeating it is harmless."""
     server_store.ensure("a", SCHEMA)
     server_store.ensure("b", SCHEMA)
     server_store.alias("live", "a")
@@ -280,7 +280,7 @@ def test_an_alias_moves_in_one_request(server_store: ServerStore, double: GrpcDo
 
 
 def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Every stage that reads a quantized vector asks for three times the candidates and rescores them."""
+    """Every stage over a quantized vector requests three times the candidates and rescores them."""
     server_store.ensure("docs", SCHEMA)
     query = draft(1).vectors
     search = search_by(query.dense, query.sparse, query.colbert, rerank="colbert", quantized=("dense", "colbert"))
@@ -306,8 +306,8 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
     assert not any(branch.params.HasField("quantization") for branch in unquantized.prefetch)
 
 
-def test_rest_makes_and_renames_collections_alike() -> None:
-    """Where only HTTP gets through, the block, the deferral, its end and the alias go the same way."""
+def test_rest_creates_and_aliases_collections() -> None:
+    """Over REST, the configuration, the deferral and the alias are sent in the same way."""
     rest = RestDouble()
     done: list[Answer] = [(200, {}, result(value=True))]
     config = {

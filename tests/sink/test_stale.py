@@ -1,4 +1,4 @@
-"""A new version of a document leaves no chunk of an earlier one behind."""
+"""A new version of a document replaces all chunks of an earlier one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId, chunk_id
 from qdrant_sink.store import Store
 from qdrant_sink.writing import delete_stale_chunks
-from qdrant_sink.writing.stale import GAP_MAX_CHUNKS, GAP_MIN_CHUNKS
+from qdrant_sink.writing.stale import LOOKAHEAD_MAX_CHUNKS, LOOKAHEAD_MIN_CHUNKS
 from tests.sink.samples import SCHEMA, sample_vectors
 
 SCOPE = "notes"
@@ -21,7 +21,7 @@ def _chunks(document: PointId, numbers: Sequence[int], scope: str = SCOPE) -> li
 
 
 class Chunks:
-    """Ids of stored chunks; notes what is asked and deleted."""
+    """A store of chunk ids that records lookups and deletions."""
 
     def __init__(self, ids: Sequence[PointId], *, deletions: int = 10**9) -> None:
         self.ids = set(ids)
@@ -43,34 +43,34 @@ class Chunks:
         return len(ids)
 
 
-def test_chunks_behind_the_last_one_are_deleted_and_no_others(store: Store, collection: str) -> None:
-    """Those of the document's present version stay, and so do another document's and another scope's."""
+def test_only_chunks_beyond_the_last_one_are_deleted(store: Store, collection: str) -> None:
+    """Chunks of the current version, of other documents and of other scopes are kept."""
     store.ensure(collection, SCHEMA)
     mine, other, foreign = _chunks(1, range(9)), _chunks(2, range(9)), _chunks(1, range(9), "elsewhere")
     dense = sample_vectors(0).dense
-    store.upsert(collection, [Point(one, {}, dense=dense) for one in [*mine, *other, *foreign]])
+    store.upsert(collection, [Point(point, {}, dense=dense) for point in [*mine, *other, *foreign]])
     assert delete_stale_chunks(store, collection, {1: 4, 3: 1}, SCOPE) == 5
     assert store.existing(collection, [*mine, *other, *foreign]) == {*mine[:4], *other, *foreign}
 
 
-def test_a_gap_in_the_earlier_version_hides_nothing() -> None:
-    """Of one document a whole batch may be missing: what is behind it is found."""
-    behind = _chunks(1, [GAP_MAX_CHUNKS + 1, GAP_MAX_CHUNKS + 2])
-    chunks = Chunks([*_chunks(1, range(3)), *behind])
+def test_chunks_after_a_gap_are_deleted() -> None:
+    """Chunks after a missing batch of the earlier version are deleted too."""
+    after_gap = _chunks(1, [LOOKAHEAD_MAX_CHUNKS + 1, LOOKAHEAD_MAX_CHUNKS + 2])
+    chunks = Chunks([*_chunks(1, range(3)), *after_gap])
     assert delete_stale_chunks(chunks, "c", {1: 3}, SCOPE) == 2
     assert chunks.ids == set(_chunks(1, range(3)))
 
 
-def test_many_documents_share_the_probes() -> None:
-    """A job of thousands of documents looks a few chunks behind each, and further where it finds any."""
+def test_many_documents_share_the_lookups() -> None:
+    """A job with many documents looks up a few chunks per document, and more where it finds some."""
     documents: dict[PointId, int] = dict.fromkeys(range(1000), 1)
-    chunks = Chunks(_chunks(5, range(1 + GAP_MIN_CHUNKS)))
-    assert delete_stale_chunks(chunks, "c", documents, SCOPE) == GAP_MIN_CHUNKS
-    assert sum(chunks.asked) == 1000 * GAP_MIN_CHUNKS + GAP_MAX_CHUNKS
+    chunks = Chunks(_chunks(5, range(1 + LOOKAHEAD_MIN_CHUNKS)))
+    assert delete_stale_chunks(chunks, "c", documents, SCOPE) == LOOKAHEAD_MIN_CHUNKS
+    assert sum(chunks.asked) == 1000 * LOOKAHEAD_MIN_CHUNKS + LOOKAHEAD_MAX_CHUNKS
 
 
 def test_a_deletion_that_is_cut_short_is_completed_by_the_next_run() -> None:
-    """The last chunks go first: whatever is left begins right behind the present version, where it is looked for."""
+    """The last chunks are deleted first, so that the next run finds the remaining ones without a gap."""
     chunks = Chunks(_chunks(1, range(12)), deletions=2)
     with pytest.raises(StoreUnavailable):
         delete_stale_chunks(chunks, "c", {1: 2}, SCOPE, batch_points=3)
@@ -80,8 +80,8 @@ def test_a_deletion_that_is_cut_short_is_completed_by_the_next_run() -> None:
     assert again.ids == set(_chunks(1, range(2)))
 
 
-def test_without_documents_nothing_is_asked() -> None:
-    """A job without chunks costs no call."""
+def test_a_job_without_documents_calls_nothing() -> None:
+    """Without documents the store is not called."""
     chunks = Chunks([])
     assert delete_stale_chunks(chunks, "c", {}, SCOPE) == 0
     assert chunks.asked == []

@@ -1,4 +1,4 @@
-"""What holds for every store behind the seam."""
+"""Contract of the `Store` protocol, which every store fulfils."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _point(index: int, **overrides: object) -> Point:
 
 
 def test_a_missing_collection_is_not_found(store: Store, collection: str) -> None:
-    """Asking for what does not exist is told as such and creates nothing."""
+    """Calls for a missing collection raise NotFound and do not create it."""
     search = search_by(dense=FIRST.vectors.dense, using=("dense",))
     for ask in (
         lambda: run(store, collection, [search]),
@@ -43,8 +43,8 @@ def test_a_missing_collection_is_not_found(store: Store, collection: str) -> Non
             ask()
 
 
-def test_an_empty_question_needs_no_collection(store: Store, collection: str) -> None:
-    """Nothing to store, to look up or to search by is no error where there is no collection, and creates none."""
+def test_an_empty_request_needs_no_collection(store: Store, collection: str) -> None:
+    """Calls without points, ids or plans succeed without a collection and do not create it."""
     store.upsert(collection, [])
     assert store.existing(collection, []) == set()
     assert store.fetch(collection, [], True, ("dense",)) == {}
@@ -56,8 +56,8 @@ def test_an_empty_question_needs_no_collection(store: Store, collection: str) ->
 
 
 @pytest.mark.parametrize("name", ["../etc", ".hidden", "", "a/b", "a b", "x" * 129, "a\n"])
-def test_a_name_that_is_no_collection_is_refused(store: Store, name: str) -> None:
-    """A name never becomes a path or a URL of its own, not even in a question about nothing."""
+def test_an_invalid_collection_name_is_refused(store: Store, name: str) -> None:
+    """A name cannot be used as a path or a URL, not even in an empty request."""
     for ask in (
         lambda: store.ensure(name, SCHEMA),
         lambda: store.count(name),
@@ -66,12 +66,12 @@ def test_a_name_that_is_no_collection_is_refused(store: Store, name: str) -> Non
         lambda: store.fetch(name, [], True, ()),
         lambda: store.query(name, []),
     ):
-        with pytest.raises(InvalidRequest, match=r"^collection: 1 to 128 of"):
+        with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 128 characters"):
             ask()
 
 
-def test_upsert_replaces_and_insert_only_leaves(store: Store, collection: str) -> None:
-    """A second upsert wins; insert_only leaves a point that is there exactly as it is."""
+def test_upsert_replaces_points_and_insert_only_does_not(store: Store, collection: str) -> None:
+    """A second upsert replaces a point, and insert_only leaves it unchanged."""
     store.ensure(collection, SCHEMA)
     search = search_by(dense=FIRST.vectors.dense, using=("dense",), limit=1)
     store.upsert(collection, [_point(0, payload={"v": 1})])
@@ -81,8 +81,8 @@ def test_upsert_replaces_and_insert_only_leaves(store: Store, collection: str) -
     assert store.count(collection) == 2
 
 
-def test_a_point_without_a_kind_loses_the_kind_it_had(store: Store, collection: str) -> None:
-    """An upsert replaces the whole point: no vector of an earlier text stays behind."""
+def test_upsert_removes_missing_kinds_of_vectors(store: Store, collection: str) -> None:
+    """An upsert replaces the whole point, including vectors that the new one does not have."""
     store.ensure(collection, SCHEMA)
     store.upsert(collection, [_point(0)])
     store.upsert(collection, [_point(0, vectors=Vectors(FIRST.vectors.dense))])
@@ -91,7 +91,7 @@ def test_a_point_without_a_kind_loses_the_kind_it_had(store: Store, collection: 
 
 
 def test_existing_count_and_delete_agree(store: Store, collection: str) -> None:
-    """Numbers are exact: what is counted is what is there, and what is deleted was there."""
+    """The numbers of counted and deleted points are exact."""
     store.ensure(collection, SCHEMA)
     store.upsert(collection, [])
     ids: list[PointId] = [0, 2**64 - 1, uuid.uuid4()]
@@ -105,17 +105,17 @@ def test_existing_count_and_delete_agree(store: Store, collection: str) -> None:
     assert store.existing(collection, ids) == {ids[1]}
 
 
-def test_a_deletion_names_ids_or_a_filter(store: Store, collection: str) -> None:
-    """Neither nothing nor both: what is meant must be said."""
+def test_a_deletion_has_either_ids_or_a_filter(store: Store, collection: str) -> None:
+    """A deletion with both or neither of them is refused."""
     store.ensure(collection, SCHEMA)
     condition = {"must": [{"key": "a", "match": {"value": 1}}]}
     for fields in ({}, {"ids": [1], "where": condition}):
-        with pytest.raises(InvalidRequest, match="exactly one of ids and filter"):
+        with pytest.raises(InvalidRequest, match="exactly one of ids and filter, got"):
             store.delete(collection, **fields)  # type: ignore[arg-type]
 
 
-def test_payloads_come_back_unchanged(store: Store, collection: str) -> None:
-    """Types, extremes, Unicode and nesting survive the way in and out."""
+def test_payloads_are_returned_unchanged(store: Store, collection: str) -> None:
+    """Types, extreme values, Unicode and nesting are preserved."""
     payload: dict[str, Any] = {
         "text": "naïve 😀 \u0000 \u2028",
         "int": [2**63 - 1, -(2**63), 0],
@@ -136,8 +136,8 @@ def test_payloads_come_back_unchanged(store: Store, collection: str) -> None:
     assert type(hit.payload["int"][2]) is int
 
 
-def test_a_payload_of_the_greatest_depth_comes_back(store: Store, collection: str) -> None:
-    """The limit of nesting is one that every transport carries, there and back."""
+def test_a_payload_of_the_maximum_depth_is_returned(store: Store, collection: str) -> None:
+    """A payload of the maximum depth passes every transport."""
     payload: dict[str, object] = {"leaf": 1}
     for _ in range(23):
         payload = {"a": payload}
@@ -148,7 +148,7 @@ def test_a_payload_of_the_greatest_depth_comes_back(store: Store, collection: st
 
 
 def test_many_threads_share_one_store(store: Store, collection: str) -> None:
-    """Jobs that write and search at once do not disturb each other."""
+    """Concurrent writes and searches do not affect each other."""
     failures: list[BaseException] = []
 
     def work(worker: int) -> None:
@@ -171,8 +171,8 @@ def test_many_threads_share_one_store(store: Store, collection: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_closing_twice_is_harmless_and_a_closed_store_says_so(kind: str, tmp_path: Path, collection: str) -> None:
-    """After the end every call is told that the store is closed."""
+def test_closing_twice_is_harmless_and_later_calls_are_refused(kind: str, tmp_path: Path, collection: str) -> None:
+    """After the store is closed, calls raise StoreUnavailable."""
     with opened(kind, tmp_path) as store:
         store.ensure(collection, SCHEMA)
         store.close()
@@ -182,6 +182,6 @@ def test_closing_twice_is_harmless_and_a_closed_store_says_so(kind: str, tmp_pat
 
 
 def test_the_label_names_no_host(store: Store) -> None:
-    """What a person is told about the store leads to no address."""
+    """The label of a store does not contain an address."""
     assert "127.0.0.1" not in store.label
     assert store.label.startswith("Qdrant")

@@ -1,4 +1,4 @@
-"""What a schema asks of a point beyond its sizes: a tenant, and values that the storage can hold."""
+"""Requirements of a schema on points: a tenant, and values within the range of the datatype."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NESTED = replace(SCHEMA, tenant_key="metadata.tenant")
 
 @pytest.mark.parametrize("tenant", ["acme", "0", " ", "ß"])
 def test_a_point_with_a_tenant_is_taken(tenant: str) -> None:
-    """A string names a tenant, at the top of the payload or inside it."""
+    """A string is accepted as the tenant, at the top level of the payload or inside of an object."""
     assert isinstance(conform(draft(0, payload={"tenant": tenant}), TENANTED), Point)
     assert isinstance(conform(draft(0, payload={"metadata": {"tenant": tenant}}), NESTED), Point)
 
 
 def test_every_stored_point_is_in_the_index_of_its_tenant(server_store: ServerStore, double: GrpcDouble) -> None:
-    """What passes is found through the index: a value of another type would be stored beside it."""
+    """Every accepted point is in the index of the tenant. A value of another type would be missing there."""
     server_store.ensure("docs", TENANTED)
     drafts = [draft(n, payload={"tenant": (7 if n % 2 else "7")}) for n in range(20)]
     report = write(server_store, "docs", drafts, TENANTED)
@@ -42,7 +42,7 @@ def test_every_stored_point_is_in_the_index_of_its_tenant(server_store: ServerSt
     ("value", "got"),
     [
         ("", "an empty string"),
-        (None, "nothing"),
+        (None, "none"),
         (7, "an integer; write it as a string"),
         (0, "an integer; write it as a string"),
         (True, "bool"),
@@ -52,25 +52,25 @@ def test_every_stored_point_is_in_the_index_of_its_tenant(server_store: ServerSt
     ],
 )
 def test_a_point_without_a_tenant_is_refused(value: Any, got: str) -> None:
-    """It would be found by everybody or by nobody, or past its index. The message names the key, not what was there."""
+    """A point without a valid tenant is refused. The message states the key and not the value."""
     for schema, payload in ((TENANTED, {"tenant": value}), (NESTED, {"metadata": {"tenant": value}})):
         refusal = conform(draft(3, payload=payload), schema)
         assert isinstance(refusal, Refusal)
         assert refusal.code == "invalid_payload"
-        assert refusal.message == f"payload.{schema.tenant_key}: the tenant, a string that is not empty, got {got}"
+        assert refusal.message == f"payload.{schema.tenant_key}: the tenant must be a non-empty string, got {got}"
 
 
 @pytest.mark.parametrize("payload", [{}, {"metadata": "tenant"}, {"metadata.tenant": "acme"}, {"metadata": {}}])
-def test_a_tenant_is_looked_for_where_qdrant_indexes_it(payload: dict[str, Any]) -> None:
-    """A dot in the key leads into an object, as in Qdrant's filters, and is no part of a name."""
+def test_the_tenant_key_is_a_path_as_in_qdrant(payload: dict[str, Any]) -> None:
+    """A dot in the key separates the parts of a path, as in Qdrant's filters."""
     refusal = conform(draft(0, payload=payload), NESTED)
     assert isinstance(refusal, Refusal)
-    assert refusal.message.endswith("got nothing")
+    assert refusal.message.endswith("got none")
     assert isinstance(conform(draft(0, payload=payload), SCHEMA), Point)
 
 
 def test_values_that_float16_cannot_hold_are_refused() -> None:
-    """Where the storage is float16 a value beyond it would become infinite: in dense, in sparse, in rows."""
+    """With float16 storage, a value that would become infinite is refused."""
     large = np.array([70_000.0] * 8, dtype=np.float32)
     weights = SparseVector(np.array([3], np.uint32), np.array([70_000.0], np.float32))
     half = replace(
@@ -81,5 +81,5 @@ def test_values_that_float16_cannot_hold_are_refused() -> None:
     for fields, name in (({"dense": large}, "dense"), ({"sparse": weights}, "sparse.values")):
         refusal = conform(spoilt(0, **fields), half)
         assert isinstance(refusal, Refusal)
-        assert refusal.message == f"{name}: values are at most 65504 in float16, got 70000.0"
+        assert refusal.message == f"{name}: values must be at most 65504 in float16, got 70000.0"
         assert isinstance(conform(spoilt(0, **fields), SCHEMA), Point)

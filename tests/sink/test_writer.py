@@ -1,4 +1,4 @@
-"""Every point of a job is accounted for, whatever happens."""
+"""The writer reports every point of a job as stored or rejected, whatever happens."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from tests.sink.samples import SCHEMA, draft, sample_vectors, schema_for, spoilt
 from tests.sink.writing import causes, write
 
 NAN = np.full(8, np.nan, dtype=np.float32)
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 """A test that hangs fails after so long."""
 
 Item = Draft | Rejection
 
 
 class Memory:
-    """A destination in a dictionary that refuses, or ceases to answer, as told."""
+    """A destination in memory that can refuse points or stop answering."""
 
     def __init__(
         self, *, refuse: Sequence[PointId] = (), answers: int = 10**9, error: BaseException | None = None
@@ -70,26 +70,26 @@ class Memory:
                     self.points[point.id] = point
 
 
-class Held(Memory):
-    """A destination whose upserts wait until they are let go."""
+class Blocking(Memory):
+    """A destination whose upserts block until `go` is set."""
 
-    def __init__(self, **how: Any) -> None:
-        super().__init__(**how)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.arrived: SimpleQueue[int] = SimpleQueue()
         self.go = Event()
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Say how many points came, and wait."""
         self.arrived.put(len(points))
-        assert self.go.wait(PATIENCE_S)
+        assert self.go.wait(TIMEOUT_S)
         super().upsert(collection, points, insert_only=insert_only)
 
 
 class Feed:
-    """The portions of a job, from another thread: what is not there yet is waited for, as a stream does.
+    """Portions of a job from another thread. Iteration waits for the next portion, as a stream does.
 
     Attributes:
-        taken: portions that the writer has come back from.
+        taken: number of portions after which the writer has requested the next one.
     """
 
     def __init__(self) -> None:
@@ -97,45 +97,45 @@ class Feed:
         self.taken = 0
 
     def give(self, *items: Item) -> None:
-        """One portion more."""
+        """Add a portion."""
         self._portions.put(items)
 
     def wake(self) -> None:
-        """Whoever waits for a portion gets an empty one."""
+        """Add an empty portion, which wakes the writer."""
         self._portions.put(())
 
     def end(self) -> None:
-        """No portion more."""
+        """End the iteration."""
         self._portions.put(None)
 
     def __iter__(self) -> Iterator[Sequence[Item]]:
-        while (portion := self._portions.get(timeout=PATIENCE_S)) is not None:
+        while (portion := self._portions.get(timeout=TIMEOUT_S)) is not None:
             yield portion
             self.taken += 1
 
 
 @contextmanager
 def writing(
-    store: Destination, schema: CollectionSchema = SCHEMA, **how: Any
+    store: Destination, schema: CollectionSchema = SCHEMA, **options: Any
 ) -> Iterator[tuple[Writer, Feed, Future[WriteReport]]]:
-    """A writer that pulls from a feed in a thread of its own; it has ended after the block."""
+    """Run a writer with a feed in a separate thread. It has ended after the block."""
     feed = Feed()
     with ThreadPoolExecutor(8) as senders, ThreadPoolExecutor(1) as thread:
-        writer = Writer(store, "c", schema, senders, wake=feed.wake, **how)
+        writer = Writer(store, "c", schema, senders, wake=feed.wake, **options)
         report = thread.submit(writer.write, feed)
         yield writer, feed, report
         feed.end()
-        report.result(PATIENCE_S)
+        report.result(TIMEOUT_S)
 
 
-def pulled(store: Destination, portions: Iterable[Sequence[Item]], **how: Any) -> WriteReport:
-    """What becomes of these portions."""
+def pulled(store: Destination, portions: Iterable[Sequence[Item]], **options: Any) -> WriteReport:
+    """Write these portions and return the report."""
     with ThreadPoolExecutor(8) as senders:
-        return Writer(store, "c", SCHEMA, senders, **how).write(portions)
+        return Writer(store, "c", SCHEMA, senders, **options).write(portions)
 
 
 def test_good_points_are_stored_beside_bad_ones(store: Store, collection: str) -> None:
-    """Each refusal names its own point by index and reason; all others are in the collection."""
+    """Invalid points are rejected with index and reason, and all others are stored."""
     store.ensure(collection, SCHEMA)
     drafts = [draft(0), spoilt(1, dense=NAN), draft(2, payload={"a": float("inf")}), draft(3)]
     report = write(store, collection, drafts, SCHEMA)
@@ -145,7 +145,7 @@ def test_good_points_are_stored_beside_bad_ones(store: Store, collection: str) -
 
 
 def test_insert_only_leaves_what_was_there(store: Store, collection: str) -> None:
-    """A second run of a job can ask what is there, however much, and overwrites nothing of it."""
+    """A second run of a job can look up all existing points, and does not overwrite them."""
     store.ensure(collection, SCHEMA)
     first = [draft(i) for i in range(3)]
     assert write(store, collection, first, SCHEMA, insert_only=True, batch_points=2).stored == 3
@@ -155,8 +155,8 @@ def test_insert_only_leaves_what_was_there(store: Store, collection: str) -> Non
     assert store.count(collection, {"must": [{"key": "again", "match": {"value": True}}]}) == 2
 
 
-def test_a_refused_batch_is_split_down_to_the_point_at_fault() -> None:
-    """One point that a store will not have costs its neighbours nothing."""
+def test_a_refused_batch_is_split_until_the_invalid_points_are_found() -> None:
+    """Points that the store refuses do not affect the other points of the batch."""
     memory = Memory(refuse=[3, 11])
     report = write(memory, "c", [draft(i) for i in range(16)], SCHEMA)
     assert causes(report) == [(3, "StoreRejected"), (11, "StoreRejected")]
@@ -165,8 +165,8 @@ def test_a_refused_batch_is_split_down_to_the_point_at_fault() -> None:
     assert len(memory.batches) <= 2 * 2 * 5
 
 
-def test_merged_points_share_the_fate_of_their_owner() -> None:
-    """What merged into a refused point is refused too, each under its own index."""
+def test_merged_points_share_the_outcome_of_the_first_one() -> None:
+    """Points that were merged into a refused point are rejected too, each with its own index."""
     merged = {0: (0, 2), 1: (1, 3)}
     report = write(Memory(refuse=[0]), "c", [draft(0), draft(1)], SCHEMA, merged=merged)
     assert (report.submitted, report.indices, causes(report)) == (
@@ -179,7 +179,7 @@ def test_merged_points_share_the_fate_of_their_owner() -> None:
 @pytest.mark.parametrize("error", [StoreUnavailable("no answer"), AccessDenied("not for you")])
 @pytest.mark.parametrize("answers", [0, 1, 2])
 def test_what_was_not_acknowledged_is_reported(error: WorkerError, answers: int) -> None:
-    """When the store ceases to answer, every point is either stored or named as not stored."""
+    """If the store stops answering, every point is either stored or rejected."""
     size = 1024
     drafts = [draft(i, vectors=sample_vectors(i, rows=300, size=size)) for i in range(12)]
     memory = Memory(answers=answers, error=error)
@@ -192,7 +192,7 @@ def test_what_was_not_acknowledged_is_reported(error: WorkerError, answers: int)
 
 
 def test_batches_are_bounded_by_bytes() -> None:
-    """ColBERT rows make points of a megabyte: a batch holds few, alone if it must."""
+    """Points with many ColBERT rows take a megabyte, so that a batch has few of them."""
     size = 1024
     rows = [300] * 6 + [1023] * 2
     drafts = [draft(i, vectors=sample_vectors(i, rows=count, size=size)) for i, count in enumerate(rows)]
@@ -203,16 +203,18 @@ def test_batches_are_bounded_by_bytes() -> None:
     assert sum(memory.points[i].nbytes for i in range(3)) <= BATCH_MAX_BYTES
 
 
-def test_nothing_submitted_is_nothing_done() -> None:
-    """An empty job asks the store nothing, and makes no collection."""
+def test_an_empty_job_does_nothing() -> None:
+    """An empty job does not call the store and does not create a collection."""
     memory = Memory()
-    made: list[None] = []
-    assert pulled(memory, [], ensure=lambda: made.append(None)) == WriteReport((), ())
-    assert (memory.batches, made) == ([], [])
+    created: list[None] = []
+    assert pulled(memory, [], ensure=lambda: created.append(None)) == WriteReport((), ())
+    assert (memory.batches, created) == ([], [])
 
 
-def test_a_point_that_the_server_refuses_stands_alone(server_store: ServerStore, double: GrpcDouble) -> None:
-    """Over gRPC too: the neighbours are stored, and the server's words are not passed on."""
+def test_a_point_that_the_server_refuses_does_not_affect_the_others(
+    server_store: ServerStore, double: GrpcDouble
+) -> None:
+    """Over gRPC too, the other points are stored, and the server's message is not shown."""
     server_store.ensure("docs", SCHEMA)
     double.refused_ids.add(4)
     report = write(server_store, "docs", [draft(i) for i in range(9)], SCHEMA)
@@ -222,8 +224,8 @@ def test_a_point_that_the_server_refuses_stands_alone(server_store: ServerStore,
     assert server_store.count("docs") == 8
 
 
-def test_a_server_that_goes_away_is_accounted_for(double: GrpcDouble) -> None:
-    """The report is exact when the server is lost in the middle of a job."""
+def test_the_report_is_exact_if_the_server_is_lost(double: GrpcDouble) -> None:
+    """If the server is lost during a job, every point is either stored or rejected."""
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, timeout_s=5, deadline_s=0.5, pause_s=0.05)
     size = 256
     schema = schema_for(size, size)
@@ -238,106 +240,106 @@ def test_a_server_that_goes_away_is_accounted_for(double: GrpcDouble) -> None:
     store.close()
 
 
-def test_an_idle_store_gets_what_there_is_and_a_busy_one_gets_batches() -> None:
-    """A point does not wait for a batch to fill while nothing is being sent; behind it, points gather."""
-    held = Held()
-    with writing(held) as (_, feed, report):
+def test_points_are_sent_immediately_to_an_idle_store_and_in_batches_to_a_busy_one() -> None:
+    """While a batch is in flight, points are collected; otherwise they are sent immediately."""
+    blocking = Blocking()
+    with writing(blocking) as (_, feed, report):
         feed.give(draft(0))
-        assert held.arrived.get(timeout=PATIENCE_S) == 1
+        assert blocking.arrived.get(timeout=TIMEOUT_S) == 1
         for index in range(1, 50):
             feed.give(draft(index))
         while feed.taken < 49:
             sleep(0.001)
-        assert held.arrived.empty(), "the others gather until the store is idle, or the job at its end"
-        held.go.set()
+        assert blocking.arrived.empty(), "the others are collected until the store is idle or the job ends"
+        blocking.go.set()
         feed.end()
-        assert report.result(PATIENCE_S).stored == 50
-    assert sorted(held.points) == list(range(50))
-    assert len(held.batches) <= 1 + IN_FLIGHT_MAX
+        assert report.result(TIMEOUT_S).stored == 50
+    assert sorted(blocking.points) == list(range(50))
+    assert len(blocking.batches) <= 1 + IN_FLIGHT_MAX
 
 
-def test_several_batches_are_under_way_and_no_more() -> None:
-    """The network never idles while there is something to send, and what is in flight is bounded."""
-    held = Held()
-    with writing(held, batch_points=10) as (_, feed, report):
+def test_the_number_of_batches_in_flight_is_limited() -> None:
+    """Several batches are sent concurrently, up to the limit."""
+    blocking = Blocking()
+    with writing(blocking, batch_points=10) as (_, feed, report):
         for index in range(2 * IN_FLIGHT_MAX):
             feed.give(*(draft(10 * index + i) for i in range(10)))
         for _ in range(IN_FLIGHT_MAX):
-            assert held.arrived.get(timeout=PATIENCE_S) == 10
+            assert blocking.arrived.get(timeout=TIMEOUT_S) == 10
         with pytest.raises(Empty):
-            held.arrived.get(timeout=0.05)
-        assert feed.taken == IN_FLIGHT_MAX, "the portion that finds no room is not given back"
-        held.go.set()
+            blocking.arrived.get(timeout=0.05)
+        assert feed.taken == IN_FLIGHT_MAX, "the portion for which there is no room is still being processed"
+        blocking.go.set()
         feed.end()
-        assert report.result(PATIENCE_S).stored == 20 * IN_FLIGHT_MAX
+        assert report.result(TIMEOUT_S).stored == 20 * IN_FLIGHT_MAX
 
 
-def test_what_is_neither_stored_nor_rejected_is_not_released() -> None:
-    """While a server is slow its points count as held, so that the model does not fill the memory with others."""
+def test_only_stored_and_rejected_points_are_released() -> None:
+    """While a server is slow its points are not released, so that the model does not fill the memory."""
     released: list[int] = []
-    held = Held(refuse=[2])
-    with writing(held, merged={0: (0, 6)}, release=released.extend) as (_, feed, report):
+    blocking = Blocking(refuse=[2])
+    with writing(blocking, merged={0: (0, 6)}, release=released.extend) as (_, feed, report):
         feed.give(draft(0))
-        held.arrived.get(timeout=PATIENCE_S)
+        blocking.arrived.get(timeout=TIMEOUT_S)
         feed.give(spoilt(1, dense=NAN), draft(2), draft(3), Rejection(4, ModelFailure("no vector")))
         while len(released) < 2:
             sleep(0.001)
-        assert sorted(released) == [1, 4], "the one under way and those that gather are held"
-        held.go.set()
+        assert sorted(released) == [1, 4], "points in flight and collected points are held"
+        blocking.go.set()
         feed.give(draft(5))
         feed.end()
-        report.result(PATIENCE_S)
+        report.result(TIMEOUT_S)
     assert sorted(released) == list(range(6)), "each once, by its own index"
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("no answer"), NotFound("no collection"), AccessDenied("no")])
-def test_whatever_ends_a_job_releases_all_that_it_took(error: WorkerError) -> None:
-    """A job that failed holds no room for vectors."""
+def test_a_failed_job_releases_all_points(error: WorkerError) -> None:
+    """After a failure no vectors are held."""
     released: list[int] = []
     portions = [[draft(index), draft(index + 1)] for index in range(0, 20, 2)]
     report = pulled(Memory(answers=3, error=error), portions, batch_points=1, release=released.extend)
     assert sorted(released) == sorted([*report.indices, *(rejection.index for rejection in report.rejected)])
 
 
-def test_a_writer_that_waits_for_results_takes_note_of_what_comes_back() -> None:
-    """While the model computes, points that gathered are sent as soon as the store is idle, and progress is told."""
+def test_a_writer_that_waits_for_a_portion_processes_returned_batches() -> None:
+    """While the model computes, collected points are sent as soon as the store is idle."""
     done: list[int] = []
-    held = Held()
-    with writing(held, observer=done.append) as (_, feed, _report):
+    blocking = Blocking()
+    with writing(blocking, observer=done.append) as (_, feed, _report):
         feed.give(draft(0))
-        assert held.arrived.get(timeout=PATIENCE_S) == 1
+        assert blocking.arrived.get(timeout=TIMEOUT_S) == 1
         feed.give(draft(1), draft(2))
         while feed.taken < 1:
             sleep(0.001)
-        held.go.set()
-        assert held.arrived.get(timeout=PATIENCE_S) == 2, "without a further portion"
+        blocking.go.set()
+        assert blocking.arrived.get(timeout=TIMEOUT_S) == 2, "without a further portion"
         while done[-1:] != [3]:
             sleep(0.001)
 
 
-def test_a_store_that_gives_out_ends_a_job_that_waits_for_results() -> None:
-    """The model does not go on computing for a job that can store nothing."""
+def test_a_failing_store_ends_a_job_that_waits_for_a_portion() -> None:
+    """The model does not continue to compute for a job that cannot store points."""
     with writing(Memory(answers=0)) as (_, feed, report):
         feed.give(draft(0))
-        assert isinstance(report.result(PATIENCE_S).failure, StoreUnavailable), "without a further portion"
+        assert isinstance(report.result(TIMEOUT_S).failure, StoreUnavailable), "without a further portion"
 
 
 @pytest.mark.parametrize("error", [StoreRejected("refused"), StoreUnavailable("no answer"), NotFound("gone")])
 def test_a_report_does_not_keep_vectors(error: WorkerError) -> None:
-    """A report of a job that failed, which a caller may hold for long, is as small as one that went well."""
+    """The report of a failed job, which a caller may keep for long, does not reference vectors."""
     kept: list[weakref.ref[np.ndarray]] = []
 
     def portions() -> Iterator[Sequence[Item]]:
         for index in range(3):
-            one = draft(index)
-            assert one.vectors.dense is not None
-            one = replace(one, vectors=replace(one.vectors, dense=one.vectors.dense.copy()))
-            assert one.vectors.dense is not None
-            kept.append(weakref.ref(one.vectors.dense))
-            yield [one]
-            del one
+            sample = draft(index)
+            assert sample.vectors.dense is not None
+            sample = replace(sample, vectors=replace(sample.vectors, dense=sample.vectors.dense.copy()))
+            assert sample.vectors.dense is not None
+            kept.append(weakref.ref(sample.vectors.dense))
+            yield [sample]
+            del sample
 
-    gc.disable()  # nothing may depend on the collector of cycles
+    gc.disable()  # the test must not depend on the garbage collector
     try:
         report = pulled(Memory(answers=0, error=error), portions())
         assert report.rejected
@@ -347,10 +349,10 @@ def test_a_report_does_not_keep_vectors(error: WorkerError) -> None:
         gc.enable()
 
 
-def test_what_is_acknowledged_before_a_collection_was_made_again_is_sent_again() -> None:
-    """A collection vanishes behind a batch whose acknowledgement is still on its way: its points are not lost."""
+def test_points_acknowledged_before_a_collection_was_created_again_are_sent_again() -> None:
+    """If the collection is deleted while an acknowledgement is in transit, its points are not lost."""
     memory = Memory()
-    held, first_in = Event(), Event()
+    blocking, first_stored = Event(), Event()
 
     class Vanishing:
         """Stores the first batch and answers late; the second one finds the collection gone, once."""
@@ -363,48 +365,48 @@ def test_what_is_acknowledged_before_a_collection_was_made_again_is_sent_again()
             self.calls += 1
             if self.calls == 1:
                 memory.upsert(collection, points, insert_only=insert_only)
-                first_in.set()
-                assert held.wait(PATIENCE_S)
+                first_stored.set()
+                assert blocking.wait(TIMEOUT_S)
                 return
             if self.calls == 2:
-                assert first_in.wait(PATIENCE_S)
+                assert first_stored.wait(TIMEOUT_S)
                 memory.points.clear()
                 raise NotFound("gone")
             memory.upsert(collection, points, insert_only=insert_only)
-            held.set()
+            blocking.set()
 
-    made: list[int] = []
-    with writing(Vanishing(), batch_points=1, ensure=lambda: made.append(1)) as (_, feed, report):
+    created: list[int] = []
+    with writing(Vanishing(), batch_points=1, ensure=lambda: created.append(1)) as (_, feed, report):
         feed.give(draft(0), draft(1))
         feed.end()
-        assert report.result(PATIENCE_S).stored == 2
-    assert len(made) == 2
+        assert report.result(TIMEOUT_S).stored == 2
+    assert len(created) == 2
     assert sorted(memory.points) == [0, 1]
 
 
 def test_progress_counts_what_is_acknowledged_or_rejected() -> None:
-    """Whoever watches a job is told a growing number that ends at all of its points, and nothing before it is so."""
+    """The observer receives a growing number of finished points, which ends at all points."""
     done: list[int] = []
-    held = Held(refuse=[2])
-    with writing(held, merged={0: (0, 5)}, observer=done.append) as (_, feed, report):
+    blocking = Blocking(refuse=[2])
+    with writing(blocking, merged={0: (0, 5)}, observer=done.append) as (_, feed, report):
         feed.give(draft(0))
-        held.arrived.get(timeout=PATIENCE_S)
+        blocking.arrived.get(timeout=TIMEOUT_S)
         assert done == []
         feed.give(spoilt(1, dense=NAN), draft(2), draft(3), Rejection(4, ModelFailure("no vector")))
         while not done:
             sleep(0.001)
         assert done == [2]
-        held.go.set()
+        blocking.go.set()
         feed.end()
-        final = report.result(PATIENCE_S)
+        final = report.result(TIMEOUT_S)
     assert done == sorted(set(done))
     assert done[-1] == final.submitted == 6
     assert final.indices == (0, 3, 5)
     assert causes(final) == [(1, "invalid_vector"), (2, "StoreRejected"), (4, "ModelFailure")]
 
 
-def test_a_store_that_gives_out_ends_the_job() -> None:
-    """No further portion is asked for, and what belongs to the portion at hand is not tried."""
+def test_a_failing_store_ends_the_job() -> None:
+    """After a failure no further portion is requested, and the rest of the current one is not sent."""
     memory = Memory(answers=0)
     portions = iter([[draft(0)], [draft(1), draft(2)], [draft(3)]])
     report = pulled(memory, portions)
@@ -416,8 +418,8 @@ def test_a_store_that_gives_out_ends_the_job() -> None:
     assert causes(whole) == [(index, "StoreUnavailable") for index in range(4)]
 
 
-def test_a_generator_stays_its_owners_to_close() -> None:
-    """A writer that ends early leaves the generator open: whoever made it knows what is to be cancelled with it."""
+def test_the_caller_closes_the_generator() -> None:
+    """A writer that ends early leaves the generator open, because its caller must cancel related work."""
     closed: list[str] = []
 
     def portions() -> Generator[Sequence[Item]]:
@@ -437,8 +439,8 @@ def test_a_generator_stays_its_owners_to_close() -> None:
 @pytest.mark.parametrize(
     ("error", "cause"), [(ModelFailure("the device is gone"), ModelFailure), (KeyError("secret"), Internal)]
 )
-def test_results_that_break_off_are_accounted_for(error: Exception, cause: type[WorkerError]) -> None:
-    """Whatever the iterable raises, points under way are stored, and the reason ends the job."""
+def test_an_exception_of_the_iterable_ends_the_job(error: Exception, cause: type[WorkerError]) -> None:
+    """If the iterable raises, batches in flight are stored, and the error ends the job."""
 
     def portions() -> Iterator[Sequence[Item]]:
         yield [draft(0), draft(1)]
@@ -459,7 +461,7 @@ class Vanishing(Memory):
         self.made = 0
 
     def make(self) -> None:
-        """As `ensure`."""
+        """Create the collection, as `ensure` does."""
         self.there = True
         self.made += 1
 
@@ -470,8 +472,8 @@ class Vanishing(Memory):
         super().upsert(collection, points, insert_only=insert_only)
 
 
-def test_a_collection_that_vanishes_before_the_first_point_is_made_again() -> None:
-    """A worker that remembers a collection which somebody has deleted since makes it anew, once."""
+def test_a_collection_that_is_deleted_before_the_first_point_is_created_again() -> None:
+    """If a verified collection was deleted, the worker creates it again, once."""
     memory = Vanishing()
     report = pulled(memory, [[draft(0)]], ensure=lambda: memory.make() if memory.made else setattr(memory, "made", 1))
     assert memory.made == 2
@@ -479,17 +481,17 @@ def test_a_collection_that_vanishes_before_the_first_point_is_made_again() -> No
     assert report == WriteReport((0,), ())
 
 
-def test_a_collection_is_not_made_a_third_time() -> None:
-    """One that vanishes again and again ends the job."""
+def test_a_collection_is_not_created_a_third_time() -> None:
+    """A collection that is deleted repeatedly ends the job."""
     memory = Vanishing()
-    made: list[None] = []
-    report = pulled(memory, [[draft(0)]], ensure=lambda: made.append(None))
-    assert len(made) == 2
+    created: list[None] = []
+    report = pulled(memory, [[draft(0)]], ensure=lambda: created.append(None))
+    assert len(created) == 2
     assert causes(report) == [(0, "NotFound")]
 
 
-def test_points_that_vanish_with_their_collection_are_not_called_stored() -> None:
-    """A collection that is deleted in the middle of a job ends it, and nothing is reported as stored."""
+def test_points_of_a_deleted_collection_are_not_reported_as_stored() -> None:
+    """If the collection is deleted during a job, no point is reported as stored."""
     memory = Vanishing()
 
     def portions() -> Iterator[Sequence[Item]]:
@@ -502,11 +504,11 @@ def test_points_that_vanish_with_their_collection_are_not_called_stored() -> Non
     report = pulled(memory, portions(), ensure=memory.make)
     assert memory.made == 1
     assert causes(report) == [(0, "NotFound"), (1, "NotFound")]
-    assert report.completed(4, skipped=[2, 3]).stored == 0, "what was there before has gone with it"
+    assert report.completed(4, skipped=[2, 3]).stored == 0, "existing points were deleted with the collection"
 
 
-def test_what_is_acknowledged_late_is_gone_with_the_collection_too() -> None:
-    """A batch whose answer comes after another has found the collection gone is not reported as stored."""
+def test_points_acknowledged_after_the_deletion_are_rejected_too() -> None:
+    """A batch that is acknowledged after another one raised NotFound is not reported as stored."""
     arrived, gone = Event(), Event()
 
     class Gone(Memory):
@@ -515,22 +517,22 @@ def test_what_is_acknowledged_late_is_gone_with_the_collection_too() -> None:
                 gone.set()
                 raise NotFound("collection 'c' does not exist")
             arrived.set()
-            assert gone.wait(PATIENCE_S)
-            assert not ended.wait(0.05)  # the other batch is accounted for meanwhile
+            assert gone.wait(TIMEOUT_S)
+            assert not ended.wait(0.05)  # the other batch is recorded in the meantime
 
     ended = Event()
 
     def portions() -> Iterator[Sequence[Item]]:
         yield [draft(0)]
-        assert arrived.wait(PATIENCE_S)
+        assert arrived.wait(TIMEOUT_S)
         yield [draft(1), draft(2)]
 
     report = pulled(Gone(), portions(), batch_points=2)
     assert causes(report) == [(0, "NotFound"), (1, "NotFound"), (2, "NotFound")]
 
 
-def test_a_writer_that_is_not_let_in_does_not_try_each_point() -> None:
-    """Refused credentials end the job at the first batch: no point is at fault."""
+def test_denied_access_ends_the_job_at_the_first_batch() -> None:
+    """After refused credentials the batch is not split, because no point is invalid."""
     memory = Memory(answers=0, error=AccessDenied("check the key"))
     report = write(memory, "c", [draft(i) for i in range(100)], SCHEMA)
     assert len(memory.batches) <= IN_FLIGHT_MAX
@@ -538,30 +540,30 @@ def test_a_writer_that_is_not_let_in_does_not_try_each_point() -> None:
 
 
 def test_a_cancelled_job_sends_nothing_more() -> None:
-    """What is being sent is accounted for, what waits is not sent, and the writer ends with its iterable."""
-    held = Held()
-    with writing(held) as (writer, feed, report):
+    """After a cancellation, batches in flight are recorded and waiting points are not sent."""
+    blocking = Blocking()
+    with writing(blocking) as (writer, feed, report):
         feed.give(draft(0))
-        held.arrived.get(timeout=PATIENCE_S)
+        blocking.arrived.get(timeout=TIMEOUT_S)
         for index in range(1, 10):
             feed.give(draft(index))
         while feed.taken < 9:
             sleep(0.001)
         writer.cancel(Cancelled("nobody waits"))
-        held.go.set()
+        blocking.go.set()
         feed.end()
-        final = report.result(PATIENCE_S)
+        final = report.result(TIMEOUT_S)
     assert final.indices == (0,)
     assert causes(final.completed(12)) == [(index, "Cancelled") for index in range(1, 12)]
-    assert sorted(held.points) == [0]
+    assert sorted(blocking.points) == [0]
 
 
 class Splitting(Memory):
-    """A destination that refuses every batch, after some only when it is let go, and that gives out beside them.
+    """A destination that refuses every batch, and that can block or stop answering.
 
     Args:
-        free: batches that are refused without waiting.
-        gone_from: the id of the first point that the store does not answer for any more, once another one waits.
+        free: number of batches that are refused immediately. Later ones block until `go` is set.
+        gone_from: smallest point id for which the store raises StoreUnavailable, as soon as another batch blocks.
     """
 
     def __init__(self, free: int, gone_from: int = 10**9) -> None:
@@ -574,27 +576,27 @@ class Splitting(Memory):
     def upsert(self, _collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Destination.upsert`."""
         if any(point.id >= self._gone_from for point in points if isinstance(point.id, int)):
-            assert self.waits.wait(PATIENCE_S)
+            assert self.waits.wait(TIMEOUT_S)
             raise StoreUnavailable("no answer")
         with self._lock:
             self.batches.append(len(points))
             late = len(self.batches) > self._free
         if late:
             self.waits.set()
-            assert self.go.wait(PATIENCE_S)
+            assert self.go.wait(TIMEOUT_S)
         raise StoreRejected("refused")
 
 
-def test_a_batch_that_is_being_split_is_left_when_the_job_is_cancelled() -> None:
-    """Its other halves are not sent, and each of them is reported once as what the job ended by."""
+def test_splitting_a_batch_stops_when_the_job_is_cancelled() -> None:
+    """The other halves are not sent, and each of their points is rejected once."""
     store = Splitting(free=12)
     with writing(store) as (writer, feed, report):
         feed.give(*(draft(index) for index in range(500)))
-        assert store.waits.wait(PATIENCE_S)
+        assert store.waits.wait(TIMEOUT_S)
         writer.cancel(Cancelled("nobody waits"))
         store.go.set()
         feed.end()
-        final = report.result(PATIENCE_S)
+        final = report.result(TIMEOUT_S)
     assert len(store.batches) <= 12 + IN_FLIGHT_MAX
     names = dict(causes(final))
     assert sorted(names) == list(range(500))
@@ -602,8 +604,8 @@ def test_a_batch_that_is_being_split_is_left_when_the_job_is_cancelled() -> None
     assert sum(name == "Cancelled" for name in names.values()) > 450
 
 
-def test_a_batch_that_is_being_split_is_left_when_the_store_gives_out() -> None:
-    """One batch finds the store gone; another, which is being split, is not tried point by point."""
+def test_splitting_a_batch_stops_when_the_store_fails() -> None:
+    """After one batch fails because the store is unavailable, another batch is not split further."""
     store = Splitting(free=5, gone_from=150)
     done: list[int] = []
 
@@ -633,8 +635,8 @@ class Defective(Mapping[str, Any]):
         return 1
 
 
-def test_a_point_that_cannot_even_be_proven_costs_no_other() -> None:
-    """A defect while a point is proven is that point's `Internal`, and the job goes on."""
+def test_an_exception_during_validation_affects_only_its_point() -> None:
+    """If the validation of a point raises, the point is rejected with `Internal`."""
     memory = Memory()
     report = write(memory, "c", [draft(0), draft(1, payload=Defective()), draft(2)], SCHEMA)
     assert sorted(memory.points) == [0, 2]
@@ -650,41 +652,41 @@ def _raises(error: Exception) -> Callable[[], object]:
     return ensure
 
 
-def test_a_collection_whose_making_breaks_is_the_end_too() -> None:
-    """An error that no store should raise is reported like any other, and the writer ends."""
+def test_an_unexpected_error_of_ensure_ends_the_job() -> None:
+    """An unexpected error of `ensure` is reported as `Internal`, and the writer ends."""
     report = pulled(Memory(), [[draft(0)]], ensure=_raises(KeyError("secret")))
     assert causes(report) == [(0, "Internal")]
 
 
-def test_a_collection_that_cannot_be_made_is_the_end() -> None:
-    """What `ensure` raises is the reason given for every point."""
+def test_an_error_of_ensure_ends_the_job() -> None:
+    """Every point is rejected with the error of `ensure`."""
     memory = Memory()
     report = pulled(memory, [[draft(0), draft(1)]], ensure=_raises(StoreRejected("no room for another collection")))
     assert memory.batches == []
-    assert [(one.index, one.message) for one in report.rejected] == [
+    assert [(rejection.index, rejection.message) for rejection in report.rejected] == [
         (0, "no room for another collection"),
         (1, "no room for another collection"),
     ]
 
 
-def test_a_store_that_breaks_its_promise_loses_nothing() -> None:
-    """An error that no store should raise is reported for each point, and its words stay in the log."""
+def test_an_unexpected_error_of_the_store_is_internal() -> None:
+    """An unexpected error of the store rejects every point with `Internal`, without its message."""
     memory = Memory(answers=0, error=KeyError("secret host"))
     report = write(memory, "c", [draft(0), draft(1)], SCHEMA)
     assert causes(report) == [(0, "Internal"), (1, "Internal")]
     assert "secret" not in report.rejected[0].message
 
 
-def test_senders_that_have_ended_lose_nothing() -> None:
-    """A batch that no thread takes any more is reported, as the worker shuts down."""
+def test_points_are_rejected_after_the_executor_is_shut_down() -> None:
+    """While the worker shuts down, a batch that cannot be sent is reported."""
     senders = ThreadPoolExecutor(1)
     senders.shutdown()
     report = Writer(Memory(), "c", SCHEMA, senders).write([[draft(0)]])
     assert causes(report) == [(0, "Internal")]
 
 
-def test_rows_are_pooled_only_where_that_is_asked_for() -> None:
-    """A point with too many ColBERT rows is refused, or stored with as many as fit."""
+def test_rows_are_pooled_only_with_pools() -> None:
+    """A point with too many ColBERT rows is refused, or pooled and stored."""
     long = draft(0, vectors=sample_vectors(0, rows=1100, size=1024))
     schema = schema_for(1024, 1024)
     memory = Memory()

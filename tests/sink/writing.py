@@ -1,4 +1,4 @@
-"""A whole job through the writer, for tests that need points in a collection or a report on them."""
+"""Write a whole job, for tests that need stored points or a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(
     merged: Mapping[int, tuple[int, ...]] | None = None,
     batch_points: int = BATCH_MAX_POINTS,
 ) -> WriteReport:
-    """Write all drafts as one portion and say what became of each; keywords as the writer takes them.
+    """Write all drafts as one portion and return the report. The keywords are those of `Writer`.
 
     The collection must exist, and the ids must differ.
     """
@@ -33,7 +33,7 @@ def write(
 
 
 def causes(report: WriteReport) -> list[tuple[int, str]]:
-    """The index of every point that is not stored, and why: a code of conformance, or the name of an error."""
+    """Return the index and the cause of every rejected point: a code of conformance or the name of an error class."""
     return [
         (
             rejection.index,
