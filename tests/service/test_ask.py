@@ -99,7 +99,7 @@ def test_a_setting_that_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch)
     ended = invoke("ask", "files")
     assert ended.status == 2
     (line,) = ended.err.splitlines()
-    assert line.startswith("bge-m3-qdrant ask: MAX_MODELS='0': ")
+    assert line.startswith("bge-m3-qdrant ask: MAX_MODELS must be at least 1, got '0'")
 
 
 def test_the_command_line_is_a_search() -> None:
