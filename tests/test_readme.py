@@ -124,6 +124,7 @@ def test_the_requests_have_the_answers_that_the_readme_shows(project: Path) -> N
     assert "ColBERT, 3.8" in hits
 
 
+@pytest.mark.slow
 def test_each_request_needs_no_other_but_what_it_searches(project: Path) -> None:
     """A reader may leave out the first request, if not its settings, and may repeat the second one."""
     first, ingest, search, _ = (snippet.command for snippet in snippets())

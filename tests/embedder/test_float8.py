@@ -166,6 +166,7 @@ def test_the_product_after_attention_stays_bfloat16(mini: Bench) -> None:
     assert torch.equal(linear(context), mini.model_as("bfloat16", DEVICE).layers[0].attended(context))
 
 
+@pytest.mark.slow
 def test_rankings_in_float8_are_as_good_as_in_float32(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """nDCG@10 on the 60 bundled questions falls by at most 0.5 %, on average over kinds and ways of rounding.
 
