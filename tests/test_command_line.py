@@ -257,7 +257,7 @@ def test_settings_are_shown_without_keys(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PORT", "0")
     ended = invoke("settings")
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err.startswith("bge-m3-qdrant settings: PORT='0': ")
+    assert ended.err.startswith("bge-m3-qdrant settings: PORT must be at least 1, got '0'")
 
 
 def test_a_health_check_says_why() -> None:
@@ -278,12 +278,12 @@ def test_the_queue_hands_its_arguments_to_the_sdk(tmp_path: Path) -> None:
     assert "'text': 'hello'" in done.stdout + done.stderr
     refused = run("queue", "--test_input", "{", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "refusing to start: --test_input is not JSON (column 2)\n"
+    assert refused.stderr == "refusing to start: --test_input is not valid JSON (column 2)\n"
     refused = run("queue", "--test_input", cwd=tmp_path)
     assert refused.stderr == "refusing to start: argument --test_input: expected one argument\n"
     refused = run("queue", cwd=tmp_path)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("refusing to start: no RunPod queue is named")
+    assert refused.stderr.startswith("refusing to start: RUNPOD_WEBHOOK_GET_JOB names no queue")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 0)])

@@ -60,7 +60,7 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
     try:
         listener = listening(port)
     except OSError as error:
-        return logs.refuse_to_start(f"PORT={port}: {error.strerror}; choose another")
+        return logs.refuse_to_start(f"PORT must be a free port, got {port} ({error.strerror}); choose another port")
     if settings.api_key is None:
         log.warning("API_KEY is not set: anyone who can reach the port can read, write and delete points")
     with listener:
