@@ -267,7 +267,7 @@ def test_a_health_check_says_why() -> None:
     said = f"not healthy: port {port} gives no answer (ConnectionRefusedError)\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, said, "")
     done = run("healthcheck", PORT="http")
-    assert (done.returncode, done.stdout) == (1, "not healthy: PORT='http': must be an integer from 1 to 65535\n")
+    assert (done.returncode, done.stdout) == (1, "not healthy: PORT must be an integer from 1 to 65535, got 'http'\n")
 
 
 def test_the_queue_hands_its_arguments_to_the_sdk(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def check(environment: Mapping[str, str], *, timeout_s: float = 3.0) -> Health:
     if not port:
         return Health(healthy=True, reason="PORT is unset, so no server is asked")
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
-        return Health(healthy=False, reason=f"PORT={port!r}: must be an integer from 1 to 65535")
+        return Health(healthy=False, reason=f"PORT must be an integer from 1 to 65535, got {port!r}")
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout_s)
     try:
         connection.request("GET", "/ping")
