@@ -33,7 +33,7 @@ help: ## this list
 setup: $(READY) ## set up the virtual environment (once; `make demo` and the others do it by themselves)
 	@echo
 	@echo "$(VENV) is ready. Next:"
-	@echo "  make demo    ingest the bundled corpus and ask it questions (half a minute, no network)"
+	@echo "  make demo    ingest the bundled corpus and ask it questions (ten seconds, no network)"
 	@echo "  make serve   the same collection over HTTP, with a search page"
 	@echo "  make         every other target"
 	@echo "  $(BIN)/bge-m3-qdrant --help   everything else"
@@ -73,8 +73,8 @@ serve: $(READY) ## serve the demo's collection over HTTP, with a search page (PO
 	@echo "  search page  http://127.0.0.1:$(PORT)/"
 	@echo "  API          http://127.0.0.1:$(PORT)/openapi.json"
 	@echo "  one query    curl http://127.0.0.1:$(PORT)/search -H 'Content-Type: application/json' \\"
-	@echo "                 -d '{\"queries\": [\"copy only the changed parts\"], \"limit\": 3}'"
-	@echo "Ctrl-C stops the server."
+	@echo "                 -d '{\"queries\": [\"SQL library that keeps a database in a single file\"], \"rerank\": \"colbert\", \"limit\": 3}'"
+	@echo "The port is open to your network without a key; API_KEY=... asks for one. Ctrl-C stops the server."
 	@echo
 	@$(SERVE)
 

@@ -64,7 +64,7 @@ class Report:
             "checks": [{**asdict(check), "passed": check.passed} for check in self.checks],
             "verdict": _word(passed=self.passed),
         }
-        return json.dumps(_finite(found), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(_finite(found), ensure_ascii=False, allow_nan=False)
 
     def as_text(self) -> str:
         """Aligned tables, the verdict last."""

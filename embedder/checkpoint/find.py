@@ -49,7 +49,9 @@ def find_checkpoint(model_id: str, revision: str | None = None, *, platform_cach
     if local.is_dir():
         return _complete(local)
     if not _is_hub_name(model_id):
-        raise ConfigurationError("MODEL_ID: is neither `mini`, nor a directory that exists, nor a hub name")
+        raise ConfigurationError(
+            f"MODEL_ID: must be `mini`, an existing directory or a hub name (OWNER/NAME), got {model_id!r}"
+        )
     cached = _platform_snapshot(platform_cache, model_id, revision)
     if cached is not None:
         return _complete(cached)

@@ -51,7 +51,8 @@ def parse_line(number: int, raw: bytes) -> Line:
         BadLineError: the line is not a document.
     """
     try:
-        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        # without the line break: a line that ends too early is wrong where it ends, not in column 1 of a next line
+        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise BadLineError(f"the line is not valid UTF-8 (byte {error.start})") from None
     except ValueError as error:

@@ -411,7 +411,7 @@ def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, said: s
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "nowhere"], "--model: is neither"),
+        (["--model", "nowhere"], "--model: must be `mini`, an existing directory"),
         (["--model", "mini", "--passages", "nowhere"], "--passages: nowhere cannot be read (No such file"),
         (["--model", "mini", "--passages", "a\0b"], "cannot be read (no valid path)"),
         (["--model", "mini", "--queries", "nowhere"], "--queries: needs --passages"),

@@ -64,5 +64,5 @@ def test_a_model_that_does_not_exist_is_one_line(monkeypatch: pytest.MonkeyPatch
     for arguments, name in ((["no such model"], "MODEL"), ([], "MODEL_ID")):
         ended = invoke("prefetch", *arguments)
         assert (ended.status, ended.out) == (2, "")
-        assert ended.err.startswith(f"bge-m3-qdrant prefetch: {name}: is neither `mini`, ")
+        assert ended.err.startswith(f"bge-m3-qdrant prefetch: {name}: must be `mini`, ")
         assert ended.err.count("\n") == 1

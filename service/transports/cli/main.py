@@ -36,7 +36,7 @@ COMMANDS: Final = {
 
 _EXAMPLES: Final = (
     "MODEL_ID=mini bge-m3-qdrant demo",
-    'MODEL_ID=mini bge-m3-qdrant ask "how do I copy only the changed parts" --collection demo',
+    'MODEL_ID=mini QDRANT_PATH=build/demo bge-m3-qdrant ask "how do I copy only the changed parts" --collection demo',
     "MODEL_ID=mini PORT=8000 bge-m3-qdrant serve",
 )
 

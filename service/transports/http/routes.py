@@ -187,7 +187,8 @@ async def _disconnected(request: Request) -> None:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        message = f"the method must be one of the Allow header, got {shown(request.method)}"
+        allowed = (error.headers or {}).get("Allow", "that of the Allow header")
+        message = f"the method must be {allowed}, got {shown(request.method)}"
         refusal = error_response(MethodNotAllowed(message), request.url.path)
         refusal.headers.update(error.headers or {})
         return refusal

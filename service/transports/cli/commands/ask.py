@@ -13,8 +13,8 @@ from service.transports.cli.options import CONTEXT, configure_logs, examples, js
     "ask",
     context_settings=CONTEXT,
     epilog=examples(
-        'MODEL_ID=mini bge-m3-qdrant ask "how do I copy only the changed parts" --collection demo --rerank --explain',
-        'MODEL_ID=mini bge-m3-qdrant ask --collection demo --using dense --json "copy files" "set an alarm"',
+        'MODEL_ID=mini QDRANT_PATH=build/demo bge-m3-qdrant ask "copy changed parts" --collection demo --rerank',
+        'MODEL_ID=mini QDRANT_PATH=build/demo bge-m3-qdrant ask --collection demo --json "copy files" "set alarms"',
         more="`bge-m3-qdrant demo` fills the collection `demo`.",
     ),
 )
