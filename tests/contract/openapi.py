@@ -30,29 +30,29 @@ def document() -> Json:
 
 def split(described: Json) -> tuple[Json, Json]:
     """The document without its answers, and these."""
-    asked = copy.deepcopy(described)
+    requests = copy.deepcopy(described)
     answered: Json = {"paths": {}}
-    for path, methods in asked["paths"].items():
+    for path, methods in requests["paths"].items():
         for method, operation in methods.items():
             answered["paths"][f"{method.upper()} {path}"] = operation.pop("responses")
-    schemas = asked["components"]["schemas"]
-    named = _named(str(asked["paths"]), schemas)
+    schemas = requests["components"]["schemas"]
+    named = _named(str(requests["paths"]), schemas)
     answered["schemas"] = {name: schemas.pop(name) for name in sorted(schemas.keys() - named)}
-    return asked, answered
+    return requests, answered
 
 
 def compared() -> list[str]:
     """The differences from the recorded document."""
-    asked, answered = split(document())
-    return differences(records.read("openapi"), asked, "openapi") + differences(
+    requests, answered = split(document())
+    return differences(records.read("openapi"), requests, "openapi") + differences(
         records.read("openapi-answers"), answered, "openapi-answers"
     )
 
 
 def recorded() -> None:
     """Record the document."""
-    asked, answered = split(document())
-    records.write("openapi", asked)
+    requests, answered = split(document())
+    records.write("openapi", requests)
     records.write("openapi-answers", answered)
 
 

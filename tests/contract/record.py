@@ -123,9 +123,11 @@ def recorded(world: World, area: Area) -> None:
             if name not in others or differences(others[name], answer, name, tolerance)
         },
     )
-    kept = {name: text for name, text in messages.get(suite, {}).items() if not name.startswith(f"{area.name}/")}
-    kept |= {name: text for name, text in texts.items() if text != other_texts.get(name)}
-    records.write("messages", {**messages, suite: kept})
+    suite_messages = {
+        name: text for name, text in messages.get(suite, {}).items() if not name.startswith(f"{area.name}/")
+    }
+    suite_messages |= {name: text for name, text in texts.items() if text != other_texts.get(name)}
+    records.write("messages", {**messages, suite: suite_messages})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,10 +37,10 @@ def dense(ids: Sequence[int]) -> NDArray[np.float32]:
 
 def sparse(ids: Sequence[int], dropped: Collection[int]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     """Indices, ascending, and weights of a text, which depend on the token and on the whole text."""
-    kept = sorted(set(ids) - set(dropped))
+    indices = sorted(set(ids) - set(dropped))
     text = repr(list(ids))
-    weights = [1 + _draw(f"weight {token} in {text}", 2) % _WEIGHTS for token in kept]
-    return np.array(kept, dtype=np.uint32), (np.array(weights) / 256).astype(np.float32)
+    weights = [1 + _draw(f"weight {token} in {text}", 2) % _WEIGHTS for token in indices]
+    return np.array(indices, dtype=np.uint32), (np.array(weights) / 256).astype(np.float32)
 
 
 def colbert(ids: Sequence[int]) -> NDArray[np.float32]:

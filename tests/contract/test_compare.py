@@ -73,8 +73,8 @@ def test_hits_of_equal_score_may_change_places() -> None:
 
 def test_hits_of_nearly_equal_score_may_change_places_within_the_tolerance() -> None:
     """On a model's scores the last decimals are no order."""
-    one, other = {"id": 1, "score": 0.50001}, {"id": 2, "score": 0.5}
-    expected, actual = {"hits": [one, other]}, {"hits": [other, one]}
+    first, second = {"id": 1, "score": 0.50001}, {"id": 2, "score": 0.5}
+    expected, actual = {"hits": [first, second]}, {"hits": [second, first]}
     assert differences(expected, actual, "case", MINI) == []
     assert len(differences(expected, actual, "case", EXACT)) == 4
 

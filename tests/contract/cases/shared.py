@@ -55,8 +55,8 @@ def stored(name: str, **qdrant: Any) -> Job:
 
 def search(name: str, *queries: str, **fields: Any) -> Job:
     """A search in the collection."""
-    asked = {"queries": list(queries)} if queries else {}
-    return Job(name, {"operation": "search", "collection": NOTES, **asked, **fields})
+    queries_field = {"queries": list(queries)} if queries else {}
+    return Job(name, {"operation": "search", "collection": NOTES, **queries_field, **fields})
 
 
 def count(name: str, **fields: Any) -> Job:
