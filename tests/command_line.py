@@ -17,12 +17,12 @@ from service.transports.cli.bulk import BulkOptions
 from service.transports.cli.main import cli
 
 PROGRAM = (sys.executable, "-m", "service")
-"""Runs the command in a process of its own, from the root of the project."""
+"""The arguments that run the command in a fresh process, from the root of the project."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The exit status and output of a command that has ended."""
+    """The exit status and output of a command."""
 
     status: int
     out: str

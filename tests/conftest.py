@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before torch is imported, and for all programs that tests start: threads of a product that wait for each other sleep.
-# By default they spin, and where several processes share two cores that multiplies the time of every pass by ten.
+# Set before torch is imported, also for all programs that tests start: waiting OpenMP threads sleep.
+# By default they spin, which makes a pass ten times as slow if several processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Before Triton is imported, which decides then: without a GPU its kernels run in its interpreter, on the CPU.
+# Set before Triton is imported: without a GPU its kernels run in its interpreter on the CPU.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

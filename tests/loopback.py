@@ -50,10 +50,10 @@ ENDPOINT: Final = "loopback"
 POD: Final = "pod-loopback"
 API_KEY: Final = "loopback-key"
 
-_CALLER_PREFIXES: Final = ("QDRANT_", "MODEL_", "RUNPOD_")  # of the caller's own environment: never passed on
-_READ_MAX_BYTES: Final = 1 << 30  # bytes; refusing is this queue's business, not aiohttp's
-_CHECK_INTERVAL_S: Final = 0.02  # between two looks at what the queue does not announce
-_OUTPUT_TAIL_CHARACTERS: Final = 4_000  # characters of a worker's output in an error message
+_CALLER_PREFIXES: Final = ("QDRANT_", "MODEL_", "RUNPOD_")  # variables of the caller that a worker never sees
+_READ_MAX_BYTES: Final = 1 << 30  # the queue refuses large bodies itself, before aiohttp's limit
+_CHECK_INTERVAL_S: Final = 0.02  # for conditions that no change of the queue announces
+_OUTPUT_TAIL_CHARACTERS: Final = 4_000  # the part of a worker's output in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +107,15 @@ class Ping:
 
 
 class JobQueue:
-    """The platform's side of the wire, on 127.0.0.1, in a thread with a loop of its own.
+    """The platform's job queue on 127.0.0.1, in a thread with its own event loop.
 
-    Promise: a job is handed over once, to the first poll that can have it, in the order of submission, and a
-    poll whose client has gone takes none. What a worker posts is kept byte for byte.
+    A job is handed over once, to the first open poll, in the order of submission; a poll whose client has
+    disconnected takes none. Posted bodies are kept byte for byte.
 
     Args:
-        max_body: bytes; a larger answer is answered 400 and recorded in `refused` (10 MB, as for /run).
-        hold: seconds that a poll without a job is held open before 204. A worker leaves only when its open
-            polls have come back, so this is also about the least time from SIGTERM to exit.
+        max_body: maximum answer in bytes; a larger one is answered 400 and recorded in `refused` (10 MB, as for /run).
+        hold: seconds that a poll without a job is held open before 204. A worker exits only after its open
+            polls have returned, so this is about the minimum time from SIGTERM to exit.
     """
 
     def __init__(self, *, max_body: int = 10_000_000, hold: float = 0.5) -> None:
@@ -227,7 +227,7 @@ class JobQueue:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: id in self._results, timeout):
-                message = f"job {id!r} was not answered within {timeout:g} s: {self._story(id)}"
+                message = f"job {id!r} was not answered within {timeout:g} s: {self._progress_of(id)}"
                 raise TimeoutError(message)
             return self._results[id]
 
@@ -400,15 +400,15 @@ class JobQueue:
     async def _done(self, request: web.Request) -> web.Response:
         job = request.match_info["job"]
         raw = await request.read()
-        body, flaw = self._judge(raw)
+        body, refusal = self._checked_body(raw)
         with self._changed:
             progress = isinstance(body, dict) and body.get("status") == "IN_PROGRESS"
             now = time.monotonic()
             if self._post_failures:
                 status = self._post_failures.popleft()
-            elif flaw:
+            elif refusal:
                 status = 400
-                self._refused.append(Refused(now, job, len(raw), flaw))
+                self._refused.append(Refused(now, job, len(raw), refusal))
             else:
                 status = 200
                 if progress:
@@ -420,7 +420,7 @@ class JobQueue:
         self._announce()
         return web.Response(status=status)
 
-    def _judge(self, raw: bytes) -> tuple[Any, str]:
+    def _checked_body(self, raw: bytes) -> tuple[Any, str]:
         """Return the body and no error, or no body and the reason why the platform would refuse it."""
         if len(raw) > self._max_body:
             return None, f"{len(raw)} bytes, the limit is {self._max_body}"
@@ -437,7 +437,7 @@ class JobQueue:
         self._announce()
         return web.Response()
 
-    def _story(self, job: str) -> str:
+    def _progress_of(self, job: str) -> str:
         """Describe in a sentence how far the job came."""
         taken = next((record for record in reversed(self._taken) if record.id == job), None)
         if taken is None and job in self._cancelled:
@@ -464,10 +464,10 @@ class Worker:
     the whole group, the SDK's ping process included, and never raises.
 
     Args:
-        queue: where it works; None for a run without one, as with `--test_input`.
+        queue: the queue that it polls; None for a run without one, as with `--test_input`.
         cwd: the directory it runs in.
         script: the program, relative to `cwd`.
-        args: its arguments.
+        args: the arguments of the program.
         env: further variables; they win over the queue's.
         pod: the name under which it polls.
     """
@@ -578,7 +578,7 @@ class Worker:
         except subprocess.TimeoutExpired as expired:
             message = f"the worker still runs after {timeout:g} s{self._tail()}"
             raise TimeoutError(message) from expired
-        self._reader.join(1)  # the pipe closes with the last process of the group; do not insist
+        self._reader.join(1)  # the pipe closes with the last process of the group; do not wait for long
         return code
 
     def _polls(self) -> int:

@@ -31,7 +31,7 @@ from tests.loopback import Worker, free_port
 ROOT: Final = Path(__file__).parents[1]
 SETTINGS: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "512"}
 WAIT_MAX_S: Final = 60.0
-"""Time after which a process counts as hanging. Nothing is measured by it."""
+"""Timeout in seconds for a hanging process. No measurement depends on it."""
 
 HELP_MODULES: Final = """
 import json, sys
@@ -87,7 +87,7 @@ def test_help_does_not_wait_for_libraries(arguments: list[str]) -> None:
     assert done.stdout.startswith("Usage: bge-m3-qdrant ")
     heavy = {"torch", "tokenizers", "qdrant_client", "qdrant_edge", "grpc", "runpod", "fastapi", "uvicorn", "pydantic"}
     assert not heavy & set(modules)
-    if arguments[0] != "precision":  # its help states thresholds of the comparison
+    if arguments[0] != "precision":  # its help imports the thresholds of the comparison
         assert "numpy" not in modules
 
 

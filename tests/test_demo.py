@@ -18,7 +18,7 @@ def run(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedPr
     """Run the demo in a fresh process with its store at `path`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
     settings = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "QDRANT_PATH": str(path), "TOKEN_BUDGET": "4096"}
-    settings["COLUMNS"] = "100"  # of the terminal
+    settings["COLUMNS"] = "100"  # width of the terminal
     return subprocess.run(
         [*PROGRAM, "demo", *arguments],
         cwd=ROOT,
@@ -31,7 +31,7 @@ def run(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedPr
 
 
 def test_the_demo_finds_right_answers_and_can_be_repeated(tmp_path: Path) -> None:
-    """It names model and store, shows hits and times, mostly finds the right passage, and never doubles a point."""
+    """The demo shows its model, hits and times, mostly finds the right passage, and adds no point twice."""
     store = tmp_path / "store"
     for _ in range(2):
         done = run(store)

@@ -25,7 +25,7 @@ from tests.sink.samples import schema_for
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "512"}
 WAIT_MAX_S = 60.0
-"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+"""Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 
 def program(port: int, *command: str, **more: str) -> Worker:
@@ -128,7 +128,7 @@ def test_the_port_answers_while_the_model_loads(served: Served) -> None:
     assert served.seen in ([0, 204, 200], [204, 200])
 
 
-def test_an_answer_is_sent_at_once(port: int) -> None:
+def test_an_answer_is_sent_in_one_piece(port: int) -> None:
     """An answer is sent completely without waiting for the client to acknowledge a part."""
     with listening(port) as listener, socket.create_connection(("127.0.0.1", port)):
         accepted, _ = listener.accept()
@@ -151,10 +151,10 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None
     def ask() -> None:
         with httpx.Client(base_url=client.base_url, timeout=WAIT_MAX_S, trust_env=False) as own:
             while True:
-                try:  # on a connection of its own: an idle one may be closed, which would look like a lost request
+                try:  # on a new connection: a closed idle one would look like a lost request
                     code = own.post("/embed", json=query, headers={"Connection": "close"}).status_code
                 except httpx.ConnectError:
-                    return  # the port is closed: everything before was answered
+                    return  # the port is closed: all earlier requests were answered
                 except httpx.TransportError as error:
                     lost.append(repr(error))
                     return
@@ -253,7 +253,7 @@ def test_a_worker_that_can_serve_nothing_ends_with_status_1(unfit: dict[str, Wor
         ),
     ],
 )
-def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(
+def test_a_worker_that_is_stopped_while_it_loads_exits_with_0(
     port: int, client: httpx.Client, number: signal.Signals, delay: float
 ) -> None:
     """SIGTERM while the model loads exits with status 0 and no abort."""
@@ -269,7 +269,7 @@ def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(
 
 @pytest.mark.parametrize(("arguments", "exit_status"), [([], 0), (["lost"], 1)], ids=["draining", "lost"])
 @pytest.mark.slow
-def test_a_second_request_to_end_is_obeyed_at_once(
+def test_a_second_signal_ends_the_process_immediately(
     port: int, client: httpx.Client, arguments: list[str], exit_status: int
 ) -> None:
     """A second signal ends the process immediately, even if a request hangs."""
@@ -294,7 +294,7 @@ def test_a_second_request_to_end_is_obeyed_at_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_job_that_stores_is_not_waited_for_when_told_twice(
+def test_a_second_signal_does_not_wait_for_a_job_that_stores(
     port: int, client: httpx.Client, tmp_path: Path, number: signal.Signals
 ) -> None:
     """A second signal ends the process in the middle of a long job, and stored points remain."""

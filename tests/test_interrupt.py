@@ -14,7 +14,7 @@ from tests.command_line import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 WAIT_MAX_S = 60.0
-"""Seconds after which a command counts as hanging. Nothing is measured by it."""
+"""Timeout in seconds for a hanging command. No measurement depends on it."""
 
 
 def started(path: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -44,7 +44,7 @@ def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: li
     store = tmp_path / "store"
     with started(store, *command) as process:
         deadline = time.monotonic() + WAIT_MAX_S
-        while not store.exists() and time.monotonic() < deadline:  # opened before the model is loaded
+        while not store.exists() and time.monotonic() < deadline:  # the store opens before the model loads
             time.sleep(0.005)
         time.sleep(0.2)
         interrupted(process)
@@ -56,6 +56,6 @@ def test_a_comparison_ends_quietly(tmp_path: Path) -> None:
     os.mkfifo(passages)
     with (
         started(tmp_path, "precision", "--model", "mini", "--passages", str(passages)) as process,
-        passages.open("w"),  # opened when the command has opened it too
+        passages.open("w"),  # blocks until the command opens the pipe
     ):
         interrupted(process)

@@ -62,7 +62,7 @@ def test_a_target_installs_what_it_needs_in_layers(tmp_path: Path, target: str, 
     """The demo installs torch first and runtime packages only; tests add theirs on top."""
     store = tmp_path / "store"
     store.mkdir()
-    (store / ".demo-ready").touch()  # otherwise `serve` starts another make
+    (store / ".demo-ready").touch()  # without it `serve` starts another make
     assert installs(make("--dry-run", target, f"VENV={tmp_path}/venv", f"QDRANT_PATH={store}")) == files
 
 

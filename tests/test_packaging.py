@@ -192,7 +192,7 @@ def test_no_package_index_is_named_in_the_tree() -> None:
     assert done.stdout == ""
 
 
-def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None:
+def test_the_prefetch_command_of_the_image_downloads_the_named_model(image: Path) -> None:
     """The Dockerfile's prefetch works with and without a model, and a wrong one fails the build."""
     (line,) = (rest for rest in of("RUN") if "BAKE_MODEL" in rest)
     inside = f"cd {shlex.quote(str(image))}; {line}"
@@ -214,7 +214,7 @@ def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None
         ({"BAKE_MODEL": "me/mine", "BAKE_REVISION": "abc"}, ["me/mine", "abc", "1"]),
     ],
 )
-def test_an_image_loads_what_was_baked_and_asks_nobody(arguments: dict[str, str], wanted: list[str]) -> None:
+def test_an_image_loads_its_prefetched_model_without_the_hub(arguments: dict[str, str], wanted: list[str]) -> None:
     """Build arguments set the model and its commit without hub access; an empty variable counts as unset."""
     (line,) = (rest for rest in of("ENV") if "MODEL_ID" in rest)
     words = [word.partition("=")[2] for word in line.split()]

@@ -56,7 +56,7 @@ PUBLIC: Final[dict[str, str]] = {
 """The public names of each package that has any. Changing one is a decision, to be made here and in the changelog."""
 
 ADAPTERS: Final = {"qdrant_sink.server": "qdrant_client", "qdrant_sink.edge": "qdrant_edge"}
-"""Adapters of a vendor, and the only vendor that importing them may cost; nothing imports them before a store opens."""
+"""The vendor package that each adapter may import. No adapter is imported before a store opens."""
 
 HEAVY: Final = frozenset(
     {
@@ -80,7 +80,7 @@ HEAVY: Final = frozenset(
 """Libraries that take long to import."""
 
 LIGHT: Final = frozenset({"prometheus_client", "pydantic"})
-"""What the service's packages may cost of these: they validate with one library, and count with another."""
+"""The heavy libraries that the service's packages may import, for validation and metrics."""
 
 
 def packages(library: str) -> list[str]:

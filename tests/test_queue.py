@@ -16,14 +16,14 @@ from tests.loopback import JobQueue, Worker, free_port
 from tests.sink.samples import schema_for
 
 pytestmark = pytest.mark.slow
-"""A minute in all; `test_worker.py` has the promises that every run checks."""
+"""These tests take a minute in total; `test_worker.py` has the promises that every run checks."""
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096", "PYTHONPATH": str(ROOT),
 }  # fmt: skip
 WAIT_MAX_S = 60.0
-"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+"""Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 LONG: dict[str, Any] = {"texts": ["a passage that takes a while " * 60] * 100, "isPassage": True, "vectors": ["dense"]}
 NOISE = ("Traceback", "Exception ignored", "leaked", "Error in sys.excepthook", "Fatal Python error")
@@ -191,7 +191,7 @@ def test_a_worker_that_is_unfit_takes_no_job(started: dict[str, tuple[JobQueue, 
     assert "Traceback" not in worker.output
 
 
-def test_the_reference_engine_leaves_as_cleanly(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+def test_the_reference_engine_exits_as_cleanly(started: dict[str, tuple[JobQueue, Worker]]) -> None:
     """With `ENGINE=flagembedding` SIGTERM exits with 0, without `__del__` errors or child processes."""
     queue, worker = started["reference"]
     answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))

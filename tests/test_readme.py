@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Path:
     _script(programs / "python", f'exec {sys.executable} "$@"')
     _script(programs / "bge-m3-qdrant", 'exec .venv/bin/python -m service "$@"')
     for name in set(re.findall(r"\$\(VENV\)/(\.[\w-]+)", text_of(ROOT / "Makefile"))):
-        (tmp_path / ".venv" / name).touch()  # what `make setup` leaves: everything is installed
+        (tmp_path / ".venv" / name).touch()  # marks of a completed `make setup`
     return tmp_path
 
 

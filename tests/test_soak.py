@@ -41,7 +41,7 @@ def kinds() -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
+def test_five_thousand_jobs_do_not_grow_memory(tmp_path: Path) -> None:
     """Every job is answered; after the first two thousand, memory stays within 5 %, descriptors within what is open.
 
     Memory is that which only this process can give back: of the mapped files of the store, such as its log of 32 MB
@@ -63,9 +63,9 @@ def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
             descriptors.append(process.num_fds())
         print(f"\nMB {[size // 10**6 for size in memory]}; descriptors {descriptors}")  # noqa: T201 - what -s shows
         warm, thousand = 2_000 // SAMPLE_JOBS, 1_000 // SAMPLE_JOBS
-        # What one sample shows may be a job in the making: the medians of a thousand jobs.
+        # One sample may include a running job, so medians of a thousand jobs are compared.
         assert median(memory[-thousand:]) <= 1.05 * median(memory[warm : warm + thousand])
-        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 8  # connections and files of the moment
+        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 8  # temporary connections and files
         worker.terminate()
         assert worker.wait(WAIT_MAX_S) == 0
         assert "Traceback" not in worker.output

@@ -28,7 +28,7 @@ from tests.service.client import Client
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
 WAIT_MAX_S = 60.0
-"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+"""Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 PRIVATE = "the private words of a user"
 
@@ -288,7 +288,7 @@ def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     """`--test_input` runs one job and ends with status 0."""
     assert programs["good job"].wait(WAIT_MAX_S) == 0
     assert "'text': 'hello'" in programs["good job"].output
-    assert "DEBUG" not in programs["good job"].output  # the SDK's default level, at which it logs requests and answers
+    assert "DEBUG" not in programs["good job"].output  # the SDK logs requests and answers at its default level
 
 
 def test_every_line_is_json_where_that_is_asked_for(programs: dict[str, Worker]) -> None:
@@ -334,7 +334,7 @@ def test_the_local_api_answers_jobs() -> None:
         assert "Traceback" not in worker.output
 
 
-def test_an_idle_worker_leaves_on_sigterm(served: Served) -> None:
+def test_an_idle_worker_exits_on_sigterm(served: Served) -> None:
     """SIGTERM ends an idle worker with status 0 and no error (the last use of this worker here)."""
     served.answer({"texts": ["still there"], "vectors": ["dense"]})
     served.worker.terminate()
@@ -343,7 +343,7 @@ def test_an_idle_worker_leaves_on_sigterm(served: Served) -> None:
 
 
 @pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_while_loading_stops_at_once(number: signal.Signals, exit_status: int) -> None:
+def test_a_signal_while_loading_stops_immediately(number: signal.Signals, exit_status: int) -> None:
     """A signal while the model loads ends the worker immediately and without errors."""
     with JobQueue() as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
         deadline = time.monotonic() + WAIT_MAX_S

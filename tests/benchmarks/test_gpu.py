@@ -239,7 +239,7 @@ def test_texts_have_the_lengths_that_the_page_states(bench: Bench) -> None:
     assert {name: len(lengths) for name, lengths in shapes(quick=False).items()}["1024 mixed"] == 1024
 
 
-def test_kernels_are_told_by_their_names() -> None:
+def test_kernels_are_classified_by_their_names() -> None:
     """Kernels are classified by torch's and its libraries' names; overlapping spans count once."""
     names = {
         "nvjet_hsh_128x256_64x4_2x1_v_bz_coopB_bias_TNN": "products",

@@ -146,4 +146,6 @@ def test_the_plots_are_the_same_for_the_same_results(results: Path, tmp_path: Pa
     for name in ("a.svg", "b.svg"):
         draw(run, figures, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "original (float32)" not in (tmp_path / "a.svg").read_text(encoding="utf-8")  # one level is no line
+    assert "original (float32)" not in (tmp_path / "a.svg").read_text(
+        encoding="utf-8"
+    )  # a single level is not drawn as a line

@@ -39,7 +39,7 @@ def test_the_overlap_is_a_share_of_the_store() -> None:
     assert Timeline(7.0, MODEL, []).hidden is None
 
 
-def test_what_is_at_once_is_drawn_side_by_side() -> None:
+def test_concurrent_spans_are_drawn_in_separate_rows() -> None:
     """Concurrent spans are drawn in separate rows, and free rows are reused."""
     assert rows(STORE) == [0, 1, 0, 0]
 

@@ -28,7 +28,7 @@ def test_concurrent_clients_share_what_the_contender_can_do() -> None:
     """Throughput is all answers over the total time, and every client waits for the others."""
     outcome = asyncio.run(_run("concurrent-8"))
     assert outcome.calls_per_second == 8.0
-    assert outcome.n == 15  # eight in the first second, and one under way of each of the seven others
+    assert outcome.n == 15  # eight in the first second, and one in flight for each of the other seven
     assert outcome.p50 == 1.0
 
 

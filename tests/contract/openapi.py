@@ -1,4 +1,4 @@
-"""The OpenAPI document as a record of its own, in two parts: what may be asked, and what is answered.
+"""The OpenAPI document as a record in two parts: requests and answers.
 
 Paths, parameters and the schemas of requests are one part; answers, and the schemas that only they name, the other,
 so that a change of one shows apart from the other.
@@ -21,7 +21,7 @@ _REFERENCE: Final = re.compile(r"#/components/schemas/(\w+)")
 
 
 def document() -> Json:
-    """The document that the service serves."""
+    """Return the document that the service serves."""
     call = Call("openapi", "GET", "/openapi.json")
     with opened("stub-edge") as world, world.stage(Scenario("openapi", [call])) as stage:
         described: Json = stage.play(call)["body"]
@@ -29,7 +29,7 @@ def document() -> Json:
 
 
 def split(described: Json) -> tuple[Json, Json]:
-    """The document without its answers, and these."""
+    """Return the document without its answers, and the answers."""
     requests = copy.deepcopy(described)
     answered: Json = {"paths": {}}
     for path, methods in requests["paths"].items():
@@ -42,7 +42,7 @@ def split(described: Json) -> tuple[Json, Json]:
 
 
 def compared() -> list[str]:
-    """The differences from the recorded document."""
+    """Return the differences from the recorded document."""
     requests, answered = split(document())
     return differences(records.read("openapi"), requests, "openapi") + differences(
         records.read("openapi-answers"), answered, "openapi-answers"
@@ -57,7 +57,7 @@ def recorded() -> None:
 
 
 def _named(text: str, schemas: Json) -> set[str]:
-    """The schemas that a text names, and those that these name."""
+    """Return the schemas that a text names, and those that they name in turn."""
     names: set[str] = set()
     waiting = set(_REFERENCE.findall(text))
     while waiting:

@@ -22,7 +22,7 @@ from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
 
 WAIT_MAX_S = 30.0
-"""Seconds after which a test that hangs fails. Nothing is measured by it."""
+"""Timeout in seconds after which a hanging test fails. No measurement depends on it."""
 
 WIDTH = 4
 
@@ -36,11 +36,11 @@ class CountingEngine:
     """An engine that computes vectors from the text's number alone and records every batch.
 
     Args:
-        device: computes when a batch is launched if `cpu`, otherwise when somebody waits for it.
-        broken: numbers of texts on which a pass fails.
-        error: what it fails with.
-        spoiled: numbers of texts that get vectors that are not finite.
-        spoil: the kind that is spoiled.
+        device: `cpu` computes a batch when it is launched, any other device when it is awaited.
+        broken: the numbers of the texts on which a pass fails.
+        error: creates the exception of a failing pass.
+        spoiled: the numbers of the texts whose vectors are not finite.
+        spoil: the kind of vector that is not finite.
     """
 
     name = "packed"

@@ -14,13 +14,13 @@ from embedder.tokenizer import Tokenizer
 from embedder.vectors import Embedding, Outputs, SparseVector
 
 TOLERANCE = 2e-5
-"""Most that a float32 component may differ from FlagEmbedding's."""
+"""Maximum difference of a float32 component from FlagEmbedding's."""
 
 COSINE_MIN = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 0.999, "float8": 0.996}
-"""Measured on the miniature: 0.99987, 0.999999, 0.9997 and 0.9984 for the last four."""
+"""Minimum cosine to float32 by type. Measured: 0.99987, 0.999999, 0.9997 and 0.9984 for the last four, on `mini`."""
 
 NEGLIGIBLE = 1e-6
-"""A sparse weight above it must be found by both sides."""
+"""Both sides must report a sparse weight above this value."""
 
 
 class Oracle:

@@ -69,7 +69,7 @@ def test_all_missing_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "nothing-of-this-name", "./nothing", "a/b/c", "/", "../..x/", "a/ "])
-def test_a_name_that_is_no_model_is_refused(name: str) -> None:
+def test_an_invalid_model_name_is_refused(name: str) -> None:
     """A value that is neither a directory nor a hub name is refused immediately, without network access."""
     with pytest.raises(ConfigurationError, match="MODEL_ID"):
         find_checkpoint(name)
@@ -145,7 +145,7 @@ SIZES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "4", None, True, [1], float("inf")], ids=repr)
 @pytest.mark.parametrize("key", [*SIZES, "max_position_embeddings", "pad_token_id"])
-def test_a_size_that_is_none_is_named(small_checkpoint: Path, key: str, value: object) -> None:
+def test_an_invalid_size_is_named(small_checkpoint: Path, key: str, value: object) -> None:
     """An invalid size is refused with its key, the rule and the value; `<pad>` may be 0."""
     edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
     if key == "pad_token_id" and value == 0:
@@ -157,7 +157,7 @@ def test_a_size_that_is_none_is_named(small_checkpoint: Path, key: str, value: o
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1e-5, "1e-5", None, True, float("nan"), float("inf")], ids=repr)
-def test_an_epsilon_that_is_none_is_named(small_checkpoint: Path, value: object) -> None:
+def test_an_invalid_epsilon_is_named(small_checkpoint: Path, value: object) -> None:
     """The epsilon of layer norm must be a number above zero."""
     edit(small_checkpoint / "config.json", lambda config: config.update(layer_norm_eps=value))
     message = f"config.json has layer_norm_eps={value!r}, which must be a number > 0"
@@ -300,7 +300,7 @@ def test_a_colbert_head_may_be_narrower(small_checkpoint: Path, packed_from: Loa
     assert packed_from(small_checkpoint).colbert_size == 5
 
 
-def test_an_unknown_key_is_no_matter(small_checkpoint: Path) -> None:
+def test_an_unknown_key_is_ignored(small_checkpoint: Path) -> None:
     """Unknown weights do not prevent a checkpoint from loading."""
     edit(small_checkpoint / "config.json", lambda config: config.update(new_key_of_next_year=1))
     assert EncoderConfig.read(small_checkpoint).hidden == 16

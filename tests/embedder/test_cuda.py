@@ -130,9 +130,9 @@ def test_graphs_change_nothing(mini: Bench, dtype: str) -> None:
         assert one.sparse is not None
         assert other.sparse is not None
         assert cosines(one.colbert, other.colbert).min() > COSINE_MIN[dtype]
-        if dtype == "float8":  # a number that is rounded the other way is a step of 6 % off
+        if dtype == "float8":  # a number rounded the other way differs by 6 %
             continue
-        # a product may sum in another order where it has other rows beside these
+        # a product with other rows in the batch may sum in another order
         np.testing.assert_allclose(one.dense, other.dense, atol=2e-3)
         np.testing.assert_allclose(one.colbert, other.colbert, atol=2e-3)
         np.testing.assert_array_equal(one.sparse.offsets, other.sparse.offsets)

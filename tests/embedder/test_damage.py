@@ -92,9 +92,9 @@ def test_a_refusal_of_the_system_says_what_it_is(code: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts its file handles in /proc")
 @pytest.mark.parametrize("name", READERS)
-def test_a_worker_without_file_handles_is_told_so(small_checkpoint: Path, name: str) -> None:
+def test_a_lack_of_file_handles_is_reported(small_checkpoint: Path, name: str) -> None:
     """Whatever the file, the error says "Too many open files"."""
-    READERS[name](small_checkpoint)  # imports what the reader needs
+    READERS[name](small_checkpoint)  # imports the libraries of the reader
     with no_file_handles(), pytest.raises(ConfigurationError, match=r"cannot be read: Too many open files \(EMFILE\)$"):
         READERS[name](small_checkpoint)
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_cut_off_anywhere_is_damaged(small_checkpoint: Path, name
             READERS[name](small_checkpoint)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about pickles that are none
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns about invalid pickles
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_file_of_torch_is_read_or_damaged(tmp_path: Path, legacy: bool, mapped: bool) -> None:

@@ -63,12 +63,12 @@ def test_futures_that_complete_together_wake_a_loop_once() -> None:
         await asyncio.sleep(0)
         worker = threading.Thread(target=complete)
         worker.start()
-        worker.join()  # the loop is busy meanwhile, as it is with 512 clients
+        worker.join()  # the loop is busy meanwhile, as with 512 clients
         return await asyncio.gather(*waiting)
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         assert runner.run(asyncio.wait_for(scenario(), WAIT_MAX_S)) == list(range(512))
-    assert loop.wakeups <= 2  # one, and one of asyncio's own when the runner closes
+    assert loop.wakeups <= 2  # one for the results, and one by asyncio when the runner closes
 
 
 def test_a_batch_is_complete_before_its_loop_wakes() -> None:
@@ -87,7 +87,7 @@ def test_a_batch_is_complete_before_its_loop_wakes() -> None:
             with woken_once():
                 for number, future in enumerate(futures):
                     future.set_result(number)
-                    time.sleep(0.0001)  # the loop could run
+                    time.sleep(0.0001)  # lets the loop run
 
         tasks = [asyncio.create_task(client(future)) for future in futures]
         await asyncio.sleep(0)
@@ -129,7 +129,7 @@ def test_cancelling_the_task_cancels_the_future() -> None:
 def test_a_result_after_the_loop_has_closed_harms_nobody() -> None:
     """A result that is no longer awaited does not stop its worker thread or keep the loop in memory."""
     futures = [Future[int]()]
-    futures[0].set_running_or_notify_cancel()  # so that cancelling the task does not cancel it
+    futures[0].set_running_or_notify_cancel()  # a running future is not cancelled with its task
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     async def scenario() -> None:

@@ -64,7 +64,7 @@ def test_cuda_without_a_number_is_the_first(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("setting", ["", "gpu", "0", "cuda:", "cuda:-1", "cuda:x", "CPU", "cpu,", "mps", "cuda:1:2"])
-def test_what_is_no_device_is_refused(setting: str) -> None:
+def test_an_invalid_device_is_refused(setting: str) -> None:
     """An invalid `GPU_DEVICE` is refused with an example of a valid value."""
     with pytest.raises(ConfigurationError, match="is an unknown device; use cpu, cuda:0"):
         choose_devices(setting)

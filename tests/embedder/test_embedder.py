@@ -58,7 +58,7 @@ def test_one_event_loop_after_another(mini: Bench, embedder: Embedder) -> None:
         assert_same(run(embedder, TEXTS), expected)
 
 
-def test_two_threads_at_once(mini: Bench, embedder: Embedder) -> None:
+def test_two_threads_share_an_embedder(mini: Bench, embedder: Embedder) -> None:
     """Two threads with an event loop each share the model."""
     expected = embed(mini.packed, mini.tokenizer, TEXTS, 512)
     with ThreadPoolExecutor(2) as threads:
@@ -190,7 +190,7 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
     with pytest.raises(InvalidRequest, match=expected):
         run(embedder, ["library"] * 1000, 64)
     assert read == [2, 2]
-    assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued bit by bit may be of any size
+    assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued in portions may have any size
     embedder.close()
 
 

@@ -41,7 +41,7 @@ def test_a_refusal_to_start_is_no_answer() -> None:
     assert not issubclass(ConfigurationError, WorkerError)
 
 
-def test_an_error_can_be_told_in_other_words() -> None:
+def test_an_error_can_be_reworded() -> None:
     """A copy with another message keeps the type and details, and the original is unchanged."""
     missing = NotFound("point 3 is missing", collection="docs", ids=[3])
     reworded = missing.saying("1 of 4 points is missing")

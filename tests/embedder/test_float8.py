@@ -21,17 +21,17 @@ from tests.embedder.oracle import embed
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 ROUNDING_MAX = 2.0**-4
-"""Most that e4m3 moves a number, as a share of it."""
+"""Maximum relative rounding error of e4m3."""
 NDCG_LOSS_MAX = 0.005
 ROUNDING_COUNT = 8
-"""Ways of rounding over which rankings are averaged: the largest number of a row becomes 448 x 2^(-k / 8), so that
+"""Number of roundings over which rankings are averaged: the largest number of a row becomes 448 x 2^(-k / 8), so that
 others are rounded up and down, with the same error on average. (On a GPU the kernels keep 448: only weights differ.)"""
 NDCG_DEVIATION = {"dense": 0.011, "sparse": 0.002, "colbert": 0.006, "all three, RRF": 0.005}
-"""Standard deviation of the change of nDCG@10 between ways of rounding, on the 60 questions: over 16 random ones."""
+"""Standard deviation of the nDCG@10 change over 16 random roundings, on the 60 questions."""
 COSINE_MEDIAN_MIN = 0.9992
-"""Of dense vectors and of ColBERT rows to float32. Measured: 0.9994 to 0.9995 and 0.9993 to 0.9994."""
+"""Minimum median cosine to float32, dense vectors and ColBERT rows. Measured: 0.9994 to 0.9995 and 0.9993 to 0.9994."""
 
-# Triton's interpreter computes in numpy, which remarks on NaN.
+# Triton's interpreter computes in numpy, which warns about NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero|All-NaN slice):RuntimeWarning")
 
 

@@ -18,13 +18,13 @@ pytest.importorskip("triton")
 
 from embedder.model.kernels import triton_attention, triton_norms, triton_rows
 
-# Triton's interpreter computes in numpy, which remarks on NaN.
+# Triton's interpreter computes in numpy, which warns about NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero|All-NaN slice):RuntimeWarning")
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 EPSILON = 1e-5
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference of numbers of about 1; the plain form rounds in between where the kernel does not."""
+"""Maximum difference of numbers near 1; the plain form rounds intermediate values that the kernel does not."""
 TYPES = sorted(TOLERANCE, key=str)
 PRODUCT_TYPES = TYPES if DEVICE != "cpu" else [torch.float16, torch.float32]
 """Triton's interpreter takes the bits of a bfloat16 operand of a product for integers."""
@@ -185,7 +185,7 @@ def test_rows_are_gathered_and_normalised(width: int, dtype: torch.dtype) -> Non
         assert rows.normalised_rows(states, chosen[:2], dtype)[1].tolist() == [True, True]
 
 
-def test_no_row_is_no_row() -> None:
+def test_texts_without_rows_have_no_rows() -> None:
     """Texts of a single token have no ColBERT rows."""
     nothing = torch.zeros(0, dtype=torch.int32, device=DEVICE)
     for normalised in (triton_rows.normalised_rows, rows.normalised_rows):

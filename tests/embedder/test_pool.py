@@ -94,7 +94,7 @@ def test_results_leave_the_memory_with_their_owner() -> None:
             del results
             deadline = time.monotonic() + WAIT_MAX_S
             while any(row() is not None for row in rows) and time.monotonic() < deadline:
-                time.sleep(0.001)  # the thread leaves the batch after it has completed the job
+                time.sleep(0.001)  # the thread drops the batch after completing the job
             assert all(row() is None for row in rows)
     finally:
         gc.enable()
@@ -301,7 +301,7 @@ def test_without_any_device_nobody_waits_forever() -> None:
         assert device_lost.wait(WAIT_MAX_S)
 
 
-def test_the_loss_of_the_last_device_is_told_once() -> None:
+def test_the_loss_of_the_last_device_is_reported_once() -> None:
     """Observers of device loss are called once, even if queries and passages of a GPU fail together."""
     failing = threading.Barrier(len(Priority))
 
@@ -321,7 +321,7 @@ def test_the_loss_of_the_last_device_is_told_once() -> None:
     assert calls == [1]
 
 
-def test_who_asks_after_the_last_device_was_lost_is_told_at_once() -> None:
+def test_a_late_observer_of_a_lost_device_is_called_immediately() -> None:
     """An observer that registers after the last device was lost is called immediately."""
     engine = CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed"))
     calls: list[int] = []
@@ -784,7 +784,7 @@ def test_results_count_until_they_are_released_not_until_the_next_are_asked_for(
         running.release([0])
         taken |= dict(next(running))
         assert len(taken) == 3
-        running.release([0])  # each counts once
+        running.release([0])  # releasing twice counts once
         running.release([1, 2])
         assert len(taken | pulled(running)) == 6
 
@@ -856,7 +856,7 @@ def test_closing_the_pool_finishes_a_stream() -> None:
         closing.result(WAIT_MAX_S)
 
 
-def test_a_stream_without_a_device_is_told_so_for_each_text() -> None:
+def test_a_stream_without_a_device_fails_for_each_text() -> None:
     """After the last device is lost, every text of a stream fails, consumed or not."""
     engine = CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed"))
     with pool_of(engine, token_budget=3) as pool:

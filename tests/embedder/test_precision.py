@@ -9,9 +9,9 @@ from tests.embedder.oracle import COSINE_MIN, TOLERANCE, assert_same, assert_wel
 from tests.embedder.texts import TEXTS
 
 COSINE_ALONE_MIN = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 1 - 1e-4, "float8": 1 - 1e-4}
-"""int8 and float8 quantise row by row; what is left is rounding that one quantisation step magnifies."""
+"""Minimum cosine of a text alone to itself in a batch. int8 and float8 quantise row by row, so little differs."""
 WEIGHT_SHARE = {"float8": 0.05}
-"""Of a sparse weight; 0.02 for the other types. float8 rounds every number to 1/16 of itself."""
+"""Maximum relative error of a sparse weight; 0.02 for the other types. float8 rounds numbers to 1/16 of their value."""
 WEIGHT_FLOOR = 2e-3
 
 DTYPES = tuple(COSINE_MIN)

@@ -463,7 +463,7 @@ def test_a_window_holds_streams_back_until_results_are_released() -> None:
     assert scheduler.tokens == 70
     scheduler.release("slow", [0])
     assert taken(scheduler) == [Pick("slow", 3)]
-    scheduler.release("slow", [0])  # the window gets each text back once
+    scheduler.release("slow", [0])  # releasing a text twice counts once
     assert taken(scheduler) == []
 
 
@@ -568,7 +568,7 @@ def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
     now, served = 100.0, 0
     for number in range(100):
         scheduler.add(f"query {number}", [8], Priority.QUERY)
-        now += 1.0  # of the pass itself
+        now += 1.0  # the pass itself computes
         if scheduler.queries_first(running, now) is not None:
             served += 1
             running.yielded_s += 4.0

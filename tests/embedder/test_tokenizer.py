@@ -145,7 +145,7 @@ def test_every_token_starts_somewhere_in_the_text(bench: Bench) -> None:
         assert all(0 <= start < len(text) for start in starts), name
 
 
-def test_places_count_characters(mini: Bench) -> None:
+def test_token_starts_count_characters(mini: Bench) -> None:
     """Two words after an emoji start at their Python string indices."""
     assert mini.tokenizer.starts("\U0001f680 one library")[-2:] == [2, 6]
 

@@ -70,7 +70,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def unpickled_paths(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Record the paths that `torch.load` reads."""
     real: Callable[..., Any] = torch.load
     paths: list[Path] = []
@@ -253,17 +253,17 @@ def test_loading_takes_little_more_than_what_is_kept(tmp_path: Path, cache: Path
 
 @pytest.mark.parametrize("kind", ["bin", "legacy"])
 def test_a_bin_is_converted_once(
-    tmp_path: Path, cache: Path, once: list[Path], kind: Kind, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cache: Path, unpickled_paths: list[Path], kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first start converts the file and logs the time; the second reads the copy and unpickles nothing."""
     folder = saved(tmp_path / "model", STATE, kind)
     with caplog.at_level(logging.INFO):
         assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
     assert re.search(r"converted pytorch_model\.bin in \d+\.\d s", caplog.text)
-    assert once
-    once.clear()
+    assert unpickled_paths
+    unpickled_paths.clear()
     assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
-    assert not once
+    assert not unpickled_paths
 
 
 def test_safetensors_need_no_cache(tmp_path: Path, cache: Path) -> None:
