@@ -1,4 +1,4 @@
-"""The command `bge-m3-qdrant` in tests: in this process, and the values that a subcommand makes of its arguments."""
+"""Helpers that run `bge-m3-qdrant` in this process and return the values that a subcommand parses."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from service.transports.cli.bulk import BulkOptions
 from service.transports.cli.main import cli
 
 PROGRAM = (sys.executable, "-m", "service")
-"""Runs the command in a process of its own, from the root of the project."""
+"""The arguments that run the command in a fresh process, from the root of the project."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command left: its exit status, and what it printed."""
+    """The exit status and output of a command."""
 
     status: int
     out: str
@@ -30,7 +30,7 @@ class Ended:
 
 
 def invoke(*arguments: str, build: Callable[[Settings], Operations] | None = None) -> Ended:
-    """Run the command in this process, on the environment of this process; the logging of the tests is kept.
+    """Run the command in this process with its environment; the tests' logging configuration is kept.
 
     Args:
         arguments: the subcommand and its own arguments.
@@ -47,12 +47,12 @@ def invoke(*arguments: str, build: Callable[[Settings], Operations] | None = Non
 
 
 def ask_options(*arguments: str) -> AskOptions:
-    """What `ask` makes of these arguments."""
+    """Return the options that `ask` parses from these arguments."""
     return AskOptions(**_values("ask", arguments))
 
 
 def bulk_options(*arguments: str) -> BulkOptions:
-    """What `bulk` makes of these arguments."""
+    """Return the options that `bulk` parses from these arguments."""
     return BulkOptions(**_values("bulk", arguments))
 
 

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before torch is imported, and for all programs that tests start: threads of a product that wait for each other sleep.
-# By default they spin, and where several processes share two cores that multiplies the time of every pass by ten.
+# Set before torch is imported, also for all programs that tests start: waiting OpenMP threads sleep.
+# By default they spin, which makes a pass ten times as slow if several processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Before Triton is imported, which decides then: without a GPU its kernels run in its interpreter, on the CPU.
+# Set before Triton is imported: without a GPU its kernels run in its interpreter on the CPU.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -23,7 +23,7 @@ settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run only when `-m` names them."""
+    """Skip slow tests unless `-m` names them."""
     if "slow" in config.option.markexpr:
         return
     for item in items:
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Conversions of checkpoints go where they vanish, not into the cache of whoever runs the tests."""
+    """Direct converted checkpoints to a temporary cache instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -50,10 +50,10 @@ ENDPOINT: Final = "loopback"
 POD: Final = "pod-loopback"
 API_KEY: Final = "loopback-key"
 
-_CALLERS: Final = ("QDRANT_", "MODEL_", "RUNPOD_")  # of the caller's own environment: never passed on
-_LARGEST_READ: Final = 1 << 30  # bytes; refusing is this queue's business, not aiohttp's
-_LOOK_S: Final = 0.02  # between two looks at what the queue does not announce
-_TAIL: Final = 4_000  # characters of a worker's output in an error message
+_CALLER_PREFIXES: Final = ("QDRANT_", "MODEL_", "RUNPOD_")  # variables of the caller that a worker never sees
+_READ_MAX_BYTES: Final = 1 << 30  # the queue refuses large bodies itself, before aiohttp's limit
+_CHECK_INTERVAL_S: Final = 0.02  # for conditions that no change of the queue announces
+_OUTPUT_TAIL_CHARACTERS: Final = 4_000  # the part of a worker's output in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One job handed over: `id` is empty for a raw job that has none."""
+    """One job that was handed over: `id` is empty for a raw job without an id."""
 
     at: float
     id: str
@@ -88,7 +88,7 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One answer that the platform would not accept: such a job is never answered."""
+    """One answer that the platform would reject: such a job is never answered."""
 
     at: float
     id: str
@@ -98,7 +98,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """One sign of life: `job_ids` the worker holds; `query` everything it said."""
+    """One ping: `job_ids` are the jobs that the worker holds; `query` is the whole query string."""
 
     at: float
     pod: str
@@ -107,15 +107,15 @@ class Ping:
 
 
 class JobQueue:
-    """The platform's side of the wire, on 127.0.0.1, in a thread with a loop of its own.
+    """The platform's job queue on 127.0.0.1, in a thread with its own event loop.
 
-    Promise: a job is handed over once, to the first poll that can have it, in the order of submission, and a
-    poll whose client has gone takes none. What a worker posts is kept byte for byte.
+    A job is handed over once, to the first open poll, in the order of submission; a poll whose client has
+    disconnected takes none. Posted bodies are kept byte for byte.
 
     Args:
-        max_body: bytes; a larger answer is answered 400 and recorded in `refused` (10 MB, as for /run).
-        hold: seconds that a poll without a job is held open before 204. A worker leaves only when its open
-            polls have come back, so this is also about the least time from SIGTERM to exit.
+        max_body: maximum answer in bytes; a larger one is answered 400 and recorded in `refused` (10 MB, as for /run).
+        hold: seconds that a poll without a job is held open before 204. A worker exits only after its open
+            polls have returned, so this is about the minimum time from SIGTERM to exit.
     """
 
     def __init__(self, *, max_body: int = 10_000_000, hold: float = 0.5) -> None:
@@ -144,7 +144,7 @@ class JobQueue:
         self._thread = threading.Thread(target=self._loop.run_forever, name="job-queue", daemon=True)
 
     def __enter__(self) -> Self:
-        """Listen. Every address of `environment` answers from here on."""
+        """Listen on every address of `environment`."""
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
         return self
@@ -152,7 +152,7 @@ class JobQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Answer the open polls with 204 and stop listening. What was recorded stays readable."""
+        """Answer the open polls with 204 and stop listening. The records stay readable."""
         self._closing = True
         self._announce()
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
@@ -162,7 +162,7 @@ class JobQueue:
 
     @property
     def url(self) -> str:
-        """The queue's root, `http://127.0.0.1:PORT/v2/ENDPOINT`."""
+        """The queue's root URL, `http://127.0.0.1:PORT/v2/ENDPOINT`."""
         return f"http://127.0.0.1:{self._port}/v2/{ENDPOINT}"
 
     def environment(self, *, pod: str = POD) -> dict[str, str]:
@@ -193,23 +193,23 @@ class JobQueue:
     # ------------------------------------------------------------------ the client's side
 
     def submit(self, input: dict[str, Any], id: str | None = None) -> str:  # noqa: A002 - the wire's own names
-        """Queue one job and return its id, drawn at random where none is given."""
+        """Queue one job and return its id, which is random by default."""
         job = id if id is not None else uuid.uuid4().hex
         self._queue([{"id": job, "input": input}])
         return job
 
     def submit_many(self, inputs: Iterable[dict[str, Any]]) -> list[str]:
         """Queue several jobs in one step, so that a single poll may take them all; return their ids."""
-        jobs = [{"id": uuid.uuid4().hex, "input": one} for one in inputs]
+        jobs = [{"id": uuid.uuid4().hex, "input": job_input} for job_input in inputs]
         self._queue(jobs)
         return [str(job["id"]) for job in jobs]
 
     def submit_raw(self, job: dict[str, Any]) -> None:
-        """Queue `job` exactly as it is, so also one with further fields or without `id` or `input`."""
+        """Queue `job` unchanged, even with further fields or without `id` or `input`."""
         self._queue([job])
 
     def cancel(self, id: str) -> None:  # noqa: A002
-        """Withdraw the job if it still waits; else name it in the answer to the next `job-stop` poll."""
+        """Withdraw a waiting job; otherwise name it in the next answer to `job-stop`."""
         with self._changed:
             self._cancelled.add(id)
             waiting = [job for job in self._waiting if job.get("id") == id]
@@ -227,7 +227,7 @@ class JobQueue:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: id in self._results, timeout):
-                message = f"job {id!r} was not answered within {timeout:g} s: {self._story(id)}"
+                message = f"job {id!r} was not answered within {timeout:g} s: {self._progress_of(id)}"
                 raise TimeoutError(message)
             return self._results[id]
 
@@ -244,7 +244,7 @@ class JobQueue:
                     seen = f"polls {len(self._polls)}, the last posts {self._posts[-5:]}"
                     message = f"no {what} within {timeout:g} s; {seen}"
                     raise TimeoutError(message)
-                self._changed.wait(_LOOK_S)
+                self._changed.wait(_CHECK_INTERVAL_S)
 
     def fail_next_posts(self, status: int, n: int) -> None:
         """Answer the next `n` posts to `job-done`, progress included, with `status`, and keep no body."""
@@ -260,43 +260,43 @@ class JobQueue:
 
     @property
     def polls(self) -> list[Poll]:
-        """Every request for jobs so far, in order."""
+        """All requests for jobs so far, in order."""
         with self._changed:
             return list(self._polls)
 
     @property
     def taken(self) -> list[Taken]:
-        """Every job handed over so far, in order."""
+        """All jobs handed over so far, in order."""
         with self._changed:
             return list(self._taken)
 
     @property
     def posts(self) -> list[Post]:
-        """Every post to `job-done` so far, in order: retries, refusals, scripted failures, progress."""
+        """All posts to `job-done` so far, in order: retries, refusals, scripted failures, progress."""
         with self._changed:
             return list(self._posts)
 
     @property
     def results(self) -> dict[str, Any]:
-        """The decoded answer of every job answered so far; of a job answered twice, the later one."""
+        """The decoded answer of every answered job; the latest one if a job is answered twice."""
         with self._changed:
             return dict(self._results)
 
     @property
     def raw_results(self) -> dict[str, bytes]:
-        """The answers of `results` as the bytes that came."""
+        """The answers of `results` as the bytes that were posted."""
         with self._changed:
             return dict(self._raw_results)
 
     @property
     def refused(self) -> list[Refused]:
-        """Every answer refused so far: over `max_body`, or not JSON (NaN and Infinity are not JSON)."""
+        """All refused answers so far: over `max_body`, or not JSON (NaN and Infinity are not JSON)."""
         with self._changed:
             return list(self._refused)
 
     @property
     def pings(self) -> list[Ping]:
-        """Every sign of life so far, in order."""
+        """All pings so far, in order."""
         with self._changed:
             return list(self._pings)
 
@@ -309,7 +309,7 @@ class JobQueue:
 
     async def _open(self) -> None:
         """Bind to a free port."""
-        app = web.Application(client_max_size=_LARGEST_READ)
+        app = web.Application(client_max_size=_READ_MAX_BYTES)
         root = f"/v2/{ENDPOINT}"
         app.router.add_get(f"{root}/job-take/{{pod}}", self._take)
         app.router.add_get(f"{root}/job-take-batch/{{pod}}", self._take_batch)
@@ -328,7 +328,7 @@ class JobQueue:
             await self._runner.cleanup()
 
     def _announce(self) -> None:
-        """Tell waiting threads and open polls that something changed. From any thread."""
+        """Notify waiting threads and open polls of a change, from any thread."""
         with self._changed:
             self._changed.notify_all()
         self._loop.call_soon_threadsafe(self._rouse)
@@ -344,20 +344,20 @@ class JobQueue:
         self._announce()
 
     async def _long_poll(self, ready: Callable[[], list[T]]) -> list[T]:
-        """Return what `ready` yields, as soon as it yields something, else nothing after `hold` seconds."""
+        """Return the first non-empty result of `ready`, or an empty list after `hold` seconds."""
         deadline = self._loop.time() + self._hold
         while True:
             wake = self._wake
-            found = ready()
-            left = deadline - self._loop.time()
-            if found or left <= 0 or self._closing:
-                return found
+            result = ready()
+            remaining_s = deadline - self._loop.time()
+            if result or remaining_s <= 0 or self._closing:
+                return result
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(remaining_s):
                     await wake.wait()
 
     async def _jobs(self, request: web.Request, batch_size: int) -> list[dict[str, Any]] | int:
-        """Note the poll, then return its jobs, none after `hold`, or the status of a scripted failure."""
+        """Record the poll and return its jobs, none after `hold`, or the status of a scripted failure."""
         pod = request.match_info["pod"]
         busy = request.query.get("job_in_progress") == "1"
         with self._changed:
@@ -400,15 +400,15 @@ class JobQueue:
     async def _done(self, request: web.Request) -> web.Response:
         job = request.match_info["job"]
         raw = await request.read()
-        body, flaw = self._judge(raw)
+        body, refusal = self._checked_body(raw)
         with self._changed:
             progress = isinstance(body, dict) and body.get("status") == "IN_PROGRESS"
             now = time.monotonic()
             if self._post_failures:
                 status = self._post_failures.popleft()
-            elif flaw:
+            elif refusal:
                 status = 400
-                self._refused.append(Refused(now, job, len(raw), flaw))
+                self._refused.append(Refused(now, job, len(raw), refusal))
             else:
                 status = 200
                 if progress:
@@ -420,8 +420,8 @@ class JobQueue:
         self._announce()
         return web.Response(status=status)
 
-    def _judge(self, raw: bytes) -> tuple[Any, str]:
-        """Return the body and no flaw, or no body and why the platform would refuse it."""
+    def _checked_body(self, raw: bytes) -> tuple[Any, str]:
+        """Return the body and no error, or no body and the reason why the platform would refuse it."""
         if len(raw) > self._max_body:
             return None, f"{len(raw)} bytes, the limit is {self._max_body}"
         try:
@@ -437,9 +437,9 @@ class JobQueue:
         self._announce()
         return web.Response()
 
-    def _story(self, job: str) -> str:
-        """Say in a sentence how far the job came."""
-        taken = next((one for one in reversed(self._taken) if one.id == job), None)
+    def _progress_of(self, job: str) -> str:
+        """Describe in a sentence how far the job came."""
+        taken = next((record for record in reversed(self._taken) if record.id == job), None)
         if taken is None and job in self._cancelled:
             return "it was cancelled before a worker took it"
         if taken is None and job in self._submitted:
@@ -449,8 +449,8 @@ class JobQueue:
         parts = [f"taken by {taken.pod} {time.monotonic() - taken.at:.2f} s ago"]
         if job in self._cancelled:
             parts.append("cancelled")
-        parts += [f"answer refused ({one.reason})" for one in self._refused if one.id == job]
-        parts += [f"a post of {one.size} bytes got {one.status}" for one in self._posts if one.id == job]
+        parts += [f"answer refused ({record.reason})" for record in self._refused if record.id == job]
+        parts += [f"a post of {record.size} bytes got {record.status}" for record in self._posts if record.id == job]
         if updates := self._progress.get(job):
             parts.append(f"{len(updates)} progress updates, the last {updates[-1]!r}")
         return "; ".join(parts)
@@ -464,10 +464,10 @@ class Worker:
     the whole group, the SDK's ping process included, and never raises.
 
     Args:
-        queue: where it works; None for a run without one, as with `--test_input`.
+        queue: the queue that it polls; None for a run without one, as with `--test_input`.
         cwd: the directory it runs in.
         script: the program, relative to `cwd`.
-        args: its arguments.
+        args: the arguments of the program.
         env: further variables; they win over the queue's.
         pod: the name under which it polls.
     """
@@ -487,7 +487,7 @@ class Worker:
         self._cwd = Path(cwd)
         self._pod = pod
         self._environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(_CALLERS)},
+            **{key: value for key, value in os.environ.items() if not key.startswith(_CALLER_PREFIXES)},
             "PYTHONUNBUFFERED": "1",
             **(queue.environment(pod=pod) if queue is not None else {}),
             **(env or {}),
@@ -499,7 +499,7 @@ class Worker:
         self._reader = threading.Thread(target=self._drain, name="worker-output", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start the process; it need not be polling yet."""
+        """Start the process without waiting for its first poll."""
         self._polls_before = self._polls()
         self._process = subprocess.Popen(
             self._command,
@@ -516,7 +516,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill the process group, whatever is left of it."""
+        """Kill the process group."""
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -532,17 +532,17 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process id, which is also that of its group."""
+        """The process id, which is also the id of its process group."""
         return self._running.pid
 
     @property
     def output(self) -> str:
-        """What it has written so far to stdout and stderr together."""
+        """The worker's output so far, stdout and stderr together."""
         with self._output_lock:
             return self._output.decode(errors="replace")
 
     def wait_for_first_poll(self, timeout: float) -> float:
-        """Wait until the worker asks for a job, and return when it did.
+        """Wait until the worker asks for a job, and return the time of that poll.
 
         Raises:
             RuntimeError: it ended first; the message ends with its output.
@@ -578,7 +578,7 @@ class Worker:
         except subprocess.TimeoutExpired as expired:
             message = f"the worker still runs after {timeout:g} s{self._tail()}"
             raise TimeoutError(message) from expired
-        self._reader.join(1)  # the pipe closes with the last process of the group; do not insist
+        self._reader.join(1)  # the pipe closes with the last process of the group; do not wait for long
         return code
 
     def _polls(self) -> int:
@@ -586,7 +586,7 @@ class Worker:
         return sum(poll.pod == self._pod for poll in polls)
 
     def _tail(self) -> str:
-        return f"; the end of its output:\n{self.output[-_TAIL:]}"
+        return f"; the end of its output:\n{self.output[-_OUTPUT_TAIL_CHARACTERS:]}"
 
     def _drain(self) -> None:
         pipe = self._running.stdout
@@ -599,7 +599,7 @@ class Worker:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is currently free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -607,6 +607,6 @@ def free_port() -> int:
 
 
 def _no_constant(name: str) -> NoReturn:
-    """Refuse what Python's JSON reader takes and the platform's does not."""
+    """Reject constants that Python's JSON reader accepts and the platform's does not."""
     message = f"{name} is no JSON value"
     raise ValueError(message)

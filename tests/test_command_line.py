@@ -1,4 +1,4 @@
-"""`bge-m3-qdrant`: what every subcommand promises, whatever it does."""
+"""`bge-m3-qdrant`: the promises that every subcommand keeps."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.loopback import Worker, free_port
 
 ROOT: Final = Path(__file__).parents[1]
 SETTINGS: Final = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "512"}
-PATIENCE_S: Final = 60.0
-"""Time after which a process counts as hanging. Nothing is measured by it."""
+WAIT_MAX_S: Final = 60.0
+"""Timeout in seconds for a hanging process. No measurement depends on it."""
 
 HELP_MODULES: Final = """
 import json, sys
@@ -45,7 +45,7 @@ except SystemExit as end:
 
 
 def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, without the caller's settings."""
+    """Run the command in a fresh process without the caller's settings."""
     names = ("QDRANT_", "MODEL_", "LOG_", "RUNPOD_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     return subprocess.run(
@@ -55,31 +55,31 @@ def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.Compl
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=WAIT_MAX_S,
         check=False,
     )
 
 
 def command(name: str) -> click.Command:
-    """The subcommand of this name."""
+    """Return the subcommand of this name."""
     return import_module(f"service.transports.cli.commands.{name}").command  # type: ignore[no-any-return]
 
 
 def example_lines(text: str) -> list[list[str]]:
-    """The arguments of each example in a help text."""
+    """Return the arguments of each example in a help text."""
     examples = [line.strip() for line in text.partition("Example")[2].splitlines() if line.startswith("    ")]
     return [shlex.split(line)[shlex.split(line).index("bge-m3-qdrant") + 1 :] for line in examples]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in program.COMMANDS)])
 def test_help_does_not_wait_for_libraries(arguments: list[str]) -> None:
-    """The help of the command and of every subcommand imports neither a model, a store, a server nor the SDK."""
+    """The help of the command and of every subcommand imports no model, store, server or SDK."""
     done = subprocess.run(
         [sys.executable, "-c", HELP_MODULES, json.dumps(arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=WAIT_MAX_S,
         check=True,
     )
     status, modules = json.loads(done.stderr)
@@ -87,7 +87,7 @@ def test_help_does_not_wait_for_libraries(arguments: list[str]) -> None:
     assert done.stdout.startswith("Usage: bge-m3-qdrant ")
     heavy = {"torch", "tokenizers", "qdrant_client", "qdrant_edge", "grpc", "runpod", "fastapi", "uvicorn", "pydantic"}
     assert not heavy & set(modules)
-    if arguments[0] != "precision":  # its help states thresholds of the comparison
+    if arguments[0] != "precision":  # its help imports the thresholds of the comparison
         assert "numpy" not in modules
 
 
@@ -140,7 +140,7 @@ def test_the_console_script_is_the_program() -> None:
 
 
 def test_options_stand_before_or_after_and_lists_have_commas() -> None:
-    """The order of options and other arguments does not matter; a list has commas, or its option is repeated."""
+    """Options may precede or follow other arguments; lists use commas or repeated options."""
     wanted = bulk_options("--collection", "notes", "-", "--vectors", "dense,sparse")
     assert wanted.vectors == ("dense", "sparse")
     assert bulk_options("-", "--vectors", "dense", "--collection", "notes", "--vectors", "sparse,dense") == wanted
@@ -149,7 +149,7 @@ def test_options_stand_before_or_after_and_lists_have_commas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["load"], "bge-m3-qdrant: No such command 'load'. See `bge-m3-qdrant --help`"),
         (["--quick"], "bge-m3-qdrant: No such option '--quick'. See `bge-m3-qdrant --help`"),
@@ -164,14 +164,14 @@ def test_options_stand_before_or_after_and_lists_have_commas() -> None:
         (["demo", "--limit"], "bge-m3-qdrant demo: No such option '--limit'. See `bge-m3-qdrant demo --help`"),
     ],
 )
-def test_a_mistake_in_the_arguments_is_one_line(arguments: list[str], said: str) -> None:
-    """It names the command, what is wrong and the help, with status 2."""
+def test_a_mistake_in_the_arguments_is_one_line(arguments: list[str], message: str) -> None:
+    """The error line names the command, the mistake and the help; the status is 2."""
     ended = invoke(*arguments)
-    assert (ended.status, ended.out, ended.err) == (2, "", f"{said}\n")
+    assert (ended.status, ended.out, ended.err) == (2, "", f"{message}\n")
 
 
 def test_a_defect_is_one_line_without_the_text_that_caused_it() -> None:
-    """A message may quote a text, so only the type and the place are printed."""
+    """Only the type and location of a defect are printed, as its message may quote a text."""
 
     def build(_settings: Settings) -> Operations:
         raise ValueError("secret")
@@ -184,7 +184,7 @@ def test_a_defect_is_one_line_without_the_text_that_caused_it() -> None:
 
 
 def test_an_interruption_ends_a_command_without_output() -> None:
-    """Ctrl-C while a command asks for something is status 130, and nothing is printed."""
+    """Ctrl-C while a command waits for a response exits with status 130 and prints nothing."""
     script = """
 from service.transports.cli.main import cli
 
@@ -200,7 +200,7 @@ cli.main(["ask", "a question"], obj=interrupt)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ask", "bulk", "demo", "precision", "prefetch"])
 def test_the_log_settings_hold_in_every_command(name: str, tmp_path: Path) -> None:
-    """With LOG_FORMAT=json every log line is an object, LOG_LEVEL says which there are, and wrong ones are named."""
+    """LOG_FORMAT=json makes every log line an object, LOG_LEVEL filters them, and invalid values are named."""
     arguments = {
         "ask": ["a question", "--collection", "notes", "--json"],
         "bulk": ["--collection", "notes", "--json"],
@@ -245,7 +245,7 @@ def test_reports_are_json_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_settings_are_shown_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each setting is a line, those of the environment are marked, and an invalid one is named."""
+    """Each setting is one line without secrets, values of the environment are marked, invalid ones are named."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("API_KEY", "secret")
@@ -261,17 +261,17 @@ def test_settings_are_shown_without_keys(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_health_check_says_why() -> None:
-    """A port without a server, and a port that is invalid, are status 1 and one line."""
+    """A port without a server and an invalid port exit with status 1 and one line."""
     port = free_port()
     done = run("healthcheck", PORT=str(port))
-    said = f"not healthy: port {port} gives no answer (ConnectionRefusedError)\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, said, "")
+    message = f"not healthy: port {port} gives no answer (ConnectionRefusedError)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, message, "")
     done = run("healthcheck", PORT="http")
     assert (done.returncode, done.stdout) == (1, "not healthy: PORT must be an integer from 1 to 65535, got 'http'\n")
 
 
 def test_the_queue_hands_its_arguments_to_the_sdk(tmp_path: Path) -> None:
-    """`queue -- --test_input JOB` runs one job, as `python handler.py --test_input JOB` does."""
+    """`queue -- --test_input JOB` runs one job, like `python handler.py --test_input JOB`."""
     job = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})
     done = run("queue", "--", "--test_input", job, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -288,13 +288,13 @@ def test_the_queue_hands_its_arguments_to_the_sdk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 0)])
 def test_a_signal_ends_the_server(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    """From its first log line on `serve` ends with status 0, whether it loads or serves."""
+    """From its first log line on, `serve` exits with status 0 on a signal, loading or serving."""
     environment = {**SETTINGS, "PORT": str(free_port()), "QDRANT_PATH": str(tmp_path / "store")}
     with Worker(None, cwd=ROOT, script="-m", args=["service", "serve"], env=environment) as worker:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + WAIT_MAX_S
         while "API_KEY is not set" not in worker.output and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(0.1)
         os.kill(worker.pid, number)
-        assert worker.wait(PATIENCE_S) == status
+        assert worker.wait(WAIT_MAX_S) == status
         assert "Traceback" not in worker.output

@@ -1,4 +1,4 @@
-"""`handler.py` as a module: cheap to import, and one coroutine that answers jobs."""
+"""`handler.py` is cheap to import and offers one coroutine that answers jobs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ for _ in range(2):
 
 
 def output(program: str, **variables: str) -> tuple[str, str]:
-    """What a program prints to stdout and to stderr, in a process of its own; it must succeed."""
+    """Return stdout and stderr of a program in a fresh process; it must succeed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("QDRANT_", "MODEL_"))}
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -93,7 +93,7 @@ def output(program: str, **variables: str) -> tuple[str, str]:
 
 
 def test_importing_the_handler_loads_nothing_heavy() -> None:
-    """A platform or a test can import it in no time: neither models nor the SDK nor clients are loaded."""
+    """Importing the handler loads neither models nor the SDK nor clients."""
     loaded = set(json.loads(output(SHOW_MODULES)[0]))
     assert "handler" in loaded
     heavy = {"torch", "runpod", "qdrant_client", "qdrant_edge", "transformers", "FlagEmbedding", "pydantic", "numpy"}
@@ -109,7 +109,7 @@ def test_as_a_program_it_starts_the_worker() -> None:
 
 
 def test_a_handler_works_in_any_event_loop_and_loads_one_model() -> None:
-    """Concurrent jobs, and jobs in later event loops, share one model, and each has its own answer."""
+    """Concurrent jobs and jobs in later event loops share one model and get their own answers."""
     printed, logged = output(TWO_LOOPS)
     answers: dict[str, Any] = json.loads(printed)
     assert logged.count("model ready") == 1
@@ -125,7 +125,7 @@ def test_a_handler_works_in_any_event_loop_and_loads_one_model() -> None:
 
 
 def test_settings_that_cannot_work_are_not_forgotten() -> None:
-    """A handler that could not be built says why to every job, not only to the first."""
+    """A handler with invalid settings reports the reason to every job, not only to the first."""
     lines = output(REFUSED, MAX_MODELS="0")[0].splitlines()
     assert len(lines) == 2
     assert all("MAX_MODELS" in line for line in lines)

@@ -1,4 +1,4 @@
-"""`bge-m3-qdrant serve`: the program, from its start to its end."""
+"""`bge-m3-qdrant serve` from its start to its end."""
 
 from __future__ import annotations
 
@@ -24,49 +24,49 @@ from tests.sink.samples import schema_for
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "512"}
-PATIENCE = 60.0
-"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+WAIT_MAX_S = 60.0
+"""Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 
 def program(port: int, *command: str, **more: str) -> Worker:
-    """A module with its arguments that serves HTTP on this port, by default the command; `more` are variables."""
+    """Return a module and arguments that serve HTTP on this port, by default the command; `more` are variables."""
     environment = {**SETTINGS, "PORT": str(port), **more}
     return Worker(None, cwd=ROOT, script="-m", args=command or ("service", "serve"), env=environment)
 
 
 def connected(port: int) -> httpx.Client:
-    """A client of the program on that port."""
-    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False)
+    """Yield a client of the program on that port."""
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_MAX_S, trust_env=False)
 
 
 def status(client: httpx.Client) -> int:
-    """The status of `/ping`; 0 while the port is closed."""
+    """Return the status of `/ping`, or 0 while the port is closed."""
     try:
         return client.get("/ping").status_code
     except httpx.TransportError:
         return 0
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for another process."""
-    deadline = time.monotonic() + PATIENCE
+def until(condition: Callable[[], bool], description: str) -> None:
+    """Wait until another process fulfils a condition."""
+    deadline = time.monotonic() + WAIT_MAX_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(what)
+            raise TimeoutError(description)
         time.sleep(0.005)
 
 
 def statuses(client: httpx.Client, over: Callable[[int], bool]) -> list[int]:
-    """The statuses of `/ping` until `over` says that one is the last, without repetitions."""
-    seen = [status(client)]
+    """Return the statuses of `/ping` without repetitions, until `over` accepts one."""
+    history = [status(client)]
 
     def is_over() -> bool:
-        if (now := status(client)) != seen[-1]:
-            seen.append(now)
+        if (now := status(client)) != history[-1]:
+            history.append(now)
         return over(now)
 
     until(is_over, "another status")
-    return seen
+    return history
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
-    """Programs that end by themselves, started together: most of their time is loading libraries."""
+    """Programs that end by themselves, started concurrently: most of their time is loading libraries."""
     store = tmp_path_factory.mktemp("other")
     other = EdgeStore(store)
     other.ensure("notes", schema_for(8, 8))
@@ -124,12 +124,12 @@ def unfit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker
 
 
 def test_the_port_answers_while_the_model_loads(served: Served) -> None:
-    """The probe reads 204 from the first moment, then 200, and never anything else."""
+    """The probe gets 204 from the start, then 200, and no other status."""
     assert served.seen in ([0, 204, 200], [204, 200])
 
 
-def test_an_answer_is_sent_at_once(port: int) -> None:
-    """No part of an answer waits for the client to acknowledge another."""
+def test_an_answer_is_sent_in_one_piece(port: int) -> None:
+    """An answer is sent completely without waiting for the client to acknowledge a part."""
     with listening(port) as listener, socket.create_connection(("127.0.0.1", port)):
         accepted, _ = listener.accept()
         with accepted:
@@ -137,7 +137,7 @@ def test_an_answer_is_sent_at_once(port: int) -> None:
 
 
 def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None:
-    """Queries are answered while a bulk job runs, and SIGTERM in the middle loses nothing that was taken."""
+    """Queries are answered beside a bulk job, and SIGTERM loses no accepted request."""
     client, worker = served.client, served.worker
     codes: list[int] = []
     bulk: list[Any] = []
@@ -149,12 +149,12 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None
         bulk.append(client.post("/points", json={"texts": texts, "qdrant": {"collection": "notes"}}))
 
     def ask() -> None:
-        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
+        with httpx.Client(base_url=client.base_url, timeout=WAIT_MAX_S, trust_env=False) as own:
             while True:
-                try:  # on a connection of its own: an idle one may be closed, which would look like a lost request
+                try:  # on a new connection: a closed idle one would look like a lost request
                     code = own.post("/embed", json=query, headers={"Connection": "close"}).status_code
                 except httpx.ConnectError:
-                    return  # the port is closed: everything before was answered
+                    return  # the port is closed: all earlier requests were answered
                 except httpx.TransportError as error:
                     lost.append(repr(error))
                     return
@@ -168,8 +168,8 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None
     until(lambda: len(codes) > 20, "twenty answers")
     worker.terminate()
     for thread in threads:
-        thread.join(PATIENCE)
-    assert worker.wait(PATIENCE) == 0
+        thread.join(WAIT_MAX_S)
+    assert worker.wait(WAIT_MAX_S) == 0
     lines = [json.loads(line) for line in worker.output.splitlines()]
     assert not lost
     assert set(codes) <= {200, 503}
@@ -181,7 +181,7 @@ def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None
 
 @pytest.mark.slow
 def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, tmp_path: Path) -> None:
-    """Hundreds of queries of four clients while one bulk job follows another: none is lost."""
+    """Hundreds of queries of four clients are answered beside consecutive bulk jobs."""
     done = threading.Event()
     answered: list[int] = []
     stored: list[int] = []
@@ -193,7 +193,7 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
             stored.append(answer["upsert"]["stored"])
 
     def ask() -> None:
-        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as own:
+        with httpx.Client(base_url=client.base_url, timeout=WAIT_MAX_S, trust_env=False) as own:
             body = {"texts": ["a query"], "vectors": ["dense"]}
             answered.extend(own.post("/embed", json=body).status_code for _ in range(100))
 
@@ -204,29 +204,29 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
         for thread in (loader, *askers):
             thread.start()
         for thread in askers:
-            thread.join(PATIENCE)
+            thread.join(WAIT_MAX_S)
         done.set()
-        loader.join(PATIENCE)
+        loader.join(WAIT_MAX_S)
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait(WAIT_MAX_S) == 0
     assert answered == [200] * 400
     assert set(stored) == {200}
 
 
 @pytest.mark.parametrize("setting", ["PORT", "GPU_DEVICE", "LOG_FORMAT"])
 def test_settings_that_cannot_work_refuse_to_start(unfit: dict[str, Worker], setting: str) -> None:
-    """The program ends with status 2 and a line that names the setting; also where the port is taken."""
+    """Invalid settings or an occupied port end the program with status 2 and a line that names the setting."""
     ((named, worker),) = [(name, worker) for name, worker in unfit.items() if name.startswith(setting)]
-    assert worker.wait(PATIENCE) == 2
-    (line,) = [one for one in worker.output.splitlines() if one.startswith("refusing to start: ")]
+    assert worker.wait(WAIT_MAX_S) == 2
+    (line,) = [text for text in worker.output.splitlines() if text.startswith("refusing to start: ")]
     assert named in line
     assert "Traceback" not in worker.output
 
 
 def test_a_worker_that_is_unfit_is_never_ready(unfit: dict[str, Worker]) -> None:
-    """A collection of another model ends the program with status 1, and nobody has been served."""
+    """A collection of another model ends the program with status 1 before it is ready."""
     worker = unfit["other model"]
-    assert worker.wait(PATIENCE) == 1
+    assert worker.wait(WAIT_MAX_S) == 1
     assert "a readiness check failed: " in worker.output
     assert "192" in worker.output
     assert "serving" not in worker.output
@@ -234,10 +234,10 @@ def test_a_worker_that_is_unfit_is_never_ready(unfit: dict[str, Worker]) -> None
 
 
 def test_a_worker_that_can_serve_nothing_ends_with_status_1(unfit: dict[str, Worker]) -> None:
-    """The platform starts another when the last device is lost, or when loading fails for no fault of the settings."""
-    assert unfit["lost"].wait(PATIENCE) == 1
+    """The program exits with status 1 if the last device is lost or loading fails."""
+    assert unfit["lost"].wait(WAIT_MAX_S) == 1
     assert "Traceback" not in unfit["lost"].output
-    assert unfit["broken"].wait(PATIENCE) == 1
+    assert unfit["broken"].wait(WAIT_MAX_S) == 1
     assert "LookupError in broken" in unfit["broken"].output
     assert "private words" not in unfit["broken"].output
 
@@ -253,26 +253,26 @@ def test_a_worker_that_can_serve_nothing_ends_with_status_1(unfit: dict[str, Wor
         ),
     ],
 )
-def test_a_worker_that_is_told_to_stop_while_it_loads_ends_well(
+def test_a_worker_that_is_stopped_while_it_loads_exits_with_0(
     port: int, client: httpx.Client, number: signal.Signals, delay: float
 ) -> None:
-    """The status is 0 and nothing aborts, although the thread that loads is in the middle of a library."""
+    """SIGTERM while the model loads exits with status 0 and no abort."""
     with program(port, "tests.programs.loading", "endless", LOG_FORMAT="json") as worker:
         until(lambda: "inside" in worker.output, "loading")
         assert status(client) == 204
         time.sleep(delay)
         os.kill(worker.pid, number)
-        assert worker.wait(PATIENCE) == 0, worker.output
+        assert worker.wait(WAIT_MAX_S) == 0, worker.output
         lines = [line for line in worker.output.splitlines() if line != "inside"]
         assert json.loads(lines[-1])["message"] == "shutting down: finishing running requests"
 
 
 @pytest.mark.parametrize(("arguments", "exit_status"), [([], 0), (["lost"], 1)], ids=["draining", "lost"])
 @pytest.mark.slow
-def test_a_second_request_to_end_is_obeyed_at_once(
+def test_a_second_signal_ends_the_process_immediately(
     port: int, client: httpx.Client, arguments: list[str], exit_status: int
 ) -> None:
-    """An operator does not wait for a request that hangs, whatever the reason for which the worker is closing."""
+    """A second signal ends the process immediately, even if a request hangs."""
 
     def ask() -> None:
         with suppress(httpx.TransportError):
@@ -287,17 +287,17 @@ def test_a_second_request_to_end_is_obeyed_at_once(
             worker.terminate()
             until(lambda: status(client) == 503, "the end of admission")
         worker.terminate()
-        assert worker.wait(PATIENCE) == exit_status
-        asking.join(PATIENCE)
+        assert worker.wait(WAIT_MAX_S) == exit_status
+        asking.join(WAIT_MAX_S)
     assert "Traceback" not in worker.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_job_that_stores_is_not_waited_for_when_told_twice(
+def test_a_second_signal_does_not_wait_for_a_job_that_stores(
     port: int, client: httpx.Client, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """The process ends in the middle of a long job; the points that it had stored are there afterwards."""
+    """A second signal ends the process in the middle of a long job, and stored points remain."""
     texts = [f"passage {n} " + "of some words " * 20 for n in range(2000)]
 
     def load() -> None:
@@ -314,8 +314,8 @@ def test_a_job_that_stores_is_not_waited_for_when_told_twice(
         os.kill(worker.pid, number)
         until(lambda: status(client) == 503, "the end of admission")
         os.kill(worker.pid, number)
-        assert worker.wait(PATIENCE) == 0
-        loading.join(PATIENCE)
+        assert worker.wait(WAIT_MAX_S) == 0
+        loading.join(WAIT_MAX_S)
         assert not answered
         assert "second signal: ending with unanswered requests" in worker.output
         assert "Traceback" not in worker.output
@@ -324,19 +324,19 @@ def test_a_job_that_stores_is_not_waited_for_when_told_twice(
         answer = client.post("/points", json={"texts": texts[:10], "qdrant": {"collection": "notes"}})
         assert answer.json()["upsert"]["stored"] == 10
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait(WAIT_MAX_S) == 0
 
 
 @pytest.mark.slow
 def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.Client) -> None:
-    """Told to stop, the process ends although an answer larger than all buffers was never read."""
+    """After SIGTERM the process exits although a client never reads its large answer."""
     body = json.dumps({"texts": ["word " * 3_000_000], "returnVectors": False}).encode()
     head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with program(port, "tests.programs.hasty_shutdown", MAX_RESPONSE_MB="30") as worker:
         until(lambda: status(client) == 200, "ready")
-        with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
+        with socket.create_connection(("127.0.0.1", port), WAIT_MAX_S) as raw:
             raw.sendall(head.encode() + body)
             assert raw.recv(8, socket.MSG_PEEK) == b"HTTP/1.1", "the answer has begun, and is longer than all buffers"
             worker.terminate()
-            assert worker.wait(PATIENCE) == 0
+            assert worker.wait(WAIT_MAX_S) == 0
             assert "Traceback" not in worker.output

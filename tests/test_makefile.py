@@ -1,4 +1,4 @@
-"""The Makefile, by what `make --dry-run` would do: nothing is installed here."""
+"""The Makefile as `make --dry-run` prints it; nothing is installed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def make(*arguments: str) -> str:
-    """What make prints, without the variables of the caller."""
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    """Return the output of make without the caller's variables."""
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     done = subprocess.run(
         ["make", *arguments],  # noqa: S607 - the make on the path
         cwd=ROOT,
-        env=kept,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -34,13 +34,13 @@ def make(*arguments: str) -> str:
 
 
 def installs(plan: str) -> list[str]:
-    """What a dry run installs, in order: requirement files, `torch` for torch alone, and `.` for the project itself."""
+    """Return what a dry run installs, in order: requirement files, `torch` alone, and `.` for the project."""
     commands = [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
     return ["torch" if "'^torch==" in line else line.split()[-1] for line in commands]
 
 
 def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
-    """A newcomer who types `make` reads what there is, and nothing is done."""
+    """`make` without a target prints a line per target and does nothing else."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text.replace("\\\n", ""), re.MULTILINE)
     listed = re.findall(r"^  ([a-z-]+) +\S.*$", make(), re.MULTILINE)
@@ -59,15 +59,15 @@ def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
     ],
 )
 def test_a_target_installs_what_it_needs_in_layers(tmp_path: Path, target: str, files: list[str]) -> None:
-    """The demo's environment holds the runtime only; torch comes first, and the tests' packages on top."""
+    """The demo installs torch first and runtime packages only; tests add theirs on top."""
     store = tmp_path / "store"
     store.mkdir()
-    (store / ".demo-ready").touch()  # otherwise `serve` starts another make
+    (store / ".demo-ready").touch()  # without it `serve` starts another make
     assert installs(make("--dry-run", target, f"VENV={tmp_path}/venv", f"QDRANT_PATH={store}")) == files
 
 
 def test_what_the_tests_need_is_added_without_installing_torch_again(tmp_path: Path) -> None:
-    """Where `make demo` has run, `make test` adds its own packages, and after that nothing is installed."""
+    """After `make demo`, `make test` adds its own packages only, and only once."""
     venv = f"VENV={tmp_path}"
     (tmp_path / ".ready").touch()
     assert installs(make("--dry-run", "demo", venv)) == []
@@ -85,7 +85,7 @@ def test_another_index_for_torch_is_an_extra_one(tmp_path: Path) -> None:
 
 
 def test_setup_ends_with_what_to_type_next(tmp_path: Path) -> None:
-    """After the installation, or where there is nothing to install, the next commands stand at the end."""
+    """After the installation, or if nothing is missing, the next commands are printed last."""
     (tmp_path / ".ready").touch()
     printed = make("setup", f"VENV={tmp_path}")
     assert "make demo" in printed
@@ -93,7 +93,7 @@ def test_setup_ends_with_what_to_type_next(tmp_path: Path) -> None:
 
 
 def test_serve_ingests_once_and_prints_where_to_look(tmp_path: Path) -> None:
-    """`make serve` runs the demo where its collection is missing, and names the page, the API and one query."""
+    """`make serve` runs the demo if its collection is missing and prints the page, the API and one query."""
     (tmp_path / ".ready").touch()
     arguments = ("--dry-run", "serve", f"VENV={tmp_path}", f"QDRANT_PATH={tmp_path}/store", "PORT=8123")
     first = make(*arguments)

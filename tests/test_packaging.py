@@ -27,26 +27,26 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The lines of the Dockerfile as (instruction, arguments), continuation lines joined."""
+    """Return the Dockerfile as (instruction, arguments), with continuation lines joined."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     joined = re.sub(r"\\\n\s*", "", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
 
 
 def of(instruction: str) -> list[str]:
-    """The arguments of each such instruction."""
+    """Return the arguments of each instruction of this name."""
     return [rest for name, rest in instructions() if name == instruction]
 
 
 def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python as the image does, with none of the caller's settings."""
-    kept = {
+    """Run Python as the image does, without the caller's settings."""
+    environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("QDRANT_", "MODEL_", "RUNPOD_", "HF_"))
     }
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env={**kept, **variables},
+        env={**environment, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -56,7 +56,7 @@ def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """What the image holds under /app: copied by the Dockerfile's own COPY lines, without what is ignored."""
+    """The content of the image's /app: the files that the Dockerfile copies, without ignored ones."""
     rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert rules[0] == "*"
     allowed = {rule.removeprefix("!").rstrip("/") for rule in rules if rule.startswith("!")}
@@ -73,7 +73,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_hadolint_finds_nothing() -> None:
-    """The Dockerfile follows the rules of its linter."""
+    """The Dockerfile passes its linter."""
     linter = Path(sys.executable).parent / "hadolint"
     if not linter.exists():
         pytest.skip("hadolint has no build for this machine")
@@ -82,13 +82,13 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_the_compose_file_is_valid() -> None:
-    """It is valid by the schema of the compose specification."""
+    """The compose file is valid by the schema of the compose specification."""
     done = program("-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml", cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
 def test_the_image_runs_as_nobody_special_and_python_is_its_first_process() -> None:
-    """The user is not root, and given by number; the signal to stop reaches Python, since no shell stands before it."""
+    """The user is numeric and not root, and signals reach Python without a shell in between."""
     (user,) = of("USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     (command,) = of("CMD")
@@ -97,7 +97,7 @@ def test_the_image_runs_as_nobody_special_and_python_is_its_first_process() -> N
 
 
 def test_every_version_in_the_image_is_pinned() -> None:
-    """The base by its patch release, on a Python that the project supports, and every package exactly."""
+    """The base image has a patch release with a supported Python, and every package is pinned exactly."""
     (base,) = of("FROM")
     version = re.fullmatch(r"python:3\.(\d+)\.\d+-slim-\w+", base)
     assert version
@@ -109,7 +109,7 @@ def test_every_version_in_the_image_is_pinned() -> None:
 
 @pytest.mark.slow
 def test_the_files_of_the_image_are_enough_to_serve(image: Path) -> None:
-    """With nothing but what is copied, the program answers a job, and the health check runs."""
+    """With the copied files alone, the program answers a job, and the health check runs."""
     job = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})
     done = program("handler.py", "--test_input", job, cwd=image, MODEL_ID="mini", GPU_DEVICE="cpu")
     assert done.returncode == 0, done.stderr
@@ -118,7 +118,7 @@ def test_the_files_of_the_image_are_enough_to_serve(image: Path) -> None:
 
 
 def shell(command: str, variables: dict[str, str], *, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command as a RUN line does, with these variables and programs alone."""
+    """Run a command as a RUN line does, with only these variables and programs."""
     search = f"{path or Path(sys.executable).parent}:/usr/bin:/bin"
     return subprocess.run(
         ["/bin/sh", "-c", command],
@@ -132,7 +132,7 @@ def shell(command: str, variables: dict[str, str], *, path: Path | None = None) 
 
 
 def test_an_installation_has_every_package_and_every_file_beside_its_code() -> None:
-    """The search page, the miniature model and the corpus are installed with the code that reads them."""
+    """The search page, the miniature model and the corpus are installed."""
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     roots = {package for package in installed["packages"] if "." not in package}
     assert roots == {rest.split()[0].rstrip("/") for rest in of("COPY")} - {"requirements.txt", "handler.py"}
@@ -146,7 +146,7 @@ def test_an_installation_has_every_package_and_every_file_beside_its_code() -> N
 
 
 def _is_within(file: Path, package: str, patterns: list[str]) -> bool:
-    """Whether the files of a package that these patterns select include this one."""
+    """Return whether these package-data patterns select this file."""
     root = ROOT / package.replace(".", "/")
     return file.is_relative_to(root) and any(fnmatch(str(file.relative_to(root)), pattern) for pattern in patterns)
 
@@ -157,7 +157,7 @@ COMMANDING += ["Makefile", "Dockerfile", "docker-compose.yml"]
 
 @pytest.mark.parametrize("name", COMMANDING)
 def test_every_command_names_a_module_that_exists(name: str) -> None:
-    """What is written as `python -m MODULE` can be run."""
+    """Every `python -m MODULE` in the documentation can be run."""
     text = (ROOT / name).read_text(encoding="utf-8")
     modules = set(re.findall(r'python"?,? "?-m"?,? "?([a-z_.]+)', text)) - {"pip", "venv"}
     assert all(find_spec(module) for module in modules), modules
@@ -179,7 +179,7 @@ def test_torch_is_installed_alone_and_another_index_is_an_extra_one(tmp_path: Pa
 
 
 def test_no_package_index_is_named_in_the_tree() -> None:
-    """Packages come from pip's default index, as the user has configured it, or from one that the user names."""
+    """Packages come from the user's pip configuration or from an index that the user names."""
     done = subprocess.run(
         ["git", "grep", "-n", "-I", "-i", "-E", INDEX_HOSTS, "--", ":!*.svg"],  # noqa: S607 - the git on the path
         cwd=ROOT,
@@ -192,8 +192,8 @@ def test_no_package_index_is_named_in_the_tree() -> None:
     assert done.stdout == ""
 
 
-def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None:
-    """The Dockerfile's own command with a model, without one, and with a wrong one, where the build fails."""
+def test_the_prefetch_command_of_the_image_downloads_the_named_model(image: Path) -> None:
+    """The Dockerfile's prefetch works with and without a model, and a wrong one fails the build."""
     (line,) = (rest for rest in of("RUN") if "BAKE_MODEL" in rest)
     inside = f"cd {shlex.quote(str(image))}; {line}"
     assert shell(inside, {"BAKE_MODEL": "mini"}).returncode == 0
@@ -214,8 +214,8 @@ def test_the_command_that_bakes_weights_bakes_what_is_named(image: Path) -> None
         ({"BAKE_MODEL": "me/mine", "BAKE_REVISION": "abc"}, ["me/mine", "abc", "1"]),
     ],
 )
-def test_an_image_loads_what_was_baked_and_asks_nobody(arguments: dict[str, str], wanted: list[str]) -> None:
-    """Build arguments become the model, its commit, and no word to the hub; an empty variable counts as unset."""
+def test_an_image_loads_its_prefetched_model_without_the_hub(arguments: dict[str, str], wanted: list[str]) -> None:
+    """Build arguments set the model and its commit without hub access; an empty variable counts as unset."""
     (line,) = (rest for rest in of("ENV") if "MODEL_ID" in rest)
     words = [word.partition("=")[2] for word in line.split()]
     assert [word.partition("=")[0] for word in line.split()] == ["MODEL_ID", "MODEL_REVISION", "HF_HUB_OFFLINE"]
@@ -223,7 +223,7 @@ def test_an_image_loads_what_was_baked_and_asks_nobody(arguments: dict[str, str]
 
 
 def test_every_health_check_is_the_one_that_is_there() -> None:
-    """The image and the compose file run the same command, without a shell."""
+    """The image and the compose file run the same health check without a shell."""
     (rest,) = of("HEALTHCHECK")
     command = ["python", "-m", "service", "healthcheck"]
     assert json.loads(rest.partition("CMD ")[2]) == command
@@ -232,7 +232,7 @@ def test_every_health_check_is_the_one_that_is_there() -> None:
 
 @pytest.mark.slow
 def test_the_pinned_packages_can_be_installed_together(tmp_path: Path) -> None:
-    """The Dockerfile's own installation finds every version and no conflict (it asks the package index)."""
+    """The Dockerfile's pinned packages resolve without a conflict (asks the package index)."""
     done = program(
         "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "-r", "requirements.txt", cwd=ROOT
     )
@@ -240,7 +240,7 @@ def test_the_pinned_packages_can_be_installed_together(tmp_path: Path) -> None:
 
 
 def test_the_compose_settings_are_settings() -> None:
-    """The worker knows every variable of the compose file, and their defaults work; the API key is the user's."""
+    """The compose file uses known variables with valid defaults; the user sets the API key."""
     worker = COMPOSE["services"]["worker"]
     set_there = worker["environment"]
     assert set(set_there) <= FIELDS
@@ -253,15 +253,15 @@ def test_the_compose_settings_are_settings() -> None:
 
 
 def test_the_hub_offers_settings_that_exist_with_their_own_defaults() -> None:
-    """Every variable of hub.json is one the worker reads, and what the hub fills in changes nothing."""
+    """Every variable of hub.json is a setting of the worker with the same default."""
     defaults = Settings.from_environment({})
     for variable in HUB["config"]["env"]:
-        key, given = variable["key"], variable["input"]["default"]
+        key, default = variable["key"], variable["input"]["default"]
         if key == "HF_TOKEN":
             continue
         assert key in FIELDS
         own = getattr(defaults, key.lower())
-        assert given == own or (given == "" and not own), key
+        assert default == own or (default == "" and not own), key
         options = [option["value"] for option in variable["input"].get("options", [])]
         for value in options:
             Settings.from_environment({key: value})

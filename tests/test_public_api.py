@@ -56,7 +56,7 @@ PUBLIC: Final[dict[str, str]] = {
 """The public names of each package that has any. Changing one is a decision, to be made here and in the changelog."""
 
 ADAPTERS: Final = {"qdrant_sink.server": "qdrant_client", "qdrant_sink.edge": "qdrant_edge"}
-"""Adapters of a vendor, and the only vendor that importing them may cost; nothing imports them before a store opens."""
+"""The vendor package that each adapter may import. No adapter is imported before a store opens."""
 
 HEAVY: Final = frozenset(
     {
@@ -80,11 +80,11 @@ HEAVY: Final = frozenset(
 """Libraries that take long to import."""
 
 LIGHT: Final = frozenset({"prometheus_client", "pydantic"})
-"""What the service's packages may cost of these: they validate with one library, and count with another."""
+"""The heavy libraries that the service's packages may import, for validation and metrics."""
 
 
 def packages(library: str) -> list[str]:
-    """Every package below one of the libraries."""
+    """Return every package below the libraries."""
     path = importlib.import_module(library).__path__
     return [module.name for module in pkgutil.walk_packages(path, f"{library}.") if module.ispkg]
 
@@ -93,7 +93,7 @@ ALL_PACKAGES: Final = [name for library in LIBRARIES for name in (library, *pack
 
 
 def offered(package: str) -> set[str]:
-    """The public names that the source of a package's `__init__.py` imports from the project, or defines."""
+    """Return the public names that a package's `__init__.py` imports from the project or defines."""
     path = importlib.import_module(package).__file__
     assert path is not None
     names: set[str] = set()
@@ -109,7 +109,7 @@ def offered(package: str) -> set[str]:
 
 
 def heavy_after(statement: str) -> set[str]:
-    """The heavy libraries in a fresh process that has run the statement."""
+    """Return the heavy libraries loaded in a fresh process after the statement."""
     script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(HEAVY) & {name.partition(".")[0] for name in json.loads(done.stdout)}
@@ -117,21 +117,21 @@ def heavy_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PUBLIC)
 def test_the_public_names_of_a_package_are_these(package: str) -> None:
-    """Whoever imports a name from a package finds it there after the next release, too."""
+    """The public names of a package do not change between releases."""
     module = importlib.import_module(package)
     assert list(module.__all__) == PUBLIC[package].split()
     assert all(hasattr(module, name) for name in module.__all__)
 
 
 def test_every_package_with_public_names_is_pinned() -> None:
-    """A package that begins to offer names says so here, or beside the tests of its library."""
+    """The public names of every package are listed here or beside the tests of its library."""
     elsewhere = {"qdrant_sink", "embedder", *packages("embedder")}
     assert {name for name in ALL_PACKAGES if offered(name)} == set(PUBLIC) | elsewhere
 
 
 @pytest.mark.parametrize("package", ALL_PACKAGES)
 def test_every_package_lists_what_it_offers(package: str) -> None:
-    """`__all__` has each public name of the package once, and all of them; a package without names needs no list."""
+    """`__all__` has each public name of the package once; a package without names needs no list."""
     module = importlib.import_module(package)
     listed = list(getattr(module, "__all__", ()))
     assert len(listed) == len(set(listed))
@@ -141,7 +141,7 @@ def test_every_package_lists_what_it_offers(package: str) -> None:
 
 @pytest.mark.parametrize("package", ALL_PACKAGES)
 def test_every_public_class_and_function_has_a_docstring(package: str) -> None:
-    """Whoever imports a class or a function can ask what it is. A dataclass gives itself one, which does not count."""
+    """Every public class and function has a written docstring, not one that a dataclass generates."""
     module = importlib.import_module(package)
     for name in getattr(module, "__all__", ()):
         value = getattr(module, name)
@@ -152,13 +152,13 @@ def test_every_public_class_and_function_has_a_docstring(package: str) -> None:
 
 
 def test_importing_the_service_is_cheap() -> None:
-    """A process may import any package of the service before it knows whether it needs a model or a platform."""
+    """Importing any package of the service loads neither a model nor a platform SDK."""
     assert heavy_after(f"import service, {', '.join(packages('service'))}") <= LIGHT
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_costs_its_own_vendor_alone(adapter: str) -> None:
-    """Whoever stores in one of the two does not pay for the other, nor for a model."""
+    """Importing one store adapter loads neither the other vendor's client nor a model."""
     others = HEAVY - {"grpc", "pydantic", ADAPTERS[adapter]}
     heavy = heavy_after(f"import {adapter}")
     assert ADAPTERS[adapter] in heavy
@@ -166,5 +166,5 @@ def test_an_adapter_costs_its_own_vendor_alone(adapter: str) -> None:
 
 
 def test_the_handler_costs_nothing_until_it_serves() -> None:
-    """The platform imports the handler before it has said what is to be done."""
+    """Importing the handler loads no heavy library."""
     assert not heavy_after("import handler")

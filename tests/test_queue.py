@@ -16,14 +16,14 @@ from tests.loopback import JobQueue, Worker, free_port
 from tests.sink.samples import schema_for
 
 pytestmark = pytest.mark.slow
-"""A minute in all; `test_worker.py` has the promises that every run checks."""
+"""These tests take a minute in total; `test_worker.py` has the promises that every run checks."""
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096", "PYTHONPATH": str(ROOT),
 }  # fmt: skip
-PATIENCE = 60.0
-"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+WAIT_MAX_S = 60.0
+"""Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 LONG: dict[str, Any] = {"texts": ["a passage that takes a while " * 60] * 100, "isPassage": True, "vectors": ["dense"]}
 NOISE = ("Traceback", "Exception ignored", "leaked", "Error in sys.excepthook", "Fatal Python error")
@@ -31,7 +31,7 @@ NOISE = ("Traceback", "Exception ignored", "leaked", "Error in sys.excepthook", 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[JobQueue, Worker]]]:
-    """Workers that the tests use up, started concurrently: most of their time is loading libraries."""
+    """Workers for single tests, started concurrently: most of their time is loading libraries."""
     programs: dict[str, tuple[str, dict[str, str]]] = {
         "burst": ("tests/programs/brief_jobs.py", {}),
         "lost": ("tests/programs/lost_device.py", {}),
@@ -46,29 +46,29 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         other = EdgeStore(directory / "other")
         other.ensure("notes", schema_for(8, 8))
         other.close()
-        made: dict[str, tuple[JobQueue, Worker]] = {}
+        workers: dict[str, tuple[JobQueue, Worker]] = {}
         for name, (script, variables) in programs.items():
             own = {key: value.format(tmp=directory) for key, value in variables.items()}
             queue = stack.enter_context(JobQueue())
             worker = stack.enter_context(Worker(queue, cwd=ROOT, script=script, env={**SETTINGS, **own}))
-            made[name] = queue, worker
-        for _, worker in (one for name, one in made.items() if name != "unfit"):
-            worker.wait_for_first_poll(2 * PATIENCE)
-        yield made
+            workers[name] = queue, worker
+        for _, worker in (pair for name, pair in workers.items() if name != "unfit"):
+            worker.wait_for_first_poll(2 * WAIT_MAX_S)
+        yield workers
 
 
 def quiet(worker: Worker) -> bool:
-    """Nothing in the output tells of an end that was not clean."""
+    """Assert that the output shows a clean exit."""
     return not any(noise in worker.output for noise in NOISE)
 
 
 def answers(queue: JobQueue, jobs: list[str]) -> list[Any]:
-    """What was posted for each job."""
-    return [queue.result(job, PATIENCE) for job in jobs]
+    """Return the posted answer of each job."""
+    return [queue.result(job, WAIT_MAX_S) for job in jobs]
 
 
 def test_a_burst_is_taken_at_once_and_handled_four_at_a_time(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """64 jobs come over in one poll, at default settings, and so do 64 more: the intake never stalls."""
+    """With default settings one poll takes 64 jobs, and 64 more follow without a stall."""
     queue, _ = started["burst"]
     for _ in range(2):
         polls = len(queue.polls)
@@ -79,30 +79,30 @@ def test_a_burst_is_taken_at_once_and_handled_four_at_a_time(started: dict[str, 
 
 
 def test_a_cancelled_job_frees_the_worker(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """With one job at a time, cancelling a long one lets the next begin, and nothing is posted for it any more."""
+    """Cancelling a long job lets the next one begin, and nothing more is posted for it."""
     queue, worker = started["stopped"]
     long, quick = queue.submit_many([LONG, {"texts": ["quick"], "vectors": ["dense"]}])
     # The SDK forgets the cancellation of a job that it has not begun; each ping is an occasion to look.
-    queue.until(lambda: f'"{long}", "message": "Started."' in worker.output, PATIENCE, "job begun")
+    queue.until(lambda: f'"{long}", "message": "Started."' in worker.output, WAIT_MAX_S, "job begun")
     queue.cancel(long)
-    assert "output" in queue.result(quick, PATIENCE)
+    assert "output" in queue.result(quick, WAIT_MAX_S)
     assert [post.id for post in queue.posts] == [quick]
 
 
 def test_sigterm_with_jobs_running_and_queued_answers_them_all(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """Told to stop in the middle of its work, the worker takes nothing more, answers what it has and exits with 0."""
+    """After SIGTERM the worker takes no job, answers those that it has and exits with 0."""
     queue, worker = started["stopped"]
-    some = {**LONG, "texts": LONG["texts"][:12]}
-    jobs = queue.submit_many([some, *({"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(6))])
-    queue.until(lambda: jobs[-1] == queue.taken[-1].id, PATIENCE, "jobs taken")
+    short_job = {**LONG, "texts": LONG["texts"][:12]}
+    jobs = queue.submit_many([short_job, *({"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(6))])
+    queue.until(lambda: jobs[-1] == queue.taken[-1].id, WAIT_MAX_S, "jobs taken")
     worker.terminate()
     assert all("output" in answer for answer in answers(queue, jobs))
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait(WAIT_MAX_S) == 0
     assert quiet(worker)
 
 
 def test_the_sdk_at_debug_logs_no_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """Neither texts nor numbers of an answer are logged; the repr of a large one would take a second."""
+    """No text or number of an answer is logged; the repr of a large answer would take a second."""
     queue, worker = started["refused"]
     texts = ["the private words of a user"]
     openai = {"openai_route": "/v1/embeddings", "openai_input": {"input": texts}}
@@ -117,27 +117,27 @@ def test_the_sdk_at_debug_logs_no_answer(started: dict[str, tuple[JobQueue, Work
 def test_an_answer_that_is_refused_is_posted_again_even_while_stopping(
     started: dict[str, tuple[JobQueue, Worker]],
 ) -> None:
-    """A queue that answers 500 to polls and posts loses no job; SIGTERM between two attempts changes nothing."""
+    """A queue that answers 500 loses no job, even with SIGTERM between two attempts."""
     queue, worker = started["refused"]
     queue.fail_next_takes(500, 3)
     jobs = queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}])
     answers(queue, jobs)
     queue.fail_next_posts(500, 1)
     (job,) = queue.submit_many([{"texts": ["two"], "vectors": ["dense"]}])
-    queue.until(lambda: any(post.id == job and post.status == 500 for post in queue.posts), PATIENCE, "refused post")
+    queue.until(lambda: any(post.id == job and post.status == 500 for post in queue.posts), WAIT_MAX_S, "refused post")
     worker.terminate()
-    assert "output" in queue.result(job, PATIENCE)
-    assert worker.wait(PATIENCE) == 0
+    assert "output" in queue.result(job, WAIT_MAX_S)
+    assert worker.wait(WAIT_MAX_S) == 0
     assert [post.status for post in queue.posts if post.id == job] == [500, 200]
 
 
 def test_a_killed_worker_takes_its_pings_along(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """After SIGKILL no process of the worker is left to tell the platform that it lives; another takes the queue."""
+    """After SIGKILL no process of the worker pings the platform, and another worker takes the queue."""
     queue, worker = started["burst"]
-    queue.until(lambda: bool(queue.pings), PATIENCE, "ping")
+    queue.until(lambda: bool(queue.pings), WAIT_MAX_S, "ping")
     os.kill(worker.pid, signal.SIGKILL)
-    assert worker.wait(PATIENCE) == -signal.SIGKILL
-    worker._reader.join(PATIENCE)  # its output ends when the last process that could write to it does
+    assert worker.wait(WAIT_MAX_S) == -signal.SIGKILL
+    worker._reader.join(WAIT_MAX_S)  # its output ends when the last process that could write to it does
     assert not worker._reader.is_alive()
 
 
@@ -145,10 +145,10 @@ def test_the_loss_of_the_last_device_ends_the_worker(started: dict[str, tuple[Jo
     """Jobs in flight are answered as retryable, and the process exits with 1 for the platform to replace it."""
     queue, worker = started["lost"]
     (first,) = queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}])
-    assert "output" in queue.result(first, PATIENCE)
+    assert "output" in queue.result(first, WAIT_MAX_S)
     jobs = queue.submit_many({"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(5))
     posted = answers(queue, jobs)
-    assert worker.wait(PATIENCE) == 1
+    assert worker.wait(WAIT_MAX_S) == 1
     for answer in posted:
         error = answer["output"] if "error" in answer else answer["output"]["results"][0]
         assert error["retryable"] is True
@@ -156,14 +156,14 @@ def test_the_loss_of_the_last_device_ends_the_worker(started: dict[str, tuple[Jo
 
 
 def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """While a job stores, the number of points that are done is posted and grows; nothing follows the answer."""
+    """A storing job posts growing numbers of points, and nothing after its answer."""
     queue, _ = started["slow store"]
     texts = [f"text {n}" for n in range(6000)]
     raw = {"texts": texts, "vectors": ["dense"], "includeText": False, "qdrant": {"collection": "notes"}}
     (job,) = queue.submit_many([raw])
-    assert queue.result(job, PATIENCE)["output"]["upsert"]["stored"] == 6000
+    assert queue.result(job, WAIT_MAX_S)["output"]["upsert"]["stored"] == 6000
     (quick,) = queue.submit_many([{"texts": ["after"], "vectors": ["dense"]}])
-    queue.result(quick, PATIENCE)
+    queue.result(quick, WAIT_MAX_S)
     reports = queue.progress(job)
     assert reports
     assert all(report["points"] == 6000 for report in reports)
@@ -174,7 +174,7 @@ def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[st
 
 
 def test_a_worker_starts_without_its_store(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """Where nobody listens at `QDRANT_URL`, a worker warns, and embeds."""
+    """A worker whose `QDRANT_URL` is unreachable logs a warning and still embeds."""
     queue, worker = started["reference"]
     assert "the store does not answer; until it does" in worker.output
     (answer,) = answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))
@@ -182,21 +182,21 @@ def test_a_worker_starts_without_its_store(started: dict[str, tuple[JobQueue, Wo
 
 
 def test_a_worker_that_is_unfit_takes_no_job(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """A collection of another model ends the worker with 1 before its first poll, and the sizes are named."""
+    """A collection of another model ends the worker with 1 before its first poll and names the sizes."""
     queue, worker = started["unfit"]
-    assert worker.wait(PATIENCE) == 1
+    assert worker.wait(WAIT_MAX_S) == 1
     assert not queue.polls
     assert "store_fits" in worker.output
     assert "192" in worker.output
     assert "Traceback" not in worker.output
 
 
-def test_the_reference_engine_leaves_as_cleanly(started: dict[str, tuple[JobQueue, Worker]]) -> None:
-    """With `ENGINE=flagembedding` SIGTERM ends the process with 0, without a word of `__del__`, and leaves no child."""
+def test_the_reference_engine_exits_as_cleanly(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """With `ENGINE=flagembedding` SIGTERM exits with 0, without `__del__` errors or child processes."""
     queue, worker = started["reference"]
     answers(queue, queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}]))
     worker.terminate()
-    assert worker.wait(PATIENCE) == 0
-    worker._reader.join(PATIENCE)
+    assert worker.wait(WAIT_MAX_S) == 0
+    worker._reader.join(WAIT_MAX_S)
     assert not worker._reader.is_alive()
     assert quiet(worker)

@@ -26,24 +26,24 @@ SETTINGS = {name.upper() for name in Settings.model_fields}
 
 
 def text_of(page: Path) -> str:
-    """The text of a page."""
+    """Return the text of a page."""
     return page.read_text(encoding="utf-8")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The fenced blocks of a page, in order, as (language, text)."""
+    """Return the fenced blocks of a page as (language, text), in order."""
     return re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
 
 
 class Snippet(NamedTuple):
-    """A command of the README, and the answer that the README shows below it (None: it shows none)."""
+    """A command of the README and the answer shown below it (None: no answer is shown)."""
 
     command: str
     answer: Any
 
 
 def snippets() -> Iterator[Snippet]:
-    """The README's requests, and the question on the command line, in order."""
+    """Return the README's requests and the command-line question, in order."""
     in_order = blocks(README)
     for (language, text), (next_language, shown) in zip(in_order, [*in_order[1:], ("", "")], strict=True):
         if language == "sh" and not text.startswith("make "):
@@ -52,7 +52,7 @@ def snippets() -> Iterator[Snippet]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project's directory, by links, whose `.venv` runs this interpreter."""
+    """A linked copy of the project's directory whose `.venv` runs this interpreter."""
     left_out = {".git", ".venv", "build", "qdrant_data"}
     for entry in ROOT.iterdir():
         if entry.name not in left_out:
@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Path:
     _script(programs / "python", f'exec {sys.executable} "$@"')
     _script(programs / "bge-m3-qdrant", 'exec .venv/bin/python -m service "$@"')
     for name in set(re.findall(r"\$\(VENV\)/(\.[\w-]+)", text_of(ROOT / "Makefile"))):
-        (tmp_path / ".venv" / name).touch()  # what `make setup` leaves: everything is installed
+        (tmp_path / ".venv" / name).touch()  # marks of a completed `make setup`
     return tmp_path
 
 
@@ -72,13 +72,15 @@ def _script(path: Path, body: str) -> None:
 
 
 def run(command: str, project: Path) -> str:
-    """Run a command in a fresh shell in the project's directory, with no settings; returns its standard output."""
+    """Run a command in a fresh shell in the project's directory without settings; return its stdout."""
     prefixes = ("QDRANT_", "MODEL_", "RUNPOD_", "HF_", "LOG_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes) and name not in SETTINGS}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(prefixes) and name not in SETTINGS
+    }
     done = subprocess.run(
         ["/bin/sh", "-e", "-c", command],
         cwd=project,
-        env={**kept, "COLUMNS": "100"},
+        env={**environment, "COLUMNS": "100"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -89,7 +91,7 @@ def run(command: str, project: Path) -> str:
 
 
 def assert_shows(shown: Any, actual: Any, path: str = "answer") -> None:
-    """Assert that an answer is what the README shows: the same structure and texts, and nearly the same numbers.
+    """Assert that an answer has the structure and texts that the README shows, and nearly the same numbers.
 
     A list that is cut short ends with "… N in all".
     """
@@ -126,7 +128,7 @@ def test_the_requests_have_the_answers_that_the_readme_shows(project: Path) -> N
 
 @pytest.mark.slow
 def test_each_request_needs_no_other_but_what_it_searches(project: Path) -> None:
-    """A reader may leave out the first request, if not its settings, and may repeat the second one."""
+    """The first request is optional but for its settings, and the second can be repeated."""
     first, ingest, search, _ = (snippet.command for snippet in snippets())
     setup = first.partition("\n\n")[0]
     *_, ingested, searched = map(json.loads, run(f"{setup}\n{ingest}{ingest}{search}", project).splitlines())
@@ -134,7 +136,7 @@ def test_each_request_needs_no_other_but_what_it_searches(project: Path) -> None
 
 
 def test_make_demo_shows_what_the_readme_shows(project: Path) -> None:
-    """The first of the two commands, without a network; the lines that the README shows come in its order."""
+    """`make demo` runs without a network and prints the README's lines in order."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     commands = next(text for language, text in blocks(README) if language == "sh").splitlines()
@@ -146,62 +148,62 @@ def test_make_demo_shows_what_the_readme_shows(project: Path) -> None:
 
 
 def _without_numbers(text: str) -> list[str]:
-    """The lines of a text, without numbers, types and indentation, which the machine or the terminal decides."""
+    """Return the lines without numbers, types and indentation, which depend on the machine or terminal."""
     lines = (re.sub(r"\bb?float\d+\b", "TYPE", line) for line in text.splitlines())
     lines = (" ".join(re.sub(r"\d+(\.\d+)?", "N", line).split()) for line in lines)
     return [line for line in lines if line not in ("", "...")]
 
 
 def test_make_test_runs_the_tests() -> None:
-    """The second command, which cannot run within itself."""
+    """`make test` runs pytest (checked without running it within itself)."""
     assert re.search(r"^test:.*\n\t.*pytest", text_of(ROOT / "Makefile"), re.MULTILINE)
 
 
 def test_the_readme_is_read_in_five_minutes() -> None:
-    """It has at most 200 lines."""
+    """The README has at most 200 lines."""
     assert len(text_of(README).splitlines()) <= 200
 
 
 def test_the_settings_page_explains_every_setting_exactly_once() -> None:
-    """Each variable has one row."""
+    """Each variable has one row on the settings page."""
     rows = re.findall(r"^\| `([A-Z_]+)` \|", text_of(ROOT / "docs" / "settings.md"), re.MULTILINE)
     assert Counter(rows) == Counter(SETTINGS)
 
 
 def test_the_readme_names_ten_settings_that_exist() -> None:
-    """The README's table names settings of the page, without their defaults."""
+    """The README's table names ten settings of the settings page, without their defaults."""
     rows = re.findall(r"^\| `([A-Z_]+)` \|", text_of(README), re.MULTILINE)
     assert len(set(rows)) == len(rows) == 10
     assert set(rows) <= SETTINGS
 
 
 def test_the_errors_page_explains_every_code_exactly_once() -> None:
-    """Each code has one row in the table of codes; the first table of the page."""
+    """Each code has one row in the first table of the errors page."""
     table = text_of(ROOT / "docs" / "errors.md").partition("\n## ")[0]
     assert Counter(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == Counter([*CODES, "error_code"])
 
 
 def test_the_readme_links_every_page() -> None:
-    """The map leads to each page under docs/, directly or for a benchmark by the page on development."""
+    """The README links each page under docs/; the development page links the benchmarks."""
     development = re.findall(r"\]\(([\w-]+\.md)", text_of(ROOT / "docs" / "development.md"))
     linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", text_of(README))) | set(development)
     assert linked == {page.name for page in PAGES}
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
+    """Return a page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    """Files exist, and headings too."""
+    """Every linked file and heading exists."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -213,25 +215,25 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_no_page_names_the_host_of_a_package_index(page: Path) -> None:
-    """The default index of pip is left alone; another one is the reader's."""
+    """No page changes pip's default index."""
     assert not re.search(r"pypi\.|pythonhosted|download\.pytorch", text_of(page))
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_every_command_is_written_as_the_one_command(page: Path) -> None:
-    """No page tells readers to run the programs that `bge-m3-qdrant` replaces."""
+    """No page names a program that `bge-m3-qdrant` replaces."""
     assert not re.search(r"-m (service\.(ask|bulk|demo|healthcheck|http)|embedder\.bake)\b", text_of(page))
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_every_target_of_make_exists(page: Path) -> None:
-    """What is written as `make TARGET` can be run."""
+    """Every `make TARGET` in the documentation can be run."""
     named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text_of(page), re.MULTILINE))
     assert named <= set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
 
 
 def _commands() -> dict[str, set[str]]:
-    """The subcommands of `bge-m3-qdrant` that the pages name, each with the options that they give it."""
+    """Return the subcommands that the pages name, each with its options there."""
     options: dict[str, set[str]] = {}
     for page in (README, *PAGES):
         for subcommand, rest in re.findall(r"bge-m3-qdrant ([a-z]+)([^`\n]*)", text_of(page)):

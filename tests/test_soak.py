@@ -1,4 +1,4 @@
-"""Thousands of jobs of all kinds through the real SDK: memory and file descriptors stay where they are."""
+"""Thousands of jobs of all kinds through the real SDK do not grow memory or file descriptors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.loopback import JobQueue, Worker
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096", "MAX_RESPONSE_MB": "1"}
-PATIENCE = 300.0
-JOBS = 5_000
-BLOCK = 250
+WAIT_MAX_S = 300.0
+JOB_COUNT = 5_000
+SAMPLE_JOBS = 250
 
 
 def kinds() -> list[dict[str, Any]]:
-    """One round of jobs; the points are always the same, so that the store does not grow."""
+    """Return one round of jobs; the points are always the same, so that the store does not grow."""
     target = {"collection": "notes", "ids": ["a", "b", "c"]}
     return [
         {"texts": ["a query"], "vectors": ["dense"]},
@@ -41,31 +41,31 @@ def kinds() -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_five_thousand_jobs_leave_no_trace(tmp_path: Path) -> None:
+def test_five_thousand_jobs_do_not_grow_memory(tmp_path: Path) -> None:
     """Every job is answered; after the first two thousand, memory stays within 5 %, descriptors within what is open.
 
     Memory is that which only this process can give back: of the mapped files of the store, such as its log of 32 MB
     that is written round and round, the kernel keeps what it likes.
     """
     with JobQueue() as queue, Worker(queue, cwd=ROOT, env={**SETTINGS, "QDRANT_PATH": str(tmp_path)}) as worker:
-        worker.wait_for_first_poll(PATIENCE)
+        worker.wait_for_first_poll(WAIT_MAX_S)
         process = psutil.Process(worker.pid)
         inputs = cycle(kinds())
         memory: list[int] = []
         descriptors: list[int] = []
-        for _ in range(JOBS // BLOCK):
-            jobs = queue.submit_many(islice(inputs, BLOCK))
-            queue.cancel(jobs[BLOCK // 2])
-            for job in jobs[: BLOCK // 2] + jobs[BLOCK // 2 + 1 :]:
-                queue.result(job, PATIENCE)
+        for _ in range(JOB_COUNT // SAMPLE_JOBS):
+            jobs = queue.submit_many(islice(inputs, SAMPLE_JOBS))
+            queue.cancel(jobs[SAMPLE_JOBS // 2])
+            for job in jobs[: SAMPLE_JOBS // 2] + jobs[SAMPLE_JOBS // 2 + 1 :]:
+                queue.result(job, WAIT_MAX_S)
             now = process.memory_info()
             memory.append(now.rss - now.shared)
             descriptors.append(process.num_fds())
         print(f"\nMB {[size // 10**6 for size in memory]}; descriptors {descriptors}")  # noqa: T201 - what -s shows
-        warm, thousand = 2_000 // BLOCK, 1_000 // BLOCK
-        # What one sample shows may be a job in the making: the medians of a thousand jobs.
+        warm, thousand = 2_000 // SAMPLE_JOBS, 1_000 // SAMPLE_JOBS
+        # One sample may include a running job, so medians of a thousand jobs are compared.
         assert median(memory[-thousand:]) <= 1.05 * median(memory[warm : warm + thousand])
-        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 8  # connections and files of the moment
+        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 8  # temporary connections and files
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait(WAIT_MAX_S) == 0
         assert "Traceback" not in worker.output

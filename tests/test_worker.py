@@ -27,8 +27,8 @@ from tests.service.client import Client
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "DTYPE": "float32", "TOKEN_BUDGET": "4096"}
-PATIENCE = 60.0
-"""Seconds after which a worker counts as hanging. Nothing is measured by it."""
+WAIT_MAX_S = 60.0
+"""Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 PRIVATE = "the private words of a user"
 
@@ -48,13 +48,13 @@ class Served:
     early: list[str]
 
     def run(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """What the worker posts for one job."""
-        posted = self.queue.result(self.queue.submit(raw), PATIENCE)
+        """Return the worker's answer to one job."""
+        posted = self.queue.result(self.queue.submit(raw), WAIT_MAX_S)
         assert isinstance(posted, dict)
         return posted
 
     def answer(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """The output of a job that must not fail."""
+        """Return the output of a job that must succeed."""
         posted = self.run(raw)
         assert set(posted) == {"output"}, posted
         answer: dict[str, Any] = posted["output"]
@@ -74,7 +74,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             ]
         )
         with Worker(queue, cwd=ROOT, env=settings) as worker:
-            worker.wait_for_first_poll(PATIENCE)
+            worker.wait_for_first_poll(WAIT_MAX_S)
             yield Served(queue, worker, worker.output, early)
 
 
@@ -111,10 +111,10 @@ def direct() -> Iterator[Client]:
     operations.close()
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Two answers hold the same texts and vectors, to rounding."""
-    assert (one["usage"], one["model"]) == (other["usage"], other["model"])
-    for a, b in zip(one["results"], other["results"], strict=True):
+def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Assert that two answers hold the same texts and, to rounding, the same vectors."""
+    assert (actual["usage"], actual["model"]) == (expected["usage"], expected["model"])
+    for a, b in zip(actual["results"], expected["results"], strict=True):
         assert a.keys() == b.keys()
         assert a["text"] == b["text"]
         assert a["sparse"]["indices"] == b["sparse"]["indices"]
@@ -124,21 +124,21 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def test_the_model_is_ready_before_the_first_poll(served: Served) -> None:
-    """A worker that still loads takes no job, and those that were queued before it came are answered."""
+    """A worker takes no job while it loads, and answers jobs that were queued before its start."""
     assert "model ready" in served.before_first_poll
     for job in served.early:
-        assert "output" in served.queue.result(job, PATIENCE)
+        assert "output" in served.queue.result(job, WAIT_MAX_S)
 
 
 def test_the_first_jobs_are_handled_one_at_a_time(served: Served) -> None:
     """`MIN_CONCURRENCY` is 1: until requests come fast, a job waits for the one before it, even a quick one."""
     for job in served.early:
-        served.queue.result(job, PATIENCE)
+        served.queue.result(job, WAIT_MAX_S)
     assert [post.id for post in served.queue.posts][:2] == served.early
 
 
 def test_the_original_request_over_the_queue(served: Served, direct: Client) -> None:
-    """A client of the first version gets the answer it knows, posted once, as `output`."""
+    """A request of the first version gets its known answer, posted once as `output`."""
     raw = {"texts": ["What is BGE M3?", ""], "isPassage": False, "batchSize": 0}
     answer = served.answer(raw)
     assert_same(answer, direct(raw))
@@ -146,12 +146,12 @@ def test_the_original_request_over_the_queue(served: Served, direct: Client) -> 
 
 
 def test_many_jobs_at_once_are_each_answered_once(served: Served, direct: Client) -> None:
-    """Every job of a burst gets exactly one answer, its own, whatever the limits of concurrency are."""
+    """Every job of a burst gets exactly one answer, its own, whatever the concurrency limits are."""
     inputs: list[dict[str, Any]] = [
         {"texts": [f"job {n}", f"text {n} of the burst"], "isPassage": n % 2 == 0} for n in range(32)
     ]
     jobs = served.queue.submit_many(inputs)
-    posted = [served.queue.result(job, PATIENCE) for job in jobs]
+    posted = [served.queue.result(job, WAIT_MAX_S) for job in jobs]
     for one, expected in zip(posted, direct.together(inputs), strict=True):
         assert_same(one["output"], expected)
     counted = [post.id for post in served.queue.posts]
@@ -159,7 +159,7 @@ def test_many_jobs_at_once_are_each_answered_once(served: Served, direct: Client
 
 
 def test_a_job_that_is_wrong_fails_with_a_message(served: Served) -> None:
-    """The platform marks the job as failed by a string under `error`; code and details travel beside it."""
+    """A failed job has a string under `error`, with the code and details beside it."""
     posted = served.run({"texts": [PRIVATE], "isPassage": "maybe"})
     assert posted["error"] == "isPassage must be a boolean, got a string"
     assert posted["output"]["error_code"] == "invalid_request"
@@ -168,7 +168,7 @@ def test_a_job_that_is_wrong_fails_with_a_message(served: Served) -> None:
 
 
 def test_an_answer_that_the_queue_would_drop_is_an_error(served: Served) -> None:
-    """Too large an answer arrives as an error that says what to do, and the next job is served."""
+    """An answer over the limit becomes an error that says what to do, and the next job is served."""
     posted = served.run({"texts": ["word " * 500]})
     assert posted["output"]["error_code"] == "response_too_large"
     assert "MAX_RESPONSE_MB" in posted["error"]
@@ -177,7 +177,7 @@ def test_an_answer_that_the_queue_would_drop_is_an_error(served: Served) -> None
 
 
 def test_ingest_and_search_over_the_queue(served: Served) -> None:
-    """Jobs store and find again, in a store that the worker opens when it is first needed."""
+    """Jobs store and search in a store that the worker opens on first use."""
     stored = served.answer(
         {
             "texts": ["rsync copies only what changed.", "PostgreSQL is a relational database."],
@@ -196,21 +196,21 @@ def test_ingest_and_search_over_the_queue(served: Served) -> None:
 
 
 def test_a_cancelled_job_leaves_the_worker_serving(served: Served) -> None:
-    """Jobs that are withdrawn, waiting or running, cost nobody else an answer."""
+    """Cancelling waiting or running jobs affects no other job."""
     jobs = served.queue.submit_many([{"texts": [f"passage {n} " * 40] * 20, "vectors": ["dense"]} for n in range(12)])
     for job in jobs[2:10]:
         served.queue.cancel(job)
     for job in [*jobs[:2], *jobs[10:]]:
-        assert len(served.queue.result(job, PATIENCE)["output"]["results"]) == 20
+        assert len(served.queue.result(job, WAIT_MAX_S)["output"]["results"]) == 20
     assert served.answer({"texts": ["after"], "vectors": ["dense"]})["results"][0]["text"] == "after"
 
 
 @pytest.mark.parametrize("extra", [{}, {"input": None}, {"input": [1]}, {"input": "texts", "webhook": "http://x"}])
 def test_a_job_of_an_odd_form_is_an_error_of_that_job(served: Served, extra: dict[str, Any]) -> None:
-    """Without an input, or with one that is no object, a job fails with a message, and the next is served."""
+    """A job whose input is missing or not an object fails with a message, and the next is served."""
     job = f"odd-{sorted(extra.items())!r}".encode().hex()
     served.queue.submit_raw({"id": job, **extra})
-    posted = served.queue.result(job, PATIENCE)
+    posted = served.queue.result(job, WAIT_MAX_S)
     assert posted["error"].startswith("input must be an object, got ")
     served.answer({"texts": ["after"], "vectors": ["dense"]})
 
@@ -248,18 +248,18 @@ def test_the_output_of_the_worker_holds_no_text(served: Served) -> None:
 def test_log_lines_name_their_job(served: Served) -> None:
     """A log line about a job ends with the platform's id of that job."""
     job = served.queue.submit({"texts": ["one"], "qdrant": {"collection": "named"}})
-    served.queue.result(job, PATIENCE)
+    served.queue.result(job, WAIT_MAX_S)
 
     def lines() -> list[str]:
         logged = served.worker.output.splitlines()
         return [line for line in logged if "ingest finished: 1 of 1" in line and line.endswith(f" [{job}]")]
 
-    served.queue.until(lambda: bool(lines()), PATIENCE, "line that names the job")
+    served.queue.until(lambda: bool(lines()), WAIT_MAX_S, "line that names the job")
     assert len(lines()) == 1
 
 
 def test_an_answer_is_not_spelt_out_for_the_log() -> None:
-    """The SDK formats each answer twice whatever its level: that costs nothing, and what it posts is the same."""
+    """Formatting an answer for the SDK's log prints no text, and the posted answer is unchanged."""
     answer = {"results": [{"text": PRIVATE, "dense": [0.1, -2e-7]}], "usage": {"tokens": 3}}
     for whole in (answer, [answer]):
         wrapped = unprinted(whole)
@@ -277,8 +277,8 @@ def test_an_answer_is_not_spelt_out_for_the_log() -> None:
     ],
 )
 def test_settings_that_cannot_work_refuse_to_start(programs: dict[str, Worker], run: str, named: str) -> None:
-    """The program ends with status 2 and one line that names what is wrong, and has asked for no job."""
-    assert programs[run].wait(PATIENCE) == 2
+    """Invalid settings exit with status 2 and one line that names the error, before any poll."""
+    assert programs[run].wait(WAIT_MAX_S) == 2
     (line,) = programs[run].output.splitlines()
     assert line.startswith("refusing to start: ")
     assert named in line
@@ -286,14 +286,14 @@ def test_settings_that_cannot_work_refuse_to_start(programs: dict[str, Worker], 
 
 def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     """`--test_input` runs one job and ends with status 0."""
-    assert programs["good job"].wait(PATIENCE) == 0
+    assert programs["good job"].wait(WAIT_MAX_S) == 0
     assert "'text': 'hello'" in programs["good job"].output
-    assert "DEBUG" not in programs["good job"].output  # the SDK's default level, at which it logs requests and answers
+    assert "DEBUG" not in programs["good job"].output  # the SDK logs requests and answers at its default level
 
 
 def test_every_line_is_json_where_that_is_asked_for(programs: dict[str, Worker]) -> None:
-    """With `LOG_FORMAT=json` the SDK's lines are objects like ours, with the id of their job."""
-    assert programs["good job, JSON"].wait(PATIENCE) == 0
+    """With `LOG_FORMAT=json` the SDK's lines are JSON objects with the id of their job."""
+    assert programs["good job, JSON"].wait(WAIT_MAX_S) == 0
     entries = [json.loads(line) for line in programs["good job, JSON"].output.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(entry) for entry in entries)
     of_the_sdk = [entry for entry in entries if entry["logger"] == "runpod"]
@@ -303,8 +303,8 @@ def test_every_line_is_json_where_that_is_asked_for(programs: dict[str, Worker])
 
 
 def test_a_refusal_to_start_is_json_where_that_is_asked_for(programs: dict[str, Worker]) -> None:
-    """A collector reads why a worker did not start, although its settings could not be used."""
-    assert programs["no model, JSON"].wait(PATIENCE) == 2
+    """A refusal to start is logged as JSON, although the settings are invalid."""
+    assert programs["no model, JSON"].wait(WAIT_MAX_S) == 2
     (line,) = programs["no model, JSON"].output.splitlines()
     entry = json.loads(line)
     assert entry["level"] == "CRITICAL"
@@ -313,7 +313,7 @@ def test_a_refusal_to_start_is_json_where_that_is_asked_for(programs: dict[str, 
 
 def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     """`--test_input` ends with status 1 if the job fails, and shows its message."""
-    assert programs["bad job"].wait(PATIENCE) == 1
+    assert programs["bad job"].wait(WAIT_MAX_S) == 1
     assert "batchSize must be at least 0, got -1" in programs["bad job"].output
     assert "Traceback" not in programs["bad job"].output
 
@@ -330,76 +330,76 @@ def test_the_local_api_answers_jobs() -> None:
         assert bad["status"] == "FAILED"
         assert bad["error"] == "texts must have at least 1 item, got 0"
         worker.terminate()
-        assert worker.wait(PATIENCE) in {0, -15}
+        assert worker.wait(WAIT_MAX_S) in {0, -15}
         assert "Traceback" not in worker.output
 
 
-def test_an_idle_worker_leaves_on_sigterm(served: Served) -> None:
-    """The platform's signal ends it with status 0 and without a trace of an error; it is this file's last use of it."""
+def test_an_idle_worker_exits_on_sigterm(served: Served) -> None:
+    """SIGTERM ends an idle worker with status 0 and no error (the last use of this worker here)."""
     served.answer({"texts": ["still there"], "vectors": ["dense"]})
     served.worker.terminate()
-    assert served.worker.wait(PATIENCE) == 0
+    assert served.worker.wait(WAIT_MAX_S) == 0
     assert "Traceback" not in served.worker.output
 
 
 @pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_while_loading_stops_at_once(number: signal.Signals, exit_status: int) -> None:
-    """A worker that is no longer wanted before it is ready leaves without a trace of an error."""
+def test_a_signal_while_loading_stops_immediately(number: signal.Signals, exit_status: int) -> None:
+    """A signal while the model loads ends the worker immediately and without errors."""
     with JobQueue() as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + WAIT_MAX_S
         while not _handles_sigterm(worker.pid) and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(worker.pid, number)
-        assert worker.wait(PATIENCE) == exit_status
+        assert worker.wait(WAIT_MAX_S) == exit_status
         assert not queue.polls
         assert "model ready" not in worker.output
         assert "Traceback" not in worker.output
 
 
 def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure(programs: dict[str, Worker]) -> None:
-    """The process ends with status 1, as after a later loss, and has taken no job."""
-    assert programs["lost"].wait(PATIENCE) == 1
+    """A device that is lost during the start exits with status 1 before any job is taken."""
+    assert programs["lost"].wait(WAIT_MAX_S) == 1
     assert "Traceback" not in programs["lost"].output
 
 
 @pytest.mark.slow
 def test_jobs_delivered_while_stopping_are_answered() -> None:
-    """SIGTERM loses nothing: not the jobs under way, not those that the open poll delivers afterwards."""
+    """SIGTERM loses neither running jobs nor those that the open poll still delivers."""
     with JobQueue(hold=3) as queue, Worker(queue, cwd=ROOT, env=SETTINGS) as worker:
-        worker.wait_for_first_poll(PATIENCE)
+        worker.wait_for_first_poll(WAIT_MAX_S)
         before = queue.submit_many([{"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(3)])
         for job in before:
-            queue.result(job, PATIENCE)
+            queue.result(job, WAIT_MAX_S)
         polls = len(queue.polls)
-        queue.until(lambda: len(queue.polls) > polls, PATIENCE, "another poll")
+        queue.until(lambda: len(queue.polls) > polls, WAIT_MAX_S, "another poll")
         worker.terminate()
         time.sleep(0.3)  # the signal arrives while the poll is open; then the poll brings jobs
         late = queue.submit_many([{"texts": [f"late {n}"], "vectors": ["dense"]} for n in range(3)])
-        answers = [queue.result(job, PATIENCE) for job in late]
-        assert worker.wait(PATIENCE) == 0
+        answers = [queue.result(job, WAIT_MAX_S) for job in late]
+        assert worker.wait(WAIT_MAX_S) == 0
     assert all("output" in answer for answer in answers)
     assert "Traceback" not in worker.output
 
 
 def _handles_sigterm(pid: int) -> bool:
-    """Whether the program has a handler for SIGTERM, its last one, as the kernel tells it."""
+    """Return whether the program has installed its SIGTERM handler, as the kernel reports it."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
     return bool(int(caught, 16) >> 14 & 1)
 
 
 def post(worker: Worker, port: int, job: dict[str, Any]) -> dict[str, Any]:
-    """The local API's answer to a job, once the API listens."""
+    """Post a job to the local API once it listens, and return the answer."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/runsync",
         data=json.dumps(job).encode(),
         headers={"Content-Type": "application/json"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_MAX_S
     while True:
         try:
-            with opener.open(request, timeout=PATIENCE) as answer:
+            with opener.open(request, timeout=WAIT_MAX_S) as answer:
                 body: dict[str, Any] = json.load(answer)
                 return body
         except urllib.error.HTTPError:

@@ -1,4 +1,4 @@
-"""A contender whose answers take exactly as long as one says, on a clock that nothing else moves."""
+"""A contender whose answers take an exact time on a manual clock."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SHAPE = Shape(hidden=16, layers=2, heads=2, intermediate=32, vocabulary=100, pos
 
 
 class Clock:
-    """Seconds, moved by hand."""
+    """A clock in seconds that tests advance by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the current time in seconds."""
         return self.now
 
 
 class Timed:
-    """Answers one request at a time, each after a time per text; bulk requests never end by themselves."""
+    """A contender that answers one request at a time, with a time per text; bulk requests never end."""
 
     dtype = "float32"
     detail = ""
@@ -42,7 +42,7 @@ class Timed:
         self._turn = asyncio.Lock()
 
     async def embed(self, texts: Sequence[str], *, query: bool, max_length: int, dense_only: bool = False) -> None:
-        """Move the clock."""
+        """Advance the clock by the time of the texts."""
         self.requests.append(len(texts))
         if self.endless and not query:
             try:
@@ -55,11 +55,11 @@ class Timed:
             self.clock.now += self.seconds * len(texts)
 
     async def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: the contender has no process to stop."""
 
 
 def texts(*, longs: int = 1) -> Texts:
-    """Texts of which only the lengths count."""
+    """Return texts of which only the lengths count."""
     lengths = {
         "queries": [8, 10],
         "mixed": [10, 20, 30],
@@ -67,11 +67,11 @@ def texts(*, longs: int = 1) -> Texts:
         "longs": [8192] * longs,
         "shorts": [5] * 10_000,
     }
-    return Texts(**{name: ["text"] * len(found) for name, found in lengths.items()}, lengths=lengths)
+    return Texts(**{name: ["text"] * len(token_counts) for name, token_counts in lengths.items()}, lengths=lengths)
 
 
 def bench(seconds: float = 0.125, *, longs: int = 1, limits: Limits = LIMITS) -> tuple[Bench, Timed]:
-    """A bench with such a contender."""
+    """Return a bench with a timed contender and the contender itself."""
     clock = Clock()
     contender = Timed(clock, seconds)
     return Bench(contender, texts(longs=longs), SHAPE, limits, clock=clock), contender

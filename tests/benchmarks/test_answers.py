@@ -1,4 +1,4 @@
-"""The benchmark of answers runs whole, and its report judges the new side by the pairs of its rounds."""
+"""The benchmark of answers runs completely, and its report judges the new side by the pairs of its rounds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured(ms: float, *, peak_bytes: int = 200_000_000) -> Measured:
-    """Figures of one side, all times the same."""
+    """Return figures of one side, with all times equal."""
     names = ("total", "cpu", "returned", "returned cpu", "parse", "embed", "render", "write", "values", "check", "sent")
     return Measured(dict.fromkeys(names, ms), 100_000_000, peak_bytes, 50_000_000, "")
 
 
 def report(old: list[float], new: list[float], *, peak_bytes: int = 150_000_000) -> str:
-    """The report of some rounds."""
+    """Return the report of some rounds."""
     sides = [measured(ms) for ms in old], [measured(ms, peak_bytes=peak_bytes) for ms in new]
     comparisons = [Comparison(case, case.texts, *sides) for case in CASES]
     return render(
@@ -41,7 +41,7 @@ def report(old: list[float], new: list[float], *, peak_bytes: int = 150_000_000)
     [([60.0, 30.0, 31.0], [20.0, 10.0, 11.0], "3.00 x | 3 x | met"), ([29.0], [10.0], "2.90 x | 3 x | missed")],
 )
 def test_a_goal_is_judged_by_the_pairs_of_a_round(old: list[float], new: list[float], verdict: str) -> None:
-    """One noisy round decides nothing: the ratio is the median of the rounds' ratios."""
+    """The ratio is the median of the rounds' ratios, so that one noisy round decides nothing."""
     assert verdict in report(old, new)
 
 
@@ -55,7 +55,7 @@ def test_more_memory_than_before_misses_the_goal(peak_bytes: int, verdict: str) 
 
 @pytest.mark.slow
 def test_the_command_runs_whole(tmp_path: Path) -> None:
-    """Both sides answer the same, and the quick run leaves a report that says what it is."""
+    """Both sides give the same answers, and the report of a quick run says that it was quick."""
     command = [sys.executable, "-m", "benchmarks.answers", "--quick", "--baseline", "HEAD", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The benchmark of the GPU: its page says what the raw results say, and its sections run where no GPU is."""
+"""The GPU benchmark's page shows the raw results, and its sections run without a GPU."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def test_goals_are_judged_by_the_worse_figure(results: Path) -> None:
-    """The least share of the ceiling and the longest p95 count; what was not measured is neither met nor missed."""
-    found = Results.read(results)
-    assert [goal.verdict(found) for goal in GOALS] == VERDICTS
-    sustained, share, *_, beside, handler = (goal.measure(found) for goal in GOALS)
+    """The lowest share and the longest p95 decide; an unmeasured goal is neither met nor missed."""
+    run = Results.read(results)
+    assert [goal.verdict(run) for goal in GOALS] == VERDICTS
+    sustained, share, *_, beside, handler = (goal.measure(run) for goal in GOALS)
     assert [sustained, share, beside, handler] == pytest.approx([88, 77, 9, 1.5])
 
 
 def test_the_page_stands_the_run_beside_the_baseline(results: Path, tmp_path: Path) -> None:
-    """Machine, verdicts, both columns, and the reason of what did not run."""
+    """The page shows the machine, verdicts, both columns, and why a section did not run."""
     write_report(results, tmp_path / "docs" / "page.md")
     text = (tmp_path / "docs" / "page.md").read_text(encoding="utf-8")
     assert "on 2027-01-02, one Example X1" in text
@@ -110,7 +110,7 @@ def test_the_page_stands_the_run_beside_the_baseline(results: Path, tmp_path: Pa
 
 
 def test_without_a_run_the_page_is_the_dated_baseline() -> None:
-    """Figures of the baseline stand, and nothing is claimed of the present code."""
+    """Without a run the page shows the baseline and claims nothing about the present code."""
     text = render(Results(), notes=NO_NOTES, picture="")
     assert "*Before* is the code of 2026-11-26 on one NVIDIA H200" in text
     assert text.count("| not measured yet |") == len(GOALS)
@@ -118,14 +118,14 @@ def test_without_a_run_the_page_is_the_dated_baseline() -> None:
 
 
 def test_the_page_in_docs_is_that_of_the_code() -> None:
-    """Every goal and the baseline stand in the page that is committed, with the notes that were written by hand."""
+    """The committed page has every goal, the baseline and the handwritten notes."""
     text = REPORT.read_text(encoding="utf-8")
     assert all(goal.figure in text for goal in GOALS)
     assert "What was tried" in text
 
 
 def test_notes_by_hand_stay(results: Path, tmp_path: Path) -> None:
-    """A new run renews the tables around them."""
+    """A new run replaces the tables and keeps the handwritten notes."""
     page = tmp_path / "page.md"
     page.write_text("old\n<!-- notes -->\nRead this.\n<!-- /notes -->\nold\n", encoding="utf-8")
     write_report(results, page)
@@ -135,24 +135,24 @@ def test_notes_by_hand_stay(results: Path, tmp_path: Path) -> None:
 
 
 def test_the_plots_are_the_same_for_the_same_results(results: Path, tmp_path: Path) -> None:
-    """A run that changes no figure changes no file, with a run and without."""
+    """Plots of the same figures are identical files, with and without a run."""
     pytest.importorskip("matplotlib")
     from benchmarks.gpu.plot import draw
 
-    for found in (Results.read(results), Results()):
+    for run in (Results.read(results), Results()):
         for name in ("a.svg", "b.svg"):
-            draw(found, tmp_path / name)
+            draw(run, tmp_path / name)
         assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_the_baseline_has_the_form_of_a_run() -> None:
-    """Its sections are those of a run."""
+    """The baseline has the sections of a run."""
     assert set(BASELINE.sections) <= set(SECTIONS)
 
 
 @pytest.mark.parametrize("name", ["machine", "ceilings", "small", "embedder", "queries", "handler", "profile"])
 def test_a_section_runs_on_a_cpu(bench: Bench, tmp_path: Path, name: str) -> None:
-    """Every section that needs no GPU gives figures, and they are written."""
+    """Every section that needs no GPU yields figures and writes them."""
     run_sections(bench, tmp_path, [name], limit_s=60)
     section = Results.read(tmp_path).sections[name]
     assert (section.status, section.reason) == ("ok", "")
@@ -161,7 +161,7 @@ def test_a_section_runs_on_a_cpu(bench: Bench, tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["float8", "memory"])
 def test_a_section_that_needs_a_gpu_says_so(bench: Bench, tmp_path: Path, name: str) -> None:
-    """It is not run, and that is no failure."""
+    """A section that needs a GPU is skipped with a reason and does not fail."""
     run_sections(bench, tmp_path, [name], limit_s=60)
     section = Results.read(tmp_path).sections[name]
     assert section.status == "not run"
@@ -171,7 +171,7 @@ def test_a_section_that_needs_a_gpu_says_so(bench: Bench, tmp_path: Path, name: 
 def test_a_failure_is_a_result_and_the_rest_goes_on(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows before the failure are kept, a cap ends a section, and a spent limit begins none."""
+    """A failure keeps earlier rows, a cap ends a section, and a spent time limit starts no further section."""
 
     def fails(_: Bench) -> Iterator[Row]:
         yield {"first": 1.0}
@@ -200,13 +200,13 @@ def test_a_failure_is_a_result_and_the_rest_goes_on(
 
 
 def test_a_missing_device_is_refused_plainly() -> None:
-    """By name, before anything is made."""
+    """A missing device is refused by name before any work."""
     with pytest.raises(SystemExit, match="cuda:99 is not there"):
         main(["--device", "cuda:99"])
 
 
 def test_two_batches_are_in_flight() -> None:
-    """Where the engine can launch, the next batch is launched before the last one is awaited."""
+    """If the engine can launch, the next batch is launched before the previous one is awaited."""
     log: list[str] = []
 
     class Pending:
@@ -224,14 +224,14 @@ def test_two_batches_are_in_flight() -> None:
 
 
 def test_batches_hold_every_text_within_the_budget(bench: Bench) -> None:
-    """In order; a text over the budget goes alone."""
+    """Batches hold all texts in order; a text over the budget goes alone."""
     texts = [EncodedText(random_batch([length], 100).ids, truncated=False) for length in (5, 5, 30, 4, 4)]
     cut = list(batches(texts, 12))
     assert [batch.lengths.tolist() for batch in cut] == [[5, 5], [30], [4, 4]]
 
 
 def test_texts_have_the_lengths_that_the_page_states(bench: Bench) -> None:
-    """Queries of 5 to 12 tokens, passages of 512, mixed ones of 8 to 512; full batches hold what their names say."""
+    """Queries have 5 to 12 tokens, passages 512, mixed ones 8 to 512; full batches have their stated size."""
     texts, tokenizer = Texts.make(bench.checkpoint, quick=True), Tokenizer(bench.checkpoint)
     assert {len(text) for text in tokenizer.encode(texts.queries, 512)} <= set(range(5, 13))
     assert {len(text) for text in tokenizer.encode(texts.passages, 1024)} == {512}
@@ -239,8 +239,8 @@ def test_texts_have_the_lengths_that_the_page_states(bench: Bench) -> None:
     assert {name: len(lengths) for name, lengths in shapes(quick=False).items()}["1024 mixed"] == 1024
 
 
-def test_kernels_are_told_by_their_names() -> None:
-    """Names as torch and its libraries have them; spans that overlap count once."""
+def test_kernels_are_classified_by_their_names() -> None:
+    """Kernels are classified by torch's and its libraries' names; overlapping spans count once."""
     names = {
         "nvjet_hsh_128x256_64x4_2x1_v_bz_coopB_bias_TNN": "products",
         "void pytorch_flash::flash_fwd_kernel<cutlass::half_t>": "attention",
@@ -260,7 +260,7 @@ def test_kernels_are_told_by_their_names() -> None:
 
 @pytest.mark.slow
 def test_one_command_measures_and_writes_the_page(bench: Bench, tmp_path: Path) -> None:
-    """End to end, in a process of its own; docs/benchmarks-gpu.md is left alone."""
+    """The command measures and writes a page end to end without changing docs/benchmarks-gpu.md."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--out", str(tmp_path)]
     command += ["--checkpoint", str(bench.checkpoint), "--only", "machine", "ceilings", "small", "memory"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

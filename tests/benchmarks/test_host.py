@@ -1,4 +1,4 @@
-"""The benchmark of the host measures this tree beside another one."""
+"""The host benchmark measures this tree beside another one."""
 
 from __future__ import annotations
 

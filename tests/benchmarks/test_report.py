@@ -1,4 +1,4 @@
-"""The report says what the raw results say."""
+"""The report states the raw results."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_ratios_are_against_the_contenders_of_the_same_run(results: Path) -> None:
-    """More is better for speed; a share, memory and start-up are fractions."""
-    _, found = read(results)
-    ours = [one for one in ratios(found, 302_000_000) if "bfloat16" in one.contender]
-    values = {(one.figure, one.against): one.value for one in ours}
+    """A speed ratio above 1 is better; share, memory and start-up are fractions."""
+    _, figures = read(results)
+    ours = [ratio for ratio in ratios(figures, 302_000_000) if "bfloat16" in ratio.contender]
+    values = {(ratio.figure, ratio.against): ratio.value for ratio in ours}
     assert values["one short query, p50", "original"] == pytest.approx(12.5)
     assert values["32 concurrent short queries, queries/s", "original"] == pytest.approx(22)
     assert values["mixed-length passages, all outputs", "original"] == pytest.approx(8)
@@ -75,38 +75,40 @@ def test_ratios_are_against_the_contenders_of_the_same_run(results: Path) -> Non
     assert values["peak memory", "original"] == pytest.approx(1 / 3)
     assert values["query p95 beside 512-token passages", "its idle p50"] == pytest.approx(5)
     assert values["one short query, p50", "m3serve"] is None
-    missed = {one.figure for one in ours if one.verdict == "missed"}
+    missed = {ratio.figure for ratio in ours if ratio.verdict == "missed"}
     assert missed == {"mixed-length passages, all outputs", "query p95 beside 512-token passages"}
 
 
 def test_a_type_is_found_wherever_it_ran(results: Path) -> None:
-    """The defaults chose bfloat16, so they are the 16-bit row: 8 times is less than the goal of 9."""
-    _, found = read(results)
+    """A default run in bfloat16 fills the 16-bit row: a ratio of 8 misses the goal of 9."""
+    _, figures = read(results)
     [mixed] = [
-        one
-        for one in ratios(found, 302_000_000)
-        if one.figure.startswith("mixed") and one.against == "original" and "bfloat16" in one.contender
+        ratio
+        for ratio in ratios(figures, 302_000_000)
+        if ratio.figure.startswith("mixed") and ratio.against == "original" and "bfloat16" in ratio.contender
     ]
     assert (mixed.value, mixed.goal, mixed.verdict) == (8.0, 9, "missed")
 
 
 def test_the_share_is_of_the_best_product(results: Path) -> None:
-    """2 x 302 M x 2048 tokens / 4 s is 309 GFLOP/s, of 410."""
-    _, found = read(results)
-    [share] = [one for one in ratios(found, 302_000_000) if "share" in one.figure and "bfloat16" in one.contender]
+    """The share compares 2 x 302 M x 2048 tokens / 4 s = 309 GFLOP/s with the measured 410."""
+    _, figures = read(results)
+    [share] = [
+        ratio for ratio in ratios(figures, 302_000_000) if "share" in ratio.figure and "bfloat16" in ratio.contender
+    ]
     assert share.value == pytest.approx(100 * 2 * 302e6 * 512 / 410e9)
     assert share.verdict == "met"
 
 
 def test_growth_is_judged_step_by_step(results: Path) -> None:
-    """Ten times the texts took 10.5 times as long: 5 % off a straight line."""
-    _, found = read(results)
-    steps = [one.value for one in ratios(found, 302_000_000) if one.figure.startswith("time of")]
+    """Ten times the texts in 10.5 times the time is 5 % off linear growth."""
+    _, figures = read(results)
+    steps = [ratio.value for ratio in ratios(figures, 302_000_000) if ratio.figure.startswith("time of")]
     assert steps == [pytest.approx(0, abs=1e-9), pytest.approx(5)]
 
 
 def test_the_report_says_what_was_not_measured_and_why(results: Path, tmp_path: Path) -> None:
-    """Rows of what is not installed and of what would take too long; figures of a GPU are elsewhere."""
+    """The report lists contenders not installed and texts too slow to run, and refers to the GPU page."""
     write_report(results, tmp_path / "docs" / "benchmarks.md")
     text = (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "| m3serve | `m3serve` |  |  | not installed: m3serve is not installed |" in text
@@ -116,7 +118,7 @@ def test_the_report_says_what_was_not_measured_and_why(results: Path, tmp_path: 
 
 
 def test_a_quick_run_says_that_it_was_one(results: Path, tmp_path: Path) -> None:
-    """Nobody mistakes the small checkpoint's figures for the model's."""
+    """The report of a quick run states that its figures are of a small checkpoint."""
     from dataclasses import replace
 
     write(results, replace(RUN, quick=True))
@@ -125,7 +127,7 @@ def test_a_quick_run_says_that_it_was_one(results: Path, tmp_path: Path) -> None
 
 
 def test_what_is_written_by_hand_stays(results: Path, tmp_path: Path) -> None:
-    """The notes survive every later run; the tables around them are renewed."""
+    """Later runs replace the tables and keep the handwritten notes."""
     report = tmp_path / "benchmarks.md"
     report.write_text("old\n<!-- notes -->\nRead this | first: \\1.\n<!-- /notes -->\nold\n", encoding="utf-8")
     write_report(results, report)
@@ -136,12 +138,14 @@ def test_what_is_written_by_hand_stays(results: Path, tmp_path: Path) -> None:
 
 
 def test_the_plots_are_the_same_for_the_same_results(results: Path, tmp_path: Path) -> None:
-    """A run that changes no figure changes no file."""
+    """Plots of the same figures are identical files."""
     pytest.importorskip("matplotlib")
     from benchmarks.plot import draw
 
-    run, found = read(results)
+    run, figures = read(results)
     for name in ("a.svg", "b.svg"):
-        draw(run, found, tmp_path / name)
+        draw(run, figures, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "original (float32)" not in (tmp_path / "a.svg").read_text(encoding="utf-8")  # one level is no line
+    assert "original (float32)" not in (tmp_path / "a.svg").read_text(
+        encoding="utf-8"
+    )  # a single level is not drawn as a line

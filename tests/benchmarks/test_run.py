@@ -1,4 +1,4 @@
-"""The command, end to end, on a tiny checkpoint."""
+"""The benchmark command runs end to end on a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the benchmark ran this engine on a tiny model."""
+    """A directory in which the benchmark has run this engine on a tiny model."""
     path = tmp_path_factory.mktemp("bench")
     checkpoint = build(path / "checkpoint", hidden=32, layers=1, heads=2, intermediate=64, positions=66)
     command = [sys.executable, "-m", "benchmarks", "--quick", "--scale", "0.03", "--only", "packed"]
@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_command_measures_this_engine(finished: Path) -> None:
-    """Every workload that the model allows has figures, and the rest says why not."""
+    """Every workload that the model allows has figures, and the others have a reason."""
     run, results = read(finished / "quick")
     packed = results["packed"]
     assert (packed.status, packed.reason, run.quick) == ("ok", "", True)
@@ -40,19 +40,19 @@ def test_one_command_measures_this_engine(finished: Path) -> None:
 
 
 def test_start_up_counts_from_the_start_of_the_process(finished: Path) -> None:
-    """Interpreter and imports included, in order."""
+    """Start-up times are in order and include the interpreter and imports."""
     packed = read(finished / "quick")[1]["packed"]
     assert list(packed.startup) == ["imported", "loaded", "answered"]
     assert 0 < packed.startup["imported"] < packed.startup["loaded"] < packed.startup["answered"]
 
 
 def test_memory_is_that_of_the_process(finished: Path) -> None:
-    """Peaks only grow, and cover what was resident when it was ready."""
+    """Peak memory never decreases and covers the resident memory at readiness."""
     memory = read(finished / "quick")[1]["packed"].memory
     assert 0 < memory["ready uss"] <= memory["ready rss"] <= memory["peak when ready"]
     assert memory["peak when ready"] <= memory["peak after query"] <= memory["peak after growth"]
 
 
 def test_the_report_stands_where_it_was_asked_for(finished: Path) -> None:
-    """`--report` names the file, and docs/benchmarks.md is left alone."""
+    """`--report` names the file, and docs/benchmarks.md is not changed."""
     assert "this engine, defaults" in (finished / "report.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The benchmark of the search says what was measured, and measures every way of searching."""
+"""The search benchmark measures every kind of search and reports what was measured."""
 
 from __future__ import annotations
 
@@ -26,45 +26,53 @@ def _findings(hybrid: float, reranked: float) -> Findings:
 
 
 @pytest.mark.parametrize(
-    ("hybrid", "reranked", "said"),
+    ("hybrid", "reranked", "expected_lines"),
     [
         (10.0, 20.1, ["| hybrid |  | 10.0 | 30.0 | 5.0 | 10 | met |", "| 97 | 20.1 | 40.0 | 6.0 | 20 | missed |"]),
         (10.1, 20.0, ["| hybrid |  | 10.1 | 30.0 | 5.0 | 10 | missed |", "| 97 | 20.0 | 40.0 | 6.0 | 20 | met |"]),
     ],
 )
-def test_goals_are_met_or_missed(hybrid: float, reranked: float, said: list[str]) -> None:
-    """The report says so, beside the figures, what was searched, and the machine."""
+def test_goals_are_met_or_missed(hybrid: float, reranked: float, expected_lines: list[str]) -> None:
+    """The report shows the verdicts beside the figures, the collection and the machine."""
     text = render(_findings(hybrid, reranked), notes="by hand", picture="plot.svg")
     shape = "Some size: 10,000 points, 192 dimensions, 40 rows"
-    for part in [*said, shape, "| 100,000 | built |", "Example 9000, 2 cores", "2020-01-02", "by hand", "(plot.svg)"]:
+    for part in [
+        *expected_lines,
+        shape,
+        "| 100,000 | built |",
+        "Example 9000, 2 cores",
+        "2020-01-02",
+        "by hand",
+        "(plot.svg)",
+    ]:
         assert part in text
 
 
 def test_every_way_is_measured_with_and_without_a_graph() -> None:
-    """A median and a 95th percentile each, and how many candidates were reranked."""
+    """Each search has a median, a 95th percentile and a number of reranked candidates."""
     plain, indexed = measure(Wanted("small", SMALL, {HYBRID: 10.0}, graph=True), 5)
     assert (plain.graph, indexed.graph) == (False, True)
     for case in (plain, indexed):
         assert list(case.latencies) == list(WAYS)
-        assert all(0 < one.p50 <= one.p95 and one.cpu > 0 for one in case.latencies.values())
+        assert all(0 < latency.p50 <= latency.p95 and latency.cpu > 0 for latency in case.latencies.values())
         assert 50 <= case.candidates[RERANK] <= case.candidates[DEEP] <= SMALL.points
         assert GROUPS in case.latencies
 
 
 def test_points_and_queries_are_the_same_at_every_run() -> None:
-    """Runs compare: the same seeds give the same collection, of the stated shape."""
+    """The same seeds give the same collection of the stated shape, so that runs are comparable."""
     first, again = (list(islice(points(SMALL), 20)) for _ in range(2))
-    assert [one.id for one in first] == [one.id for one in again]
-    assert len({one.id for one in first}) == 20
-    for one, other in zip(first, again, strict=True):
-        assert one.dense is not None
-        assert one.sparse is not None
-        assert one.colbert is not None
-        assert one.dense == pytest.approx(other.dense)
-        assert one.dense.shape == (SMALL.size,)
-        assert len(one.sparse.indices) <= WEIGHTS
-        assert (np.diff(one.sparse.indices.astype(int)) > 0).all()
-        assert SMALL.rows // 2 <= len(one.colbert) <= SMALL.rows * 3 // 2
+    assert [point.id for point in first] == [point.id for point in again]
+    assert len({point.id for point in first}) == 20
+    for point, repeated in zip(first, again, strict=True):
+        assert point.dense is not None
+        assert point.sparse is not None
+        assert point.colbert is not None
+        assert point.dense == pytest.approx(repeated.dense)
+        assert point.dense.shape == (SMALL.size,)
+        assert len(point.sparse.indices) <= WEIGHTS
+        assert (np.diff(point.sparse.indices.astype(int)) > 0).all()
+        assert SMALL.rows // 2 <= len(point.colbert) <= SMALL.rows * 3 // 2
     [query, _] = queries(SMALL, 2, rerank="colbert")
     assert query.options.rerank == "colbert"
     assert query.vectors.sparse is not None
@@ -74,7 +82,7 @@ def test_points_and_queries_are_the_same_at_every_run() -> None:
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    """Both states of the collection, as an SVG."""
+    """The plot is an SVG of both states of the collection."""
     pytest.importorskip("matplotlib")
     from benchmarks.search_plot import draw
 

@@ -1,4 +1,4 @@
-"""The benchmark of the sink says what was measured, and runs end to end."""
+"""The sink benchmark runs end to end and reports what was measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STORE = [Span(1.0, 3.0, 5), Span(1.5, 2.0, 5), Span(3.0, 3.5, 5), Span(5.0, 6.0,
 
 
 def test_time_that_spans_share_is_counted_once() -> None:
-    """Concurrent upserts do not make the store look busier than the clock."""
+    """The time of concurrent upserts is counted once."""
     assert merged(STORE) == [(1.0, 3.5), (5.0, 6.0)]
     assert covered(STORE) == 3.5
     assert shared(MODEL, STORE) == pytest.approx(1.0 + 1.0)
@@ -30,7 +30,7 @@ def test_time_that_spans_share_is_counted_once() -> None:
 
 
 def test_the_overlap_is_a_share_of_the_store() -> None:
-    """A store that works only beside the model has a share of 100 %, one that never does 0 %, and an idle one none."""
+    """The overlap is the share of store time beside the model, and undefined for an idle store."""
     timeline = Timeline(7.0, MODEL, STORE)
     assert timeline.hidden == pytest.approx(2.0 / 3.5)
     assert timeline.idle == pytest.approx(0.5)
@@ -39,13 +39,13 @@ def test_the_overlap_is_a_share_of_the_store() -> None:
     assert Timeline(7.0, MODEL, []).hidden is None
 
 
-def test_what_is_at_once_is_drawn_side_by_side() -> None:
-    """No bar hides another, and a row that is free is used again."""
+def test_concurrent_spans_are_drawn_in_separate_rows() -> None:
+    """Concurrent spans are drawn in separate rows, and free rows are reused."""
     assert rows(STORE) == [0, 1, 0, 0]
 
 
 def test_a_run_has_its_own_spans_alone() -> None:
-    """They count from its start, and the next run does not have them."""
+    """Spans count from the start of their run and do not appear in the next one."""
     recorder = Recorder(model=[Span(11.0, 12.0, 3)], store=[Span(13.0, 14.0, 2), Span(12.0, 13.0, 1)])
     timeline = recorder.take(10.0, 15.0)
     assert (timeline.seconds, timeline.model) == (5.0, [Span(1.0, 2.0, 3)])
@@ -54,7 +54,7 @@ def test_a_run_has_its_own_spans_alone() -> None:
 
 
 def test_the_texts_are_as_many_as_asked_for_and_distinct() -> None:
-    """The same at every run, so that runs compare."""
+    """The requested number of distinct texts is the same at every run."""
     texts = passages(500)
     assert len(texts) == len(set(texts)) == 500
     assert texts == passages(500)
@@ -70,7 +70,7 @@ def _findings(*, build: float, whole: float) -> Findings:
 
 
 @pytest.mark.parametrize(
-    ("build", "whole", "said"),
+    ("build", "whole", "expected_lines"),
     [
         (
             0.2,
@@ -84,15 +84,15 @@ def _findings(*, build: float, whole: float) -> Findings:
         (0.1, 6.0, ["it is 15.0 times: missed", "| Edge | 20 | 50 | 17 | 83 % | 83 % | missed | 57 % | 42 % |"]),
     ],
 )
-def test_goals_are_met_or_missed(build: float, whole: float, said: list[str]) -> None:
-    """The report says so, beside the figures and the machine."""
+def test_goals_are_met_or_missed(build: float, whole: float, expected_lines: list[str]) -> None:
+    """The report shows the verdicts beside the figures and the machine."""
     text = render(_findings(build=build, whole=whole), notes="", picture="")
-    for part in [*said, "Example 9000, 2 cores", "2020-01-02", "| REST | "]:
+    for part in [*expected_lines, "Example 9000, 2 cores", "2020-01-02", "| REST | "]:
         assert part in text
 
 
 def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
-    """A new run replaces the figures and not the notes."""
+    """A new run replaces the figures and keeps the handwritten notes."""
     report = tmp_path / "report.md"
     report.write_text("old <!-- notes -->\nby hand\n<!-- /notes --> old", encoding="utf-8")
     write_report(_findings(build=0.2, whole=5.0), report)
@@ -106,18 +106,18 @@ def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_measures_both_stores(tmp_path: Path) -> None:
-    """Every figure is there, the spans lie within the run and hold every text."""
+    """Every figure is present, and the spans lie within the run and cover every text."""
     command = [sys.executable, "-m", "benchmarks.sink", "--quick", "--texts", "16", "--dtype", "float32"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "sink.json").read_text(encoding="utf-8"))
-    assert [one["store"] for one in found["ingests"]] == ["Qdrant Edge", "gRPC double"]
-    for one in found["ingests"]:
-        assert min(one["model"] + one["alone"] + one["whole"]) > 0
-        for spans in (one["timeline"]["model"], one["timeline"]["store"]):
+    report = json.loads((tmp_path / "sink.json").read_text(encoding="utf-8"))
+    assert [ingest["store"] for ingest in report["ingests"]] == ["Qdrant Edge", "gRPC double"]
+    for ingest in report["ingests"]:
+        assert min(ingest["model"] + ingest["alone"] + ingest["whole"]) > 0
+        for spans in (ingest["timeline"]["model"], ingest["timeline"]["store"]):
             assert sum(span["texts"] for span in spans) == 16
-            assert all(0 <= span["start"] <= span["end"] <= one["timeline"]["seconds"] for span in spans)
-    assert len(found["ways"]) == 3
+            assert all(0 <= span["start"] <= span["end"] <= ingest["timeline"]["seconds"] for span in spans)
+    assert len(report["ways"]) == 3
     assert "## Ingest of 16 passages" in (tmp_path / "benchmarks-sink.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The texts of the benchmark have the lengths that the report states."""
+"""The benchmark's texts have the lengths that the report states."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from training.random_checkpoint import build
 
 @pytest.fixture(scope="module")
 def texts() -> Texts:
-    """Texts for the tokenizer of the miniature model and 8192 tokens."""
+    """Texts for the miniature model's tokenizer, up to 8192 tokens."""
     return Texts.make(MINI, 8192)
 
 
 @pytest.mark.parametrize("kind", ["queries", "mixed", "passages", "longs", "shorts"])
 def test_every_text_has_the_tokens_it_claims(texts: Texts, kind: str) -> None:
-    """The lengths are those that the checkpoint's own tokenizer counts."""
+    """The stated lengths equal the counts of the checkpoint's tokenizer."""
     tokenizer = Tokenizer.from_file(str(MINI / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -30,13 +30,13 @@ def test_every_text_has_the_tokens_it_claims(texts: Texts, kind: str) -> None:
 
 
 def test_queries_are_short_questions(texts: Texts) -> None:
-    """5 to 12 tokens, 9 on average."""
+    """Queries have 5 to 12 tokens, 9 on average."""
     lengths = texts.lengths["queries"]
     assert (min(lengths), max(lengths), mean(lengths)) == (5, 12, 9)
 
 
 def test_mixed_passages_are_mostly_short_and_mostly_in_long_texts() -> None:
-    """8 to 512 tokens, some 2 500 in all, as in real corpora."""
+    """Mixed passages have 8 to 512 tokens, about 2 500 in total, as in real corpora."""
     lengths = sorted(mixed_lengths())
     assert lengths[0] >= 8
     assert lengths[-1] == 512
@@ -45,19 +45,19 @@ def test_mixed_passages_are_mostly_short_and_mostly_in_long_texts() -> None:
 
 
 def test_every_contender_gets_the_same_texts(texts: Texts, tmp_path: Path) -> None:
-    """They are made from a seed, and a file carries them."""
+    """Texts are generated from a seed and passed to each contender in a file."""
     texts.write(tmp_path / "texts.json")
     assert Texts.read(tmp_path / "texts.json") == texts == Texts.make(MINI, 8192)
 
 
 def test_a_model_of_fewer_positions_gets_shorter_texts() -> None:
-    """The miniature takes 512 tokens: no 8192-token text is made for it."""
+    """The miniature model's limit is 512 tokens, so no 8192-token text is generated."""
     assert Texts.make(MINI, 300).longs == []
     assert max(Texts.make(MINI, 300).lengths["mixed"]) == 300
 
 
 def test_the_arithmetic_counts_the_weights_that_are_multiplied(tmp_path: Path) -> None:
-    """302 M of the 568 M parameters of BGE-M3 are in linear layers; all are counted from config.json."""
+    """302 M of BGE-M3's 568 M parameters are in linear layers, counted from config.json."""
     from safetensors import safe_open
 
     path = build(tmp_path / "checkpoint", hidden=16, layers=2, heads=2, intermediate=24, positions=66)

@@ -11,4 +11,4 @@ import os
 from typing import Final
 
 GRPC_VERBOSITY: Final = os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-"""Read when gRPC is imported: the double that ends its calls is no news."""
+"""gRPC reads this variable on import. Calls that the double aborts need no log line."""

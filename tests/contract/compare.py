@@ -1,4 +1,4 @@
-"""The difference between two answers: exact but for numbers within a tolerance and hits of equal score.
+"""The difference between two answers, exact except for numbers within a tolerance and hits of equal score.
 
 Pure: JSON values in, lines of text out.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 Json = dict[str, Any]
 
 VALUE_CHARACTERS_MAX: Final = 80
-"""Length of a value in a line."""
+"""Maximum length of a value in a line of the differences, in characters."""
 
 _SCORES: Final = frozenset({"score", "fusion"})
 """Keys whose numbers a store computes."""
@@ -20,11 +20,11 @@ _SCORES: Final = frozenset({"score", "fusion"})
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two numbers may be apart.
+    """The maximum difference of two equal numbers.
 
     Attributes:
-        numbers: for every number with a fraction.
-        scores: for scores of hits and their parts.
+        numbers: the tolerance for every number with a fraction.
+        scores: the tolerance for scores of hits and their parts.
     """
 
     numbers: float = 0.0
@@ -38,17 +38,17 @@ STUB: Final = Tolerance(scores=1e-6)
 made of stored points are quotients and roots in float32, which compilers round differently in the last inner."""
 
 MINI: Final = Tolerance(numbers=2e-5, scores=2e-5)
-"""The promise of the model in float32."""
+"""The model promises this precision in float32."""
 
 
 def differences(expected: Any, actual: Any, path: str, tolerance: Tolerance = EXACT) -> list[str]:
-    """The differences, one line each: `search/plain.results[0].hits[2].score: 0.5 -> 0.25`.
+    """Return the differences, one line each: `search/plain.results[0].hits[2].score: 0.5 -> 0.25`.
 
     Args:
         expected: the recorded answer.
-        actual: the present one.
-        path: what the lines begin with.
-        tolerance: of numbers.
+        actual: the present answer.
+        path: the prefix of each line.
+        tolerance: the tolerance for numbers.
     """
     return list(_differences(expected, actual, path, tolerance, tolerance.numbers))
 
@@ -88,7 +88,7 @@ def _of_lists(expected: list[Any], actual: list[Any], path: str, tolerance: Tole
 
 
 def _in_order(expected: Sequence[Json], actual: Sequence[Json], within: float) -> list[Json]:
-    """The actual hits in the expected order, where only hits of equal expected score have changed places."""
+    """Return the actual hits in the expected order, if only hits of equal expected score have changed places."""
     ordered: list[Json] = []
     start = 0
     for end in range(1, len(expected) + 1):

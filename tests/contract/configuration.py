@@ -19,7 +19,7 @@ _RULES: Final = ("default", "enum", "minimum", "maximum", "pattern", "minLength"
 
 
 def configuration() -> Json:
-    """Settings and fields of the collection block with their defaults and limits, build arguments, and options."""
+    """Return the settings, collection fields, build arguments and options with their defaults and limits."""
     schema = collection_fields()
     return {
         "settings": settings(),
@@ -30,7 +30,7 @@ def configuration() -> Json:
 
 
 def compared() -> list[str]:
-    """The differences from the recorded configuration."""
+    """Return the differences from the recorded configuration."""
     return differences(records.read("configuration"), configuration(), "configuration")
 
 
@@ -40,7 +40,7 @@ def recorded() -> None:
 
 
 def _fields(schema: Json, named: Json, path: str) -> Json:
-    """Rules by path, such as `dense.onDisk`."""
+    """Return the rules by path, such as `dense.onDisk`."""
     rules: Json = {}
     for name, described in schema.get("properties", {}).items():
         block = named.get(described.get("$ref", "").rpartition("/")[2])

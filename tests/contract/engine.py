@@ -1,4 +1,4 @@
-"""The engines behind the requests: the stub as an `Engine` of the embedder, and `mini` shared by all scenarios."""
+"""The engines of the contract test: the stub as an `Engine`, and `mini`, which all scenarios share."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WAIT_MAX_S: Final = 30.0
 
 
 class StubEngine(BlockingEngine):
-    """The engine of the stub: see `tests.contract.stub`.
+    """An engine with the vectors of `tests.contract.stub`.
 
     Args:
-        tokenizer: of `mini`.
-        lost: whether the device computes no more.
+        tokenizer: the tokenizer of `mini`.
+        lost: whether the device is lost.
     """
 
     name = "stub"
@@ -81,11 +81,11 @@ def _within(part: Sequence[int], whole: Sequence[int]) -> bool:
 
 
 class SharedEmbedder(Embedder):
-    """The model of `mini`, which outlives the operations over it."""
+    """The `mini` embedder, which outlives the operations that use it."""
 
     def close(self) -> None:
-        """Leave the model to the world."""
+        """Do nothing: the world closes the model."""
 
     def end(self) -> None:
-        """Stop the model."""
+        """Close the model."""
         super().close()

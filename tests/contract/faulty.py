@@ -1,4 +1,4 @@
-"""Faults of the store: scripted calls of the server double, and a store in front of Qdrant Edge that raises."""
+"""Faults of the store: scripted calls of the server double, and a failing store in front of Qdrant Edge."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CALLS: Final = frozenset(
 
 
 def script(double: GrpcDouble, fault: Fault) -> None:
-    """Have every call of the double fail so, until its script is cleared."""
+    """Make every call of the double fail with this fault until its script is cleared."""
     if fault == "refuses 7":
         double.refused_ids.add(REFUSED_ID)
         return
@@ -53,13 +53,13 @@ def script(double: GrpcDouble, fault: Fault) -> None:
 
 
 class FaultyStore:
-    """A store that raises while it has a fault, and otherwise passes every call on.
+    """A store that raises while it has a fault, and otherwise delegates every call.
 
     Args:
-        store: that does the work.
+        store: the store that does the work.
 
     Attributes:
-        fault: what goes wrong.
+        fault: the current fault.
     """
 
     def __init__(self, store: Store) -> None:
@@ -67,7 +67,7 @@ class FaultyStore:
         self.fault: Fault | None = None
 
     def close(self) -> None:
-        """Leave the store to the stage, which outlives the operations."""
+        """Do nothing: the stage closes the store, which outlives the operations."""
 
     def upsert(self, collection: str, points: Any, *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""

@@ -32,7 +32,7 @@ _DRAWN_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def masked(answer: Any) -> tuple[Any, dict[str, str]]:
-    """The answer with its masks, and by path the texts that are recorded apart."""
+    """Return the masked answer, and by path the texts that are recorded separately."""
     texts: dict[str, str] = {}
     return _masked(_response(answer), "", texts), texts
 
@@ -60,7 +60,7 @@ def _masked(value: Any, path: str, texts: dict[str, str]) -> Any:
 
 
 def _response(answer: Any) -> Any:
-    """An answer over HTTP with masked headers and body; any other as it is."""
+    """Return an HTTP response with masked headers and body; return any other answer unchanged."""
     if not isinstance(answer, dict) or answer.keys() != {"status", "headers", "body"}:
         return answer
     headers, body = dict(answer["headers"]), answer["body"]
@@ -81,7 +81,7 @@ def _response(answer: Any) -> Any:
 
 
 def _families(exposed: str) -> Json:
-    """The type of every metric, the label sets of its samples by name, and the bounds of a histogram."""
+    """Return the type of every metric, the label sets of its samples, and the bounds of a histogram."""
     families: Json = {}
     for family in text_string_to_metric_families(exposed):
         samples: dict[str, set[str]] = {}

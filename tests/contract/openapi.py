@@ -1,4 +1,4 @@
-"""The OpenAPI document as a record of its own, in two parts: what may be asked, and what is answered.
+"""The OpenAPI document as a record in two parts: requests and answers.
 
 Paths, parameters and the schemas of requests are one part; answers, and the schemas that only they name, the other,
 so that a change of one shows apart from the other.
@@ -21,7 +21,7 @@ _REFERENCE: Final = re.compile(r"#/components/schemas/(\w+)")
 
 
 def document() -> Json:
-    """The document that the service serves."""
+    """Return the document that the service serves."""
     call = Call("openapi", "GET", "/openapi.json")
     with opened("stub-edge") as world, world.stage(Scenario("openapi", [call])) as stage:
         described: Json = stage.play(call)["body"]
@@ -29,35 +29,35 @@ def document() -> Json:
 
 
 def split(described: Json) -> tuple[Json, Json]:
-    """The document without its answers, and these."""
-    asked = copy.deepcopy(described)
+    """Return the document without its answers, and the answers."""
+    requests = copy.deepcopy(described)
     answered: Json = {"paths": {}}
-    for path, methods in asked["paths"].items():
+    for path, methods in requests["paths"].items():
         for method, operation in methods.items():
             answered["paths"][f"{method.upper()} {path}"] = operation.pop("responses")
-    schemas = asked["components"]["schemas"]
-    named = _named(str(asked["paths"]), schemas)
+    schemas = requests["components"]["schemas"]
+    named = _named(str(requests["paths"]), schemas)
     answered["schemas"] = {name: schemas.pop(name) for name in sorted(schemas.keys() - named)}
-    return asked, answered
+    return requests, answered
 
 
 def compared() -> list[str]:
-    """The differences from the recorded document."""
-    asked, answered = split(document())
-    return differences(records.read("openapi"), asked, "openapi") + differences(
+    """Return the differences from the recorded document."""
+    requests, answered = split(document())
+    return differences(records.read("openapi"), requests, "openapi") + differences(
         records.read("openapi-answers"), answered, "openapi-answers"
     )
 
 
 def recorded() -> None:
     """Record the document."""
-    asked, answered = split(document())
-    records.write("openapi", asked)
+    requests, answered = split(document())
+    records.write("openapi", requests)
     records.write("openapi-answers", answered)
 
 
 def _named(text: str, schemas: Json) -> set[str]:
-    """The schemas that a text names, and those that these name."""
+    """Return the schemas that a text names, and those that they name in turn."""
     names: set[str] = set()
     waiting = set(_REFERENCE.findall(text))
     while waiting:

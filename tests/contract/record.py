@@ -30,16 +30,16 @@ Chooser = Callable[[str], bool]
 
 
 def tolerance_of(world: str) -> Tolerance:
-    """How far the numbers of this world may be from the recorded ones."""
+    """Return the tolerance for numbers in this world."""
     return STUB if world.startswith("stub") else MINI
 
 
 def played(world: World, area: Area, chosen: Chooser = lambda _case: True) -> tuple[Json, Json]:
-    """The masked answers of an area by case, and by case and path their texts.
+    """Return the masked answers of an area by case, and their texts by case and path.
 
     Args:
-        world: to play in, entered.
-        area: its scenarios are played from their beginning.
+        world: the entered world to play in.
+        area: the area whose scenarios are played from their beginning.
         chosen: whether a scenario with this case is played, and the case is among the answers.
     """
     answers: Json = {}
@@ -59,7 +59,7 @@ def played(world: World, area: Area, chosen: Chooser = lambda _case: True) -> tu
 
 
 def expected(world: World, area: Area) -> tuple[Json, Json]:
-    """The recorded answers of an area in a world, and their texts: as `played` gives them."""
+    """Return the recorded answers of an area in a world, and their texts, in the form of `played`."""
     messages = records.read("messages")
     answers = records.read(f"{area.name}.{world.engine}")
     texts = messages.get(world.engine, {})
@@ -75,13 +75,13 @@ def expected(world: World, area: Area) -> tuple[Json, Json]:
 
 
 def compared(world: World, area: Area, chosen: Chooser = lambda _case: True, *, messages: bool = False) -> list[str]:
-    """The differences from the recorded answers of an area.
+    """Return the differences from the recorded answers of an area.
 
     Args:
-        world: to play in, entered.
-        area: that is played.
-        chosen: which of its cases are compared.
-        messages: whether the texts for a person are compared too.
+        world: the entered world to play in.
+        area: the area to play.
+        chosen: selects the cases to compare.
+        messages: whether texts for a person are compared as well.
     """
     answers, texts = played(world, area, chosen)
     wanted, wanted_texts = expected(world, area)
@@ -102,9 +102,9 @@ def compared(world: World, area: Area, chosen: Chooser = lambda _case: True, *, 
 
 
 def recorded(world: World, area: Area) -> None:
-    """Record the answers of an area; over a server, those that differ from the answers over Qdrant Edge.
+    """Record the answers of an area; over a server, only those that differ from Qdrant Edge.
 
-    An answer that the record allows leaves the record as it is.
+    A recorded answer within the tolerance is not changed.
     """
     answers, texts = played(world, area)
     messages = records.read("messages")
@@ -123,9 +123,11 @@ def recorded(world: World, area: Area) -> None:
             if name not in others or differences(others[name], answer, name, tolerance)
         },
     )
-    kept = {name: text for name, text in messages.get(suite, {}).items() if not name.startswith(f"{area.name}/")}
-    kept |= {name: text for name, text in texts.items() if text != other_texts.get(name)}
-    records.write("messages", {**messages, suite: kept})
+    suite_messages = {
+        name: text for name, text in messages.get(suite, {}).items() if not name.startswith(f"{area.name}/")
+    }
+    suite_messages |= {name: text for name, text in texts.items() if text != other_texts.get(name)}
+    records.write("messages", {**messages, suite: suite_messages})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,18 +144,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play, and compare or record; returns the exit status."""
+    """Play the requests, and compare or record the answers; return the exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.write and arguments.only != "*":
         parser.error("--write records whole areas; leave out --only")
-    logging.disable(logging.CRITICAL)  # of the faults that are played
+    logging.disable(logging.CRITICAL)  # the played faults would log errors
 
     def chosen(case: str) -> bool:
         return fnmatch.fnmatch(case, arguments.only)
 
     lines: list[str] = []
-    # What is recorded over a server is the difference from what is recorded over Qdrant Edge before.
+    # The record of a server holds only the differences from Qdrant Edge, which is recorded first.
     for name in sorted(arguments.world, key=list(WORLDS).index) if arguments.write else arguments.world:
         started, count = time.perf_counter(), 0
         with opened(name) as world:

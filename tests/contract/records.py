@@ -25,7 +25,7 @@ LINE_CHARACTERS_MAX: Final = 110
 
 
 def read(name: str) -> Json:
-    """A file of records; an empty object where there is none."""
+    """Return a file of records, or an empty object if it does not exist."""
     path = FOLDER / f"{name}.json"
     if not path.exists():
         return {}

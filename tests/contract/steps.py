@@ -18,11 +18,11 @@ class Job:
     """A job of the queue.
 
     Attributes:
-        name: unique in its area.
+        name: the name of the case, unique in its area.
         input: the job's input.
-        settings: environment variables beside those of the scenario.
-        fault: a failure meanwhile.
-        reports: whether the last report of progress is recorded beside the answer.
+        settings: environment variables in addition to those of the scenario.
+        fault: the failure during this step.
+        reports: whether the last progress report is recorded with the answer.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Call:
     """A request over HTTP.
 
     Attributes:
-        name: unique in its area.
-        method: of HTTP.
-        path: of the URL, with its query.
+        name: the name of the case, unique in its area.
+        method: the HTTP method.
+        path: the URL path with its query.
         json: the body as JSON, sent with its content type; None sends `content`.
-        content: the body as it is; a list is sent in parts of unannounced length.
-        headers: of the request.
-        settings: environment variables beside those of the scenario.
-        fault: a failure meanwhile.
-        state: of the server.
-        body_max_bytes: limit of the body; None is the server's own.
+        content: the raw body; a list is sent in chunks without a content length.
+        headers: the request headers.
+        settings: environment variables in addition to those of the scenario.
+        fault: the failure during this step.
+        state: the state of the server.
+        body_max_bytes: the server's body limit; None keeps its default.
         stalls: whether the body stops coming after `content`.
     """
 
@@ -68,11 +68,11 @@ class Load:
     """A bulk load from the command line.
 
     Attributes:
-        name: unique in its area.
-        lines: of the file, as JSON values or as they are; None names a file that is missing.
-        options: of the command line.
-        settings: environment variables beside those of the scenario.
-        fault: a failure meanwhile.
+        name: the name of the case, unique in its area.
+        lines: the lines of the file, as JSON values or raw text; None means that the file is missing.
+        options: the command-line options.
+        settings: environment variables in addition to those of the scenario.
+        fault: the failure during this step.
     """
 
     name: str
@@ -87,15 +87,15 @@ Step = Job | Call | Load
 
 @dataclass(frozen=True)
 class Scenario:
-    """Steps in their order, over a store that is empty at first.
+    """A sequence of steps over a store that is empty at first.
 
     Attributes:
-        name: for a reader.
-        steps: each sees what those before it have stored.
-        settings: environment variables of all steps.
-        engines: that play it.
-        stores: that it is played over.
-        multivector_values: numbers that a ColBERT matrix holds; None is the limit of Qdrant.
+        name: a description for readers.
+        steps: the steps in order; each sees the points that earlier steps stored.
+        settings: environment variables for all steps.
+        engines: the engines that play the scenario.
+        stores: the stores over which the scenario is played.
+        multivector_values: maximum number of values in a ColBERT matrix; None is Qdrant's limit.
     """
 
     name: str
@@ -111,15 +111,15 @@ class Area:
     """Scenarios about one part of the contract.
 
     Attributes:
-        name: of the area, and of its records.
-        scenarios: in any order.
+        name: the name of the area and of its records.
+        scenarios: the scenarios, in any order.
     """
 
     name: str
     scenarios: Sequence[Scenario]
 
     def cases(self) -> Iterator[str]:
-        """The name of every case, `area/step`."""
+        """Return the name of every case, `area/step`."""
         for scenario in self.scenarios:
             for step in scenario.steps:
                 yield f"{self.name}/{step.name}"

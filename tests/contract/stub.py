@@ -28,7 +28,7 @@ _WEIGHTS: Final = 255
 
 
 def dense(ids: Sequence[int]) -> NDArray[np.float32]:
-    """The dense vector of a text: the majority of its tokens' signs, so that texts with common tokens are near."""
+    """Return the dense vector of a text: the majority of its tokens' signs, so that similar texts are near."""
     inner = ids[1:-1] or ids[:1]
     votes = np.sum([_signs(token, 0) for token in inner], axis=0)
     signs = np.where(votes == 0, _signs(inner[0], 0), np.sign(votes))
@@ -36,15 +36,15 @@ def dense(ids: Sequence[int]) -> NDArray[np.float32]:
 
 
 def sparse(ids: Sequence[int], dropped: Collection[int]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Indices, ascending, and weights of a text, which depend on the token and on the whole text."""
-    kept = sorted(set(ids) - set(dropped))
+    """Return the ascending indices and weights of a text, which depend on the token and the whole text."""
+    indices = sorted(set(ids) - set(dropped))
     text = repr(list(ids))
-    weights = [1 + _draw(f"weight {token} in {text}", 2) % _WEIGHTS for token in kept]
-    return np.array(kept, dtype=np.uint32), (np.array(weights) / 256).astype(np.float32)
+    weights = [1 + _draw(f"weight {token} in {text}", 2) % _WEIGHTS for token in indices]
+    return np.array(indices, dtype=np.uint32), (np.array(weights) / 256).astype(np.float32)
 
 
 def colbert(ids: Sequence[int]) -> NDArray[np.float32]:
-    """A row per token but the first: its own signs, some turned by the tokens around it."""
+    """Return a row per token but the first: its own signs, some flipped by the neighbouring tokens."""
     rows = []
     for index in range(1, len(ids)):
         around = f"{ids[index - 1]} {ids[index]} {ids[index + 1] if index + 1 < len(ids) else None}"

@@ -1,4 +1,4 @@
-"""The comparison of answers: whatever a client could notice is found, and nothing else."""
+"""The comparison of answers reports every difference that a client could notice, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWER: dict[str, Any] = {
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The answer with another value at a path such as `results.0.hits`."""
+    """Return the answer with another value at a path such as `results.0.hits`."""
     answer = copy.deepcopy(ANSWER)
     *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     target: Any = answer
@@ -38,7 +38,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 def test_equal_answers_do_not_differ() -> None:
-    """A record that is met is silent."""
+    """Equal answers have no differences."""
     assert differences(ANSWER, copy.deepcopy(ANSWER), "case") == []
 
 
@@ -58,12 +58,12 @@ def test_equal_answers_do_not_differ() -> None:
     ],
 )
 def test_a_change_is_found_by_its_path(path: str, value: Any, line: str) -> None:
-    """A number, a type, a key that is missing or new, a list of another length: each is one line."""
+    """A changed number, type, key or list length is one line each, with its path."""
     assert differences(ANSWER, changed(path, value), "case") == [line]
 
 
 def test_hits_of_equal_score_may_change_places() -> None:
-    """Qdrant returns them in no fixed order; any other exchange is a difference."""
+    """Hits of equal score may change places, as Qdrant does not order them; others may not."""
     first, second, third, fourth = ANSWER["results"][0]["hits"]
     assert differences(ANSWER, changed("results.0.hits", [first, third, second, fourth]), "case") == []
     assert differences(ANSWER, changed("results.0.hits", [second, first, third, fourth]), "case")
@@ -72,22 +72,22 @@ def test_hits_of_equal_score_may_change_places() -> None:
 
 
 def test_hits_of_nearly_equal_score_may_change_places_within_the_tolerance() -> None:
-    """On a model's scores the last decimals are no order."""
-    one, other = {"id": 1, "score": 0.50001}, {"id": 2, "score": 0.5}
-    expected, actual = {"hits": [one, other]}, {"hits": [other, one]}
+    """The last decimals of a model's scores do not determine the order."""
+    first, second = {"id": 1, "score": 0.50001}, {"id": 2, "score": 0.5}
+    expected, actual = {"hits": [first, second]}, {"hits": [second, first]}
     assert differences(expected, actual, "case", MINI) == []
     assert len(differences(expected, actual, "case", EXACT)) == 4
 
 
 def test_numbers_are_compared_within_the_tolerance() -> None:
-    """It is relative above 1, and never holds for integers."""
+    """The tolerance is relative above 1 and never applies to integers."""
     tolerance = Tolerance(numbers=1e-3)
     assert differences([0.5, 900.0], [0.5009, 900.8], "case", tolerance) == []
     assert len(differences([0.5, 900.0, 4], [0.5011, 901.0, 5], "case", tolerance)) == 3
 
 
 def test_only_scores_have_a_tolerance_on_the_stub() -> None:
-    """Vectors and contributions are exact."""
+    """On the stub, vectors and contributions are compared exactly."""
     expected = {"score": 0.5, "fusion": {"dense": 0.25}, "dense": [0.125]}
     near = {"score": 0.5000001, "fusion": {"dense": 0.2500001}, "dense": [0.1250001]}
     assert differences(expected, near, "case", STUB) == ["case.dense[0]: 0.125 -> 0.1250001"]

@@ -1,4 +1,4 @@
-"""The wire as it was recorded: requests of every kind get the answers that clients have come to rely on."""
+"""The wire format is as recorded: every kind of request gets the answer that clients rely on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 @pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
 def test_answers_are_the_recorded_ones(world: World, area: Area) -> None:
-    """A client gets the answers that it got before: structure, codes, statuses, details and numbers.
+    """A client gets the recorded structure, codes, statuses, details and numbers.
 
     `python -m tests.contract.record --write` records an answer that is meant to change.
     """
@@ -45,25 +45,25 @@ def test_answers_are_the_recorded_ones(world: World, area: Area) -> None:
 
 
 def test_the_openapi_document_is_the_recorded_one() -> None:
-    """A client that was generated from the description keeps working."""
+    """A client that was generated from the OpenAPI document keeps working."""
     lines = openapi.compared()
     assert not lines, "\n".join(lines)
 
 
 def test_the_names_of_settings_are_the_recorded_ones() -> None:
-    """A configuration of an operator keeps its meaning: variables, the collection block, build arguments, options."""
+    """Variables, the collection block, build arguments and options keep their names and meaning."""
     lines = configuration.compared()
     assert not lines, "\n".join(lines)
 
 
 def test_there_are_enough_requests_each_with_a_name() -> None:
-    """A difference names its request."""
+    """Every request has a unique name, which identifies it in a difference."""
     names = [case for area in AREAS for case in area.cases()]
     assert len(names) == len(set(names)) >= REQUESTS_MIN
 
 
 def test_every_error_code_occurs() -> None:
-    """Every code that a client branches on is part of the record."""
+    """The record contains every error code."""
     schemas = records.read("openapi-answers")["schemas"]
     codes = set(schemas["Error"]["properties"]["error_code"]["enum"])
     occurring: set[str] = set()
@@ -73,7 +73,7 @@ def test_every_error_code_occurs() -> None:
 
 
 def test_every_field_of_every_request_occurs() -> None:
-    """No option of a request can change unnoticed: each is used in a request that is not about its validation."""
+    """Every option of a request occurs in a case outside its validation."""
     schemas = records.read("openapi")["components"]["schemas"]
     fields = {
         f"{name}.{field}"
@@ -101,7 +101,7 @@ def _collect_codes(value: Any, occurring: set[str]) -> None:
 
 
 def _request(step: Step) -> tuple[str | None, Any]:
-    """The schema of a request, and the request."""
+    """Return the schema of a request, and the request."""
     if isinstance(step, Call):
         return PATHS.get(step.path), step.json
     if not isinstance(step, Job) or not isinstance(step.input, dict):

@@ -60,8 +60,8 @@ class World:
     """One engine over one kind of store.
 
     Args:
-        engine: of the model.
-        store: that scenarios are played over.
+        engine: the engine of the model.
+        store: the store over which scenarios are played.
     """
 
     def __init__(self, engine: Engine, store: StoreKind) -> None:
@@ -84,11 +84,11 @@ class World:
             self._shared.end()
 
     def plays(self, scenario: Scenario) -> bool:
-        """Whether a scenario is played in this world."""
+        """Return whether a scenario is played in this world."""
         return self.engine in scenario.engines and self.store in scenario.stores
 
     def embedder(self, settings: Settings, *, lost: bool = False) -> tuple[Embedder, StubEngine | None]:
-        """A model for one set of settings, and its engine if that is the stub."""
+        """Return a model for one set of settings, and its engine if that is the stub."""
         if self._shared is not None:
             return self._shared, None
         engine = StubEngine(self._tokenizer, lost=lost)
@@ -97,7 +97,7 @@ class World:
 
     @contextmanager
     def stage(self, scenario: Scenario) -> Iterator[Stage]:
-        """An empty store for the scenario, and the service over it."""
+        """Yield an empty store for the scenario and the service over it."""
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             if scenario.multivector_values is not None:
@@ -122,7 +122,7 @@ class World:
 
 
 class Stage:
-    """The service during one scenario: operations per set of settings, all over one store."""
+    """The service during one scenario: operations per set of settings over one store."""
 
     def __init__(
         self, world: World, scenario: Scenario, store: FaultyStore, double: GrpcDouble | None, folder: Path
@@ -136,13 +136,13 @@ class Stage:
         self._runner = asyncio.Runner()
 
     def close(self) -> None:
-        """End the operations."""
+        """Close the operations."""
         for operations, _ in self._operations.values():
             operations.close()
         self._runner.close()
 
     def play(self, step: Step) -> Any:
-        """The answer to a step, as its caller reads it."""
+        """Return the answer to a step as its caller reads it."""
         environment = {**ENVIRONMENT, **self._scenario.settings, **step.settings}
         if isinstance(step, Load):
             with self._failing(step.fault):
@@ -172,7 +172,7 @@ class Stage:
 
     @contextmanager
     def _failing(self, fault: Fault | None) -> Iterator[None]:
-        """Have the store fail so for the block; a fault of the model is the engine's."""
+        """Make the store fail with this fault inside the context; the engine handles a fault of the model."""
         if fault is None or fault == "device lost":
             yield
         elif self._double is not None and fault != "defect":
@@ -186,7 +186,7 @@ class Stage:
             self._store.fault = None
 
     def _loaded(self, step: Load, environment: Mapping[str, str]) -> Json:
-        """The exit status of a bulk load, its summary and rejected lines, and its message where it has no summary."""
+        """Return a bulk load's exit status, summary and rejected lines, and its message if there is no summary."""
         source, rejects = self._folder / "lines.jsonl", self._folder / "rejects.jsonl"
         for path in (source, rejects):
             path.unlink(missing_ok=True)
@@ -216,13 +216,13 @@ def _line(value: Any) -> bytes:
 
 
 def _read(value: Any) -> Any:
-    """The value as the other side reads it: strict JSON."""
+    """Parse the value as the other side does: strict JSON."""
     return json.loads(json.dumps(value, allow_nan=False))
 
 
 @contextmanager
 def _filled(operations: Operations, engine: StubEngine) -> Iterator[None]:
-    """Hold the model and fill its queue for the block."""
+    """Block the model and fill its queue inside the context."""
     engine.gate.clear()
     engine.begun.clear()
     room = operations.settings.queue_tokens
@@ -254,7 +254,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 async def _called(step: Call, settings: Settings, operations: Operations) -> Json:
-    """Status, headers and body of an answer over HTTP."""
+    """Return the status, headers and body of an HTTP response."""
     state = ServerState(settings)
     if step.state != "loading":
         state.open(operations)
@@ -305,21 +305,21 @@ WORLDS: Final[Mapping[str, tuple[Engine, StoreKind]]] = {
 
 
 def opened(name: str) -> World:
-    """The world of this name; enter it to play."""
+    """Return the world of this name; enter it to play."""
     return World(*WORLDS[name])
 
 
 def settings() -> Json:
-    """The default of every setting, by the name of its variable."""
+    """Return the default of every setting by its variable name."""
     defaults = Settings.model_validate({}).model_dump(mode="json", by_alias=True)
     return {name.upper(): default for name, default in defaults.items()}
 
 
 def collection_fields() -> Json:
-    """The JSON schema of `QDRANT_COLLECTION_CONFIG`."""
+    """Return the JSON schema of `QDRANT_COLLECTION_CONFIG`."""
     return CollectionConfig.model_json_schema()
 
 
 def command_help() -> dict[str, str]:
-    """The help of every command that takes options."""
+    """Return the help of every command that has options."""
     return {name: invoke(name, "--help").out for name in COMMANDS}

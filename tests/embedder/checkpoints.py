@@ -1,4 +1,4 @@
-"""What tests do to the files of a checkpoint."""
+"""Functions that change the files of a checkpoint for a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 
 def as_bin(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Turn the weights of a checkpoint into `pytorch_model.bin`; returns them."""
+    """Convert the weights of a checkpoint to `pytorch_model.bin` and return them."""
     weights = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
     torch.save(weights, checkpoint / "pytorch_model.bin")
@@ -35,7 +35,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def cached(cache: Path, model: str, revision: str, checkpoint: Path) -> Path:
-    """Put a checkpoint into a cache as the hub client lays it out."""
+    """Copy a checkpoint into a cache in the layout of the hub client."""
     snapshot = cache / f"models--{model.replace('/', '--')}" / "snapshots" / revision
     shutil.copytree(checkpoint, snapshot)
     return snapshot

@@ -1,4 +1,4 @@
-"""Checkpoints and the engines on them, built once per session."""
+"""Checkpoints and their engines, built once per session."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def _few_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mini() -> Bench:
-    """The trained miniature: 512 tokens, lower-casing tokenizer, mostly English."""
+    """The trained miniature model: 512 tokens, lower-casing tokenizer, mostly English."""
     return Bench(MINI)
 
 
 @pytest.fixture(scope="session")
 def polyglot_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tokenizer that has learnt the scripts of `TEXTS`, so that they are not all `<unk>`."""
+    """A directory with a tokenizer trained on the scripts of `TEXTS`, so that few of them are `<unk>`."""
     path = tmp_path_factory.mktemp("tokenizer")
-    known = [sample for name, sample in TEXTS.items() if not name.startswith(("literal", "all literals", "long"))]
-    save_tokenizer(train_tokenizer(known * 3, 300), path, 8192)
+    samples = [sample for name, sample in TEXTS.items() if not name.startswith(("literal", "all literals", "long"))]
+    save_tokenizer(train_tokenizer(samples * 3, 300), path, 8192)
     return path
 
 
 @pytest.fixture(scope="session")
 def long(tmp_path_factory: pytest.TempPathFactory, polyglot_tokenizer: Path) -> Bench:
-    """Random weights, 8192 tokens, `.bin` as BAAI/bge-m3 is published."""
+    """A checkpoint with random weights and 8192 tokens, in `.bin` as BAAI/bge-m3 is published."""
     return Bench(
         build(
             tmp_path_factory.mktemp("checkpoints") / "long",
@@ -60,7 +60,7 @@ def long(tmp_path_factory: pytest.TempPathFactory, polyglot_tokenizer: Path) -> 
 
 @pytest.fixture(scope="session")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """Random weights of unusual sizes, float16 safetensors, more embedding rows than tokens."""
+    """A checkpoint with unusual sizes: random float16 safetensors, more embedding rows than tokens."""
     return Bench(
         build(
             tmp_path_factory.mktemp("checkpoints") / "odd",
@@ -78,9 +78,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="session", params=["mini", "long", "odd"])
 def bench(request: pytest.FixtureRequest) -> Bench:
-    """Each of the three checkpoints."""
-    found: Bench = request.getfixturevalue(request.param)
-    return found
+    """Each of the three checkpoints in turn."""
+    checkpoint: Bench = request.getfixturevalue(request.param)
+    return checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +91,13 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_checkpoint(tmp_path: Path, _small: Path) -> Path:
-    """A small random checkpoint of one's own, to break."""
+    """A small random checkpoint that a test may modify."""
     return shutil.copytree(_small, tmp_path / "checkpoint")
 
 
 @pytest.fixture
 def packed_from() -> Callable[[Path], PackedEngine]:
-    """The packed engine of a checkpoint, in float32."""
+    """Load the packed engine of a checkpoint in float32."""
     return lambda checkpoint: PackedEngine.load(
         checkpoint, device="cpu", dtype="float32", dropped_ids=frozenset({0, 1, 2, 3})
     )

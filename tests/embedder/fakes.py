@@ -1,4 +1,4 @@
-"""Engines without a model: real implementations of the `Engine` seam whose vectors say which text they are of."""
+"""Engines without a model: implementations of `Engine` whose vectors identify their text."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from embedder.engines import (
 from embedder.tokenizer import EncodedText
 from embedder.vectors import Outputs
 
-PATIENCE = 30.0
-"""Seconds after which a test that hangs fails. Nothing is measured by it."""
+WAIT_MAX_S = 30.0
+"""Timeout in seconds after which a hanging test fails. No measurement depends on it."""
 
 WIDTH = 4
 
 
 def text(number: int, length: int = 3) -> EncodedText:
-    """A text of `length` tokens that a `CountingEngine` knows by its number."""
+    """Return a text of `length` tokens that `CountingEngine` identifies by its number."""
     return EncodedText(np.array([0, *[number] * (length - 2), 2], dtype=np.int32), truncated=False)
 
 
 class CountingEngine:
-    """Vectors computed from the text's number alone; remembers every batch it was given.
+    """An engine that computes vectors from the text's number alone and records every batch.
 
     Args:
-        device: computes when a batch is launched if `cpu`, otherwise when somebody waits for it.
-        broken: numbers of texts on which a pass fails.
-        error: what it fails with.
-        spoiled: numbers of texts that get vectors that are not finite.
-        spoil: the kind that is spoiled.
+        device: `cpu` computes a batch when it is launched, any other device when it is awaited.
+        broken: the numbers of the texts on which a pass fails.
+        error: creates the exception of a failing pass.
+        spoiled: the numbers of the texts whose vectors are not finite.
+        spoil: the kind of vector that is not finite.
     """
 
     name = "packed"
@@ -71,12 +71,12 @@ class CountingEngine:
 
     @property
     def seen(self) -> list[int]:
-        """The numbers of all texts of all batches, in order."""
+        """Return the numbers of all texts of all batches, in order."""
         return [number for batch in self.batches for number in batch]
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Passes that start inside wait for the end of the block."""
+        """Block every pass that starts inside the context until the context ends."""
         self._open.clear()
         try:
             yield
@@ -84,11 +84,11 @@ class CountingEngine:
             self._open.set()
 
     def wait_for_pass(self) -> None:
-        """Return once one more pass has started."""
-        assert self._started.acquire(timeout=PATIENCE)
+        """Wait until one more pass has started."""
+        assert self._started.acquire(timeout=WAIT_MAX_S)
 
     def another_pass_starts(self) -> bool:
-        """Whether one more pass starts soon; only a pass that must not start costs the time."""
+        """Return whether one more pass starts soon; only a pass that must not start costs the full wait."""
         return self._started.acquire(timeout=0.3)
 
     def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
@@ -115,8 +115,8 @@ class CountingEngine:
         return numbers
 
     def finish(self, batch: TokenBatch, outputs: Outputs, texts: list[int]) -> EncodedBatch:
-        """The vectors of the texts with these numbers."""
-        assert self._open.wait(PATIENCE)
+        """Return the vectors of the texts with these numbers."""
+        assert self._open.wait(WAIT_MAX_S)
         if self._broken.intersection(texts):
             raise self._error()
         numbers = np.array(texts)
@@ -151,7 +151,7 @@ class CountingEngine:
 
 @dataclass(frozen=True)
 class _Launched:
-    """A batch that a device computes while its engine takes others."""
+    """A batch that computes on a device while its engine accepts others."""
 
     engine: CountingEngine
     batch: TokenBatch

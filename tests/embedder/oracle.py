@@ -1,4 +1,4 @@
-"""FlagEmbedding's public interface as the oracle, and how two sets of vectors are compared."""
+"""FlagEmbedding's public interface as the oracle, and comparisons of two sets of vectors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from embedder.tokenizer import Tokenizer
 from embedder.vectors import Embedding, Outputs, SparseVector
 
 TOLERANCE = 2e-5
-"""Most that a float32 component may differ from FlagEmbedding's."""
+"""Maximum difference of a float32 component from FlagEmbedding's."""
 
-LEAST_COSINE = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 0.999, "float8": 0.996}
-"""Measured on the miniature: 0.99987, 0.999999, 0.9997 and 0.9984 for the last four."""
+COSINE_MIN = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 0.999, "float8": 0.996}
+"""Minimum cosine to float32 by type. Measured: 0.99987, 0.999999, 0.9997 and 0.9984 for the last four, on `mini`."""
 
 NEGLIGIBLE = 1e-6
-"""A sparse weight above it must be found by both sides."""
+"""Both sides must report a sparse weight above this value."""
 
 
 class Oracle:
-    """`BGEM3FlagModel.encode` on the CPU in float32, its answer as our values."""
+    """`BGEM3FlagModel.encode` on the CPU in float32, with its results converted to `Embedding`."""
 
     def __init__(self, checkpoint: Path) -> None:
         from FlagEmbedding import BGEM3FlagModel
@@ -32,14 +32,14 @@ class Oracle:
         self._model: Any = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu")
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Embedding]:
-        """All three vectors of each text. `truncated` is False throughout: the oracle does not say."""
-        found = self._model.encode(
+        """Return all three vectors of each text; `truncated` is always False, as the oracle does not report it."""
+        vectors = self._model.encode(
             list(texts), return_dense=True, return_sparse=True, return_colbert_vecs=True, max_length=max_length
         )
         return [
             Embedding(dense, _sparse(weights), colbert, tokens=len(colbert) + 1, truncated=False)
             for dense, weights, colbert in zip(
-                found["dense_vecs"], found["lexical_weights"], found["colbert_vecs"], strict=True
+                vectors["dense_vecs"], vectors["lexical_weights"], vectors["colbert_vecs"], strict=True
             )
         ]
 
@@ -54,7 +54,7 @@ def _sparse(weights: dict[str, np.float32]) -> SparseVector:
 def embed(
     engine: Engine, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, outputs: Outputs | None = None
 ) -> list[Embedding]:
-    """The vectors of texts from one batch through the `Engine` seam, without a pool."""
+    """Embed texts as one batch through the `Engine` interface, without a pool."""
     encoded = tokenizer.encode(texts, max_length)
     batch = TokenBatch.of([text.ids for text in encoded])
     vectors = engine.encode(batch, outputs or Outputs())
@@ -72,19 +72,19 @@ def embed(
 
 
 def assert_same(ours: Sequence[Embedding], theirs: Sequence[Embedding], tolerance: float = TOLERANCE) -> None:
-    """Fail unless both hold the same vectors of the same texts, component by component."""
+    """Assert that both lists hold the same vectors for the same texts, component by component."""
     assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.tokens == other.tokens
-        _assert_close(one.dense, other.dense, tolerance)
-        _assert_close(one.colbert, other.colbert, tolerance)
-        assert (one.sparse is None) == (other.sparse is None)
-        if one.sparse is not None and other.sparse is not None:
-            _assert_same_weights(weights_of(one.sparse), weights_of(other.sparse), tolerance)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.tokens == their.tokens
+        _assert_close(our.dense, their.dense, tolerance)
+        _assert_close(our.colbert, their.colbert, tolerance)
+        assert (our.sparse is None) == (their.sparse is None)
+        if our.sparse is not None and their.sparse is not None:
+            _assert_same_weights(weights_of(our.sparse), weights_of(their.sparse), tolerance)
 
 
 def assert_well_formed(embedding: Embedding) -> None:
-    """Fail unless the vectors have the types, shapes and norms that `Embedding` promises."""
+    """Assert that the vectors have the types, shapes and norms that `Embedding` promises."""
     if embedding.dense is not None:
         assert embedding.dense.dtype == np.float32
         assert embedding.dense.ndim == 1
@@ -102,27 +102,27 @@ def assert_well_formed(embedding: Embedding) -> None:
         assert (np.abs(np.linalg.norm(embedding.colbert, axis=1) - 1) < TOLERANCE).all()
 
 
-def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine per row of two matrices, or of two vectors."""
-    a, b = np.atleast_2d(one).astype(np.float64), np.atleast_2d(other).astype(np.float64)
-    found: NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return found
+def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the cosine per row of two matrices, or of two vectors."""
+    a, b = np.atleast_2d(left).astype(np.float64), np.atleast_2d(right).astype(np.float64)
+    values: NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return values
 
 
 def weights_of(sparse: SparseVector) -> dict[int, float]:
-    """Token id to weight."""
+    """Map each token id of the sparse vector to its weight."""
     return dict(zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True))
 
 
-def _assert_close(one: NDArray[Any] | None, other: NDArray[Any] | None, tolerance: float) -> None:
-    assert (one is None) == (other is None)
-    if one is not None and other is not None:
-        assert one.shape == other.shape
-        assert np.abs(one - other).max(initial=0.0) <= tolerance
+def _assert_close(ours: NDArray[Any] | None, theirs: NDArray[Any] | None, tolerance: float) -> None:
+    assert (ours is None) == (theirs is None)
+    if ours is not None and theirs is not None:
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max(initial=0.0) <= tolerance
 
 
 def _assert_same_weights(ours: dict[int, float], theirs: dict[int, float], tolerance: float) -> None:
     for token_id in ours.keys() | theirs.keys():
-        one, other = ours.get(token_id, 0.0), theirs.get(token_id, 0.0)
-        assert abs(one - other) <= tolerance
-        assert max(one, other) <= NEGLIGIBLE or (token_id in ours and token_id in theirs)
+        our_weight, their_weight = ours.get(token_id, 0.0), theirs.get(token_id, 0.0)
+        assert abs(our_weight - their_weight) <= tolerance
+        assert max(our_weight, their_weight) <= NEGLIGIBLE or (token_id in ours and token_id in theirs)

@@ -1,4 +1,4 @@
-"""Attention is computed by the kernel that the torch at hand has, asked for what it lets one ask for."""
+"""Attention runs on the flash kernel of the installed torch, with the options that this kernel accepts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn.attention import varlen
 from embedder.model.attention import flash_kernel
 
 
-@pytest.mark.parametrize(("hip", "asked"), [(None, {"num_splits": 1}), ("6.4.43482", {})], ids=["cuda", "rocm"])
+@pytest.mark.parametrize(("hip", "options"), [(None, {"num_splits": 1}), ("6.4.43482", {})], ids=["cuda", "rocm"])
 def test_rocm_is_not_asked_about_splits(
-    hip: str | None, asked: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    hip: str | None, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One split per text on CUDA; on ROCm, whose kernel refuses the number, none is named."""
-    given: list[dict[str, Any]] = []
+    """CUDA computes one split per text; on ROCm, whose kernel rejects the option, it is not passed."""
+    passed_options: list[dict[str, Any]] = []
 
     def kernel(q: Tensor, *_: object, num_splits: int | None = None) -> Tensor:
-        given.append({} if num_splits is None else {"num_splits": num_splits})
+        passed_options.append({} if num_splits is None else {"num_splits": num_splits})
         return q
 
     monkeypatch.setattr(torch.version, "hip", hip)
@@ -31,7 +31,7 @@ def test_rocm_is_not_asked_about_splits(
     assert attend is not None
     q = torch.zeros(2, 1, 64)
     assert attend(q, q, q, torch.tensor([0, 2]), 2) is q
-    assert given == [asked]
+    assert passed_options == [options]
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_rocm_is_not_asked_about_splits(
     [("cpu", torch.float16, 64), ("cuda:0", torch.float32, 64), ("cuda:0", torch.float16, 60)],
 )
 def test_what_the_kernel_does_not_take_is_left_to_others(device: str, dtype: torch.dtype, head: int) -> None:
-    """A CPU, a wide type and an odd head have no flash kernel, and nobody is asked for it."""
+    """A CPU, float32 and an unsupported head size have no flash kernel, and none is called."""
     assert flash_kernel(device, dtype, head) is None

@@ -1,4 +1,4 @@
-"""The token budget is measured, within the time allowed. The clock is the engine's own."""
+"""The token budget is measured within the time limit, on the engine's own clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.embedder.fakes import CountingEngine
 
 
 class TimedEngine(CountingEngine):
-    """Takes as long as it is told for a number of tokens, by a clock of its own."""
+    """An engine that takes a given time for a number of tokens, on a clock of its own."""
 
     def __init__(
         self,
@@ -44,19 +44,19 @@ class TimedEngine(CountingEngine):
         return super().encode(batch, outputs, yield_point)
 
     def calibrated(self, seconds: float = 1e9) -> int:
-        """The budget found."""
+        """Return the budget that calibration chooses."""
         return calibrate(self, seconds=seconds, clock=lambda: self.now)
 
 
 @pytest.mark.parametrize(("device", "largest"), [("cpu", 16_384), ("cuda:0", 32_768)])
 def test_the_budget_grows_while_the_rate_does(device: str, largest: int) -> None:
-    """Where a larger batch is always faster per token, the largest is taken."""
+    """If a larger batch is always faster per token, the largest size is chosen."""
     assert TimedEngine(lambda tokens: tokens**0.5, device=device).calibrated() == largest
 
 
 @pytest.mark.parametrize("plateau", [512, 1024, 4096])
 def test_the_budget_stops_where_the_rate_does(plateau: int) -> None:
-    """Beyond the size at which the rate is constant, queries would only wait longer."""
+    """The budget stops at the size where the rate becomes constant, as queries would only wait longer."""
     assert TimedEngine(lambda tokens: max(tokens, plateau) / 1000).calibrated() == plateau
 
 
@@ -67,14 +67,14 @@ def test_a_gain_below_five_per_cent_is_not_worth_it() -> None:
 
 @pytest.mark.parametrize("allowed", [0.1, 1.0, 3.0])
 def test_the_time_allowed_is_kept(allowed: float) -> None:
-    """The search ends before `seconds` are exceeded, but for one smallest batch."""
+    """The search ends before `seconds` are exceeded by more than one smallest batch."""
     engine = TimedEngine(lambda tokens: tokens**0.5 / 100)
     assert engine.calibrated(allowed) == engine.tokens[-1] < 16_384
     assert engine.now <= max(allowed, 512**0.5 / 100)
 
 
 def test_a_slow_machine_gets_the_smallest_budget_after_one_batch() -> None:
-    """Where one small batch takes all the time there is, it is not repeated."""
+    """If one small batch takes all the time allowed, it is not repeated."""
     engine = TimedEngine(lambda tokens: tokens / 10)
     assert engine.calibrated(2.0) == 512
     assert engine.tokens == [512]
@@ -87,7 +87,7 @@ def test_a_device_with_little_memory_gets_what_fits() -> None:
 
 @pytest.mark.parametrize("max_length", [10, 64, 8192])
 def test_measuring_respects_the_model(max_length: int) -> None:
-    """No text longer than the model takes is used to warm or to measure."""
+    """Warming and measuring use no text longer than the model's limit."""
     engine = TimedEngine(lambda tokens: 1.0, max_length=max_length)
     engine.warm()
     engine.calibrated()
@@ -95,7 +95,7 @@ def test_measuring_respects_the_model(max_length: int) -> None:
 
 
 def test_the_batches_of_all_streams_fit_together() -> None:
-    """On a GPU the budget is halved until a batch per stream fits into what memory is free."""
+    """On a GPU the budget is halved until a batch per stream fits into the free memory."""
 
     class Small(TimedEngine):
         def memory_share(self, batch: TokenBatch) -> float:
@@ -107,7 +107,7 @@ def test_the_batches_of_all_streams_fit_together() -> None:
 
 
 def test_a_hiccup_does_not_end_the_search() -> None:
-    """A size that something else slowed down once is measured again."""
+    """A size that was slowed down once by something else is measured again."""
 
     class Stuttering(TimedEngine):
         def probe(self, batch: TokenBatch) -> None:
@@ -119,15 +119,15 @@ def test_a_hiccup_does_not_end_the_search() -> None:
 
 
 def test_the_rate_of_a_product_is_its_arithmetic_over_its_time() -> None:
-    """2 x rows x 1024 x 4096 operations in the shortest of the runs, of which each type has one per round."""
+    """The rate is 2 x rows x 1024 x 4096 operations over the fastest run; every round runs each type once."""
     seconds = [0.5, 9.0, 0.25, 7.0, 1.0, 8.0]
     ticks = chain.from_iterable((10.0 * n, 10.0 * n + took) for n, took in enumerate(seconds))
-    found = product_rates(["float32", "bfloat16"], rows=8, rounds=3, clock=lambda: next(ticks))
-    assert found == {"float32": 2 * 8 * 1024 * 4096 / 0.25, "bfloat16": 2 * 8 * 1024 * 4096 / 7}
+    rates = product_rates(["float32", "bfloat16"], rows=8, rounds=3, clock=lambda: next(ticks))
+    assert rates == {"float32": 2 * 8 * 1024 * 4096 / 0.25, "bfloat16": 2 * 8 * 1024 * 4096 / 7}
 
 
 def test_measuring_a_product_leaves_the_threads_as_they_were() -> None:
-    """One core is measured, and all that were meant to be used are used afterwards."""
+    """One core is measured, and the configured number of threads is restored afterwards."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""What is loaded is what was published; what cannot be loaded is refused by name, and no file runs code."""
+"""The published checkpoint is loaded; an invalid one is refused by name, and no file runs code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Load = Callable[[Path], PackedEngine]
 
 
 class Marker:
-    """Pickles to a command that leaves a directory behind when it is run."""
+    """A pickle that runs a command, which creates a directory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,7 +34,7 @@ class Marker:
 
 
 def refused(load: Callable[[], object], mentions: str, checkpoint: Path) -> None:
-    """Fail unless loading is refused with a message that has `mentions` and does not say where the files are."""
+    """Assert that loading is refused with a message that contains `mentions` and hides the path of the files."""
     with pytest.raises(ConfigurationError, match=re.escape(mentions)) as caught:
         load()
     assert str(checkpoint) not in str(caught.value)
@@ -49,7 +49,7 @@ def test_the_miniature_is_found_by_its_name() -> None:
 
 
 def test_a_directory_is_used_as_it_is(small_checkpoint: Path) -> None:
-    """A local directory in the published layout is a model."""
+    """A local directory in the published layout is loaded as a model."""
     assert find_checkpoint(str(small_checkpoint)) == small_checkpoint
 
 
@@ -63,20 +63,20 @@ def test_a_missing_file_is_named(small_checkpoint: Path, name: str) -> None:
 
 
 def test_all_missing_files_are_named(tmp_path: Path) -> None:
-    """An empty directory is told everything that it lacks at once."""
+    """The error for an empty directory lists every missing file."""
     names = "config.json, tokenizer.json, sparse_linear.pt, colbert_linear.pt, model.safetensors or pytorch_model.bin"
     refused(lambda: find_checkpoint(str(tmp_path)), names, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "nothing-of-this-name", "./nothing", "a/b/c", "/", "../..x/", "a/ "])
-def test_a_name_that_is_no_model_is_refused(name: str) -> None:
-    """What is no directory and no hub name is refused at once, without asking the network."""
+def test_an_invalid_model_name_is_refused(name: str) -> None:
+    """A value that is neither a directory nor a hub name is refused immediately, without network access."""
     with pytest.raises(ConfigurationError, match="MODEL_ID"):
         find_checkpoint(name)
 
 
 def test_the_platform_cache_gives_the_pinned_revision(tmp_path: Path, small_checkpoint: Path) -> None:
-    """RunPod's model cache is used where it holds the pinned commit, whatever else it holds."""
+    """RunPod's model cache is used if it holds the pinned commit, whatever else it holds."""
     cached(tmp_path / "hub", DEFAULT_MODEL, "1" * 40, small_checkpoint)
     snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
     assert find_checkpoint(DEFAULT_MODEL, platform_cache=tmp_path / "hub") == snapshot
@@ -85,7 +85,7 @@ def test_the_platform_cache_gives_the_pinned_revision(tmp_path: Path, small_chec
 def test_the_platform_cache_with_another_revision_is_used_with_a_warning(
     tmp_path: Path, small_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the cache holds another commit under `main`, it is used, and the log says which and which was pinned."""
+    """A cache with another commit under `main` is used, and a warning names both commits."""
     snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, "1" * 40, small_checkpoint)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
@@ -99,7 +99,7 @@ def test_the_platform_cache_with_another_revision_is_used_with_a_warning(
 def test_the_platform_cache_of_another_model_needs_no_pin(
     tmp_path: Path, small_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fine-tuned model of one's own is taken from the cache at `main` without a warning."""
+    """A user's fine-tuned model is loaded from the cache at `main` without a warning."""
     snapshot = cached(tmp_path / "hub", "me/tuned", "2" * 40, small_checkpoint)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
@@ -110,7 +110,7 @@ def test_the_platform_cache_of_another_model_needs_no_pin(
 
 
 def test_a_cached_model_that_is_incomplete_is_refused(tmp_path: Path, small_checkpoint: Path) -> None:
-    """A cached snapshot whose weights are missing is named as such rather than half loaded."""
+    """A cached snapshot without weights is refused as incomplete instead of being loaded in part."""
     (small_checkpoint / "model.safetensors").unlink()
     cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
     refused(lambda: find_checkpoint(DEFAULT_MODEL, platform_cache=tmp_path / "hub"), "pytorch_model.bin", tmp_path)
@@ -120,7 +120,7 @@ def test_a_cached_model_that_is_incomplete_is_refused(tmp_path: Path, small_chec
 
 
 def test_the_limit_excludes_the_positions_that_no_text_uses() -> None:
-    """514 positions are 512 tokens, 8194 are 8192."""
+    """514 positions allow 512 tokens, and 8194 allow 8192."""
     assert EncoderConfig.read(MINI).max_length == 512
 
 
@@ -129,7 +129,7 @@ def test_the_limit_excludes_the_positions_that_no_text_uses() -> None:
     [("model_type", "bert"), ("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")],
 )
 def test_another_architecture_is_refused(small_checkpoint: Path, key: str, value: str) -> None:
-    """A model that would be computed wrongly is refused, naming what it has and what is supported."""
+    """An unsupported architecture is refused, naming it and the supported one."""
     edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
     refused(lambda: EncoderConfig.read(small_checkpoint), f"{key}='{value}'", small_checkpoint)
 
@@ -145,8 +145,8 @@ SIZES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "4", None, True, [1], float("inf")], ids=repr)
 @pytest.mark.parametrize("key", [*SIZES, "max_position_embeddings", "pad_token_id"])
-def test_a_size_that_is_none_is_named(small_checkpoint: Path, key: str, value: object) -> None:
-    """A size that is no positive whole number is refused with its key, the rule and the value; `<pad>` may be 0."""
+def test_an_invalid_size_is_named(small_checkpoint: Path, key: str, value: object) -> None:
+    """An invalid size is refused with its key, the rule and the value; `<pad>` may be 0."""
     edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
     if key == "pad_token_id" and value == 0:
         assert EncoderConfig.read(small_checkpoint).pad_id == 0
@@ -157,8 +157,8 @@ def test_a_size_that_is_none_is_named(small_checkpoint: Path, key: str, value: o
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1e-5, "1e-5", None, True, float("nan"), float("inf")], ids=repr)
-def test_an_epsilon_that_is_none_is_named(small_checkpoint: Path, value: object) -> None:
-    """A layer norm divides by the root of epsilon at worst: it must be a number above zero."""
+def test_an_invalid_epsilon_is_named(small_checkpoint: Path, value: object) -> None:
+    """The epsilon of layer norm must be a number above zero."""
     edit(small_checkpoint / "config.json", lambda config: config.update(layer_norm_eps=value))
     message = f"config.json has layer_norm_eps={value!r}, which must be a number > 0"
     refused(lambda: EncoderConfig.read(small_checkpoint), message, small_checkpoint)
@@ -175,13 +175,13 @@ def test_a_model_must_take_a_token(small_checkpoint: Path, positions: int) -> No
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_damaged_config_is_named(small_checkpoint: Path, content: bytes) -> None:
-    """A config.json that is no JSON object is refused by name."""
+    """A config.json that does not hold a JSON object is refused by name."""
     (small_checkpoint / "config.json").write_bytes(content)
     refused(lambda: EncoderConfig.read(small_checkpoint), "config.json", small_checkpoint)
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    """Without config.json nothing can be known, and that is said."""
+    """A checkpoint without config.json is refused, naming the file."""
     refused(lambda: EncoderConfig.read(tmp_path), "config.json", tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_both_formats_hold_the_same_model(small_checkpoint: Path, packed_from: L
 def test_names_with_a_prefix_are_understood(small_checkpoint: Path, packed_from: Load) -> None:
     """A checkpoint saved from a model with a head on top (`roberta.` before each name) loads."""
     weights = load_file(small_checkpoint / "model.safetensors")
-    save_file({f"roberta.{name}": one for name, one in weights.items()}, small_checkpoint / "model.safetensors")
+    save_file({f"roberta.{name}": weight for name, weight in weights.items()}, small_checkpoint / "model.safetensors")
     assert packed_from(small_checkpoint).hidden_size == 16
 
 
@@ -229,7 +229,7 @@ def test_a_missing_weight_is_named(small_checkpoint: Path, packed_from: Load, na
 def test_sizes_that_differ_from_the_weights_are_refused(
     small_checkpoint: Path, packed_from: Load, key: str, value: int, weight: str
 ) -> None:
-    """A config.json of another size than the weights is refused at the start, not at the first long text."""
+    """A config.json whose sizes differ from the weights is refused at the start, not at the first long text."""
     edit(small_checkpoint / "config.json", lambda config: config.update({key: value}))
     refused(lambda: packed_from(small_checkpoint), weight, small_checkpoint)
 
@@ -253,7 +253,7 @@ def test_heads_must_divide_the_width(small_checkpoint: Path, packed_from: Load) 
     ],
 )
 def test_a_head_that_does_not_fit_is_named(small_checkpoint: Path, packed_from: Load, head: str, state: object) -> None:
-    """A head without its weights, of another width than the model, or quantised, is refused by name."""
+    """A head that is quantised, without weights, or of another width than the model is refused by name."""
     torch.save(state, small_checkpoint / f"{head}.pt")
     refused(lambda: packed_from(small_checkpoint), head, small_checkpoint)
 
@@ -294,13 +294,13 @@ def test_a_plain_pickle_is_refused_unrun(small_checkpoint: Path, packed_from: Lo
 
 
 def test_a_colbert_head_may_be_narrower(small_checkpoint: Path, packed_from: Load) -> None:
-    """A ColBERT head that projects to fewer numbers than the model's width gives rows of that width."""
+    """A ColBERT head that projects to fewer dimensions than the model's width gives rows of that width."""
     state: dict[str, Any] = {"weight": torch.eye(5, 16), "bias": torch.zeros(5)}
     torch.save(state, small_checkpoint / "colbert_linear.pt")
     assert packed_from(small_checkpoint).colbert_size == 5
 
 
-def test_an_unknown_key_is_no_matter(small_checkpoint: Path) -> None:
-    """A key that we do not know is no reason to refuse a checkpoint."""
+def test_an_unknown_key_is_ignored(small_checkpoint: Path) -> None:
+    """Unknown weights do not prevent a checkpoint from loading."""
     edit(small_checkpoint / "config.json", lambda config: config.update(new_key_of_next_year=1))
     assert EncoderConfig.read(small_checkpoint).hidden == 16

@@ -1,4 +1,4 @@
-"""Documents are split so that the model takes every chunk whole, and a reader recognises where they end."""
+"""Documents are split into chunks that the model embeds whole and that end where a reader expects it."""
 
 from __future__ import annotations
 
@@ -57,32 +57,32 @@ DOCUMENTS = st.lists(PARTS, max_size=30).map("".join)
 
 
 class Counting(Tokenizer):
-    """Adds up the characters that it was given to tokenize."""
+    """A tokenizer that counts the characters it tokenizes."""
 
     characters = 0
 
     def starts(self, text: str) -> list[int]:
-        """As the tokenizer's."""
+        """Count the characters and return the tokenizer's starts."""
         self.characters += len(text)
         return super().starts(text)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """As the tokenizer's."""
+        """Count the characters and return the tokenizer's lengths."""
         self.characters += sum(map(len, texts))
         return super().lengths(texts)
 
 
 class Blind(Counting):
-    """Sees half of the tokens, so that every estimate is wrong."""
+    """A tokenizer that reports half of the tokens, so that every estimate is wrong."""
 
     def starts(self, text: str) -> list[int]:
-        """Every second token's."""
+        """Return the start of every second token."""
         return super().starts(text)[::2]
 
 
 @pytest.fixture(scope="module")
 def blind_to_controls(polyglot_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer that, as BGE-M3's, takes zero-width spaces for spaces and control characters for nothing."""
+    """Return a tokenizer that, like BGE-M3's, reads zero-width spaces as spaces and drops control characters."""
     path = shutil.copytree(polyglot_tokenizer, tmp_path_factory.mktemp("tokenizer") / "blind") / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     replaced = [
@@ -96,36 +96,36 @@ def blind_to_controls(polyglot_tokenizer: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def tokenizers(mini: Bench, polyglot_tokenizer: Path, blind_to_controls: Path) -> list[Tokenizer]:
-    """The miniature's, to which most scripts are unknown, one that knows them, and one that drops characters."""
+    """Three tokenizers: the miniature's (few scripts), one that knows most scripts, one that drops characters."""
     return [mini.tokenizer, Tokenizer(polyglot_tokenizer), Tokenizer(blind_to_controls)]
 
 
 @cache
 def chunker(tokenizer: Tokenizer) -> Chunker:
-    """One per tokenizer."""
+    """Return one chunker per tokenizer."""
     return Chunker(tokenizer)
 
 
 def uncovered(text: str, chunks: Sequence[Chunk]) -> str:
-    """What of the text is in no chunk."""
-    left, end = [], 0
+    """Return the parts of the text that no chunk covers."""
+    gaps, end = [], 0
     for chunk in chunks:
-        left.append(text[end : max(end, chunk.start)])
+        gaps.append(text[end : max(end, chunk.start)])
         end = max(end, chunk.end)
-    return "".join([*left, text[end:]])
+    return "".join([*gaps, text[end:]])
 
 
 def check(tokenizer: Tokenizer, text: str, max_tokens: int, overlap: int) -> list[Chunk]:
-    """What holds for every document."""
+    """Assert the promises that hold for every document."""
     chunks = chunker(tokenizer).split(text, max_tokens=max_tokens, overlap=overlap)
     assert chunks
     for encoded in tokenizer.encode([text[chunk.start : chunk.end] for chunk in chunks], max_tokens):
         assert not encoded.truncated
     assert not uncovered(text, chunks).strip()
-    for one, two in pairwise(chunks):
-        assert one.start < two.start
-        assert one.end < two.end
-        assert overlap or one.end <= two.start
+    for chunk, following in pairwise(chunks):
+        assert chunk.start < following.start
+        assert chunk.end < following.end
+        assert overlap or chunk.end <= following.start
     assert chunks[0].start >= 0
     assert chunks[-1].end <= len(text)
     return chunks
@@ -136,7 +136,7 @@ def check(tokenizer: Tokenizer, text: str, max_tokens: int, overlap: int) -> lis
 def test_every_chunk_is_encoded_whole_and_nothing_is_lost(
     tokenizers: list[Tokenizer], text: str, max_tokens: int, data: st.DataObject
 ) -> None:
-    """Whatever the document holds, no chunk is cut by the model, and every character is in one; ever the same."""
+    """The model truncates no chunk, every character is in a chunk, and chunking is deterministic."""
     overlap = data.draw(st.integers(0, max_tokens // 2))
     for tokenizer in tokenizers:
         chunks = check(tokenizer, text, max_tokens, overlap)
@@ -146,14 +146,14 @@ def test_every_chunk_is_encoded_whole_and_nothing_is_lost(
 @pytest.mark.parametrize("overlap", [0, 16])
 @pytest.mark.parametrize("name", [*WITHOUT_SPACES, *WITH_SPACES])
 def test_texts_without_sentences_are_split_all_the_same(tokenizers: list[Tokenizer], name: str, overlap: int) -> None:
-    """No spaces, foreign scripts, one endless character: still chunks that fit."""
+    """Texts without spaces, in foreign scripts or of one endless word are split into chunks that fit."""
     text = {**WITHOUT_SPACES, **WITH_SPACES}[name]
     for tokenizer in tokenizers:
         check(tokenizer, text, CHUNK_MIN_TOKENS, overlap)
 
 
 def test_chunks_end_where_sentences_end(mini: Bench) -> None:
-    """A chunk is whole sentences, as many as fit, and no white space around them."""
+    """A chunk holds as many whole sentences as fit, without white space around them."""
     text = "".join(SENTENCES)
     chunks = check(mini.tokenizer, text, 128, 0)
     parts = [text[chunk.start : chunk.end] for chunk in chunks]
@@ -172,17 +172,17 @@ def test_paragraphs_are_kept_together(mini: Bench) -> None:
 
 
 def test_neighbours_share_whole_sentences(mini: Bench) -> None:
-    """Chunks overlap by at most the tokens asked for, and by sentences where one fits."""
+    """Chunks overlap by at most the requested tokens, and by whole sentences if one fits."""
     text = "".join(SENTENCES)
     chunks = check(mini.tokenizer, text, 128, 40)
-    shared = [text[two.start : one.end] for one, two in pairwise(chunks)]
+    shared = [text[following.start : chunk.end] for chunk, following in pairwise(chunks)]
     assert all(part.startswith("The library") and part.endswith("again.") for part in shared)
     assert max(mini.tokenizer.lengths(shared)) - 2 <= 40
 
 
 @pytest.mark.parametrize("text", ["", " \n\t ", "\u2003", "\x1c", "short", "  short, with space around it \n"])
 def test_a_document_that_fits_is_one_chunk(mini: Bench, text: str) -> None:
-    """A short, empty or blank document is stored once and as it is."""
+    """A short, empty or blank document is stored once and unchanged."""
     assert check(mini.tokenizer, text, CHUNK_MIN_TOKENS, 8) == [Chunk(0, len(text))]
 
 
@@ -195,7 +195,7 @@ def test_a_document_of_exactly_the_limit_is_one_chunk(mini: Bench) -> None:
 
 
 def test_offsets_count_characters(mini: Bench) -> None:
-    """`document[start:end]` is the chunk in every language that counts code points, whatever their bytes."""
+    """`document[start:end]` is the chunk in every language that counts code points."""
     text = "\U0001f680\u00e9\u5411 " + "".join(SENTENCES[:40])
     for chunk in check(mini.tokenizer, text, 64, 0)[1:]:
         assert text[chunk.start : chunk.end].startswith("The library")
@@ -213,7 +213,7 @@ def test_a_long_document_leaves_no_slivers(mini: Bench, overlap: int) -> None:
 
 @pytest.mark.parametrize("overlap", [0, 12])
 def test_a_long_document_is_split_as_the_library_splits_it(mini: Bench, overlap: int) -> None:
-    """Where a window ends and how tokens are counted cannot be seen in the chunks."""
+    """Internal windows and the way of counting tokens do not affect the chunks."""
     text = "".join(SENTENCES)
     splitter = TextSplitter.from_callback(lambda part: mini.tokenizer.lengths([part])[0] - 2, 46, overlap)
     wanted = [Chunk(start, start + len(part)) for start, part in splitter.chunk_indices(text)]
@@ -222,13 +222,13 @@ def test_a_long_document_is_split_as_the_library_splits_it(mini: Bench, overlap:
 
 @pytest.mark.parametrize(("words", "max_tokens"), [(5, 38), (11, 41)])
 def test_no_chunk_repeats_what_the_one_before_has(mini: Bench, words: int, max_tokens: int) -> None:
-    """Where a window ends within an overlap, the next chunk still goes further than the last."""
+    """If a window ends within an overlap, the next chunk still extends beyond the previous one."""
     lines = ["a few words " * (n % words) + "and an end." + "\n" * (n % 2) + " " for n in range(300)]
     check(mini.tokenizer, "".join(lines), max_tokens, 16)
 
 
 def test_sentences_stay_whole_where_the_estimate_fails() -> None:
-    """A chunk that turns out too long is shortened by whole sentences, and the rest goes into the next."""
+    """A chunk that exceeds its limit is shortened by whole sentences, and the rest goes into the next one."""
     text, tokenizer = "".join(SENTENCES), Blind(MINI)
     chunks = check(tokenizer, text, 64, 16)
     parts = [text[chunk.start : chunk.end].strip() for chunk in chunks]
@@ -237,7 +237,7 @@ def test_sentences_stay_whole_where_the_estimate_fails() -> None:
 
 
 def test_a_blank_document_is_one_chunk_for_every_tokenizer(small_checkpoint: Path) -> None:
-    """Where white space counts as tokens, too much of it is still one chunk and not none."""
+    """A long blank document is exactly one chunk, even if white space counts as tokens."""
     path = small_checkpoint / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
@@ -261,7 +261,7 @@ def test_a_blank_document_is_one_chunk_for_every_tokenizer(small_checkpoint: Pat
     ids=["sentences", "a distant newline", "words", "one word", "chinese", "digits and letters", "separators"],
 )
 def test_the_work_grows_with_the_document_and_not_with_its_square(text: str) -> None:
-    """A hostile document cannot keep a worker busy: each of its characters is tokenized a few times."""
+    """A hostile document cannot block a worker: each character is tokenized only a few times."""
     tokenizer = Counting(MINI)
     Chunker(tokenizer).split(text, max_tokens=64, overlap=16)
     assert tokenizer.characters < 6 * len(text)
@@ -271,7 +271,7 @@ def test_the_work_grows_with_the_document_and_not_with_its_square(text: str) -> 
     "blank", [" \n", "\n", " ", "\r\n", "\t\n", "\u2003\n", "\u200b\n", "\x01 \n", "\u200b\x01\x02\n"]
 )
 def test_blank_lines_are_no_work(blind_to_controls: Path, blank: str) -> None:
-    """However many lines without a token a document has, the splitter sees a few: no overlap goes back over them."""
+    """The splitter reads few lines without tokens, however many there are: no overlap goes back over them."""
     tokenizer = Counting(blind_to_controls)
     few, many = ("".join(SENTENCES[:40]) + blank * count + "".join(SENTENCES[40:80]) for count in (20, 20_000))
     chunks = check(tokenizer, many, 64, 16)
@@ -283,7 +283,7 @@ def test_blank_lines_are_no_work(blind_to_controls: Path, blank: str) -> None:
 
 
 def test_paragraphs_stay_paragraphs_however_much_white_space_is_between(mini: Bench) -> None:
-    """Spaces around the newlines, or hundreds of these, make no other chunks than two newlines."""
+    """Spaces around the newlines, or hundreds of newlines, give the same chunks as two newlines."""
     paragraph = "A first sentence here.\nA second one follows.\nAnd a third."
     [length] = mini.tokenizer.lengths([paragraph])
     for between in ("\n" * 300, " " * 20 + "\n\n" + "\t" * 20, "\r\n" * 50, "\n\n \n\t\n\n\n \n"):
@@ -294,13 +294,13 @@ def test_paragraphs_stay_paragraphs_however_much_white_space_is_between(mini: Be
 
 @pytest.mark.parametrize("unknown", ["\ue000" * 150_000, ("\ue000" * 4999 + " ") * 30], ids=["a word", "words"])
 def test_characters_without_tokens_of_their_own_fill_chunks_too(mini: Bench, unknown: str) -> None:
-    """What the vocabulary lacks is a token however long it is: its chunks are no longer than what is embedded."""
+    """A word outside the vocabulary is one token; its chunks stay as short as the embedded part."""
     assert mini.tokenizer.lengths([unknown]) < [100]
     assert len(check(mini.tokenizer, f"{unknown}\n{SENTENCES[0]}", 256, 16)) > 2
 
 
 def test_threads_share_a_chunker(mini: Bench) -> None:
-    """Jobs that split at the same time, with limits of their own, get what each would get alone."""
+    """Jobs that split concurrently with different limits get the same chunks as each would alone."""
     shared, text = Chunker(mini.tokenizer), "".join(SENTENCES[:100])
     limits = [32 + 8 * n for n in range(8)]
     alone = [shared.split(text, max_tokens=limit, overlap=limit // 4) for limit in limits]
@@ -309,7 +309,7 @@ def test_threads_share_a_chunker(mini: Bench) -> None:
 
 
 def test_what_cannot_be_split_so_is_refused(mini: Bench) -> None:
-    """The message names the field, the limit and the value."""
+    """The error message names the field, the limit and the value."""
     splits = chunker(mini.tokenizer)
     with pytest.raises(InvalidRequest, match=r"^chunk\.maxTokens must be at least 32, got 31$"):
         splits.split("text", max_tokens=31, overlap=0)

@@ -1,4 +1,4 @@
-"""A damaged file is called damaged, and nothing else is: another download cures neither a full disk nor a defect."""
+"""Only a damaged file is reported as damaged: another download cures neither a full disk nor a defect."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CAUSES = [
 
 @contextmanager
 def no_file_handles() -> Iterator[None]:
-    """Every open inside fails with EMFILE."""
+    """Make every open inside the context fail with EMFILE."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
@@ -63,7 +63,7 @@ def no_file_handles() -> Iterator[None]:
 
 
 def test_what_the_reader_names_is_damage() -> None:
-    """The error names the file, not its folder, says what to do, and keeps what the library raised."""
+    """The error names the file without its folder, says what to do, and chains the library's exception."""
     damaged = pytest.raises(ConfigurationError, match=r"^MODEL_ID: a\.bin is damaged .*\(EOFError\); fetch it again$")
     with damaged as caught, readable("a.bin", EOFError):
         raise EOFError
@@ -72,7 +72,7 @@ def test_what_the_reader_names_is_damage() -> None:
 
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: type(cause).__name__)
 def test_everything_else_keeps_its_type(cause: Exception) -> None:
-    """A lack of memory, a missing package, a failing device and a defect pass as they are."""
+    """A lack of memory, a missing package, a failing device and a defect are raised unchanged."""
     with pytest.raises(type(cause)) as caught, readable("a.bin", EOFError, ValueError):
         raise cause
     assert caught.value is cause
@@ -80,7 +80,7 @@ def test_everything_else_keeps_its_type(cause: Exception) -> None:
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.ENOSPC, errno.EIO])
 def test_a_refusal_of_the_system_says_what_it_is(code: int) -> None:
-    """The reason is the system's own, without the path, and it is not called damage."""
+    """The message has the operating system's reason without the path, and does not say "damaged"."""
     with pytest.raises(ConfigurationError) as caught, readable("a.bin", EOFError):
         raise OSError(code, os.strerror(code), "/secret/a.bin")
     assert str(caught.value) == f"MODEL_ID: a.bin cannot be read: {os.strerror(code)} ({errno.errorcode[code]})"
@@ -92,16 +92,16 @@ def test_a_refusal_of_the_system_says_what_it_is(code: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts its file handles in /proc")
 @pytest.mark.parametrize("name", READERS)
-def test_a_worker_without_file_handles_is_told_so(small_checkpoint: Path, name: str) -> None:
-    """Whatever file it is, "Too many open files" is what is said of it."""
-    READERS[name](small_checkpoint)  # imports what the reader needs
+def test_a_lack_of_file_handles_is_reported(small_checkpoint: Path, name: str) -> None:
+    """Whatever the file, the error says "Too many open files"."""
+    READERS[name](small_checkpoint)  # imports the libraries of the reader
     with no_file_handles(), pytest.raises(ConfigurationError, match=r"cannot be read: Too many open files \(EMFILE\)$"):
         READERS[name](small_checkpoint)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_file_that_is_cut_off_anywhere_is_damaged(small_checkpoint: Path, name: str) -> None:
-    """A download that stopped is called damaged wherever it stopped."""
+    """An incomplete download is reported as damaged wherever it stopped."""
     path = small_checkpoint / name
     content = path.read_bytes().rstrip()
     draw = random.Random(0)
@@ -111,11 +111,11 @@ def test_a_file_that_is_cut_off_anywhere_is_damaged(small_checkpoint: Path, name
             READERS[name](small_checkpoint)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about pickles that are none
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns about invalid pickles
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_file_of_torch_is_read_or_damaged(tmp_path: Path, legacy: bool, mapped: bool) -> None:
-    """Whatever bytes are altered, the file is read as it is or called damaged: torch has a dozen errors for it."""
+    """A file with altered bytes either loads or is reported as damaged: torch has a dozen errors for it."""
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.ones(3, 5), "b": torch.ones(2)}, path, _use_new_zipfile_serialization=not legacy)
     content = path.read_bytes()
@@ -138,7 +138,7 @@ def test_a_file_of_torch_is_read_or_damaged(tmp_path: Path, legacy: bool, mapped
 def test_what_torch_lacks_is_not_damage(
     small_checkpoint: Path, cause: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head and a `.bin` that torch cannot load for want of something else keep the error that says so."""
+    """If torch cannot load a head or a `.bin` for another reason, its own error is raised."""
     as_bin(small_checkpoint)
 
     def failing(*_: object, **__: object) -> None:
@@ -155,13 +155,13 @@ def test_what_torch_lacks_is_not_damage(
 
 
 def flagembedding(checkpoint: Path) -> FlagEmbeddingEngine:
-    """The engine over a checkpoint."""
+    """Load the FlagEmbedding engine of a checkpoint."""
     return FlagEmbeddingEngine.load(checkpoint, device="cpu", dtype="float32", dropped_ids=frozenset())
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt"])
 def test_a_damaged_file_is_named_before_the_library_loads(small_checkpoint: Path, name: str) -> None:
-    """`ENGINE=flagembedding` says which file is damaged, as our own engine does."""
+    """`ENGINE=flagembedding` names the damaged file, as the packed engine does."""
     path = small_checkpoint / name
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigurationError, match=rf"^MODEL_ID: {name} is damaged"):
@@ -172,7 +172,7 @@ def test_a_damaged_file_is_named_before_the_library_loads(small_checkpoint: Path
 def test_what_the_library_lacks_is_not_damage(
     small_checkpoint: Path, cause: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory, packages, devices and defects of the library are no damaged checkpoint."""
+    """Memory, package, device errors and defects of the library are not reported as a damaged checkpoint."""
 
     def failing(*_: object, **__: object) -> None:
         raise cause
@@ -187,7 +187,7 @@ def test_what_the_library_lacks_is_not_damage(
 
 
 def downloading(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Ask the hub for a model, where the client fails like this."""
+    """Download a model from the hub while the client fails with this error."""
 
     def failing(*_: object, **__: object) -> None:
         raise error
@@ -208,7 +208,7 @@ def downloading(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_hub_that_cannot_be_asked_is_a_matter_of_name_and_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the network or the hub refuses says what to check."""
+    """If the network or the hub fails, the error says what to check."""
     from huggingface_hub import errors
 
     error: type[Exception] = getattr(builtins, name, None) or getattr(errors, name)
@@ -217,7 +217,7 @@ def test_a_hub_that_cannot_be_asked_is_a_matter_of_name_and_network(name: str, m
 
 
 def test_a_cache_without_room_is_a_matter_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is not looked for in the network."""
+    """A full disk is not reported as a network failure."""
     with pytest.raises(ConfigurationError) as caught:
         downloading(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/path"), monkeypatch)
     assert "cannot be kept in the hub's cache: No space left on device (ENOSPC)" in str(caught.value)
@@ -227,7 +227,7 @@ def test_a_cache_without_room_is_a_matter_of_the_disk(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: type(cause).__name__)
 def test_a_defect_of_the_client_is_not_the_network(cause: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is neither the network nor the disk keeps its type."""
+    """A failure of neither the network nor the disk keeps its type."""
     with pytest.raises(type(cause)) as caught:
         downloading(cause, monkeypatch)
     assert caught.value is cause

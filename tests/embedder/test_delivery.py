@@ -1,4 +1,4 @@
-"""Results reach the event loop that waits for them, whatever thread completes them and however many there are."""
+"""Results reach the event loop that awaits them, whichever thread completes them and however many there are."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from embedder.scheduling.delivery import delivered, woken_once
-from tests.embedder.fakes import PATIENCE
+from tests.embedder.fakes import WAIT_MAX_S
 
 
 class Waking(asyncio.SelectorEventLoop):
-    """An event loop that counts how often another thread has woken it."""
+    """An event loop that counts how often another thread wakes it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class Waking(asyncio.SelectorEventLoop):
 
 
 def run(scenario: Callable[[], Any]) -> Any:
-    """Run a coroutine function on a loop of its own, with a limit on its time."""
-    return asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    """Run a coroutine function on a new event loop with a time limit."""
+    return asyncio.run(asyncio.wait_for(scenario(), WAIT_MAX_S))
 
 
 def test_a_result_or_an_error_is_delivered() -> None:
-    """Whatever a future ends with reaches the task that waits, be it done before or after the wait begins."""
+    """The outcome of a future reaches the awaiting task, whether it completes before or during the wait."""
 
     async def scenario() -> Sequence[object]:
         done, failed, later = Future[int](), Future[int](), Future[int]()
@@ -63,12 +63,12 @@ def test_futures_that_complete_together_wake_a_loop_once() -> None:
         await asyncio.sleep(0)
         worker = threading.Thread(target=complete)
         worker.start()
-        worker.join()  # the loop is busy meanwhile, as it is with 512 clients
+        worker.join()  # the loop is busy meanwhile, as with 512 clients
         return await asyncio.gather(*waiting)
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        assert runner.run(asyncio.wait_for(scenario(), PATIENCE)) == list(range(512))
-    assert loop.wakeups <= 2  # one, and one of asyncio's own when the runner closes
+        assert runner.run(asyncio.wait_for(scenario(), WAIT_MAX_S)) == list(range(512))
+    assert loop.wakeups <= 2  # one for the results, and one by asyncio when the runner closes
 
 
 def test_a_batch_is_complete_before_its_loop_wakes() -> None:
@@ -87,7 +87,7 @@ def test_a_batch_is_complete_before_its_loop_wakes() -> None:
             with woken_once():
                 for number, future in enumerate(futures):
                     future.set_result(number)
-                    time.sleep(0.0001)  # the loop could run
+                    time.sleep(0.0001)  # lets the loop run
 
         tasks = [asyncio.create_task(client(future)) for future in futures]
         await asyncio.sleep(0)
@@ -110,7 +110,7 @@ def test_no_result_is_lost_between_two_wake_ups() -> None:
 
 
 def test_cancelling_the_task_cancels_the_future() -> None:
-    """The pool learns from the future that nobody waits; another task of the loop is served."""
+    """Cancelling a task cancels its future, and another task of the loop is still served."""
     unwanted, wanted = Future[int](), Future[int]()
 
     async def scenario() -> int:
@@ -127,9 +127,9 @@ def test_cancelling_the_task_cancels_the_future() -> None:
 
 
 def test_a_result_after_the_loop_has_closed_harms_nobody() -> None:
-    """A worker thread that completes what a program stopped waiting for goes on, and the loop leaves the memory."""
+    """A result that is no longer awaited does not stop its worker thread or keep the loop in memory."""
     futures = [Future[int]()]
-    futures[0].set_running_or_notify_cancel()  # so that cancelling the task does not cancel it
+    futures[0].set_running_or_notify_cancel()  # a running future is not cancelled with its task
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     async def scenario() -> None:

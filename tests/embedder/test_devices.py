@@ -1,4 +1,4 @@
-"""The device is the one that was asked for, or the worker does not start."""
+"""The worker runs on the requested device or does not start."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_unset_without_cuda_is_the_cpu_with_a_warning(caplog: pytest.LogCaptureF
 @pytest.mark.gpu
 @with_cuda
 def test_unset_with_cuda_is_the_first_gpu() -> None:
-    """Where there is a GPU, it is used without being asked for."""
+    """If a GPU is available, it is used by default."""
     assert choose_devices(None) == ["cuda:0"]
 
 
 @pytest.mark.parametrize("setting", ["cpu", " cpu "])
 def test_the_cpu_asked_for_is_no_warning(setting: str, caplog: pytest.LogCaptureFixture) -> None:
-    """`GPU_DEVICE=cpu` is meant."""
+    """`GPU_DEVICE=cpu` is an explicit choice and causes no warning."""
     with caplog.at_level(logging.WARNING):
         assert choose_devices(setting) == ["cpu"]
     assert not caplog.records
@@ -48,9 +48,11 @@ def test_the_cpu_asked_for_is_no_warning(setting: str, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("setting", ["cuda:977", "cpu,cuda:977"])
 def test_a_device_that_is_missing_is_refused(setting: str) -> None:
-    """A GPU that is not there is refused, naming it and how many there are."""
-    found = torch.cuda.device_count()
-    with pytest.raises(ConfigurationError, match=f"GPU_DEVICE: cuda:977 is not there; CUDA devices found: {found}"):
+    """A missing GPU is refused, naming it and the number of available GPUs."""
+    device_count = torch.cuda.device_count()
+    with pytest.raises(
+        ConfigurationError, match=f"GPU_DEVICE: cuda:977 is not there; CUDA devices found: {device_count}"
+    ):
         choose_devices(setting)
 
 
@@ -62,14 +64,14 @@ def test_cuda_without_a_number_is_the_first(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("setting", ["", "gpu", "0", "cuda:", "cuda:-1", "cuda:x", "CPU", "cpu,", "mps", "cuda:1:2"])
-def test_what_is_no_device_is_refused(setting: str) -> None:
-    """Junk in `GPU_DEVICE` is refused with an example of what is meant."""
+def test_an_invalid_device_is_refused(setting: str) -> None:
+    """An invalid `GPU_DEVICE` is refused with an example of a valid value."""
     with pytest.raises(ConfigurationError, match="is an unknown device; use cpu, cuda:0"):
         choose_devices(setting)
 
 
 def test_a_device_named_twice_is_refused() -> None:
-    """Two sets of weights on one device would only cost memory."""
+    """A device that is listed twice is refused, as a second copy of the weights would only cost memory."""
     with pytest.raises(ConfigurationError, match="twice"):
         choose_devices("cpu,cpu")
 
@@ -77,15 +79,15 @@ def test_a_device_named_twice_is_refused() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_a_type_that_is_set_is_taken(dtype: str, device: str) -> None:
-    """`DTYPE` other than `auto` is not second-guessed."""
+    """A `DTYPE` other than `auto` is used as set."""
     assert choose_dtype(dtype, device) == dtype
 
 
 def test_auto_is_a_type_that_the_device_multiplies() -> None:
-    """`auto` is float16 on GPUs, float32 for FlagEmbedding on a CPU, and else one that this CPU has kernels for."""
+    """`auto` chooses float16 on GPUs, float32 for FlagEmbedding on a CPU, else a type with CPU kernels."""
     assert choose_dtype("auto", "cuda:1") == "float16"
-    found = choose_dtype("auto", "cpu")
-    assert found == "float32" or has_onednn(found)
+    dtype = choose_dtype("auto", "cpu")
+    assert dtype == "float32" or has_onednn(dtype)
     assert choose_dtype("auto", "cpu", engine="flagembedding") == "float32"
 
 
@@ -113,7 +115,7 @@ def test_auto_is_a_type_that_the_device_multiplies() -> None:
     ],
 )
 def test_auto_on_a_cpu_is_what_was_measured(rates: dict[str, float], best: str) -> None:
-    """The better type of those that are about as fast: 16 bits, for half the memory, and float16 as the more exact."""
+    """Among types of similar speed, `auto` prefers 16 bits for half the memory, and float16 as the more exact."""
     measured = choose_dtype(
         "auto", "cpu", rates=lambda dtypes: {dtype: rates[dtype] for dtype in dtypes}, multiplies=rates.__contains__
     )
@@ -121,7 +123,7 @@ def test_auto_on_a_cpu_is_what_was_measured(rates: dict[str, float], best: str) 
 
 
 def test_auto_without_16_bit_kernels_measures_nothing() -> None:
-    """A CPU that multiplies no 16 bits gets float32 at once."""
+    """A CPU without 16-bit kernels gets float32 immediately."""
     chosen = choose_dtype(
         "auto", "cpu", rates=lambda dtypes: pytest.fail(f"measured {dtypes}"), multiplies=lambda _: False
     )
@@ -136,19 +138,19 @@ def test_auto_without_16_bit_kernels_measures_nothing() -> None:
     ],
 )
 def test_float8_where_nothing_multiplies_it_is_refused(device: str, capability: tuple[int, int], message: str) -> None:
-    """`DTYPE=float8` on a CPU or an old GPU says what it needs, what is there and what to set."""
+    """`DTYPE=float8` on a CPU or an old GPU names the requirement, the device and the setting to change."""
     with pytest.raises(ConfigurationError, match=message):
         choose_dtype("float8", device, capability=lambda _: capability)
 
 
 def test_float8_is_taken_where_it_is_set_and_never_by_auto() -> None:
-    """float8 is a choice of the operator: a GPU that has it still computes in float16 by default."""
+    """float8 must be chosen explicitly: a GPU that supports it still computes in float16 by default."""
     assert choose_dtype("float8", "cuda:0", capability=lambda _: (8, 9)) == "float8"
     assert choose_dtype("auto", "cuda:0", capability=lambda _: (9, 0)) == "float16"
 
 
 def test_int8_on_a_gpu_is_refused() -> None:
-    """`DTYPE=int8` with a GPU names the fix."""
+    """`DTYPE=int8` with a GPU is refused, and the message names the fix."""
     with pytest.raises(ConfigurationError, match=r"DTYPE=int8 .* cuda:0; use auto or float16"):
         PackedEngine.load(MINI, device="cuda:0", dtype="int8", dropped_ids=frozenset())
 
@@ -174,7 +176,7 @@ def test_types_that_flagembedding_lacks_are_refused(dtype: str, device: str, fix
     [("cuda:0", True, RuntimeError), ("cuda:0", False, DeviceLost), ("cpu", False, RuntimeError)],
 )
 def test_a_device_is_lost_only_if_it_answers_no_more(device: str, answers: bool, error: type[Exception]) -> None:
-    """An error after which the device still computes is the batch's; any other ends the device's service."""
+    """If the device still computes after an error, only the batch fails; otherwise the device is lost."""
     with pytest.raises(error) as caught, device_errors(device, still_answers=lambda _: answers):
         raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
     assert type(caught.value) is error
@@ -182,14 +184,14 @@ def test_a_device_is_lost_only_if_it_answers_no_more(device: str, answers: bool,
 
 @pytest.mark.parametrize("error", [TypeError("a defect"), ImportError("no kernel"), OSError(28, "full")])
 def test_what_is_not_of_the_device_keeps_its_type(error: Exception) -> None:
-    """A defect is not mistaken for a device that failed, even where the device answers no more."""
+    """A defect is not reported as a device failure, even if the device no longer responds."""
     with pytest.raises(type(error)) as caught, device_errors("cuda:0", still_answers=lambda _: False):
         raise error
     assert caught.value is error
 
 
 def test_flagembedding_says_when_the_memory_is_too_small(mini: Bench) -> None:
-    """What does not fit is a MemoryError from FlagEmbedding, too, so that the batch is halved."""
+    """FlagEmbedding raises MemoryError for a batch that does not fit, so that the batch is halved."""
 
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")

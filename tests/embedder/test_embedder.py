@@ -1,4 +1,4 @@
-"""The public object: texts in, vectors out, from any thread and any event loop."""
+"""The public object turns texts into vectors from any thread and any event loop."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from embedder.tokenizer import EncodedText, Tokenizer
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.bench import Bench
 from tests.embedder.checkpoints import as_bin, edit
-from tests.embedder.fakes import PATIENCE, CountingEngine
+from tests.embedder.fakes import WAIT_MAX_S, CountingEngine
 from tests.embedder.oracle import assert_same, embed
 
 TEXTS = ["one library", "", "a tool that reads many files"]
 
 
 def facade(texts_to_ids: Tokenizer, engine: Engine, *, queue_tokens: int = 10_000) -> Embedder:
-    """An embedder over one engine with one worker thread and small batches."""
+    """Return an embedder over one engine with one worker thread and small batches."""
     return Embedder(
         texts_to_ids, [engine], ModelPool([engine], batches_per_gpu=1, token_budget=16, queue_tokens=queue_tokens)
     )
@@ -37,18 +37,18 @@ def facade(texts_to_ids: Tokenizer, engine: Engine, *, queue_tokens: int = 10_00
 
 @pytest.fixture(scope="module")
 def embedder(mini: Bench) -> Iterator[Embedder]:
-    """The miniature behind the facade."""
-    one = facade(mini.tokenizer, mini.packed)
-    yield one
-    one.close()
+    """The miniature model as an `Embedder`."""
+    instance = facade(mini.tokenizer, mini.packed)
+    yield instance
+    instance.close()
 
 
 def run(embedder: Embedder, texts: list[str], max_length: int = 512) -> list[Embedding]:
-    """Embed in an event loop of its own."""
+    """Embed in a new event loop."""
     results = asyncio.run(embedder.embed(texts, Outputs(), max_length=max_length, priority=Priority.QUERY))
-    found = [result for result in results if isinstance(result, Embedding)]
-    assert len(found) == len(texts)
-    return found
+    embeddings = [result for result in results if isinstance(result, Embedding)]
+    assert len(embeddings) == len(texts)
+    return embeddings
 
 
 def test_one_event_loop_after_another(mini: Bench, embedder: Embedder) -> None:
@@ -58,16 +58,16 @@ def test_one_event_loop_after_another(mini: Bench, embedder: Embedder) -> None:
         assert_same(run(embedder, TEXTS), expected)
 
 
-def test_two_threads_at_once(mini: Bench, embedder: Embedder) -> None:
+def test_two_threads_share_an_embedder(mini: Bench, embedder: Embedder) -> None:
     """Two threads with an event loop each share the model."""
     expected = embed(mini.packed, mini.tokenizer, TEXTS, 512)
     with ThreadPoolExecutor(2) as threads:
-        for found in threads.map(lambda _: run(embedder, TEXTS), range(6)):
-            assert_same(found, expected)
+        for embeddings in threads.map(lambda _: run(embedder, TEXTS), range(6)):
+            assert_same(embeddings, expected)
 
 
 def test_no_texts(embedder: Embedder) -> None:
-    """An empty list is answered with an empty list."""
+    """An empty list gets an empty list."""
     assert run(embedder, []) == []
 
 
@@ -80,13 +80,13 @@ def test_a_limit_that_the_model_lacks_is_refused(embedder: Embedder, max_length:
 
 @pytest.mark.parametrize("max_length", [3, 512])
 def test_the_ends_of_the_range_are_limits(embedder: Embedder, max_length: int) -> None:
-    """`maxLength` may be 3 and may be the model's limit."""
-    (found,) = run(embedder, ["library data " * 400], max_length)
-    assert (found.tokens, found.truncated) == (max_length, True)
+    """`maxLength` may be 3 or the model's limit."""
+    (embedding,) = run(embedder, ["library data " * 400], max_length)
+    assert (embedding.tokens, embedding.truncated) == (max_length, True)
 
 
 def test_a_lone_surrogate_is_an_invalid_request(embedder: Embedder) -> None:
-    """A text that is no Unicode is refused as the caller's mistake, unquoted."""
+    """A text with a lone surrogate is refused as invalid, and the error does not quote it."""
     with pytest.raises(InvalidRequest, match="surrogate") as caught:
         run(embedder, ["fine", "secret \udfff"])
     assert "secret" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_a_lone_surrogate_is_an_invalid_request(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("text", ["secret \ud800", "A long text of words. " * 400 + "\udfff"], ids=["short", "long"])
 def test_every_entry_refuses_a_lone_surrogate_in_the_same_words(embedder: Embedder, text: str) -> None:
-    """Tokenizing, locating tokens and cutting raise one error, whatever the tokenizer underneath says."""
+    """Tokenizing, locating tokens and cutting raise the same error for any tokenizer library."""
     entries: list[Callable[[], object]] = [
         lambda: embedder.tokenize([text], 64),
         lambda: embedder.tokenize([text], 64, at_once=True),
@@ -108,7 +108,7 @@ def test_every_entry_refuses_a_lone_surrogate_in_the_same_words(embedder: Embedd
 
 @pytest.mark.parametrize(("texts", "quick"), [(["a query"], True), (["a query " * 100], False), (["a"] * 9, False)])
 def test_only_short_requests_are_tokenized_on_the_event_loop(texts: list[str], quick: bool) -> None:
-    """A query costs no change of threads; what takes longer than one holds up no other client of the loop."""
+    """A query is tokenized on the event loop; a longer request uses a thread and blocks no other client."""
     threads: set[int] = set()
 
     class Watching(Tokenizer):
@@ -140,7 +140,7 @@ def test_cancelling_the_task_drops_its_texts(mini: Bench) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await first
             second = ask("tool")
-        return await asyncio.wait_for(second, PATIENCE)
+        return await asyncio.wait_for(second, WAIT_MAX_S)
 
     assert len(asyncio.run(scenario())) == 20
     embedder.close()
@@ -167,7 +167,7 @@ def test_refusals_reach_the_caller(mini: Bench) -> None:
                 await ask(2)
             with pytest.raises(InvalidRequest):
                 await ask(4)
-        await asyncio.wait_for(first, PATIENCE)
+        await asyncio.wait_for(first, WAIT_MAX_S)
 
     asyncio.run(scenario())
     embedder.close()
@@ -176,7 +176,7 @@ def test_refusals_reach_the_caller(mini: Bench) -> None:
 
 
 def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
-    """A request of many megabytes does not keep a core busy for half a minute only to be refused."""
+    """A request of many megabytes is refused before a core spends half a minute on it."""
     read: list[int] = []
 
     class Counting(Tokenizer):
@@ -190,7 +190,7 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
     with pytest.raises(InvalidRequest, match=expected):
         run(embedder, ["library"] * 1000, 64)
     assert read == [2, 2]
-    assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued bit by bit may be of any size
+    assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued in portions may have any size
     embedder.close()
 
 
@@ -209,7 +209,7 @@ class Paced(Tokenizer):
         """See `Tokenizer.portions`."""
         for number, portion in enumerate(super().portions(texts, max_length, **options)):
             if number:
-                assert self.permits.acquire(timeout=PATIENCE)
+                assert self.permits.acquire(timeout=WAIT_MAX_S)
             self.given += 1
             yield portion
 
@@ -220,7 +220,7 @@ async def ask(embedder: Embedder, texts: Sequence[str]) -> list[Result]:
 
 
 def test_the_model_starts_before_a_large_request_is_tokenized(mini: Bench) -> None:
-    """A GPU does not wait for the tokenizer to see the last text; the results are those of the tokenized texts."""
+    """A GPU starts before the last text is tokenized, and the results are the same."""
     tokenizer, engine = Paced(), CountingEngine(device="cuda:0")
     embedder = facade(tokenizer, engine)
     texts = ["library", "tool", "data"] * 10
@@ -231,16 +231,16 @@ def test_the_model_starts_before_a_large_request_is_tokenized(mini: Bench) -> No
         assert tokenizer.given == 1
         for _ in range(len(texts)):
             tokenizer.permits.release()
-        return await asyncio.wait_for(task, PATIENCE)
+        return await asyncio.wait_for(task, WAIT_MAX_S)
 
     results = asyncio.run(scenario())
     embedder.close()
-    found = [result for result in results if isinstance(result, Embedding)]
-    assert_same(found, embed(engine, mini.tokenizer, texts, 64))
+    embeddings = [result for result in results if isinstance(result, Embedding)]
+    assert_same(embeddings, embed(engine, mini.tokenizer, texts, 64))
 
 
 def test_cancelling_a_large_request_ends_its_tokenization() -> None:
-    """A client that gives up costs neither the tokenizer nor the model what is left of its texts."""
+    """After a client cancels, the rest of its texts is neither tokenized nor embedded."""
     tokenizer, engine = Paced(), CountingEngine(device="cuda:0")
     embedder = facade(tokenizer, engine)
 
@@ -262,7 +262,7 @@ def test_cancelling_a_large_request_ends_its_tokenization() -> None:
 
 @pytest.mark.parametrize("queue_tokens", [10_000, 300])
 def test_a_large_request_on_a_gpu_is_refused_as_ever(queue_tokens: int) -> None:
-    """Invalid text, a limit that the model lacks, and more than the queue holds: known before anything is computed."""
+    """Invalid text, an invalid limit and too many tokens are refused before anything is computed."""
     engine = CountingEngine(device="cuda:0")
     embedder = facade(Tokenizer(MINI, portion_characters=16), engine, queue_tokens=queue_tokens)
     with pytest.raises(InvalidRequest, match="surrogate"):
@@ -278,7 +278,7 @@ def test_a_large_request_on_a_gpu_is_refused_as_ever(queue_tokens: int) -> None:
 
 @pytest.mark.parametrize(("device", "overlaps"), [("cuda:0", True), ("cpu", False)])
 def test_a_cpu_tokenizes_first(device: str, overlaps: bool) -> None:
-    """There tokenizer and model would slow each other down on the same cores."""
+    """On a CPU all texts are tokenized before the model starts, as both would compete for the same cores."""
     embedder = facade(Tokenizer(MINI), CountingEngine(device=device))
     assert embedder.overlaps(["library"] * 100, 64) == overlaps
     assert not embedder.overlaps(["library"], 64)
@@ -306,20 +306,20 @@ def test_weights_that_are_not_finite_are_never_a_silent_gap(small_checkpoint: Pa
 
 
 def test_a_stream_gives_what_a_whole_job_gives(mini: Bench, embedder: Embedder) -> None:
-    """Results that are pulled are those of `embed`, each with the index of its text."""
+    """A stream gives the results of `embed`, each with the index of its text."""
     encoded = embedder.tokenize(TEXTS * 20, 512)
     with embedder.stream(encoded, Outputs(), priority=Priority.PASSAGE, batch_size=4) as stream:
         results: dict[int, Result] = {}
         for portion in stream:
             results |= dict(portion)
             stream.release([index for index, _ in portion])
-    found = [results[index] for index in range(len(encoded))]
-    embeddings = [result for result in found if isinstance(result, Embedding)]
+    ordered = [results[index] for index in range(len(encoded))]
+    embeddings = [result for result in ordered if isinstance(result, Embedding)]
     assert_same(embeddings, embed(mini.packed, mini.tokenizer, TEXTS, 512) * 20)
 
 
 def test_a_stream_of_a_closed_embedder_is_refused(mini: Bench) -> None:
-    """After `close` nothing is accepted."""
+    """After `close` the embedder refuses new streams."""
     closed = facade(mini.tokenizer, CountingEngine())
     closed.close()
     with pytest.raises(Cancelled):
@@ -327,7 +327,7 @@ def test_a_stream_of_a_closed_embedder_is_refused(mini: Bench) -> None:
 
 
 def test_batches_are_observed(mini: Bench) -> None:
-    """Whoever observes an embedder is told of each batch by its tokens, its fill and its seconds."""
+    """An observer of the embedder receives the tokens, fill and seconds of each batch."""
     reports: list[BatchReport] = []
     watched = facade(mini.tokenizer, CountingEngine())
     watched.observe(reports.append)
@@ -343,7 +343,7 @@ def test_batches_are_observed(mini: Bench) -> None:
 
 @pytest.mark.parametrize("engine", ["packed", "flagembedding"])
 def test_loading_by_options(mini: Bench, engine: str) -> None:
-    """`MODEL_ID=mini` with either engine is ready to embed, and says what it is."""
+    """`MODEL_ID=mini` loads with either engine and describes itself."""
     options = ModelOptions(
         "mini",
         engine="packed" if engine == "packed" else "flagembedding",
@@ -359,7 +359,7 @@ def test_loading_by_options(mini: Bench, engine: str) -> None:
 
 
 def test_loading_spares_the_collector_what_stays() -> None:
-    """No collection looks at torch's modules again, and a second model is not held by what the first one exempts."""
+    """After loading, the garbage collector skips torch's modules and can still free a second model."""
     options = ModelOptions("mini", dtype="float32", device="cpu", token_budget=512)
     Embedder.load(options).close()
     frozen = gc.get_freeze_count()
@@ -369,7 +369,7 @@ def test_loading_spares_the_collector_what_stays() -> None:
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(small_checkpoint: Path) -> None:
-    """A tokenizer with tokens that the model has no embedding for is refused at the start, naming both sizes."""
+    """A tokenizer with more tokens than the model has embeddings is refused, naming both sizes."""
     weights = as_bin(small_checkpoint)
     weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][:10_000].clone()
     torch.save(weights, small_checkpoint / "pytorch_model.bin")
@@ -379,15 +379,15 @@ def test_a_tokenizer_larger_than_the_model_is_refused(small_checkpoint: Path) ->
 
 
 def test_a_model_that_is_not_there_is_refused() -> None:
-    """Loading reports a wrong name as a refusal to start."""
+    """Loading an unknown model is a refusal to start."""
     with pytest.raises(ConfigurationError, match="MODEL_ID"):
         Embedder.load(ModelOptions("nothing-of-this-name", device="cpu"))
 
 
 def test_loading_leaves_no_thread_behind() -> None:
-    """What a load computes on ends with it, so that OpenMP has the workers of its one thread alone."""
+    """The threads of a load end with it, so that OpenMP has the workers of its one thread alone."""
     before = set(threading.enumerate())
     embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", batches_per_gpu=4, token_budget=512))
-    left = {thread.name for thread in set(threading.enumerate()) - before}
-    assert left == {"model-cpu-launch", "model-cpu-queries", "model-cpu-passages"}
+    remaining = {thread.name for thread in set(threading.enumerate()) - before}
+    assert remaining == {"model-cpu-launch", "model-cpu-queries", "model-cpu-passages"}
     embedder.close()

@@ -1,4 +1,4 @@
-"""Short texts of many tasks are tokenized together, and each task has its own."""
+"""Short texts of many tasks are tokenized together, and each task receives its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from embedder.tokenizer import EncodedText
 
 
 class Lengths:
-    """A tokenizer for which a text has as many tokens as characters; it remembers its calls."""
+    """A tokenizer for which a text has one token per character; it records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
-        """As `Tokenizer.encode`."""
+        """See `Tokenizer.encode`."""
         self.calls.append((len(texts), max_length))
         if "broken" in texts:
             raise MemoryError
@@ -27,12 +27,12 @@ class Lengths:
 
 
 async def ask(gathering: Gathering, texts: Sequence[str], max_length: int = 512) -> list[int]:
-    """Tokens of each text, asked for by one task among `callers`."""
+    """Return the tokens of each text, requested by one task among `callers`."""
     return [len(text) for text in await gathering.encoded(texts, max_length)]
 
 
 def test_texts_of_many_tasks_are_tokenized_by_one_call() -> None:
-    """Each task gets its texts in their order, cut to its own limit; there is a call for each limit."""
+    """Each task gets its texts in order and cut to its own limit, with one call per limit."""
     lengths = Lengths()
 
     async def scenario() -> list[list[int]]:
@@ -64,7 +64,7 @@ def test_texts_of_few_tasks_do_not_wait() -> None:
 
 
 def test_a_failure_reaches_all_and_the_cancelled_are_left_out() -> None:
-    """Tasks whose texts cannot be tokenized raise why; a task that was cancelled is not waited for."""
+    """A tokenizer error reaches every waiting task, and cancelled tasks are skipped."""
     lengths = Lengths()
 
     async def scenario() -> list[object]:
@@ -79,12 +79,12 @@ def test_a_failure_reaches_all_and_the_cancelled_are_left_out() -> None:
 
 
 def test_event_loops_gather_apart() -> None:
-    """Two loops never wait for each other."""
+    """Two event loops never wait for each other."""
     gatherings = Gatherings(Lengths().encode)
 
     async def here() -> Gathering:
         return gatherings.here()
 
-    with asyncio.Runner() as one, asyncio.Runner() as other:
-        assert one.run(here()) is one.run(here())
-        assert one.run(here()) is not other.run(here())
+    with asyncio.Runner() as first_loop, asyncio.Runner() as second_loop:
+        assert first_loop.run(here()) is first_loop.run(here())
+        assert first_loop.run(here()) is not second_loop.run(here())

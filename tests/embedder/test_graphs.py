@@ -1,4 +1,4 @@
-"""Which captured pass a small batch takes, and when it is captured; on a double of the device."""
+"""A small batch uses the right captured pass, tested on a double of the device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from embedder.model.graphs import BUCKETS_TOKENS, Graphs, Shape, bucket_of
 
 
 class Captures:
-    """Captures nothing, and remembers what it was asked for."""
+    """A device double that records what it is asked to capture."""
 
     def __init__(self) -> None:
         self.captured: list[int] = []
         self.run: list[int] = []
 
     def __call__(self, shape: Shape) -> Callable[[], int]:
-        """The pass of a shape, which gives its tokens."""
+        """Return a pass for a shape, which returns the number of its tokens."""
         self.captured.append(shape.tokens)
 
         def replay() -> int:
@@ -30,7 +30,7 @@ class Captures:
 
 
 def of(*tokens: int) -> list[Shape]:
-    """Shapes of so many tokens."""
+    """Return shapes of this many tokens."""
     return [Shape(number, 64) for number in tokens]
 
 
@@ -38,18 +38,18 @@ def of(*tokens: int) -> list[Shape]:
     ("tokens", "bucket"), [(2, 16), (16, 16), (17, 32), (40, 64), (8193, 10_240), (32_768, 32_768), (32_769, None)]
 )
 def test_a_batch_takes_the_smallest_bucket_that_holds_it(tokens: int, bucket: int | None) -> None:
-    """A batch is rounded up as little as possible; a larger one than the largest bucket has no graph."""
+    """A batch uses the smallest bucket that holds it; a batch over the largest bucket uses no graph."""
     assert bucket_of(tokens) == bucket
 
 
 def test_a_device_of_small_batches_has_small_graphs() -> None:
-    """Nothing is captured beyond what the pool will form."""
+    """No graph is captured beyond the batch sizes that the pool forms."""
     assert bucket_of(512, 1024) == 512
     assert bucket_of(1025, 1024) is None
 
 
 def test_a_shape_is_captured_once() -> None:
-    """The first batch of a size pays for the capture, the others replay it."""
+    """The first batch of a size captures the pass, and later batches replay it."""
     captures = Captures()
     graphs = Graphs(captures)
     assert [graphs.replay(shape)() for shape in of(16, 32, 16)] == [16, 32, 16]
@@ -58,7 +58,7 @@ def test_a_shape_is_captured_once() -> None:
 
 
 def test_a_start_captures_all_sizes_and_runs_none() -> None:
-    """After a start no request waits for a capture."""
+    """After the start no request waits for a capture."""
     captures = Captures()
     graphs = Graphs(captures)
     graphs.replay(*of(32))()
@@ -69,7 +69,7 @@ def test_a_start_captures_all_sizes_and_runs_none() -> None:
 
 
 def test_captures_at_a_start_take_no_longer_than_they_may() -> None:
-    """On a slow device a start captures what it can; the rest is captured when a batch needs it."""
+    """A slow device captures what its time limit allows at the start, and the rest on demand."""
     captures = Captures()
     ticks = itertools.count()
     graphs = Graphs(captures, clock=lambda: float(next(ticks)))
@@ -80,7 +80,7 @@ def test_captures_at_a_start_take_no_longer_than_they_may() -> None:
 
 
 def test_rounding_up_wastes_little() -> None:
-    """No batch of more than 16 tokens is computed at twice its size; a large one at an eighth more at most."""
+    """A batch of over 16 tokens is padded to less than twice its size, a large one by an eighth at most."""
     pairs = list(itertools.pairwise(BUCKETS_TOKENS))
     assert all(large <= 2 * small for small, large in pairs)
     assert all(large <= 1.5 * small for small, large in pairs if small >= 1024)
@@ -88,7 +88,7 @@ def test_rounding_up_wastes_little() -> None:
 
 
 def test_a_pass_that_does_not_fit_does_not_stop_the_start() -> None:
-    """A budget that is larger than the memory leaves its largest passes without a graph, and captures the others."""
+    """Passes that exceed the device's memory have no graph; all others are captured."""
     captures = Captures()
 
     def capture(shape: Shape) -> Callable[[], int]:

@@ -1,4 +1,4 @@
-"""The heads: which tokens share a sparse weight, and the whole model through the kernels of a GPU."""
+"""The heads group the tokens that share a sparse weight, and run through the kernels of a GPU."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ DROPPED = np.array([0, 2])
 @given(st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=5))
 @settings(max_examples=200, derandomize=True)
 def test_every_text_and_id_is_one_entry(texts: list[list[int]]) -> None:
-    """Tokens of one text and id share an entry, dropped ids have none, and entries ascend by text, then id."""
+    """Tokens of one text and id share an entry, dropped ids are absent, and entries ascend by text and id."""
     ids = np.array([token for text in texts for token in text], dtype=np.int32)
     owners = np.repeat(np.arange(len(texts))[::-1], [len(text) for text in texts])
-    found = sparse_slots(ids, owners, DROPPED)
+    slots = sparse_slots(ids, owners, DROPPED)
     expected = sorted({(o, i) for o, i in zip(owners.tolist(), ids.tolist(), strict=True) if i not in DROPPED})
-    assert list(zip(found.texts.tolist(), found.ids.tolist(), strict=True)) == expected
-    assert found.slots.dtype == np.int32
-    for slot, pair in zip(found.slots.tolist(), zip(owners.tolist(), ids.tolist(), strict=True), strict=True):
+    assert list(zip(slots.texts.tolist(), slots.ids.tolist(), strict=True)) == expected
+    assert slots.slots.dtype == np.int32
+    for slot, pair in zip(slots.slots.tolist(), zip(owners.tolist(), ids.tolist(), strict=True), strict=True):
         assert (pair[1] in DROPPED) if slot < 0 else expected[slot] == pair
 
 
 def test_the_largest_ids_and_batches_fit_one_integer() -> None:
-    """Text, id and token of a full batch of a large vocabulary are told apart."""
+    """The text, id and token of a full batch with a large vocabulary stay distinct."""
     tokens = 131_072
-    found = sparse_slots(np.full(tokens, 250_001, np.int32), np.arange(tokens), DROPPED)
-    assert (found.slots == np.arange(tokens)).all()
-    assert (found.texts == np.arange(tokens)).all()
-    assert (found.ids == 250_001).all()
+    slots = sparse_slots(np.full(tokens, 250_001, np.int32), np.arange(tokens), DROPPED)
+    assert (slots.slots == np.arange(tokens)).all()
+    assert (slots.texts == np.arange(tokens)).all()
+    assert (slots.ids == 250_001).all()
 
 
 def test_what_attends_depends_on_the_mean_length() -> None:
-    """Small tiles for short texts, wide ones for longer; a CPU has none."""
+    """Short texts use small attention tiles and longer texts wide ones; a CPU uses no tiles."""
     assert tile_block(2) == 64
     assert tile_block(WIDE_TILES_MIN_TOKENS) == 128
     assert not attends_by_tiles("cpu", torch.float16)
@@ -54,7 +54,7 @@ def test_what_attends_depends_on_the_mean_length() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, test_cuda compares the kernels themselves")
 def test_the_kernels_of_a_gpu_give_the_vectors_of_a_cpu(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The miniature through every kernel, in Triton's interpreter, has the vectors of the plain path."""
+    """In Triton's interpreter the GPU kernels give the miniature model's CPU vectors."""
     pytest.importorskip("triton")
     encoded = sorted((text.ids for text in mini.tokenizer.encode(list(TEXTS.values())[:6], 80)), key=len)
     batch = TokenBatch.of(encoded)
@@ -82,10 +82,10 @@ def test_the_kernels_of_a_gpu_give_the_vectors_of_a_cpu(mini: Bench, monkeypatch
 
 
 def test_a_row_that_is_not_finite_is_found(mini: Bench) -> None:
-    """ColBERT rows come with which of them are finite, so that nobody has to look again."""
+    """ColBERT rows come with a flag per row that says whether it is finite."""
     states = torch.randn(4, 192)
     states[2, 7] = math.nan
     with torch.inference_mode():
-        found, finite = mini.model.heads.colbert(states, torch.tensor([3, 2, 0]), torch.float16)
+        rows, finite = mini.model.heads.colbert(states, torch.tensor([3, 2, 0]), torch.float16)
     assert finite.tolist() == [True, False, True]
-    assert found.isfinite().all(dim=1).tolist() == [True, False, True]
+    assert rows.isfinite().all(dim=1).tolist() == [True, False, True]

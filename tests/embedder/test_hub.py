@@ -1,4 +1,4 @@
-"""The hub client's cache and its failures, each in a process of its own because it reads its settings once."""
+"""The hub client's cache and failures, each in a fresh process because the client reads its settings once."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ def located(
     model: str, home: Path, *, revision: str = "", platform_cache: str = "/nowhere", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `find_checkpoint` in a fresh process whose hub cache is under `home`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
+    }
     return subprocess.run(
         [sys.executable, "-c", LOCATE, model, revision, platform_cache],
-        env=kept | {"HF_HOME": str(home)} | environment,
+        env=inherited | {"HF_HOME": str(home)} | environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -54,7 +56,7 @@ def located(
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a local HTTP server."""
+    """Run a local HTTP server and yield its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -68,7 +70,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def forbidding_proxy() -> Iterator[str]:
-    """The address of an HTTP proxy that refuses everything."""
+    """Yield the address of an HTTP proxy that rejects every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_CONNECT(self) -> None:
@@ -83,7 +85,7 @@ def forbidding_proxy() -> Iterator[str]:
 
 @contextmanager
 def hub(checkpoint: Path, revision: str) -> Iterator[str]:
-    """The address of a hub that has this checkpoint under any name."""
+    """Yield the address of a hub that serves this checkpoint under any name."""
     tree = [
         {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
         for file in checkpoint.iterdir()
@@ -118,14 +120,14 @@ def hub(checkpoint: Path, revision: str) -> Iterator[str]:
 
 @contextmanager
 def silent_port() -> Iterator[str]:
-    """The address of a server that accepts connections and never answers."""
+    """Yield the address of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextmanager
 def closed_port() -> Iterator[str]:
-    """An address where nothing listens, and nothing can while the block runs."""
+    """Yield an address whose port stays closed while the context runs."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -133,7 +135,7 @@ def closed_port() -> Iterator[str]:
 
 @pytest.mark.parametrize("layout", ["bin", "safetensors"])
 def test_a_model_is_downloaded_from_a_hub_that_answers(tmp_path: Path, small_checkpoint: Path, layout: str) -> None:
-    """The pinned revision of the default model arrives complete, in the published layout or with safetensors."""
+    """The default model's pinned revision is downloaded completely, as published or with safetensors."""
     if layout == "bin":
         as_bin(small_checkpoint)
     with hub(small_checkpoint, DEFAULT_REVISION) as endpoint:
@@ -179,15 +181,15 @@ def test_a_cached_model_loads_offline(tmp_path: Path, small_checkpoint: Path, la
 
 
 def test_a_revision_that_the_platform_lacks_is_asked_of_the_hub(tmp_path: Path, small_checkpoint: Path) -> None:
-    """An explicit `MODEL_REVISION` is never replaced by another one: the platform's cache is passed over."""
+    """An explicit `MODEL_REVISION` that the platform's cache lacks is downloaded, never replaced."""
     platform = tmp_path / "platform"
     other = cached(platform, DEFAULT_MODEL, "1" * 40, small_checkpoint)
     (other.parents[1] / "refs").mkdir()
     (other.parents[1] / "refs" / "main").write_text("1" * 40, encoding="utf-8")
     snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, "2" * 40, small_checkpoint)
-    found = located(DEFAULT_MODEL, tmp_path, revision="2" * 40, platform_cache=str(platform), HF_HUB_OFFLINE="1")
-    assert found.stdout.strip() == str(snapshot)
-    assert f"MODEL_REVISION={'2' * 40}" in found.stderr
+    process = located(DEFAULT_MODEL, tmp_path, revision="2" * 40, platform_cache=str(platform), HF_HUB_OFFLINE="1")
+    assert process.stdout.strip() == str(snapshot)
+    assert f"MODEL_REVISION={'2' * 40}" in process.stderr
 
 
 def test_nothing_found_offline_names_the_way_out(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_nothing_found_offline_names_the_way_out(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_cache_offline_is_refused_by_name(tmp_path: Path, small_checkpoint: Path) -> None:
-    """A download that stopped halfway is told what it lacks."""
+    """The error for an incomplete download lists the missing files."""
     (small_checkpoint / "model.safetensors").unlink()
     cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
     answer = located(DEFAULT_MODEL, tmp_path, HF_HUB_OFFLINE="1").stdout
@@ -208,7 +210,7 @@ def test_an_incomplete_cache_offline_is_refused_by_name(tmp_path: Path, small_ch
 
 
 def test_a_proxy_that_forbids_is_a_refusal_to_start(tmp_path: Path) -> None:
-    """Whatever the hub client's HTTP library raises becomes a refusal that says what to check."""
+    """Every error of the hub client's HTTP library becomes a refusal to start that says what to check."""
     with forbidding_proxy() as proxy:
         answer = located("me/tuned", tmp_path, HTTPS_PROXY=proxy).stdout
     assert answer.startswith("refused: MODEL_ID: me/tuned")
@@ -217,6 +219,6 @@ def test_a_proxy_that_forbids_is_a_refusal_to_start(tmp_path: Path) -> None:
 
 
 def test_a_name_that_the_hub_does_not_allow_is_refused(tmp_path: Path) -> None:
-    """A name with characters that the hub refuses is a refusal to start, not a crash."""
+    """A name that is invalid on the hub is a refusal to start, not a crash."""
     answer = located("my models/tuned", tmp_path, HF_HUB_OFFLINE="1").stdout
     assert answer.startswith("refused: MODEL_ID")

@@ -1,4 +1,4 @@
-"""What the package offers, and what a start must not cost. Who may import whom: the contracts in pyproject.toml."""
+"""The public names of the package and the cost of importing it. pyproject.toml holds the import contracts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTSIDERS = {"qdrant_sink", "service", "qdrant_client", "qdrant_edge", "runpod"}
 
 
 def loaded_after(code: str) -> set[str]:
-    """Top-level modules in `sys.modules` of a fresh process that ran the code."""
+    """Return the top-level modules in `sys.modules` of a fresh process that has run the code."""
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"],
         cwd=ROOT,
@@ -48,7 +48,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_the_public_names_are_a_promise() -> None:
-    """What `from embedder import ...` offers stays, and is there."""
+    """The names that `from embedder import ...` offers exist and do not change."""
     assert set(embedder.__all__) == PUBLIC
     assert len(embedder.__all__) == len(PUBLIC)
     for name in PUBLIC:
@@ -57,16 +57,16 @@ def test_the_public_names_are_a_promise() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_package_names_what_it_offers(package: str) -> None:
-    """Each room says which of its names are for others."""
+    """Each package lists its public names."""
     module = __import__(package, fromlist=["__all__"])
     assert set(module.__all__) == PACKAGES[package]
     assert all(hasattr(module, name) for name in PACKAGES[package])
 
 
 def test_no_package_is_forgotten() -> None:
-    """A new room is listed here with what it offers."""
-    found = {info.name for info in pkgutil.iter_modules(embedder.__path__, "embedder.") if info.ispkg}
-    assert found == PACKAGES.keys()
+    """Every package is listed in this test with its public names."""
+    packages = {info.name for info in pkgutil.iter_modules(embedder.__path__, "embedder.") if info.ispkg}
+    assert packages == PACKAGES.keys()
 
 
 def test_importing_is_cheap() -> None:

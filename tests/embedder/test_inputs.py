@@ -1,4 +1,4 @@
-"""What the model is given of a batch: texts in order of their length, and where each head finds its tokens."""
+"""The model receives a batch's texts ordered by length, and each head finds its tokens in it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ texts_of_ids = st.lists(st.lists(st.integers(0, 30), min_size=2, max_size=9), mi
 
 
 def inputs_of(texts: list[list[int]]) -> Inputs:
-    """The inputs of a batch of texts by their ids."""
+    """Return the model inputs for texts given as ids."""
     return Inputs.of(TokenBatch.of([np.array(text, dtype=np.int32) for text in texts]), PAD)
 
 
 @given(texts_of_ids)
 def test_every_token_is_found_again(texts: list[list[int]]) -> None:
-    """However texts are ordered for the model, each head finds the tokens of each text in the caller's order."""
+    """However texts are ordered for the model, each head reads each text's tokens in the caller's order."""
     inputs = inputs_of(texts)
     assert sorted(map(len, texts)) == inputs.lengths.tolist()
     assert [inputs.ids[first] for first in inputs.first] == [text[0] for text in texts]
@@ -33,7 +33,7 @@ def test_every_token_is_found_again(texts: list[list[int]]) -> None:
 
 @given(texts_of_ids)
 def test_positions_are_those_of_the_reference(texts: list[list[int]]) -> None:
-    """Position ids are those that transformers gives each text, a literal `<pad>` in it included."""
+    """Position ids equal those of transformers for each text, even with a literal `<pad>` in it."""
     inputs = inputs_of(texts)
     for first, text in zip(inputs.first, texts, strict=True):
         expected = XLMRobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([text]), PAD)
@@ -41,7 +41,7 @@ def test_positions_are_those_of_the_reference(texts: list[list[int]]) -> None:
 
 
 def test_everything_is_an_int32() -> None:
-    """What is copied to a GPU is one buffer of one type."""
+    """All inputs are int32, so that one buffer is copied to a GPU."""
     inputs = inputs_of([[0, 5, 6, 2], [0, 2], [0, 7, 2]])
     arrays = (inputs.lengths, inputs.ids, inputs.positions, inputs.first, inputs.rows)
     assert {str(array.dtype) for array in arrays} == {"int32"}

@@ -1,4 +1,4 @@
-"""A stream of results is pulled: its consumer waits for results, says when it is done with them, and may give up."""
+"""A consumer pulls the results of a stream, releases them when it is done, and may cancel."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 from embedder import Cancelled, DeviceLost, Embedding, Outputs, ResultStream
 from embedder.scheduling.jobs import CollectedJob, StreamedJob
-from tests.embedder.fakes import PATIENCE, text
+from tests.embedder.fakes import WAIT_MAX_S, text
 
 
 def embedding(number: int) -> Embedding:
-    """A result that a test recognises by its number of tokens."""
+    """Return a result that a test identifies by its number of tokens."""
     return Embedding(None, None, None, tokens=number, truncated=False)
 
 
 class Calls:
-    """What a stream asks of its pool, in order."""
+    """A double of the pool that records the calls of a stream, in order."""
 
     def __init__(self, count: int) -> None:
         self.job = StreamedJob([text(n + 1) for n in range(count)], Outputs())
@@ -33,17 +33,17 @@ class Calls:
         )
 
     def complete(self, *indices: int) -> None:
-        """Results arrive."""
+        """Complete results of the stream."""
         self.job.complete([(index, embedding(index)) for index in indices])
 
 
 def indices(portion: Sequence[tuple[int, object]]) -> list[int]:
-    """Which results a portion has."""
+    """Return the indices of the results in a portion."""
     return [index for index, _ in portion]
 
 
 def test_a_portion_is_all_that_is_ready() -> None:
-    """A consumer gets every result that has arrived, in any order, each once, and then the end."""
+    """A portion holds every result that has arrived, in any order, each once; then the stream ends."""
     calls = Calls(4)
     calls.complete(2)
     calls.complete(0, 3)
@@ -55,7 +55,7 @@ def test_a_portion_is_all_that_is_ready() -> None:
 
 
 def test_a_result_is_released_by_its_consumer() -> None:
-    """Nothing is computed before the first portion is asked for; only the consumer knows when it is done with one."""
+    """Nothing is computed before the first portion is requested, and only the consumer releases a result."""
     calls = Calls(3)
     assert calls.made == []
     calls.complete(0, 1)
@@ -70,12 +70,12 @@ def test_a_result_is_released_by_its_consumer() -> None:
 
 
 def test_a_consumer_that_waits_can_be_woken() -> None:
-    """It gets an empty portion, once, and what comes later is not lost; waking nobody counts for the next wait."""
+    """A woken consumer gets one empty portion and loses no later result; an early wake-up is not kept."""
     calls = Calls(1)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(calls.stream.__next__)
         calls.stream.wake()
-        assert waiting.result(PATIENCE) == []
+        assert waiting.result(WAIT_MAX_S) == []
     calls.stream.wake()
     calls.stream.wake()
     assert next(calls.stream) == []
@@ -92,28 +92,30 @@ def test_a_stream_does_not_keep_what_its_consumer_forgot() -> None:
     held = calls.stream.__dict__, calls.job.__dict__
     next(calls.stream)
     assert not any(
-        isinstance(value, list) and any(isinstance(one, tuple) for one in value) for d in held for value in d.values()
+        isinstance(value, list) and any(isinstance(entry, tuple) for entry in value)
+        for d in held
+        for value in d.values()
     )
 
 
 def test_a_consumer_waits_for_a_result() -> None:
-    """Iterating blocks until at least one result is there."""
+    """Iterating blocks until at least one result has arrived."""
     calls = Calls(1)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(calls.stream.__next__)
         assert not waiting.done()
         calls.complete(0)
-        assert indices(waiting.result(PATIENCE)) == [0]
+        assert indices(waiting.result(WAIT_MAX_S)) == [0]
 
 
 def test_cancelling_ends_a_consumer_that_waits() -> None:
-    """Any thread may cancel: whoever iterates is told, and what arrives later goes nowhere."""
+    """Cancelling from any thread raises in the iterating consumer, and later results are dropped."""
     calls = Calls(2)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(calls.stream.__next__)
         calls.stream.cancel()
         with pytest.raises(Cancelled):
-            waiting.result(PATIENCE)
+            waiting.result(WAIT_MAX_S)
     assert calls.made[-1] == "abandon"
     calls.stream.close()
     assert calls.made[-1] == "drop"
@@ -123,7 +125,7 @@ def test_cancelling_ends_a_consumer_that_waits() -> None:
 
 
 def test_cancelling_drops_results_that_nobody_took() -> None:
-    """After cancelling, a result that had arrived is not handed out any more."""
+    """After cancelling, a result that has arrived but was not taken is dropped."""
     calls = Calls(2)
     calls.complete(0)
     calls.stream.cancel()
@@ -132,7 +134,7 @@ def test_cancelling_drops_results_that_nobody_took() -> None:
 
 
 def test_leaving_the_block_cancels_what_is_left() -> None:
-    """A consumer that stops in the middle, by an error or not, needs to tidy nothing up."""
+    """A consumer that stops early, by an error or not, needs no cleanup."""
     calls = Calls(3)
     calls.complete(0)
     with calls.stream as stream:
@@ -145,7 +147,7 @@ def test_leaving_the_block_cancels_what_is_left() -> None:
 
 
 def test_a_stream_that_ended_stays_ended() -> None:
-    """Cancelling after the last result is no error and changes nothing."""
+    """Cancelling after the last result has no effect."""
     calls = Calls(1)
     calls.complete(0)
     with calls.stream as stream:
@@ -154,12 +156,12 @@ def test_a_stream_that_ended_stays_ended() -> None:
 
 
 def test_a_stream_of_nothing_ends_immediately() -> None:
-    """No texts, no portions."""
+    """A stream without texts yields no portions."""
     assert list(Calls(0).stream) == []
 
 
 def test_texts_that_are_never_computed_have_the_error_as_their_result() -> None:
-    """When the last device is lost, what was computed stays valid, and each other text says why it is not."""
+    """After the last device is lost, computed results stay valid, and every other text has the error."""
     calls = Calls(3)
     calls.complete(1)
     calls.job.fail([0, 2], DeviceLost("gone"))
@@ -170,7 +172,7 @@ def test_texts_that_are_never_computed_have_the_error_as_their_result() -> None:
 
 
 def test_a_collected_job_is_done_with_its_last_result() -> None:
-    """Results that arrive in any order are handed over together, in the order of the texts."""
+    """Results that arrive in any order are returned together, in the order of the texts."""
     job = CollectedJob([text(1), text(2), text(3)], Outputs())
     job.complete([(2, embedding(2))])
     assert not job.future.done()
@@ -179,7 +181,7 @@ def test_a_collected_job_is_done_with_its_last_result() -> None:
 
 
 def test_a_job_that_grows_is_done_with_its_last_text() -> None:
-    """It waits for texts that are to come, whether their results or the word that they are the last comes later."""
+    """A growing job completes only when its last text is added and every result has arrived."""
     for last_texts in ([text(3)], []):
         job = CollectedJob([], Outputs(), grows=True)
         job.extend([text(1), text(2)], last=False)
@@ -191,7 +193,7 @@ def test_a_job_that_grows_is_done_with_its_last_text() -> None:
 
 
 def test_a_collected_job_fails_as_a_whole() -> None:
-    """Part of the results is of no use to who waits for all of them."""
+    """If one text is lost with its device, a caller that waits for all results gets the error."""
     job = CollectedJob([text(1), text(2)], Outputs())
     job.complete([(0, embedding(0))])
     job.fail([1], DeviceLost("gone"))
@@ -200,7 +202,7 @@ def test_a_collected_job_fails_as_a_whole() -> None:
 
 
 def test_a_cancelled_job_takes_results_and_failures_silently() -> None:
-    """What was in a pass when its caller gave up harms nobody."""
+    """Results and failures of a cancelled job's running pass are ignored."""
     complete, failed = CollectedJob([text(1)], Outputs()), CollectedJob([text(1)], Outputs())
     for job in (complete, failed):
         assert job.future.cancel()
@@ -212,12 +214,12 @@ def test_a_cancelled_job_takes_results_and_failures_silently() -> None:
 
 
 def test_results_from_many_threads_are_all_there() -> None:
-    """Worker threads that complete one job together lose nothing."""
+    """No result is lost if several worker threads complete one job."""
     for job in (CollectedJob([text(1)] * 400, Outputs()), StreamedJob([text(1)] * 400, Outputs())):
         begin = threading.Barrier(4)
 
         def work(first: int, job: CollectedJob | StreamedJob = job, begin: threading.Barrier = begin) -> None:
-            begin.wait(PATIENCE)
+            begin.wait(WAIT_MAX_S)
             for index in range(first, 400, 4):
                 job.complete([(index, embedding(index))])
 

@@ -1,4 +1,4 @@
-"""Quantised linear layers: near the exact ones, row by row."""
+"""Quantised linear layers stay near the exact ones, row by row."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ ROWS, IN, OUT = 23, 96, 40
 
 @pytest.fixture
 def weight() -> torch.Tensor:
-    """[N, K], rows of very different sizes."""
+    """A weight [N, K] with rows of very different sizes."""
     torch.manual_seed(0)
     return torch.randn(OUT, IN) * torch.logspace(-3, 1, OUT)[:, None]
 
 
 @pytest.fixture
 def bias() -> torch.Tensor:
-    """[N]."""
+    """A bias [N]."""
     torch.manual_seed(1)
     return torch.randn(OUT)
 
 
 def inputs(*, after_gelu: bool = False) -> torch.Tensor:
-    """[T, K], rows of very different sizes."""
+    """Inputs [T, K] with rows of very different sizes."""
     torch.manual_seed(2)
     x = torch.randn(ROWS, IN) * torch.logspace(-2, 2, ROWS)[:, None]
     return functional.gelu(x) if after_gelu else x
@@ -38,12 +38,12 @@ def inputs(*, after_gelu: bool = False) -> torch.Tensor:
 def test_int8_is_near_float32_in_every_row_and_channel(
     weight: torch.Tensor, bias: torch.Tensor, gelu: bool, after_gelu: bool
 ) -> None:
-    """However unequal rows and channels are, each output is within 2 % of what its row and channel can reach."""
+    """Each output is within 2 % of the maximum of its row and channel, however different their sizes are."""
     x = inputs(after_gelu=after_gelu)
     exact = functional.linear(x, weight, bias)
-    found = prepare(weight, bias, dtype="int8", gelu=gelu, after_gelu=after_gelu)(x)
+    product = prepare(weight, bias, dtype="int8", gelu=gelu, after_gelu=after_gelu)(x)
     reach = x.norm(dim=1, keepdim=True) * weight.norm(dim=1)
-    assert ((found - (functional.gelu(exact) if gelu else exact)).abs() <= 0.02 * reach + 1e-4).all()
+    assert ((product - (functional.gelu(exact) if gelu else exact)).abs() <= 0.02 * reach + 1e-4).all()
 
 
 def test_int8_rows_do_not_depend_on_each_other(weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -56,32 +56,32 @@ def test_int8_rows_do_not_depend_on_each_other(weight: torch.Tensor, bias: torch
 
 
 def test_int8_of_nothing_is_the_bias(weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """A row of zeros divides by nothing."""
+    """The product of a row of zeros is the bias, without a division by zero."""
     assert torch.equal(prepare(weight, bias, dtype="int8")(torch.zeros(2, IN)), bias.expand(2, OUT))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_int8_hides_no_damage(weight: torch.Tensor, bias: torch.Tensor, value: float) -> None:
-    """A value that is not finite is not rounded into a plausible one, and spoils no other row."""
+    """A value that is not finite is not rounded to a finite one and affects no other row."""
     linear = prepare(weight, bias, dtype="int8")
     x = inputs()
     sound = linear(x)
     x[5, 7] = value
-    found = linear(x)
-    assert not torch.isfinite(found[5]).any()
+    product = linear(x)
+    assert not torch.isfinite(product[5]).any()
     others = [row for row in range(ROWS) if row != 5]
-    assert torch.equal(found[others], sound[others])
+    assert torch.equal(product[others], sound[others])
 
 
 def test_int8_without_vnni_does_not_saturate(
     weight: torch.Tensor, bias: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On processors that add pairs of products in 16 bits, activations take 7 bits and stay as near."""
+    """Processors that add product pairs in 16 bits use 7-bit activations with the same accuracy."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     x = inputs()
-    found = prepare(weight, bias, dtype="int8")(x)
+    product = prepare(weight, bias, dtype="int8")(x)
     reach = x.norm(dim=1, keepdim=True) * weight.norm(dim=1)
-    assert ((found - functional.linear(x, weight, bias)).abs() <= 0.03 * reach).all()
+    assert ((product - functional.linear(x, weight, bias)).abs() <= 0.03 * reach).all()
 
 
 def test_int8_where_there_is_no_kernel_names_the_fix(
@@ -105,7 +105,7 @@ def test_gelu_by_tanh_is_within_the_rounding_of_float16_where_it_is_positive() -
 
 
 def test_gelu_by_tanh_is_for_16_bits_on_a_gpu() -> None:
-    """A CPU and float32 have the exact GELU; in 16 bits on a GPU queries and passages have the same."""
+    """A CPU and float32 use the exact GELU; in 16 bits on a GPU queries and passages use the same form."""
     assert has_tanh_gelu("cuda", torch.float16)
     assert has_tanh_gelu("cuda", torch.bfloat16)
     assert not has_tanh_gelu("cuda", torch.float32)
@@ -116,7 +116,7 @@ def test_gelu_by_tanh_is_for_16_bits_on_a_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_product_with_gelu_is_the_same_with_many_rows(dtype: torch.dtype) -> None:
-    """On a GPU a row has nearly the same result in a small batch and in a large one, and that of the exact GELU."""
+    """On a GPU a row has nearly the result of the exact GELU, in a small batch and in a large one."""
     torch.manual_seed(0)
     weight, bias = (
         torch.randn(256, 128, device="cuda:0", dtype=dtype) / 8,

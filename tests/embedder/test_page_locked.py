@@ -1,4 +1,4 @@
-"""Who holds page-locked memory, and how much of it."""
+"""Results hold page-locked memory up to a limit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from embedder.engines.page_locked import PageLocked
 
 
 def rows(count: int) -> torch.Tensor:
-    """Rows of four float32, 16 bytes each."""
+    """Return rows of four float32 numbers, 16 bytes each."""
     return torch.arange(4.0 * count).view(count, 4)
 
 
 def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
-    """Nothing is copied, and when the last view of a batch is gone its memory can be lent again."""
+    """Nothing is copied, and the buffer is reused after the last view of a batch is gone."""
     lender = PageLocked(limit_bytes=1000)
     buffer = rows(10)
     array = lender.lent(buffer)
@@ -34,7 +34,7 @@ def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
 
 
 def test_beyond_the_limit_results_are_copies() -> None:
-    """However much a consumer keeps, it never holds more page-locked memory than the limit."""
+    """Kept results never hold more page-locked memory than the limit."""
     lender = PageLocked(limit_bytes=300)
     first, second = lender.lent(rows(10)), lender.lent(rows(10))
     assert lender.lent_bytes == 256
@@ -48,7 +48,7 @@ def test_beyond_the_limit_results_are_copies() -> None:
 
 @pytest.mark.parametrize(("count", "lent"), [(0, 0), (1, 16), (8, 128), (9, 256)])
 def test_a_buffer_counts_as_the_block_that_torch_took_for_it(count: int, lent: int) -> None:
-    """Torch rounds page-locked memory up to powers of two, so that it holds up to twice what a result has."""
+    """A buffer counts at torch's block size, which rounds up to a power of two."""
     lender = PageLocked()
     array = lender.lent(rows(count))
     assert (len(array), lender.lent_bytes) == (count, lent)

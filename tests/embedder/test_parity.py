@@ -1,4 +1,4 @@
-"""Float32 vectors are FlagEmbedding's, whatever the text."""
+"""Float32 vectors equal FlagEmbedding's for any text."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_a_batch_of_every_kind_of_text_equals_flagembedding(bench: Bench) -> Non
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_alone_equals_flagembedding(mini: Bench, name: str) -> None:
-    """One text in a request of its own gives FlagEmbedding's vectors, with one ColBERT row less than tokens.
+    """A single text gets FlagEmbedding's vectors, with one ColBERT row less than tokens.
 
-    That a text alone has the vectors that it has in a batch, `test_precision` shows for the other checkpoints.
+    `test_precision` shows for the other checkpoints that a single text has the vectors that it has in a batch.
     """
     (ours,) = embed(mini.packed, mini.tokenizer, [TEXTS[name]], 512)
     assert_same([ours], mini.oracle.encode([TEXTS[name]], 512))
@@ -38,7 +38,7 @@ def test_a_text_alone_equals_flagembedding(mini: Bench, name: str) -> None:
 
 @pytest.mark.parametrize("max_length", [3, 4, 17, 512])
 def test_a_long_text_is_cut_where_flagembedding_cuts_it(bench: Bench, max_length: int) -> None:
-    """A text over the limit is embedded by its first tokens and says that it was cut; a shorter one does not."""
+    """A text over the limit is embedded by its first tokens and marked as truncated; a shorter one is not."""
     texts = [TEXTS["many words"], ""]
     cut, whole = embed(bench.packed, bench.tokenizer, texts, max_length)
     assert_same([cut, whole], bench.oracle.encode(texts, max_length))
@@ -66,14 +66,14 @@ def test_a_text_is_whole_where_512_tokens_would_cut_it(long: Bench) -> None:
 @few
 @given(texts=any_texts)
 def test_any_unicode_equals_flagembedding(long: Bench, texts: list[str]) -> None:
-    """No string of valid Unicode is embedded differently from FlagEmbedding."""
+    """Every valid Unicode string gets FlagEmbedding's vectors."""
     assert_same(embed(long.packed, long.tokenizer, texts, 64), long.oracle.encode(texts, 64))
 
 
 @few
 @given(texts=any_texts)
 def test_any_unicode_equals_flagembedding_on_the_miniature(mini: Bench, texts: list[str]) -> None:
-    """The same with another tokenizer: normalising, and with much `<unk>`."""
+    """The miniature's normalising tokenizer, which yields many `<unk>`, also equals FlagEmbedding."""
     assert_same(embed(mini.packed, mini.tokenizer, texts, 64), mini.oracle.encode(texts, 64))
 
 
@@ -89,31 +89,33 @@ def test_the_two_engines_agree(bench: Bench) -> None:
 
 def test_the_two_engines_describe_a_checkpoint_alike(bench: Bench) -> None:
     """Sizes and limits do not depend on the engine."""
-    sizes = [(one.hidden_size, one.colbert_size, one.max_length) for one in (bench.packed, bench.flagembedding)]
+    sizes = [
+        (engine.hidden_size, engine.colbert_size, engine.max_length) for engine in (bench.packed, bench.flagembedding)
+    ]
     assert sizes[0] == sizes[1]
 
 
 @few
 @given(texts=any_texts)
 def test_the_two_engines_agree_on_any_unicode(mini: Bench, texts: list[str]) -> None:
-    """No string of valid Unicode tells the two engines apart."""
+    """Both engines give the same vectors for every valid Unicode string."""
     assert_same(embed(mini.packed, mini.tokenizer, texts, 64), embed(mini.flagembedding, mini.tokenizer, texts, 64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ["packed", "flagembedding"])
 def test_one_kind_alone_is_what_it_is_among_all(bench: Bench, engine: str, kind: Kind) -> None:
-    """Asking for one kind of vector gives that kind unchanged, and no other."""
+    """A request for one kind of vector returns that kind unchanged, and no other."""
     texts = list(TEXTS.values())[:12]
     chosen = getattr(bench, engine)
     alone = embed(chosen, bench.tokenizer, texts, 512, Outputs.of((kind,)))
     among = embed(chosen, bench.tokenizer, texts, 512)
-    for one, all_three in zip(alone, among, strict=True):
-        assert [name for name in KINDS if getattr(one, name) is not None] == [kind]
+    for embedding, all_three in zip(alone, among, strict=True):
+        assert [name for name in KINDS if getattr(embedding, name) is not None] == [kind]
         if kind == "sparse":
-            assert one.sparse is not None
+            assert embedding.sparse is not None
             assert all_three.sparse is not None
-            assert one.sparse.indices.tolist() == all_three.sparse.indices.tolist()
-            assert one.sparse.values.tolist() == all_three.sparse.values.tolist()
+            assert embedding.sparse.indices.tolist() == all_three.sparse.indices.tolist()
+            assert embedding.sparse.values.tolist() == all_three.sparse.values.tolist()
         else:
-            assert (getattr(one, kind) == getattr(all_three, kind)).all()
+            assert (getattr(embedding, kind) == getattr(all_three, kind)).all()

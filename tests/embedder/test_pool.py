@@ -1,4 +1,4 @@
-"""Requests share the pool without noticing each other: right results, in order, whatever else happens."""
+"""Requests that share the pool are isolated: each gets its own results in order, whatever else fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from embedder.scheduling.pool import STREAM_WINDOW_TOKENS, BatchReport, ModelPoo
 from embedder.tokenizer import EncodedText
 from embedder.vectors import KINDS, Embedding, Kind, Outputs
 from tests.embedder.bench import Bench
-from tests.embedder.fakes import PATIENCE, CountingEngine, text
+from tests.embedder.fakes import WAIT_MAX_S, CountingEngine, text
 from tests.embedder.oracle import assert_same, embed
 from tests.embedder.texts import TEXTS
 
@@ -37,7 +37,7 @@ def pool_of(
     queue_tokens: int = 10_000,
     window: int = STREAM_WINDOW_TOKENS,
 ) -> Iterator[ModelPool]:
-    """A pool that is closed at the end."""
+    """Yield a pool that is closed at the end."""
     pool = ModelPool(
         engines, batches_per_gpu=batches_per_gpu, token_budget=token_budget, queue_tokens=queue_tokens, window=window
     )
@@ -48,20 +48,20 @@ def pool_of(
 
 
 def vectors(results: Sequence[Result]) -> list[Embedding]:
-    """The results, none of which may be a failure."""
-    found = [result for result in results if isinstance(result, Embedding)]
-    assert len(found) == len(results)
-    return found
+    """Return the results after asserting that none of them is a failure."""
+    embeddings = [result for result in results if isinstance(result, Embedding)]
+    assert len(embeddings) == len(results)
+    return embeddings
 
 
 def failures(results: Sequence[Result]) -> list[int]:
-    """Which results are failures."""
+    """Return for each result whether it is a failure."""
     return [index for index, result in enumerate(results) if isinstance(result, ModelFailure)]
 
 
 def done(future: Future[list[Result]]) -> list[Result]:
-    """The results, for which nobody waits forever."""
-    return future.result(PATIENCE)
+    """Wait for the results with a time limit and return them."""
+    return future.result(WAIT_MAX_S)
 
 
 def submit(
@@ -71,12 +71,12 @@ def submit(
     priority: Priority = Priority.PASSAGE,
     batch_size: int = 0,
 ) -> Future[list[Result]]:
-    """Submit texts of three tokens by their numbers."""
+    """Submit texts of three tokens, identified by their numbers."""
     return pool.submit([text(number) for number in numbers], outputs or Outputs(), priority, batch_size=batch_size)
 
 
 def sequential(texts: Sequence[EncodedText], outputs: Outputs) -> list[Embedding]:
-    """Each text alone in a pool of its own."""
+    """Embed each text alone in a pool of its own."""
     with pool_of(CountingEngine(), token_budget=2) as pool:
         return vectors(done(pool.submit(texts, outputs, Priority.QUERY)))
 
@@ -85,16 +85,16 @@ def sequential(texts: Sequence[EncodedText], outputs: Outputs) -> list[Embedding
 
 
 def test_results_leave_the_memory_with_their_owner() -> None:
-    """Nothing of the pool holds what a job was given: not an idle thread, and no cycle until the collector comes."""
+    """The pool keeps no reference to a job's results, neither in an idle thread nor in a cycle."""
     gc.disable()
     try:
         with pool_of(CountingEngine()) as pool:
             results = vectors(done(submit(pool, [1, 2])))
             rows = [weakref.ref(result.colbert) for result in results if result.colbert is not None]
             del results
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + WAIT_MAX_S
             while any(row() is not None for row in rows) and time.monotonic() < deadline:
-                time.sleep(0.001)  # the thread leaves the batch after it has completed the job
+                time.sleep(0.001)  # the thread drops the batch after completing the job
             assert all(row() is None for row in rows)
     finally:
         gc.enable()
@@ -102,7 +102,7 @@ def test_results_leave_the_memory_with_their_owner() -> None:
 
 @pytest.mark.parametrize(("device", "batches_per_gpu"), [("cpu", 1), ("cpu", 4), ("cuda:0", 4)])
 def test_concurrent_jobs_get_what_they_would_get_alone(device: str, batches_per_gpu: int) -> None:
-    """Jobs with different sizes, lengths, outputs and limits, all at once, get their own results in order."""
+    """Concurrent jobs with different sizes, lengths, outputs and limits get their own results in order."""
     jobs = [
         ([text(1 + 50 * job + n, 2 + (n * job) % 7 + 1) for n in range(1 + 3 * job)], outputs)
         for job, outputs in enumerate(EVERY_OUTPUT * 2)
@@ -111,7 +111,7 @@ def test_concurrent_jobs_get_what_they_would_get_alone(device: str, batches_per_
         pool_of(CountingEngine(device=device), batches_per_gpu=batches_per_gpu) as pool,
         ThreadPoolExecutor(len(jobs)) as threads,
     ):
-        found = list(
+        answers = list(
             threads.map(
                 lambda numbered: done(
                     pool.submit(numbered[1][0], numbered[1][1], Priority(numbered[0] % 2), batch_size=numbered[0] % 3)
@@ -119,14 +119,14 @@ def test_concurrent_jobs_get_what_they_would_get_alone(device: str, batches_per_
                 enumerate(jobs),
             )
         )
-    for (texts, outputs), results in zip(jobs, found, strict=True):
+    for (texts, outputs), results in zip(jobs, answers, strict=True):
         assert_same(vectors(results), sequential(texts, outputs), tolerance=0)
         for result in vectors(results):
             assert [kind for kind in KINDS if getattr(result, kind) is not None] == list(outputs.kinds)
 
 
 def test_a_result_repeats_what_the_tokenizer_said() -> None:
-    """Each result carries its own number of tokens and whether its text was cut."""
+    """Each result has its text's number of tokens and whether the text was truncated."""
     cut = EncodedText(np.array([0, 5, 5, 5, 2], dtype=np.int32), truncated=True)
     with pool_of(CountingEngine()) as pool:
         first, second = vectors(done(pool.submit([text(1), cut], Outputs(), Priority.QUERY)))
@@ -135,13 +135,13 @@ def test_a_result_repeats_what_the_tokenizer_said() -> None:
 
 
 def test_no_texts_give_no_results() -> None:
-    """An empty job is done at once; it does not wait forever for texts that never come."""
+    """An empty job completes immediately."""
     with pool_of(CountingEngine()) as pool:
         assert done(pool.submit([], Outputs(), Priority.QUERY)) == []
 
 
 def test_every_device_works() -> None:
-    """With two devices, work goes to both."""
+    """With two devices, both compute batches."""
     engines = [CountingEngine(device="cuda:0"), CountingEngine(device="cuda:1")]
     with pool_of(*engines, token_budget=3) as pool, engines[0].held(), engines[1].held():
         future = submit(pool, [1, 2])
@@ -152,7 +152,7 @@ def test_every_device_works() -> None:
 
 
 def test_a_gpu_takes_a_batch_while_it_computes_another() -> None:
-    """`MAX_MODELS` batches are under way on a GPU, half of them passages; on a CPU a second pass waits."""
+    """A GPU has up to `MAX_MODELS` batches in flight, half of them passages; a CPU computes one pass at a time."""
     gpu, cpu = CountingEngine(device="cuda:0"), CountingEngine(device="cpu")
     with pool_of(gpu, batches_per_gpu=4, token_budget=3) as pool, gpu.held():
         submit(pool, [1, 2, 3])
@@ -166,7 +166,7 @@ def test_a_gpu_takes_a_batch_while_it_computes_another() -> None:
 
 
 def test_one_thread_computes_on_a_cpu() -> None:
-    """Whatever `MAX_MODELS`, queries and passages of a CPU run in one thread: OpenMP is slow with several."""
+    """Whatever `MAX_MODELS` is, a CPU computes in one thread, as OpenMP is slow with several."""
     threads: set[int] = set()
 
     class Watching(CountingEngine):
@@ -183,7 +183,7 @@ def test_one_thread_computes_on_a_cpu() -> None:
 
 
 def test_a_query_starts_while_a_gpu_computes_passages() -> None:
-    """Passages never take all that may be under way on a GPU: a query is launched beside them."""
+    """A GPU always keeps room for a query beside the passages in flight."""
     engine = CountingEngine(device="cuda:0")
     with pool_of(engine, batches_per_gpu=2, token_budget=3) as pool, engine.held():
         submit(pool, [1, 2, 3])
@@ -214,7 +214,7 @@ def test_passages_yield_to_queries_while_they_run() -> None:
 
 
 def test_a_pass_nobody_waits_for_stops_at_a_yield_point() -> None:
-    """Cancelling a long job frees the processor at the next piece, not at the end of the pass; a neighbour goes on."""
+    """Cancelling a long job frees the processor at the next yield point, and other jobs go on."""
     ended: list[int] = []
 
     class Pausing(CountingEngine):
@@ -244,7 +244,7 @@ def test_a_pass_nobody_waits_for_stops_at_a_yield_point() -> None:
 
 
 def test_queries_take_their_share_by_the_clock_of_the_pool() -> None:
-    """What queries take at yield points is measured: one that takes longer than the pass is followed by none."""
+    """Query time at yield points is measured: after a batch longer than the pass, no query follows."""
     now = 0.0
     served: list[int] = []
 
@@ -268,7 +268,7 @@ def test_queries_take_their_share_by_the_clock_of_the_pool() -> None:
 
 
 def test_a_lost_device_hands_its_batch_to_another() -> None:
-    """When a GPU fails for good, what it was computing is computed elsewhere, and it gets nothing more."""
+    """If a GPU fails for good, another device computes its batch, and the lost one gets no more work."""
     lost = CountingEngine(device="cuda:0", broken=range(100), error=lambda: DeviceLost("cuda:0 has failed for good"))
     sound = CountingEngine(device="cuda:1")
     with pool_of(lost, sound, token_budget=6) as pool:
@@ -282,11 +282,11 @@ def test_a_lost_device_hands_its_batch_to_another() -> None:
 
 
 def test_without_any_device_nobody_waits_forever() -> None:
-    """When the last device is lost, running and waiting requests end with a retryable error, and so do new ones."""
+    """After the last device is lost, running, waiting and new requests fail with a retryable error."""
     engine = CountingEngine(device="cuda:0", broken=[1], error=lambda: DeviceLost("cuda:0 has failed for good"))
-    told = threading.Event()
+    device_lost = threading.Event()
     with pool_of(engine, token_budget=3) as pool:
-        pool.when_lost(told.set)
+        pool.when_lost(device_lost.set)
         with engine.held():
             running = submit(pool, [1])
             engine.wait_for_pass()
@@ -298,47 +298,47 @@ def test_without_any_device_nobody_waits_forever() -> None:
             done(waiting)
         with pytest.raises(DeviceLost):
             submit(pool, [4])
-        assert told.wait(PATIENCE)
+        assert device_lost.wait(WAIT_MAX_S)
 
 
-def test_the_loss_of_the_last_device_is_told_once() -> None:
-    """Queries and passages of a GPU may fail at the same time: whoever asked to be told is told once."""
+def test_the_loss_of_the_last_device_is_reported_once() -> None:
+    """Observers of device loss are called once, even if queries and passages of a GPU fail together."""
     failing = threading.Barrier(len(Priority))
 
     def lost() -> DeviceLost:
-        failing.wait(PATIENCE)
+        failing.wait(WAIT_MAX_S)
         return DeviceLost("cuda:0 has failed for good")
 
     engine = CountingEngine(device="cuda:0", broken=range(100), error=lost)
-    told: list[int] = []
+    calls: list[int] = []
     with pool_of(engine, batches_per_gpu=2, token_budget=3) as pool:
-        pool.when_lost(lambda: told.append(1))
+        pool.when_lost(lambda: calls.append(1))
         with engine.held():
             futures = [submit(pool, [1], priority=priority) for priority in Priority]
             for _ in futures:
                 engine.wait_for_pass()
         assert all(isinstance(done(future)[0], DeviceLost) for future in futures)
-    assert told == [1]
+    assert calls == [1]
 
 
-def test_who_asks_after_the_last_device_was_lost_is_told_at_once() -> None:
-    """A device that fails before anybody listens, while the rest of a worker starts, is not forgotten."""
+def test_a_late_observer_of_a_lost_device_is_called_immediately() -> None:
+    """An observer that registers after the last device was lost is called immediately."""
     engine = CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed"))
-    told: list[int] = []
+    calls: list[int] = []
     with pool_of(engine) as pool:
         done(submit(pool, [1]))
-        pool.when_lost(lambda: told.append(1))
-        assert told == [1]
-    assert told == [1]
+        pool.when_lost(lambda: calls.append(1))
+        assert calls == [1]
+    assert calls == [1]
 
 
 def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
-    """Jobs that ask for float16 and for float32 rows share a batch, and each gets its type."""
-    asked: list[str] = []
+    """Jobs with float16 and float32 rows share a batch, and each gets its own type."""
+    dtypes: list[str] = []
 
     class Asking(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-            asked.append(outputs.colbert_type)
+            dtypes.append(outputs.colbert_type)
             return super().encode(batch, outputs, yield_point)
 
     engine = Asking()
@@ -348,16 +348,16 @@ def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
             engine.wait_for_pass()
             half = submit(pool, [1], Outputs(colbert_type="float16"))
             full = submit(pool, [2], Outputs())
-        [one], [other] = vectors(done(half)), vectors(done(full))
-    assert asked == ["float16", "float32"]
-    assert one.colbert is not None
-    assert one.colbert.dtype == np.float16
-    assert other.colbert is not None
-    assert other.colbert.dtype == np.float32
+        [half_rows], [full_rows] = vectors(done(half)), vectors(done(full))
+    assert dtypes == ["float16", "float32"]
+    assert half_rows.colbert is not None
+    assert half_rows.colbert.dtype == np.float16
+    assert full_rows.colbert is not None
+    assert full_rows.colbert.dtype == np.float32
 
 
 def test_requests_share_a_batch() -> None:
-    """Small requests that wait at the same time ride in one forward pass."""
+    """Small requests that wait at the same time share one forward pass."""
     engine = CountingEngine()
     with pool_of(engine) as pool:
         with engine.held():
@@ -370,17 +370,17 @@ def test_requests_share_a_batch() -> None:
 
 
 def test_a_batch_computes_only_what_its_jobs_want() -> None:
-    """A job that wants one kind does not pay for the others unless a companion asks for them."""
-    asked: list[Outputs] = []
+    """A batch computes only the kinds of vectors that its jobs request."""
+    batch_outputs: list[Outputs] = []
 
     class Asking(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-            asked.append(outputs)
+            batch_outputs.append(outputs)
             return super().encode(batch, outputs, yield_point)
 
     with pool_of(Asking()) as pool:
         done(submit(pool, [1], Outputs.of(("dense",))))
-    assert asked == [Outputs.of(("dense",))]
+    assert batch_outputs == [Outputs.of(("dense",))]
 
 
 def test_queries_overtake_passages() -> None:
@@ -406,34 +406,34 @@ def test_batch_size_is_honoured() -> None:
 
 
 def test_results_are_observed_before_all_are_there() -> None:
-    """Who observes a job sees each result once, batch by batch, and all of them before the job is done."""
+    """An observer of a job sees each result once, batch by batch, before the job completes."""
     engine = CountingEngine()
-    seen: list[tuple[int, Result]] = []
+    observed: list[tuple[int, Result]] = []
     with pool_of(engine, token_budget=6) as pool:
         first_batch = threading.Event()
 
         def observe(results: Sequence[tuple[int, Result]]) -> None:
-            seen.extend(results)
+            observed.extend(results)
             first_batch.set()
 
         job = pool.grow(Outputs(), Priority.PASSAGE, observer=observe)
         job.extend([text(1), text(2)], last=False)
-        assert first_batch.wait(PATIENCE)
-        assert [index for index, _ in seen] == [0, 1]
+        assert first_batch.wait(WAIT_MAX_S)
+        assert [index for index, _ in observed] == [0, 1]
         job.extend([text(3)], last=True)
         results = done(job.future)
-    assert [result for _, result in sorted(seen, key=lambda pair: pair[0])] == results
+    assert [result for _, result in sorted(observed, key=lambda pair: pair[0])] == results
     with pool_of(CountingEngine()) as pool:
-        seen.clear()
-        whole = done(pool.submit([text(1), text(2)], Outputs(), Priority.QUERY, observer=seen.extend))
-        assert [result for _, result in seen] == whole
+        observed.clear()
+        whole = done(pool.submit([text(1), text(2)], Outputs(), Priority.QUERY, observer=observed.extend))
+        assert [result for _, result in observed] == whole
 
 
 # --- jobs that grow -------------------------------------------------------------------------------------------------
 
 
 def test_a_job_is_computed_while_it_grows() -> None:
-    """The model starts with the first texts, and the results are those of a job that comes in one piece, in order."""
+    """The model starts with the first texts of a growing job, and its results are the usual ones in order."""
     engine = CountingEngine()
     with pool_of(engine) as pool:
         job = pool.grow(Outputs(), Priority.PASSAGE)
@@ -448,7 +448,7 @@ def test_a_job_is_computed_while_it_grows() -> None:
 
 
 def test_cancelling_a_job_that_grows_drops_it() -> None:
-    """What waits never reaches the model, and who brings further texts is told to stop, even with the first ones."""
+    """The waiting texts of a cancelled growing job are dropped, and adding further texts is refused."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=3) as pool:
         job = pool.grow(Outputs(), Priority.PASSAGE)
@@ -467,7 +467,7 @@ def test_cancelling_a_job_that_grows_drops_it() -> None:
 
 
 def test_a_refused_portion_takes_its_job_out_of_the_queue() -> None:
-    """A job of which a later text has no room leaves nothing behind that would be computed for nobody."""
+    """If a later portion of a job is refused, its waiting texts are not computed."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=3, queue_tokens=9) as pool:
         job = pool.grow(Outputs(), Priority.PASSAGE)
@@ -483,7 +483,7 @@ def test_a_refused_portion_takes_its_job_out_of_the_queue() -> None:
 
 
 def test_a_job_that_grows_fails_with_the_last_device() -> None:
-    """Whoever waits for it is told, and so is whoever brings its next texts."""
+    """The caller that waits for a growing job and the one that adds texts both get the error."""
     engine = CountingEngine(device="cuda:0", broken=[1], error=lambda: DeviceLost("cuda:0 has failed for good"))
     with pool_of(engine, token_budget=3) as pool:
         job = pool.grow(Outputs(), Priority.PASSAGE)
@@ -495,7 +495,7 @@ def test_a_job_that_grows_fails_with_the_last_device() -> None:
 
 
 def test_closing_waits_for_the_rest_of_a_job_that_grows() -> None:
-    """A pool that was closed in the middle of a request finishes it, and accepts no other."""
+    """A pool that is closed in the middle of a request completes it and accepts no other."""
     engine = CountingEngine()
     pool = ModelPool([engine], batches_per_gpu=1, token_budget=30, queue_tokens=100)
     job = pool.grow(Outputs(), Priority.PASSAGE)
@@ -511,14 +511,14 @@ def test_closing_waits_for_the_rest_of_a_job_that_grows() -> None:
         assert not closing.done()
         job.extend([text(2)], last=True)
         assert len(vectors(done(job.future))) == 2
-        closing.result(PATIENCE)
+        closing.result(WAIT_MAX_S)
 
 
 # --- cancelling and limits ------------------------------------------------------------------------------------------
 
 
 def test_cancelling_drops_what_waits_and_nothing_else() -> None:
-    """A cancelled job's queued texts never reach the model; other jobs get all their results."""
+    """The queued texts of a cancelled job are dropped, and other jobs get all their results."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=6) as pool:
         with engine.held():
@@ -532,11 +532,11 @@ def test_cancelling_drops_what_waits_and_nothing_else() -> None:
         assert_same(vectors(done(other)), sequential([text(5), text(6)], Outputs()), tolerance=0)
     assert engine.seen == [1, 2, 5, 6]
     with pytest.raises(CancelledError):
-        under_way.result(PATIENCE)
+        under_way.result(WAIT_MAX_S)
 
 
 def test_a_finished_job_cannot_be_cancelled() -> None:
-    """Cancelling after the end changes nothing."""
+    """Cancelling a completed job has no effect."""
     with pool_of(CountingEngine()) as pool:
         future = submit(pool, [1])
         results = done(future)
@@ -545,7 +545,7 @@ def test_a_finished_job_cannot_be_cancelled() -> None:
 
 
 def test_a_full_queue_refuses_and_accepts_again() -> None:
-    """A request beyond `QUEUE_TOKENS` is refused as retryable, naming the numbers, and fits once there is room."""
+    """A request beyond `QUEUE_TOKENS` is refused as retryable with the numbers, and fits later."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=3, queue_tokens=10) as pool:
         with engine.held():
@@ -561,7 +561,7 @@ def test_a_full_queue_refuses_and_accepts_again() -> None:
 
 
 def test_a_job_larger_than_the_queue_is_invalid() -> None:
-    """A job that could never fit is told so, and to split, even if the queue is empty; one that just fits is taken."""
+    """A job over the size of the queue is invalid and should be split; one of exactly that size is accepted."""
     with pool_of(CountingEngine(), queue_tokens=10) as pool:
         with pytest.raises(InvalidRequest, match=r"12 tokens .*QUEUE_TOKENS=10"):
             submit(pool, [1, 2, 3, 4])
@@ -569,14 +569,14 @@ def test_a_job_larger_than_the_queue_is_invalid() -> None:
 
 
 def test_closing_finishes_what_was_accepted() -> None:
-    """A shutdown answers every accepted request and refuses new ones as cancelled. Closing twice is harmless."""
+    """A shutdown completes every accepted request and refuses new ones. Closing twice is harmless."""
     engine = CountingEngine()
     pool = ModelPool([engine], batches_per_gpu=2, token_budget=6, queue_tokens=1000)
     with engine.held():
         futures = [submit(pool, [number, number + 1]) for number in range(1, 9)]
         closing = threading.Thread(target=pool.close)
         closing.start()
-    closing.join(PATIENCE)
+    closing.join(WAIT_MAX_S)
     assert not closing.is_alive()
     assert [len(future.result(0)) for future in futures] == [2] * 8
     with pytest.raises(Cancelled):
@@ -589,7 +589,7 @@ def test_closing_finishes_what_was_accepted() -> None:
 
 @pytest.mark.parametrize("broken", [{1}, {4}, {8}, {2, 7}, {1, 2, 3, 4, 5, 6, 7, 8}])
 def test_a_text_that_breaks_the_model_fails_alone(broken: set[int], caplog: pytest.LogCaptureFixture) -> None:
-    """A text at which the model fails is an error of its own; its neighbours, in its job and others, succeed."""
+    """If the model fails at one text, only that text has an error."""
     with pool_of(CountingEngine(broken=broken), token_budget=100) as pool:
         futures = [submit(pool, [1, 2, 3, 4]), submit(pool, [5, 6, 7, 8])]
         results = [result for future in futures for result in done(future)]
@@ -606,7 +606,7 @@ def test_a_text_that_breaks_the_model_fails_alone(broken: set[int], caplog: pyte
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vector_that_is_not_finite_fails_alone(kind: Kind) -> None:
-    """A text for which the model gives NaN or infinity is an error of its own, whatever the kind of vector."""
+    """If the model returns NaN or infinity for one text, only that text has an error."""
     with pool_of(CountingEngine(spoiled={2}, spoil=kind), token_budget=100) as pool:
         results = done(submit(pool, [1, 2, 3]))
         others = [other for other in KINDS if other != kind]
@@ -617,7 +617,7 @@ def test_a_vector_that_is_not_finite_fails_alone(kind: Kind) -> None:
 
 
 def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
-    """A vector that was asked for is never silently absent."""
+    """A requested vector is never silently missing."""
 
     class Forgetful(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
@@ -634,7 +634,7 @@ def test_a_kind_that_the_engine_leaves_out_is_an_error() -> None:
 
 @pytest.mark.parametrize("batches_per_gpu", [1, 3])
 def test_an_engine_that_returns_too_little_hangs_nobody(batches_per_gpu: int) -> None:
-    """A defective engine gives errors, not callers that wait forever, and the pool works on."""
+    """If a defective engine returns too few vectors, callers get errors and the pool goes on."""
 
     class Short(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
@@ -650,14 +650,14 @@ def test_an_engine_that_returns_too_little_hangs_nobody(batches_per_gpu: int) ->
 
 @pytest.mark.parametrize("error", [SystemExit, GeneratorExit, MemoryError, type("Panic", (BaseException,), {})])
 def test_no_exception_ends_a_worker_thread(error: type[BaseException]) -> None:
-    """Whatever escapes from a native library fails its text; the thread serves the next job."""
+    """Any exception of a native library fails its text only, and the worker thread serves the next job."""
     with pool_of(CountingEngine(broken={2}, error=error), token_budget=100) as pool:
         assert failures(done(submit(pool, [1, 2, 3]))) == [1]
         assert failures(done(submit(pool, [4, 5]))) == []
 
 
 def test_a_text_that_did_not_fit_is_tried_once_more() -> None:
-    """A text alone that found the memory taken by another thread is not given up at once, nor tried for ever."""
+    """A single text that runs out of memory is retried once."""
 
     class Crowded(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
@@ -674,7 +674,7 @@ def test_a_text_that_did_not_fit_is_tried_once_more() -> None:
 
 
 def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
-    """A batch that did not fit into the device's memory has freed what it took when its halves are tried."""
+    """A batch that exceeded the device's memory is freed before its halves run."""
     taken: list[weakref.ref[np.ndarray]] = []
     still_there: list[bool] = []
 
@@ -702,8 +702,8 @@ def test_a_failed_pass_holds_no_memory_while_its_halves_run() -> None:
 
 @pytest.mark.parametrize("batches_per_gpu", [1, 4])
 def test_concurrent_requests_equal_sequential_ones(mini: Bench, batches_per_gpu: int) -> None:
-    """32 requests at once, with the real model, give what each gives alone."""
-    everything = [one for name, one in TEXTS.items() if name not in ("many words", "long word")]
+    """32 concurrent requests to the real model get the same vectors as each alone."""
+    everything = [text for name, text in TEXTS.items() if name not in ("many words", "long word")]
     requests = [
         ([everything[(n + k) % len(everything)] for k in range(1 + n % 4)], EVERY_OUTPUT[n % len(EVERY_OUTPUT)])
         for n in range(32)
@@ -712,7 +712,7 @@ def test_concurrent_requests_equal_sequential_ones(mini: Bench, batches_per_gpu:
         pool_of(mini.packed, batches_per_gpu=batches_per_gpu, token_budget=200) as pool,
         ThreadPoolExecutor(32) as threads,
     ):
-        found = list(
+        answers = list(
             threads.map(
                 lambda request: vectors(
                     done(pool.submit(mini.tokenizer.encode(request[0], 512), request[1], Priority.QUERY))
@@ -720,8 +720,8 @@ def test_concurrent_requests_equal_sequential_ones(mini: Bench, batches_per_gpu:
                 requests,
             )
         )
-    for (texts, outputs), results in zip(requests, found, strict=True):
-        alone = [embed(mini.packed, mini.tokenizer, [one], 512, outputs)[0] for one in texts]
+    for (texts, outputs), results in zip(requests, answers, strict=True):
+        alone = [embed(mini.packed, mini.tokenizer, [text], 512, outputs)[0] for text in texts]
         assert_same(results, alone, tolerance=1e-5)
 
 
@@ -729,12 +729,12 @@ def test_concurrent_requests_equal_sequential_ones(mini: Bench, batches_per_gpu:
 
 
 def stream(pool: ModelPool, numbers: Sequence[int], priority: Priority = Priority.PASSAGE) -> ResultStream:
-    """Stream texts of three tokens by their numbers."""
+    """Stream texts of three tokens, identified by their numbers."""
     return pool.stream([text(number) for number in numbers], Outputs(), priority)
 
 
 def pulled(running: ResultStream) -> dict[int, Result]:
-    """All that is left of a stream, released as it comes; none may come twice."""
+    """Return the remaining results of a stream, released as they arrive; each must arrive once."""
     results: list[tuple[int, Result]] = []
     for portion in running:
         results += portion
@@ -744,20 +744,20 @@ def pulled(running: ResultStream) -> dict[int, Result]:
 
 
 def test_a_stream_gives_each_result_once_as_it_comes() -> None:
-    """Before the last text is computed the first results are there, and they are those of a whole job."""
+    """A stream yields first results before the last text is computed, and in total those of a whole job."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=6) as pool:
         with stream(pool, range(1, 9)) as running:
             first = next(running)
             assert 1 <= len(first) <= 8
             running.release(list(dict(first)))
-            found = dict(first) | pulled(running)
+            results = dict(first) | pulled(running)
         whole = done(submit(pool, range(1, 9)))
-    assert_same(vectors([found[index] for index in range(8)]), vectors(whole), tolerance=0)
+    assert_same(vectors([results[index] for index in range(8)]), vectors(whole), tolerance=0)
 
 
 def test_a_stream_is_no_further_ahead_than_its_window() -> None:
-    """A consumer that does not come back stops its stream, and nobody else; coming back lets others follow."""
+    """A slow consumer stops only its own stream, until it releases results."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=1, window=6) as pool, stream(pool, range(1, 7)) as running:
         first = next(running)
@@ -771,7 +771,7 @@ def test_a_stream_is_no_further_ahead_than_its_window() -> None:
 
 
 def test_results_count_until_they_are_released_not_until_the_next_are_asked_for() -> None:
-    """A consumer that keeps vectors while it takes more holds its part of the window, so they never pile up."""
+    """Results use the window until they are released, so that kept vectors never pile up."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=1, window=6) as pool, stream(pool, range(1, 7)) as running:
         taken = dict(next(running))
@@ -784,13 +784,13 @@ def test_results_count_until_they_are_released_not_until_the_next_are_asked_for(
         running.release([0])
         taken |= dict(next(running))
         assert len(taken) == 3
-        running.release([0])  # each counts once
+        running.release([0])  # releasing twice counts once
         running.release([1, 2])
         assert len(taken | pulled(running)) == 6
 
 
 def test_a_stream_that_nobody_consumes_computes_nothing() -> None:
-    """Its texts are queued by the call, count as waiting, and hold neither the model nor the window."""
+    """An unconsumed stream queues its texts without using the model or the window."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=3, window=6) as pool:
         with stream(pool, range(1, 7)):
@@ -801,17 +801,17 @@ def test_a_stream_that_nobody_consumes_computes_nothing() -> None:
 
 
 def test_hundreds_of_streams_end_with_few_consumers() -> None:
-    """300 streams that are open together, consumed by four threads, share a window of two texts and all end."""
+    """300 open streams with four consumer threads share a window of two texts, and all end."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=3, window=6) as pool, ThreadPoolExecutor(4) as threads:
         streams = [stream(pool, [1 + number % 9, 1 + number % 7]) for number in range(300)]
-        for results in threads.map(pulled, streams, timeout=PATIENCE):
+        for results in threads.map(pulled, streams, timeout=WAIT_MAX_S):
             assert results.keys() == {0, 1}
     assert len(engine.seen) == 600
 
 
 def test_a_cancelled_stream_computes_nothing_more() -> None:
-    """What still waits is dropped at once, and the queue has its room back; what its consumer holds counts on."""
+    """A cancelled stream frees its queued texts immediately and its delivered results once released."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=1, window=6) as pool:
         running = stream(pool, range(1, 50))
@@ -832,7 +832,7 @@ def test_a_cancelled_stream_computes_nothing_more() -> None:
 
 
 def test_a_stream_can_be_cancelled_while_its_consumer_waits() -> None:
-    """From another thread, with the text in a pass: the consumer is told, and others are served."""
+    """Cancelling from another thread during a pass raises in the consumer, and others are served."""
     engine = CountingEngine()
     with pool_of(engine, token_budget=3) as pool, ThreadPoolExecutor(1) as thread:
         running = stream(pool, [1, 2])
@@ -841,23 +841,23 @@ def test_a_stream_can_be_cancelled_while_its_consumer_waits() -> None:
             engine.wait_for_pass()
             running.cancel()
             with pytest.raises(Cancelled):
-                waiting.result(PATIENCE)
+                waiting.result(WAIT_MAX_S)
         assert failures(done(submit(pool, [3]))) == []
     assert 2 not in engine.seen
 
 
 def test_closing_the_pool_finishes_a_stream() -> None:
-    """A stream that was accepted ends, however slowly it is consumed."""
+    """An accepted stream completes after the pool is closed, however slowly it is consumed."""
     engine = CountingEngine()
     with ThreadPoolExecutor(1) as thread, pool_of(engine, token_budget=1, window=3) as pool:
         running = stream(pool, range(1, 7))
         closing = thread.submit(pool.close)
         assert len(vectors(list(pulled(running).values()))) == 6
-        closing.result(PATIENCE)
+        closing.result(WAIT_MAX_S)
 
 
-def test_a_stream_without_a_device_is_told_so_for_each_text() -> None:
-    """When the last device is lost, every text of a stream fails, those that waited too, consumed or not."""
+def test_a_stream_without_a_device_fails_for_each_text() -> None:
+    """After the last device is lost, every text of a stream fails, consumed or not."""
     engine = CountingEngine(broken=[1], error=lambda: DeviceLost("cpu has failed"))
     with pool_of(engine, token_budget=3) as pool:
         idle = stream(pool, range(2, 5))
@@ -868,13 +868,13 @@ def test_a_stream_without_a_device_is_told_so_for_each_text() -> None:
 
 
 def test_a_stream_larger_than_the_queue_is_refused() -> None:
-    """Streaming changes nothing about admission."""
+    """Streams have the same size limit as other jobs."""
     with pool_of(CountingEngine(), queue_tokens=10) as pool, pytest.raises(InvalidRequest, match="QUEUE_TOKENS=10"):
         stream(pool, range(1, 6))
 
 
 def test_queries_that_stream_may_come_and_go_beside_a_pass() -> None:
-    """A pass over passages asks for queries while other threads add them: nothing is ever lost by it."""
+    """No query is lost if threads add queries while a pass over passages yields."""
     engine = CountingEngine()
     with (
         pool_of(engine, token_budget=6, window=3) as pool,
@@ -890,14 +890,14 @@ def test_queries_that_stream_may_come_and_go_beside_a_pass() -> None:
 
 
 def test_observers_see_every_batch() -> None:
-    """Each batch is reported with its tokens, its share of the budget and its seconds, to every observer."""
+    """Every observer receives each batch's tokens, share of the budget and seconds."""
     ticks = itertools.count(0.0, 0.5)
     pool = ModelPool(
         [CountingEngine()], batches_per_gpu=1, token_budget=12, queue_tokens=1000, clock=lambda: next(ticks)
     )
     reports: list[list[BatchReport]] = [[], []]
-    for seen in reports:
-        pool.observe(seen.append)
+    for observed in reports:
+        pool.observe(observed.append)
     done(submit(pool, [1, 2]))
     done(pool.submit([text(3, 24)], Outputs(), Priority.QUERY))
     pool.close()
@@ -907,7 +907,7 @@ def test_observers_see_every_batch() -> None:
 
 
 def test_an_observer_that_fails_stops_nothing() -> None:
-    """A batch whose observer raises is answered, and so are those after it: no thread ends."""
+    """If a batch observer raises, its batch and all later ones still complete."""
     engine = CountingEngine(device="cuda:0")
 
     def fail(_report: BatchReport) -> None:
@@ -921,7 +921,7 @@ def test_an_observer_that_fails_stops_nothing() -> None:
 
 
 def test_an_observer_of_results_that_fails_ends_its_own_job_alone() -> None:
-    """Whoever waits for that job has the error; its neighbour in the batch and the next jobs have their results."""
+    """If an observer of results raises, only its own job fails."""
     engine = CountingEngine(device="cuda:0")
 
     def fail(_results: object) -> None:
@@ -940,7 +940,7 @@ def test_an_observer_of_results_that_fails_ends_its_own_job_alone() -> None:
 
 
 def test_a_gpu_goes_on_while_a_batch_that_it_refused_is_tried_again() -> None:
-    """The thread that finishes passages waits for the halves of a batch; queries are launched meanwhile."""
+    """A GPU launches queries while the halves of a failed passage batch are retried."""
 
     class Small(CountingEngine):
         def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:

@@ -1,20 +1,20 @@
-"""How far the faster types stay from float32, and how little a text's vectors depend on its company."""
+"""The faster types stay near float32, and a text's vectors hardly depend on the other texts of its batch."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.embedder.bench import Bench
-from tests.embedder.oracle import LEAST_COSINE, TOLERANCE, assert_same, assert_well_formed, cosines, embed, weights_of
+from tests.embedder.oracle import COSINE_MIN, TOLERANCE, assert_same, assert_well_formed, cosines, embed, weights_of
 from tests.embedder.texts import TEXTS
 
-LEAST_COSINE_ALONE = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 1 - 1e-4, "float8": 1 - 1e-4}
-"""int8 and float8 quantise row by row; what is left is rounding that one quantisation step magnifies."""
+COSINE_ALONE_MIN = {"float32": 1 - 1e-6, "bfloat16": 0.9995, "float16": 0.9999, "int8": 1 - 1e-4, "float8": 1 - 1e-4}
+"""Minimum cosine of a text alone to itself in a batch. int8 and float8 quantise row by row, so little differs."""
 WEIGHT_SHARE = {"float8": 0.05}
-"""Of a sparse weight; 0.02 for the other types. float8 rounds every number to 1/16 of itself."""
+"""Maximum relative error of a sparse weight; 0.02 for the other types. float8 rounds numbers to 1/16 of their value."""
 WEIGHT_FLOOR = 2e-3
 
-DTYPES = tuple(LEAST_COSINE)
+DTYPES = tuple(COSINE_MIN)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -22,17 +22,17 @@ def test_a_faster_type_stays_near_float32(mini: Bench, dtype: str) -> None:
     """Whatever `DTYPE`, dense vectors and ColBERT rows keep their direction and sparse weights their size."""
     texts = list(TEXTS.values())
     exact = embed(mini.packed, mini.tokenizer, texts, 512)
-    for one, other in zip(embed(mini.packed_as(dtype), mini.tokenizer, texts, 512), exact, strict=True):
-        assert_well_formed(one)
-        assert one.dense is not None
-        assert one.sparse is not None
-        assert one.colbert is not None
+    for embedding, other in zip(embed(mini.packed_as(dtype), mini.tokenizer, texts, 512), exact, strict=True):
+        assert_well_formed(embedding)
+        assert embedding.dense is not None
+        assert embedding.sparse is not None
+        assert embedding.colbert is not None
         assert other.dense is not None
         assert other.sparse is not None
         assert other.colbert is not None
-        assert cosines(one.dense, other.dense).min() > LEAST_COSINE[dtype]
-        assert cosines(one.colbert, other.colbert).min() > LEAST_COSINE[dtype]
-        ours, theirs = weights_of(one.sparse), weights_of(other.sparse)
+        assert cosines(embedding.dense, other.dense).min() > COSINE_MIN[dtype]
+        assert cosines(embedding.colbert, other.colbert).min() > COSINE_MIN[dtype]
+        ours, theirs = weights_of(embedding.sparse), weights_of(other.sparse)
         for token_id in ours.keys() | theirs.keys():
             weight = theirs.get(token_id, 0.0)
             assert abs(ours.get(token_id, 0.0) - weight) <= WEIGHT_SHARE.get(dtype, 0.02) * weight + WEIGHT_FLOOR
@@ -40,7 +40,7 @@ def test_a_faster_type_stays_near_float32(mini: Bench, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_text_hardly_depends_on_its_company(mini: Bench, dtype: str) -> None:
-    """A text embedded alone and the same text among others, long and short, have the same direction."""
+    """A text has the same direction alone and among other texts, long and short."""
     engine = mini.packed_as(dtype)
     texts = list(TEXTS.values())
     for text, among in zip(texts, embed(engine, mini.tokenizer, texts, 512), strict=True):
@@ -49,8 +49,8 @@ def test_a_text_hardly_depends_on_its_company(mini: Bench, dtype: str) -> None:
         assert alone.colbert is not None
         assert among.dense is not None
         assert among.colbert is not None
-        assert cosines(alone.dense, among.dense).min() > LEAST_COSINE_ALONE[dtype]
-        assert cosines(alone.colbert, among.colbert).min() > LEAST_COSINE_ALONE[dtype]
+        assert cosines(alone.dense, among.dense).min() > COSINE_ALONE_MIN[dtype]
+        assert cosines(alone.colbert, among.colbert).min() > COSINE_ALONE_MIN[dtype]
 
 
 def test_in_float32_company_and_order_do_not_matter(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""`bge-m3-qdrant precision`: its metrics by hand and by property, its verdicts, and its command line."""
+"""`bge-m3-qdrant precision`: metrics, verdicts and the command line."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ LENGTHS = Lengths(passage=64, query=32)
 
 
 def sparse(weights: dict[int, float]) -> SparseVector:
-    """From token id to weight."""
+    """Convert a map from token id to weight."""
     ids = sorted(weights)
     return SparseVector(np.array(ids, dtype=np.uint32), np.array([weights[i] for i in ids], dtype=np.float32))
 
 
 def matrices(rows: int, columns: int) -> st.SearchStrategy[NDArray[np.float64]]:
-    """Matrices of one shape with numbers in [-1, 1], half of a hundredth apart, so that squares do not vanish."""
+    """Draw matrices of one shape in steps of 0.005 within [-1, 1], so that squares do not underflow."""
     number = st.integers(-200, 200).map(lambda whole: whole / 200)
     row = st.lists(number, min_size=columns, max_size=columns)
     return st.lists(row, min_size=rows, max_size=rows).map(np.array)
@@ -59,7 +59,7 @@ sparse_vectors = st.dictionaries(
 
 
 def test_cosines_by_hand() -> None:
-    """A right angle is 0, the opposite -1; length does not count, and zero agrees with zero only."""
+    """Orthogonal vectors have cosine 0 and opposite ones -1; length is ignored; zero equals zero only."""
     reference = np.array([[1, 0], [1, 0], [1, 0], [0, 0], [0, 0]], dtype=np.float32)
     other = np.array([[0, 3], [2, 2], [-1, 0], [0, 0], [1, 0]], dtype=np.float32)
     assert cosines(reference, other) == pytest.approx([0, math.sqrt(0.5), -1, 1, 0])
@@ -69,16 +69,16 @@ def test_cosines_by_hand() -> None:
 
 
 @given(matrices(3, 4), matrices(3, 4))
-def test_a_cosine_is_symmetric_and_bounded(one: NDArray[np.float64], other: NDArray[np.float64]) -> None:
-    """Whatever the vectors, cosines lie in [-1, 1], do not depend on the order, and are 1 with oneself."""
-    found = cosines(one, other)
-    assert (np.abs(found) <= 1).all()
-    assert found == pytest.approx(cosines(other, one))
-    assert cosines(one, one) == pytest.approx(np.ones(3))
+def test_a_cosine_is_symmetric_and_bounded(left: NDArray[np.float64], right: NDArray[np.float64]) -> None:
+    """Cosines lie in [-1, 1], are symmetric, and are 1 for a vector with itself."""
+    cosine = cosines(left, right)
+    assert (np.abs(cosine) <= 1).all()
+    assert cosine == pytest.approx(cosines(right, left))
+    assert cosines(left, left) == pytest.approx(np.ones(3))
 
 
 def test_a_spread_of_nothing_is_not_a_number() -> None:
-    """Where nothing was measured, no figure looks like a good one."""
+    """The spread of no measurements is NaN."""
     nothing = Spread.of(np.empty(0))
     assert nothing.count == 0
     assert math.isnan(nothing.least)
@@ -87,22 +87,22 @@ def test_a_spread_of_nothing_is_not_a_number() -> None:
 
 
 def test_sparse_difference_by_hand() -> None:
-    """Large weights are compared with themselves, small and missing ones with half of the text's largest."""
-    found = sparse_difference([sparse({1: 1.0, 2: 0.75, 3: 0.1})], [sparse({1: 1.0, 2: 0.72, 4: 0.01})], floor=0.5)
+    """Large weights are compared relatively, small and missing ones by half of the text's maximum."""
+    difference = sparse_difference([sparse({1: 1.0, 2: 0.75, 3: 0.1})], [sparse({1: 1.0, 2: 0.72, 4: 0.01})], floor=0.5)
     # id 1: 0; id 2: 0.03 / 0.75; id 3: 0.1 / 0.5; id 4: 0.01 / 0.5
-    assert found.error.count == 4
-    assert found.error.largest == pytest.approx(0.2)
-    assert found.error.median == pytest.approx(0.03)
-    assert found.own_error.count == 2
-    assert found.own_error.largest == pytest.approx(0.04)
-    assert found.jaccard.median == pytest.approx(2 / 4)
-    assert found.weighted_jaccard.median == pytest.approx(1.72 / 1.86)
-    assert found.one_sided == 2
-    assert found.one_sided_largest == pytest.approx(0.1)
+    assert difference.error.count == 4
+    assert difference.error.largest == pytest.approx(0.2)
+    assert difference.error.median == pytest.approx(0.03)
+    assert difference.own_error.count == 2
+    assert difference.own_error.largest == pytest.approx(0.04)
+    assert difference.jaccard.median == pytest.approx(2 / 4)
+    assert difference.weighted_jaccard.median == pytest.approx(1.72 / 1.86)
+    assert difference.one_sided == 2
+    assert difference.one_sided_largest == pytest.approx(0.1)
 
 
 def test_texts_without_weights_agree_with_each_other_only() -> None:
-    """Two empty sparse vectors are the same; one that appears from nothing differs in all of itself."""
+    """Two empty sparse vectors are equal; an empty and a non-empty one differ entirely."""
     both = sparse_difference([sparse({})], [sparse({})], floor=0.5)
     assert both.jaccard.least == both.weighted_jaccard.least == 1
     assert both.one_sided == 0
@@ -114,13 +114,13 @@ def test_texts_without_weights_agree_with_each_other_only() -> None:
 
 @given(st.lists(st.tuples(sparse_vectors, sparse_vectors), min_size=1, max_size=4))
 def test_sparse_difference_is_bounded_and_zero_with_oneself(pairs: list[tuple[SparseVector, SparseVector]]) -> None:
-    """Indices lie in [0, 1] with the weighted one exact, and nothing differs from itself."""
-    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
-    found = sparse_difference(ones, others, floor=0.5)
-    for spread in (found.jaccard, found.weighted_jaccard):
+    """All indices lie in [0, 1], and equal vectors have no difference."""
+    lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]
+    difference = sparse_difference(lefts, rights, floor=0.5)
+    for spread in (difference.jaccard, difference.weighted_jaccard):
         assert 0 <= spread.least <= spread.largest <= 1
-    assert found.one_sided <= found.error.count
-    same = sparse_difference(ones, ones, floor=0.5)
+    assert difference.one_sided <= difference.error.count
+    same = sparse_difference(lefts, lefts, floor=0.5)
     assert same.jaccard.least == same.weighted_jaccard.least == 1
     assert not same.error.count or same.error.largest == 0
 
@@ -129,16 +129,16 @@ def test_sparse_difference_is_bounded_and_zero_with_oneself(pairs: list[tuple[Sp
 
 
 def test_ndcg_by_hand() -> None:
-    """1 / log2(rank + 1) per right answer over the best that was possible; what is not found gains nothing."""
+    """The nDCG sums 1 / log2(rank + 1) per right answer, divided by the best possible sum."""
     relevant = np.array([[True, False, False], [True, True, False], [False, False, True], [False, False, False]])
-    found = ndcg(np.array([[1, 0, 2], [2, 0, 1], [0, 1, -1], [0, 1, 2]]), relevant)
+    values = ndcg(np.array([[1, 0, 2], [2, 0, 1], [0, 1, -1], [0, 1, 2]]), relevant)
     two = (1 / math.log2(3) + 1 / 2) / (1 + 1 / math.log2(3))
-    assert found == pytest.approx([1 / math.log2(3), two, 0, 0])
+    assert values == pytest.approx([1 / math.log2(3), two, 0, 0])
 
 
 @given(st.permutations(range(6)), st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 6))
 def test_ndcg_is_1_exactly_for_the_best_order(order: list[int], right: list[bool], depth: int) -> None:
-    """It lies in [0, 1], and right answers first give 1."""
+    """The nDCG lies in [0, 1] and is 1 if the right answers come first."""
     relevant = np.array([right])
     assert 0 <= ndcg(np.array([order[:depth]]), relevant)[0] <= 1 + 1e-12
     best = sorted(order, key=lambda passage: not right[passage])[:depth]
@@ -146,14 +146,14 @@ def test_ndcg_is_1_exactly_for_the_best_order(order: list[int], right: list[bool
 
 
 def test_overlap_by_hand() -> None:
-    """Order does not count, length does, and places without a passage are no passages."""
-    one = np.array([[0, 1, 2], [0, 1, 2], [0, -1, -1], [-1, -1, -1]])
-    other = np.array([[2, 1, 0], [0, 4, 5], [0, 1, -1], [-1, -1, -1]])
-    assert overlap(one, other) == pytest.approx([1, 1 / 3, 1 / 2, 1])
+    """Overlap ignores the order, counts the length, and skips empty ranks."""
+    ranking = np.array([[0, 1, 2], [0, 1, 2], [0, -1, -1], [-1, -1, -1]])
+    other_ranking = np.array([[2, 1, 0], [0, 4, 5], [0, 1, -1], [-1, -1, -1]])
+    assert overlap(ranking, other_ranking) == pytest.approx([1, 1 / 3, 1 / 2, 1])
 
 
 def test_the_best_come_first_and_ties_keep_their_order() -> None:
-    """A ranking is deterministic, and a passage without a score above the bound is not in it."""
+    """Rankings are deterministic and exclude passages whose score does not exceed the bound."""
     scores = np.array([[0.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 1.0]])
     assert top(scores, 3).tolist() == [[1, 3, 2], [3, 0, 1]]
     assert top(scores, 3, above=0).tolist() == [[1, 3, 2], [3, -1, -1]]
@@ -161,14 +161,14 @@ def test_the_best_come_first_and_ties_keep_their_order() -> None:
 
 
 def test_fusion_by_hand() -> None:
-    """Each ranking gives 1 / (60 + rank), and what a ranking does not hold gets nothing from it."""
+    """Each ranking adds 1 / (60 + rank) for its passages and nothing for others."""
     fused = fused_scores([np.array([[0, 1]]), np.array([[1, -1]])], passages=3)
     assert fused == pytest.approx(np.array([[1 / 61, 1 / 62 + 1 / 61, 0]]))
 
 
 @given(st.lists(sparse_vectors, min_size=1, max_size=3), st.lists(sparse_vectors, min_size=1, max_size=4))
 def test_sparse_scores_are_inner_products(queries: list[SparseVector], passages: list[SparseVector]) -> None:
-    """They are what multiplying the vectors written out in full would give."""
+    """Sparse scores equal the inner products of the dense form."""
 
     def full(vector: SparseVector) -> NDArray[np.float64]:
         weights = np.zeros(41)
@@ -192,7 +192,7 @@ def test_colbert_scores_are_sums_of_best_matches(monkeypatch: pytest.MonkeyPatch
 
 @given(matrices(2, 3), matrices(4, 3))
 def test_dense_scores_are_inner_products(queries: NDArray[np.float64], passages: NDArray[np.float64]) -> None:
-    """Row by row."""
+    """Dense scores are inner products, row by row."""
     wanted = [[query @ passage for passage in passages] for query in queries]
     assert dense_scores(queries, passages) == pytest.approx(np.array(wanted))
 
@@ -205,11 +205,11 @@ def small() -> Sample:
     """A few passages and the questions that they answer."""
     whole = bundled()
     assert whole.answers is not None
-    kept = [number for number, answers in enumerate(whole.answers) if max(answers) < 40][:12]
+    selected = [number for number, answers in enumerate(whole.answers) if max(answers) < 40][:12]
     return Sample(
         whole.passages[:40],
-        tuple(whole.queries[number] for number in kept),
-        tuple(whole.answers[number] for number in kept),
+        tuple(whole.queries[number] for number in selected),
+        tuple(whole.answers[number] for number in selected),
     )
 
 
@@ -220,14 +220,14 @@ def exact(small: Sample) -> Embedded:
 
 
 def damaged(embedded: Embedded, noise: float) -> Embedded:
-    """The same with noise of that norm added to every vector of norm 1, and of that size to the weights."""
+    """Return the sample with noise of this norm on unit vectors and of this size on weights."""
     numbers = np.random.default_rng(3)
 
     def disturbed(array: NDArray[Any]) -> NDArray[np.float32]:
         step = numbers.normal(size=array.shape)
         moved = array + noise * step / np.linalg.norm(step, axis=-1, keepdims=True)
-        found: NDArray[np.float32] = (moved / np.linalg.norm(moved, axis=-1, keepdims=True)).astype(np.float32)
-        return found
+        unit_rows: NDArray[np.float32] = (moved / np.linalg.norm(moved, axis=-1, keepdims=True)).astype(np.float32)
+        return unit_rows
 
     def one(result: Embedding | ModelFailure) -> Embedding | ModelFailure:
         assert isinstance(result, Embedding)
@@ -245,40 +245,43 @@ def damaged(embedded: Embedded, noise: float) -> Embedded:
 
 
 def with_dense_of_the_next(texts: Sequence[Embedding | ModelFailure]) -> list[Embedding | ModelFailure]:
-    """Each text with the dense vector of the text behind it."""
-    found = [text for text in texts if isinstance(text, Embedding)]
-    return [replace(one, dense=other.dense) for one, other in zip(found, found[1:] + found[:1], strict=True)]
+    """Give each text the dense vector of the next one."""
+    embeddings = [text for text in texts if isinstance(text, Embedding)]
+    return [
+        replace(embedding, dense=following.dense)
+        for embedding, following in zip(embeddings, embeddings[1:] + embeddings[:1], strict=True)
+    ]
 
 
 def failed(comparison: Comparison) -> set[str]:
-    """The checks of 16-bit types that do not pass."""
+    """Return the failed checks of 16-bit types."""
     return {check.name for check in judge(comparison, SIXTEEN_BIT) if not check.passed}
 
 
 def test_float32_agrees_with_itself(small: Sample, exact: Embedded) -> None:
     """Compared with itself, a model has cosines of 1, equal weights and equal rankings, and passes."""
     again = embed(small, ModelOptions("mini", dtype="float32", device="cpu"), LENGTHS)
-    found = compare(exact, again, small.answers, types=("float32", "float32"))
-    assert (found.passages, found.queries, found.failed) == (40, 12, 0)
-    assert found.dense.least == pytest.approx(1)
-    assert found.colbert.least == pytest.approx(1)
-    assert found.colbert.count == found.tokens - 52
-    assert found.sparse.error.largest == pytest.approx(0, abs=1e-6)
-    assert list(found.rankings) == ["dense", "sparse", "colbert", "all three, RRF"]
-    for agreement in found.rankings.values():
+    comparison = compare(exact, again, small.answers, types=("float32", "float32"))
+    assert (comparison.passages, comparison.queries, comparison.failed) == (40, 12, 0)
+    assert comparison.dense.least == pytest.approx(1)
+    assert comparison.colbert.least == pytest.approx(1)
+    assert comparison.colbert.count == comparison.tokens - 52
+    assert comparison.sparse.error.largest == pytest.approx(0, abs=1e-6)
+    assert list(comparison.rankings) == ["dense", "sparse", "colbert", "all three, RRF"]
+    for agreement in comparison.rankings.values():
         assert agreement.overlap == agreement.same_first == 1
         assert agreement.quality is not None
         assert 0.3 < agreement.quality.reference == agreement.quality.other
-    assert not failed(found)
+    assert not failed(comparison)
 
 
 def test_bfloat16_differs_as_much_as_it_does(small: Sample, exact: Embedded) -> None:
-    """A type that rounds is seen to round, and on the miniature it stays within the limits of vectors."""
+    """bfloat16 shows rounding, and on the miniature it stays within the vector limits."""
     other = embed(small, ModelOptions("mini", dtype="bfloat16", device="cpu"), LENGTHS)
-    found = compare(exact, other, small.answers, types=TYPES)
-    assert SIXTEEN_BIT.dense_cosine < found.dense.least < 1 - 1e-6
-    assert SIXTEEN_BIT.colbert_cosine < found.colbert.least < 1 - 1e-6
-    assert 1e-4 < found.sparse.error.largest < SIXTEEN_BIT.sparse_error
+    comparison = compare(exact, other, small.answers, types=TYPES)
+    assert SIXTEEN_BIT.dense_cosine < comparison.dense.least < 1 - 1e-6
+    assert SIXTEEN_BIT.colbert_cosine < comparison.colbert.least < 1 - 1e-6
+    assert 1e-4 < comparison.sparse.error.largest < SIXTEEN_BIT.sparse_error
 
 
 @pytest.mark.parametrize(
@@ -289,35 +292,35 @@ def test_bfloat16_differs_as_much_as_it_does(small: Sample, exact: Embedded) -> 
     ],
 )
 def test_damage_is_found_by_its_size(small: Sample, exact: Embedded, noise: float, wanted: set[str]) -> None:
-    """Errors of half a per cent pass, of ten per cent do not, in each of the three kinds."""
-    found = failed(compare(exact, damaged(exact, noise), small.answers, types=TYPES))
-    assert {name for name in found if "nDCG" not in name} == wanted
+    """Errors of 0.5 % pass and errors of 10 % fail, for each of the three kinds."""
+    failed_checks = failed(compare(exact, damaged(exact, noise), small.answers, types=TYPES))
+    assert {name for name in failed_checks if "nDCG" not in name} == wanted
 
 
 def test_vectors_of_the_wrong_texts_fail_in_everything(small: Sample, exact: Embedded) -> None:
-    """An engine that mixes texts up fails by its rankings too."""
+    """An engine that swaps texts fails the ranking checks, too."""
     mixed = Embedded(with_dense_of_the_next(exact.passages), exact.queries)
-    found = compare(exact, mixed, small.answers, types=TYPES)
-    assert failed(found) == {"dense cosine, least", "nDCG@10 loss, dense", "nDCG@10 loss, all three, RRF"}
+    comparison = compare(exact, mixed, small.answers, types=TYPES)
+    assert failed(comparison) == {"dense cosine, least", "nDCG@10 loss, dense", "nDCG@10 loss, all three, RRF"}
 
 
 def test_a_text_that_fails_is_left_out_and_fails_the_verdict(small: Sample, exact: Embedded) -> None:
-    """The others are compared, answers keep their passages, and the failure is named with its type."""
+    """A failed text is named with its error type and fails the verdict; the others are compared."""
     gone = Embedded([ModelFailure("not finite"), *exact.passages[1:]], exact.queries)
-    found = compare(exact, gone, small.answers, types=TYPES)
-    assert (found.passages, found.failed) == (39, 1)
-    assert found.failures == {"float32": {}, "bfloat16": {"not finite": 1}}
-    assert failed(found) == {"texts not embedded"}
+    comparison = compare(exact, gone, small.answers, types=TYPES)
+    assert (comparison.passages, comparison.failed) == (39, 1)
+    assert comparison.failures == {"float32": {}, "bfloat16": {"not finite": 1}}
+    assert failed(comparison) == {"texts not embedded"}
     without = compare(gone, gone, small.answers, types=TYPES)
-    assert found.rankings == without.rankings
+    assert comparison.rankings == without.rankings
 
 
 def test_a_model_that_embeds_nothing_fails(exact: Embedded) -> None:
-    """Where no text has vectors there is nothing to praise."""
+    """A model without any vectors fails the verdict."""
     nothing = Embedded([ModelFailure("broken")] * 40, [ModelFailure("broken")] * 12)
-    found = compare(exact, nothing, None, types=TYPES)
-    assert found.rankings == {}
-    assert failed(found) == {
+    comparison = compare(exact, nothing, None, types=TYPES)
+    assert comparison.rankings == {}
+    assert failed(comparison) == {
         "texts not embedded",
         "dense cosine, least",
         "ColBERT row cosine, least",
@@ -326,15 +329,15 @@ def test_a_model_that_embeds_nothing_fails(exact: Embedded) -> None:
 
 
 def test_without_right_answers_rankings_are_judged_by_their_overlap(exact: Embedded) -> None:
-    """With queries of one's own, the first ten must be nearly the same passages."""
+    """With user queries, the top ten passages must nearly coincide."""
     assert not failed(compare(exact, exact, None, types=TYPES))
     mixed = Embedded(exact.passages, with_dense_of_the_next(exact.queries))
-    found = failed(compare(exact, mixed, None, types=TYPES))
-    assert found == {"dense cosine, least", "overlap@10, dense", "overlap@10, all three, RRF"}
+    failed_checks = failed(compare(exact, mixed, None, types=TYPES))
+    assert failed_checks == {"dense cosine, least", "overlap@10, dense", "overlap@10, all three, RRF"}
 
 
 def test_a_better_ranking_is_no_loss() -> None:
-    """The change is signed, and only a fall counts against a type."""
+    """The nDCG change is signed, and only a decrease counts as a loss."""
     assert Quality(0.5, 0.6).change == pytest.approx(0.2)
     assert Quality(0.5, 0.4).change == pytest.approx(-0.2)
     assert Quality(0, 0).change == 0
@@ -343,13 +346,13 @@ def test_a_better_ranking_is_no_loss() -> None:
 
 @pytest.mark.parametrize("relation", [">", ">=", "<="])
 def test_what_is_not_a_number_passes_no_check(relation: Any) -> None:
-    """A limit that could not be compared with is not kept."""
+    """A value of NaN fails its check."""
     assert not Check("x", float("nan"), relation, 0.5).passed
     assert Check("x", 0.5, relation, 0.5).passed is (relation != ">")
 
 
 def test_thresholds_depend_on_the_type() -> None:
-    """16-bit types have the strict limits, int8 has looser ones throughout, and the report says which were applied."""
+    """16-bit types have strict limits, int8 has looser ones, and the report lists the applied limits."""
     assert thresholds_for("bfloat16") == thresholds_for("float16") == SIXTEEN_BIT
     assert (SIXTEEN_BIT.dense_cosine, SIXTEEN_BIT.colbert_cosine) == (0.9995, 0.9995)
     assert (SIXTEEN_BIT.sparse_error, SIXTEEN_BIT.ndcg_loss) == (0.02, 0.005)
@@ -366,24 +369,24 @@ def test_thresholds_depend_on_the_type() -> None:
 
 
 def test_texts_are_read_line_by_line(tmp_path: Path) -> None:
-    """A byte order mark and line ends of any kind are no text; blank and repeated lines are left out."""
+    """Byte order marks and line endings are stripped, and blank or repeated lines are skipped."""
     file = tmp_path / "texts"
     file.write_bytes("\ufeffone\r\ntwo\u2028still two\n\n  \none\nthree".encode())
     assert read(str(file), None) == Sample(("one", "two\u2028still two", "three"))
 
 
 def test_the_bundled_sample_has_answers() -> None:
-    """Without files, everything is there to judge rankings by."""
-    found = read(None, None)
-    assert found.answers is not None
-    assert len(found.answers) == len(found.queries) > 0
-    assert max(max(answers) for answers in found.answers) < len(found.passages)
+    """Without files, the bundled texts, questions and answers are used."""
+    sample = read(None, None)
+    assert sample.answers is not None
+    assert len(sample.answers) == len(sample.queries) > 0
+    assert max(max(answers) for answers in sample.answers) < len(sample.passages)
 
 
 def test_more_texts_than_fit_are_cut_and_it_is_said(
     mini: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file too large for one machine is compared as far as it goes, not at the price of the machine."""
+    """A file over the limit is compared up to the limit, and the report says so."""
     tokenizer: Tokenizer = mini.tokenizer
     sample = Sample(("one text", "another text", "a third text"), ("query",))
     limits = {"passage_length": 8, "query_length": 8}
@@ -397,19 +400,19 @@ def test_more_texts_than_fit_are_cut_and_it_is_said(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "holds no text"), (b" \n\n", "holds no text"), (b"a\xff", "is not UTF-8 (byte 1)")]
+    ("content", "message"), [(b"", "holds no text"), (b" \n\n", "holds no text"), (b"a\xff", "is not UTF-8 (byte 1)")]
 )
-def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
-    """The message names the argument and what is wrong with its file."""
+def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """The error message names the argument and what is wrong with its file."""
     file = tmp_path / "texts"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"^--passages: ") as caught:
         read(str(file), None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--model", "nowhere"], "--model: must be `mini`, an existing directory"),
         (["--model", "mini", "--passages", "nowhere"], "--passages: nowhere cannot be read (No such file"),
@@ -420,16 +423,16 @@ def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes, said: s
         (["--model", "mini", "--device", "tpu"], "--device: 'tpu' is an unknown device"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], said: str) -> None:
-    """Bad usage ends with status 2 and one line that names the argument, and nothing on the standard output."""
+def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], message: str) -> None:
+    """Invalid usage exits with status 2, one line that names the argument, and an empty standard output."""
     ended = invoke("precision", *arguments)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.count("\n") == 1
-    assert said in ended.err
+    assert message in ended.err
 
 
 def test_limits_on_the_command_line_override(tmp_path: Path) -> None:
-    """A limit that nothing keeps fails the verdict with status 1, and the table says which line and which limits."""
+    """A limit that cannot be met fails the verdict with status 1, and the table shows which."""
     file = tmp_path / "texts"
     file.write_text("one text\nanother text\n", encoding="utf-8")
     arguments = ["--model", "mini", "--dtype", "float32", "--device", "cpu", "--passages", str(file)]
@@ -445,7 +448,7 @@ def test_limits_on_the_command_line_override(tmp_path: Path) -> None:
 
 
 def run(*arguments: str, texts: str = "") -> subprocess.CompletedProcess[str]:
-    """The program itself, `texts` on its standard input."""
+    """Run the program with `texts` on its standard input."""
     return subprocess.run(
         [*PROGRAM, "precision", *arguments],
         cwd=ROOT,
@@ -469,18 +472,23 @@ def test_the_program_prints_one_json_object(tmp_path: Path) -> None:
         texts="one text with a few more words\nanother one\n",
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["model"], found["engine"], found["device"], found["dtype"]) == ("mini", "packed", "cpu", "float16")
-    assert (found["passages"], found["queries"], found["truncated"]) == (2, 1, 1)
-    assert found["max_length"] == {"passage": 5, "query": 5}
-    assert found["rankings"]["dense"]["quality"] is None
-    assert found["verdict"] == "PASS"
-    assert all(check["passed"] for check in found["checks"])
+    report = json.loads(done.stdout)
+    assert (report["model"], report["engine"], report["device"], report["dtype"]) == (
+        "mini",
+        "packed",
+        "cpu",
+        "float16",
+    )
+    assert (report["passages"], report["queries"], report["truncated"]) == (2, 1, 1)
+    assert report["max_length"] == {"passage": 5, "query": 5}
+    assert report["rankings"]["dense"]["quality"] is None
+    assert report["verdict"] == "PASS"
+    assert all(check["passed"] for check in report["checks"])
     assert "float16" in done.stderr
 
 
 def test_the_program_refuses_without_a_traceback() -> None:
-    """A mistake in the arguments costs one line and status 2."""
+    """A mistake in the arguments prints one line and exits with status 2."""
     done = run("--model", "mini", "--passages", "nowhere.txt")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -490,7 +498,7 @@ def test_the_program_refuses_without_a_traceback() -> None:
 
 
 def test_the_command_knows_the_embedder_and_the_corpus_only() -> None:
-    """It needs neither Qdrant nor the service, and neither needs it."""
+    """The command imports neither Qdrant nor the service, and neither imports the command."""
     ours = {"embedder", "qdrant_sink", "service", "corpus", "precision", "training", "tests"}
 
     def imported(path: Path) -> set[str]:

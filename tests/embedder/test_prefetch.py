@@ -1,4 +1,4 @@
-"""`bge-m3-qdrant prefetch`: weights in the hub's cache or an image, ready to load offline, and there once."""
+"""`bge-m3-qdrant prefetch` stores weights once in the hub's cache or an image, ready to load offline."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 def prefetched(home: Path) -> subprocess.CompletedProcess[str]:
     """Run the command on the default model, offline, with the hub's cache under `home`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
         [*PROGRAM, "prefetch", DEFAULT_MODEL, "--json"],
         cwd=ROOT,
-        env={**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        env={**environment, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -32,7 +32,7 @@ def prefetched(home: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_prefetched_weights_load_offline_and_are_there_once(tmp_path: Path, small_checkpoint: Path) -> None:
-    """A `.bin` of the hub becomes safetensors in its place: nothing is converted at a start, and nothing kept twice."""
+    """A `.bin` of the hub is replaced by safetensors: no start converts weights, and no copy remains."""
     as_bin(small_checkpoint)
     snapshot = cached(tmp_path / "hub", DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)
     blob = snapshot.parents[1] / "blobs" / "weights"
@@ -50,7 +50,7 @@ def test_prefetched_weights_load_offline_and_are_there_once(tmp_path: Path, smal
 
 @pytest.mark.slow
 def test_a_directory_of_the_callers_is_never_changed(small_checkpoint: Path) -> None:
-    """Weights that are no links of the hub's cache stay as they are."""
+    """Weights that are not links into the hub's cache are never changed."""
     as_bin(small_checkpoint)
     before = sorted(path.name for path in small_checkpoint.iterdir())
     ended = invoke("prefetch", str(small_checkpoint))
@@ -59,7 +59,7 @@ def test_a_directory_of_the_callers_is_never_changed(small_checkpoint: Path) -> 
 
 
 def test_a_model_that_does_not_exist_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the argument, or the setting where the command took the model from there."""
+    """The message names the argument, or the setting if the command read the model from it."""
     monkeypatch.setenv("MODEL_ID", "no such model")
     for arguments, name in ((["no such model"], "MODEL"), ([], "MODEL_ID")):
         ended = invoke("prefetch", *arguments)

@@ -1,4 +1,4 @@
-"""What each text gets of a batch: its own vectors, without a copy where that costs nobody memory."""
+"""Each text of a batch receives its own vectors, copied only where views would waste memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.embedder.fakes import CountingEngine, text
 
 
 def texts_of(owner: Hashable, count: int, outputs: Outputs | None = None, length: int = 4) -> list[Text]:
-    """Texts of one job, numbered from 1."""
+    """Return the texts of one job, numbered from 1."""
     return [Text(text(number + 1, length), outputs or Outputs(), owner) for number in range(count)]
 
 
 def embeddings(results: Sequence[Result]) -> list[Embedding]:
-    """The results, none of which may be a failure."""
-    found = [result for result in results if isinstance(result, Embedding)]
-    assert len(found) == len(results)
-    return found
+    """Return the results after asserting that each is an embedding."""
+    vectors = [result for result in results if isinstance(result, Embedding)]
+    assert len(vectors) == len(results)
+    return vectors
 
 
 def arrays(embedding: Embedding) -> list[np.ndarray]:
-    """Every array of a result."""
+    """Return every array of a result."""
     assert embedding.dense is not None
     assert embedding.sparse is not None
     assert embedding.colbert is not None
@@ -34,17 +34,17 @@ def arrays(embedding: Embedding) -> list[np.ndarray]:
 
 
 def test_a_job_that_fills_its_batch_is_not_copied() -> None:
-    """The vectors of a large job are views of the arrays that the engine gave, in float32 and in float16."""
-    given: list[EncodedBatch] = []
+    """The vectors of a large job are views of the engine's arrays, in float32 and in float16."""
+    batches: list[EncodedBatch] = []
 
     class Remembering(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-            given.append(super().encode(batch, outputs, yield_point))
-            return given[-1]
+            batches.append(super().encode(batch, outputs, yield_point))
+            return batches[-1]
 
     for outputs in (Outputs(), Outputs(colbert_type="float16")):
         results = embeddings(run(texts_of("job", 5, outputs), Remembering(), None))
-        encoded = given[-1]
+        encoded = batches[-1]
         assert encoded.dense is not None
         assert encoded.colbert is not None
         for result in results:
@@ -56,7 +56,7 @@ def test_a_job_that_fills_its_batch_is_not_copied() -> None:
 
 
 def test_a_small_part_of_a_batch_does_not_keep_the_rest_in_memory() -> None:
-    """A query beside a hundred others holds its own vectors; who has half of a batch holds at most twice its own."""
+    """A query among a hundred holds its own vectors only; a job with half a batch holds at most twice its own."""
     texts = [*texts_of("large", 6), *texts_of("small", 2), *texts_of("smaller", 1)]
     results = embeddings(run(texts, CountingEngine(), None))
     for result in results[:6]:
@@ -74,7 +74,7 @@ def test_the_share_of_a_batch_is_counted_in_tokens() -> None:
 
 @pytest.mark.parametrize("owners", [("a", "a"), ("a", "b")])
 def test_rows_are_in_the_type_of_their_own_job(owners: tuple[str, str]) -> None:
-    """Where a batch serves float16 and float32, each text has the numbers of the wider type, rounded to its own."""
+    """In a batch of float16 and float32 jobs, each text has the wider type's numbers, rounded to its own."""
     half, full = Outputs(colbert_type="float16"), Outputs()
     mixed = [*texts_of(owners[0], 3, half), *texts_of(owners[1], 3, full)]
     rows = [result.colbert for result in embeddings(run(mixed, CountingEngine(), None))]
@@ -86,15 +86,15 @@ def test_rows_are_in_the_type_of_their_own_job(owners: tuple[str, str]) -> None:
 
 
 def test_a_text_gets_only_the_kinds_that_it_asked_for() -> None:
-    """A batch computes what any of its texts wants, and hands out to each what that text wants."""
+    """A batch computes every requested kind, and each text receives only the kinds that it requested."""
     texts = [*texts_of("a", 1, Outputs.of(("dense",))), *texts_of("b", 1, Outputs.of(("sparse", "colbert")))]
-    one, other = embeddings(run(texts, CountingEngine(), None))
-    assert (one.dense is None, one.sparse is None, one.colbert is None) == (False, True, True)
-    assert (other.dense is None, other.sparse is None, other.colbert is None) == (True, False, False)
+    first, second = embeddings(run(texts, CountingEngine(), None))
+    assert (first.dense is None, first.sparse is None, first.colbert is None) == (False, True, True)
+    assert (second.dense is None, second.sparse is None, second.colbert is None) == (True, False, False)
 
 
 def test_a_lack_of_memory_is_not_called_a_wrong_shape() -> None:
-    """What stops a text is named as it is: here the memory that unpacking its results needs."""
+    """A lack of memory while results are unpacked is reported as such."""
 
     class Rows(np.ndarray):
         def __getitem__(self, _: object) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_a_lack_of_memory_is_not_called_a_wrong_shape() -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "colbert"])
 def test_an_engine_that_gives_too_little_is_named(kind: str) -> None:
-    """Vectors for fewer texts than were asked for are an error of all of them, which says what is missing."""
+    """If an engine returns too few vectors, every text fails with an error that says what is missing."""
 
     class Short(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
@@ -131,7 +131,7 @@ def test_an_engine_that_gives_too_little_is_named(kind: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65504.0, -65504.0, 6e-8, 0.0])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_is_not_finite_is_found_in_either_type(dtype: ColbertType, value: float) -> None:
-    """NaN and infinity fail their text and no other; the largest and smallest numbers of half precision are fine."""
+    """NaN and infinity fail their own text only; the largest and smallest float16 numbers are valid."""
 
     class Spoiling(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:

@@ -1,4 +1,4 @@
-"""Every text gets its turn: exactly once, within the budget, queries first, nobody stuck: no thread, no clock."""
+"""The scheduler plans every text once, within the budget and fairly; tested without threads or a clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ budgets = st.integers(2, 60)
 
 @dataclass
 class Expected:
-    """A job as the model of the scheduler knows it."""
+    """A job in the reference model of the scheduler."""
 
     lengths: list[int]
     priority: Priority
@@ -36,17 +36,17 @@ class Expected:
 
     @property
     def tokens(self) -> int:
-        """Tokens that still wait."""
+        """Return the tokens that still wait."""
         return sum(self.lengths[self.next :])
 
     @property
     def held_tokens(self) -> int:
-        """Tokens that the window lacks."""
+        """Return the tokens that the job holds of the window."""
         return sum(self.lengths[index] for index in self.held)
 
 
 class Planning(RuleBasedStateMachine):
-    """Jobs come, are taken, computed, released and dropped, in any order, beside a plain model of what waits."""
+    """Jobs arrive, are batched, computed, released and dropped in any order, beside a plain reference model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Planning(RuleBasedStateMachine):
         self.passed_over = False
 
     def ready(self, priority: Priority) -> bool:
-        """Whether a text of this priority may be taken."""
+        """Return whether a text of this priority may be batched."""
         free = 60 - sum(job.held_tokens for job in self.jobs.values())
         return any(
             job.tokens and (not job.streams or (job.consumed and free > 0))
@@ -67,7 +67,7 @@ class Planning(RuleBasedStateMachine):
 
     @rule(lengths=lengths, priority=priorities, cap=caps, streams=st.booleans(), grows=st.booleans())
     def add(self, lengths: list[int], priority: Priority, cap: int, streams: bool, grows: bool) -> None:
-        """A job arrives, whole or with its first texts."""
+        """Add a job, whole or with its first texts."""
         self.serial += 1
         self.jobs[self.serial] = Expected(list(lengths), priority, cap, streams, grows=grows)
         self.scheduler.add(self.serial, lengths, priority, cap=cap, streams=streams, grows=grows)
@@ -75,7 +75,7 @@ class Planning(RuleBasedStateMachine):
     @precondition(lambda self: any(job.grows for job in self.jobs.values()))
     @rule(data=st.data(), lengths=st.one_of(st.just([]), lengths), last=st.booleans())
     def extend(self, data: st.DataObject, lengths: list[int], last: bool) -> None:
-        """Further texts of a job arrive, whether its first ones still wait, are computed, or long done."""
+        """Add texts to a job whose first texts wait, run or are done."""
         key = data.draw(st.sampled_from(sorted(key for key, job in self.jobs.items() if job.grows)))
         self.jobs[key].lengths += lengths
         self.jobs[key].grows = not last
@@ -83,14 +83,14 @@ class Planning(RuleBasedStateMachine):
 
     @rule()
     def extend_a_stranger(self) -> None:
-        """Texts of a job that was dropped are refused."""
+        """Adding texts to a dropped job is refused."""
         with pytest.raises(Cancelled):
             self.scheduler.extend(-1, [3], last=True)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def consume(self, data: st.DataObject) -> None:
-        """Somebody takes the results of a stream."""
+        """Start to consume the results of a stream."""
         key = data.draw(st.sampled_from(sorted(self.jobs)))
         self.jobs[key].consumed = True
         self.scheduler.consume(key)
@@ -98,20 +98,20 @@ class Planning(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        """A job is cancelled."""
+        """Cancel a job."""
         key = data.draw(st.sampled_from(sorted(self.jobs)))
         self.scheduler.drop(key)
         del self.jobs[key]
 
     @rule()
     def drop_a_stranger(self) -> None:
-        """A job that is done, or never was, is cancelled."""
+        """Cancel a job that is done or unknown."""
         self.scheduler.drop(-1)
 
     @precondition(lambda self: any(job.held for job in self.jobs.values()))
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        """A consumer is done with some results, and says so twice."""
+        """Release some results of a stream, twice."""
         key = data.draw(st.sampled_from(sorted(key for key, job in self.jobs.items() if job.held)))
         indices = data.draw(st.sets(st.sampled_from(sorted(self.jobs[key].held)), min_size=1))
         self.jobs[key].held -= indices
@@ -120,7 +120,7 @@ class Planning(RuleBasedStateMachine):
 
     @rule(budget=budgets)
     def take(self, budget: int) -> None:
-        """A batch is formed, and keeps all the rules."""
+        """Form a batch and check all rules."""
         ready = [priority for priority in Priority if self.ready(priority)]
         self.scheduler.budget = budget
         batch = self.scheduler.next_batch(Flights(2))
@@ -135,7 +135,7 @@ class Planning(RuleBasedStateMachine):
 
     @rule(budget=budgets)
     def take_queries(self, budget: int) -> None:
-        """A device that is full of passages gets queries alone."""
+        """A device that is full of passages gets queries only."""
         ready = self.ready(Priority.QUERY)
         self.scheduler.budget = budget
         batch = self.scheduler.next_batch(full_of_passages())
@@ -146,7 +146,7 @@ class Planning(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule()
     def finish(self) -> None:
-        """A batch is computed."""
+        """Complete a batch."""
         batch = self.running.pop(0)
         self.scheduler.finish(batch, Flights(2))
         for pick in batch.picks:
@@ -156,7 +156,7 @@ class Planning(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule()
     def yield_point(self) -> None:
-        """A pass goes on exactly as long as one of its jobs is there."""
+        """A pass continues as long as one of its jobs exists."""
         batch = self.running[0]
         running = Pass(batch, Flights(2), started_s=0.0, yielded_s=1.0)
         if any(pick.key in self.jobs for pick in batch.picks):
@@ -166,7 +166,7 @@ class Planning(RuleBasedStateMachine):
                 self.scheduler.queries_first(running, now_s=1.0)
 
     def _check(self, batch: Batch[int] | None, budget: int) -> None:
-        """The texts of a job leave in their order, each once, no more than its cap at a time, within the budget."""
+        """Assert that texts leave in order, each once, within the job's cap and the budget."""
         if batch is None:
             return
         self.running.append(batch)
@@ -186,7 +186,7 @@ class Planning(RuleBasedStateMachine):
 
     @invariant()
     def tokens_are_those_that_wait(self) -> None:
-        """`tokens` counts exactly what waits, and threads stay while a text waits or is to come."""
+        """`tokens` counts exactly the waiting texts, and threads stay while a text waits or is expected."""
         assert self.scheduler.tokens == sum(job.tokens for job in self.jobs.values())
         coming = any(job.grows for job in self.jobs.values())
         assert self.scheduler.waiting == (self.scheduler.tokens > 0 or coming)
@@ -197,12 +197,12 @@ TestPlanning = Planning.TestCase
 
 
 def scheduler_of(budget: int, *, window: float = float("inf")) -> Scheduler[str]:
-    """A scheduler whose queue holds anything."""
+    """Return a scheduler with an unlimited queue."""
     return Scheduler(budget=budget, window=window)
 
 
 def taken(scheduler: Scheduler[str], flights: Flights | None = None) -> list[Pick[str]]:
-    """The next batch as a list, computed immediately."""
+    """Return the next batch as a list and complete it immediately."""
     flights = flights or Flights(4)
     batch = scheduler.next_batch(flights)
     if batch is None:
@@ -212,12 +212,12 @@ def taken(scheduler: Scheduler[str], flights: Flights | None = None) -> list[Pic
 
 
 def full_of_passages() -> Flights:
-    """A device that has as many passages under way as it may."""
+    """Return a device with the maximum number of passage batches in flight."""
     return Flights(2, under_way=Counter({Priority.PASSAGE: 1}))
 
 
 def drained(scheduler: Scheduler[str]) -> list[list[Pick[str]]]:
-    """All batches until nothing waits."""
+    """Return all batches until the queue is empty."""
     batches = []
     while scheduler.waiting:
         batches.append(taken(scheduler))
@@ -227,18 +227,20 @@ def drained(scheduler: Scheduler[str]) -> list[list[Pick[str]]]:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(jobs=st.lists(st.tuples(lengths, priorities, caps), max_size=8), budget=budgets)
 def test_every_text_leaves_exactly_once(jobs: list[tuple[list[int], Priority, int]], budget: int) -> None:
-    """Whatever is queued, following the plan gives each text of each job once, and then nothing."""
+    """The plan yields each text of each queued job exactly once and then ends."""
     scheduler = scheduler_of(budget)
     for number, (job, priority, cap) in enumerate(jobs):
         scheduler.add(str(number), job, priority, cap=cap)
-    left = [(pick.key, pick.index) for batch in drained(scheduler) for pick in batch]
-    assert sorted(left) == sorted((str(number), n) for number, (job, _, _) in enumerate(jobs) for n in range(len(job)))
+    planned = [(pick.key, pick.index) for batch in drained(scheduler) for pick in batch]
+    assert sorted(planned) == sorted(
+        (str(number), n) for number, (job, _, _) in enumerate(jobs) for n in range(len(job))
+    )
     assert scheduler.tokens == 0
     assert scheduler.next_batch(Flights(4)) is None
 
 
 def test_a_query_does_not_wait_for_passages() -> None:
-    """A query that arrives behind a thousand passages is in the next batch, and rides without them."""
+    """A query that arrives behind a thousand passages is in the next batch, without passages."""
     scheduler = scheduler_of(4096)
     scheduler.add("passages", [100] * 1000, Priority.PASSAGE)
     scheduler.add("query", [8], Priority.QUERY)
@@ -248,7 +250,7 @@ def test_a_query_does_not_wait_for_passages() -> None:
 @given(length=st.integers(2, 512))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_a_small_job_is_not_stuck_behind_a_large_one(length: int) -> None:
-    """One text behind a thousand of the same priority is in one of the next two batches, however long it is."""
+    """A single text behind a thousand of the same priority is in one of the next two batches."""
     scheduler = scheduler_of(512)
     scheduler.add("large", [100] * 1000, Priority.PASSAGE)
     scheduler.add("small", [length], Priority.PASSAGE)
@@ -259,7 +261,7 @@ def test_a_small_job_is_not_stuck_behind_a_large_one(length: int) -> None:
 @given(lengths=st.lists(st.integers(2, 100), min_size=2, max_size=6))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_no_job_starves(lengths: list[int]) -> None:
-    """With n jobs of one priority that never end, each is served within n batches, whatever its lengths."""
+    """With n endless jobs of one priority, each is served within n batches, whatever its lengths are."""
     scheduler = scheduler_of(100)
     for number, length in enumerate(lengths):
         scheduler.add(str(number), [length] * 1000, Priority.PASSAGE)
@@ -268,7 +270,7 @@ def test_no_job_starves(lengths: list[int]) -> None:
 
 
 def test_queries_without_end_starve_no_passages() -> None:
-    """Where queries never stop coming, every second batch is of passages."""
+    """Under an endless flow of queries, every second batch holds passages."""
     scheduler = scheduler_of(10)
     scheduler.add("passages", [10] * 4, Priority.PASSAGE)
     served = []
@@ -287,7 +289,7 @@ def test_jobs_take_turns_within_a_batch() -> None:
 
 
 def test_a_text_over_the_budget_goes_alone() -> None:
-    """A text longer than any batch is not refused: it has a batch of its own."""
+    """A text over the budget has a batch of its own."""
     scheduler = scheduler_of(10)
     scheduler.add("a", [100, 2], Priority.QUERY)
     scheduler.add("b", [2], Priority.QUERY)
@@ -296,7 +298,7 @@ def test_a_text_over_the_budget_goes_alone() -> None:
 
 
 def test_a_cap_leaves_room_for_others() -> None:
-    """`batchSize` 2 puts two texts of its job in a batch, and the rest of the batch goes to others."""
+    """`batchSize` 2 puts two texts of its job in a batch, and other jobs get the rest."""
     scheduler = scheduler_of(100)
     scheduler.add("capped", [2] * 5, Priority.QUERY, cap=2)
     scheduler.add("free", [2] * 5, Priority.QUERY)
@@ -306,7 +308,7 @@ def test_a_cap_leaves_room_for_others() -> None:
 
 
 def test_jobs_that_a_batch_did_not_reach_keep_their_order() -> None:
-    """The job that opened a batch goes to the back; those skipped as too long for it, and those behind, stay."""
+    """The job that opens a batch moves to the back; jobs that were skipped or not reached keep their order."""
     scheduler = scheduler_of(10)
     for key, job in {"opener": [8, 3], "too long": [5], "fits": [2, 4], "behind": [3], "last": [2]}.items():
         scheduler.add(key, job, Priority.QUERY)
@@ -316,7 +318,7 @@ def test_jobs_that_a_batch_did_not_reach_keep_their_order() -> None:
 
 
 def test_a_batch_looks_at_no_more_jobs_than_it_needs() -> None:
-    """With thousands of queries in the queue, a batch costs what it takes, not what waits behind it."""
+    """The cost of forming a batch does not grow with the length of the queue."""
 
     class Counting(Scheduler[str]):
         looked = 0
@@ -333,7 +335,7 @@ def test_a_batch_looks_at_no_more_jobs_than_it_needs() -> None:
 
 
 def test_a_dropped_job_leaves_and_frees_its_room() -> None:
-    """After a drop no text of the job leaves any more, and its tokens are no longer counted."""
+    """After a drop no text of the job is planned, and its tokens are not counted."""
     scheduler = scheduler_of(20)
     scheduler.add("dropped", [10] * 3, Priority.QUERY)
     scheduler.add("kept", [10] * 3, Priority.QUERY)
@@ -344,7 +346,7 @@ def test_a_dropped_job_leaves_and_frees_its_room() -> None:
 
 
 def test_a_job_without_texts_waits_for_nothing() -> None:
-    """Adding no texts leaves the scheduler as it was."""
+    """Adding a job without texts does not change the scheduler."""
     scheduler = scheduler_of(10)
     scheduler.add("empty", [], Priority.QUERY)
     assert not scheduler.waiting
@@ -355,7 +357,7 @@ def test_a_job_without_texts_waits_for_nothing() -> None:
 
 
 def test_a_job_that_grows_is_one_job() -> None:
-    """Texts that come later share its cap and its turn: others are not behind it twice."""
+    """Texts that are added later share the job's cap and its turn."""
     scheduler = scheduler_of(100)
     scheduler.add("growing", [10] * 3, Priority.PASSAGE, cap=2, grows=True)
     scheduler.add("other", [10] * 3, Priority.PASSAGE)
@@ -368,7 +370,7 @@ def test_a_job_that_grows_is_one_job() -> None:
 
 
 def test_a_job_may_grow_after_all_that_was_there_is_computed() -> None:
-    """A model that is faster than the tokenizer waits, and goes on with the next texts."""
+    """A growing job whose texts are all computed waits for the tokenizer and then continues."""
     scheduler = scheduler_of(100)
     scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
     assert taken(scheduler) == [Pick("growing", 0)]
@@ -382,7 +384,7 @@ def test_a_job_may_grow_after_all_that_was_there_is_computed() -> None:
 
 
 def test_a_closed_scheduler_waits_for_the_rest_of_a_job_that_it_accepted() -> None:
-    """A worker that shuts down finishes a request of which it has the first texts."""
+    """A worker that shuts down completes a request whose texts are still arriving."""
     scheduler = scheduler_of(100)
     scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
     scheduler.close()
@@ -394,7 +396,7 @@ def test_a_closed_scheduler_waits_for_the_rest_of_a_job_that_it_accepted() -> No
 
 
 def test_the_queue_keeps_room_for_what_a_job_may_still_bring() -> None:
-    """A request whose first texts are computed is not refused for the rest, whoever comes between."""
+    """An accepted request keeps room in the queue for its later texts."""
     scheduler: Scheduler[str] = Scheduler(budget=100, queue_tokens=100)
     scheduler.add("growing", [10], Priority.PASSAGE, grows=True, expected=80)
     assert scheduler.free_tokens == 20
@@ -411,7 +413,7 @@ def test_the_queue_keeps_room_for_what_a_job_may_still_bring() -> None:
 
 @pytest.mark.parametrize("leave", ["drop", "abandon", "lose_all"])
 def test_a_job_that_leaves_gives_back_the_room_that_was_kept_for_it(leave: str) -> None:
-    """A cancelled request holds nothing of the queue."""
+    """A cancelled request releases its reserved room in the queue."""
     scheduler: Scheduler[str] = Scheduler(budget=100, queue_tokens=100)
     scheduler.add("growing", [10], Priority.PASSAGE, grows=True, expected=80)
     getattr(scheduler, leave)(*([] if leave == "lose_all" else ["growing"]))
@@ -420,7 +422,7 @@ def test_a_job_that_leaves_gives_back_the_room_that_was_kept_for_it(leave: str) 
 
 @pytest.mark.parametrize("leave", ["drop", "abandon", "lose_all"])
 def test_a_job_that_nobody_wants_any_more_does_not_grow(leave: str) -> None:
-    """After a cancel, or without any device, further texts are refused and nothing is waited for."""
+    """After a cancellation or without devices, further texts are refused."""
     scheduler = scheduler_of(100)
     scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
     taken(scheduler)
@@ -434,7 +436,7 @@ def test_a_job_that_nobody_wants_any_more_does_not_grow(leave: str) -> None:
 
 
 def test_a_job_outgrows_the_queue() -> None:
-    """As a whole it is held to the same limit as one that comes in one piece; what others use is retryable."""
+    """A growing job has the size limit of a whole one; room that others use is retryable."""
     scheduler: Scheduler[str] = Scheduler(budget=10, queue_tokens=20)
     scheduler.add("growing", [10], Priority.PASSAGE, grows=True)
     scheduler.add("other", [8], Priority.PASSAGE)
@@ -450,7 +452,7 @@ def test_a_job_outgrows_the_queue() -> None:
 
 
 def test_a_window_holds_streams_back_until_results_are_released() -> None:
-    """Streams share a window; others are served meanwhile, and what is released lets streams go on."""
+    """Streams share a window and continue as results are released; other jobs are not held back."""
     scheduler = scheduler_of(100, window=25)
     scheduler.add("slow", [10] * 10, Priority.PASSAGE, streams=True)
     scheduler.consume("slow")
@@ -461,12 +463,12 @@ def test_a_window_holds_streams_back_until_results_are_released() -> None:
     assert scheduler.tokens == 70
     scheduler.release("slow", [0])
     assert taken(scheduler) == [Pick("slow", 3)]
-    scheduler.release("slow", [0])  # the window gets each text back once
+    scheduler.release("slow", [0])  # releasing a text twice counts once
     assert taken(scheduler) == []
 
 
 def test_a_stream_takes_nothing_of_the_window_before_it_is_consumed() -> None:
-    """A hundred streams that nobody consumes yet do not stand in the way of the one that somebody does."""
+    """A hundred unconsumed streams do not block a consumed one."""
     scheduler = scheduler_of(100, window=25)
     for number in range(100):
         scheduler.add(f"idle {number}", [10] * 10, Priority.PASSAGE, streams=True)
@@ -477,7 +479,7 @@ def test_a_stream_takes_nothing_of_the_window_before_it_is_consumed() -> None:
 
 
 def test_many_streams_have_one_window() -> None:
-    """Ten slow consumers hold no more than one does."""
+    """Ten slow consumers hold no more results than one does."""
     scheduler = scheduler_of(1000, window=25)
     for number in range(10):
         scheduler.add(str(number), [10] * 10, Priority.PASSAGE, streams=True)
@@ -487,7 +489,7 @@ def test_many_streams_have_one_window() -> None:
 
 
 def test_a_dropped_stream_returns_what_it_held() -> None:
-    """A consumer that gives up, with results computed and others in a pass, leaves the window whole."""
+    """A dropped stream with computed and running results returns its whole share of the window."""
     scheduler = scheduler_of(10, window=20)
     scheduler.add("gone", [10] * 5, Priority.PASSAGE, streams=True)
     scheduler.consume("gone")
@@ -502,7 +504,7 @@ def test_a_dropped_stream_returns_what_it_held() -> None:
 
 
 def test_a_text_longer_than_the_window_goes_alone() -> None:
-    """A window smaller than one text delays it until everything else is released, and no longer."""
+    """A text over the window waits only until everything else is released."""
     scheduler = scheduler_of(100, window=20)
     scheduler.add("job", [10, 50, 10], Priority.PASSAGE, streams=True)
     scheduler.consume("job")
@@ -520,26 +522,26 @@ def test_a_text_longer_than_the_window_goes_alone() -> None:
     window=st.integers(1, 300),
 )
 def test_windows_lose_no_text(jobs: list[tuple[list[int], Priority, int, bool]], budget: int, window: int) -> None:
-    """Whatever the window, all texts leave, once each, if what left is released again."""
+    """With any window, each text is planned once if results are released."""
     scheduler = scheduler_of(budget, window=window)
     for number, (job, priority, cap, streams) in enumerate(jobs):
         scheduler.add(str(number), job, priority, cap=cap, streams=streams)
         scheduler.consume(str(number))
-    left = []
+    planned = []
     while scheduler.waiting:
         batch = taken(scheduler)
         assert batch
-        left += [(int(pick.key), pick.index) for pick in batch]
+        planned += [(int(pick.key), pick.index) for pick in batch]
         for pick in batch:
             scheduler.release(pick.key, [pick.index])
-    assert sorted(left) == [(number, n) for number, (job, *_) in enumerate(jobs) for n in range(len(job))]
+    assert sorted(planned) == [(number, n) for number, (job, *_) in enumerate(jobs) for n in range(len(job))]
 
 
 # --- yield points ---------------------------------------------------------------------------------------------------
 
 
 def pass_over_passages(scheduler: Scheduler[str]) -> Pass[str]:
-    """A pass over a passage that started at 100 s."""
+    """Return a pass over a passage that started at 100 s."""
     scheduler.add("passage", [10], Priority.PASSAGE)
     batch = scheduler.next_batch(Flights(4))
     assert batch is not None
@@ -547,7 +549,7 @@ def pass_over_passages(scheduler: Scheduler[str]) -> Pass[str]:
 
 
 def test_queries_go_first_at_a_yield_point() -> None:
-    """A query that arrives while passages are computed is next, and a batch of queries at a time."""
+    """Queries that arrive while passages are computed come next, one batch at a time."""
     scheduler = scheduler_of(10)
     running = pass_over_passages(scheduler)
     assert scheduler.queries_first(running, 100.0) is None
@@ -560,13 +562,13 @@ def test_queries_go_first_at_a_yield_point() -> None:
 
 
 def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
-    """However many queries come, a pass gets as much time as the queries that go first, but for one batch of them."""
+    """A pass gets as much time as the queries that precede it, but for one batch of queries."""
     scheduler = scheduler_of(10)
     running = pass_over_passages(scheduler)
     now, served = 100.0, 0
     for number in range(100):
         scheduler.add(f"query {number}", [8], Priority.QUERY)
-        now += 1.0  # of the pass itself
+        now += 1.0  # the pass itself computes
         if scheduler.queries_first(running, now) is not None:
             served += 1
             running.yielded_s += 4.0
@@ -575,7 +577,7 @@ def test_queries_without_end_take_half_the_time_of_a_pass() -> None:
 
 
 def test_an_abandoned_stream_leaves_the_queue_and_keeps_what_it_holds() -> None:
-    """Its consumer still has vectors in hand: the room is free once each is released, also one whose pass goes on."""
+    """An abandoned stream frees its window share as each vector is released, even from a running pass."""
     scheduler = scheduler_of(10, window=20)
     scheduler.add("gone", [10] * 5, Priority.PASSAGE, streams=True)
     scheduler.consume("gone")
@@ -599,7 +601,7 @@ def test_an_abandoned_stream_leaves_the_queue_and_keeps_what_it_holds() -> None:
 
 
 def test_a_pass_that_nobody_waits_for_stops_at_a_yield_point() -> None:
-    """It goes on while one of its jobs wants a result, and stops after the last was dropped."""
+    """A pass stops at a yield point after its last job was dropped."""
     scheduler = scheduler_of(20)
     scheduler.add("one", [10], Priority.PASSAGE)
     scheduler.add("other", [10, 10], Priority.PASSAGE)
@@ -618,7 +620,7 @@ def test_a_pass_that_nobody_waits_for_stops_at_a_yield_point() -> None:
 
 @pytest.mark.parametrize(("limit", "passages"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
 def test_passages_leave_room_for_queries(limit: int, passages: int) -> None:
-    """Of the batches that a device may have under way, passages take half at most, and one if there is one alone."""
+    """Passages use at most half of the batches that a device may have in flight, and at least one."""
     scheduler, flights = scheduler_of(8), Flights(limit)
     scheduler.add("passages", [8] * 100, Priority.PASSAGE)
     while scheduler.next_batch(flights) is not None:
@@ -631,7 +633,7 @@ def test_passages_leave_room_for_queries(limit: int, passages: int) -> None:
 
 
 def test_queries_that_come_while_a_few_are_computed_share_the_next_batch() -> None:
-    """Where a small batch takes as long as one query, the next is launched when it is done; beside a large one, now."""
+    """Queries wait for a small query batch to finish, but start immediately beside a large one."""
     scheduler, flights = scheduler_of(16), Flights(4, lone_tokens=16)
     scheduler.add("first", [8], Priority.QUERY)
     first = scheduler.next_batch(flights)
@@ -647,7 +649,7 @@ def test_queries_that_come_while_a_few_are_computed_share_the_next_batch() -> No
 
 
 def test_a_finished_batch_makes_room_for_another() -> None:
-    """A device whose only batch is done takes the next one."""
+    """A device takes its next batch when its only one is done."""
     scheduler, flights = scheduler_of(8), Flights(1)
     scheduler.add("passages", [8] * 2, Priority.PASSAGE)
     batch = scheduler.next_batch(flights)
@@ -658,7 +660,7 @@ def test_a_finished_batch_makes_room_for_another() -> None:
 
 
 def test_a_device_full_of_passages_still_takes_queries() -> None:
-    """It gets a batch of queries out of turn, or nothing."""
+    """A device that is full of passages gets a batch of queries out of turn, or none."""
     scheduler = scheduler_of(10)
     scheduler.add("passages", [8, 8], Priority.PASSAGE)
     assert taken(scheduler, full_of_passages()) == []
@@ -667,7 +669,7 @@ def test_a_device_full_of_passages_still_takes_queries() -> None:
 
 
 def test_queries_wait_where_nothing_more_may_be_under_way() -> None:
-    """At a yield point of the only batch that a device may have, queries are not launched."""
+    """A device that allows one batch launches no queries at that batch's yield point."""
     scheduler, flights = scheduler_of(10), Flights(1)
     scheduler.add("passages", [8], Priority.PASSAGE)
     batch = scheduler.next_batch(flights)
@@ -679,7 +681,7 @@ def test_queries_wait_where_nothing_more_may_be_under_way() -> None:
 
 
 def test_work_ends_when_what_was_accepted_is_taken() -> None:
-    """After closing, it ends once nothing waits, streams included."""
+    """After closing, the plan ends when the queue is empty, streams included."""
     scheduler = scheduler_of(10)
     scheduler.add("stream", [8], Priority.PASSAGE, streams=True)
     assert not scheduler.over
@@ -694,7 +696,7 @@ def test_work_ends_when_what_was_accepted_is_taken() -> None:
 
 
 def test_a_full_queue_refuses_and_names_the_numbers() -> None:
-    """What is over the limit alone is invalid; what is over it now is retryable, and fits once there is room."""
+    """A job over the limit is invalid; one that does not fit now is retryable, and fits later."""
     scheduler: Scheduler[str] = Scheduler(budget=10, queue_tokens=20)
     with pytest.raises(InvalidRequest, match=r"21 tokens .*QUEUE_TOKENS=20"):
         scheduler.add("too large", [21], Priority.QUERY)
@@ -707,7 +709,7 @@ def test_a_full_queue_refuses_and_names_the_numbers() -> None:
 
 
 def test_a_closed_scheduler_accepts_nothing() -> None:
-    """What was accepted is still planned; new jobs are told that the worker ends."""
+    """A closed scheduler still plans accepted jobs and refuses new ones, as the worker is shutting down."""
     scheduler = scheduler_of(10)
     scheduler.add("job", [8], Priority.QUERY)
     scheduler.close()
@@ -717,7 +719,7 @@ def test_a_closed_scheduler_accepts_nothing() -> None:
 
 
 def test_without_a_device_every_waiting_text_is_named() -> None:
-    """Losing the last device returns every text that waited, once, and refuses new jobs as retryable."""
+    """Losing the last device returns each waiting text once and makes new jobs retryable errors."""
     scheduler = scheduler_of(10)
     scheduler.add("query", [8], Priority.QUERY)
     scheduler.add("passages", [10] * 3, Priority.PASSAGE)

@@ -1,4 +1,4 @@
-"""Where the time of a request goes: each stage is summed for its own request, wherever it runs."""
+"""The time of each stage is summed for its own request, wherever the stage runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from embedder import Timings, timed
 
 
 def ticking() -> Timings:
-    """Timings whose clock gains a second with every look at it."""
+    """Return timings whose clock gains a second with every reading."""
     seconds = itertools.count(0.0)
     return Timings(clock=lambda: next(seconds))
 
 
 def test_stages_are_summed() -> None:
-    """A stage that runs twice counts both times, and one that fails counts as well."""
+    """A stage that runs twice adds both times, and a failed stage counts as well."""
     timings = ticking()
     with timings.current():
         for _ in range(2):
@@ -29,7 +29,7 @@ def test_stages_are_summed() -> None:
 
 
 def test_threads_and_tasks_of_a_request_count_for_it() -> None:
-    """What a request does in a thread, or in a task, is measured as its own, and nobody else's."""
+    """Threads and tasks of a request are timed for that request alone."""
 
     def work() -> None:
         with timed("tokenize"):
@@ -49,7 +49,7 @@ def test_threads_and_tasks_of_a_request_count_for_it() -> None:
 
 
 def test_without_a_request_nothing_is_measured() -> None:
-    """Work that belongs to no request costs nothing and leaves nothing behind."""
+    """Work outside a request records no timings."""
     timings = ticking()
     with timed("embed"):
         pass

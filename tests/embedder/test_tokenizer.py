@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_text_within_the_limit_is_whole(mini: Bench) -> None:
-    """A text of exactly the limit is not cut and does not claim to be."""
+    """A text of exactly the limit is not cut and not marked as truncated."""
     (free,) = mini.tokenizer.encode(["one library of many tools"], 512)
     (tight,) = mini.tokenizer.encode(["one library of many tools"], len(free))
     assert tight.ids.tolist() == free.ids.tolist()
@@ -28,7 +28,7 @@ def test_a_text_within_the_limit_is_whole(mini: Bench) -> None:
 
 
 def test_a_cut_text_keeps_its_first_tokens_and_its_end_token(mini: Bench) -> None:
-    """Cutting removes tokens before the closing `</s>`, nothing else."""
+    """Truncation removes only tokens before the closing `</s>`."""
     (free,) = mini.tokenizer.encode(["one library of many tools"], 512)
     (cut,) = mini.tokenizer.encode(["one library of many tools"], len(free) - 1)
     assert cut.ids.tolist() == [*free.ids[:-2], free.ids[-1]]
@@ -56,7 +56,7 @@ def test_a_cut_text_keeps_its_first_tokens_and_its_end_token(mini: Bench) -> Non
 )
 @pytest.mark.parametrize("max_length", [3, 100])
 def test_a_long_text_begins_as_it_does_in_full(bench: Bench, part: str, max_length: int) -> None:
-    """However long a text is and whatever it consists of, its first tokens are those of the whole."""
+    """The first tokens of a truncated text equal those of the whole text, whatever its length and content."""
     text = "The beginning. " + part * (40_000 // len(part))
     (whole,) = bench.tokenizer.encode([text], 1_000_000)
     (cut,) = bench.tokenizer.encode([text], max_length)
@@ -66,7 +66,7 @@ def test_a_long_text_begins_as_it_does_in_full(bench: Bench, part: str, max_leng
 
 
 def test_a_text_alone_has_the_tokens_that_it_has_among_others(bench: Bench) -> None:
-    """A single short text takes another call of the library than several do, and becomes the same ids."""
+    """A single short text uses another library call than several texts, and gets the same ids."""
     texts = list(TEXTS.values())
     together = bench.tokenizer.encode(texts, 64)
     for text, among_others in zip(texts, together, strict=True):
@@ -75,11 +75,11 @@ def test_a_text_alone_has_the_tokens_that_it_has_among_others(bench: Bench) -> N
 
 
 def test_many_texts_come_in_their_order(mini: Bench) -> None:
-    """More than is tokenized at once gives what each text gives alone."""
+    """More texts than one call tokenizes get the same ids as each alone, in order."""
     texts = [f"number {n} " + "word" * 75_000 for n in range(4)]
     together = mini.tokenizer.encode(texts, 100_000)
     alone = [mini.tokenizer.encode([text], 100_000)[0] for text in texts]
-    assert [one.ids.tolist() for one in together] == [one.ids.tolist() for one in alone]
+    assert [encoded.ids.tolist() for encoded in together] == [encoded.ids.tolist() for encoded in alone]
 
 
 HUGE = r"""
@@ -101,13 +101,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.slow
 def test_a_huge_text_takes_the_memory_of_what_is_kept_of_it() -> None:
-    """Millions of characters of which few tokens are embedded do not fill the memory of a worker, in one or many."""
+    """Millions of characters with few embedded tokens do not exhaust memory, in one text or many."""
     done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 300_000, "kilobytes; in full it was 900 000"
 
 
 def test_a_text_almost_without_tokens_ends_somewhere(mini: Bench) -> None:
-    """Of characters that the vocabulary lacks only so many are read, and what is left out is no secret."""
+    """A limited number of characters outside the vocabulary is read, and the text is marked as truncated."""
     short, long, blank = (
         "\ue000" * count + " end" + space for count, space in ((60_000, ""), (70_000, ""), (60_000, " " * 99_999))
     )
@@ -121,23 +121,23 @@ def test_a_text_almost_without_tokens_ends_somewhere(mini: Bench) -> None:
 
 def test_an_empty_text_is_two_tokens(mini: Bench) -> None:
     """Empty and blank texts are valid: `<s> </s>`."""
-    assert [one.ids.tolist() for one in mini.tokenizer.encode(["", "  \n"], 512)] == [[0, 2], [0, 2]]
+    assert [encoded.ids.tolist() for encoded in mini.tokenizer.encode(["", "  \n"], 512)] == [[0, 2], [0, 2]]
 
 
 def test_nothing_gives_nothing(mini: Bench) -> None:
-    """No texts are no error."""
+    """An empty list of texts gives an empty list."""
     assert mini.tokenizer.encode([], 512) == []
 
 
 def test_lengths_are_those_of_the_uncut_text(bench: Bench) -> None:
-    """A text can be measured before it is embedded, and the measure is what the encoder will count."""
+    """The length of a text can be measured before embedding and equals the encoder's count."""
     texts = list(TEXTS.values())
     encoded = bench.tokenizer.encode(texts, 1_000_000)
-    assert bench.tokenizer.lengths(texts) == [len(one) for one in encoded]
+    assert bench.tokenizer.lengths(texts) == [len(tokens) for tokens in encoded]
 
 
 def test_every_token_starts_somewhere_in_the_text(bench: Bench) -> None:
-    """Tokens start in the order of the text, counted in characters, one start per token but `<s>` and `</s>`."""
+    """Token starts ascend, count characters, and exist for every token but `<s>` and `</s>`."""
     for name, text in TEXTS.items():
         starts = bench.tokenizer.starts(text)
         assert len(starts) + 2 == bench.tokenizer.lengths([text])[0], name
@@ -145,14 +145,14 @@ def test_every_token_starts_somewhere_in_the_text(bench: Bench) -> None:
         assert all(0 <= start < len(text) for start in starts), name
 
 
-def test_places_count_characters(mini: Bench) -> None:
-    """Two words after an emoji start where Python says they do."""
+def test_token_starts_count_characters(mini: Bench) -> None:
+    """Two words after an emoji start at their Python string indices."""
     assert mini.tokenizer.starts("\U0001f680 one library")[-2:] == [2, 6]
 
 
 @pytest.mark.parametrize("max_length", [3, 20, 8192])
 def test_spans_are_parts_of_the_text(bench: Bench, max_length: int) -> None:
-    """A placed text has the ids of an encoded one, and spans that neither begin nor end with white space."""
+    """A located text has the ids of an encoded one and spans without white space at either end."""
     for name, text in TEXTS.items():
         (encoded,) = bench.tokenizer.encode([text], max_length)
         (placed,) = bench.tokenizer.place([text], max_length)
@@ -167,17 +167,17 @@ def test_spans_are_parts_of_the_text(bench: Bench, max_length: int) -> None:
 
 
 def test_a_span_is_the_word_of_its_token(mini: Bench) -> None:
-    """What the tokenizer lower-cased or normalised is found in the text as it was written."""
+    """A span of a lower-cased or normalised token covers the original text."""
     text = "\U0001f680  RSYNC\n\tcopies \ufb01les."
     (placed,) = mini.tokenizer.place([text], 512)
     spans = [placed.span(token) for token in range(len(placed.ids))]
-    found = [(mini.tokenizer.word(i), s and text[slice(*s)]) for i, s in zip(placed.ids, spans, strict=True)]
-    assert ("rsync", "RSYNC") in found
-    assert ("copie", "copie") in found
-    assert ("files", "\ufb01les") in found
-    assert found[0] == ("<s>", None)
-    assert found[-1] == ("</s>", None)
-    assert all(span is None for word, span in found if word == "\u2581")
+    words = [(mini.tokenizer.word(i), s and text[slice(*s)]) for i, s in zip(placed.ids, spans, strict=True)]
+    assert ("rsync", "RSYNC") in words
+    assert ("copie", "copie") in words
+    assert ("files", "\ufb01les") in words
+    assert words[0] == ("<s>", None)
+    assert words[-1] == ("</s>", None)
+    assert all(span is None for word, span in words if word == "\u2581")
 
 
 def test_special_tokens_carry_no_sparse_weight(mini: Bench) -> None:
@@ -191,18 +191,18 @@ def test_special_tokens_carry_no_sparse_weight(mini: Bench) -> None:
 
 
 def test_threads_share_a_tokenizer(mini: Bench) -> None:
-    """Sixteen threads with different limits get what each would get alone."""
+    """Sixteen threads with different limits get the same tokens as each would alone."""
     texts = list(TEXTS.values())
     limits = [3 + 30 * n for n in range(16)]
-    alone = [[one.ids.tolist() for one in mini.tokenizer.encode(texts, limit)] for limit in limits]
+    alone = [[text.ids.tolist() for text in mini.tokenizer.encode(texts, limit)] for limit in limits]
     with ThreadPoolExecutor(len(limits)) as threads:
         for _ in range(3):
-            found = threads.map(lambda limit: mini.tokenizer.encode(texts, limit), limits)
-            assert [[one.ids.tolist() for one in encoded] for encoded in found] == alone
+            results = threads.map(lambda limit: mini.tokenizer.encode(texts, limit), limits)
+            assert [[text.ids.tolist() for text in encoded] for encoded in results] == alone
 
 
 def test_a_lone_surrogate_is_refused(mini: Bench) -> None:
-    """Half a character is no Unicode text, and the error does not quote the text."""
+    """A lone surrogate is invalid Unicode, and the error does not quote the text."""
     with pytest.raises(UnicodeEncodeError) as caught:
         mini.tokenizer.encode(["fine", "secret \ud800 words"], 512)
     assert "secret" not in str(caught.value)
@@ -216,9 +216,9 @@ def test_limits_in_the_file_do_not_cut_or_pad(small_checkpoint: Path) -> None:
     limited.enable_truncation(max_length=4)
     limited.enable_padding(length=32)
     limited.save(str(path))
-    found = Tokenizer(small_checkpoint).encode(["a", "one library of many tools"], 64)
-    assert [one.ids.tolist() for one in found] == [one.ids.tolist() for one in plain]
-    assert not any(one.truncated for one in found)
+    encoded = Tokenizer(small_checkpoint).encode(["a", "one library of many tools"], 64)
+    assert [text.ids.tolist() for text in encoded] == [text.ids.tolist() for text in plain]
+    assert not any(text.truncated for text in encoded)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_file_is_named(small_checkpoint: Path, name: str, content: bytes) -> None:
-    """A tokenizer file that cannot be read refuses to load, naming the file but not where it lies."""
+    """An unreadable tokenizer file is refused, naming the file but not its folder."""
     (small_checkpoint / name).write_bytes(content)
     with pytest.raises(ConfigurationError, match=name) as caught:
         Tokenizer(small_checkpoint)
@@ -252,7 +252,7 @@ def test_a_tokenizer_of_another_model_is_refused(small_checkpoint: Path) -> None
 
 
 def test_special_tokens_are_read_in_every_notation(small_checkpoint: Path) -> None:
-    """A tokenizer_config.json may write its tokens as strings or as objects, or leave them to the default."""
+    """A tokenizer_config.json may give its tokens as strings or objects, or omit them."""
     plain = Tokenizer(small_checkpoint).dropped_ids
     edit(
         small_checkpoint / "tokenizer_config.json",

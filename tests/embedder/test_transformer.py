@@ -1,4 +1,4 @@
-"""Cutting a batch into pieces changes nothing but when others may pass."""
+"""Splitting a batch into pieces changes only the points at which it yields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL_TEXTS = list(TEXTS.values())
 @given(st.lists(st.integers(2, 8192), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_every_token_is_in_one_piece(lengths: list[int]) -> None:
-    """The pieces cover each token once, in order, and none is longer than what a query may have to wait for."""
+    """The pieces cover each token once, in order, and each piece is short enough for a waiting query."""
     packing = Packing.of(np.array(sorted(lengths), dtype=np.int32), "cpu", flash=None)
     assert [row for rows in packing.rows for row in range(rows.start, rows.stop)] == list(range(sum(lengths)))
     assert max(rows.stop - rows.start for rows in packing.rows) <= 512
@@ -42,7 +42,7 @@ def test_every_token_is_in_one_piece(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize(("rows", "scores"), [(1, 1), (7, 50), (64, 5000)])
 def test_pieces_do_not_change_vectors(bench: Bench, rows: int, scores: int) -> None:
-    """A batch in many small pieces has the float32 vectors of the batch in one."""
+    """A batch in many small pieces has the same float32 vectors as in one piece."""
     texts = ALL_TEXTS if rows > 1 else ALL_TEXTS[:3]
     whole = embed(bench.packed, bench.tokenizer, texts, 200)
     in_pieces = PackedEngine(bench.model, pieces=PieceSizes(rows, scores))
@@ -50,17 +50,17 @@ def test_pieces_do_not_change_vectors(bench: Bench, rows: int, scores: int) -> N
 
 
 def test_a_query_in_the_middle_of_a_pass_disturbs_nothing(mini: Bench) -> None:
-    """Batches that run between the pieces of another, on the same weights, get their vectors and leave it its own."""
+    """Batches that run between the pieces of another on the same weights do not affect each other."""
     engine = PackedEngine(mini.model, pieces=PieceSizes(rows=50))
     query = TokenBatch.of([mini.tokenizer.encode(["how do I copy files"], 64)[0].ids])
-    passages = TokenBatch.of([one.ids for one in mini.tokenizer.encode(ALL_TEXTS, 128)])
+    passages = TokenBatch.of([encoded.ids for encoded in mini.tokenizer.encode(ALL_TEXTS, 128)])
     alone, undisturbed = engine.encode(query, Outputs()), engine.encode(passages, Outputs())
     between: list[np.ndarray] = []
 
     def yield_point() -> None:
-        found = engine.encode(query, Outputs())
-        assert found.dense is not None
-        between.append(found.dense)
+        vectors = engine.encode(query, Outputs())
+        assert vectors.dense is not None
+        between.append(vectors.dense)
 
     disturbed = engine.encode(passages, Outputs(), yield_point)
     assert len(between) > mini.model.config.layers * 3
@@ -76,7 +76,7 @@ def test_a_query_in_the_middle_of_a_pass_disturbs_nothing(mini: Bench) -> None:
 
 
 def test_a_pass_can_be_ended_between_pieces(mini: Bench) -> None:
-    """What `yield_point` raises ends the pass as it is, and the engine serves the next."""
+    """An exception of `yield_point` ends the pass unchanged, and the engine serves the next one."""
 
     def yield_point() -> None:
         raise Cancelled("nobody waits")
@@ -88,7 +88,7 @@ def test_a_pass_can_be_ended_between_pieces(mini: Bench) -> None:
 
 
 def test_what_torch_raises_stops_at_the_engine(mini: Bench) -> None:
-    """Out of memory is a MemoryError wherever it happens."""
+    """Torch's out-of-memory error is a MemoryError wherever it occurs."""
 
     def exhausted(*_: object, **__: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory: secret host")
@@ -104,7 +104,7 @@ def test_what_torch_raises_stops_at_the_engine(mini: Bench) -> None:
 
 
 def test_a_model_cannot_be_changed(mini: Bench) -> None:
-    """Threads share a model because nothing about it ever changes."""
+    """A model is immutable, so that threads can share it."""
     with pytest.raises(AttributeError):
         mini.model.layers = ()  # type: ignore[misc]
     assert not hasattr(mini.model, "__dict__")

@@ -1,4 +1,4 @@
-"""The values by which the stages speak to each other."""
+"""The value types that the stages exchange."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from embedder.vectors import KINDS, Embedding, Outputs, SparseVector
 
 
 def test_outputs_name_their_kinds_in_the_order_of_the_wire() -> None:
-    """Every choice of kinds is kept, in the order dense, sparse, colbert."""
+    """Every choice of kinds is listed in the order dense, sparse, colbert."""
     for n in range(1, 4):
         for kinds in itertools.combinations(KINDS, n):
             assert Outputs.of(kinds[::-1]).kinds == kinds
 
 
 def test_no_output_is_refused() -> None:
-    """Asking for nothing is a mistake of the caller's."""
+    """A request for no kind of vector is refused as the caller's mistake."""
     with pytest.raises(ValueError, match="at least one"):
         Outputs.of(())
 
 
 def test_outputs_of_two_jobs_serve_both() -> None:
-    """A shared batch computes what either job wants."""
+    """A shared batch computes every kind that either job requests."""
     assert (Outputs.of(("dense",)) | Outputs.of(("colbert",))).kinds == ("dense", "colbert")
 
 
 def test_a_batch_knows_where_its_texts_are() -> None:
-    """Texts are laid one after the other, and the offsets say where each begins and the last ends."""
+    """Texts are concatenated, and the offsets give the start of each and the end of the last."""
     batch = TokenBatch.of([np.array(ids, dtype=np.int32) for ids in ([0, 2], [0, 7, 8, 2], [0, 9, 2])])
     assert batch.ids.tolist() == [0, 2, 0, 7, 8, 2, 0, 9, 2]
     assert batch.offsets.tolist() == [0, 2, 6, 9]
@@ -56,7 +56,7 @@ def test_a_sparse_batch_gives_each_text_its_own() -> None:
     ],
 )
 def test_a_result_cannot_be_changed_by_who_receives_it(value: Outputs | SparseVector | Embedding) -> None:
-    """Attributes of results are read only, and there is no room for others."""
+    """The attributes of results are read-only, and no attribute can be added."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, dataclasses.fields(value)[0].name, None)
     assert not hasattr(value, "__dict__")

@@ -1,4 +1,4 @@
-"""Weights arrive as they were saved, in the type asked for, and the file they came from leaves the memory."""
+"""Weights load as they were saved, in the requested type, and their file leaves the memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STATE: State = {
 
 
 def saved(folder: Path, state: State, kind: Kind = "safetensors") -> Path:
-    """A checkpoint folder that holds nothing but these weights."""
+    """Save a checkpoint folder that holds only these weights."""
     folder.mkdir(exist_ok=True)
     if kind == "safetensors":
         save_file(state, folder / "model.safetensors")
@@ -46,41 +46,41 @@ def saved(folder: Path, state: State, kind: Kind = "safetensors") -> Path:
 
 
 def copies(cache: Path) -> list[Path]:
-    """The converted files in a cache."""
+    """Return the converted files in a cache."""
     return sorted(cache.glob("*.safetensors"))
 
 
 def read_all(weights: Weights, state: State, dtype: torch.dtype = torch.float32) -> State:
-    """Every weight of the state."""
-    return {name: weights.read(name, *one.shape, dtype=dtype) for name, one in state.items()}
+    """Read every weight of the state."""
+    return {name: weights.read(name, *tensor.shape, dtype=dtype) for name, tensor in state.items()}
 
 
-def assert_equal(found: State, wanted: State) -> None:
-    """Fail unless names, types and all bits agree."""
-    assert found.keys() == wanted.keys()
-    for name, one in wanted.items():
-        assert found[name].dtype == one.dtype
-        assert torch.equal(found[name], one), name
+def assert_equal(actual: State, expected: State) -> None:
+    """Assert that names, types and all bits are equal."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor), name
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Where conversions of this test are kept."""
+    """The folder for this test's converted files."""
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Paths that `torch.load` has read."""
+def unpickled_paths(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Record the paths that `torch.load` reads."""
     real: Callable[..., Any] = torch.load
-    seen: list[Path] = []
+    paths: list[Path] = []
 
     def load(path: Path, **options: Any) -> Any:
-        seen.append(path)
+        paths.append(path)
         return real(path, **options)
 
     monkeypatch.setattr(torch, "load", load)
-    return seen
+    return paths
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -93,16 +93,16 @@ def test_weights_are_those_that_were_saved(
     tmp_path: Path, cache: Path, kind: Kind, stored: torch.dtype, wanted: torch.dtype
 ) -> None:
     """Whatever the format and type of the file, the weights are torch's own conversion of what was saved."""
-    state = {name: one.to(stored) for name, one in STATE.items()}
+    state = {name: tensor.to(stored) for name, tensor in STATE.items()}
     weights = Weights.open(saved(tmp_path / "model", state, kind), cache=cache)
     assert weights.names == STATE.keys()
-    assert_equal(read_all(weights, state, wanted), {name: one.to(wanted) for name, one in state.items()})
+    assert_equal(read_all(weights, state, wanted), {name: tensor.to(wanted) for name, tensor in state.items()})
 
 
 @pytest.mark.parametrize("elements", [1, 7, 8, 9, 16, 36 * 8, 37 * 8, 10_000])
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_slices_are_seamless(tmp_path: Path, cache: Path, kind: Kind, elements: int) -> None:
-    """However large a weight is against what is mapped at once, no row is lost, doubled or moved."""
+    """A weight larger than one mapped slice loads without lost, repeated or moved rows."""
     folder = saved(tmp_path / "model", STATE, kind)
     assert_equal(read_all(Weights.open(folder, cache=cache, slice_elements=elements), STATE), STATE)
     direct = Weights.open(folder, cache=tmp_path / "model" / "pytorch_model.bin", slice_elements=elements)
@@ -111,7 +111,7 @@ def test_slices_are_seamless(tmp_path: Path, cache: Path, kind: Kind, elements: 
 
 @pytest.mark.parametrize("elements", [8, 16, 10_000])
 def test_fused_rows_follow_each_other(tmp_path: Path, elements: int) -> None:
-    """Query, key and value become one weight, in the order in which they are named."""
+    """Query, key and value become one weight in the given order."""
     weights = Weights.open(saved(tmp_path / "model", STATE), slice_elements=elements)
     fused = weights.read_rows(["b.weight", "a.weight"], 3, 8, dtype=torch.bfloat16)
     assert torch.equal(fused, torch.cat([STATE["b.weight"], STATE["a.weight"]]).bfloat16())
@@ -119,7 +119,7 @@ def test_fused_rows_follow_each_other(tmp_path: Path, elements: int) -> None:
 
 
 def test_only_the_weights_of_an_encoder_count(tmp_path: Path, cache: Path) -> None:
-    """A model saved with a head on top loads: its prefix is dropped, and what the encoder has no use for."""
+    """A model saved with a head on top loads: its prefix is dropped and unused weights are ignored."""
     extra = {"pooler.dense.weight", "lm_head.bias", "embeddings.position_ids"}
     state = {f"roberta.{name}": torch.ones(2) for name in ("one.bias", *extra)}
     for kind in ("safetensors", "bin"):
@@ -131,18 +131,18 @@ def test_only_the_weights_of_an_encoder_count(tmp_path: Path, cache: Path) -> No
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_was_read_outlives_the_file(tmp_path: Path, cache: Path, kind: Kind, dtype: torch.dtype) -> None:
-    """Overwriting the files after loading changes no weight: none is a view of a file."""
+    """Overwriting the files after loading changes no weight."""
     folder = saved(tmp_path / "model", STATE, kind)
-    found = read_all(Weights.open(folder, cache=cache), STATE, dtype)
+    loaded = read_all(Weights.open(folder, cache=cache), STATE, dtype)
     for path in (*folder.iterdir(), *copies(cache)):
         size = path.stat().st_size
         with path.open("r+b") as file:
             file.write(b"\xff" * size)
-    assert_equal(found, {name: one.to(dtype) for name, one in STATE.items()})
+    assert_equal(loaded, {name: tensor.to(dtype) for name, tensor in STATE.items()})
 
 
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
-    """A checkpoint without a weight is refused by its name, alone or among fused ones."""
+    """A missing weight is refused by its name, alone or within a fused one."""
     weights = Weights.open(saved(tmp_path / "model", STATE))
     for names in (["c.weight"], ["a.weight", "c.weight"]):
         with pytest.raises(ConfigurationError, match=r"^MODEL_ID: the checkpoint lacks the weight c\.weight$"):
@@ -173,7 +173,7 @@ def test_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> Non
     ids=str,
 )
 def test_quantised_weights_are_refused(tmp_path: Path, stored: torch.dtype, code: str) -> None:
-    """A weight that means nothing without a scale is refused with its type and what to do, read or mapped."""
+    """A weight that needs a scale is refused with its type and the fix, read or mapped."""
     weights = Weights.open(saved(tmp_path / "model", STATE | {"a.weight": STATE["a.weight"].to(stored)}))
     message = (
         f"^MODEL_ID: the weight a.weight is stored as {code}, supported are F64, F32, F16, BF16; use the checkpoint"
@@ -189,18 +189,18 @@ def test_quantised_weights_are_refused(tmp_path: Path, stored: torch.dtype, code
     ("kind", "stored"), [("bin", torch.int8), ("legacy", torch.int8), ("bin", torch.float8_e4m3fn)], ids=str
 )
 def test_quantised_weights_of_a_bin_are_refused(tmp_path: Path, cache: Path, kind: Kind, stored: torch.dtype) -> None:
-    """So is a `pytorch_model.bin` with such weights, whether or not it can be converted."""
+    """A `pytorch_model.bin` with quantised weights is refused, whether or not it can be converted."""
     folder = saved(tmp_path / "model", STATE | {"a.weight": STATE["a.weight"].to(stored)}, kind)
-    for place in (cache, folder / "pytorch_model.bin" / "below"):
+    for cache_folder in (cache, folder / "pytorch_model.bin" / "below"):
         with pytest.raises(ConfigurationError, match=r"lacks the weight a\.weight"):
-            Weights.open(folder, cache=place).read("a.weight", 3, 8, dtype=torch.float32)
+            Weights.open(folder, cache=cache_folder).read("a.weight", 3, 8, dtype=torch.float32)
 
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
-    """Weights of two files are never mixed: a checkpoint that is replaced while it loads stops the start."""
+    """A checkpoint that is replaced while it loads is refused, as weights of two files must not be mixed."""
     folder = saved(tmp_path / "model", STATE)
     weights = Weights.open(folder, slice_elements=8)
-    saved(folder, {name: one.half() for name, one in STATE.items()})
+    saved(folder, {name: tensor.half() for name, tensor in STATE.items()})
     with pytest.raises(ConfigurationError, match=r"model\.safetensors changed while it was read"):
         read_all(weights, STATE)
 
@@ -208,13 +208,13 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_weights_go_to_the_gpu(tmp_path: Path) -> None:
-    """On a GPU the weights are the same numbers."""
+    """Weights on a GPU equal the saved ones."""
     weights = Weights.open(saved(tmp_path / "model", STATE), slice_elements=16)
     for dtype in TYPES:
-        for name, one in STATE.items():
-            found = weights.read(name, *one.shape, dtype=dtype, device="cuda:0")
-            assert found.is_cuda
-            assert torch.equal(found.cpu(), one.to(dtype))
+        for name, tensor in STATE.items():
+            loaded = weights.read(name, *tensor.shape, dtype=dtype, device="cuda:0")
+            assert loaded.is_cuda
+            assert torch.equal(loaded.cpu(), tensor.to(dtype))
 
 
 _PEAK = """
@@ -239,13 +239,13 @@ print((kilobytes("VmHWM") - before) * 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to ask for the peak")
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_loading_takes_little_more_than_what_is_kept(tmp_path: Path, cache: Path, kind: Kind) -> None:
-    """Loading as bfloat16 peaks near half of a float32 file, its conversion included; it was one and a half."""
+    """Loading a float32 file as bfloat16 peaks near half of its size, conversion included."""
     state = {"a.weight": torch.ones(24_000, 1024), "b.weight": torch.ones(24_000, 1024)}
     folder = saved(tmp_path / "model", state, kind)
     peak = subprocess.run(
         [sys.executable, "-c", _PEAK, folder, cache], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
-    assert int(peak.stdout) < 0.75 * sum(one.nbytes for one in state.values())
+    assert int(peak.stdout) < 0.75 * sum(tensor.nbytes for tensor in state.values())
 
 
 # --- conversion -----------------------------------------------------------------------------------------------------
@@ -253,21 +253,21 @@ def test_loading_takes_little_more_than_what_is_kept(tmp_path: Path, cache: Path
 
 @pytest.mark.parametrize("kind", ["bin", "legacy"])
 def test_a_bin_is_converted_once(
-    tmp_path: Path, cache: Path, once: list[Path], kind: Kind, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cache: Path, unpickled_paths: list[Path], kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second start reads the converted file and never unpickles; the first says how long it took."""
+    """The first start converts the file and logs the time; the second reads the copy and unpickles nothing."""
     folder = saved(tmp_path / "model", STATE, kind)
     with caplog.at_level(logging.INFO):
         assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
     assert re.search(r"converted pytorch_model\.bin in \d+\.\d s", caplog.text)
-    assert once
-    once.clear()
+    assert unpickled_paths
+    unpickled_paths.clear()
     assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
-    assert not once
+    assert not unpickled_paths
 
 
 def test_safetensors_need_no_cache(tmp_path: Path, cache: Path) -> None:
-    """A checkpoint that has `model.safetensors` is read in place, even if it has a `.bin` beside it."""
+    """A checkpoint with `model.safetensors` is read in place, even beside a `.bin`."""
     folder = saved(tmp_path / "model", {"a.weight": torch.ones(1)}, "bin")
     saved(folder, STATE)
     assert_equal(read_all(Weights.open(folder, cache=cache), STATE), STATE)
@@ -275,7 +275,7 @@ def test_safetensors_need_no_cache(tmp_path: Path, cache: Path) -> None:
 
 
 def test_the_copy_is_plain_safetensors(tmp_path: Path, cache: Path) -> None:
-    """Types stay as they are, whatever is odd in a pickle: mixed widths, tied, transposed, empty and scalar tensors."""
+    """Converted files keep mixed, tied, transposed, empty and scalar tensors and their types."""
     base = torch.arange(15.0).reshape(3, 5)
     state = {
         "half": torch.ones(3).half(),
@@ -294,7 +294,7 @@ def test_the_copy_is_plain_safetensors(tmp_path: Path, cache: Path) -> None:
 
 
 def test_a_changed_source_is_converted_anew(tmp_path: Path, cache: Path) -> None:
-    """New weights under the old name are noticed even if size and time agree, and the old copy is replaced."""
+    """A changed source is detected even with equal size and time, and the old copy is replaced."""
     folder = saved(tmp_path / "model", STATE, "bin")
     Weights.open(folder, cache=cache)
     times = (folder / "pytorch_model.bin").stat()
@@ -306,7 +306,7 @@ def test_a_changed_source_is_converted_anew(tmp_path: Path, cache: Path) -> None
 
 
 def test_checkpoints_share_a_cache(tmp_path: Path, cache: Path) -> None:
-    """Two models have a copy each."""
+    """Two models in one cache have one copy each."""
     first = saved(tmp_path / "first", STATE, "bin")
     second = saved(tmp_path / "second", {"b.bias": torch.ones(3)}, "bin")
     for _ in range(2):
@@ -317,7 +317,7 @@ def test_checkpoints_share_a_cache(tmp_path: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 100, -1])
 def test_a_damaged_copy_is_made_anew(tmp_path: Path, cache: Path, size: int) -> None:
-    """A copy that was cut off is not trusted."""
+    """A truncated copy is converted again."""
     folder = saved(tmp_path / "model", STATE, "bin")
     Weights.open(folder, cache=cache)
     (copy,) = copies(cache)
@@ -326,7 +326,7 @@ def test_a_damaged_copy_is_made_anew(tmp_path: Path, cache: Path, size: int) -> 
 
 
 def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, cache: Path) -> None:
-    """Conversions that never ended do not fill the disk."""
+    """Files of interrupted conversions are removed."""
     folder = saved(tmp_path / "model", STATE, "bin")
     Weights.open(folder, cache=cache)
     (copy,) = copies(cache)
@@ -337,20 +337,20 @@ def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, cache: Path) -
 
 
 def test_many_may_start_at_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of workers that start together one converts, and all load the same weights."""
+    """If several workers start together, one converts and all load the same weights."""
     folder = saved(tmp_path / "model", STATE, "bin")
 
     def load(_: int) -> State:
         return read_all(Weights.open(folder, cache=cache), STATE)
 
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(8) as threads:
-        for found in threads.map(load, range(16)):
-            assert_equal(found, STATE)
+        for loaded in threads.map(load, range(16)):
+            assert_equal(loaded, STATE)
     assert caplog.text.count("converted pytorch_model.bin in") == 1
 
 
 def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`XDG_CACHE_HOME` is honoured; without it the cache lies in `~/.cache`."""
+    """The cache is under `XDG_CACHE_HOME`, or under `~/.cache` if it is unset."""
     folder = saved(tmp_path / "model", STATE, "bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     Weights.open(folder)
@@ -374,7 +374,7 @@ def _full(_: int) -> None:
 def test_a_cache_that_cannot_be_written_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: Kind, obstacle: str
 ) -> None:
-    """Where no copy can be kept the `.bin` is read itself; one warning says why, without saying where."""
+    """If the cache is not writable, the `.bin` is read directly, with one warning without paths."""
     folder = saved(tmp_path / "model", STATE, kind)
     cache: Path | None = tmp_path / "cache"
     if obstacle == "not a folder":
@@ -399,7 +399,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
 def test_a_pickle_of_something_else_is_refused(
     tmp_path: Path, cache: Path, state: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is no state dict is refused by the name of the file, and leaves no copy and no warning behind."""
+    """A pickle without a state dict is refused by file name, without a copy or a warning."""
     folder = saved(tmp_path / "model", state, "bin")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"^MODEL_ID: pytorch_model\.bin is damaged") as caught:
         Weights.open(folder, cache=cache)
@@ -410,7 +410,7 @@ def test_a_pickle_of_something_else_is_refused(
 
 
 def test_a_mapped_weight_is_the_weight(tmp_path: Path) -> None:
-    """What stays in the file has its values and type, outlives the reader, and survives a replaced file."""
+    """A mapped weight keeps its values and type after the reader is closed or the file replaced."""
     exact = torch.arange(24, dtype=torch.float16).reshape(6, 4)
     path = tmp_path / "model.safetensors"
     save_file({"roberta.embeddings.word_embeddings.weight": exact}, path)
@@ -421,7 +421,7 @@ def test_a_mapped_weight_is_the_weight(tmp_path: Path) -> None:
 
 
 def test_a_mapped_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """A table that config.json does not imply is named before it is used."""
+    """A table that contradicts config.json is refused before use."""
     save_file({"roberta.embeddings.word_embeddings.weight": torch.zeros(6, 4)}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigurationError, match=r"shape \[6, 4\], config.json implies \[7, 4\]"):
         Weights.open(tmp_path).mapped("embeddings.word_embeddings.weight", 7, 4)

@@ -32,4 +32,4 @@ TEXTS: dict[str, str] = {
 }
 
 LONGER_THAN_512 = ("many words",)
-"""Cut at 512 tokens by every tokenizer of these tests."""
+"""Names of the texts that every tokenizer of these tests truncates at 512 tokens."""

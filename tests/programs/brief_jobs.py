@@ -1,4 +1,4 @@
-"""The worker, with jobs that take 10 ms instead of a model's time; `bare`: the SDK alone, with a limit of 128."""
+"""The worker with jobs that take 10 ms; with `bare`, the SDK alone with a concurrency limit of 128."""
 
 from __future__ import annotations
 

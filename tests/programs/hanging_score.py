@@ -1,4 +1,4 @@
-"""The worker, whose scores are never computed; with `lost`, the last device is lost when the first is asked for."""
+"""A worker whose score requests never finish; with `lost`, the first one also loses the last device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.programs.serving import serve
 
 
 class HangingScore(Score):
-    """A score that nobody gets to see."""
+    """A score operation that never returns."""
 
     begun: Callable[[], None] = staticmethod(lambda: None)
 
@@ -29,7 +29,7 @@ class HangingScore(Score):
 
 
 class Hanging(Operations):
-    """Operations with such a score."""
+    """Operations whose score operation never returns."""
 
     def __init__(self, settings: Settings, embedder: Embedder, store: Store | None = None) -> None:
         super().__init__(settings, embedder, store)

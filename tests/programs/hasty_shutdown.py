@@ -1,4 +1,4 @@
-"""The HTTP server, which leaves a client behind that has not read its answer a second after the end."""
+"""The HTTP server with a shutdown that waits one second for a client that does not read its answer."""
 
 from __future__ import annotations
 

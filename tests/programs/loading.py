@@ -1,4 +1,4 @@
-"""The worker, whose model fails to load (`broken`) or loads for ever (`endless`)."""
+"""The worker with a model that fails to load (`broken`) or never finishes loading (`endless`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.programs.serving import serve
 
 
 def broken(_settings: Settings) -> NoReturn:
-    """A defect whose message quotes a user."""
+    """Raise a defect whose message quotes a user."""
     raise LookupError("the private words of a user")
 
 

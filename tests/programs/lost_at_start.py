@@ -1,4 +1,4 @@
-"""The worker, on a device that is lost as soon as the model is loaded and checked."""
+"""The worker on a device that is lost as soon as the model is loaded and checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.programs.serving import serve
 
 
 class Lost(Operations):
-    """Operations without a device."""
+    """Operations whose device is lost."""
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """See `Operations.when_lost`."""

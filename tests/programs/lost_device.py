@@ -1,4 +1,4 @@
-"""The worker, on a device that computes two batches (its checks need one) and is then lost."""
+"""The worker on a device that computes two batches (its checks need one) and is then lost."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.programs.serving import serve
 
 
 class Fragile(PackedEngine):
-    """The packed engine, for two batches."""
+    """A packed engine that computes two batches and then loses its device."""
 
-    left = 2
+    batches_left = 2
 
     def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
         """See `Engine.encode`."""
-        if not self.left:
+        if not self.batches_left:
             raise DeviceLost("the device does not answer")
-        self.left -= 1
+        self.batches_left -= 1
         return super().encode(batch, outputs, yield_point)
 
 
 def build(settings: Settings) -> Operations:
-    """The operations over `mini` on such a device."""
+    """Build the operations over `mini` on such a device."""
     tokenizer = Tokenizer(MINI)
     engine = Fragile(load_model(MINI, device="cpu", dtype="float32", dropped_ids=tokenizer.dropped_ids))
     pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)

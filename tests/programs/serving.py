@@ -1,4 +1,4 @@
-"""The worker of `handler.py`, over operations that a program makes itself."""
+"""The worker of `handler.py` over operations that a test program builds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.wire import Codec, Progress
 
 
 def serve(build: Callable[[Settings], Operations], *, progress_s: float = POST_INTERVAL_S) -> int:
-    """Serve the queue or, with `PORT`, HTTP; the exit status of the process.
+    """Serve the queue or, with `PORT`, HTTP; return the exit status of the process.
 
     Args:
         build: makes the operations.

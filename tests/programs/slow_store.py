@@ -1,4 +1,4 @@
-"""The worker, over a store that takes a quarter of a second per request, and with progress ten times a second."""
+"""The worker over a store that takes 250 ms per request, with progress ten times a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.programs.serving import serve
 
 
 class SlowStore(EdgeStore):
-    """Qdrant Edge, as if it were far away."""
+    """A Qdrant Edge store with the latency of a remote server."""
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """See `Store.upsert`."""
@@ -25,7 +25,7 @@ class SlowStore(EdgeStore):
 
 
 def build(settings: Settings) -> Operations:
-    """The operations over such a store."""
+    """Build the operations over a slow store."""
     return Operations(settings, Embedder.load(settings.model_options), SlowStore(Path(settings.qdrant_path)))
 
 

@@ -22,7 +22,7 @@ from service.wire.ahead import WrittenAhead
 from service.wire.answers import embed_answer
 from service.wire.fields import Limits
 from service.wire.requests import EmbedRequest
-from tests.embedder.fakes import PATIENCE, CountingEngine
+from tests.embedder.fakes import WAIT_MAX_S, CountingEngine
 from tests.embedder.oracle import NEGLIGIBLE, TOLERANCE, Oracle
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked, until
 from tests.service.conftest import Serve
@@ -384,12 +384,12 @@ def test_a_cancelled_job_encodes_nothing_more() -> None:
     class Slow(dict[int, Any]):
         def __iter__(self) -> Iterator[Any]:
             begun.set()
-            assert go_on.wait(PATIENCE)
+            assert go_on.wait(WAIT_MAX_S)
             return iter(())
 
     for _ in range(20):
         ahead.encode(Slow())  # type: ignore[arg-type]
-    assert begun.wait(PATIENCE)
+    assert begun.wait(WAIT_MAX_S)
     ahead.cancel()
     go_on.set()
     with pytest.raises(CancelledError):

@@ -1,4 +1,4 @@
-"""The requests of the contract test, by area."""
+"""The requests of the contract test, grouped by area."""
 
 from __future__ import annotations
 

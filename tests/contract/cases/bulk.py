@@ -1,4 +1,4 @@
-"""Loads from the command line: exit status, summary and rejected lines."""
+"""Bulk loads from the command line: exit status, summary and rejected lines."""
 
 from __future__ import annotations
 

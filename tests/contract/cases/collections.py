@@ -1,4 +1,4 @@
-"""Which collections may be named, what they must be, and how payloads are laid out in them."""
+"""Collections: valid names, required configurations and payload layouts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _ingest(name: str, *texts: str, settings: dict[str, str] | None = None, **qd
 
 
 def _layout(layout: str) -> Scenario:
-    """The same steps in one layout of payloads."""
+    """Return the same steps for one payload layout."""
     names = {"vectorNames": {"dense": "text-dense", "sparse": "text-sparse"}} if layout == "haystack" else {}
     return Scenario(
         layout,

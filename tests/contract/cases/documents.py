@@ -1,4 +1,4 @@
-"""Long documents in chunks: the points that they become, and what is left of an earlier version."""
+"""Long documents in chunks: the resulting points, and the removal of an earlier version."""
 
 from __future__ import annotations
 

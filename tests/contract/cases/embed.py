@@ -1,4 +1,4 @@
-"""Texts to vectors: every option of `embed`, in every form of the answer."""
+"""Embedding of texts: every option of `embed`, in every form of the answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOTH: Final[Sequence[Engine]] = ("stub", "mini")
 
 
 def _quiet(name: str, texts: Sequence[str], **fields: Any) -> Job:
-    """A job whose answer has no vectors."""
+    """Return a job whose answer has no vectors."""
     return Job(name, {"texts": list(texts), "returnVectors": False, **fields})
 
 

@@ -1,4 +1,4 @@
-"""Why a hit was found: in every kind of search, and where the stored text cannot say it."""
+"""Explanations of hits, in every kind of search and for stored texts that cannot be explained."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def _ingest(name: str, fault: Fault, **fields: Any) -> Job:
 
 
 def _every(name: str, fault: Fault) -> list[Job]:
-    """The operations on a store, while it has this fault."""
+    """Return the operations on a store while it has this fault."""
     return [
         _ingest(f"ingest-{name}", fault),
         Job(f"search-{name}", search("", "a").input, fault=fault),

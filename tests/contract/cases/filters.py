@@ -1,4 +1,4 @@
-"""Qdrant's filters: every kind of condition by what it counts, and every mistake by its path."""
+"""Qdrant's filters: every kind of condition by its count, and every mistake by its path."""
 
 from __future__ import annotations
 

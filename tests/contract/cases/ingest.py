@@ -1,4 +1,4 @@
-"""Texts to vectors to points: every option of the `qdrant` block but chunks and collections."""
+"""Ingestion of texts: every option of the `qdrant` block except chunks and collections."""
 
 from __future__ import annotations
 

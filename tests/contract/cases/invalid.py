@@ -1,4 +1,4 @@
-"""Requests that are refused before anything is done: every rule of every field."""
+"""Requests that are refused before any work: every rule of every field."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ _WHOLE: Final[Mapping[str, Any]] = {
 
 
 def _jobs(base: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> Iterator[Job]:
-    """A job per change of a valid request; None takes a field away."""
+    """Return a job for each change to a valid request; None removes a field."""
     for name, change in changes.items():
         merged = {**base, **change}
         absent = {key for key, value in change.items() if value is None and name.endswith("missing")}

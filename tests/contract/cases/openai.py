@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API on the queue; over HTTP see `http`."""
+"""OpenAI's embeddings API on the queue; `http` has the cases over HTTP."""
 
 from __future__ import annotations
 

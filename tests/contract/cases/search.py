@@ -13,7 +13,7 @@ FILES: Final = {"must": [{"key": "topic", "match": {"value": "files"}}]}
 
 
 def _bare(name: str, *queries: str, **fields: Any) -> Job:
-    """A search whose hits carry no payload."""
+    """Return a search whose hits carry no payload."""
     return search(name, *queries, **{"withPayload": False, "limit": 5, **fields})
 
 
@@ -24,7 +24,7 @@ def _like(name: str, positive: list[Any], **fields: Any) -> Job:
 
 
 def _nested(levels: int) -> dict[str, Any]:
-    """A filter within so many others."""
+    """Return a filter at this depth of nesting."""
     condition: dict[str, Any] = {"must": [{"has_id": [1]}]}
     for _ in range(levels):
         condition = {"must": [condition]}

@@ -43,7 +43,7 @@ PAYLOADS: Final[tuple[Json, ...]] = (
 
 
 def stored(name: str, **qdrant: Any) -> Job:
-    """The job that stores `TEXTS`, as points 1 to 10."""
+    """Return the job that stores `TEXTS` as points 1 to 10."""
     target = {
         "collection": NOTES,
         "ids": list(range(1, len(TEXTS) + 1)),
@@ -54,16 +54,16 @@ def stored(name: str, **qdrant: Any) -> Job:
 
 
 def search(name: str, *queries: str, **fields: Any) -> Job:
-    """A search in the collection."""
-    asked = {"queries": list(queries)} if queries else {}
-    return Job(name, {"operation": "search", "collection": NOTES, **asked, **fields})
+    """Return a search in the collection."""
+    queries_field = {"queries": list(queries)} if queries else {}
+    return Job(name, {"operation": "search", "collection": NOTES, **queries_field, **fields})
 
 
 def count(name: str, **fields: Any) -> Job:
-    """A count of the collection."""
+    """Return a count of the collection."""
     return Job(name, {"operation": "count", "collection": NOTES, **fields})
 
 
 def contents(name: str, **fields: Any) -> Job:
-    """A search that shows what is stored: up to a hundred ids and payloads."""
+    """Return a search that lists the stored ids and payloads, up to a hundred."""
     return search(name, "what is stored", using=["dense"], limit=100, **fields)
