@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import corpus
 from qdrant_sink.edge import EdgeStore
 from tests.command_line import PROGRAM
@@ -30,6 +32,7 @@ def run(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_the_demo_finds_right_answers_and_can_be_repeated(tmp_path: Path) -> None:
     """The demo shows its model, hits and times, mostly finds the right passage, and adds no point twice."""
     store = tmp_path / "store"

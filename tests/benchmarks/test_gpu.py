@@ -134,6 +134,7 @@ def test_notes_by_hand_stay(results: Path, tmp_path: Path) -> None:
     assert "old" not in text.split()
 
 
+@pytest.mark.slow
 def test_the_plots_are_the_same_for_the_same_results(results: Path, tmp_path: Path) -> None:
     """Plots of the same figures are identical files, with and without a run."""
     pytest.importorskip("matplotlib")

@@ -146,7 +146,11 @@ def test_a_model_is_downloaded_from_a_hub_that_answers(tmp_path: Path, small_che
 
 
 @pytest.mark.parametrize(
-    ("network", "cause"), [(closed_port, "ConnectionRefusedError"), (silent_port, "TimeoutError|ReadTimeout")]
+    ("network", "cause"),
+    [
+        (closed_port, "ConnectionRefusedError"),
+        pytest.param(silent_port, "TimeoutError|ReadTimeout", marks=pytest.mark.slow),
+    ],
 )
 def test_without_network_the_refusal_comes_within_seconds(
     tmp_path: Path, network: Callable[[], AbstractContextManager[str]], cause: str
