@@ -2,12 +2,14 @@
 
 WorkerError
 ├── NotFound                the collection or the point does not exist (embedder.errors)
+│   └── CollectionChanged       the collection was replaced or deleted while a job wrote to it
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
 │   ├── StoreRejected       the store refused the content of a request
 │   │   └── NothingTaken        the store refuses every request, whatever its content
 │   │       └── AccessDenied        the credentials do not suffice
-│   └── SchemaMismatch      the collection exists with another schema
+│   ├── SchemaMismatch      the collection exists with another schema
+│   └── Superseded          another job stored a later version of the document meanwhile
 └── DuplicateId             two points of one job have the same id
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedder.errors import WorkerError
+from embedder.errors import NotFound, WorkerError
 
 
 class StoreError(WorkerError):
@@ -76,6 +78,19 @@ class SchemaMismatch(StoreError):
         super().__init__(message)
         self.collection = collection
         self.differences = tuple(differences)
+
+
+class Superseded(StoreError):
+    """Another job stored a later version of the same document meanwhile, and that version is kept."""
+
+
+class CollectionChanged(NotFound):
+    """The collection that a job wrote to was deleted, was created again, or no longer has the job's name.
+
+    The same job can be sent again.
+    """
+
+    retryable = True
 
 
 class DuplicateId(WorkerError):

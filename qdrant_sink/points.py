@@ -31,9 +31,6 @@ point again under another id."""
 TEXT_NAMESPACE = uuid.uuid5(NAMESPACE, "text")
 """UUID namespace of ids that are derived from a text, so that a text and an equal string id are two points."""
 
-CHUNK_NAMESPACE = uuid.uuid5(NAMESPACE, "chunk")
-"""UUID namespace of the ids of chunks."""
-
 UUID_TEXT = re.compile(
     r"(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|[0-9a-f]{32}"
@@ -203,11 +200,6 @@ def text_id(text: str, collection: str) -> uuid.UUID:
     """Derive the id of a point from its text. The same text in the same collection has the same id."""
     name = f"{collection}\0{text}".encode("utf-8", "surrogatepass")
     return uuid.UUID(bytes=hashlib.sha1(TEXT_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], version=5)
-
-
-def chunk_id(document: PointId, number: int, collection: str) -> uuid.UUID:
-    """Derive the id of a chunk. A second run with the same document overwrites the same points."""
-    return uuid.uuid5(CHUNK_NAMESPACE, f"{collection}\0{document}\0{number}")
 
 
 def payload_for(

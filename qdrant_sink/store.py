@@ -32,7 +32,7 @@ from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.searching.plan import Hit, Plan
 
 COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
@@ -68,6 +68,14 @@ class Store(Protocol):
 
         It returns False if the collection or a payload index is missing, and raises SchemaMismatch if the collection
         exists with another schema.
+        """
+        ...
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """Create a payload index unless the collection has one on this key.
+
+        It raises SchemaMismatch if the existing index has another type, and StoreRejected or AccessDenied if the store
+        does not allow another index.
         """
         ...
 
@@ -117,6 +125,29 @@ class Store(Protocol):
         """Return the requested parts of these points by id. Missing points are left out.
 
         A payload that is not requested is None.
+        """
+        ...
+
+    def scroll(
+        self,
+        collection: str,
+        where: Filter,
+        with_payload: WithPayload,
+        *,
+        limit: int,
+        after: PointId | None = None,
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """Return a page of the matching points in the order of their ids.
+
+        Args:
+            collection: name of the collection.
+            where: filter of the points.
+            with_payload: part of the payload to return.
+            limit: maximum number of points of the page.
+            after: second result of the call for the previous page; None for the first page.
+
+        Returns:
+            The points by id, and the id at which the next page begins; None for the last page.
         """
         ...
 

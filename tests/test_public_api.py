@@ -37,8 +37,8 @@ PUBLIC: Final[dict[str, str]] = {
         ServerStore
     """,
     "qdrant_sink.writing": """
-        BATCH_MAX_BYTES BATCH_MAX_POINTS IN_FLIGHT_MAX Destination DocumentLocks Rejection WriteReport Writer
-        delete_stale_chunks existing_ids pooled
+        BATCH_MAX_BYTES BATCH_MAX_POINTS IN_FLIGHT_MAX Acknowledged Destination DocumentLocks Rejection
+        Replacement VersionedCollections WriteReport Writer existing_ids missing_indices pooled
     """,
     "service.bulk": """
         BulkLoad LoadOptions LoadReport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as messages
@@ -13,7 +13,7 @@ from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
-from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
+from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.server.collections import ServerCollections
 from qdrant_sink.server.connection import ServerConnection, Transport, unfinished
@@ -103,6 +103,10 @@ class ServerStore:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         return self._interactive_collections.verify(collection, schema)
 
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """Create a payload index unless the collection has one on this key."""
+        self._collections.ensure_index(collection, key, index)
+
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Defer the HNSW graph until any process calls `build_index`."""
         self._collections.defer_index(collection, schema)
@@ -187,6 +191,28 @@ class ServerStore:
         )
         return {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in records}
 
+    def scroll(
+        self,
+        collection: str,
+        where: Filter,
+        with_payload: WithPayload,
+        *,
+        limit: int,
+        after: PointId | None = None,
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """Return a page of the matching points in the order of their ids; see `Store.scroll`."""
+        check_collection(collection)
+        condition, selector = client_filter(where), payload_selector(with_payload)
+        offset = None if after is None else client_id(after)
+        records, following = self._call(
+            collection,
+            lambda transport: transport.client.scroll(
+                collection, condition, limit=limit, offset=offset, with_payload=selector, with_vectors=False
+            ),
+        )
+        page = {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in records}
+        return page, None if following is None else _next_id(following)
+
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed.
 
@@ -229,3 +255,10 @@ class ServerStore:
 
     def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, interactive: bool = False) -> T:
         return self._call(collection, lambda transport: call(transport.client), interactive=interactive)
+
+
+def _next_id(following: Any) -> PointId:
+    """Convert the offset of the next page. Over gRPC the client returns the message of the id."""
+    if isinstance(following, messages.PointId):
+        return following.num if following.HasField("num") else sink_id(following.uuid)
+    return sink_id(following)

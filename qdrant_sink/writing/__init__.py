@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from qdrant_sink.writing.batches import BATCH_MAX_BYTES, BATCH_MAX_POINTS
-from qdrant_sink.writing.documents import DocumentLocks
+from qdrant_sink.writing.confirmation import Acknowledged, missing_indices
+from qdrant_sink.writing.document_locks import DocumentLocks
 from qdrant_sink.writing.existing import existing_ids
 from qdrant_sink.writing.pooling import pooled
+from qdrant_sink.writing.replacement import Replacement, VersionedCollections
 from qdrant_sink.writing.reports import Rejection, WriteReport
-from qdrant_sink.writing.stale import delete_stale_chunks
 from qdrant_sink.writing.writer import IN_FLIGHT_MAX, Destination, Writer
 
 __all__ = [
     "BATCH_MAX_BYTES",
     "BATCH_MAX_POINTS",
     "IN_FLIGHT_MAX",
+    "Acknowledged",
     "Destination",
     "DocumentLocks",
     "Rejection",
+    "Replacement",
+    "VersionedCollections",
     "WriteReport",
     "Writer",
-    "delete_stale_chunks",
     "existing_ids",
+    "missing_indices",
     "pooled",
 ]

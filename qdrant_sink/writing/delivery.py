@@ -24,12 +24,14 @@ class Outcome:
         refused: points that the store refused, each with its error.
         unsent: points that were neither acknowledged nor refused.
         failure: reason why points are unsent; None if there are none.
+        requests: number of requests that the store acknowledged.
     """
 
     stored: Sequence[Claim]
     refused: Sequence[tuple[Claim, StoreRejected]]
     unsent: Sequence[Claim]
     failure: WorkerError | None
+    requests: int
 
 
 def deliver(
@@ -49,6 +51,7 @@ def deliver(
     refused: list[tuple[Claim, StoreRejected]] = []
     unsent: list[Claim] = []
     failure: WorkerError | None = None
+    requests = 0
     parts = [batch]
     while parts:
         part = parts.pop()
@@ -75,7 +78,8 @@ def deliver(
             unsent += part
         else:
             stored += part
-    return Outcome(stored, refused, unsent, failure)
+            requests += 1
+    return Outcome(stored, refused, unsent, failure, requests)
 
 
 _E = TypeVar("_E", bound=WorkerError)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from embedder.errors import Cancelled, NotFound, WorkerError
+from embedder.errors import Cancelled, WorkerError
 from qdrant_sink.conformance import Refusal
 
 
@@ -60,9 +60,9 @@ class WriteReport:
 
         Args:
             submitted: number of points in the job. Indices start at 0.
-            skipped: indices of points that already existed. If the collection was deleted, they are rejected too.
+            skipped: indices of points that already existed.
         """
-        existing: set[int] = set() if isinstance(self.failure, NotFound) else set(skipped)
+        existing = set(skipped)
         reported = {rejection.index for rejection in self.rejected}.union(self.indices, existing)
         cause = self.failure or Cancelled("the job was cancelled before the point was sent")
         unsent = [Rejection(index, cause) for index in range(submitted) if index not in reported]
@@ -71,6 +71,25 @@ class WriteReport:
             indices=tuple(sorted(existing.union(self.indices))),
             rejected=_ordered([*self.rejected, *unsent]),
             skipped=len(existing),
+        )
+
+    def revoked(
+        self, causes: Mapping[int, WorkerError], failure: WorkerError | None = None, *, skipped: Iterable[int] = ()
+    ) -> WriteReport:
+        """Reject points that were stored and are not in the collection any more.
+
+        Args:
+            causes: reason for each of these points by its index; other indices are ignored.
+            skipped: indices of the points that `skipped` counts.
+            failure: error that ended the job; None keeps the present one.
+        """
+        lost = [index for index in self.indices if index in causes]
+        return replace(
+            self,
+            indices=tuple(index for index in self.indices if index not in causes),
+            rejected=_ordered([*self.rejected, *(Rejection(index, causes[index]) for index in lost)]),
+            skipped=self.skipped - sum(index in causes for index in skipped),
+            failure=self.failure if failure is None else failure,
         )
 
 
@@ -98,11 +117,6 @@ class Tally:
     def reject(self, indices: Sequence[int], cause: Refusal | WorkerError) -> None:
         """Record points that were rejected."""
         self._rejected += [Rejection(index, cause) for index in indices]
-
-    def lose(self, error: NotFound) -> None:
-        """Reject all acknowledged points, because the collection was deleted."""
-        self.reject(self._stored, error)
-        self._stored.clear()
 
     def report(self, failure: WorkerError | None) -> WriteReport:
         """Create the report of all points recorded so far."""

@@ -5,7 +5,8 @@
 The writer pulls: it requests the next portion when it has room, and it is woken from that wait when a batch returns.
 While the store is idle, points are sent immediately; while it is busy, points are collected up to `BATCH_MAX_BYTES`.
 The job ends early if the store stops answering, refuses every request or has lost the collection.
-`stored + rejected == submitted` holds in every case.
+`stored + rejected == submitted` holds in every case. `stored` are the points that the store acknowledged; whether the
+collection has been deleted since is for `confirmation` to tell.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qdrant_sink.conformance import Refusal, conform, rows_max
 from qdrant_sink.points import Draft, Point
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.writing.batches import BATCH_MAX_POINTS, Batches, Claim
+from qdrant_sink.writing.confirmation import Acknowledged
 from qdrant_sink.writing.delivery import Outcome, as_internal, deliver
 from qdrant_sink.writing.pooling import pooled
 from qdrant_sink.writing.reports import Rejection, Tally, WriteReport
@@ -69,6 +71,9 @@ class Writer:
         wake: callback in a sender's thread when a batch returns. It should make the iterable of `write` yield an empty
             portion; otherwise `write` processes the batch when the next portion arrives.
         batch_points: maximum number of points in a batch.
+
+    Attributes:
+        acknowledged: batches that the store acknowledged, in the order in which they were recorded.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class Writer:
         self._in_flight = 0
         self._times_ensured = 0
         self._tally = Tally()
+        self.acknowledged: list[Acknowledged] = []
         self._reported = 0
         self._to_release: list[int] = []  # indices of drafts to release
         self._failure_lock = Lock()
@@ -223,26 +229,25 @@ class Writer:
         if outcome.stored and returned.times_ensured < self._times_ensured:
             self._ready.append(outcome.stored)  # may have been acknowledged before the collection was deleted
         else:
-            self._count_stored(outcome.stored)
+            self._count_stored(outcome)
         for claim, error in outcome.refused:
             self._reject([claim], error)
         if outcome.failure is not None:
             self._record_unsent(outcome.unsent, outcome.failure, returned.times_ensured)
         self._report_progress()
 
-    def _count_stored(self, batch: Sequence[Claim]) -> None:
-        for claim in batch:
+    def _count_stored(self, outcome: Outcome) -> None:
+        if outcome.stored:
+            points = [(claim.point.id, claim.indices) for claim in outcome.stored]
+            self.acknowledged.append(Acknowledged(points, outcome.requests))
+        for claim in outcome.stored:
             self._tally.store(claim.indices)
             self._to_release.append(claim.indices[0])
-        if isinstance(self._failure, NotFound):  # they were deleted with the collection
-            self._tally.lose(self._failure)
 
     def _record_unsent(self, unsent: Sequence[Claim], failure: WorkerError, times_ensured: int) -> None:
-        if isinstance(failure, NotFound):
-            if self._is_ensured_again(times_ensured):
-                self._ready.append(unsent)
-                return
-            self._tally.lose(failure)
+        if isinstance(failure, NotFound) and self._is_ensured_again(times_ensured):
+            self._ready.append(unsent)
+            return
         self._reject(unsent, self._end(failure))
 
     def _is_ensured_again(self, times_ensured: int) -> bool:

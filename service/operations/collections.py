@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdrant_sink import Catalogue, CollectionSchema, check_collection, point_id
+from qdrant_sink import (
+    Catalogue,
+    CollectionSchema,
+    Document,
+    DocumentPaths,
+    Replacement,
+    VersionedCollections,
+    check_collection,
+    point_id,
+)
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
 from service.validation import invalid_field
@@ -34,17 +43,19 @@ class CountResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeleteRequest:
-    """Delete points either by their ids or by a filter.
+    """Delete points by their ids or by a filter, or all chunks of documents.
 
     Attributes:
         collection: name of the collection; None for the default.
         ids: ids as the caller gave them.
+        doc_ids: ids of documents that are stored in chunks, as the caller gave them.
         id_scope: name from which ids are derived; None for the name of the collection.
         filter: filter in Qdrant's JSON with at least one condition.
     """
 
     collection: str | None = None
     ids: Sequence[int | str] | None = None
+    doc_ids: Sequence[int | str] | None = None
     id_scope: str | None = None
     filter: Mapping[str, Any] | None = None
 
@@ -111,10 +122,22 @@ class Collections:
         """
         collection = self.named(request.collection, "collection")
         scope = request.id_scope or collection
+        if request.doc_ids is not None:
+            documents = [
+                Document.of(point_id(raw, scope, field=f"docIds[{n}]"), scope, raw)
+                for n, raw in enumerate(request.doc_ids)
+            ]
+            return DeleteResult(await self._store.call(lambda: self._delete_documents(collection, documents)))
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         store = self._store.opened
         deleted = await self._store.call(lambda: store().delete(collection, ids=ids, where=request.filter))
         return DeleteResult(deleted)
+
+    def _delete_documents(self, name: str, documents: Sequence[Document]) -> int:
+        store = self._store.opened()
+        paths = DocumentPaths.of(self.schema.layout)
+        collection = self.catalogue.resolve(name)
+        return Replacement(store, collection, paths, documents, VersionedCollections()).delete()
 
     async def verify(self, collection: str) -> bool:
         """Whether a collection exists; creates nothing.

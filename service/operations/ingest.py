@@ -26,6 +26,7 @@ from embedder import (
 from qdrant_sink import (
     BATCH_MAX_POINTS,
     DocumentLocks,
+    VersionedCollections,
     WriteReport,
     existing_ids,
     text_key_of,
@@ -91,6 +92,7 @@ class Ingest:
         self._limits = limits
         self._batch_points = batch_points
         self._documents = DocumentLocks()
+        self._versioned = VersionedCollections()
         self._planning = ThreadPoolExecutor(max_workers=PLANNER_THREADS, thread_name_prefix="plan")
 
     def check(self, request: IngestRequest) -> None:
@@ -203,7 +205,7 @@ class Ingest:
         catalogue.verify(plan.name)
         skipped: set[int] = set()
         store = self._store.opened()
-        if request.insert_only:
+        if request.insert_only and request.chunk is None:
             try:
                 ids = [plan.points[owner].id for owner in plan.owners]
                 existing = existing_ids(store, collection, ids, batch_points=self._batch_points)
@@ -218,6 +220,7 @@ class Ingest:
             store=self._store,
             collections=self._collections,
             documents=self._documents,
+            versioned=self._versioned,
             skipped=skipped,
             progress=progress,
             batch_points=self._batch_points,
@@ -236,7 +239,7 @@ async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[
 def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, ModelFailure]) -> list[IngestedText]:
     """The result of each text without its vectors, before or after it is embedded."""
     texts = []
-    for text, indices in enumerate(plan.documents):
+    for text, indices in enumerate(plan.spans):
         embedded = [plan.points[index].encoded for index in indices if index not in failures]
         tokens = sum(map(len, embedded))
         if request.chunk is not None:

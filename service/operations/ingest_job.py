@@ -1,12 +1,12 @@
 """The execution of one ingest between the model and the store, in a thread of its own.
 
-for each portion of the stream: draft -> writer -> report; then delete stale chunks
+for each portion of the stream: draft -> writer -> report; then confirm the account, or replace earlier versions
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -23,7 +23,22 @@ from embedder import (
     WorkerError,
     whereabouts,
 )
-from qdrant_sink import DocumentLocks, Draft, Rejection, Vectors, Writer, WriteReport, delete_stale_chunks
+from qdrant_sink import (
+    Acknowledged,
+    CollectionChanged,
+    DocumentLocks,
+    DocumentPaths,
+    Draft,
+    PointId,
+    Rejection,
+    Replacement,
+    Superseded,
+    Vectors,
+    VersionedCollections,
+    Writer,
+    WriteReport,
+    missing_indices,
+)
 from service.operations.collections import Collections
 from service.operations.ingest_plan import IngestPlan
 from service.operations.ingest_values import (
@@ -52,7 +67,8 @@ class IngestJob:
         store: access to the store.
         collections: the collections of the worker.
         documents: locks of the documents that are being written.
-        skipped: indices of existing points that stay unchanged.
+        versioned: collections that were seen to have no chunks without a version.
+        skipped: indices of existing points that stay unchanged; of chunks they are found by `run`.
         progress: callback when points are done; see `Ingest`.
         batch_points: maximum number of points, or ids, in one request to the store.
 
@@ -71,6 +87,7 @@ class IngestJob:
         store: StoreAccess,
         collections: Collections,
         documents: DocumentLocks,
+        versioned: VersionedCollections,
         skipped: set[int],
         progress: Callable[[IngestProgress], None] | None,
         batch_points: int,
@@ -83,14 +100,22 @@ class IngestJob:
         self._catalogue = collections.catalogue
         self._schema = collections.schema
         self._documents = documents
-        self._skipped = skipped
         self._batch_points = batch_points
         self._stream: ResultStream | None = None
         self._cancelled = False
-        self.wanted = sorted(plan.owners.keys() - skipped)
-        self._stream_indices = {index: number for number, index in enumerate(self.wanted)}
         self.failures: dict[int, ModelFailure] = {}
-        self._done_before = len(plan.points) - sum(len(plan.owners[index]) for index in self.wanted)
+        self._replacement: Replacement | None = None
+        if plan.documents:
+            self._replacement = Replacement(
+                self._store,
+                collection,
+                DocumentPaths.of(collections.schema.layout),
+                plan.documents,
+                versioned,
+                keeps=request.insert_only,
+                batch_points=batch_points,
+            )
+        self._skip(skipped)
         self._progress = progress
         self._writer = Writer(
             self._store,
@@ -117,28 +142,126 @@ class IngestJob:
         Raises:
             IngestFailed: the store failed.
         """
-        documents = self._plan.ids if self._request.chunk is not None else ()
-        with self._documents.held(self._collection, self._plan.id_scope, documents):
-            has_work = bool(self.wanted) and not self._cancelled
-            try:
-                with closing(source() if has_work else self.from_results([])) as portions:
-                    written = self._writer.write(portions)
-            finally:
-                if self._stream is not None:
-                    self._stream.close()  # only now: points in flight occupy the window until they are acknowledged
-            skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
-            written = replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
-                len(self._plan.points), skipped=skipped
-            )
+        with self._documents.held(self._collection, {document.key for document in self._plan.documents}):
+            if self._replacement is not None:
+                self._begin(self._replacement)
+            written = self._confirmed(self._write(source))
+            if written.failure is None and self._replacement is not None:
+                written = self._commit(self._replacement, written)
+            written = self._at_home(written)
             report = report_of(self._plan, written)
             if written.failure is not None:
                 raise IngestFailed(self._with_missing_points(written.failure, report), report)
-            try:
-                self._delete_stale_chunks(written)
-            except WorkerError as error:
-                message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
-                raise IngestFailed(error.saying(message), report) from error
             return report
+
+    def _skip(self, skipped: set[int]) -> None:
+        """Leave out points that are stored already."""
+        self._skipped = skipped
+        self.wanted = sorted(self._plan.owners.keys() - skipped)
+        self._stream_indices = {index: number for number, index in enumerate(self.wanted)}
+        self._done_before = len(self._plan.points) - sum(len(self._plan.owners[index]) for index in self.wanted)
+
+    def _begin(self, replacement: Replacement) -> None:
+        """Read what is stored of the documents, and give the chunks their version."""
+        replacement.begin()
+        self._plan = self._plan.versioned(replacement.versions)
+        points = self._plan.points
+        kept = replacement.kept
+        self._skip({owner for owner in self._plan.owners if (self._key(owner), points[owner].chunk) in kept})
+
+    def _write(self, source: Callable[[], Generator[Drafts]]) -> WriteReport:
+        has_work = bool(self.wanted) and not self._cancelled
+        try:
+            with closing(source() if has_work else self.from_results([])) as portions:
+                written = self._writer.write(portions)
+        finally:
+            if self._stream is not None:
+                self._stream.close()  # only now: points in flight occupy the window until they are acknowledged
+        skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
+        return replace(written, rejected=(*self._plan.rejected, *written.rejected)).completed(
+            len(self._plan.points), skipped=skipped
+        )
+
+    def _commit(self, replacement: Replacement, written: WriteReport) -> WriteReport:
+        """Delete the earlier versions of the documents, or report what became of this one."""
+        ids: dict[str, set[PointId]] = {}
+        skipped = {index for owner in self._skipped for index in self._plan.owners[owner]}
+        for index in written.indices:
+            if index not in skipped:
+                ids.setdefault(self._key(index), set()).add(self._plan.points[index].id)
+        try:
+            outcome = replacement.commit(ids)
+        except WorkerError as error:
+            message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
+            raise IngestFailed(error.saying(message), report_of(self._plan, written)) from error
+        causes: dict[int, WorkerError] = {}
+        superseded = Superseded("another job stored a later version of this document meanwhile, which is kept")
+        deleted = CollectionChanged("the point was deleted while the job ran; send the text again")
+        for index in written.indices:
+            if self._key(index) in outcome.superseded:
+                causes[index] = superseded
+            elif self._plan.points[index].id in outcome.missing:
+                causes[index] = deleted
+        return written.revoked(causes)
+
+    def _confirmed(self, written: WriteReport) -> WriteReport:
+        """Reject points that were acknowledged, or found at the start, and are gone with their collection."""
+        batches = list(self._writer.acknowledged)
+        if self._skipped:
+            batches.append(Acknowledged([(self._id(owner), self._plan.owners[owner]) for owner in self._skipped], 1))
+        elif self._replacement is not None and written.failure is None:
+            return written  # the commit reads all chunks
+        gone = isinstance(written.failure, NotFound)
+        if not batches or not (gone or (written.failure is None and sum(batch.requests for batch in batches) > 1)):
+            return written
+        try:
+            missing = missing_indices(self._store, self._collection, batches, batch_points=self._batch_points)
+        except NotFound:
+            missing = set(written.indices)
+        except WorkerError as error:
+            log.warning("the report of an ingest could not be confirmed: %s", error.message)
+            return written
+        if not missing and not gone:
+            return written
+        changed = CollectionChanged(
+            f"points of collection {self._plan.name!r} were deleted while the job ran; send the job again"
+        )
+        return self._revoked(written, dict.fromkeys(missing, changed), changed)
+
+    def _at_home(self, written: WriteReport) -> WriteReport:
+        """Reject all points if the name of the collection leads to another one by now."""
+        name, collection = self._plan.name, self._collection
+        if not written.indices or (name == collection and len(self._writer.acknowledged) < 2):
+            return written
+        try:
+            target = self._store.collection_of(name, patient=True)
+        except WorkerError as error:
+            log.warning("the report of an ingest could not be confirmed: %s", error.message)
+            return written
+        if target == collection:
+            return written
+        now = "leads nowhere" if target is None else f"leads to {target!r}"
+        changed = CollectionChanged(
+            f"{name!r} was moved while the job ran: the points are in collection {collection!r}, and the name {now} "
+            "now; send the job again"
+        )
+        return self._revoked(written, dict.fromkeys(written.indices, changed), changed)
+
+    def _revoked(self, written: WriteReport, causes: Mapping[int, WorkerError], failure: WorkerError) -> WriteReport:
+        skipped = [index for owner in self._skipped for index in self._plan.owners[owner]]
+        if written.failure is not None and not isinstance(written.failure, NotFound):
+            failure = written.failure
+        return written.revoked(causes, failure, skipped=skipped)
+
+    def _id(self, index: int) -> PointId:
+        """The id of a point, which a chunk of an earlier version keeps."""
+        point = self._plan.points[index]
+        if self._replacement is None:
+            return point.id
+        return self._replacement.kept.get((self._key(index), point.chunk or 0), point.id)
+
+    def _key(self, index: int) -> str:
+        return self._plan.documents[self._plan.points[index].text].key
 
     def from_results(self, results: Sequence[Result]) -> Generator[Drafts]:
         """Yield the drafts of computed results, one for each point of the plan."""
@@ -203,25 +326,19 @@ class IngestJob:
         return Draft(index, point.id, point.payload, Vectors.of(result))
 
     def _ensure(self) -> None:
-        name = self._plan.name
+        """Create or verify the collection with the indexes that the job needs."""
+        name, collection = self._plan.name, self._collection
         # A new collection would lack the skipped points, or no alias would lead to it.
-        must_exist = bool(self._skipped) or self._collection != name
-        if must_exist and self._store.collection_of(self._collection, patient=True) is None:
-            raise NotFound(f"collection {name!r} was deleted while the job ran; send the job again")
-        if self._catalogue.ensure(self._collection) != self._collection:
+        must_exist = bool(self._skipped) or collection != name
+        target = self._store.collection_of(collection, patient=True)
+        if target is None and must_exist:
+            raise CollectionChanged(f"collection {name!r} was deleted while the job ran; send the job again")
+        if target not in (None, collection):
             # Another job may be writing the same documents under the name of the collection.
-            raise NotFound(f"collection {name!r} became an alias while the job ran; send the job again")
-
-    def _delete_stale_chunks(self, written: WriteReport) -> None:
-        """Delete the chunks of earlier versions beyond the last chunk of each document that is stored completely."""
-        plan = self._plan
-        if self._request.chunk is None or self._request.insert_only:
-            return
-        stored = set(written.indices)
-        documents = {
-            plan.ids[text]: len(indices) for text, indices in enumerate(plan.documents) if stored.issuperset(indices)
-        }
-        delete_stale_chunks(self._store, self._collection, documents, plan.id_scope, batch_points=self._batch_points)
+            raise CollectionChanged(f"collection {name!r} became an alias while the job ran; send the job again")
+        self._catalogue.ensure(collection)
+        if self._replacement is not None:
+            self._replacement.prepare_index()
 
     def _with_missing_points(self, failure: WorkerError, report: IngestReport) -> WorkerError:
         missing = sum(type(rejection.cause) is type(failure) for rejection in report.rejected)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from embedder import Embedder, EncodedText
 from qdrant_sink import (
+    DOCUMENT_KEY,
+    DOCUMENT_VERSION,
     CollectionSchema,
+    Document,
     DuplicateId,
     Layout,
     PointId,
@@ -19,6 +23,7 @@ from qdrant_sink import (
     conform_payload,
     is_derived,
     laid_out,
+    new_version,
     point_id,
     rows_max,
     text_id,
@@ -40,6 +45,8 @@ class PlannedPoint:
         id: id of the point.
         payload: payload of the point in its layout.
         encoded: the tokens of the point.
+        laid_out: function from the version of a document to the id and the payload of this chunk; None without
+            chunking.
     """
 
     text: int
@@ -47,6 +54,14 @@ class PlannedPoint:
     id: PointId
     payload: Mapping[str, Any]
     encoded: EncodedText
+    laid_out: Callable[[str], tuple[PointId, Mapping[str, Any]]] | None = None
+
+    def versioned(self, version: str) -> PlannedPoint:
+        """The same chunk in another version of its document."""
+        if self.laid_out is None:
+            return self
+        identity, payload = self.laid_out(version)
+        return replace(self, id=identity, payload=payload)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,19 +72,21 @@ class IngestPlan:
         name: name of the collection in the request.
         id_scope: name from which ids are derived.
         ids: the id of each text: that of its point or, with chunking, that of the document.
-        points: all points; other attributes refer to them by index.
+        documents: the document of each text; empty without chunking.
+        points: all points; other attributes refer to them by index. Chunks have a provisional version.
         owners: the merged points, by the index of the point that is stored; its own index is the first.
         rejected: the points that are rejected before they are embedded.
-        documents: the indices of each text's points.
+        spans: the indices of each text's points.
     """
 
     name: str
     id_scope: str
     ids: Sequence[PointId]
+    documents: Sequence[Document]
     points: Sequence[PlannedPoint]
     owners: Mapping[int, tuple[int, ...]]
     rejected: Sequence[Rejection]
-    documents: Sequence[range]
+    spans: Sequence[range]
 
     @classmethod
     def of(
@@ -89,22 +106,36 @@ class IngestPlan:
         """
         scope = request.id_scope or name
         ids = [_identity(request, scope, index) for index in range(len(request.texts))]
-        points = list(
-            _points(request, ids, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout)
-        )
+        documents = [] if request.chunk is None else _documents(request, ids, scope)
+        points = list(_points(request, ids, documents, embedder=embedder, max_length=max_length, layout=schema.layout))
         rejected = list(_rejections(request, ids, points, schema))
         rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
             (index, point.id, point.payload) for index, point in enumerate(points) if index not in rejected_indices
         )
         rejected += [Rejection(index, error) for index, error in duplicates]
-        return cls(name, scope, ids, points, owners, rejected, _documents(len(ids), points))
+        return cls(name, scope, ids, documents, points, owners, rejected, _spans(len(ids), points))
+
+    def versioned(self, versions: Mapping[str, str]) -> IngestPlan:
+        """The same plan with the version of each document, by its key."""
+        points = [point.versioned(versions[self.documents[point.text].key]) for point in self.points]
+        return replace(self, points=points)
 
 
 def _identity(request: IngestRequest, scope: str, index: int) -> PointId:
     if request.ids is None:
         return text_id(request.texts[index], scope)
     return point_id(request.ids[index], scope, field=f"{request.path}ids[{index}]")
+
+
+def _documents(request: IngestRequest, ids: Sequence[PointId], scope: str) -> list[Document]:
+    documents = []
+    for index, identity in enumerate(ids):
+        payload_id = str(identity) if request.ids is None else request.ids[index]
+        if isinstance(payload_id, int) and payload_id > _PAYLOAD_INTEGER_MAX:
+            payload_id = str(payload_id)  # ids are unsigned 64-bit integers, payloads hold only signed ones
+        documents.append(Document.of(identity, scope, payload_id))
+    return documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +161,8 @@ def _pieces(request: IngestRequest, embedder: Embedder) -> Iterator[_Piece]:
 def _points(
     request: IngestRequest,
     ids: Sequence[PointId],
+    documents: Sequence[Document],
     *,
-    scope: str,
     embedder: Embedder,
     max_length: int,
     layout: Layout,
@@ -139,29 +170,41 @@ def _points(
     pieces = list(_pieces(request, embedder))
     texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
+    provisional = new_version()
     for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
-        caller_id = None if request.ids is None else request.ids[piece.text]
-        identity, worker_keys = ids[piece.text], {}
-        if piece.chunk is not None:
-            document = str(identity) if caller_id is None else caller_id
-            identity = chunk_id(identity, piece.chunk, scope)
-            # Ids are unsigned 64-bit integers, payloads hold only signed ones.
-            document_value = (
-                str(document) if isinstance(document, int) and document > _PAYLOAD_INTEGER_MAX else document
-            )
-            worker_keys = {"doc_id": document_value, "chunk": piece.chunk, "start": piece.start, "end": piece.end}
-        elif caller_id is not None and is_derived(caller_id):
-            worker_keys = {"id": caller_id}
-        payload = laid_out(
+        lay_out = partial(
+            laid_out,
             layout,
             text=text,
             text_key=request.text_key,
             payload={} if request.payloads is None else request.payloads[piece.text],
-            written=worker_keys,
-            point_id=str(identity),
             field=f"{request.path}payloads[{piece.text}]",
         )
-        yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens)
+        if piece.chunk is None:
+            caller_id = None if request.ids is None else request.ids[piece.text]
+            worker_keys = {"id": caller_id} if caller_id is not None and is_derived(caller_id) else {}
+            payload = lay_out(written=worker_keys, point_id=str(ids[piece.text]))
+            yield PlannedPoint(piece.text, None, ids[piece.text], payload, tokens)
+        else:
+            chunk = partial(_chunk, lay_out, documents[piece.text], piece)
+            yield PlannedPoint(piece.text, piece.chunk, *chunk(provisional), tokens, chunk)
+
+
+def _chunk(
+    lay_out: Callable[..., Mapping[str, Any]], document: Document, piece: _Piece, version: str
+) -> tuple[PointId, Mapping[str, Any]]:
+    """The id and the payload of a chunk in a version of its document."""
+    number = piece.chunk or 0
+    identity = chunk_id(document.key, version, number)
+    worker_keys = {
+        "doc_id": document.payload_id,
+        "chunk": number,
+        "start": piece.start,
+        "end": piece.end,
+        DOCUMENT_KEY: document.key,
+        DOCUMENT_VERSION: version,
+    }
+    return identity, lay_out(written=worker_keys, point_id=str(identity))
 
 
 def _rejections(
@@ -206,7 +249,7 @@ def _conflicting_texts(
     return dict(claims(documents)[1])
 
 
-def _documents(texts: int, points: Sequence[PlannedPoint]) -> list[range]:
+def _spans(texts: int, points: Sequence[PlannedPoint]) -> list[range]:
     ends = [0] * texts
     for index, point in enumerate(points):
         ends[point.text] = index + 1

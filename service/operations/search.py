@@ -1,13 +1,14 @@
 """The search operation: the points nearest to queries or to stored points, with explanations on request.
 
-find the collection -> embed the queries (or read the examples) -> conform -> run -> explain
+check the collection while the queries are embedded (or read the examples) -> conform -> run -> explain
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
@@ -108,15 +109,27 @@ class SearchOperation:
             WorkerError: the collection does not exist or has another schema, or the model or the store fails.
         """
         name = self._collections.named(request.collection, "collection")
-        await self._store.call(lambda: self._collections.catalogue.check_read(name))
+        check = self._store.call(lambda: self._collections.catalogue.check_read(name))
         if request.like is not None:
+            await check
             like = request.like
             search = await self._store.call(lambda: self._search_by_points(request, like, name))
             return await self._run(request, name, [search], [None], 0)
-        results = await self._embed(request)
+        results = await self._embedded(request, check)
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await self._run(request, name, searches, request.queries, tokens)
+
+    async def _embedded(self, request: SearchRequest, check: Coroutine[Any, Any, None]) -> list[Result]:
+        """Embed the queries while the collection is checked. The check's error ends the search first."""
+        checking, embedding = asyncio.ensure_future(check), asyncio.ensure_future(self._embed(request))
+        try:
+            await checking
+            return await embedding
+        finally:
+            checking.cancel()
+            embedding.cancel()
+            await asyncio.gather(checking, embedding, return_exceptions=True)
 
     async def _embed(self, request: SearchRequest) -> list[Result]:
         try:

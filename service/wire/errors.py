@@ -23,7 +23,7 @@ from embedder import (
     Overloaded,
     WorkerError,
 )
-from qdrant_sink import DuplicateId, Refusal, SchemaMismatch, StoreRejected, StoreUnavailable
+from qdrant_sink import DuplicateId, Refusal, SchemaMismatch, StoreRejected, StoreUnavailable, Superseded
 from service.operations import IngestFailed
 
 
@@ -107,6 +107,7 @@ ERRORS: Final[Mapping[type[WorkerError], WireError]] = {
     StoreRejected: WireError("store_rejected", 502),
     SchemaMismatch: WireError("schema_mismatch", 409),
     DuplicateId: WireError("duplicate_id", 409),
+    Superseded: WireError("superseded", 409),
     Cancelled: WireError("cancelled", 503),
     Internal: WireError("internal", 500),
 }

@@ -310,27 +310,28 @@ class CountRequest(Wire):
 
 
 class DeleteRequest(Wire):
-    """Delete points by their ids or by a filter."""
+    """Delete points by their ids or by a filter, or all chunks of documents."""
 
     operation: Literal["delete"]
     collection: Collection | None = None
     ids: Annotated[Ids, Field(min_length=1)] | None = None
+    doc_ids: Annotated[Ids, Field(min_length=1)] | None = None
     id_scope: Collection | None = None
     filter: Annotated[Filter, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> DeleteRequest:
-        if (self.ids is None) == (self.filter is None):
-            raise ValueError(
-                "filter: must not be given together with ids; send one of them"
-                if self.ids
-                else "filter: or ids is required"
-            )
+    def _one_selection(self) -> DeleteRequest:
+        selections = {"ids": self.ids, "docIds": self.doc_ids, "filter": self.filter}
+        given = [name for name, value in selections.items() if value]
+        if not given:
+            raise ValueError("filter: is required, or ids, or docIds")
+        if len(given) > 1:
+            raise ValueError(f"{given[-1]}: must not be given together with {given[0]}; send one of them")
         return self
 
     def value(self) -> operations.DeleteRequest:
         """Convert to the request value."""
-        return operations.DeleteRequest(self.collection, self.ids, self.id_scope, self.filter)
+        return operations.DeleteRequest(self.collection, self.ids, self.doc_ids, self.id_scope, self.filter)
 
 
 class ScoreRequest(Wire):

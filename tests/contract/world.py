@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Final, Self, cast
 from unittest import mock
 
@@ -27,7 +27,7 @@ from embedder import Embedder
 from embedder.checkpoint import MINI
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink import Store, conformance
+from qdrant_sink import Store, conformance, documents
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from service.collection_config import CollectionConfig
@@ -104,6 +104,9 @@ class World:
                 stack.enter_context(
                     mock.patch.object(conformance, "MULTIVECTOR_VALUES_LIMIT", scenario.multivector_values)
                 )
+            # Versions of documents, and so the ids of chunks, are the same in every run.
+            stack.enter_context(mock.patch.object(documents, "time", SimpleNamespace(time_ns=lambda: 0)))
+            stack.enter_context(mock.patch.object(documents, "secrets", SimpleNamespace(randbits=lambda _bits: 0)))
             names = Settings.from_environment({**ENVIRONMENT, **scenario.settings}).qdrant_collection_config.names
             double = None
             if self.store == "server":

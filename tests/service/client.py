@@ -28,6 +28,7 @@ CODES: Final = frozenset(
         "store_rejected",
         "schema_mismatch",
         "duplicate_id",
+        "superseded",
         "cancelled",
         "internal",
     }

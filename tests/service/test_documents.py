@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedder import Embedder
-from qdrant_sink import Filter, Point, PointId, Store, StoreUnavailable
+from qdrant_sink import Filter, Point, PointId, Store, Stored, StoreUnavailable
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
+from tests.service.conftest import Serve
 from tests.service.ingests import CHUNK, LONG, NOTES, block, count, job
+from tests.sink.grpc_double import GrpcDouble
 
 
 def worker_over(store: Store, embedder: Embedder, *, batch_points: int) -> Client:
@@ -41,9 +46,18 @@ def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) 
     assert [chunk["chunk"] for chunk in chunks] == list(range(first["chunks"]))
     for chunk in chunks:
         assert chunk["text"] == LONG[chunk["start"] : chunk["end"]]
-        assert set(chunk) == {"text", "lang", "doc_id", "chunk", "start", "end"}
+        assert set(chunk) == {"text", "lang", "doc_id", "chunk", "start", "end", "doc_key", "doc_version"}
     (other,) = [hit for hit in hits if hit["doc_id"] == 7]
-    assert other == {"text": "short", "lang": "en", "doc_id": 7, "chunk": 0, "start": 0, "end": 5}
+    assert {key: value for key, value in other.items() if key not in ("doc_key", "doc_version")} == {
+        "text": "short",
+        "lang": "en",
+        "doc_id": 7,
+        "chunk": 0,
+        "start": 0,
+        "end": 5,
+    }
+    assert other["doc_version"] == chunks[0]["doc_version"]
+    assert other["doc_key"] != chunks[0]["doc_key"]
 
 
 def test_a_document_that_shrinks_leaves_no_stale_chunks(worker: Client) -> None:
@@ -190,19 +204,19 @@ def test_an_incomplete_version_leaves_no_chunks_behind(embedder: Embedder, tmp_p
 
 
 class Paused(EdgeStore):
-    """Qdrant Edge whose first lookup of existing points sets `asked` and waits for `go_on`."""
+    """Qdrant Edge whose first look for the chunks of a document sets `asked` and waits for `go_on`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.asked = threading.Event()
         self.go_on = threading.Event()
 
-    def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
-        """See `Store.existing`."""
+    def scroll(self, *args: Any, **options: Any) -> tuple[dict[PointId, Stored], PointId | None]:
+        """See `Store.scroll`."""
         if not self.asked.is_set():
             self.asked.set()
             self.go_on.wait(PATIENCE)
-        return super().existing(collection, ids)
+        return super().scroll(*args, **options)
 
 
 @pytest.mark.parametrize("name", [NOTES, "live"])
@@ -225,7 +239,7 @@ def test_jobs_with_the_same_document_run_one_after_the_other(embedder: Embedder,
         chunks = worker.good(other_job)["results"][0]["chunks"]  # another document does not wait
         assert chunks > 5
         assert worker.operations.waiting_tokens == 0, "a waiting job does not occupy the queue"
-        assert count(worker) == 1 + 1 + chunks
+        assert count(worker) == 1 + chunks
         assert not long.done()
         store.go_on.set()
         assert short.result(PATIENCE)["upsert"] == block(1)
@@ -267,3 +281,86 @@ def test_skipped_points_of_a_deleted_collection_are_not_counted(embedder: Embedd
     assert len(answer["details"]["upsert"]["rejected"]) == 3
     with suppress(StoreUnavailable):  # its files are gone
         store.close()
+
+
+def test_a_partial_version_among_many_documents_is_replaced(embedder: Embedder, tmp_path: Path) -> None:
+    """A job of 60 documents leaves no chunk of an earlier, partial version, wherever that has its gap."""
+    store = Interrupted(tmp_path / "edge", at=1)
+    try:
+        worker = worker_over(store, embedder, batch_points=150)
+        names = [f"doc {n}" for n in range(60)]
+        text, short = " ".join(LONG for _ in range(12)), {"maxTokens": 32, "overlap": 0}
+        long_job = {**job(text, ids=names[-1:], chunk=short), "vectors": ["dense"]}
+        worker.error(long_job, "store_unavailable")
+        assert store.count(NOTES) > 80
+        new = ["A short new version."] * 60
+        assert worker.good({**job(*new, ids=names, chunk=short), "vectors": ["dense"]})["upsert"]["stored"] == 60
+        assert store.count(NOTES) == 60
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("layout", ["plain", "langchain", "llamaindex", "haystack"])
+def test_a_document_is_replaced_in_every_payload_layout(serve: Serve, store: EdgeStore, layout: str) -> None:
+    """The worker finds the chunks of a document wherever the layout keeps its fields."""
+    worker = serve(QDRANT_COLLECTION_CONFIG=json.dumps({"layout": layout}))
+    for text in (LONG, LONG[:300], "Short."):
+        answer = worker.good(job(text, "other", ids=["a", 7], chunk=CHUNK))
+        assert store.count(NOTES) == answer["results"][0]["chunks"] + 1
+    assert worker.good({"operation": "delete", "collection": NOTES, "docIds": ["a", 7]}) == {"deleted": 2}
+    assert store.count(NOTES) == 0
+
+
+def test_documents_are_deleted_by_id(worker: Client) -> None:
+    """`docIds` deletes all chunks of documents, whose ids may be strings, integers or those of their texts."""
+    first = worker.good(job(LONG, "b", "c", ids=["a", 7, "c"], chunk=CHUNK))["results"][0]["chunks"]
+    unnamed = worker.good(job("A text without an id.", chunk=CHUNK))["results"][0]["id"]
+    worker.good(job("a single point", ids=["a"]))
+    delete = {"operation": "delete", "collection": NOTES}
+    assert worker.good({**delete, "docIds": ["a", 7, "unknown"]}) == {"deleted": first + 1}
+    assert worker.good({**delete, "docIds": [unnamed]}) == {"deleted": 1}
+    assert count(worker) == 2
+    assert worker.good({**delete, "docIds": ["c"], "idScope": "elsewhere"}) == {"deleted": 0}
+    answer = worker.error({**delete, "docIds": ["a"], "ids": ["a"]}, "invalid_request")
+    assert "docIds must not be given together with ids" in answer["error"]
+    assert "docIds[1]" in worker.error({**delete, "docIds": ["a", -1]}, "invalid_request")["error"]
+    worker.error({**delete, "collection": "unknown", "docIds": ["a"]}, "not_found")
+
+
+def test_two_workers_never_mix_a_document(embedder: Embedder, tmp_path: Path) -> None:
+    """Two workers that write one document at the same time leave one whole version, and report the other one."""
+    double = GrpcDouble(tmp_path)
+    stores = [ServerStore("http://127.0.0.1:9", grpc_port=double.port, timeout_s=5, pause_s=0.02) for _ in range(2)]
+    workers = [worker_over(store, embedder, batch_points=3) for store in stores]
+    texts = [LONG[:900], LONG[1000:]]
+    workers[0].good(job("first", ids=["other"], chunk=CHUNK))
+    stores[0].alias("live", NOTES)
+    names = [{}, {"collection": "live", "idScope": NOTES}]
+    try:
+        for _ in range(5):
+            with ThreadPoolExecutor(2) as threads:
+                answers = list(
+                    threads.map(
+                        lambda worker, text, name: worker.good(job(text, ids=["a"], chunk=CHUNK, **name)),
+                        workers,
+                        texts,
+                        names,
+                    )
+                )
+            raw = {"operation": "search", "collection": NOTES, "queries": ["topic"], "using": ["dense"], "limit": 200}
+            hits = [hit["payload"] for hit in workers[0].good(raw)["results"][0]["hits"]]
+            chunks = sorted((hit for hit in hits if hit["doc_id"] == "a"), key=lambda hit: hit["chunk"])
+            assert len({chunk["doc_version"] for chunk in chunks}) == 1
+            winners = [
+                text for text in texts if all(chunk["text"] == text[chunk["start"] : chunk["end"]] for chunk in chunks)
+            ]
+            stored = [answer["upsert"]["stored"] for answer in answers]
+            assert len(winners) == 1
+            assert stored[texts.index(winners[0])] == len(chunks) > 5
+            for answer in answers:
+                whole = answer["upsert"]["stored"] == answer["results"][0]["chunks"]
+                assert whole or {point["code"] for point in answer["upsert"]["rejected"]} == {"superseded"}
+    finally:
+        for store in stores:
+            store.close()
+        double.stop()

@@ -23,6 +23,7 @@ from tests.sink.faults import Script, spoil
 from tests.sink.grpc_collections import collection_info, config_of, field_index, merge_update
 from tests.sink.grpc_messages import (
     filter_of,
+    id_message,
     id_of,
     payload_of,
     query_of,
@@ -292,6 +293,22 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             return pb.GetResponse(result=[retrieved_point(record) for record in records])
 
         return self.double.handle("Get", context, work)
+
+    def Scroll(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            records, following = self.double.shard(request.collection_name).scroll(
+                edge.ScrollRequest(
+                    offset=id_of(request.offset) if request.HasField("offset") else None,
+                    limit=request.limit,
+                    filter=filter_of(request.filter) if request.HasField("filter") else None,
+                    with_payload=payload_of(request.with_payload),
+                    with_vector=False,
+                )
+            )
+            offset = None if following is None else id_message(following)
+            return pb.ScrollResponse(result=[retrieved_point(record) for record in records], next_page_offset=offset)
+
+        return self.double.handle("Scroll", context, work)
 
     def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:

@@ -103,21 +103,21 @@ def test_a_failure_while_a_batch_is_split_ends_it() -> None:
 
 
 def test_a_tally_counts_every_index_once() -> None:
-    """A report has ascending indices. If the collection is lost, stored points become rejected."""
+    """A report has ascending indices."""
     tally = Tally()
     tally.store([3, 1])
     tally.reject([2], Refusal("invalid_vector", "no"))
     assert (tally.done, tally.any_stored) == (3, True)
     assert tally.report(None) == WriteReport((1, 3), (Rejection(2, Refusal("invalid_vector", "no")),))
+
+
+def test_points_that_are_gone_are_revoked() -> None:
+    """Points that were stored or skipped and are gone become rejected, and the others keep their place."""
     gone = NotFound("collection 'c' does not exist")
-    tally.lose(gone)
-    assert (tally.done, tally.any_stored) == (3, False)
-    assert [
-        (rejection.index, rejection.cause) for rejection in tally.report(gone).rejected if rejection.cause is gone
-    ] == [
-        (1, gone),
-        (3, gone),
-    ]
+    report = WriteReport((0, 1, 3), (Rejection(2, gone),)).completed(4, skipped=[3])
+    revoked = report.revoked({1: gone, 3: gone, 9: gone}, gone, skipped=[3])
+    assert (revoked.indices, revoked.skipped, revoked.submitted, revoked.failure) == ((0,), 0, 4, gone)
+    assert [rejection.index for rejection in revoked.rejected] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("failure", [None, StoreUnavailable("no answer")])

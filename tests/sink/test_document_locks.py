@@ -15,21 +15,21 @@ def test_a_document_is_held_by_one_job_at_a_time() -> None:
     held = threading.Event()
 
     def take() -> None:
-        with locks.held("c", "s", {2, 3}):
+        with locks.held("c", {"2", "3"}):
             held.set()
 
-    with locks.held("c", "s", {1, 2}):
+    with locks.held("c", {"1", "2"}):
         thread = threading.Thread(target=take)
         thread.start()
-        with locks.held("c", "s", {3}):
+        with locks.held("c", {"3"}):
             assert not held.is_set()
         assert not held.wait(0.05)
     assert held.wait(PATIENCE_S)
     thread.join()
 
 
-def test_the_same_id_in_another_collection_or_scope_is_another_document() -> None:
-    """Documents of different collections or scopes can be held at the same time."""
+def test_the_same_document_in_another_collection_is_another_one() -> None:
+    """Documents of different collections can be held at the same time."""
     locks = DocumentLocks()
-    with locks.held("c", "s", {1}), locks.held("d", "s", {1}), locks.held("c", "t", {1}):
+    with locks.held("c", {"1"}), locks.held("d", {"1"}), locks.held("c", {"2"}):
         pass

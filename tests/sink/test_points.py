@@ -14,7 +14,6 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.errors import DuplicateId
 from qdrant_sink.points import (
     NAMESPACE,
-    chunk_id,
     claims,
     is_derived,
     payload_for,
@@ -109,12 +108,3 @@ def test_one_and_true_are_two_payloads() -> None:
     owners, duplicates = claims([(0, 7, {"a": 1}), (1, 7, {"a": True}), (2, 7, {"a": 1.0})])
     assert owners == {0: (0,)}
     assert [index for index, _ in duplicates] == [1, 2]
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(0, 10_000))
-def test_chunks_of_a_document_have_ids_of_their_own(document: int, number: int) -> None:
-    """The id of a chunk depends only on the collection, the document and the number."""
-    chunk = chunk_id(document, number, "docs")
-    assert chunk == chunk_id(document, number, "docs")
-    assert len({chunk, chunk_id(document, number + 1, "docs"), chunk_id(document, number, "other")}) == 3
-    assert chunk != point_id(f"{document}", "docs")

@@ -490,8 +490,8 @@ def test_a_collection_is_not_created_a_third_time() -> None:
     assert causes(report) == [(0, "NotFound")]
 
 
-def test_points_of_a_deleted_collection_are_not_reported_as_stored() -> None:
-    """If the collection is deleted during a job, no point is reported as stored."""
+def test_a_collection_that_is_deleted_after_the_first_point_ends_the_job() -> None:
+    """It is not created again, since it would lack the points that were acknowledged; see `missing_indices`."""
     memory = Vanishing()
 
     def portions() -> Iterator[Sequence[Item]]:
@@ -503,12 +503,12 @@ def test_points_of_a_deleted_collection_are_not_reported_as_stored() -> None:
 
     report = pulled(memory, portions(), ensure=memory.make)
     assert memory.made == 1
-    assert causes(report) == [(0, "NotFound"), (1, "NotFound")]
-    assert report.completed(4, skipped=[2, 3]).stored == 0, "existing points were deleted with the collection"
+    assert causes(report) == [(1, "NotFound")]
+    assert isinstance(report.failure, NotFound)
 
 
-def test_points_acknowledged_after_the_deletion_are_rejected_too() -> None:
-    """A batch that is acknowledged after another one raised NotFound is not reported as stored."""
+def test_points_acknowledged_after_the_deletion_are_counted() -> None:
+    """A batch that is acknowledged after another one raised NotFound may be in a collection that was made again."""
     arrived, gone = Event(), Event()
 
     class Gone(Memory):
@@ -528,7 +528,7 @@ def test_points_acknowledged_after_the_deletion_are_rejected_too() -> None:
         yield [draft(1), draft(2)]
 
     report = pulled(Gone(), portions(), batch_points=2)
-    assert causes(report) == [(0, "NotFound"), (1, "NotFound"), (2, "NotFound")]
+    assert causes(report) == [(1, "NotFound"), (2, "NotFound")]
 
 
 def test_denied_access_ends_the_job_at_the_first_batch() -> None:

@@ -6,30 +6,27 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from qdrant_sink.points import PointId
-
 
 class DocumentLocks:
     """Locks on the documents that jobs of this process are writing. It is thread-safe.
 
-    A job stores the chunks of a document and then deletes the additional chunks of an earlier version. Without a lock
-    it could delete chunks that another job has stored in between.
+    Without them both jobs would embed and store the document, and one of them would be superseded; see
+    `qdrant_sink.writing.replacement`, which also decides between jobs of several processes.
     """
 
     def __init__(self) -> None:
-        self._held: set[tuple[str, str, PointId]] = set()
+        self._held: set[tuple[str, str]] = set()
         self._released = threading.Condition()
 
     @contextmanager
-    def held(self, collection: str, scope: str, documents: Collection[PointId]) -> Iterator[None]:
+    def held(self, collection: str, documents: Collection[str]) -> Iterator[None]:
         """Wait until no other job holds any of these documents, and hold them for the block.
 
         Args:
             collection: name of the collection, which must not be an alias; see `Catalogue.resolve`.
-            scope: collection name from which ids are derived, as in `chunk_id`.
-            documents: ids of the documents.
+            documents: keys of the documents; see `document_key`.
         """
-        keys = {(collection, scope, document) for document in documents}
+        keys = {(collection, document) for document in documents}
         with self._released:
             self._released.wait_for(lambda: self._held.isdisjoint(keys))
             self._held.update(keys)

@@ -1,0 +1,299 @@
+"""Replace documents as a whole: the chunks of a new version are stored beside those of the older one, which then go.
+
+    begin     read which chunks of the documents are stored, and choose a version that is greater than theirs
+    (write)   store the chunks under ids of their own
+    commit    read again; where a greater version has appeared, withdraw; otherwise delete all other chunks
+
+Writers of one document, in one process or in several, need no lock: each of them reads after it has written, so that
+at least one of two concurrent writers sees the other, and both decide by the same order of versions. So one of the
+versions remains whole, and the other writer reports an error. If a writer is interrupted before it commits, the older
+version is still whole, and the next write deletes what the interrupted one has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from embedder.errors import NotFound
+from qdrant_sink.documents import Document, DocumentPaths, is_version, new_version, unversioned_chunk_id
+from qdrant_sink.errors import StoreRejected
+from qdrant_sink.filters import Filter
+from qdrant_sink.points import PayloadKeys, PointId, Stored
+from qdrant_sink.schema import PayloadIndex
+from qdrant_sink.writing.batches import BATCH_MAX_POINTS
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+VERSIONED_MAX_AGE_S: Final = 600.0
+"""Time for which a collection is taken to have no chunks without a version. Workers of an earlier release may write
+some while they are replaced by new ones."""
+
+LOOKUP_MAX_DOCUMENTS: Final = 256
+"""Maximum number of documents in the filter of one request."""
+
+
+class DocumentStore(Protocol):
+    """The part of `Store` that a replacement uses."""
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex, /) -> None:
+        """Create a payload index unless the collection has one on this key."""
+        ...
+
+    def scroll(
+        self,
+        collection: str,
+        where: Filter,
+        with_payload: PayloadKeys,
+        /,
+        *,
+        limit: int,
+        after: PointId | None = None,
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """Return a page of the matching points in the order of their ids, and the id at which the next page begins."""
+        ...
+
+    def delete(self, collection: str, /, *, ids: Sequence[PointId] = ()) -> int:
+        """Delete points by ids, and return how many of them existed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk in the store.
+
+    Attributes:
+        id: id of its point.
+        key: key of its document.
+        version: version of the write that stored it; empty for a chunk without a valid version.
+        number: number of the chunk in the document; -1 if the payload has none.
+    """
+
+    id: PointId
+    key: str
+    version: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Outcome of a replacement.
+
+    Attributes:
+        superseded: keys of the documents of which a greater version was stored meanwhile; this one is withdrawn.
+        missing: ids of chunks that were stored and are gone, because somebody deleted them meanwhile.
+        deleted: number of chunks of other versions that were deleted.
+    """
+
+    superseded: frozenset[str] = frozenset()
+    missing: frozenset[PointId] = frozenset()
+    deleted: int = 0
+
+
+class VersionedCollections:
+    """Collections that were seen to have no chunks without a version, so that not every job looks for them.
+
+    The store compares all points for that if the collection has no index on the number of the chunk. Thread-safe.
+
+    Args:
+        clock: monotonic clock in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen_at: dict[str, float] = {}
+
+    def add(self, collection: str) -> None:
+        """Record that a collection has no chunks without a version now."""
+        self._seen_at[collection] = self._clock()
+
+    def __contains__(self, collection: str) -> bool:
+        """Whether the collection was recorded in the last `VERSIONED_MAX_AGE_S` seconds."""
+        return self._clock() - self._seen_at.get(collection, float("-inf")) < VERSIONED_MAX_AGE_S
+
+
+class Replacement:
+    """The replacement of documents by one job. Its methods block.
+
+    Args:
+        store: store of the collection.
+        collection: name of the collection.
+        paths: payload paths of the collection's layout.
+        documents: the documents.
+        versioned: collections that were seen to have no chunks without a version.
+        keeps: whether chunks that were stored before are kept (`insert_only`), so that only missing ones are added.
+        batch_points: maximum number of points in one request.
+
+    Attributes:
+        versions: version of this write by the key of the document, after `begin`.
+        kept: ids of chunks that were stored before by key and number of the chunk, if they are kept.
+
+    Every method raises the errors of the store; see the table in `qdrant_sink.store`.
+    """
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        collection: str,
+        paths: DocumentPaths,
+        documents: Sequence[Document],
+        versioned: VersionedCollections,
+        *,
+        keeps: bool = False,
+        batch_points: int = BATCH_MAX_POINTS,
+    ) -> None:
+        self._store = store
+        self._collection = collection
+        self._paths = paths
+        self._documents = {document.key: document for document in documents}
+        self._versioned = versioned
+        self._keeps = keeps
+        self._batch_points = batch_points
+        self._before: dict[PointId, StoredChunk] = {}
+        self.versions: dict[str, str] = {}
+        self.kept: dict[tuple[str, int], PointId] = {}
+
+    def prepare_index(self) -> None:
+        """Create the payload index by which the chunks of a document are found. The collection must exist."""
+        self._store.ensure_index(self._collection, self._paths.key, PayloadIndex("keyword"))
+
+    def begin(self) -> None:
+        """Read which chunks of the documents are stored, and choose the version of this write."""
+        try:
+            self.prepare_index()
+            stored = [*self._chunks(), *self._unversioned_chunks()]
+        except NotFound:  # the collection will be created with the first batch
+            stored = []
+        self._before = {chunk.id: chunk for chunk in stored}
+        version = new_version(max((chunk.version for chunk in stored), default=""))
+        self.versions = dict.fromkeys(self._documents, version)
+        if self._keeps:
+            for chunk in stored:
+                if chunk.version:
+                    latest = self.versions[chunk.key]
+                    self.versions[chunk.key] = max("" if latest == version else latest, chunk.version)
+            self.kept = {
+                (chunk.key, chunk.number): chunk.id
+                for chunk in stored
+                if chunk.version in ("", self.versions[chunk.key])
+            }
+
+    def commit(self, written: Mapping[str, Collection[PointId]]) -> Outcome:
+        """Make the written chunks the only version of their documents, or withdraw them.
+
+        Args:
+            written: ids of the chunks that this job has stored, by the key of their document. Documents of which
+                nothing is stored are left as they are.
+        """
+        written = {key: ids for key, ids in written.items() if ids}
+        own = {point for ids in written.values() for point in ids}
+        chunks = list(self._chunks(written))
+        superseded = frozenset(chunk.key for chunk in chunks if chunk.version > self.versions[chunk.key])
+        present = {chunk.id for chunk in chunks}
+        missing = frozenset(
+            point for key, ids in written.items() if key not in superseded for point in ids if point not in present
+        )
+        withdrawn = [chunk.id for chunk in chunks if chunk.id in own and chunk.key in superseded]
+        stale = [chunk.id for chunk in chunks if chunk.key not in superseded and self._is_stale(chunk, own)]
+        if not self._keeps:
+            unversioned = [chunk for chunk in self._before.values() if not chunk.version and chunk.id not in present]
+            stale += [chunk.id for chunk in unversioned if chunk.key in written and chunk.key not in superseded]
+        self._delete(withdrawn)
+        self._delete(stale)
+        if stale:
+            log.info("deleted %d chunks of other versions", len(stale))
+        return Outcome(superseded, missing, len(stale))
+
+    def delete(self) -> int:
+        """Delete all chunks of the documents, and return their number. `begin` need not have been called."""
+        self.prepare_index()
+        ids = [chunk.id for chunk in (*self._chunks(), *self._unversioned_chunks())]
+        return self._delete(ids)
+
+    def _is_stale(self, chunk: StoredChunk, own: Collection[PointId]) -> bool:
+        if chunk.id in own:
+            return False
+        if self._keeps:  # only what other jobs have inserted since `begin`
+            return chunk.id not in self._before and chunk.version < self.versions[chunk.key]
+        return True
+
+    def _chunks(self, keys: Iterable[str] | None = None) -> Iterator[StoredChunk]:
+        """Yield the chunks that have a key, of these documents or of all."""
+        paths = self._paths
+        for some in _parts(self._documents if keys is None else keys, LOOKUP_MAX_DOCUMENTS):
+            where = {"must": [{"key": paths.key, "match": {"any": some}}]}
+            for point, payload in self._scan(where, (paths.key, paths.version, paths.chunk)):
+                version, number = _at(payload, paths.version), _at(payload, paths.chunk)
+                yield StoredChunk(
+                    point,
+                    str(_at(payload, paths.key)),
+                    str(version) if is_version(version) else "",
+                    number if isinstance(number, int) else -1,
+                )
+
+    def _unversioned_chunks(self) -> Iterator[StoredChunk]:
+        """Yield the chunks of the documents that were stored before chunks had keys.
+
+        Their payload names the id of the document, but not its scope, so that the id of the point decides.
+        """
+        paths = self._paths
+        unkeyed = [{"is_empty": {"key": paths.key}}, {"key": paths.chunk, "range": {"gte": 0}}]
+        if self._collection in self._versioned:
+            return
+        if not self._any({"must": unkeyed}):
+            self._versioned.add(self._collection)
+            return
+        by_payload_id: dict[int | str, list[Document]] = {}
+        for document in self._documents.values():
+            by_payload_id.setdefault(document.payload_id, []).append(document)
+        for kind in (int, str):  # a condition has values of one type
+            for some in _parts([value for value in by_payload_id if type(value) is kind], LOOKUP_MAX_DOCUMENTS):
+                where = {"must": [*unkeyed, {"key": paths.document, "match": {"any": some}}]}
+                for point, payload in self._scan(where, (paths.document, paths.chunk)):
+                    number = _at(payload, paths.chunk)
+                    for document in by_payload_id.get(_at(payload, paths.document), ()):
+                        if isinstance(number, int) and point == unversioned_chunk_id(
+                            document.id, number, document.scope
+                        ):
+                            yield StoredChunk(point, document.key, "", number)
+
+    def _any(self, where: Filter) -> bool:
+        """Whether a point matches. An index on the number of chunks is created if the store demands it."""
+        paths = self._paths
+        try:
+            points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
+        except StoreRejected:
+            self._store.ensure_index(self._collection, paths.chunk, PayloadIndex("integer"))
+            points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
+        return bool(points)
+
+    def _scan(self, where: Filter, keys: tuple[str, ...]) -> Iterator[tuple[PointId, Mapping[str, Any]]]:
+        after: PointId | None = None
+        while True:
+            points, after = self._store.scroll(
+                self._collection, where, PayloadKeys(keys), limit=self._batch_points, after=after
+            )
+            for point, stored in points.items():
+                yield point, stored.payload or {}
+            if after is None:
+                return
+
+    def _delete(self, ids: Sequence[PointId]) -> int:
+        return sum(self._store.delete(self._collection, ids=some) for some in _parts(ids, self._batch_points))
+
+
+def _at(payload: Mapping[str, Any], path: str) -> Any:
+    value: Any = payload
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _parts(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = list(values)
+    return (remaining[first : first + size] for first in range(0, len(remaining), size))
