@@ -18,7 +18,7 @@ from qdrant_sink.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from qdrant_sink.filters import Filter, check_filter, matches_all
+from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.points import (
@@ -134,7 +134,6 @@ __all__ = [
     "WriteReport",
     "Writer",
     "check_collection",
-    "check_filter",
     "chunk_id",
     "claims",
     "conform",
@@ -148,6 +147,7 @@ __all__ = [
     "matches_all",
     "open_edge",
     "open_server",
+    "parse_filter",
     "point_id",
     "recommend",
     "rows_max",

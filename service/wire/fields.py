@@ -16,7 +16,7 @@ from qdrant_sink import (
     OVERSAMPLING,
     PayloadKeys,
     WithPayload,
-    check_filter,
+    parse_filter,
 )
 from service.collection_config import PAYLOAD_PATH
 from service.validation import characters, counted, is_unicode, kind_of, shown
@@ -104,11 +104,6 @@ def _valid_key(key: str) -> str:
     return key
 
 
-def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
-    check_filter(raw)
-    return raw
-
-
 def payload_selection(raw: object) -> WithPayload:
     """Parse `withPayload`: the whole payload, none, these keys, or all keys but these."""
     if isinstance(raw, bool):
@@ -155,7 +150,7 @@ Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
-Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
+Filter = Annotated[dict[str, Any], AfterValidator(parse_filter)]
 
 
 class Wire(BaseModel):

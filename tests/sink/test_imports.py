@@ -117,6 +117,7 @@ PUBLIC = [
     "matches_all",
     "open_edge",
     "open_server",
+    "parse_filter",
     "point_id",
     "recommend",
     "rows_max",

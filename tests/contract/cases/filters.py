@@ -38,6 +38,8 @@ _VALID: Final[Mapping[str, Mapping[str, Any]]] = {
     "range": _key("price", range={"gte": 1.5, "lt": 5.5}),
     "range-open": _key("price", range={"gt": 1.5, "lte": None}),
     "range-of-dates": _key("when", range={"gte": "2024-01-01", "lt": "2024-05-31T00:00:00Z"}),
+    "range-of-dates-in-nanoseconds": _key("when", range={"gte": "2024-05-01 12:00:00.123456789+00", "lt": None}),
+    "match-empty-text": _key("text", match={"text": ""}),
     "values-count": _key("tags", values_count={"gte": 2}),
     "is-empty-of-a-key": _key("tags", is_empty=True),
     "is-null-of-a-key": _key("gone", is_null=True),
@@ -45,6 +47,10 @@ _VALID: Final[Mapping[str, Mapping[str, Any]]] = {
     "is-null": {"must": [{"is_null": {"key": "gone"}}]},
     "has-id": {"must": [{"has_id": [1, 3, 99]}]},
     "has-vector": {"must": [{"has_vector": "colbert"}]},
+    "has-vector-unnamed": {"must": [{"has_vector": ""}]},
+    "slice": {"must": [{"slice": {"total": 1, "index": 0}}]},
+    "nulls": {"must": [{"key": "n", "match": {"value": 1}, "range": None}], "should": None, "min_should": None},
+    "min-should-zero": {"min_should": {"min_count": 0, "conditions": [{"has_id": [1]}]}},
     "nested": {
         "must": [
             {
@@ -58,6 +64,8 @@ _VALID: Final[Mapping[str, Mapping[str, Any]]] = {
         ]
     },
     "path-of-a-list": _key("offers[].price", range={"gt": 5}),
+    "path-of-an-item": _key("offers[1].price", range={"gt": 5}),
+    "path-in-quotes": _key('"owner"."name"', match={"value": "kim"}),
     "path-of-an-object": _key("owner.name", match={"value": "kim"}),
     "geo-bounding-box": _key(
         "place", geo_bounding_box={"top_left": {"lon": 0, "lat": 55}, "bottom_right": {"lon": 20, "lat": 50}}
@@ -100,21 +108,21 @@ _INVALID: Final[Mapping[str, Mapping[str, Any]]] = {
     "match-a-float": _key("n", match={"value": 1.5}),
     "match-mixed": _key("n", match={"any": [1, "a"]}),
     "match-huge": _key("n", match={"value": 2**70}),
-    "match-empty-text": _key("text", match={"text": ""}),
     "range-a-list": _key("n", range=[1, 2]),
     "range-mixed": _key("when", range={"gt": 1, "lt": "2024-01-01"}),
     "range-no-date": _key("when", range={"gt": "yesterday"}),
+    "range-year-zero": _key("when", range={"gt": "0000-01-01"}),
     "range-no-day": _key("when", range={"gt": "2024-02-30"}),
     "values-count-negative": _key("tags", values_count={"gt": -1}),
     "is-empty-a-string": _key("tags", is_empty="yes"),
     "has-id-a-word": {"must": [{"has_id": ["word"]}]},
+    "has-id-null": {"must": [{"has_id": None}]},
     "has-id-negative": {"must": [{"has_id": [-1]}]},
-    "has-vector-empty": {"must": [{"has_vector": ""}]},
+    "slice-past-the-end": {"must": [{"slice": {"total": 2, "index": 2}}]},
     "geo-latitude": _key("place", geo_radius={"center": {"lon": 0, "lat": 91}, "radius": 1}),
     "geo-center-missing": _key("place", geo_radius={"radius": 1}),
     "geo-ring-open": _key("place", geo_polygon={"exterior": {"points": RING["points"][:3]}}),
     "geo-exterior-missing": _key("place", geo_polygon={}),
-    "min-should-zero": {"min_should": {"min_count": 0, "conditions": [{"has_id": [1]}]}},
     "min-should-without-count": {"min_should": {"conditions": []}},
     "nested-without-filter": {"must": [{"nested": {"key": "offers"}}]},
     "nested-too-deep": _NESTED,
