@@ -21,6 +21,7 @@ from qdrant_sink.errors import (
 from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
+from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
 from qdrant_sink.points import (
     INTEGER_ID_MAX,
     Draft,
@@ -52,7 +53,6 @@ from qdrant_sink.schema import (
     VectorNames,
 )
 from qdrant_sink.searching import (
-    GROUP_KEY,
     OVERSAMPLING,
     BranchRank,
     Explained,
@@ -84,7 +84,6 @@ __all__ = [
     "ANYWHERE",
     "BATCH_MAX_POINTS",
     "COLLECTION_NAME",
-    "GROUP_KEY",
     "INTEGER_ID_MAX",
     "NAMES",
     "OVERSAMPLING",
@@ -133,6 +132,9 @@ __all__ = [
     "WithPayload",
     "WriteReport",
     "Writer",
+    "canonical_path",
+    "canonical_selection_path",
+    "canonical_value_path",
     "check_collection",
     "chunk_id",
     "claims",
@@ -148,6 +150,7 @@ __all__ = [
     "open_edge",
     "open_server",
     "parse_filter",
+    "path_of_key",
     "point_id",
     "recommend",
     "rows_max",
