@@ -61,6 +61,8 @@ def _filter(raw: Any, path: str, depth: int) -> dict[str, Any]:
         names = ("conditions", "min_count")
         min_should = values.parse_object(fields["min_should"], path, names, required=names)
         conditions = values.parse_list(min_should["conditions"], f"{path}.conditions")
+        if not conditions:  # a server ignores such a clause over gRPC, and Qdrant Edge matches no point by it
+            raise InvalidRequest(f"{path}.conditions: must have at least 1 condition, got 0")
         result["min_should"] = {
             "conditions": [_condition(one, f"{path}.conditions[{i}]", depth) for i, one in enumerate(conditions)],
             "min_count": values.parse_count(min_should["min_count"], f"{path}.min_count"),
@@ -202,7 +204,7 @@ def _field_outcome(condition: Mapping[str, Any]) -> bool | None:
     if condition.get("match", {}).get("any") == []:
         return False
     if (bounds := condition.get("values_count")) is not None:
-        # Qdrant counts a missing value as 0, so that these bounds hold for every point, or for none.
+        # Newer versions of Qdrant count a missing value as 0, so that these bounds hold for every point, or for none.
         lowest = max(bounds.get("gte", 0), bounds.get("gt", -1) + 1)
         highest = min(bounds.get("lte", values.COUNT_MAX), bounds.get("lt", values.COUNT_MAX + 1) - 1)
         if lowest > highest:

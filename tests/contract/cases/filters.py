@@ -123,6 +123,7 @@ _INVALID: Final[Mapping[str, Mapping[str, Any]]] = {
     "geo-center-missing": _key("place", geo_radius={"radius": 1}),
     "geo-ring-open": _key("place", geo_polygon={"exterior": {"points": RING["points"][:3]}}),
     "geo-exterior-missing": _key("place", geo_polygon={}),
+    "min-should-of-nothing": {"min_should": {"min_count": 0, "conditions": []}},
     "min-should-without-count": {"min_should": {"conditions": []}},
     "nested-without-filter": {"must": [{"nested": {"key": "offers"}}]},
     "nested-too-deep": _NESTED,
