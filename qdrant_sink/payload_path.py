@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -91,15 +92,6 @@ def canonical_path(text: str) -> str:
     return str(PayloadPath.parse(text))
 
 
-def path_of_key(key: str) -> str:
-    """Return the path of one key at the top of a payload in the form in which Qdrant reads it.
-
-    Raises:
-        ValueError: the key contains `"` or a backslash.
-    """
-    return str(PayloadPath((key,)))
-
-
 def canonical_value_path(text: str) -> str:
     """Return a path through objects to one value in the form in which Qdrant reads it.
 
@@ -122,6 +114,24 @@ def canonical_selection_path(text: str) -> str:
     if path.has_indexes:
         raise ValueError("must select whole arrays: write [] in place of an index")
     return str(path)
+
+
+def path_of_key(key: str) -> str:
+    """Return the path of one key at the top of a payload in the form in which Qdrant reads it.
+
+    Raises:
+        ValueError: the key contains `"` or a backslash.
+    """
+    return str(PayloadPath((key,)))
+
+
+@contextmanager
+def named(attribute: str) -> Iterator[None]:
+    """Prefix errors about a path with the name of the attribute that holds it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{attribute}: {error}") from error
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedder.errors import InvalidRequest
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.errors import DuplicateId
-from qdrant_sink.payload_path import canonical_selection_path
+from qdrant_sink.payload_path import canonical_selection_path, named
 from qdrant_sink.schema import VectorNames
 
 PointId = int | uuid.UUID
@@ -158,7 +158,8 @@ class PayloadKeys:
     excluded: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", tuple(canonical_selection_path(key) for key in self.keys))
+        with named("keys"):
+            object.__setattr__(self, "keys", tuple(canonical_selection_path(key) for key in self.keys))
 
 
 WithPayload = bool | PayloadKeys

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from embedder.vectors import Kind
-from qdrant_sink.payload_path import canonical_path, canonical_value_path
+from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 Datatype = Literal["float32", "float16"]
@@ -154,6 +154,9 @@ class CollectionSchema:
         layout: library whose payload format is used.
         explicit: wire names of the fields that the operator has set, such as `dense.onDisk` and `shards`. An existing
             collection must have these values; all other fields may have been tuned.
+
+    Raises:
+        ValueError: a payload index or the tenant has an invalid path.
     """
 
     dense: DenseSchema
@@ -168,10 +171,12 @@ class CollectionSchema:
     explicit: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        indexes = {canonical_path(key): kind for key, kind in self.payload_indexes.items()}
+        with named("payload_indexes"):
+            indexes = {canonical_path(key): kind for key, kind in self.payload_indexes.items()}
         object.__setattr__(self, "payload_indexes", indexes)
         if self.tenant_key is not None:
-            object.__setattr__(self, "tenant_key", canonical_value_path(self.tenant_key))
+            with named("tenant_key"):
+                object.__setattr__(self, "tenant_key", canonical_value_path(self.tenant_key))
 
     @property
     def indexes(self) -> dict[str, PayloadIndex]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.conformance import Refusal, conform_vectors
 from qdrant_sink.filters import Filter
-from qdrant_sink.payload_path import canonical_value_path
+from qdrant_sink.payload_path import canonical_value_path, named
 from qdrant_sink.points import Vectors, WithPayload
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.searching.plan import RESCORED, Rescoring
@@ -75,7 +75,8 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if self.group_by is not None:
-            object.__setattr__(self, "group_by", canonical_value_path(self.group_by))
+            with named("group_by"):
+                object.__setattr__(self, "group_by", canonical_value_path(self.group_by))
         if not self.using or len(set(self.using)) != len(self.using):
             raise ValueError(f"using: must name at least one branch, each only once, got {self.using}")
         if self.weights is not None:
