@@ -21,9 +21,10 @@ from qdrant_sink.errors import (
     StoreUnavailable,
     Superseded,
 )
-from qdrant_sink.filters import Filter, check_filter, matches_all
+from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
+from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
 from qdrant_sink.points import (
     INTEGER_ID_MAX,
     Draft,
@@ -54,7 +55,6 @@ from qdrant_sink.schema import (
     VectorNames,
 )
 from qdrant_sink.searching import (
-    GROUP_KEY,
     OVERSAMPLING,
     BranchRank,
     Explained,
@@ -91,7 +91,6 @@ __all__ = [
     "COLLECTION_NAME",
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
-    "GROUP_KEY",
     "INTEGER_ID_MAX",
     "NAMES",
     "OVERSAMPLING",
@@ -147,8 +146,10 @@ __all__ = [
     "WithPayload",
     "WriteReport",
     "Writer",
+    "canonical_path",
+    "canonical_selection_path",
+    "canonical_value_path",
     "check_collection",
-    "check_filter",
     "chunk_id",
     "claims",
     "conform",
@@ -163,6 +164,8 @@ __all__ = [
     "new_version",
     "open_edge",
     "open_server",
+    "parse_filter",
+    "path_of_key",
     "point_id",
     "recommend",
     "rows_max",

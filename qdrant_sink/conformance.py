@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.vectors import SparseVector
+from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, shown_integer
 from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
 
@@ -307,9 +308,7 @@ def _too_large(size: str) -> _Refused:
 
 def _check_tenant(payload: Mapping[str, Any], key: str) -> None:
     """Refuse a point whose tenant is not a string. The keyword index would skip it, and no tenant would find it."""
-    value: Any = payload
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = PayloadPath.parse(key).value_in(payload)
     if type(value) is str and value:
         return
     got = "none" if value is None else "an empty string" if value == "" else type(value).__name__

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from embedder.errors import InvalidRequest
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.errors import DuplicateId
+from qdrant_sink.payload_path import canonical_selection_path, named
 from qdrant_sink.schema import VectorNames
 
 PointId = int | uuid.UUID
@@ -142,12 +143,20 @@ class PayloadKeys:
     """Selection of a part of the payload.
 
     Attributes:
-        keys: paths such as `topic` and `metadata.topic`. Paths that a payload does not have are ignored.
+        keys: paths such as `topic`, `metadata.topic` and `offers[].price` (see `payload_path`), in the form in which
+            Qdrant reads them. Paths that a payload does not have are ignored.
         excluded: whether these keys are excluded rather than included.
+
+    Raises:
+        ValueError: a key is not a path, or selects a single item of an array.
     """
 
     keys: tuple[str, ...]
     excluded: bool = False
+
+    def __post_init__(self) -> None:
+        with named("keys"):
+            object.__setattr__(self, "keys", tuple(canonical_selection_path(key) for key in self.keys))
 
 
 WithPayload = bool | PayloadKeys

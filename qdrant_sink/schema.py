@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from embedder.vectors import Kind
+from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 Datatype = Literal["float32", "float16"]
@@ -144,13 +145,18 @@ class CollectionSchema:
         sparse: schema of the vector `names.sparse`.
         colbert: schema of the vector `names.colbert`.
         names: names of the vectors.
-        payload_indexes: types of the payload indexes by key, which is a path such as `metadata.topic`.
-        tenant_key: path of the tenant, which every point must have and which is indexed; None without tenants.
+        payload_indexes: types of the payload indexes by path, such as `metadata.topic` and `offers[].price` (see
+            `payload_path`).
+        tenant_key: path to the one value of the tenant, which every point must have and which is indexed; None without
+            tenants.
         payload_on_disk: whether payloads are kept on disk; with None the store's default applies.
         placement: distribution over a cluster.
         layout: library whose payload format is used.
         explicit: wire names of the fields that the operator has set, such as `dense.onDisk` and `shards`. An existing
             collection must have these values; all other fields may have been tuned.
+
+    Raises:
+        ValueError: a payload index or the tenant has an invalid path.
     """
 
     dense: DenseSchema
@@ -163,6 +169,14 @@ class CollectionSchema:
     placement: Placement = ANYWHERE
     layout: Layout = "plain"
     explicit: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        with named("payload_indexes"):
+            indexes = {canonical_path(key): kind for key, kind in self.payload_indexes.items()}
+        object.__setattr__(self, "payload_indexes", indexes)
+        if self.tenant_key is not None:
+            with named("tenant_key"):
+                object.__setattr__(self, "tenant_key", canonical_value_path(self.tenant_key))
 
     @property
     def indexes(self) -> dict[str, PayloadIndex]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from embedder.vectors import Kind
 from qdrant_sink.errors import Difference, SchemaMismatch
+from qdrant_sink.payload_path import canonical_path
 from qdrant_sink.schema import ANYWHERE, CollectionSchema, PayloadIndex, Placement
 
 VectorKind = Literal["dense", "multivector", "sparse"]
@@ -52,12 +53,19 @@ class VectorDescription:
 
 @dataclass(frozen=True, slots=True)
 class CollectionDescription:
-    """An existing collection: its vectors by name, and its other properties as in `CollectionSchema`."""
+    """An existing collection: its vectors by name, and its other properties as in `CollectionSchema`.
+
+    The keys of payload indexes may come in any notation of their path.
+    """
 
     vectors: Mapping[str, VectorDescription]
     payload_indexes: Mapping[str, PayloadIndex] = field(default_factory=dict)
     payload_on_disk: bool | None = None
     placement: Placement = ANYWHERE
+
+    def __post_init__(self) -> None:
+        indexes = {canonical_path(key): index for key, index in self.payload_indexes.items()}
+        object.__setattr__(self, "payload_indexes", indexes)
 
 
 _ALWAYS_VERIFIED = {"size": "size", "distance": "distance", "comparator": "comparator", "modifier": "modifier"}

@@ -25,6 +25,8 @@ from qdrant_sink import (
     Quantization,
     SparseSchema,
     VectorNames,
+    canonical_path,
+    canonical_value_path,
 )
 from service.validation import field_error
 
@@ -32,12 +34,6 @@ NAME_MAX_BYTES = 200
 """Maximum length of a vector name in Qdrant, in bytes of UTF-8."""
 
 NAME_FORBIDDEN_CHARACTERS = '<>:"/\\|?*\x00\x1f'
-
-PAYLOAD_PATH = r'^([\w-]+|"[^"]+")(\[\])?(\.([\w-]+|"[^"]+")(\[\])?)*$'
-"""Pattern of a payload key as Qdrant's filters write it: `topic`, `metadata.topic`, `offers[].price`, `"a key"`."""
-
-TENANT_PATH = r"^[\w-]+(\.[\w-]+)*$"
-"""Pattern of a tenant's payload key: a path through objects, not through arrays, to one value."""
 
 
 def _valid_name(name: str) -> str:
@@ -50,7 +46,23 @@ def _valid_name(name: str) -> str:
     return name
 
 
+def _valid_path(path: str) -> str:
+    canonical_path(path)
+    return path
+
+
+def _by_path(indexes: dict[str, IndexType]) -> dict[str, IndexType]:
+    """Return the indexes by their paths as Qdrant reads them."""
+    result = {canonical_path(path): kind for path, kind in indexes.items()}
+    if len(result) < len(indexes):
+        paths = [canonical_path(path) for path in indexes]
+        duplicate = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"must name each key once, got {_shown(duplicate)} in two notations")
+    return result
+
+
 VectorName = Annotated[str, AfterValidator(_valid_name)]
+_Path = Annotated[str, Field(max_length=255), AfterValidator(_valid_path)]
 
 
 class _Config(BaseModel):
@@ -108,10 +120,8 @@ class CollectionConfig(_Config):
     dense: DenseConfig = DenseConfig()
     sparse: SparseConfig = SparseConfig()
     colbert: ColbertConfig = ColbertConfig()
-    payload_indexes: dict[Annotated[str, Field(pattern=PAYLOAD_PATH, max_length=255)], IndexType] = Field(
-        default_factory=dict
-    )
-    tenant_key: Annotated[str, Field(pattern=TENANT_PATH, max_length=255)] | None = None
+    payload_indexes: Annotated[dict[_Path, IndexType], AfterValidator(_by_path)] = Field(default_factory=dict)
+    tenant_key: Annotated[str, Field(max_length=255), AfterValidator(canonical_value_path)] | None = None
     payload_on_disk: bool | None = None
     shards: Annotated[int, Field(ge=1, le=10_000)] | None = None
     replication: Annotated[int, Field(ge=1, le=100)] | None = None

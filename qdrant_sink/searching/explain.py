@@ -13,7 +13,6 @@ All functions except `explain`, which calls the store, are pure and use only num
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.vectors import KINDS, Kind
+from qdrant_sink.payload_path import path_of_key
 from qdrant_sink.points import PayloadKeys, WithPayload
 from qdrant_sink.searching.matches import RowMatch, TokenMatch, row_matches, token_matches
 from qdrant_sink.searching.plan import Fuse, Hit
@@ -73,7 +73,7 @@ class Inquiry:
 
     Attributes:
         search: search of the caller.
-        text_key: key of the payload with the text to which explanations refer.
+        text_key: key of the payload with the text to which explanations refer, without `"` and backslashes.
         extended: search that also requests the payload and the vectors that the explanation needs.
         branches: search for the candidates of each branch, by kind.
         fuse: fusion of the branches; None without fusion.
@@ -170,7 +170,7 @@ class Inquiry:
         wanted = self.search.options.with_payload
         if not wanted or payload is None:
             return None
-        if wanted is True or any(path in wanted.keys for path in _paths(self.text_key)) != wanted.excluded:
+        if wanted is True or (path_of_key(self.text_key) in wanted.keys) != wanted.excluded:
             return payload
         return {key: value for key, value in payload.items() if key != self.text_key}
 
@@ -279,7 +279,7 @@ def explain(
         store: store of the collection.
         collection: name of the collection, or an alias.
         searches: searches that `conform_query` returned.
-        text_key: key of the payload with the text to which explanations refer.
+        text_key: key of the payload with the text to which explanations refer, without `"` and backslashes.
         halved: whether the store compares ColBERT rows in float16.
 
     Raises:
@@ -299,17 +299,12 @@ def explain(
     return results
 
 
-def _paths(key: str) -> tuple[str, ...]:
-    """Return the paths that select a payload key: the key in quotes, and the plain key if it is a valid path."""
-    quoted = f'"{key}"'
-    return (quoted, key) if re.fullmatch(r"[\w-]+", key) else (quoted,)
-
-
 def _with_text(wanted: WithPayload, key: str) -> WithPayload:
-    """Extend a selection by the text. A key with quotes cannot be written as a path and is not added."""
+    """Extend a selection by the text."""
+    path = path_of_key(key)
     if isinstance(wanted, PayloadKeys) and wanted.excluded:
-        kept = tuple(path for path in wanted.keys if path not in _paths(key))
+        kept = tuple(selected for selected in wanted.keys if selected != path)
         return PayloadKeys(kept, excluded=True) if kept else True
-    if wanted is True or '"' in key:
+    if wanted is True:
         return wanted
-    return PayloadKeys((*(wanted.keys if wanted else ()), _paths(key)[0]))
+    return PayloadKeys((*(wanted.keys if wanted else ()), path))

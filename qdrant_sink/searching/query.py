@@ -7,17 +7,15 @@ stages and `searching.run` for pages and groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.conformance import Refusal, conform_vectors
 from qdrant_sink.filters import Filter
+from qdrant_sink.payload_path import canonical_value_path, named
 from qdrant_sink.points import Vectors, WithPayload
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.searching.plan import RESCORED, Rescoring
-
-GROUP_KEY: Final = r"^[\w-]+(\.[\w-]+)*$"
-"""Pattern of `SearchOptions.group_by`: a path through nested objects, without arrays, to a single value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +45,9 @@ class SearchOptions:
         rescoring: how the quantized copies of vectors are used.
         with_payload: part of the payload that hits contain.
         with_vectors: vectors that hits contain.
-        group_by: path in the payload, such as `doc_id`. Points with the same string or integer at this path form a
-            group; `limit` groups are returned after skipping `offset` groups. A point without such a value is a group
-            of its own.
+        group_by: path in the payload to one value, such as `doc_id` (see `payload_path`). Points with the same string
+            or integer at this path form a group; `limit` groups are returned after skipping `offset` groups. A point
+            without such a value is a group of its own.
         group_size: maximum number of hits per group.
 
     Raises:
@@ -76,6 +74,9 @@ class SearchOptions:
     group_size: int = 1
 
     def __post_init__(self) -> None:
+        if self.group_by is not None:
+            with named("group_by"):
+                object.__setattr__(self, "group_by", canonical_value_path(self.group_by))
         if not self.using or len(set(self.using)) != len(self.using):
             raise ValueError(f"using: must name at least one branch, each only once, got {self.using}")
         if self.weights is not None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embedder.errors import InvalidRequest, NotFound
 from embedder.vectors import Kind, SparseVector
 from qdrant_sink.conformance import NORM_MIN, rows_max
-from qdrant_sink.filters import Filter, as_list
+from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.points import PointId, Stored, Vectors, WithPayload, point_id
 
 
@@ -110,8 +110,8 @@ def query_vectors(
 def excluding(where: Filter | None, ids: Sequence[PointId]) -> dict[str, Any]:
     """Return the filter, extended so that it excludes these points."""
     examples = {"has_id": [example if isinstance(example, int) else str(example) for example in ids]}
-    where = dict(where or {})
-    return {**where, "must_not": [*as_list(where.get("must_not")), examples]}
+    where = parse_filter(where or {})
+    return {**where, "must_not": [*where.get("must_not", []), examples]}
 
 
 def _vectors(stored: Mapping[PointId, Stored], ids: Sequence[PointId]) -> list[Vectors]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from embedder.vectors import Kind
+from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import PayloadKeys, PointId, Stored, WithPayload
 from qdrant_sink.searching.plan import Branch, Fuse, Hit, Nearest, Plan, Traversal
 from qdrant_sink.searching.query import Search
@@ -228,10 +229,8 @@ def _next_depth(search_round: _Round, hits: Sequence[Hit]) -> int | None:
 
 
 def group_of(hit: Hit, path: str) -> str | int | None:
-    """Return the string or integer at `path` of the payload; None for any other value."""
-    value: Any = hit.payload
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    """Return the string or integer at a path of the payload; None for any other value."""
+    value = PayloadPath.parse(path).value_in(hit.payload)
     return value if type(value) in (str, int) else None
 
 

@@ -9,16 +9,15 @@ from typing import Any
 from qdrant_client import models
 
 from embedder.vectors import SparseVector
-from qdrant_sink.filters import Filter, check_filter
+from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import NAMES, VectorNames
 from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
 
 
 def client_filter(raw: Filter) -> models.Filter:
-    """Validate and convert a filter. Raises InvalidRequest; see `check_filter`."""
-    check_filter(raw)
-    return models.Filter.model_validate(raw)
+    """Parse and convert a filter. Raises InvalidRequest; see `parse_filter`."""
+    return models.Filter.model_validate(parse_filter(raw))
 
 
 def client_id(point_id: PointId) -> int | str:

@@ -22,6 +22,7 @@ from embedder.errors import NotFound
 from qdrant_sink.documents import Document, DocumentPaths, is_version, new_version, unversioned_chunk_id
 from qdrant_sink.errors import StoreRejected
 from qdrant_sink.filters import Filter
+from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import PayloadKeys, PointId, Stored
 from qdrant_sink.schema import PayloadIndex
 from qdrant_sink.writing.batches import BATCH_MAX_POINTS
@@ -228,10 +229,13 @@ class Replacement:
         for some in _parts(self._documents if keys is None else keys, LOOKUP_MAX_DOCUMENTS):
             where = {"must": [{"key": paths.key, "match": {"any": some}}]}
             for point, payload in self._scan(where, (paths.key, paths.version, paths.chunk)):
-                version, number = _at(payload, paths.version), _at(payload, paths.chunk)
+                version, number = (
+                    PayloadPath.parse(paths.version).value_in(payload),
+                    PayloadPath.parse(paths.chunk).value_in(payload),
+                )
                 yield StoredChunk(
                     point,
-                    str(_at(payload, paths.key)),
+                    str(PayloadPath.parse(paths.key).value_in(payload)),
                     str(version) if is_version(version) else "",
                     number if isinstance(number, int) else -1,
                 )
@@ -255,8 +259,8 @@ class Replacement:
             for some in _parts([value for value in by_payload_id if type(value) is kind], LOOKUP_MAX_DOCUMENTS):
                 where = {"must": [*unkeyed, {"key": paths.document, "match": {"any": some}}]}
                 for point, payload in self._scan(where, (paths.document, paths.chunk)):
-                    number = _at(payload, paths.chunk)
-                    for document in by_payload_id.get(_at(payload, paths.document), ()):
+                    number = PayloadPath.parse(paths.chunk).value_in(payload)
+                    for document in by_payload_id.get(PayloadPath.parse(paths.document).value_in(payload), ()):
                         if isinstance(number, int) and point == unversioned_chunk_id(
                             document.id, number, document.scope
                         ):
@@ -285,13 +289,6 @@ class Replacement:
 
     def _delete(self, ids: Sequence[PointId]) -> int:
         return sum(self._store.delete(self._collection, ids=some) for some in _parts(ids, self._batch_points))
-
-
-def _at(payload: Mapping[str, Any], path: str) -> Any:
-    value: Any = payload
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _parts(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,13 +15,18 @@ from qdrant_sink import (
     OVERSAMPLING,
     PayloadKeys,
     WithPayload,
-    check_filter,
+    canonical_selection_path,
+    canonical_value_path,
+    parse_filter,
+    path_of_key,
 )
-from service.collection_config import PAYLOAD_PATH
-from service.validation import characters, counted, is_unicode, kind_of, shown
+from service.validation import counted, is_unicode, kind_of, shown
 
 PAYLOAD_KEYS_MAX = 100
 """Maximum number of payload keys in one selection."""
+
+PATH_CHARACTERS_MAX = 255
+"""Maximum length of a path of payload keys in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +108,9 @@ def _valid_key(key: str) -> str:
     return key
 
 
-def _valid_filter(raw: dict[str, Any]) -> dict[str, Any]:
-    check_filter(raw)
-    return raw
+def _valid_text_key(key: str) -> str:
+    path_of_key(_valid_key(key))
+    return key
 
 
 def payload_selection(raw: object) -> WithPayload:
@@ -142,9 +146,13 @@ def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     for index, key in enumerate(raw):
         if not isinstance(key, str):
             raise ValueError(f"{path}[{index}] must be a string, got {kind_of(key)}")  # noqa: TRY004 - as above
-        if len(key) > 255 or not is_unicode(key) or not re.fullmatch(PAYLOAD_PATH, key):
-            rule = "must be a key of at most 255 characters such as topic or a.topic"
-            raise ValueError(f"{path}[{index}] {rule}, got {characters(key)}")
+        if len(key) > PATH_CHARACTERS_MAX:
+            rule = f"must have at most {PATH_CHARACTERS_MAX} characters"
+            raise ValueError(f"{path}[{index}] {rule}, got {len(key)}")
+        try:
+            canonical_selection_path(_valid_key(key))
+        except ValueError as error:
+            raise ValueError(f"{path}[{index}] {error}") from error
     return tuple(str(key) for key in raw)
 
 
@@ -152,10 +160,11 @@ Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
 Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
 Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)]
+TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_text_key)]
+GroupBy = Annotated[str, Field(max_length=PATH_CHARACTERS_MAX), AfterValidator(canonical_value_path)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
-Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
+Filter = Annotated[dict[str, Any], AfterValidator(parse_filter)]
 
 
 class Wire(BaseModel):

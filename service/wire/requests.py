@@ -18,11 +18,12 @@ from pydantic import (
 )
 
 from embedder import CHUNK_MIN_TOKENS, KINDS, Kind, Outputs
-from qdrant_sink import GROUP_KEY, Rescoring, SearchOptions, WithPayload
+from qdrant_sink import Rescoring, SearchOptions, WithPayload
 from service import operations
 from service.wire.fields import (
     Collection,
     Filter,
+    GroupBy,
     Ids,
     Kinds,
     Pairs,
@@ -205,7 +206,7 @@ class SearchRequest(Wire):
     params: SearchParams = SearchParams()
     with_payload: Annotated[WithPayload, PlainValidator(payload_selection)] = True
     with_vectors: Annotated[tuple[Kind, ...], PlainValidator(vector_selection)] = ()
-    group_by: Annotated[str, Field(pattern=GROUP_KEY, max_length=255)] | None = None
+    group_by: GroupBy | None = None
     group_size: Annotated[int, Field(ge=1, le=100)] = 1
     explain: bool = False
     text_key: TextKey = "text"

@@ -107,8 +107,17 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
         ),
         ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be three different names, got 'dense' twice"),
         ('{"payloadIndexes": {"a": "blob"}}', "payloadIndexes.a must be 'keyword', 'integer', 'float', 'bool',"),
-        ('{"payloadIndexes": {"a b": "text"}}', "payloadIndexes.a b must match ^"),
-        ('{"tenantKey": "a[]"}', "tenantKey must match ^[\\w-]+(\\.[\\w-]+)*$, got a string of 3 characters"),
+        ('{"payloadIndexes": {"a b": "text"}}', "payloadIndexes.a b must be a path of keys"),
+        ('{"tenantKey": "a[]"}', "tenantKey must be a path through objects to one value, without [] and [0]"),
+        ('{"tenantKey": "a."}', "tenantKey must be a path of keys such as topic"),
+        (
+            r'{"payloadIndexes": {"topic": "keyword", "\"topic\"": "text"}}',
+            'payloadIndexes must name each key once, got "topic" in two notations',
+        ),
+        (
+            r'{"tenantKey": "t", "payloadIndexes": {"\"t\"": "integer"}}',
+            "payloadIndexes.t must be 'keyword' for the tenantKey, got 'integer'",
+        ),
         (
             '{"tenantKey": "t", "payloadIndexes": {"t": "integer"}}',
             "payloadIndexes.t must be 'keyword' for the tenantKey, got 'integer'",

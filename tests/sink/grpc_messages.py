@@ -175,6 +175,7 @@ def _condition(message: Any) -> Any:
         "is_empty": lambda: edge.IsEmptyCondition(value.key),
         "is_null": lambda: edge.IsNullCondition(value.key),
         "nested": lambda: edge.NestedCondition(value.key, filter_of(value.filter)),
+        "slice": lambda: edge.SliceCondition(value.total, value.index),  # type: ignore[attr-defined]
         "field": lambda: edge.FieldCondition(value.key, **_field(value)),
     }
     return builders[kind]()
