@@ -47,6 +47,7 @@ def test_a_container_is_healthy_when_its_http_server_is_ready(code: int, healthy
     """A server that loads or shuts down is not healthy, and neither is one that does not listen."""
     with answering(code) as port:
         assert check({"PORT": str(port)}).healthy is healthy
+        assert check({"PORT": f'"{port}"\n'}).healthy is healthy, "as the settings read it"
     assert not check({"PORT": str(port)}).healthy, "nobody listens"
 
 
