@@ -83,8 +83,10 @@ class Collections:
             field: path of the field, for the message of an error.
 
         Raises:
-            InvalidRequest: the name is missing and there is no default, or the collection is not allowed.
+            InvalidRequest: the worker has no store, the name is missing and there is no default, or the collection
+                is not allowed.
         """
+        self._store.check_named()
         collection = name or self._settings.qdrant_collection
         if collection is None:
             raise invalid_field(field, "is required: the worker has no default collection (QDRANT_COLLECTION)")
@@ -173,4 +175,5 @@ class Collections:
 
     async def set_alias(self, alias: str, collection: str) -> None:
         """Set an alias to a collection atomically."""
-        await self._store.call(lambda: self._store.opened().alias(self.named(alias, "alias"), collection))
+        name = self.named(alias, "alias")
+        await self._store.call(lambda: self._store.opened().alias(name, collection))
