@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdrant_sink import Catalogue, CollectionSchema, check_collection, point_id
+from qdrant_sink import Catalogue, CollectionSchema, StoreError, check_collection, point_id
+from service.logs import AUDIT, CALLER
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
-from service.validation import invalid_field
+from service.validation import counted, invalid_field
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,9 +115,20 @@ class Collections:
         collection = self.named(request.collection, "collection")
         scope = request.id_scope or collection
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
-        store = self._store.opened
-        deleted = await self._store.call(lambda: store().delete(collection, ids=ids, where=request.filter))
-        return DeleteResult(deleted)
+        selection = "a filter" if request.ids is None else counted(len(ids), "id")
+
+        def delete() -> int:
+            store = self._store.opened()
+            try:
+                deleted = store.delete(collection, ids=ids, where=request.filter)
+            except StoreError as error:
+                reason = type(error).__name__
+                AUDIT.info("%s deletes by %s from '%s': failed (%s)", CALLER.get(), selection, collection, reason)
+                raise
+            AUDIT.info("%s deletes by %s from '%s': %d deleted", CALLER.get(), selection, collection, deleted)
+            return deleted
+
+        return DeleteResult(await self._store.call(delete))
 
     async def verify(self, collection: str) -> bool:
         """Whether a collection exists; creates nothing.
