@@ -11,11 +11,14 @@ from typing import Final
 TYPING_ERRORS_MAX: Final = 2
 """Maximum edits between an unknown variable and the setting that it is likely to mean."""
 
-_SHORT_NAME: Final = 8
-"""Length of a setting's name up to which one edit makes a name of something else, such as `MODEL_DIR`."""
+_LONG_NAME: Final = 9
+"""Length from which no other program has a name within `TYPING_ERRORS_MAX` edits; `MODEL_DIR` is 2 from `MODEL_ID`."""
 
 _COMMON_NAME: Final = 7
-"""Length of a setting's name up to which other programs have similar names: `PATH`, `TYPE`, `API_KEYS`."""
+"""Length up to which other programs have names within one edit: `TYPE`, `ENGINES`, `API_KEYS`."""
+
+_TINY_NAME: Final = 4
+"""Length up to which nothing can be said: `PORT`."""
 
 
 def plain(text: str) -> str:
@@ -40,14 +43,18 @@ def misspelled(names: Collection[str], settings: Collection[str]) -> Iterator[tu
         if name in settings:
             continue
         edits, setting = min((edit_distance(name, setting), setting) for setting in settings)
-        if edits <= _edits_max(setting):
+        if _is_typing_error(name, setting, edits):
             yield name, setting
 
 
-def _edits_max(setting: str) -> int:
-    if len(setting) <= _COMMON_NAME:
-        return 0
-    return 1 if len(setting) <= _SHORT_NAME else TYPING_ERRORS_MAX
+def _is_typing_error(name: str, setting: str, edits: int) -> bool:
+    """Whether a name means a setting rather than something of another program."""
+    if len(setting) >= _LONG_NAME:
+        return edits <= TYPING_ERRORS_MAX
+    if len(setting) <= _COMMON_NAME:  # only a letter that is missing or swapped, and never the first
+        missing_or_swapped = len(name) < len(setting) or sorted(name) == sorted(setting)
+        return len(setting) > _TINY_NAME and edits == 1 and name[0] == setting[0] and missing_or_swapped
+    return edits == 1
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -63,4 +63,6 @@ def test_the_jobs_of_the_hub_are_answered(worker: Client, test: dict[str, Any]) 
     assert set(test) == {"name", "input", "timeout"}
     worker.good(test["input"])
     environment = {variable["key"]: variable["value"] for variable in HUB_TESTS["config"]["env"]}
-    assert Settings.from_environment(environment).qdrant_url is None
+    settings = Settings.from_environment(environment)
+    assert settings.qdrant_url is None
+    assert settings.names_store, "a queue worker refuses to store on a disk that nobody chose"
