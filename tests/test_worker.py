@@ -32,16 +32,6 @@ WAIT_MAX_S = 60.0
 
 PRIVATE = "the private words of a user"
 
-ON_POINTS: list[dict[str, Any]] = [
-    {"texts": ["hello"], "qdrant": {"collection": "notes"}},
-    {"operation": "search", "collection": "notes", "queries": ["hello"]},
-    {"operation": "search", "collection": "notes", "like": {"positive": [1]}},
-    {"operation": "count", "collection": "notes"},
-    {"operation": "delete", "collection": "notes", "ids": [1]},
-    {"operation": "delete", "collection": "notes", "filter": {"must": [{"key": "a", "match": {"value": 1}}]}},
-]
-"""A job of each kind that needs a store."""
-
 
 @dataclass(frozen=True)
 class Served:
@@ -347,24 +337,6 @@ def test_a_local_run_stores_beside_itself(programs: dict[str, Worker]) -> None:
     assert worker.wait(WAIT_MAX_S) == 0
     assert "'stored': 1" in worker.output
     assert "refuses to store" not in worker.output
-
-
-def test_a_queue_worker_without_a_store_refuses_to_lose_points(tmp_path: Path) -> None:
-    """Without `QDRANT_URL` every job on points is refused and names the settings; other jobs are answered.
-
-    One warning at the start says so, and nothing is written to the disk that goes with the worker.
-    """
-    settings = {**SETTINGS, "PYTHONPATH": str(ROOT)}
-    with JobQueue() as queue, Worker(queue, cwd=tmp_path, script=ROOT / "handler.py", env=settings) as worker:
-        jobs = queue.submit_many([*ON_POINTS, {"texts": ["hello"], "vectors": ["dense"]}])
-        *refused, embedded = [queue.result(job, WAIT_MAX_S) for job in jobs]
-        for posted in refused:
-            assert "QDRANT_URL is not set" in posted["error"]
-            assert "QDRANT_PATH" in posted["error"]
-            assert (posted["output"]["error_code"], posted["output"]["retryable"]) == ("invalid_request", False)
-        assert len(embedded["output"]["results"]) == 1
-        assert worker.output.count("refuses to store, search, count and delete points") == 1
-        assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:

@@ -19,10 +19,9 @@ from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
-from service.operations.store_access import NO_STORE, open_store
+from service.operations.store_access import open_store
 
 __all__ = [
-    "NO_STORE",
     "Chunking",
     "ColbertMatch",
     "Collections",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,6 +13,7 @@ from qdrant_sink import Store
 from service.operations import Operations, open_store
 from service.readiness import checks
 from service.settings import Settings
+from service.transports.queue.worker import serve
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.doubles import Watched
 
@@ -81,6 +83,39 @@ def test_a_store_that_was_chosen_is_used(watched: Watched, tmp_path: Path) -> No
         assert settings.names_store
         assert settings.without_default_store() == settings
     assert not Settings.from_environment({}).names_store
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "path"),
+    [
+        ([], {}, None),
+        ([], {"QDRANT_PATH": "chosen"}, "chosen"),
+        (["--test_input", '{"input": {}}'], {}, "./qdrant_data"),
+        (["--rp_serve_api"], {}, "./qdrant_data"),
+    ],
+)
+def test_only_a_process_that_polls_the_queue_has_no_default_store(
+    arguments: list[str], variables: dict[str, str], path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is built without the default store if the SDK will poll, and with it for a local run."""
+    for name in ("QDRANT_URL", "QDRANT_PATH", "PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**ENVIRONMENT, "RUNPOD_WEBHOOK_GET_JOB": "https://queue?", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["handler.py", *arguments])
+    for name in ("exit_on_signals", "logs.configure_start", "logs.configure_server", "ask_ahead"):
+        monkeypatch.setattr(f"service.transports.queue.worker.{name}", lambda *_: None)
+    built: list[Settings] = []
+
+    def build(settings: Settings) -> NoReturn:
+        built.append(settings)
+        raise ConfigurationError("the test ends here")
+
+    async def unused(_job: Json, _progress: object = None) -> Json:
+        raise NotImplementedError
+
+    assert serve(unused, build) == 2
+    assert [settings.qdrant_path for settings in built] == [path]
 
 
 def test_no_path_leads_to_a_store_that_was_not_chosen() -> None:

@@ -21,7 +21,8 @@ import orjson
 
 from embedder import ConfigurationError
 from service import logs
-from service.operations import NO_STORE, Operations
+from service.operations import Operations
+from service.operations.store_access import NO_STORE
 from service.readiness import checks
 from service.settings import Settings
 from service.shutdown import exit_on_signals
