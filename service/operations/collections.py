@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,19 +116,11 @@ class Collections:
         scope = request.id_scope or collection
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         selection = "a filter" if request.ids is None else counted(len(ids), "id")
-
-        def delete() -> int:
-            store = self._store.opened()
-            try:
-                deleted = store.delete(collection, ids=ids, where=request.filter)
-            except StoreError as error:
-                reason = type(error).__name__
-                AUDIT.info("%s deletes by %s from '%s': failed (%s)", CALLER.get(), selection, collection, reason)
-                raise
-            AUDIT.info("%s deletes by %s from '%s': %d deleted", CALLER.get(), selection, collection, deleted)
-            return deleted
-
-        return DeleteResult(await self._store.call(delete))
+        store = self._store.opened
+        deleted = await self._store.call(
+            lambda: _audited(collection, selection, lambda: store().delete(collection, ids=ids, where=request.filter))
+        )
+        return DeleteResult(deleted)
 
     async def verify(self, collection: str) -> bool:
         """Whether a collection exists; creates nothing.
@@ -189,3 +181,20 @@ class Collections:
         """Set an alias to a collection atomically."""
         name = self.named(alias, "alias")
         await self._store.call(lambda: self._store.opened().alias(name, collection))
+
+
+def _audited(collection: str, selection: str, delete: Callable[[], int]) -> int:
+    """Delete points, write the line of the audit, and return how many points there were.
+
+    Args:
+        collection: the collection as the caller named it.
+        selection: what selects the points, without its values.
+        delete: deletes the points.
+    """
+    try:
+        deleted = delete()
+    except StoreError as error:
+        AUDIT.info("%s deletes by %s from '%s': failed (%s)", CALLER.get(), selection, collection, type(error).__name__)
+        raise
+    AUDIT.info("%s deletes by %s from '%s': %d deleted", CALLER.get(), selection, collection, deleted)
+    return deleted
