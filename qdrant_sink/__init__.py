@@ -6,6 +6,7 @@ the subpackages `qdrant_sink.server` and `qdrant_sink.edge` import theirs when t
 
 from __future__ import annotations
 
+from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.catalogue import Catalogue
 from qdrant_sink.conformance import Refusal, RefusalCode, conform, conform_payload, rows_max, too_many_rows
 from qdrant_sink.documents import DOCUMENT_KEY, DOCUMENT_VERSION, Document, DocumentPaths, chunk_id, new_version
@@ -132,6 +133,8 @@ __all__ = [
     "SchemaMismatch",
     "Search",
     "SearchOptions",
+    "ServerAddress",
+    "ServerUrl",
     "SparseSchema",
     "Store",
     "StoreError",
@@ -140,6 +143,7 @@ __all__ = [
     "Stored",
     "Superseded",
     "TokenMatch",
+    "TransportChoice",
     "VectorNames",
     "Vectors",
     "VersionedCollections",

@@ -5,27 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from qdrant_sink.address import ServerUrl, TransportChoice
 from qdrant_sink.schema import NAMES, VectorNames
 from qdrant_sink.store import Store
 
 
 def open_server(
-    url: str, api_key: str | None = None, *, names: VectorNames = NAMES, retried: Callable[[], None] = lambda: None
+    url: str | ServerUrl,
+    api_key: str | None = None,
+    *,
+    transport: TransportChoice = "auto",
+    grpc_port: int | None = None,
+    names: VectorNames = NAMES,
+    retried: Callable[[], None] = lambda: None,
 ) -> Store:
     """Open a Qdrant server or cluster. The store connects on its first call.
 
     Args:
         url: `http://host:6333` or `https://…`, with a path prefix if a proxy needs one.
         api_key: API key, which is sent with every call and never logged.
+        transport: `auto`, `grpc` or `rest`; see `qdrant_sink.address`.
+        grpc_port: port of gRPC; None for 6334 if the URL names port 6333 or no port, and for REST if it names another.
         names: names of the vectors, the same in every collection.
         retried: callback before each repeated attempt of a call; it must not raise.
 
     Raises:
-        ConfigurationError: the URL is invalid.
+        ConfigurationError: the URL is invalid, or the port of gRPC is needed and unknown.
     """
     from qdrant_sink.server import ServerStore
 
-    return ServerStore(url, api_key, names=names, retried=retried)
+    return ServerStore(url, api_key, transport=transport, grpc_port=grpc_port, names=names, retried=retried)
 
 
 def open_edge(path: str | Path, *, names: VectorNames = NAMES) -> Store:

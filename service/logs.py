@@ -7,15 +7,22 @@ import os
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
 
 import orjson
 
 from embedder import whereabouts
 from service.printed_lines import PrintedLines, capture
+from service.variables import plain
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the current request or job, in all of its tasks and threads; None outside of a request."""
+
+CALLER: ContextVar[str] = ContextVar("caller", default="this process")
+"""Who sent the current request or job, by the name of the key: `API_KEY`, `anyone` (no key is set) or `queue`."""
+
+AUDIT: Final = logging.getLogger("service.audit")
+"""Logger of one line per deletion: who, what and how many, without texts, ids and filters; at any `LOG_LEVEL`."""
 
 _OURS = ("embedder", "precision", "qdrant_sink", "service")
 
@@ -82,6 +89,12 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in _OURS:
         logging.getLogger(package).setLevel(level)
+    AUDIT.setLevel(logging.INFO)
+
+
+def configure_start() -> None:
+    """Log as `LOG_FORMAT` says until the settings are read, so that warnings about them have the same form."""
+    configure("WARNING", _form())
 
 
 def configure_server(level: str, form: Literal["text", "json"] = "text") -> None:
@@ -109,10 +122,15 @@ def refuse_to_start(message: str) -> int:
     Returns:
         The exit status, 2.
     """
-    if os.environ.get("LOG_FORMAT", "").lower() == "json":
+    if _form() == "json":
         if not isinstance(sys.stderr, PrintedLines):  # not configured yet
             configure("CRITICAL", "json")
         logging.getLogger(__name__).critical("refusing to start: %s", message)
     else:
         print(f"refusing to start: {message}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
     return 2
+
+
+def _form() -> Literal["text", "json"]:
+    """The form that `LOG_FORMAT` asks for, whatever the other settings are."""
+    return "json" if plain(os.environ.get("LOG_FORMAT", "")).lower() == "json" else "text"

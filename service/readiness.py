@@ -69,11 +69,12 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
             log.warning("%s; until then, jobs that need the store fail with store_unavailable", error)
 
     # An embedded store at the default path is created by the first job that needs it.
-    has_store = settings.qdrant_url is not None or "qdrant_path" in settings.model_fields_set
-    return [device_computes, store_fits if has_store else default_store_is_free]
+    if settings.qdrant_path is None:
+        return [device_computes]
+    return [device_computes, store_fits if settings.names_store else default_store_is_free]
 
 
 def _try_open(settings: Settings) -> None:
     """Open and close the embedded store, if its directory exists."""
-    if Path(settings.qdrant_path).is_dir():
+    if settings.qdrant_path is not None and Path(settings.qdrant_path).is_dir():
         open_store(settings).close()

@@ -7,18 +7,19 @@ warning.
 
 from __future__ import annotations
 
-import ipaddress
+import json
 import logging
 import os
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
-from urllib.parse import SplitResult, urlsplit
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     field_validator,
@@ -27,14 +28,18 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from embedder import DEFAULT_MODEL, ConfigurationError, ModelOptions
-from qdrant_sink import COLLECTION_NAME
+from qdrant_sink import COLLECTION_NAME, ServerAddress, ServerUrl, TransportChoice
 from service.collection_config import CollectionConfig, parse_config
-from service.validation import rule
+from service.validation import characters, rule
+from service.variables import misspelled, plain
 
 log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+PortNumber = Annotated[int, Field(ge=1, le=65_535)]
 
+SECRETS: Final = ("api_key", "qdrant_api_key")
+"""Fields whose values are never shown."""
 
 _MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
 """Pattern of a model name, which is part of the path `/v1/models/NAME`."""
@@ -43,10 +48,31 @@ _MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
 def _collection_names(value: object) -> object:
     if not isinstance(value, str):
         return value
-    names = [part.strip() for part in value.split(",") if part.strip()]
+    if value.startswith("["):
+        try:
+            names = json.loads(value)
+        except (ValueError, RecursionError):
+            message = 'must be a list with commas or a JSON list, such as notes,papers or ["notes", "papers"]'
+            raise ValueError(message) from None
+    else:
+        names = [name for name in map(plain, value.split(",")) if name]
     if not names:
         raise ValueError("must name at least one collection; leave it unset to allow all")
     return names
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _log_level(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return {"WARN": "WARNING", "FATAL": "CRITICAL"}.get(value.upper(), value.upper())
+
+
+def _server_url(value: object) -> object:
+    return ServerUrl.parse(value) if isinstance(value, str) else value
 
 
 def _parsed_config(value: object) -> object:
@@ -54,16 +80,18 @@ def _parsed_config(value: object) -> object:
 
 
 class Settings(BaseModel):
-    """The operator's settings. An empty variable counts as unset."""
+    """The operator's settings. A variable that is empty, or blank, counts as unset."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     model_id: str = DEFAULT_MODEL
     model_revision: str | None = None
     served_model_name: Annotated[str, Field(pattern=_MODEL_NAME)] | None = None
-    engine: Literal["packed", "flagembedding"] = "packed"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "float8"] = "auto"
-    gpu_device: str | None = None
+    engine: Annotated[Literal["packed", "flagembedding"], BeforeValidator(_lower)] = "packed"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8", "float8"], BeforeValidator(_lower)] = (
+        "auto"
+    )
+    gpu_device: Annotated[str, BeforeValidator(_lower)] | None = None
     max_models: Annotated[int, Field(ge=1, le=64)] = 4
 
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 4
@@ -77,9 +105,12 @@ class Settings(BaseModel):
     query_max_length: Annotated[int, Field(ge=3)] = 512
     passage_max_length: Annotated[int, Field(ge=3)] = 8192
 
-    qdrant_url: str | None = None
+    qdrant_url: Annotated[ServerUrl, BeforeValidator(_server_url), PlainSerializer(str, return_type=str)] | None = None
+    qdrant_grpc_port: PortNumber | None = None
+    qdrant_transport: Annotated[TransportChoice, BeforeValidator(_lower)] = "auto"
     qdrant_api_key: SecretStr | None = None
-    qdrant_path: str = "./qdrant_data"
+    qdrant_allow_http_key: bool = False
+    qdrant_path: str | None = "./qdrant_data"
     qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
     qdrant_collections: Annotated[
         tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_collection_names)
@@ -87,43 +118,21 @@ class Settings(BaseModel):
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
-    log_format: Literal["text", "json"] = "text"
-    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
+    port: PortNumber | None = None
     api_key: SecretStr | None = None
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
-    @field_validator("log_format", mode="before")
-    @classmethod
-    def _lower(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
 
     @field_validator("qdrant_api_key", "api_key")
     @classmethod
     def _is_header(cls, value: SecretStr | None) -> SecretStr | None:
-        secret = "" if value is None else value.get_secret_value()
+        if value is None:
+            return None
+        secret = value.get_secret_value()
+        if not secret:
+            raise ValueError("must not be blank; leave the variable empty, or out, for no key")
         if not (secret.isascii() and all(character.isprintable() for character in secret)):
             raise ValueError("must be printable ASCII without line breaks, since it is sent in an HTTP header")
-        if secret != secret.strip():
-            raise ValueError("must not begin or end with a space, since an HTTP header would drop it")
-        return value
-
-    @field_validator("qdrant_url")
-    @classmethod
-    def _is_url(cls, value: str | None) -> str | None:
-        if value is not None:
-            parts = urlsplit(value)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("must look like http://host:6333 or https://host:6333")
-            if parts.username or parts.password:
-                raise ValueError("must not contain a user name or a password; use QDRANT_API_KEY")
-            if parts.query or parts.fragment:
-                raise ValueError("must not contain a query or a fragment; use QDRANT_API_KEY for a key")
-            _check_port(parts)
         return value
 
     @model_validator(mode="after")
@@ -132,8 +141,18 @@ class Settings(BaseModel):
             raise ValueError(
                 f"MIN_CONCURRENCY must be at most MAX_CONCURRENCY ({self.max_concurrency}), got {self.min_concurrency}"
             )
-        if self.qdrant_api_key is not None and self.qdrant_url is not None and not _protects_key(self.qdrant_url):
-            raise ValueError("QDRANT_API_KEY must not be sent unencrypted, and QDRANT_URL is plain http; use https")
+        url = self.qdrant_url
+        if url is not None:
+            try:
+                ServerAddress.of(url, self.qdrant_transport, self.qdrant_grpc_port)
+            except ValueError as error:
+                raise ValueError(f"QDRANT_URL {error}") from None
+            protected = url.https or url.is_local or self.qdrant_allow_http_key
+            if self.qdrant_api_key is not None and not protected:
+                raise ValueError(
+                    "QDRANT_API_KEY must not be sent unencrypted to another host, and QDRANT_URL is plain http; use "
+                    "https, or set QDRANT_ALLOW_HTTP_KEY=true where the network between the two is trusted"
+                )
         if (
             self.qdrant_collection is not None
             and self.qdrant_collections
@@ -143,7 +162,7 @@ class Settings(BaseModel):
                 f"QDRANT_COLLECTION must be in the allow-list QDRANT_COLLECTIONS, got {self.qdrant_collection!r}"
             )
         clustered = self.qdrant_collection_config.placement.server_only
-        if clustered and self.qdrant_url is None:
+        if clustered and url is None:
             raise ValueError(
                 f"QDRANT_COLLECTION_CONFIG: {clustered} needs a Qdrant server; set QDRANT_URL or leave these fields out"
             )
@@ -161,6 +180,9 @@ class Settings(BaseModel):
                 secret, and the fix.
         """
         variables = _by_field_name(os.environ if environment is None else environment)
+        settings_names = {name.upper() for name in cls.model_fields}
+        for name, setting in misspelled({name.upper() for name in variables}, settings_names):
+            log.warning("%s is not a setting and has no effect; did you mean %s?", name, setting)
         try:
             settings = cls.model_validate(variables)
         except ValidationError as error:
@@ -177,10 +199,28 @@ class Settings(BaseModel):
                 self.scale_down_threshold,
                 self.scale_up_threshold,
             )
-        if self.qdrant_api_key is not None and self.qdrant_url is None:
-            log.warning("QDRANT_API_KEY is ignored without QDRANT_URL, since the embedded store needs no key")
+        if self.qdrant_url is None:
+            for name in ("qdrant_api_key", "qdrant_grpc_port", "qdrant_transport", "qdrant_allow_http_key"):
+                if name in self.model_fields_set:
+                    log.warning(
+                        "%s is ignored without QDRANT_URL, since Qdrant Edge runs in this process", name.upper()
+                    )
+        elif self.qdrant_transport == "rest" and self.qdrant_grpc_port is not None:
+            log.warning("QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest")
         if self.qdrant_url is not None and "qdrant_path" in self.model_fields_set:
             log.warning("QDRANT_PATH is ignored because QDRANT_URL is set")
+
+    @property
+    def names_store(self) -> bool:
+        """Whether the operator has chosen where points are stored: a server, or a directory for Qdrant Edge."""
+        return self.qdrant_url is not None or (self.qdrant_path is not None and "qdrant_path" in self.model_fields_set)
+
+    def without_default_store(self) -> Settings:
+        """The settings for a process whose disk goes with it, where the default `QDRANT_PATH` would lose all points.
+
+        `qdrant_path` is None unless the operator has chosen a store.
+        """
+        return self if self.names_store else self.model_copy(update={"qdrant_path": None})
 
     @property
     def model_options(self) -> ModelOptions:
@@ -203,25 +243,13 @@ class Settings(BaseModel):
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:
-    return {key.lower(): value for key, value in environment.items() if value != ""}
-
-
-def _check_port(parts: SplitResult) -> None:
-    try:
-        _ = parts.port
-    except ValueError:  # its message quotes the port, which may be a misplaced key
-        raise ValueError("must have a port from 0 to 65535, or no port") from None
-
-
-def _protects_key(url: str) -> bool:
-    """Whether a key sent to this URL is encrypted in transit or stays on this machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" or parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    """The plain values of the variables that are set."""
+    values = {}
+    for key, text in environment.items():
+        name, value = key.lower(), plain(text) if isinstance(text, str) else text
+        if value != "" or (name in SECRETS and text != ""):  # a blank key is an error, since a key was meant
+            values[name] = value
+    return values
 
 
 def _message(error: ErrorDetails, variables: Mapping[str, str]) -> str:
@@ -234,7 +262,28 @@ def _message(error: ErrorDetails, variables: Mapping[str, str]) -> str:
     value = error["input"] if items else variables.get(str(field))
     if name == "QDRANT_COLLECTION_CONFIG":  # the config's own messages, after the path of its file
         return f"{name}: {message}" if str(value).lstrip().startswith("{") else f"{name}={value!r}: {message}"
-    if name in ("QDRANT_API_KEY", "API_KEY", "QDRANT_URL"):
+    if str(field) in SECRETS:
         return f"{name} {message}"
     requirement, separator, remedy = message.partition("; ")
-    return f"{name} {requirement}, got {value!r}{separator}{remedy}"
+    if name == "QDRANT_URL":
+        shown = _shown_url(str(value), [str(variables.get(secret, "")) for secret in SECRETS])
+    else:
+        shown = repr(value)
+    if name == "QDRANT_GRPC_PORT" and str(value).startswith("tcp://"):
+        separator, remedy = "; ", "Kubernetes sets it for a Service of this name, unless enableServiceLinks is false"
+    return f"{name} {requirement}, got {shown}{separator}{remedy}"
+
+
+def _shown_url(text: str, secrets: list[str]) -> str:
+    """A URL for a message, with `***` for each part that may hold a misplaced key."""
+    if any(secret and secret in text for secret in secrets):
+        return "***"
+    if re.fullmatch(r"[\w.-]{1,63}:\d{1,5}", text, re.ASCII):  # a host and a port alone
+        return repr(text)
+    parts = re.fullmatch(
+        r"(\w{1,8}://)([^@/?#]*@)?([\w.-]{1,63}|\[[\da-fA-F:.]*\])(:\d{0,5})?(.*)", text, re.ASCII | re.DOTALL
+    )
+    if parts is None:
+        return characters(text)
+    scheme, user, host, port, rest = parts.groups(default="")
+    return repr(scheme + (user and "***@") + host + port + (rest and "***"))

@@ -78,6 +78,7 @@ def field_path(location: Sequence[int | str]) -> str:
 
 _TYPE_NAMES: Final[Mapping[str, str]] = {
     "bool_type": "a boolean",
+    "bool_parsing": "true or false",
     "int_type": "an integer",
     "int_from_float": "an integer",
     "int_parsing": "an integer",

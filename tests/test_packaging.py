@@ -246,7 +246,7 @@ def test_the_compose_settings_are_settings() -> None:
     assert set(set_there) <= FIELDS
     defaults = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in set_there.items()}
     settings = Settings.from_environment(defaults)
-    assert settings.qdrant_url == "http://qdrant:6333"
+    assert str(settings.qdrant_url) == "http://qdrant:6333"
     assert worker["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
     assert "healthcheck" in COMPOSE["services"]["qdrant"]
     assert worker["depends_on"] == {"qdrant": {"condition": "service_healthy"}}

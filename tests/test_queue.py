@@ -26,6 +26,16 @@ WAIT_MAX_S = 60.0
 """Timeout in seconds for a hanging worker. No measurement depends on it."""
 
 LONG: dict[str, Any] = {"texts": ["a passage that takes a while " * 60] * 100, "isPassage": True, "vectors": ["dense"]}
+ON_POINTS: list[dict[str, Any]] = [
+    {"texts": ["hello"], "qdrant": {"collection": "notes"}},
+    {"operation": "search", "collection": "notes", "queries": ["hello"]},
+    {"operation": "search", "collection": "notes", "like": {"positive": [1]}},
+    {"operation": "count", "collection": "notes"},
+    {"operation": "delete", "collection": "notes", "ids": [1]},
+    {"operation": "delete", "collection": "notes", "filter": {"must": [{"key": "a", "match": {"value": 1}}]}},
+]
+"""A job of each kind that needs a store."""
+
 NOISE = ("Traceback", "Exception ignored", "leaked", "Error in sys.excepthook", "Fatal Python error")
 
 
@@ -39,6 +49,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         "refused": ("handler.py", {"RUNPOD_LOG_LEVEL": "DEBUG"}),
         "stopped": ("handler.py", {"MAX_CONCURRENCY": "1"}),
         "unfit": ("handler.py", {"QDRANT_PATH": "{tmp}/other", "QDRANT_COLLECTION": "notes"}),
+        "no store": ("handler.py", {}),
         "reference": ("handler.py", {"ENGINE": "flagembedding", "QDRANT_URL": f"http://127.0.0.1:{free_port()}"}),
     }
     with ExitStack() as stack:
@@ -171,6 +182,22 @@ def test_progress_of_a_long_upsert_never_comes_after_its_answer(started: dict[st
     assert done == sorted(done)
     assert [post.progress for post in queue.posts if post.id == job] == [True] * len(reports) + [False]
     assert not queue.progress(quick)
+
+
+def test_a_worker_without_a_store_refuses_to_lose_points(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """Without `QDRANT_URL` every job on points is refused and names the settings; other jobs are answered.
+
+    One warning at the start says so.
+    """
+    queue, worker = started["no store"]
+    assert worker.output.count("refuses to store, search, count and delete points") == 1
+    *refused, embedded = answers(queue, queue.submit_many([*ON_POINTS, {"texts": ["hello"], "vectors": ["dense"]}]))
+    for posted in refused:
+        assert "QDRANT_URL is not set" in posted["error"]
+        assert "QDRANT_PATH" in posted["error"]
+        assert (posted["output"]["error_code"], posted["output"]["retryable"]) == ("invalid_request", False)
+    assert len(embedded["output"]["results"]) == 1
+    assert worker.output.count("refuses to store") == 1
 
 
 def test_a_worker_starts_without_its_store(started: dict[str, tuple[JobQueue, Worker]]) -> None:

@@ -79,20 +79,29 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[dict[str, Worker]]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
     """Runs that end by themselves, started concurrently: most of their time is loading libraries."""
     good = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})
     bad = json.dumps({"input": {"texts": ["hello"], "batchSize": -1}})
+    stored = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"], "qdrant": {"collection": "notes"}}})
+    local = tmp_path_factory.mktemp("local")
     with ExitStack() as stack:
         queue = stack.enter_context(JobQueue())
         started = {
             "good job": Worker(None, cwd=ROOT, args=["--test_input", good], env=SETTINGS),
             "bad job": Worker(None, cwd=ROOT, args=["--test_input", bad], env=SETTINGS),
             "good job, JSON": Worker(
-                None, cwd=ROOT, args=["--test_input", good], env={**SETTINGS, "LOG_FORMAT": "json"}
+                None, cwd=ROOT, args=["--test_input", good], env={**SETTINGS, "LOG_FORMAT": '"JSON"', "QDRANT_ULR": "x"}
             ),
-            "no model, JSON": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0", "LOG_FORMAT": "json"}),
+            "no model, JSON": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0", "LOG_FORMAT": " json\n"}),
             "no model": Worker(queue, cwd=ROOT, env={**SETTINGS, "MAX_MODELS": "0"}),
+            "stored job": Worker(
+                queue,
+                cwd=local,
+                script=ROOT / "handler.py",
+                args=["--test_input", stored],
+                env={**SETTINGS, "PYTHONPATH": str(ROOT)},
+            ),
             "no queue": Worker(None, cwd=ROOT, env=SETTINGS),
             "no JSON": Worker(None, cwd=ROOT, args=["--test_input", "{nonsense"], env=SETTINGS),
             "no device": Worker(queue, cwd=ROOT, env={**SETTINGS, "GPU_DEVICE": "cuda:7"}),
@@ -258,6 +267,16 @@ def test_log_lines_name_their_job(served: Served) -> None:
     assert len(lines()) == 1
 
 
+def test_a_deletion_by_a_job_is_in_the_audit(served: Served) -> None:
+    """The line names the queue as the caller, and the job."""
+    served.answer({"texts": [PRIVATE], "qdrant": {"collection": "audited", "ids": [PRIVATE]}, "vectors": ["dense"]})
+    job = served.queue.submit({"operation": "delete", "collection": "audited", "ids": [PRIVATE]})
+    assert served.queue.result(job, WAIT_MAX_S)["output"] == {"deleted": 1}
+    said = f"INFO service.audit: queue deletes by 1 id from 'audited': 1 deleted [{job}]\n"
+    served.queue.until(lambda: said in served.worker.output, WAIT_MAX_S, "line of the audit")
+    assert PRIVATE not in served.worker.output
+
+
 def test_an_answer_is_not_spelt_out_for_the_log() -> None:
     """Formatting an answer for the SDK's log prints no text, and the posted answer is unchanged."""
     answer = {"results": [{"text": PRIVATE, "dense": [0.1, -2e-7]}], "usage": {"tokens": 3}}
@@ -296,6 +315,7 @@ def test_every_line_is_json_where_that_is_asked_for(programs: dict[str, Worker])
     assert programs["good job, JSON"].wait(WAIT_MAX_S) == 0
     entries = [json.loads(line) for line in programs["good job, JSON"].output.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(entry) for entry in entries)
+    assert entries[0]["message"] == "QDRANT_ULR is not a setting and has no effect; did you mean QDRANT_URL?"
     of_the_sdk = [entry for entry in entries if entry["logger"] == "runpod"]
     assert any("'text': 'hello'" in entry["message"] for entry in of_the_sdk)
     assert {"local_test"} <= {entry.get("request_id") for entry in of_the_sdk}
@@ -309,6 +329,14 @@ def test_a_refusal_to_start_is_json_where_that_is_asked_for(programs: dict[str, 
     entry = json.loads(line)
     assert entry["level"] == "CRITICAL"
     assert entry["message"].startswith("refusing to start: MAX_MODELS")
+
+
+def test_a_local_run_stores_beside_itself(programs: dict[str, Worker]) -> None:
+    """`--test_input` stores in `./qdrant_data`, also where the platform names a queue that it does not poll."""
+    worker = programs["stored job"]
+    assert worker.wait(WAIT_MAX_S) == 0
+    assert "'stored': 1" in worker.output
+    assert "refuses to store" not in worker.output
 
 
 def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:

@@ -1,8 +1,9 @@
 """Connection to a Qdrant server over gRPC, or over REST if gRPC is not reachable, with retries.
 
-REST uses the port of the URL, 6333 by default. gRPC uses `grpc_port`, 6334 by default. With `prefer_grpc` the first
-call probes the gRPC port. If it does not answer and REST does, as behind a proxy that forwards only HTTP, all calls use
-REST and a warning is logged, because REST is several times slower for ColBERT. Concurrent first calls share one probe.
+`qdrant_sink.address` says which ports are those of the server that the URL names; no other port is ever contacted.
+Where both APIs may be used, the first call probes the gRPC port. If it does not answer and REST does, as behind a proxy
+that forwards only HTTP, all calls use REST and a warning is logged, because REST is several times slower for ColBERT.
+Concurrent first calls share one probe.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import tenacity
@@ -23,7 +23,8 @@ from qdrant_client import grpc as messages
 from qdrant_client.connection import get_channel
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedder.errors import ConfigurationError, WorkerError
+from embedder.errors import WorkerError
+from qdrant_sink.address import ServerAddress
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.server.faults import CLIENT_EXCEPTIONS, Fault, fault_of
 
@@ -71,28 +72,21 @@ class ServerConnection:
     retried.
 
     Args:
-        url: `http://host:6333` or `https://…`, with a path prefix if a proxy needs one.
+        address: the ports of the server, and which of them are used.
         api_key: API key, which is sent with every call and never logged.
-        prefer_grpc: whether gRPC is tried first; see the module docstring.
-        grpc_port: port of gRPC.
         timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts.
         interactive_deadline_s: deadline of calls on which a user waits (`interactive`).
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
         new_client: function that creates the clients.
-
-    Raises:
-        ConfigurationError: the URL is invalid.
     """
 
     def __init__(
         self,
-        url: str,
+        address: ServerAddress,
         api_key: str | None,
         *,
-        prefer_grpc: bool,
-        grpc_port: int,
         timeout_s: int,
         deadline_s: float,
         interactive_deadline_s: float,
@@ -100,35 +94,37 @@ class ServerConnection:
         retried: Callable[[], None],
         new_client: Callable[..., QdrantClient] = QdrantClient,
     ) -> None:
+        url = address.url
         self._new_client = functools.partial(
             new_client,
-            url=url,
+            url=str(url),
             api_key=api_key,
-            grpc_port=grpc_port,
             timeout=timeout_s,
             check_compatibility=False,
         )
-        try:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError("no scheme")
+        if address.warning is not None:
+            log.warning("%s", address.warning)
+        self._is_single = address.grpc_port is None or address.transport == "grpc"
+        self._channel: grpc.Channel | None = None
+        if address.grpc_port is None:
+            self._first = Transport(self._new_client(prefer_grpc=False), over_grpc=False)
+        else:
             options = dict(_RECONNECT_OPTIONS)  # a copy, because the client modifies it
-            client = self._new_client(prefer_grpc=prefer_grpc, grpc_options=options)
-            self._first = Transport(client, prefer_grpc)
-        except ValueError as exc:
-            raise ConfigurationError("QDRANT_URL: must be http://host:port or https://host:port") from exc
-        # Upserts have their own channel, because the client's stub would parse and serialise the request again.
-        self._channel = get_channel(
-            host=urlsplit(url).hostname or "",
-            port=grpc_port,
-            ssl=url.startswith("https://"),
-            metadata=[] if api_key is None else [("api-key", api_key)],
-            options=dict(_RECONNECT_OPTIONS),
-        )
-        # The stub is created now and not by the first call, so that `close` always closes the client's channels.
-        self._exists = client.grpc_collections.CollectionExists if prefer_grpc else None
-        self._upsert = self._channel.unary_unary(
-            "/qdrant.Points/Upsert", response_deserializer=messages.PointsOperationResponse.FromString
-        )
+            client = self._new_client(prefer_grpc=True, grpc_port=address.grpc_port, grpc_options=options)
+            self._first = Transport(client, over_grpc=True)
+            # The stub is created now and not by the first call, so that `close` always closes the client's channels.
+            self._exists = client.grpc_collections.CollectionExists
+            # Upserts have their own channel, because the client's stub would parse and serialise the request again.
+            self._channel = get_channel(
+                host=url.authority,
+                port=address.grpc_port,
+                ssl=url.https,
+                metadata=[] if api_key is None else [("api-key", api_key)],
+                options=dict(_RECONNECT_OPTIONS),
+            )
+            self._upsert = self._channel.unary_unary(
+                "/qdrant.Points/Upsert", response_deserializer=messages.PointsOperationResponse.FromString
+            )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
         self._interactive_deadline_s = min(interactive_deadline_s, deadline_s)
@@ -188,7 +184,8 @@ class ServerConnection:
         transports = (self._first, self._connected())
         for transport in {id(transport): transport for transport in transports if transport}.values():
             transport.client.close()
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def _before_retry(self, state: tenacity.RetryCallState) -> None:
         fault = _fault(state)
@@ -265,7 +262,7 @@ class ServerConnection:
         Raises:
             Exception: one of `CLIENT_EXCEPTIONS`, because neither answers or the server asks to retry later.
         """
-        if self._exists is None:
+        if self._is_single:
             return self._first
         request = messages.CollectionExistsRequest(collection_name=collection)
         try:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as messages
 
-from embedder.errors import InvalidRequest
+from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.vectors import Kind
+from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
@@ -41,8 +42,8 @@ class ServerStore:
     Args:
         url: `http://host:6333` or `https://…`, with a path prefix if a proxy needs one.
         api_key: API key, which is sent with every call and never logged.
-        prefer_grpc: whether gRPC is used if it is reachable.
-        grpc_port: port of gRPC.
+        transport: `auto`, `grpc` or `rest`; see `qdrant_sink.address`.
+        grpc_port: port of gRPC; None for 6334 if the URL names port 6333 or no port, and for REST if it names another.
         timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts. The default allows for three timeouts.
         interactive_deadline_s: deadline of calls on which a user waits: `verify`, `query`, `fetch`, `count`,
@@ -52,16 +53,16 @@ class ServerStore:
         retried: callback before each further attempt; it must not raise.
 
     Raises:
-        ConfigurationError: the URL is invalid.
+        ConfigurationError: the URL is invalid, or the port of gRPC is needed and unknown.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | ServerUrl,
         api_key: str | None = None,
         *,
-        prefer_grpc: bool = True,
-        grpc_port: int = 6334,
+        transport: TransportChoice = "auto",
+        grpc_port: int | None = None,
         timeout_s: int = 20,
         deadline_s: float = 70.0,
         interactive_deadline_s: float = 10.0,
@@ -69,11 +70,14 @@ class ServerStore:
         pause_s: float = 0.2,
         retried: Callable[[], None] = lambda: None,
     ) -> None:
+        try:
+            parsed = url if isinstance(url, ServerUrl) else ServerUrl.parse(url)
+            address = ServerAddress.of(parsed, transport, grpc_port)
+        except ValueError as error:
+            raise ConfigurationError(f"QDRANT_URL: {error}") from None
         self._connection = ServerConnection(
-            url,
+            address,
             api_key,
-            prefer_grpc=prefer_grpc,
-            grpc_port=grpc_port,
             timeout_s=timeout_s,
             deadline_s=deadline_s,
             interactive_deadline_s=interactive_deadline_s,

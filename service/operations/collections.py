@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,15 @@ from qdrant_sink import (
     Document,
     DocumentPaths,
     Replacement,
+    StoreError,
     VersionedCollections,
     check_collection,
     point_id,
 )
+from service.logs import AUDIT, CALLER
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
-from service.validation import invalid_field
+from service.validation import counted, invalid_field
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,8 +96,10 @@ class Collections:
             field: path of the field, for the message of an error.
 
         Raises:
-            InvalidRequest: the name is missing and there is no default, or the collection is not allowed.
+            InvalidRequest: the worker has no store, the name is missing and there is no default, or the collection
+                is not allowed.
         """
+        self._store.check_named()
         collection = name or self._settings.qdrant_collection
         if collection is None:
             raise invalid_field(field, "is required: the worker has no default collection (QDRANT_COLLECTION)")
@@ -122,16 +126,20 @@ class Collections:
         """
         collection = self.named(request.collection, "collection")
         scope = request.id_scope or collection
+        selection, delete = self._deletion(request, collection, scope)
+        return DeleteResult(await self._store.call(lambda: _audited(collection, selection, delete)))
+
+    def _deletion(self, request: DeleteRequest, collection: str, scope: str) -> tuple[str, Callable[[], int]]:
+        """What selects the points, for the audit, and the function that deletes them."""
         if request.doc_ids is not None:
             documents = [
                 Document.of(point_id(raw, scope, field=f"docIds[{n}]"), scope, raw)
                 for n, raw in enumerate(request.doc_ids)
             ]
-            return DeleteResult(await self._store.call(lambda: self._delete_documents(collection, documents)))
+            return counted(len(documents), "docId"), lambda: self._delete_documents(collection, documents)
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
-        store = self._store.opened
-        deleted = await self._store.call(lambda: store().delete(collection, ids=ids, where=request.filter))
-        return DeleteResult(deleted)
+        selection = "a filter" if request.ids is None else counted(len(ids), "id")
+        return selection, lambda: self._store.opened().delete(collection, ids=ids, where=request.filter)
 
     def _delete_documents(self, name: str, documents: Sequence[Document]) -> int:
         store = self._store.opened()
@@ -196,4 +204,22 @@ class Collections:
 
     async def set_alias(self, alias: str, collection: str) -> None:
         """Set an alias to a collection atomically."""
-        await self._store.call(lambda: self._store.opened().alias(self.named(alias, "alias"), collection))
+        name = self.named(alias, "alias")
+        await self._store.call(lambda: self._store.opened().alias(name, collection))
+
+
+def _audited(collection: str, selection: str, delete: Callable[[], int]) -> int:
+    """Delete points, write the line of the audit, and return how many points there were.
+
+    Args:
+        collection: the collection as the caller named it.
+        selection: what selects the points, without its values.
+        delete: deletes the points.
+    """
+    try:
+        deleted = delete()
+    except StoreError as error:
+        AUDIT.info("%s deletes by %s from '%s': failed (%s)", CALLER.get(), selection, collection, type(error).__name__)
+        raise
+    AUDIT.info("%s deletes by %s from '%s': %d deleted", CALLER.get(), selection, collection, deleted)
+    return deleted

@@ -78,7 +78,7 @@ class Operations:
             ConfigurationError: the settings cannot work on this machine.
         """
         # A configured directory must work at start; the default one is created when a job first needs it.
-        chosen = settings.qdrant_url is None and "qdrant_path" in settings.model_fields_set
+        chosen = settings.qdrant_url is None and settings.names_store
         store = open_store(settings) if chosen else None
         try:
             return cls(settings, Embedder.load(settings.model_options), store)

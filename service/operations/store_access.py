@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Final, TypeVar, cast
 
-from embedder import ConfigurationError, Overloaded, timed
+from embedder import ConfigurationError, InvalidRequest, Overloaded, timed
 from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
 from service.settings import Settings
 
@@ -22,25 +22,41 @@ CALLS_MAX: Final = 8
 INGESTS_MAX: Final = 256
 """Default maximum of concurrent ingests."""
 
+NO_STORE: Final = (
+    "this worker has no store and refuses to store, search, count and delete points: QDRANT_URL is not set, and what a "
+    "queue worker writes to its own disk is lost with it; set QDRANT_URL to a Qdrant server, or QDRANT_PATH to a "
+    "directory that outlives the worker"
+)
+"""Message of every operation on points where the settings name no store."""
+
 SENDER_THREADS: Final = 16
 """Threads that send batches of points, shared by all ingests."""
 
 
 def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) -> Store:
-    """Open the server at `QDRANT_URL` or, if that is unset, the embedded store under `QDRANT_PATH`.
+    """Open the server at `QDRANT_URL` or, if that is unset, Qdrant Edge under `QDRANT_PATH`.
 
     Args:
         settings: the settings.
         on_retry: callback for each retried call.
 
     Raises:
-        ConfigurationError: the directory cannot be used, or the URL is invalid.
+        ConfigurationError: the directory cannot be used, or the settings name no store.
     """
     names = settings.qdrant_collection_config.names
     if settings.qdrant_url is not None:
         key = settings.qdrant_api_key
         secret = None if key is None else key.get_secret_value()
-        return open_server(settings.qdrant_url, secret, names=names, retried=on_retry)
+        return open_server(
+            settings.qdrant_url,
+            secret,
+            transport=settings.qdrant_transport,
+            grpc_port=settings.qdrant_grpc_port,
+            names=names,
+            retried=on_retry,
+        )
+    if settings.qdrant_path is None:
+        raise ConfigurationError(NO_STORE)
     return open_edge(settings.qdrant_path, names=names)
 
 
@@ -78,8 +94,10 @@ class StoreAccess:
         """The store, which the first call opens. Blocks.
 
         Raises:
+            InvalidRequest: the settings name no store, and none was given.
             StoreUnavailable: the store cannot be opened.
         """
+        self.check_named()
         with self._opening:
             if self._store is None:
                 try:
@@ -87,6 +105,15 @@ class StoreAccess:
                 except ConfigurationError as error:  # the worker has started already, so only the job can fail
                     raise StoreUnavailable(str(error)) from error
             return self._store
+
+    def check_named(self) -> None:
+        """Check that there is a store, without opening it.
+
+        Raises:
+            InvalidRequest: the settings name no store, and none was given.
+        """
+        if self._store is None and self._settings.qdrant_url is None and self._settings.qdrant_path is None:
+            raise InvalidRequest(NO_STORE)
 
     @property
     def senders(self) -> Executor:

@@ -26,7 +26,7 @@ class SlowStore(EdgeStore):
 
 def build(settings: Settings) -> Operations:
     """Build the operations over a slow store."""
-    return Operations(settings, Embedder.load(settings.model_options), SlowStore(Path(settings.qdrant_path)))
+    return Operations(settings, Embedder.load(settings.model_options), SlowStore(Path(settings.qdrant_path or "")))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def test_a_container_is_healthy_when_its_http_server_is_ready(code: int, healthy
     """A server that loads or shuts down is not healthy, and neither is one that does not listen."""
     with answering(code) as port:
         assert check({"PORT": str(port)}).healthy is healthy
+        assert check({"PORT": f'"{port}"\n'}).healthy is healthy, "as the settings read it"
     assert not check({"PORT": str(port)}).healthy, "nobody listens"
 
 
@@ -62,4 +63,6 @@ def test_the_jobs_of_the_hub_are_answered(worker: Client, test: dict[str, Any]) 
     assert set(test) == {"name", "input", "timeout"}
     worker.good(test["input"])
     environment = {variable["key"]: variable["value"] for variable in HUB_TESTS["config"]["env"]}
-    assert Settings.from_environment(environment).qdrant_url is None
+    settings = Settings.from_environment(environment)
+    assert settings.qdrant_url is None
+    assert settings.names_store, "a queue worker refuses to store on a disk that nobody chose"

@@ -48,11 +48,10 @@ def test_settings_show_no_key(shown: Any) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"QDRANT_API_KEY": f"{KEY}\n"},
+        {"QDRANT_API_KEY": f"{KEY}\n{KEY}"},
         {"API_KEY": f"{KEY}é"},
-        {"API_KEY": f" {KEY}"},
-        {"API_KEY": " "},
-        {"QDRANT_API_KEY": f"{KEY} "},
+        {"API_KEY": " ", "QDRANT_API_KEY": f"{KEY}é"},
+        {"API_KEY": '""', "QDRANT_API_KEY": KEY},
         {"QDRANT_URL": f"https://user:{KEY}@host:6333"},
         {"QDRANT_URL": f"https://host:6333?key={KEY}"},
         {"QDRANT_URL": f"http://{KEY}:6333", "QDRANT_API_KEY": KEY},

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from embedder.errors import ConfigurationError
+from qdrant_sink import ServerUrl
 from service.collection_config import CollectionConfig
 from service.settings import Settings
 from tests.service.conftest import Serve
@@ -34,7 +35,10 @@ DEFAULTS: dict[str, Any] = {
     "QUERY_MAX_LENGTH": 512,
     "PASSAGE_MAX_LENGTH": 8192,
     "QDRANT_URL": None,
+    "QDRANT_GRPC_PORT": None,
+    "QDRANT_TRANSPORT": "auto",
     "QDRANT_API_KEY": None,
+    "QDRANT_ALLOW_HTTP_KEY": False,
     "QDRANT_PATH": "./qdrant_data",
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
@@ -73,7 +77,10 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("MAX_TEXTS", "5", 5),
         ("QUERY_MAX_LENGTH", "64", 64),
         ("PASSAGE_MAX_LENGTH", "3", 3),
-        ("QDRANT_URL", "https://example.org:6333", "https://example.org:6333"),
+        ("QDRANT_URL", "https://example.org:6333", ServerUrl(https=True, host="example.org", port=6333)),
+        ("QDRANT_GRPC_PORT", "7334", 7334),
+        ("QDRANT_TRANSPORT", "rest", "rest"),
+        ("QDRANT_ALLOW_HTTP_KEY", "true", True),
         ("QDRANT_PATH", "elsewhere", "elsewhere"),
         ("QDRANT_COLLECTION", "notes", "notes"),
         ("MAX_RESPONSE_MB", "0.5", 0.5),
@@ -154,6 +161,20 @@ def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str,
         ("MAX_RESPONSE_MB", "0", "MAX_RESPONSE_MB must be above 0, got '0'"),
         ("LOG_FORMAT", "YAML", "LOG_FORMAT must be 'text' or 'json', got 'YAML'"),
         ("LOG_LEVEL", "verbose", "got 'verbose'"),
+        ("QDRANT_TRANSPORT", "http", "QDRANT_TRANSPORT must be 'auto', 'grpc' or 'rest', got 'http'"),
+        ("QDRANT_ALLOW_HTTP_KEY", "maybe", "QDRANT_ALLOW_HTTP_KEY must be true or false, got 'maybe'"),
+        ("QDRANT_GRPC_PORT", "grpc", "QDRANT_GRPC_PORT must be an integer, got 'grpc'"),
+        ("QDRANT_GRPC_PORT", "tcp://10.0.0.1:6334", "Kubernetes sets it for a Service of this name"),
+        ("QDRANT_URL", "localhost:6333", "QDRANT_URL must look like http://host:6333 or https://host:6333, got 'local"),
+        ("QDRANT_URL", "ftp://localhost/a", "got 'ftp://localhost***'"),
+        (
+            "QDRANT_URL",
+            "http://host:99999",
+            "QDRANT_URL must have a port from 1 to 65535, or no port, got 'http://host:",
+        ),
+        ("QDRANT_URL", "http://host:6334", "QDRANT_URL must name the port of REST, got 6334"),
+        ("QDRANT_URL", f"https://user:{SECRET}@host", "got 'https://***@host'; use QDRANT_API_KEY"),
+        ("QDRANT_URL", SECRET, "got a string of 17 characters"),
         ("QDRANT_COLLECTIONS", "fine,a b", r"QDRANT_COLLECTIONS must match ^[A-Za-z0-9_]"),
         ("QDRANT_COLLECTIONS", "fine,a b", ", got 'a b'"),
         (
@@ -174,6 +195,81 @@ def test_all_invalid_values_are_named_together() -> None:
     """The error names all invalid variables."""
     with pytest.raises(ConfigurationError, match=r"MAX_MODELS.*PORT"):
         Settings.from_environment({"MAX_MODELS": "0", "PORT": "no"})
+
+
+QUOTED = ["{}", " {} ", "{}\n", "{}\r\n", '"{}"', "'{}'", '"{}"\n', " ' {} ' ", "\ufeff{}"]
+"""Forms of a value in templates, shells and secret files."""
+
+PLAIN = {
+    "MODEL_ID": "mini", "MODEL_REVISION": "main", "SERVED_MODEL_NAME": "bge", "ENGINE": "flagembedding",
+    "DTYPE": "int8", "GPU_DEVICE": "cuda:1", "MAX_MODELS": "2", "MAX_CONCURRENCY": "64", "MIN_CONCURRENCY": "3",
+    "SCALE_UP_THRESHOLD": "0.5", "SCALE_DOWN_THRESHOLD": "0.01", "TOKEN_BUDGET": "16384", "QUEUE_TOKENS": "1000",
+    "MAX_TEXTS": "5", "QUERY_MAX_LENGTH": "64", "PASSAGE_MAX_LENGTH": "32", "QDRANT_URL": "https://example.org:7333",
+    "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
+    "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
+    "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
+    "PORT": "8080", "API_KEY": SECRET + "2",
+}  # fmt: skip
+"""A value of each setting."""
+
+
+@pytest.mark.parametrize("form", QUOTED)
+def test_every_setting_is_taken_in_quotes_and_with_blanks(form: str) -> None:
+    """Blanks, a line break and one pair of quotes around a value make no difference, in every setting."""
+    assert PLAIN.keys() == DEFAULTS.keys()
+    written = {name: form.format(value) for name, value in PLAIN.items()}
+    assert Settings.from_environment(written) == Settings.from_environment(PLAIN)
+    assert Settings.from_environment(PLAIN).model_fields_set == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        ("'\"a b\"'", '"a b"'),
+        ('"it\'s"', "it's"),
+        ('"a', '"a'),
+        ("'a\"", "'a\""),
+        ('"', '"'),
+        ('""a""', '"a"'),
+    ],
+)
+def test_one_pair_of_matching_quotes_is_removed(written: str, key: str) -> None:
+    """What a quoted key means is unambiguous: one matching pair goes, and everything else is part of the key."""
+    assert Settings.from_environment({"API_KEY": written}).api_key == SecretStr(key)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", '""', "' '"])
+def test_blank_settings_are_unset_and_blank_keys_are_errors(blank: str) -> None:
+    """A blank value sets nothing. A blank key was meant to be one, and must not leave the port open."""
+    blanks = {name: blank for name in DEFAULTS if not name.endswith("API_KEY")}
+    assert not Settings.from_environment(blanks).model_fields_set
+    for name in ("API_KEY", "QDRANT_API_KEY"):
+        with pytest.raises(ConfigurationError, match=rf"^{name} must not be blank"):
+            Settings.from_environment({name: blank})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("LOG_LEVEL", "warn", "WARNING"),
+        ("LOG_LEVEL", "Fatal", "CRITICAL"),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("ENGINE", "Packed", "packed"),
+        ("DTYPE", "FLOAT16", "float16"),
+        ("GPU_DEVICE", "CUDA:0,Cuda:1", "cuda:0,cuda:1"),
+        ("GPU_DEVICE", "CPU", "cpu"),
+        ("QDRANT_TRANSPORT", "REST", "rest"),
+        ("QDRANT_ALLOW_HTTP_KEY", "True", True),
+        ("QDRANT_ALLOW_HTTP_KEY", "1", True),
+        ("QDRANT_ALLOW_HTTP_KEY", "OFF", False),
+        ("QDRANT_URL", "HTTP://127.0.0.1:6333", ServerUrl(https=False, host="127.0.0.1", port=6333)),
+        ("QDRANT_URL", "Https://Example.ORG/", ServerUrl(https=True, host="example.org")),
+        ("PORT", "+8000", 8000),
+    ],
+)
+def test_an_unusual_but_clear_form_is_taken(variable: str, text: str, value: object) -> None:
+    """The case of words makes no difference, and common abbreviations are understood."""
+    assert getattr(Settings.from_environment({variable: text}), variable.lower()) == value
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
@@ -207,11 +303,19 @@ def test_a_minimum_above_the_maximum_refuses_to_start() -> None:
         ("notes", ("notes",)),
         ("notes,papers", ("notes", "papers")),
         (" notes , papers ,", ("notes", "papers")),
+        ("'notes', \"papers\" , old", ("notes", "papers", "old")),
+        ('["notes", "papers"]', ("notes", "papers")),
+        (' [\n"notes"]\n', ("notes",)),
         ("[notes]", None),
+        ('["notes"', None),
+        ('["notes", 3]', None),
+        ('["a b"]', None),
+        ("[]", None),
+        ("[" * 100_000, None),
     ],
 )
-def test_collections_are_a_comma_list(text: str, collections: tuple[str, ...] | None) -> None:
-    """Names are separated by commas and optional spaces, and an invalid name is an error."""
+def test_collections_are_a_list(text: str, collections: tuple[str, ...] | None) -> None:
+    """Names are a JSON list, or separated by commas and optional spaces; an invalid name is an error."""
     if collections is None:
         with pytest.raises(ConfigurationError, match="QDRANT_COLLECTIONS"):
             Settings.from_environment({"QDRANT_COLLECTIONS": text})
@@ -248,15 +352,26 @@ def test_a_key_never_travels_unencrypted(url: str, starts: bool) -> None:
     """A key requires https, except for connections to this machine."""
     variables = {"QDRANT_URL": url, "QDRANT_API_KEY": SECRET}
     if starts:
-        assert Settings.from_environment(variables).qdrant_url == url
+        assert str(Settings.from_environment(variables).qdrant_url) == url
     else:
         with pytest.raises(ConfigurationError, match=r"QDRANT_API_KEY.*QDRANT_URL.*https"):
             Settings.from_environment(variables)
 
 
+@pytest.mark.parametrize("url", ["http://example.org:6333", "http://10.0.0.7:6333"])
+def test_a_key_may_travel_unencrypted_where_that_is_allowed(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """`QDRANT_ALLOW_HTTP_KEY=true` sends the key over http, for instance inside a cluster; `false` does not."""
+    variables = {"QDRANT_URL": url, "QDRANT_API_KEY": SECRET}
+    settings = Settings.from_environment({**variables, "QDRANT_ALLOW_HTTP_KEY": "true"})
+    assert settings.qdrant_api_key == SecretStr(SECRET)
+    assert not caplog.records
+    with pytest.raises(ConfigurationError, match=r"another host.*QDRANT_ALLOW_HTTP_KEY=true"):
+        Settings.from_environment({**variables, "QDRANT_ALLOW_HTTP_KEY": "false"})
+
+
 def test_a_server_without_a_key_may_be_plain() -> None:
     """A server without a key may use http."""
-    assert Settings.from_environment({"QDRANT_URL": "http://qdrant:6333"}).qdrant_url == "http://qdrant:6333"
+    assert str(Settings.from_environment({"QDRANT_URL": "http://qdrant:6333"}).qdrant_url) == "http://qdrant:6333"
 
 
 @pytest.mark.parametrize("url", [f"https://user:{SECRET}@example.org", f"https://{SECRET}@example.org"])
@@ -322,6 +437,13 @@ def test_settings_do_not_change() -> None:
     ("variables", "says"),
     [
         ({"QDRANT_API_KEY": SECRET}, "QDRANT_API_KEY is ignored without QDRANT_URL"),
+        ({"QDRANT_GRPC_PORT": "6334"}, "QDRANT_GRPC_PORT is ignored without QDRANT_URL"),
+        ({"QDRANT_TRANSPORT": "rest"}, "QDRANT_TRANSPORT is ignored without QDRANT_URL"),
+        ({"QDRANT_ALLOW_HTTP_KEY": "yes"}, "QDRANT_ALLOW_HTTP_KEY is ignored without QDRANT_URL"),
+        (
+            {"QDRANT_URL": "http://localhost:6333", "QDRANT_TRANSPORT": "rest", "QDRANT_GRPC_PORT": "6334"},
+            "QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest",
+        ),
         ({"QDRANT_URL": "http://localhost:6333", "QDRANT_PATH": "x"}, "QDRANT_PATH is ignored"),
         ({"SCALE_DOWN_THRESHOLD": "2", "SCALE_UP_THRESHOLD": "1"}, "SCALE_DOWN_THRESHOLD=2"),
     ],

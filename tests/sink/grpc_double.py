@@ -50,6 +50,8 @@ class GrpcDouble:
     """The server double with its scripted faults."""
 
     root: Path
+    host: str = "127.0.0.1"
+    port: int = 0  # of 0 the system chooses one
     failures: list[Failure] = field(default_factory=list)
     refused_ids: set[int | str] = field(default_factory=set)
     api_key: str | None = None
@@ -65,7 +67,6 @@ class GrpcDouble:
     def __post_init__(self) -> None:
         self.collections: dict[str, tuple[pb.CreateCollection, edge.EdgeShard]] = {}
         self.lock = threading.RLock()
-        self.port = 0
         self.start()
 
     def start(self) -> None:
@@ -75,7 +76,7 @@ class GrpcDouble:
         pb.add_QdrantServicer_to_server(_Root(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
         pb.add_CollectionsServicer_to_server(_Collections(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
         pb.add_PointsServicer_to_server(_Points(self), self._server)  # type: ignore[no-untyped-call,unused-ignore]
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.port = self._server.add_insecure_port(f"{self.host}:{self.port}")
         self._server.start()
 
     def stop(self) -> None:

@@ -35,7 +35,7 @@ class Location:
     path: Path | None = None
     url: str | None = None
     api_key: str | None = None
-    grpc_port: int = 6334
+    grpc_port: int | None = None
 
     def open(self) -> Store:
         """Open the store."""

@@ -30,7 +30,8 @@ def opened(kind: str, root: Path) -> Iterator[Store]:
         store = EdgeStore(root / "edge")
     else:
         url, key = real_server()
-        store = ServerStore(url, key, deadline_s=5.0)
+        grpc_port = os.environ.get("QDRANT_GRPC_PORT")
+        store = ServerStore(url, key, grpc_port=int(grpc_port) if grpc_port else None, deadline_s=5.0)
     try:
         yield store
     finally:

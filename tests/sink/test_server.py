@@ -20,6 +20,7 @@ from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from embedder.errors import ConfigurationError, NotFound, WorkerError
+from qdrant_sink.address import ServerAddress, ServerUrl
 from qdrant_sink.conformance import conform
 from qdrant_sink.errors import AccessDenied, NothingTaken, StoreRejected, StoreUnavailable
 from qdrant_sink.points import Point
@@ -202,7 +203,7 @@ def test_an_acknowledged_update_over_rest_is_repeated(rest: RestDouble) -> None:
     """Over REST too, an update that is only acknowledged is repeated."""
     behind: tuple[int, dict[str, str], Any] = (200, {}, result({"operation_id": 1, "status": "acknowledged"}))
     rest.answers["PUT /collections/docs/points"] = [behind, DONE]
-    store = _rest_store(rest, prefer_grpc=False)
+    store = _rest_store(rest, transport="rest")
     store.upsert("docs", [_point()])
     assert len(rest.requests) == 2
     store.close()
@@ -268,7 +269,7 @@ def test_errors_keep_their_cause_for_the_developer(server_store: ServerStore, do
 @pytest.mark.parametrize("url", ["", "ftp://host", "http://[", "http://host:99999"])
 def test_an_invalid_url_is_a_configuration_error(url: str) -> None:
     """The error names the setting and does not quote the URL."""
-    with pytest.raises(ConfigurationError, match=r"^QDRANT_URL: must be") as caught:
+    with pytest.raises(ConfigurationError, match=r"^QDRANT_URL: must ") as caught:
         ServerStore(url)
     assert not url or url not in str(caught.value)
 
@@ -397,7 +398,7 @@ def test_rest_sends_the_same_query(rest: RestDouble) -> None:
     """A search has the same stages over REST."""
     hit = {"id": 7, "version": 1, "score": 0.5, "payload": {"a": 1}}
     rest.answers["POST /collections/docs/points/query/batch"] = [(200, {}, result([{"points": [hit]}]))]
-    store = _rest_store(rest, prefer_grpc=False)
+    store = _rest_store(rest, transport="rest")
     query = sample_vectors(1)
     where = {"must": [{"key": "a", "match": {"value": True}}]}
     [[returned]] = run(store, "docs", [search_by(query.dense, query.sparse, where=where, weights=(2.0, 1.0))])
@@ -423,7 +424,7 @@ def test_rest_sends_the_same_query(rest: RestDouble) -> None:
 def test_a_transient_status_is_retried(rest: RestDouble, transient: Any) -> None:
     """Over REST too, transient faults are retried."""
     rest.answers["PUT /collections/docs/points"] = [transient, DONE]
-    store = _rest_store(rest, prefer_grpc=False)
+    store = _rest_store(rest, transport="rest")
     store.upsert("docs", [_point()])
     assert len(rest.requests) == 2
     store.close()
@@ -474,7 +475,7 @@ def test_a_permanent_status_is_not_retried(
 ) -> None:
     """Each HTTP status is mapped to the same error as the corresponding gRPC status."""
     rest.answers["PUT /collections/docs/points"] = [answer]
-    store = _rest_store(rest, prefer_grpc=False)
+    store = _rest_store(rest, transport="rest")
     with pytest.raises(error) as caught:
         store.upsert("docs", [_point()])
     assert type(caught.value) is error
@@ -622,10 +623,8 @@ def test_an_answer_after_the_close_leaves_no_client_open(rest: RestDouble) -> No
         return clients[-1]
 
     connection = ServerConnection(
-        f"http://127.0.0.1:{rest.port}",
+        ServerAddress.of(ServerUrl.parse(f"http://127.0.0.1:{rest.port}"), "auto", 9),
         None,
-        prefer_grpc=True,
-        grpc_port=9,
         timeout_s=5,
         deadline_s=3.0,
         interactive_deadline_s=3.0,

@@ -336,7 +336,7 @@ def test_rest_creates_and_aliases_collections() -> None:
         "GET /collections": [(200, {}, result({"collections": [{"name": "docs"}]}))],
         "POST /collections/aliases": done,
     }
-    store = ServerStore(f"http://127.0.0.1:{rest.port}", prefer_grpc=False, deadline_s=3.0)
+    store = ServerStore(f"http://127.0.0.1:{rest.port}", transport="rest", deadline_s=3.0)
     schema = replace(
         SCHEMA,
         dense=replace(SCHEMA.dense, quantization="int8"),

@@ -1,7 +1,7 @@
 """Whether this container serves, for Docker's HEALTHCHECK.
 
 Asks the HTTP server, which answers 204 while the model loads and 503 while it shuts down. A process without one
-is healthy as long as it runs. Imports nothing but the standard library, since it starts every few seconds.
+is healthy as long as it runs. Imports next to nothing but the standard library, since it starts every few seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from service.variables import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ def check(environment: Mapping[str, str], *, timeout_s: float = 3.0) -> Health:
         environment: `PORT`, and whether a RunPod queue is served instead.
         timeout_s: time to wait for the answer.
     """
-    port = environment.get("PORT")
+    port = plain(environment.get("PORT", ""))
     if environment.get("RUNPOD_WEBHOOK_GET_JOB"):
         return Health(healthy=True, reason="this process serves a RunPod queue and no port")
     if not port:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
-from service.logs import REQUEST_ID
+from service.logs import CALLER, REQUEST_ID
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
 from service.wire.body import Body
@@ -52,13 +52,14 @@ class Gate:
         self._paths = frozenset(paths)
         key = state.settings.api_key
         self._key = None if key is None else key.get_secret_value().encode()
+        self._caller = "anyone" if key is None else "API_KEY"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
-        token = REQUEST_ID.set(request_id)
+        token, caller_token = REQUEST_ID.set(request_id), CALLER.set(self._caller)
         status, code = 0, None
 
         async def send_with_headers(message: Message) -> None:
@@ -89,6 +90,7 @@ class Gate:
             seconds = time.perf_counter() - started
             log.log(level, "%s %s, %.0f ms", route, outcome, 1e3 * seconds, extra={"error_code": code})
             REQUEST_ID.reset(token)
+            CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         if scope["path"] in PUBLIC_PATHS:

@@ -202,6 +202,7 @@ def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 def main() -> int:
     """Serve with the settings of the environment, and return the exit status."""
+    logs.configure_start()
     try:
         settings = Settings.from_environment()
     except ConfigurationError as error:

@@ -14,38 +14,60 @@ from service.validation import kind_of
 TEST_INPUT_FILE: Final = "test_input.json"
 """File with a job in the working directory, which the SDK reads if no argument gives another job."""
 
+QUEUE: Final = "RUNPOD_WEBHOOK_GET_JOB"
+"""Variable in which the platform names its queue."""
+
 _REALTIME_PORT_VARIABLE: Final = "RUNPOD_REALTIME_PORT"
 """Variable that also starts the SDK's local API."""
 
 
-def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bool) -> None:
+def polls(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
+    """Whether the SDK polls the platform's queue, rather than run a single job or its local API.
+
+    Args:
+        environment: the environment of the process.
+        arguments: the arguments of the command line, which `check` accepts.
+    """
+    options = _options(arguments)
+    return bool(environment.get(QUEUE)) and not _serves_api(options, environment) and not options.test_input
+
+
+def check(environment: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Validate what the SDK itself would check only after the model has loaded.
 
     Args:
         environment: the environment of the process.
         arguments: the arguments of the command line.
-        queue: whether the environment names a queue.
 
     Raises:
         ConfigurationError: there is no job to run, or the given job is invalid.
     """
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)  # reads as the SDK's own parser does
-    parser.add_argument("--rp_serve_api", action="store_true")
-    parser.add_argument("--test_input")
-    try:
-        options, _ = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigurationError(str(error)) from None
-    if options.rp_serve_api or environment.get(_REALTIME_PORT_VARIABLE, "0") != "0":
+    options = _options(arguments)
+    if _serves_api(options, environment):
         return
     if options.test_input:
         _check_job("--test_input", options.test_input)
-    elif not queue:
+    elif not environment.get(QUEUE):
         if not Path(TEST_INPUT_FILE).exists():
             raise ConfigurationError(
                 "RUNPOD_WEBHOOK_GET_JOB names no queue; set PORT to serve HTTP, or use --test_input or --rp_serve_api"
             )
         _check_job(TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace"))
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments as the SDK's own parser reads them."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--rp_serve_api", action="store_true")
+    parser.add_argument("--test_input")
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _serves_api(options: argparse.Namespace, environment: Mapping[str, str]) -> bool:
+    return bool(options.rp_serve_api) or environment.get(_REALTIME_PORT_VARIABLE, "0") != "0"
 
 
 def _check_job(name: str, text: str) -> None:

@@ -22,21 +22,20 @@ import orjson
 from embedder import ConfigurationError
 from service import logs
 from service.operations import Operations
+from service.operations.store_access import NO_STORE
 from service.readiness import checks
 from service.settings import Settings
 from service.shutdown import exit_on_signals
 from service.transports.queue import local_run
 from service.transports.queue.concurrency import Concurrency
 from service.transports.queue.intake import Intake
+from service.transports.queue.local_run import QUEUE
 from service.transports.queue.processor_name import ask_ahead
 from service.transports.queue.progress import POST_INTERVAL_S, Post, posting
 from service.transports.queue.sdk_log import log_through_logging
 from service.wire import Progress
 
 log = logging.getLogger(__name__)
-
-QUEUE = "RUNPOD_WEBHOOK_GET_JOB"
-"""Variable in which the platform names its queue."""
 
 _INPUT_MAX_BYTES = 20_000_000
 """Maximum input of a job in bytes (the platform's limit), which an input of unknown size counts as."""
@@ -81,6 +80,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
         The exit status of the process: 2 if the settings or the arguments cannot work, 1 if the last device is lost.
     """
     exit_on_signals()  # until the SDK installs its own handler: nothing is in flight
+    logs.configure_start()
     try:
         settings = Settings.from_environment()
         logs.configure_server(settings.log_level, settings.log_format)
@@ -88,9 +88,12 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
             from service.transports.http.server import serve as serve_http
 
             return serve_http(settings, build)
-        local_run.check(os.environ, sys.argv[1:], queue=bool(os.environ.get(QUEUE)))
+        local_run.check(os.environ, sys.argv[1:])
         if settings.port is not None:
             log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
+        polls = local_run.polls(os.environ, sys.argv[1:])
+        if polls:
+            settings = settings.without_default_store()
         ask_ahead()
         operations = build(settings)
     except ConfigurationError as error:
@@ -98,8 +101,10 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
     if not os.environ.get("RUNPOD_LOG_LEVEL"):
         os.environ["RUNPOD_LOG_LEVEL"] = _SDK_LOG_LEVELS[settings.log_level]
+    if polls and not settings.names_store:
+        log.warning(NO_STORE)
     try:
-        return _run_sdk(handler, operations, settings, progress_s)
+        return _run_sdk(handler, operations, settings, progress_s, polls=polls)
     finally:
         operations.close()
 
@@ -109,8 +114,8 @@ def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
     return not environment.get(QUEUE) and not any(argument.startswith(("--rp_", "--test_")) for argument in arguments)
 
 
-def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progress_s: float) -> int:
-    """Run the SDK's worker, and return the exit status."""
+def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progress_s: float, *, polls: bool) -> int:
+    """Run the SDK's worker, which polls the queue or runs locally, and return the exit status."""
     started = time.perf_counter()
     import runpod
     from runpod.serverless.modules.worker_state import JobsProgress
@@ -135,18 +140,18 @@ def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progr
     # Also for a device that is lost before the SDK installs its own handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1 if lost.is_set() else 0))
     operations.when_lost(stop)
-    queue = bool(os.environ.get(QUEUE))
 
     async def handle(job: dict[str, Any]) -> JobAnswer:
         intake.begin(job.get("id", ""), _size(job.get("input")))
         logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in its own task
+        logs.CALLER.set("queue")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(concurrency.slot())
-            progress = await stack.enter_async_context(posting(_post(job), interval_s=progress_s)) if queue else None
+            progress = await stack.enter_async_context(posting(_post(job), interval_s=progress_s)) if polls else None
             answer = await handler(job, progress)
-        return unprinted(answer) if queue else answer  # local runs print the answer
+        return unprinted(answer) if polls else answer  # local runs print the answer
 
-    if queue:
+    if polls:
         _end_children_with_parent()
         for check in checks(operations, settings):
             runpod.serverless.register_fitness_check(check)

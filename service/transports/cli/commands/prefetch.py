@@ -29,11 +29,12 @@ def command(model: str | None, revision: str | None, as_json: bool) -> int:  # n
     configure_logs()
     from embedder import DEFAULT_MODEL, ConfigurationError
     from embedder.checkpoint.prefetch import prefetch
+    from service.variables import plain
 
     names = {}
     if model is None:
-        model = os.environ.get("MODEL_ID") or DEFAULT_MODEL
-        revision = revision or os.environ.get("MODEL_REVISION") or None
+        model = plain(os.environ.get("MODEL_ID", "")) or DEFAULT_MODEL
+        revision = revision or plain(os.environ.get("MODEL_REVISION", "")) or None
     else:
         names = {"MODEL_ID": "MODEL", "MODEL_REVISION": "--revision"}
     try:

@@ -23,11 +23,11 @@ def command(as_json: bool) -> int:  # noqa: FBT001 - click passes it by name
 
     Exit status: 0, or 2 if a setting is invalid.
     """
-    from service.settings import Settings
+    from service.settings import SECRETS, Settings
 
     settings = Settings.from_environment()
     values = settings.model_dump(mode="json", by_alias=True)
-    for name in ("api_key", "qdrant_api_key"):
+    for name in SECRETS:
         values[name] = None if values[name] is None else "***"
     if as_json:
         report = {
