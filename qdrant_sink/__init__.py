@@ -7,7 +7,15 @@ the subpackages `qdrant_sink.server` and `qdrant_sink.edge` import theirs when t
 from __future__ import annotations
 
 from qdrant_sink.catalogue import Catalogue
-from qdrant_sink.conformance import Refusal, RefusalCode, conform, conform_payload, rows_max, too_many_rows
+from qdrant_sink.conformance import (
+    Refusal,
+    RefusalCode,
+    conform,
+    conform_id,
+    conform_payload,
+    rows_max,
+    too_many_rows,
+)
 from qdrant_sink.errors import (
     AccessDenied,
     Difference,
@@ -19,6 +27,7 @@ from qdrant_sink.errors import (
     StoreUnavailable,
 )
 from qdrant_sink.filters import Filter, check_filter, matches_all
+from qdrant_sink.json_types import kind_of
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.points import (
@@ -138,12 +147,14 @@ __all__ = [
     "chunk_id",
     "claims",
     "conform",
+    "conform_id",
     "conform_payload",
     "conform_query",
     "delete_stale_chunks",
     "existing_ids",
     "explain",
     "is_derived",
+    "kind_of",
     "laid_out",
     "matches_all",
     "open_edge",

@@ -12,6 +12,10 @@ from typing import Any, Final
 from pydantic_core import ErrorDetails
 
 from embedder.errors import FieldError, InvalidRequest
+from qdrant_sink import kind_of
+
+BYTE_ORDER_MARK: Final = "\ufeff"
+"""Character that some editors write before the JSON of a file. Parsers of users' JSON skip it."""
 
 _FIELD_NAME_MAX = 64
 """Maximum characters of one field name in a path, since unknown names come from the caller."""
@@ -134,20 +138,6 @@ def shown(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a very large integer" if value > 0 else "a very small integer"
     return str(value)
-
-
-def kind_of(value: object) -> str:
-    """The JSON type of a value, with its article."""
-    names = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), "something that is not JSON")
 
 
 def is_unicode(text: str) -> bool:

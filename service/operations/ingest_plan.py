@@ -13,17 +13,17 @@ from qdrant_sink import (
     DuplicateId,
     Layout,
     PointId,
+    Refusal,
     Rejection,
     chunk_id,
     claims,
     conform_payload,
     is_derived,
     laid_out,
-    point_id,
     rows_max,
-    text_id,
     too_many_rows,
 )
+from service.operations.ingest_rows import Row
 from service.operations.ingest_values import IngestRequest
 
 _PAYLOAD_INTEGER_MAX = 2**63 - 1
@@ -38,8 +38,9 @@ class PlannedPoint:
         text: index of the text in the request.
         chunk: index of the chunk in the text; None without chunking.
         id: id of the point.
-        payload: payload of the point in its layout.
+        payload: payload of the point in its layout; empty if the row of its text is refused.
         encoded: the tokens of the point.
+        refusal: the reason why the row of its text cannot be stored; None if it can.
     """
 
     text: int
@@ -47,6 +48,7 @@ class PlannedPoint:
     id: PointId
     payload: Mapping[str, Any]
     encoded: EncodedText
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +59,7 @@ class IngestPlan:
         name: name of the collection in the request.
         id_scope: name from which ids are derived.
         ids: the id of each text: that of its point or, with chunking, that of the document.
+        unidentified: the texts whose own ids are invalid, so that they have none.
         points: all points; other attributes refer to them by index.
         owners: the merged points, by the index of the point that is stored; its own index is the first.
         rejected: the points that are rejected before they are embedded.
@@ -66,6 +69,7 @@ class IngestPlan:
     name: str
     id_scope: str
     ids: Sequence[PointId]
+    unidentified: frozenset[int]
     points: Sequence[PlannedPoint]
     owners: Mapping[int, tuple[int, ...]]
     rejected: Sequence[Rejection]
@@ -85,26 +89,22 @@ class IngestPlan:
             schema: schema of the collection.
 
         Raises:
-            InvalidRequest: an id is invalid, or a payload has a key that the worker writes.
+            InvalidRequest: the text key is a key that the worker writes.
         """
         scope = request.id_scope or name
-        ids = [_identity(request, scope, index) for index in range(len(request.texts))]
+        rows = [Row.of(request, index, scope) for index in range(len(request.texts))]
         points = list(
-            _points(request, ids, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout)
+            _points(request, rows, scope=scope, embedder=embedder, max_length=max_length, layout=schema.layout)
         )
-        rejected = list(_rejections(request, ids, points, schema))
+        rejected = list(_rejections(request, rows, points, schema))
         rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
             (index, point.id, point.payload) for index, point in enumerate(points) if index not in rejected_indices
         )
         rejected += [Rejection(index, error) for index, error in duplicates]
-        return cls(name, scope, ids, points, owners, rejected, _documents(len(ids), points))
-
-
-def _identity(request: IngestRequest, scope: str, index: int) -> PointId:
-    if request.ids is None:
-        return text_id(request.texts[index], scope)
-    return point_id(request.ids[index], scope, field=f"{request.path}ids[{index}]")
+        ids = [row.id for row in rows]
+        unidentified = frozenset(index for index, row in enumerate(rows) if row.has_invalid_id)
+        return cls(name, scope, ids, unidentified, points, owners, rejected, _documents(len(rows), points))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _pieces(request: IngestRequest, embedder: Embedder) -> Iterator[_Piece]:
 
 def _points(
     request: IngestRequest,
-    ids: Sequence[PointId],
+    rows: Sequence[Row],
     *,
     scope: str,
     embedder: Embedder,
@@ -140,8 +140,8 @@ def _points(
     texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
-        caller_id = None if request.ids is None else request.ids[piece.text]
-        identity, worker_keys = ids[piece.text], {}
+        row = rows[piece.text]
+        caller_id, identity, worker_keys = row.caller_id, row.id, {}
         if piece.chunk is not None:
             document = str(identity) if caller_id is None else caller_id
             identity = chunk_id(identity, piece.chunk, scope)
@@ -155,17 +155,20 @@ def _points(
         payload = laid_out(
             layout,
             text=text,
+            whole_text=request.texts[piece.text],
             text_key=request.text_key,
-            payload={} if request.payloads is None else request.payloads[piece.text],
+            payload=row.payload,
             written=worker_keys,
             point_id=str(identity),
-            field=f"{request.path}payloads[{piece.text}]",
         )
-        yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens)
+        refusal = row.refusal or (payload if isinstance(payload, Refusal) else None)
+        yield PlannedPoint(
+            piece.text, piece.chunk, identity, {} if isinstance(payload, Refusal) else payload, tokens, refusal
+        )
 
 
 def _rejections(
-    request: IngestRequest, ids: Sequence[PointId], points: Sequence[PlannedPoint], schema: CollectionSchema
+    request: IngestRequest, rows: Sequence[Row], points: Sequence[PlannedPoint], schema: CollectionSchema
 ) -> Iterator[Rejection]:
     """The points that Qdrant could not store, so that they need not be embedded."""
     size = schema.colbert.size
@@ -173,23 +176,23 @@ def _rejections(
     valid_texts: set[int] = set()
     invalid: set[int] = set()
     for index, point in enumerate(points):
-        rows = len(point.encoded) - 1
-        refusal = conform_payload(point.payload, schema)
-        if refusal is None and limited and rows > rows_max(size):
-            refusal = too_many_rows(rows, size)
+        colbert_rows = len(point.encoded) - 1
+        refusal = point.refusal or conform_payload(point.payload, schema)
+        if refusal is None and limited and colbert_rows > rows_max(size):
+            refusal = too_many_rows(colbert_rows, size)
         if refusal is None:
             valid_texts.add(point.text)
         else:
             invalid.add(index)
             yield Rejection(index, refusal)
-    conflicts = _conflicting_texts(request, ids, valid_texts)
+    conflicts = _conflicting_texts(request, rows, valid_texts)
     for index, point in enumerate(points):
         if point.text in conflicts and index not in invalid:
             yield Rejection(index, conflicts[point.text])
 
 
 def _conflicting_texts(
-    request: IngestRequest, ids: Sequence[PointId], valid_texts: Collection[int]
+    request: IngestRequest, rows: Sequence[Row], valid_texts: Collection[int]
 ) -> dict[int, DuplicateId]:
     """The texts whose document id belongs to an earlier, different text of the job, since chunks must not mix.
 
@@ -197,9 +200,8 @@ def _conflicting_texts(
     """
     if request.chunk is None:
         return {}
-    payloads = request.payloads or [{}] * len(ids)
     documents = (
-        (index, ids[index], {"text": text, "payload": payloads[index]})
+        (index, rows[index].id, {"text": text, "payload": rows[index].payload})
         for index, text in enumerate(request.texts)
         if index in valid_texts
     )

@@ -6,7 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 from embedder import KINDS, Kind
@@ -17,9 +24,10 @@ from qdrant_sink import (
     PayloadKeys,
     WithPayload,
     check_filter,
+    kind_of,
 )
 from service.collection_config import PAYLOAD_PATH
-from service.validation import characters, counted, is_unicode, kind_of, shown
+from service.validation import characters, counted, is_unicode, shown
 
 PAYLOAD_KEYS_MAX = 100
 """Maximum number of payload keys in one selection."""
@@ -148,6 +156,10 @@ def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     return tuple(str(key) for key in raw)
 
 
+def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": [*schemas, {"type": "null"}]}}
+
+
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
 Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
@@ -155,6 +167,12 @@ Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_key)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
+RowIds = Annotated[list[Any], WithJsonSchema(_rows({"type": "integer"}, {"type": "string"}))]
+"""One id or null per text. The ingest validates them, since an invalid one rejects its own point alone."""
+
+Payloads = Annotated[list[Any], WithJsonSchema(_rows({"type": "object", "additionalProperties": True}))]
+"""One payload or null per text, validated as `RowIds` are."""
+
 Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
 
 

@@ -14,9 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
 from embedder import Embedding, FieldError, ModelFailure, NotFound, Outputs, WorkerError
+from qdrant_sink import kind_of
 from service import operations
 from service.operations import EmbedResult, Operations
-from service.validation import counted, invalid_field, is_unicode, kind_of, shown
+from service.validation import counted, invalid_field, is_unicode, shown
 from service.wire.answer_types import Count, Numbers
 from service.wire.answers import numbers
 from service.wire.body import Base64Array, Body

@@ -8,7 +8,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedder import InvalidRequest
-from service.validation import field_error, invalid_field, is_unicode, kind_of, shown
+from qdrant_sink import kind_of
+from service.validation import field_error, invalid_field, is_unicode, shown
 from service.wire.fields import Limits
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 

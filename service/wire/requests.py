@@ -7,7 +7,7 @@ quotes a text. A request that passes here needs no further validation.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -26,6 +26,8 @@ from service.wire.fields import (
     Ids,
     Kinds,
     Pairs,
+    Payloads,
+    RowIds,
     SearchParams,
     TextKey,
     Texts,
@@ -74,9 +76,9 @@ class QdrantTarget(Wire):
     """The `qdrant` block of an embed request: the collection of the points, and how to store them."""
 
     collection: Collection | None = None
-    ids: Ids | None = None
+    ids: RowIds | None = None
     id_scope: Collection | None = None
-    payloads: list[dict[str, Any]] | None = None
+    payloads: Payloads | None = None
     text_key: TextKey = "text"
     mode: Literal["upsert", "insertOnly"] = "upsert"
     chunk: Chunking | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from embedder import ConfigurationError
-from service.validation import kind_of
+from qdrant_sink import kind_of
 
 TEST_INPUT_FILE: Final = "test_input.json"
 """File with a job in the working directory, which the SDK reads if no argument gives another job."""
