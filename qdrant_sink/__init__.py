@@ -78,7 +78,7 @@ from qdrant_sink.searching import (
     recommend,
     run,
 )
-from qdrant_sink.store import COLLECTION_NAME, Store, check_collection
+from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
     BATCH_MAX_POINTS,
     DocumentLocks,
@@ -93,6 +93,7 @@ __all__ = [
     "ANYWHERE",
     "BATCH_MAX_POINTS",
     "COLLECTION_NAME",
+    "COLLECTION_NAME_RULE",
     "GROUP_KEY",
     "INTEGER_ID_MAX",
     "NAMES",

@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -82,6 +83,13 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
             if not is_unicode(text):
                 raise ValueError(f"[{index}][{side}] is not valid Unicode (a lone surrogate)")
     return pairs
+
+
+def without_nulls(raw: object) -> object:
+    """An object without its fields that are null, since null is absence; other values unchanged."""
+    if isinstance(raw, dict) and None in raw.values():
+        return {name: value for name, value in raw.items() if value is not None}
+    return raw
 
 
 def _valid_ids(ids: list[Any]) -> list[int | str]:
@@ -176,8 +184,17 @@ Payloads = Annotated[list[Any], WithJsonSchema(_rows({"type": "object", "additio
 Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
 
 
-class Wire(BaseModel):
-    """Base of requests and their parts: strict types, camelCase names, no unknown fields."""
+class NullIsAbsence(BaseModel):
+    """Base of types in which a field that is null is absent, known or not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, raw: object) -> object:
+        return without_nulls(raw)
+
+
+class Wire(NullIsAbsence):
+    """Base of requests and their parts: strict types, camelCase names, no unknown fields; null is absence."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 

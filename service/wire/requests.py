@@ -20,6 +20,7 @@ from pydantic import (
 from embedder import CHUNK_MIN_TOKENS, KINDS, Kind, Outputs
 from qdrant_sink import GROUP_KEY, Rescoring, SearchOptions, WithPayload
 from service import operations
+from service.validation import needed
 from service.wire.fields import (
     Collection,
     Filter,
@@ -236,11 +237,9 @@ class SearchRequest(Wire):
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
         if bool(self.queries) == (self.like is not None):
-            raise ValueError(
-                "queries: must not be given together with like; send one of them"
-                if self.like
-                else "queries: or like is required"
-            )
+            if self.like is None:
+                raise needed("queries", "like")
+            raise ValueError("queries: must not be given together with like; send one of them")
         if self.group_by is None and self.group_size > 1:
             raise ValueError(f"groupSize: must be 1 without groupBy, got {self.group_size}; give groupBy")
         searches = len(self.queries) or 1
@@ -323,11 +322,9 @@ class DeleteRequest(Wire):
     @model_validator(mode="after")
     def _one_of_both(self) -> DeleteRequest:
         if (self.ids is None) == (self.filter is None):
-            raise ValueError(
-                "filter: must not be given together with ids; send one of them"
-                if self.ids
-                else "filter: or ids is required"
-            )
+            if self.ids is None:
+                raise needed("ids", "filter")
+            raise ValueError("filter: must not be given together with ids; send one of them")
         return self
 
     def value(self) -> operations.DeleteRequest:

@@ -10,6 +10,7 @@ from typing import Final
 
 from embedder import ConfigurationError
 from qdrant_sink import kind_of
+from service.validation import BYTE_ORDER_MARK
 
 TEST_INPUT_FILE: Final = "test_input.json"
 """File with a job in the working directory, which the SDK reads if no argument gives another job."""
@@ -18,13 +19,18 @@ _REALTIME_PORT_VARIABLE: Final = "RUNPOD_REALTIME_PORT"
 """Variable that also starts the SDK's local API."""
 
 
-def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bool) -> None:
+def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bool) -> list[str]:
     """Validate what the SDK itself would check only after the model has loaded.
+
+    The SDK refuses a job with a byte order mark, which some editors write, so it gets the job without the mark.
 
     Args:
         environment: the environment of the process.
         arguments: the arguments of the command line.
         queue: whether the environment names a queue.
+
+    Returns:
+        The arguments for the SDK.
 
     Raises:
         ConfigurationError: there is no job to run, or the given job is invalid.
@@ -37,15 +43,19 @@ def check(environment: Mapping[str, str], arguments: Sequence[str], *, queue: bo
     except argparse.ArgumentError as error:
         raise ConfigurationError(str(error)) from None
     if options.rp_serve_api or environment.get(_REALTIME_PORT_VARIABLE, "0") != "0":
-        return
-    if options.test_input:
-        _check_job("--test_input", options.test_input)
-    elif not queue:
+        return [*arguments]
+    name, text = "--test_input", options.test_input
+    if not text:
+        if queue:
+            return [*arguments]
         if not Path(TEST_INPUT_FILE).exists():
             raise ConfigurationError(
                 "RUNPOD_WEBHOOK_GET_JOB names no queue; set PORT to serve HTTP, or use --test_input or --rp_serve_api"
             )
-        _check_job(TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace"))
+        name, text = TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace")
+    job = text.removeprefix(BYTE_ORDER_MARK)
+    _check_job(name, job)
+    return [*arguments] if job == text else [*arguments, f"--test_input={job}"]
 
 
 def _check_job(name: str, text: str) -> None:
