@@ -37,15 +37,15 @@ def unknown_field(location: Sequence[int | str], kind: type[BaseModel], raw: Map
     return FieldError(field, message if meant is None else f"{message}: did you mean '{'.'.join(meant)}'?")
 
 
-def strays(kind: type[BaseModel], raw: Mapping[str, Any]) -> list[FieldError]:
+def unknown_fields(kind: type[BaseModel], raw: Mapping[str, Any]) -> list[FieldError]:
     """The errors of the unknown fields at the top of a request."""
     names = {path[0] for path in _paths(kind)}
     return [unknown_field((name,), kind, raw) for name in raw if name not in names]
 
 
-def _meant(stray: Path, kind: type[BaseModel], raw: Mapping[str, Any]) -> Path | None:
+def _meant(unknown: Path, kind: type[BaseModel], raw: Mapping[str, Any]) -> Path | None:
     """The known path that is most like an unknown one: a field that is not given beside it, or one elsewhere."""
-    *above, name = stray
+    *above, name = unknown
     if len(name) > _NAME_MAX:
         return None
     block: Any = raw

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from embedder import FieldError, InvalidRequest
 from qdrant_sink import kind_of
 from service.validation import NEEDED, field_error, invalid_field, is_unicode, shown
-from service.wire.field_names import strays, unknown_field
+from service.wire.field_names import unknown_field, unknown_fields
 from service.wire.fields import Limits, without_nulls
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
@@ -140,7 +140,7 @@ def completed(raw: object, operation: str, *, passages: bool, path: str) -> obje
     if raw.get("operation", operation) != operation:
         raise invalid_field("operation", f"must be '{operation}' or left out on {path}, got {shown(raw['operation'])}")
     if passages and "qdrant" not in raw:
-        fields = [FieldError("qdrant", f"qdrant is required on {path}"), *strays(request_type(operation), raw)]
+        fields = [FieldError("qdrant", f"qdrant is required on {path}"), *unknown_fields(request_type(operation), raw)]
         raise _invalid(fields[:_DETAILS_ERRORS_MAX], len(fields))
     defaults = {"isPassage": True} if passages else {}
     return {**defaults, **raw, "operation": operation}

@@ -1,8 +1,9 @@
 """The JSON of requests, one type per operation, and their conversion to the request values of the operations.
 
 JSON names are camelCase, Python names snake_case. Types are strict: `1.0` is not an integer, `"true"` is not a boolean.
-Unknown fields are errors. Every error is an `InvalidRequest` that names the field, the limit and the value, but never
-quotes a text. A request that passes here needs no further validation.
+A field that is null is absent, and other unknown fields are errors. Every error is an `InvalidRequest` that names the
+field, the limit and the value, but never quotes a text. A request that passes here needs no further validation, except
+for the ids and payloads to store: the ingest rejects invalid ones row by row.
 """
 
 from __future__ import annotations

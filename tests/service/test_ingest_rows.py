@@ -25,7 +25,7 @@ DEEP: Final = json.loads("[" * 30 + "]" * 30)
 INVALID_IDS: Final[tuple[Any, ...]] = (
     -1, 2**64, 10**5000, 1.0, 1.5, float("nan"), True, "", SURROGATE, [1], [], {"uuid": "a"}, {},
 )  # fmt: skip
-"""Values that are no ids."""
+"""Values that are not valid ids."""
 
 INVALID_PAYLOADS: Final[tuple[Any, ...]] = (
     [], [["a", 1]], "a", "", 5, 0.0, False, {"a": float("nan")}, {"a": [DEEP]}, {"a": SURROGATE}, {SURROGATE: 1},
@@ -140,7 +140,7 @@ def test_invalid_rows_are_not_embedded(watched: Watched, store: EdgeStore) -> No
     assert sum(len(batch) for batch in watched.engine.batches) == 5
 
 
-def test_the_text_under_its_key_is_no_conflict(worker: Client) -> None:
+def test_a_payload_may_repeat_the_text_and_the_id(worker: Client) -> None:
     """A payload that repeats the text under `textKey`, or a string id under `id`, is stored as it would be without."""
     payloads = [{"body": "one", "id": "a"}, {"body": "two "}, {"text": 1}]
     answer = worker.good(job("one", "two", "three", ids=["a", "b", "c"], payloads=payloads, textKey="body"))

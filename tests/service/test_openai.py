@@ -105,6 +105,12 @@ def test_base64_is_little_endian_float32(worker: Client) -> None:
     assert np.linalg.norm(floats) == pytest.approx(1, abs=1e-5)
 
 
+def test_null_is_absence(worker: Client) -> None:
+    """Optional fields may be null, as clients write those that are not set, and unknown ones, too."""
+    nulls = dict.fromkeys(["model", "encoding_format", "dimensions", "user", "unknown"])
+    assert good(worker, input=TEXTS[0], **nulls) == good(worker, input=TEXTS[0])
+
+
 def test_the_model_is_listed(worker: Client) -> None:
     """`/v1/models` lists the model, and its own path returns it."""
     listed = job(worker, "/v1/models")
