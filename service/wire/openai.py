@@ -248,7 +248,7 @@ class OpenAIDialect:
 
 def is_openai(raw: object) -> bool:
     """Whether a job's input comes from RunPod's OpenAI proxy."""
-    return isinstance(raw, dict) and "openai_route" in raw
+    return isinstance(raw, dict) and raw.get("openai_route") is not None
 
 
 def openai_error(error: WorkerError) -> OpenAIError:

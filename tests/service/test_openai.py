@@ -109,6 +109,7 @@ def test_null_is_absence(worker: Client) -> None:
     """Optional fields may be null, as clients write those that are not set, and unknown ones, too."""
     nulls = dict.fromkeys(["model", "encoding_format", "dimensions", "user", "unknown"])
     assert good(worker, input=TEXTS[0], **nulls) == good(worker, input=TEXTS[0])
+    assert "results" in worker.good({"texts": ["a"], "openai_route": None, "openai_input": None})
 
 
 def test_the_model_is_listed(worker: Client) -> None:
