@@ -125,7 +125,9 @@ def test_the_command_line_is_a_search() -> None:
         "explain": False,
         "textKey": "text",
     }
-    everything = "--collection notes --rerank --explain --limit 3 --text-key body --using sparse,colbert --json"
+    everything = (
+        "--collection notes --rerank --explain --limit 3 --text-key body --using sparse,colbert --filter {} --json"
+    )
     assert (
         request_of(ask_options("a", *everything.split()))
         == request_of(ask_options(*everything.split(), "a"))
@@ -138,6 +140,7 @@ def test_the_command_line_is_a_search() -> None:
             "rerank": "colbert",
             "explain": True,
             "textKey": "body",
+            "filter": {},
         }
     )
 

@@ -154,7 +154,7 @@ def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str,
         ("MAX_RESPONSE_MB", "0", "MAX_RESPONSE_MB must be above 0, got '0'"),
         ("LOG_FORMAT", "YAML", "LOG_FORMAT must be 'text' or 'json', got 'YAML'"),
         ("LOG_LEVEL", "verbose", "got 'verbose'"),
-        ("QDRANT_COLLECTIONS", "fine,a b", r"QDRANT_COLLECTIONS must match ^[A-Za-z0-9_]"),
+        ("QDRANT_COLLECTIONS", "fine,a b", "QDRANT_COLLECTIONS must have 1 to 128 characters of A-Z"),
         ("QDRANT_COLLECTIONS", "fine,a b", ", got 'a b'"),
         (
             "QDRANT_COLLECTION_CONFIG",

@@ -215,10 +215,11 @@ def request_of(options: AskOptions) -> Json:
         "using": list(options.using),
         "explain": options.explain,
         "textKey": options.text_key,
-        "filter": options.filter,
     }
     if options.collection is not None:
         request["collection"] = options.collection
+    if options.filter is not None:
+        request["filter"] = options.filter
     if options.rerank:
         request["rerank"] = "colbert"
     return request
