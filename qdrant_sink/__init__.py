@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.catalogue import Catalogue
-from qdrant_sink.conformance import Refusal, RefusalCode, conform, conform_payload, rows_max, too_many_rows
+from qdrant_sink.conformance import (
+    Refusal,
+    RefusalCode,
+    conform,
+    conform_id,
+    conform_payload,
+    rows_max,
+    too_many_rows,
+)
 from qdrant_sink.documents import DOCUMENT_KEY, DOCUMENT_VERSION, Document, DocumentPaths, chunk_id, new_version
 from qdrant_sink.errors import (
     AccessDenied,
@@ -23,6 +31,7 @@ from qdrant_sink.errors import (
     Superseded,
 )
 from qdrant_sink.filters import Filter, matches_all, parse_filter
+from qdrant_sink.json_types import kind_of
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
@@ -72,7 +81,7 @@ from qdrant_sink.searching import (
     recommend,
     run,
 )
-from qdrant_sink.store import COLLECTION_NAME, Store, check_collection
+from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
     BATCH_MAX_POINTS,
     Acknowledged,
@@ -90,6 +99,7 @@ __all__ = [
     "ANYWHERE",
     "BATCH_MAX_POINTS",
     "COLLECTION_NAME",
+    "COLLECTION_NAME_RULE",
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",
@@ -157,11 +167,13 @@ __all__ = [
     "chunk_id",
     "claims",
     "conform",
+    "conform_id",
     "conform_payload",
     "conform_query",
     "existing_ids",
     "explain",
     "is_derived",
+    "kind_of",
     "laid_out",
     "matches_all",
     "missing_indices",

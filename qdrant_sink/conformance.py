@@ -22,9 +22,11 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embedder.errors import InvalidRequest
 from embedder.vectors import SparseVector
+from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import PayloadPath
-from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, shown_integer
+from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, point_id, shown_integer
 from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
 
 NORM_MIN: Final = 1e-3
@@ -96,7 +98,7 @@ class _Refused(Exception):
 def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     """Validate a draft against a schema. Returns the point, or the reason why it is invalid."""
     try:
-        point_id = _id(draft.id)
+        identity = _id(draft.id)
         payload = _payload(draft.payload)
         if schema.tenant_key is not None:
             _check_tenant(payload, schema.tenant_key)
@@ -106,7 +108,15 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
         got = "only a sparse vector without weights" if draft.vectors.sparse is not None else "none"
         return Refusal("invalid_vector", f"vectors: a point must have at least 1 vector to be searchable, got {got}")
-    return Point(point_id, payload, vectors.dense, vectors.sparse, vectors.colbert)
+    return Point(identity, payload, vectors.dense, vectors.sparse, vectors.colbert)
+
+
+def conform_id(raw: object, collection: str) -> PointId | Refusal:
+    """Convert a caller's id as `point_id` does. Returns the id of the point, or the reason why it is invalid."""
+    try:
+        return point_id(raw, collection)
+    except InvalidRequest as error:
+        return Refusal("invalid_id", error.message)
 
 
 def conform_payload(payload: Any, schema: CollectionSchema) -> Refusal | None:
@@ -271,7 +281,7 @@ def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:
 def _payload(payload: Any) -> dict[str, Any]:
     """Copy a mapping after checking that it is plain JSON, which every transport carries unchanged."""
     if not isinstance(payload, Mapping):
-        raise _refused("invalid_payload", f"payload: must be an object, got {type(payload).__name__}")
+        raise _refused("invalid_payload", f"payload: must be an object, got {kind_of(payload)}")
     result = dict(payload)
     size = 0
     stack: list[tuple[str, Any, int]] = [("payload", result, 1)]

@@ -10,6 +10,10 @@
 The layouts match langchain-qdrant 1.1.0, llama-index-core 0.14.25 with llama-index-vector-stores-qdrant 0.10.4, and
 qdrant-haystack 13.1.0.
 
+The caller's payload must not have a key that the worker writes into the same object, because one of the two values
+would be lost. A key with the same value is no conflict: the text itself under its key, or the id itself under `id` or
+`doc_id`. Callers often repeat them.
+
 A layout defines only the payload. In every layout the vectors have the names of the schema's `VectorNames`, and the
 framework must be configured with them: LangChain takes `vector_name` and `sparse_vector_name`, LlamaIndex takes
 `dense_vector_name` and `sparse_vector_name`. Haystack's QdrantDocumentStore has fixed names, so that the schema must
@@ -23,7 +27,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from embedder.errors import InvalidRequest
-from qdrant_sink.points import payload_for
+from qdrant_sink.conformance import Refusal
 from qdrant_sink.schema import Layout
 
 Json = dict[str, Any]
@@ -33,6 +37,12 @@ _TEXT_KEYS: Final[Mapping[Layout, str]] = {
     "llamaindex": "_node_content",
     "haystack": "content",
 }
+_IDENTITY_KEYS: Final = ("id", "doc_id")
+"""Keys of the worker under which the caller may repeat the id."""
+
+_KEY_SHOWN_MAX: Final = 40
+"""Maximum characters of a key in a message."""
+
 _NO_SOURCE: Final = "None"  # the value that LlamaIndex writes for a node without a source
 
 
@@ -40,37 +50,42 @@ def laid_out(
     layout: Layout,
     *,
     text: str,
+    whole_text: str | None = None,
     text_key: str,
     payload: Mapping[str, Any],
     written: Mapping[str, Any],
     point_id: str,
-    field: str = "qdrant.payloads",
-) -> Json:
+) -> Json | Refusal:
     """Build the payload of a point.
 
     Args:
         layout: layout of the payload; see the table in the module docstring.
         text: text that was embedded.
+        whole_text: text of the document, which the caller may repeat under the text key; by default `text`.
         text_key: key of the text in the plain layout. The other layouts have fixed keys.
         payload: payload from the caller.
         written: fields that the worker adds: `id` with the original of a derived id, and for a chunk `doc_id`,
             `chunk`, `start` and `end`.
         point_id: id of the point as text.
-        field: path of the caller's payload in errors, such as `qdrant.payloads[3]`.
+
+    Returns:
+        The payload, or the reason why the caller's payload conflicts with what the worker or the layout writes.
 
     Raises:
-        InvalidRequest: the caller's payload has a key that the worker or the layout writes in the same object, or
-            `text_key` is such a key.
+        InvalidRequest: `text_key` is a key that the worker writes.
     """
     if layout == "plain":
         if text_key in written:
             raise InvalidRequest(
                 f"qdrant.textKey: {text_key!r} is reserved for {_purpose(text_key)}; choose another key"
             )
-        return payload_for(payload, {text_key: text, **written}, field=field)
+        repeated = {text_key: text if whole_text is None else whole_text, **_identity(written)}
+        return _merged(payload, {text_key: text, **written}, repeated)
     if layout == "llamaindex":
-        return _llamaindex(text, payload, written, point_id, field)
-    metadata = payload_for(payload, written, field=field)
+        return _llamaindex(text, payload, written, point_id)
+    metadata = _merged(payload, written, _identity(written))
+    if isinstance(metadata, Refusal):
+        return metadata
     if layout == "langchain":
         return {"page_content": text, "metadata": metadata}
     return {"id": point_id, "content": text, "meta": metadata}
@@ -89,7 +104,24 @@ def text_key_of(layout: Layout, text_key: str) -> str:
     return _TEXT_KEYS.get(layout, text_key)
 
 
-def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str, field: str) -> Json:
+def _identity(written: Mapping[str, Any]) -> Json:
+    return {key: written[key] for key in _IDENTITY_KEYS if key in written}
+
+
+def _merged(payload: Mapping[str, Any], written: Mapping[str, Any], repeated: Mapping[str, Any]) -> Json | Refusal:
+    """Merge the caller's payload with what the worker writes; a key of both must have its value in `repeated`."""
+    for key in written:
+        if key not in payload:
+            continue
+        own = payload[key]
+        if key in repeated and type(own) is type(repeated[key]) and own == repeated[key]:
+            continue
+        rule = " or equal what the worker writes there" if key in repeated else "; the worker writes it"
+        return Refusal("invalid_payload", f"payload.{key[:_KEY_SHOWN_MAX]}: must be left out{rule}")
+    return {**payload, **written}
+
+
+def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any], point_id: str) -> Json | Refusal:
     """Build the payload that `node_to_metadata_dict` of llama-index-core writes and `metadata_dict_to_node` reads.
 
     It is equal byte for byte. The metadata of the node does not contain the id of the document, because the document is
@@ -102,7 +134,9 @@ def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any
     reserved = {"_node_content": "", "_node_type": "TextNode"} | dict.fromkeys(
         ("document_id", "doc_id", "ref_doc_id"), document
     )
-    fields = payload_for(payload, {**worker_fields, **reserved}, field=field)
+    fields = _merged(payload, {**worker_fields, **reserved}, _identity(worker_fields))
+    if isinstance(fields, Refusal):
+        return fields
     node = {
         "id_": point_id,
         "embedding": None,

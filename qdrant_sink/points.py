@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from embedder.errors import InvalidRequest
 from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.errors import DuplicateId
+from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import canonical_selection_path, named
 from qdrant_sink.schema import VectorNames
 
@@ -171,7 +172,7 @@ class Stored:
     vectors: Vectors | None = None
 
 
-def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
+def point_id(raw: object, collection: str, *, field: str = "id") -> PointId:
     """Convert a caller's id to the id of the point.
 
     A JSON integer is used as an unsigned 64-bit id. A string that is a UUID in a form that Qdrant reads (hyphenated,
@@ -184,7 +185,7 @@ def point_id(raw: int | str, collection: str, *, field: str = "id") -> PointId:
             `field`.
     """
     if isinstance(raw, bool) or not isinstance(raw, int | str):
-        raise InvalidRequest(f"{field}: must be an integer or a string, got {type(raw).__name__}")
+        raise InvalidRequest(f"{field}: must be an integer or a string, got {kind_of(raw)}")
     if isinstance(raw, int):
         if not 0 <= raw <= INTEGER_ID_MAX:
             raise InvalidRequest(f"{field}: an integer id must be 0 to {INTEGER_ID_MAX}, got {shown_integer(raw)}")
@@ -209,23 +210,6 @@ def text_id(text: str, collection: str) -> uuid.UUID:
     """Derive the id of a point from its text. The same text in the same collection has the same id."""
     name = f"{collection}\0{text}".encode("utf-8", "surrogatepass")
     return uuid.UUID(bytes=hashlib.sha1(TEXT_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], version=5)
-
-
-def payload_for(
-    payload: Mapping[str, Any],
-    written: Mapping[str, Any],
-    *,
-    field: str = "qdrant.payloads",
-) -> dict[str, Any]:
-    """Merge the caller's payload with the fields that the worker writes, such as the text and `id`.
-
-    Raises:
-        InvalidRequest: both have the same key. The error names `field`, such as `qdrant.payloads[3]`, and the key.
-    """
-    for key in written:
-        if key in payload:
-            raise InvalidRequest(f"{field}: the key {key!r} is written by the worker and cannot be set")
-    return {**payload, **written}
 
 
 def claims(

@@ -38,14 +38,14 @@ from qdrant_sink.searching.plan import Hit, Plan
 COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 """Pattern of a collection name in every store. A name must be usable as a directory and as a part of a URL."""
 
+COLLECTION_NAME_RULE: Final = "have 1 to 128 characters of A-Z a-z 0-9 _ . - and must not start with . or -"
+"""The rule of `COLLECTION_NAME` in words, after "must"."""
+
 
 def check_collection(name: str) -> None:
     """Raise `InvalidRequest` unless `name` is a valid collection name in every store."""
     if not re.fullmatch(COLLECTION_NAME, name):
-        raise InvalidRequest(
-            "collection: a name must have 1 to 128 characters of A-Z a-z 0-9 _ . - and must not start with . or -, got "
-            f"{len(name)} characters"
-        )
+        raise InvalidRequest(f"collection: a name must {COLLECTION_NAME_RULE}, got {len(name)} characters")
 
 
 class Store(Protocol):

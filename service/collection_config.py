@@ -28,7 +28,7 @@ from qdrant_sink import (
     canonical_path,
     canonical_value_path,
 )
-from service.validation import field_error
+from service.validation import BYTE_ORDER_MARK, field_error
 
 NAME_MAX_BYTES = 200
 """Maximum length of a vector name in Qdrant, in bytes of UTF-8."""
@@ -171,10 +171,10 @@ def parse_config(value: str) -> CollectionConfig:
     Raises:
         ValueError: the config is invalid. The message names every invalid field with its limit and its value.
     """
-    text = value.strip()
+    text = value.strip().removeprefix(BYTE_ORDER_MARK)
     if not text.startswith("{"):
         try:
-            text = Path(text).read_text(encoding="utf-8")
+            text = Path(text).read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK)
         except UnicodeDecodeError:
             raise ValueError("the file must be valid UTF-8") from None
         except (OSError, ValueError) as error:

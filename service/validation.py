@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from embedder.errors import FieldError, InvalidRequest
+from qdrant_sink import COLLECTION_NAME, COLLECTION_NAME_RULE, kind_of
+
+BYTE_ORDER_MARK: Final = "\ufeff"
+"""Character that some editors write before the JSON of a file. Parsers of users' JSON skip it."""
+
+NEEDED: Final = frozenset({"missing", "needed"})
+"""Types of errors about fields that are absent."""
 
 _FIELD_NAME_MAX = 64
 """Maximum characters of one field name in a path, since unknown names come from the caller."""
@@ -28,6 +35,8 @@ def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
         root: name of the whole value, for an error that belongs to none of its fields.
     """
     field, kind = field_path(error["loc"]), error["type"]
+    if kind == "needed":
+        return FieldError(error["ctx"]["field"], error["msg"])
     if kind == "extra_forbidden":
         return FieldError(field, f"unknown field '{field}'")
     message = rule(error)
@@ -41,6 +50,11 @@ def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
     field = field or root
     value = _described(kind, error["input"])
     return FieldError(field, f"{field} {message}" + (f", got {value}" if value else ""))
+
+
+def needed(*fields: str) -> PydanticCustomError:
+    """An error for pydantic that one of several fields must be given; the first one is the field of the error."""
+    return PydanticCustomError("needed", f"{' or '.join(fields)} must be given", {"field": fields[0]})
 
 
 def invalid_field(field: str, message: str) -> InvalidRequest:
@@ -103,9 +117,12 @@ _RULE_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "greater_than": lambda rule: f"must be above {rule['gt']:.12g}",
     "less_than_equal": lambda rule: f"must be at most {rule['le']:.12g}",
     "literal_error": lambda rule: f"must be {rule['expected']}",
-    "string_pattern_mismatch": lambda rule: f"must match {rule['pattern']}",
+    "string_pattern_mismatch": lambda rule: _PATTERN_RULES.get(rule["pattern"], f"must match {rule['pattern']}"),
     "value_error": lambda rule: str(rule["error"]),
 }
+
+_PATTERN_RULES: Final[Mapping[str, str]] = {COLLECTION_NAME: f"must {COLLECTION_NAME_RULE}"}
+"""The patterns of strings in words."""
 
 _COUNTED: Final = frozenset({"too_short", "too_long", "string_too_short", "string_too_long"})
 _SELF_EXPLANATORY: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
@@ -135,20 +152,6 @@ def shown(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**30:
         return "a very large integer" if value > 0 else "a very small integer"
     return str(value)
-
-
-def kind_of(value: object) -> str:
-    """The JSON type of a value, with its article."""
-    names = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), "something that is not JSON")
 
 
 def is_unicode(text: str) -> bool:

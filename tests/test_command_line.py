@@ -161,6 +161,13 @@ def test_options_stand_before_or_after_and_lists_have_commas() -> None:
                 "name some of dense, sparse, colbert, with commas. See `bge-m3-qdrant ask --help`"
             ),
         ),
+        (
+            ["ask", "a", "--filter", '{"must"'],
+            (
+                "bge-m3-qdrant ask: Invalid value for '--filter': must be valid JSON (column 8). "
+                "See `bge-m3-qdrant ask --help`"
+            ),
+        ),
         (["demo", "--limit"], "bge-m3-qdrant demo: No such option '--limit'. See `bge-m3-qdrant demo --help`"),
     ],
 )

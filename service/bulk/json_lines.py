@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
-from embedder import InvalidRequest
-from qdrant_sink import point_id, text_id
-from service.validation import is_unicode, kind_of
+from qdrant_sink import Refusal, conform_id, kind_of, text_id
+from service.validation import BYTE_ORDER_MARK, is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +17,23 @@ class Line:
     Attributes:
         number: number of the line, from 1, counted over all files.
         text: the text to embed.
-        id: the id, as in `qdrant.ids`; None derives it from the text.
-        payload: the payload, a JSON object.
+        id: the id, an item of `qdrant.ids`; None derives it from the text.
+        payload: the payload, an item of `qdrant.payloads`; None is an empty one.
         size: size of the line in bytes.
     """
 
     number: int
     text: str
-    id: int | str | None
-    payload: dict[str, Any]
+    id: object
+    payload: object
     size: int = 0
 
     def key(self, scope: str) -> Hashable:
         """A key that is equal for lines of the same point, with ids derived from this scope."""
         if self.id is None:
             return text_id(self.text, scope)
-        try:
-            return point_id(self.id, scope)
-        except InvalidRequest:  # the ingest rejects it with a better message
-            return (self.id,)
+        identity = conform_id(self.id, scope)
+        return (self.number,) if isinstance(identity, Refusal) else identity
 
 
 class BadLineError(Exception):
@@ -51,8 +47,9 @@ def parse_line(number: int, raw: bytes) -> Line:
         BadLineError: the line is not a document.
     """
     try:
-        # without the line break: a line that ends too early is wrong where it ends, not in column 1 of a next line
-        value = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+        # Each file may begin with a byte order mark. The line break is removed because a line that ends too early is
+        # wrong where it ends, not in column 1 of a next line.
+        value = json.loads(raw.decode().removeprefix(BYTE_ORDER_MARK).rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise BadLineError(f"the line is not valid UTF-8 (byte {error.start})") from None
     except ValueError as error:
@@ -61,16 +58,15 @@ def parse_line(number: int, raw: bytes) -> Line:
         raise BadLineError("the line is nested too deeply") from None
     if not isinstance(value, dict):
         raise BadLineError(f"the line must be an object, got {kind_of(value)}")
-    unknown = sorted(value.keys() - {"text", "id", "payload"})
-    if unknown:
-        raise BadLineError(f"unknown field {unknown[0][:64]!r}; a line may have text, id and payload")
-    text, identity, payload = value.get("text"), value.get("id"), value.get("payload", {})
+    text = value.get("text")
+    needed = "text is required; " if text is None else ""
+    for name in sorted(value.keys() - {"text", "id", "payload"}):
+        if value[name] is not None:
+            raise BadLineError(f"{needed}unknown field {name[:64]!r}; a line may have text, id and payload")
+    if text is None:
+        raise BadLineError("text is required")
     if not isinstance(text, str):
         raise BadLineError(f"text must be a string, got {kind_of(text)}")
     if not is_unicode(text):
         raise BadLineError("text is not valid Unicode (a lone surrogate)")
-    if not isinstance(payload, dict):
-        raise BadLineError(f"payload must be an object, got {kind_of(payload)}")
-    if identity is not None and (isinstance(identity, bool) or not isinstance(identity, int | str)):
-        raise BadLineError(f"id must be an integer or a string, got {kind_of(identity)}")
-    return Line(number, text, identity, payload, len(raw))
+    return Line(number, text, value.get("id"), value.get("payload"), len(raw))

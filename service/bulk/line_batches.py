@@ -14,7 +14,7 @@ BATCH_MAX_BYTES: Final = 8_000_000
 
 
 class LineBatch:
-    """Lines that are ingested together. Either all have ids or none has, and no point occurs twice.
+    """Lines that are ingested together. No point occurs twice.
 
     Args:
         scope: name from which ids are derived.
@@ -38,11 +38,7 @@ class LineBatch:
             and self._characters + len(line.text) <= BATCH_MAX_CHARACTERS
             and self._bytes + line.size <= BATCH_MAX_BYTES
         )
-        return fits and not self.has(line)
-
-    def has(self, line: Line) -> bool:
-        """Whether the batch has a line of the same point."""
-        return line.key(self._scope) in self.keys
+        return fits and line.key(self._scope) not in self.keys
 
     def add(self, line: Line) -> None:
         """Add a line."""
@@ -53,21 +49,18 @@ class LineBatch:
 
 
 def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_MAX_TEXTS) -> Iterator[LineBatch]:
-    """Divide lines into batches. Lines with ids and lines without are in different batches.
-
-    If a point occurs twice, its lines are in two batches, in their order.
+    """Divide lines into batches. If a point occurs twice, its lines are in two batches, in their order.
 
     Args:
         lines: the lines.
         scope: name from which ids are derived.
         max_texts: maximum number of lines in a batch.
     """
-    filling = {True: LineBatch(scope, max_texts), False: LineBatch(scope, max_texts)}
+    batch = LineBatch(scope, max_texts)
     for line in lines:
-        has_id = line.id is not None
-        for kind, full in ((has_id, not filling[has_id].takes(line)), (not has_id, filling[not has_id].has(line))):
-            if full:
-                yield filling[kind]
-                filling[kind] = LineBatch(scope, max_texts)
-        filling[has_id].add(line)
-    yield from (batch for batch in filling.values() if batch.lines)
+        if not batch.takes(line):
+            yield batch
+            batch = LineBatch(scope, max_texts)
+        batch.add(line)
+    if batch.lines:
+        yield batch

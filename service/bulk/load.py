@@ -34,8 +34,6 @@ REJECTIONS_PRINTED_MAX: Final = 10
 """Maximum rejections that are printed if there is no file for them."""
 
 _FIELDS_OF_LINE: Final = {
-    "qdrant.ids[0]": "id",
-    "qdrant.payloads[0]": "payload",
     "texts[0]": "text",
     "texts": "text",
     "qdrant.textKey": "--text-key",
@@ -274,7 +272,7 @@ class BulkLoad:
         request = replace(
             self._options.request,
             texts=[line.text for line in lines],
-            ids=None if lines[0].id is None else [line.id for line in lines if line.id is not None],
+            ids=[line.id for line in lines],
             payloads=[line.payload for line in lines],
         )
         try:

@@ -15,6 +15,7 @@ from qdrant_sink import (
     StoreError,
     VersionedCollections,
     check_collection,
+    matches_all,
     point_id,
 )
 from service.logs import AUDIT, CALLER
@@ -108,13 +109,26 @@ class Collections:
             raise invalid_field(field, f"must be a collection that this worker serves, got '{collection}'")
         return collection
 
+    def check_filter(self, where: Mapping[str, Any] | None) -> None:
+        """Check that a request of one tenant does not get the points of all, because its filter is missing.
+
+        Raises:
+            InvalidRequest: collections have a tenant key, and the filter is missing or matches every point.
+        """
+        key = self.schema.tenant_key
+        if key is not None and (where is None or matches_all(where)):
+            message = f"must have a condition where collections have tenants (tenantKey '{key}'), got none"
+            raise invalid_field("filter", message)
+
     async def count(self, request: CountRequest) -> CountResult:
         """Count points.
 
         Raises:
-            WorkerError: the collection does not exist or is not allowed, or the store fails.
+            WorkerError: a filter is needed and missing, the collection does not exist or is not allowed, or the store
+                fails.
         """
         collection = self.named(request.collection, "collection")
+        self.check_filter(request.filter)
         store = self._store.opened
         return CountResult(await self._store.call(lambda: store().count(collection, request.filter)))
 

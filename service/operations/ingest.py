@@ -240,13 +240,14 @@ def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, Mo
     """The result of each text without its vectors, before or after it is embedded."""
     texts = []
     for text, indices in enumerate(plan.spans):
+        identity = None if text in plan.unidentified else plan.ids[text]
         embedded = [plan.points[index].encoded for index in indices if index not in failures]
         tokens = sum(map(len, embedded))
         if request.chunk is not None:
-            texts.append(IngestedText(plan.ids[text], tokens, truncated=False, chunks=len(indices)))
+            texts.append(IngestedText(identity, tokens, truncated=False, chunks=len(indices)))
         else:
             truncated = any(encoded.truncated for encoded in embedded)
-            texts.append(IngestedText(plan.ids[text], tokens, truncated, result=failures.get(indices[0])))
+            texts.append(IngestedText(identity, tokens, truncated, result=failures.get(indices[0])))
     return texts
 
 

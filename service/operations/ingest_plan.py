@@ -17,6 +17,7 @@ from qdrant_sink import (
     DuplicateId,
     Layout,
     PointId,
+    Refusal,
     Rejection,
     chunk_id,
     claims,
@@ -24,11 +25,10 @@ from qdrant_sink import (
     is_derived,
     laid_out,
     new_version,
-    point_id,
     rows_max,
-    text_id,
     too_many_rows,
 )
+from service.operations.ingest_rows import Row
 from service.operations.ingest_values import IngestRequest
 
 _PAYLOAD_INTEGER_MAX = 2**63 - 1
@@ -43,8 +43,9 @@ class PlannedPoint:
         text: index of the text in the request.
         chunk: index of the chunk in the text; None without chunking.
         id: id of the point.
-        payload: payload of the point in its layout.
+        payload: payload of the point in its layout; empty if the row of its text is refused.
         encoded: the tokens of the point.
+        refusal: the reason why the row of its text cannot be stored; None if it can.
         laid_out: function from the version of a document to the id and the payload of this chunk; None without
             chunking.
     """
@@ -54,14 +55,15 @@ class PlannedPoint:
     id: PointId
     payload: Mapping[str, Any]
     encoded: EncodedText
-    laid_out: Callable[[str], tuple[PointId, Mapping[str, Any]]] | None = None
+    refusal: Refusal | None = None
+    laid_out: Callable[[str], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
 
     def versioned(self, version: str) -> PlannedPoint:
         """The same chunk in another version of its document."""
         if self.laid_out is None:
             return self
         identity, payload = self.laid_out(version)
-        return replace(self, id=identity, payload=payload)
+        return replace(self, id=identity, payload=payload if isinstance(payload, Mapping) else {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +74,7 @@ class IngestPlan:
         name: name of the collection in the request.
         id_scope: name from which ids are derived.
         ids: the id of each text: that of its point or, with chunking, that of the document.
+        unidentified: the texts whose own ids are invalid, so that they have none.
         documents: the document of each text; empty without chunking.
         points: all points; other attributes refer to them by index. Chunks have a provisional version.
         owners: the merged points, by the index of the point that is stored; its own index is the first.
@@ -82,6 +85,7 @@ class IngestPlan:
     name: str
     id_scope: str
     ids: Sequence[PointId]
+    unidentified: frozenset[int]
     documents: Sequence[Document]
     points: Sequence[PlannedPoint]
     owners: Mapping[int, tuple[int, ...]]
@@ -102,19 +106,22 @@ class IngestPlan:
             schema: schema of the collection.
 
         Raises:
-            InvalidRequest: an id is invalid, or a payload has a key that the worker writes.
+            InvalidRequest: the text key is a key that the worker writes.
         """
         scope = request.id_scope or name
-        ids = [_identity(request, scope, index) for index in range(len(request.texts))]
-        documents = [] if request.chunk is None else _documents(request, ids, scope)
-        points = list(_points(request, ids, documents, embedder=embedder, max_length=max_length, layout=schema.layout))
-        rejected = list(_rejections(request, ids, points, schema))
+        rows = [Row.of(request, index, scope) for index in range(len(request.texts))]
+        documents = [] if request.chunk is None else [_document(row, scope) for row in rows]
+        points = list(_points(request, rows, documents, embedder=embedder, max_length=max_length, layout=schema.layout))
+        rejected = list(_rejections(request, rows, points, schema))
         rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
             (index, point.id, point.payload) for index, point in enumerate(points) if index not in rejected_indices
         )
         rejected += [Rejection(index, error) for index, error in duplicates]
-        return cls(name, scope, ids, documents, points, owners, rejected, _spans(len(ids), points))
+        ids = [row.id for row in rows]
+        unidentified = frozenset(index for index, row in enumerate(rows) if row.has_invalid_id)
+        spans = _spans(len(rows), points)
+        return cls(name, scope, ids, unidentified, documents, points, owners, rejected, spans)
 
     def versioned(self, versions: Mapping[str, str]) -> IngestPlan:
         """The same plan with the version of each document, by its key."""
@@ -122,20 +129,11 @@ class IngestPlan:
         return replace(self, points=points)
 
 
-def _identity(request: IngestRequest, scope: str, index: int) -> PointId:
-    if request.ids is None:
-        return text_id(request.texts[index], scope)
-    return point_id(request.ids[index], scope, field=f"{request.path}ids[{index}]")
-
-
-def _documents(request: IngestRequest, ids: Sequence[PointId], scope: str) -> list[Document]:
-    documents = []
-    for index, identity in enumerate(ids):
-        payload_id = str(identity) if request.ids is None else request.ids[index]
-        if isinstance(payload_id, int) and payload_id > _PAYLOAD_INTEGER_MAX:
-            payload_id = str(payload_id)  # ids are unsigned 64-bit integers, payloads hold only signed ones
-        documents.append(Document.of(identity, scope, payload_id))
-    return documents
+def _document(row: Row, scope: str) -> Document:
+    payload_id = str(row.id) if row.caller_id is None else row.caller_id
+    if isinstance(payload_id, int) and payload_id > _PAYLOAD_INTEGER_MAX:
+        payload_id = str(payload_id)  # ids are unsigned 64-bit integers, payloads hold only signed ones
+    return Document.of(row.id, scope, payload_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ def _pieces(request: IngestRequest, embedder: Embedder) -> Iterator[_Piece]:
 
 def _points(
     request: IngestRequest,
-    ids: Sequence[PointId],
+    rows: Sequence[Row],
     documents: Sequence[Document],
     *,
     embedder: Embedder,
@@ -172,27 +170,34 @@ def _points(
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     provisional = new_version()
     for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
+        row = rows[piece.text]
         lay_out = partial(
             laid_out,
             layout,
             text=text,
+            whole_text=request.texts[piece.text],
             text_key=request.text_key,
-            payload={} if request.payloads is None else request.payloads[piece.text],
-            field=f"{request.path}payloads[{piece.text}]",
+            payload=row.payload,
         )
+        chunk: Callable[[str], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
+        payload: Mapping[str, Any] | Refusal
         if piece.chunk is None:
-            caller_id = None if request.ids is None else request.ids[piece.text]
-            worker_keys = {"id": caller_id} if caller_id is not None and is_derived(caller_id) else {}
-            payload = lay_out(written=worker_keys, point_id=str(ids[piece.text]))
-            yield PlannedPoint(piece.text, None, ids[piece.text], payload, tokens)
+            worker_keys = {"id": row.caller_id} if row.caller_id is not None and is_derived(row.caller_id) else {}
+            identity, payload = row.id, lay_out(written=worker_keys, point_id=str(row.id))
         else:
             chunk = partial(_chunk, lay_out, documents[piece.text], piece)
-            yield PlannedPoint(piece.text, piece.chunk, *chunk(provisional), tokens, chunk)
+            identity, payload = chunk(provisional)
+        if row.refusal is not None:
+            payload = row.refusal
+        if isinstance(payload, Refusal):
+            yield PlannedPoint(piece.text, piece.chunk, identity, {}, tokens, refusal=payload)
+        else:
+            yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens, laid_out=chunk)
 
 
 def _chunk(
-    lay_out: Callable[..., Mapping[str, Any]], document: Document, piece: _Piece, version: str
-) -> tuple[PointId, Mapping[str, Any]]:
+    lay_out: Callable[..., Mapping[str, Any] | Refusal], document: Document, piece: _Piece, version: str
+) -> tuple[PointId, Mapping[str, Any] | Refusal]:
     """The id and the payload of a chunk in a version of its document."""
     number = piece.chunk or 0
     identity = chunk_id(document.key, version, number)
@@ -208,7 +213,7 @@ def _chunk(
 
 
 def _rejections(
-    request: IngestRequest, ids: Sequence[PointId], points: Sequence[PlannedPoint], schema: CollectionSchema
+    request: IngestRequest, rows: Sequence[Row], points: Sequence[PlannedPoint], schema: CollectionSchema
 ) -> Iterator[Rejection]:
     """The points that Qdrant could not store, so that they need not be embedded."""
     size = schema.colbert.size
@@ -216,23 +221,23 @@ def _rejections(
     valid_texts: set[int] = set()
     invalid: set[int] = set()
     for index, point in enumerate(points):
-        rows = len(point.encoded) - 1
-        refusal = conform_payload(point.payload, schema)
-        if refusal is None and limited and rows > rows_max(size):
-            refusal = too_many_rows(rows, size)
+        colbert_rows = len(point.encoded) - 1
+        refusal = point.refusal or conform_payload(point.payload, schema)
+        if refusal is None and limited and colbert_rows > rows_max(size):
+            refusal = too_many_rows(colbert_rows, size)
         if refusal is None:
             valid_texts.add(point.text)
         else:
             invalid.add(index)
             yield Rejection(index, refusal)
-    conflicts = _conflicting_texts(request, ids, valid_texts)
+    conflicts = _conflicting_texts(request, rows, valid_texts)
     for index, point in enumerate(points):
         if point.text in conflicts and index not in invalid:
             yield Rejection(index, conflicts[point.text])
 
 
 def _conflicting_texts(
-    request: IngestRequest, ids: Sequence[PointId], valid_texts: Collection[int]
+    request: IngestRequest, rows: Sequence[Row], valid_texts: Collection[int]
 ) -> dict[int, DuplicateId]:
     """The texts whose document id belongs to an earlier, different text of the job, since chunks must not mix.
 
@@ -240,9 +245,8 @@ def _conflicting_texts(
     """
     if request.chunk is None:
         return {}
-    payloads = request.payloads or [{}] * len(ids)
     documents = (
-        (index, ids[index], {"text": text, "payload": payloads[index]})
+        (index, rows[index].id, {"text": text, "payload": rows[index].payload})
         for index, text in enumerate(request.texts)
         if index in valid_texts
     )

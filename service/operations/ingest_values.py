@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from embedder import Kind, Result, WorkerError
 from qdrant_sink import PointId, Refusal
@@ -48,9 +47,10 @@ class IngestRequest:
         batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
         return_vectors: whether the result contains the vectors; not with `chunk`.
         collection: name of the collection; None for the default.
-        ids: one id per text, as the caller gave it; None derives the ids from the texts.
+        ids: one id per text, as the caller gave it; None derives the id from the text. An invalid id or payload
+            rejects the points of its text alone.
         id_scope: name from which ids are derived; None for the name of the collection.
-        payloads: one JSON object per text; None for empty payloads.
+        payloads: one JSON object per text, or None for an empty payload; None for empty payloads.
         text_key: key of the text in a plain payload.
         insert_only: keep existing points unchanged, and do not embed them.
         chunk: chunking of each text into points; None for one point per text.
@@ -69,9 +69,9 @@ class IngestRequest:
     batch_size: int = 0
     return_vectors: bool = False
     collection: str | None = None
-    ids: Sequence[int | str] | None = None
+    ids: Sequence[object] | None = None
     id_scope: str | None = None
-    payloads: Sequence[Mapping[str, Any]] | None = None
+    payloads: Sequence[object] | None = None
     text_key: str = "text"
     insert_only: bool = False
     chunk: Chunking | None = None
@@ -112,14 +112,14 @@ class IngestedText:
     """The embedding result of one text.
 
     Attributes:
-        id: id of its point or, with chunking, of the document.
+        id: id of its point or, with chunking, of the document; None if the caller's id is invalid.
         tokens: number of tokens of all its embedded points.
         truncated: whether the text was truncated.
         chunks: number of its chunks; None without chunking.
         result: the embedding if vectors are returned, the failure if the model failed, otherwise None.
     """
 
-    id: PointId
+    id: PointId | None
     tokens: int
     truncated: bool
     chunks: int | None = None

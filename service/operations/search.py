@@ -106,9 +106,11 @@ class SearchOperation:
         """Search. All queries are embedded together and sent to the store as one batch.
 
         Raises:
-            WorkerError: the collection does not exist or has another schema, or the model or the store fails.
+            WorkerError: a filter is needed and missing, the collection does not exist or has another schema, or the
+                model or the store fails.
         """
         name = self._collections.named(request.collection, "collection")
+        self._collections.check_filter(request.options.where)
         check = self._store.call(lambda: self._collections.catalogue.check_read(name))
         if request.like is not None:
             await check

@@ -52,7 +52,7 @@ class TextAnswer(TypedDict, total=False):
     """The result of one text: its vectors, or the four keys of an error instead."""
 
     text: str
-    id: Id
+    id: Annotated[int | str | None, Field(description="u64 or UUID; null if the given id is invalid")]
     tokens: Count
     truncated: bool
     chunks: Annotated[Count, Field(description="number of points of the text; only with chunk")]

@@ -86,7 +86,7 @@ def ingest_answer(request: EmbedRequest, texts: Sequence[IngestedText], tokens: 
     items = []
     for text, ingested in zip(request.texts, texts, strict=True):
         answer: TextAnswer = {"text": text} if request.include_text else {}
-        answer["id"] = id_answer(ingested.id)
+        answer["id"] = None if ingested.id is None else id_answer(ingested.id)
         if isinstance(ingested.result, ModelFailure):
             _add_error(answer, ingested.result)
         else:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from embedder import KINDS, Kind
@@ -17,10 +25,11 @@ from qdrant_sink import (
     WithPayload,
     canonical_selection_path,
     canonical_value_path,
+    kind_of,
     parse_filter,
     path_of_key,
 )
-from service.validation import counted, is_unicode, kind_of, shown
+from service.validation import counted, is_unicode, shown
 
 PAYLOAD_KEYS_MAX = 100
 """Maximum number of payload keys in one selection."""
@@ -78,6 +87,13 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
             if not is_unicode(text):
                 raise ValueError(f"[{index}][{side}] is not valid Unicode (a lone surrogate)")
     return pairs
+
+
+def without_nulls(raw: object) -> object:
+    """An object without its fields that are null, since null is absence; other values unchanged."""
+    if isinstance(raw, dict) and None in raw.values():
+        return {name: value for name, value in raw.items() if value is not None}
+    return raw
 
 
 def _valid_ids(ids: list[Any]) -> list[int | str]:
@@ -156,6 +172,10 @@ def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     return tuple(str(key) for key in raw)
 
 
+def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": [*schemas, {"type": "null"}]}}
+
+
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
 Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
@@ -164,11 +184,26 @@ TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_va
 GroupBy = Annotated[str, Field(max_length=PATH_CHARACTERS_MAX), AfterValidator(canonical_value_path)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
+RowIds = Annotated[list[Any], WithJsonSchema(_rows({"type": "integer"}, {"type": "string"}))]
+"""One id or null per text. The ingest validates them, since an invalid one rejects its own point alone."""
+
+Payloads = Annotated[list[Any], WithJsonSchema(_rows({"type": "object", "additionalProperties": True}))]
+"""One payload or null per text, validated as `RowIds` are."""
+
 Filter = Annotated[dict[str, Any], AfterValidator(parse_filter)]
 
 
-class Wire(BaseModel):
-    """Base of requests and their parts: strict types, camelCase names, no unknown fields."""
+class NullIsAbsence(BaseModel):
+    """Base of types in which a field that is null is absent, known or not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, raw: object) -> object:
+        return without_nulls(raw)
+
+
+class Wire(NullIsAbsence):
+    """Base of requests and their parts: strict types, camelCase names, no unknown fields; null is absence."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 

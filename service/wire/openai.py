@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
 from embedder import Embedding, FieldError, ModelFailure, NotFound, Outputs, WorkerError
+from qdrant_sink import kind_of
 from service import operations
 from service.operations import EmbedResult, Operations
-from service.validation import counted, invalid_field, is_unicode, kind_of, shown
+from service.validation import counted, invalid_field, is_unicode, shown
 from service.wire.answer_types import Count, Numbers
 from service.wire.answers import numbers
 from service.wire.body import Base64Array, Body
 from service.wire.errors import ErrorCode, error_answer, wire_error
+from service.wire.fields import NullIsAbsence
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
 from service.wire.size import SizeLimit, vectors_min_bytes
@@ -39,6 +42,10 @@ _TYPES: Final[Mapping[str, str]] = {
 """OpenAI's error `type` by the worker's error code; that of other codes is `server_error`."""
 
 
+_ITEMS: Final[Mapping[type, str]] = {str: "a string", int: "a token id", list: "a list of token ids"}
+"""The kinds of items of an input, of which all items have the same."""
+
+
 def _valid_input(value: Any) -> list[str] | list[list[int]]:
     """The input as a list of texts or of lists of token ids."""
     if isinstance(value, str):
@@ -46,20 +53,24 @@ def _valid_input(value: Any) -> list[str] | list[list[int]]:
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else kind_of(value)
         raise ValueError(f"must be a string, or a list of strings, of token ids or of lists of token ids, got {got}")
-    if all(isinstance(text, str) for text in value):
+    kinds = Counter(kind for item in value if (kind := type(item)) in _ITEMS)
+    if not kinds:
+        raise ValueError(f"[0] must be a string, a token id or a list of token ids, got {kind_of(value[0])}")
+    ((kind, _),) = kinds.most_common(1)
+    for index, item in enumerate(value):
+        if type(item) is not kind:
+            raise ValueError(f"[{index}] must be {_ITEMS[kind]} like the other items, got {kind_of(item)}")
+    if kind is str:
         return value
-    texts = [value] if all(_is_integer(token) for token in value) else value
-    for index, ids in enumerate(texts):
-        if not isinstance(ids, list) or not ids or not all(_is_integer(token) for token in ids):
-            raise ValueError(
-                f"[{index}] must be of the same kind as the other items, strings or lists of at least 1 token id, "
-                f"got {kind_of(ids)}"
-            )
-    return texts
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    if kind is int:
+        return [value]
+    for index, ids in enumerate(value):
+        if not ids:
+            raise ValueError(f"[{index}] must have at least 1 token id, got 0")
+        for number, token in enumerate(ids):
+            if type(token) is not int:
+                raise ValueError(f"[{index}][{number}] must be a token id, got {kind_of(token)}")
+    return value
 
 
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
@@ -73,7 +84,7 @@ _INPUT = {
 }
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(NullIsAbsence):
     """The body of `/v1/embeddings`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -85,7 +96,7 @@ class EmbeddingsRequest(BaseModel):
     user: str | None = None
 
 
-class QueueJob(BaseModel):
+class QueueJob(NullIsAbsence):
     """A job's input from RunPod's OpenAI proxy."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -237,7 +248,7 @@ class OpenAIDialect:
 
 def is_openai(raw: object) -> bool:
     """Whether a job's input comes from RunPod's OpenAI proxy."""
-    return isinstance(raw, dict) and "openai_route" in raw
+    return isinstance(raw, dict) and raw.get("openai_route") is not None
 
 
 def openai_error(error: WorkerError) -> OpenAIError:

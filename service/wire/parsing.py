@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-from embedder import InvalidRequest
-from service.validation import field_error, invalid_field, is_unicode, kind_of, shown
-from service.wire.fields import Limits
+from embedder import FieldError, InvalidRequest
+from qdrant_sink import kind_of
+from service.validation import NEEDED, field_error, invalid_field, is_unicode, shown
+from service.wire.field_names import unknown_field, unknown_fields
+from service.wire.fields import Limits, without_nulls
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
 Valid = TypeVar("Valid", bound=BaseModel)
@@ -19,6 +22,11 @@ _MESSAGE_ERRORS_MAX = 3
 
 _DETAILS_ERRORS_MAX = 20
 """Maximum field errors in the details of an error."""
+
+_UNKNOWN: Final = "extra_forbidden"
+"""Pydantic's error type of an unknown field."""
+
+_DEFAULT_OPERATION: Final = "embed"
 
 Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest
 
@@ -39,11 +47,16 @@ def parse(raw: object, limits: Limits) -> Request:
     """
     if not isinstance(raw, dict):
         raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
-    operation = raw.get("operation", "embed")
+    operation = _operation(raw)
     if not isinstance(operation, str) or operation not in _OPERATIONS:
         got = f"'{operation[:32]}'" if isinstance(operation, str) and is_unicode(operation) else kind_of(operation)
         raise invalid_field("operation", f"must be one of {', '.join(_OPERATIONS)}, got {got}")
     return validated(_OPERATIONS[operation], raw, limits)
+
+
+def _operation(raw: Mapping[str, Any]) -> object:
+    given = raw.get("operation")
+    return _DEFAULT_OPERATION if given is None else given
 
 
 def request_type(operation: str) -> type[Request]:
@@ -66,13 +79,43 @@ def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> V
     try:
         return kind.model_validate(raw, context=limits)
     except ValidationError as error:
-        # Unknown fields come first: a misspelt name is usually why the right field is missing.
-        errors = sorted(error.errors(include_url=False), key=lambda details: details["type"] != "extra_forbidden")
-        fields = [field_error(details) for details in errors[:_DETAILS_ERRORS_MAX]]
-        message = "; ".join(field.message for field in fields[:_MESSAGE_ERRORS_MAX])
-        if len(errors) > _MESSAGE_ERRORS_MAX:
-            message += f" (and {len(errors) - _MESSAGE_ERRORS_MAX} more)"
-        raise InvalidRequest(message, fields=fields) from None
+        errors = error.errors(include_url=False)
+    unknown = [details["loc"] for details in errors if details["type"] == _UNKNOWN]
+    if unknown:  # rules between fields are only checked without unknown fields
+        errors = _errors(kind, _without(raw, unknown), limits)
+    needed = [field_error(details) for details in errors if details["type"] in NEEDED]
+    invalid = [details for details in errors if details["type"] not in NEEDED]
+    # Required fields come first, then unknown ones: a misspelt name is usually why the required one is missing.
+    fields = needed + [unknown_field(location, kind, raw) for location in unknown[:_DETAILS_ERRORS_MAX]]
+    count = len(needed) + len(unknown) + len(invalid)
+    fields += [field_error(details) for details in invalid[:_DETAILS_ERRORS_MAX]]
+    raise _invalid(fields[:_DETAILS_ERRORS_MAX], count)
+
+
+def _errors(kind: type[BaseModel], raw: object, limits: Limits | None) -> list[ErrorDetails]:
+    try:
+        kind.model_validate(raw, context=limits)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
+
+
+def _without(raw: Mapping[str, Any], locations: Iterable[Sequence[int | str]]) -> Mapping[str, Any]:
+    """A copy of a request without the fields at these locations."""
+    copy = dict(raw)
+    for location in locations:
+        block = copy
+        for part in location[:-1]:
+            block[str(part)] = block = dict(block[str(part)])
+        block.pop(str(location[-1]), None)
+    return copy
+
+
+def _invalid(fields: Sequence[FieldError], count: int) -> InvalidRequest:
+    message = "; ".join(field.message for field in fields[:_MESSAGE_ERRORS_MAX])
+    if count > _MESSAGE_ERRORS_MAX:
+        message += f" (and {count - _MESSAGE_ERRORS_MAX} more)"
+    return InvalidRequest(message, fields=fields)
 
 
 def completed(raw: object, operation: str, *, passages: bool, path: str) -> object:
@@ -85,14 +128,20 @@ def completed(raw: object, operation: str, *, passages: bool, path: str) -> obje
         path: the path, for the message of an error.
 
     Raises:
-        InvalidRequest: the body names another operation, or lacks a required `qdrant` block.
+        InvalidRequest: the body names another operation, has the queue's `input` around its fields, or lacks a required
+            `qdrant` block.
     """
+    raw = without_nulls(raw)
     if not isinstance(raw, dict):
         return raw
+    if isinstance(raw.get("input"), dict):
+        message = "unknown field 'input': over HTTP the fields of a request stand at the top of the body, without it"
+        raise _invalid([FieldError("input", message)], 1)
     if raw.get("operation", operation) != operation:
         raise invalid_field("operation", f"must be '{operation}' or left out on {path}, got {shown(raw['operation'])}")
-    if passages and raw.get("qdrant") is None:
-        raise invalid_field("qdrant", f"is required on {path}")
+    if passages and "qdrant" not in raw:
+        fields = [FieldError("qdrant", f"qdrant is required on {path}"), *unknown_fields(request_type(operation), raw)]
+        raise _invalid(fields[:_DETAILS_ERRORS_MAX], len(fields))
     defaults = {"isPassage": True} if passages else {}
     return {**defaults, **raw, "operation": operation}
 
@@ -101,7 +150,7 @@ def operation_name(raw: object) -> str:
     """The operation of a job's input, or `unknown`; the result is from a fixed set."""
     if not isinstance(raw, dict):
         return "unknown"
-    operation = raw.get("operation", "embed")
+    operation = _operation(raw)
     return operation if isinstance(operation, str) and operation in _OPERATIONS else "unknown"
 
 
@@ -119,5 +168,6 @@ def without_timings(raw: object) -> object:
     """
     if not isinstance(raw, dict) or "timings" not in raw:
         return raw
-    validated(_Timings, {"timings": raw["timings"]})
+    if raw["timings"] is not None:
+        validated(_Timings, {"timings": raw["timings"]})
     return {key: value for key, value in raw.items() if key != "timings"}

@@ -1,13 +1,14 @@
 """The JSON of requests, one type per operation, and their conversion to the request values of the operations.
 
 JSON names are camelCase, Python names snake_case. Types are strict: `1.0` is not an integer, `"true"` is not a boolean.
-Unknown fields are errors. Every error is an `InvalidRequest` that names the field, the limit and the value, but never
-quotes a text. A request that passes here needs no further validation.
+A field that is null is absent, and other unknown fields are errors. Every error is an `InvalidRequest` that names the
+field, the limit and the value, but never quotes a text. A request that passes here needs no further validation, except
+for the ids and payloads to store: the ingest rejects invalid ones row by row.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -20,6 +21,7 @@ from pydantic import (
 from embedder import CHUNK_MIN_TOKENS, KINDS, Kind, Outputs
 from qdrant_sink import Rescoring, SearchOptions, WithPayload
 from service import operations
+from service.validation import needed
 from service.wire.fields import (
     Collection,
     Filter,
@@ -27,6 +29,8 @@ from service.wire.fields import (
     Ids,
     Kinds,
     Pairs,
+    Payloads,
+    RowIds,
     SearchParams,
     TextKey,
     Texts,
@@ -75,9 +79,9 @@ class QdrantTarget(Wire):
     """The `qdrant` block of an embed request: the collection of the points, and how to store them."""
 
     collection: Collection | None = None
-    ids: Ids | None = None
+    ids: RowIds | None = None
     id_scope: Collection | None = None
-    payloads: list[dict[str, Any]] | None = None
+    payloads: Payloads | None = None
     text_key: TextKey = "text"
     mode: Literal["upsert", "insertOnly"] = "upsert"
     chunk: Chunking | None = None
@@ -235,11 +239,9 @@ class SearchRequest(Wire):
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
         if bool(self.queries) == (self.like is not None):
-            raise ValueError(
-                "queries: must not be given together with like; send one of them"
-                if self.like
-                else "queries: or like is required"
-            )
+            if self.like is None:
+                raise needed("queries", "like")
+            raise ValueError("queries: must not be given together with like; send one of them")
         if self.group_by is None and self.group_size > 1:
             raise ValueError(f"groupSize: must be 1 without groupBy, got {self.group_size}; give groupBy")
         searches = len(self.queries) or 1
@@ -325,7 +327,7 @@ class DeleteRequest(Wire):
         selections = {"ids": self.ids, "docIds": self.doc_ids, "filter": self.filter}
         given = [name for name, value in selections.items() if value]
         if not given:
-            raise ValueError("filter: is required, or ids, or docIds")
+            raise needed("ids", "docIds", "filter")
         if len(given) > 1:
             raise ValueError(f"{given[-1]}: must not be given together with {given[0]}; send one of them")
         return self

@@ -82,6 +82,19 @@ def test_a_question_is_answered_in_a_process(tmp_path: Path, serve: Serve) -> No
     assert result["hits"][0]["explain"]["colbert"]
 
 
+def test_a_filter_restricts_the_hits(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--filter takes a filter in Qdrant's JSON, and null is none."""
+    monkeypatch.setattr(filled.operations, "close", lambda: None)
+
+    def ids(condition: str) -> list[str]:
+        arguments = ["ask", "files", "--collection", "notes", "--json", "--filter", condition]
+        ended = invoke(*arguments, build=lambda _: filled.operations)
+        return [hit["payload"]["id"] for hit in json.loads(ended.out)["results"][0]["hits"]]
+
+    assert ids('{"must": [{"key": "title", "match": {"value": "rsync"}}]}') == ["first"]
+    assert ids("null") == ["first", "second"]
+
+
 def test_a_question_that_cannot_be_asked_is_one_line(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's own message, on the standard error, with an exit status for scripts."""
     monkeypatch.setattr(filled.operations, "close", lambda: None)
@@ -112,7 +125,9 @@ def test_the_command_line_is_a_search() -> None:
         "explain": False,
         "textKey": "text",
     }
-    everything = "--collection notes --rerank --explain --limit 3 --text-key body --using sparse,colbert --json"
+    everything = (
+        "--collection notes --rerank --explain --limit 3 --text-key body --using sparse,colbert --filter {} --json"
+    )
     assert (
         request_of(ask_options("a", *everything.split()))
         == request_of(ask_options(*everything.split(), "a"))
@@ -125,6 +140,7 @@ def test_the_command_line_is_a_search() -> None:
             "rerank": "colbert",
             "explain": True,
             "textKey": "body",
+            "filter": {},
         }
     )
 

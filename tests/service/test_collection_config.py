@@ -75,7 +75,7 @@ def test_every_field_reaches_the_schema() -> None:
 def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
     """The setting may be the path of a file, in which white space may surround the object."""
     file = tmp_path / "collection.json"
-    file.write_text('\n {"dense": {"m": 8}} \n')
+    file.write_text('\ufeff\n {"dense": {"m": 8}} \n', encoding="utf-8")  # editors may write a byte order mark
     settings = Settings.from_environment({"QDRANT_COLLECTION_CONFIG": str(file)})
     assert settings.qdrant_collection_config.dense.m == 8
 

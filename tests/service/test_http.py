@@ -304,6 +304,16 @@ def test_a_body_without_a_json_object_is_refused(shared: httpx.Client, body: byt
     assert said in refused(response, 400, "invalid_request")
 
 
+def test_a_byte_order_mark_before_the_body_is_skipped(shared: httpx.Client) -> None:
+    """Files that an editor saved with a mark can be sent as they are; one in another place is no JSON."""
+    headers = {"Content-Type": "application/json"}
+    body = b'\xef\xbb\xbf{"texts": ["a"]}'
+    assert read(shared.post("/embed", content=body, headers=headers))["results"][0]["text"] == "a"
+    for path in ("/embed", "/v1/embeddings"):
+        response = shared.post(path, content=b" " + body, headers=headers)
+        assert response.status_code == 400
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_body_of_another_type_is_refused(shared: httpx.Client, kind: str | None) -> None:
     """Content types that a page of another site can post without a preflight request are errors."""

@@ -73,3 +73,11 @@ def test_the_file_of_the_sdk_is_a_job() -> None:
     """A job in `test_input.json` in the working directory is enough to start: the SDK runs it."""
     Path(TEST_INPUT_FILE).write_text(JOB, encoding="utf-8")
     check({}, [])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--test_input", f"\ufeff{JOB}"]], ids=["file", "argument"])
+def test_a_byte_order_mark_before_the_job_is_skipped(arguments: list[str]) -> None:
+    """A job that an editor saved with a mark runs: the SDK, which refuses the mark, gets the job without it."""
+    Path(TEST_INPUT_FILE).write_text(JOB, encoding="utf-8-sig")
+    assert check({}, arguments) == [*arguments, f"--test_input={JOB}"]
+    assert check({}, ["--test_input", JOB]) == ["--test_input", JOB]

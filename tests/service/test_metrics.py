@@ -125,11 +125,11 @@ def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
         "store",
         "total",
     }
-    for quiet in (search, {**search, "timings": False}):
+    for quiet in (search, {**search, "timings": False}, {**search, "timings": None}):
         assert "timings" not in worker.good(quiet)
 
 
-@pytest.mark.parametrize("wrong", ["true", 1, None, []])
+@pytest.mark.parametrize("wrong", ["true", 1, []])
 def test_timings_is_a_boolean(worker: Client, wrong: object) -> None:
     """The type of `timings` is strict."""
     answer = worker.error({"texts": ["a"], "timings": wrong}, "invalid_request")

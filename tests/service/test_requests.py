@@ -40,7 +40,7 @@ def test_an_input_must_be_an_object(raw: object) -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"texts": None}, "texts"),
+        ({"texts": None}, "texts is required"),
         ({"texts": "one"}, "texts"),
         ({"texts": {"0": "one"}}, "texts"),
         ({"texts": []}, "texts"),
@@ -52,12 +52,10 @@ def test_an_input_must_be_an_object(raw: object) -> None:
         ({"isPassage": "maybe"}, "isPassage"),
         ({"isPassage": "true"}, "isPassage"),
         ({"isPassage": 1}, "isPassage"),
-        ({"isPassage": None}, "isPassage"),
         ({"batchSize": -1}, "batchSize must be at least 0, got -1"),
         ({"batchSize": 1.0}, "batchSize"),
         ({"batchSize": True}, "batchSize"),
         ({"batchSize": "1"}, "batchSize"),
-        ({"batchSize": None}, "batchSize"),
         ({"batchSize": 2**80}, "batchSize"),
         ({"batchSize": 10**5000}, "batchSize"),
         ({"vectors": []}, "vectors"),
@@ -65,14 +63,12 @@ def test_an_input_must_be_an_object(raw: object) -> None:
         ({"vectors": ["dense", "dense"]}, "vectors must not repeat"),
         ({"vectors": ["dense", "lexical"]}, r"vectors\[1\]"),
         ({"vectors": [None]}, r"vectors\[0\]"),
-        ({"vectors": None}, "vectors"),
         ({"maxLength": 2}, "maxLength must be at least 3, got 2"),
         ({"maxLength": 513}, "maxLength .*512.*got 513"),
         ({"maxLength": 1.5}, "maxLength"),
         ({"maxLength": True}, "maxLength"),
         ({"maxLength": 10**5000}, "maxLength"),
         ({"encoding": "binary"}, "encoding"),
-        ({"encoding": None}, "encoding"),
         ({"encoding": SURROGATE}, "encoding"),
         ({"encoding": "base64", "dtype": "float64"}, "dtype"),
         ({"dtype": "float16"}, "dtype"),
@@ -84,7 +80,6 @@ def test_an_input_must_be_an_object(raw: object) -> None:
         ({SURROGATE: 1}, "input must have field names of valid Unicode, got a lone surrogate"),
         ({"operation": "rank"}, "operation must be one of .*got 'rank'"),
         ({"operation": "Embed"}, "operation"),
-        ({"operation": None}, "operation"),
         ({"operation": ["embed"]}, "operation"),
         ({"operation": SURROGATE}, "operation"),
         ({"operation": PRIVATE}, "operation"),
@@ -123,27 +118,13 @@ def test_texts_are_required() -> None:
         ({"ids": []}, r"qdrant\.ids.*\(2\), got 0"),
         ({"ids": [1]}, r"qdrant\.ids.*\(2\), got 1"),
         ({"ids": [1, 2, 3]}, r"qdrant\.ids.*\(2\), got 3"),
-        ({"ids": [1, None]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, 2.0]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, True]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, -1]}, r"qdrant\.ids\[1\].*-1"),
-        ({"ids": [1, 2**64]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, 10**5000]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, ""]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, SURROGATE]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, ["a"]]}, r"qdrant\.ids\[1\]"),
-        ({"ids": [1, {"uuid": "a"}]}, r"qdrant\.ids\[1\]"),
         ({"payloads": {}}, r"qdrant\.payloads"),
         ({"payloads": [{}]}, r"qdrant\.payloads.*\(2\), got 1"),
-        ({"payloads": [{}, None]}, r"qdrant\.payloads\[1\]"),
-        ({"payloads": [{}, "a"]}, r"qdrant\.payloads\[1\]"),
-        ({"payloads": [{}, [["a", 1]]]}, r"qdrant\.payloads\[1\]"),
         ({"textKey": ""}, r"qdrant\.textKey"),
         ({"textKey": 1}, r"qdrant\.textKey"),
         ({"textKey": "k" * 256}, r"qdrant\.textKey"),
         ({"textKey": "k" + SURROGATE}, r"qdrant\.textKey"),
         ({"mode": "insert"}, r"qdrant\.mode"),
-        ({"mode": None}, r"qdrant\.mode"),
         ({"url": "http://example.org"}, r"unknown field 'qdrant\.url'"),
         ({"chunk": {"tokens": 100}}, r"unknown field 'qdrant\.chunk\.tokens'"),
         ({"chunk": {"maxTokens": 31}}, r"qdrant\.chunk\.maxTokens.*32.*31"),
@@ -190,7 +171,6 @@ def test_an_invalid_qdrant_block_names_its_field(fields: dict[str, Any], field: 
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"limit": 10_001}, "limit"),
         ({"limit": "10"}, "limit"),
-        ({"limit": None}, "limit"),
         ({"offset": -1}, "offset must be at least 0, got -1"),
         ({"offset": 0.5}, "offset"),
         ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
@@ -254,11 +234,17 @@ def test_an_invalid_search_names_its_field(fields: dict[str, Any], field: str) -
         ({**COUNT, "filter": []}, "filter"),
         ({**COUNT, "collection": 5}, "collection"),
         ({**COUNT, "ids": [1]}, "unknown field 'ids'"),
-        (DELETE, "filter"),
+        (DELETE, "ids or filter must be given"),
+        ({**DELETE, "ids": None, "filter": None}, "ids or filter must be given"),
         ({**DELETE, "ids": [1], "filter": {"must": []}}, "filter"),
         ({**DELETE, "ids": []}, "ids"),
         ({**DELETE, "ids": [-1]}, r"ids\[0\]"),
         ({**DELETE, "ids": [1, 1.5]}, r"ids\[1\]"),
+        ({**DELETE, "ids": [1, None]}, r"ids\[1\] must be an integer or a string, got null"),
+        ({**DELETE, "ids": [1, True]}, r"ids\[1\]"),
+        ({**DELETE, "ids": [1, 10**5000]}, r"ids\[1\]"),
+        ({**DELETE, "ids": [1, ""]}, r"ids\[1\]"),
+        ({**DELETE, "ids": [1, ["a"]]}, r"ids\[1\]"),
         ({**DELETE, "ids": [SURROGATE]}, r"ids\[0\]"),
         ({**DELETE, "ids": "all"}, "ids"),
         ({**DELETE, "filter": {}}, "filter"),
@@ -303,7 +289,7 @@ def test_an_invalid_score_request_names_its_field(fields: dict[str, Any], field:
 
 
 def test_all_errors_are_listed() -> None:
-    """The message has three errors, unknown fields first, and counts the others; the details list all."""
+    """The message has three errors and counts the others; the details list all."""
     with pytest.raises(InvalidRequest) as refusal:
         parse({"texts": ["a"], "isPassage": 1, "batchSize": -1, "encoding": "b64", "typo": 1}, LIMITS)
     assert refusal.value.message == (
@@ -311,15 +297,6 @@ def test_all_errors_are_listed() -> None:
         "batchSize must be at least 0, got -1 (and 1 more)"
     )
     assert [field.field for field in refusal.value.fields] == ["typo", "isPassage", "batchSize", "encoding"]
-
-
-def test_a_misspelt_field_is_named_before_the_one_that_is_missing() -> None:
-    """An unknown field is named before the required field that is missing."""
-    with pytest.raises(InvalidRequest, match=r"^unknown field 'text'; texts is required$"):
-        parse({"text": ["a"]}, LIMITS)
-    many = {"texts": [1] * 100, "qdrant": {"id": ["a"]}}
-    with pytest.raises(InvalidRequest, match=r"^unknown field 'qdrant.id'; texts\[0\] must be a string"):
-        parse(many, LIMITS)
 
 
 def test_the_list_of_errors_is_limited() -> None:
@@ -361,7 +338,7 @@ def test_the_defaults_of_a_search() -> None:
         ({"positive": [True]}, r"like.positive\[0\] must be an integer or a string"),
         ({"positive": [1], "strategy": "best"}, "unknown field 'like.strategy'"),
         ([1], "like must be an object"),
-        (None, "queries or like is required"),
+        (None, "queries or like must be given"),
     ],
 )
 def test_invalid_examples_are_named(like: Any, field: str) -> None:

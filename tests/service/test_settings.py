@@ -175,7 +175,7 @@ def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str,
         ("QDRANT_URL", "http://host:6334", "QDRANT_URL must name the port of REST, got 6334"),
         ("QDRANT_URL", f"https://user:{SECRET}@host", "got 'https://***@host'; use QDRANT_API_KEY"),
         ("QDRANT_URL", SECRET, "got a string of 17 characters"),
-        ("QDRANT_COLLECTIONS", "fine,a b", r"QDRANT_COLLECTIONS must match ^[A-Za-z0-9_]"),
+        ("QDRANT_COLLECTIONS", "fine,a b", "QDRANT_COLLECTIONS must have 1 to 128 characters of A-Z"),
         ("QDRANT_COLLECTIONS", "fine,a b", ", got 'a b'"),
         (
             "QDRANT_COLLECTION_CONFIG",

@@ -135,7 +135,7 @@ def test_an_invalid_vector_is_refused_with_field_limit_and_value(case: str) -> N
         ({"a": "x\ud800"}, "payload.a: must be text, got a lone surrogate at character 1"),
         ({"\ud800": 1}, "payload: a key must be text, got a lone surrogate at character 0"),
         (nested(PAYLOAD_DEPTH_MAX + 1), "must be nested at most 24 levels deep"),
-        (["a"], "payload: must be an object, got list"),
+        (["a"], "payload: must be an object, got a list"),
     ],
 )
 def test_a_payload_that_is_not_json_is_refused_with_its_path(payload: Any, message: str) -> None:

@@ -13,6 +13,7 @@ from qdrant_client import QdrantClient, models
 from embedder import Priority
 from embedder.embedder import Embedder, ModelOptions
 from embedder.vectors import Embedding, Outputs
+from qdrant_sink.conformance import Refusal
 from qdrant_sink.payload_layouts import laid_out
 from qdrant_sink.points import Draft, Vectors, point_id
 from qdrant_sink.server import ServerStore
@@ -101,6 +102,7 @@ def langchain(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             written={"id": name},
             point_id=str(identity),
         )
+        assert not isinstance(payload, Refusal)
         drafts.append(Draft(index, identity, payload, Vectors.of(embedding)))
     server_store.ensure("notes", schema)
     assert write(server_store, "notes", drafts, schema).stored == len(TEXTS)

@@ -16,7 +16,6 @@ from qdrant_sink.points import (
     NAMESPACE,
     claims,
     is_derived,
-    payload_for,
     point_id,
     text_id,
 )
@@ -85,13 +84,6 @@ def test_a_text_and_an_equal_string_id_are_two_points(text: str) -> None:
         assert point_id(text, "docs") != derived
     except InvalidRequest:
         assert not text or max(text) >= "\ud800"
-
-
-def test_a_key_that_the_worker_writes_is_refused() -> None:
-    """A key of the caller that the worker writes too is refused instead of being overwritten."""
-    assert payload_for({"a": 1}, {"text": "x"}) == {"a": 1, "text": "x"}
-    with pytest.raises(InvalidRequest, match=r"qdrant\.payloads\[3\]: the key 'text' is written by the worker"):
-        payload_for({"text": 1}, {"text": "x"}, field="qdrant.payloads[3]")
 
 
 def test_the_first_point_owns_its_id() -> None:

@@ -188,6 +188,7 @@ class AskOptions:
         collection: by name; None for `QDRANT_COLLECTION`.
         limit: maximum number of hits per question.
         using: kinds of vectors to search.
+        filter: filter in Qdrant's JSON; None for no filter.
         rerank: whether ColBERT orders all candidates.
         explain: whether each hit says why it was found.
         text_key: where a plain payload keeps the text.
@@ -198,6 +199,7 @@ class AskOptions:
     collection: str | None = None
     limit: int = 5
     using: Sequence[str] = ("dense", "sparse")
+    filter: object = None
     rerank: bool = False
     explain: bool = False
     text_key: str = "text"
@@ -216,6 +218,8 @@ def request_of(options: AskOptions) -> Json:
     }
     if options.collection is not None:
         request["collection"] = options.collection
+    if options.filter is not None:
+        request["filter"] = options.filter
     if options.rerank:
         request["rerank"] = "colbert"
     return request

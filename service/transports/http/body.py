@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 from starlette.requests import Request
 
 from embedder import InvalidRequest
-from service.validation import shown
+from service.validation import BYTE_ORDER_MARK, shown
 from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
 
 BODY_MAX_BYTES: Final = 30_000_000
@@ -68,7 +68,7 @@ async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
 
 def _parsed(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(raw.decode("utf-8").removeprefix(BYTE_ORDER_MARK), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from embedder import ConfigurationError
-from service.validation import kind_of
+from qdrant_sink import kind_of
+from service.validation import BYTE_ORDER_MARK
 
 TEST_INPUT_FILE: Final = "test_input.json"
 """File with a job in the working directory, which the SDK reads if no argument gives another job."""
@@ -32,27 +33,36 @@ def polls(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
     return bool(environment.get(QUEUE)) and not _serves_api(options, environment) and not options.test_input
 
 
-def check(environment: Mapping[str, str], arguments: Sequence[str]) -> None:
+def check(environment: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
     """Validate what the SDK itself would check only after the model has loaded.
+
+    The SDK refuses a job with a byte order mark, which some editors write, so it gets the job without the mark.
 
     Args:
         environment: the environment of the process.
         arguments: the arguments of the command line.
+
+    Returns:
+        The arguments for the SDK.
 
     Raises:
         ConfigurationError: there is no job to run, or the given job is invalid.
     """
     options = _options(arguments)
     if _serves_api(options, environment):
-        return
-    if options.test_input:
-        _check_job("--test_input", options.test_input)
-    elif not environment.get(QUEUE):
+        return [*arguments]
+    name, text = "--test_input", options.test_input
+    if not text:
+        if environment.get(QUEUE):
+            return [*arguments]
         if not Path(TEST_INPUT_FILE).exists():
             raise ConfigurationError(
                 "RUNPOD_WEBHOOK_GET_JOB names no queue; set PORT to serve HTTP, or use --test_input or --rp_serve_api"
             )
-        _check_job(TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace"))
+        name, text = TEST_INPUT_FILE, Path(TEST_INPUT_FILE).read_text(encoding="utf-8", errors="replace")
+    job = text.removeprefix(BYTE_ORDER_MARK)
+    _check_job(name, job)
+    return [*arguments] if job == text else [*arguments, f"--test_input={job}"]
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

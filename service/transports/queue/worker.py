@@ -88,7 +88,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
             from service.transports.http.server import serve as serve_http
 
             return serve_http(settings, build)
-        local_run.check(os.environ, sys.argv[1:])
+        sys.argv[1:] = local_run.check(os.environ, sys.argv[1:])
         if settings.port is not None:
             log.warning("PORT is set, but this process serves the RunPod queue and opens no HTTP port")
         polls = local_run.polls(os.environ, sys.argv[1:])

@@ -24,6 +24,13 @@ SCENARIOS: Final = (
         [
             Job("original-request", {"texts": TEXTS[:1], "isPassage": False, "batchSize": 0}),
             Job("texts-alone", {"texts": TEXTS}),
+            Job(
+                "nulls",
+                {
+                    "texts": TEXTS[:1],
+                    **dict.fromkeys(["operation", "isPassage", "vectors", "maxLength", "timings", "qdrant", "unknown"]),
+                },
+            ),
             Job("passages", {"operation": "embed", "texts": TEXTS, "isPassage": True}),
             Job("empty-and-blank", {"texts": ["", " \n\t"]}),
             Job("dense", {"texts": TEXTS, "vectors": ["dense"]}),

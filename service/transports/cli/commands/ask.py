@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
+
+
+def _json(_context: click.Context, _parameter: click.Parameter, value: str | None) -> object:
+    try:
+        return None if value is None else json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"must be valid JSON (column {getattr(error, 'colno', '?')})") from None
 
 
 @click.command(
@@ -22,6 +30,7 @@ from service.transports.cli.options import CONTEXT, configure_logs, examples, js
 @click.option("--collection", metavar="NAME", help="Collection to ask.  [default: QDRANT_COLLECTION]")
 @click.option("--limit", type=int, default=5, show_default=True, metavar="N", help="Maximum hits per question.")
 @kinds_option("--using", default=("dense", "sparse"), help="Kinds of vectors to search")
+@click.option("--filter", metavar="JSON", callback=_json, help="Filter in Qdrant's JSON, which every hit matches.")
 @click.option("--rerank", is_flag=True, help="Order all candidates by ColBERT.")
 @click.option("--explain", is_flag=True, help="Show why each hit was found.")
 @click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Payload key of the text.")
