@@ -24,6 +24,7 @@ from embedder import (
 )
 from qdrant_sink import (
     AccessDenied,
+    CollectionChanged,
     Difference,
     DuplicateId,
     NothingTaken,
@@ -32,6 +33,7 @@ from qdrant_sink import (
     StoreError,
     StoreRejected,
     StoreUnavailable,
+    Superseded,
 )
 from service.operations import IngestFailed, IngestReport, RejectedPoint
 from service.wire import CODES, error_answer
@@ -79,6 +81,8 @@ EXPECTED = {
     AccessDenied: ("store_rejected", 502, False),
     SchemaMismatch: ("schema_mismatch", 409, False),
     DuplicateId: ("duplicate_id", 409, False),
+    Superseded: ("superseded", 409, False),
+    CollectionChanged: ("not_found", 404, True),
     Cancelled: ("cancelled", 503, False),
     ShuttingDown: ("cancelled", 503, True),
     Internal: ("internal", 500, False),

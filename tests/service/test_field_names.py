@@ -31,7 +31,10 @@ from tests.service.test_requests import EMBED, LIMITS, SEARCH, stored
             {"operation": "search", "query": "x"},
             "queries or like must be given; unknown field 'query': did you mean 'queries'?",
         ),
-        ({"operation": "delete", "id": 1}, "ids or filter must be given; unknown field 'id': did you mean 'ids'?"),
+        (
+            {"operation": "delete", "id": 1},
+            "ids or docIds or filter must be given; unknown field 'id': did you mean 'ids'?",
+        ),
         (
             {"operation": "search", "like": {"positiv": [1]}, "z": 0},
             "like.positive is required; unknown field 'like.positiv': did you mean 'like.positive'?; unknown field 'z'",
