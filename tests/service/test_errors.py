@@ -26,6 +26,7 @@ from qdrant_sink import (
     AccessDenied,
     Difference,
     DuplicateId,
+    LimitExceeded,
     NothingTaken,
     Refusal,
     SchemaMismatch,
@@ -75,6 +76,7 @@ EXPECTED = {
     DeviceLost: ("model_failure", 503, True),
     StoreUnavailable: ("store_unavailable", 503, True),
     StoreRejected: ("store_rejected", 502, False),
+    LimitExceeded: ("store_rejected", 502, False),
     NothingTaken: ("store_rejected", 502, False),
     AccessDenied: ("store_rejected", 502, False),
     SchemaMismatch: ("schema_mismatch", 409, False),
@@ -88,6 +90,8 @@ EXPECTED = {
 
 def of_kind(kind: type[WorkerError]) -> WorkerError:
     """An error of this type."""
+    if kind is LimitExceeded:
+        return LimitExceeded("m", field="limit", maximum=1)
     return ResponseTooLarge("m", size=2, limit=1) if kind is ResponseTooLarge else kind("m")
 
 
