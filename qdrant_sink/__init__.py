@@ -12,6 +12,7 @@ from qdrant_sink.errors import (
     AccessDenied,
     Difference,
     DuplicateId,
+    LimitExceeded,
     NothingTaken,
     SchemaMismatch,
     StoreError,
@@ -53,6 +54,7 @@ from qdrant_sink.schema import (
 )
 from qdrant_sink.searching import (
     GROUP_KEY,
+    OFFSET_MAX,
     OVERSAMPLING,
     BranchRank,
     Explained,
@@ -87,6 +89,7 @@ __all__ = [
     "GROUP_KEY",
     "INTEGER_ID_MAX",
     "NAMES",
+    "OFFSET_MAX",
     "OVERSAMPLING",
     "AccessDenied",
     "BranchRank",
@@ -106,6 +109,7 @@ __all__ = [
     "Hit",
     "IndexType",
     "Layout",
+    "LimitExceeded",
     "NothingTaken",
     "PayloadKeys",
     "Placement",

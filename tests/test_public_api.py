@@ -30,8 +30,8 @@ PUBLIC: Final[dict[str, str]] = {
         EdgeStore
     """,
     "qdrant_sink.searching": """
-        GROUP_KEY OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
-        Searchable TokenMatch conform_query explain recommend run
+        GROUP_KEY OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search
+        SearchOptions Searchable TokenMatch conform_query explain recommend run
     """,
     "qdrant_sink.server": """
         ServerStore
