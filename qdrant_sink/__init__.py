@@ -23,6 +23,7 @@ from qdrant_sink.errors import (
     CollectionChanged,
     Difference,
     DuplicateId,
+    LimitExceeded,
     NothingTaken,
     SchemaMismatch,
     StoreError,
@@ -65,6 +66,7 @@ from qdrant_sink.schema import (
     VectorNames,
 )
 from qdrant_sink.searching import (
+    OFFSET_MAX,
     OVERSAMPLING,
     BranchRank,
     Explained,
@@ -104,6 +106,7 @@ __all__ = [
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",
     "NAMES",
+    "OFFSET_MAX",
     "OVERSAMPLING",
     "AccessDenied",
     "Acknowledged",
@@ -127,6 +130,7 @@ __all__ = [
     "Hit",
     "IndexType",
     "Layout",
+    "LimitExceeded",
     "NothingTaken",
     "PayloadKeys",
     "Placement",

@@ -6,6 +6,7 @@ WorkerError
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
 │   ├── StoreRejected       the store refused the content of a request
+│   │   ├── LimitExceeded       a number of the request exceeds a limit of the server
 │   │   └── NothingTaken        the store refuses every request, whatever its content
 │   │       └── AccessDenied        the credentials do not suffice
 │   ├── SchemaMismatch      the collection exists with another schema
@@ -41,6 +42,20 @@ class StoreUnavailable(StoreError):
 
 class StoreRejected(StoreError):
     """The store refused the content of a request."""
+
+
+class LimitExceeded(StoreRejected):
+    """A number of the request exceeds a limit of the server.
+
+    Attributes:
+        field: the server's name of the number, such as "limit" or "search batch size".
+        maximum: greatest accepted value.
+    """
+
+    def __init__(self, message: str, *, field: str, maximum: float) -> None:
+        super().__init__(message)
+        self.field = field
+        self.maximum = maximum
 
 
 class NothingTaken(StoreRejected):

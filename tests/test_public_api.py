@@ -30,7 +30,7 @@ PUBLIC: Final[dict[str, str]] = {
         EdgeStore
     """,
     "qdrant_sink.searching": """
-        OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
+        OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
         Searchable TokenMatch conform_query explain recommend run
     """,
     "qdrant_sink.server": """

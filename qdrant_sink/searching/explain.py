@@ -1,9 +1,8 @@
 """Explain the rank of a hit by its rank in every branch and by the matches of its vectors.
 
 An explained search also requests the sparse and ColBERT vectors of its hits, and it is run together with one search per
-branch, which returns only ids and scores. All of them are sent as one request (`Inquiry.searches`), and the explanation
-is computed from the answers. Only if a grouped search went deeper than its first round (see `searching.run`), its
-branches are searched again.
+branch, which returns only ids and scores. All of them are sent as one request, and the explanation is computed from the
+answers. Only hits of a deeper tier (see `searching.run`) are explained by further searches of the branches.
 
 Qdrant orders equal scores arbitrarily in every request, so that a point can have another rank in the separate search of
 a branch than inside the fused search. Among such ranks, the fused score decides.
@@ -24,11 +23,12 @@ from numpy.typing import NDArray
 
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.payload_path import path_of_key
-from qdrant_sink.points import PayloadKeys, WithPayload
+from qdrant_sink.points import PayloadKeys, PointId, WithPayload
 from qdrant_sink.searching.matches import RowMatch, TokenMatch, row_matches, token_matches
 from qdrant_sink.searching.plan import Fuse, Hit
+from qdrant_sink.searching.planning import first_page_plan
 from qdrant_sink.searching.query import Search
-from qdrant_sink.searching.run import DEPTH_FACTOR, DEPTH_MAX, Searchable, plan_of, run
+from qdrant_sink.searching.run import Searchable, run
 
 FUSED_TOLERANCE: Final[Mapping[str, float]] = {"rrf": 1e-6, "dbsf": 1e-3}
 """Maximum difference between a fused score and the sum of its contributions. A store computes scores in float32."""
@@ -75,7 +75,7 @@ class Inquiry:
         search: search of the caller.
         text_key: key of the payload with the text to which explanations refer, without `"` and backslashes.
         extended: search that also requests the payload and the vectors that the explanation needs.
-        branches: search for the candidates of each branch, by kind.
+        branches: search for the candidates of each branch in the first tier, by kind.
         fuse: fusion of the branches; None without fusion.
     """
 
@@ -110,42 +110,19 @@ class Inquiry:
         }
         payload = _with_text(options.with_payload, text_key)
         extended = search.with_options(with_payload=payload, with_vectors=tuple(sorted(needed)))
-        plan = plan_of(search, options.depth)
+        plan = first_page_plan(search, options.depth)
         fuse = plan.query if plan is not None and isinstance(plan.query, Fuse) else None
         return cls(search, text_key, extended, branches, fuse)
-
-    @property
-    def searches(self) -> list[Search]:
-        """All searches, starting with the search for the hits."""
-        return [self.extended, *self.branches.values()]
-
-    def deeper(self, answers: Sequence[Sequence[Hit]]) -> Inquiry | None:
-        """Return an inquiry whose branches search deeper; None if that is unnecessary or the depth is at its limit.
-
-        A grouped search goes as deep as it must to find its groups, and its answer does not tell how deep that was.
-        """
-        hits, *branch_hits = answers
-        limits = [branch.options.limit for branch in self.branches.values()]
-        has_more = any(len(candidates) == limit for limit, candidates in zip(limits, branch_hits, strict=True))
-        if self.search.options.group_by is None or not has_more or max(limits) >= DEPTH_MAX:
-            return None
-        branches = self._ranked(branch_hits)
-        if all(self._is_explained(hit, branches) for hit in hits):
-            return None
-        depth = min(max(limits) * DEPTH_FACTOR, DEPTH_MAX)
-        return replace(
-            self, branches={kind: branch.with_options(limit=depth) for kind, branch in self.branches.items()}
-        )
 
     def explain(self, answers: Sequence[Sequence[Hit]], *, halved: bool) -> list[Explanation]:
         """Explain each hit in `answers[0]`.
 
         Args:
-            answers: hits of each search of `searches`.
+            answers: hits of one tier, and the candidates of each branch with the depth of this tier.
             halved: whether the store compares ColBERT rows in float16.
         """
         hits, *branch_hits = answers
-        branches = self._ranked(branch_hits)
+        branches = dict(zip(self.branches, map(_Branch, branch_hits), strict=True))
         rows = self.search.vectors.colbert
         if rows is not None and halved:
             rows = rows.astype(np.float16)
@@ -173,15 +150,6 @@ class Inquiry:
         if wanted is True or (path_of_key(self.text_key) in wanted.keys) != wanted.excluded:
             return payload
         return {key: value for key, value in payload.items() if key != self.text_key}
-
-    def _ranked(self, answers: Sequence[Sequence[Hit]]) -> dict[Kind, _Branch]:
-        return dict(zip(self.branches, map(_Branch, answers), strict=True))
-
-    def _is_explained(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> bool:
-        """Whether the branches explain the fused score of the hit or, without fusion, contain the hit."""
-        if self.fuse is not None:
-            return self._fused(hit, branches, self.fuse) is not None
-        return any(branch.rank(hit) for branch in branches.values())
 
     def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
         fused = None if self.fuse is None else self._fused(hit, branches, self.fuse)
@@ -286,16 +254,22 @@ def explain(
         WorkerError: see the table in `qdrant_sink.store`.
     """
     inquiries = [Inquiry.of(search, text_key) for search in searches]
-    rest = iter(run(store, collection, [search for inquiry in inquiries for search in inquiry.searches]))
-    answers = [[next(rest) for _ in inquiry.searches] for inquiry in inquiries]
+    branches = [branch for inquiry in inquiries for branch in inquiry.branches.values()]
+    answers = run(store, collection, [inquiry.extended for inquiry in inquiries], internal=branches)
+    rest = iter(answers[len(inquiries) :])
     results = []
-    for inquiry, own in zip(inquiries, answers, strict=True):
-        deeper = inquiry.deeper(own)
-        while deeper is not None:
-            own[1:] = run(store, collection, list(deeper.branches.values()))
-            deeper = deeper.deeper(own)
-        payloads = [hit.payload for hit in own[0]]
-        results.append(Explained(inquiry.stripped(own[0]), payloads, inquiry.explain(own, halved=halved)))
+    for inquiry, hits in zip(inquiries, answers, strict=False):
+        candidates = [next(rest) for _ in inquiry.branches]
+        explanations: dict[PointId, Explanation] = {}
+        for depth in sorted({hit.depth for hit in hits}):
+            if depth > inquiry.search.options.depth:
+                deeper = [branch.with_options(limit=depth) for branch in inquiry.branches.values()]
+                candidates = run(store, collection, [], internal=deeper)
+            tier = [hit for hit in hits if hit.depth == depth]
+            explained = inquiry.explain([tier, *(branch[:depth] for branch in candidates)], halved=halved)
+            explanations.update(zip((hit.id for hit in tier), explained, strict=True))
+        payloads = [hit.payload for hit in hits]
+        results.append(Explained(inquiry.stripped(hits), payloads, [explanations[hit.id] for hit in hits]))
     return results
 
 

@@ -5,7 +5,7 @@
     rerank="colbert"            prefetch per branch, then MaxSim over the union of all candidates
 
 The filter applies to every branch, so that the later stages receive enough candidates. Reranking has no fusion stage,
-which would cut candidates before MaxSim. `searching.run` creates the plans, and the stores only translate them.
+which would cut candidates before MaxSim. `searching.planning` creates the plans, and the stores only translate them.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class Hit:
         score: score of the last stage: cosine, inner product, fused score or MaxSim (a sum over query rows).
         payload: payload of the point; None unless requested.
         vectors: vectors of the point; None unless requested.
+        depth: number of candidates per branch among which the search found the hit; 0 outside of `searching.run`.
         group: value of the point at `SearchOptions.group_by`; None if hits are not grouped, or if the point is a group
             of its own.
     """
@@ -154,4 +155,5 @@ class Hit:
     score: float
     payload: Mapping[str, Any] | None = None
     vectors: Vectors | None = None
+    depth: int = 0
     group: str | int | None = None

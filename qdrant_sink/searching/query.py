@@ -7,7 +7,7 @@ stages and `searching.run` for pages and groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.conformance import Refusal, conform_vectors
@@ -16,6 +16,12 @@ from qdrant_sink.payload_path import canonical_value_path, named
 from qdrant_sink.points import Vectors, WithPayload
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.searching.plan import RESCORED, Rescoring
+
+PREFETCH: Final = 100
+"""Default number of candidates per branch. Where a server accepts fewer, it is lowered."""
+
+OFFSET_MAX: Final = 100_000
+"""Maximum number of hits, or groups, before a page. The ids of everything before a page are read from the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +37,16 @@ class SearchOptions:
         weights: one positive number per branch of `using`, only for "rrf"; None weighs all branches equally. A weight
             divides ranks and does not multiply scores (Qdrant's rule). With rrf_k = 60 it changes little among the
             first ranks; with a smaller rrf_k its effect grows.
-        prefetch: number of candidates per branch. It is raised to limit + offset if it is smaller.
+        prefetch: number of candidates per branch. It is raised to limit (x group_size) if it is smaller. Pages beyond
+            these candidates come from deeper tiers; see `searching.run`.
         rerank: with "colbert", the union of all candidates is ordered by MaxSim; None for no reranking.
         limit: maximum number of hits, at least 1.
-        offset: number of hits to skip.
+        offset: number of hits to skip, at most `OFFSET_MAX`. All pages with the same other options are disjoint.
         where: filter in Qdrant's JSON format, or None.
         score_threshold: minimum final score of a hit. The score is the cosine, the inner product or MaxSim for a single
             branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`. Candidates
-            of a branch are not cut before the last stage.
+            of a branch are not cut before the last stage. Without `group_by`, the first tier with a lower score is the
+            last one.
         hnsw_ef: candidates of the graph search; None for the default of the store.
         exact: whether all points are compared instead of searching the graph.
         indexed_only: whether large segments without a graph are skipped. This is fast but misses recent points.
@@ -58,7 +66,7 @@ class SearchOptions:
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: int = 60
     weights: tuple[float, ...] | None = None
-    prefetch: int = 100
+    prefetch: int = PREFETCH
     rerank: Literal["colbert"] | None = None
     limit: int = 10
     offset: int = 0
@@ -93,6 +101,8 @@ class SearchOptions:
                 "rrf_k, limit, prefetch and group_size must be at least 1 and offset at least 0, got "
                 f"{self.rrf_k}, {self.limit}, {self.prefetch}, {self.group_size} and {self.offset}"
             )
+        if self.offset > OFFSET_MAX:
+            raise ValueError(f"offset: must be at most {OFFSET_MAX}, got {self.offset}")
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -101,8 +111,8 @@ class SearchOptions:
 
     @property
     def depth(self) -> int:
-        """Number of candidates per branch that suffices to fill the page."""
-        return max(self.prefetch, (self.limit + self.offset) * (self.group_size if self.group_by else 1))
+        """Number of candidates per branch that suffices to fill the first page. It does not depend on the offset."""
+        return max(self.prefetch, self.limit * (self.group_size if self.group_by else 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,47 +1,58 @@
-"""Run searches on a store: batches of plans, pages, and deeper rounds for grouped searches.
+"""Run searches on a store: batches of plans, the ranking of a search, its pages and groups.
 
-A grouped search (`group_by`) ranks candidates as the same search without groups, and keeps the best hits of each group.
-While it has too few groups and the store has more points, the next round searches every branch four times as deep, up
-to `DEPTH_MAX`. Qdrant's own request for groups is not used: the embedded engine does not have it, and it stops after a
-few rounds on long documents. The algorithm of this module works the same on every store.
+The pages of a search are slices of one ranking, which does not depend on the offset. It is a sequence of tiers:
 
-Rounds request only the group key of each payload. The payloads and vectors of the final hits are fetched at the end.
+    first page    the first `limit` hits, as the store returns them for the first page
+    tier 0        all candidates of the branches with a depth of `SearchOptions.depth`
+    tier 1, ...   all candidates with a depth four times as large, and so on
+
+Each tier adds the points that the earlier ones lack, in its own order: by descending score, and equal scores by id. The
+first page is one request. A later page requests the first page and tier 0 together, and deeper tiers while the ranking
+is too short, all for ids only. The payloads and vectors of its hits are fetched at the end.
+
+Hits below the threshold are left out. The ranking ends if the store has no more points, which a tier with fewer hits
+than its depth shows, or with a tier that has a hit below the threshold.
+
+A grouped search (`group_by`) groups the same ranking from tier 0 on. Groups are ranked by their best hit, and have
+further hits of the tier that found them. Tiers up to `DEPTH_MAX` are requested until there are enough groups, even if
+hits are below the threshold, because a reranked hit of a deeper tier can be above it. Qdrant's
+own request for groups is not used: the embedded engine does not have it, and it stops after a few attempts on long
+documents.
+
+If a server refuses a query because of a limit that only the additional candidates exceed, it is asked again within this
+limit (see `searching.limits`).
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 import numpy as np
 
 from embedder.vectors import Kind
+from qdrant_sink.errors import LimitExceeded
 from qdrant_sink.payload_path import PayloadPath
-from qdrant_sink.points import PayloadKeys, PointId, Stored, WithPayload
-from qdrant_sink.searching.plan import Branch, Fuse, Hit, Nearest, Plan, Traversal
+from qdrant_sink.points import PointId, Stored, WithPayload
+from qdrant_sink.searching.limits import Answer, QueryLimits
+from qdrant_sink.searching.plan import Hit, Plan
+from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, tier_plan
 from qdrant_sink.searching.query import Search
 
 DEPTH_MAX: Final = 10_000
-"""Maximum number of candidates per branch in a deeper round, unless the search itself requests more."""
+"""Maximum number of candidates per branch in a tier, unless the search itself requests more hits or candidates."""
 
 DEPTH_FACTOR: Final = 4
-"""Factor from the depth of a round to the depth of the next one."""
+"""Factor from the depth of a tier to the depth of the next one."""
 
 BATCH_MAX_HITS: Final = 50_000
-"""Maximum number of hits in one batch of a deeper round. The last search of the batch may exceed it."""
+"""Maximum number of hits in one batch. The last query of the batch may exceed it."""
 
 BATCH_MAX_NUMBERS: Final = 2**20
 """Maximum number of components of the query vectors in one batch. They take 4 MB over gRPC, 21 MB as JSON (a server
 accepts 32 MB) and 32 MB as Python lists. A query of 20 tokens with ColBERT rows of 1024 components has 21 504.
-"""
-
-TIE_MARGIN_HITS: Final = 8
-"""Number of hits that are requested beyond a fused page, so that the page is reproducible.
-
-Points whose ranks in the branches are permutations of each other have the same score: at most six points with three
-branches. Qdrant orders equal scores arbitrarily in every request, so that all of these points must be requested.
 """
 
 
@@ -59,122 +70,54 @@ class Searchable(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Round:
-    """A search with its depth (the number of candidates per branch) and its plan."""
+def run(
+    store: Searchable, collection: str, searches: Sequence[Search], *, internal: Sequence[Search] = ()
+) -> list[list[Hit]]:
+    """Return the hits of every search in the order of its ranking.
 
-    search: Search
-    depth: int
-    plan: Plan
-
-
-def run(store: Searchable, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
-    """Return the hits of every search, best first, with equal scores in the order of their ids.
-
-    All searches are sent in one batch, unless their vectors together exceed `BATCH_MAX_NUMBERS`. A search that cannot
-    match anything (only sparse, without weights) is not sent.
+    All searches are sent in one batch, unless their vectors together exceed `BATCH_MAX_NUMBERS` or their hits
+    `BATCH_MAX_HITS`. A search that cannot match anything (only sparse, without weights) is not sent.
 
     Args:
         store: store of the collection.
         collection: name of the collection, or an alias.
         searches: searches that `conform_query` returned.
+        internal: further searches, which the caller of the service did not ask for. A limit of the server on the
+            number of hits does not end them. Their hits follow those of `searches`.
 
     Raises:
+        LimitExceeded: options of `searches` exceed a limit of the server.
         WorkerError: see the table in `qdrant_sink.store`.
     """
-    answers: list[list[Hit]] = [[] for _ in searches]
-    depths = {index: search.options.depth for index, search in enumerate(searches)}
-    deeper = False
-    while depths:
-        rounds = {
-            index: _Round(searches[index], depth, plan)
-            for index, depth in depths.items()
-            if (plan := plan_of(searches[index], depth)) is not None
-        }
-        plans = [search_round.plan for search_round in rounds.values()]
-        hits = [hits for batch in _batches(plans, deeper=deeper) for hits in store.query(collection, batch)]
-        depths = {}
-        for (index, search_round), candidates in zip(rounds.items(), hits, strict=True):
-            if search_round.search.options.group_by is None:
-                answers[index] = _page(search_round, candidates)
-            else:
-                answers[index] = grouped(search_round.search, candidates)
-                depth = _next_depth(search_round, candidates)
-                if depth is not None:
-                    depths[index] = depth
-        deeper = True
-    return _with_requested_parts(store, collection, searches, answers)
+    limits = QueryLimits()
+    rankings = [_Ranking(search) for search in (*searches, *internal)]
+    while pending := [ranking for ranking in rankings if not ranking.complete]:
+        plans = [ranking.plans(limits) for ranking in pending]
+        try:
+            answers = iter(_answers(store, collection, [plan for step in plans for plan in step], limits))
+        except LimitExceeded as error:
+            limits = limits.lowered(error, searches)
+            continue
+        for ranking, step in zip(pending, plans, strict=True):
+            ranking.add([next(answers) for _ in step], limits)
+    return _with_requested_parts(store, collection, rankings)
 
 
-def plan_of(search: Search, depth: int) -> Plan | None:
-    """Create the plan of a search; None if no branch can contribute (sparse without weights).
-
-    For a grouped search, the plan requests all candidates and only the group key of their payload.
-
-    Args:
-        search: search that `conform_query` returned.
-        depth: number of candidates per branch.
-
-    Raises:
-        ValueError: the query vector of a dense or colbert branch, or of the reranking, is missing.
-    """
-    options = search.options
-    weights = options.weights or (1.0,) * len(options.using)
-    active: list[tuple[Branch, float]] = []
-    for kind, weight in zip(options.using, weights, strict=True):
-        nearest = _nearest(search, kind)
-        if nearest is not None:
-            active.append((Branch(nearest, depth), weight))
-    if not active:
-        return None
-    branches = tuple(branch for branch, _ in active)
-    limit, offset = options.limit, options.offset
-    query: Nearest | Fuse
-    if options.rerank:
-        reranking = _nearest(search, options.rerank)
-        if reranking is None:
-            raise ValueError("rerank: the search needs a colbert vector of the query, got none")
-        query = reranking
-    elif len(options.using) == 1:  # the last of several branches is still fused, so that scores keep their scale
-        query, branches = branches[0].query, ()
-    else:
-        weighted = None if options.weights is None else tuple(weight for _, weight in active)
-        query = Fuse(options.fusion, options.rrf_k + 1, weighted)
-        limit, offset = limit + offset + TIE_MARGIN_HITS, 0
-    threshold, payload, vectors = options.score_threshold, options.with_payload, options.with_vectors
-    if options.group_by is not None:
-        limit, offset = depth * max(len(branches), 1), 0
-        payload, vectors = PayloadKeys((options.group_by,)), ()
-        threshold = None if branches else threshold  # it would make the answer short, like the end of the collection
-    return Plan(
-        query,
-        branches,
-        limit,
-        offset,
-        score_threshold=threshold,
-        with_payload=payload,
-        with_vectors=vectors,
-        where=options.where,
-        traversal=Traversal(options.hnsw_ef, options.exact, options.indexed_only),
-    )
+def _answers(store: Searchable, collection: str, plans: Sequence[Plan], limits: QueryLimits) -> list[Answer]:
+    """Return the answer to each plan, which may take several queries and several batches."""
+    slices = [limits.slices(plan) for plan in plans]
+    queries = [query for parts in slices for query in parts]
+    hits = iter([hits for batch in _batches(queries, limits.queries) for hits in store.query(collection, batch)])
+    return [Answer.joined(parts, [next(hits) for _ in parts]) for parts in slices]
 
 
-def _nearest(search: Search, kind: Kind) -> Nearest | None:
-    if kind == "sparse":
-        sparse = search.vectors.sparse
-        return None if sparse is None or not len(sparse.indices) else Nearest("sparse", sparse)
-    vector = search.vectors.dense if kind == "dense" else search.vectors.colbert
-    if vector is None:
-        raise ValueError(f"using: the search needs a {kind} vector of the query, got none")
-    return Nearest(kind, vector, search.options.rescoring if kind in search.quantized else None)
-
-
-def _batches(plans: Sequence[Plan], *, deeper: bool) -> Iterator[list[Plan]]:
-    """Yield batches of at most `BATCH_MAX_NUMBERS`, or of one plan. Deeper rounds also respect `BATCH_MAX_HITS`."""
+def _batches(plans: Sequence[Plan], queries_max: int | None) -> Iterator[list[Plan]]:
+    """Yield batches of at most `BATCH_MAX_NUMBERS`, about `BATCH_MAX_HITS` and `queries_max`, or of one plan."""
     batch: list[Plan] = []
     numbers = hits = 0
     for plan in plans:
-        if batch and (numbers + plan.numbers > BATCH_MAX_NUMBERS or (deeper and hits >= BATCH_MAX_HITS)):
+        is_full = numbers + plan.numbers > BATCH_MAX_NUMBERS or hits >= BATCH_MAX_HITS or len(batch) == queries_max
+        if batch and is_full:
             yield batch
             batch, numbers, hits = [], 0, 0
         batch.append(plan)
@@ -184,48 +127,112 @@ def _batches(plans: Sequence[Plan], *, deeper: bool) -> Iterator[list[Plan]]:
         yield batch
 
 
-def _page(search_round: _Round, hits: Sequence[Hit]) -> list[Hit]:
-    """Cut the page of the search out of the hits of its plan."""
-    skip = search_round.search.options.offset - search_round.plan.offset
-    return _sorted_hits(hits)[skip : skip + search_round.search.options.limit]
+class _Ranking:
+    """The ranking of one search, as far as its page needs it.
 
-
-def grouped(search: Search, hits: Sequence[Hit]) -> list[Hit]:
-    """Return the hits of the page of a grouped search, best first.
-
-    Groups are ranked by their best hit. The first `offset` groups are skipped; of the next `limit` groups, at most
-    `group_size` hits each are returned.
-
-    Args:
-        search: search with `group_by`.
-        hits: hits of its plan in any order, with the group key in their payload.
+    Attributes:
+        search: the search.
+        complete: whether the page is known.
+        needs_parts: whether the hits of the page lack their payloads and vectors.
     """
-    options = search.options
-    groups = _groups(search, hits)[options.offset : options.offset + options.limit]
-    return _sorted_hits([hit for group in groups for hit in group[: options.group_size]])
 
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.complete = False
+        self.needs_parts = False
+        self._end = search.options.offset + search.options.limit
+        self._hits: list[Hit] = []
+        self._depths: list[int] = []  # depth of the tier of each hit
+        self._seen: set[PointId] = set()
+        self._groups: dict[object, list[int]] = {}  # ranks of the hits of each group
+        self._is_first = search.options.group_by is None  # whether the first page is to be requested next
+        self._depth = 0  # depth of the last tier
 
-def _groups(search: Search, hits: Sequence[Hit]) -> list[list[Hit]]:
-    """Return all groups, best first, each with its hits, best first."""
-    groups: dict[object, list[Hit]] = {}
-    for hit in _sorted_hits(_above_threshold(search, hits)):
-        value = group_of(hit, search.options.group_by or "")
-        key = ("its own", hit.id) if value is None else (type(value), value)  # 1 and "1" are two groups
-        groups.setdefault(key, []).append(replace(hit, group=value))
-    return list(groups.values())
+    def plans(self, limits: QueryLimits) -> list[Plan]:
+        """Return the plans of the next step; empty, and the ranking complete, if the search cannot match anything."""
+        depth = self._next_depth(limits)
+        is_first_page = self.search.options.offset == 0
+        plans: list[Plan | None] = []
+        if self._is_first:
+            bare = self.search.with_options(with_payload=False, with_vectors=())
+            plans.append(first_page_plan(self.search if is_first_page else bare, depth))
+        if not (self._is_first and is_first_page):
+            plans.append(tier_plan(self.search, depth))
+        sent = [plan for plan in plans if plan is not None]
+        self.complete = not sent
+        return sent
 
+    def add(self, answers: Sequence[Answer], limits: QueryLimits) -> None:
+        """Add the answers to the plans of the last step."""
+        if not answers:
+            return
+        depth = self._next_depth(limits)
+        if self._is_first:
+            self._is_first = False
+            self._add_first_page(answers[0].hits, depth)
+            if self.search.options.offset == 0:
+                self.complete = bool(self._hits) or not answers[0].hits
+                return
+        self._add_tier(answers[-1], depth, limits)
 
-def _next_depth(search_round: _Round, hits: Sequence[Hit]) -> int | None:
-    """Return the depth of the next round; None if the groups suffice, the points or the depth are exhausted.
+    def page(self) -> list[Hit]:
+        """Return the hits of the page in the order of the ranking."""
+        offset, group_by = self.search.options.offset, self.search.options.group_by
+        if group_by is None:
+            page = range(len(self._hits))[offset : self._end]
+            return [replace(self._hits[rank], depth=self._depths[rank]) for rank in page]
+        ranks = sorted(rank for group in list(self._groups.values())[offset : self._end] for rank in group)
+        hits = [(self._hits[rank], self._depths[rank]) for rank in ranks]
+        return [replace(hit, depth=depth, group=group_of(hit, group_by)) for hit, depth in hits]
 
-    A store that returns fewer hits than the depth of one branch has no more points.
-    """
-    if len(hits) < search_round.depth or search_round.depth >= DEPTH_MAX:
-        return None
-    wanted = search_round.search.options.offset + search_round.search.options.limit
-    if len(_groups(search_round.search, hits)) >= wanted:
-        return None
-    return min(search_round.depth * DEPTH_FACTOR, DEPTH_MAX)
+    def _next_depth(self, limits: QueryLimits) -> int:
+        """Return the depth of the next tier. It does not depend on the offset."""
+        if not self._depth:
+            return limits.depth(self.search, self.search.options.depth)
+        deeper = self._depth * DEPTH_FACTOR
+        return limits.depth(self.search, DEPTH_MAX if self._depth < DEPTH_MAX < deeper else deeper)
+
+    def _add_first_page(self, hits: Sequence[Hit], depth: int) -> None:
+        """Add the first page, unless hits that tie with its last one may be missing: then tier 0 decides."""
+        limit = self.search.options.limit
+        ordered = _sorted_hits(hits)
+        if len(ordered) >= limit + TIE_MARGIN_HITS and ordered[limit - 1].score == ordered[-1].score:
+            return
+        self._append(ordered[:limit], depth)
+
+    def _add_tier(self, answer: Answer, depth: int, limits: QueryLimits) -> None:
+        self.needs_parts = True
+        above = _above_threshold(self.search, answer.hits)
+        self._append(_sorted_hits(above), depth)
+        self._depth = depth
+        is_grouped = self.search.options.group_by is not None
+        length = len(self._groups) if is_grouped else len(self._hits)
+        is_last = answer.count < depth or (len(above) < len(answer.hits) and not is_grouped)
+        if length >= self._end or is_last or depth >= max(DEPTH_MAX, self._end):
+            self.complete = True
+        elif self._next_depth(limits) == depth:
+            if not is_grouped or self._end > depth:
+                raise limits.unreachable(length, self._end)
+            self.complete = True
+
+    def _append(self, hits: Sequence[Hit], depth: int) -> None:
+        """Append the hits that the ranking lacks. Groups that are already complete remain as they are."""
+        options = self.search.options
+        added: dict[object, list[int]] = {}
+        for hit in hits:
+            if hit.id in self._seen:
+                continue
+            self._seen.add(hit.id)
+            if options.group_by is not None:
+                value = group_of(hit, options.group_by)
+                key: object = ("its own", hit.id) if value is None else (type(value), value)  # 1 and "1" are two groups
+                ranks = added.setdefault(key, [])
+                if len(ranks) < options.group_size:
+                    ranks.append(len(self._hits))
+            self._hits.append(hit)
+            self._depths.append(depth)
+        for key, ranks in added.items():
+            self._groups.setdefault(key, ranks)
 
 
 def group_of(hit: Hit, path: str) -> str | int | None:
@@ -251,21 +258,20 @@ def _sort_key(hit: Hit) -> tuple[float, bool, int]:
     return -hit.score, by_uuid, hit.id.int if isinstance(hit.id, uuid.UUID) else hit.id
 
 
-def _with_requested_parts(
-    store: Searchable, collection: str, searches: Sequence[Search], answers: list[list[Hit]]
-) -> list[list[Hit]]:
-    """Add the payloads and vectors of grouped hits. Points that were deleted in between are left out."""
+def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence[_Ranking]) -> list[list[Hit]]:
+    """Return the pages with their payloads and vectors. Points that were deleted in between are left out."""
+    pages = [ranking.page() for ranking in rankings]
     wanted: dict[tuple[WithPayload, tuple[Kind, ...]], dict[PointId, None]] = {}
-    for search, hits in zip(searches, answers, strict=True):
-        if search.options.group_by is not None and hits:
-            wanted.setdefault(_requested_parts(search), {}).update(dict.fromkeys(hit.id for hit in hits))
+    for ranking, hits in zip(rankings, pages, strict=True):
+        if ranking.needs_parts and hits:
+            wanted.setdefault(_requested_parts(ranking.search), {}).update(dict.fromkeys(hit.id for hit in hits))
     stored = {
         parts: store.fetch(collection, list(ids), *parts) if parts != (False, ()) else dict.fromkeys(ids, Stored())
         for parts, ids in wanted.items()
     }
     return [
-        hits if search.options.group_by is None or not hits else _with_parts(hits, stored[_requested_parts(search)])
-        for search, hits in zip(searches, answers, strict=True)
+        _with_parts(hits, stored[_requested_parts(ranking.search)]) if ranking.needs_parts and hits else hits
+        for ranking, hits in zip(rankings, pages, strict=True)
     ]
 
 

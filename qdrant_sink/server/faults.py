@@ -20,6 +20,7 @@ splits such batches. Messages of the server are not shown; `reasons.reason` extr
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from embedder.errors import NotFound, WorkerError
-from qdrant_sink.errors import AccessDenied, NothingTaken, StoreRejected, StoreUnavailable
+from qdrant_sink.errors import AccessDenied, LimitExceeded, NothingTaken, StoreRejected, StoreUnavailable
 from qdrant_sink.reasons import reason
 
 CLIENT_EXCEPTIONS = (
@@ -54,6 +55,9 @@ _TRANSIENT_CODES = (
 _DENIED_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _CONTENT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 _CONTENT_STATUSES = (400, 413, 422)
+_LIMIT_EXCEEDED = re.compile(
+    r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,10 @@ def _not_ready(status: str, details: str) -> StoreUnavailable:
 
 
 def _rejected(status: str, details: str) -> StoreRejected:
+    limit = _LIMIT_EXCEEDED.search(details)
+    if limit is not None:
+        message = f"Qdrant refused the request: {status}, {limit.group()}"
+        return LimitExceeded(message, field=limit["field"], maximum=float(limit["maximum"]))
     return StoreRejected(_refusal(status, details))
 
 

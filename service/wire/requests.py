@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from embedder import CHUNK_MIN_TOKENS, KINDS, Kind, Outputs
-from qdrant_sink import Rescoring, SearchOptions, WithPayload
+from qdrant_sink import OFFSET_MAX, Rescoring, SearchOptions, WithPayload
 from service import operations
 from service.validation import needed
 from service.wire.fields import (
@@ -198,7 +198,7 @@ class SearchRequest(Wire):
     like: Like | None = None
     collection: Collection | None = None
     limit: Annotated[int, Field(ge=1, le=10_000)] = 10
-    offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    offset: Annotated[int, Field(ge=0, le=OFFSET_MAX)] = 0
     using: Kinds = Field(default=["dense", "sparse"])
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: Annotated[int, Field(ge=1, le=1_000_000)] = 60

@@ -27,6 +27,7 @@ from qdrant_sink import (
     CollectionChanged,
     Difference,
     DuplicateId,
+    LimitExceeded,
     NothingTaken,
     Refusal,
     SchemaMismatch,
@@ -77,6 +78,7 @@ EXPECTED = {
     DeviceLost: ("model_failure", 503, True),
     StoreUnavailable: ("store_unavailable", 503, True),
     StoreRejected: ("store_rejected", 502, False),
+    LimitExceeded: ("store_rejected", 502, False),
     NothingTaken: ("store_rejected", 502, False),
     AccessDenied: ("store_rejected", 502, False),
     SchemaMismatch: ("schema_mismatch", 409, False),
@@ -92,6 +94,8 @@ EXPECTED = {
 
 def of_kind(kind: type[WorkerError]) -> WorkerError:
     """An error of this type."""
+    if kind is LimitExceeded:
+        return LimitExceeded("m", field="limit", maximum=1)
     return ResponseTooLarge("m", size=2, limit=1) if kind is ResponseTooLarge else kind("m")
 
 

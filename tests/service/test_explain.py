@@ -273,7 +273,7 @@ def test_an_explanation_is_one_request(serve: Serve, tmp_path: Path) -> None:
     stored(worker, STORED[:2])
     answer = worker.good({**SEARCH, "queries": ["files", "server"]})
     assert len(answer["results"]) == 2
-    assert (store.requests, [len(plan.branches) for plan in store.plans]) == (1, [2, 0, 0] * 2)
+    assert (store.requests, [len(plan.branches) for plan in store.plans]) == (1, [2, 2] + [0, 0] * 2)
     store.close()
 
 

@@ -17,7 +17,7 @@ from embedder import Embedder, Embedding, SparseVector
 from qdrant_sink import PointId
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.searching.plan import Fuse, Nearest
-from qdrant_sink.searching.run import TIE_MARGIN_HITS
+from qdrant_sink.searching.planning import TIE_MARGIN_HITS
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
@@ -248,19 +248,19 @@ def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) 
         "withPayload": False,
     }
     worker.good({"operation": "search", "collection": NOTES, "queries": ["one", ""], **fields})
-    assert len(store.plans) == 2
-    for plan, branches in zip(store.plans, ({"sparse": 2.0, "colbert": 1.0}, {"colbert": 1.0}), strict=True):
+    assert len(store.plans) == 4  # a later page requests the first page, whose hits it leaves out, and all candidates
+    for plan, branches in zip(store.plans[::2], ({"sparse": 2.0, "colbert": 1.0}, {"colbert": 1.0}), strict=True):
         assert [(branch.query.kind, branch.limit) for branch in plan.branches] == [(kind, 50) for kind in branches]
         assert plan.query == Fuse("rrf", 7 + 1, tuple(branches.values()))
-        assert (plan.limit, plan.offset) == (3 + 1 + TIE_MARGIN_HITS, 0)
+        assert (plan.limit, plan.offset) == (3 + TIE_MARGIN_HITS, 0)
         assert (plan.score_threshold, plan.where) == (0.001, fields["filter"])
         assert (plan.traversal.hnsw_ef, plan.traversal.exact) == (77, True)
         assert (plan.with_payload, plan.with_vectors) == (False, ())
     store.plans.clear()
-    worker.good({"operation": "search", "collection": NOTES, "queries": ["one"], "rerank": "colbert", "offset": 2})
+    worker.good({"operation": "search", "collection": NOTES, "queries": ["one"], "rerank": "colbert"})
     (plan,) = store.plans
     assert isinstance(plan.query, Nearest)
-    assert (plan.query.kind, plan.limit, plan.offset) == ("colbert", 10, 2)
+    assert (plan.query.kind, plan.limit, plan.offset) == ("colbert", 10 + TIE_MARGIN_HITS, 0)
     assert [branch.query.kind for branch in plan.branches] == ["dense", "sparse"]
     store.close()
 

@@ -31,6 +31,7 @@ from tests.sink.grpc_messages import (
     scored_point,
     stored_vector,
 )
+from tests.sink.query_limits import check_query_limits
 
 
 @dataclass
@@ -63,6 +64,7 @@ class GrpcDouble:
     aliases: dict[str, str] = field(default_factory=dict)
     indexes: dict[str, dict[str, pb.PayloadSchemaInfo]] = field(default_factory=dict)
     script: Script | None = None
+    query_limits: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.collections: dict[str, tuple[pb.CreateCollection, edge.EdgeShard]] = {}
@@ -266,6 +268,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
         def work() -> Any:
             shard = self.double.shard(request.collection_name)
             self.double.queries.append(request)
+            check_query_limits(self.double.query_limits, request.query_points)
             results = []
             for query in request.query_points:
                 hits = shard.query(query_of(query))

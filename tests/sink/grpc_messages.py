@@ -12,6 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyp
 from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import payload_to_grpc
 
+DEFAULT_LIMIT = 10
+"""Limit of a query or a prefetch without one."""
+
 
 def id_of(message: Any) -> Any:
     """Convert the message of an id."""
@@ -96,12 +99,12 @@ def query_of(query: Any) -> edge.QueryRequest:
     """Convert a QueryPoints to a request of the engine."""
     names = list(query.with_vectors.include.names)
     return edge.QueryRequest(
-        limit=query.limit,
+        limit=query.limit if query.HasField("limit") else DEFAULT_LIMIT,
         offset=query.offset,
         query=_scoring(query.query, query.using),
         prefetches=[
             edge.Prefetch(
-                limit=prefetch.limit,
+                limit=prefetch.limit if prefetch.HasField("limit") else DEFAULT_LIMIT,
                 query=_scoring(prefetch.query, prefetch.using),
                 filter=filter_of(prefetch.filter) if prefetch.HasField("filter") else None,
                 params=_params(prefetch),

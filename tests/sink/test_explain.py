@@ -81,7 +81,7 @@ searches = st.builds(
     st.fixed_dictionaries(
         {"limit": st.integers(1, 12), "prefetch": st.sampled_from([1, 5, 20, 100])},
         optional={
-            "offset": st.integers(0, 5),
+            "offset": st.integers(0, 5) | st.integers(0, 50),
             "rrf_k": st.sampled_from([1, 2, 60]),
             "fusion": st.just("dbsf"),
             "group_by": st.just("parity"),
@@ -124,12 +124,11 @@ def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
 def test_ranks_are_those_of_the_branches_alone(filled: Store, search: Search) -> None:
     """The rank and score in a branch equal those of a separate search by this branch."""
     search = search.with_options(group_by=None)
-    alone: dict[str, list[Hit]] = {}
-    for kind in search.options.using:
-        count = max(search.options.prefetch, search.options.limit + search.options.offset)
-        branch_search = search.with_options(using=(kind,), rerank=None, limit=count, offset=0)
-        (alone[kind],) = run(filled, COLLECTION, [branch_search])
     for hit, why in explained(filled, search):
+        alone: dict[str, list[Hit]] = {}
+        for kind in search.options.using:
+            branch_search = search.with_options(using=(kind,), rerank=None, limit=hit.depth, offset=0)
+            (alone[kind],) = run(filled, COLLECTION, [branch_search])
         assert list(why.branches) == list(search.options.using)
         for kind, rank in why.branches.items():
             same = [candidate for candidate in alone[kind] if candidate.id == hit.id]
@@ -152,7 +151,7 @@ def test_an_explained_search_returns_the_same_hits(filled: Store) -> None:
         search = search_of(77, limit=6, offset=2, **more)
         (plain,) = run(filled, COLLECTION, [search])
         inquiry = Inquiry.of(search)
-        bare = inquiry.stripped(run(filled, COLLECTION, inquiry.searches)[0])
+        bare = inquiry.stripped(run(filled, COLLECTION, [inquiry.extended])[0])
         assert [(hit.id, hit.score, hit.payload) for hit in bare] == [(hit.id, hit.score, hit.payload) for hit in plain]
         for hit, other in zip(bare, plain, strict=True):
             assert (hit.vectors is None) == (other.vectors is None)

@@ -13,7 +13,7 @@ from embedder.vectors import SparseVector
 from qdrant_sink.points import PointId, Vectors
 from qdrant_sink.searching import Search, SearchOptions, run
 from qdrant_sink.searching.plan import Branch, Fuse, Nearest, Plan
-from qdrant_sink.searching.run import plan_of
+from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, tier_plan
 from qdrant_sink.store import Store
 from tests.sink.samples import SCHEMA, Reference, draft, ranked, rrf, sample_vectors, search_by
 from tests.sink.stores import STORES, drop, opened
@@ -120,22 +120,6 @@ def test_reranking_sees_the_union_of_all_branches(filled: Store) -> None:
         _assert_hits(hits, {i: score for i, score in _colbert(query).items() if i in union}, 20)
 
 
-def test_pages_are_consecutive(filled: Store) -> None:
-    """The second page continues the first one, even if the prefetch is too small for it."""
-    for more in ({}, {"rerank": "colbert"}, {"using": ("dense",)}):
-        fields: dict[str, Any] = {"prefetch": 1, **more}
-        whole, first, second = run(
-            filled,
-            COLLECTION,
-            [
-                _search(QUERIES[1], limit=10, **{**fields, "prefetch": 10}),
-                _search(QUERIES[1], limit=5, **{**fields, "prefetch": 10}),
-                _search(QUERIES[1], limit=5, offset=5, **fields),
-            ],
-        )
-        assert [hit.id for hit in whole] == [hit.id for hit in first] + [hit.id for hit in second]
-
-
 def test_a_repeated_search_returns_the_same_hits(filled: Store) -> None:
     """Fused scores tie often. Tied points are always ordered by their ids."""
     for limit in (5, 6, 7):
@@ -214,16 +198,20 @@ def test_hits_contain_the_requested_parts(filled: Store) -> None:
 def test_the_plan_states_the_stages() -> None:
     """A plan contains the branches with their limits and the last stage."""
     query = QUERIES[0]
-    fused = plan_of(_search(query, limit=80, offset=40, weights=(2.0, 1.0)), 120)
+    fused = first_page_plan(_search(query, limit=80, offset=40, weights=(2.0, 1.0)), 120)
     assert isinstance(fused, Plan)
     assert fused.query == Fuse("rrf", k=61, weights=(2.0, 1.0))
     assert [(b.query.kind, b.limit) for b in fused.branches] == [("dense", 120), ("sparse", 120)]
-    reranked = plan_of(_search(query, rerank="colbert"), 100)
+    assert (fused.limit, fused.offset) == (80 + TIE_MARGIN_HITS, 0)
+    reranked = first_page_plan(_search(query, rerank="colbert"), 100)
     assert isinstance(reranked, Plan)
     assert isinstance(reranked.query, Nearest)
     assert reranked.query.kind == "colbert"
     assert all(isinstance(branch, Branch) and branch.limit == 100 for branch in reranked.branches)
-    single = plan_of(_search(query, using=("sparse",)), 100)
+    whole = tier_plan(_search(query, limit=80, offset=40), 120)
+    assert isinstance(whole, Plan)
+    assert (whole.limit, whole.with_payload, whole.with_vectors) == (240, False, ())
+    single = first_page_plan(_search(query, using=("sparse",)), 100)
     assert isinstance(single, Plan)
     assert (single.query.kind if isinstance(single.query, Nearest) else None, single.branches) == (
         "sparse",
@@ -242,11 +230,12 @@ def test_the_plan_states_the_stages() -> None:
         {"weights": (1.0, 1.0), "fusion": "dbsf"},
         {"limit": 0},
         {"offset": -1},
+        {"offset": 100_001},
         {"prefetch": 0},
         {"rrf_k": 0},
     ],
 )
 def test_contradictory_options_are_refused(fields: dict[str, Any]) -> None:
     """Options that contradict each other or are out of range raise ValueError."""
-    with pytest.raises(ValueError, match=r"using|weights|limit"):
+    with pytest.raises(ValueError, match=r"using|weights|limit|offset"):
         SearchOptions(**fields)

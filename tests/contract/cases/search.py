@@ -85,7 +85,7 @@ SCENARIOS: Final = (
             _bare("largest-rrfK", QUERY, rrfK=1_000_000, limit=1),
             _bare("largest-prefetch", QUERY, prefetch=100_000, limit=1),
             _bare("largest-limit", QUERY, limit=10_000),
-            _bare("largest-page", QUERY, limit=1, offset=999_999),
+            _bare("largest-page", QUERY, limit=1, offset=100_000),
             _bare("largest-group", QUERY, groupBy="topic", groupSize=100, limit=1),
             _bare("largest-hnswEf", QUERY, limit=1, params={"hnswEf": 100_000}),
             _bare("largest-oversampling", QUERY, limit=1, params={"quantization": {"oversampling": 100}}),
