@@ -29,7 +29,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from embedder.errors import NotFound, WorkerError
 from qdrant_sink.errors import AccessDenied, NothingTaken, StoreRejected, StoreUnavailable
-from qdrant_sink.reasons import reason
+from qdrant_sink.reasons import missing_index, reason
 
 CLIENT_EXCEPTIONS = (
     grpc.RpcError,
@@ -158,6 +158,13 @@ def _not_ready(status: str, details: str) -> StoreUnavailable:
 
 
 def _rejected(status: str, details: str) -> StoreRejected:
+    missing = missing_index(details)
+    if missing is not None:
+        key, types = missing
+        return StoreRejected(
+            f"Qdrant filters only by indexed keys (strict mode), and {key!r} has no index of a type that suits this "
+            f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key"
+        )
     return StoreRejected(_refusal(status, details))
 
 
