@@ -137,19 +137,15 @@ class Inquiry:
             self, branches={kind: branch.with_options(limit=depth) for kind, branch in self.branches.items()}
         )
 
-    def explain(self, answers: Sequence[Sequence[Hit]], *, halved: bool) -> list[Explanation]:
+    def explain(self, answers: Sequence[Sequence[Hit]]) -> list[Explanation]:
         """Explain each hit in `answers[0]`.
 
         Args:
             answers: hits of each search of `searches`.
-            halved: whether the store compares ColBERT rows in float16.
         """
         hits, *branch_hits = answers
         branches = self._ranked(branch_hits)
-        rows = self.search.vectors.colbert
-        if rows is not None and halved:
-            rows = rows.astype(np.float16)
-        return [self._explanation(hit, branches, rows) for hit in hits]
+        return [self._explanation(hit, branches) for hit in hits]
 
     def stripped(self, hits: Sequence[Hit]) -> list[Hit]:
         """Return the hits with only the payload and vectors that the caller requested."""
@@ -183,17 +179,17 @@ class Inquiry:
             return self._fused(hit, branches, self.fuse) is not None
         return any(branch.rank(hit) for branch in branches.values())
 
-    def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
+    def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> Explanation:
         fused = None if self.fuse is None else self._fused(hit, branches, self.fuse)
         chosen, fusion = fused or ({kind: branch.rank(hit) for kind, branch in branches.items()}, None)
-        query = self.search.vectors.sparse
+        query, rows = self.search.vectors.sparse, self.search.vectors.colbert
         sparse = None if hit.vectors is None else hit.vectors.sparse
         colbert = None if hit.vectors is None else hit.vectors.colbert
         return Explanation(
             branches=chosen,
             fusion=fusion,
             sparse=None if query is None else token_matches(query, sparse),
-            colbert=None if rows is None or colbert is None else row_matches(rows, colbert),
+            colbert=None if rows is None or colbert is None else row_matches(_as_compared(rows, colbert), colbert),
             rows=None if colbert is None else len(colbert),
             indices=None if sparse is None else sparse.indices,
         )
@@ -271,7 +267,7 @@ class _Branch:
 
 
 def explain(
-    store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str, halved: bool
+    store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str
 ) -> list[Explained]:
     """Run searches and explain their hits. The call blocks.
 
@@ -280,7 +276,6 @@ def explain(
         collection: name of the collection, or an alias.
         searches: searches that `conform_query` returned.
         text_key: key of the payload with the text to which explanations refer.
-        halved: whether the store compares ColBERT rows in float16.
 
     Raises:
         WorkerError: see the table in `qdrant_sink.store`.
@@ -295,8 +290,17 @@ def explain(
             own[1:] = run(store, collection, list(deeper.branches.values()))
             deeper = deeper.deeper(own)
         payloads = [hit.payload for hit in own[0]]
-        results.append(Explained(inquiry.stripped(own[0]), payloads, inquiry.explain(own, halved=halved)))
+        results.append(Explained(inquiry.stripped(own[0]), payloads, inquiry.explain(own)))
     return results
+
+
+def _as_compared(query: NDArray[Any], stored: NDArray[Any]) -> NDArray[Any]:
+    """Return the rows of a query as the store compares them. A store of float16 rows rounds the query to float16 too.
+
+    The stored rows tell the type: the collection may have been created with another one than the schema has, and rows
+    of norm 1 that were never rounded are not all float16 numbers.
+    """
+    return query.astype(np.float16) if np.array_equal(stored, stored.astype(np.float16)) else query
 
 
 def _paths(key: str) -> tuple[str, ...]:
