@@ -12,6 +12,7 @@ from qdrant_sink.errors import (
     AccessDenied,
     Difference,
     DuplicateId,
+    IndexRequired,
     NothingTaken,
     SchemaMismatch,
     StoreError,
@@ -19,6 +20,7 @@ from qdrant_sink.errors import (
     StoreUnavailable,
 )
 from qdrant_sink.filters import Filter, check_filter, matches_all
+from qdrant_sink.indexes import MissingIndexes
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.points import (
@@ -104,8 +106,10 @@ __all__ = [
     "Explanation",
     "Filter",
     "Hit",
+    "IndexRequired",
     "IndexType",
     "Layout",
+    "MissingIndexes",
     "NothingTaken",
     "PayloadKeys",
     "Placement",

@@ -119,18 +119,20 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
     ]
     for key, index in wanted.indexes.items():
         existing = actual.payload_indexes.get(key)
-        if existing is None:
-            continue
-        if existing.type != index.type:
-            result.append(Difference(f"payloadIndexes.{key}", existing.type, index.type))
-        elif index.tenant and not existing.tenant:
-            result.append(Difference(f"payloadIndexes.{key}.isTenant", "false", "true"))
+        if existing is not None:
+            result += _index_differences(key, index, existing)
     return result
 
 
 def missing_indexes(wanted: CollectionSchema, actual: CollectionDescription) -> dict[str, PayloadIndex]:
     """Return the payload indexes that the collection lacks. They can be added at any time."""
     return {key: index for key, index in wanted.indexes.items() if key not in actual.payload_indexes}
+
+
+def _index_differences(key: str, wanted: PayloadIndex, actual: PayloadIndex) -> list[Difference]:
+    if actual.type != wanted.type:
+        return [Difference(f"payloadIndexes.{key}", actual.type, wanted.type)]
+    return [Difference(f"payloadIndexes.{key}.isTenant", "false", "true")] if wanted.tenant > actual.tenant else []
 
 
 def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
@@ -174,6 +176,13 @@ def mismatch(collection: str, fields: Sequence[Difference]) -> SchemaMismatch:
 def verify(collection: str, wanted: CollectionSchema, actual: CollectionDescription) -> None:
     """Raise `SchemaMismatch` if `actual` differs from `wanted` in a verified field."""
     fields = differences(wanted, actual)
+    if fields:
+        raise mismatch(collection, fields)
+
+
+def verify_index(collection: str, key: str, wanted: PayloadIndex, actual: PayloadIndex) -> None:
+    """Raise `SchemaMismatch` if the existing index on a key is not the wanted one."""
+    fields = _index_differences(key, wanted, actual)
     if fields:
         raise mismatch(collection, fields)
 

@@ -6,6 +6,7 @@ thread. Vendor exceptions do not escape: every method raises only errors of `emb
 
     StoreUnavailable   no answer, a timeout or a rate limit: the same call may succeed later
     StoreRejected      the content was refused: repeating the call does not help
+    IndexRequired      a filter needs a payload index that the collection lacks (strict mode of a server)
     NothingTaken       every request is refused, a smaller one too
     AccessDenied       every call is refused, because the credentials do not suffice
     NotFound           the collection does not exist; not raised by `ensure`, `collection_of` and `verify`
@@ -32,7 +33,7 @@ from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.searching.plan import Hit, Plan
 
 COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
@@ -68,6 +69,14 @@ class Store(Protocol):
 
         It returns False if the collection or a payload index is missing, and raises SchemaMismatch if the collection
         exists with another schema.
+        """
+        ...
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """Create a payload index unless the collection has one on this key.
+
+        It raises SchemaMismatch if the existing index has another type, and StoreRejected or AccessDenied if the store
+        does not allow another index.
         """
         ...
 

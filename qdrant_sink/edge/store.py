@@ -47,8 +47,8 @@ from qdrant_sink.edge.settings import CONFIG_FILE
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
-from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
-from qdrant_sink.schema_diff import missing_indexes, verify
+from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
+from qdrant_sink.schema_diff import missing_indexes, verify, verify_index
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.store import COLLECTION_NAME, check_collection
 
@@ -114,10 +114,16 @@ class EdgeStore:
         actual = existing.describe()
         verify(collection, schema, actual)
         for key, index in missing_indexes(schema, actual).items():
-            with existing.opened() as shard, mapped(f"payload index on {key!r}"):
-                create_index(shard, key, index)
-                shard.flush()
-            log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
+            _add_index(existing, collection, key, index)
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """Create a payload index unless the collection has one on this key."""
+        existing = self._collection(collection)
+        actual = existing.describe().payload_indexes.get(key)
+        if actual is None:
+            _add_index(existing, collection, key, index)
+        else:
+            verify_index(collection, key, index, actual)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
@@ -337,6 +343,13 @@ class EdgeStore:
             shard.flush()
             shard.close()
             temporary.rename(self._root / name)
+
+
+def _add_index(existing: EdgeCollection, collection: str, key: str, index: PayloadIndex) -> None:
+    with existing.opened() as shard, mapped(f"payload index on {key!r}"):
+        create_index(shard, key, index)
+        shard.flush()
+    log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
 
 
 def _lock_directory(root: Path) -> int:

@@ -266,9 +266,7 @@ class _Branch:
         return [BranchRank(rank, score) for rank in (own, *(rank for rank in range(first, last + 1) if rank != own))]
 
 
-def explain(
-    store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str
-) -> list[Explained]:
+def explain(store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str) -> list[Explained]:
     """Run searches and explain their hits. The call blocks.
 
     Args:

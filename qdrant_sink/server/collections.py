@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient, models
 from embedder.errors import ConfigurationError, InvalidRequest, NotFound
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from qdrant_sink.schema import CollectionSchema, PayloadIndex, VectorNames
-from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify
+from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
 from qdrant_sink.server.schema import (
     collection_description,
     graph_diff,
@@ -77,6 +77,16 @@ class ServerCollections:
                 log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
         if missing:
             verify(collection, schema, self._description(collection))
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """Create a payload index unless the collection has one on this key; see `Store.ensure_index`."""
+        check_collection(collection)
+        existing = self._description(collection).payload_indexes.get(key)
+        if existing is None:
+            self._create_index(collection, key, index)
+            log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
+        else:
+            verify_index(collection, key, index, existing)
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""

@@ -28,7 +28,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from embedder.errors import NotFound, WorkerError
-from qdrant_sink.errors import AccessDenied, NothingTaken, StoreRejected, StoreUnavailable
+from qdrant_sink.errors import AccessDenied, IndexRequired, NothingTaken, StoreRejected, StoreUnavailable
 from qdrant_sink.reasons import missing_index, reason
 
 CLIENT_EXCEPTIONS = (
@@ -161,9 +161,10 @@ def _rejected(status: str, details: str) -> StoreRejected:
     missing = missing_index(details)
     if missing is not None:
         key, types = missing
-        return StoreRejected(
+        return IndexRequired(
             f"Qdrant filters only by indexed keys (strict mode), and {key!r} has no index of a type that suits this "
-            f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key"
+            f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key",
+            key=key,
         )
     return StoreRejected(_refusal(status, details))
 

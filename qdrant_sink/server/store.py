@@ -13,7 +13,7 @@ from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
-from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
+from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.server.collections import ServerCollections
 from qdrant_sink.server.connection import ServerConnection, Transport, unfinished
@@ -104,6 +104,10 @@ class ServerStore:
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         return self._interactive_collections.verify(collection, schema)
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """Create a payload index unless the collection has one on this key."""
+        self._collections.ensure_index(collection, key, index)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Defer the HNSW graph until any process calls `build_index`."""

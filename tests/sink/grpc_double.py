@@ -70,7 +70,7 @@ class GrpcDouble:
     aliases: dict[str, str] = field(default_factory=dict)
     indexes: dict[str, dict[str, pb.PayloadSchemaInfo]] = field(default_factory=dict)
     script: Script | None = None
-    strict_mode: pb.StrictModeConfig = field(default_factory=pb.StrictModeConfig)  # of all collections, if enabled
+    strict_modes: dict[str, pb.StrictModeConfig] = field(default_factory=dict)  # by collection
     version: Version = (1, 20, 0)
 
     def __post_init__(self) -> None:
@@ -142,10 +142,14 @@ class GrpcDouble:
         """Resolve a name or an alias to its collection."""
         return self.aliases.get(name, name)
 
+    def strict_mode(self, name: str) -> pb.StrictModeConfig:
+        """Return the strict mode of a collection or an alias."""
+        return self.strict_modes.get(self.real(name)) or pb.StrictModeConfig()
+
     def read_filter(self, name: str, where: pb.Filter, *, update: bool = False) -> edge.Filter:
         """Convert a filter for the engine, with the checks of the server."""
         known = as_read_by(self.version, where)
-        strict = self.strict_mode
+        strict = self.strict_mode(name)
         setting: Literal["unindexed_filtering_update", "unindexed_filtering_retrieve"]
         setting = "unindexed_filtering_update" if update else "unindexed_filtering_retrieve"
         if strict.enabled and strict.HasField(setting) and not getattr(strict, setting):
@@ -213,8 +217,10 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
     def Update(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            created = self.double.collections[self.double.real(request.collection_name)][0]
-            merge_update(created, request)
+            name = self.double.real(request.collection_name)
+            merge_update(self.double.collections[name][0], request)
+            if request.HasField("strict_mode_config"):
+                self.double.strict_modes.setdefault(name, pb.StrictModeConfig()).MergeFrom(request.strict_mode_config)
             return pb.CollectionOperationResponse(result=True)
 
         return self.double.handle("Update", context, work)
@@ -317,7 +323,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             shard = self.double.shard(request.collection_name)
             name = request.collection_name
             chosen = self.double.read_filter(name, request.filter) if request.HasField("filter") else None
-            if request.exact and strict_forbids_exact(self.double.strict_mode):
+            if request.exact and strict_forbids_exact(self.double.strict_mode(name)):
                 raise strict_mode_error("Exact search disabled!", "Set exact=false.")
             count = shard.count(edge.CountRequest(exact=request.exact, filter=chosen))
             return pb.CountResponse(result=pb.CountResult(count=count))
@@ -354,7 +360,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             if not request.wait:
                 raise ValueError("the sink always waits")
             shard, name = self.double.shard(request.collection_name), self.double.real(request.collection_name)
-            strict = self.double.strict_mode
+            strict = self.double.strict_mode(name)
             if strict.enabled and strict.HasField("max_payload_index_count"):
                 check_index_count(strict.max_payload_index_count, self.double.indexes[name])
             info, kind = field_index(request)
