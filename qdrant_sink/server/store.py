@@ -17,6 +17,7 @@ from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorName
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.server.collections import ServerCollections
 from qdrant_sink.server.connection import ServerConnection, Transport, unfinished
+from qdrant_sink.server.graph_warnings import GraphWarnings
 from qdrant_sink.server.models import (
     client_filter,
     client_id,
@@ -84,9 +85,10 @@ class ServerStore:
         self._call = self._connection.call
         self._names = names
         self._version = ServerVersion()
-        self._collections = ServerCollections(self._on_client, self._connection.pause, names)
+        warnings = GraphWarnings()
+        self._collections = ServerCollections(self._on_client, self._connection.pause, names, warnings)
         self._interactive_collections = ServerCollections(
-            functools.partial(self._on_client, interactive=True), self._connection.pause, names
+            functools.partial(self._on_client, interactive=True), self._connection.pause, names, warnings
         )
 
     @property
