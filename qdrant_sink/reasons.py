@@ -39,6 +39,10 @@ _HARMLESS = tuple(
         r"(?:(?:read|write) )?rate limit(?:er)?(?: is)? exceeded",
         r"request larger than rate limiter capacity",
         r"rate limiting exceeded",
+        # rights of a key
+        r"global (?:manage )?access is required",
+        r"((?:write )?access) to collection [\w.-]+ (is required)",
+        r"manage access for this operation is required",
         # requests that the server cannot read
         r"malformed match condition",
         r"data did not match any variant of untagged enum",

@@ -112,7 +112,7 @@ def _of_grpc(exc: Any, collection: str) -> Fault:
     if code is grpc.StatusCode.NOT_FOUND:
         return Fault(_not_found(collection))
     if code in _DENIED_CODES:
-        return Fault(_denied(code.name))
+        return Fault(_denied(code.name, details))
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         return Fault(_not_ready(code.name, details), retry=True)
     return Fault(_rejected(code.name, details) if code in _CONTENT_CODES else _nothing_taken(code.name, details))
@@ -130,7 +130,7 @@ def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     if status == 403 and "storage locked" in reason(details).lower():
         return Fault(_not_ready(f"HTTP {status}", details), retry=True)
     if status in (401, 403):
-        return Fault(_denied(f"HTTP {status}"))
+        return Fault(_denied(f"HTTP {status}", details))
     is_content_fault = status in _CONTENT_STATUSES
     return Fault(
         _rejected(f"HTTP {status}", details) if is_content_fault else _nothing_taken(f"HTTP {status}", details)
@@ -178,8 +178,10 @@ def _refusal(status: str, details: str) -> str:
     return f"Qdrant refused the request: {status}" + (f", {phrases}" if phrases else "")
 
 
-def _denied(status: str) -> AccessDenied:
-    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and its permissions")
+def _denied(status: str, details: str) -> AccessDenied:
+    phrases = reason(details)
+    required = f", {phrases}" if phrases else ""
+    return AccessDenied(f"Qdrant denied access: {status}{required}; check QDRANT_API_KEY and its permissions")
 
 
 def _not_found(collection: str) -> NotFound:

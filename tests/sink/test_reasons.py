@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdrant_sink.errors import StoreRejected
+from qdrant_sink.errors import AccessDenied, StoreRejected
 from qdrant_sink.reasons import missing_index, reason
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
@@ -91,6 +91,10 @@ MESSAGES = {
         "1 out of 3 shards failed to apply operation"
     ),
     f"Storage locked: {PRIVATE}": "Storage locked",
+    "Forbidden: Global manage access is required": "Global manage access is required",
+    "Forbidden: Write access to collection zebra-1.0 is required": "Write access is required",
+    "Forbidden: Access to collection zebra-1.0 is required": "Access is required",
+    "Forbidden: Manage access for this operation is required": "Manage access for this operation is required",
     f"Wrong input: Collection `{PRIVATE}` already exists!": "already exists",
     f"Wrong input: Not existing vector name error: {PRIVATE}": "Not existing vector name error",
     "Malformed Match condition": "Malformed Match condition",
@@ -164,6 +168,17 @@ def test_no_word_of_a_text_is_shown_whatever_surrounds_it(before: str, word: str
 def test_a_missing_index_is_found_by_its_key_and_types(message: str, expected: tuple[str, str] | None) -> None:
     """Keys with quotes and dots, and every type of index, are recognised."""
     assert missing_index(message) == expected
+
+
+def test_a_denied_call_says_which_right_is_missing(server_store: ServerStore, double: GrpcDouble) -> None:
+    """The error of a key that may not do something names the right that it lacks."""
+    details = "Forbidden: Write access to collection docs is required"
+    double.fail("Count", grpc.StatusCode.PERMISSION_DENIED, details=details)
+    with pytest.raises(AccessDenied) as caught:
+        server_store.count("docs")
+    assert caught.value.message == (
+        "Qdrant denied access: PERMISSION_DENIED, Write access is required; check QDRANT_API_KEY and its permissions"
+    )
 
 
 def test_a_missing_index_says_what_to_do(server_store: ServerStore, double: GrpcDouble) -> None:
