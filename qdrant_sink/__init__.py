@@ -20,7 +20,6 @@ from qdrant_sink.errors import (
     StoreUnavailable,
 )
 from qdrant_sink.filters import Filter, check_filter, matches_all
-from qdrant_sink.indexes import MissingIndexes
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.points import (
@@ -109,7 +108,6 @@ __all__ = [
     "IndexRequired",
     "IndexType",
     "Layout",
-    "MissingIndexes",
     "NothingTaken",
     "PayloadKeys",
     "Placement",

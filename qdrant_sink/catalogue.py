@@ -17,7 +17,8 @@ from typing import Final, Protocol
 
 from embedder.errors import NotFound, WorkerError
 from qdrant_sink.errors import SchemaMismatch
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.indexes import MissingIndexes
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.schema_diff import mismatch
 
 RESOLUTION_MAX_AGE_S: Final = 1.0
@@ -39,6 +40,10 @@ class Verifies(Protocol):
         """Create the collection with this schema, or verify the existing one."""
         ...
 
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex, /) -> None:
+        """Create a payload index unless the collection has one on this key."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Resolution:
@@ -57,6 +62,9 @@ class Catalogue:
         open_store: function that returns the store and opens it if necessary.
         schema: schema of the collections.
         clock: monotonic clock in seconds.
+
+    Attributes:
+        indexes: adds the payload indexes of the schema that collections lack.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Catalogue:
     ) -> None:
         self._open_store = open_store
         self._schema = schema
+        self.indexes = MissingIndexes(schema)
         self._clock = clock
         self._lock = threading.Lock()  # guards the next two attributes; not held during calls of the store
         self._resolutions: dict[str, _Resolution] = {}
@@ -110,14 +119,18 @@ class Catalogue:
         return self._verify(self.resolve(name, max_age_s=RESOLUTION_MAX_AGE_S), name)
 
     def check_read(self, name: str) -> None:
-        """Check that a collection can be read. Missing payload indexes are ignored.
+        """Check that a collection can be read, and create its missing payload indexes if that is possible.
 
         Raises:
             NotFound: the collection does not exist.
             SchemaMismatch: the collection has another schema.
         """
-        if not self.verify(name) and self._open_store().collection_of(name) is None:
+        if self.verify(name):
+            return
+        store = self._open_store()
+        if store.collection_of(name) is None:
             raise NotFound(f"collection {name!r} does not exist")
+        self.indexes.add(store, name)
 
     def ensure(self, name: str) -> str:
         """Create or verify the collection, regardless of the cache, and return the name of the collection.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdrant_sink import Catalogue, CollectionSchema, MissingIndexes, check_collection, point_id
+from qdrant_sink import Catalogue, CollectionSchema, check_collection, point_id
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
 from service.validation import invalid_field
@@ -67,7 +67,6 @@ class Collections:
     Attributes:
         schema: the schema of all collections.
         catalogue: cache of the collections that have the schema, and of aliases.
-        indexes: creates payload indexes that a filter needs and an existing collection lacks.
     """
 
     def __init__(self, settings: Settings, store: StoreAccess, schema: CollectionSchema) -> None:
@@ -75,7 +74,6 @@ class Collections:
         self._store = store
         self.schema = schema
         self.catalogue = Catalogue(store.opened, schema)
-        self.indexes = MissingIndexes(schema)
 
     def named(self, name: str | None, field: str) -> str:
         """The name of a request's collection, or the default.
@@ -104,7 +102,7 @@ class Collections:
         collection = self.named(request.collection, "collection")
         store = self._store.opened
         count = await self._store.call(
-            lambda: self.indexes.run(store(), collection, lambda: store().count(collection, request.filter))
+            lambda: self.catalogue.indexes.run(store(), collection, lambda: store().count(collection, request.filter))
         )
         return CountResult(count)
 
@@ -119,7 +117,7 @@ class Collections:
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         store = self._store.opened
         deleted = await self._store.call(
-            lambda: self.indexes.run(
+            lambda: self.catalogue.indexes.run(
                 store(), collection, lambda: store().delete(collection, ids=ids, where=request.filter)
             )
         )

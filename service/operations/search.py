@@ -178,4 +178,6 @@ class SearchOperation:
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
         """Run a blocking call that may filter by a key whose index has to be created first."""
-        return await self._store.call(lambda: self._collections.indexes.run(self._store.opened(), collection, call))
+        return await self._store.call(
+            lambda: self._collections.catalogue.indexes.run(self._store.opened(), collection, call)
+        )

@@ -13,7 +13,7 @@ from embedder.errors import NotFound
 from qdrant_sink.catalogue import RESOLUTION_MAX_AGE_S, Catalogue
 from qdrant_sink.errors import SchemaMismatch
 from qdrant_sink.points import Draft, PointId, chunk_id
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.store import Store
 from qdrant_sink.writing import DocumentLocks, Writer, delete_stale_chunks
 from tests.sink.samples import SCHEMA, draft, schema_for
@@ -56,6 +56,11 @@ class RecordedStore:
         """See `Store.ensure`."""
         self.calls.append("ensure")
         self.store.ensure(collection, schema)
+
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
+        """See `Store.ensure_index`."""
+        self.calls.append("ensure_index")
+        self.store.ensure_index(collection, key, index)
 
 
 @pytest.fixture
@@ -170,13 +175,13 @@ def test_an_alias_that_moved_to_another_schema_is_refused(
     catalogue.check_read(collection)
 
 
-def test_a_collection_with_a_missing_index_can_be_read(recorded: RecordedStore, store: Store, collection: str) -> None:
-    """A collection that lacks only a payload index can be read, and is not cached as verified."""
+def test_a_read_creates_a_missing_index(recorded: RecordedStore, store: Store, collection: str) -> None:
+    """A collection that lacks only a payload index can be read, and has the index after that."""
     store.ensure(collection, SCHEMA)
     indexed = Catalogue(lambda: recorded, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
     assert not indexed.verify(collection)
     indexed.check_read(collection)
-    assert indexed.ensure(collection) == collection
+    assert recorded.calls.count("ensure_index") == 1
     assert indexed.verify(collection)
 
 
@@ -203,6 +208,9 @@ class Names:
     def ensure(self, collection: str, _schema: CollectionSchema) -> None:
         """Make it."""
         self.collections[collection] = collection
+
+    def ensure_index(self, collection: str, _key: str, _index: PayloadIndex) -> None:
+        """All collections have their indexes."""
 
 
 def test_a_deleted_collection_is_removed_from_the_cache() -> None:

@@ -76,7 +76,6 @@ PUBLIC = [
     "IndexRequired",
     "IndexType",
     "Layout",
-    "MissingIndexes",
     "NothingTaken",
     "PayloadKeys",
     "Placement",
