@@ -49,7 +49,7 @@ class IndexRequired(StoreRejected):
         key: path of the payload key.
     """
 
-    def __init__(self, message: str, *, key: str) -> None:
+    def __init__(self, message: str, *, key: str = "") -> None:
         super().__init__(message)
         self.key = key
 
