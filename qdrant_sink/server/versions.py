@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from embedder.errors import NotFound
-from qdrant_sink.errors import AccessDenied, NothingTaken
+from qdrant_sink.errors import NothingTaken
 from qdrant_sink.filters import Filter
 from qdrant_sink.searching.plan import Fuse, Plan
 
@@ -95,8 +95,9 @@ class ServerVersion:
         newest = max(features, key=lambda feature: feature.since, default=None)
         if newest is None:
             return
-        if self._latest is not None and self._clock() - self._latest[1] < VERSION_MAX_AGE_S:
-            version = self._latest[0]
+        latest = self._latest  # one read, because another thread may replace it
+        if latest is not None and self._clock() - latest[1] < VERSION_MAX_AGE_S:
+            version = latest[0]
             if version is None or version >= newest.since:
                 return
         version = self._ask(ask)  # again before a refusal, because the server may have been updated
@@ -110,9 +111,7 @@ class ServerVersion:
         asked_at = self._clock()
         try:
             version = _parsed(ask())
-        except AccessDenied:
-            raise
-        except (NotFound, NothingTaken):  # a proxy that forwards only the paths of collections
+        except (NotFound, NothingTaken):  # a proxy that forwards or allows only the paths of collections
             version = None
         if version is None and not self._warned:
             self._warned = True
