@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from embedder.errors import NotFound
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.indexes import MissingIndexes
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.shared_calls import SharedCalls
 
 
@@ -33,6 +34,10 @@ class Verifies(Protocol):
         """Create the collection with this schema, or verify the existing one."""
         ...
 
+    def ensure_index(self, collection: str, key: str, index: PayloadIndex, /) -> None:
+        """Create a payload index unless the collection has one on this key."""
+        ...
+
 
 class Catalogue:
     """Collections of one schema in one store. It is thread-safe, and its methods block while they call the store.
@@ -42,11 +47,15 @@ class Catalogue:
     Args:
         open_store: function that returns the store and opens it if necessary.
         schema: schema of the collections.
+
+    Attributes:
+        indexes: adds the payload indexes of the schema that collections lack.
     """
 
     def __init__(self, open_store: Callable[[], Verifies], schema: CollectionSchema) -> None:
         self._open_store = open_store
         self._schema = schema
+        self.indexes = MissingIndexes(schema)
         self._verifications: SharedCalls[bool] = SharedCalls()
 
     def resolve(self, name: str) -> str:
@@ -65,14 +74,18 @@ class Catalogue:
         return self._verifications(name, lambda: self._open_store().verify(name, self._schema))
 
     def check_read(self, name: str) -> None:
-        """Check that a collection can be read. Missing payload indexes are ignored.
+        """Check that a collection can be read, and create its missing payload indexes if that is possible.
 
         Raises:
             NotFound: the collection does not exist.
             SchemaMismatch: the collection has another schema.
         """
-        if not self.verify(name) and self._open_store().collection_of(name) is None:
+        if self.verify(name):
+            return
+        store = self._open_store()
+        if store.collection_of(name) is None:
             raise NotFound(f"collection {name!r} does not exist")
+        self.indexes.add(store, name)
 
     def ensure(self, name: str) -> None:
         """Create the collection, or verify it and create missing payload indexes.

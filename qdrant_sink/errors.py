@@ -6,6 +6,7 @@ WorkerError
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
 │   ├── StoreRejected       the store refused the content of a request
+│   │   ├── IndexRequired       a filter needs a payload index that the collection lacks
 │   │   ├── LimitExceeded       a number of the request exceeds a limit of the server
 │   │   └── NothingTaken        the store refuses every request, whatever its content
 │   │       └── AccessDenied        the credentials do not suffice
@@ -42,6 +43,18 @@ class StoreUnavailable(StoreError):
 
 class StoreRejected(StoreError):
     """The store refused the content of a request."""
+
+
+class IndexRequired(StoreRejected):
+    """A filter needs a payload index that the collection lacks, because the server filters only by indexed keys.
+
+    Attributes:
+        key: path of the payload key.
+    """
+
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class LimitExceeded(StoreRejected):

@@ -6,6 +6,7 @@ thread. Vendor exceptions do not escape: every method raises only errors of `emb
 
     StoreUnavailable   no answer, a timeout or a rate limit: the same call may succeed later
     StoreRejected      the content was refused: repeating the call does not help
+    IndexRequired      a filter needs a payload index that the collection lacks (strict mode of a server)
     LimitExceeded      a number of the request exceeds a limit of the server
     NothingTaken       every request is refused, a smaller one too
     AccessDenied       every call is refused, because the credentials do not suffice

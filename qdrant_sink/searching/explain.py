@@ -114,19 +114,15 @@ class Inquiry:
         fuse = plan.query if plan is not None and isinstance(plan.query, Fuse) else None
         return cls(search, text_key, extended, branches, fuse)
 
-    def explain(self, answers: Sequence[Sequence[Hit]], *, halved: bool) -> list[Explanation]:
+    def explain(self, answers: Sequence[Sequence[Hit]]) -> list[Explanation]:
         """Explain each hit in `answers[0]`.
 
         Args:
             answers: hits of one tier, and the candidates of each branch with the depth of this tier.
-            halved: whether the store compares ColBERT rows in float16.
         """
         hits, *branch_hits = answers
         branches = dict(zip(self.branches, map(_Branch, branch_hits), strict=True))
-        rows = self.search.vectors.colbert
-        if rows is not None and halved:
-            rows = rows.astype(np.float16)
-        return [self._explanation(hit, branches, rows) for hit in hits]
+        return [self._explanation(hit, branches) for hit in hits]
 
     def stripped(self, hits: Sequence[Hit]) -> list[Hit]:
         """Return the hits with only the payload and vectors that the caller requested."""
@@ -151,17 +147,17 @@ class Inquiry:
             return payload
         return {key: value for key, value in payload.items() if key != self.text_key}
 
-    def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch], rows: NDArray[Any] | None) -> Explanation:
+    def _explanation(self, hit: Hit, branches: Mapping[Kind, _Branch]) -> Explanation:
         fused = None if self.fuse is None else self._fused(hit, branches, self.fuse)
         chosen, fusion = fused or ({kind: branch.rank(hit) for kind, branch in branches.items()}, None)
-        query = self.search.vectors.sparse
+        query, rows = self.search.vectors.sparse, self.search.vectors.colbert
         sparse = None if hit.vectors is None else hit.vectors.sparse
         colbert = None if hit.vectors is None else hit.vectors.colbert
         return Explanation(
             branches=chosen,
             fusion=fusion,
             sparse=None if query is None else token_matches(query, sparse),
-            colbert=None if rows is None or colbert is None else row_matches(rows, colbert),
+            colbert=None if rows is None or colbert is None else row_matches(_as_compared(rows, colbert), colbert),
             rows=None if colbert is None else len(colbert),
             indices=None if sparse is None else sparse.indices,
         )
@@ -238,9 +234,7 @@ class _Branch:
         return [BranchRank(rank, score) for rank in (own, *(rank for rank in range(first, last + 1) if rank != own))]
 
 
-def explain(
-    store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str, halved: bool
-) -> list[Explained]:
+def explain(store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str) -> list[Explained]:
     """Run searches and explain their hits. The call blocks.
 
     Args:
@@ -248,7 +242,6 @@ def explain(
         collection: name of the collection, or an alias.
         searches: searches that `conform_query` returned.
         text_key: key of the payload with the text to which explanations refer, without `"` and backslashes.
-        halved: whether the store compares ColBERT rows in float16.
 
     Raises:
         WorkerError: see the table in `qdrant_sink.store`.
@@ -266,11 +259,20 @@ def explain(
                 deeper = [branch.with_options(limit=depth) for branch in inquiry.branches.values()]
                 candidates = run(store, collection, [], internal=deeper)
             tier = [hit for hit in hits if hit.depth == depth]
-            explained = inquiry.explain([tier, *(branch[:depth] for branch in candidates)], halved=halved)
+            explained = inquiry.explain([tier, *(branch[:depth] for branch in candidates)])
             explanations.update(zip((hit.id for hit in tier), explained, strict=True))
         payloads = [hit.payload for hit in hits]
         results.append(Explained(inquiry.stripped(hits), payloads, [explanations[hit.id] for hit in hits]))
     return results
+
+
+def _as_compared(query: NDArray[Any], stored: NDArray[Any]) -> NDArray[Any]:
+    """Return the rows of a query as the store compares them. A store of float16 rows rounds the query to float16 too.
+
+    The stored rows tell the type: the collection may have been created with another one than the schema has, and rows
+    of norm 1 that were never rounded are not all float16 numbers.
+    """
+    return query.astype(np.float16) if np.array_equal(stored, stored.astype(np.float16)) else query
 
 
 def _with_text(wanted: WithPayload, key: str) -> WithPayload:

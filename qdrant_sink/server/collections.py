@@ -17,6 +17,7 @@ from embedder.errors import ConfigurationError, InvalidRequest, NotFound
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from qdrant_sink.schema import CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
+from qdrant_sink.server.graph_warnings import GraphWarnings
 from qdrant_sink.server.schema import (
     collection_description,
     graph_diff,
@@ -50,12 +51,14 @@ class ServerCollections:
         call: function that calls the client; see `Call`.
         pause: function that waits for some seconds and returns whether the store was closed in the meantime.
         names: names of the vectors.
+        warnings: warnings about deferred graphs.
     """
 
-    def __init__(self, call: Call, pause: Callable[[float], bool], names: VectorNames) -> None:
+    def __init__(self, call: Call, pause: Callable[[float], bool], names: VectorNames, warnings: GraphWarnings) -> None:
         self._call = call
         self._pause = pause
         self._names = names
+        self._warnings = warnings
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection and its payload indexes, or verify it and add missing indexes.
@@ -69,7 +72,7 @@ class ServerCollections:
             self._create(collection, schema)
             actual = self._description(collection)
         verify(collection, schema, actual)
-        _warn_if_deferred(collection, schema, actual)
+        self._check_graph(collection, schema, actual)
         missing = missing_indexes(schema, actual)
         for key, index in missing.items():
             self._create_index(collection, key, index)
@@ -95,7 +98,7 @@ class ServerCollections:
         if actual is None:
             return False
         verify(collection, schema, actual)
-        _warn_if_deferred(collection, schema, actual)
+        self._check_graph(collection, schema, actual)
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
@@ -104,6 +107,7 @@ class ServerCollections:
         m = self._actual_m(collection)
         if m == schema.dense.m and m > 0:
             self._update_m(collection, schema, 0)
+            self._warnings.deferred(collection)
         elif m > 0:
             log.warning(
                 "collection %r has dense.m = %d instead of %d, so its graph is not deferred; set dense.m in "
@@ -121,6 +125,7 @@ class ServerCollections:
         self._check(collection, schema)
         if self._actual_m(collection) == 0 and schema.dense.m > 0:
             self._update_m(collection, schema, schema.dense.m)
+        self._warnings.built(collection)
         deadline = time.monotonic() + timeout_s
         pause_s = POLL_INTERVAL_MIN_S
         previous_status = ""
@@ -195,6 +200,10 @@ class ServerCollections:
         vector = self._description(collection).vectors.get(self._names.dense)
         return (vector and vector.m) or 0
 
+    def _check_graph(self, collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
+        if schema.dense.m > 0:
+            self._warnings.seen(collection, has_graph=actual.vectors[schema.names.dense].m != 0)
+
     def _create(self, collection: str, schema: CollectionSchema) -> None:
         placement = schema.placement
         try:
@@ -234,13 +243,3 @@ class ServerCollections:
             raise StoreUnavailable(
                 f"Qdrant accepted the change of collection {collection!r} but has not applied it yet; retry later"
             )
-
-
-def _warn_if_deferred(collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
-    vector = actual.vectors[schema.names.dense]
-    if vector.m == 0 and schema.dense.m > 0:
-        log.warning(
-            "collection %r has no graph (m = 0), so every search compares all points; a bulk load is running or was "
-            "interrupted, and the next bulk load builds the graph",
-            collection,
-        )

@@ -29,8 +29,8 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from embedder.errors import NotFound, WorkerError
-from qdrant_sink.errors import AccessDenied, LimitExceeded, NothingTaken, StoreRejected, StoreUnavailable
-from qdrant_sink.reasons import reason
+from qdrant_sink.errors import AccessDenied, IndexRequired, LimitExceeded, NothingTaken, StoreRejected, StoreUnavailable
+from qdrant_sink.reasons import missing_index, reason
 
 CLIENT_EXCEPTIONS = (
     grpc.RpcError,
@@ -116,7 +116,7 @@ def _of_grpc(exc: Any, collection: str) -> Fault:
     if code is grpc.StatusCode.NOT_FOUND:
         return Fault(_not_found(collection))
     if code in _DENIED_CODES:
-        return Fault(_denied(code.name))
+        return Fault(_denied(code.name, details))
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         return Fault(_not_ready(code.name, details), retry=True)
     return Fault(_rejected(code.name, details) if code in _CONTENT_CODES else _nothing_taken(code.name, details))
@@ -134,7 +134,7 @@ def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     if status == 403 and "storage locked" in reason(details).lower():
         return Fault(_not_ready(f"HTTP {status}", details), retry=True)
     if status in (401, 403):
-        return Fault(_denied(f"HTTP {status}"))
+        return Fault(_denied(f"HTTP {status}", details))
     is_content_fault = status in _CONTENT_STATUSES
     return Fault(
         _rejected(f"HTTP {status}", details) if is_content_fault else _nothing_taken(f"HTTP {status}", details)
@@ -162,6 +162,14 @@ def _not_ready(status: str, details: str) -> StoreUnavailable:
 
 
 def _rejected(status: str, details: str) -> StoreRejected:
+    missing = missing_index(details)
+    if missing is not None:
+        key, types = missing
+        return IndexRequired(
+            f"Qdrant filters only by indexed keys (strict mode), and {key!r} has no index of a type that suits this "
+            f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key",
+            key=key,
+        )
     limit = _LIMIT_EXCEEDED.search(details)
     if limit is not None:
         message = f"Qdrant refused the request: {status}, {limit.group()}"
@@ -178,8 +186,10 @@ def _refusal(status: str, details: str) -> str:
     return f"Qdrant refused the request: {status}" + (f", {phrases}" if phrases else "")
 
 
-def _denied(status: str) -> AccessDenied:
-    return AccessDenied(f"Qdrant denied access: {status}; check QDRANT_API_KEY and its permissions")
+def _denied(status: str, details: str) -> AccessDenied:
+    phrases = reason(details)
+    required = f", {phrases}" if phrases else ""
+    return AccessDenied(f"Qdrant denied access: {status}{required}; check QDRANT_API_KEY and its permissions")
 
 
 def _not_found(collection: str) -> NotFound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
@@ -18,6 +18,7 @@ from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorName
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.server.collections import ServerCollections
 from qdrant_sink.server.connection import ServerConnection, Transport, unfinished
+from qdrant_sink.server.graph_warnings import GraphWarnings
 from qdrant_sink.server.models import (
     client_filter,
     client_id,
@@ -29,6 +30,7 @@ from qdrant_sink.server.models import (
     stored,
 )
 from qdrant_sink.server.protobuf import upsert_request
+from qdrant_sink.server.versions import INSERT_ONLY, Feature, ServerVersion, filter_features, plan_features
 from qdrant_sink.store import check_collection
 
 T = TypeVar("T")
@@ -86,9 +88,11 @@ class ServerStore:
         )
         self._call = self._connection.call
         self._names = names
-        self._collections = ServerCollections(self._on_client, self._connection.pause, names)
+        self._version = ServerVersion()
+        warnings = GraphWarnings()
+        self._collections = ServerCollections(self._on_client, self._connection.pause, names, warnings)
         self._interactive_collections = ServerCollections(
-            functools.partial(self._on_client, interactive=True), self._connection.pause, names
+            functools.partial(self._on_client, interactive=True), self._connection.pause, names, warnings
         )
 
     @property
@@ -132,6 +136,8 @@ class ServerStore:
         check_collection(collection)
         if not points:
             return
+        if insert_only:
+            self._require(collection, [INSERT_ONLY], interactive=False)
 
         @functools.cache  # serialise once and not per attempt
         def request() -> bytes:
@@ -168,6 +174,7 @@ class ServerStore:
         if not plans:
             return []
         requests = [query_request(plan, self._names) for plan in plans]
+        self._require(collection, (feature for plan in plans for feature in plan_features(plan)))
         answers = self._call(
             collection, lambda transport: transport.client.query_batch_points(collection, requests), interactive=True
         )
@@ -231,7 +238,7 @@ class ServerStore:
             selector = models.FilterSelector(filter=client_filter(where))
             if matches_all(where):
                 raise InvalidRequest("filter: must have at least one condition to delete by, got none")
-            existed = self.count(collection, where)
+            existed = self.count(collection, where)  # which also checks that the server knows each condition
         else:
             selector = models.PointIdsList(points=[client_id(point_id) for point_id in ids])
             existed = len(self.existing(collection, ids))
@@ -248,6 +255,7 @@ class ServerStore:
         """Return the exact number of matching points."""
         check_collection(collection)
         condition = None if where is None else client_filter(where)
+        self._require(collection, filter_features(where))
         result = self._call(
             collection, lambda transport: transport.client.count(collection, condition, exact=True), interactive=True
         )
@@ -256,6 +264,12 @@ class ServerStore:
     def close(self) -> None:
         """Close the connection. Waiting calls end immediately. Closing it twice is harmless."""
         self._connection.close()
+
+    def _require(self, collection: str, features: Iterable[Feature], *, interactive: bool = True) -> None:
+        """Check that the server is new enough; see `ServerVersion.require`."""
+        self._version.require(
+            lambda: self._on_client(collection, lambda client: client.info().version, interactive=interactive), features
+        )
 
     def _on_client(self, collection: str, call: Callable[[QdrantClient], T], *, interactive: bool = False) -> T:
         return self._call(collection, lambda transport: call(transport.client), interactive=interactive)

@@ -130,7 +130,10 @@ class Collections:
         collection = self.named(request.collection, "collection")
         self.check_filter(request.filter)
         store = self._store.opened
-        return CountResult(await self._store.call(lambda: store().count(collection, request.filter)))
+        count = await self._store.call(
+            lambda: self.catalogue.indexes.run(store(), collection, lambda: store().count(collection, request.filter))
+        )
+        return CountResult(count)
 
     async def delete(self, request: DeleteRequest) -> DeleteResult:
         """Delete points.
@@ -153,7 +156,10 @@ class Collections:
             return counted(len(documents), "docId"), lambda: self._delete_documents(collection, documents)
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         selection = "a filter" if request.ids is None else counted(len(ids), "id")
-        return selection, lambda: self._store.opened().delete(collection, ids=ids, where=request.filter)
+        store = self._store.opened
+        return selection, lambda: self.catalogue.indexes.run(
+            store(), collection, lambda: store().delete(collection, ids=ids, where=request.filter)
+        )
 
     def _delete_documents(self, name: str, documents: Sequence[Document]) -> int:
         store = self._store.opened()

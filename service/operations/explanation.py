@@ -118,7 +118,6 @@ class Explainer:
     def __init__(self, embedder: Embedder, schema: CollectionSchema, limits: LengthLimits) -> None:
         self._embedder = embedder
         self._layout = schema.layout
-        self._halved = schema.colbert.datatype == "float16"
         self._limits = limits
 
     def run(self, store: Store, collection: str, searches: Sequence[Search], text_key: str) -> list[Explained]:
@@ -131,7 +130,7 @@ class Explainer:
             text_key: key of the text in a plain payload.
         """
         key = text_key_of(self._layout, text_key)
-        return explain(store, collection, searches, text_key=key, halved=self._halved)
+        return explain(store, collection, searches, text_key=key)
 
     def explain(
         self, queries: Sequence[str | None], searches: Sequence[Explained], text_key: str

@@ -6,9 +6,9 @@ check the collection while the queries are embedded (or read the examples) -> co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
@@ -25,6 +25,8 @@ from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
 from service.operations.explanation import Explainer, HitExplanation
 from service.operations.store_access import StoreAccess
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,10 +182,16 @@ class SearchOperation:
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
         if not request.explain:
-            hits = await self._store.call(lambda: run(self._store.opened(), collection, searches))
+            hits = await self._indexed(collection, lambda: run(self._store.opened(), collection, searches))
             return SearchResult(hits, tokens)
-        explained = await self._store.call(
-            lambda: self._explainer.run(self._store.opened(), collection, searches, request.text_key)
+        explained = await self._indexed(
+            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, request.text_key)
         )
         explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, request.text_key)
         return SearchResult([search.hits for search in explained], tokens, explanations)
+
+    async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
+        """Run a blocking call that may filter by a key whose index has to be created first."""
+        return await self._store.call(
+            lambda: self._collections.catalogue.indexes.run(self._store.opened(), collection, call)
+        )

@@ -1,7 +1,8 @@
 """Double of a Qdrant server: real gRPC on a loopback port, with Qdrant Edge as its engine.
 
 It implements the services of qdrant_client.grpc, makes the checks of the server that Qdrant Edge does not make, and can
-be scripted to fail. It does not import `qdrant_sink`, so that it reads only the messages that the adapter sends.
+be scripted to fail, to be in strict mode, or to be of an older version. It does not import `qdrant_sink`, so that it
+reads only the messages that the adapter sends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 import qdrant_edge as edge
@@ -30,6 +31,15 @@ from tests.sink.grpc_messages import (
     retrieved_point,
     scored_point,
     stored_vector,
+)
+from tests.sink.grpc_refusals import (
+    RefusedError,
+    Version,
+    as_read_by,
+    check_index_count,
+    check_indexed,
+    strict_forbids_exact,
+    strict_mode_error,
 )
 from tests.sink.query_limits import check_query_limits
 
@@ -64,6 +74,8 @@ class GrpcDouble:
     aliases: dict[str, str] = field(default_factory=dict)
     indexes: dict[str, dict[str, pb.PayloadSchemaInfo]] = field(default_factory=dict)
     script: Script | None = None
+    strict_modes: dict[str, pb.StrictModeConfig] = field(default_factory=dict)  # by collection
+    version: Version = (1, 20, 0)
     query_limits: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,7 +103,8 @@ class GrpcDouble:
 
     def handle(self, method: str, context: Any, work: Callable[[], Any]) -> Any:
         """Handle a call: authenticate it, fail as scripted, or execute it under the lock."""
-        self.calls.append(method)
+        if method != "HealthCheck":  # which the adapter sends at most once a minute
+            self.calls.append(method)
         sent = dict(context.invocation_metadata()).get("api-key")
         if self.api_key is not None and sent != self.api_key:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, f"Invalid API key or JWT: {sent}")
@@ -118,6 +131,10 @@ class GrpcDouble:
                 return work()
         except KeyError as exc:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{exc.args[0]}` doesn't exist!")
+        except FileExistsError as exc:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: {exc}")
+        except RefusedError as exc:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception as exc:  # noqa: BLE001 - the server answers with every error of its engine
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Wrong input: {exc}")
 
@@ -129,6 +146,32 @@ class GrpcDouble:
         """Resolve a name or an alias to its collection."""
         return self.aliases.get(name, name)
 
+    def strict_mode(self, name: str) -> pb.StrictModeConfig:
+        """Return the strict mode of a collection or an alias."""
+        return self.strict_modes.get(self.real(name)) or pb.StrictModeConfig()
+
+    def read_filter(self, name: str, where: pb.Filter, *, update: bool = False) -> edge.Filter:
+        """Convert a filter for the engine, with the checks of the server."""
+        known = as_read_by(self.version, where)
+        strict = self.strict_mode(name)
+        setting: Literal["unindexed_filtering_update", "unindexed_filtering_retrieve"]
+        setting = "unindexed_filtering_update" if update else "unindexed_filtering_retrieve"
+        if strict.enabled and strict.HasField(setting) and not getattr(strict, setting):
+            check_indexed(known, self.indexes[self.real(name)])
+        return filter_of(known)
+
+    def read_query(self, name: str, query: Any) -> edge.QueryRequest:
+        """Convert a query for the engine, with the checks of the server."""
+        known = type(query)()
+        known.CopyFrom(query)
+        if self.version < (1, 17, 0) and known.query.HasField("rrf"):
+            known.query.rrf.ClearField("weights")
+        for part in (known, *known.prefetch):
+            if part.HasField("filter"):
+                self.read_filter(name, part.filter)
+                part.filter.CopyFrom(as_read_by(self.version, part.filter))
+        return query_of(known)
+
     def done(self) -> pb.PointsOperationResponse:
         """Create the answer to an update."""
         return pb.PointsOperationResponse(result=pb.UpdateResult(operation_id=1, status=self.update_status))
@@ -139,7 +182,7 @@ class _Root(pb.QdrantServicer):  # type: ignore[misc,unused-ignore]
         self.double = double
 
     def HealthCheck(self, request: Any, context: Any) -> Any:  # noqa: N802
-        reply = pb.HealthCheckReply(title="double", version="1.19.0")
+        reply = pb.HealthCheckReply(title="double", version=".".join(map(str, self.double.version)))
         return self.double.handle("HealthCheck", context, lambda: reply)
 
 
@@ -168,7 +211,7 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
         def work() -> Any:
             name = request.collection_name
             if name in self.double.collections or name in self.double.aliases:
-                raise ValueError(f"Collection `{name}` already exists!")
+                raise FileExistsError(f"Collection `{name}` already exists!")
             shard = edge.EdgeShard.create(str(self.double.root / uuid.uuid4().hex), config_of(request))
             self.double.indexes[name] = {}
             self.double.collections[name] = (request, shard)
@@ -178,8 +221,10 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
     def Update(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            created = self.double.collections[self.double.real(request.collection_name)][0]
-            merge_update(created, request)
+            name = self.double.real(request.collection_name)
+            merge_update(self.double.collections[name][0], request)
+            if request.HasField("strict_mode_config"):
+                self.double.strict_modes.setdefault(name, pb.StrictModeConfig()).MergeFrom(request.strict_mode_config)
             return pb.CollectionOperationResponse(result=True)
 
         return self.double.handle("Update", context, work)
@@ -243,7 +288,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
                 raise ValueError("the sink always waits")
             shard = self.double.shard(request.collection_name)
             points = [self._point(point) for point in request.points]
-            insert = request.update_mode == pb.UpdateMode.InsertOnly
+            insert = request.update_mode == pb.UpdateMode.InsertOnly and self.double.version >= (1, 17, 0)
             mode = edge.UpdateMode.InsertOnly if insert else edge.UpdateMode.Upsert
             shard.update(edge.UpdateOperation.upsert_points(points, update_mode=mode))
             return self.double.done()
@@ -259,7 +304,8 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
 
     def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            hits = self.double.shard(request.collection_name).query(query_of(request))
+            shard = self.double.shard(request.collection_name)
+            hits = shard.query(self.double.read_query(request.collection_name, request))
             return pb.QueryResponse(result=[scored_point(hit) for hit in hits])
 
         return self.double.handle("Query", context, work)
@@ -271,7 +317,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             check_query_limits(self.double.query_limits, request.query_points)
             results = []
             for query in request.query_points:
-                hits = shard.query(query_of(query))
+                hits = shard.query(self.double.read_query(request.collection_name, query))
                 results.append(pb.BatchResult(result=[scored_point(hit) for hit in hits]))
             return pb.QueryBatchResponse(result=results)
 
@@ -280,7 +326,10 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
     def Count(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             shard = self.double.shard(request.collection_name)
-            chosen = filter_of(request.filter) if request.HasField("filter") else None
+            name = request.collection_name
+            chosen = self.double.read_filter(name, request.filter) if request.HasField("filter") else None
+            if request.exact and strict_forbids_exact(self.double.strict_mode(name)):
+                raise strict_mode_error("Exact search disabled!", "Set exact=false.")
             count = shard.count(edge.CountRequest(exact=request.exact, filter=chosen))
             return pb.CountResponse(result=pb.CountResult(count=count))
 
@@ -318,7 +367,8 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
         def work() -> Any:
             shard = self.double.shard(request.collection_name)
             if request.points.WhichOneof("points_selector_one_of") == "filter":
-                shard.update(edge.UpdateOperation.delete_points_by_filter(filter_of(request.points.filter)))
+                chosen = self.double.read_filter(request.collection_name, request.points.filter, update=True)
+                shard.update(edge.UpdateOperation.delete_points_by_filter(chosen))
             else:
                 ids = [id_of(i) for i in request.points.points.ids]
                 shard.update(edge.UpdateOperation.delete_points(ids))
@@ -331,6 +381,9 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             if not request.wait:
                 raise ValueError("the sink always waits")
             shard, name = self.double.shard(request.collection_name), self.double.real(request.collection_name)
+            strict = self.double.strict_mode(name)
+            if strict.enabled and strict.HasField("max_payload_index_count"):
+                check_index_count(strict.max_payload_index_count, self.double.indexes[name])
             info, kind = field_index(request)
             shard.update(edge.UpdateOperation.create_field_index(request.field_name, kind))
             self.double.indexes[name][request.field_name] = info

@@ -40,10 +40,15 @@ def stored_vector(message: Any) -> Any:
         return edge.SparseVector(indices, values)
     if kind == "multi_dense":
         rows = [list(row.data) for row in message.multi_dense.vectors]
-        if not rows or not rows[0] or len({len(row) for row in rows}) != 1:
-            raise ValueError("multivector rows must be of same length and not empty")
+        if not rows:
+            raise ValueError("multi vector must not be empty")
+        if not all(rows):
+            raise ValueError("all vectors must be non-empty")
+        odd = next((len(row) for row in rows if len(row) != len(rows[0])), None)
+        if odd is not None:
+            raise ValueError(f"all vectors must have the same dimension, found vector with dimension {odd}")
         if len(rows) * len(rows[0]) >= 2**20:
-            raise ValueError("multivector too large")
+            raise ValueError(f"Total size of all vectors ({len(rows) * len(rows[0])}) must be less than {2**20}")
         return rows
     raise ValueError(f"unknown vector {kind}")
 

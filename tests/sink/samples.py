@@ -25,6 +25,11 @@ def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
 
 SCHEMA: CollectionSchema = schema_for(SIZE, SIZE)
 
+WIDE_SIZE = 16
+"""Size from which every engine adds the products of float16 rows in float32; below, older ones round each product."""
+
+WIDE: CollectionSchema = schema_for(WIDE_SIZE, WIDE_SIZE)
+
 
 def unit(array: NDArray[Any]) -> NDArray[np.float32]:
     """Normalise rows to L2 norm 1."""
@@ -108,17 +113,20 @@ class Reference:
 
     Args:
         vectors: vectors by point id, as `Vectors` or another object with the three attributes.
-        halves: whether ColBERT rows are rounded to float16.
+        halves: whether ColBERT rows are rounded to float16, those of a query too.
+        dense_halves: whether dense vectors are.
     """
 
-    def __init__(self, vectors: Mapping[PointId, Any], *, halves: bool = True) -> None:
+    def __init__(self, vectors: Mapping[PointId, Any], *, halves: bool = True, dense_halves: bool = False) -> None:
         self._vectors = vectors
         self._rounded = halved if halves else np.asarray
+        self._dense_rounded = halved if dense_halves else np.asarray
 
     def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
         """Compute the cosine of every point."""
+        query = self._dense_rounded(query)
         return {
-            point_id: float(vectors.dense @ query)
+            point_id: float(self._dense_rounded(vectors.dense) @ query)
             for point_id, vectors in self._vectors.items()
             if vectors.dense is not None
         }

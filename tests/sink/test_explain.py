@@ -12,28 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.vectors import SparseVector
+from embedder.vectors import Kind, SparseVector
 from qdrant_sink.points import PayloadKeys, PointId, Vectors
+from qdrant_sink.schema import Datatype
 from qdrant_sink.searching import BranchRank, Explanation, Hit, Search, SearchOptions, conform_query, explain, run
 from qdrant_sink.searching.explain import FUSED_TOLERANCE, Inquiry
 from qdrant_sink.searching.matches import row_matches, token_matches
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, Reference, draft, rrf, sample_vectors
+from tests.sink.samples import WIDE, WIDE_SIZE, Reference, draft, rrf, sample_vectors, search_by
 from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTION = "test_explain"
-TOLERANCE = 1e-4
-"""Maximum difference between a sum of contributions and the score of the store."""
+TOLERANCE = 1e-6
+"""Maximum difference between a sum of contributions and the score of the store, absolute or relative."""
 
-WHOLE: dict[PointId, Vectors] = {i: sample_vectors(i, rows=1 + i % 6) for i in range(60)}
+WHOLE: dict[PointId, Vectors] = {i: sample_vectors(i, rows=1 + i % 6, size=WIDE_SIZE) for i in range(60)}
 TWINS: dict[PointId, Vectors] = {100 + i: WHOLE[i] for i in range(8)}
 PARTS: dict[PointId, Vectors] = {
-    200: sample_vectors(200, kinds=("dense",)),
-    201: sample_vectors(201, kinds=("dense", "sparse")),
-    202: sample_vectors(202, kinds=("dense", "colbert")),
+    200: sample_vectors(200, size=WIDE_SIZE, kinds=("dense",)),
+    201: sample_vectors(201, size=WIDE_SIZE, kinds=("dense", "sparse")),
+    202: sample_vectors(202, size=WIDE_SIZE, kinds=("dense", "colbert")),
 }
 VECTORS = {**WHOLE, **TWINS, **PARTS}
 REFERENCE = Reference(VECTORS)
@@ -51,9 +52,9 @@ USING: list[Any] = [
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Each kind of store, with some equal points and some points that lack a vector."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
-        store.ensure(COLLECTION, SCHEMA)
+        store.ensure(COLLECTION, WIDE)
         drafts = [draft(n, id=i, vectors=v, payload={"parity": n % 2}) for n, (i, v) in enumerate(VECTORS.items())]
-        assert write(store, COLLECTION, drafts, SCHEMA).stored == len(VECTORS)
+        assert write(store, COLLECTION, drafts, WIDE).stored == len(VECTORS)
         yield store
     if request.param == "server":
         drop(COLLECTION)
@@ -61,15 +62,15 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def search_of(seed: int, **fields: Any) -> Search:
     """Create a valid search by a random query."""
-    query = sample_vectors(seed, rows=1 + seed % 5)
-    proven = conform_query(query, SearchOptions(**fields), SCHEMA)
+    query = sample_vectors(seed, rows=1 + seed % 5, size=WIDE_SIZE)
+    proven = conform_query(query, SearchOptions(**fields), WIDE)
     assert isinstance(proven, Search)
     return proven
 
 
 def explained(store: Store, search: Search) -> list[tuple[Hit, Explanation]]:
     """Run a search and return its hits with their explanations."""
-    [result] = explain(store, COLLECTION, [search], text_key="text", halved=True)
+    [result] = explain(store, COLLECTION, [search], text_key="text")
     return list(zip(result.hits, result.explanations, strict=True))
 
 
@@ -102,14 +103,18 @@ def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
         assert why.sparse is not None
         contributions = [match.contribution for match in why.sparse]
         assert contributions == sorted(contributions, reverse=True)
-        assert sum(contributions) == pytest.approx(sparse.get(hit.id, 0.0), abs=TOLERANCE)
+        assert sum(contributions) == pytest.approx(sparse.get(hit.id, 0.0), rel=TOLERANCE, abs=TOLERANCE)
         if why.colbert is None:
             assert VECTORS[hit.id].colbert is None
         else:
             assert len(why.colbert) == len(search.vectors.colbert)
-            assert sum(match.score for match in why.colbert) == pytest.approx(maxsim[hit.id], abs=TOLERANCE)
+            assert sum(match.score for match in why.colbert) == pytest.approx(
+                maxsim[hit.id], rel=TOLERANCE, abs=TOLERANCE
+            )
             if search.options.rerank or search.options.using == ("colbert",):
-                assert sum(match.score for match in why.colbert) == pytest.approx(hit.score, abs=TOLERANCE)
+                assert sum(match.score for match in why.colbert) == pytest.approx(
+                    hit.score, rel=TOLERANCE, abs=TOLERANCE
+                )
         fuses = len(search.options.using) > 1 and search.options.rerank is None
         assert (why.fusion is not None) == fuses
         if why.fusion is not None:
@@ -170,12 +175,55 @@ def test_a_threshold_does_not_hide_the_branches(filled: Store) -> None:
         assert any(rank is not None and rank.score < 1.01 for rank in why.branches.values())
 
 
+@pytest.mark.parametrize("datatype", ["float32", "float16"])
+def test_contributions_are_those_of_the_stored_type(store: Store, collection: str, datatype: Datatype) -> None:
+    """In a collection of either type the sums equal the scores, also if the configured schema has the other type."""
+    schema = replace(WIDE, colbert=replace(WIDE.colbert, datatype=datatype))
+    store.ensure(collection, schema)
+    points = [draft(n, vectors=sample_vectors(n, rows=5, size=WIDE_SIZE)) for n in range(40)]
+    assert write(store, collection, points, schema).stored == 40
+    for seed in range(1000, 1005):
+        search = search_of(seed, using=("colbert",), limit=40)
+        [result] = explain(store, collection, [search], text_key="text")
+        assert len(result.hits) == 40
+        for hit, why in zip(result.hits, result.explanations, strict=True):
+            assert why.colbert is not None
+            assert sum(match.score for match in why.colbert) == pytest.approx(hit.score, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("datatype", ["float32", "float16"])
+def test_the_reference_rounds_as_the_stores_do(store: Store, collection: str, datatype: Datatype) -> None:
+    """A store of float16 vectors rounds both the points and the query, dense as well as ColBERT; float32 is exact."""
+    schema = replace(
+        WIDE, dense=replace(WIDE.dense, datatype=datatype), colbert=replace(WIDE.colbert, datatype=datatype)
+    )
+    store.ensure(collection, schema)
+    vectors: dict[PointId, Vectors] = {n: sample_vectors(n, rows=5, size=WIDE_SIZE) for n in range(40)}
+    drafts = [draft(n, vectors=vector) for n, vector in enumerate(vectors.values())]
+    assert write(store, collection, drafts, schema).stored == 40
+    halves = datatype == "float16"
+    reference = Reference(vectors, halves=halves, dense_halves=halves)
+    query = sample_vectors(1000, rows=3, size=WIDE_SIZE)
+    assert query.dense is not None
+    assert query.colbert is not None
+    scores: dict[Kind, Mapping[PointId, float]] = {
+        "dense": reference.dense(query.dense),
+        "colbert": reference.colbert(query.colbert),
+    }
+    for kind, expected in scores.items():
+        [hits] = run(store, collection, [search_by(query.dense, None, query.colbert, using=(kind,), limit=40)])
+        assert len(hits) == 40
+        for hit in hits:
+            assert hit.score == pytest.approx(expected[hit.id], rel=TOLERANCE, abs=TOLERANCE)
+
+
 def test_everything_is_one_request(tmp_path: Path) -> None:
     """An explanation takes one request, and its branches request only ids and scores."""
     double = GrpcDouble(tmp_path)
     store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
-    store.ensure(COLLECTION, SCHEMA)
-    assert write(store, COLLECTION, [draft(i) for i in range(9)], SCHEMA).stored == 9
+    store.ensure(COLLECTION, WIDE)
+    drafts = [draft(i, vectors=sample_vectors(i, size=WIDE_SIZE)) for i in range(9)]
+    assert write(store, COLLECTION, drafts, WIDE).stored == 9
     before = len(double.calls)
     explained(store, search_of(5, rerank="colbert"))
     assert double.calls[before:] == ["QueryBatch"]
@@ -234,13 +282,14 @@ def test_the_text_is_fetched_whatever_was_selected(
     store: Store, collection: str, key: str, selection: Any, kept: Any
 ) -> None:
     """The text is fetched for the explanation although the hits do not contain it."""
-    store.ensure(collection, SCHEMA)
-    assert write(store, collection, [draft(1, payload={key: "a text", "topic": "b"})], SCHEMA).stored == 1
+    store.ensure(collection, WIDE)
+    point = draft(1, vectors=sample_vectors(1, size=WIDE_SIZE), payload={key: "a text", "topic": "b"})
+    assert write(store, collection, [point], WIDE).stored == 1
     if isinstance(selection, PayloadKeys):
         keys = tuple(f'"{key}"' if name == "key" else name for name in selection.keys)
         selection = PayloadKeys(keys, excluded=selection.excluded)
     search = search_of(1, with_payload=selection, using=("dense",))
-    [result] = explain(store, collection, [search], text_key=key, halved=True)
+    [result] = explain(store, collection, [search], text_key=key)
     [payload] = result.payloads
     assert payload is not None
     assert payload[key] == "a text"
@@ -274,7 +323,7 @@ def test_among_equal_scores_the_fused_one_decides() -> None:
     inquiry = Inquiry.of(search_of(31))
     fused: Mapping[PointId, float] = rrf([[1, 2], [2, 1]], 60, (1.0, 1.0))
     answers = [hits_of(*fused.items()), hits_of((1, 0.5), (2, 0.5)), hits_of((1, 3.0), (2, 3.0))]
-    for hit, why in zip(answers[0], inquiry.explain(answers, halved=True), strict=True):
+    for hit, why in zip(answers[0], inquiry.explain(answers), strict=True):
         assert why.fusion is not None, "1/61 + 1/62, not twice 1/61"
         assert sum(why.fusion.values()) == pytest.approx(hit.score)
         ranks = [rank.rank for rank in why.branches.values() if rank]
@@ -285,7 +334,7 @@ def test_contributions_that_do_not_add_up_are_left_out() -> None:
     """If the collection changed during a request, an explanation has ranks but no contributions."""
     inquiry = Inquiry.of(search_of(31))
     answers = [hits_of((1, 1 / 61 + 1 / 70)), hits_of((1, 0.9)), hits_of((2, 3.0), (1, 2.0))]
-    (why,) = inquiry.explain(answers, halved=True)
+    (why,) = inquiry.explain(answers)
     assert why.fusion is None
     assert why.branches == {"dense": BranchRank(1, 0.9), "sparse": BranchRank(2, 2.0)}
 
@@ -294,7 +343,7 @@ def test_the_number_of_tried_ties_is_limited() -> None:
     """With a thousand equal scores in three branches, the combinations are not tried."""
     inquiry = Inquiry.of(search_of(31, using=("dense", "sparse", "colbert")))
     same = hits_of(*((i, 1.0) for i in range(1000)))
-    explanations = inquiry.explain([same[:3], same, same, same], halved=True)
+    explanations = inquiry.explain([same[:3], same, same, same])
     assert [why.branches["dense"] for why in explanations] == [BranchRank(n, 1.0) for n in (1, 2, 3)]
     assert all(why.fusion is None for why in explanations)
 

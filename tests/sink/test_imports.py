@@ -80,6 +80,7 @@ PUBLIC = [
     "Explanation",
     "Filter",
     "Hit",
+    "IndexRequired",
     "IndexType",
     "Layout",
     "LimitExceeded",

@@ -132,7 +132,7 @@ def test_the_default_oversampling_is_lowered(filled: ServerStore, double: GrpcDo
 def test_explanations_respect_the_limits(filled: ServerStore, double: GrpcDouble) -> None:
     """The additional searches of an explanation are not refused."""
     double.query_limits["limit"] = 10
-    [explained] = explain(filled, "docs", [_search(limit=10)], text_key="text", halved=True)
+    [explained] = explain(filled, "docs", [_search(limit=10)], text_key="text")
     assert len(explained.hits) == 10
     for hit, why in zip(explained.hits, explained.explanations, strict=True):
         assert why.fusion is not None

@@ -15,26 +15,26 @@ from qdrant_sink.searching import Search, SearchOptions, run
 from qdrant_sink.searching.plan import Branch, Fuse, Nearest, Plan
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, tier_plan
 from qdrant_sink.store import Store
-from tests.sink.samples import SCHEMA, Reference, draft, ranked, rrf, sample_vectors, search_by
+from tests.sink.samples import WIDE, WIDE_SIZE, Reference, draft, ranked, rrf, sample_vectors, search_by
 from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTION = "test_search"
 POINTS = 120
-VECTORS: dict[PointId, Vectors] = {i: sample_vectors(i) for i in range(POINTS)}
+VECTORS: dict[PointId, Vectors] = {i: sample_vectors(i, size=WIDE_SIZE) for i in range(POINTS)}
 REFERENCE = Reference(VECTORS)
-QUERIES = [sample_vectors(seed) for seed in range(1000, 1010)]
-TOLERANCE = 2e-3
-"""Maximum error of a score, because the store rounds rows to float16."""
+QUERIES = [sample_vectors(seed, size=WIDE_SIZE) for seed in range(1000, 1010)]
+TOLERANCE = 1e-6
+"""Maximum error of a score: the reference rounds to float16 as the stores do."""
 
 
 @pytest.fixture(scope="module", params=STORES)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Each kind of store, filled with the same points."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
-        store.ensure(COLLECTION, SCHEMA)
+        store.ensure(COLLECTION, WIDE)
         drafts = [draft(i, vectors=VECTORS[i]) for i in range(POINTS)]
-        assert write(store, COLLECTION, drafts, SCHEMA).stored == POINTS
+        assert write(store, COLLECTION, drafts, WIDE).stored == POINTS
         yield store
     if request.param == "server":
         drop(COLLECTION)
@@ -93,7 +93,7 @@ def test_rrf_k_is_that_of_the_literature(filled: Store, k: int, weights: Any, us
     for query in QUERIES:
         [hits] = run(filled, COLLECTION, [_search(query, using=using, rrf_k=k, weights=weights, prefetch=60, limit=60)])
         branches = [ranked(BRANCHES[kind](query), 60) for kind in using]
-        _assert_hits(hits, rrf(branches, k, weights or (1.0,) * len(using)), 60, tolerance=1e-6)
+        _assert_hits(hits, rrf(branches, k, weights or (1.0,) * len(using)), 60)
 
 
 def test_dbsf_adds_scaled_scores(filled: Store) -> None:

@@ -170,6 +170,29 @@ def test_any_process_can_build_a_deferred_graph(
     assert created["colbert"].hnsw_config.m == 0
 
 
+def test_a_load_does_not_warn_of_the_graph_that_it_defers(
+    server_store: ServerStore, other: ServerStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process of a load knows why the graph is missing; another process warns once, until the graph was there."""
+    server_store.ensure("docs", SCHEMA)
+    for _ in range(2):
+        server_store.defer_index("docs", SCHEMA)
+        for _ in range(3):
+            server_store.ensure("docs", SCHEMA)
+            server_store.verify("docs", SCHEMA)
+        assert caplog.text == ""
+        for _ in range(3):
+            other.ensure("docs", SCHEMA)
+            other.verify("docs", SCHEMA)
+        assert caplog.text.count("has no graph (m = 0)") == 1
+        caplog.clear()
+        server_store.build_index("docs", SCHEMA, timeout_s=5)
+        other.verify("docs", SCHEMA)
+    other.defer_index("docs", SCHEMA)
+    server_store.ensure("docs", SCHEMA)
+    assert "has no graph (m = 0)" in caplog.text
+
+
 def test_build_index_waits_until_the_collection_is_green(server_store: ServerStore, double: GrpcDouble) -> None:
     """`build_index` returns only when the collection is green."""
     server_store.ensure("docs", SCHEMA)
