@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from embedder.errors import NotFound, WorkerError
 from qdrant_sink.errors import AccessDenied, IndexRequired, LimitExceeded, NothingTaken, StoreRejected, StoreUnavailable
+from qdrant_sink.payload_path import canonical_path
 from qdrant_sink.reasons import missing_index, reason
 
 CLIENT_EXCEPTIONS = (
@@ -165,6 +167,8 @@ def _rejected(status: str, details: str) -> StoreRejected:
     missing = missing_index(details)
     if missing is not None:
         key, types = missing
+        with suppress(ValueError):
+            key = canonical_path(key)
         return IndexRequired(
             f"Qdrant filters only by indexed keys (strict mode), and {key!r} has no index of a type that suits this "
             f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key",

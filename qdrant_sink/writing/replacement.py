@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from embedder.errors import NotFound
 from qdrant_sink.documents import Document, DocumentPaths, is_version, new_version, unversioned_chunk_id
-from qdrant_sink.errors import StoreRejected
+from qdrant_sink.errors import IndexRequired, LimitExceeded
 from qdrant_sink.filters import Filter
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import PayloadKeys, PointId, Stored
@@ -271,17 +271,23 @@ class Replacement:
         paths = self._paths
         try:
             points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
-        except StoreRejected:
+        except IndexRequired:
             self._store.ensure_index(self._collection, paths.chunk, PayloadIndex("integer"))
             points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
         return bool(points)
 
     def _scan(self, where: Filter, keys: tuple[str, ...]) -> Iterator[tuple[PointId, Mapping[str, Any]]]:
+        """Yield all matching points. A server in strict mode can limit the number of points in a page."""
         after: PointId | None = None
+        limit = self._batch_points
         while True:
-            points, after = self._store.scroll(
-                self._collection, where, PayloadKeys(keys), limit=self._batch_points, after=after
-            )
+            try:
+                points, after = self._store.scroll(self._collection, where, PayloadKeys(keys), limit=limit, after=after)
+            except LimitExceeded as error:
+                if not 1 <= error.maximum < limit:
+                    raise
+                limit = int(error.maximum)
+                continue
             for point, stored in points.items():
                 yield point, stored.payload or {}
             if after is None:

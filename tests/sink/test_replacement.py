@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdrant_sink.documents import Document, DocumentPaths, chunk_id, new_version, unversioned_chunk_id
-from qdrant_sink.errors import AccessDenied, StoreRejected
+from qdrant_sink.errors import AccessDenied, IndexRequired, LimitExceeded
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored
 from qdrant_sink.schema import PayloadIndex
@@ -287,7 +287,7 @@ class NoScans(Memory):
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """See `Store.scroll`."""
         if not {condition.get("key", "doc_key") for condition in where["must"]} <= set(self.indexes):
-            raise StoreRejected("an index is required")
+            raise IndexRequired("an index is required", key="chunk")
         return super().scroll(collection, where, keys, limit=limit, after=after)
 
 
@@ -306,3 +306,28 @@ def test_indexes_are_made_where_the_store_demands_them() -> None:
     job.run(memory)
     assert job.acknowledged
     assert memory.indexes[:2] == ["doc_key", "chunk"]
+
+
+class SmallPages(Memory):
+    """A store that allows three points in a page."""
+
+    def scroll(
+        self, collection: str, where: Filter, keys: PayloadKeys, *, limit: int, after: PointId | None = None
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """See `Store.scroll`."""
+        if limit > 3:
+            raise LimitExceeded(f'Limit exceeded {limit} > 3 for "limit"', field="limit", maximum=3)
+        return super().scroll(collection, where, keys, limit=limit, after=after)
+
+
+def test_a_limit_on_pages_is_kept() -> None:
+    """A server that allows only small pages finds all chunks of a document, too."""
+    memory = SmallPages(Turns(lambda _: 0, {}))
+    for chunks in (8, 5):
+        replacement = Replacement(memory, "c", PATHS, [DOCUMENT], VersionedCollections())
+        replacement.begin()
+        version = replacement.versions[DOCUMENT.key]
+        ids = [chunk_id(DOCUMENT.key, version, number) for number in range(chunks)]
+        memory.upsert({point: chunk_payload(DOCUMENT, version, number) for number, point in enumerate(ids)})
+        replacement.commit({DOCUMENT.key: ids})
+        assert len(memory.points) == chunks
