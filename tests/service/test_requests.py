@@ -349,7 +349,7 @@ def test_invalid_examples_are_named(like: Any, field: str) -> None:
 
 
 def test_selections_of_payload_and_vectors() -> None:
-    """A payload selection is a boolean, a list or an object without its nulls; one of vectors is a boolean or a list."""
+    """A payload selection is a boolean, a list or an object; a vector selection is a boolean or a list."""
     search = {"operation": "search", "queries": ["a"]}
     parsed = [
         parse({**search, "withPayload": selection, "withVectors": vectors}, LIMITS)
