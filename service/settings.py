@@ -205,7 +205,7 @@ class Settings(BaseModel):
             )
         if self.qdrant_url is None:
             for name in ("qdrant_api_key", "qdrant_grpc_port", "qdrant_transport", "qdrant_allow_http_key"):
-                if name in self.model_fields_set:
+                if getattr(self, name) != type(self).model_fields[name].default:
                     log.warning(
                         "%s is ignored without QDRANT_URL, since Qdrant Edge runs in this process", name.upper()
                     )
