@@ -45,6 +45,10 @@ _MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
 """Pattern of a model name, which is part of the path `/v1/models/NAME`."""
 
 
+_AROUND_NAMES = " \t\r\n\"'"
+"""Characters around the names of a list: of `"notes", "papers"` the first and the last quote are gone already."""
+
+
 def _collection_names(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -55,7 +59,7 @@ def _collection_names(value: object) -> object:
             message = 'must be a list with commas or a JSON list, such as notes,papers or ["notes", "papers"]'
             raise ValueError(message) from None
     else:
-        names = [name for name in map(plain, value.split(",")) if name]
+        names = [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
     if not names:
         raise ValueError("must name at least one collection; leave it unset to allow all")
     return names
@@ -201,7 +205,7 @@ class Settings(BaseModel):
             )
         if self.qdrant_url is None:
             for name in ("qdrant_api_key", "qdrant_grpc_port", "qdrant_transport", "qdrant_allow_http_key"):
-                if name in self.model_fields_set:
+                if getattr(self, name) != type(self).model_fields[name].default:
                     log.warning(
                         "%s is ignored without QDRANT_URL, since Qdrant Edge runs in this process", name.upper()
                     )

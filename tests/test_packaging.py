@@ -269,3 +269,11 @@ def test_the_hub_offers_settings_that_exist_with_their_own_defaults() -> None:
         Settings.from_environment(preset["defaults"])
     assert HUB["config"]["runsOn"] == "GPU"
     assert {"title", "description", "type", "category"} <= set(HUB)
+
+
+def test_the_hub_reaches_any_server_and_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The hub offers the settings that say which server is meant, and its defaults, which it always sets, are quiet."""
+    offered = {variable["key"]: variable["input"]["default"] for variable in HUB["config"]["env"]}
+    assert {"QDRANT_URL", "QDRANT_GRPC_PORT", "QDRANT_API_KEY", "QDRANT_ALLOW_HTTP_KEY"} <= offered.keys()
+    Settings.from_environment({key: str(default) for key, default in offered.items()})
+    assert not caplog.records

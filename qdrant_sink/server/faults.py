@@ -6,7 +6,7 @@
       CANCELLED
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
       (request too large)                   413, 400        StoreRejected       no; a smaller batch may pass
-    NOT_FOUND                               404             NotFound            no
+    NOT_FOUND                               404 of Qdrant   NotFound            no
     UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
     FAILED_PRECONDITION                     403 if locked   StoreUnavailable    yes
     INVALID_ARGUMENT, OUT_OF_RANGE          400, 422        StoreRejected       no
@@ -57,6 +57,8 @@ _TRANSIENT_CODES = (
 _DENIED_CODES = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _CONTENT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 _CONTENT_STATUSES = (400, 413, 422)
+_OTHER_API = "the answer does not match the API of Qdrant; check QDRANT_URL, the server's version and any proxy"
+
 _LIMIT_EXCEEDED = re.compile(
     r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE
 )
@@ -86,11 +88,7 @@ def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one r
     if isinstance(exc, UnexpectedResponse):
         return _of_status(exc, collection)
     if _is_unreadable_answer(exc):
-        return Fault(
-            NothingTaken(
-                "the answer does not match the API of Qdrant; check QDRANT_URL, the server's version and any proxy"
-            )
-        )
+        return Fault(NothingTaken(_OTHER_API))
     if isinstance(exc, ResponseHandlingException):
         return Fault(_unavailable(f"no answer ({type(exc.source).__name__})", ""), retry=True)
     if isinstance(exc, QdrantException):
@@ -132,7 +130,7 @@ def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     if status == 408 or (status >= 500 and status != 501):
         return Fault(_unavailable(f"HTTP {status}", details), retry=True)
     if status == 404:
-        return Fault(_not_found(collection))
+        return Fault(_not_found(collection) if _is_of_qdrant(exc.content) else NothingTaken(_OTHER_API))
     if status == 403 and "storage locked" in reason(details).lower():
         return Fault(_not_ready(f"HTTP {status}", details), retry=True)
     if status in (401, 403):
@@ -205,6 +203,14 @@ def _seconds(value: Any) -> float | None:
         return max(0.0, float(value))
     except (TypeError, ValueError):
         return None
+
+
+def _is_of_qdrant(content: bytes) -> bool:
+    """Whether an error is Qdrant's own: a server without this path, or a proxy, answers 404 in another form."""
+    try:
+        return "status" in json.loads(content)
+    except (ValueError, TypeError):
+        return False
 
 
 def _error_of(content: bytes) -> str:

@@ -40,6 +40,11 @@ class BadLineError(Exception):
     """The line is not a document. The message says why and does not quote the line."""
 
 
+def is_blank(raw: bytes) -> bool:
+    """Whether a line holds no document: it is empty, or all that an editor wrote into an empty file."""
+    return not raw.removeprefix(BYTE_ORDER_MARK.encode()).strip()
+
+
 def parse_line(number: int, raw: bytes) -> Line:
     """Parse a line.
 

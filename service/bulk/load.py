@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from typing import Any, Final, TextIO
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
-from service.bulk.json_lines import BadLineError, Line, parse_line
+from service.bulk.json_lines import BadLineError, Line, is_blank, parse_line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
@@ -231,7 +231,7 @@ class BulkLoad:
 
     def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
         for number, line in enumerate(raw, start=1):
-            if line.strip():
+            if not is_blank(line):
                 try:
                     yield parse_line(number, line)
                 except BadLineError as error:

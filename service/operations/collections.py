@@ -139,9 +139,12 @@ class Collections:
         """Delete points.
 
         Raises:
-            WorkerError: an id is invalid, the collection does not exist or is not allowed, or the store fails.
+            WorkerError: an id is invalid, the filter matches every point, the collection does not exist or is not
+                allowed, or the store fails.
         """
         collection = self.named(request.collection, "collection")
+        if request.filter is not None and matches_all(request.filter):
+            raise invalid_field("filter", "must have at least one condition to delete by, got none")
         scope = request.id_scope or collection
         selection, delete = self._deletion(request, collection, scope)
         return DeleteResult(await self._store.call(lambda: _audited(collection, selection, delete)))

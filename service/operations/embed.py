@@ -11,7 +11,6 @@ from embedder import (
     Embedder,
     Embedding,
     EncodedText,
-    FieldError,
     InvalidRequest,
     Outputs,
     Priority,
@@ -69,6 +68,7 @@ class EmbedRequest:
         batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
         refuse_truncation: whether truncation of a text is an error.
         label: name of the list of texts in errors.
+        is_single: whether the caller gave one text by itself rather than in a list, so that `label` is its name.
 
     Raises:
         ValueError: there are neither texts nor token ids, or both, or a number is out of range.
@@ -82,6 +82,11 @@ class EmbedRequest:
     batch_size: int = 0
     refuse_truncation: bool = False
     label: str = "texts"
+    is_single: bool = False
+
+    def field(self, index: int) -> str:
+        """The name of a text in errors."""
+        return self.label if self.is_single else f"{self.label}[{index}]"
 
     def __post_init__(self) -> None:
         """Validate for callers in Python; requests in JSON are validated before, with better messages."""
@@ -205,7 +210,7 @@ class Embed:
 
     def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:
-            texts = [self._encoded(f"{request.label}[{index}]", ids) for index, ids in enumerate(request.token_ids)]
+            texts = [self._encoded(request.field(index), ids) for index, ids in enumerate(request.token_ids)]
         else:
             try:
                 texts = self._embedder.tokenize(request.texts, limit, at_once=True)
@@ -213,15 +218,15 @@ class Embed:
                 raise error.at(request.label) from None
         if request.refuse_truncation:
             for index, text in enumerate(texts):
-                _check_length(f"{request.label}[{index}]", text, limit)
+                _check_length(request.field(index), text, limit)
         return texts
 
     def _encoded(self, field: str, ids: Sequence[int]) -> EncodedText:
         try:
             return self._embedder.encoded(ids)
         except ValueError as error:
-            message = f"{field}{error}"
-            raise InvalidRequest(message, fields=[FieldError(field, message)]) from None
+            item, _, message = str(error).partition(" ")  # its index stands first
+            raise invalid_field(f"{field}{item}", message) from None
 
     def _priority(self, request: EmbedRequest, texts: Sequence[EncodedText]) -> Priority:
         if request.role == "either":

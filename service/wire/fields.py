@@ -135,13 +135,20 @@ def payload_selection(raw: object) -> WithPayload:
         return raw
     if isinstance(raw, list):
         return PayloadKeys(_keys(raw, ""))
+    raw = without_nulls(raw)
     if isinstance(raw, dict) and len(raw) == 1 and raw.keys() <= {"include", "exclude"}:
         ((which, keys),) = raw.items()
         if not isinstance(keys, list):
             raise ValueError(f".{which} must be a list, got {kind_of(keys)}")
         return PayloadKeys(_keys(keys, f".{which}"), excluded=which == "exclude")
-    got = "an object with other fields" if isinstance(raw, dict) else kind_of(raw)
+    got = f"an object with {_fields(raw)}" if isinstance(raw, dict) else kind_of(raw)
     raise ValueError(f"must be a boolean, a list of keys, or an object with either include or exclude, got {got}")
+
+
+def _fields(raw: dict[str, object]) -> str:
+    if not raw:
+        return "neither"
+    return "both" if raw.keys() == {"include", "exclude"} else "other fields"
 
 
 def vector_selection(raw: object) -> tuple[Kind, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
@@ -46,10 +47,29 @@ _ITEMS: Final[Mapping[type, str]] = {str: "a string", int: "a token id", list: "
 """The kinds of items of an input, of which all items have the same."""
 
 
-def _valid_input(value: Any) -> list[str] | list[list[int]]:
-    """The input as a list of texts or of lists of token ids."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of a request.
+
+    Attributes:
+        texts: the texts; empty if the inputs are token ids.
+        token_ids: the token ids of each input; empty if the inputs are texts.
+        is_single: whether the request has one input by itself rather than a list of them.
+    """
+
+    texts: Sequence[str] = ()
+    token_ids: Sequence[Sequence[int]] = ()
+    is_single: bool = False
+
+    def __len__(self) -> int:
+        """Number of inputs."""
+        return len(self.texts) or len(self.token_ids)
+
+
+def _valid_input(value: Any) -> Inputs:
+    """Parse the inputs."""
     if isinstance(value, str):
-        return [value]
+        return Inputs([value], is_single=True)
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else kind_of(value)
         raise ValueError(f"must be a string, or a list of strings, of token ids or of lists of token ids, got {got}")
@@ -61,16 +81,16 @@ def _valid_input(value: Any) -> list[str] | list[list[int]]:
         if type(item) is not kind:
             raise ValueError(f"[{index}] must be {_ITEMS[kind]} like the other items, got {kind_of(item)}")
     if kind is str:
-        return value
+        return Inputs(value)
     if kind is int:
-        return [value]
+        return Inputs(token_ids=[value], is_single=True)
     for index, ids in enumerate(value):
         if not ids:
             raise ValueError(f"[{index}] must have at least 1 token id, got 0")
         for number, token in enumerate(ids):
             if type(token) is not int:
                 raise ValueError(f"[{index}][{number}] must be a token id, got {kind_of(token)}")
-    return value
+    return Inputs(token_ids=value)
 
 
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
@@ -176,20 +196,19 @@ class OpenAIDialect:
         Raises:
             WorkerError: the request failed; `openai_error` renders the error.
         """
-        request = await asyncio.to_thread(validated, EmbeddingsRequest, raw)
-        self._check(request)
-        strings = isinstance(request.input[0], str)
-        result = await self._core.embed(
-            operations.EmbedRequest(
-                texts=request.input if strings else (),
-                token_ids=() if strings else request.input,
-                outputs=Outputs.of(("dense",)),
-                role="either",
-                refuse_truncation=True,
-                label="input",
-            )
+        request = await asyncio.to_thread(validated, EmbeddingsRequest, raw, root="the request")
+        inputs = operations.EmbedRequest(
+            texts=request.input.texts,
+            token_ids=request.input.token_ids,
+            outputs=Outputs.of(("dense",)),
+            role="either",
+            refuse_truncation=True,
+            label="input",
+            is_single=request.input.is_single,
         )
-        return await asyncio.to_thread(self._rendered, request, result)
+        self._check(request, inputs)
+        result = await self._core.embed(inputs)
+        return await asyncio.to_thread(self._rendered, request, inputs, result)
 
     def models(self, path: str) -> Outcome:
         """Answer `/v1/models`, or the path of one model.
@@ -204,7 +223,7 @@ class OpenAIDialect:
             return Outcome(Body.of(described_model))
         raise NotFound(self._unknown_model_message(path.removeprefix(f"{MODELS}/")))
 
-    def _check(self, request: EmbeddingsRequest) -> None:
+    def _check(self, request: EmbeddingsRequest, inputs: operations.EmbedRequest) -> None:
         max_texts = self._core.settings.max_texts
         if len(request.input) > max_texts:
             raise invalid_field(
@@ -221,16 +240,15 @@ class OpenAIDialect:
         encoding: Literal["list", "base64"] = "list" if request.encoding_format == "float" else "base64"
         lengths = [1] * len(request.input)
         self._limit.check_minimum(vectors_min_bytes(lengths, dense=size, colbert=0, encoding=encoding, dtype="float32"))
-        if isinstance(request.input[0], str):
-            for index, text in enumerate(request.input):
-                if not is_unicode(text):
-                    raise invalid_field(f"input[{index}]", "is not valid Unicode (a lone surrogate)")
+        for index, text in enumerate(inputs.texts):
+            if not is_unicode(text):
+                raise invalid_field(inputs.field(index), "is not valid Unicode (a lone surrogate)")
 
-    def _rendered(self, request: EmbeddingsRequest, result: EmbedResult) -> Outcome:
+    def _rendered(self, request: EmbeddingsRequest, inputs: operations.EmbedRequest, result: EmbedResult) -> Outcome:
         data: list[EmbeddingAnswer] = []
         for index, embedding in enumerate(result.texts):
             if isinstance(embedding, ModelFailure):
-                raise embedding.at(f"input[{index}]")
+                raise embedding.at(inputs.field(index))
             data.append({"object": "embedding", "index": index, "embedding": _dense(embedding, request)})
         answer: EmbeddingsAnswer = {
             "object": "list",

@@ -68,14 +68,20 @@ def request_type(operation: str) -> type[Request]:
     return _OPERATIONS[operation]
 
 
-def validated(kind: type[Valid], raw: object, limits: Limits | None = None) -> Valid:
+def validated(kind: type[Valid], raw: object, limits: Limits | None = None, *, root: str = "input") -> Valid:
     """Validate a value as a request type.
+
+    Args:
+        kind: the type.
+        raw: the value.
+        limits: the limits of the worker, which some types need.
+        root: name of the whole value in errors.
 
     Raises:
         InvalidRequest: the value is invalid. The message names up to three fields, `fields` up to twenty.
     """
     if not isinstance(raw, dict):
-        raise InvalidRequest(f"input must be an object, got {kind_of(raw)}")
+        raise InvalidRequest(f"{root} must be an object, got {kind_of(raw)}")
     try:
         return kind.model_validate(raw, context=limits)
     except ValidationError as error:
@@ -118,7 +124,7 @@ def _invalid(fields: Sequence[FieldError], count: int) -> InvalidRequest:
     return InvalidRequest(message, fields=fields)
 
 
-def completed(raw: object, operation: str, *, passages: bool, path: str) -> object:
+def completed(raw: object, operation: str, *, passages: bool, path: str) -> dict[str, Any]:
     """Complete an HTTP body to the input of a job, with the operation of its path.
 
     Args:
@@ -128,12 +134,12 @@ def completed(raw: object, operation: str, *, passages: bool, path: str) -> obje
         path: the path, for the message of an error.
 
     Raises:
-        InvalidRequest: the body names another operation, has the queue's `input` around its fields, or lacks a required
-            `qdrant` block.
+        InvalidRequest: the body is no object, names another operation, has the queue's `input` around its fields, or
+            lacks a required `qdrant` block.
     """
     raw = without_nulls(raw)
     if not isinstance(raw, dict):
-        return raw
+        raise InvalidRequest(f"the body must be an object, got {kind_of(raw)}")
     if isinstance(raw.get("input"), dict):
         message = "unknown field 'input': over HTTP the fields of a request stand at the top of the body, without it"
         raise _invalid([FieldError("input", message)], 1)

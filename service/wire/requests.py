@@ -320,12 +320,12 @@ class DeleteRequest(Wire):
     ids: Annotated[Ids, Field(min_length=1)] | None = None
     doc_ids: Annotated[Ids, Field(min_length=1)] | None = None
     id_scope: Collection | None = None
-    filter: Annotated[Filter, Field(min_length=1)] | None = None
+    filter: Filter | None = None
 
     @model_validator(mode="after")
     def _one_selection(self) -> DeleteRequest:
         selections = {"ids": self.ids, "docIds": self.doc_ids, "filter": self.filter}
-        given = [name for name, value in selections.items() if value]
+        given = [name for name, value in selections.items() if value is not None]
         if not given:
             raise needed("ids", "docIds", "filter")
         if len(given) > 1:

@@ -83,7 +83,7 @@ def test_a_question_is_answered_in_a_process(tmp_path: Path, serve: Serve) -> No
 
 
 def test_a_filter_restricts_the_hits(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--filter takes a filter in Qdrant's JSON, and null is none."""
+    """--filter takes a filter in Qdrant's JSON, from a file with a byte order mark too, and null is none."""
     monkeypatch.setattr(filled.operations, "close", lambda: None)
 
     def ids(condition: str) -> list[str]:
@@ -92,6 +92,7 @@ def test_a_filter_restricts_the_hits(filled: Client, monkeypatch: pytest.MonkeyP
         return [hit["payload"]["id"] for hit in json.loads(ended.out)["results"][0]["hits"]]
 
     assert ids('{"must": [{"key": "title", "match": {"value": "rsync"}}]}') == ["first"]
+    assert ids('\ufeff{"must": [{"key": "title", "match": {"value": "rsync"}}]}') == ["first"]
     assert ids("null") == ["first", "second"]
 
 

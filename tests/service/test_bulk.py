@@ -200,6 +200,13 @@ def test_each_file_may_begin_with_a_byte_order_mark(load: Loader, store: EdgeSto
     assert (report.stored, report.rejected, store.count("notes")) == (3, 0, 3)
 
 
+def test_a_file_that_holds_a_byte_order_mark_alone_is_empty(load: Loader, store: EdgeStore) -> None:
+    """A blank first line, and an empty file, are no documents if an editor has written its mark before them."""
+    mark = b"\xef\xbb\xbf"
+    report = load([mark + b"\r\n", line(text="a"), mark])
+    assert (report.stored, report.rejected, store.count("notes")) == (1, 0, 1)
+
+
 @pytest.mark.parametrize("options", [(), ("--chunk-tokens", "32")], ids=["whole", "chunks"])
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "derived ids"])
 def test_a_lone_surrogate_costs_its_own_line(

@@ -295,7 +295,7 @@ def test_errors_of_openai_paths_have_openais_form(shared: httpx.Client) -> None:
         (b'{"texts": ["\xff"]}', "the body is not valid UTF-8 (byte 12)"),
         ('{"texts": ["a"]}'.encode("utf-16"), "the body is not valid UTF-8"),
         (b"[" * 100_000, "the body is nested too deeply"),
-        (b"null", "input must be an object, got null"),
+        (b"null", "the body must be an object, got null"),
     ],
 )
 def test_a_body_without_a_json_object_is_refused(shared: httpx.Client, body: bytes, said: str) -> None:

@@ -139,17 +139,19 @@ def test_the_model_is_listed(worker: Client) -> None:
         ({"input": [[1], [True]]}, "invalid_request", "input[1][0] must be a token id, got a boolean"),
         ({"input": None}, "invalid_request", "input is required"),
         ({"input": [[5, 10**9]]}, "invalid_request", "input[0][1] must be a token id from 0 to"),
-        ({"input": [-1]}, "invalid_request", "input[0][0] must be a token id from 0 to"),
-        ({"input": "\ud800"}, "invalid_request", "input[0] is not valid Unicode"),
+        ({"input": [-1]}, "invalid_request", "input[0] must be a token id from 0 to"),
+        ({"input": [5, 6, 10**9]}, "invalid_request", "input[2] must be a token id from 0 to"),
+        ({"input": "\ud800"}, "invalid_request", "input is not valid Unicode"),
+        ({"input": ["a", "\ud800"]}, "invalid_request", "input[1] is not valid Unicode"),
         (
             {"input": "word " * 9000},
             "invalid_request",
-            f"input[0] {TOO_LONG} more",
+            f"input {TOO_LONG} more",
         ),
         (
             {"input": [7] * 511},
             "invalid_request",
-            f"input[0] {TOO_LONG} 513",
+            f"input {TOO_LONG} 513",
         ),
         (
             {"input": "a", "dimensions": 64},

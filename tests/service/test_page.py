@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -154,6 +155,22 @@ def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: 
         ["</s> ends the text", "\u2581 begins a word", "0.500", ""],
         ["\u2013", "\u2013", "0.250", ""],
     ]
+
+
+@in_a_browser
+def test_a_filter_restricts_the_search(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """The page sends a filter in Qdrant's JSON, which collections with tenants require; other text is an error."""
+    browser.open(served.url)
+    condition = {"must": [{"key": "tenant", "match": {"value": "acme"}}]}
+    for written, sent in ((f" {json.dumps(condition)}\\n", condition), ("", None), ("null", None)):
+        browser.run(f"document.getElementById('filter').value = '{written}'")
+        assert search(browser, "copy").startswith("done: 1 hit in ")
+        assert canned.requests.pop().options.where == sent
+    browser.run("document.getElementById('filter').value = 'tenant = acme'")
+    assert search(browser, "copy").startswith("failed: The filter must be JSON, such as")
+    browser.run("document.getElementById('filter').value = '[]'")
+    assert search(browser, "copy") == "failed: filter must be an object, got a list"
+    assert not canned.requests
 
 
 @in_a_browser

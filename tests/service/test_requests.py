@@ -210,7 +210,9 @@ def test_an_invalid_qdrant_block_names_its_field(fields: dict[str, Any], field: 
         ({"withPayload": ["a..b"]}, r"withPayload\[0\] must be a path of keys"),
         ({"withPayload": {"include": "a"}}, r"withPayload\.include must be a list, got a string"),
         ({"withPayload": {"exclude": ["a", "b", ""]}}, r"withPayload\.exclude\[2\] must be a path of keys"),
-        ({"withPayload": {"include": ["a"], "exclude": ["b"]}}, "withPayload must be a boolean, a list"),
+        ({"withPayload": {"include": ["a"], "exclude": ["b"]}}, "withPayload must be .* got an object with both"),
+        ({"withPayload": {"include": None, "exclude": None}}, "withPayload must be .* got an object with neither"),
+        ({"withPayload": {"include": ["a"], "keys": ["b"]}}, "withPayload must be .* got an object with other fields"),
         ({"withVectors": ["dense", "text"]}, r"withVectors\[1\] must be one of dense, sparse, colbert, got 'text'"),
         ({"withVectors": ["dense", "dense"]}, "withVectors must not repeat"),
         ({"withVectors": "dense"}, "withVectors must be a boolean or a list"),
@@ -247,7 +249,6 @@ def test_an_invalid_search_names_its_field(fields: dict[str, Any], field: str) -
         ({**DELETE, "ids": [1, ["a"]]}, r"ids\[1\]"),
         ({**DELETE, "ids": [SURROGATE]}, r"ids\[0\]"),
         ({**DELETE, "ids": "all"}, "ids"),
-        ({**DELETE, "filter": {}}, "filter"),
         ({**DELETE, "filter": []}, "filter"),
     ],
 )
@@ -356,6 +357,7 @@ def test_selections_of_payload_and_vectors() -> None:
             (["a", "b.c"], ["dense"]),
             ({"include": ["a"]}, True),
             ({"exclude": ["a"]}, []),
+            ({"include": ["a"], "exclude": None, "other": None}, False),
             (False, False),
         )
     ]
@@ -365,6 +367,7 @@ def test_selections_of_payload_and_vectors() -> None:
         (PayloadKeys(("a", "b.c")), ("dense",)),
         (PayloadKeys(("a",)), ("dense", "sparse", "colbert")),
         (PayloadKeys(("a",), excluded=True), ()),
+        (PayloadKeys(("a",)), ()),
         (False, ()),
     ]
 

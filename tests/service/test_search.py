@@ -383,9 +383,11 @@ def test_points_are_deleted_by_a_filter_with_a_condition(worker: Client) -> None
     payloads = [{"old": n < 2} for n in range(3)]
     worker.good({"texts": ["a", "b", "c"], "qdrant": {"collection": NOTES, "payloads": payloads}})
     delete = {"operation": "delete", "collection": NOTES}
-    empties: list[Json] = [{}, {"must": []}, {"must": [{"should": []}]}, {"must_not": []}]
+    empties: list[Json] = [{}, {"must": []}, {"must": None}, {"must": [{"should": []}]}, {"must_not": []}]
     for empty in empties:
-        assert "filter" in worker.error({**delete, "filter": empty}, "invalid_request")["error"]
+        refused = worker.error({**delete, "filter": empty}, "invalid_request")
+        assert refused["error"] == "filter must have at least one condition to delete by, got none"
+        assert refused["details"]["errors"][0]["field"] == "filter"
     old = {"must": [{"key": "old", "match": {"value": True}}]}
     assert worker.good({**delete, "filter": old}) == {"deleted": 2}
     assert worker.good({"operation": "count", "collection": NOTES}) == {"count": 1}

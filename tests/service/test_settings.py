@@ -304,6 +304,8 @@ def test_a_minimum_above_the_maximum_refuses_to_start() -> None:
         ("notes,papers", ("notes", "papers")),
         (" notes , papers ,", ("notes", "papers")),
         ("'notes', \"papers\" , old", ("notes", "papers", "old")),
+        ('"notes","papers"', ("notes", "papers")),
+        ("'notes', 'papers'\n", ("notes", "papers")),
         ('["notes", "papers"]', ("notes", "papers")),
         (' [\n"notes"]\n', ("notes",)),
         ("[notes]", None),

@@ -467,6 +467,9 @@ def test_a_transient_status_is_retried(rest: RestDouble, transient: Any) -> None
             NotFound,
             "'docs' does not exist",
         ),
+        ((404, {}, ""), NothingTaken, "does not match the API of Qdrant; check QDRANT_URL"),
+        ((404, {}, "<html>default backend</html>"), NothingTaken, "does not match the API of Qdrant"),
+        ((404, {}, {"detail": "Not Found"}), NothingTaken, "does not match the API of Qdrant"),
         ((200, {}, "surprise"), NothingTaken, "does not match the API of Qdrant"),
     ],
 )

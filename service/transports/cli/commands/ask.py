@@ -11,8 +11,10 @@ from service.transports.cli.options import CONTEXT, configure_logs, examples, js
 
 
 def _json(_context: click.Context, _parameter: click.Parameter, value: str | None) -> object:
+    from service.validation import BYTE_ORDER_MARK
+
     try:
-        return None if value is None else json.loads(value)
+        return None if value is None else json.loads(value.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"must be valid JSON (column {getattr(error, 'colno', '?')})") from None
 
