@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
-from qdrant_sink.points import NAMESPACE, PointId
+from qdrant_sink.points import NAMESPACE, PointId, is_derived
 from qdrant_sink.schema import Layout
 
 DOCUMENT_NAMESPACE: Final = uuid.uuid5(NAMESPACE, "document")
@@ -51,6 +51,18 @@ class Document:
     def of(cls, identity: PointId, scope: str, payload_id: int | str) -> Document:
         """Return the document with this id in this scope."""
         return cls(document_key(identity, scope), identity, scope, payload_id)
+
+    @property
+    def payload_ids(self) -> frozenset[int | str]:
+        """Ids that the payload of its chunks can have, because the caller or the layout wrote the same id differently.
+
+        They are the text of an integer (LlamaIndex has only texts) and the forms of a UUID with letters of one case.
+        """
+        ids = {self.payload_id, str(self.payload_id)}
+        if isinstance(self.id, uuid.UUID) and not is_derived(self.payload_id):
+            forms = (str(self.id), self.id.hex, f"{{{self.id}}}")
+            ids |= {*forms, *map(str.upper, forms), self.id.urn, f"urn:uuid:{str(self.id).upper()}"}
+        return frozenset(ids)
 
 
 def document_key(document: PointId, scope: str) -> str:

@@ -35,8 +35,8 @@ VERSIONED_MAX_AGE_S: Final = 600.0
 """Time for which a collection is taken to have no chunks without a version. Workers of an earlier release may write
 some while they are replaced by new ones."""
 
-LOOKUP_MAX_DOCUMENTS: Final = 256
-"""Maximum number of documents in the filter of one request."""
+LOOKUP_MAX_VALUES: Final = 1024
+"""Maximum number of keys or ids of documents in the filter of one request."""
 
 
 class DocumentStore(Protocol):
@@ -156,6 +156,7 @@ class Replacement:
         self._keeps = keeps
         self._batch_points = batch_points
         self._before: dict[PointId, StoredChunk] = {}
+        self._values_max = LOOKUP_MAX_VALUES
         self.versions: dict[str, str] = {}
         self.kept: dict[tuple[str, int], PointId] = {}
 
@@ -174,26 +175,40 @@ class Replacement:
         version = new_version(max((chunk.version for chunk in stored), default=""))
         self.versions = dict.fromkeys(self._documents, version)
         if self._keeps:
-            for chunk in stored:
-                if chunk.version:
-                    latest = self.versions[chunk.key]
-                    self.versions[chunk.key] = max("" if latest == version else latest, chunk.version)
-            self.kept = {
-                (chunk.key, chunk.number): chunk.id
-                for chunk in stored
-                if chunk.version in ("", self.versions[chunk.key])
-            }
+            self._keep(stored)
 
-    def commit(self, written: Mapping[str, Collection[PointId]]) -> Outcome:
+    def _keep(self, stored: Iterable[StoredChunk]) -> None:
+        """Keep the chunks of the latest version of each document, and complete that version.
+
+        Chunks without a version are kept too, unless a later version has chunks of the same numbers: then a write that
+        was to replace them was interrupted.
+        """
+        by_version: dict[str, dict[str, dict[int, PointId]]] = {}
+        for chunk in stored:
+            by_version.setdefault(chunk.key, {}).setdefault(chunk.version, {})[chunk.number] = chunk.id
+        for key, versions in by_version.items():
+            latest = max(versions)
+            kept = dict(versions[latest])
+            if latest:
+                self.versions[key] = latest
+            unversioned = versions.get("", {})
+            if kept.keys().isdisjoint(unversioned):
+                kept |= unversioned
+            self.kept |= {(key, number): point for number, point in kept.items()}
+
+    def commit(self, written: Mapping[str, Collection[PointId]], *, whole: Collection[str] = ()) -> Outcome:
         """Make the written chunks the only version of their documents, or withdraw them.
 
         Args:
             written: ids of the chunks that this job has stored, by the key of their document. Documents of which
                 nothing is stored are left as they are.
+            whole: keys of the documents of which every chunk is stored or kept. If chunks are kept, those of older
+                versions that interrupted writes have left are deleted of these documents only.
         """
         written = {key: ids for key, ids in written.items() if ids}
         own = {point for ids in written.values() for point in ids}
-        chunks = list(self._chunks(written))
+        left = self._left_over(whole) if self._keeps else []
+        chunks = list(self._chunks({*written, *(chunk.key for chunk in left)}))
         superseded = frozenset(chunk.key for chunk in chunks if chunk.version > self.versions[chunk.key])
         present = {chunk.id for chunk in chunks}
         missing = frozenset(
@@ -203,7 +218,8 @@ class Replacement:
         stale = [chunk.id for chunk in chunks if chunk.key not in superseded and self._is_stale(chunk, own)]
         if not self._keeps:
             unversioned = [chunk for chunk in self._before.values() if not chunk.version and chunk.id not in present]
-            stale += [chunk.id for chunk in unversioned if chunk.key in written and chunk.key not in superseded]
+            left = [chunk for chunk in unversioned if chunk.key in written]
+        stale += [chunk.id for chunk in left if chunk.key not in superseded]
         self._delete(withdrawn)
         self._delete(stale)
         if stale:
@@ -223,22 +239,26 @@ class Replacement:
             return chunk.id not in self._before and chunk.version < self.versions[chunk.key]
         return True
 
+    def _left_over(self, whole: Collection[str]) -> list[StoredChunk]:
+        """Return the chunks of these documents that were stored before and are not kept."""
+        kept = set(self.kept.values())
+        return [chunk for chunk in self._before.values() if chunk.key in whole and chunk.id not in kept]
+
     def _chunks(self, keys: Iterable[str] | None = None) -> Iterator[StoredChunk]:
         """Yield the chunks that have a key, of these documents or of all."""
         paths = self._paths
-        for some in _parts(self._documents if keys is None else keys, LOOKUP_MAX_DOCUMENTS):
-            where = {"must": [{"key": paths.key, "match": {"any": some}}]}
-            for point, payload in self._scan(where, (paths.key, paths.version, paths.chunk)):
-                version, number = (
-                    PayloadPath.parse(paths.version).value_in(payload),
-                    PayloadPath.parse(paths.chunk).value_in(payload),
-                )
-                yield StoredChunk(
-                    point,
-                    str(PayloadPath.parse(paths.key).value_in(payload)),
-                    str(version) if is_version(version) else "",
-                    number if isinstance(number, int) else -1,
-                )
+        selected = (paths.key, paths.version, paths.chunk)
+        for point, payload in self._scan_any(paths.key, self._documents if keys is None else keys, selected):
+            version, number = (
+                PayloadPath.parse(paths.version).value_in(payload),
+                PayloadPath.parse(paths.chunk).value_in(payload),
+            )
+            yield StoredChunk(
+                point,
+                str(PayloadPath.parse(paths.key).value_in(payload)),
+                str(version) if is_version(version) else "",
+                number if isinstance(number, int) else -1,
+            )
 
     def _unversioned_chunks(self) -> Iterator[StoredChunk]:
         """Yield the chunks of the documents that were stored before chunks had keys.
@@ -254,17 +274,31 @@ class Replacement:
             return
         by_payload_id: dict[int | str, list[Document]] = {}
         for document in self._documents.values():
-            by_payload_id.setdefault(document.payload_id, []).append(document)
-        for kind in (int, str):  # a condition has values of one type
-            for some in _parts([value for value in by_payload_id if type(value) is kind], LOOKUP_MAX_DOCUMENTS):
-                where = {"must": [*unkeyed, {"key": paths.document, "match": {"any": some}}]}
-                for point, payload in self._scan(where, (paths.document, paths.chunk)):
-                    number = PayloadPath.parse(paths.chunk).value_in(payload)
-                    for document in by_payload_id.get(PayloadPath.parse(paths.document).value_in(payload), ()):
-                        if isinstance(number, int) and point == unversioned_chunk_id(
-                            document.id, number, document.scope
-                        ):
-                            yield StoredChunk(point, document.key, "", number)
+            for value in document.payload_ids:
+                by_payload_id.setdefault(value, []).append(document)
+        for point, payload in self._scan_payload_ids(by_payload_id, unkeyed):
+            number = PayloadPath.parse(paths.chunk).value_in(payload)
+            for document in by_payload_id.get(PayloadPath.parse(paths.document).value_in(payload), ()):
+                if isinstance(number, int) and point == unversioned_chunk_id(document.id, number, document.scope):
+                    yield StoredChunk(point, document.key, "", number)
+
+    def _scan_payload_ids(
+        self, payload_ids: Iterable[int | str], unkeyed: Sequence[Filter]
+    ) -> Iterator[tuple[PointId, Mapping[str, Any]]]:
+        """Yield the chunks without a key of documents with these ids, and perhaps those of others.
+
+        Without an index on the id, a server in strict mode does not filter by it. An index has one type and ids may
+        have two, so that none is created and all chunks without a key are read.
+        """
+        paths = self._paths
+        selected = (paths.document, paths.chunk)
+        values = list(payload_ids)
+        try:
+            for kind in (int, str):  # a condition has values of one type
+                some = [value for value in values if type(value) is kind]
+                yield from self._scan_any(paths.document, some, selected, also=unkeyed)
+        except IndexRequired:
+            yield from self._scan({"must": unkeyed}, selected)
 
     def _any(self, where: Filter) -> bool:
         """Whether a point matches. An index on the number of chunks is created if the store demands it."""
@@ -276,6 +310,26 @@ class Replacement:
             points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
         return bool(points)
 
+    def _scan_any(
+        self, path: str, values: Iterable[int | str], keys: tuple[str, ...], *, also: Sequence[Filter] = ()
+    ) -> Iterator[tuple[PointId, Mapping[str, Any]]]:
+        """Yield all points with one of these values at a path that meet further conditions.
+
+        A server in strict mode can limit the number of values in a condition.
+        """
+        remaining = list(values)
+        while remaining:
+            some = remaining[: self._values_max]
+            where = {"must": [*also, {"key": path, "match": {"any": some}}]}
+            try:
+                yield from self._scan(where, keys)
+            except LimitExceeded as error:
+                if error.field != "condition size" or not 1 <= error.maximum < len(some):
+                    raise
+                self._values_max = int(error.maximum)
+                continue
+            remaining = remaining[len(some) :]
+
     def _scan(self, where: Filter, keys: tuple[str, ...]) -> Iterator[tuple[PointId, Mapping[str, Any]]]:
         """Yield all matching points. A server in strict mode can limit the number of points in a page."""
         after: PointId | None = None
@@ -284,7 +338,7 @@ class Replacement:
             try:
                 points, after = self._store.scroll(self._collection, where, PayloadKeys(keys), limit=limit, after=after)
             except LimitExceeded as error:
-                if not 1 <= error.maximum < limit:
+                if error.field != "limit" or not 1 <= error.maximum < limit:
                     raise
                 limit = int(error.maximum)
                 continue

@@ -189,8 +189,10 @@ class IngestJob:
         for index in written.indices:
             if index not in skipped:
                 ids.setdefault(self._key(index), set()).add(self._plan.points[index].id)
+        left_out = set(range(len(self._plan.points))).difference(written.indices)
+        whole = {document.key for document in self._plan.documents} - {self._key(index) for index in left_out}
         try:
-            outcome = replacement.commit(ids)
+            outcome = replacement.commit(ids, whole=whole)
         except WorkerError as error:
             message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
             raise IngestFailed(error.saying(message), report_of(self._plan, written)) from error
