@@ -266,7 +266,7 @@ class Replacement:
         Their payload names the id of the document, but not its scope, so that the id of the point decides.
         """
         paths = self._paths
-        unkeyed = [{"is_empty": {"key": paths.key}}, {"key": paths.chunk, "range": {"gte": 0}}]
+        unkeyed: list[Filter] = [{"is_empty": {"key": paths.key}}, {"key": paths.chunk, "range": {"gte": 0}}]
         if self._collection in self._versioned:
             return
         if not self._any({"must": unkeyed}):
