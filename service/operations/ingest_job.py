@@ -343,7 +343,8 @@ class IngestJob:
             self._replacement.prepare_index()
 
     def _with_missing_points(self, failure: WorkerError, report: IngestReport) -> WorkerError:
-        missing = sum(type(rejection.cause) is type(failure) for rejection in report.rejected)
+        kind = NotFound if isinstance(failure, NotFound) else type(failure)  # also what was stored before and is gone
+        missing = sum(isinstance(rejection.cause, kind) for rejection in report.rejected)
         return failure.saying(f"{missing} of {len(self._plan.points)} points were not stored: {failure.message}")
 
 
