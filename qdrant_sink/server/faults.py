@@ -59,8 +59,9 @@ _CONTENT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE
 _CONTENT_STATUSES = (400, 413, 422)
 _OTHER_API = "the answer does not match the API of Qdrant; check QDRANT_URL, the server's version and any proxy"
 
-_LIMIT_EXCEEDED = re.compile(
-    r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE
+_LIMITS_EXCEEDED = (
+    re.compile(r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE),
+    re.compile(r"(?P<field>condition size) limit reached \(\d+ > (?P<maximum>\d+)\)", re.IGNORECASE),
 )
 
 
@@ -172,10 +173,11 @@ def _rejected(status: str, details: str) -> StoreRejected:
             f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key",
             key=key,
         )
-    limit = _LIMIT_EXCEEDED.search(details)
-    if limit is not None:
-        message = f"Qdrant refused the request: {status}, {limit.group()}"
-        return LimitExceeded(message, field=limit["field"], maximum=float(limit["maximum"]))
+    for pattern in _LIMITS_EXCEEDED:
+        limit = pattern.search(details)
+        if limit is not None:
+            message = f"Qdrant refused the request: {status}, {limit.group()}"
+            return LimitExceeded(message, field=limit["field"].lower(), maximum=float(limit["maximum"]))
     return StoreRejected(_refusal(status, details))
 
 
