@@ -188,6 +188,13 @@ def test_a_name_that_is_too_long_for_the_disk_is_an_error(edge_store: EdgeStore,
     assert edge_store.count("日" * 85) == 0
 
 
+def test_a_name_that_is_too_long_for_a_disk_is_an_error_of_every_store(store: Store, collection: str) -> None:
+    """A collection whose directory cannot be made is an error of the request, with its size in bytes."""
+    long = collection + "日" * 80
+    with pytest.raises(InvalidRequest, match=rf"255.*, got {len(long.encode())} bytes for {len(long)} char"):
+        store.ensure(long, SCHEMA)
+
+
 def test_names_that_the_disk_does_not_distinguish_are_not_mixed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
