@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from qdrant_sink import text_id
+from service.bulk import LoadReport
+from service.transports.cli.bulk import described
 from tests.command_line import PROGRAM
 from tests.service.client import ENVIRONMENT
 from tests.service.conftest import Serve
@@ -53,6 +55,12 @@ def test_a_name_that_is_too_long_for_the_disk_is_a_bad_request(serve: Serve) -> 
     answer = serve()({"texts": ["one"], "qdrant": {"collection": "日" * 255}})
     assert answer["error_code"] == "invalid_request"
     assert "at most 255 bytes on the disk of the embedded store, got 765 bytes for 255 characters" in answer["error"]
+
+
+def test_a_refused_name_cannot_break_the_line_of_a_summary() -> None:
+    """The summary of a load names the collection as it was asked for, without its line breaks."""
+    summary = LoadReport(failure="the name is invalid").summary("a\nb: 9 of 9 points stored")
+    assert described(summary).startswith(r"'a\nb: 9 of 9 points stored': 0 of 0 points stored")
 
 
 @pytest.mark.slow
