@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from embedder.errors import NotFound
-from qdrant_sink.documents import Document, DocumentPaths, is_version, new_version, unversioned_chunk_id
+from qdrant_sink.documents import Document, DocumentPaths, early_version, is_version, new_version, unversioned_chunk_id
 from qdrant_sink.errors import IndexRequired, LimitExceeded
 from qdrant_sink.filters import Filter
 from qdrant_sink.payload_path import PayloadPath
@@ -181,7 +181,8 @@ class Replacement:
         """Keep the chunks of the latest version of each document, and complete that version.
 
         Chunks without a version are kept too, unless a later version has chunks of the same numbers: then a write that
-        was to replace them was interrupted.
+        was to replace them was interrupted. A write that only completes them has an early version, so that it is
+        superseded by every write that replaces them: that one deletes them, perhaps while this one reads.
         """
         by_version: dict[str, dict[str, dict[int, PointId]]] = {}
         for chunk in stored:
@@ -189,8 +190,7 @@ class Replacement:
         for key, versions in by_version.items():
             latest = max(versions)
             kept = dict(versions[latest])
-            if latest:
-                self.versions[key] = latest
+            self.versions[key] = latest or early_version()
             unversioned = versions.get("", {})
             if kept.keys().isdisjoint(unversioned):
                 kept |= unversioned
