@@ -91,7 +91,15 @@ def new_version(after: str = "") -> str:
         after: version that the new one must exceed, even if the clock of its writer was ahead of this one.
     """
     earliest = 0 if not is_version(after) else int(after[:8] + after[9:13], 16) + 1
-    milliseconds = min(max(time.time_ns() // 1_000_000, earliest), _MILLISECONDS_MAX)
+    return _version(min(max(time.time_ns() // 1_000_000, earliest), _MILLISECONDS_MAX))
+
+
+def early_version() -> str:
+    """Create a version that every version of `new_version` exceeds."""
+    return _version(0)
+
+
+def _version(milliseconds: int) -> str:
     number = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
     return str(uuid.UUID(int=number))
 

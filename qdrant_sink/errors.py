@@ -50,11 +50,13 @@ class IndexRequired(StoreRejected):
 
     Attributes:
         key: path of the payload key.
+        types: types of index that suit the condition, in the words of the server; empty if unknown.
     """
 
-    def __init__(self, message: str, *, key: str = "") -> None:
+    def __init__(self, message: str, *, key: str = "", types: str = "") -> None:
         super().__init__(message)
         self.key = key
+        self.types = types
 
 
 class LimitExceeded(StoreRejected):

@@ -88,8 +88,16 @@ class MissingIndexes:
             except IndexRequired as required:
                 key = required.key
                 index = self._schema.indexes.get(key)
-                if index is None or key in created:
+                if index is None:
                     raise
+                if key in created:
+                    raise IndexRequired(
+                        f"Qdrant filters only by indexed keys (strict mode), and {key!r}, which payloadIndexes has as "
+                        f"{index.type}, has no index of a type that suits this condition ({required.types}); write "
+                        "another condition for the key",
+                        key=key,
+                        types=required.types,
+                    ) from required
                 created.add(key)
                 try:
                     store.ensure_index(collection, key, index)

@@ -188,6 +188,7 @@ def _rejected(status: str, details: str) -> StoreRejected:
             f"Qdrant filters only by indexed keys (strict mode), and {key!r} has no index of a type that suits this "
             f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key",
             key=key,
+            types=types,
         )
     for pattern in _LIMITS_EXCEEDED:
         limit = pattern.search(details)

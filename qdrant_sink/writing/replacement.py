@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from embedder.errors import NotFound
-from qdrant_sink.documents import Document, DocumentPaths, new_version
+from qdrant_sink.documents import Document, DocumentPaths, early_version, new_version
 from qdrant_sink.points import PointId
 from qdrant_sink.writing.batches import BATCH_MAX_POINTS
 from qdrant_sink.writing.stored_chunks import DocumentStore, StoredChunk, StoredChunks, VersionedCollections
@@ -106,7 +106,8 @@ class Replacement:
         """Keep the chunks of the latest version of each document, and complete that version.
 
         Chunks without a version are kept too, unless a later version has chunks of the same numbers: then a write that
-        was to replace them was interrupted.
+        was to replace them was interrupted. A write that only completes them has an early version, so that it is
+        superseded by every write that replaces them: that one deletes them, perhaps while this one reads.
         """
         by_version: dict[str, dict[str, dict[int, PointId]]] = {}
         for chunk in stored:
@@ -114,8 +115,7 @@ class Replacement:
         for key, versions in by_version.items():
             latest = max(versions)
             kept = dict(versions[latest])
-            if latest:
-                self.versions[key] = latest
+            self.versions[key] = latest or early_version()
             unversioned = versions.get("", {})
             if kept.keys().isdisjoint(unversioned):
                 kept |= unversioned

@@ -14,6 +14,7 @@ from qdrant_sink.documents import (
     DocumentPaths,
     chunk_id,
     document_key,
+    early_version,
     is_version,
     new_version,
     unversioned_chunk_id,
@@ -31,6 +32,14 @@ def test_versions_are_uuids_in_the_order_of_their_creation() -> None:
     assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
     assert before <= parsed.int >> 80 <= time.time_ns() // 1_000_000
     assert len({new_version() for _ in range(1000)}) == 1000
+
+
+def test_an_early_version_is_less_than_every_other() -> None:
+    """Whoever writes a document as a whole supersedes a job that only completes chunks without a version."""
+    early = early_version()
+    assert is_version(early)
+    assert early < new_version()
+    assert new_version(early) > early
 
 
 @pytest.mark.parametrize("ahead_ms", [1, 3_600_000, 10**12])

@@ -286,6 +286,52 @@ def test_insert_only_completes_a_document_of_an_earlier_release(store: Store, co
     assert store.existing(collection, ids) == set(ids)
 
 
+@dataclass
+class Overtaken(Memory):
+    """A store in which another job replaces the document while its chunks without a version are looked for.
+
+    Attributes:
+        replaced: number of chunks that the other job has stored.
+    """
+
+    replaced: int = 0
+
+    def scroll(
+        self, collection: str, where: Filter, keys: PayloadKeys, *, limit: int, after: PointId | None = None
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """See `Store.scroll`."""
+        if not self.replaced and any("is_empty" in condition for condition in where["must"]):
+            self.replaced, version = 4, new_version()
+            for number in range(self.replaced):
+                payload = chunk_payload(DOCUMENT, version, number, by="other")
+                self.points[chunk_id(DOCUMENT.key, version, number)] = payload
+            self.delete_unversioned([0, 1])
+        return super().scroll(collection, where, keys, limit=limit, after=after)
+
+    def delete_unversioned(self, numbers: Sequence[int]) -> None:
+        """Delete chunks of the document that have no version."""
+        for number in numbers:
+            del self.points[unversioned_chunk_id(DOCUMENT.id, number, DOCUMENT.scope)]
+
+
+def test_insert_only_yields_to_a_write_that_replaces_the_document_meanwhile() -> None:
+    """The chunks that it found were being deleted, so that the whole version of the other job is kept."""
+    memory = Overtaken(Turns(lambda _: 0, {}))
+    for number in range(4):
+        point = unversioned_chunk_id(DOCUMENT.id, number, DOCUMENT.scope)
+        memory.points[point] = {"doc_id": "doc", "chunk": number, "by": "earlier"}
+    replacement = Replacement(memory, "c", PATHS, [DOCUMENT], VersionedCollections(), keeps=True)
+    replacement.begin()
+    assert {number for _, number in replacement.kept} == {2, 3}
+    memory.delete_unversioned([2, 3])
+    version = replacement.versions[DOCUMENT.key]
+    ids = [chunk_id(DOCUMENT.key, version, number) for number in (0, 1)]
+    memory.upsert({point: chunk_payload(DOCUMENT, version, n, by="this") for n, point in enumerate(ids)})
+    outcome = replacement.commit({DOCUMENT.key: ids}, whole=[DOCUMENT.key])
+    assert outcome.superseded == {DOCUMENT.key}
+    assert contents(memory) == {"other": 4}
+
+
 UUID_FORMS = [
     "00000000-0000-0000-0000-00000000000a",
     "00000000-0000-0000-0000-00000000000A",
