@@ -54,7 +54,7 @@ def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
 
 def needed(*fields: str) -> PydanticCustomError:
     """An error for pydantic that one of several fields must be given; the first one is the field of the error."""
-    return PydanticCustomError("needed", f"{' or '.join(fields)} must be given", {"field": fields[0]})
+    return PydanticCustomError("needed", f"{' or '.join(fields)} must be given", {"field": fields[0], "fields": fields})
 
 
 def invalid_field(field: str, message: str) -> InvalidRequest:

@@ -32,6 +32,18 @@ from tests.service.test_requests import EMBED, LIMITS, SEARCH, stored
             "queries or like must be given; unknown field 'query': did you mean 'queries'?",
         ),
         (
+            {"operation": "search", "q": "x", "limit": "10"},
+            "queries or like must be given; unknown field 'q'; limit must be an integer, got a string",
+        ),
+        (
+            {"operation": "delete", "collection": 5},
+            "ids or docIds or filter must be given; collection must be a string, got an integer",
+        ),
+        (
+            {"operation": "search", "query": "x", "queries": []},
+            "unknown field 'query'; queries must have at least 1 item, got 0",
+        ),
+        (
             {"operation": "delete", "id": 1},
             "ids or docIds or filter must be given; unknown field 'id': did you mean 'ids'?",
         ),
