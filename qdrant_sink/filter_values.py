@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.dates import parse_date
+from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import canonical_path
 from qdrant_sink.points import INTEGER_ID_MAX, UUID_TEXT, shown_integer
 
@@ -155,19 +156,8 @@ def parse_geo_polygon(raw: Any, path: str) -> dict[str, Any]:
 
 
 def type_name(raw: Any) -> str:
-    """Describe the JSON type of a value, with its article."""
-    if raw is None:
-        return "null"
-    names = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    kind = names.get(type(raw), type(raw).__name__)
-    return "an empty string" if raw == "" and isinstance(raw, str) else kind
+    """Describe the JSON type of a value with its article; an empty string is named as such."""
+    return "an empty string" if isinstance(raw, str) and not raw else kind_of(raw)
 
 
 def _ring(raw: Any, path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from embedder.vectors import Kind
@@ -28,20 +29,16 @@ def first_page_plan(search: Search, depth: int) -> Plan | None:
     Raises:
         ValueError: the query vector of a dense or colbert branch, or of the reranking, is missing.
     """
-    stages = _stages(search, depth)
-    if stages is None:
+    plan = tier_plan(search, depth)
+    if plan is None:
         return None
-    query, branches = stages
     options = search.options
-    return Plan(
-        query,
-        branches,
-        options.limit + (TIE_MARGIN_HITS if branches else 0),
+    return replace(
+        plan,
+        limit=options.limit + (TIE_MARGIN_HITS if plan.branches else 0),
         score_threshold=options.score_threshold,
         with_payload=options.with_payload,
         with_vectors=options.with_vectors,
-        where=options.where,
-        traversal=_traversal(search),
     )
 
 

@@ -28,6 +28,7 @@ class Turns:
         self._go: list[threading.Semaphore] = []
         self._calls: list[int] = []
         self._done: list[bool] = []
+        self._ended = False
 
     @property
     def index(self) -> int:
@@ -43,11 +44,11 @@ class Turns:
         self._stopped.release()
         assert self._go[index].acquire(timeout=PATIENCE_S)
         self._calls[index] += 1
-        if self._calls[index] == self._killed_at.get(index):
+        if self._ended or self._calls[index] == self._killed_at.get(index):
             raise Killed
 
     def run(self, functions: list[Callable[[], object]]) -> None:
-        """Run all functions to their ends."""
+        """Run all functions to their ends. If `choose` raises, the threads are killed."""
         threads = [threading.Thread(target=self._thread, args=each, daemon=True) for each in enumerate(functions)]
         self._go = [threading.Semaphore(0) for _ in threads]
         self._calls = [0] * len(threads)
@@ -56,9 +57,16 @@ class Turns:
             thread.start()
         for _ in threads:
             assert self._stopped.acquire(timeout=PATIENCE_S)
-        while waiting := [index for index, done in enumerate(self._done) if not done]:
-            self._go[waiting[self._choose(len(waiting))]].release()
-            assert self._stopped.acquire(timeout=PATIENCE_S)
+        try:
+            while waiting := [index for index, done in enumerate(self._done) if not done]:
+                self._go[waiting[self._choose(len(waiting))]].release()
+                assert self._stopped.acquire(timeout=PATIENCE_S)
+        finally:
+            self._ended = True
+            for go in self._go:
+                go.release()
+            for thread in threads:
+                thread.join(PATIENCE_S)
 
     def _thread(self, index: int, function: Callable[[], object]) -> None:
         self._here.index = index
