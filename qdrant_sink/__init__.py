@@ -17,7 +17,15 @@ from qdrant_sink.conformance import (
     rows_max,
     too_many_rows,
 )
-from qdrant_sink.documents import DOCUMENT_KEY, DOCUMENT_VERSION, Document, DocumentPaths, chunk_id, new_version
+from qdrant_sink.documents import (
+    DOCUMENT_CHUNKS,
+    DOCUMENT_KEY,
+    DOCUMENT_VERSION,
+    Document,
+    DocumentPaths,
+    chunk_id,
+    new_version,
+)
 from qdrant_sink.errors import (
     AccessDenied,
     CollectionChanged,
@@ -103,6 +111,7 @@ __all__ = [
     "BATCH_MAX_POINTS",
     "COLLECTION_NAME",
     "COLLECTION_NAME_RULE",
+    "DOCUMENT_CHUNKS",
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",

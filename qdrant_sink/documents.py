@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
-from qdrant_sink.points import NAMESPACE, PointId
+from qdrant_sink.points import NAMESPACE, PointId, is_derived
 from qdrant_sink.schema import Layout
 
 DOCUMENT_NAMESPACE: Final = uuid.uuid5(NAMESPACE, "document")
@@ -25,7 +25,9 @@ CHUNK_NAMESPACE: Final = uuid.uuid5(NAMESPACE, "chunk")
 
 DOCUMENT_KEY: Final = "doc_key"
 DOCUMENT_VERSION: Final = "doc_version"
-"""Keys under which the payload of a chunk holds the key and the version of its document."""
+DOCUMENT_CHUNKS: Final = "doc_chunks"
+"""Keys under which the payload of a chunk holds the key and the version of its document, and the number of chunks that
+this version has."""
 
 _VERSION: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _MILLISECONDS_MAX: Final = 2**48 - 1
@@ -51,6 +53,18 @@ class Document:
     def of(cls, identity: PointId, scope: str, payload_id: int | str) -> Document:
         """Return the document with this id in this scope."""
         return cls(document_key(identity, scope), identity, scope, payload_id)
+
+    @property
+    def payload_ids(self) -> frozenset[int | str]:
+        """Ids that the payload of its chunks can have, because the caller or the layout wrote the same id differently.
+
+        They are the text of an integer (LlamaIndex has only texts) and the forms of a UUID with letters of one case.
+        """
+        ids = {self.payload_id, str(self.payload_id)}
+        if isinstance(self.id, uuid.UUID) and not is_derived(self.payload_id):
+            forms = (str(self.id), self.id.hex, f"{{{self.id}}}")
+            ids |= {*forms, *map(str.upper, forms), self.id.urn, f"urn:uuid:{str(self.id).upper()}"}
+        return frozenset(ids)
 
 
 def document_key(document: PointId, scope: str) -> str:
@@ -96,15 +110,17 @@ class DocumentPaths:
         version: path of the version of the write.
         document: path of the id of the document, as the caller gave it.
         chunk: path of the number of the chunk.
+        total: path of the number of chunks of the version.
     """
 
     key: str
     version: str
     document: str
     chunk: str
+    total: str
 
     @classmethod
     def of(cls, layout: Layout) -> DocumentPaths:
         """Return the paths of a layout: LangChain and Haystack have these fields in their metadata object."""
         prefix = {"langchain": "metadata.", "haystack": "meta."}.get(layout, "")
-        return cls(*(prefix + key for key in (DOCUMENT_KEY, DOCUMENT_VERSION, "doc_id", "chunk")))
+        return cls(*(prefix + key for key in (DOCUMENT_KEY, DOCUMENT_VERSION, "doc_id", "chunk", DOCUMENT_CHUNKS)))

@@ -61,7 +61,7 @@ class LimitExceeded(StoreRejected):
     """A number of the request exceeds a limit of the server.
 
     Attributes:
-        field: the server's name of the number, such as "limit" or "search batch size".
+        field: the server's name of the number, such as "limit", "search batch size" or "condition size".
         maximum: greatest accepted value.
     """
 

@@ -41,7 +41,7 @@ _HARMLESS = tuple(
         r"rate limiting exceeded",
         # rights of a key
         r"global (?:manage )?access is required",
-        r"((?:write )?access) to collection [\w.-]+ (is required)",
+        r"((?:write )?access) to collection .{1,255}? (is required)",
         r"manage access for this operation is required",
         # requests that the server cannot read
         r"malformed match condition",

@@ -37,16 +37,32 @@ from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.searching.plan import Hit, Plan
 
-COLLECTION_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
-"""Pattern of a collection name in every store. A name must be usable as a directory and as a part of a URL."""
+_NAME_EXCLUDES: Final = r'<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029'
+"""Characters that no collection name has, in the syntax of a pattern: a server refuses them, or they break lines."""
 
-COLLECTION_NAME_RULE: Final = "have 1 to 128 characters of A-Z a-z 0-9 _ . - and must not start with . or -"
+COLLECTION_NAME: Final = (
+    rf"^(?:[^.{_NAME_EXCLUDES}][^{_NAME_EXCLUDES}]{{0,254}}"
+    rf"|\.[^.{_NAME_EXCLUDES}][^{_NAME_EXCLUDES}]{{0,253}}"
+    rf"|\.\.[^{_NAME_EXCLUDES}]{{1,253}})$"
+)
+"""Pattern of a collection name, or an alias, in every store. `.` and `..` are the names of directories already."""
+
+COLLECTION_NAME_RULE: Final = (
+    'have 1 to 255 characters other than < > : " / \\ | ? *, control characters and line separators, and must not be '
+    '"." or ".."'
+)
 """The rule of `COLLECTION_NAME` in words, after "must"."""
+
+
+def is_collection_name(name: str) -> bool:
+    """Whether `name` is a valid collection name in every store. A lone surrogate is not valid Unicode."""
+    is_unicode = not any("\ud800" <= character <= "\udfff" for character in name)
+    return is_unicode and re.fullmatch(COLLECTION_NAME, name) is not None
 
 
 def check_collection(name: str) -> None:
     """Raise `InvalidRequest` unless `name` is a valid collection name in every store."""
-    if not re.fullmatch(COLLECTION_NAME, name):
+    if not is_collection_name(name):
         raise InvalidRequest(f"collection: a name must {COLLECTION_NAME_RULE}, got {len(name)} characters")
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import qdrant_edge as edge
 
+from qdrant_sink.edge.directories import collection_in
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
@@ -28,7 +29,7 @@ FLUSH_LOCK_TIMEOUT_S: Final = 1.0
 
 def open_shard(directory: Path) -> edge.EdgeShard:
     """Open a collection, and clean up after a process that was killed."""
-    with mapped(f"opening of collection {directory.name!r}"):
+    with mapped(f"opening of collection {collection_in(directory)!r}"):
         recover_config(directory)
         limit_threads(directory)
         shard = edge.EdgeShard.load(str(directory))

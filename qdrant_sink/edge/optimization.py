@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from qdrant_sink.edge.directories import collection_in
 from qdrant_sink.errors import StoreError, StoreRejected, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Optimizer:
         Raises:
             StoreUnavailable: no process can be started.
         """
+        collection = collection_in(directory)
         arguments = [str(directory.absolute()), vector, str(os.getpid())]
         try:
             process = subprocess.Popen(  # noqa: S603 - the program of this package, without a shell
@@ -63,10 +65,10 @@ class Optimizer:
         except OSError as exc:
             reason = os.strerror(exc.errno or 0).lower()
             raise StoreUnavailable(
-                f"Qdrant Edge cannot start the process that optimises collection {directory.name!r}: {reason}; "
+                f"Qdrant Edge cannot start the process that optimises collection {collection!r}: {reason}; "
                 "allow the worker to start processes, or use a Qdrant server"
             ) from exc
-        return Optimization(directory.name, process)
+        return Optimization(collection, process)
 
 
 class Optimization:

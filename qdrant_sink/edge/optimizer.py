@@ -19,6 +19,7 @@ from typing import Any, Final
 import qdrant_edge as edge
 
 from qdrant_sink.edge.collection import count_unindexed_points, open_shard
+from qdrant_sink.edge.directories import collection_in
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.settings import merging
 from qdrant_sink.errors import StoreError
@@ -41,7 +42,9 @@ def optimize(directory: Path, vector: str) -> bool:
         if not unindexed:
             return changed
         log.info(
-            "collection %r: merging segments, because %d points are not in the HNSW graph", directory.name, unindexed
+            "collection %r: merging segments, because %d points are not in the HNSW graph",
+            collection_in(directory),
+            unindexed,
         )
         with merging(directory):
             shard = edge.EdgeShard.load(str(directory))
@@ -90,7 +93,8 @@ def main(directory: str, vector: str, worker: str) -> int:
     try:
         changed = optimize(Path(directory), vector)
     except StoreError as error:
-        log.error("the optimisation of collection %r failed: %s", Path(directory).name, type(error.__cause__).__name__)
+        collection, cause = collection_in(Path(directory)), type(error.__cause__).__name__
+        log.error("the optimisation of collection %r failed: %s", collection, cause)
         _write(error=type(error).__name__, message=error.message)
         return 1
     _write(changed=changed)

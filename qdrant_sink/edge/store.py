@@ -1,7 +1,7 @@
 """The embedded store: Qdrant Edge, the server's engine in this process, as a `Store`. It is the default.
 
-Every collection has a directory, and every alias is a symbolic link. Calls for one collection are serialised, which
-costs no throughput because every call of the engine holds the GIL.
+Every collection has a directory, and every alias is a symbolic link; see `edge.directories`. Calls for one
+collection are serialised, which costs no throughput because every call of the engine holds the GIL.
 
 Searches are exact until `optimize` builds the HNSW graph in a separate process (`edge.optimization`). It does not run
 automatically, because other calls for the collection wait for it and it uses all cores. Call it after a bulk load. On
@@ -25,10 +25,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
-import shutil
 import threading
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -38,19 +35,19 @@ import qdrant_edge as edge
 from embedder.errors import ConfigurationError, InvalidRequest, NotFound, WorkerError
 from embedder.vectors import Kind
 from qdrant_sink.edge.collection import EdgeCollection
+from qdrant_sink.edge.directories import Directories
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_point, hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
-from qdrant_sink.edge.settings import CONFIG_FILE
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.schema_diff import missing_indexes, verify, verify_index
 from qdrant_sink.searching.plan import Hit, Plan
-from qdrant_sink.store import COLLECTION_NAME, check_collection
+from qdrant_sink.store import check_collection
 
 log = logging.getLogger(__name__)
 
@@ -83,18 +80,19 @@ class EdgeStore:
         open_collections: int = OPEN_COLLECTIONS_MAX,
         optimizer: Sequence[str] = OPTIMIZER_COMMAND,
     ) -> None:
-        self._root = Path(path)
         self._names = names
         self._guard = threading.Lock()
         self._open_collections = open_collections
         self._collections: dict[str, EdgeCollection] = {}  # in the order of use, the most recent last
-        self._lock_file = _lock_directory(self._root)
+        root = Path(path)
+        self._lock_file = _lock_directory(root)
+        self._directories = Directories(root)
         self._optimizer = Optimizer(self._lock_file, optimizer)
         self._closed = False
         self._stopping = threading.Event()
         self._flusher = threading.Thread(target=self._flush_regularly, name="edge-flush", daemon=True)
         self._flusher.start()
-        self._remove_unfinished()
+        self._directories.remove_unfinished()
 
     @property
     def label(self) -> str:
@@ -106,8 +104,8 @@ class EdgeStore:
         self._check(collection, schema)
         with self._guard:
             self._check_open()
-            name = self._resolve(collection)
-            if not self._exists(name):
+            name = self._directories.resolve(collection)
+            if not self._directories.exists(name):
                 self._collections.pop(name, None)  # its directory may have been deleted while it was open
                 self._create(name, schema)
             existing = self._cached_collection(name)
@@ -130,8 +128,8 @@ class EdgeStore:
         self._check(collection, schema)
         with self._guard:
             self._check_open()
-            name = self._resolve(collection)
-            if not self._exists(name):
+            name = self._directories.resolve(collection)
+            if not self._directories.exists(name):
                 return False
             existing = self._cached_collection(name)
         actual = existing.describe()
@@ -157,8 +155,8 @@ class EdgeStore:
         check_collection(name)
         with self._guard:
             self._check_open()
-            resolved = self._resolve(name)
-            return resolved if self._exists(resolved) else None
+            resolved = self._directories.resolve(name)
+            return resolved if self._directories.exists(resolved) else None
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically, by renaming a new symbolic link over the previous one."""
@@ -166,14 +164,16 @@ class EdgeStore:
         check_collection(collection)
         with self._guard:
             self._check_open()
-            if os.path.lexists(self._root / alias) and self._resolve(alias) == alias:
+            self._directories.check_distinct(alias)
+            link = self._directories.path(alias)
+            if os.path.lexists(link) and self._directories.resolve(alias) == alias:
                 raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
-            if self._resolve(collection) != collection or not self._exists(collection):
+            if self._directories.resolve(collection) != collection or not self._directories.exists(collection):
                 raise NotFound(f"collection {collection!r} does not exist")
-            temporary = self._root / f".creating-{uuid.uuid4().hex}"
+            temporary = self._directories.temporary()
             with mapped(f"alias {alias!r}"):
-                temporary.symlink_to(collection)
-                temporary.replace(self._root / alias)
+                temporary.symlink_to(self._directories.path(collection).name)
+                temporary.replace(link)
 
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points. Raises NotFound, StoreRejected or StoreUnavailable."""
@@ -290,8 +290,8 @@ class EdgeStore:
         check_collection(name)
         with self._guard:
             self._check_open()
-            resolved = self._resolve(name)
-            if not self._exists(resolved):
+            resolved = self._directories.resolve(name)
+            if not self._directories.exists(resolved):
                 raise NotFound(f"collection {name!r} does not exist")
             return self._cached_collection(resolved)
 
@@ -316,25 +316,13 @@ class EdgeStore:
                 f"{schema.placement.server_only}: Qdrant Edge runs on a single machine; use a Qdrant server"
             )
 
-    def _resolve(self, name: str) -> str:
-        """Resolve a name to its collection: the name itself or the target of an alias.
-
-        A symbolic link to a path outside of the directory is not an alias but a collection on another disk.
-        """
-        path = self._root / name
-        target = str(path.readlink()) if path.is_symlink() else ""
-        return target if re.fullmatch(COLLECTION_NAME, target) else name
-
-    def _exists(self, name: str) -> bool:
-        return (self._root / name / CONFIG_FILE).exists()
-
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
     def _cached_collection(self, name: str) -> EdgeCollection:
         """Return the collection of an existing directory, and close the least recently used ones if necessary."""
-        collection = self._collections.pop(name, None) or EdgeCollection(self._root / name, self._optimizer)
+        collection = self._collections.pop(name, None) or EdgeCollection(self._directories.path(name), self._optimizer)
         others = [other for other in self._collections.values() if other.is_open]
         self._collections[name] = collection
         excess = len(others) + 1 - self._open_collections
@@ -347,24 +335,18 @@ class EdgeStore:
                 log.error("%s", error.message)
         return collection
 
-    def _remove_unfinished(self) -> None:
-        for leftover in self._root.glob(".creating-*"):
-            if leftover.is_symlink():
-                leftover.unlink(missing_ok=True)
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
-
     def _create(self, name: str, schema: CollectionSchema) -> None:
         """Create the collection under a temporary name and rename it, so that a crash leaves nothing incomplete."""
-        temporary = self._root / f".creating-{uuid.uuid4().hex}"
+        self._directories.check_distinct(name)
+        temporary = self._directories.temporary()
         with mapped(f"creation of collection {name!r}"):
-            self._remove_unfinished()  # remove the directory of an attempt that failed
+            self._directories.remove_unfinished()  # remove the directory of an attempt that failed
             shard = edge.EdgeShard.create(str(temporary), edge_config(schema))
             for key, index in schema.indexes.items():
                 create_index(shard, key, index)
             shard.flush()
             shard.close()
-            temporary.rename(self._root / name)
+            temporary.rename(self._directories.path(name))
 
 
 def _add_index(existing: EdgeCollection, collection: str, key: str, index: PayloadIndex) -> None:

@@ -4,6 +4,7 @@
     UNAVAILABLE, DEADLINE_EXCEEDED,         5xx, 408,       StoreUnavailable    yes
       ABORTED, INTERNAL, UNKNOWN,             transport
       CANCELLED
+      (name too long for the disk)                          InvalidRequest      no
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
       (request too large)                   413, 400        StoreRejected       no; a smaller batch may pass
     NOT_FOUND                               404 of Qdrant   NotFound            no
@@ -29,7 +30,7 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from embedder.errors import NotFound, WorkerError
+from embedder.errors import InvalidRequest, NotFound, WorkerError
 from qdrant_sink.errors import AccessDenied, IndexRequired, LimitExceeded, NothingTaken, StoreRejected, StoreUnavailable
 from qdrant_sink.payload_path import canonical_path
 from qdrant_sink.reasons import missing_index, reason
@@ -59,9 +60,13 @@ _CONTENT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE
 _CONTENT_STATUSES = (400, 413, 422)
 _OTHER_API = "the answer does not match the API of Qdrant; check QDRANT_URL, the server's version and any proxy"
 
-_LIMIT_EXCEEDED = re.compile(
-    r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE
+_LIMITS_EXCEEDED = (
+    re.compile(r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE),
+    re.compile(r"(?P<field>condition size) limit reached \(\d+ > (?P<maximum>\d+)\)", re.IGNORECASE),
 )
+
+_NAME_TOO_LONG = "File name too long"
+"""The server's disk refuses the directory of a collection. The server counts characters, and the disk counts bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ def _of_grpc(exc: Any, collection: str) -> Fault:
         retry_after = dict(exc.trailing_metadata() or ()).get("retry-after")
         return _rate_limited(details, _seconds(retry_after))
     if code in _TRANSIENT_CODES:
-        return Fault(_unavailable(code.name, details), retry=True)
+        return _failed(code.name, details, collection)
     if code is grpc.StatusCode.NOT_FOUND:
         return Fault(_not_found(collection))
     if code in _DENIED_CODES:
@@ -128,7 +133,7 @@ def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     if status == 429:
         return _rate_limited(details, _seconds(exc.headers.get("Retry-After")))
     if status == 408 or (status >= 500 and status != 501):
-        return Fault(_unavailable(f"HTTP {status}", details), retry=True)
+        return _failed(f"HTTP {status}", details, collection)
     if status == 404:
         return Fault(_not_found(collection) if _is_of_qdrant(exc.content) else NothingTaken(_OTHER_API))
     if status == 403 and "storage locked" in reason(details).lower():
@@ -149,6 +154,18 @@ def _rate_limited(details: str, retry_after_s: float | None) -> Fault:
         "Qdrant limits the request rate" + (f": {phrases}" if phrases else ""), retry_after_s=retry_after_s
     )
     return Fault(error, retry=True, retry_after_s=retry_after_s)
+
+
+def _failed(status: str, details: str, collection: str) -> Fault:
+    """A failure of the server itself. It may pass, unless the disk does not take the name of a collection."""
+    if _NAME_TOO_LONG not in details:
+        return Fault(_unavailable(status, details), retry=True)
+    return Fault(
+        InvalidRequest(
+            "collection: a name must take at most as many bytes as the disk of the Qdrant server allows (255 on most), "
+            f"got {len(collection.encode())} bytes for {len(collection)} characters; choose a shorter name"
+        )
+    )
 
 
 def _unavailable(status: str, details: str) -> StoreUnavailable:
@@ -172,10 +189,11 @@ def _rejected(status: str, details: str) -> StoreRejected:
             f"condition ({types}); add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or filter by another key",
             key=key,
         )
-    limit = _LIMIT_EXCEEDED.search(details)
-    if limit is not None:
-        message = f"Qdrant refused the request: {status}, {limit.group()}"
-        return LimitExceeded(message, field=limit["field"], maximum=float(limit["maximum"]))
+    for pattern in _LIMITS_EXCEEDED:
+        limit = pattern.search(details)
+        if limit is not None:
+            message = f"Qdrant refused the request: {status}, {limit.group()}"
+            return LimitExceeded(message, field=limit["field"].lower(), maximum=float(limit["maximum"]))
     return StoreRejected(_refusal(status, details))
 
 

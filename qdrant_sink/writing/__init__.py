@@ -7,8 +7,9 @@ from qdrant_sink.writing.confirmation import Acknowledged, missing_indices
 from qdrant_sink.writing.document_locks import DocumentLocks
 from qdrant_sink.writing.existing import existing_ids
 from qdrant_sink.writing.pooling import pooled
-from qdrant_sink.writing.replacement import Replacement, VersionedCollections
+from qdrant_sink.writing.replacement import Replacement
 from qdrant_sink.writing.reports import Rejection, WriteReport
+from qdrant_sink.writing.stored_chunks import VersionedCollections
 from qdrant_sink.writing.writer import IN_FLIGHT_MAX, Destination, Writer
 
 __all__ = [

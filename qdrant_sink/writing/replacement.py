@@ -2,83 +2,32 @@
 
     begin     read which chunks of the documents are stored, and choose a version that is greater than theirs
     (write)   store the chunks under ids of their own
-    commit    read again; where a greater version has appeared, withdraw; otherwise delete all other chunks
+    commit    read again; where a greater version is complete, withdraw; otherwise delete the chunks of lower versions
 
 Writers of one document, in one process or in several, need no lock: each of them reads after it has written, so that
-at least one of two concurrent writers sees the other, and both decide by the same order of versions. So one of the
-versions remains whole, and the other writer reports an error. If a writer is interrupted before it commits, the older
-version is still whole, and the next write deletes what the interrupted one has left.
+at least one of two concurrent writers sees the other complete, and both decide by the same order of versions. So one of
+the versions remains whole. The other writer reports an error, or was acknowledged before it was replaced. Every chunk
+says how many its version has, so that a writer does not withdraw for one that may never be complete. If a writer is
+interrupted before it commits, the older version is still whole, and the next write deletes what the interrupted one has
+left.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import TypeVar
 
 from embedder.errors import NotFound
-from qdrant_sink.documents import Document, DocumentPaths, is_version, new_version, unversioned_chunk_id
-from qdrant_sink.errors import IndexRequired, LimitExceeded
-from qdrant_sink.filters import Filter
-from qdrant_sink.payload_path import PayloadPath
-from qdrant_sink.points import PayloadKeys, PointId, Stored
-from qdrant_sink.schema import PayloadIndex
+from qdrant_sink.documents import Document, DocumentPaths, new_version
+from qdrant_sink.points import PointId
 from qdrant_sink.writing.batches import BATCH_MAX_POINTS
+from qdrant_sink.writing.stored_chunks import DocumentStore, StoredChunk, StoredChunks, VersionedCollections
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-VERSIONED_MAX_AGE_S: Final = 600.0
-"""Time for which a collection is taken to have no chunks without a version. Workers of an earlier release may write
-some while they are replaced by new ones."""
-
-LOOKUP_MAX_DOCUMENTS: Final = 256
-"""Maximum number of documents in the filter of one request."""
-
-
-class DocumentStore(Protocol):
-    """The part of `Store` that a replacement uses."""
-
-    def ensure_index(self, collection: str, key: str, index: PayloadIndex, /) -> None:
-        """Create a payload index unless the collection has one on this key."""
-        ...
-
-    def scroll(
-        self,
-        collection: str,
-        where: Filter,
-        with_payload: PayloadKeys,
-        /,
-        *,
-        limit: int,
-        after: PointId | None = None,
-    ) -> tuple[dict[PointId, Stored], PointId | None]:
-        """Return a page of the matching points in the order of their ids, and the id at which the next page begins."""
-        ...
-
-    def delete(self, collection: str, /, *, ids: Sequence[PointId] = ()) -> int:
-        """Delete points by ids, and return how many of them existed."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StoredChunk:
-    """A chunk in the store.
-
-    Attributes:
-        id: id of its point.
-        key: key of its document.
-        version: version of the write that stored it; empty for a chunk without a valid version.
-        number: number of the chunk in the document; -1 if the payload has none.
-    """
-
-    id: PointId
-    key: str
-    version: str
-    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +35,7 @@ class Outcome:
     """Outcome of a replacement.
 
     Attributes:
-        superseded: keys of the documents of which a greater version was stored meanwhile; this one is withdrawn.
+        superseded: keys of the documents of which a whole greater version was stored meanwhile; this one is withdrawn.
         missing: ids of chunks that were stored and are gone, because somebody deleted them meanwhile.
         deleted: number of chunks of other versions that were deleted.
     """
@@ -94,28 +43,6 @@ class Outcome:
     superseded: frozenset[str] = frozenset()
     missing: frozenset[PointId] = frozenset()
     deleted: int = 0
-
-
-class VersionedCollections:
-    """Collections that were seen to have no chunks without a version, so that not every job looks for them.
-
-    The store compares all points for that if the collection has no index on the number of the chunk. Thread-safe.
-
-    Args:
-        clock: monotonic clock in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._seen_at: dict[str, float] = {}
-
-    def add(self, collection: str) -> None:
-        """Record that a collection has no chunks without a version now."""
-        self._seen_at[collection] = self._clock()
-
-    def __contains__(self, collection: str) -> bool:
-        """Whether the collection was recorded in the last `VERSIONED_MAX_AGE_S` seconds."""
-        return self._clock() - self._seen_at.get(collection, float("-inf")) < VERSIONED_MAX_AGE_S
 
 
 class Replacement:
@@ -150,9 +77,8 @@ class Replacement:
     ) -> None:
         self._store = store
         self._collection = collection
-        self._paths = paths
-        self._documents = {document.key: document for document in documents}
-        self._versioned = versioned
+        self._chunks = StoredChunks(store, collection, paths, documents, versioned, batch_points=batch_points)
+        self._keys = [document.key for document in documents]
         self._keeps = keeps
         self._batch_points = batch_points
         self._before: dict[PointId, StoredChunk] = {}
@@ -161,40 +87,54 @@ class Replacement:
 
     def prepare_index(self) -> None:
         """Create the payload index by which the chunks of a document are found. The collection must exist."""
-        self._store.ensure_index(self._collection, self._paths.key, PayloadIndex("keyword"))
+        self._chunks.prepare_index()
 
     def begin(self) -> None:
         """Read which chunks of the documents are stored, and choose the version of this write."""
         try:
             self.prepare_index()
-            stored = [*self._chunks(), *self._unversioned_chunks()]
+            stored = [*self._chunks.keyed(), *self._chunks.unversioned()]
         except NotFound:  # the collection will be created with the first batch
             stored = []
         self._before = {chunk.id: chunk for chunk in stored}
         version = new_version(max((chunk.version for chunk in stored), default=""))
-        self.versions = dict.fromkeys(self._documents, version)
+        self.versions = dict.fromkeys(self._keys, version)
         if self._keeps:
-            for chunk in stored:
-                if chunk.version:
-                    latest = self.versions[chunk.key]
-                    self.versions[chunk.key] = max("" if latest == version else latest, chunk.version)
-            self.kept = {
-                (chunk.key, chunk.number): chunk.id
-                for chunk in stored
-                if chunk.version in ("", self.versions[chunk.key])
-            }
+            self._keep(stored)
 
-    def commit(self, written: Mapping[str, Collection[PointId]]) -> Outcome:
+    def _keep(self, stored: Iterable[StoredChunk]) -> None:
+        """Keep the chunks of the latest version of each document, and complete that version.
+
+        Chunks without a version are kept too, unless a later version has chunks of the same numbers: then a write that
+        was to replace them was interrupted.
+        """
+        by_version: dict[str, dict[str, dict[int, PointId]]] = {}
+        for chunk in stored:
+            by_version.setdefault(chunk.key, {}).setdefault(chunk.version, {})[chunk.number] = chunk.id
+        for key, versions in by_version.items():
+            latest = max(versions)
+            kept = dict(versions[latest])
+            if latest:
+                self.versions[key] = latest
+            unversioned = versions.get("", {})
+            if kept.keys().isdisjoint(unversioned):
+                kept |= unversioned
+            self.kept |= {(key, number): point for number, point in kept.items()}
+
+    def commit(self, written: Mapping[str, Collection[PointId]], *, whole: Collection[str] = ()) -> Outcome:
         """Make the written chunks the only version of their documents, or withdraw them.
 
         Args:
             written: ids of the chunks that this job has stored, by the key of their document. Documents of which
                 nothing is stored are left as they are.
+            whole: keys of the documents of which every chunk is stored or kept. If chunks are kept, those of older
+                versions that interrupted writes have left are deleted of these documents only.
         """
         written = {key: ids for key, ids in written.items() if ids}
         own = {point for ids in written.values() for point in ids}
-        chunks = list(self._chunks(written))
-        superseded = frozenset(chunk.key for chunk in chunks if chunk.version > self.versions[chunk.key])
+        left = self._left_over(whole) if self._keeps else []
+        chunks = list(self._chunks.keyed({*written, *(chunk.key for chunk in left)}))
+        superseded = frozenset(key for key, version in _complete(chunks) if version > self.versions[key])
         present = {chunk.id for chunk in chunks}
         missing = frozenset(
             point for key, ids in written.items() if key not in superseded for point in ids if point not in present
@@ -203,7 +143,8 @@ class Replacement:
         stale = [chunk.id for chunk in chunks if chunk.key not in superseded and self._is_stale(chunk, own)]
         if not self._keeps:
             unversioned = [chunk for chunk in self._before.values() if not chunk.version and chunk.id not in present]
-            stale += [chunk.id for chunk in unversioned if chunk.key in written and chunk.key not in superseded]
+            left = [chunk for chunk in unversioned if chunk.key in written]
+        stale += [chunk.id for chunk in left if chunk.key not in superseded]
         self._delete(withdrawn)
         self._delete(stale)
         if stale:
@@ -213,88 +154,33 @@ class Replacement:
     def delete(self) -> int:
         """Delete all chunks of the documents, and return their number. `begin` need not have been called."""
         self.prepare_index()
-        ids = [chunk.id for chunk in (*self._chunks(), *self._unversioned_chunks())]
+        ids = [chunk.id for chunk in (*self._chunks.keyed(), *self._chunks.unversioned())]
         return self._delete(ids)
 
     def _is_stale(self, chunk: StoredChunk, own: Collection[PointId]) -> bool:
-        if chunk.id in own:
+        if chunk.id in own or chunk.version > self.versions[chunk.key]:  # its writer has yet to commit
             return False
         if self._keeps:  # only what other jobs have inserted since `begin`
             return chunk.id not in self._before and chunk.version < self.versions[chunk.key]
         return True
 
-    def _chunks(self, keys: Iterable[str] | None = None) -> Iterator[StoredChunk]:
-        """Yield the chunks that have a key, of these documents or of all."""
-        paths = self._paths
-        for some in _parts(self._documents if keys is None else keys, LOOKUP_MAX_DOCUMENTS):
-            where = {"must": [{"key": paths.key, "match": {"any": some}}]}
-            for point, payload in self._scan(where, (paths.key, paths.version, paths.chunk)):
-                version, number = (
-                    PayloadPath.parse(paths.version).value_in(payload),
-                    PayloadPath.parse(paths.chunk).value_in(payload),
-                )
-                yield StoredChunk(
-                    point,
-                    str(PayloadPath.parse(paths.key).value_in(payload)),
-                    str(version) if is_version(version) else "",
-                    number if isinstance(number, int) else -1,
-                )
-
-    def _unversioned_chunks(self) -> Iterator[StoredChunk]:
-        """Yield the chunks of the documents that were stored before chunks had keys.
-
-        Their payload names the id of the document, but not its scope, so that the id of the point decides.
-        """
-        paths = self._paths
-        unkeyed = [{"is_empty": {"key": paths.key}}, {"key": paths.chunk, "range": {"gte": 0}}]
-        if self._collection in self._versioned:
-            return
-        if not self._any({"must": unkeyed}):
-            self._versioned.add(self._collection)
-            return
-        by_payload_id: dict[int | str, list[Document]] = {}
-        for document in self._documents.values():
-            by_payload_id.setdefault(document.payload_id, []).append(document)
-        for kind in (int, str):  # a condition has values of one type
-            for some in _parts([value for value in by_payload_id if type(value) is kind], LOOKUP_MAX_DOCUMENTS):
-                where = {"must": [*unkeyed, {"key": paths.document, "match": {"any": some}}]}
-                for point, payload in self._scan(where, (paths.document, paths.chunk)):
-                    number = PayloadPath.parse(paths.chunk).value_in(payload)
-                    for document in by_payload_id.get(PayloadPath.parse(paths.document).value_in(payload), ()):
-                        if isinstance(number, int) and point == unversioned_chunk_id(
-                            document.id, number, document.scope
-                        ):
-                            yield StoredChunk(point, document.key, "", number)
-
-    def _any(self, where: Filter) -> bool:
-        """Whether a point matches. An index on the number of chunks is created if the store demands it."""
-        paths = self._paths
-        try:
-            points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
-        except IndexRequired:
-            self._store.ensure_index(self._collection, paths.chunk, PayloadIndex("integer"))
-            points, _ = self._store.scroll(self._collection, where, PayloadKeys((paths.chunk,)), limit=1)
-        return bool(points)
-
-    def _scan(self, where: Filter, keys: tuple[str, ...]) -> Iterator[tuple[PointId, Mapping[str, Any]]]:
-        """Yield all matching points. A server in strict mode can limit the number of points in a page."""
-        after: PointId | None = None
-        limit = self._batch_points
-        while True:
-            try:
-                points, after = self._store.scroll(self._collection, where, PayloadKeys(keys), limit=limit, after=after)
-            except LimitExceeded as error:
-                if not 1 <= error.maximum < limit:
-                    raise
-                limit = int(error.maximum)
-                continue
-            for point, stored in points.items():
-                yield point, stored.payload or {}
-            if after is None:
-                return
+    def _left_over(self, whole: Collection[str]) -> list[StoredChunk]:
+        """Return the chunks of these documents that were stored before and are not kept."""
+        kept = set(self.kept.values())
+        return [chunk for chunk in self._before.values() if chunk.key in whole and chunk.id not in kept]
 
     def _delete(self, ids: Sequence[PointId]) -> int:
         return sum(self._store.delete(self._collection, ids=some) for some in _parts(ids, self._batch_points))
+
+
+def _complete(chunks: Iterable[StoredChunk]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the version of each document of which all chunks of a version are stored."""
+    versions: dict[tuple[str, str], list[StoredChunk]] = {}
+    for chunk in chunks:
+        versions.setdefault((chunk.key, chunk.version), []).append(chunk)
+    for version, stored in versions.items():
+        if len(stored) >= max(chunk.total for chunk in stored):
+            yield version
 
 
 def _parts(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -105,7 +105,7 @@ class Collections:
             raise invalid_field(field, "is required: the worker has no default collection (QDRANT_COLLECTION)")
         allowed = self._settings.qdrant_collections
         if allowed and collection not in allowed:
-            raise invalid_field(field, f"must be a collection that this worker serves, got '{collection}'")
+            raise invalid_field(field, f"must be a collection that this worker serves, got {collection!r}")
         return collection
 
     def check_filter(self, where: Mapping[str, Any] | None) -> None:
@@ -220,9 +220,9 @@ class Collections:
             lambda: [self._store.opened().collection_of(name) for name in (alias, collection)]
         )
         if alias in (of_alias, collection):
-            raise invalid_field("alias", f"must not be the name of a collection, got '{alias}'; choose another name")
+            raise invalid_field("alias", f"must not be the name of a collection, got {alias!r}; choose another name")
         if of_collection not in (None, collection):
-            raise invalid_field("collection", f"must not be an alias, got '{collection}'; give the collection itself")
+            raise invalid_field("collection", f"must not be an alias, got {collection!r}; give the collection itself")
 
     async def set_alias(self, alias: str, collection: str) -> None:
         """Set an alias to a collection atomically."""
@@ -241,7 +241,7 @@ def _audited(collection: str, selection: str, delete: Callable[[], int]) -> int:
     try:
         deleted = delete()
     except Exception as error:  # a collection that is dropped meanwhile, or a defect, may have lost points before
-        AUDIT.info("%s deletes by %s from '%s': failed (%s)", CALLER.get(), selection, collection, type(error).__name__)
+        AUDIT.info("%s deletes by %s from %r: failed (%s)", CALLER.get(), selection, collection, type(error).__name__)
         raise
-    AUDIT.info("%s deletes by %s from '%s': %d deleted", CALLER.get(), selection, collection, deleted)
+    AUDIT.info("%s deletes by %s from %r: %d deleted", CALLER.get(), selection, collection, deleted)
     return deleted

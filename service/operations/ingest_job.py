@@ -6,6 +6,7 @@ for each portion of the stream: draft -> writer -> report; then confirm the acco
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -164,10 +165,11 @@ class IngestJob:
     def _begin(self, replacement: Replacement) -> None:
         """Read what is stored of the documents, and give the chunks their version."""
         replacement.begin()
-        self._plan = self._plan.versioned(replacement.versions)
-        points = self._plan.points
         kept = replacement.kept
-        self._skip({owner for owner in self._plan.owners if (self._key(owner), points[owner].chunk) in kept})
+        self._skip({owner for owner in self._plan.owners if (self._key(owner), self._plan.points[owner].chunk) in kept})
+        totals = Counter({document.key: 0 for document in self._plan.documents})
+        totals.update(self._key(owner) for owner in self._plan.owners)
+        self._plan = self._plan.versioned(replacement.versions, totals)
 
     def _write(self, source: Callable[[], Generator[Drafts]]) -> WriteReport:
         has_work = bool(self.wanted) and not self._cancelled
@@ -189,8 +191,10 @@ class IngestJob:
         for index in written.indices:
             if index not in skipped:
                 ids.setdefault(self._key(index), set()).add(self._plan.points[index].id)
+        left_out = set(range(len(self._plan.points))).difference(written.indices)
+        whole = {document.key for document in self._plan.documents} - {self._key(index) for index in left_out}
         try:
-            outcome = replacement.commit(ids)
+            outcome = replacement.commit(ids, whole=whole)
         except WorkerError as error:
             message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
             raise IngestFailed(error.saying(message), report_of(self._plan, written)) from error
@@ -341,7 +345,8 @@ class IngestJob:
             self._replacement.prepare_index()
 
     def _with_missing_points(self, failure: WorkerError, report: IngestReport) -> WorkerError:
-        missing = sum(type(rejection.cause) is type(failure) for rejection in report.rejected)
+        kind = NotFound if isinstance(failure, NotFound) else type(failure)  # also what was stored before and is gone
+        missing = sum(isinstance(rejection.cause, kind) for rejection in report.rejected)
         return failure.saying(f"{missing} of {len(self._plan.points)} points were not stored: {failure.message}")
 
 

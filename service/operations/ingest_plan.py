@@ -10,6 +10,7 @@ from typing import Any
 
 from embedder import Embedder, EncodedText
 from qdrant_sink import (
+    DOCUMENT_CHUNKS,
     DOCUMENT_KEY,
     DOCUMENT_VERSION,
     CollectionSchema,
@@ -46,8 +47,8 @@ class PlannedPoint:
         payload: payload of the point in its layout; empty if the row of its text is refused.
         encoded: the tokens of the point.
         refusal: the reason why the row of its text cannot be stored; None if it can.
-        laid_out: function from the version of a document to the id and the payload of this chunk; None without
-            chunking.
+        laid_out: function from the version of a document, and the number of chunks in that version, to the id and the
+            payload of this chunk; None without chunking.
     """
 
     text: int
@@ -56,13 +57,13 @@ class PlannedPoint:
     payload: Mapping[str, Any]
     encoded: EncodedText
     refusal: Refusal | None = None
-    laid_out: Callable[[str], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
+    laid_out: Callable[[str, int], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
 
-    def versioned(self, version: str) -> PlannedPoint:
-        """The same chunk in another version of its document."""
+    def versioned(self, version: str, total: int) -> PlannedPoint:
+        """The same chunk in a version of its document that has so many chunks."""
         if self.laid_out is None:
             return self
-        identity, payload = self.laid_out(version)
+        identity, payload = self.laid_out(version, total)
         return replace(self, id=identity, payload=payload if isinstance(payload, Mapping) else {})
 
 
@@ -123,9 +124,10 @@ class IngestPlan:
         spans = _spans(len(rows), points)
         return cls(name, scope, ids, unidentified, documents, points, owners, rejected, spans)
 
-    def versioned(self, versions: Mapping[str, str]) -> IngestPlan:
-        """The same plan with the version of each document, by its key."""
-        points = [point.versioned(versions[self.documents[point.text].key]) for point in self.points]
+    def versioned(self, versions: Mapping[str, str], totals: Mapping[str, int]) -> IngestPlan:
+        """The same plan with the version of each document and the number of its chunks, by its key."""
+        keys = [self.documents[point.text].key for point in self.points]
+        points = [point.versioned(versions[key], totals[key]) for point, key in zip(self.points, keys, strict=True)]
         return replace(self, points=points)
 
 
@@ -179,14 +181,14 @@ def _points(
             text_key=request.text_key,
             payload=row.payload,
         )
-        chunk: Callable[[str], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
+        chunk: Callable[[str, int], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
         payload: Mapping[str, Any] | Refusal
         if piece.chunk is None:
             worker_keys = {"id": row.caller_id} if row.caller_id is not None and is_derived(row.caller_id) else {}
             identity, payload = row.id, lay_out(written=worker_keys, point_id=str(row.id))
         else:
             chunk = partial(_chunk, lay_out, documents[piece.text], piece)
-            identity, payload = chunk(provisional)
+            identity, payload = chunk(provisional, 0)
         if row.refusal is not None:
             payload = row.refusal
         if isinstance(payload, Refusal):
@@ -196,7 +198,7 @@ def _points(
 
 
 def _chunk(
-    lay_out: Callable[..., Mapping[str, Any] | Refusal], document: Document, piece: _Piece, version: str
+    lay_out: Callable[..., Mapping[str, Any] | Refusal], document: Document, piece: _Piece, version: str, total: int
 ) -> tuple[PointId, Mapping[str, Any] | Refusal]:
     """The id and the payload of a chunk in a version of its document."""
     number = piece.chunk or 0
@@ -208,6 +210,7 @@ def _chunk(
         "end": piece.end,
         DOCUMENT_KEY: document.key,
         DOCUMENT_VERSION: version,
+        DOCUMENT_CHUNKS: total,
     }
     return identity, lay_out(written=worker_keys, point_id=str(identity))
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 
-from qdrant_sink import AccessDenied, Store, StoreRejected, StoreUnavailable
+from qdrant_sink import (
+    DOCUMENT_CHUNKS,
+    DOCUMENT_KEY,
+    DOCUMENT_VERSION,
+    AccessDenied,
+    Point,
+    Store,
+    StoreRejected,
+    StoreUnavailable,
+    chunk_id,
+    new_version,
+)
 from tests.contract.steps import Fault
 from tests.sink.grpc_double import GrpcDouble
 
@@ -74,11 +86,20 @@ class FaultyStore:
         if self.fault == "refuses 7":
             if any(point.id == REFUSED_ID for point in points):
                 raise StoreRejected("Qdrant refused the request: INVALID_ARGUMENT")
-        elif self.fault is not None:
+        elif self.fault is not None and self.fault in _ERRORS:
             raise _ERRORS[self.fault]
         self._store.upsert(collection, points, insert_only=insert_only)
+        if self.fault == "another writer":
+            self._store.upsert(collection, [_in_a_later_version(points[0])])
 
     def __getattr__(self, name: str) -> Any:
         if self.fault is not None and self.fault in _ERRORS and name in _CALLS:
             raise _ERRORS[self.fault]
         return getattr(self._store, name)
+
+
+def _in_a_later_version(chunk: Point) -> Point:
+    """Return a document of one chunk that another worker stores meanwhile."""
+    version = new_version(chunk.payload[DOCUMENT_VERSION])
+    payload = {**chunk.payload, DOCUMENT_VERSION: version, DOCUMENT_CHUNKS: 1}
+    return replace(chunk, id=chunk_id(chunk.payload[DOCUMENT_KEY], version, 0), payload=payload)

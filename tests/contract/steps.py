@@ -9,7 +9,9 @@ from typing import Any, Literal
 Engine = Literal["stub", "mini"]
 StoreKind = Literal["edge", "server"]
 State = Literal["ready", "loading", "draining", "lost"]
-Fault = Literal["away", "busy", "defect", "denied", "device lost", "queue full", "refuses 7", "rejects"]
+Fault = Literal[
+    "away", "busy", "defect", "denied", "device lost", "queue full", "refuses 7", "rejects", "another writer"
+]
 """A failure during a step: see `faulty.py` for those of the store and `world.py` for the others."""
 
 

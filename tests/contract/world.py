@@ -178,7 +178,7 @@ class Stage:
         """Make the store fail with this fault inside the context; the engine handles a fault of the model."""
         if fault is None or fault == "device lost":
             yield
-        elif self._double is not None and fault != "defect":
+        elif self._double is not None and fault not in ("defect", "another writer"):
             script(self._double, fault)
             yield
             self._double.failures.clear()

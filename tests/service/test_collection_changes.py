@@ -116,6 +116,7 @@ def test_a_job_into_a_deleted_collection_reports_what_is_there(
     if "error" in answer:
         assert (answer["error_code"], answer["retryable"]) == ("not_found", True)
         assert upsert_block(answer)["stored"] == 0
+        assert answer["error"].startswith(f"{len(TEXTS)} of {len(TEXTS)} points were not stored")
         worker.error({"operation": "count", "collection": NOTES}, "not_found")
     else:
         assert answer["upsert"]["stored"] == count(worker) == len(TEXTS)

@@ -46,9 +46,9 @@ def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) 
     assert [chunk["chunk"] for chunk in chunks] == list(range(first["chunks"]))
     for chunk in chunks:
         assert chunk["text"] == LONG[chunk["start"] : chunk["end"]]
-        assert set(chunk) == {"text", "lang", "doc_id", "chunk", "start", "end", "doc_key", "doc_version"}
+        assert set(chunk) == {"text", "lang", "doc_id", "chunk", "start", "end", "doc_key", "doc_version", "doc_chunks"}
     (other,) = [hit for hit in hits if hit["doc_id"] == 7]
-    assert {key: value for key, value in other.items() if key not in ("doc_key", "doc_version")} == {
+    assert {key: value for key, value in other.items() if key not in ("doc_key", "doc_version", "doc_chunks")} == {
         "text": "short",
         "lang": "en",
         "doc_id": 7,
@@ -57,6 +57,7 @@ def test_a_long_document_is_a_point_per_chunk(worker: Client, store: EdgeStore) 
         "end": 5,
     }
     assert other["doc_version"] == chunks[0]["doc_version"]
+    assert (chunks[0]["doc_chunks"], other["doc_chunks"]) == (len(chunks), 1)
     assert other["doc_key"] != chunks[0]["doc_key"]
 
 

@@ -38,6 +38,7 @@ from tests.sink.grpc_refusals import (
     as_read_by,
     check_index_count,
     check_indexed,
+    check_name,
     strict_forbids_exact,
     strict_mode_error,
 )
@@ -133,6 +134,8 @@ class GrpcDouble:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{exc.args[0]}` doesn't exist!")
         except FileExistsError as exc:
             context.abort(grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: {exc}")
+        except OSError as exc:
+            context.abort(grpc.StatusCode.INTERNAL, str(exc))
         except RefusedError as exc:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         except Exception as exc:  # noqa: BLE001 - the server answers with every error of its engine
@@ -210,6 +213,7 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
     def Create(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             name = request.collection_name
+            check_name(name)
             if name in self.double.collections or name in self.double.aliases:
                 raise FileExistsError(f"Collection `{name}` already exists!")
             shard = edge.EdgeShard.create(str(self.double.root / uuid.uuid4().hex), config_of(request))

@@ -6,6 +6,7 @@ make these checks before the engine sees a request.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -31,6 +32,22 @@ class RefusedError(Exception):
 def strict_mode_error(what: str, solution: str) -> RefusedError:
     """Create the error of a request that strict mode forbids."""
     return RefusedError(f"Bad request: {what}. Help: {solution}")
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a new collection: by its characters, or because the disk cannot take so many bytes."""
+    refused = next((character for character in '<>:"/\\|?*\0\x1f' if character in name), None)
+    if refused is not None:
+        message = f'collection name cannot contain "{refused}" char'
+        raise RefusedError(f"Validation error in body: [collection_name: {message}]")
+    if not 1 <= len(name) <= 255:
+        message = f"value {json.dumps(name)} invalid, must be from 1 to 255 characters"
+        raise RefusedError(f"Validation error in body: [collection_name: {message}]")
+    if len(name.encode()) > 255:
+        raise OSError(
+            f"Service internal error: Can't create directory for collection {name}. Error: failed to create directory "
+            f"`/qdrant/storage/collections/{name}`: File name too long (os error 36)"
+        )
 
 
 def check_indexed(where: pb.Filter, indexes: Mapping[str, pb.PayloadSchemaInfo]) -> None:

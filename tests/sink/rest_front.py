@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
+from urllib.parse import unquote
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
 from pydantic import BaseModel, TypeAdapter
@@ -71,7 +72,7 @@ class RestFront:
         for pattern, call in ROUTES.items():
             matched = re.fullmatch(pattern, request)
             if matched is not None:
-                return _json(call(self._client, body, *matched.groups()))
+                return _json(call(self._client, body, *map(unquote, matched.groups())))
         raise LookupError(request)
 
 
@@ -123,15 +124,15 @@ ROUTES: Final[dict[str, Callable[..., Any]]] = {
     r"POST /collections/aliases": lambda client, body: client.update_collection_aliases(
         models.ChangeAliasesOperation.model_validate(body).actions
     ),
-    r"GET /collections/(\w+)/exists": lambda client, _body, name: {"exists": client.collection_exists(name)},
-    r"GET /collections/(\w+)/aliases": lambda client, _body, name: client.get_collection_aliases(name),
-    r"GET /collections/(\w+)": lambda client, _body, name: client.get_collection(name),
-    r"PUT /collections/(\w+)": _create,
-    r"PUT /collections/(\w+)/index": _index,
-    r"PUT /collections/(\w+)/points": _upsert,
-    r"POST /collections/(\w+)/points": _retrieve,
-    r"POST /collections/(\w+)/points/query/batch": _query,
-    r"POST /collections/(\w+)/points/count": _count,
-    r"POST /collections/(\w+)/points/delete": _delete,
+    r"GET /collections/([^/]+)/exists": lambda client, _body, name: {"exists": client.collection_exists(name)},
+    r"GET /collections/([^/]+)/aliases": lambda client, _body, name: client.get_collection_aliases(name),
+    r"GET /collections/([^/]+)": lambda client, _body, name: client.get_collection(name),
+    r"PUT /collections/([^/]+)": _create,
+    r"PUT /collections/([^/]+)/index": _index,
+    r"PUT /collections/([^/]+)/points": _upsert,
+    r"POST /collections/([^/]+)/points": _retrieve,
+    r"POST /collections/([^/]+)/points/query/batch": _query,
+    r"POST /collections/([^/]+)/points/count": _count,
+    r"POST /collections/([^/]+)/points/delete": _delete,
 }
 """The calls by method and path."""

@@ -247,11 +247,11 @@ def test_an_alias_never_hides_a_collection(store: Store, collection: str) -> Non
     store.alias(alias, collection)
     names = (collection, alias, alias + "_2")
     assert [store.collection_of(name) for name in names] == [collection, collection, None]
-    with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 128 characters"):
+    with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 255 characters"):
         store.collection_of("../x")
     with pytest.raises(NotFound, match=f"'{alias}' does not exist"):
         store.alias(alias + "_2", alias)
-    with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 128 characters"):
+    with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 255 characters"):
         store.alias("../x", collection)
 
 

@@ -72,5 +72,5 @@ def test_the_fields_of_a_chunk_have_a_path_in_every_layout() -> None:
     assert DocumentPaths.of("plain").key == DocumentPaths.of("llamaindex").key == "doc_key"
     assert DocumentPaths.of("langchain").version == "metadata.doc_version"
     assert DocumentPaths.of("haystack") == DocumentPaths(
-        "meta.doc_key", "meta.doc_version", "meta.doc_id", "meta.chunk"
+        "meta.doc_key", "meta.doc_version", "meta.doc_id", "meta.chunk", "meta.doc_chunks"
     )

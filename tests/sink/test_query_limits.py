@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -139,17 +140,24 @@ def test_explanations_respect_the_limits(filled: ServerStore, double: GrpcDouble
         assert sum(why.fusion.values()) == pytest.approx(hit.score, abs=1e-6)
 
 
-def test_a_limit_of_the_server_is_told_apart() -> None:
+@pytest.mark.parametrize(
+    ("shown", "field", "maximum"),
+    [
+        ('Limit exceeded 3 > 2.5 for "oversampling"', "oversampling", 2.5),
+        ("Condition size limit reached (256 > 100)", "condition size", 100),
+    ],
+)
+def test_a_limit_of_the_server_is_told_apart(shown: str, field: str, maximum: float) -> None:
     """The error of an exceeded limit has the limit and the name of the number, and shows both."""
     rest = RestDouble()
     rest.answers["POST /collections/docs/points/query/batch"] = [
-        (400, {}, refusal('Bad request: Limit exceeded 3 > 2.5 for "oversampling". Help: Reduce it.'))
+        (400, {}, refusal(f"Bad request: {shown}. Help: Reduce it."))
     ]
     store = ServerStore(f"http://127.0.0.1:{rest.port}", transport="rest")
     plan = Plan(Nearest("dense", unit(np.ones(SIZE))), (), 10)
-    with pytest.raises(LimitExceeded, match=r'HTTP 400, Limit exceeded 3 > 2\.5 for "oversampling"') as raised:
+    with pytest.raises(LimitExceeded, match=re.escape(f"HTTP 400, {shown}")) as raised:
         store.query("docs", [plan])
-    assert (raised.value.field, raised.value.maximum) == ("oversampling", 2.5)
+    assert (raised.value.field, raised.value.maximum) == (field, maximum)
     assert isinstance(raised.value, StoreRejected)
     store.close()
     rest.stop()

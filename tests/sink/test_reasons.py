@@ -93,6 +93,7 @@ MESSAGES = {
     f"Storage locked: {PRIVATE}": "Storage locked",
     "Forbidden: Global manage access is required": "Global manage access is required",
     "Forbidden: Write access to collection zebra-1.0 is required": "Write access is required",
+    "Forbidden: Access to collection my zebra, 日本 is required": "Access is required",
     "Forbidden: Access to collection zebra-1.0 is required": "Access is required",
     "Forbidden: Manage access for this operation is required": "Manage access for this operation is required",
     f"Wrong input: Collection `{PRIVATE}` already exists!": "already exists",

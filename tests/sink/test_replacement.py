@@ -110,7 +110,9 @@ class Job:
         replacement.begin()
         self.version = replacement.versions[DOCUMENT.key]
         points = {
-            chunk_id(DOCUMENT.key, self.version, number): chunk_payload(DOCUMENT, self.version, number, by=self.name)
+            chunk_id(DOCUMENT.key, self.version, number): chunk_payload(
+                DOCUMENT, self.version, number, by=self.name, doc_chunks=self.chunks
+            )
             for number in range(self.chunks)
         }
         ids = list(points)
@@ -134,7 +136,10 @@ def earlier(kind: str, memory: Memory) -> dict[str, int]:
     version = new_version()
     for number in range(5):
         if kind == "versioned":
-            point, payload = chunk_id(DOCUMENT.key, version, number), chunk_payload(DOCUMENT, version, number)
+            point, payload = (
+                chunk_id(DOCUMENT.key, version, number),
+                chunk_payload(DOCUMENT, version, number, doc_chunks=5),
+            )
         else:
             point = unversioned_chunk_id(DOCUMENT.id, number, DOCUMENT.scope)
             payload = {"doc_id": "doc", "chunk": number}
@@ -206,7 +211,7 @@ def write(store: Store, collection: str, chunks: int, document: Document = DOCUM
     numbers = [number for number in range(chunks) if (document.key, number) not in replacement.kept]
     ids = [chunk_id(document.key, version, number) for number in numbers]
     stored_chunks(store, collection, ids, [chunk_payload(document, version, number) for number in numbers])
-    outcome = replacement.commit({document.key: ids})
+    outcome = replacement.commit({document.key: ids}, whole=[document.key])
     assert not outcome.superseded
     assert not outcome.missing
     return outcome.deleted
@@ -251,6 +256,60 @@ def test_insert_only_completes_a_document_and_deletes_nothing(store: Store, coll
     assert write(store, collection, 2) == 5
 
 
+@pytest.mark.parametrize("earlier_kind", ["versioned", "unversioned"])
+def test_insert_only_completes_an_interrupted_version_and_replaces_the_older_one(
+    store: Store, collection: str, earlier_kind: str
+) -> None:
+    """A write that was to replace a document and was interrupted is completed, and no two versions remain."""
+    store.ensure(collection, SCHEMA)
+    if earlier_kind == "versioned":
+        write(store, collection, 6)
+    else:
+        ids = [unversioned_chunk_id(DOCUMENT.id, number, DOCUMENT.scope) for number in range(6)]
+        stored_chunks(store, collection, ids, [{"doc_id": "doc", "chunk": number} for number in range(6)])
+    version = new_version(new_version())
+    ids = [chunk_id(DOCUMENT.key, version, number) for number in range(2)]
+    stored_chunks(store, collection, ids, [chunk_payload(DOCUMENT, version, number) for number in range(2)])
+    assert write(store, collection, 4, keeps=True) == 6
+    page, _ = store.scroll(collection, {}, PayloadKeys(("doc_version",)), limit=20)
+    assert [(stored.payload or {})["doc_version"] for stored in page.values()] == [version] * 4
+
+
+def test_insert_only_completes_a_document_of_an_earlier_release(store: Store, collection: str) -> None:
+    """Its chunks are kept, and missing ones join them, in as many jobs as it takes."""
+    store.ensure(collection, SCHEMA)
+    ids = [unversioned_chunk_id(DOCUMENT.id, number, DOCUMENT.scope) for number in range(3)]
+    stored_chunks(store, collection, ids, [{"doc_id": "doc", "chunk": number} for number in range(3)])
+    for chunks in (3, 4, 6):
+        assert write(store, collection, chunks, keeps=True) == 0
+        assert store.count(collection) == chunks
+    assert store.existing(collection, ids) == set(ids)
+
+
+UUID_FORMS = [
+    "00000000-0000-0000-0000-00000000000a",
+    "00000000-0000-0000-0000-00000000000A",
+    "0000000000000000000000000000000a",
+    "{00000000-0000-0000-0000-00000000000A}",
+    "urn:uuid:00000000-0000-0000-0000-00000000000a",
+]
+
+
+@pytest.mark.parametrize(
+    ("identity", "before", "now"),
+    [*((uuid.UUID(int=10), form, other) for form, other in itertools.permutations(UUID_FORMS, 2)), (7, "7", 7)],
+)
+def test_chunks_of_an_earlier_release_are_found_by_any_form_of_the_id(
+    identity: PointId, before: str, now: int | str
+) -> None:
+    """A UUID may have been written in another form, and the layout of LlamaIndex writes integers as text."""
+    memory = Memory(Turns(lambda _: 0, {}))
+    ids = [unversioned_chunk_id(identity, number, "notes") for number in range(3)]
+    memory.points = {point: {"doc_id": before, "chunk": number} for number, point in enumerate(ids)}
+    document = Document.of(identity, "notes", now)
+    assert Replacement(memory, "c", PATHS, [document], VersionedCollections()).delete() == 3
+
+
 def test_documents_are_deleted_by_their_ids(store: Store, collection: str) -> None:
     """All versions of a document go, those of an earlier release too."""
     store.ensure(collection, SCHEMA)
@@ -287,7 +346,7 @@ class NoScans(Memory):
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """See `Store.scroll`."""
         if not {condition.get("key", "doc_key") for condition in where["must"]} <= set(self.indexes):
-            raise IndexRequired("an index is required", key="chunk")
+            raise IndexRequired("an index is required")
         return super().scroll(collection, where, keys, limit=limit, after=after)
 
 
@@ -306,6 +365,50 @@ def test_indexes_are_made_where_the_store_demands_them() -> None:
     job.run(memory)
     assert job.acknowledged
     assert memory.indexes[:2] == ["doc_key", "chunk"]
+
+
+def test_chunks_of_an_earlier_release_are_replaced_without_an_index_on_their_ids() -> None:
+    """Under strict mode the worker reads all chunks without a key, since ids of two types cannot be indexed."""
+    memory = NoScans(Turns(lambda _: 0, {}))
+    for owner in (DOCUMENT, OTHER):
+        for number in range(3):
+            point = unversioned_chunk_id(owner.id, number, owner.scope)
+            memory.points[point] = {"doc_id": owner.payload_id, "chunk": number, "by": "earlier"}
+    Job("a", 2).run(memory)
+    assert contents(memory) == {"a": 2}
+    assert len(memory.points) == 2 + 3
+    assert memory.indexes.count("doc_id") == 0
+
+
+class SmallConditions(Memory):
+    """A store that allows ten values in a condition."""
+
+    def scroll(
+        self, collection: str, where: Filter, keys: PayloadKeys, *, limit: int, after: PointId | None = None
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """See `Store.scroll`."""
+        for condition in where["must"]:
+            size = len(condition.get("match", {}).get("any", ()))
+            if size > 10:
+                raise LimitExceeded(f"Condition size limit reached ({size} > 10)", field="condition size", maximum=10)
+        return super().scroll(collection, where, keys, limit=limit, after=after)
+
+
+def test_a_limit_on_conditions_is_kept() -> None:
+    """A server that allows few values in a condition takes a job of many documents."""
+    memory = SmallConditions(Turns(lambda _: 0, {}))
+    documents = [Document.of(number, "notes", number) for number in range(25)]
+    for replaced in (0, 25):
+        replacement = Replacement(memory, "c", PATHS, documents, VersionedCollections())
+        replacement.begin()
+        written = {}
+        for document in documents:
+            version = replacement.versions[document.key]
+            point = chunk_id(document.key, version, 0)
+            memory.upsert({point: chunk_payload(document, version, 0)})
+            written[document.key] = [point]
+        assert replacement.commit(written).deleted == replaced
+    assert len(memory.points) == 25
 
 
 class SmallPages(Memory):
@@ -331,3 +434,30 @@ def test_a_limit_on_pages_is_kept() -> None:
         memory.upsert({point: chunk_payload(DOCUMENT, version, number) for number, point in enumerate(ids)})
         replacement.commit({DOCUMENT.key: ids})
         assert len(memory.points) == chunks
+
+
+def test_a_write_that_is_under_way_does_not_stop_another() -> None:
+    """A job is acknowledged beside a later write that is incomplete, and replaced when that is complete."""
+    memory = Memory(Turns(lambda _: 0, {}))
+    Job("old", 4).run(memory)
+    later = Replacement(memory, "c", PATHS, [DOCUMENT], VersionedCollections())
+    job = Replacement(memory, "c", PATHS, [DOCUMENT], VersionedCollections())
+    job.begin()
+    later.begin()
+    later.versions[DOCUMENT.key] = new_version(job.versions[DOCUMENT.key])
+    versions = {"later": later.versions[DOCUMENT.key], "job": job.versions[DOCUMENT.key]}
+
+    def store(name: str, numbers: Sequence[int], total: int) -> list[PointId]:
+        ids: list[PointId] = [chunk_id(DOCUMENT.key, versions[name], number) for number in numbers]
+        for point, number in zip(ids, numbers, strict=True):
+            payload = chunk_payload(DOCUMENT, versions[name], number, by=name, doc_chunks=total)
+            memory.upsert({point: payload})
+        return ids
+
+    first = store("later", [0, 1], 3)
+    outcome = job.commit({DOCUMENT.key: store("job", [0, 1], 2)})
+    assert not outcome.superseded
+    assert contents(memory) == {"later": 2, "job": 2}
+    outcome = later.commit({DOCUMENT.key: [*first, *store("later", [2], 3)]})
+    assert not outcome.superseded
+    assert contents(memory) == {"later": 3}

@@ -55,9 +55,9 @@ def test_an_empty_request_needs_no_collection(store: Store, collection: str) -> 
         store.count(collection)
 
 
-@pytest.mark.parametrize("name", ["../etc", ".hidden", "", "a/b", "a b", "x" * 129, "a\n"])
+@pytest.mark.parametrize("name", ["../etc", "..", "", "a/b", "a:b", "x" * 256, "a\n"])
 def test_an_invalid_collection_name_is_refused(store: Store, name: str) -> None:
-    """A name cannot be used as a path or a URL, not even in an empty request."""
+    """A name that no server takes is an error, even in an empty request."""
     for ask in (
         lambda: store.ensure(name, SCHEMA),
         lambda: store.count(name),
@@ -66,7 +66,7 @@ def test_an_invalid_collection_name_is_refused(store: Store, name: str) -> None:
         lambda: store.fetch(name, [], True, ()),
         lambda: store.query(name, []),
     ):
-        with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 128 characters"):
+        with pytest.raises(InvalidRequest, match=r"^collection: a name must have 1 to 255 characters"):
             ask()
 
 

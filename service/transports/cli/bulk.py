@@ -132,8 +132,9 @@ def _print(report: LoadReport, options: BulkOptions) -> None:
 
 def described(summary: Mapping[str, Any]) -> str:
     """The summary for a person, on one line."""
+    name = summary["collection"]
     text = (
-        f"{summary['collection']}: {summary['stored']} of {summary['submitted']} points stored"
+        f"{name if name.isprintable() else repr(name)}: {summary['stored']} of {summary['submitted']} points stored"
         f" ({summary['skipped']} were there before), {summary['rejected']} rejected, in {summary['seconds']} s"
     )
     if "alias" in summary:

@@ -5,20 +5,39 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tests.contract.cases.shared import NOTES, contents, count, search
-from tests.contract.steps import Job, Scenario
+from tests.contract.steps import Fault, Job, Scenario
 
 LONG: Final = " ".join(f"Sentence number {n} speaks of topic {n % 7}, at some length." for n in range(20))
 CHUNK: Final = {"maxTokens": 48, "overlap": 8}
 OF_MANUAL: Final = {"must": [{"key": "doc_id", "match": {"value": "manual"}}]}
 
 
-def _documents(name: str, *texts: str, vectors: list[str] | None = None, **qdrant: Any) -> Job:
+def _documents(
+    name: str, *texts: str, vectors: list[str] | None = None, fault: Fault | None = None, **qdrant: Any
+) -> Job:
     target = {"collection": NOTES, "chunk": CHUNK, **qdrant}
     more = {} if vectors is None else {"vectors": vectors}
-    return Job(name, {"texts": list(texts), "isPassage": True, "includeText": False, "qdrant": target, **more})
+    raw = {"texts": list(texts), "isPassage": True, "includeText": False, "qdrant": target, **more}
+    return Job(name, raw, fault=fault)
+
+
+def _delete(name: str, *documents: int | str, **fields: Any) -> Job:
+    return Job(name, {"operation": "delete", "collection": NOTES, "docIds": list(documents), **fields})
 
 
 SCENARIOS: Final = (
+    Scenario(
+        "whole documents",
+        [
+            _documents("first-version", LONG, "short", ids=["manual", 7]),
+            _documents("version-beside-a-later-one", LONG[:300], ids=["manual"], fault="another writer"),
+            count("count-of-the-later-version", filter=OF_MANUAL),
+            _documents("version-after-the-later-one", LONG[:300], ids=["manual"]),
+            _delete("delete-in-another-scope", "manual", idScope="elsewhere"),
+            _delete("delete-documents", "manual", 7, "unknown"),
+            count("count-after-the-deletion"),
+        ],
+    ),
     Scenario(
         "chunks",
         [
