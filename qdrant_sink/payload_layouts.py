@@ -12,7 +12,7 @@ qdrant-haystack 13.1.0.
 
 The caller's payload must not have a key that the worker writes into the same object, because one of the two values
 would be lost. A key with the same value is no conflict: the text itself under its key, or the id itself under `id` or
-`doc_id`. Callers often repeat them.
+`doc_id`. Callers often repeat them. (LlamaIndex's `doc_id` is a text, so an integer id under it is another value.)
 
 A layout defines only the payload. In every layout the vectors have the names of the schema's `VectorNames`, and the
 framework must be configured with them: LangChain takes `vector_name` and `sparse_vector_name`, LlamaIndex takes
@@ -131,16 +131,17 @@ def _llamaindex(text: str, payload: Mapping[str, Any], written: Mapping[str, Any
     source = written.get("doc_id")
     document = _NO_SOURCE if source is None else str(source)
     worker_fields = {key: value for key, value in written.items() if key != "doc_id"}
-    reserved = {"_node_content": "", "_node_type": "TextNode"} | dict.fromkeys(
-        ("document_id", "doc_id", "ref_doc_id"), document
-    )
-    fields = _merged(payload, {**worker_fields, **reserved}, _identity(worker_fields))
+    documents = dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), document)
+    reserved = {"_node_content": "", "_node_type": "TextNode", **documents}
+    repeated = {**_identity(worker_fields), **(documents if isinstance(source, str) else {})}
+    fields = _merged(payload, {**worker_fields, **reserved}, repeated)
     if isinstance(fields, Refusal):
         return fields
+    own_fields = {key: value for key, value in payload.items() if key not in documents}
     node = {
         "id_": point_id,
         "embedding": None,
-        "metadata": {**payload, **worker_fields},
+        "metadata": {**own_fields, **worker_fields},
         "excluded_embed_metadata_keys": list(worker_fields),
         "excluded_llm_metadata_keys": list(worker_fields),
         "relationships": {} if source is None else {"1": _related(document)},

@@ -45,6 +45,8 @@ def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
     elif kind == "value_error" and message.startswith(("[", ".")):  # a rule about an item begins with its path
         item, _, message = message.partition(" ")
         field += item
+    elif kind == "value_error" and message.startswith((f"{field}.", f"{field}:")):  # the whole path stands there
+        return FieldError(message.partition(":")[0], message)
     elif kind == "string_unicode" and not field:  # an object has no other strings than its field names
         message = "must have field names of valid Unicode, got a lone surrogate"
     field = field or root
@@ -54,7 +56,7 @@ def field_error(error: ErrorDetails, *, root: str = "input") -> FieldError:
 
 def needed(*fields: str) -> PydanticCustomError:
     """An error for pydantic that one of several fields must be given; the first one is the field of the error."""
-    return PydanticCustomError("needed", f"{' or '.join(fields)} must be given", {"field": fields[0]})
+    return PydanticCustomError("needed", f"{' or '.join(fields)} must be given", {"field": fields[0], "fields": fields})
 
 
 def invalid_field(field: str, message: str) -> InvalidRequest:

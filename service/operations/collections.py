@@ -12,7 +12,6 @@ from qdrant_sink import (
     Document,
     DocumentPaths,
     Replacement,
-    StoreError,
     VersionedCollections,
     check_collection,
     matches_all,
@@ -241,7 +240,7 @@ def _audited(collection: str, selection: str, delete: Callable[[], int]) -> int:
     """
     try:
         deleted = delete()
-    except StoreError as error:
+    except Exception as error:  # a collection that is dropped meanwhile, or a defect, may have lost points before
         AUDIT.info("%s deletes by %s from %r: failed (%s)", CALLER.get(), selection, collection, type(error).__name__)
         raise
     AUDIT.info("%s deletes by %s from %r: %d deleted", CALLER.get(), selection, collection, deleted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from embedder import KINDS, Kind
+from embedder import KINDS, InvalidRequest, Kind
 from qdrant_sink import (
     COLLECTION_NAME,
     INTEGER_ID_MAX,
@@ -179,6 +180,13 @@ def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     return tuple(str(key) for key in raw)
 
 
+def _valid_filter(raw: dict[str, Any]) -> Mapping[str, Any]:
+    try:
+        return parse_filter(raw)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None  # pydantic collects it beside those of other fields
+
+
 def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": {"anyOf": [*schemas, {"type": "null"}]}}
 
@@ -197,7 +205,7 @@ RowIds = Annotated[list[Any], WithJsonSchema(_rows({"type": "integer"}, {"type":
 Payloads = Annotated[list[Any], WithJsonSchema(_rows({"type": "object", "additionalProperties": True}))]
 """One payload or null per text, validated as `RowIds` are."""
 
-Filter = Annotated[dict[str, Any], AfterValidator(parse_filter)]
+Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
 
 
 class NullIsAbsence(BaseModel):

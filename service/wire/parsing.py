@@ -87,8 +87,10 @@ def validated(kind: type[Valid], raw: object, limits: Limits | None = None, *, r
     except ValidationError as error:
         errors = error.errors(include_url=False)
     unknown = [details["loc"] for details in errors if details["type"] == _UNKNOWN]
+    known = _without(raw, unknown)
     if unknown:  # rules between fields are only checked without unknown fields
-        errors = _errors(kind, _without(raw, unknown), limits)
+        errors = _errors(kind, known, limits)
+    errors += _unchecked_needs(kind, known, errors, limits)
     needed = [field_error(details) for details in errors if details["type"] in NEEDED]
     invalid = [details for details in errors if details["type"] not in NEEDED]
     # Required fields come first, then unknown ones: a misspelt name is usually why the required one is missing.
@@ -104,6 +106,20 @@ def _errors(kind: type[BaseModel], raw: object, limits: Limits | None) -> list[E
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
+
+
+def _unchecked_needs(
+    kind: type[BaseModel], raw: Mapping[str, Any], errors: Sequence[ErrorDetails], limits: Limits | None
+) -> list[ErrorDetails]:
+    """The errors of needed fields that validation has not looked for, because other fields are invalid."""
+    invalid = [details["loc"][:1] for details in errors if details["loc"]]
+    if not invalid or any(details["type"] == "needed" for details in errors):
+        return []
+    return [
+        details
+        for details in _errors(kind, _without(raw, invalid), limits)
+        if details["type"] == "needed" and all(raw.get(field) is None for field in details["ctx"]["fields"])
+    ]
 
 
 def _without(raw: Mapping[str, Any], locations: Iterable[Sequence[int | str]]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from embedder import NotFound
 from qdrant_sink import StoreUnavailable
 from qdrant_sink.edge import EdgeStore
 from service import logs
@@ -51,15 +52,24 @@ def test_a_deletion_says_who_what_and_how_many(filled: Client, audit: pytest.Log
     ]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StoreUnavailable(f"no answer {PRIVATE}"), "store_unavailable"),
+        (NotFound("collection 'notes' does not exist"), "not_found"),
+        (RuntimeError(PRIVATE), "internal"),
+    ],
+    ids=["unavailable", "not found", "defect"],
+)
 def test_a_deletion_that_the_store_does_not_confirm_is_in_the_audit(
-    serve: Serve, store: EdgeStore, audit: pytest.LogCaptureFixture
+    serve: Serve, store: EdgeStore, audit: pytest.LogCaptureFixture, error: Exception, code: str
 ) -> None:
     """It may have removed points, so it leaves a line too; a request that is refused before leaves none."""
-    worker = serve(store=RaisingStore(store, delete=StoreUnavailable(f"no answer {PRIVATE}")))
-    worker.error({"operation": "delete", "collection": "notes", "ids": [1]}, "store_unavailable")
+    worker = serve(store=RaisingStore(store, delete=error))
+    worker.error({"operation": "delete", "collection": "notes", "ids": [1]}, code)
     worker.error({"operation": "delete", "collection": "notes", "ids": [-1]}, "invalid_request")
     worker.error({"operation": "delete", "collection": "notes"}, "invalid_request")
-    assert lines(audit) == ["this process deletes by 1 id from 'notes': failed (StoreUnavailable)"]
+    assert lines(audit) == [f"this process deletes by 1 id from 'notes': failed ({type(error).__name__})"]
 
 
 @pytest.mark.parametrize(("keys", "caller"), [({"API_KEY": KEY}, "API_KEY"), ({}, "anyone")])

@@ -32,6 +32,25 @@ from tests.service.test_requests import EMBED, LIMITS, SEARCH, stored
             "queries or like must be given; unknown field 'query': did you mean 'queries'?",
         ),
         (
+            {"operation": "search", "q": "x", "limit": "10"},
+            "queries or like must be given; unknown field 'q'; limit must be an integer, got a string",
+        ),
+        (
+            {"operation": "delete", "collection": 5},
+            "ids or docIds or filter must be given; collection must be a string, got an integer",
+        ),
+        (
+            {"operation": "search", "query": "x", "filter": {"must": [{"has_id": ["", 1]}]}},
+            (
+                "queries or like must be given; unknown field 'query': did you mean 'queries'?; "
+                "filter.must[0].has_id[0]: must be an unsigned 64-bit integer or a UUID, got an empty string"
+            ),
+        ),
+        (
+            {"operation": "search", "query": "x", "queries": []},
+            "unknown field 'query'; queries must have at least 1 item, got 0",
+        ),
+        (
             {"operation": "delete", "id": 1},
             "ids or docIds or filter must be given; unknown field 'id': did you mean 'ids'?",
         ),

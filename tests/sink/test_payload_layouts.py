@@ -136,6 +136,7 @@ def test_the_text_and_the_id_may_be_repeated() -> None:
     assert chunk == {"text": "the", **CHUNK}
     for layout in LAYOUTS:
         built(layout, payload={"id": "a"}, written={"id": "a"})
+        assert built(layout, payload={"doc_id": "manual"}, written=CHUNK) == built(layout, payload={}, written=CHUNK)
         for other in ("b", None, ["a"], 1):
             assert attempted(layout, payload={"id": other}, written={"id": "a"}) == Refusal(
                 "invalid_payload", "payload.id: must be left out or equal what the worker writes there"
