@@ -29,6 +29,9 @@ DOCUMENT_CHUNKS: Final = "doc_chunks"
 """Keys under which the payload of a chunk holds the key and the version of its document, and the number of chunks that
 this version has."""
 
+PAYLOAD_INTEGER_MAX: Final = 2**63 - 1
+"""Maximum integer in a payload of Qdrant. Ids of points are unsigned, so that they can be greater."""
+
 _VERSION: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _MILLISECONDS_MAX: Final = 2**48 - 1
 
@@ -41,7 +44,8 @@ class Document:
         key: key in the payload of every chunk; see `document_key`.
         id: id that the document would have as a single point.
         scope: collection name from which ids are derived.
-        payload_id: id of the document in the payload of its chunks (`doc_id`), as the caller gave it.
+        payload_id: id of the document in the payload of its chunks (`doc_id`): as the caller gave it, or as a text if
+            it is an integer beyond `PAYLOAD_INTEGER_MAX`.
     """
 
     key: str
@@ -52,6 +56,8 @@ class Document:
     @classmethod
     def of(cls, identity: PointId, scope: str, payload_id: int | str) -> Document:
         """Return the document with this id in this scope."""
+        if isinstance(payload_id, int) and payload_id > PAYLOAD_INTEGER_MAX:
+            payload_id = str(payload_id)
         return cls(document_key(identity, scope), identity, scope, payload_id)
 
     @property

@@ -32,9 +32,6 @@ from qdrant_sink import (
 from service.operations.ingest_rows import Row
 from service.operations.ingest_values import IngestRequest
 
-_PAYLOAD_INTEGER_MAX = 2**63 - 1
-"""Maximum integer in a payload of Qdrant."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedPoint:
@@ -133,8 +130,6 @@ class IngestPlan:
 
 def _document(row: Row, scope: str) -> Document:
     payload_id = str(row.id) if row.caller_id is None else row.caller_id
-    if isinstance(payload_id, int) and payload_id > _PAYLOAD_INTEGER_MAX:
-        payload_id = str(payload_id)  # ids are unsigned 64-bit integers, payloads hold only signed ones
     return Document.of(row.id, scope, payload_id)
 
 

@@ -232,13 +232,16 @@ def test_a_new_version_replaces_the_older_one_alone(store: Store, collection: st
         assert store.count(collection, of(OTHER)) == 4
 
 
-def test_chunks_of_an_earlier_release_are_replaced(store: Store, collection: str) -> None:
+@pytest.mark.parametrize(("raw", "in_payload"), [(5, 5), (2**64 - 1, str(2**64 - 1))], ids=["small", "large"])
+def test_chunks_of_an_earlier_release_are_replaced(
+    store: Store, collection: str, raw: int, in_payload: int | str
+) -> None:
     """Chunks without a version go, after any gap, and only those of this document and scope."""
     store.ensure(collection, SCHEMA)
-    document, foreign = Document.of(5, "notes", 5), Document.of(5, "elsewhere", 5)
+    document, foreign = Document.of(raw, "notes", raw), Document.of(raw, "elsewhere", raw)
     for owner, numbers in ((document, [0, 1, 2, 4000, 4001]), (foreign, [0, 1])):
         ids = [unversioned_chunk_id(owner.id, number, owner.scope) for number in numbers]
-        stored_chunks(store, collection, ids, [{"doc_id": 5, "chunk": number} for number in numbers])
+        stored_chunks(store, collection, ids, [{"doc_id": in_payload, "chunk": number} for number in numbers])
     stored_chunks(store, collection, [1], [{"text": "a point without chunks"}])
     assert write(store, collection, 2, document) == 5
     assert store.count(collection) == 2 + 2 + 1
