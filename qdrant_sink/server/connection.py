@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.server.faults import CLIENT_EXCEPTIONS, Fault, fault_of
 
 T = TypeVar("T")
+
+# Whether a key may travel over http is the operator's setting; the client warns on loopback, too.
+warnings.filterwarnings("ignore", "Api key is used with an insecure connection", UserWarning)
 
 log = logging.getLogger(__name__)
 
