@@ -17,17 +17,19 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.errors import InvalidRequest
-from embedder.vectors import SparseVector
+from embedder.vectors import Kind, SparseVector
 from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, point_id, shown_integer
-from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
+from qdrant_sink.schema import ColbertSchema, CollectionSchema, Datatype, DenseSchema, SparseSchema
+
+T = TypeVar("T")
 
 NORM_MIN: Final = 1e-3
 """Minimum norm of a vector. Qdrant does not normalise vectors with a norm below 3.5e-4, which then rank wrongly; the
@@ -147,10 +149,19 @@ def _refused(code: RefusalCode, message: str) -> _Refused:
 
 def _vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors:
     return Vectors(
-        dense=None if vectors.dense is None else _dense(vectors.dense, schema.dense),
-        sparse=None if vectors.sparse is None else _sparse(vectors.sparse, schema.sparse),
-        colbert=None if vectors.colbert is None else _colbert(vectors.colbert, schema),
+        dense=None if vectors.dense is None else _dense(vectors.dense, _stored("dense", schema.dense, schema)),
+        sparse=None if vectors.sparse is None else _sparse(vectors.sparse, _stored("sparse", schema.sparse, schema)),
+        colbert=None
+        if vectors.colbert is None
+        else _colbert(vectors.colbert, _stored("colbert", schema.colbert, schema)),
     )
+
+
+def _stored(kind: Kind, vector: T | None, schema: CollectionSchema) -> T:
+    """Return the schema of a vector, and refuse a kind that the collection lacks."""
+    if vector is None:
+        raise _refused("invalid_vector", f"{kind}: must be a kind of the collection ({', '.join(schema.kinds)})")
+    return vector
 
 
 def _id(value: Any) -> PointId:
@@ -199,8 +210,8 @@ def _dense(raw: Any, schema: DenseSchema) -> NDArray[np.float32]:
     return vector
 
 
-def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
-    size = schema.colbert.size
+def _colbert(raw: Any, schema: ColbertSchema) -> NDArray[Any]:
+    size = schema.size
     array = _numbers("colbert", raw)
     if array.ndim != 2 or array.shape[1] != size or not array.shape[0]:
         raise _refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
@@ -208,7 +219,7 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
     if array.size >= MULTIVECTOR_VALUES_LIMIT:
         raise _Refused(too_many_rows(rows, size))
     matrix = _float32("colbert", array)
-    _check_range("colbert", matrix, schema.colbert.datatype)
+    _check_range("colbert", matrix, schema.datatype)
     _check_norms("colbert", matrix, rows=True)
     return np.ascontiguousarray(array, dtype=np.float16) if array.dtype == np.float16 else matrix
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from embedder.vectors import Kind
+from embedder.vectors import KINDS, Kind
 from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
@@ -138,12 +138,12 @@ ANYWHERE: Final = Placement()
 
 @dataclass(frozen=True, slots=True)
 class CollectionSchema:
-    """Schema of a collection with three named vectors.
+    """Schema of a collection with a named vector for each of one to three kinds.
 
     Attributes:
-        dense: schema of the vector `names.dense`.
-        sparse: schema of the vector `names.sparse`.
-        colbert: schema of the vector `names.colbert`.
+        dense: schema of the vector `names.dense`; None for a collection without it.
+        sparse: schema of the vector `names.sparse`; None for a collection without it.
+        colbert: schema of the vector `names.colbert`; None for a collection without it.
         names: names of the vectors.
         payload_indexes: types of the payload indexes by path, such as `metadata.topic` and `offers[].price` (see
             `payload_path`).
@@ -156,12 +156,12 @@ class CollectionSchema:
             collection must have these values; all other fields may have been tuned.
 
     Raises:
-        ValueError: a payload index or the tenant has an invalid path.
+        ValueError: there is no vector, or a payload index or the tenant has an invalid path.
     """
 
-    dense: DenseSchema
-    sparse: SparseSchema
-    colbert: ColbertSchema
+    dense: DenseSchema | None = None
+    sparse: SparseSchema | None = None
+    colbert: ColbertSchema | None = None
     names: VectorNames = NAMES
     payload_indexes: Mapping[str, IndexType] = field(default_factory=dict)
     tenant_key: str | None = None
@@ -171,12 +171,19 @@ class CollectionSchema:
     explicit: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("a collection must have at least one of dense, sparse and colbert")
         with named("payload_indexes"):
             indexes = {canonical_path(key): kind for key, kind in self.payload_indexes.items()}
         object.__setattr__(self, "payload_indexes", indexes)
         if self.tenant_key is not None:
             with named("tenant_key"):
                 object.__setattr__(self, "tenant_key", canonical_value_path(self.tenant_key))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors of the collection, in the order of `KINDS`."""
+        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def indexes(self) -> dict[str, PayloadIndex]:
@@ -189,8 +196,8 @@ class CollectionSchema:
     @property
     def quantized(self) -> tuple[Kind, ...]:
         """The kinds of vectors that have a quantized copy."""
-        kinds: tuple[tuple[Kind, Quantization], ...] = (
-            ("dense", self.dense.quantization),
-            ("colbert", self.colbert.quantization),
+        vectors: tuple[tuple[Kind, DenseSchema | ColbertSchema | None], ...] = (
+            ("dense", self.dense),
+            ("colbert", self.colbert),
         )
-        return tuple(kind for kind, quantization in kinds if quantization != "none")
+        return tuple(kind for kind, vector in vectors if vector is not None and vector.quantization != "none")

@@ -83,7 +83,7 @@ the operator has set them."""
 def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list[Difference]:
     """Return every verified field in which `actual` differs from `wanted`, in the order of the schema.
 
-    Fields that change search results are always verified: the existence of the three vectors, their kind, size,
+    Fields that change search results are always verified: the existence of the schema's vectors, their kind, size,
     distance, comparator and modifier, and the types of payload indexes. Fields that affect only memory or time
     (datatype, quantization, HNSW parameters, on_disk, shards and similar ones) are verified if the operator has set
     them (`wanted.explicit`); otherwise they may have been tuned. Additional vectors and indexes are ignored. A missing
@@ -145,8 +145,9 @@ def _index_differences(key: str, wanted: PayloadIndex, actual: PayloadIndex) -> 
 
 def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
     dense, sparse, colbert = wanted.dense, wanted.sparse, wanted.colbert
-    return {
-        "dense": VectorDescription(
+    expected: dict[Kind, VectorDescription] = {}
+    if dense is not None:
+        expected["dense"] = VectorDescription(
             "dense",
             size=dense.size,
             distance=dense.distance,
@@ -155,11 +156,13 @@ def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
             m=dense.m,
             ef_construct=dense.ef_construct,
             on_disk=dense.on_disk,
-        ),
-        "sparse": VectorDescription(
+        )
+    if sparse is not None:
+        expected["sparse"] = VectorDescription(
             "sparse", modifier=sparse.modifier, datatype=sparse.datatype, on_disk=sparse.on_disk
-        ),
-        "colbert": VectorDescription(
+        )
+    if colbert is not None:
+        expected["colbert"] = VectorDescription(
             "multivector",
             size=colbert.size,
             distance=colbert.distance,
@@ -167,8 +170,8 @@ def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
             datatype=colbert.datatype,
             quantization=colbert.quantization,
             on_disk=colbert.on_disk,
-        ),
-    }
+        )
+    return expected
 
 
 def mismatch(collection: str, fields: Sequence[Difference]) -> SchemaMismatch:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from embedder import KINDS, Kind
 from qdrant_sink import (
     ColbertSchema,
     CollectionSchema,
@@ -44,6 +45,14 @@ def _valid_name(name: str) -> str:
         if character in NAME_FORBIDDEN_CHARACTERS:
             raise ValueError(f'must not contain < > : " / \\ | ? *, NUL or 0x1F, got {character!r}')
     return name
+
+
+def _valid_kinds(kinds: list[Kind]) -> list[Kind]:
+    if not kinds:
+        raise ValueError("must have at least 1 item, got 0")
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"must not repeat a kind, got {', '.join(kinds)}")
+    return kinds
 
 
 def _valid_path(path: str) -> str:
@@ -116,6 +125,7 @@ class ColbertConfig(_Config):
 class CollectionConfig(_Config):
     """The whole collection config; docs/collections.md explains each field."""
 
+    kinds: Annotated[list[Kind], AfterValidator(_valid_kinds)] = Field(default=list(KINDS))
     vector_names: VectorNamesConfig = VectorNamesConfig()
     dense: DenseConfig = DenseConfig()
     sparse: SparseConfig = SparseConfig()
@@ -134,9 +144,12 @@ class CollectionConfig(_Config):
             raise ValueError(
                 f"writeConsistency: must be at most replication ({self.replication or 1}), got {self.write_consistency}"
             )
-        kind = self.payload_indexes.get(self.tenant_key or "", "keyword")
-        if kind != "keyword":
-            raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{kind}'")
+        for kind in KINDS:
+            if kind not in self.kinds and kind in self.model_fields_set:
+                raise ValueError(f"{kind}: must be left out, because kinds is {', '.join(self.kinds)}")
+        index = self.payload_indexes.get(self.tenant_key or "", "keyword")
+        if index != "keyword":
+            raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{index}'")
         return self
 
     @property
@@ -152,9 +165,9 @@ class CollectionConfig(_Config):
     def schema_for(self, dense_size: int, colbert_size: int) -> CollectionSchema:
         """The schema of collections for a checkpoint with these vector sizes."""
         return CollectionSchema(
-            dense=DenseSchema(size=dense_size, **self.dense.model_dump()),
-            sparse=SparseSchema(**self.sparse.model_dump()),
-            colbert=ColbertSchema(size=colbert_size, **self.colbert.model_dump()),
+            dense=DenseSchema(size=dense_size, **self.dense.model_dump()) if "dense" in self.kinds else None,
+            sparse=SparseSchema(**self.sparse.model_dump()) if "sparse" in self.kinds else None,
+            colbert=ColbertSchema(size=colbert_size, **self.colbert.model_dump()) if "colbert" in self.kinds else None,
             names=self.names,
             payload_indexes=self.payload_indexes,
             tenant_key=self.tenant_key,

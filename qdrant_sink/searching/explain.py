@@ -89,7 +89,9 @@ class Inquiry:
     def of(cls, search: Search, text_key: str = "text") -> Inquiry:
         """Create the inquiry of a search that `conform_query` returned."""
         options = search.options
-        needed: set[Kind] = {*options.with_vectors, "sparse"}
+        needed: set[Kind] = set(options.with_vectors)
+        if search.schema.sparse is not None:
+            needed.add("sparse")
         if search.vectors.colbert is not None:
             needed.add("colbert")
         branches = {

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 
 from embedder.errors import ConfigurationError, InvalidRequest, NotFound
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
-from qdrant_sink.schema import CollectionSchema, PayloadIndex, VectorNames
+from qdrant_sink.schema import CollectionSchema, DenseSchema, PayloadIndex, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
 from qdrant_sink.server.graph_warnings import GraphWarnings
 from qdrant_sink.server.schema import (
@@ -102,11 +102,16 @@ class ServerCollections:
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Defer the graph of the dense vector, unless its m was tuned to a value other than that of the schema."""
+        """Defer the graph of the dense vector, unless its m was tuned to a value other than that of the schema.
+
+        A collection without dense vectors has no graph to defer.
+        """
         self._check(collection, schema)
         m = self._actual_m(collection)
+        if schema.dense is None:
+            return
         if m == schema.dense.m and m > 0:
-            self._update_m(collection, schema, 0)
+            self._update_m(collection, schema.dense, 0)
             self._warnings.deferred(collection)
         elif m > 0:
             log.warning(
@@ -123,8 +128,8 @@ class ServerCollections:
         If the graph is already restored, the collection is not changed, because every change restarts its optimisation.
         """
         self._check(collection, schema)
-        if self._actual_m(collection) == 0 and schema.dense.m > 0:
-            self._update_m(collection, schema, schema.dense.m)
+        if schema.dense is not None and schema.dense.m > 0 and self._actual_m(collection) == 0:
+            self._update_m(collection, schema.dense, schema.dense.m)
         self._warnings.built(collection)
         deadline = time.monotonic() + timeout_s
         pause_s = POLL_INTERVAL_MIN_S
@@ -201,7 +206,7 @@ class ServerCollections:
         return (vector and vector.m) or 0
 
     def _check_graph(self, collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
-        if schema.dense.m > 0:
+        if schema.dense is not None and schema.dense.m > 0:
             self._warnings.seen(collection, has_graph=actual.vectors[schema.names.dense].m != 0)
 
     def _create(self, collection: str, schema: CollectionSchema) -> None:
@@ -235,8 +240,8 @@ class ServerCollections:
                 f"Qdrant accepted the payload index on {key!r} but has not built it yet; retry later"
             )
 
-    def _update_m(self, collection: str, schema: CollectionSchema, m: int) -> None:
-        self._update(collection, vectors_config=graph_diff(schema, m=m))
+    def _update_m(self, collection: str, dense: DenseSchema, m: int) -> None:
+        self._update(collection, vectors_config=graph_diff(self._names.dense, dense, m=m))
 
     def _update(self, collection: str, **change: Any) -> None:
         if not self._call(collection, lambda client: client.update_collection(collection, **change)):

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qdrant_client import models
 
-from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
+from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, DenseSchema, PayloadIndex, Placement, Quantization
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
 _DISTANCES: Final = {
@@ -20,16 +20,18 @@ _DISTANCES: Final = {
 def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
     """Return the configuration of the dense and ColBERT vectors of a new collection."""
     dense, colbert = schema.dense, schema.colbert
-    return {
-        schema.names.dense: models.VectorParams(
+    vectors: dict[str, models.VectorParams] = {}
+    if dense is not None:
+        vectors[schema.names.dense] = models.VectorParams(
             size=dense.size,
             distance=_DISTANCES[dense.distance],
             datatype=models.Datatype(dense.datatype),
             on_disk=dense.on_disk,
             quantization_config=_quantization(dense.quantization),
             hnsw_config=models.HnswConfigDiff(m=dense.m, ef_construct=dense.ef_construct),
-        ),
-        schema.names.colbert: models.VectorParams(
+        )
+    if colbert is not None:
+        vectors[schema.names.colbert] = models.VectorParams(
             size=colbert.size,
             distance=_DISTANCES[colbert.distance],
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator(colbert.comparator)),
@@ -37,13 +39,15 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
             on_disk=colbert.on_disk,
             quantization_config=_quantization(colbert.quantization),
             hnsw_config=models.HnswConfigDiff(m=colbert.m),
-        ),
-    }
+        )
+    return vectors
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams]:
     """Return the configuration of the sparse vector of a new collection."""
     sparse = schema.sparse
+    if sparse is None:
+        return {}
     return {
         schema.names.sparse: models.SparseVectorParams(
             index=models.SparseIndexParams(datatype=models.Datatype(sparse.datatype), on_disk=sparse.on_disk),
@@ -52,10 +56,10 @@ def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVe
     }
 
 
-def graph_diff(schema: CollectionSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
-    """Return a change of the graph of the dense vector to `m` edges per node."""
-    config = models.HnswConfigDiff(m=m, ef_construct=schema.dense.ef_construct)
-    return {schema.names.dense: models.VectorParamsDiff(hnsw_config=config)}
+def graph_diff(name: str, dense: DenseSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
+    """Return a change of the graph of the dense vector `name` to `m` edges per node."""
+    config = models.HnswConfigDiff(m=m, ef_construct=dense.ef_construct)
+    return {name: models.VectorParamsDiff(hnsw_config=config)}
 
 
 def index_params(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:

@@ -121,7 +121,6 @@ def test_the_command_line_is_a_search() -> None:
         "operation": "search",
         "queries": ["a b", "c"],
         "limit": 5,
-        "using": ["dense", "sparse"],
         "explain": False,
         "textKey": "text",
     }

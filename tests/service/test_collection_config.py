@@ -19,7 +19,7 @@ from service.operations import IngestRequest, open_store
 from service.settings import Settings
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
-from tests.sink.samples import schema_for
+from tests.sink.samples import parts, schema_for
 
 PAGE = (Path(__file__).parents[2] / "docs" / "collections.md").read_text(encoding="utf-8")
 
@@ -59,7 +59,7 @@ def test_every_field_reaches_the_schema() -> None:
     """Every field of the config reaches the schema."""
     block = _settings(WHOLE, QDRANT_URL="https://example.org").qdrant_collection_config
     schema = block.schema_for(1024, 512)
-    dense, sparse, colbert = schema.dense, schema.sparse, schema.colbert
+    dense, sparse, colbert = parts(schema)
     assert (dense.size, dense.distance, dense.m, dense.ef_construct) == (1024, "dot", 32, 200)
     assert (dense.datatype, dense.on_disk, dense.quantization) == ("float16", True, "int8")
     assert (sparse.datatype, sparse.on_disk, sparse.modifier) == ("float16", True, None)
@@ -121,6 +121,14 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
         (
             '{"tenantKey": "t", "payloadIndexes": {"t": "integer"}}',
             "payloadIndexes.t must be 'keyword' for the tenantKey, got 'integer'",
+        ),
+        ('{"kinds": []}', "kinds must have at least 1 item, got 0"),
+        ('{"kinds": ["dense", "dense"]}', "kinds must not repeat a kind, got dense, dense"),
+        ('{"kinds": ["dense", "tokens"]}', "kinds[1] must be 'dense', 'sparse' or 'colbert', got 'tokens'"),
+        ('{"kinds": "dense"}', "kinds must be a list, got a string"),
+        (
+            '{"kinds": ["sparse", "dense"], "colbert": {"onDisk": true}}',
+            "colbert must be left out, because kinds is sparse, dense",
         ),
         ('{"layout": "plane"}', "layout must be 'plain', 'langchain', 'llamaindex' or 'haystack', got 'plane'"),
         ('{"shards": 1, "shards": 2}', 'the field "shards" is given twice'),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.vectors import Kind, SparseVector
+from embedder.vectors import SparseVector
 from qdrant_sink.points import Draft, PointId, Vectors
 from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, SparseSchema
-from qdrant_sink.searching import Search, SearchOptions
+from qdrant_sink.searching import Search, SearchOptions, with_branches
 
 SIZE = 8
 VOCABULARY = 40
@@ -23,7 +23,18 @@ def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
     return CollectionSchema(DenseSchema(dense_size), SparseSchema(), ColbertSchema(colbert_size))
 
 
-SCHEMA: CollectionSchema = schema_for(SIZE, SIZE)
+DENSE, SPARSE, COLBERT = DenseSchema(SIZE), SparseSchema(), ColbertSchema(SIZE)
+
+SCHEMA: CollectionSchema = CollectionSchema(DENSE, SPARSE, COLBERT)
+
+
+def parts(schema: CollectionSchema) -> tuple[DenseSchema, SparseSchema, ColbertSchema]:
+    """Return the schemas of all three vectors of a collection."""
+    assert schema.dense is not None
+    assert schema.sparse is not None
+    assert schema.colbert is not None
+    return schema.dense, schema.sparse, schema.colbert
+
 
 WIDE_SIZE = 16
 """Size from which every engine adds the products of float16 rows in float32; below, older ones round each product."""
@@ -63,11 +74,11 @@ def search_by(
     sparse: SparseVector | None = None,
     colbert: NDArray[Any] | None = None,
     *,
-    quantized: tuple[Kind, ...] = (),
+    schema: CollectionSchema = SCHEMA,
     **options: Any,
 ) -> Search:
-    """Create a search by these vectors without validation. `options` are those of `SearchOptions`."""
-    return Search(Vectors(dense, sparse, colbert), SearchOptions(**options), quantized)
+    """Create a search by these vectors without their validation. `options` are those of `SearchOptions`."""
+    return Search(Vectors(dense, sparse, colbert), with_branches(SearchOptions(**options), schema), schema)
 
 
 def draft(index: int, **overrides: Any) -> Draft:

@@ -21,7 +21,7 @@ from qdrant_sink.searching import run
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, draft, search_by
+from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE, draft, search_by
 from tests.sink.writing import write
 
 NAMES = VectorNames(dense="text-dense", sparse="dense", colbert="späte Interaktion")
@@ -102,7 +102,7 @@ def test_vector_names_of_the_store_and_the_schema_must_agree(store: Store, colle
 
 
 def _configured() -> dict[str, CollectionSchema]:
-    dense, sparse, colbert = SCHEMA.dense, SCHEMA.sparse, SCHEMA.colbert
+    dense, sparse, colbert = DENSE, SPARSE, COLBERT
     return {
         "dense.datatype": replace(SCHEMA, dense=replace(dense, datatype="float16")),
         "dense.quantization": replace(SCHEMA, dense=replace(dense, quantization="int8")),
@@ -201,7 +201,7 @@ def test_an_alias_works_in_place_of_a_collection(store: Store, collection: str) 
     assert store.delete(alias, ids=[0]) == 1
     assert store.count(collection) == 1
     with pytest.raises(SchemaMismatch, match=r"dense\.distance"):
-        store.ensure(alias, replace(SCHEMA, dense=replace(SCHEMA.dense, distance="dot")))
+        store.ensure(alias, replace(SCHEMA, dense=replace(DENSE, distance="dot")))
 
 
 def test_an_alias_moves_atomically(store: Store, collection: str) -> None:

@@ -21,7 +21,7 @@ from qdrant_sink.searching.matches import row_matches, token_matches
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import WIDE, WIDE_SIZE, Reference, draft, rrf, sample_vectors, search_by
+from tests.sink.samples import WIDE, WIDE_SIZE, Reference, draft, parts, rrf, sample_vectors, search_by
 from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
@@ -178,7 +178,7 @@ def test_a_threshold_does_not_hide_the_branches(filled: Store) -> None:
 @pytest.mark.parametrize("datatype", ["float32", "float16"])
 def test_contributions_are_those_of_the_stored_type(store: Store, collection: str, datatype: Datatype) -> None:
     """In a collection of either type the sums equal the scores, also if the configured schema has the other type."""
-    schema = replace(WIDE, colbert=replace(WIDE.colbert, datatype=datatype))
+    schema = replace(WIDE, colbert=replace(parts(WIDE)[2], datatype=datatype))
     store.ensure(collection, schema)
     points = [draft(n, vectors=sample_vectors(n, rows=5, size=WIDE_SIZE)) for n in range(40)]
     assert write(store, collection, points, schema).stored == 40
@@ -194,9 +194,8 @@ def test_contributions_are_those_of_the_stored_type(store: Store, collection: st
 @pytest.mark.parametrize("datatype", ["float32", "float16"])
 def test_the_reference_rounds_as_the_stores_do(store: Store, collection: str, datatype: Datatype) -> None:
     """A store of float16 vectors rounds both the points and the query, dense as well as ColBERT; float32 is exact."""
-    schema = replace(
-        WIDE, dense=replace(WIDE.dense, datatype=datatype), colbert=replace(WIDE.colbert, datatype=datatype)
-    )
+    dense, _, colbert = parts(WIDE)
+    schema = replace(WIDE, dense=replace(dense, datatype=datatype), colbert=replace(colbert, datatype=datatype))
     store.ensure(collection, schema)
     vectors: dict[PointId, Vectors] = {n: sample_vectors(n, rows=5, size=WIDE_SIZE) for n in range(40)}
     drafts = [draft(n, vectors=vector) for n, vector in enumerate(vectors.values())]

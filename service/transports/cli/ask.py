@@ -187,7 +187,7 @@ class AskOptions:
         questions: each is a query.
         collection: by name; None for `QDRANT_COLLECTION`.
         limit: maximum number of hits per question.
-        using: kinds of vectors to search.
+        using: kinds of vectors to search; empty for dense and sparse where collections have them.
         filter: filter in Qdrant's JSON; None for no filter.
         rerank: whether ColBERT orders all candidates.
         explain: whether each hit says why it was found.
@@ -198,7 +198,7 @@ class AskOptions:
     questions: Sequence[str]
     collection: str | None = None
     limit: int = 5
-    using: Sequence[str] = ("dense", "sparse")
+    using: Sequence[str] = ()
     filter: object = None
     rerank: bool = False
     explain: bool = False
@@ -212,10 +212,11 @@ def request_of(options: AskOptions) -> Json:
         "operation": "search",
         "queries": list(options.questions),
         "limit": options.limit,
-        "using": list(options.using),
         "explain": options.explain,
         "textKey": options.text_key,
     }
+    if options.using:
+        request["using"] = list(options.using)
     if options.collection is not None:
         request["collection"] = options.collection
     if options.filter is not None:
