@@ -110,7 +110,7 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
         got = "only a sparse vector without weights" if draft.vectors.sparse is not None else "none"
         return Refusal("invalid_vector", f"vectors: a point must have at least 1 vector to be searchable, got {got}")
-    return Point(identity, payload, vectors.dense, vectors.sparse, vectors.colbert)
+    return Point(identity, payload, vectors.dense, vectors.sparse, vectors.colbert, schema.names)
 
 
 def conform_id(raw: object, collection: str) -> PointId | Refusal:

@@ -22,7 +22,10 @@ precision of the others."""
 
 @dataclass(frozen=True, slots=True)
 class VectorNames:
-    """Names of the three vectors in a collection. They differ, and each has at most 200 bytes."""
+    """Names of the three vectors in a collection. They differ, and each has at most 200 bytes.
+
+    The empty name is that of an unnamed vector, which a collection can have beside named ones.
+    """
 
     dense: str = "dense"
     sparse: str = "sparse"
@@ -144,7 +147,7 @@ class CollectionSchema:
         dense: schema of the vector `names.dense`; None for a collection without it.
         sparse: schema of the vector `names.sparse`; None for a collection without it.
         colbert: schema of the vector `names.colbert`; None for a collection without it.
-        names: names of the vectors.
+        names: names of the vectors. Points, plans and reads carry them to the store.
         payload_indexes: types of the payload indexes by path, such as `metadata.topic` and `offers[].price` (see
             `payload_path`).
         tenant_key: path to the one value of the tenant, which every point must have and which is indexed; None without

@@ -21,10 +21,13 @@ VectorKind = Literal["dense", "multivector", "sparse"]
 ABSENT = "absent"
 """Value of a field that the collection does not have."""
 
+UNNAMED = "(unnamed)"
+"""Name of the unnamed vector in differences."""
+
 
 @dataclass(frozen=True, slots=True)
 class VectorDescription:
-    """A named vector of an existing collection, with the store's defaults filled in.
+    """A vector of an existing collection, with the store's defaults filled in.
 
     Attributes:
         kind: one vector per point, several, or sparse weights.
@@ -55,7 +58,7 @@ class VectorDescription:
 class CollectionDescription:
     """An existing collection: its vectors by name, and its other properties as in `CollectionSchema`.
 
-    The keys of payload indexes may come in any notation of their path.
+    An unnamed vector has the empty name. The keys of payload indexes may come in any notation of their path.
     """
 
     vectors: Mapping[str, VectorDescription]
@@ -91,8 +94,8 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
     """
     result: list[Difference] = []
     for kind, wanted_vector in _expected(wanted).items():
-        name = wanted.names.of(kind)
-        actual_vector = actual.vectors.get(name)
+        actual_vector = actual.vectors.get(wanted.names.of(kind))
+        name = wanted.names.of(kind) or UNNAMED
         if actual_vector is None:
             result.append(Difference(name, ABSENT, wanted_vector.kind))
         elif actual_vector.kind != wanted_vector.kind:

@@ -38,9 +38,15 @@ NAME_FORBIDDEN_CHARACTERS = '<>:"/\\|?*\x00\x1f'
 
 
 def _valid_name(name: str) -> str:
+    if not name:
+        raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got 0; only the dense vector can be unnamed")
+    return _valid_dense_name(name)
+
+
+def _valid_dense_name(name: str) -> str:
     size = len(name.encode())
-    if not 1 <= size <= NAME_MAX_BYTES:
-        raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got {size}")
+    if size > NAME_MAX_BYTES:
+        raise ValueError(f"must have at most {NAME_MAX_BYTES} bytes, got {size}")
     for character in name:
         if character in NAME_FORBIDDEN_CHARACTERS:
             raise ValueError(f'must not contain < > : " / \\ | ? *, NUL or 0x1F, got {character!r}')
@@ -81,9 +87,9 @@ class _Config(BaseModel):
 
 
 class VectorNamesConfig(_Config):
-    """The names of the vectors."""
+    """The names of the vectors. The dense vector can be unnamed."""
 
-    dense: VectorName = "dense"
+    dense: Annotated[str, AfterValidator(_valid_dense_name)] = "dense"
     sparse: VectorName = "sparse"
     colbert: VectorName = "colbert"
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embedder.vectors import Kind, SparseVector
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import PointId, Vectors, WithPayload
+from qdrant_sink.schema import NAMES, VectorNames
 
 OVERSAMPLING: Final = 3.0
 """Default number of candidates per hit that the quantized copy returns; the full vectors then rank these candidates.
@@ -118,6 +119,7 @@ class Plan:
         with_vectors: vectors that hits contain.
         where: filter of every branch, or of `query` if there are no branches.
         traversal: how the branches, or `query` if there are no branches, search the collection.
+        names: names of the vectors in the collection.
     """
 
     query: Nearest | Fuse
@@ -129,6 +131,7 @@ class Plan:
     with_vectors: tuple[Kind, ...] = ()
     where: Filter | None = None
     traversal: Traversal = Traversal()
+    names: VectorNames = NAMES
 
     @property
     def numbers(self) -> int:

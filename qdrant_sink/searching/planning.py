@@ -68,6 +68,7 @@ def tier_plan(search: Search, depth: int) -> Plan | None:
         with_payload=False if options.group_by is None else PayloadKeys((options.group_by,)),
         where=options.where,
         traversal=_traversal(search),
+        names=search.schema.names,
     )
 
 

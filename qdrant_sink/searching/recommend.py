@@ -22,13 +22,21 @@ from embedder.vectors import Kind, SparseVector
 from qdrant_sink.conformance import NORM_MIN, rows_max
 from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.points import PointId, Stored, Vectors, WithPayload, point_id
+from qdrant_sink.schema import NAMES, VectorNames
 
 
 class Fetches(Protocol):
     """The part of `Store` that reads points."""
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind], /
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        /,
+        *,
+        names: VectorNames,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id. Missing points are left out."""
         ...
@@ -44,6 +52,7 @@ def recommend(
     kinds: Collection[Kind],
     where: Filter | None,
     field: str,
+    names: VectorNames = NAMES,
 ) -> tuple[Vectors, dict[str, Any]]:
     """Build the query vectors of stored examples, and a filter that excludes the examples. The call blocks.
 
@@ -56,6 +65,7 @@ def recommend(
         kinds: kinds of vectors that the search uses.
         where: filter of the caller.
         field: path of the examples in the request, such as `like`. Errors contain paths such as `like.positive[3]`.
+        names: names of the vectors in the collection.
 
     Raises:
         NotFound: examples do not exist. The message contains their paths; `collection` and `ids` contain the values.
@@ -73,7 +83,8 @@ def recommend(
             raise InvalidRequest(
                 f"{field}.negative[{index}]: must not be the same point as {field}.positive[{duplicate}]"
             )
-    stored = store.fetch(collection, list(dict.fromkeys(ids)), False, sorted(kinds))  # noqa: FBT003 - as in `Fetches`
+    wanted = list(dict.fromkeys(ids))
+    stored = store.fetch(collection, wanted, False, sorted(kinds), names=names)  # noqa: FBT003 - as in `Fetches`
     missing = [(path, raw) for (path, raw), point in zip(examples, ids, strict=True) if point not in stored]
     if missing:
         paths = ", ".join(path for path, _ in missing[:10]) + (", …" if len(missing) > 10 else "")

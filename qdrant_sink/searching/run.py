@@ -36,6 +36,7 @@ from embedder.vectors import Kind
 from qdrant_sink.errors import LimitExceeded
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import PointId, Stored, WithPayload
+from qdrant_sink.schema import VectorNames
 from qdrant_sink.searching.limits import Answer, QueryLimits
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, tier_plan
@@ -55,6 +56,9 @@ BATCH_MAX_NUMBERS: Final = 2**20
 accepts 32 MB) and 32 MB as Python lists. A query of 20 tokens with ColBERT rows of 1024 components has 21 504.
 """
 
+_Parts = tuple[WithPayload, tuple[Kind, ...], VectorNames]
+"""The parts of points that a search requests: payload, vectors, and the names of these."""
+
 
 class Searchable(Protocol):
     """The part of `Store` that searches use."""
@@ -64,7 +68,14 @@ class Searchable(Protocol):
         ...
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind], /
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        /,
+        *,
+        names: VectorNames,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id. Missing points are left out."""
         ...
@@ -261,13 +272,15 @@ def _sort_key(hit: Hit) -> tuple[float, bool, int]:
 def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence[_Ranking]) -> list[list[Hit]]:
     """Return the pages with their payloads and vectors. Points that were deleted in between are left out."""
     pages = [ranking.page() for ranking in rankings]
-    wanted: dict[tuple[WithPayload, tuple[Kind, ...]], dict[PointId, None]] = {}
+    wanted: dict[_Parts, dict[PointId, None]] = {}
     for ranking, hits in zip(rankings, pages, strict=True):
         if ranking.needs_parts and hits:
             wanted.setdefault(_requested_parts(ranking.search), {}).update(dict.fromkeys(hit.id for hit in hits))
     stored = {
-        parts: store.fetch(collection, list(ids), *parts) if parts != (False, ()) else dict.fromkeys(ids, Stored())
-        for parts, ids in wanted.items()
+        (payload, kinds, names): store.fetch(collection, list(ids), payload, kinds, names=names)
+        if payload or kinds
+        else dict.fromkeys(ids, Stored())
+        for (payload, kinds, names), ids in wanted.items()
     }
     return [
         _with_parts(hits, stored[_requested_parts(ranking.search)]) if ranking.needs_parts and hits else hits
@@ -275,8 +288,8 @@ def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence
     ]
 
 
-def _requested_parts(search: Search) -> tuple[WithPayload, tuple[Kind, ...]]:
-    return search.options.with_payload, search.options.with_vectors
+def _requested_parts(search: Search) -> _Parts:
+    return search.options.with_payload, search.options.with_vectors, search.schema.names
 
 
 def _with_parts(hits: Sequence[Hit], stored: Mapping[PointId, Stored]) -> list[Hit]:

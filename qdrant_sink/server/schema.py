@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qdrant_client import models
 
-from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, DenseSchema, PayloadIndex, Placement, Quantization
+from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
 _DISTANCES: Final = {
@@ -17,8 +17,11 @@ _DISTANCES: Final = {
 }
 
 
-def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
-    """Return the configuration of the dense and ColBERT vectors of a new collection."""
+def vectors_config(schema: CollectionSchema) -> models.VectorParams | dict[str, models.VectorParams]:
+    """Return the configuration of the dense and ColBERT vectors of a new collection.
+
+    A single unnamed vector is configured as qdrant-client does, without a mapping.
+    """
     dense, colbert = schema.dense, schema.colbert
     vectors: dict[str, models.VectorParams] = {}
     if dense is not None:
@@ -40,7 +43,7 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
             quantization_config=_quantization(colbert.quantization),
             hnsw_config=models.HnswConfigDiff(m=colbert.m),
         )
-    return vectors
+    return vectors[""] if list(vectors) == [""] else vectors
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams]:
@@ -56,10 +59,12 @@ def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVe
     }
 
 
-def graph_diff(name: str, dense: DenseSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
-    """Return a change of the graph of the dense vector `name` to `m` edges per node."""
-    config = models.HnswConfigDiff(m=m, ef_construct=dense.ef_construct)
-    return {name: models.VectorParamsDiff(hnsw_config=config)}
+def graph_diff(schema: CollectionSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
+    """Return a change of the graph of the dense vector to `m` edges per node; empty without a dense vector."""
+    if schema.dense is None:
+        return {}
+    config = models.HnswConfigDiff(m=m, ef_construct=schema.dense.ef_construct)
+    return {schema.names.dense: models.VectorParamsDiff(hnsw_config=config)}
 
 
 def index_params(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:

@@ -179,6 +179,7 @@ class SearchOperation:
             kinds=request.options.kinds,
             where=request.options.where,
             field="like",
+            names=self._schema.names,
         )
         search = conform_query(vectors, replace(request.options, where=where), self._schema)
         if isinstance(search, Refusal):

@@ -15,7 +15,7 @@ from embedder import ConfigurationError, InvalidRequest
 from qdrant_sink import Placement, Rescoring, VectorNames
 from qdrant_sink.edge import EdgeStore
 from service.collection_config import CollectionConfig, parse_config
-from service.operations import IngestRequest, open_store
+from service.operations import IngestRequest
 from service.settings import Settings
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
@@ -99,8 +99,11 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
             '{"replication": 2, "writeConsistency": 3}',
             "writeConsistency must be at most replication (2), got 3",
         ),
-        ('{"vectorNames": {"dense": ""}}', "vectorNames.dense must have 1 to 200 bytes, got 0"),
-        (json.dumps({"vectorNames": {"dense": "ä" * 101}}), "vectorNames.dense must have 1 to 200 bytes, got 202"),
+        (
+            '{"vectorNames": {"sparse": ""}}',
+            "vectorNames.sparse must have 1 to 200 bytes, got 0; only the dense vector can be unnamed",
+        ),
+        (json.dumps({"vectorNames": {"dense": "ä" * 101}}), "vectorNames.dense must have at most 200 bytes, got 202"),
         (
             '{"vectorNames": {"sparse": "a|b"}}',
             "vectorNames.sparse must not contain < > : \" / \\ | ? *, NUL or 0x1F, got '|'",
@@ -177,13 +180,16 @@ def test_a_cluster_needs_a_server() -> None:
     _settings({"shards": 4}, QDRANT_URL="https://example.org")
 
 
-def test_the_store_is_opened_with_the_names(tmp_path: Path) -> None:
-    """The store uses the vector names of the config."""
-    settings = _settings({"vectorNames": {"dense": "v"}}, QDRANT_PATH=str(tmp_path))
-    store = open_store(settings)
-    store.ensure("docs", settings.qdrant_collection_config.schema_for(8, 8))
-    assert store.count("docs", {"must": [{"has_vector": "v"}]}) == 0
-    store.close()
+@pytest.mark.parametrize("name", ["v", ""])
+def test_the_vectors_have_the_configured_names(serve: Serve, store: EdgeStore, name: str) -> None:
+    """Points are stored and found under the vector names of the config; the dense vector may be unnamed."""
+    worker = serve(QDRANT_COLLECTION_CONFIG=json.dumps({"vectorNames": {"dense": name}}))
+    worker.good({"texts": ["one", "two"], "qdrant": {"collection": "notes"}})
+    assert store.count("notes", {"must": [{"has_vector": name}]}) == 2
+    search = {"operation": "search", "collection": "notes", "queries": ["two"], "explain": True, "withVectors": True}
+    [result] = worker.good(search)["results"]
+    assert result["hits"][0]["payload"]["text"] == "two"
+    assert set(result["hits"][0]["vectors"]) == {"dense", "sparse", "colbert"}
 
 
 def test_only_a_point_without_a_tenant_is_rejected(serve: Serve) -> None:

@@ -313,7 +313,7 @@ def test_the_original_request_is_accepted_unchanged() -> None:
 
 
 def test_the_defaults_of_a_search() -> None:
-    """A search with queries alone has the branches of the collection, fused by RRF, ten hits each with their payload."""
+    """A search with queries alone has the branches of the collection, fused by RRF, and ten hits with their payload."""
     request = parse({"operation": "search", "queries": ["a"]}, LIMITS)
     assert isinstance(request, SearchRequest)
     assert (request.collection, request.limit, request.offset, request.prefetch) == (None, 10, 0, 100)

@@ -73,10 +73,12 @@ def merge_update(created: Any, request: Any) -> None:
     """Apply the changes of an UpdateCollection to the request that created the collection."""
     for name, change in request.vectors_config.params_map.map.items():
         named = created.vectors_config.params_map.map
-        if name not in named:
+        unnamed = not name and created.vectors_config.HasField("params")
+        if not unnamed and name not in named:
             raise ValueError(f"Not existing vector name error: {name}")
         if change.HasField("hnsw_config"):
-            named[name].hnsw_config.MergeFrom(change.hnsw_config)
+            params = created.vectors_config.params if unnamed else named[name]
+            params.hnsw_config.MergeFrom(change.hnsw_config)
 
 
 def field_index(request: Any) -> tuple[pb.PayloadSchemaInfo, Any]:

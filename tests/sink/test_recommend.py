@@ -184,6 +184,8 @@ class Points:
     def __init__(self, vectors: dict[PointId, Vectors]) -> None:
         self._vectors = vectors
 
-    def fetch(self, _collection: str, ids: Sequence[PointId], _payload: Any, _kinds: Any) -> dict[PointId, Stored]:
+    def fetch(
+        self, _collection: str, ids: Sequence[PointId], _payload: Any, _kinds: Any, **_names: Any
+    ) -> dict[PointId, Stored]:
         """See `Store.fetch`."""
         return {i: Stored(vectors=self._vectors[i]) for i in ids if i in self._vectors}
