@@ -69,7 +69,9 @@ class SparseSchema:
 
     Attributes:
         datatype: type of the weights in the index (float16 costs about 0.2 % recall).
-        modifier: "idf" or None. The weights of BGE-M3 are learned, so that IDF would weight them twice.
+        modifier: "idf" if the store multiplies the weights of a query by the inverse document frequency of their
+            tokens, which it takes from the collection; None if it does not. The weights of BGE-M3 are learned, so that
+            IDF weights them twice.
         on_disk: whether the index is memory-mapped rather than kept in RAM.
     """
 

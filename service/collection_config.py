@@ -117,7 +117,13 @@ class SparseConfig(_Config):
     """Fields of the sparse vector; see `qdrant_sink.schema.SparseSchema`."""
 
     datatype: Datatype = "float32"
+    modifier: Literal["none", "idf"] = "none"
     on_disk: bool = False
+
+    @property
+    def value(self) -> SparseSchema:
+        """The schema of the vector."""
+        return SparseSchema(self.datatype, None if self.modifier == "none" else self.modifier, self.on_disk)
 
 
 class ColbertConfig(_Config):
@@ -172,7 +178,7 @@ class CollectionConfig(_Config):
         """The schema of collections for a checkpoint with these vector sizes."""
         return CollectionSchema(
             dense=DenseSchema(size=dense_size, **self.dense.model_dump()) if "dense" in self.kinds else None,
-            sparse=SparseSchema(**self.sparse.model_dump()) if "sparse" in self.kinds else None,
+            sparse=self.sparse.value if "sparse" in self.kinds else None,
             colbert=ColbertSchema(size=colbert_size, **self.colbert.model_dump()) if "colbert" in self.kinds else None,
             names=self.names,
             payload_indexes=self.payload_indexes,

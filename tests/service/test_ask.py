@@ -171,6 +171,16 @@ def test_an_explanation_is_shown_beside_the_text(filled: Client) -> None:
     assert "fused score" not in reranked
 
 
+def test_tokens_that_are_weighted_by_idf_have_no_part(serve: Serve) -> None:
+    """The table of tokens shows their weights, and no sum that is not the score."""
+    worker = serve(QDRANT_COLLECTION_CONFIG='{"sparse": {"modifier": "idf"}}')
+    worker.good({"texts": TEXTS, "qdrant": {"collection": "idf"}})
+    raw = {"operation": "search", "collection": "idf", "queries": ["copy files"], "explain": True}
+    text = shown(worker.good(raw))
+    assert "sparse, weighted by IDF" in text
+    assert re.search(r"files +0\.\d{3} +0\.\d{3} *$", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_figure_is_cut(filled: Client, width: int) -> None:
     """However narrow the terminal is, tables stand below each other rather than lose digits."""

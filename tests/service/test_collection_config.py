@@ -33,7 +33,7 @@ WHOLE = {
         "onDisk": True,
         "quantization": "int8",
     },
-    "sparse": {"datatype": "float16", "onDisk": True},
+    "sparse": {"datatype": "float16", "modifier": "idf", "onDisk": True},
     "colbert": {"datatype": "float32", "onDisk": False, "quantization": "binary"},
     "payloadIndexes": {"topic": "keyword", "metadata.year": "integer", "offers[].price": "float"},
     "tenantKey": "metadata.tenant",
@@ -62,7 +62,7 @@ def test_every_field_reaches_the_schema() -> None:
     dense, sparse, colbert = parts(schema)
     assert (dense.size, dense.distance, dense.m, dense.ef_construct) == (1024, "dot", 32, 200)
     assert (dense.datatype, dense.on_disk, dense.quantization) == ("float16", True, "int8")
-    assert (sparse.datatype, sparse.on_disk, sparse.modifier) == ("float16", True, None)
+    assert (sparse.datatype, sparse.on_disk, sparse.modifier) == ("float16", True, "idf")
     assert (colbert.size, colbert.datatype, colbert.on_disk, colbert.quantization) == (512, "float32", False, "binary")
     assert schema.names == block.names == VectorNames("text-dense", "text-sparse", "text-colbert")
     assert schema.payload_indexes == WHOLE["payloadIndexes"]

@@ -31,7 +31,10 @@ def config_of(request: Any) -> edge.EdgeConfig:
             multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if multi else None,
             datatype=edge.VectorStorageDatatype.Float16 if half else None,
         )
-    weights = {name: edge.EdgeSparseVectorParams() for name in request.sparse_vectors_config.map}
+    weights = {
+        name: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if params.modifier == pb.Modifier.Idf else None)
+        for name, params in request.sparse_vectors_config.map.items()
+    }
     return edge.EdgeConfig(vectors=vectors, sparse_vectors=weights)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -142,9 +144,20 @@ class Reference:
             if vectors.dense is not None
         }
 
-    def sparse(self, query: SparseVector) -> dict[PointId, float]:
-        """Compute the inner product of every point that shares an index with the query."""
+    def sparse(self, query: SparseVector, *, idf: bool = False) -> dict[PointId, float]:
+        """Compute the inner product of every point that shares an index with the query.
+
+        With `idf`, the weight of an index in the query is multiplied by ln(1 + (N - n + 0.5) / (n + 0.5)), for N points
+        with weights, of which n have the index.
+        """
         weights = dict(zip(query.indices.tolist(), query.values.tolist(), strict=True))
+        if idf:
+            stored = [vectors.sparse.indices for vectors in self._vectors.values() if vectors.sparse is not None]
+            having = Counter(index for indices in stored for index in indices.tolist())
+            weights = {
+                index: weight * math.log1p((len(stored) - having[index] + 0.5) / (having[index] + 0.5))
+                for index, weight in weights.items()
+            }
         scores: dict[PointId, float] = {}
         for point_id, vectors in self._vectors.items():
             if vectors.sparse is None:

@@ -155,11 +155,14 @@ def _fusion(why: Json) -> Table | None:
 def _sparse(why: Json) -> Table | None:
     if not why["sparse"]:
         return None
-    total = sum(match["contribution"] for match in why["sparse"])
-    table = _table(f"sparse, {total:.4f} in all", ["token"], ["query", "text", "part"])
-    for match in why["sparse"]:
-        weights = (f"{match[side]:.3f}" for side in ("query", "passage"))
-        table.add_row(Text(_printable(match["token"]), style=SPARSE_STYLE), *weights, f"{match['contribution']:.4f}")
+    parts = [match["contribution"] for match in why["sparse"]]
+    if None in parts:
+        table = _table("sparse, weighted by IDF", ["token"], ["query", "text"])
+    else:
+        table = _table(f"sparse, {sum(parts):.4f} in all", ["token"], ["query", "text", "part"])
+    for match, part in zip(why["sparse"], parts, strict=True):
+        figures = [f"{match[side]:.3f}" for side in ("query", "passage")] + ([] if part is None else [f"{part:.4f}"])
+        table.add_row(Text(_printable(match["token"]), style=SPARSE_STYLE), *figures)
     return table
 
 
