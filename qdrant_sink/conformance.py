@@ -27,16 +27,17 @@ from embedder.vectors import Kind, SparseVector
 from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, point_id, shown_integer
-from qdrant_sink.schema import ColbertSchema, CollectionSchema, Datatype, DenseSchema, SparseSchema
+from qdrant_sink.schema import ColbertSchema, CollectionSchema, Datatype, DenseSchema, Distance, SparseSchema
 
 T = TypeVar("T")
 
 NORM_MIN: Final = 1e-3
-"""Minimum norm of a vector. Qdrant does not normalise vectors with a norm below 3.5e-4, which then rank wrongly; the
-difference is a margin for rounding."""
+"""Minimum norm of a vector that is compared by cosine. Qdrant does not normalise vectors with a norm below 3.5e-4,
+which then rank wrongly; the difference is a margin for rounding."""
 
 NORM_MAX: Final = 1e18
-"""Maximum norm of a vector. If its square exceeded float32 (3.4e38), the vector would become zero on normalisation."""
+"""Maximum norm of a vector. If its square exceeded float32 (3.4e38), the vector would become zero on normalisation, and
+products and distances would be infinite."""
 
 WEIGHT_MAX: Final = 1e15
 """Maximum magnitude of a sparse weight, which keeps every inner product finite in float32."""
@@ -206,7 +207,7 @@ def _dense(raw: Any, schema: DenseSchema) -> NDArray[np.float32]:
         raise _refused("invalid_vector", f"dense: must have shape ({schema.size},), got {array.shape}")
     vector = _float32("dense", array)
     _check_range("dense", vector, schema.datatype)
-    _check_norms("dense", vector[np.newaxis, :], rows=False)
+    _check_norms("dense", vector[np.newaxis, :], schema.distance, rows=False)
     return vector
 
 
@@ -220,7 +221,7 @@ def _colbert(raw: Any, schema: ColbertSchema) -> NDArray[Any]:
         raise _Refused(too_many_rows(rows, size))
     matrix = _float32("colbert", array)
     _check_range("colbert", matrix, schema.datatype)
-    _check_norms("colbert", matrix, rows=True)
+    _check_norms("colbert", matrix, schema.distance, rows=True)
     return np.ascontiguousarray(array, dtype=np.float16) if array.dtype == np.float16 else matrix
 
 
@@ -232,15 +233,16 @@ def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> N
         )
 
 
-def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
+def _check_norms(name: str, matrix: NDArray[np.float32], distance: Distance, *, rows: bool) -> None:
+    norm_min = NORM_MIN if distance == "cosine" else 0.0  # only the cosine normalises vectors
     with np.errstate(over="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix)
-    invalid = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
+    invalid = ~((squares >= norm_min**2) & (squares <= NORM_MAX**2))
     if invalid.any():
         row = int(np.argmax(invalid))
         path = f"{name}[{row}]" if rows else name
         norm = math.sqrt(float(np.square(matrix[row].astype(np.float64)).sum()))
-        raise _refused("invalid_vector", f"{path}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
+        raise _refused("invalid_vector", f"{path}: the norm must be {norm_min:g} to {NORM_MAX:g}, got {norm:.3g}")
 
 
 def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:

@@ -50,7 +50,7 @@ class Vectors:
         sparse: weights by token id.
         colbert: float32 or float16 [rows, size].
 
-    Qdrant normalises dense and ColBERT vectors, and returns them with norm 1.
+    Where the distance is the cosine, Qdrant normalises dense and ColBERT vectors, and returns them with norm 1.
     """
 
     dense: NDArray[np.float32] | None = None
@@ -109,7 +109,7 @@ class Point:
     Attributes:
         id: unsigned 64-bit integer or UUID.
         payload: plain JSON.
-        dense: float32 [size], finite, norm between `NORM_MIN` and `NORM_MAX`.
+        dense: float32 [size], finite, norm at most `NORM_MAX` and, for the cosine, at least `NORM_MIN`.
         sparse: uint32 and float32 [N] with N > 0; indices are unique and ascending, weights are not zero.
         colbert: float32 or float16 [rows, size] with rows * size < 2**20; every row is valid as a dense vector.
         names: names of the vectors in the collection.

@@ -15,6 +15,9 @@ Quantization = Literal["none", "int8", "binary"]
 IndexType = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "text", "geo"]
 Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 
+ASCENDING_DISTANCES: Final[frozenset[Distance]] = frozenset({"euclid", "manhattan"})
+"""Distance functions whose scores are distances, so that a smaller score is better."""
+
 INT8_QUANTILE: Final = 0.99
 """Share of the components inside the int8 range. The outermost hundredth is clipped, so that outliers do not reduce the
 precision of the others."""
@@ -62,6 +65,11 @@ class DenseSchema:
     on_disk: bool = False
     quantization: Quantization = "none"
 
+    @property
+    def ascending(self) -> bool:
+        """Whether a smaller score is better, because it is a distance."""
+        return self.distance in ASCENDING_DISTANCES
+
 
 @dataclass(frozen=True, slots=True)
 class SparseSchema:
@@ -95,7 +103,7 @@ class ColbertSchema:
     """
 
     size: int
-    distance: Distance = "cosine"
+    distance: Literal["cosine", "dot"] = "cosine"
     comparator: Literal["max_sim"] = "max_sim"
     datatype: Datatype = "float16"
     on_disk: bool = True

@@ -20,6 +20,7 @@ from qdrant_sink import (
     CollectionSchema,
     Datatype,
     DenseSchema,
+    Distance,
     IndexType,
     Layout,
     Placement,
@@ -105,7 +106,7 @@ class VectorNamesConfig(_Config):
 class DenseConfig(_Config):
     """Fields of the dense vector; see `qdrant_sink.schema.DenseSchema`."""
 
-    distance: Literal["cosine", "dot"] = "cosine"
+    distance: Distance = "cosine"
     m: Annotated[int, Field(ge=0, le=1000)] = 16
     ef_construct: Annotated[int, Field(ge=4, le=100_000)] = 100
     datatype: Datatype = "float32"
@@ -129,6 +130,7 @@ class SparseConfig(_Config):
 class ColbertConfig(_Config):
     """Fields of the ColBERT multivector; see `qdrant_sink.schema.ColbertSchema`."""
 
+    distance: Literal["cosine", "dot"] = "cosine"
     datatype: Datatype = "float16"
     on_disk: bool = True
     quantization: Quantization = "none"

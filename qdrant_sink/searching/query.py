@@ -46,10 +46,11 @@ class SearchOptions:
         limit: maximum number of hits, at least 1.
         offset: number of hits to skip, at most `OFFSET_MAX`. All pages with the same other options are disjoint.
         where: filter in Qdrant's JSON format, or None.
-        score_threshold: minimum final score of a hit. The score is the cosine, the inner product or MaxSim for a single
-            branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`. Candidates
-            of a branch are not cut before the last stage. Without `group_by`, the first tier with a lower score is the
-            last one.
+        score_threshold: worst final score of a hit. The score is the cosine, the inner product, the distance or MaxSim
+            for a single branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`.
+            It is a maximum where the score is a distance (see `Search.ascending`), otherwise a minimum. Candidates of a
+            branch are not cut before the last stage. Without `group_by`, the first tier with a worse score is the last
+            one.
         hnsw_ef: candidates of the graph search; None for the default of the store.
         exact: whether all points are compared instead of searching the graph.
         indexed_only: whether large segments without a graph are skipped. This is fast but misses recent points.
@@ -133,6 +134,12 @@ class Search:
     options: SearchOptions
     schema: CollectionSchema
 
+    @property
+    def ascending(self) -> bool:
+        """Whether a smaller score is better, because the only stage is a dense branch whose scores are distances."""
+        dense, options = self.schema.dense, self.options
+        return dense is not None and dense.ascending and options.using == ("dense",) and options.rerank is None
+
     def with_options(self, **changes: Any) -> Self:
         """Return the search with some of its `SearchOptions` changed."""
         return replace(self, options=replace(self.options, **changes))
@@ -144,8 +151,8 @@ def with_branches(options: SearchOptions, schema: CollectionSchema) -> SearchOpt
     The default branches are dense and sparse where the collection has them, and colbert only where it is alone.
 
     Raises:
-        InvalidRequest: a branch or the reranking needs a kind that the collection lacks, or the number of weights
-            differs from that of the default branches.
+        InvalidRequest: a branch or the reranking needs a kind that the collection lacks, the number of weights differs
+            from that of the default branches, or DBSF would fuse distances.
     """
     kinds = schema.kinds
     branches = options.using or tuple(kind for kind in kinds if kind != "colbert") or kinds
@@ -159,6 +166,11 @@ def with_branches(options: SearchOptions, schema: CollectionSchema) -> SearchOpt
             "weights",
             f"must have one item per branch ({', '.join(branches)}), got {len(options.weights)}",
         )
+    fuses_scores = options.fusion == "dbsf" and options.rerank is None and len(branches) > 1
+    if fuses_scores and "dense" in branches and schema.dense is not None and schema.dense.ascending:
+        # Qdrant scales scores without regard to their direction, so that the farthest points would come first.
+        distance = schema.dense.distance
+        raise _invalid("fusion", f"must be 'rrf' where the scores of dense are distances ({distance}), got 'dbsf'")
     with_vectors = tuple(kind for kind in options.with_vectors if kind in kinds)
     return replace(options, using=branches, with_vectors=with_vectors)
 

@@ -179,7 +179,7 @@ class SearchOperation:
             kinds=request.options.kinds,
             where=request.options.where,
             field="like",
-            names=self._schema.names,
+            schema=self._schema,
         )
         search = conform_query(vectors, replace(request.options, where=where), self._schema)
         if isinstance(search, Refusal):

@@ -34,7 +34,7 @@ WHOLE = {
         "quantization": "int8",
     },
     "sparse": {"datatype": "float16", "modifier": "idf", "onDisk": True},
-    "colbert": {"datatype": "float32", "onDisk": False, "quantization": "binary"},
+    "colbert": {"distance": "dot", "datatype": "float32", "onDisk": False, "quantization": "binary"},
     "payloadIndexes": {"topic": "keyword", "metadata.year": "integer", "offers[].price": "float"},
     "tenantKey": "metadata.tenant",
     "payloadOnDisk": True,
@@ -63,7 +63,13 @@ def test_every_field_reaches_the_schema() -> None:
     assert (dense.size, dense.distance, dense.m, dense.ef_construct) == (1024, "dot", 32, 200)
     assert (dense.datatype, dense.on_disk, dense.quantization) == ("float16", True, "int8")
     assert (sparse.datatype, sparse.on_disk, sparse.modifier) == ("float16", True, "idf")
-    assert (colbert.size, colbert.datatype, colbert.on_disk, colbert.quantization) == (512, "float32", False, "binary")
+    assert (colbert.distance, colbert.size, colbert.datatype, colbert.on_disk, colbert.quantization) == (
+        "dot",
+        512,
+        "float32",
+        False,
+        "binary",
+    )
     assert schema.names == block.names == VectorNames("text-dense", "text-sparse", "text-colbert")
     assert schema.payload_indexes == WHOLE["payloadIndexes"]
     assert (schema.tenant_key, schema.payload_on_disk, schema.layout) == ("metadata.tenant", True, "langchain")
@@ -86,7 +92,11 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
         ('{"dense": {"m": 5000}}', "dense.m must be at most 1000, got 5000"),
         ('{"dense": {"m": 16.0}}', "dense.m must be an integer, got a number"),
         ('{"dense": {"onDisk": "yes"}}', "dense.onDisk must be a boolean, got a string"),
-        ('{"dense": {"distance": "euclid"}}', "dense.distance must be 'cosine' or 'dot', got 'euclid'"),
+        (
+            '{"dense": {"distance": "euclidean"}}',
+            "dense.distance must be 'cosine', 'dot', 'euclid' or 'manhattan', got 'euclidean'",
+        ),
+        ('{"colbert": {"distance": "euclid"}}', "colbert.distance must be 'cosine' or 'dot', got 'euclid'"),
         (
             '{"colbert": {"quantization": "int4"}}',
             "colbert.quantization must be 'none', 'int8' or 'binary', got 'int4'",

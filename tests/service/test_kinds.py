@@ -100,3 +100,22 @@ def test_a_bulk_load_stores_the_kinds_of_the_collection(embedder: Embedder, serv
     request = load_options(BulkOptions(collection="notes"), limits).request
     assert request.vectors == ()
     serve(QDRANT_COLLECTION_CONFIG=_config("sparse")).operations.ingest.check(request)
+
+
+@pytest.mark.parametrize("distance", ["euclid", "manhattan"])
+def test_scores_that_are_distances_grow(serve: Serve, distance: str) -> None:
+    """The nearest text comes first with the smallest score, a threshold is a maximum, and DBSF is an error."""
+    worker = serve(QDRANT_COLLECTION_CONFIG=json.dumps({"dense": {"distance": distance}}))
+    worker.good({"texts": TEXTS, "qdrant": {"collection": "notes"}})
+    exact = {**SEARCH, "queries": [TEXTS[0]], "limit": 3, "using": ["dense"]}
+    [result] = worker.good(exact)["results"]
+    scores = [hit["score"] for hit in result["hits"]]
+    assert result["hits"][0]["payload"]["text"] == TEXTS[0]
+    assert scores == sorted(scores)
+    assert scores[0] == pytest.approx(0, abs=1e-3)
+    [near] = worker.good({**exact, "scoreThreshold": (scores[0] + scores[1]) / 2})["results"]
+    assert [hit["payload"]["text"] for hit in near["hits"]] == [TEXTS[0]]
+    [fused] = worker.good({**exact, "using": ["dense", "sparse"]})["results"]
+    assert fused["hits"][0]["payload"]["text"] == TEXTS[0]
+    error = worker.error({**SEARCH, "fusion": "dbsf"}, "invalid_request")
+    assert error["error"] == (f"fusion must be 'rrf' where the scores of dense are distances ({distance}), got 'dbsf'")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedder.vectors import SparseVector
 from qdrant_sink.points import Draft, PointId, Vectors
-from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, SparseSchema
+from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, Distance, SparseSchema
 from qdrant_sink.searching import Search, SearchOptions, with_branches
 
 SIZE = 8
@@ -128,18 +128,27 @@ class Reference:
         vectors: vectors by point id, as `Vectors` or another object with the three attributes.
         halves: whether ColBERT rows are rounded to float16, those of a query too.
         dense_halves: whether dense vectors are.
+        distance: distance function of dense vectors.
     """
 
-    def __init__(self, vectors: Mapping[PointId, Any], *, halves: bool = True, dense_halves: bool = False) -> None:
+    def __init__(
+        self,
+        vectors: Mapping[PointId, Any],
+        *,
+        halves: bool = True,
+        dense_halves: bool = False,
+        distance: Distance = "cosine",
+    ) -> None:
         self._vectors = vectors
         self._rounded = halved if halves else np.asarray
         self._dense_rounded = halved if dense_halves else np.asarray
+        self._distance = distance
 
     def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
-        """Compute the cosine of every point."""
+        """Compute the cosine of every point for vectors of norm 1, the inner product, or the distance."""
         query = self._dense_rounded(query)
         return {
-            point_id: float(self._dense_rounded(vectors.dense) @ query)
+            point_id: _compared(self._dense_rounded(vectors.dense), query, self._distance)
             for point_id, vectors in self._vectors.items()
             if vectors.dense is not None
         }
@@ -181,9 +190,16 @@ class Reference:
         }
 
 
-def ranked(scores: Mapping[PointId, float], limit: int | None = None) -> list[PointId]:
-    """Return the ids, best score first."""
-    return sorted(scores, key=lambda point_id: -scores[point_id])[:limit]
+def _compared(vector: NDArray[Any], query: NDArray[Any], distance: Distance) -> float:
+    if distance == "euclid":
+        return float(np.linalg.norm(vector - query))
+    return float(np.abs(vector - query).sum()) if distance == "manhattan" else float(vector @ query)
+
+
+def ranked(scores: Mapping[PointId, float], limit: int | None = None, *, ascending: bool = False) -> list[PointId]:
+    """Return the ids, best score first: the largest or, with `ascending`, the smallest."""
+    sign = 1 if ascending else -1
+    return sorted(scores, key=lambda point_id: sign * scores[point_id])[:limit]
 
 
 def dbsf(branches: Sequence[Mapping[PointId, float]]) -> dict[PointId, float]:

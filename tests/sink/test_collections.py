@@ -65,7 +65,7 @@ def test_every_collection_can_have_its_own_names(store: Store, collection: str, 
     query = draft(7).vectors
     search = search_by(query.dense, query.sparse, query.colbert, schema=schema, limit=1, with_vectors=KINDS)
     [like, _] = recommend(
-        store, collection, [7], [], scope=collection, kinds=KINDS, where=None, field="like", names=names
+        store, collection, [7], [], scope=collection, kinds=KINDS, where=None, field="like", schema=schema
     )
     similar = replace(search, vectors=like)
     changes: list[dict[str, Any]] = [{}, {"rerank": "colbert"}, {"using": ("colbert",)}, {"group_by": "parity"}]

@@ -74,7 +74,9 @@ def test_a_collection_may_have_any_of_the_kinds(store: Store, collection: str, k
             assert tuple(kind for kind in KINDS if getattr(hit.vectors, kind) is not None) == kinds
             assert tuple(why.branches) == default
 
-    query, where = recommend(store, collection, [3], [], scope=collection, kinds=default, where=None, field="like")
+    query, where = recommend(
+        store, collection, [3], [], scope=collection, kinds=default, where=None, field="like", schema=schema
+    )
     like = conform_query(query, SearchOptions(where=where), schema)
     assert isinstance(like, Search)
     assert 3 not in [hit.id for hit in run(store, collection, [like])[0]]
