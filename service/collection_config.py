@@ -94,14 +94,6 @@ class VectorNamesConfig(_Config):
     sparse: VectorName = "sparse"
     colbert: VectorName = "colbert"
 
-    @model_validator(mode="after")
-    def _are_distinct(self) -> VectorNamesConfig:
-        names = (self.dense, self.sparse, self.colbert)
-        if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"must be three different names, got {duplicate!r} twice")
-        return self
-
 
 class DenseConfig(_Config):
     """Fields of the dense vector; see `qdrant_sink.schema.DenseSchema`."""
@@ -158,6 +150,10 @@ class CollectionConfig(_Config):
             raise ValueError(
                 f"writeConsistency: must be at most replication ({self.replication or 1}), got {self.write_consistency}"
             )
+        names = [self.names.of(kind) for kind in self.kinds]
+        if len(set(names)) < len(names):
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"vectorNames: must be different names, got {duplicate!r} twice")
         for kind in KINDS:
             if kind not in self.kinds and kind in self.model_fields_set:
                 raise ValueError(f"{kind}: must be left out, because kinds is {', '.join(self.kinds)}")

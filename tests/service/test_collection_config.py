@@ -78,6 +78,12 @@ def test_every_field_reaches_the_schema() -> None:
     assert "dense.m" not in parse_config('{"dense": {"onDisk": false}}').schema_for(8, 8).explicit
 
 
+def test_only_the_names_of_existing_vectors_must_differ() -> None:
+    """A vector may have the default name of a kind that collections do not have."""
+    config = parse_config('{"kinds": ["dense"], "vectorNames": {"dense": "sparse"}}')
+    assert config.schema_for(8, 8).names.dense == "sparse"
+
+
 def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
     """The setting may be the path of a file, in which white space may surround the object."""
     file = tmp_path / "collection.json"
@@ -118,7 +124,7 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
             '{"vectorNames": {"sparse": "a|b"}}',
             "vectorNames.sparse must not contain < > : \" / \\ | ? *, NUL or 0x1F, got '|'",
         ),
-        ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be three different names, got 'dense' twice"),
+        ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be different names, got 'dense' twice"),
         ('{"payloadIndexes": {"a": "blob"}}', "payloadIndexes.a must be 'keyword', 'integer', 'float', 'bool',"),
         ('{"payloadIndexes": {"a b": "text"}}', "payloadIndexes.a b must be a path of keys"),
         ('{"tenantKey": "a[]"}', "tenantKey must be a path through objects to one value, without [] and [0]"),

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.vectors import Kind, SparseVector
-from qdrant_sink.errors import SchemaMismatch
 from qdrant_sink.points import PayloadKeys, PointId, Vectors
-from qdrant_sink.schema import CollectionSchema, Datatype, SparseSchema
+from qdrant_sink.schema import Datatype
 from qdrant_sink.searching import BranchRank, Explanation, Hit, Search, SearchOptions, conform_query, explain, run
 from qdrant_sink.searching.explain import FUSED_TOLERANCE, Inquiry
 from qdrant_sink.searching.matches import row_matches, token_matches
@@ -190,37 +189,6 @@ def test_contributions_are_those_of_the_stored_type(store: Store, collection: st
         for hit, why in zip(result.hits, result.explanations, strict=True):
             assert why.colbert is not None
             assert sum(match.score for match in why.colbert) == pytest.approx(hit.score, rel=TOLERANCE)
-
-
-def test_weights_by_idf_are_no_contributions(store: Store, collection: str) -> None:
-    """Scores are weighted by IDF, which only the store knows. Tokens and their weights are listed without a sum."""
-    dense, _, _ = parts(WIDE)
-    schema = CollectionSchema(dense, SparseSchema(modifier="idf"))
-    store.ensure(collection, schema)
-    store.ensure(collection, schema)
-    kinds = ("dense", "sparse")
-    vectors: dict[PointId, Vectors] = {n: sample_vectors(n, size=WIDE_SIZE, kinds=kinds) for n in range(40)}
-    drafts = [draft(n, vectors=vector) for n, vector in enumerate(vectors.values())]
-    assert write(store, collection, drafts, schema).stored == 40
-    reference = Reference(vectors)
-    for seed in range(1000, 1005):
-        query = sample_vectors(seed, size=WIDE_SIZE, kinds=kinds)
-        assert query.dense is not None
-        assert query.sparse is not None
-        plain, expected = reference.sparse(query.sparse), reference.sparse(query.sparse, idf=True)
-        search = search_by(query.dense, query.sparse, schema=schema, limit=40)
-        alone = search.with_options(using=("sparse",))
-        fused, sparse = explain(store, collection, [search, alone], text_key="text")
-        assert {hit.id: pytest.approx(hit.score, rel=1e-5) for hit in sparse.hits} == expected
-        for hit, why in zip(sparse.hits, sparse.explanations, strict=True):
-            assert why.sparse is not None
-            products = [match.query * match.passage for match in why.sparse]
-            assert products == sorted(products, reverse=True)
-            assert sum(products) == pytest.approx(plain[hit.id], rel=TOLERANCE)
-            assert {match.contribution for match in why.sparse} == {None}
-        assert all(why.fusion is not None for why in fused.explanations)
-    with pytest.raises(SchemaMismatch, match=r"sparse\.modifier is idf, wanted none"):
-        store.verify(collection, CollectionSchema(dense, SparseSchema()))
 
 
 @pytest.mark.parametrize("datatype", ["float32", "float16"])
