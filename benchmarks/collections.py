@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder import SparseVector
-from qdrant_sink import Point, Search, SearchOptions, Vectors
+from qdrant_sink import (
+    ColbertSchema,
+    CollectionSchema,
+    DenseSchema,
+    Point,
+    Search,
+    SearchOptions,
+    SparseSchema,
+    Vectors,
+    with_branches,
+)
 
 VOCABULARY: Final = 8192
 WEIGHTS: Final = 40
@@ -35,6 +45,11 @@ class Shape:
     points: int
     size: int
     rows: int
+
+    @property
+    def schema(self) -> CollectionSchema:
+        """The schema of the collection."""
+        return CollectionSchema(DenseSchema(self.size), SparseSchema(), ColbertSchema(self.size))
 
 
 def points(shape: Shape, *, seed: int = 0) -> Iterator[Point]:
@@ -65,7 +80,8 @@ def queries(shape: Shape, count: int, *, seed: int = 1, **options: Any) -> list[
             sparse=_sparse(rng, QUERY_WEIGHTS),
             colbert=_unit(centre + rng.normal(scale=0.08, size=(QUERY_ROWS, shape.size))),
         )
-        searches.append(Search(vectors, SearchOptions(**options)))
+        schema = shape.schema
+        searches.append(Search(vectors, with_branches(SearchOptions(**options), schema), schema))
     return searches
 
 

@@ -91,6 +91,7 @@ from qdrant_sink.searching import (
     explain,
     recommend,
     run,
+    with_branches,
 )
 from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
@@ -205,4 +206,5 @@ __all__ = [
     "text_key_of",
     "text_of",
     "too_many_rows",
+    "with_branches",
 ]

@@ -17,24 +17,27 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.errors import InvalidRequest
-from embedder.vectors import SparseVector
+from embedder.vectors import Kind, SparseVector
 from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import INTEGER_ID_MAX, Draft, Point, PointId, Vectors, point_id, shown_integer
-from qdrant_sink.schema import CollectionSchema, Datatype, DenseSchema, SparseSchema
+from qdrant_sink.schema import ColbertSchema, CollectionSchema, Datatype, DenseSchema, Distance, SparseSchema
+
+T = TypeVar("T")
 
 NORM_MIN: Final = 1e-3
-"""Minimum norm of a vector. Qdrant does not normalise vectors with a norm below 3.5e-4, which then rank wrongly; the
-difference is a margin for rounding."""
+"""Minimum norm of a vector that is compared by cosine. Qdrant does not normalise vectors with a norm below 3.5e-4,
+which then rank wrongly; the difference is a margin for rounding."""
 
 NORM_MAX: Final = 1e18
-"""Maximum norm of a vector. If its square exceeded float32 (3.4e38), the vector would become zero on normalisation."""
+"""Maximum norm of a vector. If its square exceeded float32 (3.4e38), the vector would become zero on normalisation, and
+products and distances would be infinite."""
 
 WEIGHT_MAX: Final = 1e15
 """Maximum magnitude of a sparse weight, which keeps every inner product finite in float32."""
@@ -108,7 +111,7 @@ def conform(draft: Draft, schema: CollectionSchema) -> Point | Refusal:
     if vectors.dense is None and vectors.sparse is None and vectors.colbert is None:
         got = "only a sparse vector without weights" if draft.vectors.sparse is not None else "none"
         return Refusal("invalid_vector", f"vectors: a point must have at least 1 vector to be searchable, got {got}")
-    return Point(identity, payload, vectors.dense, vectors.sparse, vectors.colbert)
+    return Point(identity, payload, vectors.dense, vectors.sparse, vectors.colbert, schema.names)
 
 
 def conform_id(raw: object, collection: str) -> PointId | Refusal:
@@ -147,10 +150,19 @@ def _refused(code: RefusalCode, message: str) -> _Refused:
 
 def _vectors(vectors: Vectors, schema: CollectionSchema) -> Vectors:
     return Vectors(
-        dense=None if vectors.dense is None else _dense(vectors.dense, schema.dense),
-        sparse=None if vectors.sparse is None else _sparse(vectors.sparse, schema.sparse),
-        colbert=None if vectors.colbert is None else _colbert(vectors.colbert, schema),
+        dense=None if vectors.dense is None else _dense(vectors.dense, _stored("dense", schema.dense, schema)),
+        sparse=None if vectors.sparse is None else _sparse(vectors.sparse, _stored("sparse", schema.sparse, schema)),
+        colbert=None
+        if vectors.colbert is None
+        else _colbert(vectors.colbert, _stored("colbert", schema.colbert, schema)),
     )
+
+
+def _stored(kind: Kind, vector: T | None, schema: CollectionSchema) -> T:
+    """Return the schema of a vector, and refuse a kind that the collection lacks."""
+    if vector is None:
+        raise _refused("invalid_vector", f"{kind}: must be a kind of the collection ({', '.join(schema.kinds)})")
+    return vector
 
 
 def _id(value: Any) -> PointId:
@@ -195,12 +207,12 @@ def _dense(raw: Any, schema: DenseSchema) -> NDArray[np.float32]:
         raise _refused("invalid_vector", f"dense: must have shape ({schema.size},), got {array.shape}")
     vector = _float32("dense", array)
     _check_range("dense", vector, schema.datatype)
-    _check_norms("dense", vector[np.newaxis, :], rows=False)
+    _check_norms("dense", vector[np.newaxis, :], schema.distance, rows=False)
     return vector
 
 
-def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
-    size = schema.colbert.size
+def _colbert(raw: Any, schema: ColbertSchema) -> NDArray[Any]:
+    size = schema.size
     array = _numbers("colbert", raw)
     if array.ndim != 2 or array.shape[1] != size or not array.shape[0]:
         raise _refused("invalid_vector", f"colbert: must have shape (rows > 0, {size}), got {array.shape}")
@@ -208,8 +220,8 @@ def _colbert(raw: Any, schema: CollectionSchema) -> NDArray[Any]:
     if array.size >= MULTIVECTOR_VALUES_LIMIT:
         raise _Refused(too_many_rows(rows, size))
     matrix = _float32("colbert", array)
-    _check_range("colbert", matrix, schema.colbert.datatype)
-    _check_norms("colbert", matrix, rows=True)
+    _check_range("colbert", matrix, schema.datatype)
+    _check_norms("colbert", matrix, schema.distance, rows=True)
     return np.ascontiguousarray(array, dtype=np.float16) if array.dtype == np.float16 else matrix
 
 
@@ -221,15 +233,16 @@ def _check_range(name: str, array: NDArray[np.float32], datatype: Datatype) -> N
         )
 
 
-def _check_norms(name: str, matrix: NDArray[np.float32], *, rows: bool) -> None:
+def _check_norms(name: str, matrix: NDArray[np.float32], distance: Distance, *, rows: bool) -> None:
+    norm_min = NORM_MIN if distance == "cosine" else 0.0  # only the cosine normalises vectors
     with np.errstate(over="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix)
-    invalid = ~((squares >= NORM_MIN**2) & (squares <= NORM_MAX**2))
+    invalid = ~((squares >= norm_min**2) & (squares <= NORM_MAX**2))
     if invalid.any():
         row = int(np.argmax(invalid))
         path = f"{name}[{row}]" if rows else name
         norm = math.sqrt(float(np.square(matrix[row].astype(np.float64)).sum()))
-        raise _refused("invalid_vector", f"{path}: the norm must be {NORM_MIN:g} to {NORM_MAX:g}, got {norm:.3g}")
+        raise _refused("invalid_vector", f"{path}: the norm must be {norm_min:g} to {NORM_MAX:g}, got {norm:.3g}")
 
 
 def _sparse(raw: Any, schema: SparseSchema) -> SparseVector | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qdrant_sink.address import ServerUrl, TransportChoice
-from qdrant_sink.schema import NAMES, VectorNames
 from qdrant_sink.store import Store
 
 
@@ -16,7 +15,6 @@ def open_server(
     *,
     transport: TransportChoice = "auto",
     grpc_port: int | None = None,
-    names: VectorNames = NAMES,
     retried: Callable[[], None] = lambda: None,
 ) -> Store:
     """Open a Qdrant server or cluster. The store connects on its first call.
@@ -26,7 +24,6 @@ def open_server(
         api_key: API key, which is sent with every call and never logged.
         transport: `auto`, `grpc` or `rest`; see `qdrant_sink.address`.
         grpc_port: port of gRPC; None for 6334 if the URL names port 6333 or no port, and for REST if it names another.
-        names: names of the vectors, the same in every collection.
         retried: callback before each repeated attempt of a call; it must not raise.
 
     Raises:
@@ -34,19 +31,18 @@ def open_server(
     """
     from qdrant_sink.server import ServerStore
 
-    return ServerStore(url, api_key, transport=transport, grpc_port=grpc_port, names=names, retried=retried)
+    return ServerStore(url, api_key, transport=transport, grpc_port=grpc_port, retried=retried)
 
 
-def open_edge(path: str | Path, *, names: VectorNames = NAMES) -> Store:
+def open_edge(path: str | Path) -> Store:
     """Open Qdrant Edge in this process. The directory is created if it is missing.
 
     Args:
         path: directory of the collections.
-        names: names of the vectors, the same in every collection.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process uses it.
     """
     from qdrant_sink.edge import EdgeStore
 
-    return EdgeStore(path, names=names)
+    return EdgeStore(path)

@@ -18,7 +18,7 @@ from embedder.vectors import Embedding, SparseVector
 from qdrant_sink.errors import DuplicateId
 from qdrant_sink.json_types import kind_of
 from qdrant_sink.payload_path import canonical_selection_path, named
-from qdrant_sink.schema import VectorNames
+from qdrant_sink.schema import NAMES, VectorNames
 
 PointId = int | uuid.UUID
 """Id of a point in Qdrant: an unsigned 64-bit integer or a UUID."""
@@ -50,7 +50,7 @@ class Vectors:
         sparse: weights by token id.
         colbert: float32 or float16 [rows, size].
 
-    Qdrant normalises dense and ColBERT vectors, and returns them with norm 1.
+    Where the distance is the cosine, Qdrant normalises dense and ColBERT vectors, and returns them with norm 1.
     """
 
     dense: NDArray[np.float32] | None = None
@@ -64,12 +64,15 @@ class Vectors:
 
     @classmethod
     def named(cls, vectors: object, names: VectorNames) -> Vectors | None:
-        """Convert the vectors that a client or the engine returns; None if it returned no named vectors.
+        """Convert the vectors that a client or the engine returns; None if it returned no vectors.
 
         Args:
             vectors: mapping from names to a list of numbers, a list of rows, or an object with `indices` and `values`.
+                An unnamed vector without others comes without a mapping.
             names: names of the three kinds.
         """
+        if isinstance(vectors, list) and vectors:
+            vectors = {"": vectors}
         if not isinstance(vectors, Mapping) or not vectors:
             return None
         dense, sparse, colbert = (vectors.get(name) for name in (names.dense, names.sparse, names.colbert))
@@ -106,9 +109,10 @@ class Point:
     Attributes:
         id: unsigned 64-bit integer or UUID.
         payload: plain JSON.
-        dense: float32 [size], finite, norm between `NORM_MIN` and `NORM_MAX`.
+        dense: float32 [size], finite, norm at most `NORM_MAX` and, for the cosine, at least `NORM_MIN`.
         sparse: uint32 and float32 [N] with N > 0; indices are unique and ascending, weights are not zero.
         colbert: float32 or float16 [rows, size] with rows * size < 2**20; every row is valid as a dense vector.
+        names: names of the vectors in the collection.
 
     A missing kind is None. A point has at least one kind.
     """
@@ -118,6 +122,7 @@ class Point:
     dense: NDArray[np.float32] | None = None
     sparse: SparseVector | None = None
     colbert: NDArray[Any] | None = None
+    names: VectorNames = NAMES
 
     def __post_init__(self) -> None:
         """Raise ValueError for shapes that damage a collection of Qdrant Edge permanently."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from embedder.vectors import Kind
+from embedder.vectors import KINDS, Kind
 from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
@@ -15,6 +15,9 @@ Quantization = Literal["none", "int8", "binary"]
 IndexType = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "text", "geo"]
 Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 
+ASCENDING_DISTANCES: Final[frozenset[Distance]] = frozenset({"euclid", "manhattan"})
+"""Distance functions whose scores are distances, so that a smaller score is better."""
+
 INT8_QUANTILE: Final = 0.99
 """Share of the components inside the int8 range. The outermost hundredth is clipped, so that outliers do not reduce the
 precision of the others."""
@@ -22,7 +25,10 @@ precision of the others."""
 
 @dataclass(frozen=True, slots=True)
 class VectorNames:
-    """Names of the three vectors in a collection. They differ, and each has at most 200 bytes."""
+    """Names of the three vectors in a collection. They differ, and each has at most 200 bytes.
+
+    The empty name is that of an unnamed vector, which a collection can have beside named ones.
+    """
 
     dense: str = "dense"
     sparse: str = "sparse"
@@ -59,6 +65,11 @@ class DenseSchema:
     on_disk: bool = False
     quantization: Quantization = "none"
 
+    @property
+    def ascending(self) -> bool:
+        """Whether a smaller score is better, because it is a distance."""
+        return self.distance in ASCENDING_DISTANCES
+
 
 @dataclass(frozen=True, slots=True)
 class SparseSchema:
@@ -66,7 +77,9 @@ class SparseSchema:
 
     Attributes:
         datatype: type of the weights in the index (float16 costs about 0.2 % recall).
-        modifier: "idf" or None. The weights of BGE-M3 are learned, so that IDF would weight them twice.
+        modifier: "idf" if the store multiplies the weights of a query by the inverse document frequency of their
+            tokens, which it takes from the collection; None if it does not. The weights of BGE-M3 are learned, so that
+            IDF weights them twice.
         on_disk: whether the index is memory-mapped rather than kept in RAM.
     """
 
@@ -90,7 +103,7 @@ class ColbertSchema:
     """
 
     size: int
-    distance: Distance = "cosine"
+    distance: Literal["cosine", "dot"] = "cosine"
     comparator: Literal["max_sim"] = "max_sim"
     datatype: Datatype = "float16"
     on_disk: bool = True
@@ -138,13 +151,13 @@ ANYWHERE: Final = Placement()
 
 @dataclass(frozen=True, slots=True)
 class CollectionSchema:
-    """Schema of a collection with three named vectors.
+    """Schema of a collection with a named vector for each of one to three kinds.
 
     Attributes:
-        dense: schema of the vector `names.dense`.
-        sparse: schema of the vector `names.sparse`.
-        colbert: schema of the vector `names.colbert`.
-        names: names of the vectors.
+        dense: schema of the vector `names.dense`; None for a collection without it.
+        sparse: schema of the vector `names.sparse`; None for a collection without it.
+        colbert: schema of the vector `names.colbert`; None for a collection without it.
+        names: names of the vectors. Points, plans and reads carry them to the store.
         payload_indexes: types of the payload indexes by path, such as `metadata.topic` and `offers[].price` (see
             `payload_path`).
         tenant_key: path to the one value of the tenant, which every point must have and which is indexed; None without
@@ -156,12 +169,12 @@ class CollectionSchema:
             collection must have these values; all other fields may have been tuned.
 
     Raises:
-        ValueError: a payload index or the tenant has an invalid path.
+        ValueError: there is no vector, or a payload index or the tenant has an invalid path.
     """
 
-    dense: DenseSchema
-    sparse: SparseSchema
-    colbert: ColbertSchema
+    dense: DenseSchema | None = None
+    sparse: SparseSchema | None = None
+    colbert: ColbertSchema | None = None
     names: VectorNames = NAMES
     payload_indexes: Mapping[str, IndexType] = field(default_factory=dict)
     tenant_key: str | None = None
@@ -171,12 +184,19 @@ class CollectionSchema:
     explicit: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("a collection must have at least one of dense, sparse and colbert")
         with named("payload_indexes"):
             indexes = {canonical_path(key): kind for key, kind in self.payload_indexes.items()}
         object.__setattr__(self, "payload_indexes", indexes)
         if self.tenant_key is not None:
             with named("tenant_key"):
                 object.__setattr__(self, "tenant_key", canonical_value_path(self.tenant_key))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors of the collection, in the order of `KINDS`."""
+        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def indexes(self) -> dict[str, PayloadIndex]:
@@ -189,8 +209,8 @@ class CollectionSchema:
     @property
     def quantized(self) -> tuple[Kind, ...]:
         """The kinds of vectors that have a quantized copy."""
-        kinds: tuple[tuple[Kind, Quantization], ...] = (
-            ("dense", self.dense.quantization),
-            ("colbert", self.colbert.quantization),
+        vectors: tuple[tuple[Kind, DenseSchema | ColbertSchema | None], ...] = (
+            ("dense", self.dense),
+            ("colbert", self.colbert),
         )
-        return tuple(kind for kind, quantization in kinds if quantization != "none")
+        return tuple(kind for kind, vector in vectors if vector is not None and vector.quantization != "none")

@@ -21,10 +21,13 @@ VectorKind = Literal["dense", "multivector", "sparse"]
 ABSENT = "absent"
 """Value of a field that the collection does not have."""
 
+UNNAMED = "(unnamed)"
+"""Name of the unnamed vector in differences."""
+
 
 @dataclass(frozen=True, slots=True)
 class VectorDescription:
-    """A named vector of an existing collection, with the store's defaults filled in.
+    """A vector of an existing collection, with the store's defaults filled in.
 
     Attributes:
         kind: one vector per point, several, or sparse weights.
@@ -55,7 +58,7 @@ class VectorDescription:
 class CollectionDescription:
     """An existing collection: its vectors by name, and its other properties as in `CollectionSchema`.
 
-    The keys of payload indexes may come in any notation of their path.
+    An unnamed vector has the empty name. The keys of payload indexes may come in any notation of their path.
     """
 
     vectors: Mapping[str, VectorDescription]
@@ -83,7 +86,7 @@ the operator has set them."""
 def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list[Difference]:
     """Return every verified field in which `actual` differs from `wanted`, in the order of the schema.
 
-    Fields that change search results are always verified: the existence of the three vectors, their kind, size,
+    Fields that change search results are always verified: the existence of the schema's vectors, their kind, size,
     distance, comparator and modifier, and the types of payload indexes. Fields that affect only memory or time
     (datatype, quantization, HNSW parameters, on_disk, shards and similar ones) are verified if the operator has set
     them (`wanted.explicit`); otherwise they may have been tuned. Additional vectors and indexes are ignored. A missing
@@ -91,8 +94,8 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
     """
     result: list[Difference] = []
     for kind, wanted_vector in _expected(wanted).items():
-        name = wanted.names.of(kind)
-        actual_vector = actual.vectors.get(name)
+        actual_vector = actual.vectors.get(wanted.names.of(kind))
+        name = wanted.names.of(kind) or UNNAMED
         if actual_vector is None:
             result.append(Difference(name, ABSENT, wanted_vector.kind))
         elif actual_vector.kind != wanted_vector.kind:
@@ -145,8 +148,9 @@ def _index_differences(key: str, wanted: PayloadIndex, actual: PayloadIndex) -> 
 
 def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
     dense, sparse, colbert = wanted.dense, wanted.sparse, wanted.colbert
-    return {
-        "dense": VectorDescription(
+    expected: dict[Kind, VectorDescription] = {}
+    if dense is not None:
+        expected["dense"] = VectorDescription(
             "dense",
             size=dense.size,
             distance=dense.distance,
@@ -155,11 +159,13 @@ def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
             m=dense.m,
             ef_construct=dense.ef_construct,
             on_disk=dense.on_disk,
-        ),
-        "sparse": VectorDescription(
+        )
+    if sparse is not None:
+        expected["sparse"] = VectorDescription(
             "sparse", modifier=sparse.modifier, datatype=sparse.datatype, on_disk=sparse.on_disk
-        ),
-        "colbert": VectorDescription(
+        )
+    if colbert is not None:
+        expected["colbert"] = VectorDescription(
             "multivector",
             size=colbert.size,
             distance=colbert.distance,
@@ -167,8 +173,8 @@ def _expected(wanted: CollectionSchema) -> dict[Kind, VectorDescription]:
             datatype=colbert.datatype,
             quantization=colbert.quantization,
             on_disk=colbert.on_disk,
-        ),
-    }
+        )
+    return expected
 
 
 def mismatch(collection: str, fields: Sequence[Difference]) -> SchemaMismatch:

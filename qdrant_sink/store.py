@@ -13,7 +13,9 @@ thread. Vendor exceptions do not escape: every method raises only errors of `emb
     NotFound           the collection does not exist; not raised by `ensure`, `collection_of` and `verify`
     SchemaMismatch     the collection exists with another schema; raised by `ensure` and `verify`
     InvalidRequest     a filter or a collection name is invalid, or a deletion has neither ids nor a condition
-    ConfigurationError the store cannot satisfy the schema (vector names, shards); raised by methods with a schema
+    ConfigurationError the store cannot satisfy the schema (shards); raised by methods with a schema
+
+A store knows no names of vectors. Schemas, points and plans carry them, so that every collection can have its own.
 
 Every method accepts an alias in place of a collection, except `alias` itself.
 
@@ -34,7 +36,7 @@ from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
-from qdrant_sink.schema import CollectionSchema, PayloadIndex
+from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.searching.plan import Hit, Plan
 
 _NAME_EXCLUDES: Final = r'<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029'
@@ -138,11 +140,17 @@ class Store(Protocol):
         ...
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        *,
+        names: VectorNames = NAMES,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id. Missing points are left out.
 
-        A payload that is not requested is None.
+        A payload that is not requested is None. `names` are the names of the vectors in the collection.
         """
         ...
 

@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from embedder import KINDS, Kind
 from qdrant_sink import (
     ColbertSchema,
     CollectionSchema,
     Datatype,
     DenseSchema,
+    Distance,
     IndexType,
     Layout,
     Placement,
@@ -37,13 +39,27 @@ NAME_FORBIDDEN_CHARACTERS = '<>:"/\\|?*\x00\x1f'
 
 
 def _valid_name(name: str) -> str:
+    if not name:
+        raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got 0; only the dense vector can be unnamed")
+    return _valid_dense_name(name)
+
+
+def _valid_dense_name(name: str) -> str:
     size = len(name.encode())
-    if not 1 <= size <= NAME_MAX_BYTES:
-        raise ValueError(f"must have 1 to {NAME_MAX_BYTES} bytes, got {size}")
+    if size > NAME_MAX_BYTES:
+        raise ValueError(f"must have at most {NAME_MAX_BYTES} bytes, got {size}")
     for character in name:
         if character in NAME_FORBIDDEN_CHARACTERS:
             raise ValueError(f'must not contain < > : " / \\ | ? *, NUL or 0x1F, got {character!r}')
     return name
+
+
+def _valid_kinds(kinds: list[Kind]) -> list[Kind]:
+    if not kinds:
+        raise ValueError("must have at least 1 item, got 0")
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"must not repeat a kind, got {', '.join(kinds)}")
+    return kinds
 
 
 def _valid_path(path: str) -> str:
@@ -72,25 +88,17 @@ class _Config(BaseModel):
 
 
 class VectorNamesConfig(_Config):
-    """The names of the vectors."""
+    """The names of the vectors. The dense vector can be unnamed."""
 
-    dense: VectorName = "dense"
+    dense: Annotated[str, AfterValidator(_valid_dense_name)] = "dense"
     sparse: VectorName = "sparse"
     colbert: VectorName = "colbert"
-
-    @model_validator(mode="after")
-    def _are_distinct(self) -> VectorNamesConfig:
-        names = (self.dense, self.sparse, self.colbert)
-        if len(set(names)) < len(names):
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"must be three different names, got {duplicate!r} twice")
-        return self
 
 
 class DenseConfig(_Config):
     """Fields of the dense vector; see `qdrant_sink.schema.DenseSchema`."""
 
-    distance: Literal["cosine", "dot"] = "cosine"
+    distance: Distance = "cosine"
     m: Annotated[int, Field(ge=0, le=1000)] = 16
     ef_construct: Annotated[int, Field(ge=4, le=100_000)] = 100
     datatype: Datatype = "float32"
@@ -102,12 +110,19 @@ class SparseConfig(_Config):
     """Fields of the sparse vector; see `qdrant_sink.schema.SparseSchema`."""
 
     datatype: Datatype = "float32"
+    modifier: Literal["none", "idf"] = "none"
     on_disk: bool = False
+
+    @property
+    def value(self) -> SparseSchema:
+        """The schema of the vector."""
+        return SparseSchema(self.datatype, None if self.modifier == "none" else self.modifier, self.on_disk)
 
 
 class ColbertConfig(_Config):
     """Fields of the ColBERT multivector; see `qdrant_sink.schema.ColbertSchema`."""
 
+    distance: Literal["cosine", "dot"] = "cosine"
     datatype: Datatype = "float16"
     on_disk: bool = True
     quantization: Quantization = "none"
@@ -116,6 +131,7 @@ class ColbertConfig(_Config):
 class CollectionConfig(_Config):
     """The whole collection config; docs/collections.md explains each field."""
 
+    kinds: Annotated[list[Kind], AfterValidator(_valid_kinds)] = Field(default=list(KINDS))
     vector_names: VectorNamesConfig = VectorNamesConfig()
     dense: DenseConfig = DenseConfig()
     sparse: SparseConfig = SparseConfig()
@@ -134,9 +150,16 @@ class CollectionConfig(_Config):
             raise ValueError(
                 f"writeConsistency: must be at most replication ({self.replication or 1}), got {self.write_consistency}"
             )
-        kind = self.payload_indexes.get(self.tenant_key or "", "keyword")
-        if kind != "keyword":
-            raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{kind}'")
+        names = [self.names.of(kind) for kind in self.kinds]
+        if len(set(names)) < len(names):
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"vectorNames: must be different names, got {duplicate!r} twice")
+        for kind in KINDS:
+            if kind not in self.kinds and kind in self.model_fields_set:
+                raise ValueError(f"{kind}: must be left out, because kinds is {', '.join(self.kinds)}")
+        index = self.payload_indexes.get(self.tenant_key or "", "keyword")
+        if index != "keyword":
+            raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{index}'")
         return self
 
     @property
@@ -152,9 +175,9 @@ class CollectionConfig(_Config):
     def schema_for(self, dense_size: int, colbert_size: int) -> CollectionSchema:
         """The schema of collections for a checkpoint with these vector sizes."""
         return CollectionSchema(
-            dense=DenseSchema(size=dense_size, **self.dense.model_dump()),
-            sparse=SparseSchema(**self.sparse.model_dump()),
-            colbert=ColbertSchema(size=colbert_size, **self.colbert.model_dump()),
+            dense=DenseSchema(size=dense_size, **self.dense.model_dump()) if "dense" in self.kinds else None,
+            sparse=self.sparse.value if "sparse" in self.kinds else None,
+            colbert=ColbertSchema(size=colbert_size, **self.colbert.model_dump()) if "colbert" in self.kinds else None,
             names=self.names,
             payload_indexes=self.payload_indexes,
             tenant_key=self.tenant_key,

@@ -88,6 +88,8 @@ class EdgeCollection:
     def optimize(self, vector: str) -> tuple[bool, int]:
         """Merge segments and build the graph of a vector in a separate process. Other calls wait for its end.
 
+        If the collection lacks the vector, segments are merged only.
+
         Returns:
             Whether the collection was changed, and the number of points that should be in a graph and are not, which
             is normally 0.

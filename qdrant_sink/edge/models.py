@@ -14,8 +14,9 @@ from qdrant_sink.schema import VectorNames
 from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
 
 
-def edge_point(point: Point, names: VectorNames) -> edge.Point:
+def edge_point(point: Point) -> edge.Point:
     """Convert a point for the engine."""
+    names = point.names
     vectors: dict[str, Any] = {}
     if point.dense is not None:
         vectors[names.dense] = point.dense.tolist()
@@ -30,8 +31,9 @@ def _sparse(vector: SparseVector) -> edge.SparseVector:
     return edge.SparseVector(vector.indices.tolist(), vector.values.tolist())
 
 
-def query_request(plan: Plan, names: VectorNames) -> edge.QueryRequest:
+def query_request(plan: Plan) -> edge.QueryRequest:
     """Convert the stages of a plan to one request."""
+    names = plan.names
     condition = edge_filter(plan.where)
     single_stage = not plan.branches
     return edge.QueryRequest(

@@ -1,8 +1,9 @@
 """Program that optimises one collection of Qdrant Edge: `python -m qdrant_sink.edge.optimizer`.
 
-Its arguments are the directory of the collection, the name of the vector that needs a graph, and the id of the worker's
-process. It writes JSON Lines to its standard output: `{"level", "message"}` for the log of the worker, and at the end
-`{"changed"}` or `{"error", "message"}`. Its standard input is a pipe that closes when the worker ends.
+Its arguments are the directory of the collection, the name of the vector that needs a graph, which the collection may
+lack, and the id of the worker's process. It writes JSON Lines to its standard output: `{"level", "message"}` for the
+log of the worker, and at the end `{"changed"}` or `{"error", "message"}`. Its standard input is a pipe that closes when
+the worker ends.
 """
 
 from __future__ import annotations

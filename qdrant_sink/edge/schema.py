@@ -44,33 +44,36 @@ ONE_MACHINE: Final = Placement(shards=1, replication=1, write_consistency=1)
 def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
     """Return the configuration of a new collection without payload indexes, which `create_index` creates."""
     dense, sparse, colbert = schema.dense, schema.sparse, schema.colbert
+    vectors: dict[str, edge.EdgeVectorParams] = {}
+    sparse_vectors: dict[str, edge.EdgeSparseVectorParams] = {}
+    if dense is not None:
+        vectors[schema.names.dense] = edge.EdgeVectorParams(
+            size=dense.size,
+            distance=_DISTANCES[dense.distance],
+            datatype=_DATATYPES[dense.datatype],
+            memory=_memory(on_disk=dense.on_disk),
+            quantization_config=_quantization(dense.quantization),
+            hnsw_config=edge.HnswIndexConfig(dense.m, dense.ef_construct, FULL_SCAN_KB),
+        )
+    if sparse is not None:
+        sparse_vectors[schema.names.sparse] = edge.EdgeSparseVectorParams(
+            datatype=_DATATYPES[sparse.datatype],
+            modifier=edge.Modifier.Idf if sparse.modifier == "idf" else None,
+            memory=edge.Memory.Cold if sparse.on_disk else None,
+        )
+    if colbert is not None:
+        vectors[schema.names.colbert] = edge.EdgeVectorParams(
+            size=colbert.size,
+            distance=_DISTANCES[colbert.distance],
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+            datatype=_DATATYPES[colbert.datatype],
+            memory=_memory(on_disk=colbert.on_disk),
+            quantization_config=_quantization(colbert.quantization),
+            hnsw_config=edge.HnswIndexConfig(colbert.m, _DEFAULT_HNSW["ef_construct"], FULL_SCAN_KB),
+        )
     return edge.EdgeConfig(
-        vectors={
-            schema.names.dense: edge.EdgeVectorParams(
-                size=dense.size,
-                distance=_DISTANCES[dense.distance],
-                datatype=_DATATYPES[dense.datatype],
-                memory=_memory(on_disk=dense.on_disk),
-                quantization_config=_quantization(dense.quantization),
-                hnsw_config=edge.HnswIndexConfig(dense.m, dense.ef_construct, FULL_SCAN_KB),
-            ),
-            schema.names.colbert: edge.EdgeVectorParams(
-                size=colbert.size,
-                distance=_DISTANCES[colbert.distance],
-                multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-                datatype=_DATATYPES[colbert.datatype],
-                memory=_memory(on_disk=colbert.on_disk),
-                quantization_config=_quantization(colbert.quantization),
-                hnsw_config=edge.HnswIndexConfig(colbert.m, dense.ef_construct, FULL_SCAN_KB),
-            ),
-        },
-        sparse_vectors={
-            schema.names.sparse: edge.EdgeSparseVectorParams(
-                datatype=_DATATYPES[sparse.datatype],
-                modifier=edge.Modifier.Idf if sparse.modifier == "idf" else None,
-                memory=edge.Memory.Cold if sparse.on_disk else None,
-            )
-        },
+        vectors=vectors,
+        sparse_vectors=sparse_vectors,
         max_search_threads=SEARCH_THREADS,
         payload_memory=None if schema.payload_on_disk is None else _memory(on_disk=schema.payload_on_disk),
     )

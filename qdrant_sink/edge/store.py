@@ -64,7 +64,6 @@ class EdgeStore:
 
     Args:
         path: directory of the collections, which is created if it is missing.
-        names: names of the vectors, the same in every collection.
         open_collections: maximum number of open collections. The least recently used ones are closed.
         optimizer: command of the process that optimises a collection.
 
@@ -76,11 +75,9 @@ class EdgeStore:
         self,
         path: str | Path,
         *,
-        names: VectorNames = NAMES,
         open_collections: int = OPEN_COLLECTIONS_MAX,
         optimizer: Sequence[str] = OPTIMIZER_COMMAND,
     ) -> None:
-        self._names = names
         self._guard = threading.Lock()
         self._open_collections = open_collections
         self._collections: dict[str, EdgeCollection] = {}  # in the order of use, the most recent last
@@ -144,7 +141,7 @@ class EdgeStore:
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
         """Call `optimize` and check that the graph is complete. `timeout_s` does not apply."""
         self._check(collection, schema)
-        _, unindexed = self._collection(collection).optimize(self._names.dense)
+        _, unindexed = self._collection(collection).optimize(schema.names.dense)
         if unindexed:
             raise StoreUnavailable(
                 f"collection {collection!r} is not ready: {unindexed} points are not in the HNSW graph"
@@ -182,7 +179,7 @@ class EdgeStore:
             return
         mode = edge.UpdateMode.InsertOnly if insert_only else edge.UpdateMode.Upsert
         with mapped("points"):
-            rows = [edge_point(point, self._names) for point in points]
+            rows = [edge_point(point) for point in points]
             operation = edge.UpdateOperation.upsert_points(rows, update_mode=mode)
         with self._collection(collection).opened(to_write=True) as shard, mapped("points"):
             shard.update(operation)
@@ -200,22 +197,28 @@ class EdgeStore:
         check_collection(collection)
         if not plans:
             return []
-        requests = [query_request(plan, self._names) for plan in plans]
+        requests = [query_request(plan) for plan in plans]
         with self._collection(collection).opened() as shard, mapped("search"):
             answers = shard.query_batch(edge.QueryBatchRequest(requests))
-            return [[hit(point, self._names) for point in hits] for hits in answers]
+            return [[hit(point, plan.names) for point in hits] for plan, hits in zip(plans, answers, strict=True)]
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        *,
+        names: VectorNames = NAMES,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id."""
         check_collection(collection)
         if not ids:
             return {}
-        names = [self._names.of(kind) for kind in with_vectors]
+        vectors = [names.of(kind) for kind in with_vectors] or False
         with self._collection(collection).opened() as shard, mapped("ids"):
-            records = shard.retrieve(list(ids), with_payload=payload_selector(with_payload), with_vector=names or False)
-            return {sink_id(record.id): stored(record, self._names) for record in records}
+            records = shard.retrieve(list(ids), with_payload=payload_selector(with_payload), with_vector=vectors)
+            return {sink_id(record.id): stored(record, names) for record in records}
 
     def scroll(
         self,
@@ -236,7 +239,7 @@ class EdgeStore:
         )
         with self._collection(collection).opened() as shard, mapped("scroll"):
             records, following = shard.scroll(request)
-            page = {sink_id(record.id): stored(record, self._names) for record in records}
+            page = {sink_id(record.id): Stored(record.payload) for record in records}
         return page, None if following is None else sink_id(following)
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
@@ -261,9 +264,12 @@ class EdgeStore:
         with self._collection(collection).opened() as shard, mapped("count"):
             return shard.count(edge.CountRequest(exact=True, filter=condition))
 
-    def optimize(self, collection: str) -> bool:
-        """Merge segments and build the HNSW graph. Returns whether anything changed. Other collections stay usable."""
-        changed, _ = self._collection(collection).optimize(self._names.dense)
+    def optimize(self, collection: str, vector: str = NAMES.dense) -> bool:
+        """Merge segments and build the HNSW graph. Returns whether anything changed. Other collections stay usable.
+
+        `vector` is the name of the dense vector, which the collection may lack.
+        """
+        changed, _ = self._collection(collection).optimize(vector)
         return changed
 
     def close(self) -> None:
@@ -307,10 +313,6 @@ class EdgeStore:
 
     def _check(self, name: str, schema: CollectionSchema) -> None:
         check_collection(name)
-        if schema.names != self._names:
-            raise ConfigurationError(
-                "vectorNames: the schema must have the vector names with which the store was opened"
-            )
         if schema.placement.server_only:
             raise ConfigurationError(
                 f"{schema.placement.server_only}: Qdrant Edge runs on a single machine; use a Qdrant server"

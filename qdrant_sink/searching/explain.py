@@ -53,7 +53,7 @@ class Explanation:
         branches: rank in each branch of the search; None if the hit was not among the candidates of the branch.
         fusion: contribution of each branch to the fused score, which is their sum. None if the score is not fused, or
             if the contributions do not add up to it because the collection changed in between.
-        sparse: matching tokens, the largest contribution first; None if the query has no weights.
+        sparse: matching tokens, the largest product of weights first; None if the query has no weights.
         colbert: best match of each row of the query; None if the query or the point has no rows.
         rows: number of ColBERT rows of the point; None if unknown.
         indices: token ids of the point's weights as uint32; None without weights.
@@ -89,7 +89,9 @@ class Inquiry:
     def of(cls, search: Search, text_key: str = "text") -> Inquiry:
         """Create the inquiry of a search that `conform_query` returned."""
         options = search.options
-        needed: set[Kind] = {*options.with_vectors, "sparse"}
+        needed: set[Kind] = set(options.with_vectors)
+        if search.schema.sparse is not None:
+            needed.add("sparse")
         if search.vectors.colbert is not None:
             needed.add("colbert")
         branches = {
@@ -138,6 +140,11 @@ class Inquiry:
             for hit in hits
         ]
 
+    @property
+    def _has_idf(self) -> bool:
+        sparse = self.search.schema.sparse
+        return sparse is not None and sparse.modifier == "idf"
+
     def _selected(self, payload: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Remove the text from a payload if it was fetched only for the explanation."""
         wanted = self.search.options.with_payload
@@ -156,7 +163,7 @@ class Inquiry:
         return Explanation(
             branches=chosen,
             fusion=fusion,
-            sparse=None if query is None else token_matches(query, sparse),
+            sparse=None if query is None else token_matches(query, sparse, idf=self._has_idf),
             colbert=None if rows is None or colbert is None else row_matches(_as_compared(rows, colbert), colbert),
             rows=None if colbert is None else len(colbert),
             indices=None if sparse is None else sparse.indices,

@@ -13,16 +13,19 @@ from embedder.vectors import SparseVector
 
 @dataclass(frozen=True, slots=True)
 class TokenMatch:
-    """A token id that query and passage share, and its weight in each of them."""
+    """A token id that query and passage share, and its weight in each of them.
+
+    Attributes:
+        id: token id.
+        query: weight in the query.
+        passage: weight in the passage.
+        contribution: contribution to the score. None if the store also weights by IDF, which only the store knows.
+    """
 
     id: int
     query: float
     passage: float
-
-    @property
-    def contribution(self) -> float:
-        """Contribution to the inner product."""
-        return self.query * self.passage
+    contribution: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +36,19 @@ class RowMatch:
     score: float
 
 
-def token_matches(query: SparseVector, passage: SparseVector | None) -> tuple[TokenMatch, ...]:
-    """Return the shared tokens, the largest contribution first. The contributions sum to the inner product."""
+def token_matches(query: SparseVector, passage: SparseVector | None, *, idf: bool = False) -> tuple[TokenMatch, ...]:
+    """Return the shared tokens, the largest product of weights first. The products sum to the inner product.
+
+    With `idf`, the store multiplies each product by the inverse document frequency of its token before it sums them, so
+    that the tokens have no contribution.
+    """
     if passage is None:
         return ()
     shared, query_positions, passage_positions = np.intersect1d(
         query.indices, passage.indices, assume_unique=True, return_indices=True
     )
     matches = [
-        TokenMatch(index, query_weight, passage_weight)
+        TokenMatch(index, query_weight, passage_weight, None if idf else query_weight * passage_weight)
         for index, query_weight, passage_weight in zip(
             shared.tolist(),
             query.values[query_positions].tolist(),
@@ -49,7 +56,7 @@ def token_matches(query: SparseVector, passage: SparseVector | None) -> tuple[To
             strict=True,
         )
     ]
-    return tuple(sorted(matches, key=lambda match: (-match.contribution, match.id)))
+    return tuple(sorted(matches, key=lambda match: (-match.query * match.passage, match.id)))
 
 
 def row_matches(query: NDArray[Any], passage: NDArray[Any]) -> tuple[RowMatch, ...]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embedder.vectors import Kind, SparseVector
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import PointId, Vectors, WithPayload
+from qdrant_sink.schema import NAMES, VectorNames
 
 OVERSAMPLING: Final = 3.0
 """Default number of candidates per hit that the quantized copy returns; the full vectors then rank these candidates.
@@ -63,7 +64,7 @@ class Traversal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nearest:
-    """Scoring by one vector: cosine for dense, inner product for sparse, MaxSim for colbert.
+    """Scoring by one vector: the distance function for dense, inner product for sparse, MaxSim for colbert.
 
     Attributes:
         kind: kind of the vector.
@@ -113,11 +114,12 @@ class Plan:
         branches: stages before the last one. If there are none, `query` searches the collection itself.
         limit: maximum number of hits.
         offset: number of hits to skip.
-        score_threshold: minimum score of a hit; None keeps all hits.
+        score_threshold: worst score of a hit, in the direction of the last stage; None keeps all hits.
         with_payload: part of the payload that hits contain.
         with_vectors: vectors that hits contain.
         where: filter of every branch, or of `query` if there are no branches.
         traversal: how the branches, or `query` if there are no branches, search the collection.
+        names: names of the vectors in the collection.
     """
 
     query: Nearest | Fuse
@@ -129,6 +131,7 @@ class Plan:
     with_vectors: tuple[Kind, ...] = ()
     where: Filter | None = None
     traversal: Traversal = Traversal()
+    names: VectorNames = NAMES
 
     @property
     def numbers(self) -> int:
@@ -143,7 +146,7 @@ class Hit:
 
     Attributes:
         id: id of the point.
-        score: score of the last stage: cosine, inner product, fused score or MaxSim (a sum over query rows).
+        score: score of the last stage: cosine, inner product, distance, fused score or MaxSim (a sum over query rows).
         payload: payload of the point; None unless requested.
         vectors: vectors of the point; None unless requested.
         depth: number of candidates per branch among which the search found the hit; 0 outside of `searching.run`.

@@ -68,6 +68,7 @@ def tier_plan(search: Search, depth: int) -> Plan | None:
         with_payload=False if options.group_by is None else PayloadKeys((options.group_by,)),
         where=options.where,
         traversal=_traversal(search),
+        names=search.schema.names,
     )
 
 
@@ -105,4 +106,4 @@ def _nearest(search: Search, kind: Kind) -> Nearest | None:
     vector = search.vectors.dense if kind == "dense" else search.vectors.colbert
     if vector is None:
         raise ValueError(f"using: the search needs a {kind} vector of the query, got none")
-    return Nearest(kind, vector, search.options.rescoring if kind in search.quantized else None)
+    return Nearest(kind, vector, search.options.rescoring if kind in search.schema.quantized else None)

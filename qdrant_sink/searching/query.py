@@ -6,9 +6,11 @@ stages and `searching.run` for pages and groups.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
+from embedder.errors import FieldError, InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.conformance import Refusal, conform_vectors
 from qdrant_sink.filters import Filter
@@ -29,7 +31,8 @@ class SearchOptions:
     """Options of a search.
 
     Attributes:
-        using: branches of the search, each at most once.
+        using: branches of the search, each at most once; empty for the default branches of the collection (see
+            `with_branches`).
         fusion: how several branches are combined. With "rrf", a point at rank r (from 1) in a branch of weight w scores
             1 / (rrf_k + r / w) there, and the scores are summed. With "dbsf", scores are scaled to the mean ± 3
             standard deviations of their branch and summed.
@@ -43,10 +46,11 @@ class SearchOptions:
         limit: maximum number of hits, at least 1.
         offset: number of hits to skip, at most `OFFSET_MAX`. All pages with the same other options are disjoint.
         where: filter in Qdrant's JSON format, or None.
-        score_threshold: minimum final score of a hit. The score is the cosine, the inner product or MaxSim for a single
-            branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`. Candidates
-            of a branch are not cut before the last stage. Without `group_by`, the first tier with a lower score is the
-            last one.
+        score_threshold: worst final score of a hit. The score is the cosine, the inner product, the distance or MaxSim
+            for a single branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`.
+            It is a maximum where the score is a distance (see `Search.ascending`), otherwise a minimum. Candidates of a
+            branch are not cut before the last stage. Without `group_by`, the first tier with a worse score is the last
+            one.
         hnsw_ef: candidates of the graph search; None for the default of the store.
         exact: whether all points are compared instead of searching the graph.
         indexed_only: whether large segments without a graph are skipped. This is fast but misses recent points.
@@ -62,7 +66,7 @@ class SearchOptions:
         ValueError: the options contradict each other or are out of range.
     """
 
-    using: tuple[Kind, ...] = ("dense", "sparse")
+    using: tuple[Kind, ...] = ()
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: int = 60
     weights: tuple[float, ...] | None = None
@@ -85,10 +89,10 @@ class SearchOptions:
         if self.group_by is not None:
             with named("group_by"):
                 object.__setattr__(self, "group_by", canonical_value_path(self.group_by))
-        if not self.using or len(set(self.using)) != len(self.using):
-            raise ValueError(f"using: must name at least one branch, each only once, got {self.using}")
+        if len(set(self.using)) != len(self.using):
+            raise ValueError(f"using: must name each branch only once, got {self.using}")
         if self.weights is not None:
-            if len(self.weights) != len(self.using):
+            if self.using and len(self.weights) != len(self.using):
                 raise ValueError(
                     f"weights: must have one weight per branch ({len(self.using)}), got {len(self.weights)}"
                 )
@@ -122,28 +126,77 @@ class Search:
     Attributes:
         vectors: query vectors. Dense and colbert are present if a branch or the reranking uses them. A sparse vector
             without weights is None, and its branch contributes nothing.
-        options: options of the search.
-        quantized: kinds of vectors of which the collection keeps a quantized copy.
+        options: options of the search, with its branches.
+        schema: schema of the collection.
     """
 
     vectors: Vectors
     options: SearchOptions
-    quantized: tuple[Kind, ...] = ()
+    schema: CollectionSchema
+
+    @property
+    def ascending(self) -> bool:
+        """Whether a smaller score is better, because the only stage is a dense branch whose scores are distances."""
+        dense, options = self.schema.dense, self.options
+        return dense is not None and dense.ascending and options.using == ("dense",) and options.rerank is None
 
     def with_options(self, **changes: Any) -> Self:
         """Return the search with some of its `SearchOptions` changed."""
         return replace(self, options=replace(self.options, **changes))
 
 
+def with_branches(options: SearchOptions, schema: CollectionSchema) -> SearchOptions:
+    """Return the options with the default branches, and without vectors that the collection lacks in hits.
+
+    The default branches are dense and sparse where the collection has them, and colbert only where it is alone.
+
+    Raises:
+        InvalidRequest: a branch or the reranking needs a kind that the collection lacks, the number of weights differs
+            from that of the default branches, or DBSF would fuse distances.
+    """
+    kinds = schema.kinds
+    branches = options.using or tuple(kind for kind in kinds if kind != "colbert") or kinds
+    for index, kind in enumerate(branches):
+        if kind not in kinds:
+            raise _lacking(f"using[{index}]", kind, kinds)
+    if options.rerank is not None and options.rerank not in kinds:
+        raise _lacking("rerank", options.rerank, kinds)
+    if options.weights is not None and len(options.weights) != len(branches):
+        raise _invalid(
+            "weights",
+            f"must have one item per branch ({', '.join(branches)}), got {len(options.weights)}",
+        )
+    fuses_scores = options.fusion == "dbsf" and options.rerank is None and len(branches) > 1
+    if fuses_scores and "dense" in branches and schema.dense is not None and schema.dense.ascending:
+        # Qdrant scales scores without regard to their direction, so that the farthest points would come first.
+        distance = schema.dense.distance
+        raise _invalid("fusion", f"must be 'rrf' where the scores of dense are distances ({distance}), got 'dbsf'")
+    with_vectors = tuple(kind for kind in options.with_vectors if kind in kinds)
+    return replace(options, using=branches, with_vectors=with_vectors)
+
+
 def conform_query(vectors: Vectors, options: SearchOptions, schema: CollectionSchema) -> Search | Refusal:
     """Validate query vectors against a schema. Returns the search, or the reason why the vectors are invalid.
 
     The rules are the same as for the vectors of a point.
+
+    Raises:
+        InvalidRequest: the collection lacks a kind that the options name; see `with_branches`.
     """
+    options = with_branches(options, schema)
     valid = conform_vectors(vectors, schema)
     if isinstance(valid, Refusal):
         return valid
     for kind in options.kinds:
         if kind != "sparse" and getattr(valid, kind) is None:
             return Refusal("invalid_vector", f"{kind}: the search needs a {kind} vector of the query, got none")
-    return Search(valid, options, schema.quantized)
+    return Search(valid, options, schema)
+
+
+def _lacking(field: str, kind: Kind, kinds: Sequence[Kind]) -> InvalidRequest:
+    return _invalid(field, f"must be a kind of vector that the collection has ({', '.join(kinds)}), got '{kind}'")
+
+
+def _invalid(field: str, message: str) -> InvalidRequest:
+    whole = f"{field} {message}"
+    return InvalidRequest(whole, fields=[FieldError(field, whole)])

@@ -22,13 +22,21 @@ from embedder.vectors import Kind, SparseVector
 from qdrant_sink.conformance import NORM_MIN, rows_max
 from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.points import PointId, Stored, Vectors, WithPayload, point_id
+from qdrant_sink.schema import CollectionSchema, Distance, VectorNames
 
 
 class Fetches(Protocol):
     """The part of `Store` that reads points."""
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind], /
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        /,
+        *,
+        names: VectorNames,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id. Missing points are left out."""
         ...
@@ -44,6 +52,7 @@ def recommend(
     kinds: Collection[Kind],
     where: Filter | None,
     field: str,
+    schema: CollectionSchema,
 ) -> tuple[Vectors, dict[str, Any]]:
     """Build the query vectors of stored examples, and a filter that excludes the examples. The call blocks.
 
@@ -56,6 +65,7 @@ def recommend(
         kinds: kinds of vectors that the search uses.
         where: filter of the caller.
         field: path of the examples in the request, such as `like`. Errors contain paths such as `like.positive[3]`.
+        schema: schema of the collection.
 
     Raises:
         NotFound: examples do not exist. The message contains their paths; `collection` and `ids` contain the values.
@@ -73,7 +83,8 @@ def recommend(
             raise InvalidRequest(
                 f"{field}.negative[{index}]: must not be the same point as {field}.positive[{duplicate}]"
             )
-    stored = store.fetch(collection, list(dict.fromkeys(ids)), False, sorted(kinds))  # noqa: FBT003 - as in `Fetches`
+    wanted = list(dict.fromkeys(ids))
+    stored = store.fetch(collection, wanted, False, sorted(kinds), names=schema.names)  # noqa: FBT003 - as in `Fetches`
     missing = [(path, raw) for (path, raw), point in zip(examples, ids, strict=True) if point not in stored]
     if missing:
         paths = ", ".join(path for path, _ in missing[:10]) + (", …" if len(missing) > 10 else "")
@@ -82,12 +93,20 @@ def recommend(
             collection=collection,
             ids=[raw for _, raw in missing],
         )
-    vectors = query_vectors(_vectors(stored, positive_ids), _vectors(stored, negative_ids), kinds, field=field)
+    distance = "cosine" if schema.dense is None else schema.dense.distance
+    vectors = query_vectors(
+        _vectors(stored, positive_ids), _vectors(stored, negative_ids), kinds, field=field, distance=distance
+    )
     return vectors, excluding(where, ids)
 
 
 def query_vectors(
-    positive: Sequence[Vectors], negative: Sequence[Vectors], kinds: Collection[Kind], *, field: str
+    positive: Sequence[Vectors],
+    negative: Sequence[Vectors],
+    kinds: Collection[Kind],
+    *,
+    field: str,
+    distance: Distance = "cosine",
 ) -> Vectors:
     """Compute the query vectors of these kinds. The sparse vector is None if no positive weight remains.
 
@@ -96,12 +115,13 @@ def query_vectors(
         negative: vectors of the negative examples; must be empty if `kinds` contains colbert.
         kinds: kinds that the branches and the reranking use.
         field: path of the examples in the request, for errors.
+        distance: distance function of dense vectors.
 
     Raises:
         InvalidRequest: the examples have no such vector, cancel each other out or have too many rows.
     """
     return Vectors(
-        dense=_dense(positive, negative, field) if "dense" in kinds else None,
+        dense=_dense(positive, negative, field, distance) if "dense" in kinds else None,
         sparse=_sparse(positive, negative) if "sparse" in kinds else None,
         colbert=_colbert(positive, negative, field) if "colbert" in kinds else None,
     )
@@ -118,7 +138,9 @@ def _vectors(stored: Mapping[PointId, Stored], ids: Sequence[PointId]) -> list[V
     return [stored[example].vectors or Vectors() for example in ids]
 
 
-def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str) -> NDArray[np.float32]:
+def _dense(
+    positive: Sequence[Vectors], negative: Sequence[Vectors], field: str, distance: Distance
+) -> NDArray[np.float32]:
     positive_vectors = [example.dense for example in positive if example.dense is not None]
     if not positive_vectors:
         raise InvalidRequest(f"{field}.positive: at least one of the points must have a dense vector, got none")
@@ -129,7 +151,7 @@ def _dense(positive: Sequence[Vectors], negative: Sequence[Vectors], field: str)
         query = 2 * query - np.mean(np.stack(negative_vectors), axis=0, dtype=np.float64)
         formula = "2 * mean(positive) - mean(negative)"
     norm = float(np.linalg.norm(query))
-    if norm < NORM_MIN:
+    if norm < NORM_MIN and distance == "cosine":
         raise InvalidRequest(
             f"{field}: the examples cancel each other out: the norm of {formula} must be at least {NORM_MIN:g}, "
             f"got {norm:.3g}"

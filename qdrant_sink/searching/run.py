@@ -6,16 +6,17 @@ The pages of a search are slices of one ranking, which does not depend on the of
     tier 0        all candidates of the branches with a depth of `SearchOptions.depth`
     tier 1, ...   all candidates with a depth four times as large, and so on
 
-Each tier adds the points that the earlier ones lack, in its own order: by descending score, and equal scores by id. The
+Each tier adds the points that the earlier ones lack, in its own order: best score first, and equal scores by id. The
 first page is one request. A later page requests the first page and tier 0 together, and deeper tiers while the ranking
 is too short, all for ids only. The payloads and vectors of its hits are fetched at the end.
 
-Hits below the threshold are left out. The ranking ends if the store has no more points, which a tier with fewer hits
-than its depth shows, or with a tier that has a hit below the threshold.
+The best score is the largest, or the smallest where it is a distance. Hits with a worse score than the threshold are
+left out. The ranking ends if the store has no more points, which a tier with fewer hits than its depth shows, or with a
+tier that has a hit with a worse score than the threshold.
 
 A grouped search (`group_by`) groups the same ranking from tier 0 on. Groups are ranked by their best hit, and have
 further hits of the tier that found them. Tiers up to `DEPTH_MAX` are requested until there are enough groups, even if
-hits are below the threshold, because a reranked hit of a deeper tier can be above it. Qdrant's
+hits are worse than the threshold, because a reranked hit of a deeper tier can be better. Qdrant's
 own request for groups is not used: the embedded engine does not have it, and it stops after a few attempts on long
 documents.
 
@@ -36,6 +37,7 @@ from embedder.vectors import Kind
 from qdrant_sink.errors import LimitExceeded
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.points import PointId, Stored, WithPayload
+from qdrant_sink.schema import VectorNames
 from qdrant_sink.searching.limits import Answer, QueryLimits
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, tier_plan
@@ -55,6 +57,9 @@ BATCH_MAX_NUMBERS: Final = 2**20
 accepts 32 MB) and 32 MB as Python lists. A query of 20 tokens with ColBERT rows of 1024 components has 21 504.
 """
 
+_Parts = tuple[WithPayload, tuple[Kind, ...], VectorNames]
+"""The parts of points that a search requests: payload, vectors, and the names of these."""
+
 
 class Searchable(Protocol):
     """The part of `Store` that searches use."""
@@ -64,7 +69,14 @@ class Searchable(Protocol):
         ...
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind], /
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        /,
+        *,
+        names: VectorNames,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id. Missing points are left out."""
         ...
@@ -195,19 +207,19 @@ class _Ranking:
     def _add_first_page(self, hits: Sequence[Hit], depth: int) -> None:
         """Add the first page, unless hits that tie with its last one may be missing: then tier 0 decides."""
         limit = self.search.options.limit
-        ordered = _sorted_hits(hits)
+        ordered = _sorted_hits(self.search, hits)
         if len(ordered) >= limit + TIE_MARGIN_HITS and ordered[limit - 1].score == ordered[-1].score:
             return
         self._append(ordered[:limit], depth)
 
     def _add_tier(self, answer: Answer, depth: int, limits: QueryLimits) -> None:
         self.needs_parts = True
-        above = _above_threshold(self.search, answer.hits)
-        self._append(_sorted_hits(above), depth)
+        within = _within_threshold(self.search, answer.hits)
+        self._append(_sorted_hits(self.search, within), depth)
         self._depth = depth
         is_grouped = self.search.options.group_by is not None
         length = len(self._groups) if is_grouped else len(self._hits)
-        is_last = answer.count < depth or (len(above) < len(answer.hits) and not is_grouped)
+        is_last = answer.count < depth or (len(within) < len(answer.hits) and not is_grouped)
         if length >= self._end or is_last or depth >= max(DEPTH_MAX, self._end):
             self.complete = True
         elif self._next_depth(limits) == depth:
@@ -241,33 +253,38 @@ def group_of(hit: Hit, path: str) -> str | int | None:
     return value if type(value) in (str, int) else None
 
 
-def _above_threshold(search: Search, hits: Sequence[Hit]) -> Sequence[Hit]:
+def _within_threshold(search: Search, hits: Sequence[Hit]) -> Sequence[Hit]:
     if search.options.score_threshold is None:
         return hits
     threshold = float(np.float32(search.options.score_threshold))  # stores compare in float32
+    if search.ascending:
+        return [hit for hit in hits if hit.score <= threshold]
     return [hit for hit in hits if hit.score >= threshold]
 
 
-def _sorted_hits(hits: Sequence[Hit]) -> list[Hit]:
-    """Sort hits by descending score, and equal scores by ascending id, integers before UUIDs."""
-    return sorted(hits, key=_sort_key)
+def _sorted_hits(search: Search, hits: Sequence[Hit]) -> list[Hit]:
+    """Sort hits, best score first, and equal scores by ascending id, integers before UUIDs."""
+    sign = 1 if search.ascending else -1
 
+    def key(hit: Hit) -> tuple[float, bool, int]:
+        by_uuid = isinstance(hit.id, uuid.UUID)
+        return sign * hit.score, by_uuid, hit.id.int if isinstance(hit.id, uuid.UUID) else hit.id
 
-def _sort_key(hit: Hit) -> tuple[float, bool, int]:
-    by_uuid = isinstance(hit.id, uuid.UUID)
-    return -hit.score, by_uuid, hit.id.int if isinstance(hit.id, uuid.UUID) else hit.id
+    return sorted(hits, key=key)
 
 
 def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence[_Ranking]) -> list[list[Hit]]:
     """Return the pages with their payloads and vectors. Points that were deleted in between are left out."""
     pages = [ranking.page() for ranking in rankings]
-    wanted: dict[tuple[WithPayload, tuple[Kind, ...]], dict[PointId, None]] = {}
+    wanted: dict[_Parts, dict[PointId, None]] = {}
     for ranking, hits in zip(rankings, pages, strict=True):
         if ranking.needs_parts and hits:
             wanted.setdefault(_requested_parts(ranking.search), {}).update(dict.fromkeys(hit.id for hit in hits))
     stored = {
-        parts: store.fetch(collection, list(ids), *parts) if parts != (False, ()) else dict.fromkeys(ids, Stored())
-        for parts, ids in wanted.items()
+        (payload, kinds, names): store.fetch(collection, list(ids), payload, kinds, names=names)
+        if payload or kinds
+        else dict.fromkeys(ids, Stored())
+        for (payload, kinds, names), ids in wanted.items()
     }
     return [
         _with_parts(hits, stored[_requested_parts(ranking.search)]) if ranking.needs_parts and hits else hits
@@ -275,8 +292,8 @@ def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence
     ]
 
 
-def _requested_parts(search: Search) -> tuple[WithPayload, tuple[Kind, ...]]:
-    return search.options.with_payload, search.options.with_vectors
+def _requested_parts(search: Search) -> _Parts:
+    return search.options.with_payload, search.options.with_vectors, search.schema.names
 
 
 def _with_parts(hits: Sequence[Hit], stored: Mapping[PointId, Stored]) -> list[Hit]:

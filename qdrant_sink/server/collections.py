@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol, TypeVar
 
 from qdrant_client import QdrantClient, models
 
-from embedder.errors import ConfigurationError, InvalidRequest, NotFound
+from embedder.errors import InvalidRequest, NotFound
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
-from qdrant_sink.schema import CollectionSchema, PayloadIndex, VectorNames
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
 from qdrant_sink.server.graph_warnings import GraphWarnings
 from qdrant_sink.server.schema import (
@@ -50,14 +50,12 @@ class ServerCollections:
     Args:
         call: function that calls the client; see `Call`.
         pause: function that waits for some seconds and returns whether the store was closed in the meantime.
-        names: names of the vectors.
         warnings: warnings about deferred graphs.
     """
 
-    def __init__(self, call: Call, pause: Callable[[float], bool], names: VectorNames, warnings: GraphWarnings) -> None:
+    def __init__(self, call: Call, pause: Callable[[float], bool], warnings: GraphWarnings) -> None:
         self._call = call
         self._pause = pause
-        self._names = names
         self._warnings = warnings
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
@@ -65,7 +63,7 @@ class ServerCollections:
 
         A collection that another worker creates concurrently is verified. Creating an index twice is harmless.
         """
-        self._check(collection, schema)
+        check_collection(collection)
         actual = self._description_or_none(collection)
         created = actual is None
         if actual is None:
@@ -93,7 +91,7 @@ class ServerCollections:
 
     def verify(self, collection: str, schema: CollectionSchema) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
-        self._check(collection, schema)
+        check_collection(collection)
         actual = self._description_or_none(collection)
         if actual is None:
             return False
@@ -102,9 +100,14 @@ class ServerCollections:
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Defer the graph of the dense vector, unless its m was tuned to a value other than that of the schema."""
-        self._check(collection, schema)
-        m = self._actual_m(collection)
+        """Defer the graph of the dense vector, unless its m was tuned to a value other than that of the schema.
+
+        A collection without dense vectors has no graph to defer.
+        """
+        check_collection(collection)
+        m = self._actual_m(collection, schema)
+        if schema.dense is None:
+            return
         if m == schema.dense.m and m > 0:
             self._update_m(collection, schema, 0)
             self._warnings.deferred(collection)
@@ -122,8 +125,8 @@ class ServerCollections:
 
         If the graph is already restored, the collection is not changed, because every change restarts its optimisation.
         """
-        self._check(collection, schema)
-        if self._actual_m(collection) == 0 and schema.dense.m > 0:
+        check_collection(collection)
+        if schema.dense is not None and schema.dense.m > 0 and self._actual_m(collection, schema) == 0:
             self._update_m(collection, schema, schema.dense.m)
         self._warnings.built(collection)
         deadline = time.monotonic() + timeout_s
@@ -179,13 +182,6 @@ class ServerCollections:
         response = self._call(collection, lambda client: client.get_collections())
         return {description.name for description in response.collections}
 
-    def _check(self, collection: str, schema: CollectionSchema) -> None:
-        check_collection(collection)
-        if schema.names != self._names:
-            raise ConfigurationError(
-                "vectorNames: the schema must have the vector names with which the store was opened"
-            )
-
     def _description_or_none(self, collection: str) -> CollectionDescription | None:
         try:
             return self._description(collection)
@@ -195,13 +191,13 @@ class ServerCollections:
     def _description(self, collection: str) -> CollectionDescription:
         return collection_description(self._call(collection, lambda client: client.get_collection(collection)))
 
-    def _actual_m(self, collection: str) -> int:
+    def _actual_m(self, collection: str, schema: CollectionSchema) -> int:
         """Return the number of edges per node in the graph of the dense vector."""
-        vector = self._description(collection).vectors.get(self._names.dense)
+        vector = self._description(collection).vectors.get(schema.names.dense)
         return (vector and vector.m) or 0
 
     def _check_graph(self, collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
-        if schema.dense.m > 0:
+        if schema.dense is not None and schema.dense.m > 0:
             self._warnings.seen(collection, has_graph=actual.vectors[schema.names.dense].m != 0)
 
     def _create(self, collection: str, schema: CollectionSchema) -> None:

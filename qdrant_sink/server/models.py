@@ -30,10 +30,11 @@ def sink_id(value: Any) -> PointId:
     return value if isinstance(value, int | uuid.UUID) else uuid.UUID(value)
 
 
-def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[models.PointStruct]:
+def points_list(points: Sequence[Point]) -> list[models.PointStruct]:
     """Convert points for REST. For gRPC, `protobuf.upsert_request` is many times faster."""
     rows = []
     for point in points:
+        names = point.names
         vectors: dict[str, Any] = {}
         if point.dense is not None:
             vectors[names.dense] = point.dense.tolist()
@@ -45,8 +46,9 @@ def points_list(points: Sequence[Point], names: VectorNames = NAMES) -> list[mod
     return rows
 
 
-def query_request(plan: Plan, names: VectorNames = NAMES) -> models.QueryRequest:
+def query_request(plan: Plan) -> models.QueryRequest:
     """Convert the stages of a plan to one request."""
+    names = plan.names
     condition = None if plan.where is None else client_filter(plan.where)
     single_stage = not plan.branches
     return models.QueryRequest(

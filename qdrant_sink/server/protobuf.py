@@ -19,7 +19,6 @@ from qdrant_client import grpc
 from qdrant_client.conversions.conversion import payload_to_grpc
 
 from qdrant_sink.points import Point, PointId
-from qdrant_sink.schema import NAMES, VectorNames
 
 _LENGTH_DELIMITED = 2
 
@@ -28,7 +27,7 @@ Part = bytes | memoryview
 """A part of a message: a header, or the contiguous little-endian components of a vector, float32 [size]."""
 
 
-def upsert_request(collection: str, points: Sequence[Point], *, insert_only: bool, names: VectorNames = NAMES) -> bytes:
+def upsert_request(collection: str, points: Sequence[Point], *, insert_only: bool) -> bytes:
     """Serialise an UpsertPoints that waits until the points are stored. Float16 becomes float32 without loss."""
     head = grpc.UpsertPoints(
         collection_name=collection,
@@ -37,12 +36,13 @@ def upsert_request(collection: str, points: Sequence[Point], *, insert_only: boo
     )
     parts: list[Part] = [head.SerializeToString()]
     for point in points:
-        parts += _framed(3, point_parts(point, names))
+        parts += _framed(3, point_parts(point))
     return b"".join(parts)
 
 
-def point_parts(point: Point, names: VectorNames = NAMES) -> list[Part]:
+def point_parts(point: Point) -> list[Part]:
     """Serialise a PointStruct in parts."""
+    names = point.names
     head = grpc.PointStruct(id=_id(point.id), payload=payload_to_grpc(dict(point.payload)))
     named: list[Part] = []
     if point.dense is not None:

@@ -17,19 +17,24 @@ _DISTANCES: Final = {
 }
 
 
-def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
-    """Return the configuration of the dense and ColBERT vectors of a new collection."""
+def vectors_config(schema: CollectionSchema) -> models.VectorParams | dict[str, models.VectorParams]:
+    """Return the configuration of the dense and ColBERT vectors of a new collection.
+
+    A single unnamed vector is configured as qdrant-client does, without a mapping.
+    """
     dense, colbert = schema.dense, schema.colbert
-    return {
-        schema.names.dense: models.VectorParams(
+    vectors: dict[str, models.VectorParams] = {}
+    if dense is not None:
+        vectors[schema.names.dense] = models.VectorParams(
             size=dense.size,
             distance=_DISTANCES[dense.distance],
             datatype=models.Datatype(dense.datatype),
             on_disk=dense.on_disk,
             quantization_config=_quantization(dense.quantization),
             hnsw_config=models.HnswConfigDiff(m=dense.m, ef_construct=dense.ef_construct),
-        ),
-        schema.names.colbert: models.VectorParams(
+        )
+    if colbert is not None:
+        vectors[schema.names.colbert] = models.VectorParams(
             size=colbert.size,
             distance=_DISTANCES[colbert.distance],
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator(colbert.comparator)),
@@ -37,13 +42,15 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
             on_disk=colbert.on_disk,
             quantization_config=_quantization(colbert.quantization),
             hnsw_config=models.HnswConfigDiff(m=colbert.m),
-        ),
-    }
+        )
+    return vectors[""] if list(vectors) == [""] else vectors
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams]:
     """Return the configuration of the sparse vector of a new collection."""
     sparse = schema.sparse
+    if sparse is None:
+        return {}
     return {
         schema.names.sparse: models.SparseVectorParams(
             index=models.SparseIndexParams(datatype=models.Datatype(sparse.datatype), on_disk=sparse.on_disk),
@@ -53,7 +60,9 @@ def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVe
 
 
 def graph_diff(schema: CollectionSchema, *, m: int) -> dict[str, models.VectorParamsDiff]:
-    """Return a change of the graph of the dense vector to `m` edges per node."""
+    """Return a change of the graph of the dense vector to `m` edges per node; empty without a dense vector."""
+    if schema.dense is None:
+        return {}
     config = models.HnswConfigDiff(m=m, ef_construct=schema.dense.ef_construct)
     return {schema.names.dense: models.VectorParamsDiff(hnsw_config=config)}
 

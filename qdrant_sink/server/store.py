@@ -50,7 +50,6 @@ class ServerStore:
         deadline_s: seconds after which no further attempt starts. The default allows for three timeouts.
         interactive_deadline_s: deadline of calls on which a user waits: `verify`, `query`, `fetch`, `count`,
             and `collection_of` unless it is patient.
-        names: names of the vectors, the same in every collection.
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
 
@@ -68,7 +67,6 @@ class ServerStore:
         timeout_s: int = 20,
         deadline_s: float = 70.0,
         interactive_deadline_s: float = 10.0,
-        names: VectorNames = NAMES,
         pause_s: float = 0.2,
         retried: Callable[[], None] = lambda: None,
     ) -> None:
@@ -87,12 +85,11 @@ class ServerStore:
             retried=retried,
         )
         self._call = self._connection.call
-        self._names = names
         self._version = ServerVersion()
         warnings = GraphWarnings()
-        self._collections = ServerCollections(self._on_client, self._connection.pause, names, warnings)
+        self._collections = ServerCollections(self._on_client, self._connection.pause, warnings)
         self._interactive_collections = ServerCollections(
-            functools.partial(self._on_client, interactive=True), self._connection.pause, names, warnings
+            functools.partial(self._on_client, interactive=True), self._connection.pause, warnings
         )
 
     @property
@@ -141,15 +138,14 @@ class ServerStore:
 
         @functools.cache  # serialise once and not per attempt
         def request() -> bytes:
-            return upsert_request(collection, points, insert_only=insert_only, names=self._names)
+            return upsert_request(collection, points, insert_only=insert_only)
 
         def send(transport: Transport) -> None:
             if transport.over_grpc:
                 completed = self._connection.upsert(request()).status == messages.UpdateStatus.Completed
             else:
                 mode = models.UpdateMode.INSERT_ONLY if insert_only else models.UpdateMode.UPSERT
-                rows = points_list(points, self._names)
-                result = transport.client.upsert(collection, rows, wait=True, update_mode=mode)
+                result = transport.client.upsert(collection, points_list(points), wait=True, update_mode=mode)
                 completed = result.status == models.UpdateStatus.COMPLETED
             if not completed:
                 raise unfinished("Qdrant accepted the points but has not stored them yet; retry later")
@@ -173,34 +169,40 @@ class ServerStore:
         check_collection(collection)
         if not plans:
             return []
-        requests = [query_request(plan, self._names) for plan in plans]
+        requests = [query_request(plan) for plan in plans]
         self._require(collection, (feature for plan in plans for feature in plan_features(plan)))
         answers = self._call(
             collection, lambda transport: transport.client.query_batch_points(collection, requests), interactive=True
         )
         return [
-            [hit(point, with_payload=plan.with_payload, names=self._names) for point in response.points]
+            [hit(point, with_payload=plan.with_payload, names=plan.names) for point in response.points]
             for plan, response in zip(plans, answers, strict=True)
         ]
 
     def fetch(
-        self, collection: str, ids: Sequence[PointId], with_payload: WithPayload, with_vectors: Sequence[Kind]
+        self,
+        collection: str,
+        ids: Sequence[PointId],
+        with_payload: WithPayload,
+        with_vectors: Sequence[Kind],
+        *,
+        names: VectorNames = NAMES,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id."""
         check_collection(collection)
         if not ids:
             return {}
         client_ids = [client_id(point_id) for point_id in ids]
-        names = [self._names.of(kind) for kind in with_vectors]
+        vectors = [names.of(kind) for kind in with_vectors] or False
         selector = payload_selector(with_payload)
         records = self._call(
             collection,
             lambda transport: transport.client.retrieve(
-                collection, client_ids, with_payload=selector, with_vectors=names or False
+                collection, client_ids, with_payload=selector, with_vectors=vectors
             ),
             interactive=True,
         )
-        return {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in records}
+        return {sink_id(record.id): stored(record, with_payload=with_payload, names=names) for record in records}
 
     def scroll(
         self,
@@ -221,7 +223,7 @@ class ServerStore:
                 collection, condition, limit=limit, offset=offset, with_payload=selector, with_vectors=False
             ),
         )
-        page = {sink_id(record.id): stored(record, with_payload=with_payload, names=self._names) for record in records}
+        page = {sink_id(record.id): stored(record, with_payload=with_payload) for record in records}
         return page, None if following is None else _next_id(following)
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:

@@ -97,7 +97,7 @@ class Writer:
         self._schema = schema
         self._senders = senders
         self._insert_only = insert_only
-        self._rows_max = rows_max(schema.colbert.size) if pools else None
+        self._rows_max = rows_max(schema.colbert.size) if pools and schema.colbert is not None else None
         self._merged = merged or {}
         self._ensure = ensure
         self._observer = observer

@@ -186,7 +186,8 @@ class Collections:
                 with every point.
 
         Returns:
-            Whether the graph is deferred, so that `build_index` must follow.
+            Whether the graph is deferred, so that `build_index` must follow; False for a collection without dense
+            vectors.
         """
         self.named(collection, "collection")
         return await self._store.call(lambda: self._prepare_load(collection, defer=defer))
@@ -194,7 +195,7 @@ class Collections:
     def _prepare_load(self, collection: str, *, defer: bool) -> bool:
         store = self._store.opened()
         self.catalogue.ensure(collection)
-        if not defer and store.count(collection):
+        if self.schema.dense is None or (not defer and store.count(collection)):
             return False
         store.defer_index(collection, self.schema)
         return True

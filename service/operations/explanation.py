@@ -43,7 +43,8 @@ class SparseMatch:
         id: id of the token in the vocabulary.
         query: weight of the token in the query.
         passage: weight of the token in the passage.
-        contribution: product of the two weights, the token's part of the inner product.
+        contribution: product of the two weights, the token's part of the inner product; None if the store also weights
+            by IDF.
         spans: spans of the token in the stored text, in characters; None if unknown.
     """
 
@@ -51,7 +52,7 @@ class SparseMatch:
     id: int
     query: float
     passage: float
-    contribution: float
+    contribution: float | None
     spans: Sequence[tuple[int, int]] | None
 
 
@@ -81,7 +82,7 @@ class HitExplanation:
     Attributes:
         branches: rank and score in each branch; None if the point is not among the branch's candidates.
         fusion: contribution of each branch to the fused score; None if the score is not fused or does not add up.
-        sparse: the matched tokens, largest contribution first; None if the query has no sparse weights.
+        sparse: the matched tokens, largest product of weights first; None if the query has no sparse weights.
         colbert: the match of each query row; None if the query or the point has no ColBERT rows.
     """
 

@@ -99,8 +99,14 @@ class Ingest:
         """Validate a request against the config of collections.
 
         Raises:
-            InvalidRequest: the payload layout of the collection has another text key.
+            InvalidRequest: the payload layout of the collection has another text key, or the collection lacks a kind
+                of vector.
         """
+        kinds = self._schema.kinds
+        for index, kind in enumerate(request.vectors):
+            if kind not in kinds:
+                message = f"must be a kind of vector that the collection has ({', '.join(kinds)}), got '{kind}'"
+                raise invalid_field(f"vectors[{index}]", message)
         layout = self._schema.layout
         if layout != "plain" and request.text_key != "text":
             key = text_key_of(layout, request.text_key)
@@ -128,6 +134,8 @@ class Ingest:
             IngestFailed: the job failed as a whole. Its report lists the points that are not stored.
         """
         self.check(request)
+        if not request.vectors:
+            request = replace(request, vectors=self._schema.kinds)
         name = self._collections.named(request.collection, f"{request.path}collection")
         started = time.perf_counter()
         max_length = request.max_length or self._limits.of(request.role)

@@ -61,7 +61,7 @@ class IngestJob:
     """One planned ingest into a resolved collection.
 
     Args:
-        request: the request.
+        request: the request, with its kinds of vectors.
         plan: the plan of its points.
         collection: the collection that the request's name or alias resolved to at the start.
         embedder: the loaded model.
@@ -274,7 +274,8 @@ class IngestJob:
 
     def stream(self) -> Generator[Drafts]:
         """Start embedding the wanted points, and yield the drafts of each portion of results when it is ready."""
-        outputs = Outputs.of(tuple(self._request.vectors), self._schema.colbert.datatype)
+        colbert = self._schema.colbert
+        outputs = Outputs.of(tuple(self._request.vectors), "float32" if colbert is None else colbert.datatype)
         texts = [self._plan.points[index].encoded for index in self.wanted]
         try:
             stream = self._embedder.stream(

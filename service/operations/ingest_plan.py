@@ -97,7 +97,7 @@ class IngestPlan:
         """Chunk and tokenize texts, derive ids and lay out payloads. Blocks for about a second per 5 MB of text.
 
         Args:
-            request: the request.
+            request: the request, with its kinds of vectors.
             name: name of the collection, with the default filled in.
             embedder: the loaded model, which chunks and tokenizes.
             max_length: tokens beyond which a text without chunking is truncated.
@@ -214,15 +214,14 @@ def _rejections(
     request: IngestRequest, rows: Sequence[Row], points: Sequence[PlannedPoint], schema: CollectionSchema
 ) -> Iterator[Rejection]:
     """The points that Qdrant could not store, so that they need not be embedded."""
-    size = schema.colbert.size
-    limited = "colbert" in request.vectors and not request.pool_colbert
+    colbert = schema.colbert if "colbert" in request.vectors and not request.pool_colbert else None
     valid_texts: set[int] = set()
     invalid: set[int] = set()
     for index, point in enumerate(points):
         colbert_rows = len(point.encoded) - 1
         refusal = point.refusal or conform_payload(point.payload, schema)
-        if refusal is None and limited and colbert_rows > rows_max(size):
-            refusal = too_many_rows(colbert_rows, size)
+        if refusal is None and colbert is not None and colbert_rows > rows_max(colbert.size):
+            refusal = too_many_rows(colbert_rows, colbert.size)
         if refusal is None:
             valid_texts.add(point.text)
         else:

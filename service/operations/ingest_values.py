@@ -41,7 +41,7 @@ class IngestRequest:
 
     Attributes:
         texts: the documents, at least one.
-        vectors: the kinds of vectors to compute and store, at least one.
+        vectors: the kinds of vectors to compute and store; empty for all kinds of the collection.
         role: the role of the texts; see `service.operations.embed.Role`.
         max_length: tokens beyond which a text without chunking is truncated; None for the limit of the role.
         batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
@@ -58,12 +58,12 @@ class IngestRequest:
         path: prefix in errors for the fields from `collection` on.
 
     Raises:
-        ValueError: `texts` or `vectors` is empty, `ids` or `payloads` has another length than `texts`, a number is out
+        ValueError: `texts` is empty, `ids` or `payloads` has another length than `texts`, a number is out
             of range, or `return_vectors` is combined with `chunk`.
     """
 
     texts: Sequence[str]
-    vectors: Sequence[Kind]
+    vectors: Sequence[Kind] = ()
     role: Role = "passage"
     max_length: int | None = None
     batch_size: int = 0
@@ -82,8 +82,6 @@ class IngestRequest:
         """Validate for callers in Python; requests in JSON are validated before, with better messages."""
         if not self.texts:
             raise ValueError("texts must have at least 1 item, got 0")
-        if not self.vectors:
-            raise ValueError("vectors must have at least 1 item, got 0")
         for name, values in (("ids", self.ids), ("payloads", self.payloads)):
             if values is not None and len(values) != len(self.texts):
                 raise ValueError(f"{name} must have one item per text ({len(self.texts)}), got {len(values)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
@@ -20,13 +20,24 @@ from qdrant_sink import (
     conform_query,
     recommend,
     run,
+    with_branches,
 )
 from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
 from service.operations.explanation import Explainer, HitExplanation
 from service.operations.store_access import StoreAccess
+from service.validation import invalid_field
 
 T = TypeVar("T")
+
+CANDIDATES_MAX: Final = 1_000_000
+"""Maximum candidates of a grouped or explained request, which a worker can hold in memory beside the model."""
+
+EXPLAINED_HITS_MAX: Final = 1000
+"""Maximum explained hits of a request, each of which is tokenized again."""
+
+EXPLAINED_ROWS_HITS_MAX: Final = 100
+"""Maximum explained hits of a request that fetches ColBERT rows; 1023 rows of 1024 numbers take 32 MB as lists."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,11 +119,13 @@ class SearchOperation:
         """Search. All queries are embedded together and sent to the store as one batch.
 
         Raises:
-            WorkerError: a filter is needed and missing, the collection does not exist or has another schema, or the
-                model or the store fails.
+            WorkerError: a filter is needed and missing, the collection lacks a kind of vector, too many points would be
+                read, the collection does not exist or has another schema, or the model or the store fails.
         """
         name = self._collections.named(request.collection, "collection")
         self._collections.check_filter(request.options.where)
+        request = replace(request, options=with_branches(request.options, self._schema))
+        _check_size(request)
         check = self._store.call(lambda: self._collections.catalogue.check_read(name))
         if request.like is not None:
             await check
@@ -166,6 +179,7 @@ class SearchOperation:
             kinds=request.options.kinds,
             where=request.options.where,
             field="like",
+            schema=self._schema,
         )
         search = conform_query(vectors, replace(request.options, where=where), self._schema)
         if isinstance(search, Refusal):
@@ -194,4 +208,40 @@ class SearchOperation:
         """Run a blocking call that may filter by a key whose index has to be created first."""
         return await self._store.call(
             lambda: self._collections.catalogue.indexes.run(self._store.opened(), collection, call)
+        )
+
+
+def _check_size(request: SearchRequest) -> None:
+    """Check that a search, whose branches are known, explains few hits and has few candidates.
+
+    Raises:
+        InvalidRequest: the search explains too many hits, or has too many candidates.
+    """
+    options = request.options
+    searches, hits = len(request.queries) or 1, options.limit * options.group_size
+    candidates = searches * len(options.using) * options.prefetch
+    if options.group_by is not None and candidates > CANDIDATES_MAX:
+        raise invalid_field(
+            "prefetch",
+            f"must ask for at most {CANDIDATES_MAX} candidates with groupBy (queries x branches x prefetch), "
+            f"got {candidates}; lower prefetch or send fewer queries",
+        )
+    if not request.explain:
+        return
+    by_group = " x groupSize" if options.group_by else ""
+    with_rows = "colbert" in options.kinds
+    hits_max = EXPLAINED_ROWS_HITS_MAX if with_rows else EXPLAINED_HITS_MAX
+    if searches * hits > hits_max:
+        raise invalid_field(
+            "explain",
+            f"must cover at most {hits_max} hits{' with colbert' if with_rows else ''} (queries x limit{by_group}), "
+            f"got {searches * hits}; lower limit or send fewer queries",
+        )
+    depth = max(options.prefetch, (options.limit + options.offset) * options.group_size)
+    candidates = searches * len(options.using) * depth
+    if candidates > CANDIDATES_MAX:
+        raise invalid_field(
+            "explain",
+            f"must cover at most {CANDIDATES_MAX} candidates (queries x candidates of all branches), "
+            f"got {candidates}; lower prefetch or offset, or send fewer queries",
         )

@@ -43,7 +43,6 @@ def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) 
     Raises:
         ConfigurationError: the directory cannot be used, or the settings name no store.
     """
-    names = settings.qdrant_collection_config.names
     if settings.qdrant_url is not None:
         key = settings.qdrant_api_key
         secret = None if key is None else key.get_secret_value()
@@ -52,12 +51,11 @@ def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) 
             secret,
             transport=settings.qdrant_transport,
             grpc_port=settings.qdrant_grpc_port,
-            names=names,
             retried=on_retry,
         )
     if settings.qdrant_path is None:
         raise ConfigurationError(NO_STORE)
-    return open_edge(settings.qdrant_path, names=names)
+    return open_edge(settings.qdrant_path)
 
 
 class StoreAccess:

@@ -135,13 +135,16 @@ class BranchAnswer(TypedDict):
 
 
 class SparseMatchAnswer(TypedDict):
-    """A token that the query and the passage share; spans are character offsets in the stored text."""
+    """A token that the query and the passage share; spans are character offsets in the stored text.
+
+    The contribution is null where the store also weights by IDF.
+    """
 
     token: str
     id: Count
     query: float
     passage: float
-    contribution: float
+    contribution: float | None
     spans: list[list[Count]] | None
 
 

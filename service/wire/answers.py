@@ -226,7 +226,7 @@ def _sparse_match(match: SparseMatch) -> SparseMatchAnswer:
         "id": match.id,
         "query": _shortest(match.query),
         "passage": _shortest(match.passage),
-        "contribution": _shortest(match.contribution),
+        "contribution": None if match.contribution is None else _shortest(match.contribution),
         "spans": None if match.spans is None else [list(span) for span in match.spans],
     }
 

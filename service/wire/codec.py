@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from embedder import WorkerError, is_quick
+from embedder import KINDS, Kind, WorkerError, is_quick
 from service.operations import EmbedResult, IngestedText, IngestFailed, IngestProgress, IngestResult, Operations
 from service.wire.ahead import WrittenAhead
 from service.wire.answers import (
@@ -134,7 +134,7 @@ class Codec:
 
     async def _embed(self, request: EmbedRequest, form: type[Content]) -> Outcome:
         if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):
-            result = await self.core.embed(request.embed_value(), self._admit(request))
+            result = await self.core.embed(request.embed_value(), self._admit(request, KINDS))
 
             def render() -> Content:
                 return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
@@ -147,7 +147,7 @@ class Codec:
         """Embed, and encode base64 while the model computes, since encoding a large answer takes long."""
         ahead = WrittenAhead(request)
         try:
-            result = await self.core.embed(request.embed_value(), self._admit(request), ahead.encode)
+            result = await self.core.embed(request.embed_value(), self._admit(request, KINDS), ahead.encode)
         except BaseException:
             ahead.cancel()
             raise
@@ -164,19 +164,20 @@ class Codec:
         answer = _IngestAnswer(request, self.core.model_name, self._max_bytes, form)
         result = await self.core.ingest(
             request.ingest_value(target),
-            admit=self._admit(request),
+            admit=self._admit(request, self.core.collections.schema.kinds),
             admit_texts=answer.admit,
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )
         return await asyncio.to_thread(answer.completed, result)
 
-    def _admit(self, request: EmbedRequest) -> Callable[[Sequence[int]], None]:
+    def _admit(self, request: EmbedRequest, default_kinds: Sequence[Kind]) -> Callable[[Sequence[int]], None]:
         """A check that raises, before the model runs, if the answer is certain to be too large."""
+        kinds = request.vectors or default_kinds
         limit = SizeLimit(self._max_bytes, _EMBED_REMEDY)
 
         def admit(tokens: Sequence[int]) -> None:
             if request.wants_vectors:
-                limit.check_minimum(self._min_bytes(request, tokens))
+                limit.check_minimum(self._min_bytes(request, kinds, tokens))
 
         return admit
 
@@ -184,17 +185,18 @@ class Codec:
         """Whether the answer is so small that the event loop writes it itself."""
         if request.include_text and sum(map(len, request.texts)) > _QUICK_MAX_BYTES:
             return False
-        if "sparse" in request.vectors and result.tokens > _QUICK_MAX_NUMBERS:  # a weight per token at most
+        kinds = request.vectors or KINDS
+        if "sparse" in kinds and result.tokens > _QUICK_MAX_NUMBERS:  # a weight per token at most
             return False
         most = _QUICK_MAX_BYTES if request.encoding == "base64" else LIST_NUMBER_MIN_BYTES * _QUICK_MAX_NUMBERS
-        return self._min_bytes(request, [text.tokens for text in result.embeddings]) <= most
+        return self._min_bytes(request, kinds, [text.tokens for text in result.embeddings]) <= most
 
-    def _min_bytes(self, request: EmbedRequest, tokens: Sequence[int]) -> int:
+    def _min_bytes(self, request: EmbedRequest, kinds: Sequence[Kind], tokens: Sequence[int]) -> int:
         """Minimum bytes of the vectors in an answer for texts with these numbers of tokens."""
         return vectors_min_bytes(
             tokens,
-            dense=self.core.hidden_size if "dense" in request.vectors else 0,
-            colbert=self.core.colbert_size if "colbert" in request.vectors else 0,
+            dense=self.core.hidden_size if "dense" in kinds else 0,
+            colbert=self.core.colbert_size if "colbert" in kinds else 0,
             encoding=request.encoding,
             dtype=request.dtype,
         )

@@ -47,12 +47,6 @@ HITS_MAX = 1_000_000
 EXAMPLES_MAX = 100
 """Maximum positive, or negative, points of a search, whose vectors are read first."""
 
-EXPLAINED_HITS_MAX = 1000
-"""Maximum explained hits of a request, each of which is tokenized again."""
-
-EXPLAINED_ROWS_HITS_MAX = 100
-"""Maximum explained hits of a request that fetches ColBERT rows; 1023 rows of 1024 numbers take 32 MB as lists."""
-
 
 class Chunking(Wire):
     """Chunking of texts: at most `maxTokens` tokens per point, of which `overlap` repeat the end of the last one."""
@@ -95,7 +89,7 @@ class EmbedRequest(Wire):
     texts: Texts
     is_passage: bool = False
     batch_size: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    vectors: Kinds = Field(default=list(KINDS))
+    vectors: Kinds | None = None
     max_length: Annotated[int, Field(ge=3)] | None = None
     encoding: Literal["list", "base64"] = "list"
     dtype: Literal["float32", "float16"] = "float32"
@@ -151,7 +145,7 @@ class EmbedRequest(Wire):
         """Convert to the request value of `embed`. ColBERT rows have the type in which they are sent."""
         return operations.EmbedRequest(
             texts=self.texts,
-            outputs=Outputs.of(self.vectors, self.dtype),
+            outputs=Outputs.of(self.vectors or KINDS, self.dtype),
             role=self.role,
             max_length=self.max_length,
             batch_size=self.batch_size,
@@ -161,7 +155,7 @@ class EmbedRequest(Wire):
         """Convert to the request value of `ingest`."""
         return operations.IngestRequest(
             texts=self.texts,
-            vectors=self.vectors,
+            vectors=self.vectors or (),
             role=self.role,
             max_length=self.max_length,
             batch_size=self.batch_size,
@@ -199,7 +193,7 @@ class SearchRequest(Wire):
     collection: Collection | None = None
     limit: Annotated[int, Field(ge=1, le=10_000)] = 10
     offset: Annotated[int, Field(ge=0, le=OFFSET_MAX)] = 0
-    using: Kinds = Field(default=["dense", "sparse"])
+    using: Kinds | None = None
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: Annotated[int, Field(ge=1, le=1_000_000)] = 60
     weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
@@ -214,27 +208,6 @@ class SearchRequest(Wire):
     group_size: Annotated[int, Field(ge=1, le=100)] = 1
     explain: bool = False
     text_key: TextKey = "text"
-
-    @model_validator(mode="after")
-    def _explains_few(self) -> SearchRequest:
-        if not self.explain:
-            return self
-        by_group = " x groupSize" if self.group_by else ""
-        searches, hits = len(self.queries) or 1, self.limit * self.group_size
-        with_rows = "colbert" in (*self.using, self.rerank)
-        hits_max = EXPLAINED_ROWS_HITS_MAX if with_rows else EXPLAINED_HITS_MAX
-        if searches * hits > hits_max:
-            raise ValueError(
-                f"explain: must cover at most {hits_max} hits{' with colbert' if with_rows else ''} "
-                f"(queries x limit{by_group}), got {searches * hits}; lower limit or send fewer queries"
-            )
-        candidates = len(self.using) * max(self.prefetch, (self.limit + self.offset) * self.group_size)
-        if searches * candidates > HITS_MAX:
-            raise ValueError(
-                f"explain: must cover at most {HITS_MAX} candidates (queries x candidates of all branches), "
-                f"got {searches * candidates}; lower prefetch or offset, or send fewer queries"
-            )
-        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:
@@ -252,16 +225,10 @@ class SearchRequest(Wire):
                 f"limit: must ask for at most {HITS_MAX} hits (queries x (limit + offset){by_group}), got {hits}; "
                 "lower limit or offset, or send fewer queries"
             )
-        candidates = searches * len(self.using) * self.prefetch
-        if self.group_by is not None and candidates > HITS_MAX:
-            raise ValueError(
-                f"prefetch: must ask for at most {HITS_MAX} candidates with groupBy (queries x branches x prefetch), "
-                f"got {candidates}; lower prefetch or send fewer queries"
-            )
         if self.weights is not None:
             if self.fusion != "rrf":
                 raise ValueError(f"weights: must be left out with fusion '{self.fusion}'; only 'rrf' has weights")
-            if len(self.weights) != len(self.using):
+            if self.using is not None and len(self.weights) != len(self.using):
                 raise ValueError(
                     f"weights: must have one item per branch of using ({len(self.using)}), got {len(self.weights)}"
                 )
@@ -271,7 +238,7 @@ class SearchRequest(Wire):
         """Convert to the request value."""
         params = self.params
         options = SearchOptions(
-            using=tuple(self.using),
+            using=tuple(self.using or ()),
             fusion=self.fusion,
             rrf_k=self.rrf_k,
             weights=None if self.weights is None else tuple(self.weights),

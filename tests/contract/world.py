@@ -107,17 +107,16 @@ class World:
             # Versions of documents, and so the ids of chunks, are the same in every run.
             stack.enter_context(mock.patch.object(documents, "time", SimpleNamespace(time_ns=lambda: 0)))
             stack.enter_context(mock.patch.object(documents, "secrets", SimpleNamespace(randbits=lambda _bits: 0)))
-            names = Settings.from_environment({**ENVIRONMENT, **scenario.settings}).qdrant_collection_config.names
             double = None
             if self.store == "server":
                 double = GrpcDouble(folder)
                 stack.callback(double.stop)
                 store: Store = ServerStore(
-                    "http://127.0.0.1:9", grpc_port=double.port, names=names, deadline_s=_DEADLINE_S,
+                    "http://127.0.0.1:9", grpc_port=double.port, deadline_s=_DEADLINE_S,
                     interactive_deadline_s=_DEADLINE_S, pause_s=0.02,
                 )  # fmt: skip
             else:
-                store = EdgeStore(folder / "edge", names=names)
+                store = EdgeStore(folder / "edge")
             stack.callback(store.close)
             stage = Stage(self, scenario, FaultyStore(store), double, folder)
             stack.callback(stage.close)

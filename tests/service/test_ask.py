@@ -122,7 +122,6 @@ def test_the_command_line_is_a_search() -> None:
         "operation": "search",
         "queries": ["a b", "c"],
         "limit": 5,
-        "using": ["dense", "sparse"],
         "explain": False,
         "textKey": "text",
     }
@@ -171,6 +170,16 @@ def test_an_explanation_is_shown_beside_the_text(filled: Client) -> None:
     assert re.search(r"ColBERT, \d\.\d{4} in all", reranked)
     assert re.search(r"files +files +0\.\d{3}", reranked)
     assert "fused score" not in reranked
+
+
+def test_tokens_that_are_weighted_by_idf_have_no_part(serve: Serve) -> None:
+    """The table of tokens shows their weights, and no sum that is not the score."""
+    worker = serve(QDRANT_COLLECTION_CONFIG='{"sparse": {"modifier": "idf"}}')
+    worker.good({"texts": TEXTS, "qdrant": {"collection": "idf"}})
+    raw = {"operation": "search", "collection": "idf", "queries": ["copy files"], "explain": True}
+    text = shown(worker.good(raw))
+    assert "sparse, weighted by IDF" in text
+    assert re.search(r"files +0\.\d{3} +0\.\d{3} *$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])

@@ -18,6 +18,7 @@ from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
 from tests.service.ingests import CHUNK, LONG, NOTES, count, job
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.samples import parts
 
 TEXTS = [f"text {n}" for n in range(12)]
 SEARCH = {"operation": "search", "collection": NOTES, "queries": ["fox"], "using": ["dense"]}
@@ -161,7 +162,7 @@ def test_a_search_in_a_collection_that_was_made_again_is_not_silently_wrong(
     assert worker.good(SEARCH)["results"][0]["hits"][0]["payload"]["text"] == "a fox"
     schema = worker.operations.collections.schema
     changing.drop(NOTES)
-    changing.ensure(NOTES, replace(schema, dense=replace(schema.dense, **dense)))
+    changing.ensure(NOTES, replace(schema, dense=replace(parts(schema)[0], **dense)))
     answer = worker.error(SEARCH, "schema_mismatch")
     assert f"dense.{difference}" in answer["error"]
     worker.error({**SEARCH, "explain": True}, "schema_mismatch")

@@ -15,11 +15,11 @@ from embedder import ConfigurationError, InvalidRequest
 from qdrant_sink import Placement, Rescoring, VectorNames
 from qdrant_sink.edge import EdgeStore
 from service.collection_config import CollectionConfig, parse_config
-from service.operations import IngestRequest, open_store
+from service.operations import IngestRequest
 from service.settings import Settings
 from tests.service.conftest import Serve
 from tests.service.doubles import WatchedStore
-from tests.sink.samples import schema_for
+from tests.sink.samples import parts, schema_for
 
 PAGE = (Path(__file__).parents[2] / "docs" / "collections.md").read_text(encoding="utf-8")
 
@@ -33,8 +33,8 @@ WHOLE = {
         "onDisk": True,
         "quantization": "int8",
     },
-    "sparse": {"datatype": "float16", "onDisk": True},
-    "colbert": {"datatype": "float32", "onDisk": False, "quantization": "binary"},
+    "sparse": {"datatype": "float16", "modifier": "idf", "onDisk": True},
+    "colbert": {"distance": "dot", "datatype": "float32", "onDisk": False, "quantization": "binary"},
     "payloadIndexes": {"topic": "keyword", "metadata.year": "integer", "offers[].price": "float"},
     "tenantKey": "metadata.tenant",
     "payloadOnDisk": True,
@@ -59,17 +59,29 @@ def test_every_field_reaches_the_schema() -> None:
     """Every field of the config reaches the schema."""
     block = _settings(WHOLE, QDRANT_URL="https://example.org").qdrant_collection_config
     schema = block.schema_for(1024, 512)
-    dense, sparse, colbert = schema.dense, schema.sparse, schema.colbert
+    dense, sparse, colbert = parts(schema)
     assert (dense.size, dense.distance, dense.m, dense.ef_construct) == (1024, "dot", 32, 200)
     assert (dense.datatype, dense.on_disk, dense.quantization) == ("float16", True, "int8")
-    assert (sparse.datatype, sparse.on_disk, sparse.modifier) == ("float16", True, None)
-    assert (colbert.size, colbert.datatype, colbert.on_disk, colbert.quantization) == (512, "float32", False, "binary")
+    assert (sparse.datatype, sparse.on_disk, sparse.modifier) == ("float16", True, "idf")
+    assert (colbert.distance, colbert.size, colbert.datatype, colbert.on_disk, colbert.quantization) == (
+        "dot",
+        512,
+        "float32",
+        False,
+        "binary",
+    )
     assert schema.names == block.names == VectorNames("text-dense", "text-sparse", "text-colbert")
     assert schema.payload_indexes == WHOLE["payloadIndexes"]
     assert (schema.tenant_key, schema.payload_on_disk, schema.layout) == ("metadata.tenant", True, "langchain")
     assert schema.placement == Placement(6, 2, 2)
     assert {"dense.m", "dense.onDisk", "sparse.datatype", "colbert.quantization", "shards"} <= schema.explicit
     assert "dense.m" not in parse_config('{"dense": {"onDisk": false}}').schema_for(8, 8).explicit
+
+
+def test_only_the_names_of_existing_vectors_must_differ() -> None:
+    """A vector may have the default name of a kind that collections do not have."""
+    config = parse_config('{"kinds": ["dense"], "vectorNames": {"dense": "sparse"}}')
+    assert config.schema_for(8, 8).names.dense == "sparse"
 
 
 def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
@@ -86,7 +98,11 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
         ('{"dense": {"m": 5000}}', "dense.m must be at most 1000, got 5000"),
         ('{"dense": {"m": 16.0}}', "dense.m must be an integer, got a number"),
         ('{"dense": {"onDisk": "yes"}}', "dense.onDisk must be a boolean, got a string"),
-        ('{"dense": {"distance": "euclid"}}', "dense.distance must be 'cosine' or 'dot', got 'euclid'"),
+        (
+            '{"dense": {"distance": "euclidean"}}',
+            "dense.distance must be 'cosine', 'dot', 'euclid' or 'manhattan', got 'euclidean'",
+        ),
+        ('{"colbert": {"distance": "euclid"}}', "colbert.distance must be 'cosine' or 'dot', got 'euclid'"),
         (
             '{"colbert": {"quantization": "int4"}}',
             "colbert.quantization must be 'none', 'int8' or 'binary', got 'int4'",
@@ -99,13 +115,16 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
             '{"replication": 2, "writeConsistency": 3}',
             "writeConsistency must be at most replication (2), got 3",
         ),
-        ('{"vectorNames": {"dense": ""}}', "vectorNames.dense must have 1 to 200 bytes, got 0"),
-        (json.dumps({"vectorNames": {"dense": "ä" * 101}}), "vectorNames.dense must have 1 to 200 bytes, got 202"),
+        (
+            '{"vectorNames": {"sparse": ""}}',
+            "vectorNames.sparse must have 1 to 200 bytes, got 0; only the dense vector can be unnamed",
+        ),
+        (json.dumps({"vectorNames": {"dense": "ä" * 101}}), "vectorNames.dense must have at most 200 bytes, got 202"),
         (
             '{"vectorNames": {"sparse": "a|b"}}',
             "vectorNames.sparse must not contain < > : \" / \\ | ? *, NUL or 0x1F, got '|'",
         ),
-        ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be three different names, got 'dense' twice"),
+        ('{"vectorNames": {"sparse": "dense"}}', "vectorNames must be different names, got 'dense' twice"),
         ('{"payloadIndexes": {"a": "blob"}}', "payloadIndexes.a must be 'keyword', 'integer', 'float', 'bool',"),
         ('{"payloadIndexes": {"a b": "text"}}', "payloadIndexes.a b must be a path of keys"),
         ('{"tenantKey": "a[]"}', "tenantKey must be a path through objects to one value, without [] and [0]"),
@@ -121,6 +140,14 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
         (
             '{"tenantKey": "t", "payloadIndexes": {"t": "integer"}}',
             "payloadIndexes.t must be 'keyword' for the tenantKey, got 'integer'",
+        ),
+        ('{"kinds": []}', "kinds must have at least 1 item, got 0"),
+        ('{"kinds": ["dense", "dense"]}', "kinds must not repeat a kind, got dense, dense"),
+        ('{"kinds": ["dense", "tokens"]}', "kinds[1] must be 'dense', 'sparse' or 'colbert', got 'tokens'"),
+        ('{"kinds": "dense"}', "kinds must be a list, got a string"),
+        (
+            '{"kinds": ["sparse", "dense"], "colbert": {"onDisk": true}}',
+            "colbert must be left out, because kinds is sparse, dense",
         ),
         ('{"layout": "plane"}', "layout must be 'plain', 'langchain', 'llamaindex' or 'haystack', got 'plane'"),
         ('{"shards": 1, "shards": 2}', 'the field "shards" is given twice'),
@@ -169,13 +196,16 @@ def test_a_cluster_needs_a_server() -> None:
     _settings({"shards": 4}, QDRANT_URL="https://example.org")
 
 
-def test_the_store_is_opened_with_the_names(tmp_path: Path) -> None:
-    """The store uses the vector names of the config."""
-    settings = _settings({"vectorNames": {"dense": "v"}}, QDRANT_PATH=str(tmp_path))
-    store = open_store(settings)
-    store.ensure("docs", settings.qdrant_collection_config.schema_for(8, 8))
-    assert store.count("docs", {"must": [{"has_vector": "v"}]}) == 0
-    store.close()
+@pytest.mark.parametrize("name", ["v", ""])
+def test_the_vectors_have_the_configured_names(serve: Serve, store: EdgeStore, name: str) -> None:
+    """Points are stored and found under the vector names of the config; the dense vector may be unnamed."""
+    worker = serve(QDRANT_COLLECTION_CONFIG=json.dumps({"vectorNames": {"dense": name}}))
+    worker.good({"texts": ["one", "two"], "qdrant": {"collection": "notes"}})
+    assert store.count("notes", {"must": [{"has_vector": name}]}) == 2
+    search = {"operation": "search", "collection": "notes", "queries": ["two"], "explain": True, "withVectors": True}
+    [result] = worker.good(search)["results"]
+    assert result["hits"][0]["payload"]["text"] == "two"
+    assert set(result["hits"][0]["vectors"]) == {"dense", "sparse", "colbert"}
 
 
 def test_only_a_point_without_a_tenant_is_rejected(serve: Serve) -> None:

@@ -16,8 +16,8 @@ from qdrant_sink import Draft, Vectors
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.writing.pooling import pooled
 from service.operations import Operations
+from service.operations.search import EXPLAINED_HITS_MAX, EXPLAINED_ROWS_HITS_MAX
 from service.settings import Settings
-from service.wire.requests import EXPLAINED_HITS_MAX, EXPLAINED_ROWS_HITS_MAX
 from tests.embedder.texts import TEXTS
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked
 from tests.service.conftest import Serve
@@ -293,3 +293,13 @@ def test_too_many_explained_hits_are_rejected(library: Client) -> None:
         refusal = library.error({**SEARCH, "queries": ["a"], **fields}, "invalid_request")["error"]
         assert refusal.startswith("explain ")
         assert named in refusal
+
+
+def test_too_many_candidates_of_groups_are_rejected(library: Client) -> None:
+    """A grouped search reads all candidates of its branches, and these are limited."""
+    grouped = {**SEARCH, "queries": ["a"] * 6, "prefetch": 100_000, "groupBy": "topic"}
+    refusal = library.error({**grouped, "explain": False}, "invalid_request")["error"]
+    assert refusal == (
+        "prefetch must ask for at most 1000000 candidates with groupBy (queries x branches x prefetch), got 1200000; "
+        "lower prefetch or send fewer queries"
+    )

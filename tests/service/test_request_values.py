@@ -29,7 +29,6 @@ DENSE: tuple[Kind, ...] = ("dense",)
         (lambda: Chunking(64, 33), r"half of max_tokens \(32\), got 33"),
         (lambda: Chunking(64, -1), "got -1"),
         (lambda: IngestRequest([], DENSE), "texts must have at least 1 item, got 0"),
-        (lambda: IngestRequest(["a"], ()), "vectors must have at least 1 item, got 0"),
         (lambda: IngestRequest(["a", "b"], DENSE, ids=[1]), r"ids must have one item per text \(2\), got 1"),
         (lambda: IngestRequest(["a"], DENSE, payloads=[{}, {}]), r"payloads must .* \(1\), got 2"),
         (lambda: IngestRequest(["a"], DENSE, max_length=0), "at least 1 token, got 0"),

@@ -31,7 +31,10 @@ def config_of(request: Any) -> edge.EdgeConfig:
             multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if multi else None,
             datatype=edge.VectorStorageDatatype.Float16 if half else None,
         )
-    weights = {name: edge.EdgeSparseVectorParams() for name in request.sparse_vectors_config.map}
+    weights = {
+        name: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if params.modifier == pb.Modifier.Idf else None)
+        for name, params in request.sparse_vectors_config.map.items()
+    }
     return edge.EdgeConfig(vectors=vectors, sparse_vectors=weights)
 
 
@@ -73,10 +76,12 @@ def merge_update(created: Any, request: Any) -> None:
     """Apply the changes of an UpdateCollection to the request that created the collection."""
     for name, change in request.vectors_config.params_map.map.items():
         named = created.vectors_config.params_map.map
-        if name not in named:
+        unnamed = not name and created.vectors_config.HasField("params")
+        if not unnamed and name not in named:
             raise ValueError(f"Not existing vector name error: {name}")
         if change.HasField("hnsw_config"):
-            named[name].hnsw_config.MergeFrom(change.hnsw_config)
+            params = created.vectors_config.params if unnamed else named[name]
+            params.hnsw_config.MergeFrom(change.hnsw_config)
 
 
 def field_index(request: Any) -> tuple[pb.PayloadSchemaInfo, Any]:

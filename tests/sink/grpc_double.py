@@ -304,6 +304,8 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
         if point_id in self.double.refused_ids:
             raise ValueError(f'refused point with "a secret payload" of {point_id} at 10.1.2.3:6334')
         vectors = {name: stored_vector(vector) for name, vector in point.vectors.vectors.vectors.items()}
+        if point.vectors.HasField("vector"):
+            vectors[""] = stored_vector(point.vectors.vector)
         return edge.Point(point_id, vectors, grpc_to_payload(point.payload))
 
     def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -345,7 +347,7 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
             records = shard.retrieve(
                 [id_of(i) for i in request.ids],
                 with_payload=payload_of(request.with_payload),
-                with_vector=list(request.with_vectors.include.names) or False,
+                with_vector=list(request.with_vectors.include.names) or request.with_vectors.enable,
             )
             return pb.GetResponse(result=[retrieved_point(record) for record in records])
 

@@ -144,19 +144,20 @@ def retrieved_point(record: edge.Record) -> pb.RetrievedPoint:
 
 
 def _add_vectors(message: Any, vectors: Any) -> None:
-    outputs = {}
-    vectors = vectors or {}
-    for name, vector in vectors.items():
-        if isinstance(vector, edge.SparseVector):
-            sparse = pb.SparseVector(indices=vector.indices, values=vector.values)
-            outputs[name] = pb.VectorOutput(sparse=sparse)
-        elif isinstance(vector[0], list):
-            rows = [pb.DenseVector(data=row) for row in vector]
-            outputs[name] = pb.VectorOutput(multi_dense=pb.MultiDenseVector(vectors=rows))
-        else:
-            outputs[name] = pb.VectorOutput(dense=pb.DenseVector(data=vector))
-    if outputs:
+    if isinstance(vectors, list) and vectors:  # an unnamed vector alone
+        message.vectors.CopyFrom(pb.VectorsOutput(vector=_vector_output(vectors)))
+    elif vectors:
+        outputs = {name: _vector_output(vector) for name, vector in vectors.items()}
         message.vectors.CopyFrom(pb.VectorsOutput(vectors=pb.NamedVectorsOutput(vectors=outputs)))
+
+
+def _vector_output(vector: Any) -> pb.VectorOutput:
+    if isinstance(vector, edge.SparseVector):
+        return pb.VectorOutput(sparse=pb.SparseVector(indices=vector.indices, values=vector.values))
+    if isinstance(vector[0], list):
+        rows = [pb.DenseVector(data=row) for row in vector]
+        return pb.VectorOutput(multi_dense=pb.MultiDenseVector(vectors=rows))
+    return pb.VectorOutput(dense=pb.DenseVector(data=vector))
 
 
 def filter_of(message: Any) -> edge.Filter:

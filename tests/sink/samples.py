@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.vectors import Kind, SparseVector
+from embedder.vectors import SparseVector
 from qdrant_sink.points import Draft, PointId, Vectors
-from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, SparseSchema
-from qdrant_sink.searching import Search, SearchOptions
+from qdrant_sink.schema import ColbertSchema, CollectionSchema, DenseSchema, Distance, SparseSchema
+from qdrant_sink.searching import Search, SearchOptions, with_branches
 
 SIZE = 8
 VOCABULARY = 40
@@ -23,7 +25,18 @@ def schema_for(dense_size: int, colbert_size: int) -> CollectionSchema:
     return CollectionSchema(DenseSchema(dense_size), SparseSchema(), ColbertSchema(colbert_size))
 
 
-SCHEMA: CollectionSchema = schema_for(SIZE, SIZE)
+DENSE, SPARSE, COLBERT = DenseSchema(SIZE), SparseSchema(), ColbertSchema(SIZE)
+
+SCHEMA: CollectionSchema = CollectionSchema(DENSE, SPARSE, COLBERT)
+
+
+def parts(schema: CollectionSchema) -> tuple[DenseSchema, SparseSchema, ColbertSchema]:
+    """Return the schemas of all three vectors of a collection."""
+    assert schema.dense is not None
+    assert schema.sparse is not None
+    assert schema.colbert is not None
+    return schema.dense, schema.sparse, schema.colbert
+
 
 WIDE_SIZE = 16
 """Size from which every engine adds the products of float16 rows in float32; below, older ones round each product."""
@@ -63,11 +76,11 @@ def search_by(
     sparse: SparseVector | None = None,
     colbert: NDArray[Any] | None = None,
     *,
-    quantized: tuple[Kind, ...] = (),
+    schema: CollectionSchema = SCHEMA,
     **options: Any,
 ) -> Search:
-    """Create a search by these vectors without validation. `options` are those of `SearchOptions`."""
-    return Search(Vectors(dense, sparse, colbert), SearchOptions(**options), quantized)
+    """Create a search by these vectors without their validation. `options` are those of `SearchOptions`."""
+    return Search(Vectors(dense, sparse, colbert), with_branches(SearchOptions(**options), schema), schema)
 
 
 def draft(index: int, **overrides: Any) -> Draft:
@@ -115,25 +128,45 @@ class Reference:
         vectors: vectors by point id, as `Vectors` or another object with the three attributes.
         halves: whether ColBERT rows are rounded to float16, those of a query too.
         dense_halves: whether dense vectors are.
+        distance: distance function of dense vectors.
     """
 
-    def __init__(self, vectors: Mapping[PointId, Any], *, halves: bool = True, dense_halves: bool = False) -> None:
+    def __init__(
+        self,
+        vectors: Mapping[PointId, Any],
+        *,
+        halves: bool = True,
+        dense_halves: bool = False,
+        distance: Distance = "cosine",
+    ) -> None:
         self._vectors = vectors
         self._rounded = halved if halves else np.asarray
         self._dense_rounded = halved if dense_halves else np.asarray
+        self._distance = distance
 
     def dense(self, query: NDArray[Any]) -> dict[PointId, float]:
-        """Compute the cosine of every point."""
+        """Compute the cosine of every point for vectors of norm 1, the inner product, or the distance."""
         query = self._dense_rounded(query)
         return {
-            point_id: float(self._dense_rounded(vectors.dense) @ query)
+            point_id: _compared(self._dense_rounded(vectors.dense), query, self._distance)
             for point_id, vectors in self._vectors.items()
             if vectors.dense is not None
         }
 
-    def sparse(self, query: SparseVector) -> dict[PointId, float]:
-        """Compute the inner product of every point that shares an index with the query."""
+    def sparse(self, query: SparseVector, *, idf: bool = False) -> dict[PointId, float]:
+        """Compute the inner product of every point that shares an index with the query.
+
+        With `idf`, the weight of an index in the query is multiplied by ln(1 + (N - n + 0.5) / (n + 0.5)), for N points
+        with weights, of which n have the index.
+        """
         weights = dict(zip(query.indices.tolist(), query.values.tolist(), strict=True))
+        if idf:
+            stored = [vectors.sparse.indices for vectors in self._vectors.values() if vectors.sparse is not None]
+            having = Counter(index for indices in stored for index in indices.tolist())
+            weights = {
+                index: weight * math.log1p((len(stored) - having[index] + 0.5) / (having[index] + 0.5))
+                for index, weight in weights.items()
+            }
         scores: dict[PointId, float] = {}
         for point_id, vectors in self._vectors.items():
             if vectors.sparse is None:
@@ -157,9 +190,16 @@ class Reference:
         }
 
 
-def ranked(scores: Mapping[PointId, float], limit: int | None = None) -> list[PointId]:
-    """Return the ids, best score first."""
-    return sorted(scores, key=lambda point_id: -scores[point_id])[:limit]
+def _compared(vector: NDArray[Any], query: NDArray[Any], distance: Distance) -> float:
+    if distance == "euclid":
+        return float(np.linalg.norm(vector - query))
+    return float(np.abs(vector - query).sum()) if distance == "manhattan" else float(vector @ query)
+
+
+def ranked(scores: Mapping[PointId, float], limit: int | None = None, *, ascending: bool = False) -> list[PointId]:
+    """Return the ids, best score first: the largest or, with `ascending`, the smallest."""
+    sign = 1 if ascending else -1
+    return sorted(scores, key=lambda point_id: sign * scores[point_id])[:limit]
 
 
 def dbsf(branches: Sequence[Mapping[PointId, float]]) -> dict[PointId, float]:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigurationError, InvalidRequest, NotFound
+from embedder.errors import InvalidRequest, NotFound
+from embedder.vectors import KINDS
 from qdrant_sink.conformance import conform
-from qdrant_sink.edge import EdgeStore
 from qdrant_sink.errors import SchemaMismatch
 from qdrant_sink.points import Point
 from qdrant_sink.schema import CollectionSchema, VectorNames
-from qdrant_sink.searching import run
-from qdrant_sink.server import ServerStore
+from qdrant_sink.searching import recommend, run
 from qdrant_sink.store import Store
-from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, draft, search_by
+from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE, draft, sample_vectors, search_by
 from tests.sink.writing import write
 
 NAMES = VectorNames(dense="text-dense", sparse="dense", colbert="späte Interaktion")
+UNNAMED = VectorNames(dense="", sparse="langchain-sparse", colbert="colbert")
 """With a name that is another kind's, and one that is not ASCII."""
 
 INDEXED = replace(
@@ -52,32 +51,26 @@ def _point(index: int) -> Point:
 # Names
 
 
-@pytest.fixture(params=["edge", "double"])
-def named_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Both stores with other vector names."""
-    if request.param == "edge":
-        embedded = EdgeStore(tmp_path / "edge", names=NAMES)
-        yield embedded
-        embedded.close()
-    else:
-        double: GrpcDouble = request.getfixturevalue("double")
-        server = ServerStore("http://127.0.0.1:9", grpc_port=double.port, names=NAMES)
-        yield server
-        server.close()
-
-
-def test_vectors_can_have_other_names(named_store: Store) -> None:
-    """Vectors with configured names are stored, searched, reranked and returned."""
-    schema = replace(SCHEMA, names=NAMES)
-    named_store.ensure("docs", schema)
-    named_store.ensure("docs", schema)
-    assert write(named_store, "docs", [draft(i) for i in range(20)], schema).stored == 20
-    for name in (NAMES.dense, NAMES.sparse, NAMES.colbert):
-        assert named_store.count("docs", {"must": [{"has_vector": name}]}) == 20
+@pytest.mark.parametrize("names", [NAMES, UNNAMED, VectorNames()], ids=["other", "unnamed", "default"])
+def test_every_collection_can_have_its_own_names(store: Store, collection: str, names: VectorNames) -> None:
+    """Vectors with any names are stored, searched, reranked, recommended, indexed and returned by one store."""
+    schema = replace(SCHEMA, names=names)
+    store.ensure(collection, schema)
+    store.ensure(collection, schema)
+    store.defer_index(collection, schema)
+    assert write(store, collection, [draft(i) for i in range(20)], schema).stored == 20
+    store.build_index(collection, schema, timeout_s=60)
+    for name in (names.dense, names.sparse, names.colbert):
+        assert store.count(collection, {"must": [{"has_vector": name}]}) == 20
     query = draft(7).vectors
-    search = search_by(query.dense, query.sparse, query.colbert, limit=1, with_vectors=("dense", "sparse", "colbert"))
-    for asked in (search, search.with_options(rerank="colbert"), search.with_options(using=("colbert",))):
-        [[hit]] = run(named_store, "docs", [asked])
+    search = search_by(query.dense, query.sparse, query.colbert, schema=schema, limit=1, with_vectors=KINDS)
+    [like, _] = recommend(
+        store, collection, [7], [], scope=collection, kinds=KINDS, where=None, field="like", schema=schema
+    )
+    similar = replace(search, vectors=like)
+    changes: list[dict[str, Any]] = [{}, {"rerank": "colbert"}, {"using": ("colbert",)}, {"group_by": "parity"}]
+    for asked in (similar, *(search.with_options(**change) for change in changes)):
+        [[hit]] = run(store, collection, [asked])
         assert hit.id == 7
         assert hit.vectors is not None
         assert hit.vectors.dense is not None
@@ -90,19 +83,33 @@ def test_vectors_can_have_other_names(named_store: Store) -> None:
         assert hit.vectors.colbert.shape == (4, 8)
 
 
-def test_vector_names_of_the_store_and_the_schema_must_agree(store: Store, collection: str) -> None:
-    """A schema with other vector names than the store is refused, and no collection is created."""
-    with pytest.raises(ConfigurationError, match=r"^vectorNames: "):
-        store.ensure(collection, replace(SCHEMA, names=NAMES))
-    with pytest.raises(NotFound):
-        store.count(collection)
+def test_an_unnamed_vector_alone_is_read_and_verified(store: Store, collection: str) -> None:
+    """A collection as qdrant-client makes it by default, one unnamed dense vector, is used and described."""
+    schema = CollectionSchema(DENSE, names=UNNAMED)
+    store.ensure(collection, schema)
+    points = [draft(i, vectors=sample_vectors(i, kinds=["dense"])) for i in range(5)]
+    assert write(store, collection, points, schema).stored == 5
+    search = search_by(sample_vectors(3).dense, schema=schema, limit=1, with_vectors=("dense",))
+    [[hit]] = run(store, collection, [search])
+    assert hit.id == 3
+    assert hit.vectors is not None
+    assert hit.vectors.dense is not None
+    assert store.fetch(collection, [4], False, ("dense",), names=UNNAMED)[4].vectors is not None
+    with pytest.raises(SchemaMismatch, match=r"\(unnamed\)\.distance is cosine, wanted dot$"):
+        store.verify(collection, replace(schema, dense=replace(DENSE, distance="dot")))
+    with pytest.raises(SchemaMismatch, match=r": dense is absent, wanted dense$"):
+        store.verify(collection, CollectionSchema(DENSE))
+    other = f"{collection}_named"
+    store.ensure(other, CollectionSchema(DENSE))
+    with pytest.raises(SchemaMismatch, match=r"\(unnamed\) is absent, wanted dense$"):
+        store.verify(other, schema)
 
 
 # Configuration
 
 
 def _configured() -> dict[str, CollectionSchema]:
-    dense, sparse, colbert = SCHEMA.dense, SCHEMA.sparse, SCHEMA.colbert
+    dense, sparse, colbert = DENSE, SPARSE, COLBERT
     return {
         "dense.datatype": replace(SCHEMA, dense=replace(dense, datatype="float16")),
         "dense.quantization": replace(SCHEMA, dense=replace(dense, quantization="int8")),
@@ -201,7 +208,7 @@ def test_an_alias_works_in_place_of_a_collection(store: Store, collection: str) 
     assert store.delete(alias, ids=[0]) == 1
     assert store.count(collection) == 1
     with pytest.raises(SchemaMismatch, match=r"dense\.distance"):
-        store.ensure(alias, replace(SCHEMA, dense=replace(SCHEMA.dense, distance="dot")))
+        store.ensure(alias, replace(SCHEMA, dense=replace(DENSE, distance="dot")))
 
 
 def test_an_alias_moves_atomically(store: Store, collection: str) -> None:

@@ -24,7 +24,7 @@ from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.settings import SEARCH_THREADS, limit_threads, read_config
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from qdrant_sink.points import Point
-from qdrant_sink.schema import Placement
+from qdrant_sink.schema import NAMES, Placement
 from qdrant_sink.searching import run
 from tests.sink.samples import SCHEMA, draft, search_by
 from tests.sink.writing import write
@@ -147,7 +147,7 @@ def test_a_panic_of_the_engine_is_an_error_of_the_store(
     sparse = SparseVector(np.array([3, 2], np.uint32), np.array([1.0], np.float32))
     with pytest.raises(ValueError, match="sparse: indices and values must have the same shape"):
         Point(1, {}, sparse=sparse)
-    bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None)
+    bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None, names=NAMES)
     with pytest.raises(StoreRejected, match="Qdrant Edge refused the points") as caught:
         edge_store.upsert("docs", [bad])
     assert type(caught.value.__cause__).__name__ == "PanicException"

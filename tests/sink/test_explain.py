@@ -21,7 +21,7 @@ from qdrant_sink.searching.matches import row_matches, token_matches
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import WIDE, WIDE_SIZE, Reference, draft, rrf, sample_vectors, search_by
+from tests.sink.samples import WIDE, WIDE_SIZE, Reference, draft, parts, rrf, sample_vectors, search_by
 from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
@@ -101,7 +101,7 @@ def test_every_sum_is_a_score(filled: Store, search: Search) -> None:
     sparse, maxsim = REFERENCE.sparse(search.vectors.sparse), REFERENCE.colbert(search.vectors.colbert)
     for hit, why in explained(filled, search):
         assert why.sparse is not None
-        contributions = [match.contribution for match in why.sparse]
+        contributions = [match.contribution or 0.0 for match in why.sparse]
         assert contributions == sorted(contributions, reverse=True)
         assert sum(contributions) == pytest.approx(sparse.get(hit.id, 0.0), rel=TOLERANCE, abs=TOLERANCE)
         if why.colbert is None:
@@ -178,7 +178,7 @@ def test_a_threshold_does_not_hide_the_branches(filled: Store) -> None:
 @pytest.mark.parametrize("datatype", ["float32", "float16"])
 def test_contributions_are_those_of_the_stored_type(store: Store, collection: str, datatype: Datatype) -> None:
     """In a collection of either type the sums equal the scores, also if the configured schema has the other type."""
-    schema = replace(WIDE, colbert=replace(WIDE.colbert, datatype=datatype))
+    schema = replace(WIDE, colbert=replace(parts(WIDE)[2], datatype=datatype))
     store.ensure(collection, schema)
     points = [draft(n, vectors=sample_vectors(n, rows=5, size=WIDE_SIZE)) for n in range(40)]
     assert write(store, collection, points, schema).stored == 40
@@ -194,9 +194,8 @@ def test_contributions_are_those_of_the_stored_type(store: Store, collection: st
 @pytest.mark.parametrize("datatype", ["float32", "float16"])
 def test_the_reference_rounds_as_the_stores_do(store: Store, collection: str, datatype: Datatype) -> None:
     """A store of float16 vectors rounds both the points and the query, dense as well as ColBERT; float32 is exact."""
-    schema = replace(
-        WIDE, dense=replace(WIDE.dense, datatype=datatype), colbert=replace(WIDE.colbert, datatype=datatype)
-    )
+    dense, _, colbert = parts(WIDE)
+    schema = replace(WIDE, dense=replace(dense, datatype=datatype), colbert=replace(colbert, datatype=datatype))
     store.ensure(collection, schema)
     vectors: dict[PointId, Vectors] = {n: sample_vectors(n, rows=5, size=WIDE_SIZE) for n in range(40)}
     drafts = [draft(n, vectors=vector) for n, vector in enumerate(vectors.values())]
@@ -364,7 +363,7 @@ def test_token_matches_are_the_common_tokens(query: SparseVector, passage: Spars
     matches = token_matches(query, passage)
     assert {match.id for match in matches} == query_weights.keys() & passage_weights.keys()
     assert len({match.id for match in matches}) == len(matches)
-    assert sum(match.contribution for match in matches) == pytest.approx(
+    assert sum(match.contribution or 0.0 for match in matches) == pytest.approx(
         sum(value * passage_weights.get(i, 0.0) for i, value in query_weights.items())
     )
 

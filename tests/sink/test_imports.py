@@ -148,4 +148,5 @@ PUBLIC = [
     "text_key_of",
     "text_of",
     "too_many_rows",
+    "with_branches",
 ]

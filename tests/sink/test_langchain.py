@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from langchain_core.embeddings import Embeddings
-from langchain_qdrant import QdrantVectorStore, RetrievalMode, SparseEmbeddings, SparseVector
+from langchain_qdrant import QdrantVectorStore, RetrievalMode
 from qdrant_client import QdrantClient, models
 
-from embedder import Priority
 from embedder.embedder import Embedder, ModelOptions
-from embedder.vectors import Embedding, Outputs
 from qdrant_sink.conformance import Refusal
 from qdrant_sink.payload_layouts import laid_out
 from qdrant_sink.points import Draft, Vectors, point_id
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.langchain_model import Dense, Model, Sparse
 from tests.sink.samples import schema_for
 from tests.sink.writing import write
 
@@ -31,56 +28,10 @@ TEXTS = {
 TOPICS = {"rsync": "backup", "photorec": "backup", "gimp": "pictures", "nmap": "network", "latex": "writing"}
 
 
-class Model:
-    """The mini model, for one call at a time."""
-
-    def __init__(self) -> None:
-        self.embedder = Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", token_budget=512))
-
-    def __call__(self, texts: Sequence[str], priority: Priority = Priority.PASSAGE) -> list[Embedding]:
-        """Compute all three vectors of each text."""
-        embeddings = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
-        return [embedding for embedding in embeddings if isinstance(embedding, Embedding)]
-
-
-class Dense(Embeddings):
-    """LangChain's `Embeddings` interface over the model."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Dense vectors of passages."""
-        return [embedding.dense.tolist() for embedding in self._model(texts) if embedding.dense is not None]
-
-    def embed_query(self, text: str) -> list[float]:
-        """The dense vector of a query."""
-        return self.embed_documents([text])[0]
-
-
-class Sparse(SparseEmbeddings):
-    """The `SparseEmbeddings` interface of langchain-qdrant over the model."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def embed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """Lexical weights of passages."""
-        return [
-            SparseVector(indices=embedding.sparse.indices.tolist(), values=embedding.sparse.values.tolist())
-            for embedding in self._model(texts)
-            if embedding.sparse is not None
-        ]
-
-    def embed_query(self, text: str) -> SparseVector:
-        """Lexical weights of a query."""
-        return self.embed_documents([text])[0]
-
-
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     """The model, loaded once per module."""
-    model = Model()
+    model = Model(Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", token_budget=512)))
     yield model
     model.embedder.close()
 

@@ -210,7 +210,7 @@ class _Counting:
         self.queries.append(len(plans))
         return [[Hit(n, 1.0 - n / 1000) for n in range(min(plan.limit, self.points))] for plan in plans]
 
-    def fetch(self, _collection: str, ids: Any, _payload: Any, _kinds: Any) -> Any:
+    def fetch(self, _collection: str, ids: Any, _payload: Any, _kinds: Any, **_names: Any) -> Any:
         """Return empty payloads."""
         self.fetches += 1
         return {i: Stored({}) for i in ids}

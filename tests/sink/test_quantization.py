@@ -16,7 +16,7 @@ from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import Point
 from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.searching import Search, conform_query, run
-from tests.sink.samples import schema_for, search_by, unit
+from tests.sink.samples import parts, schema_for, search_by, unit
 
 POINTS = 2000
 QUERIES = 30
@@ -70,7 +70,7 @@ def test_rescoring_restores_the_recall_of_dense(
     """With rescoring, the quantized copy returns at least 98 % of the exact top 10; without it, fewer."""
     points, queries = sample(np.random.default_rng(0))
     schema = schema_for(points.shape[1], 8)
-    schema = replace(schema, dense=replace(schema.dense, quantization=kind, m=0))
+    schema = replace(schema, dense=replace(parts(schema)[0], quantization=kind, m=0))
     store = _indexed(tmp_path, schema, [Point(i, {}, dense=vector) for i, vector in enumerate(points)])
     best = [set(np.argsort(-points @ query)[:10].tolist()) for query in queries]
     searches = [search_by(dense=query, using=("dense",)) for query in queries]
@@ -85,7 +85,7 @@ def test_rescoring_restores_the_ranking_of_colbert(tmp_path: Path) -> None:
     rows = unit(rng.normal(size=(400, 6, 64)))
     queries = unit(rows[:QUERIES, :4] + 0.12 * rng.normal(size=(QUERIES, 4, 64)))
     schema = schema_for(8, 64)
-    schema = replace(schema, colbert=replace(schema.colbert, quantization="int8"))
+    schema = replace(schema, colbert=replace(parts(schema)[2], quantization="int8"))
     dense = unit(rng.normal(size=(400, 8)))
     store = _indexed(tmp_path, schema, [Point(i, {}, dense=dense[i], colbert=rows[i]) for i in range(400)])
     scores = np.einsum("qrd,ptd->qprt", queries, rows).max(axis=3).sum(axis=2)

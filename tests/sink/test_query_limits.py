@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from qdrant_sink.searching.plan import Nearest, Plan, Rescoring
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal
-from tests.sink.samples import SCHEMA, SIZE, draft, sample_vectors, search_by, unit
+from tests.sink.samples import DENSE, SCHEMA, SIZE, draft, sample_vectors, search_by, unit
 from tests.sink.writing import write
 
 POINTS = 90
+QUANTIZED = replace(SCHEMA, dense=replace(DENSE, quantization="int8"))
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_a_page_beyond_the_limit_of_a_server_is_an_error(filled: ServerStore, do
         ({"hnsw_ef": 64}, {"hnsw_ef": 65}, "hnsw_ef: must be at most 64, the search_max_hnsw_ef"),
         (
             {"oversampling": 4},
-            {"rescoring": Rescoring(oversampling=4.5), "quantized": ("dense",)},
+            {"rescoring": Rescoring(oversampling=4.5), "schema": QUANTIZED},
             "oversampling: must be at most 4, the search_max_oversampling",
         ),
     ],
@@ -125,7 +127,7 @@ def test_a_large_batch_is_split(filled: ServerStore, double: GrpcDouble) -> None
 def test_the_default_oversampling_is_lowered(filled: ServerStore, double: GrpcDouble) -> None:
     """An oversampling that nobody asked for is lowered to that of the server."""
     double.query_limits["oversampling"] = 1.5
-    search = _search(using=("dense",), quantized=("dense",))
+    search = _search(using=("dense",), schema=QUANTIZED)
     assert len(run(filled, "docs", [search])[0]) == 10
     assert double.queries[-1].query_points[0].params.quantization.oversampling == 1.5
 

@@ -16,12 +16,12 @@ from embedder.vectors import KINDS, Kind
 from qdrant_sink.points import PointId, Vectors
 from qdrant_sink.searching import Hit, Search, run
 from qdrant_sink.store import Store
-from tests.sink.samples import SCHEMA, Reference, dbsf, draft, ranked, rrf, sample_vectors, search_by
+from tests.sink.samples import COLBERT, SCHEMA, Reference, dbsf, draft, ranked, rrf, sample_vectors, search_by
 from tests.sink.stores import STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTIONS = 6
-EXACT = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32"))
+EXACT = replace(SCHEMA, colbert=replace(COLBERT, datatype="float32"))
 """Schema with rows in float32, so that different scores are not rounded to equal ones."""
 SCORE_GAP_MIN = 2e-5
 """Minimum difference of two scores in a branch. Closer scores count as a tie."""

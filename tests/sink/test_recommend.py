@@ -138,7 +138,15 @@ def test_examples_are_given_by_the_ids_of_the_caller(store: Store, collection: s
     drafts = [draft(0), draft(1), draft(2, id=derived)]
     assert write(store, collection, drafts, SCHEMA).stored == 3
     vectors, where = recommend(
-        store, collection, [0, "a"], [1], scope="scope", kinds=("dense", "sparse"), where=None, field="like"
+        store,
+        collection,
+        [0, "a"],
+        [1],
+        scope="scope",
+        kinds=("dense", "sparse"),
+        where=None,
+        field="like",
+        schema=SCHEMA,
     )
     first, negative, other = (np.asarray(example.vectors.dense) for example in drafts)
     assert vectors.dense == pytest.approx(first + other - negative, abs=1e-6)
@@ -160,6 +168,7 @@ def test_missing_examples_are_reported() -> None:
             kinds=DENSE,
             where=None,
             field="like",
+            schema=SCHEMA,
         )
     assert (caught.value.collection, caught.value.ids) == ("docs", ("b", 8))
 
@@ -175,7 +184,9 @@ def test_missing_examples_are_reported() -> None:
 def test_invalid_ids_are_refused(positive: list[Any], negative: list[Any], message: str) -> None:
     """The message contains the path of the field in the request."""
     with pytest.raises(InvalidRequest, match=message):
-        recommend(Points({}), "docs", positive, negative, scope="s", kinds=DENSE, where=None, field="more")
+        recommend(
+            Points({}), "docs", positive, negative, scope="s", kinds=DENSE, where=None, field="more", schema=SCHEMA
+        )
 
 
 class Points:
@@ -184,6 +195,8 @@ class Points:
     def __init__(self, vectors: dict[PointId, Vectors]) -> None:
         self._vectors = vectors
 
-    def fetch(self, _collection: str, ids: Sequence[PointId], _payload: Any, _kinds: Any) -> dict[PointId, Stored]:
+    def fetch(
+        self, _collection: str, ids: Sequence[PointId], _payload: Any, _kinds: Any, **_names: Any
+    ) -> dict[PointId, Stored]:
         """See `Store.fetch`."""
         return {i: Stored(vectors=self._vectors[i]) for i in ids if i in self._vectors}

@@ -42,7 +42,9 @@ class RankedStore:
             answers.append([hit for hit in hits if threshold is None or hit.score >= threshold])
         return answers
 
-    def fetch(self, _collection: str, ids: Sequence[PointId], payload: Any, kinds: Any) -> dict[PointId, Stored]:
+    def fetch(
+        self, _collection: str, ids: Sequence[PointId], payload: Any, kinds: Any, **_names: Any
+    ) -> dict[PointId, Stored]:
         """Return all points except for point 1, as if it had been deleted in between."""
         self.fetched.append(list(ids))
         return {i: Stored({"of": i}) for i in ids if i != 1}

@@ -17,7 +17,7 @@ from qdrant_sink.schema_diff import CollectionDescription, VectorDescription, di
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, schema_for
+from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE, parts, schema_for
 
 VECTORS = {
     "dense": VectorDescription("dense", size=8, distance="cosine"),
@@ -29,14 +29,9 @@ VECTORS = {
 def test_the_schema_of_bge_m3() -> None:
     """Cosine and HNSW 16/100 for dense, no IDF on learned weights, float16 rows on disk without a graph."""
     schema = schema_for(1024, 1024)
-    assert (schema.dense.size, schema.dense.distance, schema.dense.m, schema.dense.ef_construct) == (
-        1024,
-        "cosine",
-        16,
-        100,
-    )
-    assert (schema.sparse.datatype, schema.sparse.modifier) == ("float32", None)
-    colbert = schema.colbert
+    dense, sparse, colbert = parts(schema)
+    assert (dense.size, dense.distance, dense.m, dense.ef_construct) == (1024, "cosine", 16, 100)
+    assert (sparse.datatype, sparse.modifier) == ("float32", None)
     assert (colbert.comparator, colbert.datatype, colbert.on_disk, colbert.m) == (
         "max_sim",
         "float16",
@@ -91,16 +86,16 @@ def test_ensure_creates_once_and_then_verifies(store: Store, collection: str) ->
 
 def test_a_tuned_collection_is_accepted(store: Store, collection: str) -> None:
     """A collection whose ColBERT rows are float32 in RAM differs only in memory use and is accepted."""
-    tuned = replace(SCHEMA, colbert=replace(SCHEMA.colbert, datatype="float32", on_disk=False))
+    tuned = replace(SCHEMA, colbert=replace(COLBERT, datatype="float32", on_disk=False))
     store.ensure(collection, tuned)
     store.ensure(collection, SCHEMA)
 
 
 def _others() -> dict[str, CollectionSchema]:
     return {
-        "dense.distance": replace(SCHEMA, dense=replace(SCHEMA.dense, distance="dot")),
-        "sparse.modifier": replace(SCHEMA, sparse=replace(SCHEMA.sparse, modifier="idf")),
-        "colbert.distance": replace(SCHEMA, colbert=replace(SCHEMA.colbert, distance="dot")),
+        "dense.distance": replace(SCHEMA, dense=replace(DENSE, distance="dot")),
+        "sparse.modifier": replace(SCHEMA, sparse=replace(SPARSE, modifier="idf")),
+        "colbert.distance": replace(SCHEMA, colbert=replace(COLBERT, distance="dot")),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from qdrant_sink.errors import Difference
 from qdrant_sink.schema import CollectionSchema, PayloadIndex, Placement, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription, differences, missing_indexes
-from tests.sink.samples import SCHEMA
+from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE
 
 ACTUAL = CollectionDescription(
     vectors={
@@ -34,28 +34,28 @@ def _explicit(field: str, **changes: object) -> CollectionSchema:
     ("wanted", "difference"),
     [
         (
-            _explicit("dense.datatype", dense=replace(SCHEMA.dense, datatype="float16")),
+            _explicit("dense.datatype", dense=replace(DENSE, datatype="float16")),
             Difference("dense.datatype", "float32", "float16"),
         ),
         (
-            _explicit("dense.quantization", dense=replace(SCHEMA.dense, quantization="int8")),
+            _explicit("dense.quantization", dense=replace(DENSE, quantization="int8")),
             Difference("dense.quantization", "none", "int8"),
         ),
-        (_explicit("dense.m", dense=replace(SCHEMA.dense, m=32)), Difference("dense.m", 16, 32)),
+        (_explicit("dense.m", dense=replace(DENSE, m=32)), Difference("dense.m", 16, 32)),
         (
-            _explicit("dense.efConstruct", dense=replace(SCHEMA.dense, ef_construct=200)),
+            _explicit("dense.efConstruct", dense=replace(DENSE, ef_construct=200)),
             Difference("dense.efConstruct", 100, 200),
         ),
         (
-            _explicit("dense.onDisk", dense=replace(SCHEMA.dense, on_disk=True)),
+            _explicit("dense.onDisk", dense=replace(DENSE, on_disk=True)),
             Difference("dense.onDisk", "false", "true"),
         ),
         (
-            _explicit("sparse.onDisk", sparse=replace(SCHEMA.sparse, on_disk=True)),
+            _explicit("sparse.onDisk", sparse=replace(SPARSE, on_disk=True)),
             Difference("sparse.onDisk", "false", "true"),
         ),
         (
-            _explicit("colbert.datatype", colbert=replace(SCHEMA.colbert, datatype="float32")),
+            _explicit("colbert.datatype", colbert=replace(COLBERT, datatype="float32")),
             Difference("colbert.datatype", "float16", "float32"),
         ),
         (_explicit("payloadOnDisk", payload_on_disk=False), Difference("payloadOnDisk", "true", "false")),
@@ -84,7 +84,7 @@ def test_a_deferred_graph_is_not_a_difference() -> None:
     """During a bulk load, or after a killed one, other workers accept the collection."""
     deferred = replace(ACTUAL, vectors={**ACTUAL.vectors, "dense": replace(ACTUAL.vectors["dense"], m=0)})
     assert differences(_explicit("dense.m"), deferred) == []
-    none = _explicit("dense.m", dense=replace(SCHEMA.dense, m=0))
+    none = _explicit("dense.m", dense=replace(DENSE, m=0))
     assert differences(none, ACTUAL) == [Difference("dense.m", 16, 0)]
 
 

@@ -222,9 +222,8 @@ def test_the_plan_states_the_stages() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"using": ()},
         {"using": ("dense", "dense")},
-        {"weights": (1.0,)},
+        {"using": ("dense", "sparse"), "weights": (1.0,)},
         {"weights": (1.0, 0.0)},
         {"weights": (1.0, float("nan"))},
         {"weights": (1.0, 1.0), "fusion": "dbsf"},

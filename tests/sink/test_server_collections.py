@@ -18,7 +18,7 @@ from qdrant_sink.searching import Rescoring, run
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
-from tests.sink.samples import SCHEMA, draft, search_by
+from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE, draft, search_by
 
 Status = pb.CollectionStatus
 Answer = tuple[int, dict[str, str], Any]
@@ -43,9 +43,9 @@ def test_the_whole_configuration_is_sent(server_store: ServerStore, double: Grpc
     """The requests contain the configured storage, quantization, placement and indexes."""
     schema = replace(
         INDEXED,
-        dense=replace(SCHEMA.dense, m=24, ef_construct=64, datatype="float16", on_disk=True, quantization="int8"),
-        sparse=replace(SCHEMA.sparse, datatype="float16", on_disk=True),
-        colbert=replace(SCHEMA.colbert, on_disk=False, datatype="float32", quantization="binary"),
+        dense=replace(DENSE, m=24, ef_construct=64, datatype="float16", on_disk=True, quantization="int8"),
+        sparse=replace(SPARSE, datatype="float16", on_disk=True),
+        colbert=replace(COLBERT, on_disk=False, datatype="float32", quantization="binary"),
         payload_on_disk=True,
         placement=Placement(shards=6, replication=3, write_consistency=2),
         explicit=frozenset(["shards", "replication", "writeConsistency", "payloadOnDisk"]),
@@ -273,7 +273,7 @@ def test_a_tuned_graph_is_not_deferred(
     server_store: ServerStore, double: GrpcDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A graph whose m differs from the schema could not be restored, so that it is not changed."""
-    server_store.ensure("docs", replace(SCHEMA, dense=replace(SCHEMA.dense, m=48)))
+    server_store.ensure("docs", replace(SCHEMA, dense=replace(DENSE, m=48)))
     server_store.defer_index("docs", SCHEMA)
     assert _m(double) == 48
     assert "dense.m = 48 instead of 16" in caplog.text
@@ -283,7 +283,7 @@ def test_a_tuned_graph_is_not_deferred(
 
 def test_a_schema_without_a_graph_needs_no_deferral(server_store: ServerStore, double: GrpcDouble) -> None:
     """With m = 0 there is no graph to defer or to build."""
-    schema = replace(SCHEMA, dense=replace(SCHEMA.dense, m=0))
+    schema = replace(SCHEMA, dense=replace(DENSE, m=0))
     server_store.ensure("docs", schema)
     server_store.defer_index("docs", schema)
     server_store.build_index("docs", schema, timeout_s=5)
@@ -306,8 +306,9 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
     """Every stage over a quantized vector requests three times the candidates and rescores them."""
     server_store.ensure("docs", SCHEMA)
     query = draft(1).vectors
-    search = search_by(query.dense, query.sparse, query.colbert, rerank="colbert", quantized=("dense", "colbert"))
-    plain = replace(search, quantized=())
+    plain = search_by(query.dense, query.sparse, query.colbert, rerank="colbert")
+    schema = replace(SCHEMA, dense=replace(DENSE, quantization="int8"), colbert=replace(COLBERT, quantization="binary"))
+    search = replace(plain, schema=schema)
     alone = search.with_options(using=("dense",), rerank=None)
     run(server_store, "docs", [search, plain, alone])
     quantized, unquantized, single = double.queries[-1].query_points
@@ -362,7 +363,7 @@ def test_rest_creates_and_aliases_collections() -> None:
     store = ServerStore(f"http://127.0.0.1:{rest.port}", transport="rest", deadline_s=3.0)
     schema = replace(
         SCHEMA,
-        dense=replace(SCHEMA.dense, quantization="int8"),
+        dense=replace(DENSE, quantization="int8"),
         payload_indexes={"year": "integer"},
         explicit=frozenset(["dense.quantization", "dense.datatype", "dense.m"]),
     )

@@ -13,7 +13,7 @@ from qdrant_sink.conformance import Refusal, conform
 from qdrant_sink.points import Point
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
-from tests.sink.samples import SCHEMA, draft, spoilt
+from tests.sink.samples import DENSE, SCHEMA, SPARSE, draft, spoilt
 from tests.sink.writing import write
 
 TENANTED = replace(SCHEMA, tenant_key="tenant")
@@ -75,8 +75,8 @@ def test_values_that_float16_cannot_hold_are_refused() -> None:
     weights = SparseVector(np.array([3], np.uint32), np.array([70_000.0], np.float32))
     half = replace(
         SCHEMA,
-        dense=replace(SCHEMA.dense, datatype="float16"),
-        sparse=replace(SCHEMA.sparse, datatype="float16"),
+        dense=replace(DENSE, datatype="float16"),
+        sparse=replace(SPARSE, datatype="float16"),
     )
     for fields, name in (({"dense": large}, "dense"), ({"sparse": weights}, "sparse.values")):
         refusal = conform(spoilt(0, **fields), half)

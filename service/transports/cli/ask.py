@@ -155,11 +155,14 @@ def _fusion(why: Json) -> Table | None:
 def _sparse(why: Json) -> Table | None:
     if not why["sparse"]:
         return None
-    total = sum(match["contribution"] for match in why["sparse"])
-    table = _table(f"sparse, {total:.4f} in all", ["token"], ["query", "text", "part"])
-    for match in why["sparse"]:
-        weights = (f"{match[side]:.3f}" for side in ("query", "passage"))
-        table.add_row(Text(_printable(match["token"]), style=SPARSE_STYLE), *weights, f"{match['contribution']:.4f}")
+    parts = [match["contribution"] for match in why["sparse"]]
+    if None in parts:
+        table = _table("sparse, weighted by IDF", ["token"], ["query", "text"])
+    else:
+        table = _table(f"sparse, {sum(parts):.4f} in all", ["token"], ["query", "text", "part"])
+    for match, part in zip(why["sparse"], parts, strict=True):
+        figures = [f"{match[side]:.3f}" for side in ("query", "passage")] + ([] if part is None else [f"{part:.4f}"])
+        table.add_row(Text(_printable(match["token"]), style=SPARSE_STYLE), *figures)
     return table
 
 
@@ -187,7 +190,7 @@ class AskOptions:
         questions: each is a query.
         collection: by name; None for `QDRANT_COLLECTION`.
         limit: maximum number of hits per question.
-        using: kinds of vectors to search.
+        using: kinds of vectors to search; empty for dense and sparse where collections have them.
         filter: filter in Qdrant's JSON; None for no filter.
         rerank: whether ColBERT orders all candidates.
         explain: whether each hit says why it was found.
@@ -198,7 +201,7 @@ class AskOptions:
     questions: Sequence[str]
     collection: str | None = None
     limit: int = 5
-    using: Sequence[str] = ("dense", "sparse")
+    using: Sequence[str] = ()
     filter: object = None
     rerank: bool = False
     explain: bool = False
@@ -212,10 +215,11 @@ def request_of(options: AskOptions) -> Json:
         "operation": "search",
         "queries": list(options.questions),
         "limit": options.limit,
-        "using": list(options.using),
         "explain": options.explain,
         "textKey": options.text_key,
     }
+    if options.using:
+        request["using"] = list(options.using)
     if options.collection is not None:
         request["collection"] = options.collection
     if options.filter is not None:

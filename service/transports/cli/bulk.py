@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import click
 
-from embedder import KINDS, InvalidRequest
+from embedder import InvalidRequest
 from service.bulk.load import INTERRUPTED, BulkLoad, LoadOptions
 from service.bulk.report import LoadReport
 from service.operations import IngestRequest, Operations
@@ -39,7 +39,7 @@ class BulkOptions:
         chunk_tokens: maximum tokens of a chunk; 0 for no chunks.
         chunk_overlap: tokens that a chunk repeats of the previous one.
         colbert_pooling: `none` or `mean`.
-        vectors: kinds of vectors to store.
+        vectors: kinds of vectors to store; empty for those of the collection.
         text_key: where the payload keeps the text.
         defer_index: build the graph at the end even if the collection is in use.
         rejects: a file for every rejected line.
@@ -54,7 +54,7 @@ class BulkOptions:
     chunk_tokens: int = 0
     chunk_overlap: int | None = None
     colbert_pooling: str = "none"
-    vectors: Sequence[str] = KINDS
+    vectors: Sequence[str] = ()
     text_key: str = "text"
     defer_index: bool = False
     rejects: Path | None = None
@@ -93,7 +93,7 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
         qdrant["chunk"] = {"maxTokens": options.chunk_tokens}
         if options.chunk_overlap is not None:
             qdrant["chunk"]["overlap"] = options.chunk_overlap
-    raw = {"texts": [""], "isPassage": True, "vectors": list(options.vectors), "qdrant": qdrant}
+    raw = {"texts": [""], "isPassage": True, "vectors": list(options.vectors) or None, "qdrant": qdrant}
     match parse(raw, limits):
         case EmbedRequest(qdrant=QdrantTarget() as target) as request:
             return request.ingest_value(target)

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 import corpus
-from embedder import KINDS
 from qdrant_sink import Hit, SearchOptions
 from service.operations import IngestRequest, Operations, SearchRequest
 from service.settings import Settings
@@ -57,12 +56,13 @@ class Demo:
         passages, questions = corpus.passages(), corpus.questions()
         with self._step(f"ingest {len(passages)} passages"):
             await self._ingest(operations, passages)
+        rerank: Literal["colbert"] | None = "colbert" if "colbert" in operations.collections.schema.kinds else None
         with self._step(f"answer {len(questions)} questions"):
             result = await operations.search(
                 SearchRequest(
                     queries=[question.query for question in questions],
                     collection=COLLECTION,
-                    options=SearchOptions(rerank="colbert", limit=HITS_SCORED),
+                    options=SearchOptions(rerank=rerank, limit=HITS_SCORED),
                 )
             )
         for question, hits in zip(questions, result.hits, strict=True):
@@ -79,7 +79,6 @@ class Demo:
                 result = await operations.ingest(
                     IngestRequest(
                         texts=[passage.text for passage in part],
-                        vectors=KINDS,
                         collection=COLLECTION,
                         ids=[passage.id for passage in part],
                         payloads=[

@@ -61,17 +61,17 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         return words
 
 
-def kinds_option(name: str, *, default: Sequence[str], help: str) -> Callable[[_Function], _Function]:  # noqa: A002
+def kinds_option(name: str, *, default: str, help: str) -> Callable[[_Function], _Function]:  # noqa: A002
     """An option that takes kinds of vectors, with commas or repeated: `--vectors dense,sparse --vectors colbert`.
 
     Args:
         name: of the option.
-        default: kinds that are taken without it.
+        default: description of the kinds that are taken without it. The value is empty then.
         help: what it does.
     """
 
     def merged(_ctx: click.Context, _param: click.Parameter, value: Sequence[Sequence[str]]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(word for words in value for word in words)) or tuple(default)
+        return tuple(dict.fromkeys(word for words in value for word in words))
 
     return click.option(
         name,
@@ -79,7 +79,7 @@ def kinds_option(name: str, *, default: Sequence[str], help: str) -> Callable[[_
         multiple=True,
         callback=merged,
         metavar="KIND,...",
-        help=f"{help}: a list with commas of {', '.join(KINDS)}.  [default: {','.join(default)}]",
+        help=f"{help}: a list with commas of {', '.join(KINDS)}.  [default: {default}]",
     )
 
 

@@ -31,7 +31,7 @@ def _json(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
 @click.option("--collection", metavar="NAME", help="Collection to ask.  [default: QDRANT_COLLECTION]")
 @click.option("--limit", type=int, default=5, show_default=True, metavar="N", help="Maximum hits per question.")
-@kinds_option("--using", default=("dense", "sparse"), help="Kinds of vectors to search")
+@kinds_option("--using", default="dense and sparse where collections have them", help="Kinds of vectors to search")
 @click.option("--filter", metavar="JSON", callback=_json, help="Filter in Qdrant's JSON, which every hit matches.")
 @click.option("--rerank", is_flag=True, help="Order all candidates by ColBERT.")
 @click.option("--explain", is_flag=True, help="Show why each hit was found.")

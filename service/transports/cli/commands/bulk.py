@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from service.transports.cli.options import CONTEXT, KINDS, configure_logs, examples, json_option, kinds_option
+from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
 
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
@@ -37,7 +37,7 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
     show_default=True,
     help="What to do with more ColBERT rows than Qdrant takes.",
 )
-@kinds_option("--vectors", default=KINDS, help="Kinds of vectors to store")
+@kinds_option("--vectors", default="those of the collection", help="Kinds of vectors to store")
 @click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Payload key of the text.")
 @click.option("--defer-index", is_flag=True, help="Build the graph at the end even if the collection is in use.")
 @click.option(

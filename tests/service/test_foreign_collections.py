@@ -1,0 +1,167 @@
+"""Collections that other libraries made: a worker with the fitting config searches them and writes into them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from langchain_qdrant import QdrantVectorStore, RetrievalMode
+from qdrant_client import QdrantClient, models
+
+import corpus
+from embedder import Embedder, Embedding, Outputs, Priority
+from qdrant_sink import PointId, Store
+from qdrant_sink.server import ServerStore
+from service.operations import Operations
+from service.settings import Settings
+from tests.service.client import ENVIRONMENT, Client, Json
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.langchain_model import Dense, Model, Sparse
+from tests.sink.samples import ranked, rrf
+from tests.sink.stores import real_server
+
+TEXTS = [passage.text for passage in corpus.passages()[:40]]
+QUERIES = [question.query for question in corpus.questions()[:10]]
+ADDED = "A fox that nobody had written about before."
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A collection on a server that a client of another library reaches, and the worker's store for it."""
+
+    client: QdrantClient
+    store: Store
+    collection: str
+    embedder: Embedder
+
+    def worker(self, **config: object) -> Client:
+        """A worker with this collection config."""
+        settings = Settings.from_environment({**ENVIRONMENT, "QDRANT_COLLECTION_CONFIG": json.dumps(config)})
+        return Client(Operations(settings, self.embedder, self.store))
+
+    def embedded(self, texts: list[str], priority: Priority = Priority.PASSAGE) -> list[Embedding]:
+        """The vectors of texts."""
+        results = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
+        return [result for result in results if isinstance(result, Embedding)]
+
+    def searched(self, worker: Client, **fields: object) -> list[list[Json]]:
+        """The hits of each of `QUERIES`."""
+        raw = {"operation": "search", "collection": self.collection, "queries": QUERIES, "limit": 8, **fields}
+        return [result["hits"] for result in worker.good(raw)["results"]]
+
+
+@pytest.fixture(params=["double", pytest.param("server", marks=pytest.mark.server)])
+def foreign(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[Foreign]:
+    """A collection that does not exist yet, on the double or on a real server."""
+    name = f"test_{uuid.uuid4().hex}"
+    if request.param == "double":
+        double = GrpcDouble(tmp_path)
+        client = QdrantClient(host="127.0.0.1", grpc_port=double.port, prefer_grpc=True, check_compatibility=False)
+        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+        request.addfinalizer(double.stop)  # noqa: PT021 - only one of the two servers needs it
+    else:
+        url, key = real_server()
+        port = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
+        client = QdrantClient(url, api_key=key, grpc_port=port, prefer_grpc=True, check_compatibility=False)
+        store = ServerStore(url, key, grpc_port=port)
+    yield Foreign(client, store, name, embedder)
+    if request.param == "server":
+        client.delete_collection(name)
+    store.close()
+    client.close()
+
+
+def test_a_collection_with_one_unnamed_vector(foreign: Foreign) -> None:
+    """A collection as the quick start of qdrant-client makes it is searched, counted, explained and ingested."""
+    embeddings = foreign.embedded(TEXTS)
+    matrix = np.stack([embedding.dense for embedding in embeddings if embedding.dense is not None])
+    params = models.VectorParams(size=matrix.shape[1], distance=models.Distance.COSINE)
+    foreign.client.create_collection(foreign.collection, vectors_config=params)
+    points = [
+        models.PointStruct(id=n, vector=matrix[n].tolist(), payload={"body": text, "even": n % 2 == 0})
+        for n, text in enumerate(TEXTS)
+    ]
+    foreign.client.upsert(foreign.collection, points, wait=True)
+    worker = foreign.worker(kinds=["dense"], vectorNames={"dense": ""})
+
+    even = {"must": [{"key": "even", "match": {"value": True}}]}
+    queries = foreign.embedded(QUERIES, Priority.QUERY)
+    for hits, query in zip(foreign.searched(worker, filter=even, explain=True, textKey="body"), queries, strict=True):
+        assert query.dense is not None
+        scores: dict[PointId, float] = dict(enumerate((matrix @ query.dense).tolist()))
+        expected = ranked({n: scores[n] for n in range(0, len(TEXTS), 2)}, 8)
+        assert [hit["id"] for hit in hits] == expected
+        assert [hit["score"] for hit in hits] == pytest.approx([scores[n] for n in expected], abs=1e-5)
+        assert [hit["explain"]["branches"]["dense"]["rank"] for hit in hits] == list(range(1, 9))
+    assert worker.good({"operation": "count", "collection": foreign.collection, "filter": even})["count"] == 20
+
+    target = {"collection": foreign.collection, "ids": [99], "textKey": "body"}
+    assert worker.good({"texts": [ADDED], "isPassage": True, "qdrant": target})["upsert"]["stored"] == 1
+    [added] = foreign.client.retrieve(foreign.collection, [99], with_vectors=True)
+    [embedding] = foreign.embedded([ADDED])
+    assert added.payload == {"body": ADDED}
+    assert np.array(added.vector) == pytest.approx(embedding.dense, abs=1e-6)
+    like = {"operation": "search", "collection": foreign.collection, "like": {"positive": [99]}, "withVectors": True}
+    [result] = worker.good(like)["results"]
+    assert 99 not in [hit["id"] for hit in result["hits"]]
+    assert {tuple(hit["vectors"]) for hit in result["hits"]} == {("dense",)}
+    worker.good({"operation": "delete", "collection": foreign.collection, "ids": [99]})
+    assert foreign.client.retrieve(foreign.collection, [99]) == []
+
+
+def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
+    """LangChain makes the collection and writes; the worker searches and adds; LangChain finds what was added."""
+    model = Model(foreign.embedder)
+    opened = QdrantVectorStore(
+        foreign.client,
+        foreign.collection,
+        embedding=Dense(model),
+        sparse_embedding=Sparse(model),
+        retrieval_mode=RetrievalMode.HYBRID,
+        validate_collection_config=False,
+    )
+    foreign.client.create_collection(  # as `QdrantVectorStore.from_texts` does, whose client has no port for gRPC
+        foreign.collection,
+        vectors_config={
+            opened.vector_name: models.VectorParams(size=foreign.embedder.hidden_size, distance=models.Distance.COSINE)
+        },
+        sparse_vectors_config={opened.sparse_vector_name: models.SparseVectorParams()},
+    )
+    ids = opened.add_texts(TEXTS, [{"number": n} for n in range(len(TEXTS))])
+    worker = foreign.worker(
+        kinds=["dense", "sparse"], vectorNames={"dense": "", "sparse": "langchain-sparse"}, layout="langchain"
+    )
+
+    embeddings = dict(zip(map(str, ids), foreign.embedded(TEXTS), strict=True))
+    for hits, query in zip(foreign.searched(worker, explain=True), foreign.embedded(QUERIES), strict=True):
+        assert query.dense is not None
+        assert query.sparse is not None
+        weights = dict(zip(query.sparse.indices.tolist(), query.sparse.values.tolist(), strict=True))
+        dense: dict[PointId, float] = {}
+        sparse: dict[PointId, float] = {}
+        for identity, embedding in embeddings.items():
+            assert embedding.dense is not None
+            assert embedding.sparse is not None
+            dense[uuid.UUID(identity)] = float(np.dot(embedding.dense, query.dense))
+            pairs = zip(embedding.sparse.indices.tolist(), embedding.sparse.values.tolist(), strict=True)
+            shared = [weights[index] * value for index, value in pairs if index in weights]
+            if shared:
+                sparse[uuid.UUID(identity)] = sum(shared)
+        expected = rrf([ranked(dense), ranked(sparse)], 60, (1.0, 1.0))
+        scores = [expected[uuid.UUID(hit["id"])] for hit in hits]
+        assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-6)
+        assert scores == sorted(expected.values(), reverse=True)[:8]
+        assert all(sum(hit["explain"]["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6) for hit in hits)
+        assert hits[0]["payload"]["page_content"] == TEXTS[hits[0]["payload"]["metadata"]["number"]]
+
+    target = {"collection": foreign.collection, "payloads": [{"number": -1}]}
+    assert worker.good({"texts": [ADDED], "isPassage": True, "qdrant": target})["upsert"]["stored"] == 1
+    [document] = opened.similarity_search(ADDED, k=1)
+    assert (document.page_content, document.metadata["number"]) == (ADDED, -1)
