@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.catalogue import Catalogue
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.conformance import (
     Refusal,
     RefusalCode,
@@ -17,6 +18,7 @@ from qdrant_sink.conformance import (
     rows_max,
     too_many_rows,
 )
+from qdrant_sink.dates import parse_date
 from qdrant_sink.documents import DOCUMENT_KEY, DOCUMENT_VERSION, Document, DocumentPaths, chunk_id, new_version
 from qdrant_sink.errors import (
     AccessDenied,
@@ -37,6 +39,7 @@ from qdrant_sink.json_types import kind_of
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
+from qdrant_sink.point_order import ORDERED_TYPES, OrderPosition, OrderValue, PointOrder, is_exact
 from qdrant_sink.points import (
     INTEGER_ID_MAX,
     Draft,
@@ -61,11 +64,13 @@ from qdrant_sink.schema import (
     Distance,
     IndexType,
     Layout,
+    PayloadIndex,
     Placement,
     Quantization,
     SparseSchema,
     VectorNames,
 )
+from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
     OFFSET_MAX,
     OVERSAMPLING,
@@ -108,6 +113,7 @@ __all__ = [
     "INTEGER_ID_MAX",
     "NAMES",
     "OFFSET_MAX",
+    "ORDERED_TYPES",
     "OVERSAMPLING",
     "AccessDenied",
     "Acknowledged",
@@ -116,6 +122,7 @@ __all__ = [
     "ColbertSchema",
     "CollectionChanged",
     "CollectionSchema",
+    "CollectionState",
     "Datatype",
     "DenseSchema",
     "Difference",
@@ -134,11 +141,15 @@ __all__ = [
     "Layout",
     "LimitExceeded",
     "NothingTaken",
+    "OrderPosition",
+    "OrderValue",
+    "PayloadIndex",
     "PayloadKeys",
     "Placement",
     "Plan",
     "Point",
     "PointId",
+    "PointOrder",
     "Quantization",
     "Refusal",
     "RefusalCode",
@@ -179,6 +190,7 @@ __all__ = [
     "existing_ids",
     "explain",
     "is_derived",
+    "is_exact",
     "kind_of",
     "laid_out",
     "matches_all",
@@ -186,6 +198,8 @@ __all__ = [
     "new_version",
     "open_edge",
     "open_server",
+    "ordered_page",
+    "parse_date",
     "parse_filter",
     "path_of_key",
     "point_id",

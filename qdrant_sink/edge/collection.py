@@ -14,6 +14,7 @@ from typing import Final
 
 import qdrant_edge as edge
 
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
@@ -71,6 +72,17 @@ class EdgeCollection:
         """Describe the current state of the collection, including its payload indexes."""
         with self.opened() as shard, mapped("description of a collection"):
             return replace(collection_description(self._directory), payload_indexes=payload_indexes(shard))
+
+    def state(self, vector: str) -> CollectionState:
+        """Describe the current state of the collection, which is grey if points of the vector lack a graph."""
+        description = self.describe()
+        with self.opened() as shard, mapped("state of a collection"):
+            shard.flush()  # segments are counted on disk
+            info = shard.info()
+            unindexed = count_unindexed_points(shard, self._directory, vector) if vector in description.vectors else 0
+            return CollectionState(
+                description, info.points_count, info.indexed_vectors_count, "grey" if unindexed else "green"
+            )
 
     def flush(self) -> None:
         """Synchronise the files with recent writes. A collection that is in use for long is skipped."""
