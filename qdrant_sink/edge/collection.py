@@ -77,7 +77,9 @@ class EdgeCollection:
         """Describe the current state of the collection, which is grey if points of the vector lack a graph."""
         description = self.describe()
         with self.opened() as shard, mapped("state of a collection"):
-            shard.flush()  # segments are counted on disk
+            if self._unflushed:  # segments are counted on disk
+                shard.flush()
+                self._unflushed = False
             info = shard.info()
             unindexed = count_unindexed_points(shard, self._directory, vector) if vector in description.vectors else 0
             return CollectionState(

@@ -172,6 +172,12 @@ def _keys(raw: list[object], path: str) -> tuple[str, ...]:
     return tuple(str(key) for key in raw)
 
 
+def check_dtype(encoding: str, dtype: str) -> None:
+    """Check that lists, which have no type, are not asked for in float16."""
+    if encoding == "list" and dtype == "float16":
+        raise ValueError("dtype: must be 'float32' with encoding 'list', got 'float16'; use encoding 'base64'")
+
+
 def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": {"anyOf": [*schemas, {"type": "null"}]}}
 
