@@ -38,9 +38,6 @@ from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
-COLLECTION: Final = "/collections/{name}"
-"""Path of the description of a collection."""
-
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Status that is logged and counted if the client has disconnected."""
 
@@ -96,11 +93,11 @@ def application(
             path, endpoint, methods=["GET"], summary=summary, responses=get_responses(path), response_class=Response
         )
     app.add_api_route(
-        COLLECTION,
+        "/collections/{name:path}",  # a slash within a name is told apart by its validation
         endpoints.collection,
         methods=["GET"],
         summary="Describe a collection",
-        responses=get_responses(COLLECTION),
+        responses=get_responses("/collections/{name}"),
         response_class=Response,
         openapi_extra=path_parameter("name", "name of the collection or of an alias, percent-encoded"),
     )
