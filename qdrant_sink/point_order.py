@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -15,6 +16,9 @@ OrderValue = int | float | datetime
 
 ORDERED_TYPES: Final = ("integer", "float", "datetime")
 """Types of the payload indexes by which points can be ordered."""
+
+INTEGER_MAX: Final = 2**63 - 1
+"""Greatest integer that Qdrant orders by."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -55,7 +59,7 @@ class OrderPosition:
 
 
 def order_value(number: float, index_type: str, key: str) -> OrderValue:
-    """Convert the number by which a store has ordered a point to a value that a range can have as a bound.
+    """Convert the number by which a store has ordered a point to a value of a filter.
 
     Args:
         number: value of the index; microseconds since 1970 for a date.
@@ -63,20 +67,45 @@ def order_value(number: float, index_type: str, key: str) -> OrderValue:
         key: path of the key, for errors.
 
     Raises:
-        InvalidRequest: no range can tell the value from its neighbours.
+        InvalidRequest: the date is not of the years 1 to 9999.
     """
-    if index_type == "datetime":
-        try:
-            return _EPOCH + timedelta(microseconds=number)
-        except OverflowError:
-            limits = "a date of the years 1 to 9999"
-    elif index_type == "integer" and not is_exact(number):
-        limits = "an integer that is exact as float64, in which Qdrant compares"
-    else:
+    if index_type != "datetime":
         return number
-    raise InvalidRequest(f"orderBy: a page of {key!r} must end at {limits}; change limit, or order by another key")
+    try:
+        return _EPOCH + timedelta(microseconds=number)
+    except OverflowError:
+        raise InvalidRequest(
+            f"orderBy: a page of {key!r} must end at a date of the years 1 to 9999; order by another key"
+        ) from None
 
 
-def is_exact(number: float) -> bool:
-    """Whether a number is the same as float64, the type of bounds of ranges. All integers up to 2^53 are."""
-    return int(float(number)) == number if isinstance(number, int) else True
+def is_exact(value: float) -> bool:
+    """Whether a number is the same as float64, the type of the bounds of ranges. All integers up to 2^53 are."""
+    return int(float(value)) == value if isinstance(value, int) else True
+
+
+def is_bound(value: int) -> bool:
+    """Whether a range of a server ends at exactly this integer, over gRPC and over REST.
+
+    A server's parser of JSON rounds twice where a number has more digits than float64 holds: it converts the digits
+    without the point, and then applies the power of ten.
+    """
+    if not is_exact(value):
+        return False
+    mantissa, _, exponent = repr(abs(float(value))).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits, power = float(int(whole + fraction)), int(exponent or 0) - len(fraction)
+    return (digits * 10.0**power if power >= 0 else digits / 10.0**-power) == abs(value)
+
+
+def bound_before(value: int, *, descending: bool) -> int:
+    """Return the last integer before a value at which a range can end, or the value itself.
+
+    Before the greatest integers in descending order it is 2^63, which Qdrant does not have.
+    """
+    bound, direction = float(value), math.inf if descending else -math.inf
+    if (bound < value) if descending else (bound > value):
+        bound = math.nextafter(bound, direction)
+    while not is_bound(int(bound)):
+        bound = math.nextafter(bound, direction)
+    return int(bound)

@@ -15,8 +15,17 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Protocol
 
+from qdrant_sink.errors import StoreRejected
 from qdrant_sink.filters import Filter, parse_filter
-from qdrant_sink.point_order import OrderPosition, OrderValue, PointOrder, order_value
+from qdrant_sink.point_order import (
+    INTEGER_MAX,
+    OrderPosition,
+    OrderValue,
+    PointOrder,
+    bound_before,
+    is_bound,
+    order_value,
+)
 from qdrant_sink.points import PointId, Stored, WithPayload
 
 
@@ -69,9 +78,11 @@ def ordered_page(
         InvalidRequest: the filter is invalid, or the page ends at a value at which none can begin; see `order_value`.
         WorkerError: the store fails.
     """
-    pages = _OrderedPages(store, collection, parse_filter(where), _first_possible(order, index_type))
+    pages = _OrderedPages(store, collection, parse_filter(where), _first_possible(order, index_type), index_type)
     ids: list[PointId] = []
     position = after
+    if after is not None and index_type != "datetime":  # a position that was not changed has the type of the index
+        position = OrderPosition(_number(after.value, index_type), after.id)
     while position is None or len(ids) < limit:
         if position is not None and position.id is not None:
             tied, following = pages.tied(position.value, limit - len(ids), position.id)
@@ -80,7 +91,8 @@ def ordered_page(
             if following is not None:
                 return ids, position
             continue
-        rows = pages.beyond(position, limit - len(ids))
+        wanted = limit - len(ids)
+        rows = pages.beyond(position, wanted)
         if not rows:  # fewer than asked for need not be the last ones, since a store drops equal values of a point
             return ids, None
         number = rows[-1][1]
@@ -88,6 +100,8 @@ def ordered_page(
         ids += _in_order([row for row in rows if row[1] != number])
         last = order_value(number, index_type, order.key)
         tied, following = pages.tied(last, limit - len(ids), None)
+        if not tied and pages.beyond(position, wanted)[-1:] == rows[-1:]:  # otherwise they were deleted meanwhile
+            raise _misread(order.key)
         ids += tied
         position = OrderPosition(last, following)
         if following is not None:
@@ -98,42 +112,78 @@ def ordered_page(
 class _OrderedPages:
     """Requests for the parts of a page."""
 
-    def __init__(self, store: ScrollStore, collection: str, where: Filter, order: PointOrder) -> None:
+    def __init__(self, store: ScrollStore, collection: str, where: Filter, order: PointOrder, index_type: str) -> None:
         self._store = store
         self._collection = collection
         self._where = where
         self._order = order
+        self._index_type = index_type
 
     def beyond(self, position: OrderPosition | None, limit: int) -> Sequence[tuple[PointId, float]]:
         """Return the first points after all those of the value of a position."""
-        where, order = self._where, self._order
-        if position is not None:
-            where = self._filter(must_not=[self._until(position.value, included=True)])
-            order = replace(order, start_from=position.value)
-        return self._store.scroll_ordered(self._collection, where, order, limit=limit)
+        if position is None:
+            return self._store.scroll_ordered(self._collection, self._where, self._order, limit=limit)
+        bound, _ = self._split(position.value)
+        where = self._filter(must_not=self._until(position.value, included=True))
+        order = replace(self._order, start_from=min(bound, INTEGER_MAX) if isinstance(bound, int) else bound)
+        rows = self._store.scroll_ordered(self._collection, where, order, limit=limit)
+        if rows and not self._is_beyond(rows[0][1], position.value):
+            raise _misread(order.key)
+        return rows
+
+    def _is_beyond(self, number: float, value: Any) -> bool:
+        first: Any = order_value(number, self._index_type, self._order.key)
+        return bool(first < value if self._order.descending else first > value)
 
     def tied(
         self, value: OrderValue, limit: int, after: PointId | None
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """Return the points at this value from an id on, and the id at which the others begin."""
-        at = self._range(gte=value, lte=value)
-        where = self._filter(must=[at], must_not=[self._until(value, included=False)])
+        bound, _ = self._split(value)
+        at = self._range(gte=value, lte=value) if bound == value else self._match(value=value)
+        where = self._filter(must=[at], must_not=self._until(value, included=False))
         nothing: WithPayload = False
         return self._store.scroll(self._collection, where, nothing, limit=limit, after=after, interactive=True)
 
-    def _until(self, value: OrderValue, *, included: bool) -> dict[str, Any]:
-        """Return the condition of points that have a value of the order before this one, or this one if included."""
-        start = self._order.start_from
+    def _until(self, value: OrderValue, *, included: bool) -> list[dict[str, Any]]:
+        """Return conditions: a point meets one of them if it has a value before this one, or this one if included."""
+        start, (bound, listed) = self._order.start_from, self._split(value)
         first, last = ("lte", "gte") if self._order.descending else ("gte", "lte")
-        bounds = {last if included else last.removesuffix("e"): value}
-        return self._range(**bounds, **({} if start is None else {first: start}))
+        bounds = {last if included or bound != value else last.removesuffix("e"): bound}
+        conditions = [self._range(**bounds, **({} if start is None else {first: start}))]
+        if isinstance(bound, int) and bound > INTEGER_MAX:  # Qdrant would read it as the greatest integer
+            conditions = []
+        if included and bound != value:
+            listed = [*listed, value]
+        return [*conditions, self._match(any=listed)] if listed else conditions
+
+    def _split(self, value: OrderValue) -> tuple[OrderValue, list[OrderValue]]:
+        """Return the last value up to this one at which a range can end, and the values between the two.
+
+        They are the same but for an integer that a server does not read exactly as float64. Usually fewer than 1024
+        integers are between.
+        """
+        if not isinstance(value, int) or is_bound(value):
+            return value, []
+        bound = bound_before(value, descending=self._order.descending)
+        return bound, [*range(value + 1, bound)] if self._order.descending else [*range(bound + 1, value)]
 
     def _range(self, **bounds: OrderValue) -> dict[str, Any]:
-        return {"key": self._order.key, "range": {name: _bound(value) for name, value in bounds.items()}}
+        return {"key": self._order.key, "range": {name: _json(value) for name, value in bounds.items()}}
+
+    def _match(self, **condition: Any) -> dict[str, Any]:
+        return {"key": self._order.key, "match": condition}
 
     def _filter(self, **conditions: Sequence[Mapping[str, Any]]) -> Filter:
         added = {clause: [*self._where.get(clause, ()), *extra] for clause, extra in conditions.items()}
         return {**self._where, **added}
+
+
+def _misread(key: str) -> StoreRejected:
+    return StoreRejected(
+        f"orderBy: Qdrant does not read a value of {key!r} as exactly as it writes it, so that no page can end there; "
+        "use gRPC in place of REST, or order by integers or dates"
+    )
 
 
 def _in_order(rows: Sequence[tuple[PointId, float]]) -> list[PointId]:
@@ -149,7 +199,11 @@ def _rank(point: PointId) -> tuple[bool, int]:
     return (False, point) if isinstance(point, int) else (True, point.int)
 
 
-def _bound(value: OrderValue) -> float | str:
+def _number(value: Any, index_type: str) -> OrderValue:
+    return float(value) if index_type == "float" else int(value)
+
+
+def _json(value: OrderValue) -> float | str:
     return value if isinstance(value, int | float) else value.isoformat()
 
 

@@ -159,7 +159,8 @@ class Points:
         if order is None or (after is not None and not isinstance(after, OrderPosition)):
             raise TypeError("a page has either an order and its position, or neither")
         kind = _index_type(store, collection, order.key)
-        _check_bound("orderBy.startFrom", order.start_from, kind, order.key)
+        if order.start_from is not None:
+            _check_bound("orderBy.startFrom", order.start_from, kind, order.key)
         if after is not None:
             _check_bound("after.value", after.value, kind, order.key)
         return ordered_page(store, collection, where, order, kind, limit=request.limit, after=after)
@@ -202,9 +203,11 @@ def _index_type(store: Store, collection: str, key: str) -> str:
     return index.type
 
 
-def _check_bound(field: str, value: OrderValue | None, index_type: str, key: str) -> None:
-    """Check that a value of the request has the type of the index."""
+def _check_bound(field: str, value: OrderValue, index_type: str, key: str) -> None:
+    """Check that a value of the request is one that the index can have."""
     is_date = isinstance(value, datetime)
-    if value is not None and is_date != (index_type == "datetime"):
+    if is_date != (index_type == "datetime"):
         wanted, got = ("a number", "a date") if is_date else ("a date", "a number")
         raise invalid_field(field, f"must be {wanted} for {key!r}, which has an index of type {index_type}, got {got}")
+    if index_type == "integer" and isinstance(value, float) and not -(2**63) <= value < 2**63:
+        raise invalid_field(field, f"must be from -2^63 to 2^63 - 1 for {key!r}, which has integers, got {value}")

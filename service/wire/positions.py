@@ -34,11 +34,18 @@ def _order_value(raw: object) -> OrderValue:
         return parse_date(raw)
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         raise ValueError(f"must be a number or a date, got {kind_of(raw)}")  # noqa: TRY004 - pydantic collects these
-    if isinstance(raw, int) and not (-(2**63) <= raw < 2**63 and is_exact(raw)):
-        raise ValueError(f"must be an integer that is exact as float64, such as any up to 2^53, got {shown(raw)}")
+    if isinstance(raw, int) and not -(2**63) <= raw < 2**63:
+        raise ValueError(f"must be from -2^63 to 2^63 - 1, got {shown(raw)}")
     if not math.isfinite(raw):
         raise ValueError("must be a finite number")
     return raw
+
+
+def _order_start(raw: object) -> OrderValue:
+    value = _order_value(raw)
+    if isinstance(value, int) and not is_exact(value):
+        raise ValueError(f"must be an integer that is exact as float64, such as any up to 2^53, got {shown(value)}")
+    return value
 
 
 def _page_position(raw: object) -> PointId | OrderPosition:
@@ -75,5 +82,5 @@ def position_answer(position: PointId | OrderPosition) -> Any:
     return {"value": value, "id": None if position.id is None else position_answer(position.id)}
 
 
-Bound = Annotated[OrderValue, PlainValidator(_order_value), WithJsonSchema(_BOUND)]
+Bound = Annotated[OrderValue, PlainValidator(_order_start), WithJsonSchema(_BOUND)]
 Position = Annotated[PointId | OrderPosition, PlainValidator(_page_position), WithJsonSchema(POSITION_SCHEMA)]

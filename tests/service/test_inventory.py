@@ -99,7 +99,8 @@ def test_a_collection_is_described(filled: Store, embedder: Embedder, name: str)
 def test_a_key_without_the_right_gets_the_words_of_the_store(serve: Serve, store: EdgeStore) -> None:
     """The error of a store that refuses the list or the description reaches the caller."""
     denied = AccessDenied("Qdrant denied access: PERMISSION_DENIED, global access is required")
-    worker = serve(store=RaisingStore(store, aliases=denied))  # type: ignore[arg-type]
+    worker = serve(store=RaisingStore(store, aliases=denied))
+    fields: Json
     for fields in ({}, {"collection": "notes"}):
         assert "global access is required" in worker.error({**COLLECTIONS, **fields}, "store_rejected")["error"]
 
@@ -129,3 +130,6 @@ def test_the_paths_of_collections(embedder: Embedder, store: EdgeStore) -> None:
             answer = client.get(path, headers=key)
             assert (answer.status_code, answer.json()["error_code"]) == (status, code)
         assert client.delete("/collections/a.b-1", headers=key).status_code == 405
+    exposed = operations.metrics.exposed().decode()
+    assert 'route="/collections/{name}"' in exposed
+    assert "absent" not in exposed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from embedder.errors import InvalidRequest
 from qdrant_sink.errors import StoreRejected
+from qdrant_sink.filters import Filter
 from qdrant_sink.point_order import OrderPosition, OrderValue, PointOrder
 from qdrant_sink.points import PointId
 from qdrant_sink.schema import PayloadIndex
-from qdrant_sink.scrolling import ordered_page
+from qdrant_sink.scrolling import ScrollStore, ordered_page
 from qdrant_sink.store import Store
 from tests.sink.samples import SCHEMA, draft
 from tests.sink.stores import STORES, drop, opened
@@ -133,18 +135,88 @@ def test_an_order_of_integers_starts_at_a_fraction(filled: Store) -> None:
         assert page == Reading(order, least, POINTS, None).expected()
 
 
-def test_an_integer_that_no_range_can_bound_is_an_error(store: Store, collection: str) -> None:
-    """A page that would end at an integer beyond 2^53 is refused rather than followed by a wrong one."""
+GREAT: Final = [
+    *range(2**53 - 1, 2**53 + 4), 2**60, 2**60 + 1, 2**60 + 127, 2**60 + 128, 2**60 + 129, 2**63 - 1025, 2**63 - 1024,
+    2**63 - 513, 2**63 - 2, 2**63 - 1, -(2**53) - 1, -(2**60) - 1, -(2**63) + 1, -(2**63),
+]  # fmt: skip
+"""Integers of which float64 has not all."""
+
+
+def test_pages_end_at_integers_that_are_not_exact_as_float64(store: Store, collection: str) -> None:
+    """Neighbours that a range cannot tell apart, several of a value and of a point, are on one page each."""
     store.ensure(collection, SCHEMA)
     store.ensure_index(collection, "n", PayloadIndex("integer"))
-    drafts = [draft(i, payload={"n": 2**53 + i}) for i in range(3)]
+    values = (
+        [[great] for great in GREAT] + [[great] for great in GREAT[::3]] + [[2**60 + 1, 2**60 + 2], [2**60 + 127, 0]]
+    )
+    drafts = [draft(i, payload={"n": value}) for i, value in enumerate(values)]
     assert write(store, collection, drafts, SCHEMA).stored == len(drafts)
-    order = PointOrder("n")
-    first, after = ordered_page(store, collection, {}, order, "integer", limit=1)
-    assert (first, after) == ([0], OrderPosition(2**53, None))
-    with pytest.raises(InvalidRequest, match="orderBy: a page of 'n' must end at an integer that is exact"):
-        ordered_page(store, collection, {}, order, "integer", limit=2)
-    assert ordered_page(store, collection, {}, order, "integer", limit=4) == ([0, 1, 2], None)
+    for descending in (False, True):
+        sign = -1 if descending else 1
+        expected = sorted(range(len(values)), key=lambda i: (min(sign * value for value in values[i]), i))
+        for limit in (1, 2, 7, len(values)):
+            assert _read(store, collection, PointOrder("n", descending), "integer", limit) == expected
+
+
+def test_a_page_that_ends_at_a_date_without_a_position_is_an_error(store: Store, collection: str) -> None:
+    """A date of the year 0, which filters do not have, is refused rather than followed by a wrong page."""
+    store.ensure(collection, SCHEMA)
+    store.ensure_index(collection, "t", PayloadIndex("datetime"))
+    drafts = [draft(i, payload={"t": f"{i:04}-06-01T00:00:00Z"}) for i in range(2)]
+    assert write(store, collection, drafts, SCHEMA).stored == len(drafts)
+    with pytest.raises(InvalidRequest, match="orderBy: a page of 't' must end at a date of the years 1 to 9999"):
+        ordered_page(store, collection, {}, PointOrder("t"), "datetime", limit=1)
+    assert ordered_page(store, collection, {}, PointOrder("t"), "datetime", limit=2) == ([0, 1], None)
+
+
+class Misreading:
+    """A store that reads the bounds of ranges one step too high or too low, as a server's parser of JSON may.
+
+    Args:
+        store: the store.
+        towards: infinity to which bounds move.
+    """
+
+    def __init__(self, store: Store, towards: float) -> None:
+        self._store = store
+        self._towards = towards
+
+    def scroll(self, collection: str, where: Filter, *selection: Any, **options: Any) -> Any:
+        """See `Store.scroll`."""
+        return self._store.scroll(collection, self._misread(where), *selection, **options)
+
+    def scroll_ordered(self, collection: str, where: Filter, order: PointOrder, *, limit: int) -> Any:
+        """See `Store.scroll_ordered`."""
+        return self._store.scroll_ordered(collection, self._misread(where), order, limit=limit)
+
+    def _misread(self, where: Filter) -> Filter:
+        moved = {
+            clause: [
+                {**one, "range": {name: math.nextafter(value, self._towards) for name, value in one["range"].items()}}
+                for one in conditions
+            ]
+            for clause, conditions in where.items()
+        }
+        return {**where, **moved}
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("towards", [math.inf, -math.inf])
+def test_a_number_that_a_server_misreads_is_an_error(filled: Store, towards: float, descending: bool) -> None:
+    """Pages that would repeat or lose points, or never end, are refused with the way out."""
+    with pytest.raises(StoreRejected, match="use gRPC in place of REST"):
+        _read(Misreading(filled, towards), COLLECTION, PointOrder("f", descending), "float", 3)
+
+
+def _read(store: ScrollStore, collection: str, order: PointOrder, index_type: str, limit: int) -> list[PointId]:
+    """Read all pages."""
+    points, after = ordered_page(store, collection, {}, order, index_type, limit=limit)
+    while after is not None:
+        page, after = ordered_page(store, collection, {}, order, index_type, limit=limit, after=after)
+        points += page
+        assert page
+        assert len(points) < 100
+    return points
 
 
 def test_an_order_without_an_index_is_refused(store: Store, collection: str) -> None:

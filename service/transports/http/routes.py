@@ -38,6 +38,9 @@ from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
+COLLECTION: Final = "/collections/{name}"
+"""Template of the path that describes a collection."""
+
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Status that is logged and counted if the client has disconnected."""
 
@@ -93,11 +96,11 @@ def application(
             path, endpoint, methods=["GET"], summary=summary, responses=get_responses(path), response_class=Response
         )
     app.add_api_route(
-        "/collections/{name:path}",  # a slash within a name is told apart by its validation
+        COLLECTION.replace("}", ":path}"),  # so that a slash in a name is an invalid name rather than an unknown path
         endpoints.collection,
         methods=["GET"],
         summary="Describe a collection",
-        responses=get_responses("/collections/{name}"),
+        responses=get_responses(COLLECTION),
         response_class=Response,
         openapi_extra=path_parameter("name", "name of the collection or of an alias, percent-encoded"),
     )
@@ -110,7 +113,7 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in get_routes]
+    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     return Gate(app, state, paths)
 
 
