@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.catalogue import Catalogue
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.conformance import (
     Refusal,
     RefusalCode,
@@ -17,6 +18,7 @@ from qdrant_sink.conformance import (
     rows_max,
     too_many_rows,
 )
+from qdrant_sink.dates import parse_date
 from qdrant_sink.documents import (
     DOCUMENT_CHUNKS,
     DOCUMENT_KEY,
@@ -45,6 +47,7 @@ from qdrant_sink.json_types import kind_of
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
+from qdrant_sink.point_order import ORDERED_TYPES, OrderPosition, OrderValue, PointOrder, is_exact
 from qdrant_sink.points import (
     INTEGER_ID_MAX,
     Draft,
@@ -69,11 +72,13 @@ from qdrant_sink.schema import (
     Distance,
     IndexType,
     Layout,
+    PayloadIndex,
     Placement,
     Quantization,
     SparseSchema,
     VectorNames,
 )
+from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
     OFFSET_MAX,
     OVERSAMPLING,
@@ -118,6 +123,7 @@ __all__ = [
     "INTEGER_ID_MAX",
     "NAMES",
     "OFFSET_MAX",
+    "ORDERED_TYPES",
     "OVERSAMPLING",
     "AccessDenied",
     "Acknowledged",
@@ -126,6 +132,7 @@ __all__ = [
     "ColbertSchema",
     "CollectionChanged",
     "CollectionSchema",
+    "CollectionState",
     "Datatype",
     "DenseSchema",
     "Difference",
@@ -144,11 +151,15 @@ __all__ = [
     "Layout",
     "LimitExceeded",
     "NothingTaken",
+    "OrderPosition",
+    "OrderValue",
+    "PayloadIndex",
     "PayloadKeys",
     "Placement",
     "Plan",
     "Point",
     "PointId",
+    "PointOrder",
     "Quantization",
     "Refusal",
     "RefusalCode",
@@ -189,6 +200,7 @@ __all__ = [
     "existing_ids",
     "explain",
     "is_derived",
+    "is_exact",
     "kind_of",
     "laid_out",
     "matches_all",
@@ -196,6 +208,8 @@ __all__ = [
     "new_version",
     "open_edge",
     "open_server",
+    "ordered_page",
+    "parse_date",
     "parse_filter",
     "path_of_key",
     "point_id",

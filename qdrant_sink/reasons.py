@@ -34,6 +34,7 @@ _HARMLESS = tuple(
         r"resident memory usage is at \d+% of total memory, exceeding the configured limit of \d+%",
         r"disk usage is at \d+% of total capacity, exceeding the configured limit of \d+%",
         r"index required but not found",
+        r"no range index for `order_by` key",
         r"(index of type) \"([a-z]+)\" (found)",
         rf"operation requires \d+ tokens but only {_NUMBER} were available",
         r"(?:(?:read|write) )?rate limit(?:er)?(?: is)? exceeded",

@@ -34,7 +34,9 @@ from typing import Final, Protocol
 
 from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.filters import Filter
+from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.searching.plan import Hit, Plan
@@ -120,6 +122,18 @@ class Store(Protocol):
         """
         ...
 
+    def collections(self) -> list[str]:
+        """Return the names of all collections that the credentials may see, in alphabetical order."""
+        ...
+
+    def aliases(self) -> dict[str, str]:
+        """Return the collections of all aliases that the credentials may see, by alias in alphabetical order."""
+        ...
+
+    def describe(self, collection: str) -> CollectionState:
+        """Return what the store holds under a name: vectors, payload indexes, number of points and status."""
+        ...
+
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically: users of the alias see either the previous collection or this one.
 
@@ -162,6 +176,7 @@ class Store(Protocol):
         *,
         limit: int,
         after: PointId | None = None,
+        interactive: bool = False,
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """Return a page of the matching points in the order of their ids.
 
@@ -171,9 +186,21 @@ class Store(Protocol):
             with_payload: part of the payload to return.
             limit: maximum number of points of the page.
             after: second result of the call for the previous page; None for the first page.
+            interactive: whether the call is retried for as long as a search, otherwise for as long as a write.
 
         Returns:
             The points by id, and the id at which the next page begins; None for the last page.
+        """
+        ...
+
+    def scroll_ordered(
+        self, collection: str, where: Filter, order: PointOrder, *, limit: int
+    ) -> list[tuple[PointId, float]]:
+        """Return the ids of the first matching points of an order, each with the number that orders it.
+
+        The number of a date is microseconds since 1970. Points of the same number come in any order, and a point with
+        several values comes once for each; see `scrolling.ordered_page`. It raises StoreRejected if the key has no
+        payload index of one of the types `ORDERED_TYPES`.
         """
         ...
 

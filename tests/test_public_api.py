@@ -44,10 +44,11 @@ PUBLIC: Final[dict[str, str]] = {
         BulkLoad LoadOptions LoadReport
     """,
     "service.operations": """
-        Chunking ColbertMatch Collections CountRequest CountResult DeleteRequest DeleteResult EmbedRequest
-        EmbedResult HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult IngestedText
-        LengthLimits Like Operations PairScores RejectedPoint Role ScoreRequest ScoreResult SearchRequest
-        SearchResult SparseMatch Weights open_store
+        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CountRequest CountResult DeleteRequest
+        DeleteResult DescribedCollection EmbedRequest EmbedResult HitExplanation IngestFailed IngestProgress
+        IngestReport IngestRequest IngestResult IngestedText LengthLimits Like Operations PairScores PointsRequest
+        PointsResult ReadPoint RejectedPoint Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch
+        Weights open_store
     """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_reply openai_error

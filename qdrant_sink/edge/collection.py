@@ -14,6 +14,7 @@ from typing import Final
 
 import qdrant_edge as edge
 
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.edge.directories import collection_in
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.optimization import Optimization, Optimizer
@@ -72,6 +73,23 @@ class EdgeCollection:
         """Describe the current state of the collection, including its payload indexes."""
         with self.opened() as shard, mapped("description of a collection"):
             return replace(collection_description(self._directory), payload_indexes=payload_indexes(shard))
+
+    def state(self) -> CollectionState:
+        """Describe the current state of the collection, which is grey if points of a dense vector lack a graph."""
+        description = self.describe()
+        with self.opened() as shard, mapped("state of a collection"):
+            if self._unflushed:  # segments are counted on disk
+                shard.flush()
+                self._unflushed = False
+            info = shard.info()
+            unindexed = any(
+                count_unindexed_points(shard, self._directory, name)
+                for name, vector in description.vectors.items()
+                if vector.kind == "dense"
+            )
+            return CollectionState(
+                description, info.points_count, info.indexed_vectors_count, "grey" if unindexed else "green"
+            )
 
     def flush(self) -> None:
         """Synchronise the files with recent writes. A collection that is in use for long is skipped."""

@@ -78,6 +78,11 @@ class Directories:
         path = self.path(name)
         return (path / CONFIG_FILE).exists() and self._is_listed(path.name)
 
+    def names(self) -> list[str]:
+        """The names of all collections and aliases that are complete."""
+        names = (name_of(entry) for entry in self._entries())
+        return [name for name in names if name is not None and self.exists(name)]
+
     def check_distinct(self, name: str) -> None:
         """Check that the disk distinguishes a name from those of all other collections and aliases.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import Any
 
 import qdrant_edge as edge
 
 from embedder.vectors import SparseVector
 from qdrant_sink.edge.filters import edge_filter
+from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import VectorNames
 from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
@@ -55,6 +57,12 @@ def query_request(plan: Plan) -> edge.QueryRequest:
         params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
         score_threshold=plan.score_threshold,
     )
+
+
+def edge_order(order: PointOrder) -> edge.OrderBy:
+    """Convert the order of a scroll."""
+    start = order.start_from.isoformat() if isinstance(order.start_from, datetime) else order.start_from
+    return edge.OrderBy(order.key, edge.Direction.Desc if order.descending else edge.Direction.Asc, start)
 
 
 def payload_selector(selection: WithPayload) -> Any:

@@ -22,7 +22,6 @@ opened. Therefore only points that `conformance` has validated may be stored.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -34,15 +33,18 @@ import qdrant_edge as edge
 
 from embedder.errors import ConfigurationError, InvalidRequest, NotFound, WorkerError
 from embedder.vectors import Kind
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.directories import Directories
+from qdrant_sink.edge.directory_lock import lock_directory
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.models import edge_point, hit, payload_selector, query_request, sink_id, stored
+from qdrant_sink.edge.models import edge_order, edge_point, hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
+from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.schema_diff import missing_indexes, verify, verify_index
@@ -82,7 +84,7 @@ class EdgeStore:
         self._open_collections = open_collections
         self._collections: dict[str, EdgeCollection] = {}  # in the order of use, the most recent last
         root = Path(path)
-        self._lock_file = _lock_directory(root)
+        self._lock_file = lock_directory(root)
         self._directories = Directories(root)
         self._optimizer = Optimizer(self._lock_file, optimizer)
         self._closed = False
@@ -154,6 +156,18 @@ class EdgeStore:
             self._check_open()
             resolved = self._directories.resolve(name)
             return resolved if self._directories.exists(resolved) else None
+
+    def collections(self) -> list[str]:
+        """Return the names of all collections."""
+        return [name for name, collection in self._collections_by_name().items() if name == collection]
+
+    def aliases(self) -> dict[str, str]:
+        """Return the collections of all aliases by alias."""
+        return {name: collection for name, collection in self._collections_by_name().items() if name != collection}
+
+    def describe(self, collection: str) -> CollectionState:
+        """Return the state of a collection. It is grey while points wait for `optimize`, and otherwise green."""
+        return self._collection(collection).state()
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically, by renaming a new symbolic link over the previous one."""
@@ -228,6 +242,7 @@ class EdgeStore:
         *,
         limit: int,
         after: PointId | None = None,
+        interactive: bool = False,  # noqa: ARG002 - always available
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """Return a page of the matching points in the order of their ids; see `Store.scroll`."""
         request = edge.ScrollRequest(
@@ -241,6 +256,17 @@ class EdgeStore:
             records, following = shard.scroll(request)
             page = {sink_id(record.id): Stored(record.payload) for record in records}
         return page, None if following is None else sink_id(following)
+
+    def scroll_ordered(
+        self, collection: str, where: Filter, order: PointOrder, *, limit: int
+    ) -> list[tuple[PointId, float]]:
+        """Return the ids of the first matching points of an order, each with the number that orders it."""
+        request = edge.ScrollRequest(
+            limit=limit, filter=edge_filter(where), order_by=edge_order(order), with_payload=False, with_vector=False
+        )
+        with self._collection(collection).opened() as shard, mapped("order"):
+            records, _ = shard.scroll(request)
+            return [(sink_id(record.id), record.order_value) for record in records if record.order_value is not None]
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""
@@ -318,6 +344,12 @@ class EdgeStore:
                 f"{schema.placement.server_only}: Qdrant Edge runs on a single machine; use a Qdrant server"
             )
 
+    def _collections_by_name(self) -> dict[str, str]:
+        """Return the collection of every name, which is its own or that of an alias, in alphabetical order."""
+        with self._guard, mapped("list of collections"):
+            self._check_open()
+            return {name: self._directories.resolve(name) for name in sorted(self._directories.names())}
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
@@ -356,23 +388,3 @@ def _add_index(existing: EdgeCollection, collection: str, key: str, index: Paylo
         create_index(shard, key, index)
         shard.flush()
     log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)
-
-
-def _lock_directory(root: Path) -> int:
-    """Create and lock the directory. The kernel releases the lock when the process ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as exc:
-        raise ConfigurationError(f"QDRANT_PATH: the directory cannot be written ({exc.strerror})") from exc
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(descriptor)
-        raise ConfigurationError(
-            "QDRANT_PATH: another process owns the directory; stop it, choose another directory, "
-            "or share a Qdrant server through QDRANT_URL"
-        ) from exc
-    except OSError:
-        pass  # the file system has no locks; the engine still locks each collection
-    return descriptor

@@ -14,12 +14,14 @@ from typing import Any, Final, Protocol, TypeVar
 from qdrant_client import QdrantClient, models
 
 from embedder.errors import InvalidRequest, NotFound
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.errors import StoreRejected, StoreUnavailable
 from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
 from qdrant_sink.server.graph_warnings import GraphWarnings
 from qdrant_sink.server.schema import (
     collection_description,
+    collection_state,
     graph_diff,
     index_params,
     sparse_vectors_config,
@@ -154,17 +156,31 @@ class ServerCollections:
     def collection_of(self, name: str) -> str | None:
         """Resolve a name to its collection: the name itself, the target of an alias, or None for an unknown name."""
         check_collection(name)
-        aliases = self._call(name, lambda client: client.get_aliases()).aliases  # usually a short list
-        for alias in aliases:
-            if alias.alias_name == name:
-                return alias.collection_name
+        target = self.aliases().get(name)  # usually a short list
+        if target is not None:
+            return target
         return name if self._call(name, lambda client: client.collection_exists(name)) else None
+
+    def names(self) -> list[str]:
+        """Return the names of all collections that the API key may see, in alphabetical order."""
+        response = self._call("", lambda client: client.get_collections())
+        return sorted(description.name for description in response.collections)
+
+    def aliases(self) -> dict[str, str]:
+        """Return the collections of all aliases that the API key may see, by alias in alphabetical order."""
+        response = self._call("", lambda client: client.get_aliases())
+        return dict(sorted((alias.alias_name, alias.collection_name) for alias in response.aliases))
+
+    def describe(self, collection: str) -> CollectionState:
+        """Return the state of a collection."""
+        check_collection(collection)
+        return collection_state(self._call(collection, lambda client: client.get_collection(collection)))
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically."""
         check_collection(alias)
         check_collection(collection)
-        names = self._collection_names(collection)
+        names = self.names()
         if alias in names:
             raise InvalidRequest(f"alias: {alias!r} is the name of a collection; choose another")
         if collection not in names:
@@ -177,10 +193,6 @@ class ServerCollections:
             raise StoreUnavailable(
                 f"Qdrant accepted the change of alias {alias!r} but has not applied it yet; retry later"
             )
-
-    def _collection_names(self, collection: str) -> set[str]:
-        response = self._call(collection, lambda client: client.get_collections())
-        return {description.name for description in response.collections}
 
     def _description_or_none(self, collection: str) -> CollectionDescription | None:
         try:

@@ -10,6 +10,7 @@ from qdrant_client import models
 
 from embedder.vectors import SparseVector
 from qdrant_sink.filters import Filter, parse_filter
+from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import NAMES, VectorNames
 from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
@@ -74,6 +75,12 @@ def query_request(plan: Plan) -> models.QueryRequest:
         with_payload=payload_selector(plan.with_payload),
         with_vector=[names.of(kind) for kind in plan.with_vectors] or False,
     )
+
+
+def order_by(order: PointOrder) -> models.OrderBy:
+    """Convert the order of a scroll."""
+    direction = models.Direction.DESC if order.descending else models.Direction.ASC
+    return models.OrderBy(key=order.key, direction=direction, start_from=order.start_from)
 
 
 def payload_selector(selection: WithPayload) -> bool | models.PayloadSelector:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from qdrant_client import models
 
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
@@ -95,6 +96,13 @@ def collection_description(info: models.CollectionInfo) -> CollectionDescription
         },
         payload_on_disk=params.on_disk_payload,
         placement=Placement(params.shard_number, params.replication_factor, params.write_consistency_factor),
+    )
+
+
+def collection_state(info: models.CollectionInfo) -> CollectionState:
+    """Convert the server's collection info, which leaves out numbers that a cluster does not know yet."""
+    return CollectionState(
+        collection_description(info), info.points_count or 0, info.indexed_vectors_count, info.status.value
     )
 
 

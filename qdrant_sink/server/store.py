@@ -12,7 +12,9 @@ from qdrant_client import grpc as messages
 from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.filters import Filter, matches_all
+from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.searching.plan import Hit, Plan
@@ -23,6 +25,7 @@ from qdrant_sink.server.models import (
     client_filter,
     client_id,
     hit,
+    order_by,
     payload_selector,
     points_list,
     query_request,
@@ -124,6 +127,18 @@ class ServerStore:
         """See `Store.collection_of`."""
         return (self._collections if patient else self._interactive_collections).collection_of(name)
 
+    def collections(self) -> list[str]:
+        """Return the names of all collections that the API key may see."""
+        return self._interactive_collections.names()
+
+    def aliases(self) -> dict[str, str]:
+        """Return the collections of all aliases that the API key may see, by alias."""
+        return self._interactive_collections.aliases()
+
+    def describe(self, collection: str) -> CollectionState:
+        """Return the server's info of a collection."""
+        return self._interactive_collections.describe(collection)
+
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically."""
         self._collections.alias(alias, collection)
@@ -212,19 +227,38 @@ class ServerStore:
         *,
         limit: int,
         after: PointId | None = None,
+        interactive: bool = False,
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """Return a page of the matching points in the order of their ids; see `Store.scroll`."""
         check_collection(collection)
         condition, selector = client_filter(where), payload_selector(with_payload)
         offset = None if after is None else client_id(after)
+        self._require(collection, filter_features(where), interactive=interactive)
         records, following = self._call(
             collection,
             lambda transport: transport.client.scroll(
                 collection, condition, limit=limit, offset=offset, with_payload=selector, with_vectors=False
             ),
+            interactive=interactive,
         )
         page = {sink_id(record.id): stored(record, with_payload=with_payload) for record in records}
         return page, None if following is None else _next_id(following)
+
+    def scroll_ordered(
+        self, collection: str, where: Filter, order: PointOrder, *, limit: int
+    ) -> list[tuple[PointId, float]]:
+        """Return the ids of the first matching points of an order, each with the number that orders it."""
+        check_collection(collection)
+        condition, by = client_filter(where), order_by(order)
+        self._require(collection, filter_features(where))
+        records, _ = self._call(
+            collection,
+            lambda transport: transport.client.scroll(
+                collection, condition, limit=limit, order_by=by, with_payload=False, with_vectors=False
+            ),
+            interactive=True,
+        )
+        return [(sink_id(record.id), record.order_value) for record in records if record.order_value is not None]
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed.

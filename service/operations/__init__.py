@@ -15,8 +15,10 @@ from service.operations.ingest_values import (
     IngestResult,
     RejectedPoint,
 )
+from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
+from service.operations.points import PointsRequest, PointsResult, ReadPoint
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
 from service.operations.store_access import open_store
@@ -25,10 +27,13 @@ __all__ = [
     "Chunking",
     "ColbertMatch",
     "Collections",
+    "CollectionsRequest",
+    "CollectionsResult",
     "CountRequest",
     "CountResult",
     "DeleteRequest",
     "DeleteResult",
+    "DescribedCollection",
     "EmbedRequest",
     "EmbedResult",
     "HitExplanation",
@@ -42,6 +47,9 @@ __all__ = [
     "Like",
     "Operations",
     "PairScores",
+    "PointsRequest",
+    "PointsResult",
+    "ReadPoint",
     "RejectedPoint",
     "Role",
     "ScoreRequest",

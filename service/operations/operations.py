@@ -12,6 +12,8 @@ from service.metrics import Metrics
 from service.operations.collections import Collections
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
+from service.operations.inventory import Inventory
+from service.operations.points import Points
 from service.operations.score import Score
 from service.operations.search import SearchOperation
 from service.operations.store_access import StoreAccess, open_store
@@ -38,6 +40,8 @@ class Operations:
         ingest: embeds texts and stores them as points.
         search: finds the points nearest to texts or to stored points.
         score: scores pairs of texts.
+        points: reads stored points by id or page by page.
+        inventory: lists and describes collections.
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
@@ -68,6 +72,8 @@ class Operations:
         self.embed = Embed(embedder, self.limits)
         self.ingest = Ingest(embedder, self._store, self.collections, self.limits, batch_points=batch_points)
         self.search = SearchOperation(embedder, self._store, self.collections, self.limits)
+        self.points = Points(self._store, self.collections)
+        self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits)
 
     @classmethod

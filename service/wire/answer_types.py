@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from service.wire.body import Base64Array
 from service.wire.errors import Error, ErrorCode
+from service.wire.positions import POSITION_SCHEMA
 from service.wire.size import NumberType
 
 _LIST: Final = {"type": "array", "items": {"type": "number"}}
@@ -30,6 +31,7 @@ Rows = Annotated[NDArray[np.float32], _AS_IT_IS, WithJsonSchema({"type": "array"
 Indices = Annotated[NDArray[np.uint32], _AS_IT_IS, WithJsonSchema(_INDICES)]
 Base64 = Annotated[Base64Array, _AS_IT_IS, WithJsonSchema({"type": "string", "format": "byte"})]
 Id = Annotated[int | str, Field(description="u64 or UUID")]
+Position = Annotated[Any, WithJsonSchema(POSITION_SCHEMA)]
 Timings = Annotated[dict[str, float], Field(description="seconds per stage; only with timings")]
 
 
@@ -222,4 +224,81 @@ class DeleteAnswer(TypedDict):
     """The answer to a delete request."""
 
     deleted: Count
+    timings: NotRequired[Timings]
+
+
+class CollectionsAnswer(TypedDict):
+    """The answer that lists collections."""
+
+    collections: list[str]
+    aliases: Annotated[dict[str, str], Field(description="collections by alias")]
+    default: Annotated[str | None, Field(description="the collection of requests that name none")]
+    timings: NotRequired[Timings]
+
+
+class VectorAnswer(TypedDict):
+    """A vector of a collection; null stands for what its kind does not have."""
+
+    name: Annotated[str, Field(description="empty for the unnamed vector")]
+    kind: Annotated[str, WithJsonSchema({"enum": ["dense", "multivector", "sparse"]})]
+    size: Count | None
+    distance: str | None
+    datatype: str | None
+    quantization: str | None
+    modifier: str | None
+
+
+class PayloadIndexAnswer(TypedDict):
+    """A payload index of a collection."""
+
+    key: str
+    type: str
+    isTenant: bool
+
+
+class SourcedAnswer(TypedDict):
+    """A name, and where it is from."""
+
+    name: str
+    source: Annotated[str, WithJsonSchema({"enum": ["config", "worker"]})]
+
+
+class CollectionAnswer(TypedDict):
+    """The answer that describes a collection."""
+
+    name: Annotated[str, Field(description="the collection itself, also if an alias was asked for")]
+    aliases: list[str]
+    status: Annotated[str, WithJsonSchema({"enum": ["green", "yellow", "grey", "red"]})]
+    points: Count
+    indexedVectors: Annotated[Count | None, Field(description="of all kinds together; null if the store does not say")]
+    vectors: list[VectorAnswer]
+    payloadIndexes: list[PayloadIndexAnswer]
+    layout: SourcedAnswer
+    model: SourcedAnswer
+    timings: NotRequired[Timings]
+
+
+class StoredVectorsAnswer(TypedDict, total=False):
+    """The requested vectors of a stored point."""
+
+    dense: Numbers | ArrayAnswer
+    sparse: SparseAnswer
+    colbert: Rows | ArrayAnswer
+
+
+class ReadPointAnswer(TypedDict):
+    """A stored point."""
+
+    id: Id
+    requestedId: NotRequired[Annotated[int | str, Field(description="the id of the request; only with ids")]]
+    payload: NotRequired[dict[str, Any]]
+    vectors: NotRequired[StoredVectorsAnswer]
+
+
+class ReadPointsAnswer(TypedDict):
+    """The answer with stored points."""
+
+    points: list[ReadPointAnswer]
+    missing: NotRequired[Annotated[list[int | str], Field(description="ids without a point; only with ids")]]
+    next: NotRequired[Annotated[Position | None, Field(description="the after of the next page; only without ids")]]
     timings: NotRequired[Timings]

@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from embedder import Embedding, ModelFailure, SparseVector
-from qdrant_sink import BranchRank, Hit, PointId
+from qdrant_sink import BranchRank, Hit, PointId, Vectors
 from service.operations import (
     ColbertMatch,
     EmbedResult,
@@ -171,8 +171,8 @@ def _add_error(answer: TextAnswer, error: ModelFailure) -> None:
     answer.update(cast("TextAnswer", error_answer(error)))
 
 
-def add_vectors(answer: TextAnswer, embedding: Embedding, encoding: Encoding, dtype: NumberType) -> None:
-    """Add the vectors of an embedding."""
+def add_vectors(answer: TextAnswer, embedding: Embedding | Vectors, encoding: Encoding, dtype: NumberType) -> None:
+    """Add the vectors of an embedding or of a stored point."""
     if embedding.dense is not None:
         answer["dense"] = numbers(embedding.dense) if encoding == "list" else base64_array(embedding.dense, dtype)
     if embedding.sparse is not None:

@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from embedder import KINDS, Kind, WorkerError, is_quick
-from service.operations import EmbedResult, IngestedText, IngestFailed, IngestProgress, IngestResult, Operations
+from service.operations import (
+    CollectionsResult,
+    EmbedResult,
+    IngestedText,
+    IngestFailed,
+    IngestProgress,
+    IngestResult,
+    Operations,
+    ReadPoint,
+)
 from service.wire.ahead import WrittenAhead
 from service.wire.answers import (
     REJECTION_MAX_BYTES,
@@ -27,6 +36,8 @@ from service.wire.instrumentation import Instrumentation
 from service.wire.openai import OpenAIDialect, is_openai, openai_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
+from service.wire.read_answers import collection_answer, collections_answer, points_answer, points_min_bytes
+from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.wire.size import LIST_NUMBER_MIN_BYTES, SizeLimit, vectors_min_bytes
 from service.wire.values import Values
@@ -38,6 +49,10 @@ _EMBED_REMEDY: Final = 'send fewer texts, leave "colbert" out of vectors, or set
 _INGEST_REMEDY: Final = "send fewer texts, or set includeText false"
 _SEARCH_REMEDY: Final = "send fewer queries, lower limit, or set withVectors, withPayload or explain false"
 _SCORE_REMEDY: Final = "send fewer pairs"
+_POINTS_REMEDY: Final = (
+    'lower limit, send fewer ids, set withVectors or withPayload false, or set encoding "base64" and dtype "float16"'
+)
+_COLLECTIONS_REMEDY: Final = "list fewer collections with QDRANT_COLLECTIONS, or raise MAX_RESPONSE_MB"
 
 _QUICK_MAX_BYTES: Final = 65_536
 """Maximum JSON bytes that the event loop serializes or parses itself, which takes no longer than a thread switch."""
@@ -127,10 +142,23 @@ class Codec:
             case ScoreRequest() as request:
                 scores = await core.score(request.value())
                 return Outcome(self._bounded(score_answer(scores, core.model_name), _SCORE_REMEDY, Body), scores.tokens)
-            case CountRequest() as request:
-                return Outcome(Body.of({"count": (await core.collections.count(request.value())).count}))
-            case DeleteRequest() as request:
-                return Outcome(Body.of({"deleted": (await core.collections.delete(request.value())).deleted}))
+            case request:
+                return await self._stored(request, form)
+
+    async def _stored(
+        self, request: CountRequest | DeleteRequest | ReadPointsRequest | CollectionsRequest, form: type[Content]
+    ) -> Outcome:
+        """Run a request that concerns the store alone."""
+        collections = self.core.collections
+        match request:
+            case CountRequest():
+                return Outcome(Body.of({"count": (await collections.count(request.value())).count}))
+            case DeleteRequest():
+                return Outcome(Body.of({"deleted": (await collections.delete(request.value())).deleted}))
+            case ReadPointsRequest():
+                return await self._points(request, form)
+            case CollectionsRequest():
+                return await self._collections(request)
 
     async def _embed(self, request: EmbedRequest, form: type[Content]) -> Outcome:
         if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):
@@ -169,6 +197,25 @@ class Codec:
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )
         return await asyncio.to_thread(answer.completed, result)
+
+    async def _points(self, request: ReadPointsRequest, form: type[Content]) -> Outcome:
+        limit, size = SizeLimit(self._max_bytes, _POINTS_REMEDY), 0
+
+        def admit(points: Sequence[ReadPoint]) -> None:
+            nonlocal size
+            size += points_min_bytes(request, points)
+            limit.check_minimum(size)
+
+        points = await self.core.points(request.value(), admit)
+        return Outcome(
+            await asyncio.to_thread(lambda: self._bounded(points_answer(request, points), _POINTS_REMEDY, form))
+        )
+
+    async def _collections(self, request: CollectionsRequest) -> Outcome:
+        result = await self.core.inventory(request.value())
+        if isinstance(result, CollectionsResult):
+            return Outcome(self._bounded(collections_answer(result), _COLLECTIONS_REMEDY, Body))
+        return Outcome(self._bounded(collection_answer(result, self.core.model_name), _COLLECTIONS_REMEDY, Body))
 
     def _admit(self, request: EmbedRequest, default_kinds: Sequence[Kind]) -> Callable[[Sequence[int]], None]:
         """A check that raises, before the model runs, if the answer is certain to be too large."""

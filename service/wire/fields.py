@@ -187,6 +187,12 @@ def _valid_filter(raw: dict[str, Any]) -> Mapping[str, Any]:
         raise ValueError(error.message) from None  # pydantic collects it beside those of other fields
 
 
+def check_dtype(encoding: str, dtype: str) -> None:
+    """Check that lists, which have no type, are not asked for in float16."""
+    if encoding == "list" and dtype == "float16":
+        raise ValueError("dtype: must be 'float32' with encoding 'list', got 'float16'; use encoding 'base64'")
+
+
 def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": {"anyOf": [*schemas, {"type": "null"}]}}
 

@@ -13,6 +13,7 @@ from qdrant_sink import kind_of
 from service.validation import NEEDED, field_error, invalid_field, is_unicode, shown
 from service.wire.field_names import unknown_field, unknown_fields
 from service.wire.fields import Limits, without_nulls
+from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
 Valid = TypeVar("Valid", bound=BaseModel)
@@ -28,7 +29,9 @@ _UNKNOWN: Final = "extra_forbidden"
 
 _DEFAULT_OPERATION: Final = "embed"
 
-Request = EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest
+Request = (
+    EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest | ReadPointsRequest | CollectionsRequest
+)
 
 _OPERATIONS: Mapping[str, type[Request]] = {
     "embed": EmbedRequest,
@@ -36,6 +39,8 @@ _OPERATIONS: Mapping[str, type[Request]] = {
     "count": CountRequest,
     "delete": DeleteRequest,
     "score": ScoreRequest,
+    "points": ReadPointsRequest,
+    "collections": CollectionsRequest,
 }
 
 

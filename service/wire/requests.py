@@ -36,6 +36,7 @@ from service.wire.fields import (
     Texts,
     Weight,
     Wire,
+    check_dtype,
     payload_selection,
     tokens_within_model,
     vector_selection,
@@ -104,8 +105,7 @@ class EmbedRequest(Wire):
 
     @model_validator(mode="after")
     def _fits_together(self) -> EmbedRequest:
-        if self.encoding == "list" and self.dtype == "float16":
-            raise ValueError("dtype: must be 'float32' with encoding 'list', got 'float16'; use encoding 'base64'")
+        check_dtype(self.encoding, self.dtype)
         if self.qdrant is not None:
             for name in ("ids", "payloads"):
                 items = getattr(self.qdrant, name)

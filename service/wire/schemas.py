@@ -10,7 +10,17 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from pydantic_core.core_schema import TypedDictSchema
 
-from service.wire.answer_types import CountAnswer, DeleteAnswer, EmbedAnswer, PointsAnswer, ScoreAnswer, SearchAnswer
+from service.wire.answer_types import (
+    CollectionAnswer,
+    CollectionsAnswer,
+    CountAnswer,
+    DeleteAnswer,
+    EmbedAnswer,
+    PointsAnswer,
+    ReadPointsAnswer,
+    ScoreAnswer,
+    SearchAnswer,
+)
 from service.wire.errors import Error
 from service.wire.openai import EmbeddingsAnswer, OpenAIError
 
@@ -106,6 +116,47 @@ ANSWERS: Final[Mapping[str, Described]] = {
     ),
     "/points/count": Described(CountAnswer, {"count": 1}),
     "/points/delete": Described(DeleteAnswer, {"deleted": 1}),
+    "/points/get": Described(
+        ReadPointsAnswer,
+        {
+            "points": [
+                {
+                    "id": "790dd20f-6aa9-57ca-90e3-1926c19dac9b",
+                    "requestedId": "rsync",
+                    "payload": {"text": _TEXT["text"], "topic": "backup", "id": "rsync"},
+                }
+            ],
+            "missing": ["tar"],
+        },
+    ),
+    "/collections": Described(
+        CollectionsAnswer,
+        {"collections": ["notes-2", "papers"], "aliases": {"notes": "notes-2"}, "default": "notes"},
+    ),
+    "/collections/{name}": Described(
+        CollectionAnswer,
+        {
+            "name": "notes-2",
+            "aliases": ["notes"],
+            "status": "green",
+            "points": 1,
+            "indexedVectors": 1,
+            "vectors": [
+                {
+                    "name": "dense",
+                    "kind": "dense",
+                    "size": 1024,
+                    "distance": "cosine",
+                    "datatype": "float32",
+                    "quantization": "none",
+                    "modifier": None,
+                }
+            ],
+            "payloadIndexes": [{"key": "topic", "type": "keyword", "isTenant": False}],
+            "layout": {"name": "plain", "source": "config"},
+            "model": {"name": "BAAI/bge-m3", "source": "worker"},
+        },
+    ),
     "/v1/embeddings": Described(
         EmbeddingsAnswer,
         {

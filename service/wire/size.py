@@ -100,7 +100,11 @@ def vectors_min_bytes(tokens: Sequence[int], *, dense: int, colbert: int, encodi
         encoding: encoding of the vectors.
         dtype: type of the numbers in base64.
     """
-    numbers = len(tokens) * dense + (sum(tokens) - len(tokens)) * colbert
+    return numbers_min_bytes(len(tokens) * dense + (sum(tokens) - len(tokens)) * colbert, encoding, dtype)
+
+
+def numbers_min_bytes(numbers: int, encoding: Encoding, dtype: NumberType) -> int:
+    """Lower bound on the bytes of the numbers of arrays: base64 without padding, or four bytes per number in a list."""
     if encoding == "list":
         return numbers * LIST_NUMBER_MIN_BYTES
     return numbers * (2 if dtype == "float16" else 4) * 4 // 3

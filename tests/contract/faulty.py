@@ -31,7 +31,7 @@ REFUSED_ID: Final = 7
 
 _METHODS: Final = (
     "Get", "List", "Create", "Update", "UpdateAliases", "ListAliases", "CollectionExists", "Upsert", "Query",
-    "QueryBatch", "Count", "Delete", "CreateFieldIndex",
+    "QueryBatch", "Count", "Delete", "CreateFieldIndex", "Scroll",
 )  # fmt: skip
 
 _CODES: Final[Mapping[Fault, grpc.StatusCode]] = {
@@ -50,7 +50,8 @@ _ERRORS: Final[Mapping[Fault, Exception]] = {
 }
 
 _CALLS: Final = frozenset(
-    {"ensure", "verify", "collection_of", "alias", "upsert", "existing", "fetch", "query", "delete", "count"}
+    {"ensure", "verify", "collection_of", "collections", "aliases", "describe", "alias", "upsert", "existing", "fetch"}
+    | {"scroll", "scroll_ordered", "query", "delete", "count"}
 )
 
 

@@ -22,6 +22,7 @@ PATHS: Mapping[str, str] = {
     "/search": "SearchRequest",
     "/points/count": "CountRequest",
     "/points/delete": "DeleteRequest",
+    "/points/get": "ReadPointsRequest",
     "/score": "ScoreRequest",
     "/v1/embeddings": "EmbeddingsRequest",
 }
@@ -108,7 +109,8 @@ def _request(step: Step) -> tuple[str | None, Any]:
         return None, None
     if "openai_route" in step.input:
         return "EmbeddingsRequest", step.input.get("openai_input")
-    return f"{str(step.input.get('operation', 'embed')).capitalize()}Request", step.input
+    operation = str(step.input.get("operation", "embed"))
+    return "ReadPointsRequest" if operation == "points" else f"{operation.capitalize()}Request", step.input
 
 
 def _collect_fields(name: str | None, value: Any, schemas: Mapping[str, Any], occurring: set[str]) -> None:

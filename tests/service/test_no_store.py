@@ -24,6 +24,10 @@ JOBS: list[Json] = [
     {"operation": "search", "collection": "notes", "like": {"positive": [1]}},
     {"operation": "count"},
     {"operation": "delete", "collection": "notes", "ids": [1]},
+    {"operation": "points", "collection": "notes", "ids": [1]},
+    {"operation": "points", "collection": "notes"},
+    {"operation": "collections"},
+    {"operation": "collections", "collection": "notes"},
 ]
 
 

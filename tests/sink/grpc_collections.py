@@ -39,7 +39,7 @@ def config_of(request: Any) -> edge.EdgeConfig:
 
 
 def collection_info(
-    created: Any, indexes: Mapping[str, Any], status: pb.CollectionStatus.ValueType, points: int
+    created: Any, indexes: Mapping[str, Any], status: pb.CollectionStatus.ValueType, points: int, indexed: int
 ) -> pb.CollectionInfo:
     """Create the info of a collection, with the defaults of the server for unset fields."""
     explicit = {
@@ -68,6 +68,7 @@ def collection_info(
         segments_count=1,
         config=config,
         points_count=points,
+        indexed_vectors_count=indexed,
         payload_schema=indexes,
     )
 

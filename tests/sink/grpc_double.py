@@ -26,6 +26,7 @@ from tests.sink.grpc_messages import (
     filter_of,
     id_message,
     id_of,
+    order_of,
     payload_of,
     query_of,
     retrieved_point,
@@ -198,7 +199,10 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
             double, name = self.double, self.double.real(request.collection_name)
             created, shard = double.collections[name]
             status = double.statuses.pop(0) if double.statuses else pb.CollectionStatus.Green
-            info = collection_info(created, double.indexes[name], status, shard.info().points_count)
+            counts = shard.info()
+            info = collection_info(
+                created, double.indexes[name], status, counts.points_count, counts.indexed_vectors_count
+            )
             return pb.GetCollectionInfoResponse(result=info)
 
         return self.double.handle("Get", context, work)
@@ -355,13 +359,15 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
 
     def Scroll(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
-            records, following = self.double.shard(request.collection_name).scroll(
+            name = request.collection_name
+            records, following = self.double.shard(name).scroll(
                 edge.ScrollRequest(
                     offset=id_of(request.offset) if request.HasField("offset") else None,
                     limit=request.limit,
-                    filter=filter_of(request.filter) if request.HasField("filter") else None,
+                    filter=self.double.read_filter(name, request.filter) if request.HasField("filter") else None,
                     with_payload=payload_of(request.with_payload),
                     with_vector=False,
+                    order_by=order_of(request.order_by) if request.HasField("order_by") else None,
                 )
             )
             offset = None if following is None else id_message(following)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable
+from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,11 @@ def scored_point(hit: edge.ScoredPoint) -> pb.ScoredPoint:
 def retrieved_point(record: edge.Record) -> pb.RetrievedPoint:
     """Create the message of a stored point."""
     message = pb.RetrievedPoint(id=id_message(record.id), payload=payload_to_grpc(record.payload or {}))
+    number = record.order_value
+    if isinstance(number, int):
+        message.order_value.int = number
+    elif number is not None:
+        message.order_value.float = number
     _add_vectors(message, record.vector)
     return message
 
@@ -158,6 +164,18 @@ def _vector_output(vector: Any) -> pb.VectorOutput:
         rows = [pb.DenseVector(data=row) for row in vector]
         return pb.VectorOutput(multi_dense=pb.MultiDenseVector(vectors=rows))
     return pb.VectorOutput(dense=pb.DenseVector(data=vector))
+
+
+def order_of(message: Any) -> edge.OrderBy:
+    """Convert an OrderBy."""
+    direction = edge.Direction.Desc if message.direction == pb.Direction.Desc else edge.Direction.Asc
+    start = None
+    if message.HasField("start_from"):
+        kind = message.start_from.WhichOneof("value")
+        start = getattr(message.start_from, kind)
+        if kind == "timestamp":
+            start = start.ToDatetime(UTC).isoformat()
+    return edge.OrderBy(message.key, direction, start)
 
 
 def filter_of(message: Any) -> edge.Filter:

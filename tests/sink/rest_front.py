@@ -110,6 +110,24 @@ def _retrieve(client: QdrantClient, body: Json, name: str) -> Any:
     return client.retrieve(name, request.ids, request.with_payload or False, request.with_vector or False)
 
 
+def _scroll(client: QdrantClient, body: Json, name: str) -> Json:
+    request = models.ScrollRequest.model_validate(body)
+    records, following = client.scroll(
+        name,
+        request.filter,
+        limit=request.limit or 10,
+        order_by=request.order_by,
+        offset=request.offset,
+        with_payload=request.with_payload or False,
+        with_vectors=False,
+    )
+    return {"points": _json(list(records)), "next_page_offset": None if following is None else _id(following)}
+
+
+def _id(message: Any) -> Any:
+    return message.num if message.HasField("num") else message.uuid
+
+
 def _count(client: QdrantClient, body: Json, name: str) -> models.CountResult:
     return client.count(name, models.CountRequest.model_validate(body).filter, exact=True)
 
@@ -132,6 +150,7 @@ ROUTES: Final[dict[str, Callable[..., Any]]] = {
     r"PUT /collections/([^/]+)/points": _upsert,
     r"POST /collections/([^/]+)/points": _retrieve,
     r"POST /collections/([^/]+)/points/query/batch": _query,
+    r"POST /collections/([^/]+)/points/scroll": _scroll,
     r"POST /collections/([^/]+)/points/count": _count,
     r"POST /collections/([^/]+)/points/delete": _delete,
 }

@@ -11,6 +11,7 @@ import pytest
 from qdrant_client import grpc as pb
 
 from qdrant_sink.errors import NothingTaken
+from qdrant_sink.point_order import PointOrder
 from qdrant_sink.searching import run
 from qdrant_sink.server import ServerStore
 from qdrant_sink.server.versions import VERSION_MAX_AGE_S, Feature, ServerVersion, filter_features
@@ -39,6 +40,14 @@ def old(server_store: ServerStore, double: GrpcDouble) -> ServerStore:
     [
         (lambda store: store.count("docs", condition("prefix")), "'prefix' of the filter needs Qdrant 1.19"),
         (lambda store: store.count("docs", condition("substring")), "'substring' of the filter needs Qdrant 1.20"),
+        (
+            lambda store: store.scroll("docs", condition("prefix"), True, limit=1),
+            "'prefix' of the filter needs Qdrant 1.19",
+        ),
+        (
+            lambda store: store.scroll_ordered("docs", condition("prefix"), PointOrder("n"), limit=1),
+            "'prefix' of the filter needs Qdrant 1.19",
+        ),
         (
             lambda store: run(store, "docs", [search_by(sample_vectors(0).dense, using=("dense",), where=WHERE)]),
             "'prefix' of the filter needs Qdrant 1.19",

@@ -43,13 +43,15 @@ class Gate:
     Args:
         app: the application.
         state: the state of the server.
-        paths: paths that are counted and logged by name; all other paths are `other`.
+        paths: paths that are counted and logged by name, and templates such as `/collections/{name}`; all other paths
+            are `other`.
     """
 
     def __init__(self, app: ASGIApp, state: ServerState, paths: Collection[str]) -> None:
         self._app = app
         self._state = state
         self._paths = frozenset(paths)
+        self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
         key = state.settings.api_key
         self._key = None if key is None else key.get_secret_value().encode()
         self._caller = "anyone" if key is None else "API_KEY"
@@ -82,7 +84,7 @@ class Gate:
             if not status:
                 await error_response(defect(error), scope["path"])(scope, receive, send_with_headers)
         finally:
-            route = scope["path"] if scope["path"] in self._paths else "other"
+            route = self._route(scope["path"])
             if self._state.operations is not None:
                 self._state.operations.metrics.responded(route, status)
             level = logging.DEBUG if route in PUBLIC_PATHS else logging.INFO
@@ -105,6 +107,12 @@ class Gate:
                 await send(message)
 
             await self._app(scope, receive, send_and_release)
+
+    def _route(self, path: str) -> str:
+        """The path, the template that it matches, or `other`. A name in a path is neither counted nor logged."""
+        if path in self._paths:
+            return path
+        return next((template for prefix, template in self._templates.items() if path.startswith(prefix)), "other")
 
     def _check_key(self, authorization: str) -> None:
         if self._key is None:

@@ -65,6 +65,7 @@ ROUTES: Final = (
         "Count points",
         {"collection": "notes", "filter": {"must": [{"key": "topic", "match": {"value": "backup"}}]}},
     ),
+    Route("/points/get", "points", "Read points by id or by page", {"collection": "notes", "ids": ["rsync", "tar"]}),
     Route("/points/delete", "delete", "Delete points", {"collection": "notes", "ids": ["rsync"]}),
 )
 
@@ -87,12 +88,13 @@ _STATUSES: Final = {
     503: "store_unavailable, or the worker is loading or shutting down; Retry-After says when to retry",
 }
 
+_GET_STATUSES: Final = (400, 401, 404, 413, 500, 502, 503)
+"""Statuses of errors of a GET path that asks the store."""
+
 
 def post_responses(path: str) -> dict[int | str, dict[str, Any]]:
     """The responses of a POST path by status, in FastAPI's form."""
-    described = ANSWERS[path]
-    content = {"schema": {"$ref": REFERENCE.format(model=described.name)}, "example": described.example}
-    return {200: {"description": "the answer", "content": {"application/json": content}}, **_error_responses(path)}
+    return {200: _answer_response(path), **_error_responses(path)}
 
 
 def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
@@ -104,8 +106,22 @@ def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
     if path == "/health":
         return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
     errors = _error_responses(path)
+    if path in ANSWERS:
+        return {200: _answer_response(path), **{status: errors[status] for status in _GET_STATUSES}}
     content = {"content": {"text/plain": {"schema": {"type": "string"}}}} if path == "/metrics" else json
     return {200: {"description": "the answer", **content}, 401: errors[401], 503: errors[503]}
+
+
+def path_parameter(name: str, meaning: str) -> Json:
+    """A parameter of a path, as an addition to FastAPI's description of a route."""
+    schema = {"type": "string"}
+    return {"parameters": [{"name": name, "in": "path", "required": True, "description": meaning, "schema": schema}]}
+
+
+def _answer_response(path: str) -> dict[str, Any]:
+    described = ANSWERS[path]
+    content = {"schema": {"$ref": REFERENCE.format(model=described.name)}, "example": described.example}
+    return {"description": "the answer", "content": {"application/json": content}}
 
 
 def body(schema: str, example: Json) -> Json:

@@ -24,6 +24,7 @@ from service.transports.http.openapi import (
     body,
     description,
     get_responses,
+    path_parameter,
     post_responses,
     schema_name,
 )
@@ -36,6 +37,9 @@ from service.wire.errors import MethodNotAllowed, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
+
+COLLECTION: Final = "/collections/{name}"
+"""Template of the path that describes a collection."""
 
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Status that is logged and counted if the client has disconnected."""
@@ -83,7 +87,7 @@ def application(
         (MODELS, endpoints.models, "List the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
-        ("/collections", endpoints.collections, "List the allowed collections of QDRANT_COLLECTIONS, and the default"),
+        ("/collections", endpoints.collections, "List the collections and aliases"),
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
     )
@@ -91,6 +95,15 @@ def application(
         app.add_api_route(
             path, endpoint, methods=["GET"], summary=summary, responses=get_responses(path), response_class=Response
         )
+    app.add_api_route(
+        COLLECTION.replace("}", ":path}"),  # so that a slash in a name is an invalid name rather than an unknown path
+        endpoints.collection,
+        methods=["GET"],
+        summary="Describe a collection",
+        responses=get_responses(COLLECTION),
+        response_class=Response,
+        openapi_extra=path_parameter("name", "name of the collection or of an alias, percent-encoded"),
+    )
     for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # some monitors use HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
@@ -100,7 +113,7 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/"] + [route.path for route in ROUTES] + [EMBEDDINGS] + [path for path, _, _ in get_routes]
+    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     return Gate(app, state, paths)
 
 
@@ -141,10 +154,13 @@ class _Endpoints:
         return response(Answer(Body.of(health), 200 if state in ("loading", "ready") else 503))
 
     async def collections(self, _request: Request) -> Response:
-        """Return the collections of the settings, without asking the store."""
-        settings = self._state.settings
-        names = {"collections": list(settings.qdrant_collections), "default": settings.qdrant_collection}
-        return response(Answer(Body.of(names)))
+        """List the collections."""
+        return response(await self._state.ready().answer({"operation": "collections"}))
+
+    async def collection(self, request: Request) -> Response:
+        """Describe one collection."""
+        name = request.path_params["name"]
+        return response(await self._state.ready().answer({"operation": "collections", "collection": name}))
 
     async def page(self, _request: Request) -> Response:
         """Return the search page."""

@@ -16,6 +16,7 @@ from tests.contract.cases import (
     ingest,
     invalid,
     openai,
+    points,
     score,
     search,
 )
@@ -29,6 +30,7 @@ AREAS: Final = (
     Area("documents", documents.SCENARIOS),
     Area("collections", collections.SCENARIOS),
     Area("search", search.SCENARIOS),
+    Area("points", points.SCENARIOS),
     Area("filters", filters.SCENARIOS),
     Area("explain", explain.SCENARIOS),
     Area("faults", faults.SCENARIOS),

@@ -20,6 +20,9 @@ def _every(name: str, fault: Fault) -> list[Job]:
         Job(f"search-{name}", search("", "a").input, fault=fault),
         Job(f"count-{name}", count("").input, fault=fault),
         Job(f"delete-{name}", {"operation": "delete", "collection": NOTES, "ids": [1]}, fault=fault),
+        Job(f"points-{name}", {"operation": "points", "collection": NOTES, "ids": [1]}, fault=fault),
+        Job(f"page-{name}", {"operation": "points", "collection": NOTES}, fault=fault),
+        Job(f"collections-{name}", {"operation": "collections"}, fault=fault),
     ]
 
 

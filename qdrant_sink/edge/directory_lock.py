@@ -1,0 +1,35 @@
+"""The lock on the directory of an embedded store, which one process can use at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from embedder.errors import ConfigurationError
+
+
+def lock_directory(root: Path) -> int:
+    """Create and lock a directory, and return the descriptor of the lock.
+
+    The kernel releases the lock when the process ends.
+
+    Raises:
+        ConfigurationError: the directory cannot be written, or another process uses it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        raise ConfigurationError(f"QDRANT_PATH: the directory cannot be written ({exc.strerror})") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(descriptor)
+        raise ConfigurationError(
+            "QDRANT_PATH: another process owns the directory; stop it, choose another directory, "
+            "or share a Qdrant server through QDRANT_URL"
+        ) from exc
+    except OSError:
+        pass  # the file system has no locks; the engine still locks each collection
+    return descriptor

@@ -1,0 +1,215 @@
+"""The points operation: stored points by their ids, or page by page.
+
+The ids of a page are read first, and then the points in rounds, so that an answer that becomes too large ends before
+all points are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from embedder import Kind
+from qdrant_sink import (
+    ORDERED_TYPES,
+    IndexRequired,
+    OrderPosition,
+    OrderValue,
+    PointId,
+    PointOrder,
+    Store,
+    Vectors,
+    WithPayload,
+    ordered_page,
+    point_id,
+)
+from service.operations.collections import Collections
+from service.operations.store_access import StoreAccess
+from service.validation import invalid_field
+
+ROUND_POINTS: Final = 256
+"""Maximum points of one request to the store."""
+
+ROUND_POINTS_WITH_ROWS: Final = 16
+"""Maximum points of one request for ColBERT rows, of which a point has up to 4 MB."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointsRequest:
+    """Read points either by their ids or as a page of all that match a filter.
+
+    Attributes:
+        collection: name of the collection; None for the default.
+        ids: ids as the caller gave them; None for a page.
+        id_scope: name from which ids are derived; None for the name of the collection.
+        filter: filter of the page in Qdrant's JSON; None matches every point.
+        limit: maximum number of points of the page.
+        after: position after the previous page, a point without an order; None for the first page.
+        order: order of the page; None for the order of the ids.
+        with_payload: part of the payload to read.
+        with_vectors: kinds of vectors to read.
+    """
+
+    collection: str | None = None
+    ids: Sequence[int | str] | None = None
+    id_scope: str | None = None
+    filter: Mapping[str, Any] | None = None
+    limit: int = 10
+    after: PointId | OrderPosition | None = None
+    order: PointOrder | None = None
+    with_payload: WithPayload = True
+    with_vectors: tuple[Kind, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadPoint:
+    """A point that was read.
+
+    Attributes:
+        id: id of the point.
+        requested: id as the caller gave it; None in a page.
+        payload: payload; None if it was not requested.
+        vectors: vectors; None if the point has none of the requested kinds.
+    """
+
+    id: PointId
+    requested: int | str | None = None
+    payload: Mapping[str, Any] | None = None
+    vectors: Vectors | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointsResult:
+    """Points in the order of the given ids, or of the page.
+
+    Attributes:
+        points: the points that exist, once for each id.
+        missing: the given ids without a point, each once; None for a page.
+        next: position of the next page; None after the last one, or for ids.
+    """
+
+    points: Sequence[ReadPoint]
+    missing: Sequence[int | str] | None = None
+    next: PointId | OrderPosition | None = None
+
+
+Admit = Callable[[Sequence[ReadPoint]], None]
+"""Check that is called with the points of each round, and raises if the answer is certain to be too large."""
+
+
+class Points:
+    """The points operation. Usable from any event loop.
+
+    Args:
+        store: access to the store.
+        collections: the collections of the worker.
+    """
+
+    def __init__(self, store: StoreAccess, collections: Collections) -> None:
+        self._store = store
+        self._collections = collections
+        self._schema = collections.schema
+
+    async def __call__(self, request: PointsRequest, admit: Admit = lambda _points: None) -> PointsResult:
+        """Read points.
+
+        Args:
+            request: the request.
+            admit: check of the points of each round, which is called in another thread.
+
+        Raises:
+            WorkerError: a filter is needed and missing, an id is invalid, an index is missing, the collection does not
+                exist or is not allowed, the store fails, or `admit` raised.
+        """
+        collection = self._collections.named(request.collection, "collection")
+        if request.ids is None:
+            self._collections.check_filter(request.filter)
+            return await self._store.call(lambda: self._page(request, collection, admit))
+        scope = request.id_scope or collection
+        ids = [(point_id(raw, scope, field=f"ids[{n}]"), raw) for n, raw in enumerate(request.ids)]
+        return await self._store.call(lambda: self._by_ids(request, collection, ids, admit))
+
+    def _by_ids(
+        self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str]], admit: Admit
+    ) -> PointsResult:
+        points = self._read(request, collection, ids, admit)
+        present = {point.requested for point in points}
+        return PointsResult(points, [*dict.fromkeys(raw for _, raw in ids if raw not in present)])
+
+    def _page(self, request: PointsRequest, collection: str, admit: Admit) -> PointsResult:
+        store = self._store.opened()
+        ids, following = self._collections.catalogue.indexes.run(
+            store, collection, lambda: self._page_ids(store, request, collection)
+        )
+        if not request.with_payload and not request.with_vectors:
+            return PointsResult([ReadPoint(point) for point in ids], next=following)
+        return PointsResult(self._read(request, collection, [(point, None) for point in ids], admit), next=following)
+
+    def _page_ids(
+        self, store: Store, request: PointsRequest, collection: str
+    ) -> tuple[Sequence[PointId], PointId | OrderPosition | None]:
+        where, order, after = request.filter or {}, request.order, request.after
+        nothing: WithPayload = False
+        if order is None and not isinstance(after, OrderPosition):
+            page, following = store.scroll(
+                collection, where, nothing, limit=request.limit, after=after, interactive=True
+            )
+            return list(page), following
+        if order is None or (after is not None and not isinstance(after, OrderPosition)):
+            raise TypeError("a page has either an order and its position, or neither")
+        kind = _index_type(store, collection, order.key)
+        if order.start_from is not None:
+            _check_bound("orderBy.startFrom", order.start_from, kind, order.key)
+        if after is not None:
+            _check_bound("after.value", after.value, kind, order.key)
+        return ordered_page(store, collection, where, order, kind, limit=request.limit, after=after)
+
+    def _read(
+        self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str | None]], admit: Admit
+    ) -> list[ReadPoint]:
+        """Read the points of these ids, each with the id as the caller gave it, in rounds."""
+        store = self._store.opened()
+        kinds = tuple(kind for kind in request.with_vectors if kind in self._schema.kinds)
+        size = ROUND_POINTS_WITH_ROWS if "colbert" in request.with_vectors else ROUND_POINTS
+        points: list[ReadPoint] = []
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            unique = list(dict.fromkeys(point for point, _ in part))
+            stored = store.fetch(collection, unique, request.with_payload, kinds, names=self._schema.names)
+            batch = [
+                ReadPoint(point, requested, stored[point].payload, stored[point].vectors)
+                for point, requested in part
+                if point in stored
+            ]
+            admit(batch)
+            points += batch
+        return points
+
+
+def _index_type(store: Store, collection: str, key: str) -> str:
+    """Return the type of the index by which points are ordered.
+
+    Raises:
+        IndexRequired: the key has no such index.
+    """
+    index = store.describe(collection).description.payload_indexes.get(key)
+    if index is None or index.type not in ORDERED_TYPES:
+        got = "none" if index is None else index.type
+        raise IndexRequired(
+            f"orderBy needs a payload index of type {', '.join(ORDERED_TYPES)} on {key!r}, got {got}; "
+            "add the key to payloadIndexes in QDRANT_COLLECTION_CONFIG, or order by another key",
+            key=key,
+        )
+    return index.type
+
+
+def _check_bound(field: str, value: OrderValue, index_type: str, key: str) -> None:
+    """Check that a value of the request is one that the index can have."""
+    is_date = isinstance(value, datetime)
+    if is_date != (index_type == "datetime"):
+        wanted, got = ("a number", "a date") if is_date else ("a date", "a number")
+        raise invalid_field(field, f"must be {wanted} for {key!r}, which has an index of type {index_type}, got {got}")
+    if index_type == "integer" and isinstance(value, float) and not -(2**63) <= value < 2**63:
+        raise invalid_field(field, f"must be from -2^63 to 2^63 - 1 for {key!r}, which has integers, got {value}")

@@ -1,0 +1,98 @@
+"""Rendering of collections and stored points as answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import orjson
+
+from qdrant_sink import Vectors
+from service.operations import CollectionsResult, DescribedCollection, PointsResult, ReadPoint
+from service.wire.answer_types import (
+    CollectionAnswer,
+    CollectionsAnswer,
+    ReadPointAnswer,
+    ReadPointsAnswer,
+    StoredVectorsAnswer,
+    TextAnswer,
+    VectorAnswer,
+)
+from service.wire.answers import add_vectors, id_answer
+from service.wire.positions import position_answer
+from service.wire.read_requests import ReadPointsRequest
+from service.wire.size import numbers_min_bytes
+
+
+def collections_answer(result: CollectionsResult) -> CollectionsAnswer:
+    """The answer that lists collections."""
+    return {"collections": list(result.names), "aliases": dict(result.aliases), "default": result.default}
+
+
+def collection_answer(result: DescribedCollection, model: str) -> CollectionAnswer:
+    """The answer that describes a collection.
+
+    Args:
+        result: the result of the operation.
+        model: name of the worker's model.
+    """
+    state, description = result.state, result.state.description
+    vectors: list[VectorAnswer] = [
+        {
+            "name": name,
+            "kind": vector.kind,
+            "size": vector.size,
+            "distance": vector.distance,
+            "datatype": vector.datatype,
+            "quantization": vector.quantization,
+            "modifier": vector.modifier,
+        }
+        for name, vector in sorted(description.vectors.items())
+    ]
+    return {
+        "name": result.name,
+        "aliases": list(result.aliases),
+        "status": state.status,
+        "points": state.points,
+        "indexedVectors": state.indexed_vectors,
+        "vectors": vectors,
+        "payloadIndexes": [
+            {"key": key, "type": index.type, "isTenant": index.tenant}
+            for key, index in sorted(description.payload_indexes.items())
+        ],
+        "layout": {"name": result.layout, "source": "config"},
+        "model": {"name": model, "source": "worker"},
+    }
+
+
+def points_answer(request: ReadPointsRequest, result: PointsResult) -> ReadPointsAnswer:
+    """The answer with stored points: `missing` for ids, `next` for a page."""
+    points = [_point(request, point) for point in result.points]
+    if result.missing is not None:
+        return {"points": points, "missing": list(result.missing)}
+    return {"points": points, "next": None if result.next is None else position_answer(result.next)}
+
+
+def points_min_bytes(request: ReadPointsRequest, points: Sequence[ReadPoint]) -> int:
+    """Lower bound on the bytes of these points in an answer."""
+    size = 0
+    for point in points:
+        if point.payload is not None:
+            size += len(orjson.dumps(point.payload))
+        vectors = point.vectors or Vectors()
+        arrays = [array for array in (vectors.dense, vectors.colbert) if array is not None]
+        size += numbers_min_bytes(sum(array.size for array in arrays), request.encoding, request.dtype)
+    return size
+
+
+def _point(request: ReadPointsRequest, point: ReadPoint) -> ReadPointAnswer:
+    answer: ReadPointAnswer = {"id": id_answer(point.id)}
+    if point.requested is not None:
+        answer["requestedId"] = point.requested
+    if point.payload is not None:
+        answer["payload"] = dict(point.payload)
+    if request.with_vectors:
+        vectors: TextAnswer = {}
+        add_vectors(vectors, point.vectors or Vectors(), request.encoding, request.dtype)
+        answer["vectors"] = cast("StoredVectorsAnswer", vectors)
+    return answer
