@@ -305,6 +305,17 @@ def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) 
     assert response.headers["referrer-policy"] == "no-referrer"
 
 
+def test_the_page_reranks_only_where_collections_have_rows() -> None:
+    """Without ColBERT rows the box for reranking is off and disabled, because a request with it would be an error."""
+    box = re.compile(rb'<input id="rerank" type="checkbox" (\w+)>')
+    assert box.findall(Page.load().body) == [b"checked"]
+    settings = Settings.from_environment({**ENVIRONMENT, "QDRANT_COLLECTION_CONFIG": '{"kinds": ["dense"]}'})
+    with Served(None, settings=settings) as served, httpx.Client(base_url=served.url, trust_env=False) as client:
+        response = client.get("/")
+    assert box.findall(response.content) == [b"disabled"]
+    assert response.headers["content-security-policy"] == Page.load().policy
+
+
 def test_the_page_never_turns_text_into_markup() -> None:
     """The source of the page has no HTML sinks, no inline handlers and no addresses of other sites."""
     source = Page.load().body.decode()

@@ -8,6 +8,10 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Final
+
+_RERANK: Final = b'id="rerank" type="checkbox" checked'
+"""The box for reranking in the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +28,15 @@ class Page:
 
     @classmethod
     @cache
-    def load(cls) -> Page:
-        """Read the page, once per process."""
+    def load(cls, *, reranks: bool = True) -> Page:
+        """Read the page, once per process.
+
+        Args:
+            reranks: whether collections have ColBERT rows; otherwise the box for reranking is off and disabled.
+        """
         body = (Path(__file__).parent / "page.html").read_bytes()
+        if not reranks:
+            body = body.replace(_RERANK, _RERANK.replace(b"checked", b"disabled"))
         policy = {
             "default-src": "'none'",
             "script-src": _hashes(body, b"script"),

@@ -164,7 +164,7 @@ class _Endpoints:
 
     async def page(self, _request: Request) -> Response:
         """Return the search page."""
-        page = Page.load()
+        page = Page.load(reranks="colbert" in self._state.settings.qdrant_collection_config.kinds)
         headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
         return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
