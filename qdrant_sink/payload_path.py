@@ -70,6 +70,11 @@ class PayloadPath:
         """Whether the path selects single items of arrays, such as `[0]`."""
         return any(isinstance(part, int) for part in self.parts)
 
+    @property
+    def parent(self) -> PayloadPath | None:
+        """Path of the object in which the last key is; None if that is the payload itself."""
+        return PayloadPath(self.parts[:-1]) if len(self.parts) > 1 else None
+
     def value_in(self, payload: Mapping[str, Any] | None) -> Any:
         """Return the value at a path without array parts, or None if the payload has none there."""
         value: Any = payload

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from embedder.errors import InvalidRequest
 from embedder.vectors import Kind
@@ -202,6 +202,10 @@ class Store(Protocol):
         several values comes once for each; see `scrolling.ordered_page`. It raises StoreRejected if the key has no
         payload index of one of the types `ORDERED_TYPES`.
         """
+        ...
+
+    def set_payload(self, collection: str, ids: Sequence[PointId], path: str, value: Any) -> None:
+        """Set one value in the payload of these points. The path leads through objects; see `payload_path`."""
         ...
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:

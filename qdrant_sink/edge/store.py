@@ -27,7 +27,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import qdrant_edge as edge
 
@@ -44,6 +44,7 @@ from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
+from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
@@ -267,6 +268,13 @@ class EdgeStore:
         with self._collection(collection).opened() as shard, mapped("order"):
             records, _ = shard.scroll(request)
             return [(sink_id(record.id), record.order_value) for record in records if record.order_value is not None]
+
+    def set_payload(self, collection: str, ids: Sequence[PointId], path: str, value: Any) -> None:
+        """Set one value in the payload of these points."""
+        target = PayloadPath.parse(path)
+        parent = None if target.parent is None else str(target.parent)
+        with self._collection(collection).opened(to_write=True) as shard, mapped("payload"):
+            shard.update(edge.UpdateOperation.set_payload(list(ids), {str(target.parts[-1]): value}, parent))
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""

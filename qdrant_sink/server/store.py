@@ -14,6 +14,7 @@ from embedder.vectors import Kind
 from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.filters import Filter, matches_all
+from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
@@ -259,6 +260,22 @@ class ServerStore:
             interactive=True,
         )
         return [(sink_id(record.id), record.order_value) for record in records if record.order_value is not None]
+
+    def set_payload(self, collection: str, ids: Sequence[PointId], path: str, value: Any) -> None:
+        """Set one value in the payload of these points."""
+        check_collection(collection)
+        target = PayloadPath.parse(path)
+        parent = None if target.parent is None else str(target.parent)
+        points: list[models.ExtendedPointId] = [client_id(point_id) for point_id in ids]
+
+        def send(transport: Transport) -> None:
+            result = transport.client.set_payload(
+                collection, {str(target.parts[-1]): value}, points, key=parent, wait=True
+            )
+            if result.status != models.UpdateStatus.COMPLETED:
+                raise unfinished("Qdrant accepted the payload but has not stored it yet; retry later")
+
+        self._call(collection, send)
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed.

@@ -77,6 +77,7 @@ class Replacement:
     ) -> None:
         self._store = store
         self._collection = collection
+        self._paths = paths
         self._chunks = StoredChunks(store, collection, paths, documents, versioned, batch_points=batch_points)
         self._keys = [document.key for document in documents]
         self._keeps = keeps
@@ -121,7 +122,13 @@ class Replacement:
                 kept |= unversioned
             self.kept |= {(key, number): point for number, point in kept.items()}
 
-    def commit(self, written: Mapping[str, Collection[PointId]], *, whole: Collection[str] = ()) -> Outcome:
+    def commit(
+        self,
+        written: Mapping[str, Collection[PointId]],
+        *,
+        whole: Collection[str] = (),
+        reduced: Collection[str] = (),
+    ) -> Outcome:
         """Make the written chunks the only version of their documents, or withdraw them.
 
         Args:
@@ -129,9 +136,14 @@ class Replacement:
                 nothing is stored are left as they are.
             whole: keys of the documents of which every chunk is stored or kept. If chunks are kept, those of older
                 versions that interrupted writes have left are deleted of these documents only.
+            reduced: keys of the documents of which a chunk was rejected after `begin`. They have fewer chunks than
+                their payload says, which is corrected, so that other writers see that they are complete.
         """
         written = {key: ids for key, ids in written.items() if ids}
         own = {point for ids in written.values() for point in ids}
+        for key in written.keys() & set(reduced):
+            kept = sum(owner == key for owner, _ in self.kept)
+            self._set_total(list(written[key]), len(written[key]) + kept)
         left = self._left_over(whole) if self._keeps else []
         chunks = list(self._chunks.keyed({*written, *(chunk.key for chunk in left)}))
         superseded = frozenset(key for key, version in _complete(chunks) if version > self.versions[key])
@@ -169,6 +181,10 @@ class Replacement:
         kept = set(self.kept.values())
         return [chunk for chunk in self._before.values() if chunk.key in whole and chunk.id not in kept]
 
+    def _set_total(self, ids: Sequence[PointId], total: int) -> None:
+        for some in _parts(ids, self._batch_points):
+            self._store.set_payload(self._collection, some, self._paths.total, total)
+
     def _delete(self, ids: Sequence[PointId]) -> int:
         return sum(self._store.delete(self._collection, ids=some) for some in _parts(ids, self._batch_points))
 
@@ -179,7 +195,7 @@ def _complete(chunks: Iterable[StoredChunk]) -> Iterator[tuple[str, str]]:
     for chunk in chunks:
         versions.setdefault((chunk.key, chunk.version), []).append(chunk)
     for version, stored in versions.items():
-        if len(stored) >= max(chunk.total for chunk in stored):
+        if len(stored) >= min(chunk.total for chunk in stored):
             yield version
 
 

@@ -43,6 +43,10 @@ class DocumentStore(Protocol):
         """Return a page of the matching points in the order of their ids, and the id at which the next page begins."""
         ...
 
+    def set_payload(self, collection: str, ids: Sequence[PointId], path: str, value: Any, /) -> None:
+        """Set one value in the payload of these points."""
+        ...
+
     def delete(self, collection: str, /, *, ids: Sequence[PointId] = ()) -> int:
         """Delete points by ids, and return how many of them existed."""
         ...

@@ -194,7 +194,8 @@ class IngestJob:
         left_out = set(range(len(self._plan.points))).difference(written.indices)
         whole = {document.key for document in self._plan.documents} - {self._key(index) for index in left_out}
         try:
-            outcome = replacement.commit(ids, whole=whole)
+            reduced = {self._key(owner) for owner in left_out.intersection(self._plan.owners)}
+            outcome = replacement.commit(ids, whole=whole, reduced=reduced)
         except WorkerError as error:
             message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
             raise IngestFailed(error.saying(message), report_of(self._plan, written)) from error

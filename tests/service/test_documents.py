@@ -21,6 +21,7 @@ from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json
 from tests.service.conftest import Serve
+from tests.service.doubles import Watched
 from tests.service.ingests import CHUNK, LONG, NOTES, block, count, job
 from tests.sink.grpc_double import GrpcDouble
 
@@ -365,3 +366,17 @@ def test_two_workers_never_mix_a_document(embedder: Embedder, tmp_path: Path) ->
         for store in stores:
             store.close()
         double.stop()
+
+
+def test_a_rejected_chunk_leaves_the_rest_of_a_version_complete(watched: Watched, tmp_path: Path) -> None:
+    """Where the model fails on a chunk, the others replace the older version and say how many they are."""
+    store = EdgeStore(tmp_path / "edge")
+    worker = worker_over(store, watched.embedder, batch_points=20)
+    worker.good(job(LONG, ids=["a"], chunk=CHUNK))
+    answer = worker.good(job(f"{LONG[:400]} A zebra. {LONG[400:900]}", ids=["a"], chunk=CHUNK))
+    chunks, rejected = answer["results"][0]["chunks"], len(answer["upsert"]["rejected"])
+    assert chunks > rejected > 0
+    assert count(worker) == chunks - rejected
+    total = {"must": [{"key": "doc_chunks", "match": {"value": chunks - rejected}}]}
+    assert store.count(NOTES, total) == chunks - rejected
+    store.close()

@@ -375,6 +375,16 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
 
         return self.double.handle("Scroll", context, work)
 
+    def SetPayload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            ids = [id_of(i) for i in request.points_selector.points.ids]
+            key = request.key if request.HasField("key") else None
+            operation = edge.UpdateOperation.set_payload(ids, grpc_to_payload(request.payload), key)
+            self.double.shard(request.collection_name).update(operation)
+            return self.double.done()
+
+        return self.double.handle("SetPayload", context, work)
+
     def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             shard = self.double.shard(request.collection_name)

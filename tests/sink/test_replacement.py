@@ -66,6 +66,13 @@ class Memory:
         page = {point: Stored(self.points[point]) for point in ids[start : start + limit]}
         return page, ids[start + limit] if len(ids) > start + limit else None
 
+    def set_payload(self, _collection: str, ids: Sequence[PointId], path: str, value: Any) -> None:
+        """See `Store.set_payload`."""
+        self.turns.wait()
+        for point in ids:
+            if point in self.points:
+                self.points[point] = {**self.points[point], path: value}
+
     def delete(self, _collection: str, *, ids: Sequence[PointId] = ()) -> int:
         """See `Store.delete`."""
         self.turns.wait()
@@ -94,6 +101,7 @@ class Job:
         name: name in the payload of its chunks.
         chunks: number of chunks.
         skew_ms: how far the clock of its machine is ahead.
+        rejected: number of further chunks that are planned, and rejected when they are written.
         version: version of the write, when it has begun.
         acknowledged: whether the job reported success.
     """
@@ -101,6 +109,7 @@ class Job:
     name: str
     chunks: int
     skew_ms: int = 0
+    rejected: int = 0
     version: str = ""
     acknowledged: bool = False
 
@@ -111,14 +120,14 @@ class Job:
         self.version = replacement.versions[DOCUMENT.key]
         points = {
             chunk_id(DOCUMENT.key, self.version, number): chunk_payload(
-                DOCUMENT, self.version, number, by=self.name, doc_chunks=self.chunks
+                DOCUMENT, self.version, number, by=self.name, doc_chunks=self.chunks + self.rejected
             )
             for number in range(self.chunks)
         }
         ids = list(points)
         for first in range(0, len(ids), 2):
             memory.upsert({point: points[point] for point in ids[first : first + 2]})
-        outcome = replacement.commit({DOCUMENT.key: ids})
+        outcome = replacement.commit({DOCUMENT.key: ids}, reduced={DOCUMENT.key} if self.rejected else ())
         self.acknowledged = not outcome.superseded and not outcome.missing
 
 
@@ -158,7 +167,12 @@ def test_concurrent_writers_leave_one_whole_version(killed: bool, data: st.DataO
     none. What they leave behind is gone after the next write.
     """
     jobs = [
-        Job(f"job {n}", data.draw(st.integers(1, 5)), data.draw(st.sampled_from([-5000, 0, 0, 5000])))
+        Job(
+            f"job {n}",
+            data.draw(st.integers(1, 5)),
+            data.draw(st.sampled_from([-5000, 0, 0, 5000])),
+            data.draw(st.sampled_from([0, 0, 1])),
+        )
         for n in range(data.draw(st.integers(2, 3)))
     ]
     killed_at = {

@@ -15,7 +15,7 @@ from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId, Vectors
 from qdrant_sink.searching import run
 from qdrant_sink.store import Store
-from tests.sink.samples import SCHEMA, draft, search_by
+from tests.sink.samples import SCHEMA, draft, sample_vectors, search_by
 from tests.sink.stores import STORES, opened
 from tests.sink.writing import write
 
@@ -185,3 +185,19 @@ def test_the_label_names_no_host(store: Store) -> None:
     """The label of a store does not contain an address."""
     assert "127.0.0.1" not in store.label
     assert store.label.startswith("Qdrant")
+
+
+def test_one_value_of_a_payload_is_set(store: Store, collection: str) -> None:
+    """The value is set in these points alone, and everything beside it stays."""
+    store.ensure(collection, SCHEMA)
+    dense = sample_vectors(0).dense
+    payload = {"meta": {"a b": 1, "other": 2}, "top": 3}
+    store.upsert(collection, [Point(number, payload, dense=dense) for number in range(3)])
+    store.set_payload(collection, [0, 2], 'meta."a b"', 7)
+    store.set_payload(collection, [2], "top", [9])
+    fetched = store.fetch(collection, [0, 1, 2], True, ())
+    assert [fetched[number].payload for number in range(3)] == [
+        {"meta": {"a b": 7, "other": 2}, "top": 3},
+        payload,
+        {"meta": {"a b": 7, "other": 2}, "top": [9]},
+    ]
