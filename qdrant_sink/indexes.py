@@ -88,7 +88,7 @@ class MissingIndexes:
             except IndexRequired as required:
                 key = required.key
                 index = self._schema.indexes.get(key)
-                if index is None:
+                if index is None or (key in created and not required.types):
                     raise
                 if key in created:
                     raise IndexRequired(

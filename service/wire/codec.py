@@ -149,12 +149,11 @@ class Codec:
         self, request: CountRequest | DeleteRequest | ReadPointsRequest | CollectionsRequest, form: type[Content]
     ) -> Outcome:
         """Run a request that concerns the store alone."""
-        collections = self.core.collections
         match request:
             case CountRequest():
-                return Outcome(Body.of({"count": (await collections.count(request.value())).count}))
+                return Outcome(Body.of({"count": (await self.core.collections.count(request.value())).count}))
             case DeleteRequest():
-                return Outcome(Body.of({"deleted": (await collections.delete(request.value())).deleted}))
+                return Outcome(Body.of({"deleted": (await self.core.collections.delete(request.value())).deleted}))
             case ReadPointsRequest():
                 return await self._points(request, form)
             case CollectionsRequest():

@@ -125,7 +125,8 @@ def test_the_paths_of_collections(embedder: Embedder, store: EdgeStore) -> None:
             ("/collections/absent", 404, "not_found"),
             ("/collections/a%2Fb", 400, "invalid_request"),
             ("/collections/a/b", 400, "invalid_request"),
-            ("/collections/%ff", 400, "invalid_request"),
+            ("/collections/a%3Cb", 400, "invalid_request"),
+            ("/collections/%ff", 404, "not_found"),
         ):
             answer = client.get(path, headers=key)
             assert (answer.status_code, answer.json()["error_code"]) == (status, code)

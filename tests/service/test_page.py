@@ -13,7 +13,15 @@ import pytest
 from embedder import NotFound
 from qdrant_sink import BranchRank, Hit
 from service.metrics import Metrics
-from service.operations import ColbertMatch, HitExplanation, SearchRequest, SearchResult, SparseMatch
+from service.operations import (
+    ColbertMatch,
+    CollectionsRequest,
+    CollectionsResult,
+    HitExplanation,
+    SearchRequest,
+    SearchResult,
+    SparseMatch,
+)
 from service.settings import Settings
 from service.transports.http.page import Page
 from tests.service.chromium import PROGRAM, Chromium
@@ -60,7 +68,7 @@ EVIL: Json = {
 
 
 class CannedSearches:
-    """Operations with a search only, which returns these hits or fails for the query `fail`."""
+    """Operations with a list of collections, and a search that returns these hits or fails for the query `fail`."""
 
     max_length = 512
     hidden_size = 192
@@ -73,6 +81,10 @@ class CannedSearches:
         self.metrics = Metrics(lambda: 0)
         self.hits = [HIT]
         self.requests: list[SearchRequest] = []
+
+    async def inventory(self, _request: CollectionsRequest) -> CollectionsResult:
+        """See `Operations.inventory`."""
+        return CollectionsResult(["notes"], {"papers": "notes"}, self.settings.qdrant_collection)
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """See `Operations.search`."""
