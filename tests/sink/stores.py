@@ -31,8 +31,7 @@ def opened(kind: str, root: Path) -> Iterator[Store]:
         store = EdgeStore(root / "edge")
     else:
         url, key = real_server()
-        grpc_port = os.environ.get("QDRANT_GRPC_PORT")
-        store = ServerStore(url, key, grpc_port=int(grpc_port) if grpc_port else None, deadline_s=5.0)
+        store = ServerStore(url, key, grpc_port=real_grpc_port(), deadline_s=5.0)
     try:
         yield store
     finally:
@@ -52,6 +51,12 @@ def real_server() -> tuple[str, str | None]:
 def lacks_version(request: pytest.FixtureRequest, error: StoreRejected) -> bool:
     """Whether a real server refused a call because it is too old. The other stores are of the newest version."""
     return request.node.get_closest_marker("server") is not None and "needs Qdrant" in error.message
+
+
+def real_grpc_port() -> int | None:
+    """Return the gRPC port of the server if QDRANT_GRPC_PORT names one."""
+    port = os.environ.get("QDRANT_GRPC_PORT")
+    return int(port) if port else None
 
 
 def drop(*names: str) -> None:

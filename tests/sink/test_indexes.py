@@ -22,7 +22,7 @@ from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import SCHEMA, draft, sample_vectors, search_by
-from tests.sink.stores import real_server
+from tests.sink.stores import real_grpc_port, real_server
 from tests.sink.writing import write
 
 INDEXED = replace(SCHEMA, payload_indexes={"parity": "integer", "text": "keyword"})
@@ -52,11 +52,13 @@ def strict(request: pytest.FixtureRequest, tmp_path: Path, collection: str) -> I
     """A server whose collection has six points and no index, in strict mode as Qdrant's cloud sets it."""
     double = GrpcDouble(tmp_path) if request.param == "double" else None
     url, key = real_server() if double is None else ("http://127.0.0.1:9", None)
-    port = 6334 if double is None else double.port
+    port = real_grpc_port() if double is None else double.port
     store = ServerStore(url, key, grpc_port=port, deadline_s=5.0)
     store.ensure(collection, SCHEMA)
     write(store, collection, [draft(i) for i in range(6)], SCHEMA)
-    client = QdrantClient(url=url, api_key=key, grpc_port=port, prefer_grpc=True, check_compatibility=False)
+    client = QdrantClient(
+        url=url, api_key=key, grpc_port=port or 6334, prefer_grpc=double is not None, check_compatibility=False
+    )
     client.update_collection(collection, strict_mode_config=AS_IN_THE_CLOUD)
     client.close()
     yield store
