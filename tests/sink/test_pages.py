@@ -34,7 +34,7 @@ def _vectors(index: int) -> Vectors:
 QUERY = _vectors(9999)
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=["edge", pytest.param("double", marks=pytest.mark.slow), *STORES[2:]])
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Each kind of store with 400 different points, and with 120 points of which 40 each are equal."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
