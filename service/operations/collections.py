@@ -79,7 +79,7 @@ class Collections:
 
     Attributes:
         schema: the schema of all collections.
-        catalogue: cache of the collections that have the schema, and of aliases.
+        catalogue: says what a name leads to, and whether that collection has the schema.
     """
 
     def __init__(self, settings: Settings, store: StoreAccess, schema: CollectionSchema) -> None:

@@ -1,6 +1,6 @@
 """The execution of one ingest between the model and the store, in a thread of its own.
 
-for each portion of the stream: draft -> writer -> report; then confirm the account, or replace earlier versions
+for each portion of the stream: draft -> writer -> report; then confirm what is stored, and replace earlier versions
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class IngestJob:
                 causes[index] = superseded
             elif self._plan.points[index].id in outcome.missing:
                 causes[index] = deleted
-        return written.revoked(causes)
+        return written.revoked(causes, skipped=skipped)
 
     def _confirmed(self, written: WriteReport) -> WriteReport:
         """Reject points that were acknowledged, or found at the start, and are gone with their collection."""

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedder import Embedder
-from qdrant_sink import Filter, Point, PointId, Store, Stored, StoreUnavailable
+from qdrant_sink import Filter, Point, PointId, Store, Stored, StoreUnavailable, chunk_id, new_version
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
@@ -379,4 +380,38 @@ def test_a_rejected_chunk_leaves_the_rest_of_a_version_complete(watched: Watched
     assert count(worker) == chunks - rejected
     total = {"must": [{"key": "doc_chunks", "match": {"value": chunks - rejected}}]}
     assert store.count(NOTES, total) == chunks - rejected
+    store.close()
+
+
+class Overtaken(EdgeStore):
+    """Qdrant Edge in which another worker stores a later version of a document after a write.
+
+    Attributes:
+        overtakes: whether the next write is overtaken.
+    """
+
+    overtakes = False
+
+    def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """See `Store.upsert`."""
+        super().upsert(collection, points, insert_only=insert_only)
+        if self.overtakes:
+            self.overtakes = False
+            chunk = points[0]
+            version = new_version(chunk.payload["doc_version"])
+            payload = {**chunk.payload, "doc_version": version, "doc_chunks": 1}
+            identity = chunk_id(chunk.payload["doc_key"], version, 0)
+            super().upsert(collection, [replace(chunk, id=identity, payload=payload)])
+
+
+def test_kept_chunks_of_a_superseded_document_are_not_counted(embedder: Embedder, tmp_path: Path) -> None:
+    """A job that completes a document, and is overtaken by a later version, has neither stored nor skipped a chunk."""
+    store = Overtaken(tmp_path / "edge")
+    worker = worker_over(store, embedder, batch_points=20)
+    chunks = worker.good(job(LONG, ids=["a"], chunk=CHUNK))["results"][0]["chunks"]
+    store.delete(NOTES, where={"must": [{"key": "chunk", "match": {"value": 1}}]})
+    store.overtakes = True
+    answer = worker.good(job(LONG, ids=["a"], chunk=CHUNK, mode="insertOnly"))
+    assert (answer["upsert"]["stored"], answer["upsert"]["skipped"]) == (0, 0)
+    assert [point["code"] for point in answer["upsert"]["rejected"]] == ["superseded"] * chunks
     store.close()
