@@ -275,10 +275,10 @@ def _times(findings: Findings) -> str:
         " the same stub engine: its float32 rows are ready, and it tells the tokens of the texts apart for the sparse"
         f" weights, no more. The tokenizer is {findings.tokenizer}, a batch has at most {BATCH_MAX_TOKENS} tokens."
         f" Medians of {rounds} rounds, each a process per side, old and new in turn, with {REQUESTS} requests after one"
-        " that is not timed; the ratio is the median of the rounds' own ratios. CPU: of the whole process, the client over HTTP"
-        " included; what else runs on the machine moves it little. Over HTTP the client reads the bytes and parses"
-        " nothing. On the queue the SDK is unmodified: it formats the answer for its log, and `json.dumps` writes what"
-        f" it posts.\n\n{table(head, rows, words=2)}"
+        " that is not timed; the ratio is the median of the rounds' own ratios. CPU: of the whole process, the client"
+        " over HTTP included; what else runs on the machine moves it little. Over HTTP the client reads the bytes and"
+        " parses nothing. On the queue the SDK is unmodified: it formats the answer for its log, and `json.dumps`"
+        f" writes what it posts.\n\n{table(head, rows, words=2)}"
     )
 
 
