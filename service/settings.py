@@ -41,27 +41,44 @@ PortNumber = Annotated[int, Field(ge=1, le=65_535)]
 SECRETS: Final = ("api_key", "qdrant_api_key")
 """Fields whose values are never shown."""
 
-_MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
-"""Pattern of a model name, which is part of the path `/v1/models/NAME`."""
+ANY_MODEL_NAME: Final = "*"
+"""Item of `SERVED_MODEL_NAME` that accepts any name."""
+
+_MODEL_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}|\*)$"
+"""Pattern of a model name, which is part of the path `/v1/models/NAME`, or `ANY_MODEL_NAME`."""
 
 
 _AROUND_NAMES = " \t\r\n\"'"
 """Characters around the names of a list: of `"notes", "papers"` the first and the last quote are gone already."""
 
 
+def _names(value: str, example: str) -> object:
+    """The names in a list with commas or in a JSON list."""
+    if not value.startswith("["):
+        return [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
+    first, second = example.split(",")
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        message = f'must be a list with commas or a JSON list, such as {example} or ["{first}", "{second}"]'
+        raise ValueError(message) from None
+
+
 def _collection_names(value: object) -> object:
     if not isinstance(value, str):
         return value
-    if value.startswith("["):
-        try:
-            names = json.loads(value)
-        except (ValueError, RecursionError):
-            message = 'must be a list with commas or a JSON list, such as notes,papers or ["notes", "papers"]'
-            raise ValueError(message) from None
-    else:
-        names = [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
+    names = _names(value, "notes,papers")
     if not names:
         raise ValueError("must name at least one collection; leave it unset to allow all")
+    return names
+
+
+def _model_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = _names(value, "bge-m3,BAAI/bge-m3")
+    if not names:
+        raise ValueError("must have at least one name; leave it unset for the model's own name")
     return names
 
 
@@ -90,7 +107,9 @@ class Settings(BaseModel):
 
     model_id: str = DEFAULT_MODEL
     model_revision: str | None = None
-    served_model_name: Annotated[str, Field(pattern=_MODEL_NAME)] | None = None
+    served_model_name: Annotated[
+        tuple[Annotated[str, Field(pattern=_MODEL_NAME)], ...], BeforeValidator(_model_names)
+    ] = ()
     engine: Annotated[Literal["packed", "flagembedding"], BeforeValidator(_lower)] = "packed"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8", "float8"], BeforeValidator(_lower)] = (
         "auto"

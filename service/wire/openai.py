@@ -32,6 +32,9 @@ from service.wire.size import SizeLimit, vectors_min_bytes
 EMBEDDINGS: Final = "/v1/embeddings"
 MODELS: Final = "/v1/models"
 
+_WORKER: Final = "bge-m3-qdrant"
+"""Owner of a model whose name has no organisation."""
+
 _REMEDY: Final = 'send fewer inputs, or set encoding_format "base64"'
 
 _TYPES: Final[Mapping[str, str]] = {
@@ -216,12 +219,16 @@ class OpenAIDialect:
         Raises:
             NotFound: the path names another model.
         """
-        described_model = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
+        names = self._core.model_names
         if path == MODELS:
-            return Outcome(Body.of({"object": "list", "data": [described_model]}))
-        if path == f"{MODELS}/{self._core.model_name}":
-            return Outcome(Body.of(described_model))
-        raise NotFound(self._unknown_model_message(path.removeprefix(f"{MODELS}/")))
+            return Outcome(Body.of({"object": "list", "data": [self._described(name) for name in names.names]}))
+        name = path.removeprefix(f"{MODELS}/")
+        if name not in names:
+            raise NotFound(self._unknown_model_message(name))
+        return Outcome(Body.of(self._described(name if name in names.names else names.first)))
+
+    def _described(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": _owner(name)}
 
     def _check(self, request: EmbeddingsRequest, inputs: operations.EmbedRequest) -> None:
         max_texts = self._core.settings.max_texts
@@ -229,8 +236,8 @@ class OpenAIDialect:
             raise invalid_field(
                 "input", f"must have at most {counted(max_texts, 'item')} (MAX_TEXTS), got {len(request.input)}"
             )
-        if request.model not in (None, self._core.model_name):
-            message = self._unknown_model_message(request.model or "")
+        if request.model is not None and request.model not in self._core.model_names:
+            message = self._unknown_model_message(request.model)
             raise NotFound(message, fields=[FieldError("model", message)])
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
@@ -261,7 +268,10 @@ class OpenAIDialect:
         return Outcome(body, tokens=result.tokens)
 
     def _unknown_model_message(self, model: str) -> str:
-        return f"model must be '{self._core.model_name}', as GET {MODELS} lists it, got {shown(model)}"
+        names = ", ".join(f"'{name}'" for name in self._core.model_names.names)
+        if len(self._core.model_names.names) == 1:
+            return f"model must be {names}, as GET {MODELS} lists it, got {shown(model)}"
+        return f"model must be one of {names}, as GET {MODELS} lists them, got {shown(model)}"
 
 
 def is_openai(raw: object) -> bool:
@@ -281,6 +291,12 @@ def openai_error(error: WorkerError) -> OpenAIError:
             "code": answer["error_code"],
         }
     }
+
+
+def _owner(name: str) -> str:
+    """The organisation in a model name, or the worker if the name has none."""
+    organisation, _, rest = name.partition("/")
+    return organisation if rest else _WORKER
 
 
 def _dense(embedding: Embedding, request: EmbeddingsRequest) -> Any:

@@ -61,13 +61,13 @@ def test_texts_get_the_dense_vectors_of_embed(worker: Client) -> None:
 
 
 def test_the_operator_names_the_model(serve: Serve) -> None:
-    """`SERVED_MODEL_NAME` is the only name of the model in requests and answers."""
+    """A single `SERVED_MODEL_NAME` is the only name of the model in requests and answers."""
     worker = serve(SERVED_MODEL_NAME="BAAI/bge-m3")
     assert good(worker, input="a", model="BAAI/bge-m3")["model"] == "BAAI/bge-m3"
     assert refused(worker, input="a", model="mini")["code"] == "not_found"
     (listed,) = job(worker, "/v1/models")["data"]
     assert listed == job(worker, "/v1/models/BAAI/bge-m3")
-    assert listed["id"] == "BAAI/bge-m3"
+    assert (listed["id"], listed["owned_by"]) == ("BAAI/bge-m3", "BAAI")
     notes = {"collection": "notes"}
     for raw in (
         {"texts": ["a"]},
@@ -77,6 +77,31 @@ def test_the_operator_names_the_model(serve: Serve) -> None:
     ):
         assert worker.good(raw)["model"] == "BAAI/bge-m3"
     assert worker.operations.model_label.startswith("BAAI/bge-m3 (packed, ")
+
+
+def test_the_model_may_have_several_names(serve: Serve) -> None:
+    """Every name of `SERVED_MODEL_NAME` is accepted and listed, and answers carry the first."""
+    worker = serve(SERVED_MODEL_NAME="bge-m3,BAAI/bge-m3")
+    for name in ("bge-m3", "BAAI/bge-m3", None):
+        assert good(worker, input="a", model=name)["model"] == "bge-m3"
+    message = "model must be one of 'bge-m3', 'BAAI/bge-m3', as GET /v1/models lists them, got 'mini'"
+    assert refused(worker, input="a", model="mini")["message"] == message
+    assert refused(worker, "/v1/models/mini")["message"] == message
+    listed = job(worker, "/v1/models")["data"]
+    owners = {model["id"]: model["owned_by"] for model in listed}
+    assert owners == {"bge-m3": "bge-m3-qdrant", "BAAI/bge-m3": "BAAI"}
+    assert [job(worker, f"/v1/models/{model['id']}") for model in listed] == listed
+
+
+@pytest.mark.parametrize(("names", "own"), [("*", "mini"), ("*,bge-m3", "bge-m3"), ("bge-m3,*", "bge-m3")])
+def test_any_name_may_be_accepted(serve: Serve, names: str, own: str) -> None:
+    """With `*` clients keep the name of the model that they were written for; answers still carry the own name."""
+    worker = serve(SERVED_MODEL_NAME=names)
+    for name in ("text-embedding-3-small", own, "any name"):
+        assert good(worker, input="a", model=name)["model"] == own
+    assert [model["id"] for model in job(worker, "/v1/models")["data"]] == [own]
+    assert job(worker, "/v1/models/text-embedding-3-small")["id"] == own
+    assert worker.good({"texts": ["a"]})["model"] == own
 
 
 def test_a_string_is_a_list_of_one(worker: Client) -> None:

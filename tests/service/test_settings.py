@@ -20,7 +20,7 @@ SECRET = "s3cret-0123456789"  # noqa: S105 - a made-up one
 DEFAULTS: dict[str, Any] = {
     "MODEL_ID": "BAAI/bge-m3",
     "MODEL_REVISION": None,
-    "SERVED_MODEL_NAME": None,
+    "SERVED_MODEL_NAME": (),
     "ENGINE": "packed",
     "DTYPE": "auto",
     "GPU_DEVICE": None,
@@ -62,7 +62,9 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
     [
         ("MODEL_ID", "mini", "mini"),
         ("MODEL_REVISION", "5617a9f", "5617a9f"),
-        ("SERVED_MODEL_NAME", "BAAI/bge-m3", "BAAI/bge-m3"),
+        ("SERVED_MODEL_NAME", "BAAI/bge-m3", ("BAAI/bge-m3",)),
+        ("SERVED_MODEL_NAME", "bge-m3, BAAI/bge-m3,*", ("bge-m3", "BAAI/bge-m3", "*")),
+        ("SERVED_MODEL_NAME", '["bge-m3", "*"]', ("bge-m3", "*")),
         ("ENGINE", "flagembedding", "flagembedding"),
         ("DTYPE", "int8", "int8"),
         ("DTYPE", "float8", "float8"),
@@ -108,6 +110,10 @@ def test_keys_are_secrets() -> None:
     [
         ("SERVED_MODEL_NAME", "two words"),
         ("SERVED_MODEL_NAME", "/mine"),
+        ("SERVED_MODEL_NAME", "fine,*mine"),
+        ("SERVED_MODEL_NAME", ","),
+        ("SERVED_MODEL_NAME", "[]"),
+        ("SERVED_MODEL_NAME", "[1]"),
         ("ENGINE", "onnx"),
         ("DTYPE", "float64"),
         ("MAX_MODELS", "0"),
