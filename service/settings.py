@@ -140,7 +140,7 @@ class Settings(BaseModel):
     ] = ()
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
-    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
+    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
@@ -259,10 +259,13 @@ class Settings(BaseModel):
             queue_tokens=self.queue_tokens,
         )
 
-    @property
-    def max_response_bytes(self) -> int:
-        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes."""
-        return int(self.max_response_mb * 1_000_000)
+    def max_response_bytes(self, default_mb: float) -> int:
+        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes.
+
+        Args:
+            default_mb: what the transport carries, for a setting that is unset.
+        """
+        return int((default_mb if self.max_response_mb is None else self.max_response_mb) * 1_000_000)
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
     "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
-    "MAX_RESPONSE_MB": 10.0,
+    "MAX_RESPONSE_MB": None,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
     "PORT": None,
@@ -477,7 +477,8 @@ def test_the_usual_settings_warn_of_nothing(serve: Serve, caplog: pytest.LogCapt
 
 def test_a_megabyte_is_a_million_bytes() -> None:
     """`MAX_RESPONSE_MB` counts megabytes of a million bytes, as the platform does."""
-    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes == 250_000
+    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes(10) == 250_000
+    assert Settings.from_environment({}).max_response_bytes(10) == 10_000_000
 
 
 @pytest.mark.parametrize("variable", ["QUERY_MAX_LENGTH", "PASSAGE_MAX_LENGTH"])
