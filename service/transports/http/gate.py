@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -143,10 +143,11 @@ class _Refusal(Response):
 class _Chunked(Response):
     """A response that is encoded in chunks, as fast as the client reads."""
 
-    def __init__(self, content: Body, status: int) -> None:
-        super().__init__(
-            status_code=status, headers={"content-length": str(len(content))}, media_type="application/json"
-        )
+    def __init__(self, content: Body, status: int, warnings: Sequence[str]) -> None:
+        headers = {"content-length": str(len(content))}
+        if warnings:
+            headers["X-Warning"] = "; ".join(warnings)
+        super().__init__(status_code=status, headers=headers, media_type="application/json")
         self._content = content
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
@@ -160,7 +161,7 @@ class _Chunked(Response):
 def response(answer: Answer) -> Response:
     """The HTTP response for an answer."""
     if answer.code is None:
-        return _Chunked(answer.written, answer.status)
+        return _Chunked(answer.written, answer.status, answer.warnings)
     headers = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.wire.openai import EmbeddingsRequest
+from service.wire.openai_requests import EmbeddingsRequest
 from service.wire.parsing import request_type
 from service.wire.schemas import ANSWERS, REFERENCE
 from service.wire.schemas import schemas as answer_schemas
