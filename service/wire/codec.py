@@ -115,9 +115,11 @@ class Codec:
             await _values(await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error))
         ]
 
-    async def openai_embeddings(self, raw: object) -> Answer:
-        """Answer a request body of OpenAI's `/v1/embeddings`."""
-        return await self._instrumentation.answer("openai", lambda: self._openai.embeddings(raw), openai_error)
+    async def openai_embeddings(self, raw: object, deployment: str | None = None) -> Answer:
+        """Answer a request body of OpenAI's `/v1/embeddings`, or of Azure's path with a deployment."""
+        return await self._instrumentation.answer(
+            "openai", lambda: self._openai.embeddings(raw, deployment), openai_error
+        )
 
     async def openai_models(self, path: str) -> Answer:
         """Answer OpenAI's `/v1/models`, or the path of one model."""

@@ -35,6 +35,9 @@ from service.wire.size import SizeLimit, vectors_min_bytes
 EMBEDDINGS: Final = "/v1/embeddings"
 MODELS: Final = "/v1/models"
 
+DEPLOYMENT: Final = "/openai/deployments/{model}/embeddings"
+"""Template of the path of Azure's clients, whose deployment is the model."""
+
 _WORKER: Final = "bge-m3-qdrant"
 """Owner of a model whose name has no organisation."""
 
@@ -128,12 +131,18 @@ class OpenAIDialect:
             return self.models(job.openai_route)
         raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}, got {shown(job.openai_route)}")
 
-    async def embeddings(self, raw: object) -> Outcome:
+    async def embeddings(self, raw: object, deployment: str | None = None) -> Outcome:
         """Answer a request body of `/v1/embeddings`.
+
+        Args:
+            raw: the body.
+            deployment: the model in the path of Azure's form, in place of the body's.
 
         Raises:
             WorkerError: the request failed; `openai_error` renders the error.
         """
+        if deployment is not None and isinstance(raw, dict):
+            raw = {**raw, "model": deployment}
         strict = self._core.settings.openai_strict
         request, ignored = await asyncio.to_thread(parse_embeddings, raw, self._limits, strict=strict)
         truncation = request.truncate_prompt_tokens
@@ -228,6 +237,11 @@ class OpenAIDialect:
 def is_openai(raw: object) -> bool:
     """Whether a job's input comes from RunPod's OpenAI proxy."""
     return isinstance(raw, dict) and raw.get("openai_route") is not None
+
+
+def is_openai_path(path: str) -> bool:
+    """Whether a path of a URL, known or not, is one of OpenAI's or Azure's."""
+    return path.startswith(("/v1/", "/openai/"))
 
 
 def openai_error(error: WorkerError) -> OpenAIError:

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API over HTTP: clients as they are, warnings and the size of answers."""
+"""OpenAI's embeddings API over HTTP: clients as they are, keys, warnings and the size of answers."""
 
 from __future__ import annotations
 
@@ -111,6 +111,63 @@ def test_openais_asynchronous_client(keyed: Served, http: httpx.Client) -> None:
     assert np.allclose(asyncio.run(embed()), dense(http, TEXTS), atol=1e-5)
 
 
+@pytest.mark.parametrize("deployment", [None, "bge"])
+def test_azures_client(keyed: Served, http: httpx.Client, transport: httpx2.Client, deployment: str | None) -> None:
+    """Azure's client works with the worker's address as its endpoint; it sends the key in a header of its own."""
+    where: Any = {} if deployment is None else {"azure_deployment": deployment}
+    client = openai.AzureOpenAI(
+        azure_endpoint=keyed.url, api_key=KEY, api_version="2024-10-21", http_client=transport, **where
+    )
+    answer = client.embeddings.create(model="BAAI/bge-m3", input=TEXTS)
+    assert answer.model == "BAAI/bge-m3"
+    assert np.allclose([item.embedding for item in answer.data], dense(http, TEXTS), atol=1e-5)
+    with pytest.raises(openai.BadRequestError, match="dimensions must be 192"):
+        client.embeddings.create(model="BAAI/bge-m3", input=TEXTS, dimensions=8)
+    with pytest.raises(openai.AuthenticationError, match="api-key"):
+        client.with_options(api_key="wrong", max_retries=0).embeddings.create(model="BAAI/bge-m3", input=TEXTS)
+
+
+def test_a_deployment_is_the_name_of_the_model(serve: Serve) -> None:
+    """The deployment in the path is checked as a model name is, whatever model the body names."""
+    worker = serve(SERVED_MODEL_NAME="BAAI/bge-m3")
+    with Served(worker.operations) as served, served.client() as client:
+        for name in ("BAAI%2Fbge-m3", "BAAI/bge-m3"):
+            path = f"/openai/deployments/{name}/embeddings?api-version=2024-10-21"
+            assert client.post(path, json={"input": "a", "model": "ada"}).json()["model"] == "BAAI/bge-m3"
+        response = client.post("/openai/deployments/ada/embeddings", json={"input": "a", "model": "BAAI/bge-m3"})
+        assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
+        response = client.post("/openai/deployments/ada/chat/completions", json={})
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+        counted = client.get("/metrics").text
+    assert 'route="/openai/deployments/{model}/embeddings",status="404"} 1.0' in counted
+    assert 'route="other",status="404"} 1.0' in counted
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"api-key": KEY},
+        {"API-KEY": KEY},
+        {"api-key": "wrong", "Authorization": f"Bearer {KEY}"},
+        {"api-key": KEY, "Authorization": "Bearer wrong"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/collections", "/metrics"])
+def test_the_key_may_stand_in_either_header(keyed: Served, path: str, headers: dict[str, str]) -> None:
+    """`api-key` is taken wherever the bearer token is; one of the two must be right."""
+    with keyed.client(**headers) as client:
+        assert client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "wrong", f"Bearer {KEY}", KEY[:-1], "\xff"])
+def test_a_wrong_key_in_azures_header_is_refused(keyed: Served, key: str) -> None:
+    """What is not the key opens nothing, and is not quoted."""
+    with keyed.client() as client:
+        response = client.get("/v1/models", headers=[(b"api-key", key.encode("latin-1"))])
+    assert response.status_code == 401
+    assert KEY not in response.text
+
+
 def test_langchains_client_is_told_what_to_change(http: httpx.Client) -> None:
     """By default it sends ids of OpenAI's tokenizer, which is an error; with the option that this names, it works."""
     refused, answered = (http.post("/v1/embeddings", json=LANGCHAIN[option]) for option in LANGCHAIN)
@@ -187,6 +244,16 @@ def test_the_code_of_the_page_works(keyed: Served, monkeypatch: pytest.MonkeyPat
     for block in blocks:
         exec(block.replace("http://localhost:8000", keyed.url).replace("choose-one", KEY), names)  # noqa: S102
         assert len(names["vector"]) == 192
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert names["weights"]
     assert names["size"] == 192
+
+
+def test_every_form_of_the_key_is_described(http: httpx.Client) -> None:
+    """The OpenAPI document names both headers, and Azure's path with its parameter."""
+    described = http.get("/openapi.json").json()
+    schemes = described["components"]["securitySchemes"]
+    assert schemes["header"] == {"type": "apiKey", "in": "header", "name": "api-key"}
+    assert described["security"] == [{"key": []}, {"header": []}, {}]
+    route = described["paths"]["/openai/deployments/{model}/embeddings"]["post"]
+    assert [parameter["name"] for parameter in route["parameters"]] == ["model"]

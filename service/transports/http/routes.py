@@ -35,7 +35,7 @@ from service.wire import Answer
 from service.wire.body import Body
 from service.wire.errors import MethodNotAllowed, UnknownPath
 from service.wire.instrumentation import defect
-from service.wire.openai import EMBEDDINGS, MODELS
+from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
 COLLECTION: Final = "/collections/{name}"
@@ -83,8 +83,19 @@ def application(
         responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
+    app.add_api_route(
+        DEPLOYMENT.replace("}", ":path}"),  # a model name may have slashes
+        endpoints.deployment,
+        methods=["POST"],
+        summary="Embed texts as dense vectors (Azure OpenAI)",
+        responses=post_responses(DEPLOYMENT),
+        openapi_extra={
+            **body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
+            **path_parameter("model", "name of the model, percent-encoded"),
+        },
+    )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
-        (MODELS, endpoints.models, "List the model"),
+        (MODELS, endpoints.models, "List the names of the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
@@ -113,7 +124,8 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    paths = ["/", EMBEDDINGS, DEPLOYMENT, COLLECTION]
+    paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     return Gate(app, state, paths)
 
 
@@ -138,6 +150,12 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
+
+    async def deployment(self, request: Request) -> Response:
+        """Embed texts as Azure OpenAI does."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
