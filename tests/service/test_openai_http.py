@@ -80,7 +80,7 @@ def dense(http: httpx.Client, texts: list[str]) -> list[list[float]]:
     return [result["dense"] for result in results]
 
 
-@pytest.mark.parametrize("base", ["/v1", "/v1/"])
+@pytest.mark.parametrize("base", ["/v1", "/v1/", "//v1/"])
 def test_openais_client(keyed: Served, http: httpx.Client, transport: httpx2.Client, base: str) -> None:
     """OpenAI's client works with its base URL with and without a slash, and takes the other vectors as they are."""
     client = openai.OpenAI(base_url=keyed.url + base, api_key=KEY, max_retries=0, http_client=transport)
@@ -116,7 +116,7 @@ def test_azures_client(keyed: Served, http: httpx.Client, transport: httpx2.Clie
     """Azure's client works with the worker's address as its endpoint; it sends the key in a header of its own."""
     where: Any = {} if deployment is None else {"azure_deployment": deployment}
     client = openai.AzureOpenAI(
-        azure_endpoint=keyed.url, api_key=KEY, api_version="2024-10-21", http_client=transport, **where
+        azure_endpoint=f"{keyed.url}/", api_key=KEY, api_version="2024-10-21", http_client=transport, **where
     )
     answer = client.embeddings.create(model="BAAI/bge-m3", input=TEXTS)
     assert answer.model == "BAAI/bge-m3"

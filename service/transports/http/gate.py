@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
 from service.logs import CALLER, REQUEST_ID
+from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
 from service.wire.body import Body
@@ -59,6 +60,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
+        scope = normalized(scope)
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex

@@ -51,6 +51,9 @@ SCENARIOS: Final = (
                 "embeddings-with-warnings", "/v1/embeddings", {"input": "a b c", "truncate_prompt_tokens": 3, "foo": 1}
             ),
             _post("embeddings-of-azure", "/openai/deployments/mini/embeddings?api-version=1", {"input": "a"}),
+            _post("embeddings-trailing-slash", "/v1/embeddings/", {"input": "a"}),
+            _post("embeddings-doubled-slash", "/v1//embeddings", {"input": "a"}),
+            _post("trailing-slash", "/embed/", {"texts": ["a"]}),
             _get("models", "/v1/models"),
             _get("one-model", "/v1/models/mini"),
             _get("health", "/health"),
@@ -69,7 +72,8 @@ SCENARIOS: Final = (
         "errors",
         [
             _get("no-such-path", "/nowhere"),
-            _post("trailing-slash", "/embed/", {"texts": ["a"]}),
+            _post("nearly-a-path", "/embeddings", {"input": "a"}),
+            _post("openai-nearly-a-path", "/v1/embedding", {"input": "a"}),
             _post("azure-no-such-path", "/openai/deployments/mini/chat/completions", {}),
             _post("azure-other-model", "/openai/deployments/ada/embeddings", {"input": "a"}),
             _get("embed-by-get", "/embed"),
