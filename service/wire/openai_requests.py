@@ -154,9 +154,9 @@ def parse_embeddings(raw: object, limits: Limits, *, strict: bool) -> tuple[Embe
     """
     ignored: list[str] = []
     if not strict and isinstance(raw, dict):
-        known = EmbeddingsRequest.model_fields.keys()
-        ignored = [name for name, value in raw.items() if name not in known and value is not None]
-        raw = {name: value for name, value in raw.items() if name in known}
+        fields = EmbeddingsRequest.model_fields
+        ignored = [name for name, value in raw.items() if name not in fields and value is not None]
+        raw = {name: value for name, value in raw.items() if name in fields}
     return validated(EmbeddingsRequest, raw, limits, root="the request"), ignored
 
 

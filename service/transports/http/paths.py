@@ -42,7 +42,7 @@ def nearest(path: str, paths: Iterable[str]) -> str | None:
     if len(path) > _COMPARED_MAX:
         return None
     path = path.lower()
-    plain = [known for known in paths if "{" not in known and known != "/"]
-    if suffixes := [known for known in plain if path.endswith(known)]:  # behind a prefix, such as `/api`
+    candidates = [candidate for candidate in paths if "{" not in candidate and candidate != "/"]
+    if suffixes := [candidate for candidate in candidates if path.endswith(candidate)]:  # behind a prefix like `/api`
         return max(suffixes, key=len)
-    return next(iter(difflib.get_close_matches(path, plain, n=1, cutoff=_SIMILARITY_MIN)), None)
+    return next(iter(difflib.get_close_matches(path, candidates, n=1, cutoff=_SIMILARITY_MIN)), None)
