@@ -334,7 +334,7 @@ def _time_parts(operations: Any, task: Task, watch: Stopwatch) -> None:
     else:
         form, made = import_module("service.wire.values").Values, "values"
     limits = import_module("service.wire.fields").Limits(max_texts=10_000, max_length=operations.max_length)
-    limit = size.SizeLimit(operations.settings.max_response_bytes, "")
+    limit = size.SizeLimit(int(operations.settings.max_response_mb * 1e6), "")
     loop = asyncio.new_event_loop()
     for _ in range(task.requests):
         now_s = time.perf_counter()

@@ -41,27 +41,44 @@ PortNumber = Annotated[int, Field(ge=1, le=65_535)]
 SECRETS: Final = ("api_key", "qdrant_api_key")
 """Fields whose values are never shown."""
 
-_MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
-"""Pattern of a model name, which is part of the path `/v1/models/NAME`."""
+ANY_MODEL_NAME: Final = "*"
+"""Item of `SERVED_MODEL_NAME` that accepts any name."""
+
+_MODEL_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}|\*)$"
+"""Pattern of a model name, which is part of the path `/v1/models/NAME`, or `ANY_MODEL_NAME`."""
 
 
 _AROUND_NAMES = " \t\r\n\"'"
 """Characters around the names of a list: of `"notes", "papers"` the first and the last quote are gone already."""
 
 
+def _names(value: str, example: str) -> object:
+    """The names in a list with commas or in a JSON list."""
+    if not value.startswith("["):
+        return [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
+    first, second = example.split(",")
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        message = f'must be a list with commas or a JSON list, such as {example} or ["{first}", "{second}"]'
+        raise ValueError(message) from None
+
+
 def _collection_names(value: object) -> object:
     if not isinstance(value, str):
         return value
-    if value.startswith("["):
-        try:
-            names = json.loads(value)
-        except (ValueError, RecursionError):
-            message = 'must be a list with commas or a JSON list, such as notes,papers or ["notes", "papers"]'
-            raise ValueError(message) from None
-    else:
-        names = [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
+    names = _names(value, "notes,papers")
     if not names:
         raise ValueError("must name at least one collection; leave it unset to allow all")
+    return names
+
+
+def _model_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = _names(value, "bge-m3,BAAI/bge-m3")
+    if not names:
+        raise ValueError("must have at least one name; leave it unset for the model's own name")
     return names
 
 
@@ -90,7 +107,9 @@ class Settings(BaseModel):
 
     model_id: str = DEFAULT_MODEL
     model_revision: str | None = None
-    served_model_name: Annotated[str, Field(pattern=_MODEL_NAME)] | None = None
+    served_model_name: Annotated[
+        tuple[Annotated[str, Field(pattern=_MODEL_NAME)], ...], BeforeValidator(_model_names)
+    ] = ()
     engine: Annotated[Literal["packed", "flagembedding"], BeforeValidator(_lower)] = "packed"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8", "float8"], BeforeValidator(_lower)] = (
         "auto"
@@ -121,7 +140,10 @@ class Settings(BaseModel):
     ] = ()
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
-    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
+    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
+    openai_strict: bool = False
+    openai_truncate: bool = False
+    allow_token_ids: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
@@ -240,10 +262,13 @@ class Settings(BaseModel):
             queue_tokens=self.queue_tokens,
         )
 
-    @property
-    def max_response_bytes(self) -> int:
-        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes."""
-        return int(self.max_response_mb * 1_000_000)
+    def max_response_bytes(self, default_mb: float) -> int:
+        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes.
+
+        Args:
+            default_mb: what the transport carries, for a setting that is unset.
+        """
+        return int((default_mb if self.max_response_mb is None else self.max_response_mb) * 1_000_000)
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from embedder import Embedder
 from qdrant_sink import BATCH_MAX_POINTS, Store
@@ -13,6 +12,7 @@ from service.operations.collections import Collections
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
+from service.operations.model_names import ModelNames
 from service.operations.points import Points
 from service.operations.score import Score
 from service.operations.search import SearchOperation
@@ -45,7 +45,7 @@ class Operations:
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
-        model_name: name of the model for clients.
+        model_names: names of the model for clients.
         limits: default limits on the lengths of texts.
     """
 
@@ -58,7 +58,7 @@ class Operations:
         batch_points: int = BATCH_MAX_POINTS,
     ) -> None:
         self.settings = settings
-        self.model_name = _model_name(settings)
+        self.model_names = ModelNames.of(settings)
         self.limits = LengthLimits(
             query=_clamped(settings, "QUERY_MAX_LENGTH", settings.query_max_length, embedder.max_length),
             passage=_clamped(settings, "PASSAGE_MAX_LENGTH", settings.passage_max_length, embedder.max_length),
@@ -114,6 +114,11 @@ class Operations:
         return self._embedder.colbert_size
 
     @property
+    def model_name(self) -> str:
+        """Name of the model in answers."""
+        return self.model_names.first
+
+    @property
     def model_label(self) -> str:
         """A description of the model, engine, data type and device for people."""
         return f"{self.model_name} ({self._embedder.label})"
@@ -131,13 +136,6 @@ class Operations:
         """Finish accepted work, and release the model and the store. Idempotent."""
         self._embedder.close()
         self._store.close()
-
-
-def _model_name(settings: Settings) -> str:
-    if settings.served_model_name is not None:
-        return settings.served_model_name
-    name = settings.model_id
-    return Path(name).name if Path(name).is_dir() else name  # clients must not see a local path
 
 
 def _clamped(settings: Settings, name: str, value: int, limit: int) -> int:

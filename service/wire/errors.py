@@ -42,7 +42,7 @@ class ResponseTooLarge(WorkerError):
 
 
 class Unauthorized(InvalidRequest):
-    """The bearer token is missing or wrong."""
+    """The key is missing or wrong."""
 
 
 class UnknownPath(NotFound):

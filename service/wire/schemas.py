@@ -22,7 +22,7 @@ from service.wire.answer_types import (
     SearchAnswer,
 )
 from service.wire.errors import Error
-from service.wire.openai import EmbeddingsAnswer, OpenAIError
+from service.wire.openai import DEPLOYMENT, EMBEDDINGS, EmbeddingsAnswer, OpenAIError
 
 Json = dict[str, Any]
 
@@ -35,6 +35,14 @@ _TEXT: Final[Json] = {
     "text": "rsync copies only the changed parts of files.",
     "tokens": 15,
     "truncated": False,
+}
+
+
+_EMBEDDINGS: Final[Json] = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": [-0.02017, 0.01956]}],
+    "model": "BAAI/bge-m3",
+    "usage": {"prompt_tokens": 15, "total_tokens": 15},
 }
 
 
@@ -157,15 +165,8 @@ ANSWERS: Final[Mapping[str, Described]] = {
             "model": {"name": "BAAI/bge-m3", "source": "worker"},
         },
     ),
-    "/v1/embeddings": Described(
-        EmbeddingsAnswer,
-        {
-            "object": "list",
-            "data": [{"object": "embedding", "index": 0, "embedding": [-0.02017, 0.01956]}],
-            "model": "BAAI/bge-m3",
-            "usage": {"prompt_tokens": 15, "total_tokens": 15},
-        },
-    ),
+    DEPLOYMENT: Described(EmbeddingsAnswer, _EMBEDDINGS),
+    EMBEDDINGS: Described(EmbeddingsAnswer, _EMBEDDINGS),
 }
 """Answers by path."""
 

@@ -20,7 +20,7 @@ SECRET = "s3cret-0123456789"  # noqa: S105 - a made-up one
 DEFAULTS: dict[str, Any] = {
     "MODEL_ID": "BAAI/bge-m3",
     "MODEL_REVISION": None,
-    "SERVED_MODEL_NAME": None,
+    "SERVED_MODEL_NAME": (),
     "ENGINE": "packed",
     "DTYPE": "auto",
     "GPU_DEVICE": None,
@@ -43,7 +43,10 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
     "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
-    "MAX_RESPONSE_MB": 10.0,
+    "MAX_RESPONSE_MB": None,
+    "OPENAI_STRICT": False,
+    "OPENAI_TRUNCATE": False,
+    "ALLOW_TOKEN_IDS": False,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
     "PORT": None,
@@ -62,7 +65,12 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
     [
         ("MODEL_ID", "mini", "mini"),
         ("MODEL_REVISION", "5617a9f", "5617a9f"),
-        ("SERVED_MODEL_NAME", "BAAI/bge-m3", "BAAI/bge-m3"),
+        ("SERVED_MODEL_NAME", "BAAI/bge-m3", ("BAAI/bge-m3",)),
+        ("SERVED_MODEL_NAME", "bge-m3, BAAI/bge-m3,*", ("bge-m3", "BAAI/bge-m3", "*")),
+        ("SERVED_MODEL_NAME", '["bge-m3", "*"]', ("bge-m3", "*")),
+        ("OPENAI_STRICT", "true", True),
+        ("OPENAI_TRUNCATE", "true", True),
+        ("ALLOW_TOKEN_IDS", "true", True),
         ("ENGINE", "flagembedding", "flagembedding"),
         ("DTYPE", "int8", "int8"),
         ("DTYPE", "float8", "float8"),
@@ -108,6 +116,11 @@ def test_keys_are_secrets() -> None:
     [
         ("SERVED_MODEL_NAME", "two words"),
         ("SERVED_MODEL_NAME", "/mine"),
+        ("SERVED_MODEL_NAME", "fine,*mine"),
+        ("SERVED_MODEL_NAME", ","),
+        ("SERVED_MODEL_NAME", "[]"),
+        ("SERVED_MODEL_NAME", "[1]"),
+        ("OPENAI_STRICT", "maybe"),
         ("ENGINE", "onnx"),
         ("DTYPE", "float64"),
         ("MAX_MODELS", "0"),
@@ -209,7 +222,8 @@ PLAIN = {
     "MAX_TEXTS": "5", "QUERY_MAX_LENGTH": "64", "PASSAGE_MAX_LENGTH": "32", "QDRANT_URL": "https://example.org:7333",
     "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
-    "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
+    "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "OPENAI_STRICT": "true",
+    "OPENAI_TRUNCATE": "true", "ALLOW_TOKEN_IDS": "true", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
     "PORT": "8080", "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""
@@ -471,7 +485,8 @@ def test_the_usual_settings_warn_of_nothing(serve: Serve, caplog: pytest.LogCapt
 
 def test_a_megabyte_is_a_million_bytes() -> None:
     """`MAX_RESPONSE_MB` counts megabytes of a million bytes, as the platform does."""
-    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes == 250_000
+    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes(10) == 250_000
+    assert Settings.from_environment({}).max_response_bytes(10) == 10_000_000
 
 
 @pytest.mark.parametrize("variable", ["QUERY_MAX_LENGTH", "PASSAGE_MAX_LENGTH"])

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -17,11 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
 from service.logs import CALLER, REQUEST_ID
+from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
 from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
+from service.wire.openai import is_openai_path
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +53,14 @@ class Gate:
         self._app = app
         self._state = state
         self._paths = frozenset(paths)
-        self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
+        self._templates = [(path.partition("{")[0], path.rpartition("}")[2], path) for path in paths if "{" in path]
         key = state.settings.api_key
         self._key = None if key is None else key.get_secret_value().encode()
         self._caller = "anyone" if key is None else "API_KEY"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
+        scope = normalized(scope)
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
@@ -98,7 +101,7 @@ class Gate:
         if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
-        self._check_key(headers.get("authorization", ""))
+        self._check_key(headers)
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 
@@ -112,16 +115,26 @@ class Gate:
         """The path, the template that it matches, or `other`. A name in a path is neither counted nor logged."""
         if path in self._paths:
             return path
-        return next((template for prefix, template in self._templates.items() if path.startswith(prefix)), "other")
+        for prefix, suffix, template in self._templates:
+            if path.startswith(prefix) and path.endswith(suffix):
+                return template
+        return "other"
 
-    def _check_key(self, authorization: str) -> None:
+    def _check_key(self, headers: Headers) -> None:
         if self._key is None:
             return
-        scheme, _, token = authorization.partition(" ")
-        # Headers are decoded as Latin-1; keys are ASCII. The comparison runs even if the scheme is wrong.
-        matches = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
-        if not (matches and scheme.lower() == "bearer"):
-            raise Unauthorized("Authorization must be 'Bearer API_KEY' with the API_KEY of this worker")
+        matches = [hmac.compare_digest(key, self._key) for key in _keys(headers)]  # all, whichever matches
+        if not any(matches):
+            raise Unauthorized(
+                "Authorization must be 'Bearer API_KEY', or the header api-key API_KEY, with the API_KEY of this worker"
+            )
+
+
+def _keys(headers: Headers) -> list[bytes]:
+    """The keys that a request presents: the bearer token, and the `api-key` of Azure's clients."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    keys = [token if scheme.lower() == "bearer" else "", headers.get("api-key", "")]
+    return [key.strip().encode("latin-1", "replace") for key in keys]  # headers are decoded as Latin-1; keys are ASCII
 
 
 class _Refusal(Response):
@@ -143,10 +156,11 @@ class _Refusal(Response):
 class _Chunked(Response):
     """A response that is encoded in chunks, as fast as the client reads."""
 
-    def __init__(self, content: Body, status: int) -> None:
-        super().__init__(
-            status_code=status, headers={"content-length": str(len(content))}, media_type="application/json"
-        )
+    def __init__(self, content: Body, status: int, warnings: Sequence[str]) -> None:
+        headers = {"content-length": str(len(content))}
+        if warnings:
+            headers["X-Warning"] = "; ".join(warnings)
+        super().__init__(status_code=status, headers=headers, media_type="application/json")
         self._content = content
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
@@ -160,7 +174,7 @@ class _Chunked(Response):
 def response(answer: Answer) -> Response:
     """The HTTP response for an answer."""
     if answer.code is None:
-        return _Chunked(answer.written, answer.status)
+        return _Chunked(answer.written, answer.status, answer.warnings)
     headers = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
@@ -170,5 +184,5 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """The HTTP response for an error of the server; paths below `/v1/` have OpenAI's error object."""
-    return response(error_reply(error, openai_error if path.startswith("/v1/") else error_answer))
+    """The HTTP response for an error of the server; OpenAI's paths have OpenAI's error object."""
+    return response(error_reply(error, openai_error if is_openai_path(path) else error_answer))

@@ -8,7 +8,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.wire.openai import EmbeddingsRequest
+from service.wire.openai import is_openai_path
+from service.wire.openai_requests import EmbeddingsRequest
 from service.wire.parsing import request_type
 from service.wire.schemas import ANSWERS, REFERENCE
 from service.wire.schemas import schemas as answer_schemas
@@ -76,7 +77,7 @@ EMBEDDINGS_EXAMPLE: Final[Json] = {
 
 _STATUSES: Final = {
     400: "invalid_request: the request is invalid",
-    401: "invalid_request: the bearer token is missing or wrong",
+    401: "invalid_request: the key is missing or wrong",
     404: "not_found: the collection, the model or the path does not exist",
     408: "invalid_request: the client stopped sending the body",
     409: "schema_mismatch: the collection has another schema",
@@ -158,7 +159,7 @@ def components() -> Json:
 
 
 def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": REFERENCE.format(model="OpenAIError" if path.startswith("/v1/") else "Error")}
+    schema = {"$ref": REFERENCE.format(model="OpenAIError" if is_openai_path(path) else "Error")}
     return {
         status: {"description": text, "content": {"application/json": {"schema": schema}}}
         for status, text in _STATUSES.items()
@@ -170,6 +171,9 @@ def description(app: FastAPI) -> Json:
     described = app.openapi()
     schemas = described.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components())
-    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    described["security"] = [{"key": []}, {}]
+    described["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "api-key"},
+    }
+    described["security"] = [{"key": []}, {"header": []}, {}]
     return described

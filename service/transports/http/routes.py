@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -29,13 +29,14 @@ from service.transports.http.openapi import (
     schema_name,
 )
 from service.transports.http.page import Page
+from service.transports.http.paths import nearest
 from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
 from service.wire.errors import MethodNotAllowed, UnknownPath
 from service.wire.instrumentation import defect
-from service.wire.openai import EMBEDDINGS, MODELS
+from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
 COLLECTION: Final = "/collections/{name}"
@@ -83,8 +84,19 @@ def application(
         responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
+    app.add_api_route(
+        DEPLOYMENT.replace("}", ":path}"),  # a model name may have slashes
+        endpoints.deployment,
+        methods=["POST"],
+        summary="Embed texts as dense vectors (Azure OpenAI)",
+        responses=post_responses(DEPLOYMENT),
+        openapi_extra={
+            **body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
+            **path_parameter("model", "name of the model, percent-encoded"),
+        },
+    )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
-        (MODELS, endpoints.models, "List the model"),
+        (MODELS, endpoints.models, "List the names of the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
@@ -108,12 +120,13 @@ def application(
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
     app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
-    app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(WorkerError, _worker_error)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    paths = ["/", EMBEDDINGS, DEPLOYMENT, COLLECTION]
+    paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    app.add_exception_handler(HTTPException, partial(_http_exception, paths))
     return Gate(app, state, paths)
 
 
@@ -138,6 +151,12 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
+
+    async def deployment(self, request: Request) -> Response:
+        """Embed texts as Azure OpenAI does."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
@@ -200,7 +219,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+async def _http_exception(paths: Sequence[str], request: Request, error: Exception) -> Response:
     """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "that of the Allow header")
@@ -208,7 +227,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         refusal = error_response(MethodNotAllowed(message), request.url.path)
         refusal.headers.update(error.headers or {})
         return refusal
-    return error_response(UnknownPath("the path is unknown; GET /openapi.json lists all paths"), request.url.path)
+    meant = nearest(request.url.path, paths)
+    question = "" if meant is None else f"did you mean {meant}? "
+    message = f"the path is unknown; {question}GET /openapi.json lists all paths"
+    return error_response(UnknownPath(message), request.url.path)
 
 
 async def _worker_error(request: Request, error: Exception) -> Response:
