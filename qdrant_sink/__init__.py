@@ -77,6 +77,7 @@ from qdrant_sink.schema import (
     Quantization,
     SparseSchema,
     VectorNames,
+    default_names,
 )
 from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
@@ -200,6 +201,7 @@ __all__ = [
     "conform_id",
     "conform_payload",
     "conform_query",
+    "default_names",
     "existing_ids",
     "explain",
     "is_derived",

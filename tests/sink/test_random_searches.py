@@ -30,8 +30,9 @@ TOLERANCE = {"rrf": 1e-6, "dbsf": 1e-3}
 
 @dataclass(frozen=True)
 class Collection:
-    """Random points. Some lack a kind of vector, half of them the rows in every third collection, and some belong to a
-    document.
+    """Random points. Some lack a kind of vector, and some belong to a document.
+
+    In every third collection about half of them lack ColBERT rows.
     """
 
     name: str
