@@ -77,6 +77,7 @@ from qdrant_sink.schema import (
     Quantization,
     SparseSchema,
     VectorNames,
+    default_names,
 )
 from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
@@ -91,11 +92,13 @@ from qdrant_sink.searching import (
     RowMatch,
     Search,
     SearchOptions,
+    SearchPage,
     TokenMatch,
     conform_query,
     explain,
     recommend,
     run,
+    search_pages,
     with_branches,
 )
 from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
@@ -170,6 +173,7 @@ __all__ = [
     "SchemaMismatch",
     "Search",
     "SearchOptions",
+    "SearchPage",
     "ServerAddress",
     "ServerUrl",
     "SparseSchema",
@@ -197,6 +201,7 @@ __all__ = [
     "conform_id",
     "conform_payload",
     "conform_query",
+    "default_names",
     "existing_ids",
     "explain",
     "is_derived",
@@ -216,6 +221,7 @@ __all__ = [
     "recommend",
     "rows_max",
     "run",
+    "search_pages",
     "text_id",
     "text_key_of",
     "text_of",

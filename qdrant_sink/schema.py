@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from embedder.vectors import KINDS, Kind
@@ -40,7 +40,23 @@ class VectorNames:
 
 
 NAMES: Final = VectorNames()
-"""The default names of the vectors."""
+"""The default names of the vectors in the plain layout."""
+
+_LAYOUT_NAMES: Final[Mapping[Layout, VectorNames]] = {
+    "plain": NAMES,
+    "langchain": VectorNames(dense="", sparse="langchain-sparse"),
+    "llamaindex": VectorNames(dense="text-dense", sparse="text-sparse-new"),
+    "haystack": VectorNames(dense="text-dense", sparse="text-sparse"),
+}
+
+
+def default_names(layout: Layout, kinds: Sequence[Kind]) -> VectorNames:
+    """Return the default names of the vectors, by which the classes of the layout's library find them.
+
+    Haystack opens a collection without sparse vectors only if its dense vector is unnamed.
+    """
+    names = _LAYOUT_NAMES[layout]
+    return replace(names, dense="") if layout == "haystack" and tuple(kinds) == ("dense",) else names
 
 
 @dataclass(frozen=True, slots=True)

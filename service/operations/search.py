@@ -12,14 +12,16 @@ from typing import Any, Final, TypeVar
 
 from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
+    Explained,
     Hit,
     Refusal,
     Search,
     SearchOptions,
+    SearchPage,
     Vectors,
     conform_query,
     recommend,
-    run,
+    search_pages,
     with_branches,
 )
 from service.operations.collections import Collections
@@ -84,11 +86,14 @@ class SearchResult:
         hits: the hits of each query, best first.
         tokens: number of tokens of the queries; 0 for a search by stored points.
         explanations: the explanation of each hit of each query; None if not requested.
+        unranked: number of candidates of each query that have no ColBERT rows, and therefore no score; empty without
+            reranking.
     """
 
     hits: Sequence[Sequence[Hit]]
     tokens: int
     explanations: Sequence[Sequence[HitExplanation]] | None = None
+    unranked: Sequence[int] = ()
 
 
 class SearchOperation:
@@ -196,19 +201,29 @@ class SearchOperation:
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
         if not request.explain:
-            hits = await self._indexed(collection, lambda: run(self._store.opened(), collection, searches))
-            return SearchResult(hits, tokens)
+            answers = await self._indexed(collection, lambda: search_pages(self._store.opened(), collection, searches))
+            return _result(request, answers, tokens)
         explained = await self._indexed(
             collection, lambda: self._explainer.run(self._store.opened(), collection, searches, request.text_key)
         )
         explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, request.text_key)
-        return SearchResult([search.hits for search in explained], tokens, explanations)
+        return _result(request, explained, tokens, explanations)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
         """Run a blocking call that may filter by a key whose index has to be created first."""
         return await self._store.call(
             lambda: self._collections.catalogue.indexes.run(self._store.opened(), collection, call)
         )
+
+
+def _result(
+    request: SearchRequest,
+    answers: Sequence[SearchPage | Explained],
+    tokens: int,
+    explanations: Sequence[Sequence[HitExplanation]] | None = None,
+) -> SearchResult:
+    unranked = [answer.unranked for answer in answers] if request.options.rerank else []
+    return SearchResult([answer.hits for answer in answers], tokens, explanations, unranked)
 
 
 def _check_size(request: SearchRequest) -> None:

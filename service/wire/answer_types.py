@@ -122,7 +122,7 @@ class HitAnswer(TypedDict):
     """A point that a search returns."""
 
     id: Id
-    score: float
+    score: Annotated[float | None, Field(description="null for a point without ColBERT rows; only with rerank")]
     group: NotRequired[Annotated[int | str, Field(description="payload value of the group; only with groupBy")]]
     payload: NotRequired[dict[str, Any]]
     vectors: NotRequired[VectorsAnswer]
@@ -173,6 +173,9 @@ class HitsAnswer(TypedDict):
     """The hits of one query, best first."""
 
     hits: list[HitAnswer]
+    unranked: NotRequired[
+        Annotated[int, Field(ge=1, description="candidates without ColBERT rows; only with rerank, and if not 0")]
+    ]
 
 
 class SearchAnswer(TypedDict):

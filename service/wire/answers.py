@@ -122,6 +122,9 @@ def upsert_answer(report: IngestReport) -> UpsertAnswer:
 def search_answer(result: SearchResult, model: str) -> SearchAnswer:
     """The answer to a search request."""
     results: list[HitsAnswer] = [{"hits": [_hit(hit) for hit in hits]} for hits in result.hits]
+    for of_query, count in zip(results, result.unranked, strict=False):
+        if count:
+            of_query["unranked"] = count
     if result.explanations is not None:
         for answer, explanations in zip(results, result.explanations, strict=True):
             for hit, explanation in zip(answer["hits"], explanations, strict=True):

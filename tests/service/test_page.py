@@ -81,6 +81,7 @@ class CannedSearches:
         self.metrics = Metrics(lambda: 0)
         self.hits = [HIT]
         self.requests: list[SearchRequest] = []
+        self.unranked = 0
 
     async def inventory(self, _request: CollectionsRequest) -> CollectionsResult:
         """See `Operations.inventory`."""
@@ -92,7 +93,8 @@ class CannedSearches:
         if list(request.queries) == ["fail"]:
             raise NotFound(HOSTILE)
         hits = [Hit(hit["id"], hit["score"], hit["payload"]) for hit in self.hits]
-        return SearchResult([hits], tokens=3, explanations=[[explanation(hit["explain"]) for hit in self.hits]])
+        explanations = [explanation(hit["explain"]) for hit in self.hits]
+        return SearchResult([hits], tokens=3, explanations=[explanations], unranked=[self.unranked])
 
 
 def explanation(explain: Json) -> HitExplanation:
@@ -187,10 +189,16 @@ def test_a_filter_restricts_the_search(browser: Chromium, served: Served, canned
 
 @in_a_browser
 def test_the_page_says_what_was_searched(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """The name of a score depends on the search, and an empty result with reranking says what is left out."""
+    """The name of a score depends on the search, and hits that were not reranked are told apart and counted."""
     canned.hits = []
     browser.open(served.url)
-    assert search(browser, "a") == "done: Nothing found that has ColBERT rows to rerank by."
+    assert search(browser, "a") == "done: Nothing found."
+    canned.hits, canned.unranked = [{**HIT, "score": None}], 12
+    status = search(browser, "a")
+    assert status.startswith("done: 1 hit in ")
+    assert status.endswith("; 12 candidates without ColBERT rows")
+    assert browser.run("document.querySelector('.hit .score').textContent") == "no ColBERT rows"
+    canned.hits, canned.unranked = [], 0
     browser.run("document.getElementById('rerank').checked = false")
     assert search(browser, "a") == "done: Nothing found."
     canned.hits = [HIT, EVIL]

@@ -31,6 +31,7 @@ from tests.sink.grpc_messages import (
     query_of,
     retrieved_point,
     scored_point,
+    stages_of,
     stored_vector,
 )
 from tests.sink.grpc_refusals import (
@@ -168,9 +169,9 @@ class GrpcDouble:
         """Convert a query for the engine, with the checks of the server."""
         known = type(query)()
         known.CopyFrom(query)
-        if self.version < (1, 17, 0) and known.query.HasField("rrf"):
-            known.query.rrf.ClearField("weights")
-        for part in (known, *known.prefetch):
+        for part in stages_of(known):
+            if self.version < (1, 17, 0) and part.query.HasField("rrf"):
+                part.query.rrf.ClearField("weights")
             if part.HasField("filter"):
                 self.read_filter(name, part.filter)
                 part.filter.CopyFrom(as_read_by(self.version, part.filter))
