@@ -28,13 +28,16 @@ from qdrant_sink.documents import (
     chunk_id,
     new_version,
 )
+from qdrant_sink.embedded_texts import EmbeddedText, embedded_text
 from qdrant_sink.errors import (
     AccessDenied,
     CollectionChanged,
     Difference,
+    Disagreement,
     DuplicateId,
     IndexRequired,
     LimitExceeded,
+    ModelMismatch,
     NothingTaken,
     SchemaMismatch,
     StoreError,
@@ -44,6 +47,8 @@ from qdrant_sink.errors import (
 )
 from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.json_types import kind_of
+from qdrant_sink.model_check import MODEL_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
@@ -79,6 +84,7 @@ from qdrant_sink.schema import (
     VectorNames,
     default_names,
 )
+from qdrant_sink.schema_diff import VectorDescription
 from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
     OFFSET_MAX,
@@ -101,6 +107,7 @@ from qdrant_sink.searching import (
     search_pages,
     with_branches,
 )
+from qdrant_sink.shared_calls import SharedCalls
 from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
     BATCH_MAX_POINTS,
@@ -124,6 +131,7 @@ __all__ = [
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",
+    "MODEL_COSINE_MIN",
     "NAMES",
     "OFFSET_MAX",
     "ORDERED_TYPES",
@@ -136,15 +144,18 @@ __all__ = [
     "CollectionChanged",
     "CollectionSchema",
     "CollectionState",
+    "ComparedText",
     "Datatype",
     "DenseSchema",
     "Difference",
+    "Disagreement",
     "Distance",
     "Document",
     "DocumentLocks",
     "DocumentPaths",
     "Draft",
     "DuplicateId",
+    "EmbeddedText",
     "Explained",
     "Explanation",
     "Filter",
@@ -153,6 +164,9 @@ __all__ = [
     "IndexType",
     "Layout",
     "LimitExceeded",
+    "ModelIdentity",
+    "ModelMismatch",
+    "ModelVerdict",
     "NothingTaken",
     "OrderPosition",
     "OrderValue",
@@ -176,6 +190,7 @@ __all__ = [
     "SearchPage",
     "ServerAddress",
     "ServerUrl",
+    "SharedCalls",
     "SparseSchema",
     "Store",
     "StoreError",
@@ -185,6 +200,7 @@ __all__ = [
     "Superseded",
     "TokenMatch",
     "TransportChoice",
+    "VectorDescription",
     "VectorNames",
     "Vectors",
     "VersionedCollections",
@@ -197,11 +213,13 @@ __all__ = [
     "check_collection",
     "chunk_id",
     "claims",
+    "compare_vectors",
     "conform",
     "conform_id",
     "conform_payload",
     "conform_query",
     "default_names",
+    "embedded_text",
     "existing_ids",
     "explain",
     "is_derived",

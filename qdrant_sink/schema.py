@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from embedder.vectors import KINDS, Kind
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
@@ -183,6 +184,7 @@ class CollectionSchema:
         layout: library whose payload format is used.
         explicit: wire names of the fields that the operator has set, such as `dense.onDisk` and `shards`. An existing
             collection must have these values; all other fields may have been tuned.
+        model: model whose vectors a new collection is made for, recorded in its metadata; None for an unknown one.
 
     Raises:
         ValueError: there is no vector, or a payload index or the tenant has an invalid path.
@@ -198,6 +200,7 @@ class CollectionSchema:
     placement: Placement = ANYWHERE
     layout: Layout = "plain"
     explicit: frozenset[str] = frozenset()
+    model: ModelIdentity | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds:

@@ -145,6 +145,7 @@ class CollectionConfig(_Config):
     replication: Annotated[int, Field(ge=1, le=100)] | None = None
     write_consistency: Annotated[int, Field(ge=1, le=100)] | None = None
     layout: Layout = "plain"
+    verify_model: bool = True
 
     @model_validator(mode="after")
     def _are_consistent(self) -> CollectionConfig:

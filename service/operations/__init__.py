@@ -16,6 +16,7 @@ from service.operations.ingest_values import (
     RejectedPoint,
 )
 from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
+from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
@@ -45,6 +46,7 @@ __all__ = [
     "IngestedText",
     "LengthLimits",
     "Like",
+    "ModelWarning",
     "Operations",
     "PairScores",
     "PointsRequest",

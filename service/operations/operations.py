@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from embedder import Embedder
-from qdrant_sink import BATCH_MAX_POINTS, Store
+from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
 from service.metrics import Metrics
 from service.operations.collections import Collections
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
+from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
 from service.operations.points import Points
 from service.operations.score import Score
@@ -67,11 +69,13 @@ class Operations:
         embedder.observe(lambda batch: self.metrics.batch(batch.tokens, batch.fill, batch.seconds))
         self._embedder = embedder
         self._store = StoreAccess(settings, store, self.metrics.retried)
-        schema = settings.qdrant_collection_config.schema_for(embedder.hidden_size, embedder.colbert_size)
+        config, identity = settings.qdrant_collection_config, ModelIdentity.of(settings.model_id, embedder.revision)
+        schema = replace(config.schema_for(embedder.hidden_size, embedder.colbert_size), model=identity)
+        check = self._model_check = ModelCheck(embedder, self._store, identity, enabled=config.verify_model)
         self.collections = Collections(settings, self._store, schema)
         self.embed = Embed(embedder, self.limits)
-        self.ingest = Ingest(embedder, self._store, self.collections, self.limits, batch_points=batch_points)
-        self.search = SearchOperation(embedder, self._store, self.collections, self.limits)
+        self.ingest = Ingest(embedder, self._store, self.collections, check, self.limits, batch_points=batch_points)
+        self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits)
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits)
@@ -136,6 +140,7 @@ class Operations:
         """Finish accepted work, and release the model and the store. Idempotent."""
         self._embedder.close()
         self._store.close()
+        self._model_check.close()
 
 
 def _clamped(settings: Settings, name: str, value: int, limit: int) -> int:

@@ -23,7 +23,16 @@ from embedder import (
     Overloaded,
     WorkerError,
 )
-from qdrant_sink import DuplicateId, Refusal, SchemaMismatch, StoreRejected, StoreUnavailable, Superseded
+from qdrant_sink import (
+    Disagreement,
+    DuplicateId,
+    ModelMismatch,
+    Refusal,
+    SchemaMismatch,
+    StoreRejected,
+    StoreUnavailable,
+    Superseded,
+)
 from service.operations import IngestFailed
 
 
@@ -176,6 +185,11 @@ def retry_after_s(error: WorkerError) -> int | None:
     return RETRY_AFTER_S.get(status)
 
 
+def disagreement_details(disagreement: Disagreement) -> dict[str, Any]:
+    """The JSON of a kind of vector that has vectors of another model."""
+    return {"kind": disagreement.kind, "cosine": round(disagreement.cosine, 4), "texts": disagreement.texts}
+
+
 def _wire_error_for(kind: type[WorkerError]) -> WireError:
     return next(ERRORS[base] for base in kind.__mro__ if base in ERRORS)
 
@@ -190,12 +204,18 @@ def _details(error: WorkerError) -> dict[str, Any]:
             return {"bytes": size, "limit": limit}
         case StoreUnavailable(retry_after_s=seconds) if seconds is not None:
             return {"retry_after_s": seconds}
-        case SchemaMismatch(collection=collection, differences=differences) if differences:
-            return {
-                "collection": collection,
-                "differences": [
-                    {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
-                    for difference in differences
-                ],
-            }
+        case SchemaMismatch():
+            return _mismatch_details(error)
     return {}
+
+
+def _mismatch_details(error: SchemaMismatch) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if error.differences:
+        details["differences"] = [
+            {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
+            for difference in error.differences
+        ]
+    if isinstance(error, ModelMismatch) and error.disagreements:
+        details["vectors"] = [disagreement_details(part) for part in error.disagreements]
+    return {"collection": error.collection, **details} if details else {}

@@ -24,7 +24,7 @@ from unittest import mock
 import httpx
 
 from embedder import Embedder
-from embedder.checkpoint import MINI
+from embedder.checkpoint import MINI, revision_of
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink import Store, conformance, documents
@@ -93,7 +93,7 @@ class World:
             return self._shared, None
         engine = StubEngine(self._tokenizer, lost=lost)
         pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=settings.queue_tokens)
-        return Embedder(self._tokenizer, [engine], pool), engine
+        return Embedder(self._tokenizer, [engine], pool, revision_of(MINI)), engine
 
     @contextmanager
     def stage(self, scenario: Scenario) -> Iterator[Stage]:

@@ -116,11 +116,13 @@ def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
     """`timings` adds the seconds of each stage to the answer of any operation."""
     worker = serve()
     stored = worker.good({"texts": ["one"], "timings": True, "qdrant": {"collection": "notes"}})["timings"]
-    assert set(stored) == {"tokenize", "store", "ingest", "total"}
+    assert set(stored) == {"tokenize", "check", "store", "ingest", "total"}
     search = {"operation": "search", "collection": "notes", "queries": ["one"]}
     searched = worker.good({**search, "timings": True})["timings"]
-    assert set(searched) == {"tokenize", "embed", "store", "total"}
+    assert set(searched) == {"tokenize", "check", "embed", "store", "total"}
     assert all(0 <= searched[name] <= searched["total"] for name in searched)
+    again = worker.good({**search, "timings": True})["timings"]
+    assert set(again) == {"tokenize", "embed", "store", "total"}  # the collection is checked once
     assert set(worker.good({"operation": "count", "collection": "notes", "timings": True})["timings"]) == {
         "store",
         "total",

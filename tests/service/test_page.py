@@ -11,13 +11,14 @@ import httpx
 import pytest
 
 from embedder import NotFound
-from qdrant_sink import BranchRank, Hit
+from qdrant_sink import BranchRank, Disagreement, Hit
 from service.metrics import Metrics
 from service.operations import (
     ColbertMatch,
     CollectionsRequest,
     CollectionsResult,
     HitExplanation,
+    ModelWarning,
     SearchRequest,
     SearchResult,
     SparseMatch,
@@ -80,6 +81,7 @@ class CannedSearches:
         self.settings = settings
         self.metrics = Metrics(lambda: 0)
         self.hits = [HIT]
+        self.warnings: list[ModelWarning] = []
         self.requests: list[SearchRequest] = []
         self.unranked = 0
 
@@ -93,8 +95,10 @@ class CannedSearches:
         if list(request.queries) == ["fail"]:
             raise NotFound(HOSTILE)
         hits = [Hit(hit["id"], hit["score"], hit["payload"]) for hit in self.hits]
-        explanations = [explanation(hit["explain"]) for hit in self.hits]
-        return SearchResult([hits], tokens=3, explanations=[explanations], unranked=[self.unranked])
+        explanations = [[explanation(hit["explain"]) for hit in self.hits]]
+        return SearchResult(
+            [hits], tokens=3, explanations=explanations, unranked=[self.unranked], warnings=self.warnings
+        )
 
 
 def explanation(explain: Json) -> HitExplanation:
@@ -169,6 +173,16 @@ def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: 
         ["</s> ends the text", "\u2581 begins a word", "0.500", ""],
         ["\u2013", "\u2013", "0.250", ""],
     ]
+
+
+@in_a_browser
+def test_a_warning_stands_beside_the_number_of_hits(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """The page shows the warnings of an answer, as text."""
+    canned.warnings = [ModelWarning(HOSTILE, Disagreement("sparse", 0.0, 8))]
+    browser.open(served.url)
+    status = search(browser, "copy rsync")
+    assert status.startswith("done: 1 hit in ")
+    assert status.endswith(f" Warning: {canned.warnings[0].message}.")
 
 
 @in_a_browser

@@ -223,6 +223,8 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
                 raise FileExistsError(f"Collection `{name}` already exists!")
             shard = edge.EdgeShard.create(str(self.double.root / uuid.uuid4().hex), config_of(request))
             self.double.indexes[name] = {}
+            if self.double.version < (1, 16, 0):
+                request.ClearField("metadata")
             self.double.collections[name] = (request, shard)
             return pb.CollectionOperationResponse(result=True)
 

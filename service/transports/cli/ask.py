@@ -245,6 +245,8 @@ def ask(operations: Operations, options: AskOptions, layout: Layout) -> None:
         click.echo(json.dumps(answer, ensure_ascii=False))
         return
     shown = Answer(Console(highlight=False), layout, options.text_key)
+    for warning in answer.get("warnings", ()):
+        click.echo(f"warning: {warning['message']}", err=True)
     for query, result in zip(options.questions, answer["results"], strict=True):
         shown.show(query, result["hits"], result.get("unranked", 0))
 
