@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from embedder import DEFAULT_MODEL, ConfigurationError, ModelOptions
 from qdrant_sink import COLLECTION_NAME, ServerAddress, ServerUrl, TransportChoice
+from service.api_keys import ApiKeys, checked_key
 from service.collection_config import CollectionConfig, parse_config
 from service.validation import characters, rule
 from service.variables import misspelled, plain
@@ -79,6 +80,10 @@ def _server_url(value: object) -> object:
     return ServerUrl.parse(value) if isinstance(value, str) else value
 
 
+def _api_keys(value: object) -> object:
+    return ApiKeys.parse(value) if isinstance(value, str) else value
+
+
 def _parsed_config(value: object) -> object:
     return parse_config(value) if isinstance(value, str) else value
 
@@ -125,18 +130,13 @@ class Settings(BaseModel):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
-    api_key: SecretStr | None = None
+    api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None
 
-    @field_validator("qdrant_api_key", "api_key")
+    @field_validator("qdrant_api_key")
     @classmethod
     def _is_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        secret = value.get_secret_value()
-        if not secret:
-            raise ValueError("must not be blank; leave the variable empty, or out, for no key")
-        if not (secret.isascii() and all(character.isprintable() for character in secret)):
-            raise ValueError("must be printable ASCII without line breaks, since it is sent in an HTTP header")
+        if value is not None:
+            checked_key(value.get_secret_value())
         return value
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from embedder.errors import ConfigurationError
 from qdrant_sink import ServerUrl
+from service.api_keys import ApiKeys
 from service.collection_config import CollectionConfig
 from service.settings import Settings
 from tests.service.conftest import Serve
@@ -100,7 +101,7 @@ def test_keys_are_secrets() -> None:
         {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET + "2"}
     )
     assert settings.qdrant_api_key == SecretStr(SECRET)
-    assert settings.api_key == SecretStr(SECRET + "2")
+    assert settings.api_key == ApiKeys({"API_KEY": SecretStr(SECRET + "2")})
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_every_setting_is_taken_in_quotes_and_with_blanks(form: str) -> None:
 )
 def test_one_pair_of_matching_quotes_is_removed(written: str, key: str) -> None:
     """What a quoted key means is unambiguous: one matching pair goes, and everything else is part of the key."""
-    assert Settings.from_environment({"API_KEY": written}).api_key == SecretStr(key)
+    assert Settings.from_environment({"API_KEY": written}).api_key == ApiKeys({"API_KEY": SecretStr(key)})
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", '""', "' '"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import time
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
+from service.api_keys import ApiKeys
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
@@ -52,16 +52,14 @@ class Gate:
         self._state = state
         self._paths = frozenset(paths)
         self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
-        key = state.settings.api_key
-        self._key = None if key is None else key.get_secret_value().encode()
-        self._caller = "anyone" if key is None else "API_KEY"
+        self._keys = state.settings.api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
-        token, caller_token = REQUEST_ID.set(request_id), CALLER.set(self._caller)
+        token, caller_token = REQUEST_ID.set(request_id), CALLER.set("anyone")
         status, code = 0, None
 
         async def send_with_headers(message: Message) -> None:
@@ -98,7 +96,8 @@ class Gate:
         if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
-        self._check_key(headers.get("authorization", ""))
+        if self._keys is not None:
+            CALLER.set(self._caller(self._keys, headers.get("authorization", "")))
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 
@@ -114,14 +113,15 @@ class Gate:
             return path
         return next((template for prefix, template in self._templates.items() if path.startswith(prefix)), "other")
 
-    def _check_key(self, authorization: str) -> None:
-        if self._key is None:
-            return
+    @staticmethod
+    def _caller(keys: ApiKeys, authorization: str) -> str:
+        """The name of the key that a request has sent."""
         scheme, _, token = authorization.partition(" ")
         # Headers are decoded as Latin-1; keys are ASCII. The comparison runs even if the scheme is wrong.
-        matches = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
-        if not (matches and scheme.lower() == "bearer"):
+        name = keys.name_of(token.strip().encode("latin-1", "replace"))
+        if name is None or scheme.lower() != "bearer":
             raise Unauthorized("Authorization must be 'Bearer API_KEY' with the API_KEY of this worker")
+        return name
 
 
 class _Refusal(Response):
