@@ -80,6 +80,14 @@ def _server_url(value: object) -> object:
     return ServerUrl.parse(value) if isinstance(value, str) else value
 
 
+def _root_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value) or re.search(r"/\.{1,2}(/|$)", value):
+        raise ValueError("must look like /prefix or /a/prefix, with letters, digits and . _ ~ -")
+    return value.removesuffix("/")
+
+
 def _api_keys(value: object) -> object:
     return ApiKeys.parse(value) if isinstance(value, str) else value
 
@@ -130,6 +138,7 @@ class Settings(BaseModel):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
+    root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
     api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None
 
     @field_validator("qdrant_api_key")

@@ -16,7 +16,7 @@ from service.operations.inventory import Inventory
 from service.operations.points import Points
 from service.operations.score import Score
 from service.operations.search import SearchOperation
-from service.operations.store_access import StoreAccess, open_store
+from service.operations.store_access import StoreAccess, StoreState, open_store
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,10 @@ class Operations:
     def store_label(self) -> str:
         """A description of the store for people."""
         return self._store.opened().label
+
+    async def store_state(self) -> StoreState:
+        """Whether the store answers; takes as long as a search is retried where it does not."""
+        return await self._store.state()
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Register a callback for the loss of the last device. It is called from another thread."""

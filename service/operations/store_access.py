@@ -8,13 +8,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
-from embedder import ConfigurationError, InvalidRequest, Overloaded, timed
+from embedder import ConfigurationError, InvalidRequest, Overloaded, WorkerError, timed
 from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
 from service.settings import Settings
 
 T = TypeVar("T")
+
+StoreState = Literal["ready", "unavailable", "unopened", "none"]
+"""Whether the store answers. `unopened` is an embedded store before its first use; `none` means that none is named."""
+
+PROBE_COLLECTION: Final = "fitness-check"
+"""Collection name that is looked up to learn whether the store answers."""
 
 CALLS_MAX: Final = 8
 """Maximum concurrent calls to the store, those of ingests excluded."""
@@ -112,6 +118,18 @@ class StoreAccess:
         """
         if self._store is None and self._settings.qdrant_url is None and self._settings.qdrant_path is None:
             raise InvalidRequest(NO_STORE)
+
+    async def state(self) -> StoreState:
+        """Whether the store answers, which a server is asked for as long as a search is retried."""
+        if self._settings.qdrant_url is None and self._store is None:
+            return "none" if self._settings.qdrant_path is None else "unopened"
+        try:
+            await self.call(lambda: self.opened().collection_of(PROBE_COLLECTION))
+        except StoreUnavailable:
+            return "unavailable"
+        except WorkerError:  # a key may forbid this call and allow others
+            return "ready"
+        return "ready"
 
     @property
     def senders(self) -> Executor:

@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
     "PORT": None,
+    "ROOT_PATH": None,
     "API_KEY": None,
 }
 
@@ -88,6 +89,7 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("LOG_FORMAT", "JSON", "json"),
         ("PORT", "8080", 8080),
+        ("ROOT_PATH", "/search/v2/", "/search/v2"),
     ],
 )
 def test_every_variable_is_read(variable: str, text: str, value: object) -> None:
@@ -142,6 +144,11 @@ def test_keys_are_secrets() -> None:
         ("LOG_FORMAT", "yaml"),
         ("PORT", "0"),
         ("PORT", "65536"),
+        ("ROOT_PATH", "search"),
+        ("ROOT_PATH", "/"),
+        ("ROOT_PATH", "//search"),
+        ("ROOT_PATH", "/a/../b"),
+        ("ROOT_PATH", "https://example.org/search"),
     ],
 )
 def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str, text: str) -> None:
@@ -211,7 +218,7 @@ PLAIN = {
     "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
     "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
-    "PORT": "8080", "API_KEY": SECRET + "2",
+    "PORT": "8080", "ROOT_PATH": "/search/v2", "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""
 

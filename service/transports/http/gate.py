@@ -25,7 +25,7 @@ from service.wire.instrumentation import defect, log_defect
 
 log = logging.getLogger(__name__)
 
-PUBLIC_PATHS: Final = frozenset({"/", "/ping", "/health"})
+PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/readyz"})
 """Paths that need no API key and are answered during a shutdown."""
 
 CHUNK_MIN_BYTES: Final = 256 * 1024
@@ -53,9 +53,11 @@ class Gate:
         self._paths = frozenset(paths)
         self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
         self._keys = state.settings.api_key
+        self._root_path = state.settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
+        scope = self._without_root(scope)
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
@@ -106,6 +108,13 @@ class Gate:
                 await send(message)
 
             await self._app(scope, receive, send_and_release)
+
+    def _without_root(self, scope: Scope) -> Scope:
+        """The request with a path below `ROOT_PATH`, whether or not the proxy has removed that prefix."""
+        path = scope["path"]
+        if self._root_path and (path == self._root_path or path.startswith(self._root_path + "/")):
+            return {**scope, "path": path.removeprefix(self._root_path) or "/"}
+        return scope
 
     def _route(self, path: str) -> str:
         """The path, the template that it matches, or `other`. A name in a path is neither counted nor logged."""

@@ -105,6 +105,10 @@ def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
         return {status: {"description": text} for status, text in descriptions.items()}
     if path == "/health":
         return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
+    if path == "/livez":
+        return {200: {"description": "the process lives", **json}}
+    if path == "/readyz":
+        return {200: {"description": "ready", **json}, 503: {"description": "loading, draining or lost", **json}}
     errors = _error_responses(path)
     if path in ANSWERS:
         return {200: _answer_response(path), **{status: errors[status] for status in _GET_STATUSES}}
@@ -165,9 +169,16 @@ def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def description(app: FastAPI) -> Json:
-    """The OpenAPI document of an application."""
+def description(app: FastAPI, root_path: str | None) -> Json:
+    """The OpenAPI document of an application.
+
+    Args:
+        app: the application.
+        root_path: prefix below which a proxy serves the application; None for no prefix.
+    """
     described = app.openapi()
+    if root_path is not None:
+        described["servers"] = [{"url": root_path}]
     schemas = described.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components())
     described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -29,6 +29,7 @@ from service.transports.http.openapi import (
     schema_name,
 )
 from service.transports.http.page import Page
+from service.transports.http.probes import Probes
 from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
@@ -87,6 +88,8 @@ def application(
         (MODELS, endpoints.models, "List the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
+        ("/livez", endpoints.livez, "Whether the process lives"),
+        ("/readyz", endpoints.readyz, "Whether the worker can answer, with the reason, and the state of its store"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
@@ -104,16 +107,20 @@ def application(
         response_class=Response,
         openapi_extra=path_parameter("name", "name of the collection or of an alias, percent-encoded"),
     )
-    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # some monitors use HEAD
-        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
-    app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
-    app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
+    pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODELS + "/{model:path}", endpoints.models))
+    for path, endpoint in pages:
+        app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+    for path, endpoint in (*((path, endpoint) for path, endpoint, _ in get_routes), *pages):
+        if path != "/collections":  # which asks the store
+            app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(WorkerError, _worker_error)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    paths = (
+        ["/", "/docs", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    )
     return Gate(app, state, paths)
 
 
@@ -126,6 +133,7 @@ class _Endpoints:
         self._state = state
         self._body_max_bytes = body_max_bytes
         self._body_part_timeout_s = body_part_timeout_s
+        self._probes = Probes(state)
 
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
@@ -153,6 +161,15 @@ class _Endpoints:
         health = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
         return response(Answer(Body.of(health), 200 if state in ("loading", "ready") else 503))
 
+    async def livez(self, _request: Request) -> Response:
+        """Return 200 for as long as the event loop turns."""
+        return response(Answer(Body.of({"status": "alive"})))
+
+    async def readyz(self, _request: Request) -> Response:
+        """Return whether the worker can answer, with the reason."""
+        ready, report = await self._probes.readiness()
+        return response(Answer(Body.of(report), 200 if ready else 503))
+
     async def collections(self, _request: Request) -> Response:
         """List the collections."""
         return response(await self._state.ready().answer({"operation": "collections"}))
@@ -164,9 +181,11 @@ class _Endpoints:
 
     async def page(self, _request: Request) -> Response:
         """Return the search page."""
-        page = Page.load(reranks="colbert" in self._state.settings.qdrant_collection_config.kinds)
-        headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
-        return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
+        return _html(Page.search(reranks="colbert" in self._state.settings.qdrant_collection_config.kinds))
+
+    async def docs(self, _request: Request) -> Response:
+        """Return the page that shows the OpenAPI document."""
+        return _html(Page.docs())
 
     async def metrics(self, _request: Request) -> Response:
         """Return the metrics."""
@@ -174,10 +193,15 @@ class _Endpoints:
 
     async def description(self, _request: Request) -> Response:
         """Return the OpenAPI document."""
-        return response(Answer(Body.of(description(self.app))))
+        return response(Answer(Body.of(description(self.app, self._state.settings.root_path))))
 
     async def _json(self, request: Request) -> Any:
         return await read_json(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+
+
+def _html(page: Page) -> Response:
+    headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
+    return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
