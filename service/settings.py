@@ -50,20 +50,52 @@ _AROUND_NAMES = " \t\r\n\"'"
 """Characters around the names of a list: of `"notes", "papers"` the first and the last quote are gone already."""
 
 
-def _collection_names(value: object) -> object:
+_USUAL_PORTS: Final = frozenset({("http", ":80"), ("https", ":443")})
+"""Ports that browsers leave out of an origin."""
+
+
+def _listed(value: object, example: str, remedy: str) -> object:
+    """The names of a list with commas or of a JSON list.
+
+    Args:
+        value: the value of a variable.
+        example: a list with commas, for the message of an error.
+        remedy: what to do for no name at all.
+    """
     if not isinstance(value, str):
         return value
     if value.startswith("["):
         try:
             names = json.loads(value)
         except (ValueError, RecursionError):
-            message = 'must be a list with commas or a JSON list, such as notes,papers or ["notes", "papers"]'
-            raise ValueError(message) from None
+            as_json = json.dumps(example.split(","))
+            raise ValueError(f"must be a list with commas or a JSON list, such as {example} or {as_json}") from None
     else:
         names = [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
     if not names:
-        raise ValueError("must name at least one collection; leave it unset to allow all")
+        raise ValueError(remedy)
     return names
+
+
+def _collection_names(value: object) -> object:
+    return _listed(value, "notes,papers", "must name at least one collection; leave it unset to allow all")
+
+
+def _origins(value: object) -> object:
+    origins = _listed(value, "https://a.example,https://b.example", "must name an origin; leave it unset for none")
+    return [_origin(origin) for origin in origins] if isinstance(origins, list) else origins
+
+
+def _origin(value: object) -> str:
+    """The origin of a page as browsers send it: in lower case, without a path and without the usual port."""
+    form = r"(\*)|([a-z][a-z0-9+.-]*)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:\d{1,5})?/?"
+    parts = re.fullmatch(form, value.lower(), re.ASCII) if isinstance(value, str) else None
+    if parts is None:
+        raise ValueError(
+            "must be origins without a path, such as https://app.example.org or http://localhost:3000, or *"
+        )
+    anyone, scheme, host, port = parts.groups(default="")
+    return anyone or f"{scheme}://{host}" + ("" if (scheme, port) in _USUAL_PORTS else port)
 
 
 def _lower(value: object) -> object:
@@ -139,6 +171,7 @@ class Settings(BaseModel):
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
     root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
     api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None
 
     @field_validator("qdrant_api_key")
@@ -222,6 +255,11 @@ class Settings(BaseModel):
             log.warning("QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest")
         if self.qdrant_url is not None and "qdrant_path" in self.model_fields_set:
             log.warning("QDRANT_PATH is ignored because QDRANT_URL is set")
+        if "*" in self.cors_origins and self.api_key is None:
+            log.warning(
+                "CORS_ORIGINS=* without API_KEY: every page that is open in a browser which reaches this worker can "
+                "read, write and delete points; set API_KEY, or name the origins"
+            )
 
     @property
     def names_store(self) -> bool:

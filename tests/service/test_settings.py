@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "LOG_FORMAT": "text",
     "PORT": None,
     "ROOT_PATH": None,
+    "CORS_ORIGINS": (),
     "API_KEY": None,
 }
 
@@ -90,6 +91,9 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("LOG_FORMAT", "JSON", "json"),
         ("PORT", "8080", 8080),
         ("ROOT_PATH", "/search/v2/", "/search/v2"),
+        ("CORS_ORIGINS", "*", ("*",)),
+        ("CORS_ORIGINS", "HTTPS://A.example:443/,http://[::1]:80", ("https://a.example", "http://[::1]")),
+        ("CORS_ORIGINS", '["http://localhost:3000"]', ("http://localhost:3000",)),
     ],
 )
 def test_every_variable_is_read(variable: str, text: str, value: object) -> None:
@@ -144,6 +148,12 @@ def test_keys_are_secrets() -> None:
         ("LOG_FORMAT", "yaml"),
         ("PORT", "0"),
         ("PORT", "65536"),
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/page"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", '["null"]'),
+        ("CORS_ORIGINS", "[1]"),
+        ("CORS_ORIGINS", " , "),
         ("ROOT_PATH", "search"),
         ("ROOT_PATH", "/"),
         ("ROOT_PATH", "//search"),
@@ -218,7 +228,8 @@ PLAIN = {
     "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
     "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
-    "PORT": "8080", "ROOT_PATH": "/search/v2", "API_KEY": SECRET + "2",
+    "PORT": "8080", "ROOT_PATH": "/search/v2", "CORS_ORIGINS": "*",
+    "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""
 
@@ -459,6 +470,7 @@ def test_settings_do_not_change() -> None:
             "QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest",
         ),
         ({"QDRANT_URL": "http://localhost:6333", "QDRANT_PATH": "x"}, "QDRANT_PATH is ignored"),
+        ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS=* without API_KEY: every page"),
         ({"SCALE_DOWN_THRESHOLD": "2", "SCALE_UP_THRESHOLD": "1"}, "SCALE_DOWN_THRESHOLD=2"),
     ],
 )

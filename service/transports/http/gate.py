@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedder import WorkerError
 from service.api_keys import ApiKeys
 from service.logs import CALLER, REQUEST_ID
+from service.transports.http.cors import Cors
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
 from service.wire.body import Body
@@ -53,6 +54,7 @@ class Gate:
         self._paths = frozenset(paths)
         self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
         self._keys = state.settings.api_key
+        self._cors = Cors(state.settings.cors_origins)
         self._root_path = state.settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +74,9 @@ class Gate:
                 response_headers["X-Request-ID"] = request_id
                 response_headers["X-Content-Type-Options"] = "nosniff"
                 response_headers["Cache-Control"] = "no-store"
+                response_headers.update(self._cors.headers(headers))
+                if self._cors.varies:
+                    response_headers.add_vary_header("Origin")
             await send(message)
 
         started = time.perf_counter()
@@ -95,6 +100,10 @@ class Gate:
             CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        preflight = self._cors.preflight(scope["method"], headers)
+        if preflight is not None:
+            await preflight(scope, receive, send)
+            return
         if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
