@@ -171,6 +171,7 @@ class Settings(BaseModel):
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
     root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
+    compress_responses: bool = True
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
     api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None
 

@@ -69,6 +69,7 @@ def test_every_origin_may_be_allowed(serve: Serve) -> None:
         assert "vary" not in client.get("/livez").headers
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (apt-get install chromium)")
 def test_a_page_of_another_origin_searches_in_a_browser(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A browser lets the page of a named origin send its key and read the answer, and that of another origin not."""

@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "LOG_FORMAT": "text",
     "PORT": None,
     "ROOT_PATH": None,
+    "COMPRESS_RESPONSES": True,
     "CORS_ORIGINS": (),
     "API_KEY": None,
 }
@@ -148,6 +149,7 @@ def test_keys_are_secrets() -> None:
         ("LOG_FORMAT", "yaml"),
         ("PORT", "0"),
         ("PORT", "65536"),
+        ("COMPRESS_RESPONSES", "gzip"),
         ("CORS_ORIGINS", "app.example.org"),
         ("CORS_ORIGINS", "https://app.example.org/page"),
         ("CORS_ORIGINS", "https://*.example.org"),
@@ -228,7 +230,7 @@ PLAIN = {
     "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
     "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
-    "PORT": "8080", "ROOT_PATH": "/search/v2", "CORS_ORIGINS": "*",
+    "PORT": "8080", "ROOT_PATH": "/search/v2", "COMPRESS_RESPONSES": "false", "CORS_ORIGINS": "*",
     "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""

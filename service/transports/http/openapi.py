@@ -81,7 +81,7 @@ _STATUSES: Final = {
     408: "invalid_request: the client stopped sending the body",
     409: "schema_mismatch: the collection has another schema",
     413: "invalid_request: the body is too large; response_too_large: the answer would be too large",
-    415: "invalid_request: Content-Type must be application/json",
+    415: "invalid_request: Content-Type must be application/json, or Content-Encoding is unknown",
     429: "overloaded: the queue is full; Retry-After says when to retry",
     500: "model_failure: the model failed; internal: a defect of the worker",
     502: "store_rejected: Qdrant rejected the request",

@@ -16,6 +16,8 @@ from embedder import WorkerError
 from service import __version__
 from service.metrics import CONTENT_TYPE
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json
+from service.transports.http.compression import Compression
+from service.transports.http.decoder import CODINGS
 from service.transports.http.gate import Gate, error_response, response
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
@@ -34,7 +36,7 @@ from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
-from service.wire.errors import MethodNotAllowed, UnknownPath
+from service.wire.errors import MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
@@ -121,7 +123,7 @@ def application(
     paths = (
         ["/", "/docs", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     )
-    return Gate(app, state, paths)
+    return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
 
 
 class _Endpoints:
@@ -238,7 +240,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 async def _worker_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, WorkerError):
         raise error
-    return error_response(error, request.url.path)
+    refusal = error_response(error, request.url.path)
+    if isinstance(error, UnknownCoding):
+        refusal.headers["Accept-Encoding"] = ", ".join(CODINGS)
+    return refusal
 
 
 async def _client_disconnected(_request: Request, _error: Exception) -> Response:
