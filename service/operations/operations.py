@@ -66,7 +66,7 @@ class Operations:
         self.metrics = Metrics(lambda: embedder.waiting_tokens)
         embedder.observe(lambda batch: self.metrics.batch(batch.tokens, batch.fill, batch.seconds))
         self._embedder = embedder
-        self._store = StoreAccess(settings, store, self.metrics.retried)
+        self._store = StoreAccess(settings, store, self.metrics.retried, self.metrics.store_call)
         schema = settings.qdrant_collection_config.schema_for(embedder.hidden_size, embedder.colbert_size)
         self.collections = Collections(settings, self._store, schema)
         self.embed = Embed(embedder, self.limits)

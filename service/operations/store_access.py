@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeVar, cast
 
 from embedder import ConfigurationError, InvalidRequest, Overloaded, WorkerError, timed
 from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
+from service.operations.metered_store import Observe, metered
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class StoreAccess:
         settings: the settings.
         store: the store to use; None opens the store of the settings on first use.
         on_retry: callback for each retried call.
+        observe: callback for each call.
         ingests_max: maximum concurrent ingests; further ones are `Overloaded`.
     """
 
@@ -81,12 +83,14 @@ class StoreAccess:
         settings: Settings,
         store: Store | None,
         on_retry: Callable[[], None],
+        observe: Observe = lambda _operation, _code, _seconds: None,
         *,
         ingests_max: int = INGESTS_MAX,
     ) -> None:
         self._settings = settings
-        self._store = store
+        self._store = None if store is None else metered(store, observe)
         self._on_retry = on_retry
+        self._observe = observe
         self._opening = threading.Lock()
         self._calls = ThreadPoolExecutor(max_workers=CALLS_MAX, thread_name_prefix="store")
         self._ingests = ThreadPoolExecutor(max_workers=ingests_max, thread_name_prefix="ingest")
@@ -105,7 +109,7 @@ class StoreAccess:
         with self._opening:
             if self._store is None:
                 try:
-                    self._store = open_store(self._settings, self._on_retry)
+                    self._store = metered(open_store(self._settings, self._on_retry), self._observe)
                 except ConfigurationError as error:  # the worker has started already, so only the job can fail
                     raise StoreUnavailable(str(error)) from error
             return self._store
