@@ -90,6 +90,10 @@ class Metrics:
             "bge_m3_http_responses", "HTTP responses by route and status.", ["route", "status"], registry=registry
         )
 
+        self._jobs = Gauge(
+            "bge_m3_http_jobs", "Jobs that were accepted with respond-async, by state.", ["state"], registry=registry
+        )
+
     def batch(self, tokens: int, fill: float, seconds: float) -> None:
         """Count a batch of the model: its tokens, their share of the token budget, and its duration."""
         self._batch_tokens.inc(tokens)
@@ -136,6 +140,13 @@ class Metrics:
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP response; `route` is one of a fixed set."""
         self._responses.labels(route, str(status)).inc()
+
+    def job_moved(self, before: str | None, after: str | None) -> None:
+        """Count a job of the HTTP server in its new state, and no more in the one before; None for no job."""
+        if before is not None:
+            self._jobs.labels(before).dec()
+        if after is not None:
+            self._jobs.labels(after).inc()
 
     def exposed(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -171,6 +171,9 @@ class Settings(BaseModel):
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
     root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
+    jobs_max: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    jobs_max_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 256.0
+    jobs_keep_s: Annotated[int, Field(ge=1, le=604_800)] = 3600
     compress_responses: bool = True
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
     api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None

@@ -25,7 +25,12 @@ _THREAD_MIN_BYTES: Final = 100_000
 
 
 async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
-    """Read and parse the body of a request.
+    """Read and parse the body of a request; see `read_sized_json`."""
+    return (await read_sized_json(request, max_bytes=max_bytes, part_timeout_s=part_timeout_s))[0]
+
+
+async def read_sized_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> tuple[Any, int]:
+    """Read and parse the body of a request, and return its JSON and its size in bytes.
 
     Args:
         request: the request.
@@ -57,7 +62,8 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
     if decoder is not None:
         decoder.check_complete()
     raw = b"".join(parts)
-    return await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
+    parsed = await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
+    return parsed, len(raw)
 
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/readyz"})
 """Paths that need no API key and are answered during a shutdown."""
 
+JOBS_PREFIX: Final = "/jobs/"
+"""Prefix of the paths of accepted jobs."""
+
 CHUNK_MIN_BYTES: Final = 256 * 1024
 """Minimum size of the chunks of an answer."""
 
@@ -109,6 +112,9 @@ class Gate:
             return
         if self._keys is not None:
             CALLER.set(self._caller(self._keys, headers.get("authorization", "")))
+        if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
+            await self._app(scope, receive, send)
+            return
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.wire.openai import EmbeddingsRequest
 from service.wire.parsing import request_type
-from service.wire.schemas import ANSWERS, REFERENCE
+from service.wire.schemas import ANSWERS, JOB, REFERENCE
 from service.wire.schemas import schemas as answer_schemas
 
 Json = dict[str, Any]
@@ -92,9 +92,37 @@ _GET_STATUSES: Final = (400, 401, 404, 413, 500, 502, 503)
 """Statuses of errors of a GET path that asks the store."""
 
 
-def post_responses(path: str) -> dict[int | str, dict[str, Any]]:
-    """The responses of a POST path by status, in FastAPI's form."""
-    return {200: _answer_response(path), **_error_responses(path)}
+PREFER: Final[Json] = {
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "required": False,
+            "description": "respond-async: answer 202 at once, and run the request as a job",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+"""The header that asks for a job, as an addition to FastAPI's description of a route."""
+
+
+def post_responses(path: str, *, accepts_jobs: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The responses of a POST path by status, in FastAPI's form.
+
+    Args:
+        path: the path.
+        accepts_jobs: whether the path answers 202 where `Prefer` asks for it.
+    """
+    accepted: dict[int | str, dict[str, Any]] = (
+        {202: _job_response("the request runs as a job")} if accepts_jobs else {}
+    )
+    return {200: _answer_response(path), **accepted, **_error_responses(path)}
+
+
+def job_responses() -> dict[int | str, dict[str, Any]]:
+    """The responses of the path of a job by status, in FastAPI's form."""
+    errors = _error_responses("")
+    return {200: _job_response("the job"), **{status: errors[status] for status in (401, 404, 500, 503)}}
 
 
 def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
@@ -120,6 +148,11 @@ def path_parameter(name: str, meaning: str) -> Json:
     """A parameter of a path, as an addition to FastAPI's description of a route."""
     schema = {"type": "string"}
     return {"parameters": [{"name": name, "in": "path", "required": True, "description": meaning, "schema": schema}]}
+
+
+def _job_response(text: str) -> dict[str, Any]:
+    content = {"schema": {"$ref": REFERENCE.format(model=JOB.name)}, "example": JOB.example}
+    return {"description": text, "content": {"application/json": content}}
 
 
 def _answer_response(path: str) -> dict[str, Any]:

@@ -15,17 +15,20 @@ from starlette.types import ASGIApp
 from embedder import WorkerError
 from service import __version__
 from service.metrics import CONTENT_TYPE
-from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json, read_sized_json
 from service.transports.http.compression import Compression
 from service.transports.http.decoder import CODINGS
-from service.transports.http.gate import Gate, error_response, response
+from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
+from service.transports.http.jobs import Job, Jobs, prefers_async
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
+    PREFER,
     ROUTES,
     Route,
     body,
     description,
     get_responses,
+    job_responses,
     path_parameter,
     post_responses,
     schema_name,
@@ -43,6 +46,12 @@ from service.wire.parsing import completed
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
+
+JOB: Final = JOBS_PREFIX + "{id}"
+"""Template of the path of an accepted job."""
+
+_POLL_INTERVAL_S: Final = "1"
+"""`Retry-After` of a job that has not ended."""
 
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Status that is logged and counted if the client has disconnected."""
@@ -75,8 +84,8 @@ def application(
             _named(partial(endpoints.operation, route), route.path),
             methods=["POST"],
             summary=route.summary,
-            responses=post_responses(route.path),
-            openapi_extra=body(schema_name(route), route.example),
+            responses=post_responses(route.path, accepts_jobs=route.passages),
+            openapi_extra=body(schema_name(route), route.example) | (PREFER if route.passages else {}),
         )
     app.add_api_route(
         EMBEDDINGS,
@@ -109,6 +118,20 @@ def application(
         response_class=Response,
         openapi_extra=path_parameter("name", "name of the collection or of an alias, percent-encoded"),
     )
+    for method, job_endpoint, summary in (
+        ("GET", endpoints.job, "Describe an accepted job, with its answer when it has ended"),
+        ("DELETE", endpoints.job_deletion, "Cancel an accepted job, and forget its answer"),
+    ):
+        app.add_api_route(
+            JOB,
+            job_endpoint,
+            methods=[method],
+            summary=summary,
+            responses=job_responses(),
+            response_class=Response,
+            openapi_extra=path_parameter("id", "id of the job, from the answer with status 202"),
+        )
+    app.add_api_route(JOB, endpoints.job, methods=["HEAD"], include_in_schema=False)
     pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODELS + "/{model:path}", endpoints.models))
     for path, endpoint in pages:
         app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
@@ -121,7 +144,9 @@ def application(
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
     paths = (
-        ["/", "/docs", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+        ["/", "/docs", EMBEDDINGS, COLLECTION, JOB]
+        + [route.path for route in ROUTES]
+        + [path for path, _, _ in get_routes]
     )
     return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
 
@@ -136,11 +161,18 @@ class _Endpoints:
         self._body_max_bytes = body_max_bytes
         self._body_part_timeout_s = body_part_timeout_s
         self._probes = Probes(state)
+        self._jobs = Jobs(state)
 
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        raw = completed(await self._json(request), route.operation, passages=route.passages, path=route.path)
+        sent, size = await read_sized_json(
+            request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s
+        )
+        raw = completed(sent, route.operation, passages=route.passages, path=route.path)
+        if route.passages and prefers_async(request.headers):
+            await codec.check(raw)
+            return self._accepted(self._jobs.accept(partial(codec.answer, raw), size, codec.core.metrics))
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
@@ -181,6 +213,21 @@ class _Endpoints:
         name = request.path_params["name"]
         return response(await self._state.ready().answer({"operation": "collections", "collection": name}))
 
+    async def job(self, request: Request) -> Response:
+        """Describe an accepted job."""
+        return _described(self._jobs.get(request.path_params["id"]))
+
+    async def job_deletion(self, request: Request) -> Response:
+        """Cancel an accepted job, and forget it."""
+        metrics = self._state.ready().core.metrics
+        return _described(await self._jobs.cancel(request.path_params["id"], metrics))
+
+    def _accepted(self, job: Job) -> Response:
+        accepted = _described(job, 202)
+        root_path = self._state.settings.root_path or ""
+        accepted.headers.update({"Location": root_path + JOBS_PREFIX + job.id, "Preference-Applied": "respond-async"})
+        return accepted
+
     async def page(self, _request: Request) -> Response:
         """Return the search page."""
         return _html(Page.search(reranks="colbert" in self._state.settings.qdrant_collection_config.kinds))
@@ -199,6 +246,13 @@ class _Endpoints:
 
     async def _json(self, request: Request) -> Any:
         return await read_json(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+
+
+def _described(job: Job, status: int = 200) -> Response:
+    described = response(Answer(job.content, status))
+    if job.state in ("queued", "running"):
+        described.headers["Retry-After"] = _POLL_INTERVAL_S
+    return described
 
 
 def _html(page: Page) -> Response:
