@@ -122,8 +122,8 @@ class Jobs:
         if job is None or job.owner != CALLER.get():
             raise NotFound(
                 f"the job is unknown: a job is kept for {self._keep_s} seconds after its end (JOBS_KEEP_S) unless "
-                "newer ones need its room, is lost when the worker restarts, and is shown to the key that it came with; "
-                "send the request again if you need its outcome"
+                "newer ones need its room, is lost when the worker restarts, and is shown to the key that it came "
+                "with; send the request again if you need its outcome"
             )
         return job
 
