@@ -51,10 +51,11 @@ class Compression:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         # Before HTTP/1.1 an answer without a length cannot be sent in parts.
-        if scope["method"] == "HEAD" or scope["http_version"] == "1.0":
+        if scope["http_version"] == "1.0":
             await self._app(scope, receive, send)
         else:
-            await self._app(scope, receive, _Answer(Headers(scope=scope), send).send)
+            answer = _Answer(Headers(scope=scope), send, has_body=scope["method"] != "HEAD")
+            await self._app(scope, receive, answer.send)
 
 
 class _Answer:
@@ -63,10 +64,12 @@ class _Answer:
     Args:
         request: the headers of the request.
         send: sends a message.
+        has_body: whether the client gets the body. HEAD has the headers of GET, and the server drops the body.
     """
 
-    def __init__(self, request: Headers, send: Send) -> None:
+    def __init__(self, request: Headers, send: Send, *, has_body: bool) -> None:
         self._request = request
+        self._has_body = has_body
         self._send = send
         self._start: Message | None = None
         self._compressor: _Compressor | None = None
@@ -99,7 +102,8 @@ class _Answer:
         coding = accepted(", ".join(self._request.getlist("accept-encoding")))
         if coding is None or not _is_worth_it(coding, body):
             return
-        self._compressor = _compressor(coding)
+        if self._has_body:
+            self._compressor = _compressor(coding)
         headers["Content-Encoding"] = coding
         if length is not None:
             del headers["content-length"]
