@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from embedder import DEFAULT_MODEL, ConfigurationError, ModelOptions
 from qdrant_sink import COLLECTION_NAME, ServerAddress, ServerUrl, TransportChoice
+from service.api_keys import ApiKeys, checked_key
 from service.collection_config import CollectionConfig, parse_config
 from service.validation import characters, rule
 from service.variables import misspelled, plain
@@ -52,34 +53,56 @@ _AROUND_NAMES = " \t\r\n\"'"
 """Characters around the names of a list: of `"notes", "papers"` the first and the last quote are gone already."""
 
 
-def _names(value: str, example: str) -> object:
-    """The names in a list with commas or in a JSON list."""
-    if not value.startswith("["):
-        return [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
-    first, second = example.split(",")
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        message = f'must be a list with commas or a JSON list, such as {example} or ["{first}", "{second}"]'
-        raise ValueError(message) from None
+_USUAL_PORTS: Final = frozenset({("http", ":80"), ("https", ":443")})
+"""Ports that browsers leave out of an origin."""
 
 
-def _collection_names(value: object) -> object:
+def _listed(value: object, example: str, remedy: str) -> object:
+    """The names of a list with commas or of a JSON list.
+
+    Args:
+        value: the value of a variable.
+        example: a list with commas, for the message of an error.
+        remedy: what to do for no name at all.
+    """
     if not isinstance(value, str):
         return value
-    names = _names(value, "notes,papers")
+    if value.startswith("["):
+        try:
+            names = json.loads(value)
+        except (ValueError, RecursionError):
+            as_json = json.dumps(example.split(","))
+            raise ValueError(f"must be a list with commas or a JSON list, such as {example} or {as_json}") from None
+    else:
+        names = [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
     if not names:
-        raise ValueError("must name at least one collection; leave it unset to allow all")
+        raise ValueError(remedy)
     return names
 
 
 def _model_names(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    names = _names(value, "bge-m3,BAAI/bge-m3")
-    if not names:
-        raise ValueError("must have at least one name; leave it unset for the model's own name")
-    return names
+    return _listed(value, "bge-m3,BAAI/bge-m3", "must have at least one name; leave it unset for the model's own name")
+
+
+def _collection_names(value: object) -> object:
+    return _listed(value, "notes,papers", "must name at least one collection; leave it unset to allow all")
+
+
+def _origins(value: object) -> object:
+    origins = _listed(value, "https://a.example,https://b.example", "must name an origin; leave it unset for none")
+    return [_origin(origin) for origin in origins] if isinstance(origins, list) else origins
+
+
+def _origin(value: object) -> str:
+    """The origin of a page as browsers send it: in lower case, without a path and without the usual port."""
+    form = r"(\*)|([a-z][a-z0-9+.-]*)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:\d{1,5})?/?"
+    parts = re.fullmatch(form, value.lower(), re.ASCII) if isinstance(value, str) else None
+    if parts is None:
+        raise ValueError(
+            "must be origins without a path, such as https://app.example.org or http://localhost:3000, or *"
+        )
+    anyone, scheme, host, port = parts.groups(default="")
+    return anyone or f"{scheme}://{host}" + ("" if (scheme, port) in _USUAL_PORTS else port)
 
 
 def _lower(value: object) -> object:
@@ -94,6 +117,18 @@ def _log_level(value: object) -> object:
 
 def _server_url(value: object) -> object:
     return ServerUrl.parse(value) if isinstance(value, str) else value
+
+
+def _root_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value) or re.search(r"/\.{1,2}(/|$)", value):
+        raise ValueError("must look like /prefix or /a/prefix, with letters, digits and . _ ~ -")
+    return value.removesuffix("/")
+
+
+def _api_keys(value: object) -> object:
+    return ApiKeys.parse(value) if isinstance(value, str) else value
 
 
 def _parsed_config(value: object) -> object:
@@ -147,18 +182,19 @@ class Settings(BaseModel):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
-    api_key: SecretStr | None = None
+    root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
+    jobs_max: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    jobs_max_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 256.0
+    jobs_keep_s: Annotated[int, Field(ge=1, le=604_800)] = 3600
+    compress_responses: bool = True
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
+    api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None
 
-    @field_validator("qdrant_api_key", "api_key")
+    @field_validator("qdrant_api_key")
     @classmethod
     def _is_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        secret = value.get_secret_value()
-        if not secret:
-            raise ValueError("must not be blank; leave the variable empty, or out, for no key")
-        if not (secret.isascii() and all(character.isprintable() for character in secret)):
-            raise ValueError("must be printable ASCII without line breaks, since it is sent in an HTTP header")
+        if value is not None:
+            checked_key(value.get_secret_value())
         return value
 
     @model_validator(mode="after")
@@ -235,6 +271,11 @@ class Settings(BaseModel):
             log.warning("QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest")
         if self.qdrant_url is not None and "qdrant_path" in self.model_fields_set:
             log.warning("QDRANT_PATH is ignored because QDRANT_URL is set")
+        if "*" in self.cors_origins and self.api_key is None:
+            log.warning(
+                "CORS_ORIGINS=* without API_KEY: every page that is open in a browser which reaches this worker can "
+                "read, write and delete points; set API_KEY, or name the origins"
+            )
 
     @property
     def names_store(self) -> bool:

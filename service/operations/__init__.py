@@ -22,7 +22,7 @@ from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
-from service.operations.store_access import open_store
+from service.operations.store_access import StoreState, open_store
 
 __all__ = [
     "Chunking",
@@ -59,6 +59,7 @@ __all__ = [
     "SearchRequest",
     "SearchResult",
     "SparseMatch",
+    "StoreState",
     "Weights",
     "open_store",
 ]

@@ -18,7 +18,7 @@ from service.operations.model_names import ModelNames
 from service.operations.points import Points
 from service.operations.score import Score
 from service.operations.search import SearchOperation
-from service.operations.store_access import StoreAccess, open_store
+from service.operations.store_access import StoreAccess, StoreState, open_store
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Operations:
         self.metrics = Metrics(lambda: embedder.waiting_tokens)
         embedder.observe(lambda batch: self.metrics.batch(batch.tokens, batch.fill, batch.seconds))
         self._embedder = embedder
-        self._store = StoreAccess(settings, store, self.metrics.retried)
+        self._store = StoreAccess(settings, store, self.metrics.retried, self.metrics.store_call)
         config, identity = settings.qdrant_collection_config, ModelIdentity.of(settings.model_id, embedder.revision)
         schema = replace(config.schema_for(embedder.hidden_size, embedder.colbert_size), model=identity)
         check = self._model_check = ModelCheck(embedder, self._store, identity, enabled=config.verify_model)
@@ -131,6 +131,10 @@ class Operations:
     def store_label(self) -> str:
         """A description of the store for people."""
         return self._store.opened().label
+
+    async def store_state(self) -> StoreState:
+        """Whether the store answers; takes as long as a search is retried where it does not."""
+        return await self._store.state()
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Register a callback for the loss of the last device. It is called from another thread."""

@@ -96,6 +96,14 @@ class Codec:
         """
         return await self._answer(raw, progress, Body)
 
+    async def check(self, raw: object) -> None:
+        """Check a job's input without running it.
+
+        Raises:
+            InvalidRequest: the input is invalid.
+        """
+        await asyncio.to_thread(parse, without_timings(raw), self._limits)
+
     async def _answer(self, raw: object, progress: Progress | None, form: type[Content]) -> Answer:
         with_timings = isinstance(raw, dict) and raw.get("timings") is True
 

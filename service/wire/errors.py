@@ -76,6 +76,10 @@ class NotJson(InvalidRequest):
     """The content type is not JSON."""
 
 
+class UnknownCoding(InvalidRequest):
+    """The request body is compressed in a way that is not understood."""
+
+
 class Loading(Overloaded):
     """The model is still loading."""
 
@@ -106,6 +110,7 @@ ERRORS: Final[Mapping[type[WorkerError], WireError]] = {
     BodyStalled: WireError("invalid_request", 408),
     BodyTooLarge: WireError("invalid_request", 413),
     NotJson: WireError("invalid_request", 415),
+    UnknownCoding: WireError("invalid_request", 415),
     NotFound: WireError("not_found", 404),
     Overloaded: WireError("overloaded", 429),
     Loading: WireError("overloaded", 503),

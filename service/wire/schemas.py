@@ -22,6 +22,7 @@ from service.wire.answer_types import (
     SearchAnswer,
 )
 from service.wire.errors import Error
+from service.wire.jobs import JobAnswer
 from service.wire.openai import DEPLOYMENT, EMBEDDINGS, EmbeddingsAnswer, OpenAIError
 
 Json = dict[str, Any]
@@ -170,10 +171,15 @@ ANSWERS: Final[Mapping[str, Described]] = {
 }
 """Answers by path."""
 
+JOB: Final = Described(
+    JobAnswer, {"id": "0f5c1d7a9b3e4c6d8f2a1b0c9d8e7f60", "state": "running", "settled": 512, "points": 4096}
+)
+"""The description of an accepted job."""
+
 
 def schemas() -> Json:
     """All schemas of answers and errors by name; they allow no further keys."""
-    types = [described.type for described in ANSWERS.values()] + [Error, OpenAIError]
+    types = [described.type for described in ANSWERS.values()] + [JOB.type, Error, OpenAIError]
     inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
     described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
     own = {name: schema for (name, _), schema in described.items() if "$ref" not in schema}

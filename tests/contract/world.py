@@ -267,7 +267,7 @@ async def _called(step: Call, settings: Settings, operations: Operations) -> Jso
         body_max_bytes=step.body_max_bytes or BODY_MAX_BYTES,
         body_part_timeout_s=_CALL_STALL_S if step.stalls else BODY_PART_TIMEOUT_S,
     )
-    headers, content = dict(step.headers), step.content
+    headers, content = {"Accept-Encoding": "identity", **step.headers}, step.content
     if step.json is not None:
         content = json.dumps(step.json, ensure_ascii=False).encode("utf-8", "surrogatepass")
         headers = {"Content-Type": "application/json", **headers}

@@ -38,6 +38,7 @@ CHECKS = [
 
 
 DESCRIPTION = "/collections/{name}"
+JOB = "/jobs/{id}"
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +57,24 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
     with served.client() as client:
         document = client.get("/openapi.json").json()
     read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
-    assert {"/ping", "/health", "/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read) - {DESCRIPTION}
+    public = {"/ping", "/health", "/livez", "/readyz"}
+    assert public | {"/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read) - {DESCRIPTION, JOB}
     assert {"200", "204", "503"} == set(read["/ping"])
-    assert all("401" in read[path] for path in read.keys() - {"/ping", "/health"})
+    assert all("401" in read[path] for path in read.keys() - public)
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=served.url)
     with requests.Session() as session:
         session.trust_env = False
-        for path in read.keys() - {DESCRIPTION}:
+        for path in read.keys() - {DESCRIPTION, JOB}:
             schema[path]["GET"].Case().call_and_validate(session=session, checks=CHECKS[:4])
+        raw = {"texts": ["a"], "qdrant": {"collection": "notes"}}
+        with served.client(Prefer="respond-async") as client:
+            accepted = client.post("/points", json=raw).json()
+        for identity in (accepted["id"], "absent"):
+            case = schema[JOB]["GET"].Case(path_parameters={"id": identity})
+            case.call_and_validate(session=session, checks=CHECKS[:4])
+            case = schema[JOB]["DELETE"].Case(path_parameters={"id": identity})
+            case.call_and_validate(session=session, checks=CHECKS[:4])
         for name in ("notes", "absent", "a b"):
             case = schema[DESCRIPTION]["GET"].Case(path_parameters={"name": name})
             case.call_and_validate(session=session, checks=CHECKS[:4])

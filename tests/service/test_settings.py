@@ -11,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from embedder.errors import ConfigurationError
 from qdrant_sink import ServerUrl
+from service.api_keys import ApiKeys
 from service.collection_config import CollectionConfig
 from service.settings import Settings
 from tests.service.conftest import Serve
@@ -50,6 +51,12 @@ DEFAULTS: dict[str, Any] = {
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
     "PORT": None,
+    "ROOT_PATH": None,
+    "JOBS_MAX": 1000,
+    "JOBS_MAX_MB": 256.0,
+    "JOBS_KEEP_S": 3600,
+    "COMPRESS_RESPONSES": True,
+    "CORS_ORIGINS": (),
     "API_KEY": None,
 }
 
@@ -95,6 +102,10 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("LOG_FORMAT", "JSON", "json"),
         ("PORT", "8080", 8080),
+        ("ROOT_PATH", "/search/v2/", "/search/v2"),
+        ("CORS_ORIGINS", "*", ("*",)),
+        ("CORS_ORIGINS", "HTTPS://A.example:443/,http://[::1]:80", ("https://a.example", "http://[::1]")),
+        ("CORS_ORIGINS", '["http://localhost:3000"]', ("http://localhost:3000",)),
     ],
 )
 def test_every_variable_is_read(variable: str, text: str, value: object) -> None:
@@ -108,7 +119,7 @@ def test_keys_are_secrets() -> None:
         {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET + "2"}
     )
     assert settings.qdrant_api_key == SecretStr(SECRET)
-    assert settings.api_key == SecretStr(SECRET + "2")
+    assert settings.api_key == ApiKeys({"API_KEY": SecretStr(SECRET + "2")})
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,21 @@ def test_keys_are_secrets() -> None:
         ("LOG_FORMAT", "yaml"),
         ("PORT", "0"),
         ("PORT", "65536"),
+        ("JOBS_MAX", "0"),
+        ("JOBS_MAX_MB", "0"),
+        ("JOBS_KEEP_S", "0"),
+        ("COMPRESS_RESPONSES", "gzip"),
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/page"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", '["null"]'),
+        ("CORS_ORIGINS", "[1]"),
+        ("CORS_ORIGINS", " , "),
+        ("ROOT_PATH", "search"),
+        ("ROOT_PATH", "/"),
+        ("ROOT_PATH", "//search"),
+        ("ROOT_PATH", "/a/../b"),
+        ("ROOT_PATH", "https://example.org/search"),
     ],
 )
 def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str, text: str) -> None:
@@ -224,7 +250,9 @@ PLAIN = {
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
     "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "OPENAI_STRICT": "true",
     "OPENAI_TRUNCATE": "true", "ALLOW_TOKEN_IDS": "true", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
-    "PORT": "8080", "API_KEY": SECRET + "2",
+    "PORT": "8080", "ROOT_PATH": "/search/v2", "JOBS_MAX": "5", "JOBS_MAX_MB": "0.5", "JOBS_KEEP_S": "60",
+    "COMPRESS_RESPONSES": "false", "CORS_ORIGINS": "*",
+    "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""
 
@@ -251,7 +279,7 @@ def test_every_setting_is_taken_in_quotes_and_with_blanks(form: str) -> None:
 )
 def test_one_pair_of_matching_quotes_is_removed(written: str, key: str) -> None:
     """What a quoted key means is unambiguous: one matching pair goes, and everything else is part of the key."""
-    assert Settings.from_environment({"API_KEY": written}).api_key == SecretStr(key)
+    assert Settings.from_environment({"API_KEY": written}).api_key == ApiKeys({"API_KEY": SecretStr(key)})
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", '""', "' '"])
@@ -465,6 +493,7 @@ def test_settings_do_not_change() -> None:
             "QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest",
         ),
         ({"QDRANT_URL": "http://localhost:6333", "QDRANT_PATH": "x"}, "QDRANT_PATH is ignored"),
+        ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS=* without API_KEY: every page"),
         ({"SCALE_DOWN_THRESHOLD": "2", "SCALE_UP_THRESHOLD": "1"}, "SCALE_DOWN_THRESHOLD=2"),
     ],
 )

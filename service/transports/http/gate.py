@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import time
@@ -16,7 +15,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
+from service.api_keys import ApiKeys
 from service.logs import CALLER, REQUEST_ID
+from service.transports.http.cors import Cors
 from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
@@ -27,8 +28,11 @@ from service.wire.openai import is_openai_path
 
 log = logging.getLogger(__name__)
 
-PUBLIC_PATHS: Final = frozenset({"/", "/ping", "/health"})
+PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/readyz"})
 """Paths that need no API key and are answered during a shutdown."""
+
+JOBS_PREFIX: Final = "/jobs/"
+"""Prefix of the paths of accepted jobs."""
 
 CHUNK_MIN_BYTES: Final = 256 * 1024
 """Minimum size of the chunks of an answer."""
@@ -54,17 +58,17 @@ class Gate:
         self._state = state
         self._paths = frozenset(paths)
         self._templates = [(path.partition("{")[0], path.rpartition("}")[2], path) for path in paths if "{" in path]
-        key = state.settings.api_key
-        self._key = None if key is None else key.get_secret_value().encode()
-        self._caller = "anyone" if key is None else "API_KEY"
+        self._keys = state.settings.api_key
+        self._cors = Cors(state.settings.cors_origins)
+        self._root_path = state.settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
-        scope = normalized(scope)
+        scope = self._without_root(normalized(scope))
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
-        token, caller_token = REQUEST_ID.set(request_id), CALLER.set(self._caller)
+        token, caller_token = REQUEST_ID.set(request_id), CALLER.set("anyone")
         status, code = 0, None
 
         async def send_with_headers(message: Message) -> None:
@@ -75,6 +79,9 @@ class Gate:
                 response_headers["X-Request-ID"] = request_id
                 response_headers["X-Content-Type-Options"] = "nosniff"
                 response_headers["Cache-Control"] = "no-store"
+                response_headers.update(self._cors.headers(headers))
+                if self._cors.varies:
+                    response_headers.add_vary_header("Origin")
             await send(message)
 
         started = time.perf_counter()
@@ -98,10 +105,18 @@ class Gate:
             CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        preflight = self._cors.preflight(scope["method"], headers)
+        if preflight is not None:
+            await preflight(scope, receive, send)
+            return
         if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
-        self._check_key(headers)
+        if self._keys is not None:
+            CALLER.set(_caller(self._keys, headers))
+        if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
+            await self._app(scope, receive, send)
+            return
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 
@@ -110,6 +125,13 @@ class Gate:
                 await send(message)
 
             await self._app(scope, receive, send_and_release)
+
+    def _without_root(self, scope: Scope) -> Scope:
+        """The request with a path below `ROOT_PATH`, whether or not the proxy has removed that prefix."""
+        path = scope["path"]
+        if self._root_path and (path == self._root_path or path.startswith(self._root_path + "/")):
+            return {**scope, "path": path.removeprefix(self._root_path) or "/"}
+        return scope
 
     def _route(self, path: str) -> str:
         """The path, the template that it matches, or `other`. A name in a path is neither counted nor logged."""
@@ -120,21 +142,19 @@ class Gate:
                 return template
         return "other"
 
-    def _check_key(self, headers: Headers) -> None:
-        if self._key is None:
-            return
-        matches = [hmac.compare_digest(key, self._key) for key in _keys(headers)]  # all, whichever matches
-        if not any(matches):
-            raise Unauthorized(
-                "Authorization must be 'Bearer API_KEY', or the header api-key API_KEY, with the API_KEY of this worker"
-            )
 
-
-def _keys(headers: Headers) -> list[bytes]:
-    """The keys that a request presents: the bearer token, and the `api-key` of Azure's clients."""
+def _caller(keys: ApiKeys, headers: Headers) -> str:
+    """The name of the key that a request has sent: the bearer token, or the `api-key` of Azure's clients."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    keys = [token if scheme.lower() == "bearer" else "", headers.get("api-key", "")]
-    return [key.strip().encode("latin-1", "replace") for key in keys]  # headers are decoded as Latin-1; keys are ASCII
+    sent = (token if scheme.lower() == "bearer" else "", headers.get("api-key", ""))
+    # Headers are decoded as Latin-1; keys are ASCII. Both are compared, whichever matches.
+    names = [keys.name_of(key.strip().encode("latin-1", "replace")) for key in sent]
+    name = next((name for name in names if name is not None), None)
+    if name is None:
+        raise Unauthorized(
+            "Authorization must be 'Bearer API_KEY', or the header api-key API_KEY, with the API_KEY of this worker"
+        )
+    return name
 
 
 class _Refusal(Response):
