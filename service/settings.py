@@ -122,6 +122,8 @@ class Settings(BaseModel):
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
+    inference_max_request_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 64.0
+    inference_max_response_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 2500.0
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
@@ -244,6 +246,16 @@ class Settings(BaseModel):
     def max_response_bytes(self) -> int:
         """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes."""
         return int(self.max_response_mb * 1_000_000)
+
+    @property
+    def inference_max_request_bytes(self) -> int:
+        """`INFERENCE_MAX_REQUEST_MB` in bytes."""
+        return int(self.inference_max_request_mb * 1_000_000)
+
+    @property
+    def inference_max_response_bytes(self) -> int:
+        """`INFERENCE_MAX_RESPONSE_MB` in bytes."""
+        return int(self.inference_max_response_mb * 1_000_000)
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from service.wire.answer_types import (
 )
 from service.wire.errors import Error
 from service.wire.openai import EmbeddingsAnswer, OpenAIError
+from service.wire.qdrant_inference import InferenceAnswer, InferenceError
 
 Json = dict[str, Any]
 
@@ -166,13 +167,20 @@ ANSWERS: Final[Mapping[str, Described]] = {
             "usage": {"prompt_tokens": 15, "total_tokens": 15},
         },
     ),
+    "/qdrant/inference": Described(
+        InferenceAnswer,
+        {
+            "embeddings": [{"indices": [5, 754], "values": [0.1257, 0.0559]}, [-0.02017, 0.01956]],
+            "usage": {"models": {"BAAI/bge-m3": {"tokens": 15}}},
+        },
+    ),
 }
 """Answers by path."""
 
 
 def schemas() -> Json:
     """All schemas of answers and errors by name; they allow no further keys."""
-    types = [described.type for described in ANSWERS.values()] + [Error, OpenAIError]
+    types = [described.type for described in ANSWERS.values()] + [Error, OpenAIError, InferenceError]
     inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
     described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
     own = {name: schema for (name, _), schema in described.items() if "$ref" not in schema}

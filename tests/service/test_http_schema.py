@@ -70,7 +70,7 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
             case.call_and_validate(session=session, checks=CHECKS[:4])
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
+@pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings", "/qdrant/inference"])
 def test_generated_requests_conform_to_the_description(served: Served, path: str) -> None:
     """Generated requests have documented statuses and schemas, and invalid ones are rejected."""
     with served.client() as client:
@@ -109,6 +109,10 @@ RICH: dict[str, list[dict[str, Any]]] = {
     "/points/get": [
         {"collection": "notes", "ids": [1, "absent"], "withVectors": True, "timings": True},
         {"collection": "notes", "limit": 1, "withVectors": ["dense", "colbert"], "encoding": "base64"},
+    ],
+    "/qdrant/inference": [
+        {"inputs": [{"data": "a", "model": f"mini:{kind}"} for kind in ("dense", "sparse", "colbert")]},
+        {"inputs": [{"data": "a", "data_type": "text", "model": "mini", "options": None}], "inference": "search"},
     ],
     "/v1/embeddings": [{"input": "a"}, {"input": ["a", "b"], "encoding_format": "base64"}],
 }

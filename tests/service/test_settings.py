@@ -43,6 +43,8 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
     "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
+    "INFERENCE_MAX_REQUEST_MB": 64.0,
+    "INFERENCE_MAX_RESPONSE_MB": 2500.0,
     "MAX_RESPONSE_MB": 10.0,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
@@ -84,6 +86,8 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("QDRANT_PATH", "elsewhere", "elsewhere"),
         ("QDRANT_COLLECTION", "notes", "notes"),
         ("MAX_RESPONSE_MB", "0.5", 0.5),
+        ("INFERENCE_MAX_REQUEST_MB", "0.5", 0.5),
+        ("INFERENCE_MAX_RESPONSE_MB", "9000", 9000.0),
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("LOG_FORMAT", "JSON", "json"),
         ("PORT", "8080", 8080),
@@ -136,6 +140,8 @@ def test_keys_are_secrets() -> None:
         ("QDRANT_COLLECTION_CONFIG", "{"),
         ("QDRANT_COLLECTION_CONFIG", '{"shards": 0}'),
         ("MAX_RESPONSE_MB", "0"),
+        ("INFERENCE_MAX_REQUEST_MB", "0"),
+        ("INFERENCE_MAX_RESPONSE_MB", "inf"),
         ("MAX_RESPONSE_MB", "nan"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "yaml"),
@@ -210,7 +216,7 @@ PLAIN = {
     "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
     "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
-    "PORT": "8080", "API_KEY": SECRET + "2",
+    "PORT": "8080", "API_KEY": SECRET + "2", "INFERENCE_MAX_REQUEST_MB": "1.5", "INFERENCE_MAX_RESPONSE_MB": "20",
 }  # fmt: skip
 """A value of each setting."""
 

@@ -24,7 +24,12 @@ _THREAD_MIN_BYTES: Final = 100_000
 
 
 async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
-    """Read and parse the body of a request.
+    """Read and parse the body of a request; arguments and errors are those of `read_body` and `parsed`."""
+    return await parsed(await read_body(request, max_bytes=max_bytes, part_timeout_s=part_timeout_s))
+
+
+async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) -> bytes:
+    """Read the body of a request.
 
     Args:
         request: the request.
@@ -35,7 +40,6 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
         NotJson: the content type is not JSON. Browsers send JSON to another site only with that site's consent.
         BodyStalled: the client stopped sending before the end.
         BodyTooLarge: the announced or the received size exceeds the limit.
-        InvalidRequest: the body is not valid JSON.
         ClientDisconnect: the client disconnected before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -51,8 +55,16 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
         if size > max_bytes:
             raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
         parts.append(part)
-    raw = b"".join(parts)
-    return await asyncio.to_thread(_parsed, raw) if size > _THREAD_MIN_BYTES else _parsed(raw)
+    return b"".join(parts)
+
+
+async def parsed(raw: bytes) -> Any:
+    """Parse a body.
+
+    Raises:
+        InvalidRequest: the body is not valid JSON.
+    """
+    return await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
 
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:

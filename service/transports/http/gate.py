@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
@@ -22,6 +22,8 @@ from service.wire import Answer, error_answer, error_reply, openai_error
 from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
+from service.wire.qdrant_inference import INFERENCE, as_server_reads, inference_error
+from service.wire.streamed import Streamed
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ PUBLIC_PATHS: Final = frozenset({"/", "/ping", "/health"})
 
 CHUNK_MIN_BYTES: Final = 256 * 1024
 """Minimum size of the chunks of an answer."""
+
+_STREAMED_CHUNK_MIN_BYTES: Final = 1024 * 1024
+"""Minimum size of the chunks of an answer that threads write, so that the changes of threads cost little."""
 
 _CODE_KEY: Final = "error_code"
 """Key of the error code in the ASGI message from an error response to the gate, which removes it."""
@@ -98,7 +103,8 @@ class Gate:
         if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
-        self._check_key(headers.get("authorization", ""))
+        if scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
+            self._check_key(headers.get("authorization", ""))
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 
@@ -160,7 +166,11 @@ class _Chunked(Response):
 def response(answer: Answer) -> Response:
     """The HTTP response for an answer."""
     if answer.code is None:
-        return _Chunked(answer.written, answer.status)
+        written = answer.written
+        if isinstance(written, Streamed):
+            chunks = written.chunks(_STREAMED_CHUNK_MIN_BYTES)  # in threads, as fast as the client reads
+            return StreamingResponse(chunks, answer.status, media_type="application/json")
+        return _Chunked(written, answer.status)
     headers = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
@@ -170,5 +180,7 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """The HTTP response for an error of the server; paths below `/v1/` have OpenAI's error object."""
+    """The HTTP response for an error of the server, in OpenAI's form below `/v1/` and in Qdrant's at its path."""
+    if path == INFERENCE:
+        return response(as_server_reads(error_reply(error, inference_error)))
     return response(error_reply(error, openai_error if path.startswith("/v1/") else error_answer))

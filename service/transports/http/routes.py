@@ -15,10 +15,12 @@ from starlette.types import ASGIApp
 from embedder import WorkerError
 from service import __version__
 from service.metrics import CONTENT_TYPE
-from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, parsed, read_body, read_json
 from service.transports.http.gate import Gate, error_response, response
+from service.transports.http.inference_key import InferenceKey
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
+    INFERENCE_EXAMPLE,
     ROUTES,
     Route,
     body,
@@ -33,10 +35,11 @@ from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
-from service.wire.errors import MethodNotAllowed, UnknownPath
+from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
+from service.wire.qdrant_inference import INFERENCE
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
@@ -83,6 +86,14 @@ def application(
         responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
+    app.add_api_route(
+        INFERENCE,
+        endpoints.inference,
+        methods=["POST"],
+        summary="Embed texts for a Qdrant server (inference.address)",
+        responses=post_responses(INFERENCE),
+        openapi_extra=body("InferenceRequest", INFERENCE_EXAMPLE),
+    )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
@@ -113,7 +124,11 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    paths = (
+        ["/", EMBEDDINGS, INFERENCE, COLLECTION]
+        + [route.path for route in ROUTES]
+        + [path for path, _, _ in get_routes]
+    )
     return Gate(app, state, paths)
 
 
@@ -126,6 +141,7 @@ class _Endpoints:
         self._state = state
         self._body_max_bytes = body_max_bytes
         self._body_part_timeout_s = body_part_timeout_s
+        self._inference_key = InferenceKey(state.settings)
 
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
@@ -138,6 +154,22 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
+
+    async def inference(self, request: Request) -> Response:
+        """Embed texts for a Qdrant server."""
+        codec = self._state.ready()
+        max_bytes = self._state.settings.inference_max_request_bytes
+        is_known = self._inference_key.is_outside_body(request)
+        try:
+            content = await read_body(request, max_bytes=max_bytes, part_timeout_s=self._body_part_timeout_s)
+        except BodyTooLarge as error:
+            raise error.saying(f"{error.message} (INFERENCE_MAX_REQUEST_MB); send fewer points at once") from None
+        if not is_known:
+            self._inference_key.check_bytes(content)
+        raw = await parsed(content)
+        if not is_known:
+            self._inference_key.check(raw)
+        return await _while_connected(request, codec.qdrant_inference(raw))
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
