@@ -176,6 +176,8 @@ class Settings(BaseModel):
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
+    inference_max_request_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 64.0
+    inference_max_response_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 2500.0
     openai_strict: bool = False
     openai_truncate: bool = False
     allow_token_ids: bool = False
@@ -310,6 +312,16 @@ class Settings(BaseModel):
             default_mb: what the transport carries, for a setting that is unset.
         """
         return int((default_mb if self.max_response_mb is None else self.max_response_mb) * 1_000_000)
+
+    @property
+    def inference_max_request_bytes(self) -> int:
+        """`INFERENCE_MAX_REQUEST_MB` in bytes."""
+        return int(self.inference_max_request_mb * 1_000_000)
+
+    @property
+    def inference_max_response_bytes(self) -> int:
+        """`INFERENCE_MAX_RESPONSE_MB` in bytes."""
+        return int(self.inference_max_response_mb * 1_000_000)
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:

@@ -36,6 +36,7 @@ from service.wire.instrumentation import Instrumentation
 from service.wire.openai import OpenAIDialect, is_openai, openai_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
+from service.wire.qdrant_inference import InferenceDialect, as_server_reads, inference_error
 from service.wire.read_answers import collection_answer, collections_answer, points_answer, points_min_bytes
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
@@ -82,6 +83,7 @@ class Codec:
         self._limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
         self._max_bytes = core.settings.max_response_bytes(response_mb)
         self._openai = OpenAIDialect(core, self._max_bytes)
+        self._inference = InferenceDialect(core)
         self._instrumentation = Instrumentation(core.metrics, self._max_bytes)
 
     async def answer(self, raw: object, progress: Progress | None = None) -> Answer:
@@ -136,6 +138,14 @@ class Codec:
             return self._openai.models(path)
 
         return await self._instrumentation.answer("openai", work, openai_error)
+
+    async def qdrant_inference(self, raw: object) -> Answer:
+        """Answer a request body of `/qdrant/inference`."""
+
+        async def work() -> Outcome:
+            return await self._inference.embeddings(raw)
+
+        return as_server_reads(await self._instrumentation.answer("qdrant_inference", work, inference_error))
 
     async def _run(self, raw: object, progress: Progress | None, form: type[Content]) -> Outcome:
         core = self.core
@@ -321,9 +331,9 @@ def _is_quick(raw: object) -> bool:
 
 async def _values(answer: Answer) -> Any:
     """The JSON values of an answer; a large answer is parsed in a thread."""
-    if isinstance(answer.content, Values) or len(answer.content) <= _QUICK_MAX_BYTES:
-        return answer.json
-    return await asyncio.to_thread(lambda: answer.json)
+    if isinstance(answer.content, Body) and len(answer.content) > _QUICK_MAX_BYTES:
+        return await asyncio.to_thread(lambda: answer.json)
+    return answer.json
 
 
 def _progress(progress: IngestProgress) -> dict[str, int]:

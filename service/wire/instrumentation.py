@@ -15,6 +15,7 @@ from service.wire.body import Body
 from service.wire.errors import code_for, code_of, retry_after_s, wire_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.size import SizeLimit
+from service.wire.streamed import Streamed
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,10 @@ class Instrumentation:
         content = self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.content
         return Answer(content, warnings=outcome.warnings)
 
-    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content:
-        """The content with its timings, or without them if it would exceed the size limit."""
+    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content | Streamed:
+        """The content with its timings, or without them if it would exceed the size limit or is streamed."""
+        if isinstance(outcome.content, Streamed):
+            return outcome.content
         timings = Body.of({stage: round(spent, 6) for stage, spent in seconds.items()})
         content = outcome.content.with_member("timings", timings)
         try:

@@ -24,6 +24,7 @@ from service.wire.answer_types import (
 from service.wire.errors import Error
 from service.wire.jobs import JobAnswer
 from service.wire.openai import DEPLOYMENT, EMBEDDINGS, EmbeddingsAnswer, OpenAIError
+from service.wire.qdrant_inference import InferenceAnswer, InferenceError
 
 Json = dict[str, Any]
 
@@ -168,6 +169,13 @@ ANSWERS: Final[Mapping[str, Described]] = {
     ),
     DEPLOYMENT: Described(EmbeddingsAnswer, _EMBEDDINGS),
     EMBEDDINGS: Described(EmbeddingsAnswer, _EMBEDDINGS),
+    "/qdrant/inference": Described(
+        InferenceAnswer,
+        {
+            "embeddings": [{"indices": [5, 754], "values": [0.1257, 0.0559]}, [-0.02017, 0.01956]],
+            "usage": {"models": {"BAAI/bge-m3": {"tokens": 15}}},
+        },
+    ),
 }
 """Answers by path."""
 
@@ -179,7 +187,7 @@ JOB: Final = Described(
 
 def schemas() -> Json:
     """All schemas of answers and errors by name; they allow no further keys."""
-    types = [described.type for described in ANSWERS.values()] + [JOB.type, Error, OpenAIError]
+    types = [described.type for described in ANSWERS.values()] + [JOB.type, Error, OpenAIError, InferenceError]
     inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
     described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
     own = {name: schema for (name, _), schema in described.items() if "$ref" not in schema}

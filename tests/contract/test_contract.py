@@ -25,6 +25,7 @@ PATHS: Mapping[str, str] = {
     "/points/get": "ReadPointsRequest",
     "/score": "ScoreRequest",
     "/v1/embeddings": "EmbeddingsRequest",
+    "/qdrant/inference": "InferenceRequest",
 }
 
 
@@ -123,3 +124,6 @@ def _collect_fields(name: str | None, value: Any, schemas: Mapping[str, Any], oc
         for option in (described, *described.get("anyOf", ())):
             if "$ref" in option:
                 _collect_fields(option["$ref"].rpartition("/")[2], part, schemas, occurring)
+            if "$ref" in option.get("items", {}) and isinstance(part, list):
+                for item in part:
+                    _collect_fields(option["items"]["$ref"].rpartition("/")[2], item, schemas, occurring)

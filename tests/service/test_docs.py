@@ -21,6 +21,7 @@ from tests.service.client import ENVIRONMENT, Client
 from tests.service.conftest import Serve
 from tests.service.served import Served
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.inference_front import InferenceFront
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -145,3 +146,45 @@ def test_a_job_is_accepted_polled_and_deleted(serve: Serve, tmp_path: Path) -> N
     polled, deleted = map(json.loads, done.stdout.replace("}{", "}\n{").splitlines())
     assert polled == deleted
     assert polled["answer"]["upsert"] == {"collection": "notes", "stored": 1, "skipped": 0, "rejected": []}
+
+
+@pytest.fixture
+def calling(serve: Serve, double: GrpcDouble) -> Iterator[tuple[Client, int]]:
+    """A worker that serves `mini` as BGE-M3, and the REST port of a server that calls it for documents."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    worker = serve(store=store, SERVED_MODEL_NAME="BAAI/bge-m3")
+    with Served(worker.operations) as door:
+        front = InferenceFront(double, f"{door.url}/qdrant/inference")
+        yield worker, front.port
+        front.stop()
+    store.close()
+
+
+@pytest.mark.slow
+def test_documents_of_the_python_client_are_stored_and_searched(calling: tuple[Client, int]) -> None:
+    """The lines of the page find what the worker's own search finds in the same collection, in its order."""
+    worker, port = calling
+    code = first_block("qdrant-inference.md", "### Python", "python")
+    assert code.count(SERVER) == 1
+    assert code.count("size=1024") == 2
+    found = run(code.replace(SERVER, f'"http://127.0.0.1:{port}", check_compatibility=False').replace("1024", "192"))
+    search = {"operation": "search", "collection": "articles", "queries": ["send only what changed"]}
+    (result,) = worker.good({**search, "rerank": "colbert", "limit": 3})["results"]
+    assert [text for _, _, text in found] == [hit["payload"]["text"] for hit in result["hits"]]
+    assert [score for _, score, _ in found] == pytest.approx([hit["score"] for hit in result["hits"]], abs=2e-3)
+
+
+def test_documents_need_no_client_at_all(calling: tuple[Client, int]) -> None:
+    """The three commands of the page create a collection, store a text and find it."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    commands = first_block("qdrant-inference.md", "### curl", "sh").replace("1024", "192")
+    here = commands.replace("localhost:6333", f"127.0.0.1:{calling[1]}").replace(
+        "curl -s", "curl -s --noproxy '*' -w '\\n'"
+    )
+    done = subprocess.run(["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True)
+    created, stored, found = map(json.loads, done.stdout.splitlines())
+    assert created["result"] is True
+    assert stored["result"]["status"] == "completed"
+    (point,) = found["result"]["points"]
+    assert point["payload"] == {"text": "rsync copies only the changed parts."}

@@ -80,7 +80,7 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
             case.call_and_validate(session=session, checks=CHECKS[:4])
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
+@pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings", "/qdrant/inference"])
 def test_generated_requests_conform_to_the_description(served: Served, path: str) -> None:
     """Generated requests have documented statuses and schemas, and invalid ones are rejected."""
     with served.client() as client:
@@ -126,6 +126,10 @@ RICH: dict[str, list[dict[str, Any]]] = {
         {"input": "a", "vectors": ["colbert"], "other": 1},
     ],
     "/openai/deployments/{model}/embeddings": [{"input": "a"}],
+    "/qdrant/inference": [
+        {"inputs": [{"data": "a", "model": f"mini:{kind}"} for kind in ("dense", "sparse", "colbert")]},
+        {"inputs": [{"data": "a", "data_type": "text", "model": "mini", "options": None}], "inference": "search"},
+    ],
 }
 
 

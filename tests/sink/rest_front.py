@@ -102,6 +102,10 @@ def _query(client: QdrantClient, body: Json, name: str) -> Any:
     return client.query_batch_points(name, models.QueryRequestBatch.model_validate(body).searches)
 
 
+def _query_one(client: QdrantClient, body: Json, name: str) -> models.QueryResponse:
+    return client.query_batch_points(name, [models.QueryRequest.model_validate(body)])[0]
+
+
 def _delete(client: QdrantClient, body: Json, name: str) -> models.UpdateResult:
     return client.delete(name, TypeAdapter(models.PointsSelector).validate_python(body), wait=True)
 
@@ -151,6 +155,7 @@ ROUTES: Final[dict[str, Callable[..., Any]]] = {
     r"PUT /collections/([^/]+)/points": _upsert,
     r"POST /collections/([^/]+)/points": _retrieve,
     r"POST /collections/([^/]+)/points/query/batch": _query,
+    r"POST /collections/([^/]+)/points/query": _query_one,
     r"POST /collections/([^/]+)/points/scroll": _scroll,
     r"POST /collections/([^/]+)/points/count": _count,
     r"POST /collections/([^/]+)/points/delete": _delete,

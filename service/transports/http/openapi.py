@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from service.wire.openai import is_openai_path
 from service.wire.openai_requests import EmbeddingsRequest
 from service.wire.parsing import request_type
+from service.wire.qdrant_inference import INFERENCE, InferenceRequest
 from service.wire.schemas import ANSWERS, JOB, REFERENCE
 from service.wire.schemas import schemas as answer_schemas
 
@@ -74,6 +75,22 @@ EMBEDDINGS_EXAMPLE: Final[Json] = {
     "input": ["rsync copies only the changed parts of files."],
     "encoding_format": "float",
 }
+
+INFERENCE_EXAMPLE: Final[Json] = {
+    "inputs": [
+        {
+            "data": "rsync copies only the changed parts of files.",
+            "data_type": "text",
+            "model": "BAAI/bge-m3",
+            "options": {"output": "sparse"},
+        }
+    ],
+    "inference": "update",
+    "token": None,
+}
+
+_INFERENCE_STATUSES: Final = (400, 401, 429, 500, 503)
+"""Statuses of errors in the form that a Qdrant server reads, to which every other client error is 400."""
 
 _STATUSES: Final = {
     400: "invalid_request: the request is invalid",
@@ -175,7 +192,10 @@ def schema_name(route: Route) -> str:
 
 def components() -> Json:
     """All schemas of the components by name."""
-    kinds = {request_type(route.operation): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
+    kinds = {request_type(route.operation): "validation" for route in ROUTES} | {
+        EmbeddingsRequest: "validation",
+        InferenceRequest: "validation",
+    }
     _, definitions = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
     schemas: Json = definitions["$defs"]
     for route in ROUTES:
@@ -196,10 +216,13 @@ def components() -> Json:
 
 
 def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": REFERENCE.format(model="OpenAIError" if is_openai_path(path) else "Error")}
+    model, statuses = ("OpenAIError" if is_openai_path(path) else "Error"), tuple(_STATUSES)
+    if path == INFERENCE:
+        model, statuses = "InferenceError", _INFERENCE_STATUSES
+    schema = {"$ref": REFERENCE.format(model=model)}
     return {
-        status: {"description": text, "content": {"application/json": {"schema": schema}}}
-        for status, text in _STATUSES.items()
+        status: {"description": _STATUSES[status], "content": {"application/json": {"schema": schema}}}
+        for status in statuses
     }
 
 

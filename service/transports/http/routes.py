@@ -15,13 +15,15 @@ from starlette.types import ASGIApp
 from embedder import WorkerError
 from service import __version__
 from service.metrics import CONTENT_TYPE
-from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json, read_sized_json
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, parsed, read_body, read_json
 from service.transports.http.compression import Compression
 from service.transports.http.decoder import CODINGS
 from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
+from service.transports.http.inference_key import InferenceKey
 from service.transports.http.jobs import Job, Jobs, prefers_async
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
+    INFERENCE_EXAMPLE,
     PREFER,
     ROUTES,
     Route,
@@ -40,10 +42,11 @@ from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
-from service.wire.errors import MethodNotAllowed, UnknownCoding, UnknownPath
+from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
+from service.wire.qdrant_inference import INFERENCE
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
@@ -107,6 +110,14 @@ def application(
             **path_parameter("model", "name of the model, percent-encoded"),
         },
     )
+    app.add_api_route(
+        INFERENCE,
+        endpoints.inference,
+        methods=["POST"],
+        summary="Embed texts for a Qdrant server (inference.address)",
+        responses=post_responses(INFERENCE),
+        openapi_extra=body("InferenceRequest", INFERENCE_EXAMPLE),
+    )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the names of the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
@@ -154,7 +165,7 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", "/docs", EMBEDDINGS, DEPLOYMENT, COLLECTION, JOB]
+    paths = ["/", "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
     return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
@@ -171,17 +182,16 @@ class _Endpoints:
         self._body_part_timeout_s = body_part_timeout_s
         self._probes = Probes(state)
         self._jobs = Jobs(state)
+        self._inference_key = InferenceKey(state.settings)
 
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        sent, size = await read_sized_json(
-            request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s
-        )
-        raw = completed(sent, route.operation, passages=route.passages, path=route.path)
+        content = await read_body(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+        raw = completed(await parsed(content), route.operation, passages=route.passages, path=route.path)
         if route.passages and prefers_async(request.headers):
             await codec.check(raw)
-            return self._accepted(self._jobs.accept(partial(codec.answer, raw), size, codec.core.metrics))
+            return self._accepted(self._jobs.accept(partial(codec.answer, raw), len(content), codec.core.metrics))
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
@@ -195,6 +205,22 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
+
+    async def inference(self, request: Request) -> Response:
+        """Embed texts for a Qdrant server."""
+        codec = self._state.ready()
+        max_bytes = self._state.settings.inference_max_request_bytes
+        is_known = self._inference_key.is_outside_body(request)
+        try:
+            content = await read_body(request, max_bytes=max_bytes, part_timeout_s=self._body_part_timeout_s)
+        except BodyTooLarge as error:
+            raise error.saying(f"{error.message} (INFERENCE_MAX_REQUEST_MB); send fewer points at once") from None
+        if not is_known:
+            self._inference_key.check_bytes(content)
+        raw = await parsed(content)
+        if not is_known:
+            self._inference_key.check(raw)
+        return await _while_connected(request, codec.qdrant_inference(raw))
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
