@@ -19,6 +19,7 @@ from service.operations.inventory import CollectionsRequest, CollectionsResult, 
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
+from service.operations.rerank import RankedDocument, RerankRequest, RerankResult
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
 from service.operations.store_access import open_store
@@ -49,8 +50,11 @@ __all__ = [
     "PairScores",
     "PointsRequest",
     "PointsResult",
+    "RankedDocument",
     "ReadPoint",
     "RejectedPoint",
+    "RerankRequest",
+    "RerankResult",
     "Role",
     "ScoreRequest",
     "ScoreResult",

@@ -14,6 +14,7 @@ from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
 from service.operations.points import Points
+from service.operations.rerank import Rerank
 from service.operations.score import Score
 from service.operations.search import SearchOperation
 from service.operations.store_access import StoreAccess, open_store
@@ -40,6 +41,7 @@ class Operations:
         ingest: embeds texts and stores them as points.
         search: finds the points nearest to texts or to stored points.
         score: scores pairs of texts.
+        rerank: ranks documents by their relevance to a query.
         points: reads stored points by id or page by page.
         inventory: lists and describes collections.
         collections: counts and deletes points, and manages schemas, indexes and aliases.
@@ -75,6 +77,7 @@ class Operations:
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits)
+        self.rerank = Rerank(embedder, self.limits)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -112,6 +115,16 @@ class Operations:
     def colbert_size(self) -> int:
         """Size of a ColBERT row."""
         return self._embedder.colbert_size
+
+    @property
+    def model_dtype(self) -> str:
+        """Type of the model's matrix products, such as `float16`."""
+        return self._embedder.dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum tokens of a batch."""
+        return self._embedder.token_budget
 
     @property
     def model_label(self) -> str:
