@@ -188,7 +188,7 @@ class OpenAIDialect:
             return await self.embeddings(job.openai_input)
         if job.openai_route == MODELS or job.openai_route.startswith(f"{MODELS}/"):
             return self.models(job.openai_route)
-        raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}, got {shown(job.openai_route)}")
+        raise NotFound(f"openai_route must be {EMBEDDINGS}, {MODELS} or /v1/rerank, got {shown(job.openai_route)}")
 
     async def embeddings(self, raw: object) -> Outcome:
         """Answer a request body of `/v1/embeddings`.

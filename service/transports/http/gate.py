@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedder import WorkerError
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.state import ServerState
-from service.wire import Answer, error_answer, error_reply, openai_error
+from service.wire import Answer, error_form, error_reply
 from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
@@ -87,7 +87,7 @@ class Gate:
             route = self._route(scope["path"])
             if self._state.operations is not None:
                 self._state.operations.metrics.responded(route, status)
-            level = logging.DEBUG if route in PUBLIC_PATHS else logging.INFO
+            level = logging.DEBUG if route in PUBLIC_PATHS and scope["method"] != "POST" else logging.INFO
             outcome = f"{status} {code}" if code else status
             seconds = time.perf_counter() - started
             log.log(level, "%s %s, %.0f ms", route, outcome, 1e3 * seconds, extra={"error_code": code})
@@ -95,7 +95,7 @@ class Gate:
             CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        if scope["path"] in PUBLIC_PATHS:
+        if scope["path"] in PUBLIC_PATHS and scope["method"] != "POST":  # POST / embeds texts
             await self._app(scope, receive, send)
             return
         self._check_key(headers.get("authorization", ""))
@@ -170,5 +170,5 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """The HTTP response for an error of the server; paths below `/v1/` have OpenAI's error object."""
-    return response(error_reply(error, openai_error if path.startswith("/v1/") else error_answer))
+    """The HTTP response for an error of the server, in the form of the path."""
+    return response(error_reply(error, error_form(path)))

@@ -19,7 +19,9 @@ from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, re
 from service.transports.http.gate import Gate, error_response, response
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
+    RERANK_EXAMPLE,
     ROUTES,
+    TEI_EXAMPLE,
     Route,
     body,
     description,
@@ -37,6 +39,9 @@ from service.wire.errors import MethodNotAllowed, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import EMBEDDINGS, MODELS
 from service.wire.parsing import completed
+from service.wire.rerank import PATHS as RERANK_PATHS
+from service.wire.rerank import RERANK
+from service.wire.tei import EMBED, EMBED_SPARSE, INFO, ROOT, is_tei_embed
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
@@ -73,7 +78,7 @@ def application(
             methods=["POST"],
             summary=route.summary,
             responses=post_responses(route.path),
-            openapi_extra=body(schema_name(route), route.example),
+            openapi_extra=body(schema_name(route), route.example, *route.other_schemas),
         )
     app.add_api_route(
         EMBEDDINGS,
@@ -83,10 +88,30 @@ def application(
         responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
+    for path in RERANK_PATHS:
+        tei = ("TeiRerankRequest",) if path == RERANK else ()
+        app.add_api_route(
+            path,
+            endpoints.rerank,
+            methods=["POST"],
+            summary="Rank documents by their relevance to a query (Cohere, Jina" + (", TEI)" if tei else ")"),
+            responses=post_responses(path),
+            openapi_extra=body("RerankRequest", RERANK_EXAMPLE, *tei),
+        )
+    for path, schema, kind in ((ROOT, "TeiEmbedRequest", "dense"), (EMBED_SPARSE, "TeiSparseRequest", "sparse")):
+        app.add_api_route(
+            path,
+            endpoints.tei,
+            methods=["POST"],
+            summary=f"Embed texts as {kind} vectors (TEI)",
+            responses=post_responses(path),
+            openapi_extra=body(schema, TEI_EXAMPLE),
+        )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
+        (INFO, endpoints.tei_info, "The model and its limits (TEI)"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
@@ -113,7 +138,11 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    paths = (
+        [ROOT, EMBEDDINGS, COLLECTION, EMBED_SPARSE, *RERANK_PATHS]
+        + [route.path for route in ROUTES]
+        + [path for path, _, _ in get_routes]
+    )
     return Gate(app, state, paths)
 
 
@@ -130,7 +159,10 @@ class _Endpoints:
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        raw = completed(await self._json(request), route.operation, passages=route.passages, path=route.path)
+        raw = await self._json(request)
+        if route.path == EMBED and is_tei_embed(raw):
+            return await _while_connected(request, codec.tei(raw, EMBED))
+        raw = completed(raw, route.operation, passages=route.passages, path=route.path)
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
@@ -138,6 +170,22 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
+
+    async def rerank(self, request: Request) -> Response:
+        """Rank documents as Cohere, Jina and TEI do."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.rerank(raw, request.url.path))
+
+    async def tei(self, request: Request) -> Response:
+        """Embed texts as TEI does."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.tei(raw, request.url.path))
+
+    async def tei_info(self, _request: Request) -> Response:
+        """Describe the model as TEI does."""
+        return response(await self._state.ready().tei_info())
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
