@@ -194,7 +194,7 @@ def test_the_client_of_hugging_face(served: Served, worker: Client) -> None:
         InferenceClient(base_url=served.url, api_key=KEY),
         InferenceClient(model=f"{served.url}/embed", token=KEY),
     ):
-        many = client.feature_extraction(DOCUMENTS, normalize=True, truncate=True, truncation_direction="right")  # type: ignore[arg-type]
+        many = client.feature_extraction(DOCUMENTS, normalize=True, truncate=True, truncation_direction="right")
         assert np.abs(many - wanted).max() <= TOLERANCE
         assert client.feature_extraction(DOCUMENTS[0], prompt_name="passage").shape == (1, wanted.shape[1])
         with pytest.raises(HfHubHTTPError, match="normalize must be true, got false"):

@@ -9,8 +9,8 @@ from tests.contract.steps import Call, Job, Scenario
 QUERY: Final = "copy only what changed"
 DOCUMENTS: Final = ["A relational database.", {"text": "rsync copies only the changed parts of files.", "id": 7}, "a"]
 TEXTS: Final = ["A relational database.", "rsync copies only the changed parts of files."]
-SAME: Final = {"max_chunks_per_doc": 1, "rank_fields": ["text"], "priority": 0}
-SAME_TEI: Final = {"truncate": True, "truncation_direction": "right"}
+SAME: Final[dict[str, Any]] = {"max_chunks_per_doc": 1, "rank_fields": ["text"], "priority": 0}
+SAME_TEI: Final[dict[str, Any]] = {"truncate": True, "truncation_direction": "right"}
 """Fields that change nothing."""
 
 
