@@ -24,7 +24,6 @@ from embedder import (
     Outputs,
     Priority,
     Result,
-    most_tokens,
 )
 from service.operations.embed import LengthLimits, check_length, check_numbers
 from service.operations.pair_scores import Weights, weighted_mean
@@ -116,8 +115,8 @@ class Rerank:
         """Rank all documents.
 
         The query and each distinct document are embedded once. Documents are tokenized, computed and scored in
-        portions which overlap, and only so many at a time that their ColBERT rows fit into memory. The query has the
-        priority of queries, documents have that of passages.
+        portions which overlap, and only so many at a time that their ColBERT rows fit into memory. All have the
+        priority of passages.
 
         Raises:
             InvalidRequest: a text is invalid, or is truncated against the request.
@@ -153,45 +152,41 @@ class _Ranking:
         return RerankResult(ranking, self._tokens)
 
     async def _means(self) -> dict[str, float]:
-        """The weighted mean of each distinct document."""
-        query = asyncio.create_task(self._query())
+        """The weighted mean of each distinct document. The query is embedded in one job with the first documents."""
+        query = await asyncio.to_thread(self._tokenized_query)
+        window = max(1, self._embedder.window - len(query))
+        embedded_query: asyncio.Future[Embedding] = asyncio.get_running_loop().create_future()
         waiting: list[asyncio.Task[tuple[dict[str, float], int]]] = []
         means: dict[str, float] = {}
-        held = query_size = most_tokens([self._request.query], self._limits.query)[0]
+        held = 0
+        self._tokens = len(query)
         try:
             for portion in _portions(list(dict.fromkeys(self._request.documents))):
-                for texts, encoded in self._within_window(portion, await asyncio.to_thread(self._tokenized, portion)):
-                    size = sum(map(len, encoded))
+                encoded = await asyncio.to_thread(self._tokenized, portion)
+                for texts, tokenized in _within_window(portion, encoded, window):
+                    size = sum(map(len, tokenized))
                     self._tokens += size
-                    while held and held + size > self._embedder.window:
-                        if waiting:
-                            scored, released = await waiting.pop(0)
-                            means |= scored
-                        else:
-                            await query
-                            released = query_size
+                    while waiting and held + size > window:
+                        scored, released = await waiting.pop(0)
+                        means |= scored
                         held -= released
                     held += size
-                    waiting.append(asyncio.create_task(self._scored(query, texts, encoded, size)))
+                    work = self._scored(embedded_query, texts, tokenized, None if means or waiting else query)
+                    waiting.append(asyncio.create_task(work))
             for task in waiting:
                 means |= (await task)[0]
             return means
         finally:
-            query.cancel()
             for task in waiting:
                 task.cancel()
-            await asyncio.gather(query, *waiting, return_exceptions=True)
+            await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _query(self) -> Embedding:
+    def _tokenized_query(self) -> EncodedText:
         limit = self._limits.query
-        [encoded] = await asyncio.to_thread(self._encoded, [self._request.query], limit, "query")
+        [encoded] = self._encoded([self._request.query], limit, "query")
         if self._request.refuse_truncation:
             check_length("query", encoded, limit, "QUERY_MAX_LENGTH")
-        self._tokens += len(encoded)
-        [result] = await self._embed([encoded], Priority.QUERY, "query")
-        if isinstance(result, ModelFailure):
-            raise result.at("query")
-        return result
+        return encoded
 
     def _tokenized(self, texts: Sequence[str]) -> list[EncodedText]:
         limit = self._request.max_document_length or self._limits.passage
@@ -207,24 +202,33 @@ class _Ranking:
         except InvalidRequest as error:
             raise error.at(label) from None
 
-    def _within_window(
-        self, texts: Sequence[str], encoded: Sequence[EncodedText]
-    ) -> Iterator[tuple[Sequence[str], Sequence[EncodedText]]]:
-        """Split a portion whose tokens exceed the window; a text that does so alone is by itself."""
-        first, size = 0, 0
-        for index, text in enumerate(encoded):
-            if index > first and size + len(text) > self._embedder.window:
-                yield texts[first:index], encoded[first:index]
-                first, size = index, 0
-            size += len(text)
-        yield texts[first:], encoded[first:]
-
     async def _scored(
-        self, query: asyncio.Task[Embedding], texts: Sequence[str], encoded: Sequence[EncodedText], size: int
+        self,
+        embedded_query: asyncio.Future[Embedding],
+        texts: Sequence[str],
+        encoded: Sequence[EncodedText],
+        query: EncodedText | None,
     ) -> tuple[dict[str, float], int]:
-        results = await self._embed(encoded, Priority.PASSAGE, self._request.label)
+        """Embed and score documents.
+
+        Args:
+            embedded_query: the query, which the first job embeds and the others wait for.
+            texts: the documents.
+            encoded: their tokens.
+            query: the query's tokens in the first job, None in others.
+
+        Returns:
+            The weighted means, and the number of tokens of the documents.
+        """
+        results = await self._embed(encoded if query is None else [query, *encoded])
+        if query is not None:
+            first, *results = results
+            if isinstance(first, ModelFailure):
+                raise first.at("query")
+            embedded_query.set_result(first)
         embedded = dict(zip(texts, results, strict=True))
-        return await asyncio.to_thread(self._compared, await asyncio.shield(query), embedded), size
+        means = await asyncio.to_thread(self._compared, await asyncio.shield(embedded_query), embedded)
+        return means, sum(map(len, encoded))
 
     def _compared(self, query: Embedding, embedded: Mapping[str, Result]) -> dict[str, float]:
         means = {}
@@ -234,11 +238,11 @@ class _Ranking:
             means[text] = weighted_mean(query, document, self._request.weights)
         return means
 
-    async def _embed(self, encoded: Sequence[EncodedText], priority: Priority, label: str) -> list[Result]:
+    async def _embed(self, encoded: Sequence[EncodedText]) -> list[Result]:
         try:
-            return await self._embedder.embed_tokens(encoded, self._outputs, priority=priority)
+            return await self._embedder.embed_tokens(encoded, self._outputs, priority=Priority.PASSAGE)
         except InvalidRequest as error:
-            raise error.at(label) from None
+            raise error.at(self._request.label) from None
 
     def _field(self, text: str) -> str:
         return f"{self._request.label}[{self._first[text]}]"
@@ -253,3 +257,16 @@ def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
             first, size = index, 0
         size += len(text)
     yield texts[first:]
+
+
+def _within_window(
+    texts: Sequence[str], encoded: Sequence[EncodedText], window: int
+) -> Iterator[tuple[Sequence[str], Sequence[EncodedText]]]:
+    """Split a portion whose tokens exceed the window; a text that does so alone is by itself."""
+    first, size = 0, 0
+    for index, text in enumerate(encoded):
+        if index > first and size + len(text) > window:
+            yield texts[first:index], encoded[first:index]
+            first, size = index, 0
+        size += len(text)
+    yield texts[first:], encoded[first:]
