@@ -13,7 +13,7 @@ from service.wire.parsing import request_type
 from service.wire.rerank import RerankRequest
 from service.wire.schemas import ANSWERS, REFERENCE, error_schemas
 from service.wire.schemas import schemas as answer_schemas
-from service.wire.tei import TeiEmbedRequest, TeiRerankRequest, TeiSparseRequest
+from service.wire.tei_requests import TeiEmbedRequest, TeiRerankRequest, TeiSparseRequest
 
 Json = dict[str, Any]
 
