@@ -389,6 +389,16 @@ class Embedder:
         return self._engines[0].colbert_size
 
     @property
+    def dtype(self) -> str:
+        """Type of the matrix products on the first device, such as `float16`."""
+        return self._engines[0].dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum tokens of a batch."""
+        return self._pool.token_budget
+
+    @property
     def label(self) -> str:
         """Engine, type and devices, for a person: `packed, bfloat16, cpu`."""
         first = self._engines[0]

@@ -105,6 +105,19 @@ def _origin(value: object) -> str:
     return anyone or f"{scheme}://{host}" + ("" if (scheme, port) in _USUAL_PORTS else port)
 
 
+def _rerank_weights(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    message = "must be 3 weights from 0 to 1000000 (dense,sparse,colbert) of which one is above 0, such as 1,1,1"
+    try:
+        weights = tuple(float(part) for part in value.strip("[]").split(","))
+    except ValueError:
+        raise ValueError(message) from None
+    if len(weights) != 3 or not all(0 <= weight <= 1_000_000 for weight in weights) or not any(weights):
+        raise ValueError(message)
+    return weights
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -162,6 +175,7 @@ class Settings(BaseModel):
     max_texts: Positive = 10_000
     query_max_length: Annotated[int, Field(ge=3)] = 512
     passage_max_length: Annotated[int, Field(ge=3)] = 8192
+    rerank_weights: Annotated[tuple[float, float, float], BeforeValidator(_rerank_weights)] = (1.0, 1.0, 1.0)
 
     qdrant_url: Annotated[ServerUrl, BeforeValidator(_server_url), PlainSerializer(str, return_type=str)] | None = None
     qdrant_grpc_port: PortNumber | None = None

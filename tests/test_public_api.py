@@ -47,11 +47,11 @@ PUBLIC: Final[dict[str, str]] = {
         Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CountRequest CountResult DeleteRequest
         DeleteResult DescribedCollection EmbedRequest EmbedResult HitExplanation IngestFailed IngestProgress
         IngestReport IngestRequest IngestResult IngestedText LengthLimits Like Operations PairScores PointsRequest
-        PointsResult ReadPoint RejectedPoint Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch
-        StoreState Weights open_store
+        PointsResult RankedDocument ReadPoint RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult
+        SearchRequest SearchResult SparseMatch StoreState Weights open_store
     """,
     "service.wire": """
-        CODES Answer Codec Progress error_answer error_reply openai_error
+        CODES Answer Codec Progress error_answer error_form error_reply
     """,
 }
 """The public names of each package that has any. Changing one is a decision, to be made here and in the changelog."""

@@ -20,6 +20,7 @@ from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
+from service.operations.rerank import RankedDocument, RerankRequest, RerankResult
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
 from service.operations.store_access import StoreState, open_store
@@ -51,8 +52,11 @@ __all__ = [
     "PairScores",
     "PointsRequest",
     "PointsResult",
+    "RankedDocument",
     "ReadPoint",
     "RejectedPoint",
+    "RerankRequest",
+    "RerankResult",
     "Role",
     "ScoreRequest",
     "ScoreResult",

@@ -16,6 +16,7 @@ from service.operations.inventory import Inventory
 from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
 from service.operations.points import Points
+from service.operations.rerank import Rerank
 from service.operations.score import Score
 from service.operations.search import SearchOperation
 from service.operations.store_access import StoreAccess, StoreState, open_store
@@ -42,6 +43,7 @@ class Operations:
         ingest: embeds texts and stores them as points.
         search: finds the points nearest to texts or to stored points.
         score: scores pairs of texts.
+        rerank: ranks documents by their relevance to a query.
         points: reads stored points by id or page by page.
         inventory: lists and describes collections.
         collections: counts and deletes points, and manages schemas, indexes and aliases.
@@ -79,6 +81,7 @@ class Operations:
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits)
+        self.rerank = Rerank(embedder, self.limits)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -121,6 +124,16 @@ class Operations:
     def model_name(self) -> str:
         """Name of the model in answers."""
         return self.model_names.first
+
+    @property
+    def model_dtype(self) -> str:
+        """Type of the model's matrix products, such as `float16`."""
+        return self._embedder.dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum tokens of a batch."""
+        return self._embedder.token_budget
 
     @property
     def model_label(self) -> str:

@@ -23,10 +23,18 @@ RenderError = Callable[[WorkerError], Mapping[str, Any]]
 """Renders an error as JSON, in the worker's own form or in OpenAI's."""
 
 
-def error_reply(error: WorkerError, render: RenderError) -> Answer:
+ErrorStatus = Callable[[WorkerError], int]
+"""The HTTP status of an error."""
+
+
+def own_status(error: WorkerError) -> int:
+    """The HTTP status of an error, unless a dialect has another."""
+    return wire_error(error).status
+
+
+def error_reply(error: WorkerError, render: RenderError, status: ErrorStatus = own_status) -> Answer:
     """The answer for an error."""
-    wire = wire_error(error)
-    return Answer(Body.of(render(error)), wire.status, wire.code, retry_after_s(error))
+    return Answer(Body.of(render(error)), status(error), wire_error(error).code, retry_after_s(error))
 
 
 def defect(error: Exception) -> Internal:
@@ -57,6 +65,7 @@ class Instrumentation:
         work: Callable[[], Awaitable[Outcome]],
         render_error: RenderError,
         *,
+        error_status: ErrorStatus = own_status,
         with_timings: bool = False,
     ) -> Answer:
         """Do the work of a request and return its answer, which may be an error.
@@ -65,6 +74,7 @@ class Instrumentation:
             operation: name of the operation, from a fixed set.
             work: does the work of the request.
             render_error: renders an error.
+            error_status: returns the HTTP status of an error.
             with_timings: whether to add the seconds of each stage to the answer.
 
         Raises:
@@ -93,7 +103,7 @@ class Instrumentation:
                 time.perf_counter() - started,
                 rejected=[code_of(point.cause) for point in rejected],
             )
-            return error_reply(failure, render_error)
+            return error_reply(failure, render_error, error_status)
         seconds = time.perf_counter() - started
         self._metrics.answered(
             operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected

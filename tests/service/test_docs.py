@@ -55,7 +55,7 @@ def served(serve: Serve, double: GrpcDouble) -> Iterator[Client]:
 
 def first_block(page: str, heading: str, language: str) -> str:
     """The first code in a language under a heading of a page."""
-    section = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    section = ("\n" + (ROOT / "docs" / page).read_text(encoding="utf-8")).partition(f"\n{heading}\n")[2]
     block = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert block is not None
     return block[1]
@@ -91,6 +91,43 @@ def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: 
         for hit in result["hits"]:
             assert scores[hit["id"]] == (pytest.approx(hit["score"], abs=1e-4), hit["payload"]["text"])
         assert [score for _, score, _ in found] == sorted((score for _, score, _ in found), reverse=True)
+
+
+@pytest.mark.parametrize(("page", "title"), [("rerank.md", "# Rerank"), ("tei.md", "## Rerank")])
+def test_one_curl_ranks(serve: Serve, page: str, title: str) -> None:
+    """The command of the page ranks the better document first, with the fields that the page shows."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = first_block(page, title, "sh")
+    with Served(serve(API_KEY="choose-one").operations) as door:
+        here = command.replace("localhost:8000", f"127.0.0.1:{door.port}").replace("curl -s", "curl -s --noproxy '*'")
+        done = subprocess.run(["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True)
+    answer = json.loads(done.stdout)
+    if page == "rerank.md":
+        shown = json.loads(first_block(page, title, "json"))
+        assert answer.keys() == shown.keys()
+        assert [result["index"] for result in answer["results"]] == [result["index"] for result in shown["results"]]
+        assert answer["usage"] == shown["usage"]
+        assert answer["meta"] == shown["meta"]
+    else:
+        assert [(rank["index"], rank.keys()) for rank in answer] == [(1, {"index", "score"}), (0, {"index", "score"})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["rerank.md", "tei.md"])
+def test_the_sdks_work_as_the_page_shows(serve: Serve, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    """The lines for Cohere's and Hugging Face's clients work with the address of a worker."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    title = "# Rerank" if page == "rerank.md" else "# Text Embeddings Inference"
+    code = first_block(page, title, "python")
+    worker = serve(API_KEY="choose-one", SERVED_MODEL_NAME="BAAI/bge-m3")
+    with Served(worker.operations) as door:
+        lines = code.replace("localhost:8000", f"127.0.0.1:{door.port}")
+        if page == "rerank.md":
+            printed = run(lines.replace("print(result.index, ", "print((result.index, ").replace("score)", "score))"))
+            assert [index for index, _ in printed] == [1, 0]
+        else:
+            assert run(lines) == [(2, 192)]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ from service.wire.errors import (
     retry_after_s,
     wire_error,
 )
+from service.wire.tei import EmptyInput
 from tests.service import client
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,7 @@ EXPECTED = {
     Cancelled: ("cancelled", 503, False),
     ShuttingDown: ("cancelled", 503, True),
     Internal: ("internal", 500, False),
+    EmptyInput: ("invalid_request", 400, False),
 }
 """Code, status and `retryable` by type."""
 

@@ -20,12 +20,11 @@ from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
 from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
-from service.wire import Answer, error_answer, error_reply, openai_error
+from service.wire import Answer, error_form, error_reply
 from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
-from service.wire.openai import is_openai_path
-from service.wire.qdrant_inference import INFERENCE, as_server_reads, inference_error
+from service.wire.qdrant_inference import INFERENCE, as_server_reads
 from service.wire.streamed import Streamed
 
 log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class Gate:
             route = self._route(scope["path"])
             if self._state.operations is not None:
                 self._state.operations.metrics.responded(route, status)
-            level = logging.DEBUG if route in PUBLIC_PATHS else logging.INFO
+            level = logging.DEBUG if route in PUBLIC_PATHS and scope["method"] != "POST" else logging.INFO
             outcome = f"{status} {code}" if code else status
             seconds = time.perf_counter() - started
             log.log(level, "%s %s, %.0f ms", route, outcome, 1e3 * seconds, extra={"error_code": code})
@@ -114,7 +113,7 @@ class Gate:
         if preflight is not None:
             await preflight(scope, receive, send)
             return
-        if scope["path"] in PUBLIC_PATHS:
+        if scope["path"] in PUBLIC_PATHS and scope["method"] != "POST":  # POST / embeds texts
             await self._app(scope, receive, send)
             return
         if self._keys is not None and scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
@@ -213,7 +212,6 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """The HTTP response for an error of the server, in OpenAI's form or Qdrant's on the paths of their protocols."""
-    if path == INFERENCE:
-        return response(as_server_reads(error_reply(error, inference_error)))
-    return response(error_reply(error, openai_error if is_openai_path(path) else error_answer))
+    """The HTTP response for an error of the server, in the form of the path."""
+    reply = error_reply(error, error_form(path))
+    return response(as_server_reads(reply) if path == INFERENCE else reply)

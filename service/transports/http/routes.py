@@ -25,7 +25,9 @@ from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
     INFERENCE_EXAMPLE,
     PREFER,
+    RERANK_EXAMPLE,
     ROUTES,
+    TEI_EXAMPLE,
     Route,
     body,
     description,
@@ -47,6 +49,9 @@ from service.wire.instrumentation import defect
 from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 from service.wire.qdrant_inference import INFERENCE
+from service.wire.rerank import PATHS as RERANK_PATHS
+from service.wire.rerank import RERANK
+from service.wire.tei import EMBED, EMBED_SPARSE, INFO, ROOT, is_tei_embed
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
@@ -89,7 +94,8 @@ def application(
             methods=["POST"],
             summary=route.summary,
             responses=post_responses(route.path, accepts_jobs=route.passages),
-            openapi_extra=body(schema_name(route), route.example) | (PREFER if route.passages else {}),
+            openapi_extra=body(schema_name(route), route.example, *route.other_schemas)
+            | (PREFER if route.passages else {}),
         )
     app.add_api_route(
         EMBEDDINGS,
@@ -118,12 +124,32 @@ def application(
         responses=post_responses(INFERENCE),
         openapi_extra=body("InferenceRequest", INFERENCE_EXAMPLE),
     )
+    for path in RERANK_PATHS:
+        tei = ("TeiRerankRequest",) if path == RERANK else ()
+        app.add_api_route(
+            path,
+            endpoints.rerank,
+            methods=["POST"],
+            summary="Rank documents by their relevance to a query (Cohere, Jina" + (", TEI)" if tei else ")"),
+            responses=post_responses(path),
+            openapi_extra=body("RerankRequest", RERANK_EXAMPLE, *tei),
+        )
+    for path, schema, kind in ((ROOT, "TeiEmbedRequest", "dense"), (EMBED_SPARSE, "TeiSparseRequest", "sparse")):
+        app.add_api_route(
+            path,
+            endpoints.tei,
+            methods=["POST"],
+            summary=f"Embed texts as {kind} vectors (TEI)",
+            responses=post_responses(path),
+            openapi_extra=body(schema, TEI_EXAMPLE),
+        )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the names of the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
         ("/livez", endpoints.livez, "Whether the process lives"),
         ("/readyz", endpoints.readyz, "Whether the worker can answer, with the reason, and the state of its store"),
+        (INFO, endpoints.tei_info, "The model and its limits (TEI)"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
@@ -165,7 +191,7 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB]
+    paths = [ROOT, "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
     return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
@@ -188,7 +214,10 @@ class _Endpoints:
         """Run an operation."""
         codec = self._state.ready()
         content = await read_body(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
-        raw = completed(await parsed(content), route.operation, passages=route.passages, path=route.path)
+        raw = await parsed(content)
+        if route.path == EMBED and is_tei_embed(raw):
+            return await _while_connected(request, codec.tei(raw, EMBED))
+        raw = completed(raw, route.operation, passages=route.passages, path=route.path)
         if route.passages and prefers_async(request.headers):
             await codec.check(raw)
             return self._accepted(self._jobs.accept(partial(codec.answer, raw), len(content), codec.core.metrics))
@@ -221,6 +250,22 @@ class _Endpoints:
         if not is_known:
             self._inference_key.check(raw)
         return await _while_connected(request, codec.qdrant_inference(raw))
+
+    async def rerank(self, request: Request) -> Response:
+        """Rank documents as Cohere, Jina and TEI do."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.rerank(raw, request.url.path))
+
+    async def tei(self, request: Request) -> Response:
+        """Embed texts as TEI does."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.tei(raw, request.url.path))
+
+    async def tei_info(self, _request: Request) -> Response:
+        """Describe the model as TEI does."""
+        return response(await self._state.ready().tei_info())
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
