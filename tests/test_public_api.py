@@ -31,7 +31,7 @@ PUBLIC: Final[dict[str, str]] = {
     """,
     "qdrant_sink.searching": """
         OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
-        Searchable TokenMatch conform_query explain recommend run with_branches
+        SearchPage Searchable TokenMatch conform_query explain recommend run search_pages with_branches
     """,
     "qdrant_sink.server": """
         ServerStore
@@ -46,9 +46,9 @@ PUBLIC: Final[dict[str, str]] = {
     "service.operations": """
         Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CountRequest CountResult DeleteRequest
         DeleteResult DescribedCollection EmbedRequest EmbedResult HitExplanation IngestFailed IngestProgress
-        IngestReport IngestRequest IngestResult IngestedText LengthLimits Like Operations PairScores PointsRequest
-        PointsResult RankedDocument ReadPoint RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult
-        SearchRequest SearchResult SparseMatch StoreState Weights open_store
+        IngestReport IngestRequest IngestResult IngestedText LengthLimits Like ModelWarning Operations PairScores
+        PointsRequest PointsResult RankedDocument ReadPoint RejectedPoint RerankRequest RerankResult Role ScoreRequest
+        ScoreResult SearchRequest SearchResult SparseMatch StoreState Weights open_store
     """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_form error_reply

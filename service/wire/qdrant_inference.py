@@ -100,7 +100,7 @@ class InferenceInput(NullIsAbsence):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    data_type: Annotated[Any, AfterValidator(_text_type), WithJsonSchema({"const": "text"})] = "text"
+    data_type: Annotated[Any, AfterValidator(_text_type), WithJsonSchema({"enum": ["text", None]})] = "text"
     data: Annotated[str, AfterValidator(_unicode)]
     model: Annotated[str, Field(description="the served name, or one with :dense, :sparse or :colbert behind it")]
     output: Annotated[Kind | None, BeforeValidator(_output), WithJsonSchema(_OPTIONS), Field(alias="options")] = None

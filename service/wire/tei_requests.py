@@ -105,7 +105,7 @@ class TeiSparseRequest(_Tei):
 class TeiEmbedRequest(TeiSparseRequest):
     """The body of `/`, and of `/embed` with `inputs`."""
 
-    normalize: Annotated[bool, AfterValidator(_is_normalized), WithJsonSchema({"const": True})] = True
+    normalize: Annotated[bool, AfterValidator(_is_normalized), WithJsonSchema({"enum": [True, None]})] = True
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
 

@@ -234,7 +234,7 @@ def test_a_request_may_be_longer_than_the_queue(watched: Watched) -> None:
         ({"weights": [1, 1]}, "weights must have exactly 3 items (dense, sparse, colbert), got 2"),
         ({"weights": [0, 0, 0]}, "weights must be above 0 for at least one kind of vector, got 0 for all"),
         ({"instruction": "rank"}, "unknown field 'instruction'"),
-        ({"model": "other"}, "model must be 'mini', as GET /v1/models lists it, got 'other'"),
+        ({"model": "other"}, "model must be 'mini', as GET /v1/models shows, got 'other'"),
     ],
 )
 def test_an_invalid_request_is_an_error(worker: Client, fields: Json, message: str) -> None:

@@ -194,7 +194,9 @@ def application(
     paths = [ROOT, "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
-    return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
+    # A Qdrant server that asks for vectors is near, and waits for hundreds of megabytes of numbers.
+    served = Compression(app, plain_paths=[INFERENCE]) if state.settings.compress_responses else app
+    return Gate(served, state, paths)
 
 
 class _Endpoints:
