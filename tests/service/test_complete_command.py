@@ -126,7 +126,7 @@ def test_a_signal_ends_it_after_the_running_texts(
     monkeypatch.setattr("service.operations.completion_job.PART_MAX_POINTS", 5)
     interrupted = Meddling(site.store, lambda _: handlers[signal.SIGINT](signal.SIGINT, None))
     options = CompleteOptions(collection="notes", kinds=BOTH, as_json=True)
-    assert complete(Operations(site.settings, site.embedder, interrupted), options) == 2  # type: ignore[arg-type]
+    assert complete(Operations(site.settings, site.embedder, interrupted), options) == 2
     captured = capsys.readouterr()
     first = json.loads(captured.out)
     assert first["error"] == "interrupted; run the same command again to continue"

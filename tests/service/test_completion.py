@@ -89,7 +89,10 @@ class Site:
         page, _ = self.store.scroll(collection, {}, False, limit=10_000)
         present = self.store.describe(collection).description.vectors
         kinds = [kind for kind in KINDS if NAMES.of(kind) in present]
-        points = self.store.fetch(collection, list(page), True, kinds, names=NAMES)
+        ids = list(page)
+        points = {}
+        for start in range(0, len(ids), 64):
+            points |= self.store.fetch(collection, ids[start : start + 64], True, kinds, names=NAMES)
         return {point: (stored.payload, stored.vectors or Vectors()) for point, stored in points.items()}
 
     def assert_complete(self, name: str | None = None, *, but: Sequence[PointId] = ()) -> None:

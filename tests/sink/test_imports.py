@@ -81,6 +81,7 @@ PUBLIC = [
     "DuplicateId",
     "Explained",
     "Explanation",
+    "FeatureMissing",
     "Filter",
     "Hit",
     "IndexRequired",
