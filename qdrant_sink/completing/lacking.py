@@ -30,6 +30,9 @@ def of_exactly_lacking(lacking: Sequence[Kind], kinds: Sequence[Kind], names: Ve
 
 
 def kinds_lacking(kinds: Sequence[Kind]) -> Iterator[tuple[Kind, ...]]:
-    """Yield every set of kinds that a point may lack, the largest first."""
-    for count in range(len(kinds), 0, -1):
+    """Yield every set of kinds that a point may lack, the smallest first.
+
+    A point that gets some of the vectors that it lacks then does not come to a set that is still to be walked.
+    """
+    for count in range(1, len(kinds) + 1):
         yield from combinations(kinds, count)

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ import pytest
 
 import corpus
 from embedder import KINDS, Embedder, Embedding, InvalidRequest, Kind, NotFound, Outputs, Priority
+from embedder.checkpoint import MINI
+from embedder.scheduling import ModelPool
+from embedder.tokenizer import Tokenizer
 from qdrant_sink import (
     CollectionSchema,
     DenseSchema,
@@ -22,6 +26,7 @@ from qdrant_sink import (
     PointId,
     SchemaMismatch,
     Store,
+    Stored,
     StoreRejected,
     StoreUnavailable,
     VectorNames,
@@ -33,22 +38,30 @@ from qdrant_sink.server import ServerStore
 from service.operations import CompletionProgress, CompletionRequest, Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client
-from tests.service.doubles import Watched
+from tests.service.doubles import CrowdedEmbedder, Watched, WatchedEngine
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import Reference, ranked
 
-TEXTS = [passage.text for passage in corpus.passages()[:40]]
+TEXTS = [passage.text[:200] for passage in corpus.passages()[:40]]
 QUERIES = [question.query for question in corpus.questions()[:5]]
 NAMES = VectorNames(dense="")
+NOTHING = "nothing"
 BOTH: tuple[Kind, ...] = ("sparse", "colbert")
+
+
+_EMBEDDINGS: dict[str, Embedding] = {}
+"""The vectors of texts that `embedded` has computed. Every test has the same model."""
 
 
 def embedded(embedder: Embedder, texts: Sequence[str]) -> list[Embedding]:
     """The vectors of texts, as a completion computes them."""
-    tokens = embedder.tokenize(texts, embedder.max_length)
-    outputs = Outputs.of(["dense", "sparse", "colbert"], "float16")
-    results = asyncio.run(embedder.embed_tokens(tokens, outputs, priority=Priority.PASSAGE))
-    return [result for result in results if isinstance(result, Embedding)]
+    new = [text for text in dict.fromkeys(texts) if text not in _EMBEDDINGS]
+    if new:
+        tokens = embedder.tokenize(new, embedder.max_length)
+        results = asyncio.run(embedder.embed_tokens(tokens, Outputs(colbert_type="float16"), priority=Priority.PASSAGE))
+        embeddings = [result for result in results if isinstance(result, Embedding)]
+        _EMBEDDINGS.update(zip(new, embeddings, strict=True))
+    return [_EMBEDDINGS[text] for text in texts]
 
 
 class Site:
@@ -66,6 +79,7 @@ class Site:
 
     def fill(self, texts: Sequence[str | None], *, key: str = "text", first: int = 0) -> list[PointId]:
         """Store a point with a dense vector for each text, with an integer or a UUID as its id."""
+        embedded(self.embedder, [text or NOTHING for text in texts])
         self.store.ensure(self.name, self.schema)
         ids: list[PointId] = [n if n % 3 else uuid.UUID(int=n) for n in range(first, first + len(texts))]
         self.store.upsert(self.name, [self.point(i, text, key=key) for i, text in zip(ids, texts, strict=True)])
@@ -73,7 +87,7 @@ class Site:
 
     def point(self, point_id: PointId, text: str | None, *, key: str = "text") -> Point:
         """A point with the dense vector of its text."""
-        [embedding] = embedded(self.embedder, [text or "nothing"])
+        [embedding] = embedded(self.embedder, [text or NOTHING])
         payload = {"n": str(point_id), "nested": {"a": [1, None, "é"]}, **({} if text is None else {key: text})}
         return Point(point_id, payload, dense=embedding.dense, names=NAMES)
 
@@ -90,7 +104,7 @@ class Site:
         present = self.store.describe(collection).description.vectors
         kinds = [kind for kind in KINDS if NAMES.of(kind) in present]
         ids = list(page)
-        points = {}
+        points: dict[PointId, Stored] = {}
         for start in range(0, len(ids), 64):
             points |= self.store.fetch(collection, ids[start : start + 64], True, kinds, names=NAMES)
         return {point: (stored.payload, stored.vectors or Vectors()) for point, stored in points.items()}
@@ -143,13 +157,13 @@ def old(double: GrpcDouble, embedder: Embedder) -> Iterator[Site]:
 
 def test_a_dense_collection_becomes_hybrid(site: Site) -> None:
     """Every point gets both kinds, the rest stays as it is, and a search reranks by the new rows."""
-    ids = site.fill(TEXTS)
+    ids = site.fill(TEXTS[:24])
     before = site.stored()
     progress: list[CompletionProgress] = []
     report = site.complete(progress=progress.append)
-    assert (report.points, report.completed, report.already, report.is_complete) == (40, 40, 0, True)
+    assert (report.points, report.completed, report.already, report.is_complete) == (24, 24, 0, True)
     assert (report.collection, report.copied, report.alias) == ("notes", None, None)
-    assert progress[-1] == CompletionProgress(40, 40)
+    assert progress[-1] == CompletionProgress(24, 24)
     after = site.stored()
     assert set(after) == set(ids)
     for point, (payload, vectors) in after.items():
@@ -163,10 +177,10 @@ def test_a_dense_collection_becomes_hybrid(site: Site) -> None:
     assert (colbert.m, colbert.on_disk, colbert.datatype) == (0, True, "float16")
 
     worker = Client(site.core)
-    raw = {"operation": "search", "collection": "notes", "queries": QUERIES, "rerank": "colbert", "limit": 40}
+    raw = {"operation": "search", "collection": "notes", "queries": QUERIES, "rerank": "colbert", "limit": 24}
     reference = Reference({point: vectors for point, (_, vectors) in after.items()})
     queries = asyncio.run(site.embedder.embed(QUERIES, Outputs(), max_length=512, priority=Priority.QUERY))
-    for result, query in zip(worker.good({**raw, "prefetch": 40})["results"], queries, strict=True):
+    for result, query in zip(worker.good({**raw, "prefetch": 24})["results"], queries, strict=True):
         assert isinstance(query, Embedding)
         assert query.colbert is not None
         scores = reference.colbert(query.colbert)
@@ -208,6 +222,7 @@ def test_points_that_cannot_be_completed_are_named(watched: Watched, store: Edge
         assert named[ids[1]] == "payload: must have a text under 'text', got none"
         assert named[ids[2]].startswith("colbert: must have at most 20 rows of 192, got ")
         assert "fox" not in "".join(named.values())
+    assert report.rejected == 1
     vectors = site.stored()[ids[4]][1]
     assert vectors.sparse is None
     assert vectors.colbert is not None
@@ -343,7 +358,7 @@ def test_points_that_never_stop_coming_are_pending(site: Site) -> None:
 
 def test_a_failure_is_reported_and_the_next_run_continues(site: Site) -> None:
     """What was written before the store gave out stays, is counted, and is not embedded again."""
-    site.fill(TEXTS)
+    site.fill(TEXTS[:24])
 
     def fail(_number: int) -> None:
         raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
@@ -355,8 +370,25 @@ def test_a_failure_is_reported_and_the_next_run_continues(site: Site) -> None:
     assert not broken.is_complete
     site.core = Operations(site.settings, site.embedder, site.store)
     report = site.complete()
-    assert (report.already, report.completed) == (broken.completed, 40 - broken.completed)
+    assert (report.already, report.completed) == (broken.completed, 24 - broken.completed)
     site.assert_complete()
+
+
+def test_a_small_queue_delays_and_refuses_nothing(store: EdgeStore) -> None:
+    """Texts that the model's queue cannot hold together are embedded one part after the other."""
+    tokenizer = Tokenizer(MINI)
+    engine = WatchedEngine(tokenizer, "zebra")
+    pool = ModelPool([engine], batches_per_gpu=1, token_budget=256, queue_tokens=300)
+    embedder = CrowdedEmbedder(tokenizer, [engine], pool)
+    site = Site(store, embedder)
+    site.fill(TEXTS[:20])
+    engine.gate.clear()
+    opener = Timer(0.3, engine.gate.set)
+    opener.start()
+    report = site.complete()
+    embedder.close()
+    assert (report.completed, report.is_complete) == (20, True)
+    assert embedder.refused
 
 
 def test_a_point_that_the_store_refuses_is_rejected_alone(embedder: Embedder, double: GrpcDouble) -> None:
@@ -374,14 +406,14 @@ def test_a_point_that_the_store_refuses_is_rejected_alone(embedder: Embedder, do
 
 def test_an_old_server_gets_a_copy_and_the_alias_moves(old: Site) -> None:
     """All points, payloads, vectors and payload indexes are in the copy, and the alias leads to it."""
-    ids = old.fill(TEXTS)
+    ids = old.fill(TEXTS[:24])
     old.store.ensure_index("notes", "n", PayloadIndex("keyword"))
     old.store.alias("current", "notes")
     before = old.stored()
     report = old.complete(collection="current")
     assert report.is_complete
-    assert (report.collection, report.alias, report.copied) == ("notes-complete", "current", 40)
-    assert (report.points, report.completed) == (40, 40)
+    assert (report.collection, report.alias, report.copied) == ("notes-complete", "current", 24)
+    assert (report.points, report.completed) == (24, 24)
     assert old.store.aliases() == {"current": "notes-complete"}
     assert set(old.stored("notes")) == set(ids)
     after = old.stored("current")
@@ -394,7 +426,7 @@ def test_an_old_server_gets_a_copy_and_the_alias_moves(old: Site) -> None:
     old.assert_complete("current")
     assert old.store.describe("current").description.payload_indexes == {"n": PayloadIndex("keyword")}
     again = old.complete(collection="current")
-    assert (again.collection, again.already, again.copied) == ("notes-complete", 40, None)
+    assert (again.collection, again.already, again.copied) == ("notes-complete", 24, None)
 
 
 def test_a_copy_needs_an_alias_before_it_begins(old: Site) -> None:

@@ -100,6 +100,8 @@ def complete(core: Operations, options: CompleteOptions) -> int:
         report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(_say), stopping=stopping))
     except WorkerError as error:
         report = CompletionReport(options.collection, failure=_for_command(error))
+    if options.alias is not None and report.copied is None and report.failure is None:
+        _say("the vectors were added in place, so --alias did not apply")
     summary = _summary(report, time.monotonic() - started)
     if options.as_json:
         click.echo(json.dumps({**summary, "unfinished": _unfinished(report)}, ensure_ascii=False))
