@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,31 +160,41 @@ def started(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def ready(folder: Path) -> subprocess.Popen[str]:
+    """The command in a process whose model is loaded."""
+    process = started(folder)
+    assert process.stderr is not None
+    while "model ready" not in (line := process.stderr.readline()):
+        assert line, "the command ended before its model was loaded"
+    return process
+
+
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(embedder: Embedder, tmp_path: Path) -> None:
     """After five kills and one undisturbed run, the collection equals one that was never disturbed."""
     draw = random.Random(5)
-    texts = [passage.text for passage in corpus.passages()]
+    texts = [f"{number}: {passage.text}" for number in range(3) for passage in corpus.passages()]
     contents: list[dict[PointId, Any]] = []
     midway = 0
-    for name, kills in (("killed", 5), ("calm", 0)):
+    seconds = 0.0  # from the loaded model to the end, without a kill
+    for name, kills in (("calm", 0), ("killed", 5)):
         folder = tmp_path / name
         store = EdgeStore(folder / "edge")
         Site(store, embedder).fill(texts)
         store.close()
         for _ in range(kills):
-            process = started(folder)
-            assert process.stderr is not None
-            assert any("model ready" in line for line in process.stderr)
-            time.sleep(draw.uniform(0.0, 2.0))
+            process = ready(folder)
+            time.sleep(draw.uniform(0.0, seconds / 3))
             process.kill()
             process.communicate(timeout=PATIENCE)
             store = EdgeStore(folder / "edge")
             done = store.count("notes", {"must": [{"has_vector": "colbert"}]})
             midway += 0 < done < len(texts)
             store.close()
-        process = started(folder)
+        process = ready(folder)
+        loaded = time.monotonic()
         out, err = process.communicate(timeout=4 * PATIENCE)
+        seconds = time.monotonic() - loaded
         assert process.returncode == 0, err
         report = json.loads(out)
         assert report["already"] + report["completed"] == report["points"] == len(texts)
@@ -201,21 +210,3 @@ def test_kills_at_any_moment_change_nothing(embedder: Embedder, tmp_path: Path) 
         store.close()
     assert midway
     assert contents[0] == contents[1]
-
-
-@pytest.mark.slow
-def test_the_process_ends_well_after_a_signal(embedder: Embedder, tmp_path: Path) -> None:
-    """SIGINT in the middle: the status is 2, one line of JSON says what is done, and no traceback is printed."""
-    store = EdgeStore(tmp_path / "edge")
-    Site(store, embedder).fill([passage.text for passage in corpus.passages()] * 3)
-    store.close()
-    process = started(tmp_path)
-    assert process.stderr is not None
-    timer = threading.Timer(5.0, process.send_signal, [signal.SIGINT])
-    timer.start()
-    out, err = process.communicate(timeout=PATIENCE * 2)
-    timer.cancel()
-    assert process.returncode in (0, 2)
-    assert "Traceback" not in err
-    if process.returncode == 2:
-        assert "run the same command again to continue" in out + err
