@@ -26,6 +26,11 @@ PUBLIC: Final[dict[str, str]] = {
     "corpus": """
         Passage Question passages questions
     """,
+    "qdrant_sink.completing": """
+        COPY_PAGE_POINTS NAMED_MAX PAGE_POINTS CompletionReport CompletionTally CopyStore PointCopy Scrolls
+        UnfinishedPoint check_copyable completed_schema copied_schema kinds_lacking of_all_kinds
+        of_any_lacking of_exactly_lacking pages
+    """,
     "qdrant_sink.edge": """
         EdgeStore
     """,
@@ -44,11 +49,12 @@ PUBLIC: Final[dict[str, str]] = {
         BulkLoad LoadOptions LoadReport
     """,
     "service.operations": """
-        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CountRequest CountResult DeleteRequest
-        DeleteResult DescribedCollection EmbedRequest EmbedResult HitExplanation IngestFailed IngestProgress
-        IngestReport IngestRequest IngestResult IngestedText LengthLimits Like ModelWarning Operations PairScores
-        PointsRequest PointsResult RankedDocument ReadPoint RejectedPoint RerankRequest RerankResult Role ScoreRequest
-        ScoreResult SearchRequest SearchResult SparseMatch StoreState Weights open_store
+        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress CompletionRequest
+        CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest EmbedResult
+        HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult IngestedText LengthLimits
+        Like ModelWarning Operations PairScores PointsRequest PointsResult RankedDocument ReadPoint RejectedPoint
+        RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch StoreState
+        Weights open_store
     """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_form error_reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.operations.collections import Collections, CountRequest, CountResult, DeleteRequest, DeleteResult
+from service.operations.completion_values import CompletionProgress, CompletionRequest
 from service.operations.embed import EmbedRequest, EmbedResult, LengthLimits, Role
 from service.operations.explanation import ColbertMatch, HitExplanation, SparseMatch
 from service.operations.ingest_values import (
@@ -31,6 +32,8 @@ __all__ = [
     "Collections",
     "CollectionsRequest",
     "CollectionsResult",
+    "CompletionProgress",
+    "CompletionRequest",
     "CountRequest",
     "CountResult",
     "DeleteRequest",

@@ -10,6 +10,7 @@ from embedder import Embedder
 from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
 from service.metrics import Metrics
 from service.operations.collections import Collections
+from service.operations.completion import Completion
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
@@ -46,6 +47,7 @@ class Operations:
         rerank: ranks documents by their relevance to a query.
         points: reads stored points by id or page by page.
         inventory: lists and describes collections.
+        completion: adds vectors of further kinds to the points of a collection.
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
@@ -77,6 +79,7 @@ class Operations:
         self.collections = Collections(settings, self._store, schema)
         self.embed = Embed(embedder, self.limits)
         self.ingest = Ingest(embedder, self._store, self.collections, check, self.limits, batch_points=batch_points)
+        self.completion = Completion(embedder, self._store, self.collections, self.limits)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits)
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)

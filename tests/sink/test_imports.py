@@ -85,6 +85,7 @@ PUBLIC = [
     "EmbeddedText",
     "Explained",
     "Explanation",
+    "FeatureMissing",
     "Filter",
     "Hit",
     "IndexRequired",
