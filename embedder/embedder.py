@@ -7,15 +7,17 @@ import gc
 import logging
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from embedder.checkpoint.config import MAX_LENGTH_MIN, EncoderConfig
-from embedder.checkpoint.find import find_checkpoint
+from embedder.checkpoint.find import find_checkpoint, revision_of
 from embedder.chunking import Chunk, Chunker
 from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
@@ -75,9 +77,16 @@ class Embedder:
         tokenizer: of the checkpoint.
         engines: one per device, with the weights of the checkpoint.
         pool: runs the engines.
+        revision: revision of the checkpoint; see `revision_of`.
+
+    Attributes:
+        revision: revision of the checkpoint; None if unknown.
     """
 
-    def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool, revision: str | None = None
+    ) -> None:
+        self.revision = revision
         self._tokenizer = tokenizer
         self._chunker = Chunker(tokenizer)
         self._gatherings = Gatherings(tokenizer.encode)
@@ -161,7 +170,7 @@ class Embedder:
             token_budget=budget,
             queue_tokens=options.queue_tokens,
         )
-        return cls(tokenizer, engines, pool)
+        return cls(tokenizer, engines, pool, revision_of(checkpoint))
 
     async def embed(
         self,
@@ -310,9 +319,10 @@ class Embedder:
             encoded += portion
             tokens += sum(len(text) for text in portion)
             if tokens > (most := self._pool.queue_tokens) and len(encoded) < len(texts):
+                fitting = bisect_right(list(accumulate(map(len, encoded))), most)
                 raise InvalidRequest(
                     f"the first {len(encoded)} of {len(texts)} have {tokens} tokens, "
-                    f"more than the queue holds (QUEUE_TOKENS={most}); split the job"
+                    f"more than the queue holds (QUEUE_TOKENS={most}); send at most {fitting} at once"
                 )
         return encoded
 
@@ -377,6 +387,16 @@ class Embedder:
     def colbert_size(self) -> int:
         """Size of a ColBERT row."""
         return self._engines[0].colbert_size
+
+    @property
+    def dtype(self) -> str:
+        """Type of the matrix products on the first device, such as `float16`."""
+        return self._engines[0].dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum tokens of a batch."""
+        return self._pool.token_budget
 
     @property
     def label(self) -> str:

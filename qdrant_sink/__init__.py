@@ -28,13 +28,17 @@ from qdrant_sink.documents import (
     chunk_id,
     new_version,
 )
+from qdrant_sink.embedded_texts import EmbeddedText, embedded_text
 from qdrant_sink.errors import (
     AccessDenied,
     CollectionChanged,
     Difference,
+    Disagreement,
     DuplicateId,
+    FeatureMissing,
     IndexRequired,
     LimitExceeded,
+    ModelMismatch,
     NothingTaken,
     SchemaMismatch,
     StoreError,
@@ -44,6 +48,8 @@ from qdrant_sink.errors import (
 )
 from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.json_types import kind_of
+from qdrant_sink.model_check import MODEL_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
@@ -77,7 +83,9 @@ from qdrant_sink.schema import (
     Quantization,
     SparseSchema,
     VectorNames,
+    default_names,
 )
+from qdrant_sink.schema_diff import VectorDescription
 from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
     OFFSET_MAX,
@@ -91,13 +99,16 @@ from qdrant_sink.searching import (
     RowMatch,
     Search,
     SearchOptions,
+    SearchPage,
     TokenMatch,
     conform_query,
     explain,
     recommend,
     run,
+    search_pages,
     with_branches,
 )
+from qdrant_sink.shared_calls import SharedCalls
 from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
     BATCH_MAX_POINTS,
@@ -121,6 +132,7 @@ __all__ = [
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",
+    "MODEL_COSINE_MIN",
     "NAMES",
     "OFFSET_MAX",
     "ORDERED_TYPES",
@@ -133,23 +145,30 @@ __all__ = [
     "CollectionChanged",
     "CollectionSchema",
     "CollectionState",
+    "ComparedText",
     "Datatype",
     "DenseSchema",
     "Difference",
+    "Disagreement",
     "Distance",
     "Document",
     "DocumentLocks",
     "DocumentPaths",
     "Draft",
     "DuplicateId",
+    "EmbeddedText",
     "Explained",
     "Explanation",
+    "FeatureMissing",
     "Filter",
     "Hit",
     "IndexRequired",
     "IndexType",
     "Layout",
     "LimitExceeded",
+    "ModelIdentity",
+    "ModelMismatch",
+    "ModelVerdict",
     "NothingTaken",
     "OrderPosition",
     "OrderValue",
@@ -170,8 +189,10 @@ __all__ = [
     "SchemaMismatch",
     "Search",
     "SearchOptions",
+    "SearchPage",
     "ServerAddress",
     "ServerUrl",
+    "SharedCalls",
     "SparseSchema",
     "Store",
     "StoreError",
@@ -181,6 +202,7 @@ __all__ = [
     "Superseded",
     "TokenMatch",
     "TransportChoice",
+    "VectorDescription",
     "VectorNames",
     "Vectors",
     "VersionedCollections",
@@ -193,10 +215,13 @@ __all__ = [
     "check_collection",
     "chunk_id",
     "claims",
+    "compare_vectors",
     "conform",
     "conform_id",
     "conform_payload",
     "conform_query",
+    "default_names",
+    "embedded_text",
     "existing_ids",
     "explain",
     "is_derived",
@@ -216,6 +241,7 @@ __all__ = [
     "recommend",
     "rows_max",
     "run",
+    "search_pages",
     "text_id",
     "text_key_of",
     "text_of",

@@ -2,15 +2,18 @@
 
 WorkerError
 ├── NotFound                the collection or the point does not exist (embedder.errors)
-│   └── CollectionChanged       the collection was replaced or deleted while a job wrote to it
+│   ├── CollectionChanged       the collection was replaced or deleted while a job wrote to it
+│   └── PointMissing            a point whose vectors are to be set does not exist
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
 │   ├── StoreRejected       the store refused the content of a request
 │   │   ├── IndexRequired       a filter needs a payload index that the collection lacks
 │   │   ├── LimitExceeded       a number of the request exceeds a limit of the server
 │   │   └── NothingTaken        the store refuses every request, whatever its content
-│   │       └── AccessDenied        the credentials do not suffice
+│   │       ├── AccessDenied        the credentials do not suffice
+│   │       └── FeatureMissing      the server is too old for the request
 │   ├── SchemaMismatch      the collection exists with another schema
+│   │   └── ModelMismatch       the collection has the vectors of another model
 │   └── Superseded          another job stored a later version of the document meanwhile
 └── DuplicateId             two points of one job have the same id
 """
@@ -21,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedder.errors import NotFound, WorkerError
+from embedder.vectors import Kind
 
 
 class StoreError(WorkerError):
@@ -77,6 +81,10 @@ class NothingTaken(StoreRejected):
     """The store refuses every request, whatever its content. A smaller request is refused too."""
 
 
+class FeatureMissing(NothingTaken):
+    """The server is too old for a part of the request."""
+
+
 class AccessDenied(NothingTaken):
     """The credentials of this worker do not suffice for the store."""
 
@@ -110,6 +118,45 @@ class SchemaMismatch(StoreError):
         self.differences = tuple(differences)
 
 
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A kind of vector whose stored vectors are not those that the model computes for the stored texts.
+
+    Attributes:
+        kind: kind of vector.
+        cosine: median cosine of stored and computed vectors.
+        texts: number of texts that were compared.
+    """
+
+    kind: Kind
+    cosine: float
+    texts: int
+
+    def __str__(self) -> str:
+        """Describe the disagreement for a message."""
+        return f"{self.kind} has a median cosine of {self.cosine:.2f} over {self.texts} text{'s' * (self.texts != 1)}"
+
+
+class ModelMismatch(SchemaMismatch):
+    """The collection has the vectors of another model. It is left unchanged.
+
+    Attributes:
+        disagreements: the kinds that disagree; empty if the metadata of the collection names another model, which is
+            then the only one of the `differences`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        collection: str = "",
+        differences: Sequence[Difference] = (),
+        disagreements: Sequence[Disagreement] = (),
+    ) -> None:
+        super().__init__(message, collection=collection, differences=differences)
+        self.disagreements = tuple(disagreements)
+
+
 class Superseded(StoreError):
     """Another job stored a later version of the same document meanwhile, and that version is kept."""
 
@@ -121,6 +168,10 @@ class CollectionChanged(NotFound):
     """
 
     retryable = True
+
+
+class PointMissing(NotFound):
+    """A point whose vectors are to be set does not exist. Other points of the request may be written."""
 
 
 class DuplicateId(WorkerError):

@@ -8,6 +8,7 @@ field. Existing collections must match every field that is set. Other fields onl
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from qdrant_sink import (
     VectorNames,
     canonical_path,
     canonical_value_path,
+    default_names,
 )
 from service.validation import BYTE_ORDER_MARK, field_error
 
@@ -88,7 +90,7 @@ class _Config(BaseModel):
 
 
 class VectorNamesConfig(_Config):
-    """The names of the vectors. The dense vector can be unnamed."""
+    """The names of the vectors. The dense vector can be unnamed. Names that are not set are those of the layout."""
 
     dense: Annotated[str, AfterValidator(_valid_dense_name)] = "dense"
     sparse: VectorName = "sparse"
@@ -143,6 +145,7 @@ class CollectionConfig(_Config):
     replication: Annotated[int, Field(ge=1, le=100)] | None = None
     write_consistency: Annotated[int, Field(ge=1, le=100)] | None = None
     layout: Layout = "plain"
+    verify_model: bool = True
 
     @model_validator(mode="after")
     def _are_consistent(self) -> CollectionConfig:
@@ -164,8 +167,8 @@ class CollectionConfig(_Config):
 
     @property
     def names(self) -> VectorNames:
-        """The names of the vectors."""
-        return VectorNames(**self.vector_names.model_dump())
+        """The names of the vectors: those that are set, and otherwise those of the layout."""
+        return replace(default_names(self.layout, self.kinds), **self.vector_names.model_dump(exclude_unset=True))
 
     @property
     def placement(self) -> Placement:

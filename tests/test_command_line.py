@@ -205,12 +205,13 @@ cli.main(["ask", "a question"], obj=interrupt)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ask", "bulk", "demo", "precision", "prefetch"])
+@pytest.mark.parametrize("name", ["ask", "bulk", "complete", "demo", "precision", "prefetch"])
 def test_the_log_settings_hold_in_every_command(name: str, tmp_path: Path) -> None:
     """LOG_FORMAT=json makes every log line an object, LOG_LEVEL filters them, and invalid values are named."""
     arguments = {
         "ask": ["a question", "--collection", "notes", "--json"],
         "bulk": ["--collection", "notes", "--json"],
+        "complete": ["notes", "--kinds", "sparse", "--json"],
         "demo": ["--json"],
         "precision": ["--model", "mini", "--dtype", "float16", "--device", "cpu", "--max-length", "16", "--json"],
         "prefetch": ["mini", "--json"],

@@ -42,6 +42,7 @@ from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_order, edge_point, hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
+from qdrant_sink.edge.settings import write_model
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.payload_path import PayloadPath
@@ -199,6 +200,15 @@ class EdgeStore:
         with self._collection(collection).opened(to_write=True) as shard, mapped("points"):
             shard.update(operation)
 
+    def add_vectors(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
+        """Add the vectors of these kinds that the collection lacks; see `Store.add_vectors`."""
+        self._collection(collection).add_vectors(collection, schema, kinds)
+
+    def update_vectors(self, collection: str, points: Sequence[Point]) -> set[PointId]:
+        """Set the vectors of existing points, and return the ids that do not exist."""
+        check_collection(collection)
+        return self._collection(collection).update_vectors(points) if points else set()
+
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Return the subset of these ids that is stored."""
         check_collection(collection)
@@ -225,6 +235,7 @@ class EdgeStore:
         with_vectors: Sequence[Kind],
         *,
         names: VectorNames = NAMES,
+        patient: bool = False,  # noqa: ARG002 - always available
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id."""
         check_collection(collection)
@@ -292,7 +303,13 @@ class EdgeStore:
                 shard.update(edge.UpdateOperation.delete_points(list(ids)))
         return existed
 
-    def count(self, collection: str, where: Filter | None = None) -> int:
+    def count(
+        self,
+        collection: str,
+        where: Filter | None = None,
+        *,
+        patient: bool = False,  # noqa: ARG002 - always available
+    ) -> int:
         """Return the exact number of matching points."""
         condition = edge_filter(where)
         with self._collection(collection).opened() as shard, mapped("count"):
@@ -388,6 +405,8 @@ class EdgeStore:
                 create_index(shard, key, index)
             shard.flush()
             shard.close()
+            if schema.model is not None:
+                write_model(temporary, schema.model)
             temporary.rename(self._directories.path(name))
 
 

@@ -7,7 +7,7 @@ from qdrant_sink.searching.matches import RowMatch, TokenMatch
 from qdrant_sink.searching.plan import OVERSAMPLING, Hit, Plan, Rescoring
 from qdrant_sink.searching.query import OFFSET_MAX, Search, SearchOptions, conform_query, with_branches
 from qdrant_sink.searching.recommend import recommend
-from qdrant_sink.searching.run import Searchable, run
+from qdrant_sink.searching.run import Searchable, SearchPage, run, search_pages
 
 __all__ = [
     "OFFSET_MAX",
@@ -21,11 +21,13 @@ __all__ = [
     "RowMatch",
     "Search",
     "SearchOptions",
+    "SearchPage",
     "Searchable",
     "TokenMatch",
     "conform_query",
     "explain",
     "recommend",
     "run",
+    "search_pages",
     "with_branches",
 ]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from embedder.errors import NotFound
-from qdrant_sink.errors import NothingTaken
+from qdrant_sink.errors import FeatureMissing, NothingTaken
 from qdrant_sink.filters import Filter
-from qdrant_sink.searching.plan import Fuse, Plan
+from qdrant_sink.searching.plan import Fuse, Lacking, Plan
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ class Feature:
 INSERT_ONLY: Final = Feature("insertOnly", (1, 17, 0))
 RRF_K: Final = Feature("RRF with a chosen k", (1, 16, 0))
 RRF_WEIGHTS: Final = Feature("weights of an RRF", (1, 17, 0))
+RERANK: Final = Feature("rerank", (1, 14, 0))
+"""Formulas, which select the candidates without rows."""
+ADD_VECTORS: Final = Feature("adding vectors to an existing collection", (1, 18, 0))
 
 _CONDITIONS: Final = {
     "has_vector": (1, 13, 0),
@@ -61,9 +64,12 @@ def filter_features(where: Filter | None) -> Iterator[Feature]:
 def plan_features(plan: Plan) -> Iterator[Feature]:
     """Yield the features that a search needs."""
     yield from filter_features(plan.where)
-    if isinstance(plan.query, Fuse) and plan.query.method == "rrf":
+    fuse = plan.query.fuse if isinstance(plan.query, Lacking) else plan.query
+    if isinstance(plan.query, Lacking):
+        yield RERANK
+    if isinstance(fuse, Fuse) and fuse.method == "rrf":
         yield RRF_K
-        if plan.query.weights is not None:
+        if fuse.weights is not None:
             yield RRF_WEIGHTS
 
 
@@ -89,7 +95,7 @@ class ServerVersion:
             features: features of the next request.
 
         Raises:
-            NothingTaken: the server is too old.
+            FeatureMissing: the server is too old.
             WorkerError: the server does not answer; see the table in `qdrant_sink.store`.
         """
         newest = max(features, key=lambda feature: feature.since, default=None)
@@ -102,7 +108,7 @@ class ServerVersion:
                 return
         version = self._ask(ask)  # again before a refusal, because the server may have been updated
         if version is not None and version < newest.since:
-            raise NothingTaken(
+            raise FeatureMissing(
                 f"{newest.name} needs Qdrant {_shown(newest.since)}, and the server has {_shown(version)}; update the "
                 f"server, or do without it"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.operations.collections import Collections, CountRequest, CountResult, DeleteRequest, DeleteResult
+from service.operations.completion_values import CompletionProgress, CompletionRequest
 from service.operations.embed import EmbedRequest, EmbedResult, LengthLimits, Role
 from service.operations.explanation import ColbertMatch, HitExplanation, SparseMatch
 from service.operations.ingest_values import (
@@ -16,12 +17,14 @@ from service.operations.ingest_values import (
     RejectedPoint,
 )
 from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
+from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
+from service.operations.rerank import RankedDocument, RerankRequest, RerankResult
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
-from service.operations.store_access import open_store
+from service.operations.store_access import StoreState, open_store
 
 __all__ = [
     "Chunking",
@@ -29,6 +32,8 @@ __all__ = [
     "Collections",
     "CollectionsRequest",
     "CollectionsResult",
+    "CompletionProgress",
+    "CompletionRequest",
     "CountRequest",
     "CountResult",
     "DeleteRequest",
@@ -45,18 +50,23 @@ __all__ = [
     "IngestedText",
     "LengthLimits",
     "Like",
+    "ModelWarning",
     "Operations",
     "PairScores",
     "PointsRequest",
     "PointsResult",
+    "RankedDocument",
     "ReadPoint",
     "RejectedPoint",
+    "RerankRequest",
+    "RerankResult",
     "Role",
     "ScoreRequest",
     "ScoreResult",
     "SearchRequest",
     "SearchResult",
     "SparseMatch",
+    "StoreState",
     "Weights",
     "open_store",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
+
+import numpy as np
 
 from embedder import (
     Embedder,
@@ -30,6 +32,13 @@ With `either`, a single text that is within the limit of queries has their prior
 
 QUICK_MAX_TOKEN_IDS: Final = 1024
 """Maximum token ids of a request that are validated in less time than a thread switch takes."""
+
+_LIMIT_SETTINGS: Final[Mapping[Role, str]] = {
+    "query": "QUERY_MAX_LENGTH",
+    "passage": "PASSAGE_MAX_LENGTH",
+    "either": "PASSAGE_MAX_LENGTH",
+}
+"""The setting that limits the length of texts of a role."""
 
 Admit = Callable[[Sequence[int]], None]
 """Callback with the number of tokens of each text, before the model runs. An error that it raises ends the operation.
@@ -67,6 +76,7 @@ class EmbedRequest:
         max_length: tokens beyond which a text is truncated; None for the limit of the role.
         batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
         refuse_truncation: whether truncation of a text is an error.
+        length_remedy: advice for a caller whose text is too long, at the end of that error.
         label: name of the list of texts in errors.
         is_single: whether the caller gave one text by itself rather than in a list, so that `label` is its name.
 
@@ -81,6 +91,7 @@ class EmbedRequest:
     max_length: int | None = None
     batch_size: int = 0
     refuse_truncation: bool = False
+    length_remedy: str = "shorten it"
     label: str = "texts"
     is_single: bool = False
 
@@ -211,6 +222,8 @@ class Embed:
     def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:
             texts = [self._encoded(request.field(index), ids) for index, ids in enumerate(request.token_ids)]
+            if not request.refuse_truncation:
+                texts = [_truncated(text, limit) for text in texts]
         else:
             try:
                 texts = self._embedder.tokenize(request.texts, limit, at_once=True)
@@ -218,7 +231,7 @@ class Embed:
                 raise error.at(request.label) from None
         if request.refuse_truncation:
             for index, text in enumerate(texts):
-                _check_length(request.field(index), text, limit)
+                check_length(request.field(index), text, limit, _LIMIT_SETTINGS[request.role], request.length_remedy)
         return texts
 
     def _encoded(self, field: str, ids: Sequence[int]) -> EncodedText:
@@ -235,7 +248,26 @@ class Embed:
         return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
-def _check_length(field: str, text: EncodedText, limit: int) -> None:
+def _truncated(text: EncodedText, limit: int) -> EncodedText:
+    """The text with its first tokens and the special ones around them, within the limit."""
+    if len(text) <= limit:
+        return text
+    return EncodedText(np.concatenate([text.ids[: limit - 1], text.ids[-1:]]), truncated=True)
+
+
+def check_length(field: str, text: EncodedText, limit: int, setting: str, remedy: str = "shorten it") -> None:
+    """Check that a text was not truncated.
+
+    Args:
+        field: name of the text in the error.
+        text: the text, whose tokens are within the limit if it was tokenized here.
+        limit: maximum tokens, special tokens included.
+        setting: name of the setting that sets the limit.
+        remedy: advice for the caller, at the end of the error.
+
+    Raises:
+        InvalidRequest: the text was truncated, or is longer than the limit.
+    """
     if text.truncated or len(text) > limit:
         got = "more" if text.truncated else f"{len(text)} with special tokens"
-        raise invalid_field(field, f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), got {got}; shorten it")
+        raise invalid_field(field, f"must have at most {limit} tokens ({setting}), got {got}; {remedy}")

@@ -43,6 +43,7 @@ from service.operations.ingest_values import (
     IngestRequest,
     IngestResult,
 )
+from service.operations.model_check import ModelCheck
 from service.operations.store_access import IngestSlot, StoreAccess, in_thread
 from service.validation import invalid_field
 
@@ -72,6 +73,7 @@ class Ingest:
         embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
+        model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
         batch_points: maximum number of points, or ids, in one request to the store.
     """
@@ -81,6 +83,7 @@ class Ingest:
         embedder: Embedder,
         store: StoreAccess,
         collections: Collections,
+        model_check: ModelCheck,
         limits: LengthLimits,
         *,
         batch_points: int = BATCH_MAX_POINTS,
@@ -88,6 +91,7 @@ class Ingest:
         self._embedder = embedder
         self._store = store
         self._collections = collections
+        self._model_check = model_check
         self._schema = collections.schema
         self._limits = limits
         self._batch_points = batch_points
@@ -177,6 +181,7 @@ class Ingest:
         admit_texts: AdmitTexts,
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
+        await self._model_check.admit(plan.name, self._schema, request.text_key, request.vectors)
         job = await slot.run(lambda: self._prepare(request, plan, progress), stage="store")
         if not request.return_vectors:
             report = await _run(slot, job, job.stream)

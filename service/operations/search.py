@@ -6,25 +6,28 @@ check the collection while the queries are embedded (or read the examples) -> co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
+    Explained,
     Hit,
     Refusal,
     Search,
     SearchOptions,
+    SearchPage,
     Vectors,
     conform_query,
     recommend,
-    run,
+    search_pages,
     with_branches,
 )
 from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
 from service.operations.explanation import Explainer, HitExplanation
+from service.operations.model_check import ModelCheck, ModelWarning
 from service.operations.store_access import StoreAccess
 from service.validation import invalid_field
 
@@ -84,11 +87,16 @@ class SearchResult:
         hits: the hits of each query, best first.
         tokens: number of tokens of the queries; 0 for a search by stored points.
         explanations: the explanation of each hit of each query; None if not requested.
+        unranked: number of candidates of each query that have no ColBERT rows, and therefore no score; empty without
+            reranking.
+        warnings: kinds of the search whose stored vectors are those of another model.
     """
 
     hits: Sequence[Sequence[Hit]]
     tokens: int
     explanations: Sequence[Sequence[HitExplanation]] | None = None
+    unranked: Sequence[int] = ()
+    warnings: Sequence[ModelWarning] = ()
 
 
 class SearchOperation:
@@ -98,6 +106,7 @@ class SearchOperation:
         embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
+        model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
     """
 
@@ -106,11 +115,13 @@ class SearchOperation:
         embedder: Embedder,
         store: StoreAccess,
         collections: Collections,
+        model_check: ModelCheck,
         limits: LengthLimits,
     ) -> None:
         self._embedder = embedder
         self._store = store
         self._collections = collections
+        self._model_check = model_check
         self._schema = collections.schema
         self._limits = limits
         self._explainer = Explainer(embedder, collections.schema, limits)
@@ -126,20 +137,25 @@ class SearchOperation:
         self._collections.check_filter(request.options.where)
         request = replace(request, options=with_branches(request.options, self._schema))
         _check_size(request)
-        check = self._store.call(lambda: self._collections.catalogue.check_read(name))
+        check = asyncio.ensure_future(self._check(request, name))
         if request.like is not None:
-            await check
+            warnings = await check
             like = request.like
             search = await self._store.call(lambda: self._search_by_points(request, like, name))
-            return await self._run(request, name, [search], [None], 0)
+            return replace(await self._run(request, name, [search], [None], 0), warnings=warnings)
         results = await self._embedded(request, check)
         searches = [self._search(request, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._run(request, name, searches, request.queries, tokens)
+        return replace(await self._run(request, name, searches, request.queries, tokens), warnings=check.result())
 
-    async def _embedded(self, request: SearchRequest, check: Coroutine[Any, Any, None]) -> list[Result]:
+    async def _check(self, request: SearchRequest, name: str) -> tuple[ModelWarning, ...]:
+        """Check that the collection can be read, and whether it has the vectors of the model."""
+        await self._store.call(lambda: self._collections.catalogue.check_read(name))
+        return await self._model_check.warnings(name, self._schema, request.text_key, request.options.kinds)
+
+    async def _embedded(self, request: SearchRequest, checking: asyncio.Future[Any]) -> list[Result]:
         """Embed the queries while the collection is checked. The check's error ends the search first."""
-        checking, embedding = asyncio.ensure_future(check), asyncio.ensure_future(self._embed(request))
+        embedding = asyncio.ensure_future(self._embed(request))
         try:
             await checking
             return await embedding
@@ -196,19 +212,29 @@ class SearchOperation:
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
         if not request.explain:
-            hits = await self._indexed(collection, lambda: run(self._store.opened(), collection, searches))
-            return SearchResult(hits, tokens)
+            answers = await self._indexed(collection, lambda: search_pages(self._store.opened(), collection, searches))
+            return _result(request, answers, tokens)
         explained = await self._indexed(
             collection, lambda: self._explainer.run(self._store.opened(), collection, searches, request.text_key)
         )
         explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, request.text_key)
-        return SearchResult([search.hits for search in explained], tokens, explanations)
+        return _result(request, explained, tokens, explanations)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
         """Run a blocking call that may filter by a key whose index has to be created first."""
         return await self._store.call(
             lambda: self._collections.catalogue.indexes.run(self._store.opened(), collection, call)
         )
+
+
+def _result(
+    request: SearchRequest,
+    answers: Sequence[SearchPage | Explained],
+    tokens: int,
+    explanations: Sequence[Sequence[HitExplanation]] | None = None,
+) -> SearchResult:
+    unranked = [answer.unranked for answer in answers] if request.options.rerank else []
+    return SearchResult([answer.hits for answer in answers], tokens, explanations, unranked)
 
 
 def _check_size(request: SearchRequest) -> None:

@@ -122,7 +122,7 @@ class HitAnswer(TypedDict):
     """A point that a search returns."""
 
     id: Id
-    score: float
+    score: Annotated[float | None, Field(description="null for a point without ColBERT rows; only with rerank")]
     group: NotRequired[Annotated[int | str, Field(description="payload value of the group; only with groupBy")]]
     payload: NotRequired[dict[str, Any]]
     vectors: NotRequired[VectorsAnswer]
@@ -173,12 +173,24 @@ class HitsAnswer(TypedDict):
     """The hits of one query, best first."""
 
     hits: list[HitAnswer]
+    unranked: NotRequired[
+        Annotated[int, Field(ge=1, description="candidates without ColBERT rows; only with rerank, and if not 0")]
+    ]
+
+
+class WarningAnswer(TypedDict):
+    """A doubt about an answer."""
+
+    code: Annotated[str, WithJsonSchema({"enum": ["model_mismatch"]})]
+    message: str
+    details: dict[str, Any]
 
 
 class SearchAnswer(TypedDict):
     """The answer to a search request: one result per query."""
 
     results: list[HitsAnswer]
+    warnings: NotRequired[Annotated[list[WarningAnswer], Field(description="only if there are any")]]
     usage: UsageAnswer
     model: str
     timings: NotRequired[Timings]
@@ -260,7 +272,15 @@ class SourcedAnswer(TypedDict):
     """A name, and where it is from."""
 
     name: str
-    source: Annotated[str, WithJsonSchema({"enum": ["config", "worker"]})]
+    source: Annotated[str, WithJsonSchema({"enum": ["config"]})]
+
+
+class ModelAnswer(TypedDict):
+    """The model of a collection by its metadata, or else that of the worker."""
+
+    name: str
+    revision: NotRequired[Annotated[str | None, Field(description="null if unknown; only with source collection")]]
+    source: Annotated[str, WithJsonSchema({"enum": ["collection", "worker"]})]
 
 
 class CollectionAnswer(TypedDict):
@@ -274,7 +294,7 @@ class CollectionAnswer(TypedDict):
     vectors: list[VectorAnswer]
     payloadIndexes: list[PayloadIndexAnswer]
     layout: SourcedAnswer
-    model: SourcedAnswer
+    model: ModelAnswer
     timings: NotRequired[Timings]
 
 

@@ -12,6 +12,7 @@ from service.operations import CollectionsResult, DescribedCollection, PointsRes
 from service.wire.answer_types import (
     CollectionAnswer,
     CollectionsAnswer,
+    ModelAnswer,
     ReadPointAnswer,
     ReadPointsAnswer,
     StoredVectorsAnswer,
@@ -61,8 +62,15 @@ def collection_answer(result: DescribedCollection, model: str) -> CollectionAnsw
             for key, index in sorted(description.payload_indexes.items())
         ],
         "layout": {"name": result.layout, "source": "config"},
-        "model": {"name": model, "source": "worker"},
+        "model": _model(result, model),
     }
+
+
+def _model(result: DescribedCollection, worker_model: str) -> ModelAnswer:
+    model = result.state.model
+    if model is None:
+        return {"name": worker_model, "source": "worker"}
+    return {"name": model.name, "revision": model.revision, "source": "collection"}
 
 
 def points_answer(request: ReadPointsRequest, result: PointsResult) -> ReadPointsAnswer:

@@ -26,9 +26,12 @@ from qdrant_sink import (
     AccessDenied,
     CollectionChanged,
     Difference,
+    Disagreement,
     DuplicateId,
+    FeatureMissing,
     IndexRequired,
     LimitExceeded,
+    ModelMismatch,
     NothingTaken,
     Refusal,
     SchemaMismatch,
@@ -37,6 +40,7 @@ from qdrant_sink import (
     StoreUnavailable,
     Superseded,
 )
+from qdrant_sink.errors import PointMissing
 from service.operations import IngestFailed, IngestReport, RejectedPoint
 from service.wire import CODES, error_answer
 from service.wire.codec import render_error
@@ -49,6 +53,7 @@ from service.wire.errors import (
     ResponseTooLarge,
     ShuttingDown,
     Unauthorized,
+    UnknownCoding,
     UnknownPath,
     cause_of,
     code_for,
@@ -56,6 +61,7 @@ from service.wire.errors import (
     retry_after_s,
     wire_error,
 )
+from service.wire.tei import EmptyInput
 from tests.service import client
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +76,7 @@ EXPECTED = {
     BodyStalled: ("invalid_request", 408, True),
     BodyTooLarge: ("invalid_request", 413, False),
     NotJson: ("invalid_request", 415, False),
+    UnknownCoding: ("invalid_request", 415, False),
     NotFound: ("not_found", 404, False),
     UnknownPath: ("not_found", 404, False),
     Overloaded: ("overloaded", 429, True),
@@ -83,13 +90,17 @@ EXPECTED = {
     LimitExceeded: ("store_rejected", 502, False),
     NothingTaken: ("store_rejected", 502, False),
     AccessDenied: ("store_rejected", 502, False),
+    FeatureMissing: ("store_rejected", 502, False),
     SchemaMismatch: ("schema_mismatch", 409, False),
+    ModelMismatch: ("schema_mismatch", 409, False),
     DuplicateId: ("duplicate_id", 409, False),
     Superseded: ("superseded", 409, False),
     CollectionChanged: ("not_found", 404, True),
+    PointMissing: ("not_found", 404, False),
     Cancelled: ("cancelled", 503, False),
     ShuttingDown: ("cancelled", 503, True),
     Internal: ("internal", 500, False),
+    EmptyInput: ("invalid_request", 400, False),
 }
 """Code, status and `retryable` by type."""
 
@@ -139,6 +150,10 @@ def test_an_error_has_its_code_its_status_and_four_keys(kind: type[WorkerError])
         (
             SchemaMismatch("m", collection="notes", differences=[Difference("dense.size", 8, 192)]),
             {"collection": "notes", "differences": [{"field": "dense.size", "found": 8, "wanted": 192}]},
+        ),
+        (
+            ModelMismatch("m", collection="notes", disagreements=[Disagreement("sparse", 0.03141, 8)]),
+            {"collection": "notes", "vectors": [{"kind": "sparse", "cosine": 0.0314, "texts": 8}]},
         ),
     ],
     ids=lambda value: type(value).__name__,

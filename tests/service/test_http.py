@@ -170,7 +170,19 @@ def test_the_official_openai_client(worker: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/embed", "/search", "/points", "/metrics", "/openapi.json", "/v1/models", "/nowhere"]
+    "path",
+    [
+        "/embed",
+        "/search",
+        "/points",
+        "/rerank",
+        "/embed_sparse",
+        "/info",
+        "/metrics",
+        "/openapi.json",
+        "/v1/models",
+        "/nowhere",
+    ],
 )
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]
@@ -253,7 +265,7 @@ def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
         refused(client.post("/points/count", json={"collection": "absent"}), 404, "not_found")
         refused(client.post("/search", json={"collection": "other", "queries": ["a"]}), 409, "schema_mismatch")
         refused(client.get("/nowhere"), 404, "not_found")
-        refused(client.post("/embed/", json={}), 404, "not_found")
+        refused(client.post("/embed/x", json={}), 404, "not_found")
         method = client.get("/embed")
         refused(method, 405, "invalid_request")
         assert method.headers["allow"] == "POST"

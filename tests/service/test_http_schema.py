@@ -38,6 +38,7 @@ CHECKS = [
 
 
 DESCRIPTION = "/collections/{name}"
+JOB = "/jobs/{id}"
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +57,42 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
     with served.client() as client:
         document = client.get("/openapi.json").json()
     read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
-    assert {"/ping", "/health", "/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read) - {DESCRIPTION}
+    public = {"/ping", "/health", "/livez", "/readyz"}
+    with_key = {"/info", "/metrics", "/v1/models", "/collections", "/openapi.json"}
+    assert public | with_key == set(read) - {DESCRIPTION, JOB}
     assert {"200", "204", "503"} == set(read["/ping"])
-    assert all("401" in read[path] for path in read.keys() - {"/ping", "/health"})
+    assert all("401" in read[path] for path in read.keys() - public)
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=served.url)
     with requests.Session() as session:
         session.trust_env = False
-        for path in read.keys() - {DESCRIPTION}:
+        for path in read.keys() - {DESCRIPTION, JOB}:
             schema[path]["GET"].Case().call_and_validate(session=session, checks=CHECKS[:4])
+        raw = {"texts": ["a"], "qdrant": {"collection": "notes"}}
+        with served.client(Prefer="respond-async") as client:
+            accepted = client.post("/points", json=raw).json()
+        for identity in (accepted["id"], "absent"):
+            case = schema[JOB]["GET"].Case(path_parameters={"id": identity})
+            case.call_and_validate(session=session, checks=CHECKS[:4])
+            case = schema[JOB]["DELETE"].Case(path_parameters={"id": identity})
+            case.call_and_validate(session=session, checks=CHECKS[:4])
         for name in ("notes", "absent", "a b"):
             case = schema[DESCRIPTION]["GET"].Case(path_parameters={"name": name})
             case.call_and_validate(session=session, checks=CHECKS[:4])
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(route.path for route in ROUTES),
+        "/v1/embeddings",
+        "/qdrant/inference",
+        "/",
+        "/embed_sparse",
+        "/v1/rerank",
+        "/rerank",
+    ],
+)
 def test_generated_requests_conform_to_the_description(served: Served, path: str) -> None:
     """Generated requests have documented statuses and schemas, and invalid ones are rejected."""
     with served.client() as client:
@@ -94,6 +116,7 @@ RICH: dict[str, list[dict[str, Any]]] = {
     "/embed": [
         {"texts": ["a", ""], "timings": True},
         {"texts": ["a"], "encoding": "base64", "dtype": "float16", "includeText": False},
+        {"inputs": ["a"]},
     ],
     "/points": [
         {"texts": ["one two. " * 60], "qdrant": {"collection": "notes", "chunk": {"maxTokens": 32}}},
@@ -110,7 +133,24 @@ RICH: dict[str, list[dict[str, Any]]] = {
         {"collection": "notes", "ids": [1, "absent"], "withVectors": True, "timings": True},
         {"collection": "notes", "limit": 1, "withVectors": ["dense", "colbert"], "encoding": "base64"},
     ],
-    "/v1/embeddings": [{"input": "a"}, {"input": ["a", "b"], "encoding_format": "base64"}],
+    "/v1/embeddings": [
+        {"input": "a"},
+        {"input": ["a", "b"], "encoding_format": "base64", "vectors": ["sparse", "colbert"]},
+        {"input": "a", "vectors": ["colbert"], "other": 1},
+    ],
+    "/openai/deployments/{model}/embeddings": [{"input": "a"}],
+    "/qdrant/inference": [
+        {"inputs": [{"data": "a", "model": f"mini:{kind}"} for kind in ("dense", "sparse", "colbert")]},
+        {"inputs": [{"data": "a", "data_type": "text", "model": "mini", "options": None}], "inference": "search"},
+    ],
+    "/": [{"inputs": "a"}, {"inputs": ["a", "b"], "truncate": False, "prompt_name": "query"}],
+    "/embed_sparse": [{"inputs": ["a", "b"]}],
+    "/v1/rerank": [{"query": "a", "documents": ["b", {"text": "c", "id": 1}], "return_documents": True}],
+    "/v2/rerank": [{"query": {"text": "a"}, "documents": ["b"], "top_n": 1, "max_tokens_per_doc": 4096}],
+    "/rerank": [
+        {"query": "a", "documents": ["b"], "weights": [0.4, 0.2, 0.4]},
+        {"query": "a", "texts": ["b"], "return_text": True, "raw_scores": True},
+    ],
 }
 
 
@@ -118,7 +158,7 @@ def test_answers_have_the_shape_that_is_described(served: Served) -> None:
     """Answers with all optional parts, and the examples, conform to the schemas."""
     with served.client() as client:
         document = client.get("/openapi.json").json()
-        given = {path: [client.post(path, json=raw) for raw in RICH[path]] for path in RICH}
+        given = {path: [client.post(path.format(model="mini"), json=raw) for raw in RICH[path]] for path in RICH}
     assert set(RICH) == {path for path, methods in document["paths"].items() if "post" in methods}
     for path, responses in given.items():
         described = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]

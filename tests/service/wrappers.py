@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from embedder import Embedder, Kind, Outputs
-from embedder.checkpoint import MINI
+from embedder.checkpoint import MINI, revision_of
 from embedder.engines import BlockingEngine, EncodedBatch, Engine, TokenBatch, YieldPoint
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink import Point, PointId, Store, Stored, VectorNames, WithPayload
+from qdrant_sink import Point, PointId, Store, Stored, WithPayload
 
 
 class ObservedEngine(BlockingEngine):
@@ -55,7 +55,7 @@ class ObservedEngine(BlockingEngine):
 def embedder_over(engine: Engine, *, token_budget: int = 4096, queue_tokens: int = 100_000) -> Iterator[Embedder]:
     """Yield an embedder with its own pool over an engine of `mini`."""
     pool = ModelPool([engine], batches_per_gpu=1, token_budget=token_budget, queue_tokens=queue_tokens)
-    embedder = Embedder(Tokenizer(MINI), [engine], pool)
+    embedder = Embedder(Tokenizer(MINI), [engine], pool, revision_of(MINI))
     try:
         yield embedder
     finally:
@@ -101,10 +101,10 @@ class SpoiledStore:
         ids: Sequence[PointId],
         with_payload: WithPayload,
         with_vectors: Sequence[Kind],
-        **names: VectorNames,
+        **options: Any,
     ) -> dict[PointId, Stored]:
         """See `Store.fetch`."""
-        points = self._store.fetch(collection, ids, with_payload, with_vectors, **names)
+        points = self._store.fetch(collection, ids, with_payload, with_vectors, **options)
         return {identity: _spoiled(stored) for identity, stored in points.items()}
 
     def __getattr__(self, name: str) -> Any:

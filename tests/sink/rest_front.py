@@ -90,6 +90,7 @@ def _create(client: QdrantClient, body: Json, name: str) -> bool:
         sparse_vectors_config=request.sparse_vectors,
         hnsw_config=request.hnsw_config,
         on_disk_payload=request.on_disk_payload,
+        metadata=request.metadata,
     )
 
 
@@ -99,6 +100,10 @@ def _upsert(client: QdrantClient, body: Json, name: str) -> models.UpdateResult:
 
 def _query(client: QdrantClient, body: Json, name: str) -> Any:
     return client.query_batch_points(name, models.QueryRequestBatch.model_validate(body).searches)
+
+
+def _query_one(client: QdrantClient, body: Json, name: str) -> models.QueryResponse:
+    return client.query_batch_points(name, [models.QueryRequest.model_validate(body)])[0]
 
 
 def _delete(client: QdrantClient, body: Json, name: str) -> models.UpdateResult:
@@ -150,6 +155,7 @@ ROUTES: Final[dict[str, Callable[..., Any]]] = {
     r"PUT /collections/([^/]+)/points": _upsert,
     r"POST /collections/([^/]+)/points": _retrieve,
     r"POST /collections/([^/]+)/points/query/batch": _query,
+    r"POST /collections/([^/]+)/points/query": _query_one,
     r"POST /collections/([^/]+)/points/scroll": _scroll,
     r"POST /collections/([^/]+)/points/count": _count,
     r"POST /collections/([^/]+)/points/delete": _delete,

@@ -9,6 +9,12 @@ from tests.contract.steps import Call, Scenario
 
 KEY: Final = "k3y-0123456789"
 JSON: Final = {"Content-Type": "application/json"}
+INPUTS: Final = (
+    {"data": TEXTS[0], "data_type": "text", "model": "mini", "options": {"output": "sparse"}},
+    {"data": TEXTS[1], "data_type": "text", "model": "mini", "options": {}},
+    {"data": TEXTS[0], "data_type": "text", "model": "mini", "options": {"output": "dense"}},
+    {"data": TEXTS[0], "data_type": "text", "model": "mini:colbert", "options": None},
+)
 PATHS: Final = ("/", "/ping", "/health", "/collections", "/v1/models", "/openapi.json")
 
 
@@ -47,6 +53,13 @@ SCENARIOS: Final = (
             _post(
                 "embeddings-base64", "/v1/embeddings", {"input": ["a"], "encoding_format": "base64", "model": "mini"}
             ),
+            _post(
+                "embeddings-with-warnings", "/v1/embeddings", {"input": "a b c", "truncate_prompt_tokens": 3, "foo": 1}
+            ),
+            _post("embeddings-of-azure", "/openai/deployments/mini/embeddings?api-version=1", {"input": "a"}),
+            _post("embeddings-trailing-slash", "/v1/embeddings/", {"input": "a"}),
+            _post("embeddings-doubled-slash", "/v1//embeddings", {"input": "a"}),
+            _post("trailing-slash", "/embed/", {"texts": ["a"]}),
             _get("models", "/v1/models"),
             _get("one-model", "/v1/models/mini"),
             _get("health", "/health"),
@@ -65,7 +78,10 @@ SCENARIOS: Final = (
         "errors",
         [
             _get("no-such-path", "/nowhere"),
-            _post("trailing-slash", "/embed/", {"texts": ["a"]}),
+            _post("nearly-a-path", "/embeddings", {"input": "a"}),
+            _post("openai-nearly-a-path", "/v1/embedding", {"input": "a"}),
+            _post("azure-no-such-path", "/openai/deployments/mini/chat/completions", {}),
+            _post("azure-other-model", "/openai/deployments/ada/embeddings", {"input": "a"}),
             _get("embed-by-get", "/embed"),
             Call("embed-by-put", "PUT", "/embed", {"texts": ["a"]}),
             _post("health-by-post", "/health", {}),
@@ -109,6 +125,29 @@ SCENARIOS: Final = (
             _raw("parts", [b'{"texts": ["a"],', b'"vectors": ["dense"]}'], body_max_bytes=100),
             _raw("stalled-body", b'{"texts": [', stalls=True),
         ],
+    ),
+    Scenario(
+        "inference",
+        [
+            _post("inference", "/qdrant/inference", {"inputs": list(INPUTS), "inference": "update", "token": None}),
+            _post("inference-of-a-query", "/qdrant/inference", {"inputs": list(INPUTS[-1:]), "inference": "search"}),
+            _post("inference-without-inputs", "/qdrant/inference", {"inputs": []}),
+            _post("inference-of-a-number", "/qdrant/inference", {"inputs": [{"data": 1, "model": "mini"}]}),
+            _post("inference-of-an-image", "/qdrant/inference", {"inputs": [{**INPUTS[0], "data_type": "image"}]}),
+            _post("inference-of-another-model", "/qdrant/inference", {"inputs": [{"data": "a", "model": "other"}]}),
+            _post("inference-of-a-failing-text", "/qdrant/inference", {"inputs": [{"data": "zebra", "model": "mini"}]}),
+            _get("inference-by-get", "/qdrant/inference"),
+            _post(
+                "inference-without-the-key", "/qdrant/inference", {"inputs": list(INPUTS)}, settings={"API_KEY": KEY}
+            ),
+            _post(
+                "inference-with-the-key",
+                f"/qdrant/inference?key={KEY}",
+                {"inputs": list(INPUTS[:1])},
+                settings={"API_KEY": KEY},
+            ),
+        ],
+        stores=("edge",),
     ),
     Scenario(
         "metrics of failures",
@@ -171,6 +210,8 @@ SCENARIOS: Final = (
             _post(
                 "with-key", "/embed", {"texts": ["a"], "vectors": ["dense"]}, headers={"Authorization": f"Bearer {KEY}"}
             ),
+            _get("with-key-of-azure", "/v1/models", headers={"api-key": KEY}),
+            _get("wrong-key-of-azure", "/v1/models", headers={"api-key": "wrong"}),
             _get("with-key-in-lower-case", "/v1/models", headers={"Authorization": f"bearer {KEY}"}),
         ],
         settings={"API_KEY": KEY},
