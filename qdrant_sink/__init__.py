@@ -45,6 +45,7 @@ from qdrant_sink.errors import (
 from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.json_types import kind_of
 from qdrant_sink.open import open_edge, open_server
+from qdrant_sink.payload_form import PayloadForm
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
 from qdrant_sink.point_order import ORDERED_TYPES, OrderPosition, OrderValue, PointOrder, is_exact
@@ -62,9 +63,12 @@ from qdrant_sink.points import (
     point_id,
     text_id,
 )
+from qdrant_sink.recognition import Recognised, Taken
+from qdrant_sink.sampling import sample_points
 from qdrant_sink.schema import (
     ANYWHERE,
     NAMES,
+    TEXT_KEY,
     ColbertSchema,
     CollectionSchema,
     Datatype,
@@ -92,7 +96,9 @@ from qdrant_sink.searching import (
     Search,
     SearchOptions,
     TokenMatch,
+    check_kinds,
     conform_query,
+    default_branches,
     explain,
     recommend,
     run,
@@ -125,6 +131,7 @@ __all__ = [
     "OFFSET_MAX",
     "ORDERED_TYPES",
     "OVERSAMPLING",
+    "TEXT_KEY",
     "AccessDenied",
     "Acknowledged",
     "BranchRank",
@@ -153,6 +160,7 @@ __all__ = [
     "NothingTaken",
     "OrderPosition",
     "OrderValue",
+    "PayloadForm",
     "PayloadIndex",
     "PayloadKeys",
     "Placement",
@@ -161,6 +169,7 @@ __all__ = [
     "PointId",
     "PointOrder",
     "Quantization",
+    "Recognised",
     "Refusal",
     "RefusalCode",
     "Rejection",
@@ -179,6 +188,7 @@ __all__ = [
     "StoreUnavailable",
     "Stored",
     "Superseded",
+    "Taken",
     "TokenMatch",
     "TransportChoice",
     "VectorNames",
@@ -191,12 +201,14 @@ __all__ = [
     "canonical_selection_path",
     "canonical_value_path",
     "check_collection",
+    "check_kinds",
     "chunk_id",
     "claims",
     "conform",
     "conform_id",
     "conform_payload",
     "conform_query",
+    "default_branches",
     "existing_ids",
     "explain",
     "is_derived",
@@ -216,6 +228,7 @@ __all__ = [
     "recommend",
     "rows_max",
     "run",
+    "sample_points",
     "text_id",
     "text_key_of",
     "text_of",

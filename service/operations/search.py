@@ -6,18 +6,22 @@ check the collection while the queries are embedded (or read the examples) -> co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
+from embedder import Embedder, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
     Hit,
+    Recognised,
     Refusal,
     Search,
     SearchOptions,
+    Taken,
     Vectors,
+    check_kinds,
     conform_query,
+    default_branches,
     recommend,
     run,
     with_branches,
@@ -65,7 +69,7 @@ class SearchRequest:
         collection: name of the collection; None for the default.
         options: options of the search.
         explain: whether to explain each hit.
-        text_key: key of the text in a plain payload, for the spans of explanations.
+        text_key: key of the text in a plain payload, for the spans of explanations; None for that of the collection.
     """
 
     queries: Sequence[str] = ()
@@ -73,7 +77,7 @@ class SearchRequest:
     collection: str | None = None
     options: SearchOptions = field(default_factory=SearchOptions)
     explain: bool = False
-    text_key: str = "text"
+    text_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +88,13 @@ class SearchResult:
         hits: the hits of each query, best first.
         tokens: number of tokens of the queries; 0 for a search by stored points.
         explanations: the explanation of each hit of each query; None if not requested.
+        taken: what was taken from the collection rather than from the config.
     """
 
     hits: Sequence[Sequence[Hit]]
     tokens: int
     explanations: Sequence[Sequence[HitExplanation]] | None = None
+    taken: Taken = field(default_factory=Taken)
 
 
 class SearchOperation:
@@ -111,9 +117,8 @@ class SearchOperation:
         self._embedder = embedder
         self._store = store
         self._collections = collections
-        self._schema = collections.schema
         self._limits = limits
-        self._explainer = Explainer(embedder, collections.schema, limits)
+        self._explainer = Explainer(embedder, limits)
 
     async def __call__(self, request: SearchRequest) -> SearchResult:
         """Search. All queries are embedded together and sent to the store as one batch.
@@ -124,64 +129,73 @@ class SearchOperation:
         """
         name = self._collections.named(request.collection, "collection")
         self._collections.check_filter(request.options.where)
-        request = replace(request, options=with_branches(request.options, self._schema))
-        _check_size(request)
-        check = self._store.call(lambda: self._collections.catalogue.check_read(name))
+        check_kinds(request.options, self._collections.wanted.kinds)
+        _check_size(request, branches=len(request.options.using) or 1)  # what no collection changes
         if request.like is not None:
-            await check
-            like = request.like
-            search = await self._store.call(lambda: self._search_by_points(request, like, name))
-            return await self._run(request, name, [search], [None], 0)
-        results = await self._embedded(request, check)
-        searches = [self._search(request, index, result) for index, result in enumerate(results)]
+            recognised = await self._collections.recognised(name)
+            like, request = request.like, _settled(request, recognised)
+            search = await self._store.call(lambda: self._search_by_points(request, like, recognised))
+            return await self._run(request, recognised, [search], [None], 0)
+        request, recognised, results = await self._embedded(request, name)
+        searches = [self._search(request, recognised, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._run(request, name, searches, request.queries, tokens)
+        return await self._run(request, recognised, searches, request.queries, tokens)
 
-    async def _embedded(self, request: SearchRequest, check: Coroutine[Any, Any, None]) -> list[Result]:
-        """Embed the queries while the collection is checked. The check's error ends the search first."""
-        checking, embedding = asyncio.ensure_future(check), asyncio.ensure_future(self._embed(request))
+    async def _embedded(self, request: SearchRequest, name: str) -> tuple[SearchRequest, Recognised, list[Result]]:
+        """Embed the queries while the collection is recognised, whose error ends the search first.
+
+        The kinds are those of the request, or a guess by what was recognised last. Without a guess, and where it was
+        wrong, the queries are embedded after the collection is recognised.
+        """
+        guessed = _guessed_kinds(request, self._collections.catalogue.guess(name))
+        recognising = asyncio.ensure_future(self._collections.recognised(name))
+        embedding = asyncio.ensure_future(self._embed(request, guessed)) if guessed else None
         try:
-            await checking
-            return await embedding
+            recognised = await recognising
+            request = _settled(request, recognised)
+            if embedding is None or request.options.kinds != guessed:
+                return request, recognised, await self._embed(request, request.options.kinds)
+            return request, recognised, await embedding
         finally:
-            checking.cancel()
-            embedding.cancel()
-            await asyncio.gather(checking, embedding, return_exceptions=True)
+            running = [task for task in (recognising, embedding) if task is not None]
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-    async def _embed(self, request: SearchRequest) -> list[Result]:
+    async def _embed(self, request: SearchRequest, kinds: tuple[Kind, ...]) -> list[Result]:
         try:
             return await self._embedder.embed(
                 request.queries,
-                Outputs.of(request.options.kinds),
+                Outputs.of(kinds),
                 max_length=self._limits.query,
                 priority=Priority.QUERY,
             )
         except InvalidRequest as error:
             raise error.at("queries") from None
 
-    def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
+    def _search(self, request: SearchRequest, recognised: Recognised, index: int, result: Result) -> Search:
         query = f"queries[{index}]"
         if isinstance(result, ModelFailure):
             raise result.at(query)
-        search = conform_query(Vectors.of(result), request.options, self._schema)
+        search = conform_query(Vectors.of(result), request.options, recognised.schema)
         if isinstance(search, Refusal):
             raise ModelFailure(search.message).at(query)
         return search
 
-    def _search_by_points(self, request: SearchRequest, like: Like, collection: str) -> Search:
+    def _search_by_points(self, request: SearchRequest, like: Like, recognised: Recognised) -> Search:
         """Build the search from the vectors of stored points, without the model."""
         vectors, where = recommend(
             self._store.opened(),
-            collection,
+            recognised.collection,
             like.positive,
             like.negative,
-            scope=like.id_scope or collection,
+            scope=like.id_scope or recognised.collection,
             kinds=request.options.kinds,
             where=request.options.where,
             field="like",
-            schema=self._schema,
+            schema=recognised.schema,
         )
-        search = conform_query(vectors, replace(request.options, where=where), self._schema)
+        search = conform_query(vectors, replace(request.options, where=where), recognised.schema)
         if isinstance(search, Refusal):
             raise InvalidRequest(f"like: {search.message}")
         return search
@@ -189,20 +203,22 @@ class SearchOperation:
     async def _run(
         self,
         request: SearchRequest,
-        collection: str,
+        recognised: Recognised,
         searches: Sequence[Search],
         queries: Sequence[str | None],
         tokens: int,
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
+        collection, taken = recognised.collection, recognised.taken_with(request.text_key)
         if not request.explain:
             hits = await self._indexed(collection, lambda: run(self._store.opened(), collection, searches))
-            return SearchResult(hits, tokens)
+            return SearchResult(hits, tokens, taken=taken)
+        schema = recognised.read_by(request.text_key)
         explained = await self._indexed(
-            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, request.text_key)
+            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema)
         )
-        explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, request.text_key)
-        return SearchResult([search.hits for search in explained], tokens, explanations)
+        explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, schema)
+        return SearchResult([search.hits for search in explained], tokens, explanations, taken)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
         """Run a blocking call that may filter by a key whose index has to be created first."""
@@ -211,15 +227,42 @@ class SearchOperation:
         )
 
 
-def _check_size(request: SearchRequest) -> None:
-    """Check that a search, whose branches are known, explains few hits and has few candidates.
+def _settled(request: SearchRequest, recognised: Recognised) -> SearchRequest:
+    """The request with its branches in a collection.
+
+    Raises:
+        SchemaMismatch: a kind that the search needs is ambiguous.
+        InvalidRequest: the collection lacks a kind, or the search is too large.
+    """
+    options = request.options
+    recognised.require(options.using or default_branches(recognised.kinds))
+    recognised.require((*options.with_vectors, *(() if options.rerank is None else (options.rerank,))))
+    settled = replace(request, options=with_branches(options, recognised.schema))
+    _check_size(settled, branches=len(settled.options.using))
+    return settled
+
+
+def _guessed_kinds(request: SearchRequest, guess: Recognised | None) -> tuple[Kind, ...]:
+    """The kinds of query vectors that the search is likely to need; empty if that is unknown."""
+    if request.options.using:
+        return request.options.kinds
+    if guess is None:
+        return ()
+    try:
+        return with_branches(request.options, guess.schema).kinds
+    except InvalidRequest:
+        return ()  # the collection itself decides
+
+
+def _check_size(request: SearchRequest, *, branches: int) -> None:
+    """Check that a search with so many branches explains few hits and has few candidates.
 
     Raises:
         InvalidRequest: the search explains too many hits, or has too many candidates.
     """
     options = request.options
     searches, hits = len(request.queries) or 1, options.limit * options.group_size
-    candidates = searches * len(options.using) * options.prefetch
+    candidates = searches * branches * options.prefetch
     if options.group_by is not None and candidates > CANDIDATES_MAX:
         raise invalid_field(
             "prefetch",
@@ -238,7 +281,7 @@ def _check_size(request: SearchRequest) -> None:
             f"got {searches * hits}; lower limit or send fewer queries",
         )
     depth = max(options.prefetch, (options.limit + options.offset) * options.group_size)
-    candidates = searches * len(options.using) * depth
+    candidates = searches * branches * depth
     if candidates > CANDIDATES_MAX:
         raise invalid_field(
             "explain",

@@ -190,12 +190,14 @@ def _details(error: WorkerError) -> dict[str, Any]:
             return {"bytes": size, "limit": limit}
         case StoreUnavailable(retry_after_s=seconds) if seconds is not None:
             return {"retry_after_s": seconds}
-        case SchemaMismatch(collection=collection, differences=differences) if differences:
-            return {
-                "collection": collection,
-                "differences": [
+        case SchemaMismatch(collection=collection, differences=differences, choices=choices) if differences or choices:
+            details: dict[str, Any] = {"collection": collection}
+            if choices:
+                details["choices"] = {setting: list(names) for setting, names in choices.items()}
+            if differences:
+                details["differences"] = [
                     {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
                     for difference in differences
-                ],
-            }
+                ]
+            return details
     return {}

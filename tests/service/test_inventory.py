@@ -82,7 +82,8 @@ def test_a_collection_is_described(filled: Store, embedder: Embedder, name: str)
             {"key": "tenant", "type": "keyword", "isTenant": True},
             {"key": "year", "type": "integer", "isTenant": False},
         ],
-        "layout": {"name": "plain", "source": "config"},
+        "layout": {"name": "plain", "source": "collection"},
+        "textKey": "text",
         "model": {"name": "mini", "source": "worker"},
     }
     assert vectors["dense"] == {

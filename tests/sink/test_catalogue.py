@@ -40,40 +40,39 @@ def test_an_alias_resolves_to_its_collection(catalogue: Catalogue, collection: s
 def test_an_unknown_name_resolves_to_itself(catalogue: Catalogue, collection: str) -> None:
     """A job that creates its collection uses the requested name."""
     assert catalogue.resolve(collection) == collection
-    assert not catalogue.verify(collection)
+    assert not catalogue.exists(collection)
     with pytest.raises(NotFound, match=f"'{collection}' does not exist"):
-        catalogue.check_read(collection)
+        catalogue.recognised(collection)
     catalogue.ensure(collection)
-    assert catalogue.verify(collection)
-    catalogue.check_read(collection)
+    assert catalogue.exists(collection)
+    catalogue.recognised(collection)
 
 
 def test_a_moved_alias_is_followed_immediately(catalogue: Catalogue, store: Store, collection: str, alias: str) -> None:
     """The next job and the next read use the new target of an alias. An error contains the requested name."""
-    catalogue.check_read(alias)
+    catalogue.recognised(alias)
     other = f"{collection}_other"
     store.ensure(other, OTHER)
     store.alias(alias, other)
     assert catalogue.resolve(alias) == other
-    for read in (catalogue.check_read, catalogue.verify, catalogue.ensure):
+    for read in (catalogue.recognised, catalogue.exists, catalogue.ensure):
         with pytest.raises(SchemaMismatch) as caught:
             read(alias)
         assert caught.value.collection == alias
         assert f"'{alias}'" in caught.value.message
-    catalogue.check_read(collection)
+    catalogue.recognised(collection)
 
 
 def test_a_read_creates_a_missing_index(store: Store, collection: str) -> None:
     """A collection that lacks only a payload index can be read, and has the index after that."""
     store.ensure(collection, SCHEMA)
     indexed = Catalogue(lambda: store, replace(SCHEMA, payload_indexes={"topic": "keyword"}))
-    assert not indexed.verify(collection)
-    indexed.check_read(collection)
-    assert indexed.verify(collection)
+    indexed.recognised(collection)
+    assert store.description(collection).payload_indexes["topic"].type == "keyword"
 
 
 def test_threads_share_one_catalogue(catalogue: Catalogue, collection: str) -> None:
     """Concurrent jobs and searches find the same collection."""
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: catalogue.ensure(collection), range(8)))
-        assert all(threads.map(lambda _: catalogue.verify(collection), range(50)))
+        assert all(threads.map(lambda _: catalogue.exists(collection), range(50)))
