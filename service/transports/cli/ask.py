@@ -216,8 +216,9 @@ def request_of(options: AskOptions) -> Json:
         "queries": list(options.questions),
         "limit": options.limit,
         "explain": options.explain,
-        "textKey": options.text_key,
     }
+    if options.text_key is not None:
+        request["textKey"] = options.text_key
     if options.using:
         request["using"] = list(options.using)
     if options.collection is not None:
