@@ -31,7 +31,7 @@ PUBLIC: Final[dict[str, str]] = {
     """,
     "qdrant_sink.searching": """
         OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
-        Searchable TokenMatch conform_query explain recommend run with_branches
+        Searchable TokenMatch check_kinds conform_query default_branches explain recommend run with_branches
     """,
     "qdrant_sink.server": """
         ServerStore
