@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from benchmarks import tokenizer
 from benchmarks.answers_side import BATCH_MAX_TOKENS, SIZE, Measured, Task
 from benchmarks.machine import hardware, versions
 from benchmarks.report import kept_notes
@@ -34,7 +35,6 @@ from benchmarks.texts import Writer
 ROOT: Final = Path(__file__).parents[1]
 REPORT: Final = ROOT / "docs" / "benchmarks-answers.md"
 SIDE: Final = ROOT / "benchmarks" / "answers_side.py"
-TOKENIZER: Final = ROOT / "embedder" / "checkpoint" / "mini" / "tokenizer.json"
 BASELINE: Final = "aa57ad8d184f8569188d364d7d25d30a6d634bab"
 """The last revision that wrote an answer's numbers more than once."""
 
@@ -72,10 +72,10 @@ class Case:
     goal: float
     same_bytes: bool
 
-    def task(self, texts: Sequence[str], requests: int, *, parts: bool) -> Task:
+    def task(self, texts: Sequence[str], checkpoint: Path, requests: int, *, parts: bool) -> Task:
         """Run a process of either side and read what it measured."""
         fields = {"texts": list(texts), "isPassage": True, **self.options}
-        return Task(self.transport, fields, self.tokens * len(texts), requests, parts)
+        return Task(self.transport, fields, self.tokens * len(texts), str(checkpoint), requests, parts)
 
 
 CASES: Final = (
@@ -130,6 +130,7 @@ class Findings:
         date: of the run, ISO 8601.
         quick: whether its figures mean little.
         baseline: hash of the revision.
+        tokenizer: its origin.
         comparisons: one per case.
         machine: hardware and versions.
     """
@@ -137,6 +138,7 @@ class Findings:
     date: str
     quick: bool
     baseline: str
+    tokenizer: str
     comparisons: Sequence[Comparison]
     machine: Mapping[str, str]
 
@@ -158,10 +160,11 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> int:
     machine = hardware()
     baseline = _resolved(options.baseline)
-    comparisons = []
+    comparisons, origin = [], ""
     with tempfile.TemporaryDirectory() as directory:
         old = Path(directory) / "baseline"
         _export(baseline, old)
+        origin = tokenizer.name_of(tokenizer.made(Path(directory) / "tokenizer"))
         for case in CASES:
             print(case.name, flush=True)
             comparisons.append(_compared(case, old, Path(directory), quick=options.quick))
@@ -169,6 +172,7 @@ def _run(options: argparse.Namespace) -> int:
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=options.quick,
         baseline=baseline,
+        tokenizer=origin,
         comparisons=comparisons,
         machine={**machine, **versions("orjson", "pybase64", "uvicorn", "fastapi", "runpod")},
     )
@@ -200,12 +204,13 @@ def _export(revision: str, folder: Path) -> None:
 
 def _compared(case: Case, old: Path, folder: Path, *, quick: bool) -> Comparison:
     comparison = Comparison(case, max(1, case.texts // QUICK_TEXTS_DIVISOR) if quick else case.texts)
-    writer = Writer(TOKENIZER, seed=case.tokens)
+    checkpoint = tokenizer.made(folder / "tokenizer")
+    writer = Writer(checkpoint / "tokenizer.json", seed=case.tokens)
     texts = [writer.text(case.tokens) for _ in range(comparison.texts)]
     sides = []
     for measurements, tree, parts in ((comparison.old, old, False), (comparison.new, ROOT, True)):
         path = folder / f"task-{'new' if parts else 'old'}.json"
-        task = case.task(texts, 1 if quick else REQUESTS, parts=parts)
+        task = case.task(texts, checkpoint, 1 if quick else REQUESTS, parts=parts)
         path.write_text(json.dumps(asdict(task)), encoding="utf-8")
         sides.append((measurements, tree, path))
     for number in range(1 if quick else ROUNDS):
@@ -268,12 +273,12 @@ def _times(findings: Findings) -> str:
     return (
         f"## Time\n\nBoth sides answer the same requests for all three kinds of vectors, with {SIZE} components, behind"
         " the same stub engine: its float32 rows are ready, and it tells the tokens of the texts apart for the sparse"
-        f" weights, no more. The tokenizer is that of `mini`, a batch has at most {BATCH_MAX_TOKENS} tokens. Medians of"
-        f" {rounds} rounds, each a process per side, old and new in turn, with {REQUESTS} requests after one that is"
-        " not timed; the ratio is the median of the rounds' own ratios. CPU: of the whole process, the client over HTTP"
-        " included; what else runs on the machine moves it little. Over HTTP the client reads the bytes and parses"
-        " nothing. On the queue the SDK is unmodified: it formats the answer for its log, and `json.dumps` writes what"
-        f" it posts.\n\n{table(head, rows, words=2)}"
+        f" weights, no more. The tokenizer is {findings.tokenizer}, a batch has at most {BATCH_MAX_TOKENS} tokens."
+        f" Medians of {rounds} rounds, each a process per side, old and new in turn, with {REQUESTS} requests after one"
+        " that is not timed; the ratio is the median of the rounds' own ratios. CPU: of the whole process, the client"
+        " over HTTP included; what else runs on the machine moves it little. Over HTTP the client reads the bytes and"
+        " parses nothing. On the queue the SDK is unmodified: it formats the answer for its log, and `json.dumps`"
+        f" writes what it posts.\n\n{table(head, rows, words=2)}"
     )
 
 

@@ -47,6 +47,7 @@ class Task:
         transport: `http` or `queue`.
         input: of an embed request, as the wire has it.
         tokens: of all its texts, as the answer must say.
+        checkpoint: directory with the tokenizer.
         requests: how many are timed, after one that is not.
         parts: whether the parts of an answer are timed too; the newer tree alone has them.
     """
@@ -54,6 +55,7 @@ class Task:
     transport: Literal["http", "queue"]
     input: dict[str, Any]
     tokens: int
+    checkpoint: str
     requests: int
     parts: bool
 
@@ -103,7 +105,6 @@ class Tree:
 
     def __init__(self) -> None:
         self.newer = find_spec("service.wire") is not None
-        self.root = Path(str(import_module("embedder").__file__)).parent
         self.engine = self._module("embedder.engines.engine", "embedder.engine")
         self.pool = self._module("embedder.scheduling.pool", "embedder.pool")
         self.worker = self._module("service.transports.queue.worker", "service.worker")
@@ -115,13 +116,9 @@ class Tree:
     def _module(self, newer: str, older: str) -> Any:
         return import_module(newer if self.newer else older)
 
-    def checkpoint(self) -> Path:
-        """The folder of the bundled model."""
-        return self.root / ("checkpoint" if self.newer else "checkpoints") / "mini"
-
-    def build(self, tokens: int) -> Any:
-        """Operations over the stub, whose vectors are enough for so many tokens."""
-        tokenizer = self.tokenizer.Tokenizer(self.checkpoint())
+    def build(self, checkpoint: Path, tokens: int) -> Any:
+        """Operations over the stub, with the tokenizer of a checkpoint; its vectors are enough for so many tokens."""
+        tokenizer = self.tokenizer.Tokenizer(checkpoint)
         engines = [StubEngine(self.engine, tokenizer, tokens)]
         threads = {"batches_per_gpu": 1} if self.newer else {"lanes": 1}
         pool = self.pool.ModelPool(engines, token_budget=BATCH_MAX_TOKENS, queue_tokens=10**9, **threads)
@@ -266,7 +263,7 @@ class Reader:
 def measured(task: Task) -> Measured:
     """Measure the cost of an answer in this tree."""
     tree = Tree()
-    operations = tree.build(task.tokens + len(task.input["texts"]))
+    operations = tree.build(Path(task.checkpoint), task.tokens + len(task.input["texts"]))
     try:
         return _over_http(tree, operations, task) if task.transport == "http" else _on_the_queue(tree, operations, task)
     finally:
@@ -337,7 +334,7 @@ def _time_parts(operations: Any, task: Task, watch: Stopwatch) -> None:
     else:
         form, made = import_module("service.wire.values").Values, "values"
     limits = import_module("service.wire.fields").Limits(max_texts=10_000, max_length=operations.max_length)
-    limit = size.SizeLimit(operations.settings.max_response_bytes, "")
+    limit = size.SizeLimit(int(operations.settings.max_response_mb * 1e6), "")
     loop = asyncio.new_event_loop()
     for _ in range(task.requests):
         now_s = time.perf_counter()

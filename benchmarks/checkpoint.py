@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import tokenizer
 from benchmarks.shape import FULL_SIZE, QUICK_SIZE
+from embedder.checkpoint import MINI
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +22,9 @@ def made(path: Path, *, quick: bool) -> Path:
     part = path.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     sizes = [f"--{name}={size}" for name, size in (QUICK_SIZE if quick else FULL_SIZE).items()]
+    source = MINI if quick else tokenizer.made(path.with_name("tokenizer"))
     # In a process of its own: this one stays small, and so does what it starts.
     command = [sys.executable, "-m", "training.random_checkpoint", str(part), "--format=bin", *sizes]
+    command.append(f"--tokenizer={source.resolve()}")
     subprocess.run(command, cwd=ROOT, check=True)
     return part.rename(path)

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from benchmarks import tokenizer
 from benchmarks.sections import table
 from benchmarks.texts import QUERIES, QUERY_LENGTHS, Writer, mixed_lengths
 
 ROOT: Final = Path(__file__).parents[1]
 SIDE: Final = ROOT / "benchmarks" / "host_side.py"
-MINI: Final = ROOT / "embedder" / "checkpoint" / "mini"
 PASSAGES: Final = 2048
 EQUALS: Final = 512
 EQUAL_TOKENS: Final = 139
@@ -43,7 +43,8 @@ def main() -> int:
     old: list[Figures] = []
     with tempfile.TemporaryDirectory() as directory:
         task = Path(directory) / "task.json"
-        task.write_text(json.dumps(_texts(options.checkpoint)), encoding="utf-8")
+        checkpoint = options.checkpoint or tokenizer.made(Path(directory) / "tokenizer")
+        task.write_text(json.dumps(_texts(checkpoint)), encoding="utf-8")
         for _ in range(options.rounds):
             if options.baseline:
                 old.append(_measured(options.baseline, task, options.cases))
@@ -91,7 +92,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", help="all of them by default")
     parser.add_argument("--baseline", type=Path, help="another checkout of this repository")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--checkpoint", type=Path, default=MINI, help="whose tokenizer is used")
+    parser.add_argument("--checkpoint", type=Path, help="whose tokenizer is used; XLM-RoBERTa's by default")
     return parser.parse_args()
 
 

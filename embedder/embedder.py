@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from embedder.checkpoint.config import MAX_LENGTH_MIN, EncoderConfig
-from embedder.checkpoint.find import find_checkpoint
+from embedder.checkpoint.find import find_checkpoint, revision_of
 from embedder.chunking import Chunk, Chunker
 from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
@@ -75,9 +75,16 @@ class Embedder:
         tokenizer: of the checkpoint.
         engines: one per device, with the weights of the checkpoint.
         pool: runs the engines.
+        revision: revision of the checkpoint; see `revision_of`.
+
+    Attributes:
+        revision: revision of the checkpoint; None if unknown.
     """
 
-    def __init__(self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, engines: Sequence[Engine], pool: ModelPool, revision: str | None = None
+    ) -> None:
+        self.revision = revision
         self._tokenizer = tokenizer
         self._chunker = Chunker(tokenizer)
         self._gatherings = Gatherings(tokenizer.encode)
@@ -161,7 +168,7 @@ class Embedder:
             token_budget=budget,
             queue_tokens=options.queue_tokens,
         )
-        return cls(tokenizer, engines, pool)
+        return cls(tokenizer, engines, pool, revision_of(checkpoint))
 
     async def embed(
         self,

@@ -28,13 +28,16 @@ from qdrant_sink.documents import (
     chunk_id,
     new_version,
 )
+from qdrant_sink.embedded_texts import EmbeddedText, embedded_text
 from qdrant_sink.errors import (
     AccessDenied,
     CollectionChanged,
     Difference,
+    Disagreement,
     DuplicateId,
     IndexRequired,
     LimitExceeded,
+    ModelMismatch,
     NothingTaken,
     SchemaMismatch,
     StoreError,
@@ -44,6 +47,8 @@ from qdrant_sink.errors import (
 )
 from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.json_types import kind_of
+from qdrant_sink.model_check import MODEL_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_form import PayloadForm
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
@@ -81,7 +86,9 @@ from qdrant_sink.schema import (
     Quantization,
     SparseSchema,
     VectorNames,
+    default_names,
 )
+from qdrant_sink.schema_diff import VectorDescription
 from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
     OFFSET_MAX,
@@ -95,6 +102,7 @@ from qdrant_sink.searching import (
     RowMatch,
     Search,
     SearchOptions,
+    SearchPage,
     TokenMatch,
     check_kinds,
     conform_query,
@@ -102,8 +110,10 @@ from qdrant_sink.searching import (
     explain,
     recommend,
     run,
+    search_pages,
     with_branches,
 )
+from qdrant_sink.shared_calls import SharedCalls
 from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
     BATCH_MAX_POINTS,
@@ -127,6 +137,7 @@ __all__ = [
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",
+    "MODEL_COSINE_MIN",
     "NAMES",
     "OFFSET_MAX",
     "ORDERED_TYPES",
@@ -140,15 +151,18 @@ __all__ = [
     "CollectionChanged",
     "CollectionSchema",
     "CollectionState",
+    "ComparedText",
     "Datatype",
     "DenseSchema",
     "Difference",
+    "Disagreement",
     "Distance",
     "Document",
     "DocumentLocks",
     "DocumentPaths",
     "Draft",
     "DuplicateId",
+    "EmbeddedText",
     "Explained",
     "Explanation",
     "Filter",
@@ -157,6 +171,9 @@ __all__ = [
     "IndexType",
     "Layout",
     "LimitExceeded",
+    "ModelIdentity",
+    "ModelMismatch",
+    "ModelVerdict",
     "NothingTaken",
     "OrderPosition",
     "OrderValue",
@@ -179,8 +196,10 @@ __all__ = [
     "SchemaMismatch",
     "Search",
     "SearchOptions",
+    "SearchPage",
     "ServerAddress",
     "ServerUrl",
+    "SharedCalls",
     "SparseSchema",
     "Store",
     "StoreError",
@@ -191,6 +210,7 @@ __all__ = [
     "Taken",
     "TokenMatch",
     "TransportChoice",
+    "VectorDescription",
     "VectorNames",
     "Vectors",
     "VersionedCollections",
@@ -204,11 +224,14 @@ __all__ = [
     "check_kinds",
     "chunk_id",
     "claims",
+    "compare_vectors",
     "conform",
     "conform_id",
     "conform_payload",
     "conform_query",
     "default_branches",
+    "default_names",
+    "embedded_text",
     "existing_ids",
     "explain",
     "is_derived",
@@ -229,6 +252,7 @@ __all__ = [
     "rows_max",
     "run",
     "sample_points",
+    "search_pages",
     "text_id",
     "text_key_of",
     "text_of",

@@ -11,6 +11,7 @@ WorkerError
 │   │   └── NothingTaken        the store refuses every request, whatever its content
 │   │       └── AccessDenied        the credentials do not suffice
 │   ├── SchemaMismatch      the collection exists with another schema
+│   │   └── ModelMismatch       the collection has the vectors of another model
 │   └── Superseded          another job stored a later version of the document meanwhile
 └── DuplicateId             two points of one job have the same id
 """
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embedder.errors import NotFound, WorkerError
+from embedder.vectors import Kind
 
 
 class StoreError(WorkerError):
@@ -117,6 +119,45 @@ class SchemaMismatch(StoreError):
         self.collection = collection
         self.differences = tuple(differences)
         self.choices = {} if choices is None else dict(choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A kind of vector whose stored vectors are not those that the model computes for the stored texts.
+
+    Attributes:
+        kind: kind of vector.
+        cosine: median cosine of stored and computed vectors.
+        texts: number of texts that were compared.
+    """
+
+    kind: Kind
+    cosine: float
+    texts: int
+
+    def __str__(self) -> str:
+        """Describe the disagreement for a message."""
+        return f"{self.kind} has a median cosine of {self.cosine:.2f} over {self.texts} text{'s' * (self.texts != 1)}"
+
+
+class ModelMismatch(SchemaMismatch):
+    """The collection has the vectors of another model. It is left unchanged.
+
+    Attributes:
+        disagreements: the kinds that disagree; empty if the metadata of the collection names another model, which is
+            then the only one of the `differences`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        collection: str = "",
+        differences: Sequence[Difference] = (),
+        disagreements: Sequence[Disagreement] = (),
+    ) -> None:
+        super().__init__(message, collection=collection, differences=differences)
+        self.disagreements = tuple(disagreements)
 
 
 class Superseded(StoreError):

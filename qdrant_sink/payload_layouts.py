@@ -14,10 +14,10 @@ The caller's payload must not have a key that the worker writes into the same ob
 would be lost. A key with the same value is no conflict: the text itself under its key, or the id itself under `id` or
 `doc_id`. Callers often repeat them. (LlamaIndex's `doc_id` is a text, so an integer id under it is another value.)
 
-A layout defines only the payload. In every layout the vectors have the names of the schema's `VectorNames`, and the
-framework must be configured with them: LangChain takes `vector_name` and `sparse_vector_name`, LlamaIndex takes
-`dense_vector_name` and `sparse_vector_name`. Haystack's QdrantDocumentStore has fixed names, so that the schema must
-use them: `text-dense` and `text-sparse`.
+A layout also has default names of the vectors (`schema.default_names`), by which the classes of the framework open a
+collection without further options. Where the schema has other names, the framework must be configured with them:
+LangChain takes `vector_name` and `sparse_vector_name`, LlamaIndex takes `dense_vector_name` and `sparse_vector_name`.
+Haystack's QdrantDocumentStore has fixed names and cannot open such a collection.
 """
 
 from __future__ import annotations

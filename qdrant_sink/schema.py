@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from embedder.vectors import KINDS, Kind
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
@@ -45,7 +46,23 @@ class VectorNames:
 
 
 NAMES: Final = VectorNames()
-"""The default names of the vectors."""
+"""The default names of the vectors in the plain layout."""
+
+_LAYOUT_NAMES: Final[Mapping[Layout, VectorNames]] = {
+    "plain": NAMES,
+    "langchain": VectorNames(dense="", sparse="langchain-sparse"),
+    "llamaindex": VectorNames(dense="text-dense", sparse="text-sparse-new"),
+    "haystack": VectorNames(dense="text-dense", sparse="text-sparse"),
+}
+
+
+def default_names(layout: Layout, kinds: Sequence[Kind]) -> VectorNames:
+    """Return the default names of the vectors, by which the classes of the layout's library find them.
+
+    Haystack opens a collection without sparse vectors only if its dense vector is unnamed.
+    """
+    names = _LAYOUT_NAMES[layout]
+    return replace(names, dense="") if layout == "haystack" and tuple(kinds) == ("dense",) else names
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +190,7 @@ class CollectionSchema:
         text_key: payload key of the text in the plain layout.
         explicit: wire names of the fields that the operator has set, such as `dense.onDisk` and `shards`. An existing
             collection must have these values; all other fields may have been tuned.
+        model: model whose vectors a new collection is made for, recorded in its metadata; None for an unknown one.
 
     Raises:
         ValueError: there is no vector, or a payload index or the tenant has an invalid path.
@@ -189,6 +207,7 @@ class CollectionSchema:
     layout: Layout = "plain"
     text_key: str = TEXT_KEY
     explicit: frozenset[str] = frozenset()
+    model: ModelIdentity | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds:

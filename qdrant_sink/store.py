@@ -82,7 +82,8 @@ class Store(Protocol):
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection with this schema, or verify every field of the existing one.
 
-        Payload indexes that an existing collection lacks are created. Several workers may call this concurrently.
+        A new collection has the model of the schema in its metadata, if the store keeps metadata. Payload indexes that
+        an existing collection lacks are created. Several workers may call this concurrently.
         """
         ...
 
@@ -134,7 +135,7 @@ class Store(Protocol):
         ...
 
     def describe(self, collection: str) -> CollectionState:
-        """Return what the store holds under a name: vectors, payload indexes, number of points and status."""
+        """Return what the store holds under a name: vectors, payload indexes, number of points, status and model."""
         ...
 
     def description(self, collection: str) -> CollectionDescription:

@@ -8,6 +8,7 @@ field. Existing collections must match every field that is set. Other fields onl
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ from qdrant_sink import (
     VectorNames,
     canonical_path,
     canonical_value_path,
+    default_names,
     path_of_key,
     text_key_of,
 )
@@ -96,7 +98,7 @@ class _Config(BaseModel):
 
 
 class VectorNamesConfig(_Config):
-    """The names of the vectors. The dense vector can be unnamed."""
+    """The names of the vectors. The dense vector can be unnamed. Names that are not set are those of the layout."""
 
     dense: Annotated[str, AfterValidator(_valid_dense_name)] = "dense"
     sparse: VectorName = "sparse"
@@ -152,6 +154,7 @@ class CollectionConfig(_Config):
     write_consistency: Annotated[int, Field(ge=1, le=100)] | None = None
     layout: Layout = "plain"
     text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_text_key)] = TEXT_KEY
+    verify_model: bool = True
 
     @model_validator(mode="after")
     def _are_consistent(self) -> CollectionConfig:
@@ -178,8 +181,8 @@ class CollectionConfig(_Config):
 
     @property
     def names(self) -> VectorNames:
-        """The names of the vectors."""
-        return VectorNames(**self.vector_names.model_dump())
+        """The names of the vectors: those that are set, and otherwise those of the layout."""
+        return replace(default_names(self.layout, self.kinds), **self.vector_names.model_dump(exclude_unset=True))
 
     @property
     def placement(self) -> Placement:

@@ -19,7 +19,7 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the current request or job, in all of its tasks and threads; None outside of a request."""
 
 CALLER: ContextVar[str] = ContextVar("caller", default="this process")
-"""Who sent the current request or job, by the name of the key: `API_KEY`, `anyone` (no key is set) or `queue`."""
+"""Who sent the current request or job, by the name of the key; `anyone` (no key is set) or `queue`."""
 
 AUDIT: Final = logging.getLogger("service.audit")
 """Logger of one line per deletion: who, what and how many, without texts, ids and filters; at any `LOG_LEVEL`."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,6 +35,8 @@ class Metrics:
     def __init__(self, waiting_tokens: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
         self._requests = Counter(
             "bge_m3_requests",
             "Answered requests by operation and error code; the code of a success is ok.",
@@ -58,11 +70,28 @@ class Metrics:
         )
         self._batch_tokens = Counter("bge_m3_batch_tokens", "Tokens computed by the model.", registry=registry)
         self._retries = Counter("bge_m3_store_retries", "Retried calls to Qdrant.", registry=registry)
+        self._store_calls = Counter(
+            "bge_m3_store_calls",
+            "Calls to the store by operation and code, each counted once with its retries; a success is ok.",
+            ["operation", "code"],
+            registry=registry,
+        )
+        self._store_seconds = Histogram(
+            "bge_m3_store_seconds",
+            "Seconds of a call to the store, with its retries.",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._rejections = Counter(
             "bge_m3_rejected_points", "Rejected points by error code.", ["code"], registry=registry
         )
         self._responses = Counter(
             "bge_m3_http_responses", "HTTP responses by route and status.", ["route", "status"], registry=registry
+        )
+
+        self._jobs = Gauge(
+            "bge_m3_http_jobs", "Jobs that were accepted with respond-async, by state.", ["state"], registry=registry
         )
 
     def batch(self, tokens: int, fill: float, seconds: float) -> None:
@@ -74,6 +103,11 @@ class Metrics:
     def retried(self) -> None:
         """Count a retried call to the store."""
         self._retries.inc()
+
+    def store_call(self, operation: str, code: str, seconds: float) -> None:
+        """Count a call to the store: its name, `ok` or the code of its error, and its duration."""
+        self._store_calls.labels(operation, code).inc()
+        self._store_seconds.labels(operation).observe(seconds)
 
     def answered(
         self,
@@ -106,6 +140,13 @@ class Metrics:
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP response; `route` is one of a fixed set."""
         self._responses.labels(route, str(status)).inc()
+
+    def job_moved(self, before: str | None, after: str | None) -> None:
+        """Count a job of the HTTP server in its new state, and no more in the one before; None for no job."""
+        if before is not None:
+            self._jobs.labels(before).dec()
+        if after is not None:
+            self._jobs.labels(after).inc()
 
     def exposed(self) -> bytes:
         """All metrics in Prometheus' text format."""

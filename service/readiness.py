@@ -15,15 +15,13 @@ from typing import Final
 from embedder import ConfigurationError, ModelFailure
 from qdrant_sink import SchemaMismatch, StoreUnavailable
 from service.operations import EmbedRequest, Operations, open_store
+from service.operations.store_access import PROBE_COLLECTION
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 STORE_TIMEOUT_S: Final = 5.0
 """Maximum time that the start waits for the store."""
-
-_PROBE_COLLECTION: Final = "fitness-check"
-"""Collection name that is looked up, where the settings name none, to learn whether the store answers."""
 
 Check = Callable[[], Awaitable[None]]
 
@@ -37,7 +35,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
         store_timeout_s: maximum time to wait for the store.
     """
     default = () if settings.qdrant_collection is None else (settings.qdrant_collection,)
-    collections = dict.fromkeys((*default, *settings.qdrant_collections)) or (_PROBE_COLLECTION,)
+    collections = dict.fromkeys((*default, *settings.qdrant_collections)) or (PROBE_COLLECTION,)
 
     async def device_computes() -> None:
         """Check that the model computes finite vectors of all kinds."""
@@ -56,7 +54,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
                 for collection in collections:
                     await operations.collections.exists(collection)
         except SchemaMismatch:
-            if collection != _PROBE_COLLECTION:  # a collection of that name that is not ours
+            if collection != PROBE_COLLECTION:  # a collection of that name that is not ours
                 raise
         except (StoreUnavailable, TimeoutError):
             log.warning("the store does not answer; until it does, jobs that need it fail with store_unavailable")

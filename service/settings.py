@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from embedder import DEFAULT_MODEL, ConfigurationError, ModelOptions
 from qdrant_sink import COLLECTION_NAME, ServerAddress, ServerUrl, TransportChoice
+from service.api_keys import ApiKeys, checked_key
 from service.collection_config import CollectionConfig, parse_config
 from service.validation import characters, rule
 from service.variables import misspelled, plain
@@ -41,28 +42,67 @@ PortNumber = Annotated[int, Field(ge=1, le=65_535)]
 SECRETS: Final = ("api_key", "qdrant_api_key")
 """Fields whose values are never shown."""
 
-_MODEL_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}$"
-"""Pattern of a model name, which is part of the path `/v1/models/NAME`."""
+ANY_MODEL_NAME: Final = "*"
+"""Item of `SERVED_MODEL_NAME` that accepts any name."""
+
+_MODEL_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}|\*)$"
+"""Pattern of a model name, which is part of the path `/v1/models/NAME`, or `ANY_MODEL_NAME`."""
 
 
 _AROUND_NAMES = " \t\r\n\"'"
 """Characters around the names of a list: of `"notes", "papers"` the first and the last quote are gone already."""
 
 
-def _collection_names(value: object) -> object:
+_USUAL_PORTS: Final = frozenset({("http", ":80"), ("https", ":443")})
+"""Ports that browsers leave out of an origin."""
+
+
+def _listed(value: object, example: str, remedy: str) -> object:
+    """The names of a list with commas or of a JSON list.
+
+    Args:
+        value: the value of a variable.
+        example: a list with commas, for the message of an error.
+        remedy: what to do for no name at all.
+    """
     if not isinstance(value, str):
         return value
     if value.startswith("["):
         try:
             names = json.loads(value)
         except (ValueError, RecursionError):
-            message = 'must be a list with commas or a JSON list, such as notes,papers or ["notes", "papers"]'
-            raise ValueError(message) from None
+            as_json = json.dumps(example.split(","))
+            raise ValueError(f"must be a list with commas or a JSON list, such as {example} or {as_json}") from None
     else:
         names = [name for part in value.split(",") if (name := part.strip(_AROUND_NAMES))]
     if not names:
-        raise ValueError("must name at least one collection; leave it unset to allow all")
+        raise ValueError(remedy)
     return names
+
+
+def _model_names(value: object) -> object:
+    return _listed(value, "bge-m3,BAAI/bge-m3", "must have at least one name; leave it unset for the model's own name")
+
+
+def _collection_names(value: object) -> object:
+    return _listed(value, "notes,papers", "must name at least one collection; leave it unset to allow all")
+
+
+def _origins(value: object) -> object:
+    origins = _listed(value, "https://a.example,https://b.example", "must name an origin; leave it unset for none")
+    return [_origin(origin) for origin in origins] if isinstance(origins, list) else origins
+
+
+def _origin(value: object) -> str:
+    """The origin of a page as browsers send it: in lower case, without a path and without the usual port."""
+    form = r"(\*)|([a-z][a-z0-9+.-]*)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:\d{1,5})?/?"
+    parts = re.fullmatch(form, value.lower(), re.ASCII) if isinstance(value, str) else None
+    if parts is None:
+        raise ValueError(
+            "must be origins without a path, such as https://app.example.org or http://localhost:3000, or *"
+        )
+    anyone, scheme, host, port = parts.groups(default="")
+    return anyone or f"{scheme}://{host}" + ("" if (scheme, port) in _USUAL_PORTS else port)
 
 
 def _lower(value: object) -> object:
@@ -79,6 +119,18 @@ def _server_url(value: object) -> object:
     return ServerUrl.parse(value) if isinstance(value, str) else value
 
 
+def _root_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", value) or re.search(r"/\.{1,2}(/|$)", value):
+        raise ValueError("must look like /prefix or /a/prefix, with letters, digits and . _ ~ -")
+    return value.removesuffix("/")
+
+
+def _api_keys(value: object) -> object:
+    return ApiKeys.parse(value) if isinstance(value, str) else value
+
+
 def _parsed_config(value: object) -> object:
     return parse_config(value) if isinstance(value, str) else value
 
@@ -90,7 +142,9 @@ class Settings(BaseModel):
 
     model_id: str = DEFAULT_MODEL
     model_revision: str | None = None
-    served_model_name: Annotated[str, Field(pattern=_MODEL_NAME)] | None = None
+    served_model_name: Annotated[
+        tuple[Annotated[str, Field(pattern=_MODEL_NAME)], ...], BeforeValidator(_model_names)
+    ] = ()
     engine: Annotated[Literal["packed", "flagembedding"], BeforeValidator(_lower)] = "packed"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8", "float8"], BeforeValidator(_lower)] = (
         "auto"
@@ -121,22 +175,26 @@ class Settings(BaseModel):
     ] = ()
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
-    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
+    max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
+    openai_strict: bool = False
+    openai_truncate: bool = False
+    allow_token_ids: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     port: PortNumber | None = None
-    api_key: SecretStr | None = None
+    root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
+    jobs_max: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    jobs_max_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 256.0
+    jobs_keep_s: Annotated[int, Field(ge=1, le=604_800)] = 3600
+    compress_responses: bool = True
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
+    api_key: Annotated[ApiKeys, BeforeValidator(_api_keys)] | None = None
 
-    @field_validator("qdrant_api_key", "api_key")
+    @field_validator("qdrant_api_key")
     @classmethod
     def _is_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        secret = value.get_secret_value()
-        if not secret:
-            raise ValueError("must not be blank; leave the variable empty, or out, for no key")
-        if not (secret.isascii() and all(character.isprintable() for character in secret)):
-            raise ValueError("must be printable ASCII without line breaks, since it is sent in an HTTP header")
+        if value is not None:
+            checked_key(value.get_secret_value())
         return value
 
     @model_validator(mode="after")
@@ -213,6 +271,11 @@ class Settings(BaseModel):
             log.warning("QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest")
         if self.qdrant_url is not None and "qdrant_path" in self.model_fields_set:
             log.warning("QDRANT_PATH is ignored because QDRANT_URL is set")
+        if "*" in self.cors_origins and self.api_key is None:
+            log.warning(
+                "CORS_ORIGINS=* without API_KEY: every page that is open in a browser which reaches this worker can "
+                "read, write and delete points; set API_KEY, or name the origins"
+            )
 
     @property
     def names_store(self) -> bool:
@@ -240,10 +303,13 @@ class Settings(BaseModel):
             queue_tokens=self.queue_tokens,
         )
 
-    @property
-    def max_response_bytes(self) -> int:
-        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes."""
-        return int(self.max_response_mb * 1_000_000)
+    def max_response_bytes(self, default_mb: float) -> int:
+        """`MAX_RESPONSE_MB` in bytes; a megabyte is 10^6 bytes.
+
+        Args:
+            default_mb: what the transport carries, for a setting that is unset.
+        """
+        return int((default_mb if self.max_response_mb is None else self.max_response_mb) * 1_000_000)
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ PUBLIC: Final[dict[str, str]] = {
         DeleteResult DescribedCollection EmbedRequest EmbedResult HitExplanation IngestFailed IngestProgress
         IngestReport IngestRequest IngestResult IngestedText LengthLimits Like Operations PairScores PointsRequest
         PointsResult ReadPoint RejectedPoint Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch
-        Weights open_store
+        StoreState Weights open_store
     """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_reply openai_error

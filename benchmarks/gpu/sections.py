@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import torch
 
+from benchmarks import tokenizer
 from benchmarks.gpu.bench import Bench, NotRunError
 from benchmarks.gpu.ceilings import ceilings
-from benchmarks.gpu.checkpoint import tokenizer_name
 from benchmarks.gpu.embedder import embedder, handler
 from benchmarks.gpu.engine import engine, float8, small_batches
 from benchmarks.gpu.library import flagembedding
@@ -53,7 +53,7 @@ def machine(bench: Bench) -> Iterator[Row]:
         "type": bench.dtype,
         "checkpoint": f"random weights, {shape.parameters / 1e6:.0f} M parameters, {shape.linear / 1e6:.0f} M of them"
         " in linear layers",
-        "tokenizer": tokenizer_name(bench.checkpoint),
+        "tokenizer": tokenizer.name_of(bench.checkpoint),
         "quick": "yes" if bench.quick else "no",
     }
     for figure, value in facts.items():

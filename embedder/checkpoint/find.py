@@ -8,6 +8,7 @@ tokenizer.json                          the tokenizer
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def find_checkpoint(model_id: str, revision: str | None = None, *, platform_cach
         return _complete(cached)
     pinned = revision or (DEFAULT_REVISION if model_id == DEFAULT_MODEL else "main")
     return _complete(_download(model_id, pinned))
+
+
+def revision_of(checkpoint: Path) -> str | None:
+    """The revision of a checkpoint's folder: the commit of a snapshot in a cache, or a digest of the weights of `mini`.
+
+    Other folders have none, because their weights may be replaced, and reading gigabytes takes seconds.
+    """
+    if checkpoint == MINI:
+        return hashlib.sha256((MINI / _WEIGHTS[0]).read_bytes()).hexdigest()[:16]
+    return checkpoint.name if checkpoint.parent.name == "snapshots" else None
 
 
 def _is_hub_name(model_id: str) -> bool:

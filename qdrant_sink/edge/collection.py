@@ -20,7 +20,7 @@ from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
-from qdrant_sink.edge.settings import limit_threads, recover_config
+from qdrant_sink.edge.settings import limit_threads, read_model, recover_config
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.schema_diff import CollectionDescription
 
@@ -88,7 +88,11 @@ class EdgeCollection:
                 if vector.kind == "dense"
             )
             return CollectionState(
-                description, info.points_count, info.indexed_vectors_count, "grey" if unindexed else "green"
+                description,
+                info.points_count,
+                info.indexed_vectors_count,
+                "grey" if unindexed else "green",
+                read_model(self._directory),
             )
 
     def flush(self) -> None:

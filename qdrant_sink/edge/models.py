@@ -13,7 +13,7 @@ from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import VectorNames
-from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
+from qdrant_sink.searching.plan import HAVING_PENALTY, Fuse, Hit, Lacking, Nearest, Plan, Rescoring, Traversal
 
 
 def edge_point(point: Point) -> edge.Point:
@@ -38,23 +38,28 @@ def query_request(plan: Plan) -> edge.QueryRequest:
     names = plan.names
     condition = edge_filter(plan.where)
     single_stage = not plan.branches
+    prefetches = [
+        edge.Prefetch(
+            limit=branch.limit,
+            query=_nearest(branch.query, names),
+            params=_params(branch.query, plan.traversal),
+            filter=condition,
+        )
+        for branch in plan.branches
+    ]
+    if isinstance(plan.query, Lacking) and plan.query.fuse is not None:
+        fusion = _fuse(plan.query.fuse)
+        prefetches = [edge.Prefetch(limit=plan.query.candidates_max, query=fusion, prefetches=prefetches)]
+    nearest = plan.query if isinstance(plan.query, Nearest) else None
     return edge.QueryRequest(
         limit=plan.limit,
         offset=plan.offset,
-        query=_fuse(plan.query) if isinstance(plan.query, Fuse) else _nearest(plan.query, names),
-        prefetches=[
-            edge.Prefetch(
-                limit=branch.limit,
-                query=_nearest(branch.query, names),
-                params=_params(branch.query, plan.traversal),
-                filter=condition,
-            )
-            for branch in plan.branches
-        ],
+        query=_last_stage(plan.query, names),
+        prefetches=prefetches,
         with_vector=[names.of(kind) for kind in plan.with_vectors] or False,
         with_payload=payload_selector(plan.with_payload),
         filter=condition if single_stage else None,
-        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
+        params=None if nearest is None else _params(nearest, plan.traversal if single_stage else None),
         score_threshold=plan.score_threshold,
     )
 
@@ -92,6 +97,20 @@ def _quantization(rescoring: Rescoring) -> edge.QuantizationSearchParams:
         rescore=rescoring.rescore,
         oversampling=rescoring.oversampling if rescoring.rescore else None,
     )
+
+
+def _last_stage(query: Nearest | Fuse | Lacking, names: VectorNames) -> Any:
+    if isinstance(query, Nearest):
+        return _nearest(query, names)
+    return _fuse(query) if isinstance(query, Fuse) else _lacking(query, names)
+
+
+def _lacking(query: Lacking, names: VectorNames) -> edge.Formula:
+    expression = edge.Expression
+    score = expression.Variable("$score")
+    has_vector = expression.Condition(edge.HasVectorCondition(names.of(query.kind)))
+    penalty = expression.Mult([expression.Constant(-HAVING_PENALTY), has_vector])
+    return edge.Formula(expression.Sum([expression.Neg(score) if query.ascending else score, penalty]))
 
 
 def _nearest(query: Nearest, names: VectorNames) -> edge.Query:

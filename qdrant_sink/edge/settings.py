@@ -1,6 +1,7 @@
-"""Read and change the configuration of a collection, a file of Qdrant Edge in the directory of the collection.
+"""Read and change the files beside the data of a collection: the configuration of Qdrant Edge, and the metadata.
 
-The engine reads this file when it opens a collection, and writes it back with additional fields.
+The engine reads the configuration when it opens a collection, and writes it back with additional fields. It does not
+know the metadata, which only this package reads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from qdrant_sink.model_identity import ModelIdentity
+
 CONFIG_FILE: Final = "edge_config.json"
 """Name of the engine's configuration file in the directory of a collection."""
 
@@ -21,6 +24,9 @@ segments, and because of the GIL only one search runs at a time; more threads we
 
 CONFIG_BACKUP_FILE: Final = "edge_config.before.json"
 """Name of the backup of the configuration during `merging`."""
+
+METADATA_FILE: Final = "collection_metadata.json"
+"""Name of the file with the metadata of a collection, in the form that a server keeps it."""
 
 MERGE_SETTINGS: Final = {"indexing_threshold": 1, "default_segment_number": 1}
 """Optimizer settings that index segments of one kilobyte or more, and merge all segments into one."""
@@ -56,6 +62,19 @@ def limit_threads(directory: Path) -> None:
     config = read_config(directory)
     if not config.get("max_search_threads"):
         _write(directory, CONFIG_FILE, {**config, "max_search_threads": SEARCH_THREADS})
+
+
+def write_model(directory: Path, model: ModelIdentity) -> None:
+    """Write the model of a new collection into its metadata."""
+    _write(directory, METADATA_FILE, model.metadata)
+
+
+def read_model(directory: Path) -> ModelIdentity | None:
+    """Read the model of a collection from its metadata; None if it has no metadata or they cannot be read."""
+    try:
+        return ModelIdentity.from_metadata(json.loads((directory / METADATA_FILE).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _write(directory: Path, name: str, config: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_order, edge_point, hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
+from qdrant_sink.edge.settings import write_model
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.payload_path import PayloadPath
@@ -397,6 +398,8 @@ class EdgeStore:
                 create_index(shard, key, index)
             shard.flush()
             shard.close()
+            if schema.model is not None:
+                write_model(temporary, schema.model)
             temporary.rename(self._directories.path(name))
 
 

@@ -15,7 +15,7 @@ from qdrant_sink.searching.query import (
     with_branches,
 )
 from qdrant_sink.searching.recommend import recommend
-from qdrant_sink.searching.run import Searchable, run
+from qdrant_sink.searching.run import Searchable, SearchPage, run, search_pages
 
 __all__ = [
     "OFFSET_MAX",
@@ -29,6 +29,7 @@ __all__ = [
     "RowMatch",
     "Search",
     "SearchOptions",
+    "SearchPage",
     "Searchable",
     "TokenMatch",
     "check_kinds",
@@ -37,5 +38,6 @@ __all__ = [
     "explain",
     "recommend",
     "run",
+    "search_pages",
     "with_branches",
 ]

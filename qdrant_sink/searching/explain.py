@@ -28,7 +28,7 @@ from qdrant_sink.searching.matches import RowMatch, TokenMatch, row_matches, tok
 from qdrant_sink.searching.plan import Fuse, Hit
 from qdrant_sink.searching.planning import first_page_plan
 from qdrant_sink.searching.query import Search
-from qdrant_sink.searching.run import Searchable, run
+from qdrant_sink.searching.run import Searchable, search_pages
 
 FUSED_TOLERANCE: Final[Mapping[str, float]] = {"rrf": 1e-6, "dbsf": 1e-3}
 """Maximum difference between a fused score and the sum of its contributions. A store computes scores in float32."""
@@ -184,7 +184,7 @@ class Inquiry:
                 kind: 0.0 if rank is None else branches[kind].part(rank, fuse, weights[kind])
                 for kind, rank in chosen.items()
             }
-            if isclose(sum(parts.values()), hit.score, rel_tol=0, abs_tol=FUSED_TOLERANCE[fuse.method]):
+            if isclose(sum(parts.values()), hit.known_score, rel_tol=0, abs_tol=FUSED_TOLERANCE[fuse.method]):
                 return chosen, parts
         return None
 
@@ -197,18 +197,20 @@ class Explained:
         hits: hits with only the payload and vectors that the caller requested.
         payloads: payload of each hit, which includes the text.
         explanations: explanation of each hit.
+        unranked: number of candidates without ColBERT rows, as in `run.SearchPage`.
     """
 
     hits: Sequence[Hit]
     payloads: Sequence[Mapping[str, Any] | None]
     explanations: Sequence[Explanation]
+    unranked: int
 
 
 class _Branch:
     """The candidates of one branch, best first."""
 
     def __init__(self, hits: Sequence[Hit]) -> None:
-        self._scores = [hit.score for hit in hits]
+        self._scores = [hit.known_score for hit in hits]
         self._ranks = {hit.id: rank for rank, hit in enumerate(hits, start=1)}
         self._scale: tuple[float, float] | None = None
 
@@ -255,21 +257,23 @@ def explain(store: Searchable, collection: str, searches: Sequence[Search], *, t
     """
     inquiries = [Inquiry.of(search, text_key) for search in searches]
     branches = [branch for inquiry in inquiries for branch in inquiry.branches.values()]
-    answers = run(store, collection, [inquiry.extended for inquiry in inquiries], internal=branches)
-    rest = iter(answers[len(inquiries) :])
+    answers = search_pages(store, collection, [inquiry.extended for inquiry in inquiries], internal=branches)
+    rest = iter([page.hits for page in answers[len(inquiries) :]])
     results = []
-    for inquiry, hits in zip(inquiries, answers, strict=False):
+    for inquiry, page in zip(inquiries, answers, strict=False):
+        hits = page.hits
         candidates = [next(rest) for _ in inquiry.branches]
         explanations: dict[PointId, Explanation] = {}
         for depth in sorted({hit.depth for hit in hits}):
             if depth > inquiry.search.options.depth:
                 deeper = [branch.with_options(limit=depth) for branch in inquiry.branches.values()]
-                candidates = run(store, collection, [], internal=deeper)
+                candidates = [page.hits for page in search_pages(store, collection, [], internal=deeper)]
             tier = [hit for hit in hits if hit.depth == depth]
             explained = inquiry.explain([tier, *(branch[:depth] for branch in candidates)])
             explanations.update(zip((hit.id for hit in tier), explained, strict=True))
         payloads = [hit.payload for hit in hits]
-        results.append(Explained(inquiry.stripped(hits), payloads, [explanations[hit.id] for hit in hits]))
+        explained = [explanations[hit.id] for hit in hits]
+        results.append(Explained(inquiry.stripped(hits), payloads, explained, page.unranked))
     return results
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from qdrant_sink.errors import LimitExceeded
-from qdrant_sink.searching.plan import OVERSAMPLING, Branch, Fuse, Hit, Nearest, Plan
+from qdrant_sink.searching.plan import OVERSAMPLING, Branch, Hit, Lacking, Nearest, Plan
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS
 from qdrant_sink.searching.query import PREFETCH, Search, SearchOptions
 
@@ -73,6 +73,10 @@ class QueryLimits:
         Slices overlap by the margin for ties, because the server orders equal scores arbitrarily in every request.
         """
         plan = self._with_oversampling(plan)
+        if self.hits is not None and isinstance(plan.query, Lacking):
+            # The fusion before the last stage has a limit of its own, which no slice can continue.
+            query = replace(plan.query, candidates_max=min(plan.query.candidates_max, self.hits))
+            return [replace(plan, query=query, limit=min(plan.limit, self.hits))]
         if self.hits is None or plan.limit <= self.hits:
             return [plan]
         offsets = range(0, max(1, plan.limit - self.hits + _step(self.hits)), _step(self.hits))
@@ -82,7 +86,7 @@ class QueryLimits:
         if self.oversampling is None:
             return plan
         branches = tuple(Branch(self._lowered_query(branch.query), branch.limit) for branch in plan.branches)
-        query = plan.query if isinstance(plan.query, Fuse) else self._lowered_query(plan.query)
+        query = self._lowered_query(plan.query) if isinstance(plan.query, Nearest) else plan.query
         return replace(plan, query=query, branches=branches)
 
     def _lowered_query(self, query: Nearest) -> Nearest:

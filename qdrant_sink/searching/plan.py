@@ -2,7 +2,8 @@
 
     one branch                  a plain query
     several branches            prefetch per branch, then fusion (RRF or DBSF)
-    rerank="colbert"            prefetch per branch, then MaxSim over the union of all candidates
+    rerank="colbert"            prefetch per branch, then MaxSim over the union of all candidates;
+                                beside it the same prefetch, then those candidates that lack ColBERT rows
 
 The filter applies to every branch, so that the later stages receive enough candidates. Reranking has no fusion stage,
 which would cut candidates before MaxSim. `searching.planning` creates the plans, and the stores only translate them.
@@ -20,6 +21,12 @@ from embedder.vectors import Kind, SparseVector
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import PointId, Vectors, WithPayload
 from qdrant_sink.schema import NAMES, VectorNames
+
+HAVING_PENALTY: Final = 1e30
+"""Subtracted from the score of a candidate that has the vector of `Lacking`; all other scores are far smaller."""
+
+LACKING_SCORE_MIN: Final = -1e29
+"""Score threshold that separates the candidates that lack the vector from those that have it."""
 
 OVERSAMPLING: Final = 3.0
 """Default number of candidates per hit that the quantized copy returns; the full vectors then rank these candidates.
@@ -97,6 +104,26 @@ class Fuse:
     weights: tuple[float, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """Selection of the candidates that lack a vector, which a stage that scores by this vector leaves out.
+
+    The hits are ordered by the fusion of the branches, or by the score of the only branch. They are negative distances
+    if smaller scores are better there. In a collection of several shards, each shard selects and fuses its own points.
+
+    Attributes:
+        kind: kind of the vector.
+        fuse: fusion of the branches; None if there is one branch without fusion.
+        candidates_max: maximum number of candidates that the fusion keeps.
+        ascending: whether a smaller score of the only branch is better.
+    """
+
+    kind: Kind
+    fuse: Fuse | None
+    candidates_max: int
+    ascending: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
     """Query for the candidates of one vector, before fusion or reranking."""
@@ -122,7 +149,7 @@ class Plan:
         names: names of the vectors in the collection.
     """
 
-    query: Nearest | Fuse
+    query: Nearest | Fuse | Lacking
     branches: tuple[Branch, ...]
     limit: int
     offset: int = 0
@@ -136,7 +163,7 @@ class Plan:
     @property
     def numbers(self) -> int:
         """Total number of components and weights of all query vectors."""
-        last = 0 if isinstance(self.query, Fuse) else self.query.numbers
+        last = self.query.numbers if isinstance(self.query, Nearest) else 0
         return last + sum(branch.query.numbers for branch in self.branches)
 
 
@@ -147,6 +174,7 @@ class Hit:
     Attributes:
         id: id of the point.
         score: score of the last stage: cosine, inner product, distance, fused score or MaxSim (a sum over query rows).
+            None for a candidate of a reranked search that lacks ColBERT rows.
         payload: payload of the point; None unless requested.
         vectors: vectors of the point; None unless requested.
         depth: number of candidates per branch among which the search found the hit; 0 outside of `searching.run`.
@@ -155,8 +183,15 @@ class Hit:
     """
 
     id: PointId
-    score: float
+    score: float | None
     payload: Mapping[str, Any] | None = None
     vectors: Vectors | None = None
     depth: int = 0
     group: str | int | None = None
+
+    @property
+    def known_score(self) -> float:
+        """The score of a hit that has one, as every hit of a store does. Raises ValueError if it is None."""
+        if self.score is None:
+            raise ValueError("the hit has no score")
+        return self.score

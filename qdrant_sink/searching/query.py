@@ -42,15 +42,16 @@ class SearchOptions:
             first ranks; with a smaller rrf_k its effect grows.
         prefetch: number of candidates per branch. It is raised to limit (x group_size) if it is smaller. Pages beyond
             these candidates come from deeper tiers; see `searching.run`.
-        rerank: with "colbert", the union of all candidates is ordered by MaxSim; None for no reranking.
+        rerank: with "colbert", the union of all candidates is ordered by MaxSim. Candidates without rows follow without
+            a score, in the order of the fusion. None for no reranking.
         limit: maximum number of hits, at least 1.
         offset: number of hits to skip, at most `OFFSET_MAX`. All pages with the same other options are disjoint.
         where: filter in Qdrant's JSON format, or None.
         score_threshold: worst final score of a hit. The score is the cosine, the inner product, the distance or MaxSim
             for a single branch, the fused score for several branches, and MaxSim (a sum over query rows) with `rerank`.
             It is a maximum where the score is a distance (see `Search.ascending`), otherwise a minimum. Candidates of a
-            branch are not cut before the last stage. Without `group_by`, the first tier with a worse score is the last
-            one.
+            branch are not cut before the last stage, and hits without a score are left out. Without `group_by`, the
+            first tier with a worse score is the last one.
         hnsw_ef: candidates of the graph search; None for the default of the store.
         exact: whether all points are compared instead of searching the graph.
         indexed_only: whether large segments without a graph are skipped. This is fast but misses recent points.
@@ -162,7 +163,7 @@ def with_branches(options: SearchOptions, schema: CollectionSchema) -> SearchOpt
             "weights",
             f"must have one item per branch ({', '.join(branches)}), got {len(options.weights)}",
         )
-    fuses_scores = options.fusion == "dbsf" and options.rerank is None and len(branches) > 1
+    fuses_scores = options.fusion == "dbsf" and len(branches) > 1
     if fuses_scores and "dense" in branches and schema.dense is not None and schema.dense.ascending:
         # Qdrant scales scores without regard to their direction, so that the farthest points would come first.
         distance = schema.dense.distance

@@ -6,13 +6,18 @@ The pages of a search are slices of one ranking, which does not depend on the of
     tier 0        all candidates of the branches with a depth of `SearchOptions.depth`
     tier 1, ...   all candidates with a depth four times as large, and so on
 
-Each tier adds the points that the earlier ones lack, in its own order: best score first, and equal scores by id. The
-first page is one request. A later page requests the first page and tier 0 together, and deeper tiers while the ranking
-is too short, all for ids only. The payloads and vectors of its hits are fetched at the end.
+Each tier adds the points that the earlier ones lack, in its own order: best score first, and equal scores by id. With
+reranking, candidates without ColBERT rows have no score. They follow those with rows, in the order of the fusion of the
+branches. They come from a plan of their own in the same batch (`planning.lacking_plan`), because a store leaves them
+out of a reranked answer.
 
-The best score is the largest, or the smallest where it is a distance. Hits with a worse score than the threshold are
-left out. The ranking ends if the store has no more points, which a tier with fewer hits than its depth shows, or with a
-tier that has a hit with a worse score than the threshold.
+The first page is one request. A later page requests the first page and tier 0 together, and deeper tiers while the
+ranking is too short, all for ids only. The payloads and vectors of its hits, and of hits without a score, are fetched
+at the end.
+
+The best score is the largest, or the smallest where it is a distance. With a threshold, hits with a worse score and
+hits without a score are left out. The ranking ends if the store has no more points, which a tier with fewer candidates
+than its depth shows, or with a tier that has a hit with a worse score than the threshold.
 
 A grouped search (`group_by`) groups the same ranking from tier 0 on. Groups are ranked by their best hit, and have
 further hits of the tier that found them. Tiers up to `DEPTH_MAX` are requested until there are enough groups, even if
@@ -28,7 +33,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -40,7 +45,7 @@ from qdrant_sink.points import PointId, Stored, WithPayload
 from qdrant_sink.schema import VectorNames
 from qdrant_sink.searching.limits import Answer, QueryLimits
 from qdrant_sink.searching.plan import Hit, Plan
-from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, tier_plan
+from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, lacking_plan, tier_plan
 from qdrant_sink.searching.query import Search
 
 DEPTH_MAX: Final = 10_000
@@ -82,10 +87,29 @@ class Searchable(Protocol):
         ...
 
 
-def run(
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchPage:
+    """The page of one search.
+
+    Attributes:
+        hits: hits in the order of the ranking.
+        unranked: number of candidates without ColBERT rows among those of a reranked search, on this page or not. The
+            candidates are those of all tiers that the page needed. 0 without reranking.
+    """
+
+    hits: list[Hit]
+    unranked: int
+
+
+def run(store: Searchable, collection: str, searches: Sequence[Search]) -> list[list[Hit]]:
+    """Return the hits of every search in the order of its ranking; see `search_pages`."""
+    return [page.hits for page in search_pages(store, collection, searches)]
+
+
+def search_pages(
     store: Searchable, collection: str, searches: Sequence[Search], *, internal: Sequence[Search] = ()
-) -> list[list[Hit]]:
-    """Return the hits of every search in the order of its ranking.
+) -> list[SearchPage]:
+    """Return the page of every search.
 
     All searches are sent in one batch, unless their vectors together exceed `BATCH_MAX_NUMBERS` or their hits
     `BATCH_MAX_HITS`. A search that cannot match anything (only sparse, without weights) is not sent.
@@ -95,7 +119,7 @@ def run(
         collection: name of the collection, or an alias.
         searches: searches that `conform_query` returned.
         internal: further searches, which the caller of the service did not ask for. A limit of the server on the
-            number of hits does not end them. Their hits follow those of `searches`.
+            number of hits does not end them. Their pages follow those of `searches`.
 
     Raises:
         LimitExceeded: options of `searches` exceed a limit of the server.
@@ -112,7 +136,8 @@ def run(
             continue
         for ranking, step in zip(pending, plans, strict=True):
             ranking.add([next(answers) for _ in step], limits)
-    return _with_requested_parts(store, collection, rankings)
+    hits = _with_requested_parts(store, collection, rankings)
+    return [SearchPage(page, ranking.unranked) for page, ranking in zip(hits, rankings, strict=True)]
 
 
 def _answers(store: Searchable, collection: str, plans: Sequence[Plan], limits: QueryLimits) -> list[Answer]:
@@ -156,6 +181,7 @@ class _Ranking:
         self._hits: list[Hit] = []
         self._depths: list[int] = []  # depth of the tier of each hit
         self._seen: set[PointId] = set()
+        self._unranked: set[PointId] = set()
         self._groups: dict[object, list[int]] = {}  # ranks of the hits of each group
         self._is_first = search.options.group_by is None  # whether the first page is to be requested next
         self._depth = 0  # depth of the last tier
@@ -163,13 +189,14 @@ class _Ranking:
     def plans(self, limits: QueryLimits) -> list[Plan]:
         """Return the plans of the next step; empty, and the ranking complete, if the search cannot match anything."""
         depth = self._next_depth(limits)
-        is_first_page = self.search.options.offset == 0
+        options = self.search.options
         plans: list[Plan | None] = []
         if self._is_first:
             bare = self.search.with_options(with_payload=False, with_vectors=())
-            plans.append(first_page_plan(self.search if is_first_page else bare, depth))
-        if not (self._is_first and is_first_page):
+            plans.append(first_page_plan(bare if options.offset else self.search, depth))
+        if not self._is_first or options.offset:
             plans.append(tier_plan(self.search, depth))
+        plans.append(lacking_plan(self.search, depth))
         sent = [plan for plan in plans if plan is not None]
         self.complete = not sent
         return sent
@@ -179,13 +206,30 @@ class _Ranking:
         if not answers:
             return
         depth = self._next_depth(limits)
-        if self._is_first:
-            self._is_first = False
-            self._add_first_page(answers[0].hits, depth)
-            if self.search.options.offset == 0:
-                self.complete = bool(self._hits) or not answers[0].hits
-                return
-        self._add_tier(answers[-1], depth, limits)
+        unranked: list[Hit] = []
+        if self.search.options.rerank:
+            *answers, lacking = answers
+            unranked = [replace(hit, score=None) for hit in _sorted_hits(lacking.hits)]
+            self._unranked.update(hit.id for hit in unranked)
+        if not self._is_first:
+            self._add_tier(answers[0], unranked, depth, limits)
+            return
+        self._is_first = False
+        first = answers[0]
+        is_decided = self._add_first_page(first.hits, depth)
+        if self.search.options.offset:
+            self._add_tier(answers[1], unranked, depth, limits)
+        elif is_decided:
+            is_cut = len(self._hits) < len(first.hits)
+            if unranked and not is_cut and len(self._hits) < self.search.options.limit:
+                self._add_tier(first, unranked, depth, limits)  # the hits are all candidates that have rows
+            else:
+                self.complete = True
+
+    @property
+    def unranked(self) -> int:
+        """Number of candidates without ColBERT rows in the tiers that were requested."""
+        return len(self._unranked)
 
     def page(self) -> list[Hit]:
         """Return the hits of the page in the order of the ranking."""
@@ -204,22 +248,29 @@ class _Ranking:
         deeper = self._depth * DEPTH_FACTOR
         return limits.depth(self.search, DEPTH_MAX if self._depth < DEPTH_MAX < deeper else deeper)
 
-    def _add_first_page(self, hits: Sequence[Hit], depth: int) -> None:
-        """Add the first page, unless hits that tie with its last one may be missing: then tier 0 decides."""
-        limit = self.search.options.limit
-        ordered = _sorted_hits(self.search, hits)
-        if len(ordered) >= limit + TIE_MARGIN_HITS and ordered[limit - 1].score == ordered[-1].score:
-            return
-        self._append(ordered[:limit], depth)
+    def _add_first_page(self, hits: Sequence[Hit], depth: int) -> bool:
+        """Add the first page, unless hits that tie with its last one may be missing: then tier 0 decides.
 
-    def _add_tier(self, answer: Answer, depth: int, limits: QueryLimits) -> None:
+        Returns whether the page was added.
+        """
+        limit = self.search.options.limit
+        ordered = _sorted_hits(_within_threshold(self.search, hits), ascending=self.search.ascending)
+        if len(ordered) >= limit + TIE_MARGIN_HITS and ordered[limit - 1].score == ordered[-1].score:
+            return False
+        self._append(ordered[:limit], depth)
+        return True
+
+    def _add_tier(self, answer: Answer, unranked: Sequence[Hit], depth: int, limits: QueryLimits) -> None:
         self.needs_parts = True
+        options = self.search.options
         within = _within_threshold(self.search, answer.hits)
-        self._append(_sorted_hits(self.search, within), depth)
+        ranked = _sorted_hits(within, ascending=self.search.ascending)
+        self._append(ranked if options.score_threshold is not None else [*ranked, *unranked], depth)
         self._depth = depth
-        is_grouped = self.search.options.group_by is not None
+        is_grouped = options.group_by is not None
         length = len(self._groups) if is_grouped else len(self._hits)
-        is_last = answer.count < depth or (len(within) < len(answer.hits) and not is_grouped)
+        is_cut = len(within) < len(answer.hits) and not is_grouped
+        is_last = answer.count + len(unranked) < depth or is_cut
         if length >= self._end or is_last or depth >= max(DEPTH_MAX, self._end):
             self.complete = True
         elif self._next_depth(limits) == depth:
@@ -258,17 +309,17 @@ def _within_threshold(search: Search, hits: Sequence[Hit]) -> Sequence[Hit]:
         return hits
     threshold = float(np.float32(search.options.score_threshold))  # stores compare in float32
     if search.ascending:
-        return [hit for hit in hits if hit.score <= threshold]
-    return [hit for hit in hits if hit.score >= threshold]
+        return [hit for hit in hits if hit.known_score <= threshold]
+    return [hit for hit in hits if hit.known_score >= threshold]
 
 
-def _sorted_hits(search: Search, hits: Sequence[Hit]) -> list[Hit]:
+def _sorted_hits(hits: Sequence[Hit], *, ascending: bool = False) -> list[Hit]:
     """Sort hits, best score first, and equal scores by ascending id, integers before UUIDs."""
-    sign = 1 if search.ascending else -1
+    sign = 1 if ascending else -1
 
     def key(hit: Hit) -> tuple[float, bool, int]:
         by_uuid = isinstance(hit.id, uuid.UUID)
-        return sign * hit.score, by_uuid, hit.id.int if isinstance(hit.id, uuid.UUID) else hit.id
+        return sign * hit.known_score, by_uuid, hit.id.int if isinstance(hit.id, uuid.UUID) else hit.id
 
     return sorted(hits, key=key)
 

@@ -232,6 +232,7 @@ class ServerCollections:
                     replication_factor=placement.replication,
                     write_consistency_factor=placement.write_consistency,
                     on_disk_payload=schema.payload_on_disk,
+                    metadata=None if schema.model is None else schema.model.metadata,  # ignored before 1.16
                 ),
             )
         except StoreRejected:

@@ -13,7 +13,7 @@ from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import NAMES, VectorNames
-from qdrant_sink.searching.plan import Fuse, Hit, Nearest, Plan, Rescoring, Traversal
+from qdrant_sink.searching.plan import HAVING_PENALTY, Fuse, Hit, Lacking, Nearest, Plan, Rescoring, Traversal
 
 
 def client_filter(raw: Filter) -> models.Filter:
@@ -52,23 +52,26 @@ def query_request(plan: Plan) -> models.QueryRequest:
     names = plan.names
     condition = None if plan.where is None else client_filter(plan.where)
     single_stage = not plan.branches
+    prefetches = [
+        models.Prefetch(
+            query=_nearest(branch.query),
+            using=names.of(branch.query.kind),
+            limit=branch.limit,
+            filter=condition,
+            params=_params(branch.query, plan.traversal),
+        )
+        for branch in plan.branches
+    ]
+    if isinstance(plan.query, Lacking) and plan.query.fuse is not None:
+        fusion = _fuse(plan.query.fuse)
+        prefetches = [models.Prefetch(query=fusion, prefetch=prefetches, limit=plan.query.candidates_max)]
+    nearest = plan.query if isinstance(plan.query, Nearest) else None
     return models.QueryRequest(
-        prefetch=None
-        if single_stage
-        else [
-            models.Prefetch(
-                query=_nearest(branch.query),
-                using=names.of(branch.query.kind),
-                limit=branch.limit,
-                filter=condition,
-                params=_params(branch.query, plan.traversal),
-            )
-            for branch in plan.branches
-        ],
-        query=_fuse(plan.query) if isinstance(plan.query, Fuse) else _nearest(plan.query),
-        using=None if isinstance(plan.query, Fuse) else names.of(plan.query.kind),
+        prefetch=prefetches or None,
+        query=_last_stage(plan.query, names),
+        using=None if nearest is None else names.of(nearest.kind),
         filter=condition if single_stage else None,
-        params=None if isinstance(plan.query, Fuse) else _params(plan.query, plan.traversal if single_stage else None),
+        params=None if nearest is None else _params(nearest, plan.traversal if single_stage else None),
         limit=plan.limit,
         offset=plan.offset,
         score_threshold=plan.score_threshold,
@@ -127,6 +130,21 @@ def _quantization(rescoring: Rescoring) -> models.QuantizationSearchParams:
         rescore=rescoring.rescore,
         oversampling=rescoring.oversampling if rescoring.rescore else None,
     )
+
+
+def _last_stage(
+    query: Nearest | Fuse | Lacking, names: VectorNames
+) -> models.NearestQuery | models.FusionQuery | models.RrfQuery | models.FormulaQuery:
+    if isinstance(query, Nearest):
+        return _nearest(query)
+    return _fuse(query) if isinstance(query, Fuse) else _lacking(query, names)
+
+
+def _lacking(query: Lacking, names: VectorNames) -> models.FormulaQuery:
+    has_vector = models.HasVectorCondition(has_vector=names.of(query.kind))
+    penalty = models.MultExpression(mult=[-HAVING_PENALTY, has_vector])
+    score = models.NegExpression(neg="$score") if query.ascending else "$score"
+    return models.FormulaQuery(formula=models.SumExpression(sum=[score, penalty]))
 
 
 def _nearest(query: Nearest) -> models.NearestQuery:

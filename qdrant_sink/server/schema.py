@@ -7,6 +7,7 @@ from typing import Any, Final
 from qdrant_client import models
 
 from qdrant_sink.collection_state import CollectionState
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, StoredQuantization
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
@@ -102,7 +103,11 @@ def collection_description(info: models.CollectionInfo) -> CollectionDescription
 def collection_state(info: models.CollectionInfo) -> CollectionState:
     """Convert the server's collection info, which leaves out numbers that a cluster does not know yet."""
     return CollectionState(
-        collection_description(info), info.points_count or 0, info.indexed_vectors_count, info.status.value
+        collection_description(info),
+        info.points_count or 0,
+        info.indexed_vectors_count,
+        info.status.value,
+        ModelIdentity.from_metadata(info.config.metadata),
     )
 
 

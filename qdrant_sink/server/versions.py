@@ -17,7 +17,7 @@ from typing import Any, Final
 from embedder.errors import NotFound
 from qdrant_sink.errors import NothingTaken
 from qdrant_sink.filters import Filter
-from qdrant_sink.searching.plan import Fuse, Plan
+from qdrant_sink.searching.plan import Fuse, Lacking, Plan
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class Feature:
 INSERT_ONLY: Final = Feature("insertOnly", (1, 17, 0))
 RRF_K: Final = Feature("RRF with a chosen k", (1, 16, 0))
 RRF_WEIGHTS: Final = Feature("weights of an RRF", (1, 17, 0))
+RERANK: Final = Feature("rerank", (1, 14, 0))
+"""Formulas, which select the candidates without rows."""
 
 _CONDITIONS: Final = {
     "has_vector": (1, 13, 0),
@@ -61,9 +63,12 @@ def filter_features(where: Filter | None) -> Iterator[Feature]:
 def plan_features(plan: Plan) -> Iterator[Feature]:
     """Yield the features that a search needs."""
     yield from filter_features(plan.where)
-    if isinstance(plan.query, Fuse) and plan.query.method == "rrf":
+    fuse = plan.query.fuse if isinstance(plan.query, Lacking) else plan.query
+    if isinstance(plan.query, Lacking):
+        yield RERANK
+    if isinstance(fuse, Fuse) and fuse.method == "rrf":
         yield RRF_K
-        if plan.query.weights is not None:
+        if fuse.weights is not None:
             yield RRF_WEIGHTS
 
 

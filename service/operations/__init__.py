@@ -16,12 +16,13 @@ from service.operations.ingest_values import (
     RejectedPoint,
 )
 from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
+from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
-from service.operations.store_access import open_store
+from service.operations.store_access import StoreState, open_store
 
 __all__ = [
     "Chunking",
@@ -45,6 +46,7 @@ __all__ = [
     "IngestedText",
     "LengthLimits",
     "Like",
+    "ModelWarning",
     "Operations",
     "PairScores",
     "PointsRequest",
@@ -57,6 +59,7 @@ __all__ = [
     "SearchRequest",
     "SearchResult",
     "SparseMatch",
+    "StoreState",
     "Weights",
     "open_store",
 ]

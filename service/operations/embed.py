@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import numpy as np
+
 from embedder import (
     Embedder,
     Embedding,
@@ -67,6 +69,7 @@ class EmbedRequest:
         max_length: tokens beyond which a text is truncated; None for the limit of the role.
         batch_size: maximum number of these texts in one batch of the model; 0 for no limit but the token budget.
         refuse_truncation: whether truncation of a text is an error.
+        length_remedy: advice for a caller whose text is too long, at the end of that error.
         label: name of the list of texts in errors.
         is_single: whether the caller gave one text by itself rather than in a list, so that `label` is its name.
 
@@ -81,6 +84,7 @@ class EmbedRequest:
     max_length: int | None = None
     batch_size: int = 0
     refuse_truncation: bool = False
+    length_remedy: str = "shorten it"
     label: str = "texts"
     is_single: bool = False
 
@@ -211,6 +215,8 @@ class Embed:
     def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:
             texts = [self._encoded(request.field(index), ids) for index, ids in enumerate(request.token_ids)]
+            if not request.refuse_truncation:
+                texts = [_truncated(text, limit) for text in texts]
         else:
             try:
                 texts = self._embedder.tokenize(request.texts, limit, at_once=True)
@@ -218,7 +224,7 @@ class Embed:
                 raise error.at(request.label) from None
         if request.refuse_truncation:
             for index, text in enumerate(texts):
-                _check_length(request.field(index), text, limit)
+                _check_length(request.field(index), text, limit, request.length_remedy)
         return texts
 
     def _encoded(self, field: str, ids: Sequence[int]) -> EncodedText:
@@ -235,7 +241,14 @@ class Embed:
         return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
-def _check_length(field: str, text: EncodedText, limit: int) -> None:
+def _truncated(text: EncodedText, limit: int) -> EncodedText:
+    """The text with its first tokens and the special ones around them, within the limit."""
+    if len(text) <= limit:
+        return text
+    return EncodedText(np.concatenate([text.ids[: limit - 1], text.ids[-1:]]), truncated=True)
+
+
+def _check_length(field: str, text: EncodedText, limit: int, remedy: str) -> None:
     if text.truncated or len(text) > limit:
         got = "more" if text.truncated else f"{len(text)} with special tokens"
-        raise invalid_field(field, f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), got {got}; shorten it")
+        raise invalid_field(field, f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), got {got}; {remedy}")

@@ -48,6 +48,7 @@ from service.operations.ingest_values import (
     IngestRequest,
     IngestResult,
 )
+from service.operations.model_check import ModelCheck
 from service.operations.store_access import IngestSlot, StoreAccess, in_thread
 from service.validation import invalid_field
 
@@ -127,6 +128,7 @@ class Ingest:
         embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
+        model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
         batch_points: maximum number of points, or ids, in one request to the store.
     """
@@ -136,6 +138,7 @@ class Ingest:
         embedder: Embedder,
         store: StoreAccess,
         collections: Collections,
+        model_check: ModelCheck,
         limits: LengthLimits,
         *,
         batch_points: int = BATCH_MAX_POINTS,
@@ -143,6 +146,7 @@ class Ingest:
         self._embedder = embedder
         self._store = store
         self._collections = collections
+        self._model_check = model_check
         self._limits = limits
         self._batch_points = batch_points
         self._documents = DocumentLocks()
@@ -226,7 +230,8 @@ class Ingest:
         admit_texts: AdmitTexts,
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
-        request = target.request
+        request, schema = target.request, target.schema
+        await self._model_check.admit(plan.name, schema, schema.text_key, request.vectors)
         job = await slot.run(lambda: self._prepare(target, plan, progress), stage="store")
         if not request.return_vectors:
             report = await _run(slot, job, job.stream)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 from embedder import Embedder
-from qdrant_sink import BATCH_MAX_POINTS, Store
+from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
 from service.metrics import Metrics
 from service.operations.collections import Collections
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
+from service.operations.model_check import ModelCheck
+from service.operations.model_names import ModelNames
 from service.operations.points import Points
 from service.operations.score import Score
 from service.operations.search import SearchOperation
-from service.operations.store_access import StoreAccess, open_store
+from service.operations.store_access import StoreAccess, StoreState, open_store
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Operations:
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
-        model_name: name of the model for clients.
+        model_names: names of the model for clients.
         limits: default limits on the lengths of texts.
     """
 
@@ -58,7 +60,7 @@ class Operations:
         batch_points: int = BATCH_MAX_POINTS,
     ) -> None:
         self.settings = settings
-        self.model_name = _model_name(settings)
+        self.model_names = ModelNames.of(settings)
         self.limits = LengthLimits(
             query=_clamped(settings, "QUERY_MAX_LENGTH", settings.query_max_length, embedder.max_length),
             passage=_clamped(settings, "PASSAGE_MAX_LENGTH", settings.passage_max_length, embedder.max_length),
@@ -66,12 +68,14 @@ class Operations:
         self.metrics = Metrics(lambda: embedder.waiting_tokens)
         embedder.observe(lambda batch: self.metrics.batch(batch.tokens, batch.fill, batch.seconds))
         self._embedder = embedder
-        self._store = StoreAccess(settings, store, self.metrics.retried)
-        schema = settings.qdrant_collection_config.schema_for(embedder.hidden_size, embedder.colbert_size)
+        self._store = StoreAccess(settings, store, self.metrics.retried, self.metrics.store_call)
+        config, identity = settings.qdrant_collection_config, ModelIdentity.of(settings.model_id, embedder.revision)
+        schema = replace(config.schema_for(embedder.hidden_size, embedder.colbert_size), model=identity)
+        check = self._model_check = ModelCheck(embedder, self._store, identity, enabled=config.verify_model)
         self.collections = Collections(settings, self._store, schema)
         self.embed = Embed(embedder, self.limits)
-        self.ingest = Ingest(embedder, self._store, self.collections, self.limits, batch_points=batch_points)
-        self.search = SearchOperation(embedder, self._store, self.collections, self.limits)
+        self.ingest = Ingest(embedder, self._store, self.collections, check, self.limits, batch_points=batch_points)
+        self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits)
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits)
@@ -114,6 +118,11 @@ class Operations:
         return self._embedder.colbert_size
 
     @property
+    def model_name(self) -> str:
+        """Name of the model in answers."""
+        return self.model_names.first
+
+    @property
     def model_label(self) -> str:
         """A description of the model, engine, data type and device for people."""
         return f"{self.model_name} ({self._embedder.label})"
@@ -123,6 +132,10 @@ class Operations:
         """A description of the store for people."""
         return self._store.opened().label
 
+    async def store_state(self) -> StoreState:
+        """Whether the store answers; takes as long as a search is retried where it does not."""
+        return await self._store.state()
+
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Register a callback for the loss of the last device. It is called from another thread."""
         self._embedder.when_lost(callback)
@@ -131,13 +144,7 @@ class Operations:
         """Finish accepted work, and release the model and the store. Idempotent."""
         self._embedder.close()
         self._store.close()
-
-
-def _model_name(settings: Settings) -> str:
-    if settings.served_model_name is not None:
-        return settings.served_model_name
-    name = settings.model_id
-    return Path(name).name if Path(name).is_dir() else name  # clients must not see a local path
+        self._model_check.close()
 
 
 def _clamped(settings: Settings, name: str, value: int, limit: int) -> int:

@@ -12,23 +12,26 @@ from typing import Final, TypeVar
 
 from embedder import Embedder, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
+    Explained,
     Hit,
     Recognised,
     Refusal,
     Search,
     SearchOptions,
+    SearchPage,
     Taken,
     Vectors,
     check_kinds,
     conform_query,
     default_branches,
     recommend,
-    run,
+    search_pages,
     with_branches,
 )
 from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
 from service.operations.explanation import Explainer, HitExplanation
+from service.operations.model_check import ModelCheck, ModelWarning
 from service.operations.store_access import StoreAccess
 from service.validation import invalid_field
 
@@ -88,13 +91,33 @@ class SearchResult:
         hits: the hits of each query, best first.
         tokens: number of tokens of the queries; 0 for a search by stored points.
         explanations: the explanation of each hit of each query; None if not requested.
+        unranked: number of candidates of each query that have no ColBERT rows, and therefore no score; empty without
+            reranking.
+        warnings: kinds of the search whose stored vectors are those of another model.
         taken: what was taken from the collection rather than from the config.
     """
 
     hits: Sequence[Sequence[Hit]]
     tokens: int
     explanations: Sequence[Sequence[HitExplanation]] | None = None
+    unranked: Sequence[int] = ()
+    warnings: Sequence[ModelWarning] = ()
     taken: Taken = field(default_factory=Taken)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Settled:
+    """A search in a collection that is recognised and checked.
+
+    Attributes:
+        request: the request with its branches.
+        recognised: what the collection has.
+        warnings: kinds of the search whose stored vectors are those of another model.
+    """
+
+    request: SearchRequest
+    recognised: Recognised
+    warnings: Sequence[ModelWarning]
 
 
 class SearchOperation:
@@ -104,6 +127,7 @@ class SearchOperation:
         embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
+        model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
     """
 
@@ -112,11 +136,13 @@ class SearchOperation:
         embedder: Embedder,
         store: StoreAccess,
         collections: Collections,
+        model_check: ModelCheck,
         limits: LengthLimits,
     ) -> None:
         self._embedder = embedder
         self._store = store
         self._collections = collections
+        self._model_check = model_check
         self._limits = limits
         self._explainer = Explainer(embedder, limits)
 
@@ -132,32 +158,39 @@ class SearchOperation:
         check_kinds(request.options, self._collections.wanted.kinds)
         _check_size(request, branches=len(request.options.using) or 1)  # what no collection changes
         if request.like is not None:
-            recognised = await self._collections.recognised(name)
-            like, request = request.like, _settled(request, recognised)
-            search = await self._store.call(lambda: self._search_by_points(request, like, recognised))
-            return await self._run(request, recognised, [search], [None], 0)
-        request, recognised, results = await self._embedded(request, name)
-        searches = [self._search(request, recognised, index, result) for index, result in enumerate(results)]
+            like, settled = request.like, await self._settled(request, name)
+            search = await self._store.call(lambda: self._search_by_points(settled, like))
+            return await self._run(settled, [search], [None], 0)
+        settled, results = await self._embedded(request, name)
+        searches = [self._search(settled, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._run(request, recognised, searches, request.queries, tokens)
+        return await self._run(settled, searches, request.queries, tokens)
 
-    async def _embedded(self, request: SearchRequest, name: str) -> tuple[SearchRequest, Recognised, list[Result]]:
-        """Embed the queries while the collection is recognised, whose error ends the search first.
+    async def _settled(self, request: SearchRequest, name: str) -> _Settled:
+        """Recognise the collection, and check whether it has the vectors of the model."""
+        recognised = await self._collections.recognised(name)
+        settled = _with_branches_in(request, recognised)
+        schema = recognised.read_by(settled.text_key)
+        warnings = await self._model_check.warnings(name, schema, schema.text_key, settled.options.kinds)
+        return _Settled(settled, recognised, warnings)
+
+    async def _embedded(self, request: SearchRequest, name: str) -> tuple[_Settled, list[Result]]:
+        """Embed the queries while the collection is recognised and checked, whose error ends the search first.
 
         The kinds are those of the request, or a guess by what was recognised last. Without a guess, and where it was
-        wrong, the queries are embedded after the collection is recognised.
+        wrong, the queries are embedded after the collection is recognised and checked.
         """
         guessed = _guessed_kinds(request, self._collections.catalogue.guess(name))
-        recognising = asyncio.ensure_future(self._collections.recognised(name))
+        settling = asyncio.ensure_future(self._settled(request, name))
         embedding = asyncio.ensure_future(self._embed(request, guessed)) if guessed else None
         try:
-            recognised = await recognising
-            request = _settled(request, recognised)
-            if embedding is None or request.options.kinds != guessed:
-                return request, recognised, await self._embed(request, request.options.kinds)
-            return request, recognised, await embedding
+            settled = await settling
+            kinds = settled.request.options.kinds
+            if embedding is None or kinds != guessed:
+                return settled, await self._embed(request, kinds)
+            return settled, await embedding
         finally:
-            running = [task for task in (recognising, embedding) if task is not None]
+            running = [task for task in (settling, embedding) if task is not None]
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -173,52 +206,48 @@ class SearchOperation:
         except InvalidRequest as error:
             raise error.at("queries") from None
 
-    def _search(self, request: SearchRequest, recognised: Recognised, index: int, result: Result) -> Search:
+    def _search(self, settled: _Settled, index: int, result: Result) -> Search:
         query = f"queries[{index}]"
         if isinstance(result, ModelFailure):
             raise result.at(query)
-        search = conform_query(Vectors.of(result), request.options, recognised.schema)
+        search = conform_query(Vectors.of(result), settled.request.options, settled.recognised.schema)
         if isinstance(search, Refusal):
             raise ModelFailure(search.message).at(query)
         return search
 
-    def _search_by_points(self, request: SearchRequest, like: Like, recognised: Recognised) -> Search:
+    def _search_by_points(self, settled: _Settled, like: Like) -> Search:
         """Build the search from the vectors of stored points, without the model."""
+        options, recognised = settled.request.options, settled.recognised
         vectors, where = recommend(
             self._store.opened(),
             recognised.collection,
             like.positive,
             like.negative,
             scope=like.id_scope or recognised.collection,
-            kinds=request.options.kinds,
-            where=request.options.where,
+            kinds=options.kinds,
+            where=options.where,
             field="like",
             schema=recognised.schema,
         )
-        search = conform_query(vectors, replace(request.options, where=where), recognised.schema)
+        search = conform_query(vectors, replace(options, where=where), recognised.schema)
         if isinstance(search, Refusal):
             raise InvalidRequest(f"like: {search.message}")
         return search
 
     async def _run(
-        self,
-        request: SearchRequest,
-        recognised: Recognised,
-        searches: Sequence[Search],
-        queries: Sequence[str | None],
-        tokens: int,
+        self, settled: _Settled, searches: Sequence[Search], queries: Sequence[str | None], tokens: int
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
-        collection, taken = recognised.collection, recognised.taken_with(request.text_key)
+        request, collection = settled.request, settled.recognised.collection
         if not request.explain:
-            hits = await self._indexed(collection, lambda: run(self._store.opened(), collection, searches))
-            return SearchResult(hits, tokens, taken=taken)
-        schema = recognised.read_by(request.text_key)
+            answers = await self._indexed(collection, lambda: search_pages(self._store.opened(), collection, searches))
+            return _result(settled, answers, tokens)
+        schema = settled.recognised.read_by(request.text_key)
         explained = await self._indexed(
             collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema)
         )
         explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, schema)
-        return SearchResult([search.hits for search in explained], tokens, explanations, taken)
+        return _result(settled, explained, tokens, explanations)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
         """Run a blocking call that may filter by a key whose index has to be created first."""
@@ -227,7 +256,19 @@ class SearchOperation:
         )
 
 
-def _settled(request: SearchRequest, recognised: Recognised) -> SearchRequest:
+def _result(
+    settled: _Settled,
+    answers: Sequence[SearchPage | Explained],
+    tokens: int,
+    explanations: Sequence[Sequence[HitExplanation]] | None = None,
+) -> SearchResult:
+    request = settled.request
+    unranked = [answer.unranked for answer in answers] if request.options.rerank else []
+    taken = settled.recognised.taken_with(request.text_key)
+    return SearchResult([answer.hits for answer in answers], tokens, explanations, unranked, settled.warnings, taken)
+
+
+def _with_branches_in(request: SearchRequest, recognised: Recognised) -> SearchRequest:
     """The request with its branches in a collection.
 
     Raises:

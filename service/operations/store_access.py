@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
-from embedder import ConfigurationError, InvalidRequest, Overloaded, timed
+from embedder import ConfigurationError, InvalidRequest, Overloaded, WorkerError, timed
 from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
+from service.operations.metered_store import Observe, metered
 from service.settings import Settings
 
 T = TypeVar("T")
+
+StoreState = Literal["ready", "unavailable", "unopened", "none"]
+"""Whether the store answers. `unopened` is an embedded store before its first use; `none` means that none is named."""
+
+PROBE_COLLECTION: Final = "fitness-check"
+"""Collection name that is looked up to learn whether the store answers."""
 
 CALLS_MAX: Final = 8
 """Maximum concurrent calls to the store, those of ingests excluded."""
@@ -67,6 +74,7 @@ class StoreAccess:
         settings: the settings.
         store: the store to use; None opens the store of the settings on first use.
         on_retry: callback for each retried call.
+        observe: callback for each call.
         ingests_max: maximum concurrent ingests; further ones are `Overloaded`.
     """
 
@@ -75,12 +83,14 @@ class StoreAccess:
         settings: Settings,
         store: Store | None,
         on_retry: Callable[[], None],
+        observe: Observe = lambda _operation, _code, _seconds: None,
         *,
         ingests_max: int = INGESTS_MAX,
     ) -> None:
         self._settings = settings
-        self._store = store
+        self._store = None if store is None else metered(store, observe)
         self._on_retry = on_retry
+        self._observe = observe
         self._opening = threading.Lock()
         self._calls = ThreadPoolExecutor(max_workers=CALLS_MAX, thread_name_prefix="store")
         self._ingests = ThreadPoolExecutor(max_workers=ingests_max, thread_name_prefix="ingest")
@@ -99,7 +109,7 @@ class StoreAccess:
         with self._opening:
             if self._store is None:
                 try:
-                    self._store = open_store(self._settings, self._on_retry)
+                    self._store = metered(open_store(self._settings, self._on_retry), self._observe)
                 except ConfigurationError as error:  # the worker has started already, so only the job can fail
                     raise StoreUnavailable(str(error)) from error
             return self._store
@@ -112,6 +122,18 @@ class StoreAccess:
         """
         if self._store is None and self._settings.qdrant_url is None and self._settings.qdrant_path is None:
             raise InvalidRequest(NO_STORE)
+
+    async def state(self) -> StoreState:
+        """Whether the store answers, which a server is asked for as long as a search is retried."""
+        if self._settings.qdrant_url is None and self._store is None:
+            return "none" if self._settings.qdrant_path is None else "unopened"
+        try:
+            await self.call(lambda: self.opened().collection_of(PROBE_COLLECTION))
+        except StoreUnavailable:
+            return "unavailable"
+        except WorkerError:  # a key may forbid this call and allow others
+            return "ready"
+        return "ready"
 
     @property
     def senders(self) -> Executor:

@@ -149,7 +149,7 @@ class HitAnswer(TypedDict):
     """A point that a search returns."""
 
     id: Id
-    score: float
+    score: Annotated[float | None, Field(description="null for a point without ColBERT rows; only with rerank")]
     group: NotRequired[Annotated[int | str, Field(description="payload value of the group; only with groupBy")]]
     payload: NotRequired[dict[str, Any]]
     vectors: NotRequired[VectorsAnswer]
@@ -200,6 +200,17 @@ class HitsAnswer(TypedDict):
     """The hits of one query, best first."""
 
     hits: list[HitAnswer]
+    unranked: NotRequired[
+        Annotated[int, Field(ge=1, description="candidates without ColBERT rows; only with rerank, and if not 0")]
+    ]
+
+
+class WarningAnswer(TypedDict):
+    """A doubt about an answer."""
+
+    code: Annotated[str, WithJsonSchema({"enum": ["model_mismatch"]})]
+    message: str
+    details: dict[str, Any]
 
 
 class SearchAnswer(TypedDict):
@@ -207,6 +218,7 @@ class SearchAnswer(TypedDict):
 
     results: list[HitsAnswer]
     recognised: NotRequired[RecognisedAnswer]
+    warnings: NotRequired[Annotated[list[WarningAnswer], Field(description="only if there are any")]]
     usage: UsageAnswer
     model: str
     timings: NotRequired[Timings]
@@ -288,7 +300,15 @@ class SourcedAnswer(TypedDict):
     """A name, and where it is from."""
 
     name: str
-    source: Annotated[str, WithJsonSchema({"enum": ["config", "collection", "worker"]})]
+    source: Annotated[str, WithJsonSchema({"enum": ["config", "collection"]})]
+
+
+class ModelAnswer(TypedDict):
+    """The model of a collection by its metadata, or else that of the worker."""
+
+    name: str
+    revision: NotRequired[Annotated[str | None, Field(description="null if unknown; only with source collection")]]
+    source: Annotated[str, WithJsonSchema({"enum": ["collection", "worker"]})]
 
 
 class CollectionAnswer(TypedDict):
@@ -305,7 +325,7 @@ class CollectionAnswer(TypedDict):
     textKey: Annotated[str | None, Field(description="payload key of the text; null if unknown")]
     recognised: NotRequired[RecognisedAnswer]
     choices: NotRequired[Annotated[dict[str, list[str]], Field(description="by the setting that has to decide")]]
-    model: SourcedAnswer
+    model: ModelAnswer
     timings: NotRequired[Timings]
 
 

@@ -21,6 +21,7 @@ from service.operations import (
     HitExplanation,
     IngestedText,
     IngestReport,
+    ModelWarning,
     ScoreResult,
     SearchResult,
     SparseMatch,
@@ -45,9 +46,10 @@ from service.wire.answer_types import (
     TextAnswer,
     UpsertAnswer,
     VectorsAnswer,
+    WarningAnswer,
 )
 from service.wire.body import Base64Array
-from service.wire.errors import code_of, error_answer
+from service.wire.errors import code_of, disagreement_details, error_answer
 from service.wire.requests import EmbedRequest
 from service.wire.size import Encoding, NumberType
 
@@ -146,6 +148,9 @@ def recognised_answer(taken: Taken) -> RecognisedAnswer:
 def search_answer(result: SearchResult, model: str) -> SearchAnswer:
     """The answer to a search request."""
     results: list[HitsAnswer] = [{"hits": [_hit(hit) for hit in hits]} for hits in result.hits]
+    for of_query, count in zip(results, result.unranked, strict=False):
+        if count:
+            of_query["unranked"] = count
     if result.explanations is not None:
         for hits, explanations in zip(results, result.explanations, strict=True):
             for hit, explanation in zip(hits["hits"], explanations, strict=True):
@@ -153,6 +158,8 @@ def search_answer(result: SearchResult, model: str) -> SearchAnswer:
     answer: SearchAnswer = {"results": results, "usage": {"tokens": result.tokens}, "model": model}
     if result.taken:
         answer["recognised"] = recognised_answer(result.taken)
+    if result.warnings:
+        answer["warnings"] = [_warning(warning) for warning in result.warnings]
     return answer
 
 
@@ -237,6 +244,11 @@ def _explain(explanation: HitExplanation) -> ExplainAnswer:
         "sparse": None if explanation.sparse is None else [_sparse_match(match) for match in explanation.sparse],
         "colbert": None if explanation.colbert is None else [_colbert_match(match) for match in explanation.colbert],
     }
+
+
+def _warning(warning: ModelWarning) -> WarningAnswer:
+    details = {"collection": warning.collection, **disagreement_details(warning.disagreement)}
+    return {"code": "model_mismatch", "message": warning.message, "details": details}
 
 
 def _by_kind(parts: Mapping[Any, float]) -> dict[str, float]:

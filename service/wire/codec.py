@@ -39,7 +39,7 @@ from service.wire.parsing import operation_name, parse, without_timings
 from service.wire.read_answers import collection_answer, collections_answer, points_answer, points_min_bytes
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
-from service.wire.size import LIST_NUMBER_MIN_BYTES, SizeLimit, vectors_min_bytes
+from service.wire.size import LIST_NUMBER_MIN_BYTES, RESPONSE_MB, SizeLimit, vectors_min_bytes
 from service.wire.values import Values
 
 Progress = Callable[[dict[str, int]], None]
@@ -71,15 +71,16 @@ class Codec:
 
     Args:
         core: the operations.
+        response_mb: maximum size of an answer where `MAX_RESPONSE_MB` is unset, in megabytes.
 
     Attributes:
         core: the operations.
     """
 
-    def __init__(self, core: Operations) -> None:
+    def __init__(self, core: Operations, response_mb: float = RESPONSE_MB) -> None:
         self.core = core
         self._limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
-        self._max_bytes = core.settings.max_response_bytes
+        self._max_bytes = core.settings.max_response_bytes(response_mb)
         self._openai = OpenAIDialect(core, self._max_bytes)
         self._instrumentation = Instrumentation(core.metrics, self._max_bytes)
 
@@ -94,6 +95,14 @@ class Codec:
             asyncio.CancelledError: the call was cancelled. All other errors become answers.
         """
         return await self._answer(raw, progress, Body)
+
+    async def check(self, raw: object) -> None:
+        """Check a job's input without running it.
+
+        Raises:
+            InvalidRequest: the input is invalid.
+        """
+        await asyncio.to_thread(parse, without_timings(raw), self._limits)
 
     async def _answer(self, raw: object, progress: Progress | None, form: type[Content]) -> Answer:
         with_timings = isinstance(raw, dict) and raw.get("timings") is True
@@ -114,9 +123,11 @@ class Codec:
             await _values(await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error))
         ]
 
-    async def openai_embeddings(self, raw: object) -> Answer:
-        """Answer a request body of OpenAI's `/v1/embeddings`."""
-        return await self._instrumentation.answer("openai", lambda: self._openai.embeddings(raw), openai_error)
+    async def openai_embeddings(self, raw: object, deployment: str | None = None) -> Answer:
+        """Answer a request body of OpenAI's `/v1/embeddings`, or of Azure's path with a deployment."""
+        return await self._instrumentation.answer(
+            "openai", lambda: self._openai.embeddings(raw, deployment), openai_error
+        )
 
     async def openai_models(self, path: str) -> Answer:
         """Answer OpenAI's `/v1/models`, or the path of one model."""

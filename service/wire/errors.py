@@ -23,7 +23,16 @@ from embedder import (
     Overloaded,
     WorkerError,
 )
-from qdrant_sink import DuplicateId, Refusal, SchemaMismatch, StoreRejected, StoreUnavailable, Superseded
+from qdrant_sink import (
+    Disagreement,
+    DuplicateId,
+    ModelMismatch,
+    Refusal,
+    SchemaMismatch,
+    StoreRejected,
+    StoreUnavailable,
+    Superseded,
+)
 from service.operations import IngestFailed
 
 
@@ -42,7 +51,7 @@ class ResponseTooLarge(WorkerError):
 
 
 class Unauthorized(InvalidRequest):
-    """The bearer token is missing or wrong."""
+    """The key is missing or wrong."""
 
 
 class UnknownPath(NotFound):
@@ -65,6 +74,10 @@ class BodyTooLarge(InvalidRequest):
 
 class NotJson(InvalidRequest):
     """The content type is not JSON."""
+
+
+class UnknownCoding(InvalidRequest):
+    """The request body is compressed in a way that is not understood."""
 
 
 class Loading(Overloaded):
@@ -97,6 +110,7 @@ ERRORS: Final[Mapping[type[WorkerError], WireError]] = {
     BodyStalled: WireError("invalid_request", 408),
     BodyTooLarge: WireError("invalid_request", 413),
     NotJson: WireError("invalid_request", 415),
+    UnknownCoding: WireError("invalid_request", 415),
     NotFound: WireError("not_found", 404),
     Overloaded: WireError("overloaded", 429),
     Loading: WireError("overloaded", 503),
@@ -176,6 +190,11 @@ def retry_after_s(error: WorkerError) -> int | None:
     return RETRY_AFTER_S.get(status)
 
 
+def disagreement_details(disagreement: Disagreement) -> dict[str, Any]:
+    """The JSON of a kind of vector that has vectors of another model."""
+    return {"kind": disagreement.kind, "cosine": round(disagreement.cosine, 4), "texts": disagreement.texts}
+
+
 def _wire_error_for(kind: type[WorkerError]) -> WireError:
     return next(ERRORS[base] for base in kind.__mro__ if base in ERRORS)
 
@@ -190,14 +209,20 @@ def _details(error: WorkerError) -> dict[str, Any]:
             return {"bytes": size, "limit": limit}
         case StoreUnavailable(retry_after_s=seconds) if seconds is not None:
             return {"retry_after_s": seconds}
-        case SchemaMismatch(collection=collection, differences=differences, choices=choices) if differences or choices:
-            details: dict[str, Any] = {"collection": collection}
-            if choices:
-                details["choices"] = {setting: list(names) for setting, names in choices.items()}
-            if differences:
-                details["differences"] = [
-                    {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
-                    for difference in differences
-                ]
-            return details
+        case SchemaMismatch():
+            return _mismatch_details(error)
     return {}
+
+
+def _mismatch_details(error: SchemaMismatch) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if error.choices:
+        details["choices"] = {setting: list(names) for setting, names in error.choices.items()}
+    if error.differences:
+        details["differences"] = [
+            {"field": difference.field, "found": difference.found, "wanted": difference.wanted}
+            for difference in error.differences
+        ]
+    if isinstance(error, ModelMismatch) and error.disagreements:
+        details["vectors"] = [disagreement_details(part) for part in error.disagreements]
+    return {"collection": error.collection, **details} if details else {}

@@ -97,7 +97,8 @@ class Instrumentation:
         self._metrics.answered(
             operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected
         )
-        return Answer(self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.content)
+        content = self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.content
+        return Answer(content, warnings=outcome.warnings)
 
     def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content:
         """The content with its timings, or without them if it would exceed the size limit."""

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
 from embedder import Embedding, FieldError, ModelFailure, NotFound, Outputs, WorkerError
-from qdrant_sink import kind_of
 from service import operations
 from service.operations import EmbedResult, Operations
 from service.validation import counted, invalid_field, is_unicode, shown
-from service.wire.answer_types import Count, Numbers
-from service.wire.answers import numbers
+from service.wire.answer_types import ArrayAnswer, Count, Numbers, Rows, SparseAnswer, TextAnswer
+from service.wire.answers import add_vectors, numbers
 from service.wire.body import Base64Array, Body
 from service.wire.errors import ErrorCode, error_answer, wire_error
-from service.wire.fields import NullIsAbsence
+from service.wire.fields import Limits
+from service.wire.openai_requests import (
+    WORKER_LIMIT,
+    EmbeddingsRequest,
+    QueueJob,
+    ignored_warning,
+    parse_embeddings,
+)
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
 from service.wire.size import SizeLimit, vectors_min_bytes
@@ -32,7 +35,24 @@ from service.wire.size import SizeLimit, vectors_min_bytes
 EMBEDDINGS: Final = "/v1/embeddings"
 MODELS: Final = "/v1/models"
 
+DEPLOYMENT: Final = "/openai/deployments/{model}/embeddings"
+"""Template of the path of Azure's clients, whose deployment is the model."""
+
+_WORKER: Final = "bge-m3-qdrant"
+"""Owner of a model whose name has no organisation."""
+
 _REMEDY: Final = 'send fewer inputs, or set encoding_format "base64"'
+_COLBERT_REMEDY: Final = 'send fewer inputs, leave "colbert" out of vectors, or set encoding_format "base64"'
+
+_LENGTH_REMEDY: Final = (
+    'shorten it, send "truncate_prompt_tokens": -1 to have it cut, or set OPENAI_TRUNCATE=true on the worker'
+)
+
+_IDS_REFUSED: Final = (
+    "must be a string or a list of strings, got token ids; those of another tokenizer give wrong vectors. Send texts "
+    "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False), or set ALLOW_TOKEN_IDS=true on the worker if "
+    "they are ids of this model's tokenizer"
+)
 
 _TYPES: Final[Mapping[str, str]] = {
     "invalid_request": "invalid_request_error",
@@ -43,94 +63,14 @@ _TYPES: Final[Mapping[str, str]] = {
 """OpenAI's error `type` by the worker's error code; that of other codes is `server_error`."""
 
 
-_ITEMS: Final[Mapping[type, str]] = {str: "a string", int: "a token id", list: "a list of token ids"}
-"""The kinds of items of an input, of which all items have the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The inputs of a request.
-
-    Attributes:
-        texts: the texts; empty if the inputs are token ids.
-        token_ids: the token ids of each input; empty if the inputs are texts.
-        is_single: whether the request has one input by itself rather than a list of them.
-    """
-
-    texts: Sequence[str] = ()
-    token_ids: Sequence[Sequence[int]] = ()
-    is_single: bool = False
-
-    def __len__(self) -> int:
-        """Number of inputs."""
-        return len(self.texts) or len(self.token_ids)
-
-
-def _valid_input(value: Any) -> Inputs:
-    """Parse the inputs."""
-    if isinstance(value, str):
-        return Inputs([value], is_single=True)
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else kind_of(value)
-        raise ValueError(f"must be a string, or a list of strings, of token ids or of lists of token ids, got {got}")
-    kinds = Counter(kind for item in value if (kind := type(item)) in _ITEMS)
-    if not kinds:
-        raise ValueError(f"[0] must be a string, a token id or a list of token ids, got {kind_of(value[0])}")
-    ((kind, _),) = kinds.most_common(1)
-    for index, item in enumerate(value):
-        if type(item) is not kind:
-            raise ValueError(f"[{index}] must be {_ITEMS[kind]} like the other items, got {kind_of(item)}")
-    if kind is str:
-        return Inputs(value)
-    if kind is int:
-        return Inputs(token_ids=[value], is_single=True)
-    for index, ids in enumerate(value):
-        if not ids:
-            raise ValueError(f"[{index}] must have at least 1 token id, got 0")
-        for number, token in enumerate(ids):
-            if type(token) is not int:
-                raise ValueError(f"[{index}][{number}] must be a token id, got {kind_of(token)}")
-    return Inputs(token_ids=value)
-
-
-_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-_INPUT = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "minItems": 1, "items": {"type": "string"}},
-        _IDS,
-        {"type": "array", "minItems": 1, "items": _IDS},
-    ]
-}
-
-
-class EmbeddingsRequest(NullIsAbsence):
-    """The body of `/v1/embeddings`."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    input: Annotated[Any, AfterValidator(_valid_input), WithJsonSchema(_INPUT)]
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    user: str | None = None
-
-
-class QueueJob(NullIsAbsence):
-    """A job's input from RunPod's OpenAI proxy."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    openai_route: str
-    openai_input: Any = None
-
-
 class EmbeddingAnswer(TypedDict):
-    """An embedding: numbers, or little-endian float32 in base64."""
+    """An embedding: numbers, or little-endian float32 in base64. The other kinds are there if `vectors` names them."""
 
     object: Literal["embedding"]
     index: Count
     embedding: Numbers | str
+    sparse_embedding: NotRequired[SparseAnswer]
+    colbert_embedding: NotRequired[Rows | ArrayAnswer]
 
 
 class EmbeddingsUsage(TypedDict):
@@ -174,7 +114,8 @@ class OpenAIDialect:
 
     def __init__(self, core: Operations, max_bytes: int) -> None:
         self._core = core
-        self._limit = SizeLimit(max_bytes, _REMEDY)
+        self._max_bytes = max_bytes
+        self._limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
         self._created = int(time.time())
 
     async def route(self, raw: object) -> Outcome:
@@ -190,25 +131,36 @@ class OpenAIDialect:
             return self.models(job.openai_route)
         raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}, got {shown(job.openai_route)}")
 
-    async def embeddings(self, raw: object) -> Outcome:
+    async def embeddings(self, raw: object, deployment: str | None = None) -> Outcome:
         """Answer a request body of `/v1/embeddings`.
+
+        Args:
+            raw: the body.
+            deployment: the model in the path of Azure's form, in place of the body's.
 
         Raises:
             WorkerError: the request failed; `openai_error` renders the error.
         """
-        request = await asyncio.to_thread(validated, EmbeddingsRequest, raw, root="the request")
+        if deployment is not None and isinstance(raw, dict):
+            raw = {**raw, "model": deployment}
+        strict = self._core.settings.openai_strict
+        request, ignored = await asyncio.to_thread(parse_embeddings, raw, self._limits, strict=strict)
+        truncation = request.truncate_prompt_tokens
         inputs = operations.EmbedRequest(
             texts=request.input.texts,
             token_ids=request.input.token_ids,
-            outputs=Outputs.of(("dense",)),
+            outputs=Outputs.of(request.kinds),
             role="either",
-            refuse_truncation=True,
+            max_length=None if truncation == WORKER_LIMIT else truncation,
+            refuse_truncation=truncation is None and not self._core.settings.openai_truncate,
+            length_remedy=_LENGTH_REMEDY,
             label="input",
             is_single=request.input.is_single,
         )
         self._check(request, inputs)
-        result = await self._core.embed(inputs)
-        return await asyncio.to_thread(self._rendered, request, inputs, result)
+        result = await self._core.embed(inputs, lambda tokens: self._check_minimum(request, tokens))
+        body = await asyncio.to_thread(self._rendered, request, inputs, result)
+        return Outcome(body, result.tokens, warnings=_warnings(ignored, result))
 
     def models(self, path: str) -> Outcome:
         """Answer `/v1/models`, or the path of one model.
@@ -216,40 +168,55 @@ class OpenAIDialect:
         Raises:
             NotFound: the path names another model.
         """
-        described_model = {"id": self._core.model_name, "object": "model", "created": self._created, "owned_by": "BAAI"}
+        names = self._core.model_names
         if path == MODELS:
-            return Outcome(Body.of({"object": "list", "data": [described_model]}))
-        if path == f"{MODELS}/{self._core.model_name}":
-            return Outcome(Body.of(described_model))
-        raise NotFound(self._unknown_model_message(path.removeprefix(f"{MODELS}/")))
+            return Outcome(Body.of({"object": "list", "data": [self._described(name) for name in names.names]}))
+        name = path.removeprefix(f"{MODELS}/")
+        if name not in names:
+            raise NotFound(self._unknown_model_message(name))
+        return Outcome(Body.of(self._described(name if name in names.names else names.first)))
+
+    def _described(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": _owner(name)}
 
     def _check(self, request: EmbeddingsRequest, inputs: operations.EmbedRequest) -> None:
-        max_texts = self._core.settings.max_texts
-        if len(request.input) > max_texts:
+        settings, count = self._core.settings, len(request.input)
+        if inputs.token_ids and not settings.allow_token_ids:
+            raise invalid_field("input", _IDS_REFUSED)
+        if count > settings.max_texts:
             raise invalid_field(
-                "input", f"must have at most {counted(max_texts, 'item')} (MAX_TEXTS), got {len(request.input)}"
+                "input", f"must have at most {counted(settings.max_texts, 'item')} (MAX_TEXTS), got {count}"
             )
-        if request.model not in (None, self._core.model_name):
-            message = self._unknown_model_message(request.model or "")
+        if request.model is not None and request.model not in self._core.model_names:
+            message = self._unknown_model_message(request.model)
             raise NotFound(message, fields=[FieldError("model", message)])
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
             raise invalid_field(
                 "dimensions", f"must be {size}, the size of the model's vectors, got {request.dimensions}"
             )
-        encoding: Literal["list", "base64"] = "list" if request.encoding_format == "float" else "base64"
-        lengths = [1] * len(request.input)
-        self._limit.check_minimum(vectors_min_bytes(lengths, dense=size, colbert=0, encoding=encoding, dtype="float32"))
+        self._check_minimum(request, [1] * count)
         for index, text in enumerate(inputs.texts):
             if not is_unicode(text):
                 raise invalid_field(inputs.field(index), "is not valid Unicode (a lone surrogate)")
 
-    def _rendered(self, request: EmbeddingsRequest, inputs: operations.EmbedRequest, result: EmbedResult) -> Outcome:
+    def _check_minimum(self, request: EmbeddingsRequest, tokens: Sequence[int]) -> None:
+        """Check that the vectors of inputs with these numbers of tokens can fit into an answer."""
+        colbert = self._core.colbert_size if "colbert" in request.kinds else 0
+        size = vectors_min_bytes(
+            tokens, dense=self._core.hidden_size, colbert=colbert, encoding=request.encoding, dtype="float32"
+        )
+        self._limit(request).check_minimum(size)
+
+    def _limit(self, request: EmbeddingsRequest) -> SizeLimit:
+        return SizeLimit(self._max_bytes, _COLBERT_REMEDY if "colbert" in request.kinds else _REMEDY)
+
+    def _rendered(self, request: EmbeddingsRequest, inputs: operations.EmbedRequest, result: EmbedResult) -> Body:
         data: list[EmbeddingAnswer] = []
         for index, embedding in enumerate(result.texts):
             if isinstance(embedding, ModelFailure):
                 raise embedding.at(inputs.field(index))
-            data.append({"object": "embedding", "index": index, "embedding": _dense(embedding, request)})
+            data.append(_embedding(index, embedding, request))
         answer: EmbeddingsAnswer = {
             "object": "list",
             "data": data,
@@ -257,16 +224,24 @@ class OpenAIDialect:
             "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
         }
         body = Body.of(answer)
-        self._limit.check(body)
-        return Outcome(body, tokens=result.tokens)
+        self._limit(request).check(body)
+        return body
 
     def _unknown_model_message(self, model: str) -> str:
-        return f"model must be '{self._core.model_name}', as GET {MODELS} lists it, got {shown(model)}"
+        names = ", ".join(f"'{name}'" for name in self._core.model_names.names)
+        if len(self._core.model_names.names) == 1:
+            return f"model must be {names}, as GET {MODELS} lists it, got {shown(model)}"
+        return f"model must be one of {names}, as GET {MODELS} lists them, got {shown(model)}"
 
 
 def is_openai(raw: object) -> bool:
     """Whether a job's input comes from RunPod's OpenAI proxy."""
     return isinstance(raw, dict) and raw.get("openai_route") is not None
+
+
+def is_openai_path(path: str) -> bool:
+    """Whether a path of a URL, known or not, is one of OpenAI's or Azure's."""
+    return path.startswith(("/v1/", "/openai/"))
 
 
 def openai_error(error: WorkerError) -> OpenAIError:
@@ -283,8 +258,31 @@ def openai_error(error: WorkerError) -> OpenAIError:
     }
 
 
-def _dense(embedding: Embedding, request: EmbeddingsRequest) -> Any:
+def _owner(name: str) -> str:
+    """The organisation in a model name, or the worker if the name has none."""
+    organisation, _, rest = name.partition("/")
+    return organisation if rest else _WORKER
+
+
+def _embedding(index: int, embedding: Embedding, request: EmbeddingsRequest) -> EmbeddingAnswer:
     if embedding.dense is None:
         raise ModelFailure("the model gave no dense vector")
-    dense = numbers(embedding.dense)
-    return dense if request.encoding_format == "float" else Base64Array(dense.astype("<f4", copy=False))
+    dense: Any = numbers(embedding.dense)
+    if request.encoding == "base64":
+        dense = Base64Array(dense.astype("<f4", copy=False))
+    answer: EmbeddingAnswer = {"object": "embedding", "index": index, "embedding": dense}
+    vectors: TextAnswer = {}
+    add_vectors(vectors, embedding, request.encoding, "float32")
+    if "sparse" in vectors:
+        answer["sparse_embedding"] = vectors["sparse"]
+    if "colbert" in vectors:
+        answer["colbert_embedding"] = vectors["colbert"]
+    return answer
+
+
+def _warnings(ignored: Sequence[str], result: EmbedResult) -> list[str]:
+    """The warnings of an answer, which has no field for them."""
+    warnings = [ignored_warning(ignored)] if ignored else []
+    if truncated := sum(embedding.truncated for embedding in result.embeddings):
+        warnings.append(f"truncated: {counted(truncated, 'input')}")
+    return warnings

@@ -23,11 +23,13 @@ class Outcome:
         content: the JSON of the result.
         tokens: number of embedded tokens.
         rejected: the error code of each rejected point.
+        warnings: warnings in printable ASCII, for which the JSON of the result has no field.
     """
 
     content: Content
     tokens: int = 0
     rejected: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,14 @@ class Answer:
         status: the HTTP status.
         code: the error code; None for a success.
         retry_after_s: whole seconds to wait before a retry; None if a retry does not help.
+        warnings: warnings in printable ASCII, which HTTP sends in a header.
     """
 
     content: Content
     status: int = 200
     code: str | None = None
     retry_after_s: int | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def written(self) -> Body:

@@ -12,6 +12,7 @@ from service.operations import CollectionsResult, DescribedCollection, PointsRes
 from service.wire.answer_types import (
     CollectionAnswer,
     CollectionsAnswer,
+    ModelAnswer,
     ReadPointAnswer,
     ReadPointsAnswer,
     StoredVectorsAnswer,
@@ -65,13 +66,20 @@ def collection_answer(result: DescribedCollection, model: str) -> CollectionAnsw
             "source": "collection" if result.form.source == "collection" else "config",
         },
         "textKey": result.form.text_key,
-        "model": {"name": model, "source": "worker"},
+        "model": _model(result, model),
     }
     if result.taken:
         answer["recognised"] = recognised_answer(result.taken)
     if result.ambiguous:
         answer["choices"] = {setting: list(names) for setting, names in result.ambiguous.items()}
     return answer
+
+
+def _model(result: DescribedCollection, worker_model: str) -> ModelAnswer:
+    model = result.state.model
+    if model is None:
+        return {"name": worker_model, "source": "worker"}
+    return {"name": model.name, "revision": model.revision, "source": "collection"}
 
 
 def points_answer(request: ReadPointsRequest, result: PointsResult) -> ReadPointsAnswer:

@@ -22,7 +22,8 @@ from service.wire.answer_types import (
     SearchAnswer,
 )
 from service.wire.errors import Error
-from service.wire.openai import EmbeddingsAnswer, OpenAIError
+from service.wire.jobs import JobAnswer
+from service.wire.openai import DEPLOYMENT, EMBEDDINGS, EmbeddingsAnswer, OpenAIError
 
 Json = dict[str, Any]
 
@@ -35,6 +36,14 @@ _TEXT: Final[Json] = {
     "text": "rsync copies only the changed parts of files.",
     "tokens": 15,
     "truncated": False,
+}
+
+
+_EMBEDDINGS: Final[Json] = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": [-0.02017, 0.01956]}],
+    "model": "BAAI/bge-m3",
+    "usage": {"prompt_tokens": 15, "total_tokens": 15},
 }
 
 
@@ -157,22 +166,20 @@ ANSWERS: Final[Mapping[str, Described]] = {
             "model": {"name": "BAAI/bge-m3", "source": "worker"},
         },
     ),
-    "/v1/embeddings": Described(
-        EmbeddingsAnswer,
-        {
-            "object": "list",
-            "data": [{"object": "embedding", "index": 0, "embedding": [-0.02017, 0.01956]}],
-            "model": "BAAI/bge-m3",
-            "usage": {"prompt_tokens": 15, "total_tokens": 15},
-        },
-    ),
+    DEPLOYMENT: Described(EmbeddingsAnswer, _EMBEDDINGS),
+    EMBEDDINGS: Described(EmbeddingsAnswer, _EMBEDDINGS),
 }
 """Answers by path."""
+
+JOB: Final = Described(
+    JobAnswer, {"id": "0f5c1d7a9b3e4c6d8f2a1b0c9d8e7f60", "state": "running", "settled": 512, "points": 4096}
+)
+"""The description of an accepted job."""
 
 
 def schemas() -> Json:
     """All schemas of answers and errors by name; they allow no further keys."""
-    types = [described.type for described in ANSWERS.values()] + [Error, OpenAIError]
+    types = [described.type for described in ANSWERS.values()] + [JOB.type, Error, OpenAIError]
     inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
     described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
     own = {name: schema for (name, _), schema in described.items() if "$ref" not in schema}

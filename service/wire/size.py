@@ -22,6 +22,9 @@ from service.wire.values import Values
 Encoding = Literal["list", "base64"]
 NumberType = Literal["float32", "float16"]
 
+RESPONSE_MB: Final = 10.0
+"""Maximum answer in megabytes that every transport carries (RunPod's limit for `/run`)."""
+
 _ENVELOPE_BYTES: Final = 64
 """Bytes that the queue adds around an answer."""
 

@@ -29,6 +29,7 @@ def report(old: list[float], new: list[float], *, peak_bytes: int = 150_000_000)
             date="2026-01-02T03:04:05+00:00",
             quick=False,
             baseline="abc",
+            tokenizer="XLM-RoBERTa's",
             comparisons=comparisons,
             machine={"CPU": "a CPU"},
         ),

@@ -10,7 +10,8 @@
 | hashes in `content-security-policy` | `sha256-<hash>` | of the page's text |
 | the body of a page, `text/html` | `<page>` | not part of the wire |
 | the OpenAPI document | `<openapi>` | recorded apart |
-| `/metrics` | names, types and label sets | its values depend on the time |
+| `operation` of `bge_m3_store_...` | `<call>` | how an operation uses the store is its own affair |
+| `/metrics` | names, types and label sets of `bge_m3_...` | values depend on the time, other metrics on the machine |
 """
 
 from __future__ import annotations
@@ -84,12 +85,16 @@ def _families(exposed: str) -> Json:
     """Return the type of every metric, the label sets of its samples, and the bounds of a histogram."""
     families: Json = {}
     for family in text_string_to_metric_families(exposed):
+        if not family.name.startswith("bge_m3_"):
+            continue
         samples: dict[str, set[str]] = {}
         bounds: dict[str, None] = {}
         for sample in family.samples:
             labels = dict(sample.labels)
             if sample.name.endswith("_bucket"):
                 bounds[labels.pop("le")] = None
+            if family.name.startswith("bge_m3_store_") and "operation" in labels:
+                labels["operation"] = "<call>"
             text = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
             samples.setdefault(sample.name, set()).add(text)
         described: Json = {"type": family.type, "samples": {name: sorted(samples[name]) for name in sorted(samples)}}

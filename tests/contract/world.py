@@ -24,7 +24,7 @@ from unittest import mock
 import httpx
 
 from embedder import Embedder
-from embedder.checkpoint import MINI
+from embedder.checkpoint import MINI, revision_of
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink import Store, conformance, documents
@@ -93,7 +93,7 @@ class World:
             return self._shared, None
         engine = StubEngine(self._tokenizer, lost=lost)
         pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=settings.queue_tokens)
-        return Embedder(self._tokenizer, [engine], pool), engine
+        return Embedder(self._tokenizer, [engine], pool, revision_of(MINI)), engine
 
     @contextmanager
     def stage(self, scenario: Scenario) -> Iterator[Stage]:
@@ -267,7 +267,7 @@ async def _called(step: Call, settings: Settings, operations: Operations) -> Jso
         body_max_bytes=step.body_max_bytes or BODY_MAX_BYTES,
         body_part_timeout_s=_CALL_STALL_S if step.stalls else BODY_PART_TIMEOUT_S,
     )
-    headers, content = dict(step.headers), step.content
+    headers, content = {"Accept-Encoding": "identity", **step.headers}, step.content
     if step.json is not None:
         content = json.dumps(step.json, ensure_ascii=False).encode("utf-8", "surrogatepass")
         headers = {"Content-Type": "application/json", **headers}

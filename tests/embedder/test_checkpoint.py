@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION, MINI, EncoderConfig, find_checkpoint
+from embedder.checkpoint import DEFAULT_MODEL, DEFAULT_REVISION, MINI, EncoderConfig, find_checkpoint, revision_of
 from embedder.engines.packed import PackedEngine
 from embedder.errors import ConfigurationError
 from tests.embedder.checkpoints import as_bin, cached, edit, without
@@ -46,6 +46,13 @@ def refused(load: Callable[[], object], mentions: str, checkpoint: Path) -> None
 def test_the_miniature_is_found_by_its_name() -> None:
     """`MODEL_ID=mini` needs neither network nor files beside the program."""
     assert find_checkpoint("mini") == MINI
+
+
+def test_a_revision_says_which_weights_they_are(tmp_path: Path, small_checkpoint: Path) -> None:
+    """A snapshot has the commit of its model, `mini` a digest of its weights, and another directory no revision."""
+    assert revision_of(cached(tmp_path, DEFAULT_MODEL, DEFAULT_REVISION, small_checkpoint)) == DEFAULT_REVISION
+    assert re.fullmatch("[0-9a-f]{16}", revision_of(MINI) or "")
+    assert revision_of(small_checkpoint) is None
 
 
 def test_a_directory_is_used_as_it_is(small_checkpoint: Path) -> None:

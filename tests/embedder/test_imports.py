@@ -14,7 +14,14 @@ import embedder
 
 ROOT = Path(embedder.__file__).parents[1]
 PACKAGES = {
-    "embedder.checkpoint": {"DEFAULT_MODEL", "DEFAULT_REVISION", "MINI", "EncoderConfig", "find_checkpoint"},
+    "embedder.checkpoint": {
+        "DEFAULT_MODEL",
+        "DEFAULT_REVISION",
+        "MINI",
+        "EncoderConfig",
+        "find_checkpoint",
+        "revision_of",
+    },
     "embedder.engines": {
         *("BlockingEngine", "EncodedBatch", "Engine", "PendingBatch", "ReadyBatch", "SparseBatch", "TokenBatch"),
         *("YieldPoint", "offsets_of"),

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from embedder import Embedder, EncodedText, Outputs, Overloaded, Priority, ResultStream
-from embedder.checkpoint import MINI
+from embedder.checkpoint import MINI, revision_of
 from embedder.engines import BlockingEngine, EncodedBatch, TokenBatch, YieldPoint
 from embedder.engines.packed import PackedEngine
 from embedder.scheduling import ModelPool
@@ -135,7 +135,7 @@ class Watched:
         tokenizer = Tokenizer(MINI)
         engine = WatchedEngine(tokenizer, poison)
         pool = ModelPool([engine], batches_per_gpu=1, token_budget=4096, queue_tokens=100_000)
-        return cls(engine, pool, Embedder(tokenizer, [engine], pool))
+        return cls(engine, pool, Embedder(tokenizer, [engine], pool, revision_of(MINI)))
 
 
 class RaisingStore:

@@ -112,6 +112,13 @@ def test_ids_come_back_as_qdrant_writes_them(point_id: PointId, wire: int | str)
     }
 
 
+def test_unranked_candidates_are_counted_where_there_are_any() -> None:
+    """A hit without ColBERT rows has a score of null, and a query without such candidates has no count of them."""
+    first, second = searched(SearchResult([[Hit(1, None)], [Hit(2, 0.5)]], tokens=3, unranked=[12, 0]))["results"]
+    assert first == {"hits": [{"id": 1, "score": None}], "unranked": 12}
+    assert second == {"hits": [{"id": 2, "score": 0.5}]}
+
+
 def test_a_hit_has_the_requested_payload_and_vectors() -> None:
     """A hit has its payload and vectors only if they were requested; missing kinds of vectors are absent."""
     vectors = Vectors(dense=np.array([0.1, 0.2], np.float32), colbert=np.array([[0.5, 0.25]], np.float32))

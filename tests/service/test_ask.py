@@ -54,9 +54,9 @@ def asked(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def shown(answer: Json, query: str = "rsync", width: int = 100) -> str:
     """What a terminal shows of the first question's hits, without colours."""
     terminal = io.StringIO()
-    Answer(Console(file=terminal, width=width, highlight=False), "plain", "text").show(
-        query, answer["results"][0]["hits"]
-    )
+    result = answer["results"][0]
+    shower = Answer(Console(file=terminal, width=width, highlight=False), "plain", "text")
+    shower.show(query, result["hits"], result.get("unranked", 0))
     return terminal.getvalue()
 
 
@@ -153,6 +153,15 @@ def test_hits_are_shown_with_title_score_and_text(filled: Client) -> None:
     assert TEXTS[0] in lines[2]
     assert re.match(r"  2  0\.03\d+ +second", lines[3])
     assert "nothing found" in shown({"results": [{"hits": []}]})
+
+
+def test_candidates_that_were_not_reranked_are_counted() -> None:
+    """A hit without ColBERT rows has no score, and a line says how many candidates lack them."""
+    hits = [{"id": 1, "score": 2.5, "payload": {"text": "a"}}, {"id": 2, "score": None, "payload": {"text": "b"}}]
+    lines = shown({"results": [{"hits": hits, "unranked": 12}]}).splitlines()
+    assert [line.split() for line in lines[1:5:2]] == [["1", "2.5", "1"], ["2", "-", "2"]]
+    assert lines[5] == "  without ColBERT rows, and so not reranked: 12 of the candidates"
+    assert "not reranked" not in shown({"results": [{"hits": hits[:1]}]})
 
 
 def test_an_explanation_is_shown_beside_the_text(filled: Client) -> None:

@@ -78,6 +78,25 @@ def test_every_field_reaches_the_schema() -> None:
     assert "dense.m" not in parse_config('{"dense": {"onDisk": false}}').schema_for(8, 8).explicit
 
 
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({}, VectorNames("dense", "sparse", "colbert")),
+        ({"layout": "langchain"}, VectorNames("", "langchain-sparse", "colbert")),
+        ({"layout": "llamaindex"}, VectorNames("text-dense", "text-sparse-new", "colbert")),
+        ({"layout": "haystack"}, VectorNames("text-dense", "text-sparse", "colbert")),
+        ({"layout": "haystack", "kinds": ["dense"]}, VectorNames("", "text-sparse", "colbert")),
+        (
+            {"layout": "langchain", "vectorNames": {"dense": "dense"}},
+            VectorNames("dense", "langchain-sparse", "colbert"),
+        ),
+    ],
+)
+def test_vectors_have_the_names_of_the_layout_unless_others_are_set(config: dict[str, Any], names: VectorNames) -> None:
+    """A name that is set is kept, and the others are those of the layout."""
+    assert parse_config(json.dumps(config)).schema_for(8, 8).names == names
+
+
 def test_only_the_names_of_existing_vectors_must_differ() -> None:
     """A vector may have the default name of a kind that collections do not have."""
     config = parse_config('{"kinds": ["dense"], "vectorNames": {"dense": "sparse"}}')

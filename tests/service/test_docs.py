@@ -118,3 +118,30 @@ def test_one_curl_ingests_and_one_searches(serve: Serve, double: GrpcDouble, pag
     assert stored["upsert"] == {"collection": "notes", "stored": 1, "skipped": 0, "rejected": []}
     (hit,) = found["results"][0]["hits"]
     assert hit["payload"]["text"].startswith("rsync copies only")
+
+
+def test_a_compressed_body_goes_in_one_pipe(serve: Serve) -> None:
+    """The command of the page compresses a request, and curl reads the answer."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = first_block("http.md", "## Compression", "sh")
+    with Served(serve(API_KEY="choose-one").operations) as served:
+        here = command.replace("localhost:8000", f"127.0.0.1:{served.port}").replace("curl -s", "curl -s --noproxy '*'")
+        done = subprocess.run(["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True)
+    assert len(json.loads(done.stdout)["results"][0]["dense"]) == 192
+
+
+def test_a_job_is_accepted_polled_and_deleted(serve: Serve, tmp_path: Path) -> None:
+    """The commands of the page send an ingest as a job, wait for its end and forget it."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    commands = first_block("http.md", "## Jobs", "sh")
+    with Served(serve(API_KEY="choose-one").operations) as served:
+        here = commands.replace("localhost:8000", f"127.0.0.1:{served.port}").replace("sleep 1", "sleep 0.1")
+        here = here.replace("curl -s", "curl --noproxy '*' -s")
+        done = subprocess.run(
+            ["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
+        )
+    polled, deleted = map(json.loads, done.stdout.replace("}{", "}\n{").splitlines())
+    assert polled == deleted
+    assert polled["answer"]["upsert"] == {"collection": "notes", "stored": 1, "skipped": 0, "rejected": []}

@@ -1,4 +1,4 @@
-"""A collection that LangChain made: a worker without a config searches it and adds points that LangChain finds."""
+"""A collection that LangChain made: a worker without a config searches it, adds points, and checks its model."""
 
 from __future__ import annotations
 
@@ -78,14 +78,13 @@ def foreign(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) 
     client.close()
 
 
-def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
-    """LangChain makes the collection and writes; the worker searches and adds; LangChain finds what was added."""
-    model = Model(foreign.embedder)
+def langchain_store(foreign: Foreign, dense_model: Embedder) -> QdrantVectorStore:
+    """LangChain's store over a new hybrid collection, with dense vectors of a model and the worker's sparse ones."""
     opened = QdrantVectorStore(
         foreign.client,
         foreign.collection,
-        embedding=Dense(model),
-        sparse_embedding=Sparse(model),
+        embedding=Dense(Model(dense_model)),
+        sparse_embedding=Sparse(Model(foreign.embedder)),
         retrieval_mode=RetrievalMode.HYBRID,
         validate_collection_config=False,
     )
@@ -96,6 +95,12 @@ def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
         },
         sparse_vectors_config={opened.sparse_vector_name: models.SparseVectorParams()},
     )
+    return opened
+
+
+def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
+    """LangChain makes the collection and writes; the worker searches and adds; LangChain finds what was added."""
+    opened = langchain_store(foreign, foreign.embedder)
     ids = opened.add_texts(TEXTS, [{"number": n} for n in range(len(TEXTS))])
     worker = foreign.worker()
 
@@ -125,3 +130,30 @@ def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
     assert worker.good({"texts": [ADDED], "isPassage": True, "qdrant": target})["upsert"]["stored"] == 1
     [document] = opened.similarity_search(ADDED, k=1)
     assert (document.page_content, document.metadata["number"]) == (ADDED, -1)
+
+
+def test_a_collection_of_langchain_with_another_model(foreign: Foreign, other: Embedder) -> None:
+    """Its unnamed dense vectors are compared: searches warn, also by example, and an ingest needs other kinds."""
+    ids = langchain_store(foreign, other).add_texts(TEXTS)
+    worker = foreign.worker()
+    search = {"operation": "search", "collection": foreign.collection, "queries": QUERIES}
+    like = {"operation": "search", "collection": foreign.collection, "like": {"positive": ids[:1]}}
+    for raw in (search, {**search, "using": ["dense"]}, like):
+        assert [warning["details"]["kind"] for warning in worker.good(raw)["warnings"]] == ["dense"]
+    for raw in ({**search, "using": ["sparse"]}, {**like, "using": ["sparse"]}):
+        assert "warnings" not in worker.good(raw)
+    job = {"texts": [ADDED], "isPassage": True, "qdrant": {"collection": foreign.collection}}
+    details = worker.error(job, "schema_mismatch")["details"]
+    assert [(part["kind"], part["cosine"] < 0.98) for part in details["vectors"]] == [("dense", True)]
+    assert worker.good({**job, "vectors": ["sparse"]})["upsert"]["stored"] == 1
+
+
+def test_a_collection_of_langchain_with_the_right_model(foreign: Foreign) -> None:
+    """The texts under LangChain's key match both vectors under LangChain's names: nothing warns or is refused."""
+    ids = langchain_store(foreign, foreign.embedder).add_texts(TEXTS)
+    worker = foreign.worker()
+    search = {"operation": "search", "collection": foreign.collection}
+    for raw in ({**search, "queries": QUERIES}, {**search, "like": {"positive": ids[:1]}}):
+        assert "warnings" not in worker.good(raw)
+    job = {"texts": [ADDED], "isPassage": True, "qdrant": {"collection": foreign.collection}}
+    assert worker.good(job)["upsert"]["stored"] == 1

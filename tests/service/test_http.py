@@ -253,7 +253,7 @@ def test_errors_have_their_status(serve: Serve, store: EdgeStore) -> None:
         refused(client.post("/points/count", json={"collection": "absent"}), 404, "not_found")
         refused(client.post("/search", json={"collection": "other", "queries": ["a"]}), 409, "schema_mismatch")
         refused(client.get("/nowhere"), 404, "not_found")
-        refused(client.post("/embed/", json={}), 404, "not_found")
+        refused(client.post("/embed/x", json={}), 404, "not_found")
         method = client.get("/embed")
         refused(method, 405, "invalid_request")
         assert method.headers["allow"] == "POST"

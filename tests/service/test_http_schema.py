@@ -38,6 +38,7 @@ CHECKS = [
 
 
 DESCRIPTION = "/collections/{name}"
+JOB = "/jobs/{id}"
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +57,24 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
     with served.client() as client:
         document = client.get("/openapi.json").json()
     read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
-    assert {"/ping", "/health", "/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read) - {DESCRIPTION}
+    public = {"/ping", "/health", "/livez", "/readyz"}
+    assert public | {"/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read) - {DESCRIPTION, JOB}
     assert {"200", "204", "503"} == set(read["/ping"])
-    assert all("401" in read[path] for path in read.keys() - {"/ping", "/health"})
+    assert all("401" in read[path] for path in read.keys() - public)
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=served.url)
     with requests.Session() as session:
         session.trust_env = False
-        for path in read.keys() - {DESCRIPTION}:
+        for path in read.keys() - {DESCRIPTION, JOB}:
             schema[path]["GET"].Case().call_and_validate(session=session, checks=CHECKS[:4])
+        raw = {"texts": ["a"], "qdrant": {"collection": "notes"}}
+        with served.client(Prefer="respond-async") as client:
+            accepted = client.post("/points", json=raw).json()
+        for identity in (accepted["id"], "absent"):
+            case = schema[JOB]["GET"].Case(path_parameters={"id": identity})
+            case.call_and_validate(session=session, checks=CHECKS[:4])
+            case = schema[JOB]["DELETE"].Case(path_parameters={"id": identity})
+            case.call_and_validate(session=session, checks=CHECKS[:4])
         for name in ("notes", "absent", "a b"):
             case = schema[DESCRIPTION]["GET"].Case(path_parameters={"name": name})
             case.call_and_validate(session=session, checks=CHECKS[:4])
@@ -110,7 +120,12 @@ RICH: dict[str, list[dict[str, Any]]] = {
         {"collection": "notes", "ids": [1, "absent"], "withVectors": True, "timings": True},
         {"collection": "notes", "limit": 1, "withVectors": ["dense", "colbert"], "encoding": "base64"},
     ],
-    "/v1/embeddings": [{"input": "a"}, {"input": ["a", "b"], "encoding_format": "base64"}],
+    "/v1/embeddings": [
+        {"input": "a"},
+        {"input": ["a", "b"], "encoding_format": "base64", "vectors": ["sparse", "colbert"]},
+        {"input": "a", "vectors": ["colbert"], "other": 1},
+    ],
+    "/openai/deployments/{model}/embeddings": [{"input": "a"}],
 }
 
 
@@ -118,7 +133,7 @@ def test_answers_have_the_shape_that_is_described(served: Served) -> None:
     """Answers with all optional parts, and the examples, conform to the schemas."""
     with served.client() as client:
         document = client.get("/openapi.json").json()
-        given = {path: [client.post(path, json=raw) for raw in RICH[path]] for path in RICH}
+        given = {path: [client.post(path.format(model="mini"), json=raw) for raw in RICH[path]] for path in RICH}
     assert set(RICH) == {path for path, methods in document["paths"].items() if "post" in methods}
     for path, responses in given.items():
         described = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from embedder import Embedder, Overloaded
+from qdrant_sink import ModelIdentity
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.points import NAMESPACE
 from service.operations import Collections, IngestFailed, IngestRequest, IngestResult, Operations
 from service.operations.ingest import Ingest
+from service.operations.model_check import ModelCheck
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
@@ -542,7 +544,8 @@ def test_more_ingests_than_the_limit_are_rejected(watched: Watched, store: EdgeS
     access = StoreAccess(settings, store, lambda: None, ingests_max=2)
     operations = Operations(settings, watched.embedder, store)
     collections = Collections(settings, access, operations.collections.wanted)
-    ingest = Ingest(watched.embedder, access, collections, operations.limits)
+    check = ModelCheck(watched.embedder, access, ModelIdentity("mini"), enabled=False)
+    ingest = Ingest(watched.embedder, access, collections, check, operations.limits)
 
     def stored(text: str) -> asyncio.Task[IngestResult]:
         return asyncio.create_task(ingest(IngestRequest([text], vectors=("dense",), collection=NOTES)))

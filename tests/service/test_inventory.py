@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from embedder import Embedder
+from embedder.checkpoint import MINI, revision_of
 from qdrant_sink import AccessDenied, Store
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
@@ -84,7 +85,7 @@ def test_a_collection_is_described(filled: Store, embedder: Embedder, name: str)
         ],
         "layout": {"name": "plain", "source": "collection"},
         "textKey": "text",
-        "model": {"name": "mini", "source": "worker"},
+        "model": {"name": "mini", "revision": revision_of(MINI), "source": "collection"},
     }
     assert vectors["dense"] == {
         "name": "dense", "kind": "dense", "size": embedder.hidden_size, "distance": "cosine", "datatype": "float32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embedder import NotFound, Timings, timed
+from qdrant_sink import StoreUnavailable
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
+from service.operations.metered_store import outcome_of
+from service.wire.errors import ERRORS
 from tests.service.client import Client, until
 from tests.service.conftest import Serve
-from tests.service.doubles import FailingStore, Watched
+from tests.service.doubles import FailingStore, RaisingStore, Watched
 from tests.sink.grpc_double import GrpcDouble
 
 PRIVATE = "the private words of a user"
@@ -116,11 +120,13 @@ def test_timings_are_in_the_answer_on_request(serve: Serve) -> None:
     """`timings` adds the seconds of each stage to the answer of any operation."""
     worker = serve()
     stored = worker.good({"texts": ["one"], "timings": True, "qdrant": {"collection": "notes"}})["timings"]
-    assert set(stored) == {"tokenize", "store", "ingest", "total"}
+    assert set(stored) == {"tokenize", "check", "store", "ingest", "total"}
     search = {"operation": "search", "collection": "notes", "queries": ["one"]}
     searched = worker.good({**search, "timings": True})["timings"]
-    assert set(searched) == {"tokenize", "embed", "store", "total"}
+    assert set(searched) == {"tokenize", "check", "embed", "store", "total"}
     assert all(0 <= searched[name] <= searched["total"] for name in searched)
+    again = worker.good({**search, "timings": True})["timings"]
+    assert set(again) == {"tokenize", "embed", "store", "total"}  # the collection is checked once
     assert set(worker.good({"operation": "count", "collection": "notes", "timings": True})["timings"]) == {
         "store",
         "total",
@@ -185,3 +191,45 @@ def test_calls_to_the_store_that_are_repeated_are_counted(serve: Serve, tmp_path
     store.close()
     double.stop()
     assert value(worker, "bge_m3_store_retries_total") == 2
+
+
+def test_calls_to_the_store_are_counted_and_timed(serve: Serve, store: EdgeStore) -> None:
+    """Each call counts once, by operation and outcome, so that an operator sees which calls fail or are slow."""
+    worker = serve()
+    worker.good({"texts": ["one"], "isPassage": True, "qdrant": {"collection": "notes"}})
+    worker.good({"operation": "count", "collection": "notes"})
+    worker.error({"operation": "count", "collection": "absent"}, "not_found")
+    assert value(worker, "bge_m3_store_calls_total", operation="upsert", code="ok") == 1
+    assert value(worker, "bge_m3_store_calls_total", operation="count", code="ok") == 1
+    failed = value(worker, "bge_m3_store_calls_total", operation="count", code="not_found")
+    assert value(worker, "bge_m3_store_seconds_count", operation="count") == 1 + failed
+    failing = serve(store=RaisingStore(store, count=StoreUnavailable(PRIVATE), delete=RuntimeError(PRIVATE)))
+    failing.error({"operation": "count", "collection": "notes"}, "store_unavailable")
+    failing.error({"operation": "delete", "collection": "notes", "ids": [1]}, "internal")
+    assert value(failing, "bge_m3_store_calls_total", operation="count", code="store_unavailable") == 1
+    assert value(failing, "bge_m3_store_calls_total", operation="delete", code="internal") == 1
+
+
+def test_an_outcome_of_the_store_has_the_code_of_its_error() -> None:
+    """The labels are those of `error_code`, where an error has a code of its own."""
+    own = {kind: error.code for kind, error in ERRORS.items() if kind.__module__ == "qdrant_sink.errors"}
+    assert len(own) >= 4
+    assert {kind: outcome_of(kind) for kind in own} == own
+
+
+def test_the_page_lists_every_metric(worker: Client) -> None:
+    """docs/running.md names all metrics that are exposed, the process's too, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", page.partition("| metric | meaning |")[2].partition("\n\n")[0], re.MULTILINE)
+    listed = re.findall(r"`(\w+)`", " ".join(rows))
+    exposed = text_string_to_metric_families(worker.operations.metrics.exposed().decode())
+    assert sorted(listed) == sorted(family.name for family in exposed)
+
+
+def test_the_process_is_measured(worker: Client) -> None:
+    """Memory, CPU time and open files of the process are there, without any other collector beside the worker."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("these metrics need /proc")
+    assert value(worker, "process_resident_memory_bytes") > 10_000_000
+    assert value(worker, "process_cpu_seconds_total") > 0
+    assert 0 < value(worker, "process_open_fds") <= value(worker, "process_max_fds")

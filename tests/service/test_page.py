@@ -11,13 +11,14 @@ import httpx
 import pytest
 
 from embedder import NotFound
-from qdrant_sink import BranchRank, Hit
+from qdrant_sink import BranchRank, Disagreement, Hit
 from service.metrics import Metrics
 from service.operations import (
     ColbertMatch,
     CollectionsRequest,
     CollectionsResult,
     HitExplanation,
+    ModelWarning,
     SearchRequest,
     SearchResult,
     SparseMatch,
@@ -80,7 +81,9 @@ class CannedSearches:
         self.settings = settings
         self.metrics = Metrics(lambda: 0)
         self.hits = [HIT]
+        self.warnings: list[ModelWarning] = []
         self.requests: list[SearchRequest] = []
+        self.unranked = 0
 
     async def inventory(self, _request: CollectionsRequest) -> CollectionsResult:
         """See `Operations.inventory`."""
@@ -92,7 +95,10 @@ class CannedSearches:
         if list(request.queries) == ["fail"]:
             raise NotFound(HOSTILE)
         hits = [Hit(hit["id"], hit["score"], hit["payload"]) for hit in self.hits]
-        return SearchResult([hits], tokens=3, explanations=[[explanation(hit["explain"]) for hit in self.hits]])
+        explanations = [[explanation(hit["explain"]) for hit in self.hits]]
+        return SearchResult(
+            [hits], tokens=3, explanations=explanations, unranked=[self.unranked], warnings=self.warnings
+        )
 
 
 def explanation(explain: Json) -> HitExplanation:
@@ -170,6 +176,16 @@ def test_a_search_shows_hits_and_why(browser: Chromium, served: Served, canned: 
 
 
 @in_a_browser
+def test_a_warning_stands_beside_the_number_of_hits(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """The page shows the warnings of an answer, as text."""
+    canned.warnings = [ModelWarning(HOSTILE, Disagreement("sparse", 0.0, 8))]
+    browser.open(served.url)
+    status = search(browser, "copy rsync")
+    assert status.startswith("done: 1 hit in ")
+    assert status.endswith(f" Warning: {canned.warnings[0].message}.")
+
+
+@in_a_browser
 def test_a_filter_restricts_the_search(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """The page sends a filter in Qdrant's JSON, which collections with tenants require; other text is an error."""
     browser.open(served.url)
@@ -187,10 +203,16 @@ def test_a_filter_restricts_the_search(browser: Chromium, served: Served, canned
 
 @in_a_browser
 def test_the_page_says_what_was_searched(browser: Chromium, served: Served, canned: CannedSearches) -> None:
-    """The name of a score depends on the search, and an empty result with reranking says what is left out."""
+    """The name of a score depends on the search, and hits that were not reranked are told apart and counted."""
     canned.hits = []
     browser.open(served.url)
-    assert search(browser, "a") == "done: Nothing found that has ColBERT rows to rerank by."
+    assert search(browser, "a") == "done: Nothing found."
+    canned.hits, canned.unranked = [{**HIT, "score": None}], 12
+    status = search(browser, "a")
+    assert status.startswith("done: 1 hit in ")
+    assert status.endswith("; 12 candidates without ColBERT rows")
+    assert browser.run("document.querySelector('.hit .score').textContent") == "no ColBERT rows"
+    canned.hits, canned.unranked = [], 0
     browser.run("document.getElementById('rerank').checked = false")
     assert search(browser, "a") == "done: Nothing found."
     canned.hits = [HIT, EVIL]
@@ -320,18 +342,84 @@ def test_the_page_needs_no_key_and_forbids_what_it_does_not_use(served: Served) 
 def test_the_page_reranks_only_where_collections_have_rows() -> None:
     """Without ColBERT rows the box for reranking is off and disabled, because a request with it would be an error."""
     box = re.compile(rb'<input id="rerank" type="checkbox" (\w+)>')
-    assert box.findall(Page.load().body) == [b"checked"]
+    assert box.findall(Page.search().body) == [b"checked"]
     settings = Settings.from_environment({**ENVIRONMENT, "QDRANT_COLLECTION_CONFIG": '{"kinds": ["dense"]}'})
     with Served(None, settings=settings) as served, httpx.Client(base_url=served.url, trust_env=False) as client:
         response = client.get("/")
     assert box.findall(response.content) == [b"disabled"]
-    assert response.headers["content-security-policy"] == Page.load().policy
+    assert response.headers["content-security-policy"] == Page.search().policy
 
 
 def test_the_page_never_turns_text_into_markup() -> None:
     """The source of the page has no HTML sinks, no inline handlers and no addresses of other sites."""
-    source = Page.load().body.decode()
+    source = Page.search().body.decode()
     for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert sink not in source
     assert not re.search(r"\son\w+\s*=", source)
     assert not re.search(r"https?://", source)
+
+
+@in_a_browser
+@pytest.mark.parametrize("path", ["/tools/search/", "/tools/search", "/"])
+def test_the_page_works_behind_a_prefix(browser: Chromium, canned: CannedSearches, path: str) -> None:
+    """Below `ROOT_PATH`, with or without a slash at its end, the page asks the worker below the same prefix."""
+    canned.settings = canned.settings.model_copy(update={"root_path": "/tools/search"})
+    operations: Any = canned
+    with Served(operations) as served:
+        browser.open(served.url + path)
+        assert search(browser, "copy rsync").startswith("done: 1 hit in ")
+        loaded = browser.run("performance.getEntriesByType('resource').map((one) => new URL(one.name).pathname)")
+    assert path.rstrip("/") + "/search" in loaded
+
+
+@in_a_browser
+def test_the_api_is_described_without_a_network(browser: Chromium, served: Served, canned: CannedSearches) -> None:
+    """With the key `/docs` lists every operation with its fields, and sends requests; it loads nothing from outside."""
+    browser.console.clear()
+    browser.open(f"{served.url}/docs")
+    shown = """new Promise((done) => {
+        const read = () => done([document.body.dataset.state, document.getElementById("status").textContent]);
+        if (document.body.dataset.state !== "busy" && !KEY) return read();
+        new MutationObserver(read).observe(document.body, { attributeFilter: ["data-state"] });
+        if (KEY) {
+            document.getElementById("key").value = KEY;
+            document.getElementById("key").dispatchEvent(new Event("change"));
+        }
+    })"""
+    assert browser.run(shown.replace("KEY", "''")) == ["failed", "This worker requires its API key."]
+    assert browser.run(shown.replace("KEY", repr(KEY))) == ["done", ""]
+    with served.client(Authorization=f"Bearer {KEY}") as client:
+        described = client.get("/openapi.json").json()
+    listed = browser.run("[...document.querySelectorAll('summary code')].map((one) => one.textContent)")
+    assert listed == [path for path, methods in described["paths"].items() for _ in methods]
+    item = "[...document.querySelectorAll('details')].find((one) => one.textContent.includes('POST/search'))"
+    opened = f"""new Promise((done) => {{
+        const item = {item};
+        item.ontoggle = () => done(item.textContent);
+        item.open = true;
+    }})"""
+    text = browser.run(opened)
+    for field in ("queries", "withPayload", "SearchAnswer", "HitAnswer", "schema_mismatch"):
+        assert field in text
+    sent = f"""new Promise((done) => {{
+        const answer = {item}.querySelector(".answer");
+        new MutationObserver(() => answer.textContent.length > 1 && done(answer.textContent))
+            .observe(answer, {{ childList: true }});
+        {item}.querySelector("button").click();
+    }})"""
+    status, _, body = str(browser.run(sent)).partition("\n")
+    assert status == "200"
+    assert json.loads(body)["results"][0]["hits"][0]["id"] == HIT["id"]
+    loaded = browser.run("performance.getEntriesByType('resource').map((one) => one.name)")
+    assert all(url.startswith(served.url) for url in loaded)
+    assert not [entry for entry in browser.console if "401" not in entry and "favicon" not in entry]
+
+
+def test_the_description_page_needs_no_key_and_holds_nothing(served: Served) -> None:
+    """The page is public as the search page is, and the document that it shows needs the key."""
+    with served.client() as client:
+        page, document = client.get("/docs"), client.get("/openapi.json")
+        head = client.head("/docs")
+    assert (page.status_code, document.status_code, head.status_code) == (200, 401, 200)
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert b"http" not in page.content.replace(b"HTTP API", b"")

@@ -121,6 +121,7 @@ class _Broken:
     max_length = 512
     hidden_size = colbert_size = 192
     label = "broken"
+    revision = None
 
     def observe(self, observer: object) -> None:
         """See `Embedder.observe`."""

@@ -16,7 +16,7 @@ import corpus
 from embedder import Embedder, Embedding, SparseVector
 from qdrant_sink import PointId
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.searching.plan import Fuse, Nearest
+from qdrant_sink.searching.plan import Fuse, Lacking, Nearest
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
@@ -174,6 +174,27 @@ def test_rerank_chooses_from_the_union_of_the_branches(library: Library) -> None
         assert hit["id"] == max(candidates, key=lambda point_id: scores[point_id])
 
 
+def test_points_without_rows_follow_those_with_rows(serve: Serve) -> None:
+    """A point that was stored without ColBERT rows is found by `rerank`, last, without a score, and counted."""
+    worker = serve()
+    texts = ["rsync copies changed parts", "an editor for images"]
+    worker.good({"texts": texts[:1], "vectors": ["dense", "sparse"], "qdrant": {"collection": "mixed", "ids": [1]}})
+    worker.good({"texts": texts[1:], "qdrant": {"collection": "mixed", "ids": [2]}})
+    search = {"operation": "search", "collection": "mixed", "queries": texts[:1], "rerank": "colbert"}
+    (result,) = worker.good(search)["results"]
+    assert [(hit["id"], hit["score"] is None) for hit in result["hits"]] == [(2, False), (1, True)]
+    assert result["hits"][1]["payload"] == {"text": texts[0]}
+    assert result["unranked"] == 1
+    (cut,) = worker.good({**search, "scoreThreshold": -100})["results"]
+    assert ([hit["id"] for hit in cut["hits"]], cut["unranked"]) == ([2], 1)
+    (explained,) = worker.good({**search, "explain": True})["results"]
+    why = explained["hits"][1]["explain"]
+    assert (why["branches"]["dense"]["rank"], why["colbert"], explained["unranked"]) == (1, None, 1)
+    (fused,) = worker.good({"operation": "search", "collection": "mixed", "queries": texts[:1]})["results"]
+    assert [hit["id"] for hit in fused["hits"]] == [1, 2]
+    assert "unranked" not in fused
+
+
 @pytest.mark.parametrize("fields", [{}, {"using": ["dense"]}, {"rerank": "colbert"}, {"fusion": "dbsf"}])
 def test_pages_follow_one_another(library: Library, fields: Json) -> None:
     """`offset` and `limit` cut the one ranking into pages without gap or repetition."""
@@ -258,10 +279,12 @@ def test_a_search_asks_the_store_for_what_it_says(serve: Serve, tmp_path: Path) 
         assert (plan.with_payload, plan.with_vectors) == (False, ())
     store.plans.clear()
     worker.good({"operation": "search", "collection": NOTES, "queries": ["one"], "rerank": "colbert"})
-    (plan,) = store.plans
+    plan, selection = store.plans
     assert isinstance(plan.query, Nearest)
     assert (plan.query.kind, plan.limit, plan.offset) == ("colbert", 10 + TIE_MARGIN_HITS, 0)
-    assert [branch.query.kind for branch in plan.branches] == ["dense", "sparse"]
+    assert selection.query == Lacking("colbert", Fuse("rrf", 60 + 1, None), 200, ascending=False)
+    for part in (plan, selection):
+        assert [branch.query.kind for branch in part.branches] == ["dense", "sparse"]
     store.close()
 
 

@@ -11,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from embedder.errors import ConfigurationError
 from qdrant_sink import ServerUrl
+from service.api_keys import ApiKeys
 from service.collection_config import CollectionConfig
 from service.settings import Settings
 from tests.service.conftest import Serve
@@ -20,7 +21,7 @@ SECRET = "s3cret-0123456789"  # noqa: S105 - a made-up one
 DEFAULTS: dict[str, Any] = {
     "MODEL_ID": "BAAI/bge-m3",
     "MODEL_REVISION": None,
-    "SERVED_MODEL_NAME": None,
+    "SERVED_MODEL_NAME": (),
     "ENGINE": "packed",
     "DTYPE": "auto",
     "GPU_DEVICE": None,
@@ -43,10 +44,19 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
     "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
-    "MAX_RESPONSE_MB": 10.0,
+    "MAX_RESPONSE_MB": None,
+    "OPENAI_STRICT": False,
+    "OPENAI_TRUNCATE": False,
+    "ALLOW_TOKEN_IDS": False,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
     "PORT": None,
+    "ROOT_PATH": None,
+    "JOBS_MAX": 1000,
+    "JOBS_MAX_MB": 256.0,
+    "JOBS_KEEP_S": 3600,
+    "COMPRESS_RESPONSES": True,
+    "CORS_ORIGINS": (),
     "API_KEY": None,
 }
 
@@ -62,7 +72,12 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
     [
         ("MODEL_ID", "mini", "mini"),
         ("MODEL_REVISION", "5617a9f", "5617a9f"),
-        ("SERVED_MODEL_NAME", "BAAI/bge-m3", "BAAI/bge-m3"),
+        ("SERVED_MODEL_NAME", "BAAI/bge-m3", ("BAAI/bge-m3",)),
+        ("SERVED_MODEL_NAME", "bge-m3, BAAI/bge-m3,*", ("bge-m3", "BAAI/bge-m3", "*")),
+        ("SERVED_MODEL_NAME", '["bge-m3", "*"]', ("bge-m3", "*")),
+        ("OPENAI_STRICT", "true", True),
+        ("OPENAI_TRUNCATE", "true", True),
+        ("ALLOW_TOKEN_IDS", "true", True),
         ("ENGINE", "flagembedding", "flagembedding"),
         ("DTYPE", "int8", "int8"),
         ("DTYPE", "float8", "float8"),
@@ -87,6 +102,10 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("LOG_FORMAT", "JSON", "json"),
         ("PORT", "8080", 8080),
+        ("ROOT_PATH", "/search/v2/", "/search/v2"),
+        ("CORS_ORIGINS", "*", ("*",)),
+        ("CORS_ORIGINS", "HTTPS://A.example:443/,http://[::1]:80", ("https://a.example", "http://[::1]")),
+        ("CORS_ORIGINS", '["http://localhost:3000"]', ("http://localhost:3000",)),
     ],
 )
 def test_every_variable_is_read(variable: str, text: str, value: object) -> None:
@@ -100,7 +119,7 @@ def test_keys_are_secrets() -> None:
         {"QDRANT_URL": "https://example.org", "QDRANT_API_KEY": SECRET, "API_KEY": SECRET + "2"}
     )
     assert settings.qdrant_api_key == SecretStr(SECRET)
-    assert settings.api_key == SecretStr(SECRET + "2")
+    assert settings.api_key == ApiKeys({"API_KEY": SecretStr(SECRET + "2")})
 
 
 @pytest.mark.parametrize(
@@ -108,6 +127,11 @@ def test_keys_are_secrets() -> None:
     [
         ("SERVED_MODEL_NAME", "two words"),
         ("SERVED_MODEL_NAME", "/mine"),
+        ("SERVED_MODEL_NAME", "fine,*mine"),
+        ("SERVED_MODEL_NAME", ","),
+        ("SERVED_MODEL_NAME", "[]"),
+        ("SERVED_MODEL_NAME", "[1]"),
+        ("OPENAI_STRICT", "maybe"),
         ("ENGINE", "onnx"),
         ("DTYPE", "float64"),
         ("MAX_MODELS", "0"),
@@ -141,6 +165,21 @@ def test_keys_are_secrets() -> None:
         ("LOG_FORMAT", "yaml"),
         ("PORT", "0"),
         ("PORT", "65536"),
+        ("JOBS_MAX", "0"),
+        ("JOBS_MAX_MB", "0"),
+        ("JOBS_KEEP_S", "0"),
+        ("COMPRESS_RESPONSES", "gzip"),
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/page"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", '["null"]'),
+        ("CORS_ORIGINS", "[1]"),
+        ("CORS_ORIGINS", " , "),
+        ("ROOT_PATH", "search"),
+        ("ROOT_PATH", "/"),
+        ("ROOT_PATH", "//search"),
+        ("ROOT_PATH", "/a/../b"),
+        ("ROOT_PATH", "https://example.org/search"),
     ],
 )
 def test_an_invalid_value_refuses_to_start_and_names_its_variable(variable: str, text: str) -> None:
@@ -209,8 +248,11 @@ PLAIN = {
     "MAX_TEXTS": "5", "QUERY_MAX_LENGTH": "64", "PASSAGE_MAX_LENGTH": "32", "QDRANT_URL": "https://example.org:7333",
     "QDRANT_GRPC_PORT": "7334", "QDRANT_TRANSPORT": "grpc", "QDRANT_API_KEY": SECRET, "QDRANT_ALLOW_HTTP_KEY": "true",
     "QDRANT_PATH": "else where", "QDRANT_COLLECTION": "notes", "QDRANT_COLLECTIONS": "notes,papers",
-    "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
-    "PORT": "8080", "API_KEY": SECRET + "2",
+    "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "OPENAI_STRICT": "true",
+    "OPENAI_TRUNCATE": "true", "ALLOW_TOKEN_IDS": "true", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
+    "PORT": "8080", "ROOT_PATH": "/search/v2", "JOBS_MAX": "5", "JOBS_MAX_MB": "0.5", "JOBS_KEEP_S": "60",
+    "COMPRESS_RESPONSES": "false", "CORS_ORIGINS": "*",
+    "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""
 
@@ -237,7 +279,7 @@ def test_every_setting_is_taken_in_quotes_and_with_blanks(form: str) -> None:
 )
 def test_one_pair_of_matching_quotes_is_removed(written: str, key: str) -> None:
     """What a quoted key means is unambiguous: one matching pair goes, and everything else is part of the key."""
-    assert Settings.from_environment({"API_KEY": written}).api_key == SecretStr(key)
+    assert Settings.from_environment({"API_KEY": written}).api_key == ApiKeys({"API_KEY": SecretStr(key)})
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", '""', "' '"])
@@ -451,6 +493,7 @@ def test_settings_do_not_change() -> None:
             "QDRANT_GRPC_PORT is ignored because QDRANT_TRANSPORT is rest",
         ),
         ({"QDRANT_URL": "http://localhost:6333", "QDRANT_PATH": "x"}, "QDRANT_PATH is ignored"),
+        ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS=* without API_KEY: every page"),
         ({"SCALE_DOWN_THRESHOLD": "2", "SCALE_UP_THRESHOLD": "1"}, "SCALE_DOWN_THRESHOLD=2"),
     ],
 )
@@ -471,7 +514,8 @@ def test_the_usual_settings_warn_of_nothing(serve: Serve, caplog: pytest.LogCapt
 
 def test_a_megabyte_is_a_million_bytes() -> None:
     """`MAX_RESPONSE_MB` counts megabytes of a million bytes, as the platform does."""
-    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes == 250_000
+    assert Settings.from_environment({"MAX_RESPONSE_MB": "0.25"}).max_response_bytes(10) == 250_000
+    assert Settings.from_environment({}).max_response_bytes(10) == 10_000_000
 
 
 @pytest.mark.parametrize("variable", ["QUERY_MAX_LENGTH", "PASSAGE_MAX_LENGTH"])

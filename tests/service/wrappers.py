@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embedder import Embedder, Kind, Outputs
-from embedder.checkpoint import MINI
+from embedder.checkpoint import MINI, revision_of
 from embedder.engines import BlockingEngine, EncodedBatch, Engine, TokenBatch, YieldPoint
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ class ObservedEngine(BlockingEngine):
 def embedder_over(engine: Engine, *, token_budget: int = 4096, queue_tokens: int = 100_000) -> Iterator[Embedder]:
     """Yield an embedder with its own pool over an engine of `mini`."""
     pool = ModelPool([engine], batches_per_gpu=1, token_budget=token_budget, queue_tokens=queue_tokens)
-    embedder = Embedder(Tokenizer(MINI), [engine], pool)
+    embedder = Embedder(Tokenizer(MINI), [engine], pool, revision_of(MINI))
     try:
         yield embedder
     finally:

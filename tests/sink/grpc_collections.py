@@ -61,6 +61,7 @@ def collection_info(
         hnsw_config=pb.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=10000),
         optimizer_config=optimizers,
         wal_config=pb.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+        metadata=created.metadata,
     )
     return pb.CollectionInfo(
         status=status,

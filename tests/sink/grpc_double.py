@@ -31,6 +31,7 @@ from tests.sink.grpc_messages import (
     query_of,
     retrieved_point,
     scored_point,
+    stages_of,
     stored_vector,
 )
 from tests.sink.grpc_refusals import (
@@ -168,9 +169,9 @@ class GrpcDouble:
         """Convert a query for the engine, with the checks of the server."""
         known = type(query)()
         known.CopyFrom(query)
-        if self.version < (1, 17, 0) and known.query.HasField("rrf"):
-            known.query.rrf.ClearField("weights")
-        for part in (known, *known.prefetch):
+        for part in stages_of(known):
+            if self.version < (1, 17, 0) and part.query.HasField("rrf"):
+                part.query.rrf.ClearField("weights")
             if part.HasField("filter"):
                 self.read_filter(name, part.filter)
                 part.filter.CopyFrom(as_read_by(self.version, part.filter))
@@ -222,6 +223,8 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
                 raise FileExistsError(f"Collection `{name}` already exists!")
             shard = edge.EdgeShard.create(str(self.double.root / uuid.uuid4().hex), config_of(request))
             self.double.indexes[name] = {}
+            if self.double.version < (1, 16, 0):
+                request.ClearField("metadata")
             self.double.collections[name] = (request, shard)
             return pb.CollectionOperationResponse(result=True)
 

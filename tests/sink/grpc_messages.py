@@ -71,7 +71,23 @@ def _scoring(query: Any, using: str) -> Any:
         return edge.Fusion.Rrf(k=query.rrf.k, weights=list(query.rrf.weights) or None)
     if kind == "fusion":
         return edge.Fusion.Dbsf() if query.fusion == pb.Fusion.DBSF else edge.Fusion.Rrf(k=2)
+    if kind == "formula":
+        return edge.Formula(_expression(query.formula.expression))
     raise ValueError(f"unknown query {kind}")
+
+
+def _expression(message: Any) -> edge.Expression:
+    kind = message.WhichOneof("variant")
+    value = getattr(message, kind)
+    builders: dict[str, Callable[[], edge.Expression]] = {
+        "constant": lambda: edge.Expression.Constant(value),
+        "variable": lambda: edge.Expression.Variable(value),
+        "condition": lambda: edge.Expression.Condition(_condition(value)),
+        "mult": lambda: edge.Expression.Mult([_expression(part) for part in value.mult]),
+        "sum": lambda: edge.Expression.Sum([_expression(part) for part in value.sum]),
+        "neg": lambda: edge.Expression.Neg(_expression(value)),
+    }
+    return builders[kind]()
 
 
 def _params(message: Any) -> edge.SearchParams | None:
@@ -108,20 +124,27 @@ def query_of(query: Any) -> edge.QueryRequest:
         limit=query.limit if query.HasField("limit") else DEFAULT_LIMIT,
         offset=query.offset,
         query=_scoring(query.query, query.using),
-        prefetches=[
-            edge.Prefetch(
-                limit=prefetch.limit if prefetch.HasField("limit") else DEFAULT_LIMIT,
-                query=_scoring(prefetch.query, prefetch.using),
-                filter=filter_of(prefetch.filter) if prefetch.HasField("filter") else None,
-                params=_params(prefetch),
-            )
-            for prefetch in query.prefetch
-        ],
+        prefetches=[_prefetch(prefetch) for prefetch in query.prefetch],
         filter=filter_of(query.filter) if query.HasField("filter") else None,
         params=_params(query),
         score_threshold=query.score_threshold if query.HasField("score_threshold") else None,
         with_payload=payload_of(query.with_payload),
         with_vector=names or False,
+    )
+
+
+def stages_of(query: Any) -> list[Any]:
+    """Return a QueryPoints or a PrefetchQuery with all stages before it."""
+    return [query, *(stage for prefetch in query.prefetch for stage in stages_of(prefetch))]
+
+
+def _prefetch(message: Any) -> edge.Prefetch:
+    return edge.Prefetch(
+        prefetches=[_prefetch(prefetch) for prefetch in message.prefetch],
+        limit=message.limit if message.HasField("limit") else DEFAULT_LIMIT,
+        query=_scoring(message.query, message.using),
+        filter=filter_of(message.filter) if message.HasField("filter") else None,
+        params=_params(message),
     )
 
 

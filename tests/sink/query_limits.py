@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.sink.grpc_messages import DEFAULT_LIMIT
+from tests.sink.grpc_messages import DEFAULT_LIMIT, stages_of
 
 
 def check_query_limits(limits: Mapping[str, float], queries: Sequence[Any]) -> None:
@@ -18,7 +18,7 @@ def check_query_limits(limits: Mapping[str, float], queries: Sequence[Any]) -> N
     """
     _check(limits, "search batch size", len(queries))
     for query in queries:
-        for stage in (*query.prefetch, query):
+        for stage in stages_of(query):
             _check(limits, "limit", stage.limit if stage.HasField("limit") else DEFAULT_LIMIT)
             _check(limits, "oversampling", stage.params.quantization.oversampling)
             _check(limits, "hnsw_ef", stage.params.hnsw_ef)

@@ -90,6 +90,7 @@ def _create(client: QdrantClient, body: Json, name: str) -> bool:
         sparse_vectors_config=request.sparse_vectors,
         hnsw_config=request.hnsw_config,
         on_disk_payload=request.on_disk_payload,
+        metadata=request.metadata,
     )
 
 

@@ -348,7 +348,7 @@ def test_valid_points_are_stored_and_invalid_ones_do_not_affect_the_others(
     search = search_by(dense=batch[0].vectors.dense, using=("dense",), limit=len(batch))
     [neighbours] = run(edge_store, "hostile", [search])
     assert neighbours[0].score == pytest.approx(1.0, abs=1e-5)
-    assert all(math.isfinite(hit.score) for hit in neighbours)
+    assert all(math.isfinite(hit.known_score) for hit in neighbours)
     edge_store.delete("hostile", ids=[point.id for point in points])
 
 
@@ -393,7 +393,7 @@ def _assert_searchable(store: EdgeStore, point: Point) -> None:
         searches.append(search_by(colbert=point.colbert.astype(np.float32), using=("colbert",), where=alone))
     for [hit] in run(store, "hostile", searches):
         assert hit.id == point.id
-        assert math.isfinite(hit.score)
+        assert math.isfinite(hit.known_score)
         assert _equal(hit.payload, point.payload)
     if point.dense is not None:
         [top, *_] = run(store, "hostile", [search_by(dense=point.dense, using=("dense",), limit=1)])[0]

@@ -139,7 +139,7 @@ def test_fusion_by_rank_and_reranking_are_as_for_other_distances(filled: Filled)
             assert rank.rank == best.index(hit.id) + 1
             assert rank.score == pytest.approx(scores[hit.id], abs=1e-5)
             assert why.fusion is not None
-        maxsim = [hit.score for hit in by_rows.hits]
+        maxsim = [hit.known_score for hit in by_rows.hits]
         assert maxsim == sorted(maxsim, reverse=True)
         assert maxsim[0] == pytest.approx(max(filled.reference.colbert(search.vectors.colbert).values()), rel=1e-2)
 
@@ -172,14 +172,17 @@ def test_a_collection_with_another_distance_is_refused(filled: Filled) -> None:
 
 @pytest.mark.parametrize("distance", ["euclid", "manhattan"])
 def test_distances_are_not_fused_by_score(distance: Distance) -> None:
-    """DBSF would put the farthest points first, so that it is refused where it would fuse distances, and only there."""
-    with pytest.raises(InvalidRequest, match=f"^fusion must be 'rrf' .* \\({distance}\\), got 'dbsf'$") as caught:
-        conform_query(sample_vectors(1), SearchOptions(fusion="dbsf"), schema_of(distance))
-    assert [error.field for error in caught.value.fields] == ["fusion"]
+    """DBSF would put the farthest points first, so that it is refused where it would fuse distances, and only there.
+
+    A reranked search fuses too: the order of its points without rows.
+    """
+    for fused in (SearchOptions(fusion="dbsf"), SearchOptions(fusion="dbsf", rerank="colbert")):
+        with pytest.raises(InvalidRequest, match=f"^fusion must be 'rrf' .* \\({distance}\\), got 'dbsf'$") as caught:
+            conform_query(sample_vectors(1), fused, schema_of(distance))
+        assert [error.field for error in caught.value.fields] == ["fusion"]
     alone = SearchOptions(using=("dense",), fusion="dbsf")
     others = SearchOptions(using=("sparse", "colbert"), fusion="dbsf")
-    reranked = SearchOptions(fusion="dbsf", rerank="colbert")
-    for options in (alone, others, reranked):
+    for options in (alone, others):
         assert isinstance(conform_query(sample_vectors(1), options, schema_of(distance)), Search)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from langchain_qdrant import QdrantVectorStore, RetrievalMode
 from qdrant_client import QdrantClient, models
 
 from embedder.embedder import Embedder, ModelOptions
+from embedder.vectors import KINDS
 from qdrant_sink.conformance import Refusal
 from qdrant_sink.payload_layouts import laid_out
 from qdrant_sink.points import Draft, Vectors, point_id
+from qdrant_sink.schema import default_names
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.langchain_model import Dense, Model, Sparse
@@ -41,7 +44,9 @@ def langchain(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """LangChain's store for a collection that the sink created and filled."""
     double = GrpcDouble(tmp_path_factory.mktemp("double"))
     server_store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
-    schema = schema_for(model.embedder.hidden_size, model.embedder.colbert_size)
+    schema = replace(
+        schema_for(model.embedder.hidden_size, model.embedder.colbert_size), names=default_names("langchain", KINDS)
+    )
     drafts = []
     for index, (name, embedding) in enumerate(zip(TEXTS, model(list(TEXTS.values())), strict=True)):
         identity = point_id(name, "notes")
@@ -64,8 +69,6 @@ def langchain(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         embedding=Dense(model),
         sparse_embedding=Sparse(model),
         retrieval_mode=RetrievalMode.HYBRID,
-        vector_name="dense",
-        sparse_vector_name="sparse",
     )
     client.close()
     server_store.close()

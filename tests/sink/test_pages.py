@@ -120,9 +120,9 @@ def test_pages_of_groups_are_disjoint(filled: Store, fields: dict[str, Any]) -> 
 def test_a_threshold_ends_the_ranking(filled: Store, fields: dict[str, Any]) -> None:
     """With a threshold, the pages are those without it as far as its hits reach."""
     pages = _pages(filled, _search(limit=6, prefetch=60, **fields), 8)
-    threshold = (pages[4][2].score + pages[4][3].score) / 2
+    threshold = (pages[4][2].known_score + pages[4][3].known_score) / 2
     cut = _pages(filled, _search(limit=6, prefetch=60, score_threshold=threshold, **fields), 8)
-    expected = [hit.id for hits in pages for hit in hits if hit.score >= threshold]
+    expected = [hit.id for hits in pages for hit in hits if hit.known_score >= threshold]
     assert _ids(cut) == expected
     assert len(expected) >= 27
 
@@ -182,7 +182,7 @@ def test_the_order_of_a_page_is_that_of_scores_and_ids(filled: Store) -> None:
     """Equal scores are in the order of the ids, on the first page and on later ones."""
     for fields in ({"fusion": "dbsf"}, {"rerank": "colbert"}):
         pages = _pages(filled, _search(limit=30, prefetch=120, **fields), 4, REPEATED)
-        ranking = [(-hit.score, int(hit.id)) for hits in pages for hit in hits]
+        ranking = [(-hit.known_score, int(hit.id)) for hits in pages for hit in hits]
         assert ranking == sorted(ranking)
 
 

@@ -11,7 +11,7 @@ import pytest
 from embedder.vectors import SparseVector
 from qdrant_sink.points import Point, PointId, Stored
 from qdrant_sink.searching import Hit, Search, run
-from qdrant_sink.searching.plan import Plan
+from qdrant_sink.searching.plan import Lacking, Plan
 from qdrant_sink.searching.run import BATCH_MAX_NUMBERS, DEPTH_MAX
 from qdrant_sink.store import Store
 from tests.sink.samples import SCHEMA, search_by, unit
@@ -35,11 +35,14 @@ class RankedStore:
         """Return the first hits of the ranking."""
         depths = [plan.branches[0].limit if plan.branches else plan.limit for plan in plans]
         self.depths_by_batch.append(depths)
-        answers = []
+        answers: list[list[Hit]] = []
         for plan, depth in zip(plans, depths, strict=True):
-            hits = sorted(self.hits[:depth], key=lambda hit: -hit.score)[: plan.limit]
+            if isinstance(plan.query, Lacking):  # every point has rows
+                answers.append([])
+                continue
+            hits = sorted(self.hits[:depth], key=lambda hit: -hit.known_score)[: plan.limit]
             threshold = plan.score_threshold
-            answers.append([hit for hit in hits if threshold is None or hit.score >= threshold])
+            answers.append([hit for hit in hits if threshold is None or hit.known_score >= threshold])
         return answers
 
     def fetch(
@@ -120,7 +123,7 @@ def test_a_threshold_hides_no_group(rerank: Any, deep: bool) -> None:
     store = RankedStore(keys, scores)
     [hits] = store.search(_search(score_threshold=0.5 if deep else 0.985, rerank=rerank, limit=2, **_rows(rerank)))
     assert _groups_and_ids(hits) == ([("e", 4)] if deep else [("a", 0), ("b", 1)])
-    assert store.depths_by_batch == ([[4], [16]] if deep else [[4]])
+    assert store.depths_by_batch == ([[4, 4], [16, 16]] if deep else [[4]])
 
 
 def test_payloads_of_grouped_hits_are_fetched_once_at_the_end() -> None:
@@ -142,10 +145,10 @@ def test_large_queries_are_sent_in_several_batches() -> None:
     assert together == 2
     searches = [small] * 100 + [large] * 5
     assert [len(hits) for hits in store.search(*searches)] == [2] * 105
-    assert [len(depths) for depths in store.depths_by_batch] == [102, 2, 1]
+    assert [len(depths) for depths in store.depths_by_batch] == [104, 4, 2]
     alone = _search(group_by=None, rerank="colbert", colbert=np.ones((1023, 1025)))
     assert [len(hits) for hits in store.search(alone, alone)] == [2, 2]
-    assert [len(depths) for depths in store.depths_by_batch[3:]] == [1, 1]
+    assert [len(depths) for depths in store.depths_by_batch[3:]] == [1, 1, 1, 1]
 
 
 def _rows(rerank: str | None) -> dict[str, Any]:

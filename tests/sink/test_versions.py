@@ -162,6 +162,24 @@ def test_a_server_without_a_version_is_trusted_with_a_warning(root: Any, caplog:
     rest.stop()
 
 
+@pytest.mark.parametrize(
+    ("version", "options", "message"),
+    [
+        ((1, 13, 6), {"using": ("dense",)}, "rerank needs Qdrant 1.14"),
+        ((1, 15, 0), {}, "RRF with a chosen k needs Qdrant 1.16"),
+        ((1, 16, 2), {"weights": (2.0, 1.0)}, "weights of an RRF needs Qdrant 1.17"),
+    ],
+)
+def test_reranking_needs_what_selects_and_orders_points_without_rows(
+    old: ServerStore, double: GrpcDouble, version: tuple[int, int, int], options: dict[str, Any], message: str
+) -> None:
+    """A server that cannot select points without rows, or not order them as asked, does not rerank."""
+    double.version = version
+    query = sample_vectors(0)
+    with pytest.raises(NothingTaken, match=message):
+        run(old, "docs", [search_by(query.dense, query.sparse, query.colbert, rerank="colbert", **options)])
+
+
 def test_over_rest_the_version_is_checked_too() -> None:
     """An old server over REST is recognised by its root path."""
     rest = RestDouble()

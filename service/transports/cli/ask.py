@@ -53,18 +53,21 @@ class Answer:
         self._layout = layout
         self._text_key = text_key
 
-    def show(self, query: str, hits: Sequence[Json]) -> None:
-        """One question and what was found, best first."""
+    def show(self, query: str, hits: Sequence[Json], unranked: int = 0) -> None:
+        """One question and its hits, best first, with the number of candidates that have no ColBERT rows."""
         self._console.print(Text(f"? {_printable(query)}", style="bold cyan"))
         if not hits:
             self._console.print("  nothing found")
         for rank, hit in enumerate(hits, start=1):
             self._hit(rank, hit)
+        if unranked:
+            self._console.print(f"  without ColBERT rows, and so not reranked: {unranked} of the candidates")
         self._console.print()
 
     def _hit(self, rank: int, hit: Json) -> None:
         payload, why = hit.get("payload") or {}, hit.get("explain")
-        line = Text(f"{rank:>3}  {hit['score']:<8.4g} ")
+        score = "-" if hit["score"] is None else f"{hit['score']:.4g}"
+        line = Text(f"{rank:>3}  {score:<8} ")
         line.append(_title(payload, hit["id"]), style="bold")
         self._console.print(line)
         if why is not None:
@@ -246,8 +249,10 @@ def ask(operations: Operations, options: AskOptions) -> None:
     layout = taken.get("layout", config.layout)
     text_key = options.text_key or taken.get("textKey", config.text_key)
     shown = Answer(Console(highlight=False), layout, text_key)
+    for warning in answer.get("warnings", ()):
+        click.echo(f"warning: {warning['message']}", err=True)
     for query, result in zip(options.questions, answer["results"], strict=True):
-        shown.show(query, result["hits"])
+        shown.show(query, result["hits"], result.get("unranked", 0))
 
 
 def run(options: AskOptions, build: Callable[[Settings], Operations] | None = None) -> int:

@@ -103,7 +103,7 @@ class Demo:
             title = Text(payload["title"], style="bold green" if right else "bold")
             title.append("  ✓ right answer" if right else "", style="green")
             title.append(f"\n{_shortened(payload['text'])}", style="not bold default")
-            table.add_row(f"{rank}", f"{hit.score:.2f}", title)
+            table.add_row(f"{rank}", f"{hit.known_score:.2f}", title)
         self._console.print(Text(f"? {question.query}", style="bold cyan"), Text(f"  ({question.kind})", style="dim"))
         self._console.print(table)
         best = _rank(question, hits)

@@ -1,4 +1,4 @@
-"""Reading of request bodies: limited in size, and parsed as strict JSON."""
+"""Reading of request bodies: limited in size, decompressed, and parsed as strict JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 from starlette.requests import Request
 
 from embedder import InvalidRequest
+from service.transports.http.decoder import Decoder
 from service.validation import BYTE_ORDER_MARK, shown
 from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
 
@@ -24,23 +25,30 @@ _THREAD_MIN_BYTES: Final = 100_000
 
 
 async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
-    """Read and parse the body of a request.
+    """Read and parse the body of a request; see `read_sized_json`."""
+    return (await read_sized_json(request, max_bytes=max_bytes, part_timeout_s=part_timeout_s))[0]
+
+
+async def read_sized_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> tuple[Any, int]:
+    """Read and parse the body of a request, and return its JSON and its size in bytes.
 
     Args:
         request: the request.
-        max_bytes: maximum size of the body.
+        max_bytes: maximum size of the body, before and after it is decompressed.
         part_timeout_s: maximum wait for the next part of the body.
 
     Raises:
         NotJson: the content type is not JSON. Browsers send JSON to another site only with that site's consent.
+        UnknownCoding: the body is compressed in a way that is not understood.
         BodyStalled: the client stopped sending before the end.
         BodyTooLarge: the announced or the received size exceeds the limit.
-        InvalidRequest: the body is not valid JSON.
+        InvalidRequest: the body is not valid JSON, or its compressed data is damaged.
         ClientDisconnect: the client disconnected before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise NotJson(f"Content-Type must be application/json, got {shown(kind) if kind else 'none'}")
+    decoder = Decoder.of(request.headers.get("content-encoding", ""), max_bytes)
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
@@ -50,9 +58,12 @@ async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) 
         size += len(part)
         if size > max_bytes:
             raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
-        parts.append(part)
+        parts.append(part if decoder is None else await asyncio.to_thread(decoder.decode, part))
+    if decoder is not None:
+        decoder.check_complete()
     raw = b"".join(parts)
-    return await asyncio.to_thread(_parsed, raw) if size > _THREAD_MIN_BYTES else _parsed(raw)
+    parsed = await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
+    return parsed, len(raw)
 
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:

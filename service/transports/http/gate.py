@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -16,17 +15,24 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
+from service.api_keys import ApiKeys
 from service.logs import CALLER, REQUEST_ID
+from service.transports.http.cors import Cors
+from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_answer, error_reply, openai_error
 from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
+from service.wire.openai import is_openai_path
 
 log = logging.getLogger(__name__)
 
-PUBLIC_PATHS: Final = frozenset({"/", "/ping", "/health"})
+PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/readyz"})
 """Paths that need no API key and are answered during a shutdown."""
+
+JOBS_PREFIX: Final = "/jobs/"
+"""Prefix of the paths of accepted jobs."""
 
 CHUNK_MIN_BYTES: Final = 256 * 1024
 """Minimum size of the chunks of an answer."""
@@ -51,17 +57,18 @@ class Gate:
         self._app = app
         self._state = state
         self._paths = frozenset(paths)
-        self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
-        key = state.settings.api_key
-        self._key = None if key is None else key.get_secret_value().encode()
-        self._caller = "anyone" if key is None else "API_KEY"
+        self._templates = [(path.partition("{")[0], path.rpartition("}")[2], path) for path in paths if "{" in path]
+        self._keys = state.settings.api_key
+        self._cors = Cors(state.settings.cors_origins)
+        self._root_path = state.settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every exception becomes an answer here."""
+        scope = self._without_root(normalized(scope))
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
-        token, caller_token = REQUEST_ID.set(request_id), CALLER.set(self._caller)
+        token, caller_token = REQUEST_ID.set(request_id), CALLER.set("anyone")
         status, code = 0, None
 
         async def send_with_headers(message: Message) -> None:
@@ -72,6 +79,9 @@ class Gate:
                 response_headers["X-Request-ID"] = request_id
                 response_headers["X-Content-Type-Options"] = "nosniff"
                 response_headers["Cache-Control"] = "no-store"
+                response_headers.update(self._cors.headers(headers))
+                if self._cors.varies:
+                    response_headers.add_vary_header("Origin")
             await send(message)
 
         started = time.perf_counter()
@@ -95,10 +105,18 @@ class Gate:
             CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        preflight = self._cors.preflight(scope["method"], headers)
+        if preflight is not None:
+            await preflight(scope, receive, send)
+            return
         if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
-        self._check_key(headers.get("authorization", ""))
+        if self._keys is not None:
+            CALLER.set(_caller(self._keys, headers))
+        if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
+            await self._app(scope, receive, send)
+            return
         with ExitStack() as running:
             running.enter_context(self._state.admitted())
 
@@ -108,20 +126,35 @@ class Gate:
 
             await self._app(scope, receive, send_and_release)
 
+    def _without_root(self, scope: Scope) -> Scope:
+        """The request with a path below `ROOT_PATH`, whether or not the proxy has removed that prefix."""
+        path = scope["path"]
+        if self._root_path and (path == self._root_path or path.startswith(self._root_path + "/")):
+            return {**scope, "path": path.removeprefix(self._root_path) or "/"}
+        return scope
+
     def _route(self, path: str) -> str:
         """The path, the template that it matches, or `other`. A name in a path is neither counted nor logged."""
         if path in self._paths:
             return path
-        return next((template for prefix, template in self._templates.items() if path.startswith(prefix)), "other")
+        for prefix, suffix, template in self._templates:
+            if path.startswith(prefix) and path.endswith(suffix):
+                return template
+        return "other"
 
-    def _check_key(self, authorization: str) -> None:
-        if self._key is None:
-            return
-        scheme, _, token = authorization.partition(" ")
-        # Headers are decoded as Latin-1; keys are ASCII. The comparison runs even if the scheme is wrong.
-        matches = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key)
-        if not (matches and scheme.lower() == "bearer"):
-            raise Unauthorized("Authorization must be 'Bearer API_KEY' with the API_KEY of this worker")
+
+def _caller(keys: ApiKeys, headers: Headers) -> str:
+    """The name of the key that a request has sent: the bearer token, or the `api-key` of Azure's clients."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    sent = (token if scheme.lower() == "bearer" else "", headers.get("api-key", ""))
+    # Headers are decoded as Latin-1; keys are ASCII. Both are compared, whichever matches.
+    names = [keys.name_of(key.strip().encode("latin-1", "replace")) for key in sent]
+    name = next((name for name in names if name is not None), None)
+    if name is None:
+        raise Unauthorized(
+            "Authorization must be 'Bearer API_KEY', or the header api-key API_KEY, with the API_KEY of this worker"
+        )
+    return name
 
 
 class _Refusal(Response):
@@ -143,10 +176,11 @@ class _Refusal(Response):
 class _Chunked(Response):
     """A response that is encoded in chunks, as fast as the client reads."""
 
-    def __init__(self, content: Body, status: int) -> None:
-        super().__init__(
-            status_code=status, headers={"content-length": str(len(content))}, media_type="application/json"
-        )
+    def __init__(self, content: Body, status: int, warnings: Sequence[str]) -> None:
+        headers = {"content-length": str(len(content))}
+        if warnings:
+            headers["X-Warning"] = "; ".join(warnings)
+        super().__init__(status_code=status, headers=headers, media_type="application/json")
         self._content = content
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
@@ -160,7 +194,7 @@ class _Chunked(Response):
 def response(answer: Answer) -> Response:
     """The HTTP response for an answer."""
     if answer.code is None:
-        return _Chunked(answer.written, answer.status)
+        return _Chunked(answer.written, answer.status, answer.warnings)
     headers = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
@@ -170,5 +204,5 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """The HTTP response for an error of the server; paths below `/v1/` have OpenAI's error object."""
-    return response(error_reply(error, openai_error if path.startswith("/v1/") else error_answer))
+    """The HTTP response for an error of the server; OpenAI's paths have OpenAI's error object."""
+    return response(error_reply(error, openai_error if is_openai_path(path) else error_answer))

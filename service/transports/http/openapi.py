@@ -8,9 +8,10 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.wire.openai import EmbeddingsRequest
+from service.wire.openai import is_openai_path
+from service.wire.openai_requests import EmbeddingsRequest
 from service.wire.parsing import request_type
-from service.wire.schemas import ANSWERS, REFERENCE
+from service.wire.schemas import ANSWERS, JOB, REFERENCE
 from service.wire.schemas import schemas as answer_schemas
 
 Json = dict[str, Any]
@@ -76,12 +77,12 @@ EMBEDDINGS_EXAMPLE: Final[Json] = {
 
 _STATUSES: Final = {
     400: "invalid_request: the request is invalid",
-    401: "invalid_request: the bearer token is missing or wrong",
+    401: "invalid_request: the key is missing or wrong",
     404: "not_found: the collection, the model or the path does not exist",
     408: "invalid_request: the client stopped sending the body",
     409: "schema_mismatch: the collection has another schema",
     413: "invalid_request: the body is too large; response_too_large: the answer would be too large",
-    415: "invalid_request: Content-Type must be application/json",
+    415: "invalid_request: Content-Type must be application/json, or Content-Encoding is unknown",
     429: "overloaded: the queue is full; Retry-After says when to retry",
     500: "model_failure: the model failed; internal: a defect of the worker",
     502: "store_rejected: Qdrant rejected the request",
@@ -92,9 +93,37 @@ _GET_STATUSES: Final = (400, 401, 404, 413, 500, 502, 503)
 """Statuses of errors of a GET path that asks the store."""
 
 
-def post_responses(path: str) -> dict[int | str, dict[str, Any]]:
-    """The responses of a POST path by status, in FastAPI's form."""
-    return {200: _answer_response(path), **_error_responses(path)}
+PREFER: Final[Json] = {
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "required": False,
+            "description": "respond-async: answer 202 at once, and run the request as a job",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+"""The header that asks for a job, as an addition to FastAPI's description of a route."""
+
+
+def post_responses(path: str, *, accepts_jobs: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The responses of a POST path by status, in FastAPI's form.
+
+    Args:
+        path: the path.
+        accepts_jobs: whether the path answers 202 where `Prefer` asks for it.
+    """
+    accepted: dict[int | str, dict[str, Any]] = (
+        {202: _job_response("the request runs as a job")} if accepts_jobs else {}
+    )
+    return {200: _answer_response(path), **accepted, **_error_responses(path)}
+
+
+def job_responses() -> dict[int | str, dict[str, Any]]:
+    """The responses of the path of a job by status, in FastAPI's form."""
+    errors = _error_responses("")
+    return {200: _job_response("the job"), **{status: errors[status] for status in (401, 404, 500, 503)}}
 
 
 def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
@@ -105,6 +134,10 @@ def get_responses(path: str) -> dict[int | str, dict[str, Any]]:
         return {status: {"description": text} for status, text in descriptions.items()}
     if path == "/health":
         return {200: {"description": "loading or ready", **json}, 503: {"description": "draining or lost", **json}}
+    if path == "/livez":
+        return {200: {"description": "the process lives", **json}}
+    if path == "/readyz":
+        return {200: {"description": "ready", **json}, 503: {"description": "loading, draining or lost", **json}}
     errors = _error_responses(path)
     if path in ANSWERS:
         return {200: _answer_response(path), **{status: errors[status] for status in _GET_STATUSES}}
@@ -116,6 +149,11 @@ def path_parameter(name: str, meaning: str) -> Json:
     """A parameter of a path, as an addition to FastAPI's description of a route."""
     schema = {"type": "string"}
     return {"parameters": [{"name": name, "in": "path", "required": True, "description": meaning, "schema": schema}]}
+
+
+def _job_response(text: str) -> dict[str, Any]:
+    content = {"schema": {"$ref": REFERENCE.format(model=JOB.name)}, "example": JOB.example}
+    return {"description": text, "content": {"application/json": content}}
 
 
 def _answer_response(path: str) -> dict[str, Any]:
@@ -158,18 +196,28 @@ def components() -> Json:
 
 
 def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": REFERENCE.format(model="OpenAIError" if path.startswith("/v1/") else "Error")}
+    schema = {"$ref": REFERENCE.format(model="OpenAIError" if is_openai_path(path) else "Error")}
     return {
         status: {"description": text, "content": {"application/json": {"schema": schema}}}
         for status, text in _STATUSES.items()
     }
 
 
-def description(app: FastAPI) -> Json:
-    """The OpenAPI document of an application."""
+def description(app: FastAPI, root_path: str | None) -> Json:
+    """The OpenAPI document of an application.
+
+    Args:
+        app: the application.
+        root_path: prefix below which a proxy serves the application; None for no prefix.
+    """
     described = app.openapi()
+    if root_path is not None:
+        described["servers"] = [{"url": root_path}]
     schemas = described.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components())
-    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    described["security"] = [{"key": []}, {}]
+    described["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "api-key"},
+    }
+    described["security"] = [{"key": []}, {"header": []}, {}]
     return described

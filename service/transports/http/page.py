@@ -1,4 +1,4 @@
-"""The search page: one file without external assets, and the policy that allows only its own script and style."""
+"""The pages for people: one file each without external assets, and the policy that allows only its script and style."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RERANK: Final = b'id="rerank" type="checkbox" checked'
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The search page.
+    """A page.
 
     Attributes:
         body: the HTML in UTF-8.
@@ -28,15 +28,23 @@ class Page:
 
     @classmethod
     @cache
-    def load(cls, *, reranks: bool = True) -> Page:
-        """Read the page, once per process.
+    def search(cls, *, reranks: bool = True) -> Page:
+        """The search page, which is read once per process.
 
         Args:
             reranks: whether collections have ColBERT rows; otherwise the box for reranking is off and disabled.
         """
         body = (Path(__file__).parent / "page.html").read_bytes()
-        if not reranks:
-            body = body.replace(_RERANK, _RERANK.replace(b"checked", b"disabled"))
+        return cls._of(body if reranks else body.replace(_RERANK, _RERANK.replace(b"checked", b"disabled")))
+
+    @classmethod
+    @cache
+    def docs(cls) -> Page:
+        """The page that shows the OpenAPI document, which is read once per process."""
+        return cls._of((Path(__file__).parent / "docs.html").read_bytes())
+
+    @classmethod
+    def _of(cls, body: bytes) -> Page:
         policy = {
             "default-src": "'none'",
             "script-src": _hashes(body, b"script"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -15,31 +15,44 @@ from starlette.types import ASGIApp
 from embedder import WorkerError
 from service import __version__
 from service.metrics import CONTENT_TYPE
-from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json
-from service.transports.http.gate import Gate, error_response, response
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json, read_sized_json
+from service.transports.http.compression import Compression
+from service.transports.http.decoder import CODINGS
+from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
+from service.transports.http.jobs import Job, Jobs, prefers_async
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
+    PREFER,
     ROUTES,
     Route,
     body,
     description,
     get_responses,
+    job_responses,
     path_parameter,
     post_responses,
     schema_name,
 )
 from service.transports.http.page import Page
+from service.transports.http.paths import nearest
+from service.transports.http.probes import Probes
 from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
-from service.wire.errors import MethodNotAllowed, UnknownPath
+from service.wire.errors import MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
-from service.wire.openai import EMBEDDINGS, MODELS
+from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
+
+JOB: Final = JOBS_PREFIX + "{id}"
+"""Template of the path of an accepted job."""
+
+_POLL_INTERVAL_S: Final = "1"
+"""`Retry-After` of a job that has not ended."""
 
 _CLIENT_CLOSED_REQUEST: Final = 499
 """Status that is logged and counted if the client has disconnected."""
@@ -72,8 +85,8 @@ def application(
             _named(partial(endpoints.operation, route), route.path),
             methods=["POST"],
             summary=route.summary,
-            responses=post_responses(route.path),
-            openapi_extra=body(schema_name(route), route.example),
+            responses=post_responses(route.path, accepts_jobs=route.passages),
+            openapi_extra=body(schema_name(route), route.example) | (PREFER if route.passages else {}),
         )
     app.add_api_route(
         EMBEDDINGS,
@@ -83,10 +96,23 @@ def application(
         responses=post_responses(EMBEDDINGS),
         openapi_extra=body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
     )
+    app.add_api_route(
+        DEPLOYMENT.replace("}", ":path}"),  # a model name may have slashes
+        endpoints.deployment,
+        methods=["POST"],
+        summary="Embed texts as dense vectors (Azure OpenAI)",
+        responses=post_responses(DEPLOYMENT),
+        openapi_extra={
+            **body("EmbeddingsRequest", EMBEDDINGS_EXAMPLE),
+            **path_parameter("model", "name of the model, percent-encoded"),
+        },
+    )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
-        (MODELS, endpoints.models, "List the model"),
+        (MODELS, endpoints.models, "List the names of the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
+        ("/livez", endpoints.livez, "Whether the process lives"),
+        ("/readyz", endpoints.readyz, "Whether the worker can answer, with the reason, and the state of its store"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
@@ -104,17 +130,34 @@ def application(
         response_class=Response,
         openapi_extra=path_parameter("name", "name of the collection or of an alias, percent-encoded"),
     )
-    for path, endpoint in (("/ping", endpoints.ping), ("/health", endpoints.health)):  # some monitors use HEAD
-        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
-    app.add_api_route("/", endpoints.page, methods=["GET"], include_in_schema=False)
-    app.add_api_route(MODELS + "/{model:path}", endpoints.models, methods=["GET"], include_in_schema=False)
-    app.add_exception_handler(HTTPException, _http_exception)
+    for method, job_endpoint, summary in (
+        ("GET", endpoints.job, "Describe an accepted job, with its answer when it has ended"),
+        ("DELETE", endpoints.job_deletion, "Cancel an accepted job, and forget its answer"),
+    ):
+        app.add_api_route(
+            JOB,
+            job_endpoint,
+            methods=[method],
+            summary=summary,
+            responses=job_responses(),
+            response_class=Response,
+            openapi_extra=path_parameter("id", "id of the job, from the answer with status 202"),
+        )
+    app.add_api_route(JOB, endpoints.job, methods=["HEAD"], include_in_schema=False)
+    pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODELS + "/{model:path}", endpoints.models))
+    for path, endpoint in pages:
+        app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+    for path, endpoint in (*((path, endpoint) for path, endpoint, _ in get_routes), *pages):
+        if path != "/collections":  # which asks the store
+            app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_exception_handler(WorkerError, _worker_error)
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", EMBEDDINGS, COLLECTION] + [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
-    return Gate(app, state, paths)
+    paths = ["/", "/docs", EMBEDDINGS, DEPLOYMENT, COLLECTION, JOB]
+    paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
+    app.add_exception_handler(HTTPException, partial(_http_exception, paths))
+    return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
 
 
 class _Endpoints:
@@ -126,11 +169,19 @@ class _Endpoints:
         self._state = state
         self._body_max_bytes = body_max_bytes
         self._body_part_timeout_s = body_part_timeout_s
+        self._probes = Probes(state)
+        self._jobs = Jobs(state)
 
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        raw = completed(await self._json(request), route.operation, passages=route.passages, path=route.path)
+        sent, size = await read_sized_json(
+            request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s
+        )
+        raw = completed(sent, route.operation, passages=route.passages, path=route.path)
+        if route.passages and prefers_async(request.headers):
+            await codec.check(raw)
+            return self._accepted(self._jobs.accept(partial(codec.answer, raw), size, codec.core.metrics))
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
@@ -138,6 +189,12 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw))
+
+    async def deployment(self, request: Request) -> Response:
+        """Embed texts as Azure OpenAI does."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""
@@ -153,6 +210,15 @@ class _Endpoints:
         health = {"status": state} if operations is None else {"status": state, "model": operations.model_label}
         return response(Answer(Body.of(health), 200 if state in ("loading", "ready") else 503))
 
+    async def livez(self, _request: Request) -> Response:
+        """Return 200 for as long as the event loop turns."""
+        return response(Answer(Body.of({"status": "alive"})))
+
+    async def readyz(self, _request: Request) -> Response:
+        """Return whether the worker can answer, with the reason."""
+        ready, report = await self._probes.readiness()
+        return response(Answer(Body.of(report), 200 if ready else 503))
+
     async def collections(self, _request: Request) -> Response:
         """List the collections."""
         return response(await self._state.ready().answer({"operation": "collections"}))
@@ -162,11 +228,28 @@ class _Endpoints:
         name = request.path_params["name"]
         return response(await self._state.ready().answer({"operation": "collections", "collection": name}))
 
+    async def job(self, request: Request) -> Response:
+        """Describe an accepted job."""
+        return _described(self._jobs.get(request.path_params["id"]))
+
+    async def job_deletion(self, request: Request) -> Response:
+        """Cancel an accepted job, and forget it."""
+        metrics = self._state.ready().core.metrics
+        return _described(await self._jobs.cancel(request.path_params["id"], metrics))
+
+    def _accepted(self, job: Job) -> Response:
+        accepted = _described(job, 202)
+        root_path = self._state.settings.root_path or ""
+        accepted.headers.update({"Location": root_path + JOBS_PREFIX + job.id, "Preference-Applied": "respond-async"})
+        return accepted
+
     async def page(self, _request: Request) -> Response:
         """Return the search page."""
-        page = Page.load(reranks="colbert" in self._state.settings.qdrant_collection_config.kinds)
-        headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
-        return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
+        return _html(Page.search(reranks="colbert" in self._state.settings.qdrant_collection_config.kinds))
+
+    async def docs(self, _request: Request) -> Response:
+        """Return the page that shows the OpenAPI document."""
+        return _html(Page.docs())
 
     async def metrics(self, _request: Request) -> Response:
         """Return the metrics."""
@@ -174,10 +257,22 @@ class _Endpoints:
 
     async def description(self, _request: Request) -> Response:
         """Return the OpenAPI document."""
-        return response(Answer(Body.of(description(self.app))))
+        return response(Answer(Body.of(description(self.app, self._state.settings.root_path))))
 
     async def _json(self, request: Request) -> Any:
         return await read_json(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+
+
+def _described(job: Job, status: int = 200) -> Response:
+    described = response(Answer(job.content, status))
+    if job.state in ("queued", "running"):
+        described.headers["Retry-After"] = _POLL_INTERVAL_S
+    return described
+
+
+def _html(page: Page) -> Response:
+    headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
+    return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
@@ -200,7 +295,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+async def _http_exception(paths: Sequence[str], request: Request, error: Exception) -> Response:
     """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "that of the Allow header")
@@ -208,13 +303,19 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         refusal = error_response(MethodNotAllowed(message), request.url.path)
         refusal.headers.update(error.headers or {})
         return refusal
-    return error_response(UnknownPath("the path is unknown; GET /openapi.json lists all paths"), request.url.path)
+    meant = nearest(request.url.path, paths)
+    question = "" if meant is None else f"did you mean {meant}? "
+    message = f"the path is unknown; {question}GET /openapi.json lists all paths"
+    return error_response(UnknownPath(message), request.url.path)
 
 
 async def _worker_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, WorkerError):
         raise error
-    return error_response(error, request.url.path)
+    refusal = error_response(error, request.url.path)
+    if isinstance(error, UnknownCoding):
+        refusal.headers["Accept-Encoding"] = ", ".join(CODINGS)
+    return refusal
 
 
 async def _client_disconnected(_request: Request, _error: Exception) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Final, Literal
 
 from service.operations import Operations
 from service.settings import Settings
@@ -12,6 +12,9 @@ from service.wire import Codec
 from service.wire.errors import Loading, ShuttingDown
 
 State = Literal["loading", "ready", "draining", "lost"]
+
+RESPONSE_MB: Final = 30.0
+"""Maximum answer in megabytes where `MAX_RESPONSE_MB` is unset (RunPod's load balancer limit)."""
 
 
 class ServerState:
@@ -61,7 +64,7 @@ class ServerState:
 
     def open(self, operations: Operations) -> None:
         """Serve the loaded operations."""
-        self._codec = Codec(operations)
+        self._codec = Codec(operations, RESPONSE_MB)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

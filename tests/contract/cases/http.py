@@ -47,6 +47,13 @@ SCENARIOS: Final = (
             _post(
                 "embeddings-base64", "/v1/embeddings", {"input": ["a"], "encoding_format": "base64", "model": "mini"}
             ),
+            _post(
+                "embeddings-with-warnings", "/v1/embeddings", {"input": "a b c", "truncate_prompt_tokens": 3, "foo": 1}
+            ),
+            _post("embeddings-of-azure", "/openai/deployments/mini/embeddings?api-version=1", {"input": "a"}),
+            _post("embeddings-trailing-slash", "/v1/embeddings/", {"input": "a"}),
+            _post("embeddings-doubled-slash", "/v1//embeddings", {"input": "a"}),
+            _post("trailing-slash", "/embed/", {"texts": ["a"]}),
             _get("models", "/v1/models"),
             _get("one-model", "/v1/models/mini"),
             _get("health", "/health"),
@@ -65,7 +72,10 @@ SCENARIOS: Final = (
         "errors",
         [
             _get("no-such-path", "/nowhere"),
-            _post("trailing-slash", "/embed/", {"texts": ["a"]}),
+            _post("nearly-a-path", "/embeddings", {"input": "a"}),
+            _post("openai-nearly-a-path", "/v1/embedding", {"input": "a"}),
+            _post("azure-no-such-path", "/openai/deployments/mini/chat/completions", {}),
+            _post("azure-other-model", "/openai/deployments/ada/embeddings", {"input": "a"}),
             _get("embed-by-get", "/embed"),
             Call("embed-by-put", "PUT", "/embed", {"texts": ["a"]}),
             _post("health-by-post", "/health", {}),
@@ -171,6 +181,8 @@ SCENARIOS: Final = (
             _post(
                 "with-key", "/embed", {"texts": ["a"], "vectors": ["dense"]}, headers={"Authorization": f"Bearer {KEY}"}
             ),
+            _get("with-key-of-azure", "/v1/models", headers={"api-key": KEY}),
+            _get("wrong-key-of-azure", "/v1/models", headers={"api-key": "wrong"}),
             _get("with-key-in-lower-case", "/v1/models", headers={"Authorization": f"bearer {KEY}"}),
         ],
         settings={"API_KEY": KEY},
