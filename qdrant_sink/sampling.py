@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from qdrant_sink.errors import LimitExceeded
 from qdrant_sink.filters import Filter
 from qdrant_sink.points import PointId, Stored, WithPayload
 
@@ -62,10 +63,17 @@ def sample_points(
     sample: dict[PointId, Mapping[str, Any]] = {}
     size = 0
     after: PointId | None = None
+    page_points = PAGE_POINTS
     whole_payload: WithPayload = True
     while len(sample) < points:
-        limit = min(PAGE_POINTS, points - len(sample))
-        page, after = store.scroll(collection, {}, whole_payload, limit=limit, after=after, interactive=True)
+        limit = min(page_points, points - len(sample))
+        try:
+            page, after = store.scroll(collection, {}, whole_payload, limit=limit, after=after, interactive=True)
+        except LimitExceeded as error:  # strict mode allows few points per page
+            if error.field != "limit" or not 1 <= error.maximum < limit:
+                raise
+            page_points = int(error.maximum)
+            continue
         payloads = {point: stored.payload or {} for point, stored in page.items()}
         sample |= payloads
         size += sum(len(json.dumps(payload, ensure_ascii=False, default=str)) for payload in payloads.values())

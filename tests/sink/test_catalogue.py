@@ -13,7 +13,7 @@ from embedder.errors import NotFound
 from qdrant_sink.catalogue import SAMPLE_AGE_MAX_S, UNDECIDED_AGE_MAX_S, Catalogue
 from qdrant_sink.conformance import conform
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.errors import SchemaMismatch
+from qdrant_sink.errors import LimitExceeded, SchemaMismatch
 from qdrant_sink.payload_form import is_contradicted
 from qdrant_sink.points import Point
 from qdrant_sink.sampling import PAGE_POINTS, SAMPLE_POINTS, sample_points
@@ -229,3 +229,22 @@ def test_a_sample_is_small(edge_store: EdgeStore) -> None:
     assert len(sample_points(edge_store, "notes")) == PAGE_POINTS
     filled(edge_store, "notes", 1, year=1)
     assert len(sample_points(edge_store, "notes", suffices=is_contradicted)) == PAGE_POINTS
+
+
+@pytest.mark.parametrize("maximum", [3, 0])
+def test_a_sample_is_read_in_pages_that_strict_mode_allows(edge_store: EdgeStore, maximum: int) -> None:
+    """A small `max_query_limit` gives the same sample in smaller pages; a server that allows no page refuses."""
+
+    class SmallPages:
+        def scroll(self, *values: Any, limit: int, **named: Any) -> Any:
+            if limit > maximum:
+                raise LimitExceeded("Limit exceeded", field="limit", maximum=float(maximum))
+            return edge_store.scroll(*values, limit=limit, **named)
+
+    edge_store.ensure("notes", SCHEMA)
+    filled(edge_store, "notes", 20, text="some words")
+    if maximum:
+        assert list(sample_points(SmallPages(), "notes", points=10)) == list(range(10))
+    else:
+        with pytest.raises(LimitExceeded):
+            sample_points(SmallPages(), "notes")
