@@ -24,7 +24,7 @@ SERVE := $(DEMO_SETTINGS) QDRANT_COLLECTION=demo PORT="$(PORT)" $(BIN)/bge-m3-qd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-slow test-server server-named check format quality audit \
-	bench bench-answers bench-sink bench-search bench-serving clean
+	bench bench-answers bench-inference bench-sink bench-search bench-serving clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -124,6 +124,9 @@ bench-answers: $(BENCH_READY) ## what the service adds to the model, beside an o
 
 bench-serving: $(BENCH_READY) ## cold starts, queries beside a bulk job, bursts: docs/benchmarks-serving.md, 4 minutes
 	@$(BIN)/python -m benchmarks.serving --out $(BENCH_DIR)/serving $(ARGS)
+
+bench-inference: $(BENCH_READY) ## documents of a Qdrant server beside the model alone, 5 minutes (ARGS="--quick": seconds)
+	@$(BIN)/python -m benchmarks.inference --out $(BENCH_DIR)/inference $(ARGS)
 
 clean: ## remove the virtual environment, build/ and all caches
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

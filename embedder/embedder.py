@@ -7,10 +7,12 @@ import gc
 import logging
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -317,9 +319,10 @@ class Embedder:
             encoded += portion
             tokens += sum(len(text) for text in portion)
             if tokens > (most := self._pool.queue_tokens) and len(encoded) < len(texts):
+                fitting = bisect_right(list(accumulate(map(len, encoded))), most)
                 raise InvalidRequest(
                     f"the first {len(encoded)} of {len(texts)} have {tokens} tokens, "
-                    f"more than the queue holds (QUEUE_TOKENS={most}); split the job"
+                    f"more than the queue holds (QUEUE_TOKENS={most}); send at most {fitting} at once"
                 )
         return encoded
 
@@ -384,6 +387,16 @@ class Embedder:
     def colbert_size(self) -> int:
         """Size of a ColBERT row."""
         return self._engines[0].colbert_size
+
+    @property
+    def dtype(self) -> str:
+        """Type of the matrix products on the first device, such as `float16`."""
+        return self._engines[0].dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum tokens of a batch."""
+        return self._pool.token_budget
 
     @property
     def label(self) -> str:

@@ -2,14 +2,16 @@
 
 WorkerError
 ├── NotFound                the collection or the point does not exist (embedder.errors)
-│   └── CollectionChanged       the collection was replaced or deleted while a job wrote to it
+│   ├── CollectionChanged       the collection was replaced or deleted while a job wrote to it
+│   └── PointMissing            a point whose vectors are to be set does not exist
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
 │   ├── StoreRejected       the store refused the content of a request
 │   │   ├── IndexRequired       a filter needs a payload index that the collection lacks
 │   │   ├── LimitExceeded       a number of the request exceeds a limit of the server
 │   │   └── NothingTaken        the store refuses every request, whatever its content
-│   │       └── AccessDenied        the credentials do not suffice
+│   │       ├── AccessDenied        the credentials do not suffice
+│   │       └── FeatureMissing      the server is too old for the request
 │   ├── SchemaMismatch      the collection exists with another schema
 │   │   └── ModelMismatch       the collection has the vectors of another model
 │   └── Superseded          another job stored a later version of the document meanwhile
@@ -77,6 +79,10 @@ class LimitExceeded(StoreRejected):
 
 class NothingTaken(StoreRejected):
     """The store refuses every request, whatever its content. A smaller request is refused too."""
+
+
+class FeatureMissing(NothingTaken):
+    """The server is too old for a part of the request."""
 
 
 class AccessDenied(NothingTaken):
@@ -171,6 +177,10 @@ class CollectionChanged(NotFound):
     """
 
     retryable = True
+
+
+class PointMissing(NotFound):
+    """A point whose vectors are to be set does not exist. Other points of the request may be written."""
 
 
 class DuplicateId(WorkerError):

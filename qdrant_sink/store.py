@@ -10,6 +10,7 @@ thread. Vendor exceptions do not escape: every method raises only errors of `emb
     LimitExceeded      a number of the request exceeds a limit of the server
     NothingTaken       every request is refused, a smaller one too
     AccessDenied       every call is refused, because the credentials do not suffice
+    FeatureMissing     the server is too old for the request
     NotFound           the collection does not exist; not raised by `ensure`, `collection_of` and `verify`
     SchemaMismatch     the collection exists with another schema; raised by `ensure` and `verify`
     InvalidRequest     a filter or a collection name is invalid, or a deletion has neither ids nor a condition
@@ -19,8 +20,8 @@ A store knows no names of vectors. Schemas, points and plans carry them, so that
 
 Every method accepts an alias in place of a collection, except `alias` itself.
 
-An empty request is not sent and needs no collection: `upsert` without points, `existing` and `fetch` without ids, and
-`query` without plans return immediately and do not raise NotFound.
+An empty request is not sent and needs no collection: `upsert` and `update_vectors` without points, `existing` and
+`fetch` without ids, and `query` without plans return immediately and do not raise NotFound.
 
 `qdrant_sink.searching` builds batches of queries, pages, groups and the payloads of grouped hits on top of this
 protocol, and `qdrant_sink.writing` builds batches of points. Each declares the part of the protocol that it uses.
@@ -153,6 +154,22 @@ class Store(Protocol):
         """Store all points; they are durable on return. With `insert_only`, existing points are left unchanged."""
         ...
 
+    def add_vectors(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
+        """Add the vectors of these kinds that an existing collection lacks. No point has them at first.
+
+        The settings of a vector without rows become those of the schema, so that an earlier call that was interrupted
+        is completed. A vector with rows is verified. It raises SchemaMismatch if a vector of the name differs, and
+        FeatureMissing if the store cannot add vectors.
+        """
+        ...
+
+    def update_vectors(self, collection: str, points: Sequence[Point]) -> set[PointId]:
+        """Set the vectors of existing points, and return the ids that do not exist; no point is created.
+
+        Payloads and other vectors of the points are left unchanged. All vectors are durable on return.
+        """
+        ...
+
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Return the subset of these ids that is stored."""
         ...
@@ -169,10 +186,12 @@ class Store(Protocol):
         with_vectors: Sequence[Kind],
         *,
         names: VectorNames = NAMES,
+        patient: bool = False,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id. Missing points are left out.
 
-        A payload that is not requested is None. `names` are the names of the vectors in the collection.
+        A payload that is not requested is None. `names` are the names of the vectors in the collection. With
+        `patient`, the call is retried for as long as a write, otherwise for as long as a search.
         """
         ...
 
@@ -220,8 +239,11 @@ class Store(Protocol):
         """Delete points by ids or by filter, and return how many of them existed."""
         ...
 
-    def count(self, collection: str, where: Filter | None = None) -> int:
-        """Return the exact number of matching points."""
+    def count(self, collection: str, where: Filter | None = None, *, patient: bool = False) -> int:
+        """Return the exact number of matching points.
+
+        With `patient`, the call is retried for as long as a write, otherwise for as long as a search.
+        """
         ...
 
     def close(self) -> None:

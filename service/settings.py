@@ -105,6 +105,19 @@ def _origin(value: object) -> str:
     return anyone or f"{scheme}://{host}" + ("" if (scheme, port) in _USUAL_PORTS else port)
 
 
+def _rerank_weights(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    message = "must be 3 weights from 0 to 1000000 (dense,sparse,colbert) of which one is above 0, such as 1,1,1"
+    try:
+        weights = tuple(float(part) for part in value.strip("[]").split(","))
+    except ValueError:
+        raise ValueError(message) from None
+    if len(weights) != 3 or not all(0 <= weight <= 1_000_000 for weight in weights) or not any(weights):
+        raise ValueError(message)
+    return weights
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -162,6 +175,7 @@ class Settings(BaseModel):
     max_texts: Positive = 10_000
     query_max_length: Annotated[int, Field(ge=3)] = 512
     passage_max_length: Annotated[int, Field(ge=3)] = 8192
+    rerank_weights: Annotated[tuple[float, float, float], BeforeValidator(_rerank_weights)] = (1.0, 1.0, 1.0)
 
     qdrant_url: Annotated[ServerUrl, BeforeValidator(_server_url), PlainSerializer(str, return_type=str)] | None = None
     qdrant_grpc_port: PortNumber | None = None
@@ -176,6 +190,8 @@ class Settings(BaseModel):
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
+    inference_max_request_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 64.0
+    inference_max_response_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 2500.0
     openai_strict: bool = False
     openai_truncate: bool = False
     allow_token_ids: bool = False
@@ -310,6 +326,16 @@ class Settings(BaseModel):
             default_mb: what the transport carries, for a setting that is unset.
         """
         return int((default_mb if self.max_response_mb is None else self.max_response_mb) * 1_000_000)
+
+    @property
+    def inference_max_request_bytes(self) -> int:
+        """`INFERENCE_MAX_REQUEST_MB` in bytes."""
+        return int(self.inference_max_request_mb * 1_000_000)
+
+    @property
+    def inference_max_response_bytes(self) -> int:
+        """`INFERENCE_MAX_RESPONSE_MB` in bytes."""
+        return int(self.inference_max_response_mb * 1_000_000)
 
 
 def _by_field_name(environment: Mapping[str, str]) -> dict[str, str]:

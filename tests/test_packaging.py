@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from service.wire.qdrant_inference import INFERENCE
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {name.upper() for name in Settings.model_fields}
@@ -240,7 +241,7 @@ def test_the_pinned_packages_can_be_installed_together(tmp_path: Path) -> None:
 
 
 def test_the_compose_settings_are_settings() -> None:
-    """The compose file uses known variables with valid defaults; the user sets the API key."""
+    """The compose file uses known variables with valid defaults, and the server calls the worker with its key."""
     worker = COMPOSE["services"]["worker"]
     set_there = worker["environment"]
     assert set(set_there) <= FIELDS
@@ -249,6 +250,9 @@ def test_the_compose_settings_are_settings() -> None:
     assert str(settings.qdrant_url) == "http://qdrant:6333"
     assert worker["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
     assert "healthcheck" in COMPOSE["services"]["qdrant"]
+    inference = COMPOSE["services"]["qdrant"]["environment"]
+    assert inference["QDRANT__INFERENCE__ADDRESS"] == f"http://worker:{settings.port}{INFERENCE}"
+    assert inference["QDRANT__INFERENCE__TOKEN"] == set_there["API_KEY"]
     assert worker["depends_on"] == {"qdrant": {"condition": "service_healthy"}}
 
 

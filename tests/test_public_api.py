@@ -26,12 +26,18 @@ PUBLIC: Final[dict[str, str]] = {
     "corpus": """
         Passage Question passages questions
     """,
+    "qdrant_sink.completing": """
+        COPY_PAGE_POINTS NAMED_MAX PAGE_POINTS CompletionReport CompletionTally CopyStore PointCopy Scrolls
+        UnfinishedPoint check_copyable completed_schema copied_schema kinds_lacking of_all_kinds
+        of_any_lacking of_exactly_lacking pages
+    """,
     "qdrant_sink.edge": """
         EdgeStore
     """,
     "qdrant_sink.searching": """
         OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
-        Searchable TokenMatch check_kinds conform_query default_branches explain recommend run with_branches
+        SearchPage Searchable TokenMatch check_kinds conform_query default_branches explain recommend run search_pages
+        with_branches
     """,
     "qdrant_sink.server": """
         ServerStore
@@ -44,14 +50,15 @@ PUBLIC: Final[dict[str, str]] = {
         BulkLoad LoadOptions LoadReport
     """,
     "service.operations": """
-        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CountRequest CountResult DeleteRequest
-        DeleteResult DescribedCollection EmbedRequest EmbedResult HitExplanation IngestFailed IngestProgress
-        IngestReport IngestRequest IngestResult IngestedText LengthLimits Like Operations PairScores PointsRequest
-        PointsResult ReadPoint RejectedPoint Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch
-        StoreState Weights open_store
+        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress CompletionRequest
+        CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest EmbedResult
+        HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult IngestedText LengthLimits
+        Like ModelWarning Operations PairScores PointsRequest PointsResult RankedDocument ReadPoint RejectedPoint
+        RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch StoreState
+        Weights open_store
     """,
     "service.wire": """
-        CODES Answer Codec Progress error_answer error_reply openai_error
+        CODES Answer Codec Progress error_answer error_form error_reply
     """,
 }
 """The public names of each package that has any. Changing one is a decision, to be made here and in the changelog."""

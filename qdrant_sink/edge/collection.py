@@ -6,7 +6,7 @@ The shard is opened on first use. It may be closed between calls, and the next c
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +14,19 @@ from typing import Final
 
 import qdrant_edge as edge
 
+from embedder.vectors import Kind
 from qdrant_sink.collection_state import CollectionState
+from qdrant_sink.edge.added_vectors import create_vectors, set_vectors
 from qdrant_sink.edge.directories import collection_in
 from qdrant_sink.edge.faults import mapped
+from qdrant_sink.edge.models import edge_vectors, sink_id
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, read_model, recover_config
 from qdrant_sink.errors import StoreUnavailable
+from qdrant_sink.points import Point, PointId
+from qdrant_sink.schema import CollectionSchema
 from qdrant_sink.schema_diff import CollectionDescription
 
 FLUSH_LOCK_TIMEOUT_S: Final = 1.0
@@ -94,6 +99,32 @@ class EdgeCollection:
                 "grey" if unindexed else "green",
                 read_model(self._directory),
             )
+
+    def add_vectors(self, name: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
+        """Add the vectors of these kinds that the collection lacks; see `Store.add_vectors`.
+
+        Args:
+            name: name of the collection for errors.
+            schema: schema of the vectors.
+            kinds: kinds of the vectors.
+        """
+        with self._lock, mapped("vectors"):
+            without_rows = create_vectors(self._open_shard(), self._directory, name, schema, kinds)
+            if without_rows:
+                self._close_shard()
+                set_vectors(self._directory, schema, without_rows)
+
+    def update_vectors(self, points: Sequence[Point]) -> set[PointId]:
+        """Set the vectors of existing points, and return the ids that do not exist."""
+        with self.opened(to_write=True) as shard, mapped("vectors"):
+            ids = {point.id for point in points}
+            records = shard.retrieve(list(ids), with_payload=False, with_vector=False)
+            existing = {sink_id(record.id) for record in records}
+            # The engine refuses a request with an id that does not exist, after it has stored a part of it.
+            rows = [edge_vectors(point) for point in points if point.id in existing]
+            if rows:
+                shard.update(edge.UpdateOperation.update_vectors(rows))
+            return ids - existing
 
     def flush(self) -> None:
         """Synchronise the files with recent writes. A collection that is in use for long is skipped."""

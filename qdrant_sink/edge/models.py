@@ -18,6 +18,15 @@ from qdrant_sink.searching.plan import HAVING_PENALTY, Fuse, Hit, Lacking, Neare
 
 def edge_point(point: Point) -> edge.Point:
     """Convert a point for the engine."""
+    return edge.Point(point.id, _vectors(point), dict(point.payload))
+
+
+def edge_vectors(point: Point) -> edge.PointVectors:
+    """Convert the vectors of a point for the engine."""
+    return edge.PointVectors(point.id, _vectors(point))
+
+
+def _vectors(point: Point) -> dict[str, Any]:
     names = point.names
     vectors: dict[str, Any] = {}
     if point.dense is not None:
@@ -26,7 +35,7 @@ def edge_point(point: Point) -> edge.Point:
         vectors[names.sparse] = _sparse(point.sparse)
     if point.colbert is not None:
         vectors[names.colbert] = point.colbert.tolist()
-    return edge.Point(point.id, vectors, dict(point.payload))
+    return vectors
 
 
 def _sparse(vector: SparseVector) -> edge.SparseVector:

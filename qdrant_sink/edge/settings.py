@@ -77,6 +77,11 @@ def read_model(directory: Path) -> ModelIdentity | None:
         return None
 
 
+def write_vectors(directory: Path, vectors: Mapping[str, Any]) -> None:
+    """Replace the parts of the configuration that describe vectors. The collection must be closed."""
+    _write(directory, CONFIG_FILE, {**read_config(directory), **vectors})
+
+
 def _write(directory: Path, name: str, config: Mapping[str, Any]) -> None:
     temporary = directory / f".writing-{name}"
     with temporary.open("w") as file:

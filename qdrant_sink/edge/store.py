@@ -209,6 +209,15 @@ class EdgeStore:
         with self._collection(collection).opened(to_write=True) as shard, mapped("points"):
             shard.update(operation)
 
+    def add_vectors(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
+        """Add the vectors of these kinds that the collection lacks; see `Store.add_vectors`."""
+        self._collection(collection).add_vectors(collection, schema, kinds)
+
+    def update_vectors(self, collection: str, points: Sequence[Point]) -> set[PointId]:
+        """Set the vectors of existing points, and return the ids that do not exist."""
+        check_collection(collection)
+        return self._collection(collection).update_vectors(points) if points else set()
+
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Return the subset of these ids that is stored."""
         check_collection(collection)
@@ -235,6 +244,7 @@ class EdgeStore:
         with_vectors: Sequence[Kind],
         *,
         names: VectorNames = NAMES,
+        patient: bool = False,  # noqa: ARG002 - always available
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id."""
         check_collection(collection)
@@ -302,7 +312,13 @@ class EdgeStore:
                 shard.update(edge.UpdateOperation.delete_points(list(ids)))
         return existed
 
-    def count(self, collection: str, where: Filter | None = None) -> int:
+    def count(
+        self,
+        collection: str,
+        where: Filter | None = None,
+        *,
+        patient: bool = False,  # noqa: ARG002 - always available
+    ) -> int:
         """Return the exact number of matching points."""
         condition = edge_filter(where)
         with self._collection(collection).opened() as shard, mapped("count"):

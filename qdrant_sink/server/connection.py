@@ -118,7 +118,7 @@ class ServerConnection:
             self._first = Transport(client, over_grpc=True)
             # The stub is created now and not by the first call, so that `close` always closes the client's channels.
             self._exists = client.grpc_collections.CollectionExists
-            # Upserts have their own channel, because the client's stub would parse and serialise the request again.
+            # Writes of vectors have their own channel, because the client's stub would parse and serialise them again.
             self._channel = get_channel(
                 host=url.authority,
                 port=address.grpc_port,
@@ -128,6 +128,9 @@ class ServerConnection:
             )
             self._upsert = self._channel.unary_unary(
                 "/qdrant.Points/Upsert", response_deserializer=messages.PointsOperationResponse.FromString
+            )
+            self._update_vectors = self._channel.unary_unary(
+                "/qdrant.Points/UpdateVectors", response_deserializer=messages.PointsOperationResponse.FromString
             )
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
@@ -172,6 +175,10 @@ class ServerConnection:
     def upsert(self, request: bytes) -> Any:
         """Send a serialised UpsertPoints over gRPC and return the answer. Use it inside `call`."""
         return self._upsert(request, timeout=self._timeout_s).result
+
+    def update_vectors(self, request: bytes) -> Any:
+        """Send a serialised UpdatePointVectors over gRPC and return the answer. Use it inside `call`."""
+        return self._update_vectors(request, timeout=self._timeout_s).result
 
     def pause(self, seconds: float) -> bool:
         """Wait, and return whether the connection was closed in the meantime."""

@@ -8,9 +8,11 @@
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
       (request too large)                   413, 400        StoreRejected       no; a smaller batch may pass
     NOT_FOUND                               404 of Qdrant   NotFound            no
+      (of a point)                                          PointMissing        no
     UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
     FAILED_PRECONDITION                     403 if locked   StoreUnavailable    yes
     INVALID_ARGUMENT, OUT_OF_RANGE          400, 422        StoreRejected       no
+    UNIMPLEMENTED                                           FeatureMissing      no; a smaller batch fails too
     all others                              all others      NothingTaken        no; a smaller batch fails too
 
 A server that is locked for writing, or that moves a shard, answers FAILED_PRECONDITION. Over REST, the former is a 403
@@ -31,7 +33,16 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from embedder.errors import InvalidRequest, NotFound, WorkerError
-from qdrant_sink.errors import AccessDenied, IndexRequired, LimitExceeded, NothingTaken, StoreRejected, StoreUnavailable
+from qdrant_sink.errors import (
+    AccessDenied,
+    FeatureMissing,
+    IndexRequired,
+    LimitExceeded,
+    NothingTaken,
+    PointMissing,
+    StoreRejected,
+    StoreUnavailable,
+)
 from qdrant_sink.payload_path import canonical_path
 from qdrant_sink.reasons import missing_index, reason
 
@@ -64,6 +75,9 @@ _LIMITS_EXCEEDED = (
     re.compile(r'limit exceeded [\d.]+ > (?P<maximum>\d+(?:\.\d+)?) for "(?P<field>[a-z_ ]+)"', re.IGNORECASE),
     re.compile(r"(?P<field>condition size) limit reached \(\d+ > (?P<maximum>\d+)\)", re.IGNORECASE),
 )
+
+_NO_POINT = "No point with id"
+"""The server was asked to set vectors of a point that does not exist."""
 
 _NAME_TOO_LONG = "File name too long"
 """The server's disk refuses the directory of a collection. The server counts characters, and the disk counts bytes."""
@@ -110,7 +124,7 @@ def _is_unreadable_answer(exc: Exception) -> bool:
     return isinstance(exc, json.JSONDecodeError)
 
 
-def _of_grpc(exc: Any, collection: str) -> Fault:
+def _of_grpc(exc: Any, collection: str) -> Fault:  # noqa: PLR0911 - one return per group of codes
     code: grpc.StatusCode = exc.code()
     details: str = exc.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -119,12 +133,15 @@ def _of_grpc(exc: Any, collection: str) -> Fault:
     if code in _TRANSIENT_CODES:
         return _failed(code.name, details, collection)
     if code is grpc.StatusCode.NOT_FOUND:
-        return Fault(_not_found(collection))
+        return Fault(_not_found(collection, details))
     if code in _DENIED_CODES:
         return Fault(_denied(code.name, details))
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         return Fault(_not_ready(code.name, details), retry=True)
-    return Fault(_rejected(code.name, details) if code in _CONTENT_CODES else _nothing_taken(code.name, details))
+    if code in _CONTENT_CODES:
+        return Fault(_rejected(code.name, details))
+    refused = FeatureMissing if code is grpc.StatusCode.UNIMPLEMENTED else NothingTaken
+    return Fault(refused(_refusal(code.name, details)))
 
 
 def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
@@ -135,7 +152,7 @@ def _of_status(exc: UnexpectedResponse, collection: str) -> Fault:
     if status == 408 or (status >= 500 and status != 501):
         return _failed(f"HTTP {status}", details, collection)
     if status == 404:
-        return Fault(_not_found(collection) if _is_of_qdrant(exc.content) else NothingTaken(_OTHER_API))
+        return Fault(_not_found(collection, details) if _is_of_qdrant(exc.content) else NothingTaken(_OTHER_API))
     if status == 403 and "storage locked" in reason(details).lower():
         return Fault(_not_ready(f"HTTP {status}", details), retry=True)
     if status in (401, 403):
@@ -213,7 +230,9 @@ def _denied(status: str, details: str) -> AccessDenied:
     return AccessDenied(f"Qdrant denied access: {status}{required}; check QDRANT_API_KEY and its permissions")
 
 
-def _not_found(collection: str) -> NotFound:
+def _not_found(collection: str, details: str) -> NotFound:
+    if _NO_POINT in details:
+        return PointMissing(f"a point of collection {collection!r} does not exist")
     return NotFound(f"collection {collection!r} does not exist")
 
 

@@ -33,18 +33,27 @@ def sink_id(value: Any) -> PointId:
 
 def points_list(points: Sequence[Point]) -> list[models.PointStruct]:
     """Convert points for REST. For gRPC, `protobuf.upsert_request` is many times faster."""
-    rows = []
-    for point in points:
-        names = point.names
-        vectors: dict[str, Any] = {}
-        if point.dense is not None:
-            vectors[names.dense] = point.dense.tolist()
-        if point.sparse is not None:
-            vectors[names.sparse] = _sparse(point.sparse)
-        if point.colbert is not None:
-            vectors[names.colbert] = point.colbert.tolist()
-        rows.append(models.PointStruct(id=client_id(point.id), vector=vectors, payload=dict(point.payload)))
-    return rows
+    return [
+        models.PointStruct(id=client_id(point.id), vector=_vectors(point), payload=dict(point.payload))
+        for point in points
+    ]
+
+
+def point_vectors(points: Sequence[Point]) -> list[models.PointVectors]:
+    """Convert the vectors of points for REST, as `points_list` does."""
+    return [models.PointVectors(id=client_id(point.id), vector=_vectors(point)) for point in points]
+
+
+def _vectors(point: Point) -> dict[str, Any]:
+    names = point.names
+    vectors: dict[str, Any] = {}
+    if point.dense is not None:
+        vectors[names.dense] = point.dense.tolist()
+    if point.sparse is not None:
+        vectors[names.sparse] = _sparse(point.sparse)
+    if point.colbert is not None:
+        vectors[names.colbert] = point.colbert.tolist()
+    return vectors
 
 
 def query_request(plan: Plan) -> models.QueryRequest:

@@ -40,10 +40,24 @@ def upsert_request(collection: str, points: Sequence[Point], *, insert_only: boo
     return b"".join(parts)
 
 
+def update_vectors_request(collection: str, points: Sequence[Point]) -> bytes:
+    """Serialise an UpdatePointVectors that waits until the vectors are stored. Payloads are left out."""
+    parts: list[Part] = [grpc.UpdatePointVectors(collection_name=collection, wait=True).SerializeToString()]
+    for point in points:
+        head = grpc.PointVectors(id=_id(point.id))
+        parts += _framed(3, [head.SerializeToString(), *_framed(2, _vectors_parts(point))])
+    return b"".join(parts)
+
+
 def point_parts(point: Point) -> list[Part]:
     """Serialise a PointStruct in parts."""
-    names = point.names
     head = grpc.PointStruct(id=_id(point.id), payload=payload_to_grpc(dict(point.payload)))
+    return [head.SerializeToString(), *_framed(4, _vectors_parts(point))]
+
+
+def _vectors_parts(point: Point) -> list[Part]:
+    """Serialise the Vectors of a point in parts."""
+    names = point.names
     named: list[Part] = []
     if point.dense is not None:
         named += _named(names.dense, _framed(101, dense_parts(point.dense)))
@@ -52,7 +66,7 @@ def point_parts(point: Point) -> list[Part]:
         named += _named(names.sparse, _framed(102, [sparse.SerializeToString()]))
     if point.colbert is not None:
         named += _named(names.colbert, _framed(103, multi_dense_parts(point.colbert)))
-    return [head.SerializeToString(), *_framed(4, _framed(2, named))]
+    return _framed(2, named)
 
 
 def dense_parts(array: NDArray[Any]) -> list[Part]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from qdrant_client import models
 
+from embedder.vectors import Kind
 from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, StoredQuantization
@@ -24,6 +25,11 @@ def vectors_config(schema: CollectionSchema) -> models.VectorParams | dict[str, 
 
     A single unnamed vector is configured as qdrant-client does, without a mapping.
     """
+    vectors = _vector_params(schema)
+    return vectors[""] if list(vectors) == [""] else vectors
+
+
+def _vector_params(schema: CollectionSchema) -> dict[str, models.VectorParams]:
     dense, colbert = schema.dense, schema.colbert
     vectors: dict[str, models.VectorParams] = {}
     if dense is not None:
@@ -45,7 +51,7 @@ def vectors_config(schema: CollectionSchema) -> models.VectorParams | dict[str, 
             quantization_config=_quantization(colbert.quantization),
             hnsw_config=models.HnswConfigDiff(m=colbert.m),
         )
-    return vectors[""] if list(vectors) == [""] else vectors
+    return vectors
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams]:
@@ -67,6 +73,32 @@ def graph_diff(schema: CollectionSchema, *, m: int) -> dict[str, models.VectorPa
         return {}
     config = models.HnswConfigDiff(m=m, ef_construct=schema.dense.ef_construct)
     return {schema.names.dense: models.VectorParamsDiff(hnsw_config=config)}
+
+
+def new_vector_config(schema: CollectionSchema, kind: Kind) -> models.VectorNameConfig:
+    """Return what defines a vector that is added to an existing collection. `vector_settings` are set after that."""
+    if kind == "sparse":
+        params = sparse_vectors_config(schema)[schema.names.sparse]
+        datatype = None if params.index is None else params.index.datatype
+        sparse = models.SparseVectorConfig(modifier=params.modifier, datatype=datatype)
+        return models.SparseVectorNameConfig(sparse=sparse)
+    vector = _vector_params(schema)[schema.names.of(kind)]
+    return models.DenseVectorNameConfig(
+        dense=models.DenseVectorConfig(
+            size=vector.size,
+            distance=vector.distance,
+            multivector_config=vector.multivector_config,
+            datatype=vector.datatype,
+        )
+    )
+
+
+def vector_settings(schema: CollectionSchema, kind: Kind) -> models.VectorParamsDiff:
+    """Return the settings of a dense or ColBERT vector that can be changed."""
+    vector = _vector_params(schema)[schema.names.of(kind)]
+    return models.VectorParamsDiff(
+        hnsw_config=vector.hnsw_config, quantization_config=vector.quantization_config, on_disk=vector.on_disk
+    )
 
 
 def index_params(index: PayloadIndex) -> models.PayloadSchemaType | models.KeywordIndexParams:

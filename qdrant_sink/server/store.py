@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as messages
@@ -13,6 +13,7 @@ from embedder.errors import ConfigurationError, InvalidRequest
 from embedder.vectors import Kind
 from qdrant_sink.address import ServerAddress, ServerUrl, TransportChoice
 from qdrant_sink.collection_state import CollectionState
+from qdrant_sink.errors import PointMissing, StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.point_order import PointOrder
@@ -20,6 +21,7 @@ from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription
 from qdrant_sink.searching.plan import Hit, Plan
+from qdrant_sink.server.added_vectors import AddedVectors
 from qdrant_sink.server.collections import ServerCollections
 from qdrant_sink.server.connection import ServerConnection, Transport, unfinished
 from qdrant_sink.server.graph_warnings import GraphWarnings
@@ -29,16 +31,27 @@ from qdrant_sink.server.models import (
     hit,
     order_by,
     payload_selector,
+    point_vectors,
     points_list,
     query_request,
     sink_id,
     stored,
 )
-from qdrant_sink.server.protobuf import upsert_request
-from qdrant_sink.server.versions import INSERT_ONLY, Feature, ServerVersion, filter_features, plan_features
+from qdrant_sink.server.protobuf import update_vectors_request, upsert_request
+from qdrant_sink.server.versions import (
+    ADD_VECTORS,
+    INSERT_ONLY,
+    Feature,
+    ServerVersion,
+    filter_features,
+    plan_features,
+)
 from qdrant_sink.store import check_collection
 
 T = TypeVar("T")
+
+UPDATES_MAX: Final = 10
+"""Maximum number of attempts to set vectors of points of which some are deleted meanwhile."""
 
 
 class ServerStore:
@@ -93,6 +106,7 @@ class ServerStore:
         self._version = ServerVersion()
         warnings = GraphWarnings()
         self._collections = ServerCollections(self._on_client, self._connection.pause, warnings)
+        self._added = AddedVectors(self._on_client)
         self._interactive_collections = ServerCollections(
             functools.partial(self._on_client, interactive=True), self._connection.pause, warnings
         )
@@ -175,6 +189,45 @@ class ServerStore:
 
         self._call(collection, send)
 
+    def add_vectors(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
+        """Add the vectors of these kinds that the collection lacks; see `Store.add_vectors`."""
+        if self._added.missing(collection, schema, kinds):
+            self._require(collection, [ADD_VECTORS], interactive=False)
+        self._added.add(collection, schema, kinds)
+
+    def update_vectors(self, collection: str, points: Sequence[Point]) -> set[PointId]:
+        """Set the vectors of existing points, and return the ids that do not exist."""
+        check_collection(collection)
+        remaining = {point.id: point for point in points}
+        missing: set[PointId] = set()
+        for _ in range(UPDATES_MAX):
+            if not remaining:
+                return missing
+            try:
+                self._update_vectors(collection, list(remaining.values()))
+            except PointMissing:  # other points may be written, and are written again
+                missing |= remaining.keys() - self.existing(collection, list(remaining))
+                remaining = {point: vectors for point, vectors in remaining.items() if point not in missing}
+            else:
+                return missing
+        raise StoreUnavailable(f"points of collection {collection!r} are being deleted; retry later")
+
+    def _update_vectors(self, collection: str, points: Sequence[Point]) -> None:
+        @functools.cache  # serialise once and not per attempt
+        def request() -> bytes:
+            return update_vectors_request(collection, points)
+
+        def send(transport: Transport) -> None:
+            if transport.over_grpc:
+                completed = self._connection.update_vectors(request()).status == messages.UpdateStatus.Completed
+            else:
+                result = transport.client.update_vectors(collection, point_vectors(points), wait=True)
+                completed = result.status == models.UpdateStatus.COMPLETED
+            if not completed:
+                raise unfinished("Qdrant accepted the vectors but has not stored them yet; retry later")
+
+        self._call(collection, send)
+
     def existing(self, collection: str, ids: Sequence[PointId]) -> set[PointId]:
         """Return the subset of these ids that is stored."""
         check_collection(collection)
@@ -210,6 +263,7 @@ class ServerStore:
         with_vectors: Sequence[Kind],
         *,
         names: VectorNames = NAMES,
+        patient: bool = False,
     ) -> dict[PointId, Stored]:
         """Return the requested parts of these points by id."""
         check_collection(collection)
@@ -223,7 +277,7 @@ class ServerStore:
             lambda transport: transport.client.retrieve(
                 collection, client_ids, with_payload=selector, with_vectors=vectors
             ),
-            interactive=True,
+            interactive=not patient,
         )
         return {sink_id(record.id): stored(record, with_payload=with_payload, names=names) for record in records}
 
@@ -311,13 +365,15 @@ class ServerStore:
         self._call(collection, send)
         return existed
 
-    def count(self, collection: str, where: Filter | None = None) -> int:
+    def count(self, collection: str, where: Filter | None = None, *, patient: bool = False) -> int:
         """Return the exact number of matching points."""
         check_collection(collection)
         condition = None if where is None else client_filter(where)
-        self._require(collection, filter_features(where))
+        self._require(collection, filter_features(where), interactive=not patient)
         result = self._call(
-            collection, lambda transport: transport.client.count(collection, condition, exact=True), interactive=True
+            collection,
+            lambda transport: transport.client.count(collection, condition, exact=True),
+            interactive=not patient,
         )
         return result.count
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from embedder.errors import NotFound
-from qdrant_sink.errors import NothingTaken
+from qdrant_sink.errors import FeatureMissing, NothingTaken
 from qdrant_sink.filters import Filter
 from qdrant_sink.searching.plan import Fuse, Lacking, Plan
 
@@ -40,6 +40,7 @@ RRF_K: Final = Feature("RRF with a chosen k", (1, 16, 0))
 RRF_WEIGHTS: Final = Feature("weights of an RRF", (1, 17, 0))
 RERANK: Final = Feature("rerank", (1, 14, 0))
 """Formulas, which select the candidates without rows."""
+ADD_VECTORS: Final = Feature("adding vectors to an existing collection", (1, 18, 0))
 
 _CONDITIONS: Final = {
     "has_vector": (1, 13, 0),
@@ -94,7 +95,7 @@ class ServerVersion:
             features: features of the next request.
 
         Raises:
-            NothingTaken: the server is too old.
+            FeatureMissing: the server is too old.
             WorkerError: the server does not answer; see the table in `qdrant_sink.store`.
         """
         newest = max(features, key=lambda feature: feature.since, default=None)
@@ -107,7 +108,7 @@ class ServerVersion:
                 return
         version = self._ask(ask)  # again before a refusal, because the server may have been updated
         if version is not None and version < newest.since:
-            raise NothingTaken(
+            raise FeatureMissing(
                 f"{newest.name} needs Qdrant {_shown(newest.since)}, and the server has {_shown(version)}; update the "
                 f"server, or do without it"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.operations.collections import Collections, CountRequest, CountResult, DeleteRequest, DeleteResult
+from service.operations.completion_values import CompletionProgress, CompletionRequest
 from service.operations.embed import EmbedRequest, EmbedResult, LengthLimits, Role
 from service.operations.explanation import ColbertMatch, HitExplanation, SparseMatch
 from service.operations.ingest_values import (
@@ -20,6 +21,7 @@ from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
+from service.operations.rerank import RankedDocument, RerankRequest, RerankResult
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
 from service.operations.store_access import StoreState, open_store
@@ -30,6 +32,8 @@ __all__ = [
     "Collections",
     "CollectionsRequest",
     "CollectionsResult",
+    "CompletionProgress",
+    "CompletionRequest",
     "CountRequest",
     "CountResult",
     "DeleteRequest",
@@ -51,8 +55,11 @@ __all__ = [
     "PairScores",
     "PointsRequest",
     "PointsResult",
+    "RankedDocument",
     "ReadPoint",
     "RejectedPoint",
+    "RerankRequest",
+    "RerankResult",
     "Role",
     "ScoreRequest",
     "ScoreResult",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -32,6 +32,13 @@ With `either`, a single text that is within the limit of queries has their prior
 
 QUICK_MAX_TOKEN_IDS: Final = 1024
 """Maximum token ids of a request that are validated in less time than a thread switch takes."""
+
+_LIMIT_SETTINGS: Final[Mapping[Role, str]] = {
+    "query": "QUERY_MAX_LENGTH",
+    "passage": "PASSAGE_MAX_LENGTH",
+    "either": "PASSAGE_MAX_LENGTH",
+}
+"""The setting that limits the length of texts of a role."""
 
 Admit = Callable[[Sequence[int]], None]
 """Callback with the number of tokens of each text, before the model runs. An error that it raises ends the operation.
@@ -224,7 +231,7 @@ class Embed:
                 raise error.at(request.label) from None
         if request.refuse_truncation:
             for index, text in enumerate(texts):
-                _check_length(request.field(index), text, limit, request.length_remedy)
+                check_length(request.field(index), text, limit, _LIMIT_SETTINGS[request.role], request.length_remedy)
         return texts
 
     def _encoded(self, field: str, ids: Sequence[int]) -> EncodedText:
@@ -248,7 +255,19 @@ def _truncated(text: EncodedText, limit: int) -> EncodedText:
     return EncodedText(np.concatenate([text.ids[: limit - 1], text.ids[-1:]]), truncated=True)
 
 
-def _check_length(field: str, text: EncodedText, limit: int, remedy: str) -> None:
+def check_length(field: str, text: EncodedText, limit: int, setting: str, remedy: str = "shorten it") -> None:
+    """Check that a text was not truncated.
+
+    Args:
+        field: name of the text in the error.
+        text: the text, whose tokens are within the limit if it was tokenized here.
+        limit: maximum tokens, special tokens included.
+        setting: name of the setting that sets the limit.
+        remedy: advice for the caller, at the end of the error.
+
+    Raises:
+        InvalidRequest: the text was truncated, or is longer than the limit.
+    """
     if text.truncated or len(text) > limit:
         got = "more" if text.truncated else f"{len(text)} with special tokens"
-        raise invalid_field(field, f"must have at most {limit} tokens (PASSAGE_MAX_LENGTH), got {got}; {remedy}")
+        raise invalid_field(field, f"must have at most {limit} tokens ({setting}), got {got}; {remedy}")

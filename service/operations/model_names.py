@@ -31,6 +31,12 @@ class ModelNames:
         """The name that answers carry."""
         return self.names[0]
 
+    @property
+    def listed(self) -> str:
+        """The names for a message, behind "must be"."""
+        names = ", ".join(f"'{name}'" for name in self.names)
+        return names if len(self.names) == 1 else f"one of {names}"
+
     def __contains__(self, name: str) -> bool:
         """Whether a request may call the model by this name."""
         return self.accepts_any or name in self.names

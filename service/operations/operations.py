@@ -10,12 +10,14 @@ from embedder import Embedder
 from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
 from service.metrics import Metrics
 from service.operations.collections import Collections
+from service.operations.completion import Completion
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
 from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
 from service.operations.points import Points
+from service.operations.rerank import Rerank
 from service.operations.score import Score
 from service.operations.search import SearchOperation
 from service.operations.store_access import StoreAccess, StoreState, open_store
@@ -42,8 +44,10 @@ class Operations:
         ingest: embeds texts and stores them as points.
         search: finds the points nearest to texts or to stored points.
         score: scores pairs of texts.
+        rerank: ranks documents by their relevance to a query.
         points: reads stored points by id or page by page.
         inventory: lists and describes collections.
+        completion: adds vectors of further kinds to the points of a collection.
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
@@ -75,10 +79,12 @@ class Operations:
         self.collections = Collections(settings, self._store, schema)
         self.embed = Embed(embedder, self.limits)
         self.ingest = Ingest(embedder, self._store, self.collections, check, self.limits, batch_points=batch_points)
+        self.completion = Completion(embedder, self._store, self.collections, self.limits)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits)
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits)
+        self.rerank = Rerank(embedder, self.limits)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -121,6 +127,16 @@ class Operations:
     def model_name(self) -> str:
         """Name of the model in answers."""
         return self.model_names.first
+
+    @property
+    def model_dtype(self) -> str:
+        """Type of the model's matrix products, such as `float16`."""
+        return self._embedder.dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum tokens of a batch."""
+        return self._embedder.token_budget
 
     @property
     def model_label(self) -> str:

@@ -14,20 +14,21 @@ All functions are pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from embedder import Embedding, SparseVector
+from embedder import KINDS, Embedding, Kind, SparseVector
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of the weighted means. Each is at least 0, and dense and sparse are not both 0.
+    """The weights of the weighted means. Each is at least 0, and they are not all 0.
 
     Raises:
-        ValueError: a weight is negative or NaN, or dense and sparse are both 0.
+        ValueError: a weight is negative, infinite or NaN, or all are 0.
     """
 
     dense: float = 1.0
@@ -36,12 +37,17 @@ class Weights:
 
     def __post_init__(self) -> None:
         """Validate the weights, whose sums are divisors."""
-        if not (self.dense >= 0 and self.sparse >= 0 and self.colbert >= 0):
-            raise ValueError(f"weights must be at least 0, got {self.dense}, {self.sparse} and {self.colbert}")
-        if self.dense == self.sparse == 0:
+        if not all(0 <= weight < math.inf for weight in (self.dense, self.sparse, self.colbert)):
             raise ValueError(
-                "weights must be above 0 for dense or sparse, got 0 for both: their weighted mean is a score"
+                f"weights must be finite and at least 0, got {self.dense}, {self.sparse} and {self.colbert}"
             )
+        if self.dense == self.sparse == self.colbert == 0:
+            raise ValueError("weights must be above 0 for at least one kind of vector, got 0 for all")
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors with a weight above 0."""
+        return tuple(kind for kind in KINDS if getattr(self, kind) > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +72,7 @@ def score(query: Embedding, passage: Embedding, weights: Weights) -> PairScores:
     Raises:
         ValueError: an embedding lacks a kind of vector.
     """
-    if query.dense is None or query.sparse is None or query.colbert is None:
-        raise ValueError("query must have dense, sparse and ColBERT vectors")
-    if passage.dense is None or passage.sparse is None or passage.colbert is None:
-        raise ValueError("passage must have dense, sparse and ColBERT vectors")
-    dense = float(query.dense @ passage.dense)
-    sparse = sparse_product(query.sparse, passage.sparse)
-    colbert = float((query.colbert @ passage.colbert.T).max(axis=1).mean(dtype=np.float64))
+    dense, sparse, colbert = (kind_score(kind, query, passage) for kind in KINDS)
     weighted = weights.dense * dense + weights.sparse * sparse
     return PairScores(
         dense=dense,
@@ -82,6 +82,32 @@ def score(query: Embedding, passage: Embedding, weights: Weights) -> PairScores:
         colbert_sparse_dense=(weighted + weights.colbert * colbert)
         / (weights.dense + weights.sparse + weights.colbert),
     )
+
+
+def weighted_mean(query: Embedding, passage: Embedding, weights: Weights) -> float:
+    """The weighted mean of the three scores of a pair. It needs only the kinds of vectors with a weight above 0.
+
+    Raises:
+        ValueError: an embedding lacks one of these kinds.
+    """
+    weighted = sum(getattr(weights, kind) * kind_score(kind, query, passage) for kind in weights.kinds)
+    return float(weighted / (weights.dense + weights.sparse + weights.colbert))
+
+
+def kind_score(kind: Kind, query: Embedding, passage: Embedding) -> float:
+    """The score of a pair by one kind of vector.
+
+    Raises:
+        ValueError: an embedding lacks this kind.
+    """
+    ours, theirs = getattr(query, kind), getattr(passage, kind)
+    if ours is None or theirs is None:
+        raise ValueError(f"{'query' if ours is None else 'passage'} must have a {kind} vector")
+    if kind == "sparse":
+        return sparse_product(ours, theirs)
+    if kind == "dense":
+        return float(ours @ theirs)
+    return float((ours @ theirs.T).max(axis=1).mean(dtype=np.float64))
 
 
 def sparse_product(query: SparseVector, passage: SparseVector) -> float:

@@ -22,7 +22,8 @@ class ScoreRequest:
         max_passage_length: tokens beyond which a passage is truncated; None for the limit of passages.
 
     Raises:
-        ValueError: there are no pairs, a pair does not have two texts, or a limit is below 1.
+        ValueError: there are no pairs, a pair does not have two texts, a limit is below 1, or the weights of dense and
+            sparse are both 0.
     """
 
     pairs: Sequence[Sequence[str]]
@@ -37,6 +38,10 @@ class ScoreRequest:
         for index, pair in enumerate(self.pairs):
             if len(pair) != 2:
                 raise ValueError(f"pairs[{index}] must have 2 texts, a query and a passage, got {len(pair)}")
+        if self.weights.dense == self.weights.sparse == 0:
+            raise ValueError(
+                "weights must be above 0 for dense or sparse, got 0 for both: their weighted mean is a score"
+            )
         check_numbers(self.max_query_length, self.max_passage_length)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from service.wire.codec import Codec, Progress
+from service.wire.codec import Codec, Progress, error_form
 from service.wire.errors import CODES, error_answer
 from service.wire.instrumentation import error_reply
-from service.wire.openai import openai_error
 from service.wire.outcome import Answer
 
-__all__ = ["CODES", "Answer", "Codec", "Progress", "error_answer", "error_reply", "openai_error"]
+__all__ = ["CODES", "Answer", "Codec", "Progress", "error_answer", "error_form", "error_reply"]

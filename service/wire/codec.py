@@ -6,7 +6,7 @@ Every transport uses it. HTTP sends an answer as bytes, the queue as JSON values
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from embedder import KINDS, Kind, WorkerError, is_quick
@@ -32,14 +32,18 @@ from service.wire.answers import (
 from service.wire.body import Body
 from service.wire.errors import error_answer
 from service.wire.fields import Limits
-from service.wire.instrumentation import Instrumentation
-from service.wire.openai import OpenAIDialect, is_openai, openai_error
+from service.wire.instrumentation import Instrumentation, RenderError
+from service.wire.openai import OpenAIDialect, is_openai, is_openai_path, openai_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
+from service.wire.qdrant_inference import INFERENCE, InferenceDialect, as_server_reads, inference_error
 from service.wire.read_answers import collection_answer, collections_answer, points_answer, points_min_bytes
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
+from service.wire.rerank import PATHS as RERANK_PATHS
+from service.wire.rerank import RERANK, RerankDialect, is_rerank_job, rerank_error
 from service.wire.size import LIST_NUMBER_MIN_BYTES, RESPONSE_MB, SizeLimit, vectors_min_bytes
+from service.wire.tei import EMBED_SPARSE, INFO, ROOT, TeiDialect, is_tei_rerank, tei_error, tei_status
 from service.wire.values import Values
 
 Progress = Callable[[dict[str, int]], None]
@@ -82,6 +86,9 @@ class Codec:
         self._limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
         self._max_bytes = core.settings.max_response_bytes(response_mb)
         self._openai = OpenAIDialect(core, self._max_bytes)
+        self._inference = InferenceDialect(core)
+        self._rerank = RerankDialect(core, self._limits, self._max_bytes)
+        self._tei = TeiDialect(core, self._limits, self._max_bytes)
         self._instrumentation = Instrumentation(core.metrics, self._max_bytes)
 
     async def answer(self, raw: object, progress: Progress | None = None) -> Answer:
@@ -117,6 +124,9 @@ class Codec:
 
         The answer to an OpenAI request, also an error, is a list that holds one object.
         """
+        if is_rerank_job(raw):
+            work = self._instrumentation.answer("rerank", lambda: self._rerank.route(raw), rerank_error)
+            return [await _values(await work)]
         if not is_openai(raw):
             return await _values(await self._answer(raw, progress, Values))
         return [
@@ -136,6 +146,36 @@ class Codec:
             return self._openai.models(path)
 
         return await self._instrumentation.answer("openai", work, openai_error)
+
+    async def qdrant_inference(self, raw: object) -> Answer:
+        """Answer a request body of `/qdrant/inference`."""
+
+        async def work() -> Outcome:
+            return await self._inference.embeddings(raw)
+
+        return as_server_reads(await self._instrumentation.answer("qdrant_inference", work, inference_error))
+
+    async def rerank(self, raw: object, path: str) -> Answer:
+        """Answer a request body of a rerank path: Cohere's and Jina's, or TEI's at `/rerank`."""
+        if path == RERANK and is_tei_rerank(raw):
+            return await self._answer_tei("rerank", lambda: self._tei.rerank(raw))
+        return await self._instrumentation.answer("rerank", lambda: self._rerank.rerank(raw, path), rerank_error)
+
+    async def tei(self, raw: object, path: str) -> Answer:
+        """Answer a request body of TEI's `/`, `/embed` or `/embed_sparse`."""
+        work = self._tei.embed_sparse if path == EMBED_SPARSE else self._tei.embed
+        return await self._answer_tei("tei", lambda: work(raw))
+
+    async def tei_info(self) -> Answer:
+        """Answer TEI's `/info`."""
+
+        async def work() -> Outcome:
+            return self._tei.info()
+
+        return await self._answer_tei("tei", work)
+
+    async def _answer_tei(self, operation: str, work: Callable[[], Awaitable[Outcome]]) -> Answer:
+        return await self._instrumentation.answer(operation, work, tei_error, error_status=tei_status)
 
     async def _run(self, raw: object, progress: Progress | None, form: type[Content]) -> Outcome:
         core = self.core
@@ -311,6 +351,17 @@ def render_error(error: WorkerError) -> Mapping[str, Any]:
     return error_answer(error)
 
 
+def error_form(path: str) -> RenderError:
+    """The form of errors of a path whose request was not parsed, for instance without a key."""
+    if path in RERANK_PATHS:
+        return rerank_error
+    if path in (ROOT, EMBED_SPARSE, INFO):
+        return tei_error
+    if path == INFERENCE:
+        return inference_error
+    return openai_error if is_openai_path(path) else error_answer
+
+
 def _is_quick(raw: object) -> bool:
     """Whether a job's input is so small that parsing it takes less time than a thread switch."""
     if not isinstance(raw, dict) or not raw.keys() <= _QUICK_FIELDS:
@@ -321,9 +372,9 @@ def _is_quick(raw: object) -> bool:
 
 async def _values(answer: Answer) -> Any:
     """The JSON values of an answer; a large answer is parsed in a thread."""
-    if isinstance(answer.content, Values) or len(answer.content) <= _QUICK_MAX_BYTES:
-        return answer.json
-    return await asyncio.to_thread(lambda: answer.json)
+    if isinstance(answer.content, Body) and len(answer.content) > _QUICK_MAX_BYTES:
+        return await asyncio.to_thread(lambda: answer.json)
+    return answer.json
 
 
 def _progress(progress: IngestProgress) -> dict[str, int]:

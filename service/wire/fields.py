@@ -52,7 +52,8 @@ class Limits:
     max_length: int
 
 
-def _limits(info: ValidationInfo) -> Limits:
+def limits_of(info: ValidationInfo) -> Limits:
+    """The limits that a request is validated against."""
     context = info.context
     if not isinstance(context, Limits):
         raise TypeError("requests are validated by parse(), which knows the limits")
@@ -61,14 +62,14 @@ def _limits(info: ValidationInfo) -> Limits:
 
 def tokens_within_model(value: int, info: ValidationInfo) -> int:
     """Validate that a number of tokens is within the model's limit."""
-    limit = _limits(info).max_length
+    limit = limits_of(info).max_length
     if value > limit:
         raise ValueError(f"must be at most {limit} tokens, the limit of the model, got {shown(value)}")
     return value
 
 
 def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
-    limit = _limits(info).max_texts
+    limit = limits_of(info).max_texts
     if len(texts) > limit:
         raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(texts)}")
     for index, text in enumerate(texts):
@@ -78,7 +79,7 @@ def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
 
 
 def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]]:
-    limit = _limits(info).max_texts
+    limit = limits_of(info).max_texts
     if len(pairs) > limit:
         raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(pairs)}")
     for index, pair in enumerate(pairs):
@@ -88,6 +89,14 @@ def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]
             if not is_unicode(text):
                 raise ValueError(f"[{index}][{side}] is not valid Unicode (a lone surrogate)")
     return pairs
+
+
+def _valid_rank_weights(weights: list[float]) -> list[float]:
+    if len(weights) != 3:
+        raise ValueError(f"must have exactly 3 items (dense, sparse, colbert), got {len(weights)}")
+    if not any(weights):
+        raise ValueError("must be above 0 for at least one kind of vector, got 0 for all")
+    return weights
 
 
 def without_nulls(raw: object) -> object:
@@ -201,6 +210,9 @@ Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
 Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
 Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+RankWeights = Annotated[
+    list[Weight], AfterValidator(_valid_rank_weights), Field(json_schema_extra={"minItems": 3, "maxItems": 3})
+]
 TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_text_key)]
 GroupBy = Annotated[str, Field(max_length=PATH_CHARACTERS_MAX), AfterValidator(canonical_value_path)]
 Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]

@@ -15,6 +15,7 @@ from service.wire.body import Body
 from service.wire.errors import code_for, code_of, retry_after_s, wire_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.size import SizeLimit
+from service.wire.streamed import Streamed
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,18 @@ RenderError = Callable[[WorkerError], Mapping[str, Any]]
 """Renders an error as JSON, in the worker's own form or in OpenAI's."""
 
 
-def error_reply(error: WorkerError, render: RenderError) -> Answer:
+ErrorStatus = Callable[[WorkerError], int]
+"""The HTTP status of an error."""
+
+
+def own_status(error: WorkerError) -> int:
+    """The HTTP status of an error, unless a dialect has another."""
+    return wire_error(error).status
+
+
+def error_reply(error: WorkerError, render: RenderError, status: ErrorStatus = own_status) -> Answer:
     """The answer for an error."""
-    wire = wire_error(error)
-    return Answer(Body.of(render(error)), wire.status, wire.code, retry_after_s(error))
+    return Answer(Body.of(render(error)), status(error), wire_error(error).code, retry_after_s(error))
 
 
 def defect(error: Exception) -> Internal:
@@ -56,6 +65,7 @@ class Instrumentation:
         work: Callable[[], Awaitable[Outcome]],
         render_error: RenderError,
         *,
+        error_status: ErrorStatus = own_status,
         with_timings: bool = False,
     ) -> Answer:
         """Do the work of a request and return its answer, which may be an error.
@@ -64,6 +74,7 @@ class Instrumentation:
             operation: name of the operation, from a fixed set.
             work: does the work of the request.
             render_error: renders an error.
+            error_status: returns the HTTP status of an error.
             with_timings: whether to add the seconds of each stage to the answer.
 
         Raises:
@@ -92,7 +103,7 @@ class Instrumentation:
                 time.perf_counter() - started,
                 rejected=[code_of(point.cause) for point in rejected],
             )
-            return error_reply(failure, render_error)
+            return error_reply(failure, render_error, error_status)
         seconds = time.perf_counter() - started
         self._metrics.answered(
             operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected
@@ -100,8 +111,10 @@ class Instrumentation:
         content = self._timed(outcome, {**timings.seconds, "total": seconds}) if with_timings else outcome.content
         return Answer(content, warnings=outcome.warnings)
 
-    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content:
-        """The content with its timings, or without them if it would exceed the size limit."""
+    def _timed(self, outcome: Outcome, seconds: Mapping[str, float]) -> Content | Streamed:
+        """The content with its timings, or without them if it would exceed the size limit or is streamed."""
+        if isinstance(outcome.content, Streamed):
+            return outcome.content
         timings = Body.of({stage: round(spent, 6) for stage, spent in seconds.items()})
         content = outcome.content.with_member("timings", timings)
         try:

@@ -129,7 +129,7 @@ class OpenAIDialect:
             return await self.embeddings(job.openai_input)
         if job.openai_route == MODELS or job.openai_route.startswith(f"{MODELS}/"):
             return self.models(job.openai_route)
-        raise NotFound(f"openai_route must be {EMBEDDINGS} or {MODELS}, got {shown(job.openai_route)}")
+        raise NotFound(f"openai_route must be {EMBEDDINGS}, {MODELS} or /v1/rerank, got {shown(job.openai_route)}")
 
     async def embeddings(self, raw: object, deployment: str | None = None) -> Outcome:
         """Answer a request body of `/v1/embeddings`.
@@ -228,10 +228,9 @@ class OpenAIDialect:
         return body
 
     def _unknown_model_message(self, model: str) -> str:
-        names = ", ".join(f"'{name}'" for name in self._core.model_names.names)
-        if len(self._core.model_names.names) == 1:
-            return f"model must be {names}, as GET {MODELS} lists it, got {shown(model)}"
-        return f"model must be one of {names}, as GET {MODELS} lists them, got {shown(model)}"
+        names = self._core.model_names
+        them = "it" if len(names.names) == 1 else "them"
+        return f"model must be {names.listed}, as GET {MODELS} lists {them}, got {shown(model)}"
 
 
 def is_openai(raw: object) -> bool:

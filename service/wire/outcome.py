@@ -9,10 +9,14 @@ from typing import Any
 import orjson
 
 from service.wire.body import Body
+from service.wire.streamed import Streamed
 from service.wire.values import Values
 
 Content = Body | Values
 """The JSON of an answer, as bytes or as values."""
+
+Sent = Body | Streamed
+"""The JSON of an answer as bytes, with or without a size that is known before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Outcome:
         warnings: warnings in printable ASCII, for which the JSON of the result has no field.
     """
 
-    content: Content
+    content: Content | Streamed
     tokens: int = 0
     rejected: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -44,16 +48,16 @@ class Answer:
         warnings: warnings in printable ASCII, which HTTP sends in a header.
     """
 
-    content: Content
+    content: Content | Streamed
     status: int = 200
     code: str | None = None
     retry_after_s: int | None = None
     warnings: Sequence[str] = ()
 
     @property
-    def written(self) -> Body:
+    def written(self) -> Sent:
         """The JSON as bytes, in parts."""
-        return self.content if isinstance(self.content, Body) else Body.of(self.content.json)
+        return Body.of(self.content.json) if isinstance(self.content, Values) else self.content
 
     @property
     def body(self) -> bytes:

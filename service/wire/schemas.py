@@ -23,7 +23,19 @@ from service.wire.answer_types import (
 )
 from service.wire.errors import Error
 from service.wire.jobs import JobAnswer
-from service.wire.openai import DEPLOYMENT, EMBEDDINGS, EmbeddingsAnswer, OpenAIError
+from service.wire.openai import DEPLOYMENT, EMBEDDINGS, EmbeddingsAnswer, OpenAIError, is_openai_path
+from service.wire.qdrant_inference import INFERENCE, InferenceAnswer, InferenceError
+from service.wire.rerank import RERANK, RERANK_V1, RERANK_V2, RerankAnswer, RerankError
+from service.wire.tei import (
+    EMBED_SPARSE,
+    INFO,
+    ROOT,
+    TeiDense,
+    TeiError,
+    TeiInfo,
+    TeiRanks,
+    TeiSparse,
+)
 
 Json = dict[str, Any]
 
@@ -45,6 +57,13 @@ _EMBEDDINGS: Final[Json] = {
     "model": "BAAI/bge-m3",
     "usage": {"prompt_tokens": 15, "total_tokens": 15},
 }
+_RANKING: Final[Json] = {
+    "id": "6f9619ff8b86d011b42d00cf4fc964ff",
+    "model": "BAAI/bge-m3",
+    "results": [{"index": 0, "relevance_score": 0.703}],
+    "usage": {"prompt_tokens": 31, "total_tokens": 31},
+    "meta": {"api_version": {"version": "1"}, "tokens": {"input_tokens": 31, "output_tokens": 0}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +71,19 @@ class Described:
     """The description of a path's answer.
 
     Attributes:
-        type: the typed dictionary of the answer.
+        type: the type of the answer.
         example: an example.
+        others: the types of answers in the form of a dialect.
     """
 
     type: Any
-    example: Json
+    example: Any
+    others: tuple[Any, ...] = ()
 
     @property
-    def name(self) -> str:
-        """The name of the schema."""
-        return str(self.type.__name__)
+    def names(self) -> tuple[str, ...]:
+        """The names of the schemas, that of the example first."""
+        return tuple(str(kind.__name__) for kind in (self.type, *self.others))
 
 
 ANSWERS: Final[Mapping[str, Described]] = {
@@ -80,6 +101,7 @@ ANSWERS: Final[Mapping[str, Described]] = {
             "usage": {"tokens": 15},
             "model": "BAAI/bge-m3",
         },
+        (TeiDense,),
     ),
     "/points": Described(
         PointsAnswer,
@@ -168,6 +190,38 @@ ANSWERS: Final[Mapping[str, Described]] = {
     ),
     DEPLOYMENT: Described(EmbeddingsAnswer, _EMBEDDINGS),
     EMBEDDINGS: Described(EmbeddingsAnswer, _EMBEDDINGS),
+    "/qdrant/inference": Described(
+        InferenceAnswer,
+        {
+            "embeddings": [{"indices": [5, 754], "values": [0.1257, 0.0559]}, [-0.02017, 0.01956]],
+            "usage": {"models": {"BAAI/bge-m3": {"tokens": 15}}},
+        },
+    ),
+    RERANK_V1: Described(RerankAnswer, _RANKING),
+    RERANK_V2: Described(RerankAnswer, {**_RANKING, "meta": {**_RANKING["meta"], "api_version": {"version": "2"}}}),
+    RERANK: Described(RerankAnswer, _RANKING, (TeiRanks,)),
+    ROOT: Described(TeiDense, [[-0.02017, 0.01956]]),
+    EMBED_SPARSE: Described(TeiSparse, [[{"index": 5, "value": 0.1257}, {"index": 754, "value": 0.0559}]]),
+    INFO: Described(
+        TeiInfo,
+        {
+            "model_id": "BAAI/bge-m3",
+            "model_sha": None,
+            "model_dtype": "float16",
+            "served_model_name": "BAAI/bge-m3",
+            "model_type": {"embedding": {"pooling": "cls"}},
+            "max_concurrent_requests": 244,
+            "max_input_length": 8192,
+            "max_batch_tokens": 16384,
+            "max_batch_requests": None,
+            "max_client_batch_size": 10000,
+            "auto_truncate": True,
+            "tokenization_workers": 8,
+            "version": "0.1.0",
+            "sha": None,
+            "docker_label": None,
+        },
+    ),
 }
 """Answers by path."""
 
@@ -177,9 +231,25 @@ JOB: Final = Described(
 """The description of an accepted job."""
 
 
+def error_schemas(path: str) -> tuple[str, ...]:
+    """The names of the schemas of a path's errors."""
+    if path == "/embed":
+        return Error.__name__, TeiError.__name__
+    if path == RERANK:
+        return RerankError.__name__, TeiError.__name__
+    if path in (RERANK_V1, RERANK_V2):
+        return (RerankError.__name__,)
+    if path in (ROOT, EMBED_SPARSE, INFO):
+        return (TeiError.__name__,)
+    if path == INFERENCE:
+        return (InferenceError.__name__,)
+    return (OpenAIError.__name__ if is_openai_path(path) else Error.__name__,)
+
+
 def schemas() -> Json:
     """All schemas of answers and errors by name; they allow no further keys."""
-    types = [described.type for described in ANSWERS.values()] + [JOB.type, Error, OpenAIError]
+    answers = [kind for described in ANSWERS.values() for kind in (described.type, *described.others)]
+    types = dict.fromkeys([*answers, JOB.type, Error, OpenAIError, InferenceError, RerankError, TeiError])
     inputs = [(kind.__name__, _MODE, TypeAdapter(kind)) for kind in types]
     described, definitions = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE, schema_generator=_Closed)
     own = {name: schema for (name, _), schema in described.items() if "$ref" not in schema}

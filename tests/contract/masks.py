@@ -2,10 +2,11 @@
 
 | where | becomes | why |
 |---|---|---|
-| a text under `error` or `message`, in an answer | `<text>` | recorded apart, in `messages.json` |
+| a text under `error`, `message` or `detail`, in an answer | `<text>` | recorded apart, in `messages.json` |
 | numbers under `timings`, `seconds` | `<seconds>` | of a clock |
 | `created` of a model | `<time>` | of a clock |
 | the header `x-request-id`, 32 hexadecimal digits | `<id>` | drawn at random; one that the caller gave stays |
+| `id` of an answer, 32 hexadecimal digits | `<id>` | the request id of a ranking |
 | the header `content-length` | `<bytes>` | texts count, and the decimals of a model |
 | hashes in `content-security-policy` | `sha256-<hash>` | of the page's text |
 | the body of a page, `text/html` | `<page>` | not part of the wire |
@@ -26,7 +27,7 @@ Json = dict[str, Any]
 TEXT: Final = "<text>"
 """The mask of a text that is not empty."""
 
-_TEXTS: Final = frozenset({"error", "message"})
+_TEXTS: Final = frozenset({"error", "message", "detail"})
 _CLOCKS: Final = {"seconds": "<seconds>", "created": "<time>"}
 _HASH: Final = re.compile(r"sha256-[A-Za-z0-9+/=_-]+")
 _DRAWN_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -51,6 +52,8 @@ def _masked(value: Any, path: str, texts: dict[str, str]) -> Any:
             result[key] = TEXT
         elif key in _CLOCKS and _is_number(part):
             result[key] = _CLOCKS[key]
+        elif key == "id" and isinstance(part, str) and _DRAWN_ID.fullmatch(part):
+            result[key] = "<id>"
         elif key == "timings" and isinstance(part, dict):
             result[key] = {stage: "<seconds>" if _is_number(spent) else spent for stage, spent in part.items()}
         elif key != "payload":

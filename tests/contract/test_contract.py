@@ -25,7 +25,15 @@ PATHS: Mapping[str, str] = {
     "/points/get": "ReadPointsRequest",
     "/score": "ScoreRequest",
     "/v1/embeddings": "EmbeddingsRequest",
+    "/qdrant/inference": "InferenceRequest",
+    "/v1/rerank": "RerankRequest",
+    "/v2/rerank": "RerankRequest",
+    "/rerank": "RerankRequest",
+    "/": "TeiEmbedRequest",
+    "/embed_sparse": "TeiSparseRequest",
 }
+TEI: Mapping[str, tuple[str, str]] = {"/embed": ("inputs", "TeiEmbedRequest"), "/rerank": ("texts", "TeiRerankRequest")}
+"""Paths with two forms: the field that tells TEI's, and its schema."""
 
 
 @pytest.fixture(scope="module", params=list(WORLDS))
@@ -104,11 +112,13 @@ def _collect_codes(value: Any, occurring: set[str]) -> None:
 def _request(step: Step) -> tuple[str | None, Any]:
     """Return the schema of a request, and the request."""
     if isinstance(step, Call):
-        return PATHS.get(step.path), step.json
+        field, schema = TEI.get(step.path, ("", ""))
+        is_tei = isinstance(step.json, dict) and field in step.json
+        return schema if is_tei else PATHS.get(step.path), step.json
     if not isinstance(step, Job) or not isinstance(step.input, dict):
         return None, None
     if "openai_route" in step.input:
-        return "EmbeddingsRequest", step.input.get("openai_input")
+        return PATHS.get(step.input["openai_route"]), step.input.get("openai_input")
     operation = str(step.input.get("operation", "embed"))
     return "ReadPointsRequest" if operation == "points" else f"{operation.capitalize()}Request", step.input
 
@@ -123,3 +133,6 @@ def _collect_fields(name: str | None, value: Any, schemas: Mapping[str, Any], oc
         for option in (described, *described.get("anyOf", ())):
             if "$ref" in option:
                 _collect_fields(option["$ref"].rpartition("/")[2], part, schemas, occurring)
+            if "$ref" in option.get("items", {}) and isinstance(part, list):
+                for item in part:
+                    _collect_fields(option["items"]["$ref"].rpartition("/")[2], item, schemas, occurring)

@@ -186,7 +186,9 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
                 yield portion
 
     embedder = facade(Counting(MINI, portion_characters=16), CountingEngine(), queue_tokens=10)  # two texts at a time
-    expected = r"^the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\)"
+    expected = (
+        r"^the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\); send at most 3 at once"
+    )
     with pytest.raises(InvalidRequest, match=expected):
         run(embedder, ["library"] * 1000, 64)
     assert read == [2, 2]

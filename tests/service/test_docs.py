@@ -21,6 +21,7 @@ from tests.service.client import ENVIRONMENT, Client
 from tests.service.conftest import Serve
 from tests.service.served import Served
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.inference_front import InferenceFront
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -54,7 +55,7 @@ def served(serve: Serve, double: GrpcDouble) -> Iterator[Client]:
 
 def first_block(page: str, heading: str, language: str) -> str:
     """The first code in a language under a heading of a page."""
-    section = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    section = ("\n" + (ROOT / "docs" / page).read_text(encoding="utf-8")).partition(f"\n{heading}\n")[2]
     block = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert block is not None
     return block[1]
@@ -90,6 +91,43 @@ def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: 
         for hit in result["hits"]:
             assert scores[hit["id"]] == (pytest.approx(hit["score"], abs=1e-4), hit["payload"]["text"])
         assert [score for _, score, _ in found] == sorted((score for _, score, _ in found), reverse=True)
+
+
+@pytest.mark.parametrize(("page", "title"), [("rerank.md", "# Rerank"), ("tei.md", "## Rerank")])
+def test_one_curl_ranks(serve: Serve, page: str, title: str) -> None:
+    """The command of the page ranks the better document first, with the fields that the page shows."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = first_block(page, title, "sh")
+    with Served(serve(API_KEY="choose-one").operations) as door:
+        here = command.replace("localhost:8000", f"127.0.0.1:{door.port}").replace("curl -s", "curl -s --noproxy '*'")
+        done = subprocess.run(["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True)
+    answer = json.loads(done.stdout)
+    if page == "rerank.md":
+        shown = json.loads(first_block(page, title, "json"))
+        assert answer.keys() == shown.keys()
+        assert [result["index"] for result in answer["results"]] == [result["index"] for result in shown["results"]]
+        assert answer["usage"] == shown["usage"]
+        assert answer["meta"] == shown["meta"]
+    else:
+        assert [(rank["index"], rank.keys()) for rank in answer] == [(1, {"index", "score"}), (0, {"index", "score"})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["rerank.md", "tei.md"])
+def test_the_sdks_work_as_the_page_shows(serve: Serve, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    """The lines for Cohere's and Hugging Face's clients work with the address of a worker."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    title = "# Rerank" if page == "rerank.md" else "# Text Embeddings Inference"
+    code = first_block(page, title, "python")
+    worker = serve(API_KEY="choose-one", SERVED_MODEL_NAME="BAAI/bge-m3")
+    with Served(worker.operations) as door:
+        lines = code.replace("localhost:8000", f"127.0.0.1:{door.port}")
+        if page == "rerank.md":
+            printed = run(lines.replace("print(result.index, ", "print((result.index, ").replace("score)", "score))"))
+            assert [index for index, _ in printed] == [1, 0]
+        else:
+            assert run(lines) == [(2, 192)]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +183,45 @@ def test_a_job_is_accepted_polled_and_deleted(serve: Serve, tmp_path: Path) -> N
     polled, deleted = map(json.loads, done.stdout.replace("}{", "}\n{").splitlines())
     assert polled == deleted
     assert polled["answer"]["upsert"] == {"collection": "notes", "stored": 1, "skipped": 0, "rejected": []}
+
+
+@pytest.fixture
+def calling(serve: Serve, double: GrpcDouble) -> Iterator[tuple[Client, int]]:
+    """A worker that serves `mini` as BGE-M3, and the REST port of a server that calls it for documents."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
+    worker = serve(store=store, SERVED_MODEL_NAME="BAAI/bge-m3")
+    with Served(worker.operations) as door:
+        front = InferenceFront(double, f"{door.url}/qdrant/inference")
+        yield worker, front.port
+        front.stop()
+    store.close()
+
+
+@pytest.mark.slow
+def test_documents_of_the_python_client_are_stored_and_searched(calling: tuple[Client, int]) -> None:
+    """The lines of the page find what the worker's own search finds in the same collection, in its order."""
+    worker, port = calling
+    code = first_block("qdrant-inference.md", "### Python", "python")
+    assert code.count(SERVER) == 1
+    assert code.count("size=1024") == 2
+    found = run(code.replace(SERVER, f'"http://127.0.0.1:{port}", check_compatibility=False').replace("1024", "192"))
+    search = {"operation": "search", "collection": "articles", "queries": ["send only what changed"]}
+    (result,) = worker.good({**search, "rerank": "colbert", "limit": 3})["results"]
+    assert [text for _, _, text in found] == [hit["payload"]["text"] for hit in result["hits"]]
+    assert [score for _, score, _ in found] == pytest.approx([hit["score"] for hit in result["hits"]], abs=2e-3)
+
+
+def test_documents_need_no_client_at_all(calling: tuple[Client, int]) -> None:
+    """The three commands of the page create a collection, store a text and find it."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    commands = first_block("qdrant-inference.md", "### curl", "sh").replace("1024", "192")
+    here = commands.replace("localhost:6333", f"127.0.0.1:{calling[1]}").replace(
+        "curl -s", "curl -s --noproxy '*' -w '\\n'"
+    )
+    done = subprocess.run(["/bin/sh", "-c", here], capture_output=True, text=True, timeout=60, check=True)
+    created, stored, found = map(json.loads, done.stdout.splitlines())
+    assert created["result"] is True
+    assert stored["result"]["status"] == "completed"
+    (point,) = found["result"]["points"]
+    assert point["payload"] == {"text": "rsync copies only the changed parts."}

@@ -28,6 +28,7 @@ from qdrant_sink import (
     Difference,
     Disagreement,
     DuplicateId,
+    FeatureMissing,
     IndexRequired,
     LimitExceeded,
     ModelMismatch,
@@ -39,6 +40,7 @@ from qdrant_sink import (
     StoreUnavailable,
     Superseded,
 )
+from qdrant_sink.errors import PointMissing
 from service.operations import IngestFailed, IngestReport, RejectedPoint
 from service.wire import CODES, error_answer
 from service.wire.codec import render_error
@@ -59,6 +61,7 @@ from service.wire.errors import (
     retry_after_s,
     wire_error,
 )
+from service.wire.tei import EmptyInput
 from tests.service import client
 
 ROOT = Path(__file__).parents[2]
@@ -87,14 +90,17 @@ EXPECTED = {
     LimitExceeded: ("store_rejected", 502, False),
     NothingTaken: ("store_rejected", 502, False),
     AccessDenied: ("store_rejected", 502, False),
+    FeatureMissing: ("store_rejected", 502, False),
     SchemaMismatch: ("schema_mismatch", 409, False),
     ModelMismatch: ("schema_mismatch", 409, False),
     DuplicateId: ("duplicate_id", 409, False),
     Superseded: ("superseded", 409, False),
     CollectionChanged: ("not_found", 404, True),
+    PointMissing: ("not_found", 404, False),
     Cancelled: ("cancelled", 503, False),
     ShuttingDown: ("cancelled", 503, True),
     Internal: ("internal", 500, False),
+    EmptyInput: ("invalid_request", 400, False),
 }
 """Code, status and `retryable` by type."""
 

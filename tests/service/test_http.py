@@ -170,7 +170,19 @@ def test_the_official_openai_client(worker: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/embed", "/search", "/points", "/metrics", "/openapi.json", "/v1/models", "/nowhere"]
+    "path",
+    [
+        "/embed",
+        "/search",
+        "/points",
+        "/rerank",
+        "/embed_sparse",
+        "/info",
+        "/metrics",
+        "/openapi.json",
+        "/v1/models",
+        "/nowhere",
+    ],
 )
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]

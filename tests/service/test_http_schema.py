@@ -58,7 +58,8 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
         document = client.get("/openapi.json").json()
     read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
     public = {"/ping", "/health", "/livez", "/readyz"}
-    assert public | {"/metrics", "/v1/models", "/collections", "/openapi.json"} == set(read) - {DESCRIPTION, JOB}
+    with_key = {"/info", "/metrics", "/v1/models", "/collections", "/openapi.json"}
+    assert public | with_key == set(read) - {DESCRIPTION, JOB}
     assert {"200", "204", "503"} == set(read["/ping"])
     assert all("401" in read[path] for path in read.keys() - public)
     schema = schemathesis.openapi.from_dict(document)
@@ -80,7 +81,18 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
             case.call_and_validate(session=session, checks=CHECKS[:4])
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES] + ["/v1/embeddings"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(route.path for route in ROUTES),
+        "/v1/embeddings",
+        "/qdrant/inference",
+        "/",
+        "/embed_sparse",
+        "/v1/rerank",
+        "/rerank",
+    ],
+)
 def test_generated_requests_conform_to_the_description(served: Served, path: str) -> None:
     """Generated requests have documented statuses and schemas, and invalid ones are rejected."""
     with served.client() as client:
@@ -104,6 +116,7 @@ RICH: dict[str, list[dict[str, Any]]] = {
     "/embed": [
         {"texts": ["a", ""], "timings": True},
         {"texts": ["a"], "encoding": "base64", "dtype": "float16", "includeText": False},
+        {"inputs": ["a"]},
     ],
     "/points": [
         {"texts": ["one two. " * 60], "qdrant": {"collection": "notes", "chunk": {"maxTokens": 32}}},
@@ -126,6 +139,18 @@ RICH: dict[str, list[dict[str, Any]]] = {
         {"input": "a", "vectors": ["colbert"], "other": 1},
     ],
     "/openai/deployments/{model}/embeddings": [{"input": "a"}],
+    "/qdrant/inference": [
+        {"inputs": [{"data": "a", "model": f"mini:{kind}"} for kind in ("dense", "sparse", "colbert")]},
+        {"inputs": [{"data": "a", "data_type": "text", "model": "mini", "options": None}], "inference": "search"},
+    ],
+    "/": [{"inputs": "a"}, {"inputs": ["a", "b"], "truncate": False, "prompt_name": "query"}],
+    "/embed_sparse": [{"inputs": ["a", "b"]}],
+    "/v1/rerank": [{"query": "a", "documents": ["b", {"text": "c", "id": 1}], "return_documents": True}],
+    "/v2/rerank": [{"query": {"text": "a"}, "documents": ["b"], "top_n": 1, "max_tokens_per_doc": 4096}],
+    "/rerank": [
+        {"query": "a", "documents": ["b"], "weights": [0.4, 0.2, 0.4]},
+        {"query": "a", "texts": ["b"], "return_text": True, "raw_scores": True},
+    ],
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from embedder import Kind
-from service.operations import Chunking, EmbedRequest, IngestRequest, ScoreRequest, Weights
+from service.operations import Chunking, EmbedRequest, IngestRequest, RerankRequest, ScoreRequest, Weights
 
 DENSE: tuple[Kind, ...] = ("dense",)
 
@@ -24,7 +24,11 @@ DENSE: tuple[Kind, ...] = ("dense",)
         (lambda: ScoreRequest([("a", "b")], max_passage_length=-3), "at least 1 token, got -3"),
         (lambda: Weights(dense=-1), "at least 0, got -1"),
         (lambda: Weights(colbert=float("nan")), "at least 0, .* nan"),
-        (lambda: Weights(0, 0, 1), "above 0 for dense or sparse, got 0 for both"),
+        (lambda: Weights(sparse=float("inf")), "finite and at least 0, .* inf"),
+        (lambda: Weights(0, 0, 0), "above 0 for at least one kind of vector, got 0 for all"),
+        (lambda: ScoreRequest([("a", "b")], Weights(0, 0, 1)), "above 0 for dense or sparse, got 0 for both"),
+        (lambda: RerankRequest("a", [], Weights()), "documents must have at least 1 item, got 0"),
+        (lambda: RerankRequest("a", ["b"], Weights(), max_document_length=0), "at least 1 token, got 0"),
         (lambda: Chunking(0, 0), "max_tokens must be at least 1, got 0"),
         (lambda: Chunking(64, 33), r"half of max_tokens \(32\), got 33"),
         (lambda: Chunking(64, -1), "got -1"),

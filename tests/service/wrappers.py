@@ -15,7 +15,7 @@ from embedder.checkpoint import MINI, revision_of
 from embedder.engines import BlockingEngine, EncodedBatch, Engine, TokenBatch, YieldPoint
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink import Point, PointId, Store, Stored, VectorNames, WithPayload
+from qdrant_sink import Point, PointId, Store, Stored, WithPayload
 
 
 class ObservedEngine(BlockingEngine):
@@ -101,10 +101,10 @@ class SpoiledStore:
         ids: Sequence[PointId],
         with_payload: WithPayload,
         with_vectors: Sequence[Kind],
-        **names: VectorNames,
+        **options: Any,
     ) -> dict[PointId, Stored]:
         """See `Store.fetch`."""
-        points = self._store.fetch(collection, ids, with_payload, with_vectors, **names)
+        points = self._store.fetch(collection, ids, with_payload, with_vectors, **options)
         return {identity: _spoiled(stored) for identity, stored in points.items()}
 
     def __getattr__(self, name: str) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import grpc as pb
 
+from tests.sink.grpc_refusals import RefusedError
+
 DISTANCES = {
     pb.Distance.Cosine: edge.Distance.Cosine,
     pb.Distance.Dot: edge.Distance.Dot,
@@ -81,9 +83,63 @@ def merge_update(created: Any, request: Any) -> None:
         unnamed = not name and created.vectors_config.HasField("params")
         if not unnamed and name not in named:
             raise ValueError(f"Not existing vector name error: {name}")
+        params = created.vectors_config.params if unnamed else named[name]
         if change.HasField("hnsw_config"):
-            params = created.vectors_config.params if unnamed else named[name]
             params.hnsw_config.MergeFrom(change.hnsw_config)
+        if change.HasField("on_disk"):
+            params.on_disk = change.on_disk
+        if change.HasField("quantization_config"):
+            kind = change.quantization_config.WhichOneof("quantization")
+            getattr(params.quantization_config, kind).CopyFrom(getattr(change.quantization_config, kind))
+    for name, weights in request.sparse_vectors_config.map.items():
+        if name not in created.sparse_vectors_config.map:
+            raise ValueError(f"Not existing vector name error: {name}")
+        created.sparse_vectors_config.map[name].MergeFrom(weights)
+
+
+def add_vector(created: Any, request: Any) -> edge.UpdateOperation | None:
+    """Apply a CreateVectorName to the request that created the collection.
+
+    Returns:
+        The operation of the engine; None if the collection has this vector already.
+
+    Raises:
+        RefusedError: the collection has another vector of this name.
+    """
+    name = request.vector_name
+    if created.vectors_config.HasField("params"):
+        unnamed = pb.VectorParams()
+        unnamed.CopyFrom(created.vectors_config.params)
+        created.vectors_config.params_map.map[""].CopyFrom(unnamed)
+    dense, sparse = created.vectors_config.params_map.map, created.sparse_vectors_config.map
+    if request.HasField("sparse_config"):
+        config = request.sparse_config
+        if name in dense:
+            raise RefusedError(f"Wrong input: Vector `{name}` already exists as a dense vector")
+        if name in sparse:
+            return None
+        sparse[name].CopyFrom(pb.SparseVectorParams(index=pb.SparseIndexConfig(datatype=config.datatype)))
+        if config.HasField("modifier"):
+            sparse[name].modifier = config.modifier
+        modifier = edge.Modifier.Idf if config.modifier == pb.Modifier.Idf else None
+        return edge.UpdateOperation.create_sparse_vector(name, modifier)
+    config = request.dense_config
+    params = pb.VectorParams(size=config.size, distance=config.distance)
+    if config.HasField("multivector_config"):
+        params.multivector_config.CopyFrom(config.multivector_config)
+    if config.HasField("datatype"):
+        params.datatype = config.datatype
+    if name in sparse:
+        raise RefusedError(f"Wrong input: Vector `{name}` already exists as a sparse vector")
+    if name in dense:
+        same = all(getattr(dense[name], field) == getattr(params, field) for field in ("size", "distance", "datatype"))
+        if not same:
+            raise RefusedError(f"Wrong input: Vector `{name}` already exists with a different configuration")
+        return None
+    dense[name].CopyFrom(params)
+    multi = edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim) if config.HasField("multivector_config") else None
+    datatype = edge.VectorStorageDatatype.Float16 if config.datatype == pb.Datatype.Float16 else None
+    return edge.UpdateOperation.create_dense_vector(name, config.size, DISTANCES[config.distance], multi, datatype)
 
 
 def field_index(request: Any) -> tuple[pb.PayloadSchemaInfo, Any]:

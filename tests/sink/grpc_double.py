@@ -21,7 +21,7 @@ from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import grpc_to_payload
 
 from tests.sink.faults import Script, spoil
-from tests.sink.grpc_collections import collection_info, config_of, field_index, merge_update
+from tests.sink.grpc_collections import add_vector, collection_info, config_of, field_index, merge_update
 from tests.sink.grpc_messages import (
     filter_of,
     id_message,
@@ -35,6 +35,7 @@ from tests.sink.grpc_messages import (
     stored_vector,
 )
 from tests.sink.grpc_refusals import (
+    PointNotFoundError,
     RefusedError,
     Version,
     as_read_by,
@@ -132,6 +133,8 @@ class GrpcDouble:
         try:
             with self.lock:
                 return work()
+        except PointNotFoundError as exc:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: No point with id {exc} found")
         except KeyError as exc:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Not found: Collection `{exc.args[0]}` doesn't exist!")
         except FileExistsError as exc:
@@ -308,12 +311,48 @@ class _Points(pb.PointsServicer):  # type: ignore[misc,unused-ignore]
 
     def _point(self, point: Any) -> edge.Point:
         point_id = id_of(point.id)
+        return edge.Point(point_id, self._vectors(point_id, point.vectors), grpc_to_payload(point.payload))
+
+    def _vectors(self, point_id: Any, message: Any) -> dict[str, Any]:
         if point_id in self.double.refused_ids:
             raise ValueError(f'refused point with "a secret payload" of {point_id} at 10.1.2.3:6334')
-        vectors = {name: stored_vector(vector) for name, vector in point.vectors.vectors.vectors.items()}
-        if point.vectors.HasField("vector"):
-            vectors[""] = stored_vector(point.vectors.vector)
-        return edge.Point(point_id, vectors, grpc_to_payload(point.payload))
+        vectors = {name: stored_vector(vector) for name, vector in message.vectors.vectors.items()}
+        if message.HasField("vector"):
+            vectors[""] = stored_vector(message.vector)
+        return vectors
+
+    def UpdateVectors(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            if not request.wait:
+                raise ValueError("the sink always waits")
+            shard = self.double.shard(request.collection_name)
+            vectors = {id_of(point.id): self._vectors(id_of(point.id), point.vectors) for point in request.points}
+            records = shard.retrieve(list(vectors), with_payload=False, with_vector=False)
+            existing = {str(record.id) for record in records}
+            missing = [point for point in vectors if str(point) not in existing]
+            known = [edge.PointVectors(point, vectors[point]) for point in vectors if point not in missing]
+            if known:
+                shard.update(edge.UpdateOperation.update_vectors(known))
+            if missing:  # other points are stored all the same, as on the server
+                raise PointNotFoundError(missing[0])
+            return self.double.done()
+
+        return self.double.handle("UpdateVectors", context, work)
+
+    def CreateVectorName(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            if not request.wait:
+                raise ValueError("the sink always waits")
+            name = self.double.real(request.collection_name)
+            created, shard = self.double.collections[name]
+            operation = add_vector(created, request)
+            if operation is not None:
+                shard.update(operation)
+            return self.double.done()
+
+        if self.double.version < (1, 18, 0):
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        return self.double.handle("CreateVectorName", context, work)
 
     def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:

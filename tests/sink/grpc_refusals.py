@@ -29,6 +29,10 @@ class RefusedError(Exception):
     """A request that the server refuses with INVALID_ARGUMENT and this message."""
 
 
+class PointNotFoundError(Exception):
+    """A request sets vectors of a point with this id, which does not exist."""
+
+
 def strict_mode_error(what: str, solution: str) -> RefusedError:
     """Create the error of a request that strict mode forbids."""
     return RefusedError(f"Bad request: {what}. Help: {solution}")

@@ -86,6 +86,7 @@ PUBLIC = [
     "EmbeddedText",
     "Explained",
     "Explanation",
+    "FeatureMissing",
     "Filter",
     "Hit",
     "IndexRequired",

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "queue": "Serve a RunPod queue, as `python handler.py` does.",
     "ask": "Ask a collection, and show its hits.",
     "bulk": "Load JSON Lines into a collection.",
+    "complete": "Add vectors of further kinds to the points of a collection.",
     "demo": "Embed, store and search the bundled corpus.",
     "precision": "Compare a faster type with float32 on your model and texts.",
     "prefetch": "Download a model into the cache, ready to load offline.",

@@ -25,12 +25,12 @@ _THREAD_MIN_BYTES: Final = 100_000
 
 
 async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
-    """Read and parse the body of a request; see `read_sized_json`."""
-    return (await read_sized_json(request, max_bytes=max_bytes, part_timeout_s=part_timeout_s))[0]
+    """Read and parse the body of a request; arguments and errors are those of `read_body` and `parsed`."""
+    return await parsed(await read_body(request, max_bytes=max_bytes, part_timeout_s=part_timeout_s))
 
 
-async def read_sized_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> tuple[Any, int]:
-    """Read and parse the body of a request, and return its JSON and its size in bytes.
+async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) -> bytes:
+    """Read the body of a request, and decompress it.
 
     Args:
         request: the request.
@@ -42,7 +42,7 @@ async def read_sized_json(request: Request, *, max_bytes: int, part_timeout_s: f
         UnknownCoding: the body is compressed in a way that is not understood.
         BodyStalled: the client stopped sending before the end.
         BodyTooLarge: the announced or the received size exceeds the limit.
-        InvalidRequest: the body is not valid JSON, or its compressed data is damaged.
+        InvalidRequest: the compressed data is damaged.
         ClientDisconnect: the client disconnected before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -61,9 +61,16 @@ async def read_sized_json(request: Request, *, max_bytes: int, part_timeout_s: f
         parts.append(part if decoder is None else await asyncio.to_thread(decoder.decode, part))
     if decoder is not None:
         decoder.check_complete()
-    raw = b"".join(parts)
-    parsed = await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
-    return parsed, len(raw)
+    return b"".join(parts)
+
+
+async def parsed(raw: bytes) -> Any:
+    """Parse a body.
+
+    Raises:
+        InvalidRequest: the body is not valid JSON.
+    """
+    return await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
 
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from backports import zstd
@@ -43,15 +44,17 @@ class Compression:
 
     Args:
         app: the application, whose messages have whole answers or large parts.
+        plain_paths: paths whose answers are not compressed.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, plain_paths: Collection[str] = ()) -> None:
         self._app = app
+        self._plain_paths = frozenset(plain_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         # Before HTTP/1.1 an answer without a length cannot be sent in parts.
-        if scope["http_version"] == "1.0":
+        if scope["http_version"] == "1.0" or scope["path"] in self._plain_paths:
             await self._app(scope, receive, send)
         else:
             answer = _Answer(Headers(scope=scope), send, has_body=scope["method"] != "HEAD")

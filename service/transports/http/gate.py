@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
@@ -20,11 +20,12 @@ from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
 from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
-from service.wire import Answer, error_answer, error_reply, openai_error
+from service.wire import Answer, error_form, error_reply
 from service.wire.body import Body
 from service.wire.errors import Unauthorized
 from service.wire.instrumentation import defect, log_defect
-from service.wire.openai import is_openai_path
+from service.wire.qdrant_inference import INFERENCE, as_server_reads
+from service.wire.streamed import Streamed
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ JOBS_PREFIX: Final = "/jobs/"
 
 CHUNK_MIN_BYTES: Final = 256 * 1024
 """Minimum size of the chunks of an answer."""
+
+_STREAMED_CHUNK_MIN_BYTES: Final = 1024 * 1024
+"""Minimum size of the chunks of an answer that threads write, so that the changes of threads cost little."""
 
 _CODE_KEY: Final = "error_code"
 """Key of the error code in the ASGI message from an error response to the gate, which removes it."""
@@ -97,7 +101,7 @@ class Gate:
             route = self._route(scope["path"])
             if self._state.operations is not None:
                 self._state.operations.metrics.responded(route, status)
-            level = logging.DEBUG if route in PUBLIC_PATHS else logging.INFO
+            level = logging.DEBUG if route in PUBLIC_PATHS and scope["method"] != "POST" else logging.INFO
             outcome = f"{status} {code}" if code else status
             seconds = time.perf_counter() - started
             log.log(level, "%s %s, %.0f ms", route, outcome, 1e3 * seconds, extra={"error_code": code})
@@ -109,10 +113,10 @@ class Gate:
         if preflight is not None:
             await preflight(scope, receive, send)
             return
-        if scope["path"] in PUBLIC_PATHS:
+        if scope["path"] in PUBLIC_PATHS and scope["method"] != "POST":  # POST / embeds texts
             await self._app(scope, receive, send)
             return
-        if self._keys is not None:
+        if self._keys is not None and scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
             CALLER.set(_caller(self._keys, headers))
         if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
             await self._app(scope, receive, send)
@@ -194,7 +198,11 @@ class _Chunked(Response):
 def response(answer: Answer) -> Response:
     """The HTTP response for an answer."""
     if answer.code is None:
-        return _Chunked(answer.written, answer.status, answer.warnings)
+        written = answer.written
+        if isinstance(written, Streamed):
+            chunks = written.chunks(_STREAMED_CHUNK_MIN_BYTES)  # in threads, as fast as the client reads
+            return StreamingResponse(chunks, answer.status, media_type="application/json")
+        return _Chunked(written, answer.status, answer.warnings)
     headers = {}
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
@@ -204,5 +212,6 @@ def response(answer: Answer) -> Response:
 
 
 def error_response(error: WorkerError, path: str) -> Response:
-    """The HTTP response for an error of the server; OpenAI's paths have OpenAI's error object."""
-    return response(error_reply(error, openai_error if is_openai_path(path) else error_answer))
+    """The HTTP response for an error of the server, in the form of the path."""
+    reply = error_reply(error, error_form(path))
+    return response(as_server_reads(reply) if path == INFERENCE else reply)

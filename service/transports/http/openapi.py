@@ -8,11 +8,13 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service.wire.openai import is_openai_path
 from service.wire.openai_requests import EmbeddingsRequest
 from service.wire.parsing import request_type
-from service.wire.schemas import ANSWERS, JOB, REFERENCE
+from service.wire.qdrant_inference import INFERENCE, InferenceRequest
+from service.wire.rerank import RerankRequest
+from service.wire.schemas import ANSWERS, JOB, REFERENCE, error_schemas
 from service.wire.schemas import schemas as answer_schemas
+from service.wire.tei_requests import TeiEmbedRequest, TeiRerankRequest, TeiSparseRequest
 
 Json = dict[str, Any]
 
@@ -27,6 +29,7 @@ class Route:
         summary: summary in one line.
         example: a valid request body.
         passages: whether texts are passages by default and a `qdrant` block is required.
+        other_schemas: schemas of bodies in the form of a dialect.
     """
 
     path: str
@@ -34,10 +37,17 @@ class Route:
     summary: str
     example: Json
     passages: bool = False
+    other_schemas: tuple[str, ...] = ()
 
 
 ROUTES: Final = (
-    Route("/embed", "embed", "Embed texts", {"texts": ["How do I copy only the changed parts of files?"]}),
+    Route(
+        "/embed",
+        "embed",
+        "Embed texts; TEI with inputs",
+        {"texts": ["How do I copy only the changed parts of files?"]},
+        other_schemas=("TeiEmbedRequest",),
+    ),
     Route(
         "/points",
         "embed",
@@ -74,6 +84,45 @@ EMBEDDINGS_EXAMPLE: Final[Json] = {
     "input": ["rsync copies only the changed parts of files."],
     "encoding_format": "float",
 }
+
+INFERENCE_EXAMPLE: Final[Json] = {
+    "inputs": [
+        {
+            "data": "rsync copies only the changed parts of files.",
+            "data_type": "text",
+            "model": "BAAI/bge-m3",
+            "options": {"output": "sparse"},
+        }
+    ],
+    "inference": "update",
+    "token": None,
+}
+
+_INFERENCE_STATUSES: Final = (400, 401, 429, 500, 503)
+"""Statuses of errors in the form that a Qdrant server reads, to which every other client error is 400."""
+RERANK_EXAMPLE: Final[Json] = {
+    "query": "send only what changed",
+    "documents": ["rsync copies only the changed parts of files.", "tar packs files into an archive."],
+    "top_n": 1,
+}
+TEI_EXAMPLE: Final[Json] = {"inputs": ["rsync copies only the changed parts of files."]}
+
+_TEI_STATUSES: Final = {
+    422: "Validation, in TEI's form: the request is invalid, or the answer would be too large",
+    424: "Backend, in TEI's form: the model failed",
+}
+"""Further statuses of errors in TEI's form."""
+
+_DIALECT_REQUESTS: Final = (
+    EmbeddingsRequest,
+    InferenceRequest,
+    RerankRequest,
+    TeiEmbedRequest,
+    TeiRerankRequest,
+    TeiSparseRequest,
+)
+"""The types of requests that are no operations of a job."""
+
 
 _STATUSES: Final = {
     400: "invalid_request: the request is invalid",
@@ -152,19 +201,31 @@ def path_parameter(name: str, meaning: str) -> Json:
 
 
 def _job_response(text: str) -> dict[str, Any]:
-    content = {"schema": {"$ref": REFERENCE.format(model=JOB.name)}, "example": JOB.example}
+    content = {"schema": _one_of(*JOB.names), "example": JOB.example}
     return {"description": text, "content": {"application/json": content}}
 
 
 def _answer_response(path: str) -> dict[str, Any]:
     described = ANSWERS[path]
-    content = {"schema": {"$ref": REFERENCE.format(model=described.name)}, "example": described.example}
+    content = {"schema": _one_of(*described.names), "example": described.example}
     return {"description": "the answer", "content": {"application/json": content}}
 
 
-def body(schema: str, example: Json) -> Json:
-    """A JSON request body with a schema of the components, as an addition to FastAPI's description of a route."""
-    content = {"schema": {"$ref": REFERENCE.format(model=schema)}, "example": example}
+def _one_of(*schemas: str) -> Json:
+    """A value that has one of these schemas of the components."""
+    references = [{"$ref": REFERENCE.format(model=schema)} for schema in schemas]
+    return references[0] if len(references) == 1 else {"anyOf": references}
+
+
+def body(schema: str, example: Json, *others: str) -> Json:
+    """A JSON request body with a schema of the components, as an addition to FastAPI's description of a route.
+
+    Args:
+        schema: the schema of the example.
+        example: a valid body.
+        others: schemas of bodies in the form of a dialect.
+    """
+    content = {"schema": _one_of(schema, *others), "example": example}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
@@ -175,7 +236,7 @@ def schema_name(route: Route) -> str:
 
 def components() -> Json:
     """All schemas of the components by name."""
-    kinds = {request_type(route.operation): "validation" for route in ROUTES} | {EmbeddingsRequest: "validation"}
+    kinds = dict.fromkeys([*(request_type(route.operation) for route in ROUTES), *_DIALECT_REQUESTS], "validation")
     _, definitions = models_json_schema(list(kinds.items()), ref_template=REFERENCE)  # type: ignore[arg-type]
     schemas: Json = definitions["$defs"]
     for route in ROUTES:
@@ -196,10 +257,13 @@ def components() -> Json:
 
 
 def _error_responses(path: str) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": REFERENCE.format(model="OpenAIError" if is_openai_path(path) else "Error")}
+    forms = error_schemas(path)
+    statuses = {**_STATUSES, **_TEI_STATUSES} if "TeiError" in forms else _STATUSES
+    if path == INFERENCE:
+        statuses = {status: _STATUSES[status] for status in _INFERENCE_STATUSES}
     return {
-        status: {"description": text, "content": {"application/json": {"schema": schema}}}
-        for status, text in _STATUSES.items()
+        status: {"description": text, "content": {"application/json": {"schema": _one_of(*forms)}}}
+        for status, text in statuses.items()
     }
 
 

@@ -15,15 +15,19 @@ from starlette.types import ASGIApp
 from embedder import WorkerError
 from service import __version__
 from service.metrics import CONTENT_TYPE
-from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, read_json, read_sized_json
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, parsed, read_body, read_json
 from service.transports.http.compression import Compression
 from service.transports.http.decoder import CODINGS
 from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
+from service.transports.http.inference_key import InferenceKey
 from service.transports.http.jobs import Job, Jobs, prefers_async
 from service.transports.http.openapi import (
     EMBEDDINGS_EXAMPLE,
+    INFERENCE_EXAMPLE,
     PREFER,
+    RERANK_EXAMPLE,
     ROUTES,
+    TEI_EXAMPLE,
     Route,
     body,
     description,
@@ -40,10 +44,14 @@ from service.transports.http.state import ServerState
 from service.validation import shown
 from service.wire import Answer
 from service.wire.body import Body
-from service.wire.errors import MethodNotAllowed, UnknownCoding, UnknownPath
+from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
 from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
+from service.wire.qdrant_inference import INFERENCE
+from service.wire.rerank import PATHS as RERANK_PATHS
+from service.wire.rerank import RERANK
+from service.wire.tei import EMBED, EMBED_SPARSE, INFO, ROOT, is_tei_embed
 
 COLLECTION: Final = "/collections/{name}"
 """Template of the path that describes a collection."""
@@ -86,7 +94,8 @@ def application(
             methods=["POST"],
             summary=route.summary,
             responses=post_responses(route.path, accepts_jobs=route.passages),
-            openapi_extra=body(schema_name(route), route.example) | (PREFER if route.passages else {}),
+            openapi_extra=body(schema_name(route), route.example, *route.other_schemas)
+            | (PREFER if route.passages else {}),
         )
     app.add_api_route(
         EMBEDDINGS,
@@ -107,12 +116,40 @@ def application(
             **path_parameter("model", "name of the model, percent-encoded"),
         },
     )
+    app.add_api_route(
+        INFERENCE,
+        endpoints.inference,
+        methods=["POST"],
+        summary="Embed texts for a Qdrant server (inference.address)",
+        responses=post_responses(INFERENCE),
+        openapi_extra=body("InferenceRequest", INFERENCE_EXAMPLE),
+    )
+    for path in RERANK_PATHS:
+        tei = ("TeiRerankRequest",) if path == RERANK else ()
+        app.add_api_route(
+            path,
+            endpoints.rerank,
+            methods=["POST"],
+            summary="Rank documents by their relevance to a query (Cohere, Jina" + (", TEI)" if tei else ")"),
+            responses=post_responses(path),
+            openapi_extra=body("RerankRequest", RERANK_EXAMPLE, *tei),
+        )
+    for path, schema, kind in ((ROOT, "TeiEmbedRequest", "dense"), (EMBED_SPARSE, "TeiSparseRequest", "sparse")):
+        app.add_api_route(
+            path,
+            endpoints.tei,
+            methods=["POST"],
+            summary=f"Embed texts as {kind} vectors (TEI)",
+            responses=post_responses(path),
+            openapi_extra=body(schema, TEI_EXAMPLE),
+        )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the names of the model"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
         ("/livez", endpoints.livez, "Whether the process lives"),
         ("/readyz", endpoints.readyz, "Whether the worker can answer, with the reason, and the state of its store"),
+        (INFO, endpoints.tei_info, "The model and its limits (TEI)"),
         ("/collections", endpoints.collections, "List the collections and aliases"),
         ("/metrics", endpoints.metrics, "Metrics in Prometheus' text format"),
         ("/openapi.json", endpoints.description, "This OpenAPI document"),
@@ -154,10 +191,12 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = ["/", "/docs", EMBEDDINGS, DEPLOYMENT, COLLECTION, JOB]
+    paths = [ROOT, "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
-    return Gate(Compression(app) if state.settings.compress_responses else app, state, paths)
+    # A Qdrant server that asks for vectors is near, and waits for hundreds of megabytes of numbers.
+    served = Compression(app, plain_paths=[INFERENCE]) if state.settings.compress_responses else app
+    return Gate(served, state, paths)
 
 
 class _Endpoints:
@@ -171,17 +210,19 @@ class _Endpoints:
         self._body_part_timeout_s = body_part_timeout_s
         self._probes = Probes(state)
         self._jobs = Jobs(state)
+        self._inference_key = InferenceKey(state.settings)
 
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        sent, size = await read_sized_json(
-            request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s
-        )
-        raw = completed(sent, route.operation, passages=route.passages, path=route.path)
+        content = await read_body(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+        raw = await parsed(content)
+        if route.path == EMBED and is_tei_embed(raw):
+            return await _while_connected(request, codec.tei(raw, EMBED))
+        raw = completed(raw, route.operation, passages=route.passages, path=route.path)
         if route.passages and prefers_async(request.headers):
             await codec.check(raw)
-            return self._accepted(self._jobs.accept(partial(codec.answer, raw), size, codec.core.metrics))
+            return self._accepted(self._jobs.accept(partial(codec.answer, raw), len(content), codec.core.metrics))
         return await _while_connected(request, codec.answer(raw))
 
     async def embeddings(self, request: Request) -> Response:
@@ -195,6 +236,38 @@ class _Endpoints:
         codec = self._state.ready()
         raw = await self._json(request)
         return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
+
+    async def inference(self, request: Request) -> Response:
+        """Embed texts for a Qdrant server."""
+        codec = self._state.ready()
+        max_bytes = self._state.settings.inference_max_request_bytes
+        is_known = self._inference_key.is_outside_body(request)
+        try:
+            content = await read_body(request, max_bytes=max_bytes, part_timeout_s=self._body_part_timeout_s)
+        except BodyTooLarge as error:
+            raise error.saying(f"{error.message} (INFERENCE_MAX_REQUEST_MB); send fewer points at once") from None
+        if not is_known:
+            self._inference_key.check_bytes(content)
+        raw = await parsed(content)
+        if not is_known:
+            self._inference_key.check(raw)
+        return await _while_connected(request, codec.qdrant_inference(raw))
+
+    async def rerank(self, request: Request) -> Response:
+        """Rank documents as Cohere, Jina and TEI do."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.rerank(raw, request.url.path))
+
+    async def tei(self, request: Request) -> Response:
+        """Embed texts as TEI does."""
+        codec = self._state.ready()
+        raw = await self._json(request)
+        return await _while_connected(request, codec.tei(raw, request.url.path))
+
+    async def tei_info(self, _request: Request) -> Response:
+        """Describe the model as TEI does."""
+        return response(await self._state.ready().tei_info())
 
     async def models(self, request: Request) -> Response:
         """List the model as OpenAI does, or return one model."""

@@ -17,6 +17,7 @@ from tests.contract.cases import (
     invalid,
     openai,
     points,
+    rerank,
     score,
     search,
 )
@@ -35,6 +36,7 @@ AREAS: Final = (
     Area("explain", explain.SCENARIOS),
     Area("faults", faults.SCENARIOS),
     Area("openai", openai.SCENARIOS),
+    Area("rerank", rerank.SCENARIOS),
     Area("http", http.SCENARIOS),
     Area("bulk", bulk.SCENARIOS),
 )

@@ -9,6 +9,12 @@ from tests.contract.steps import Call, Scenario
 
 KEY: Final = "k3y-0123456789"
 JSON: Final = {"Content-Type": "application/json"}
+INPUTS: Final = (
+    {"data": TEXTS[0], "data_type": "text", "model": "mini", "options": {"output": "sparse"}},
+    {"data": TEXTS[1], "data_type": "text", "model": "mini", "options": {}},
+    {"data": TEXTS[0], "data_type": "text", "model": "mini", "options": {"output": "dense"}},
+    {"data": TEXTS[0], "data_type": "text", "model": "mini:colbert", "options": None},
+)
 PATHS: Final = ("/", "/ping", "/health", "/collections", "/v1/models", "/openapi.json")
 
 
@@ -119,6 +125,29 @@ SCENARIOS: Final = (
             _raw("parts", [b'{"texts": ["a"],', b'"vectors": ["dense"]}'], body_max_bytes=100),
             _raw("stalled-body", b'{"texts": [', stalls=True),
         ],
+    ),
+    Scenario(
+        "inference",
+        [
+            _post("inference", "/qdrant/inference", {"inputs": list(INPUTS), "inference": "update", "token": None}),
+            _post("inference-of-a-query", "/qdrant/inference", {"inputs": list(INPUTS[-1:]), "inference": "search"}),
+            _post("inference-without-inputs", "/qdrant/inference", {"inputs": []}),
+            _post("inference-of-a-number", "/qdrant/inference", {"inputs": [{"data": 1, "model": "mini"}]}),
+            _post("inference-of-an-image", "/qdrant/inference", {"inputs": [{**INPUTS[0], "data_type": "image"}]}),
+            _post("inference-of-another-model", "/qdrant/inference", {"inputs": [{"data": "a", "model": "other"}]}),
+            _post("inference-of-a-failing-text", "/qdrant/inference", {"inputs": [{"data": "zebra", "model": "mini"}]}),
+            _get("inference-by-get", "/qdrant/inference"),
+            _post(
+                "inference-without-the-key", "/qdrant/inference", {"inputs": list(INPUTS)}, settings={"API_KEY": KEY}
+            ),
+            _post(
+                "inference-with-the-key",
+                f"/qdrant/inference?key={KEY}",
+                {"inputs": list(INPUTS[:1])},
+                settings={"API_KEY": KEY},
+            ),
+        ],
+        stores=("edge",),
     ),
     Scenario(
         "metrics of failures",

@@ -1,0 +1,321 @@
+"""The completion operation: points that lack vectors of some kinds get them, embedded from their stored texts.
+
+resolve -> recognise the vectors -> check the texts -> add the vectors -> complete, or copy -> complete -> set the alias
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from threading import Event
+from typing import Final
+
+from embedder import Embedder, InvalidRequest, Kind, NotFound, WorkerError, whereabouts
+from qdrant_sink import (
+    ColbertSchema,
+    CollectionSchema,
+    DenseSchema,
+    FeatureMissing,
+    PayloadKeys,
+    SparseSchema,
+    Store,
+    path_of_key,
+    text_key_of,
+    text_of,
+)
+from qdrant_sink.collection_state import CollectionState
+from qdrant_sink.completing import (
+    CompletionReport,
+    PointCopy,
+    check_copyable,
+    completed_schema,
+    copied_schema,
+    pages,
+)
+from service.operations.collections import Collections
+from service.operations.completion_job import PASSES_MAX, CompletionJob
+from service.operations.completion_values import CompletionProgress, CompletionRequest
+from service.operations.embed import LengthLimits
+from service.operations.store_access import StoreAccess
+from service.validation import invalid_field
+
+log = logging.getLogger(__name__)
+
+SAMPLE_POINTS: Final = 64
+"""Points of which at least one must have a text, before anything is changed."""
+
+COPY_SUFFIX: Final = "-complete"
+"""What follows the name of a collection in the default name of its copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a request leads to.
+
+    Attributes:
+        source: the collection that the request's name leads to.
+        schema: schema of the completed collection.
+        kinds_before: kinds of vectors that the collection has.
+        state: the collection before the completion.
+        into: new collection to copy into; None to complete in place.
+    """
+
+    source: str
+    schema: CollectionSchema
+    kinds_before: tuple[Kind, ...]
+    state: CollectionState
+    into: str | None
+
+
+class Completion:
+    """The completion operation. Usable from any event loop.
+
+    Args:
+        embedder: the loaded model.
+        store: access to the store.
+        collections: the collections of the worker.
+        limits: default limits on the lengths of texts.
+    """
+
+    def __init__(self, embedder: Embedder, store: StoreAccess, collections: Collections, limits: LengthLimits) -> None:
+        self._embedder = embedder
+        self._store = store
+        self._collections = collections
+        self._max_length = limits.passage
+
+    async def __call__(
+        self,
+        request: CompletionRequest,
+        *,
+        progress: Callable[[CompletionProgress], None] = lambda _progress: None,
+        stopping: Event | None = None,
+    ) -> CompletionReport:
+        """Complete a collection.
+
+        Args:
+            request: the request.
+            progress: callback from other threads when points are done or copied.
+            stopping: event that ends the completion after the points that are being embedded.
+
+        Returns:
+            The report, with the error that ended the completion early, if any. The same request continues it.
+
+        Raises:
+            InvalidRequest: the request is invalid, or the collection has no texts where they should be.
+            SchemaMismatch: the name of a vector to be added belongs to another one.
+            WorkerError: the collection does not exist, the store fails before the first point, or there are too many
+                ingests.
+        """
+        name = self._collections.named(request.collection, "collection")
+        if request.into is not None:
+            self._collections.named(request.into, "into")
+        with self._store.ingest_slot() as slot:
+            plan = await slot.run(lambda: self._plan(request, name), stage="store")
+            alias = None
+            if plan.into is not None:
+                alias = await self._check_alias(request, plan, plan.into, name)
+            run = _Run(self, request, plan, progress, stopping or Event())
+            try:
+                report = await slot.run(run.run, stage="ingest")
+            except BaseException:
+                run.stopping.set()
+                raise
+            if alias is not None and plan.into is not None and report.failure is None and not report.uncopied:
+                await self._collections.set_alias(alias, plan.into)
+                report = replace(report, alias=alias)
+        log.info(
+            "completion finished: %d of %d points completed, %d were complete, %d without a text, %d rejected",
+            report.completed,
+            report.points,
+            report.already,
+            report.without_text,
+            report.rejected,
+        )
+        return report
+
+    async def _check_alias(self, request: CompletionRequest, plan: _Plan, into: str, name: str) -> str:
+        """Return the alias that is to lead to the new collection, after checking that it can."""
+        self._collections.named(into, "into")
+        alias = request.alias or (name if name != plan.source else None)
+        if alias is None:
+            raise invalid_field(
+                "alias",
+                f"is required: the points are copied into the new collection {into!r}, and no alias can have the name "
+                f"of the collection {name!r} itself",
+            )
+        await self._collections.check_alias(alias, into)
+        return alias
+
+    def _plan(self, request: CompletionRequest, name: str) -> _Plan:
+        """Resolve the collection, recognise its vectors, and add those that it lacks if the store can do that."""
+        store = self._store.opened()
+        source = store.collection_of(name, patient=True)
+        if source is None:
+            raise NotFound(f"collection {name!r} does not exist")
+        state = store.describe(source)
+        schema = completed_schema(source, self._wanted(), state.description, request.kinds)
+        kinds_before = tuple(kind for kind in schema.kinds if schema.names.of(kind) in state.description.vectors)
+        self._check_texts(store, source, schema, request.text_key)
+        into = request.into
+        if into is None:
+            try:
+                store.add_vectors(source, schema, request.kinds)
+            except FeatureMissing as error:
+                into = f"{source}{COPY_SUFFIX}"
+                log.warning("%s; copying collection %r into %r instead", error.message, source, into)
+        if into is not None:
+            if into == source:
+                raise invalid_field("into", f"must be another collection, got {into!r}")
+            if store.collection_of(into, patient=True) is None:
+                check_copyable(source, schema, state.description)
+        return _Plan(source, schema, kinds_before, state, into)
+
+    def _wanted(self) -> CollectionSchema:
+        """The schema of the config with all three kinds, so that a kind which it leaves out can be added."""
+        schema = self._collections.wanted
+        return replace(
+            schema,
+            dense=schema.dense or DenseSchema(self._embedder.hidden_size),
+            sparse=schema.sparse or SparseSchema(),
+            colbert=schema.colbert or ColbertSchema(self._embedder.colbert_size),
+        )
+
+    def _check_texts(self, store: Store, collection: str, schema: CollectionSchema, text_key: str) -> None:
+        """Check that some points have a text, before vectors are added that would stay empty."""
+        key = text_key_of(schema.layout, text_key)
+        if schema.layout != "plain" and text_key != "text":
+            message = f"must be left out: the payload layout '{schema.layout}' has the text under {key!r}"
+            raise invalid_field("textKey", f"{message}, got another key")
+        try:
+            keys = PayloadKeys((path_of_key(key),))
+        except ValueError as error:
+            raise InvalidRequest(f"textKey: {error}") from None
+        page = next(islice(pages(store, collection, {}, keys, limit=SAMPLE_POINTS), 1), {})
+        texts = [text_of(schema.layout, stored.payload or {}, text_key) for stored in page.values()]
+        if texts and all(text is None for text in texts):
+            raise invalid_field(
+                "textKey",
+                f"must be the payload key of the texts, and none of the first {len(texts)} points has a text under "
+                f"{key!r} (layout '{schema.layout}'); give the key, or set layout in QDRANT_COLLECTION_CONFIG",
+            )
+
+    def job(
+        self,
+        collection: str,
+        request: CompletionRequest,
+        schema: CollectionSchema,
+        stopping: Event,
+        observer: Callable[[int], None],
+    ) -> CompletionJob:
+        """Create the job that completes the points of a collection."""
+        return CompletionJob(
+            collection,
+            schema,
+            request.kinds,
+            embedder=self._embedder,
+            store=self._store.opened(),
+            senders=self._store.senders,
+            text_key=request.text_key,
+            max_length=self._max_length,
+            pool_colbert=request.pool_colbert,
+            stopping=stopping,
+            observer=observer,
+        )
+
+    def copy(self, plan: _Plan, into: str, check: Callable[[], None]) -> PointCopy:
+        """Create the new collection with the payload indexes of the old one, and the copy of its points."""
+        store = self._store.opened()
+        description = plan.state.description
+        schema = copied_schema(plan.schema, description)
+        store.ensure(into, schema)
+        for key, index in description.payload_indexes.items():
+            store.ensure_index(into, key, index)
+        return PointCopy(
+            store,
+            plan.source,
+            into,
+            schema=schema,
+            kinds=plan.kinds_before,
+            senders=self._store.senders,
+            check=check,
+        )
+
+
+class _Run:
+    """The part of a completion that blocks."""
+
+    def __init__(
+        self,
+        operation: Completion,
+        request: CompletionRequest,
+        plan: _Plan,
+        progress: Callable[[CompletionProgress], None],
+        stopping: Event,
+    ) -> None:
+        self._operation = operation
+        self._request = request
+        self._plan = plan
+        self._progress = progress
+        self.stopping = stopping
+        self._copied: int | None = None
+
+    def run(self) -> CompletionReport:
+        """Complete in place, or copy and complete the copy."""
+        if self._plan.into is None:
+            return self._job(self._plan.source).run()
+        return self._copy_and_complete(self._plan.into)
+
+    def _copy_and_complete(self, into: str) -> CompletionReport:
+        """Copy and complete, again for the points that were written into the old collection meanwhile."""
+        job = self._job(into)
+        report = CompletionReport(into)
+        copy: PointCopy | None = None
+        try:
+            copy = self._operation.copy(self._plan, into, job.check_running)
+            for number in range(PASSES_MAX + 1):
+                copied = copy.run()
+                self._copied = copy.copied
+                if number and not copied:
+                    break
+                if number == PASSES_MAX:
+                    report = replace(report, pending=report.pending + copied)
+                    break
+                report = _continued(report, job.run(), first=not number)
+                if report.failure is not None:
+                    break
+        except WorkerError as error:
+            report = replace(report, failure=error)
+        if copy is None:
+            return replace(report, copied=0)
+        return replace(
+            report,
+            copied=copy.copied,
+            uncopied=copy.uncopied,
+            unfinished=(*report.unfinished, *copy.unfinished),
+        )
+
+    def _job(self, collection: str) -> CompletionJob:
+        return self._operation.job(collection, self._request, self._plan.schema, self.stopping, self._observe)
+
+    def _observe(self, done: int) -> None:
+        """Report progress. If the callback fails, the completion continues without it."""
+        try:
+            self._progress(CompletionProgress(done, self._plan.state.points, self._copied))
+        except Exception as error:  # noqa: BLE001 - the callback is the caller's code
+            self._progress = lambda _progress: None
+            log.warning("the progress of a completion could not be reported: %s", whereabouts(error))
+
+
+def _continued(report: CompletionReport, latest: CompletionReport, *, first: bool) -> CompletionReport:
+    """Join the reports of two runs over a copy: what was completed adds up, and the latest says what was not."""
+    if first:
+        return latest
+    return replace(
+        latest,
+        already=report.already,
+        completed=report.completed + latest.completed,
+        vanished=report.vanished + latest.vanished,
+        truncated=report.truncated + latest.truncated,
+    )

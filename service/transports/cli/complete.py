@@ -1,0 +1,213 @@
+"""A completion from the command line: signals, progress and the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Event, Lock
+from typing import Any, Final
+
+import click
+
+from embedder import Kind, WorkerError
+from qdrant_sink.completing import CompletionReport
+from service.operations import CompletionProgress, CompletionRequest, Operations
+from service.settings import Settings
+from service.shutdown import end_process
+from service.wire.errors import code_of
+
+PROGRESS_INTERVAL_S: Final = 2.0
+"""Minimum time between two lines of progress."""
+
+_OPTIONS: Final = {"textKey": "--text-key", "into": "--into", "alias": "--alias"}
+"""Options by the names of the request's fields, with which messages begin."""
+
+POINTS_PRINTED_MAX: Final = 10
+"""Maximum number of unfinished points that are printed for a person; JSON has all that the report names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompleteOptions:
+    """What to complete.
+
+    Attributes:
+        collection: name of the collection or of an alias.
+        kinds: kinds of vectors that every point is to have.
+        into: new collection to copy into; None to add the vectors in place where that is possible.
+        alias: alias to move to the copy; None for the collection, if that is an alias.
+        text_key: payload key of the text.
+        colbert_pooling: `none` or `mean`.
+        as_json: whether the summary is printed as JSON.
+    """
+
+    collection: str
+    kinds: Sequence[Kind]
+    into: str | None = None
+    alias: str | None = None
+    text_key: str = "text"
+    colbert_pooling: str = "none"
+    as_json: bool = False
+
+    def request(self) -> CompletionRequest:
+        """The request of the operation."""
+        return CompletionRequest(
+            self.kinds,
+            self.collection,
+            into=self.into,
+            alias=self.alias,
+            text_key=self.text_key,
+            pool_colbert=self.colbert_pooling == "mean",
+        )
+
+
+def run(options: CompleteOptions, build: Callable[[Settings], Operations] | None = None) -> int:
+    """Run a completion; returns the exit status.
+
+    Args:
+        options: what to complete.
+        build: loads the model; None for `Operations.build`.
+
+    Raises:
+        ConfigurationError: the settings are invalid.
+    """
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupted_early)
+        core = (build or Operations.build)(Settings.from_environment())
+        stack.callback(core.close)
+        return complete(core, options)
+
+
+def complete(core: Operations, options: CompleteOptions) -> int:
+    """Run a completion over loaded operations, and print its summary; returns the exit status."""
+    stopping = Event()
+
+    def stop(number: int, _frame: object) -> None:
+        stopping.set()
+        _say("stopping after the texts that are being embedded; a second signal stops immediately")
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    started = time.monotonic()
+    try:
+        report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(_say), stopping=stopping))
+    except WorkerError as error:
+        report = CompletionReport(options.collection, failure=_for_command(error))
+    if options.alias is not None and report.copied is None and report.failure is None:
+        _say("the vectors were added in place, so --alias did not apply")
+    summary = _summary(report, time.monotonic() - started)
+    if options.as_json:
+        click.echo(json.dumps({**summary, "unfinished": _unfinished(report)}, ensure_ascii=False))
+    else:
+        for point in _unfinished(report)[:POINTS_PRINTED_MAX]:
+            _say(f"point {point['id']}: {point['message']}")
+        if len(report.unfinished) > POINTS_PRINTED_MAX:
+            _say("further points are not shown; use --json for more")
+        click.echo(described(summary))
+    return _status(report)
+
+
+class _ProgressLines:
+    """Prints the progress from time to time. It is thread-safe.
+
+    Args:
+        say: prints a line.
+        clock: monotonic clock in seconds.
+    """
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say = say
+        self._clock = clock
+        self._started = self._latest = clock()
+        self._lock = Lock()
+
+    def __call__(self, progress: CompletionProgress) -> None:
+        with self._lock:
+            now = self._clock()
+            if now - self._latest < PROGRESS_INTERVAL_S:
+                return
+            self._latest = now
+        copied = "" if progress.copied is None else f"copied: {progress.copied}, "
+        rate = progress.done / max(now - self._started, 1e-3)
+        self._say(f"{copied}points: {progress.done} of {progress.points}, per second: {rate:.0f}")
+
+
+def described(summary: Mapping[str, Any]) -> str:
+    """The summary for a person, on one line."""
+    name = summary["collection"]
+    text = (
+        f"{name if name.isprintable() else repr(name)}: {summary['completed']} of {summary['points']} points completed"
+        f" ({summary['already']} were complete before), in {summary['seconds']} s"
+    )
+    counts = {
+        "without_text": "without a text",
+        "without_weights": "with a text without lexical weights",
+        "rejected": "rejected",
+        "vanished": "deleted meanwhile",
+        "pending": "written meanwhile and not completed",
+        "truncated": "completed from a text that was cut",
+        "uncopied": "not copied",
+    }
+    text += "".join(f"; {summary[key]} {words}" for key, words in counts.items() if summary.get(key))
+    if "copied" in summary:
+        text += f"; {summary['copied']} copied"
+        text += f"; the alias {summary['alias']!r} moved" if summary["alias"] else "; the alias did not move"
+    return f"{text}; {summary['error']}" if "error" in summary else text
+
+
+def _summary(report: CompletionReport, seconds: float) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "collection": report.collection,
+        "points": report.points,
+        "completed": report.completed,
+        "already": report.already,
+        "without_text": report.without_text,
+        "without_weights": report.without_weights,
+        "rejected": report.rejected,
+        "vanished": report.vanished,
+        "pending": report.pending,
+        "truncated": report.truncated,
+        "seconds": round(seconds, 1),
+    }
+    if report.copied is not None:
+        summary |= {"copied": report.copied, "uncopied": report.uncopied, "alias": report.alias}
+    return summary if report.failure is None else {**summary, "error": report.failure.message}
+
+
+def _unfinished(report: CompletionReport) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": point.id if isinstance(point.id, int) else str(point.id),
+            "code": code_of(point.cause),
+            "message": point.cause.message,
+        }
+        for point in report.unfinished
+    ]
+
+
+def _for_command(error: WorkerError) -> WorkerError:
+    """The error of a request in terms of the command."""
+    field, _, rest = error.message.partition(" ")
+    return error.saying(f"{_OPTIONS[field]} {rest}") if field in _OPTIONS else error
+
+
+def _status(report: CompletionReport) -> int:
+    if report.failure is not None:
+        return 2
+    return 0 if report.is_complete else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _interrupted_early(_number: int, _frame: object) -> None:
+    _say("interrupted; run the same command again to continue")
+    end_process(2)
