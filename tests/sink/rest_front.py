@@ -40,7 +40,8 @@ class RestFront:
                 request = f"{self.command} {self.path.partition('?')[0]}"
                 front.requests.append(request)
                 try:
-                    status, answer = 200, result(front.answer(request, json.loads(body or b"{}")))
+                    status, answer = 200, front.answer(request, json.loads(body or b"{}"))
+                    answer = answer if request == VERSION else result(answer)
                 except grpc.RpcError as exc:
                     status, answer = 404 if exc.code() is grpc.StatusCode.NOT_FOUND else 400, refusal(exc.details())
                 except LookupError:
@@ -102,6 +103,10 @@ def _query(client: QdrantClient, body: Json, name: str) -> Any:
     return client.query_batch_points(name, models.QueryRequestBatch.model_validate(body).searches)
 
 
+def _query_one(client: QdrantClient, body: Json, name: str) -> models.QueryResponse:
+    return client.query_batch_points(name, [models.QueryRequest.model_validate(body)])[0]
+
+
 def _delete(client: QdrantClient, body: Json, name: str) -> models.UpdateResult:
     return client.delete(name, TypeAdapter(models.PointsSelector).validate_python(body), wait=True)
 
@@ -137,7 +142,11 @@ def _index(client: QdrantClient, body: Json, name: str) -> models.UpdateResult:
     return client.create_payload_index(name, body["field_name"], body["field_schema"], wait=True)
 
 
+VERSION: Final = "GET /"
+"""The request for the version, whose answer alone is not wrapped."""
+
 ROUTES: Final[dict[str, Callable[..., Any]]] = {
+    VERSION: lambda client, _body: client.info(),
     r"GET /collections": lambda client, _body: client.get_collections(),
     r"GET /aliases": lambda client, _body: client.get_aliases(),
     r"POST /collections/aliases": lambda client, body: client.update_collection_aliases(
@@ -151,6 +160,7 @@ ROUTES: Final[dict[str, Callable[..., Any]]] = {
     r"PUT /collections/([^/]+)/points": _upsert,
     r"POST /collections/([^/]+)/points": _retrieve,
     r"POST /collections/([^/]+)/points/query/batch": _query,
+    r"POST /collections/([^/]+)/points/query": _query_one,
     r"POST /collections/([^/]+)/points/scroll": _scroll,
     r"POST /collections/([^/]+)/points/count": _count,
     r"POST /collections/([^/]+)/points/delete": _delete,
