@@ -51,6 +51,7 @@ from qdrant_sink.json_types import kind_of
 from qdrant_sink.model_check import MODEL_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
 from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.open import open_edge, open_server
+from qdrant_sink.payload_form import PayloadForm
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
 from qdrant_sink.point_order import ORDERED_TYPES, OrderPosition, OrderValue, PointOrder, is_exact
@@ -68,9 +69,12 @@ from qdrant_sink.points import (
     point_id,
     text_id,
 )
+from qdrant_sink.recognition import Recognised, Taken
+from qdrant_sink.sampling import sample_points
 from qdrant_sink.schema import (
     ANYWHERE,
     NAMES,
+    TEXT_KEY,
     ColbertSchema,
     CollectionSchema,
     Datatype,
@@ -101,7 +105,9 @@ from qdrant_sink.searching import (
     SearchOptions,
     SearchPage,
     TokenMatch,
+    check_kinds,
     conform_query,
+    default_branches,
     explain,
     recommend,
     run,
@@ -137,6 +143,7 @@ __all__ = [
     "OFFSET_MAX",
     "ORDERED_TYPES",
     "OVERSAMPLING",
+    "TEXT_KEY",
     "AccessDenied",
     "Acknowledged",
     "BranchRank",
@@ -172,6 +179,7 @@ __all__ = [
     "NothingTaken",
     "OrderPosition",
     "OrderValue",
+    "PayloadForm",
     "PayloadIndex",
     "PayloadKeys",
     "Placement",
@@ -180,6 +188,7 @@ __all__ = [
     "PointId",
     "PointOrder",
     "Quantization",
+    "Recognised",
     "Refusal",
     "RefusalCode",
     "Rejection",
@@ -200,6 +209,7 @@ __all__ = [
     "StoreUnavailable",
     "Stored",
     "Superseded",
+    "Taken",
     "TokenMatch",
     "TransportChoice",
     "VectorDescription",
@@ -213,6 +223,7 @@ __all__ = [
     "canonical_selection_path",
     "canonical_value_path",
     "check_collection",
+    "check_kinds",
     "chunk_id",
     "claims",
     "compare_vectors",
@@ -220,6 +231,7 @@ __all__ = [
     "conform_id",
     "conform_payload",
     "conform_query",
+    "default_branches",
     "default_names",
     "embedded_text",
     "existing_ids",
@@ -241,6 +253,7 @@ __all__ = [
     "recommend",
     "rows_max",
     "run",
+    "sample_points",
     "search_pages",
     "text_id",
     "text_key_of",

@@ -1,8 +1,13 @@
-"""Collections by name: what a name leads to, and whether that collection has the schema.
+"""Collections by name: what a name leads to, and what that collection has.
 
-Nothing is remembered, because a collection can be deleted and created again with another schema at any time, by any
-client. A search then would be answered by vectors of another distance without an error. So every read verifies the
-schema, concurrently with the embedding of its queries, and concurrent reads share one verification.
+A collection can be deleted and created again with other vectors at any time, by any client. A search then would be
+answered by vectors of another distance without an error. So every use describes the collection anew, a search
+concurrently with the embedding of its queries, and concurrent uses share one description. What is remembered is a guess
+that is verified: what was recognised holds while the description is equal.
+
+The form of payloads does not show in the description. A sample of points is read once, and again after
+`SAMPLE_AGE_MAX_S` or where it was undecided. A write verifies the remembered form by the first points, because it would
+otherwise add points that the readers of the collection do not find.
 
 A job resolves its name once, at its start, and uses that collection until it ends, so that moving the alias does not
 split the job. A read sends the requested name to the store, which resolves it.
@@ -10,23 +15,65 @@ split the job. A read sends the requested name to the store, which resolves it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from embedder.errors import NotFound
+from qdrant_sink.filters import Filter
 from qdrant_sink.indexes import MissingIndexes
-from qdrant_sink.schema import CollectionSchema, PayloadIndex
+from qdrant_sink.payload_form import PayloadForm, configured_form, is_contradicted, recognise_form
+from qdrant_sink.points import PointId, Stored, WithPayload
+from qdrant_sink.recognition import Recognised, decided_layout, recognise
+from qdrant_sink.sampling import PAGE_POINTS, sample_points
+from qdrant_sink.schema import CollectionSchema, Layout, PayloadIndex
+from qdrant_sink.schema_diff import CollectionDescription
 from qdrant_sink.shared_calls import SharedCalls
 
+log = logging.getLogger(__name__)
 
-class Verifies(Protocol):
-    """The part of `Store` that resolves, verifies and creates collections."""
+SAMPLE_AGE_MAX_S: Final = 600.0
+"""Seconds for which reads use the form of a sample. Points in another form can arrive without any other sign."""
+
+UNDECIDED_AGE_MAX_S: Final = 60.0
+"""Seconds for which reads use an undecided form, so that not every search reads a sample."""
+
+REMEMBERED_MAX: Final = 1024
+"""Maximum remembered collections. Requests can name any number of them."""
+
+
+class Describes(Protocol):
+    """The part of `Store` that resolves, describes, samples and creates collections."""
 
     def collection_of(self, name: str, /, *, patient: bool = False) -> str | None:
         """Resolve a name to its collection; None for an unknown name."""
         ...
 
-    def verify(self, collection: str, schema: CollectionSchema, /) -> bool:
+    def description(self, collection: str, /) -> CollectionDescription:
+        """Return the vectors and payload indexes of a collection."""
+        ...
+
+    def scroll(
+        self,
+        collection: str,
+        where: Filter,
+        with_payload: WithPayload,
+        /,
+        *,
+        limit: int,
+        after: PointId | None = None,
+        interactive: bool = False,
+    ) -> tuple[dict[PointId, Stored], PointId | None]:
+        """Return a page of the matching points in the order of their ids."""
+        ...
+
+    def verify(
+        self, collection: str, schema: CollectionSchema, description: CollectionDescription | None = None, /
+    ) -> bool:
         """Whether the collection exists and `ensure` would have nothing to create."""
         ...
 
@@ -39,24 +86,43 @@ class Verifies(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Memory:
+    """What was recognised under a name, from which description, and when its sample was read."""
+
+    recognised: Recognised
+    description: CollectionDescription
+    sampled_at: float
+
+
 class Catalogue:
-    """Collections of one schema in one store. It is thread-safe, and its methods block while they call the store.
+    """Collections of one store. It is thread-safe, and its methods block while they call the store.
 
     Every method accepts an alias and raises the errors of the store; see the table in `qdrant_sink.store`.
 
     Args:
         open_store: function that returns the store and opens it if necessary.
-        schema: schema of the collections.
+        wanted: schema of the config: of new collections, and of what existing ones must match.
+        clock: monotonic clock in seconds.
 
     Attributes:
         indexes: adds the payload indexes of the schema that collections lack.
     """
 
-    def __init__(self, open_store: Callable[[], Verifies], schema: CollectionSchema) -> None:
+    def __init__(
+        self,
+        open_store: Callable[[], Describes],
+        wanted: CollectionSchema,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._open_store = open_store
-        self._schema = schema
-        self.indexes = MissingIndexes(schema)
-        self._verifications: SharedCalls[bool] = SharedCalls()
+        self._wanted = wanted
+        self._clock = clock
+        self.indexes = MissingIndexes(wanted)
+        self._reads: SharedCalls[Recognised] = SharedCalls()
+        self._lock = threading.Lock()  # guards the next attribute
+        self._memories: OrderedDict[str, _Memory] = OrderedDict()  # the most recently used last
 
     def resolve(self, name: str) -> str:
         """Resolve a name to its collection. A name that is neither a collection nor an alias is returned unchanged.
@@ -65,32 +131,130 @@ class Catalogue:
         """
         return self._open_store().collection_of(name, patient=True) or name
 
-    def verify(self, name: str) -> bool:
-        """Whether the collection exists with the schema and its payload indexes. Nothing is created.
+    def guess(self, name: str) -> Recognised | None:
+        """Return what was recognised last, without a call to the store; None if nothing is remembered."""
+        with self._lock:
+            memory = self._memories.get(name)
+        return None if memory is None else memory.recognised
 
-        Raises:
-            SchemaMismatch: the collection has another schema.
-        """
-        return self._verifications(name, lambda: self._open_store().verify(name, self._schema))
-
-    def check_read(self, name: str) -> None:
-        """Check that a collection can be read, and create its missing payload indexes if that is possible.
+    def recognised(self, name: str) -> Recognised:
+        """Return what a collection has, to read it. Missing payload indexes are created if that is possible.
 
         Raises:
             NotFound: the collection does not exist.
-            SchemaMismatch: the collection has another schema.
+            SchemaMismatch: see `recognise`.
         """
-        if self.verify(name):
-            return
-        store = self._open_store()
-        if store.collection_of(name) is None:
-            raise NotFound(f"collection {name!r} does not exist")
-        self.indexes.add(store, name)
+        return self._reads(name, lambda: self._recognised(name))
 
-    def ensure(self, name: str) -> None:
-        """Create the collection, or verify it and create missing payload indexes.
+    def to_write(self, name: str) -> Recognised | None:
+        """Return what a collection has, to write to it; None if the collection does not exist.
+
+        Raises:
+            SchemaMismatch: see `recognise`.
+        """
+        store = self._open_store()
+        try:
+            description = store.description(name)
+            memory = self._memory(name, description)
+            if memory is None or not memory.recognised.form.is_decided or not self._still_has(store, name, memory):
+                return self._recognise(store, name, description)
+        except NotFound:
+            return None
+        return memory.recognised
+
+    def layout(self, name: str) -> Layout:
+        """Return the layout of the payloads of a collection, whatever vectors it has.
+
+        Raises:
+            NotFound: the collection does not exist.
+            SchemaMismatch: the layout is ambiguous.
+        """
+        return decided_layout(name, self.form(name))
+
+    def form(self, name: str) -> PayloadForm:
+        """Return the form of the payloads of a collection, whatever vectors it has.
+
+        Raises:
+            NotFound: the collection does not exist.
+        """
+        return configured_form(self._wanted) or recognise_form(self._wanted, self._sample(self._open_store(), name))
+
+    def exists(self, name: str) -> bool:
+        """Whether a collection exists that can be used. Nothing is created.
+
+        Raises:
+            SchemaMismatch: see `recognise`.
+        """
+        try:
+            self.recognised(name)
+        except NotFound:
+            return False
+        return True
+
+    def ensure(self, name: str, schema: CollectionSchema | None = None) -> CollectionSchema:
+        """Create the collection, or verify it and create missing payload indexes. Returns its schema.
+
+        Args:
+            name: name of the collection.
+            schema: schema that the collection must have; None for the one that it has, or the wanted one if it is new.
 
         Raises:
             SchemaMismatch: the collection has another schema.
         """
-        self._open_store().ensure(name, self._schema)
+        if schema is None:
+            existing = self.to_write(name)
+            schema = self._wanted if existing is None else existing.schema
+        self._open_store().ensure(name, schema)
+        return schema
+
+    def _recognised(self, name: str) -> Recognised:
+        store = self._open_store()
+        try:
+            description = store.description(name)
+        except NotFound:
+            raise NotFound(f"collection {name!r} does not exist") from None
+        memory = self._memory(name, description)
+        is_current = memory is not None and self._is_current(memory)
+        recognised = memory.recognised if memory and is_current else self._recognise(store, name, description)
+        if not store.verify(name, recognised.schema, description):
+            self.indexes.add(store, name)
+        return recognised
+
+    def _is_current(self, memory: _Memory) -> bool:
+        form, age = memory.recognised.form, self._clock() - memory.sampled_at
+        if form.source == "default":
+            return False  # there were no points, and one call shows whether there are any
+        return form.source == "config" or age < (SAMPLE_AGE_MAX_S if form.is_decided else UNDECIDED_AGE_MAX_S)
+
+    def _memory(self, name: str, description: CollectionDescription) -> _Memory | None:
+        """What is remembered, if it holds for this description."""
+        with self._lock:
+            memory = self._memories.get(name)
+            if memory is None or memory.description != description:
+                return None
+            self._memories.move_to_end(name)
+            return memory
+
+    def _still_has(self, store: Describes, name: str, memory: _Memory) -> bool:
+        """Whether the first points have the remembered form."""
+        form = memory.recognised.form
+        if form.source == "config":
+            return True
+        sample = sample_points(store, name, points=PAGE_POINTS)
+        return form.fits(list(sample.values())) if sample else form.source == "default"
+
+    def _recognise(self, store: Describes, name: str, description: CollectionDescription) -> Recognised:
+        sampled_at = self._clock()
+        sample = [] if configured_form(self._wanted) else self._sample(store, name)
+        recognised = recognise(name, self._wanted, description, sample)
+        with self._lock:
+            before = self._memories.pop(name, None)
+            self._memories[name] = _Memory(recognised, description, sampled_at)
+            while len(self._memories) > REMEMBERED_MAX:
+                self._memories.popitem(last=False)
+        if recognised.taken and (before is None or before.recognised.taken != recognised.taken):
+            log.info("collection %r is used as it is: %s", name, recognised.taken)
+        return recognised
+
+    def _sample(self, store: Describes, name: str) -> list[Mapping[str, Any]]:
+        return list(sample_points(store, name, suffices=is_contradicted).values())

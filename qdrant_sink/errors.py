@@ -20,7 +20,7 @@ WorkerError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embedder.errors import NotFound, WorkerError
@@ -105,17 +105,26 @@ class Difference:
 
 
 class SchemaMismatch(StoreError):
-    """The collection exists with another schema. It is left unchanged.
+    """The collection exists with another schema, or leaves open what has to be known. It is left unchanged.
 
     Attributes:
         collection: name of the collection.
         differences: every field that differs.
+        choices: what the collection has to offer, by the setting that decides; empty choices if it offers nothing.
     """
 
-    def __init__(self, message: str, *, collection: str = "", differences: Sequence[Difference] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        collection: str = "",
+        differences: Sequence[Difference] = (),
+        choices: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__(message)
         self.collection = collection
         self.differences = tuple(differences)
+        self.choices = {} if choices is None else dict(choices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,16 @@ from qdrant_sink.payload_path import canonical_path, canonical_value_path, named
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 Datatype = Literal["float32", "float16"]
 Quantization = Literal["none", "int8", "binary"]
+StoredQuantization = Quantization | Literal["other"]
+"""Quantization of an existing vector; "other" is a type that this service does not create."""
 IndexType = Literal["keyword", "integer", "float", "bool", "datetime", "uuid", "text", "geo"]
 Layout = Literal["plain", "langchain", "llamaindex", "haystack"]
 
 ASCENDING_DISTANCES: Final[frozenset[Distance]] = frozenset({"euclid", "manhattan"})
 """Distance functions whose scores are distances, so that a smaller score is better."""
+
+TEXT_KEY: Final = "text"
+"""The default payload key of the text in the plain layout."""
 
 INT8_QUANTILE: Final = 0.99
 """Share of the components inside the int8 range. The outermost hundredth is clipped, so that outliers do not reduce the
@@ -80,7 +85,7 @@ class DenseSchema:
     ef_construct: int = 100
     datatype: Datatype = "float32"
     on_disk: bool = False
-    quantization: Quantization = "none"
+    quantization: StoredQuantization = "none"
 
     @property
     def ascending(self) -> bool:
@@ -125,7 +130,7 @@ class ColbertSchema:
     datatype: Datatype = "float16"
     on_disk: bool = True
     m: int = 0
-    quantization: Quantization = "none"
+    quantization: StoredQuantization = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +187,7 @@ class CollectionSchema:
         payload_on_disk: whether payloads are kept on disk; with None the store's default applies.
         placement: distribution over a cluster.
         layout: library whose payload format is used.
+        text_key: payload key of the text in the plain layout.
         explicit: wire names of the fields that the operator has set, such as `dense.onDisk` and `shards`. An existing
             collection must have these values; all other fields may have been tuned.
         model: model whose vectors a new collection is made for, recorded in its metadata; None for an unknown one.
@@ -199,6 +205,7 @@ class CollectionSchema:
     payload_on_disk: bool | None = None
     placement: Placement = ANYWHERE
     layout: Layout = "plain"
+    text_key: str = TEXT_KEY
     explicit: frozenset[str] = frozenset()
     model: ModelIdentity | None = None
 

@@ -40,6 +40,7 @@ from qdrant_sink.filters import Filter
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
+from qdrant_sink.schema_diff import CollectionDescription
 from qdrant_sink.searching.plan import Hit, Plan
 
 _NAME_EXCLUDES: Final = r'<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029'
@@ -87,11 +88,13 @@ class Store(Protocol):
         """
         ...
 
-    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+    def verify(
+        self, collection: str, schema: CollectionSchema, description: CollectionDescription | None = None
+    ) -> bool:
         """Whether the collection exists and `ensure` would have nothing to create. This method creates nothing.
 
         It returns False if the collection or a payload index is missing, and raises SchemaMismatch if the collection
-        exists with another schema.
+        exists with another schema. A description that `description` has just returned saves the call to the store.
         """
         ...
 
@@ -134,6 +137,10 @@ class Store(Protocol):
 
     def describe(self, collection: str) -> CollectionState:
         """Return what the store holds under a name: vectors, payload indexes, number of points, status and model."""
+        ...
+
+    def description(self, collection: str) -> CollectionDescription:
+        """Return the vectors and payload indexes of a collection. Unlike `describe`, this counts nothing."""
         ...
 
     def alias(self, alias: str, collection: str) -> None:

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from embedder import KINDS, Kind
 from qdrant_sink import (
+    TEXT_KEY,
     ColbertSchema,
     CollectionSchema,
     Datatype,
@@ -31,6 +32,8 @@ from qdrant_sink import (
     canonical_path,
     canonical_value_path,
     default_names,
+    path_of_key,
+    text_key_of,
 )
 from service.validation import BYTE_ORDER_MARK, field_error
 
@@ -67,6 +70,11 @@ def _valid_kinds(kinds: list[Kind]) -> list[Kind]:
 def _valid_path(path: str) -> str:
     canonical_path(path)
     return path
+
+
+def _valid_text_key(key: str) -> str:
+    path_of_key(key)
+    return key
 
 
 def _by_path(indexes: dict[str, IndexType]) -> dict[str, IndexType]:
@@ -145,6 +153,7 @@ class CollectionConfig(_Config):
     replication: Annotated[int, Field(ge=1, le=100)] | None = None
     write_consistency: Annotated[int, Field(ge=1, le=100)] | None = None
     layout: Layout = "plain"
+    text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_text_key)] = TEXT_KEY
     verify_model: bool = True
 
     @model_validator(mode="after")
@@ -160,6 +169,11 @@ class CollectionConfig(_Config):
         for kind in KINDS:
             if kind not in self.kinds and kind in self.model_fields_set:
                 raise ValueError(f"{kind}: must be left out, because kinds is {', '.join(self.kinds)}")
+        if "text_key" in self.model_fields_set and self.layout != "plain":
+            raise ValueError(
+                f"textKey: must be left out, because layout '{self.layout}' has the text under "
+                f"'{text_key_of(self.layout, self.text_key)}'"
+            )
         index = self.payload_indexes.get(self.tenant_key or "", "keyword")
         if index != "keyword":
             raise ValueError(f"payloadIndexes.{self.tenant_key}: must be 'keyword' for the tenantKey, got '{index}'")
@@ -187,6 +201,7 @@ class CollectionConfig(_Config):
             payload_on_disk=self.payload_on_disk,
             placement=self.placement,
             layout=self.layout,
+            text_key=self.text_key,
             explicit=frozenset(_explicit_fields(self)),
         )
 

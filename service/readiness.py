@@ -52,7 +52,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
         try:
             async with asyncio.timeout(store_timeout_s):
                 for collection in collections:
-                    await operations.collections.verify(collection)
+                    await operations.collections.exists(collection)
         except SchemaMismatch:
             if collection != PROBE_COLLECTION:  # a collection of that name that is not ours
                 raise

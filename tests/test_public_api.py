@@ -36,7 +36,8 @@ PUBLIC: Final[dict[str, str]] = {
     """,
     "qdrant_sink.searching": """
         OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
-        SearchPage Searchable TokenMatch conform_query explain recommend run search_pages with_branches
+        SearchPage Searchable TokenMatch check_kinds conform_query default_branches explain recommend run search_pages
+        with_branches
     """,
     "qdrant_sink.server": """
         ServerStore

@@ -9,7 +9,7 @@ from typing import Any, Final
 import qdrant_edge as edge
 
 from qdrant_sink.edge.settings import SEARCH_THREADS, read_config
-from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
+from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, StoredQuantization
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
 FULL_SCAN_KB: Final = 10_000
@@ -127,7 +127,7 @@ def _vector_description(params: Mapping[str, Any], config: Mapping[str, Any]) ->
     )
 
 
-def _quantization(kind: Quantization) -> edge.ScalarQuantizationConfig | edge.BinaryQuantizationConfig | None:
+def _quantization(kind: StoredQuantization) -> edge.ScalarQuantizationConfig | edge.BinaryQuantizationConfig | None:
     if kind == "int8":
         return edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=INT8_QUANTILE, memory=edge.Memory.Pinned)
     return edge.BinaryQuantizationConfig(memory=edge.Memory.Pinned) if kind == "binary" else None

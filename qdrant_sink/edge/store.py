@@ -49,7 +49,7 @@ from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
-from qdrant_sink.schema_diff import missing_indexes, verify, verify_index
+from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.store import check_collection
 
@@ -124,9 +124,14 @@ class EdgeStore:
         else:
             verify_index(collection, key, index, actual)
 
-    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+    def verify(
+        self, collection: str, schema: CollectionSchema, description: CollectionDescription | None = None
+    ) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         self._check(collection, schema)
+        if description is not None:
+            verify(collection, schema, description)
+            return not missing_indexes(schema, description)
         with self._guard:
             self._check_open()
             name = self._directories.resolve(collection)
@@ -170,6 +175,10 @@ class EdgeStore:
     def describe(self, collection: str) -> CollectionState:
         """Return the state of a collection. It is grey while points wait for `optimize`, and otherwise green."""
         return self._collection(collection).state()
+
+    def description(self, collection: str) -> CollectionDescription:
+        """Return the vectors and payload indexes of a collection."""
+        return self._collection(collection).describe()
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically, by renaming a new symbolic link over the previous one."""

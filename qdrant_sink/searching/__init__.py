@@ -5,7 +5,15 @@ from __future__ import annotations
 from qdrant_sink.searching.explain import BranchRank, Explained, Explanation, explain
 from qdrant_sink.searching.matches import RowMatch, TokenMatch
 from qdrant_sink.searching.plan import OVERSAMPLING, Hit, Plan, Rescoring
-from qdrant_sink.searching.query import OFFSET_MAX, Search, SearchOptions, conform_query, with_branches
+from qdrant_sink.searching.query import (
+    OFFSET_MAX,
+    Search,
+    SearchOptions,
+    check_kinds,
+    conform_query,
+    default_branches,
+    with_branches,
+)
 from qdrant_sink.searching.recommend import recommend
 from qdrant_sink.searching.run import Searchable, SearchPage, run, search_pages
 
@@ -24,7 +32,9 @@ __all__ = [
     "SearchPage",
     "Searchable",
     "TokenMatch",
+    "check_kinds",
     "conform_query",
+    "default_branches",
     "explain",
     "recommend",
     "run",

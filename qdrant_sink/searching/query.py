@@ -156,12 +156,8 @@ def with_branches(options: SearchOptions, schema: CollectionSchema) -> SearchOpt
             from that of the default branches, or DBSF would fuse distances.
     """
     kinds = schema.kinds
-    branches = options.using or tuple(kind for kind in kinds if kind != "colbert") or kinds
-    for index, kind in enumerate(branches):
-        if kind not in kinds:
-            raise _lacking(f"using[{index}]", kind, kinds)
-    if options.rerank is not None and options.rerank not in kinds:
-        raise _lacking("rerank", options.rerank, kinds)
+    check_kinds(options, kinds)
+    branches = options.using or default_branches(kinds)
     if options.weights is not None and len(options.weights) != len(branches):
         raise _invalid(
             "weights",
@@ -174,6 +170,24 @@ def with_branches(options: SearchOptions, schema: CollectionSchema) -> SearchOpt
         raise _invalid("fusion", f"must be 'rrf' where the scores of dense are distances ({distance}), got 'dbsf'")
     with_vectors = tuple(kind for kind in options.with_vectors if kind in kinds)
     return replace(options, using=branches, with_vectors=with_vectors)
+
+
+def default_branches(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+    """Return the branches of a search that names none: dense and sparse where they are, and colbert only if alone."""
+    return tuple(kind for kind in kinds if kind != "colbert") or tuple(kinds)
+
+
+def check_kinds(options: SearchOptions, kinds: Sequence[Kind]) -> None:
+    """Check that the branches and the reranking which the options name are among the kinds of a collection.
+
+    Raises:
+        InvalidRequest: a kind is missing.
+    """
+    for index, kind in enumerate(options.using):
+        if kind not in kinds:
+            raise _lacking(f"using[{index}]", kind, kinds)
+    if options.rerank is not None and options.rerank not in kinds:
+        raise _lacking("rerank", options.rerank, kinds)
 
 
 def conform_query(vectors: Vectors, options: SearchOptions, schema: CollectionSchema) -> Search | Refusal:

@@ -91,10 +91,12 @@ class ServerCollections:
         else:
             verify_index(collection, key, index, existing)
 
-    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+    def verify(
+        self, collection: str, schema: CollectionSchema, description: CollectionDescription | None = None
+    ) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
         check_collection(collection)
-        actual = self._description_or_none(collection)
+        actual = self._description_or_none(collection) if description is None else description
         if actual is None:
             return False
         verify(collection, schema, actual)
@@ -175,6 +177,11 @@ class ServerCollections:
         """Return the state of a collection."""
         check_collection(collection)
         return collection_state(self._call(collection, lambda client: client.get_collection(collection)))
+
+    def description(self, collection: str) -> CollectionDescription:
+        """Return the vectors and payload indexes of a collection."""
+        check_collection(collection)
+        return self._description(collection)
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically."""

@@ -9,7 +9,7 @@ from qdrant_client import models
 from embedder.vectors import Kind
 from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.model_identity import ModelIdentity
-from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, Quantization
+from qdrant_sink.schema import INT8_QUANTILE, CollectionSchema, PayloadIndex, Placement, StoredQuantization
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
 
 _DISTANCES: Final = {
@@ -160,7 +160,7 @@ def _vector_description(vector: models.VectorParams, config: models.CollectionCo
     )
 
 
-def _quantization(kind: Quantization) -> models.QuantizationConfig | None:
+def _quantization(kind: StoredQuantization) -> models.QuantizationConfig | None:
     if kind == "int8":
         int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=INT8_QUANTILE, always_ram=True)
         return models.ScalarQuantization(scalar=int8)

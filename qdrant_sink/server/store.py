@@ -19,6 +19,7 @@ from qdrant_sink.payload_path import PayloadPath
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
+from qdrant_sink.schema_diff import CollectionDescription
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.server.added_vectors import AddedVectors
 from qdrant_sink.server.collections import ServerCollections
@@ -122,9 +123,11 @@ class ServerStore:
         """Create or verify the collection. A collection that another worker creates concurrently is verified."""
         self._collections.ensure(collection, schema)
 
-    def verify(self, collection: str, schema: CollectionSchema) -> bool:
+    def verify(
+        self, collection: str, schema: CollectionSchema, description: CollectionDescription | None = None
+    ) -> bool:
         """Whether `ensure` would have nothing to create. Raises SchemaMismatch; see `Store.verify`."""
-        return self._interactive_collections.verify(collection, schema)
+        return self._interactive_collections.verify(collection, schema, description)
 
     def ensure_index(self, collection: str, key: str, index: PayloadIndex) -> None:
         """Create a payload index unless the collection has one on this key."""
@@ -153,6 +156,10 @@ class ServerStore:
     def describe(self, collection: str) -> CollectionState:
         """Return the server's info of a collection."""
         return self._interactive_collections.describe(collection)
+
+    def description(self, collection: str) -> CollectionDescription:
+        """Return the vectors and payload indexes of a collection."""
+        return self._interactive_collections.description(collection)
 
     def alias(self, alias: str, collection: str) -> None:
         """Point an alias at a collection atomically."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qdrant_sink import (
@@ -11,6 +11,7 @@ from qdrant_sink import (
     CollectionSchema,
     Document,
     DocumentPaths,
+    Recognised,
     Replacement,
     VersionedCollections,
     check_collection,
@@ -75,18 +76,18 @@ class Collections:
     Args:
         settings: the settings, which name the default collection and the allowed ones.
         store: access to the store.
-        schema: the schema of all collections.
+        wanted: the schema of the config.
 
     Attributes:
-        schema: the schema of all collections.
-        catalogue: says what a name leads to, and whether that collection has the schema.
+        wanted: the schema of new collections, whose fields that the operator has set existing ones must match.
+        catalogue: says what a name leads to, and what that collection has.
     """
 
-    def __init__(self, settings: Settings, store: StoreAccess, schema: CollectionSchema) -> None:
+    def __init__(self, settings: Settings, store: StoreAccess, wanted: CollectionSchema) -> None:
         self._settings = settings
         self._store = store
-        self.schema = schema
-        self.catalogue = Catalogue(store.opened, schema)
+        self.wanted = wanted
+        self.catalogue = Catalogue(store.opened, wanted)
 
     def named(self, name: str | None, field: str) -> str:
         """The name of a request's collection, or the default.
@@ -114,7 +115,7 @@ class Collections:
         Raises:
             InvalidRequest: collections have a tenant key, and the filter is missing or matches every point.
         """
-        key = self.schema.tenant_key
+        key = self.wanted.tenant_key
         if key is not None and (where is None or matches_all(where)):
             message = f"must have a condition where collections have tenants (tenantKey '{key}'), got none"
             raise invalid_field("filter", message)
@@ -165,17 +166,25 @@ class Collections:
 
     def _delete_documents(self, name: str, documents: Sequence[Document]) -> int:
         store = self._store.opened()
-        paths = DocumentPaths.of(self.schema.layout)
         collection = self.catalogue.resolve(name)
+        paths = DocumentPaths.of(self.catalogue.layout(name))
         return Replacement(store, collection, paths, documents, VersionedCollections()).delete()
 
-    async def verify(self, collection: str) -> bool:
-        """Whether a collection exists; creates nothing.
+    async def exists(self, collection: str) -> bool:
+        """Whether a collection exists that can be used; creates nothing but missing payload indexes.
 
         Raises:
             StoreError: the collection has another schema, or the store refuses or does not answer.
         """
-        return await self._store.call(lambda: self.catalogue.verify(collection))
+        return await self._store.call(lambda: self.catalogue.exists(collection))
+
+    async def recognised(self, collection: str) -> Recognised:
+        """What an existing collection has.
+
+        Raises:
+            WorkerError: the collection does not exist or has another schema, or the store fails.
+        """
+        return await self._store.call(lambda: self.catalogue.recognised(collection))
 
     async def prepare_load(self, collection: str, *, defer: bool = False) -> bool:
         """Prepare a bulk load: create or verify the collection, and defer the HNSW graph if the collection is empty.
@@ -194,10 +203,10 @@ class Collections:
 
     def _prepare_load(self, collection: str, *, defer: bool) -> bool:
         store = self._store.opened()
-        self.catalogue.ensure(collection)
-        if self.schema.dense is None or (not defer and store.count(collection)):
+        schema = self._with_wanted_graph(self.catalogue.ensure(collection))
+        if schema.dense is None or (not defer and store.count(collection)):
             return False
-        store.defer_index(collection, self.schema)
+        store.defer_index(collection, schema)
         return True
 
     async def build_index(self, collection: str, *, timeout_s: float) -> None:
@@ -205,8 +214,17 @@ class Collections:
 
         The build continues if the caller is cancelled; closing the store ends it.
         """
-        store = self._store.opened
-        await self._store.call(lambda: store().build_index(collection, self.schema, timeout_s=timeout_s))
+        await self._store.call(lambda: self._build_index(collection, timeout_s))
+
+    def _build_index(self, collection: str, timeout_s: float) -> None:
+        schema = self._with_wanted_graph(self.catalogue.recognised(collection).schema)
+        self._store.opened().build_index(collection, schema, timeout_s=timeout_s)
+
+    def _with_wanted_graph(self, schema: CollectionSchema) -> CollectionSchema:
+        """The schema with the graph of the config, which is all that remains known of a graph that is deferred."""
+        if schema.dense is None or self.wanted.dense is None:
+            return schema
+        return replace(schema, dense=replace(schema.dense, m=self.wanted.dense.m))
 
     async def check_alias(self, alias: str, collection: str) -> None:
         """Check that an alias can be set to a collection, which need not exist yet.

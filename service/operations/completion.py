@@ -155,9 +155,11 @@ class Completion:
         if source is None:
             raise NotFound(f"collection {name!r} does not exist")
         state = store.describe(source)
-        schema = completed_schema(source, self._wanted(), state.description, request.kinds)
+        schema = self._with_form(
+            source, completed_schema(source, self._wanted(), state.description, request.kinds), request.text_key
+        )
         kinds_before = tuple(kind for kind in schema.kinds if schema.names.of(kind) in state.description.vectors)
-        self._check_texts(store, source, schema, request.text_key)
+        self._check_texts(store, source, schema)
         into = request.into
         if into is None:
             try:
@@ -174,7 +176,7 @@ class Completion:
 
     def _wanted(self) -> CollectionSchema:
         """The schema of the config with all three kinds, so that a kind which it leaves out can be added."""
-        schema = self._collections.schema
+        schema = self._collections.wanted
         return replace(
             schema,
             dense=schema.dense or DenseSchema(self._embedder.hidden_size),
@@ -182,18 +184,28 @@ class Completion:
             colbert=schema.colbert or ColbertSchema(self._embedder.colbert_size),
         )
 
-    def _check_texts(self, store: Store, collection: str, schema: CollectionSchema, text_key: str) -> None:
-        """Check that some points have a text, before vectors are added that would stay empty."""
-        key = text_key_of(schema.layout, text_key)
-        if schema.layout != "plain" and text_key != "text":
-            message = f"must be left out: the payload layout '{schema.layout}' has the text under {key!r}"
+    def _with_form(self, collection: str, schema: CollectionSchema, text_key: str | None) -> CollectionSchema:
+        """The schema with the text key of the request, or else with the layout and the text key of the collection.
+
+        Where the points do not agree on a key, that of the config is left, because some of them may lack a text.
+        """
+        form = self._collections.catalogue.form(collection)
+        if text_key is None:
+            return replace(schema, layout=form.layout, text_key=form.text_key or schema.text_key)
+        if form.source == "config" and form.layout != "plain":
+            message = f"must be left out: the payload layout '{form.layout}' has the text under {form.text_key!r}"
             raise invalid_field("textKey", f"{message}, got another key")
+        return replace(schema, layout="plain", text_key=text_key)
+
+    def _check_texts(self, store: Store, collection: str, schema: CollectionSchema) -> None:
+        """Check that some points have a text, before vectors are added that would stay empty."""
+        key = text_key_of(schema.layout, schema.text_key)
         try:
             keys = PayloadKeys((path_of_key(key),))
         except ValueError as error:
             raise InvalidRequest(f"textKey: {error}") from None
         page = next(islice(pages(store, collection, {}, keys, limit=SAMPLE_POINTS), 1), {})
-        texts = [text_of(schema.layout, stored.payload or {}, text_key) for stored in page.values()]
+        texts = [text_of(schema.layout, stored.payload or {}, schema.text_key) for stored in page.values()]
         if texts and all(text is None for text in texts):
             raise invalid_field(
                 "textKey",
@@ -217,7 +229,6 @@ class Completion:
             embedder=self._embedder,
             store=self._store.opened(),
             senders=self._store.senders,
-            text_key=request.text_key,
             max_length=self._max_length,
             pool_colbert=request.pool_colbert,
             stopping=stopping,

@@ -94,12 +94,11 @@ class CompletionJob:
 
     Args:
         collection: name of the collection.
-        schema: schema of the collection, whose layout says where texts are.
+        schema: schema of the collection, whose layout and text key say where texts are.
         kinds: kinds of vectors that every point is to have.
         embedder: the loaded model.
         store: the store.
         senders: threads that send batches.
-        text_key: payload key of the text in the plain layout.
         max_length: tokens beyond which a text is truncated.
         pool_colbert: whether ColBERT rows that a multivector cannot hold are pooled instead of refused.
         stopping: event that ends the job after the parts that are running.
@@ -115,7 +114,6 @@ class CompletionJob:
         embedder: Embedder,
         store: Store,
         senders: Executor,
-        text_key: str,
         max_length: int,
         pool_colbert: bool,
         stopping: Event,
@@ -127,8 +125,7 @@ class CompletionJob:
         self._embedder = embedder
         self._store = store
         self._senders = senders
-        self._text_key = text_key
-        self._payload_keys = PayloadKeys((path_of_key(text_key_of(schema.layout, text_key)),))
+        self._payload_keys = PayloadKeys((path_of_key(text_key_of(schema.layout, schema.text_key)),))
         self._max_length = max_length
         self._pool_colbert = pool_colbert
         self._stopping = stopping
@@ -198,13 +195,13 @@ class CompletionJob:
             yield part
 
     def _text_of(self, payload: Mapping[str, Any]) -> str | None:
-        return text_of(self._schema.layout, payload, self._text_key)
+        return text_of(self._schema.layout, payload, self._schema.text_key)
 
     def _embeddable(
         self, texts: Mapping[PointId, str | None], lacking: Sequence[Kind], tally: CompletionTally
     ) -> list[_Text]:
         """Tokenize the texts of points, and count those that need no model: without a text, tokens or room."""
-        key = text_key_of(self._schema.layout, self._text_key)
+        key = text_key_of(self._schema.layout, self._schema.text_key)
         no_text = Refusal("invalid_payload", f"payload: must have a text under {key!r}, got none")
         present = [(point, text) for point, text in texts.items() if text is not None]
         tally.leave_without_text(UnfinishedPoint(point, no_text) for point, text in texts.items() if text is None)

@@ -18,7 +18,7 @@ class CompletionRequest:
         into: name of a new collection to copy the points into; None to add the vectors in place where the store can do
             that, and else to copy into a collection with `-complete` behind the name.
         alias: alias that is set to the new collection; None for the one that `collection` is.
-        text_key: payload key of the text in the plain layout.
+        text_key: payload key of the text in the plain layout; None for that of the collection.
         pool_colbert: whether ColBERT rows that a multivector cannot hold are pooled instead of refused.
 
     Raises:
@@ -29,7 +29,7 @@ class CompletionRequest:
     collection: str | None = None
     into: str | None = None
     alias: str | None = None
-    text_key: str = "text"
+    text_key: str | None = None
     pool_colbert: bool = False
 
     def __post_init__(self) -> None:

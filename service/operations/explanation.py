@@ -112,38 +112,39 @@ class Explainer:
 
     Args:
         embedder: the loaded model, which tokenizes.
-        schema: schema of the collections.
         limits: default limits on the lengths of texts.
     """
 
-    def __init__(self, embedder: Embedder, schema: CollectionSchema, limits: LengthLimits) -> None:
+    def __init__(self, embedder: Embedder, limits: LengthLimits) -> None:
         self._embedder = embedder
-        self._layout = schema.layout
         self._limits = limits
 
-    def run(self, store: Store, collection: str, searches: Sequence[Search], text_key: str) -> list[Explained]:
+    def run(
+        self, store: Store, collection: str, searches: Sequence[Search], schema: CollectionSchema
+    ) -> list[Explained]:
         """Run searches, and fetch the data that explains their hits. Blocks for the store.
 
         Args:
             store: the store.
             collection: name of the collection.
             searches: the validated searches.
-            text_key: key of the text in a plain payload.
+            schema: schema of the collection, with the layout and the text key to read by.
         """
-        key = text_key_of(self._layout, text_key)
+        key = text_key_of(schema.layout, schema.text_key)
         return explain(store, collection, searches, text_key=key)
 
     def explain(
-        self, queries: Sequence[str | None], searches: Sequence[Explained], text_key: str
+        self, queries: Sequence[str | None], searches: Sequence[Explained], schema: CollectionSchema
     ) -> list[list[HitExplanation]]:
         """Explain each hit of each search. Blocks.
 
         Args:
             queries: the query of each search; None for a search by stored points.
             searches: the result of `run`.
-            text_key: key of the text in a plain payload.
+            schema: schema of the collection, with the layout and the text key to read by.
         """
-        texts = [[text_of(self._layout, payload or {}, text_key) for payload in search.payloads] for search in searches]
+        layout, text_key = schema.layout, schema.text_key
+        texts = [[text_of(layout, payload or {}, text_key) for payload in search.payloads] for search in searches]
         of_queries = self._located((query for query in queries if query is not None), self._limits.query)
         longest = _TOKEN_MAX_CHARACTERS * self._limits.passage
         whole = (text for hits in texts for text in hits if text is not None and len(text) <= longest)

@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from embedder import (
     Embedder,
     Embedding,
     InvalidRequest,
+    Kind,
     ModelFailure,
     NotFound,
     Outputs,
@@ -25,14 +26,18 @@ from embedder import (
 )
 from qdrant_sink import (
     BATCH_MAX_POINTS,
+    TEXT_KEY,
+    CollectionSchema,
     DocumentLocks,
+    Recognised,
+    Taken,
     VersionedCollections,
     WriteReport,
     existing_ids,
     text_key_of,
 )
 from service.operations.collections import Collections
-from service.operations.embed import Admit, LengthLimits, admit_all
+from service.operations.embed import LengthLimits
 from service.operations.ingest_job import Drafts, IngestJob, priority_of, report_of
 from service.operations.ingest_plan import IngestPlan
 from service.operations.ingest_values import (
@@ -52,6 +57,12 @@ log = logging.getLogger(__name__)
 PLANNER_THREADS: Final = 2
 """Ingests that are planned concurrently, in threads of their own, so that chunking never delays queries."""
 
+AdmitVectors = Callable[[Sequence[int], Sequence[Kind]], None]
+"""Callback with the lengths of the points and the kinds of their vectors.
+
+An error that it raises ends the operation.
+"""
+
 AdmitTexts = Callable[[Sequence[IngestedText], int], None]
 """Callback with the texts as known before any point is stored, and the number of points.
 
@@ -62,8 +73,52 @@ _JOB_FAILED_MESSAGE = "not stored; see the error of the job"
 """Message of every point of a failed job; the job's own message stands only once, in its error."""
 
 
+def admit_all_vectors(_lengths: Sequence[int], _kinds: Sequence[Kind]) -> None:
+    """Accept any vectors."""
+
+
 def admit_all_texts(_texts: Sequence[IngestedText], _points: int) -> None:
     """Accept any texts."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Target:
+    """What a job writes to its collection.
+
+    Attributes:
+        request: the request with its kinds of vectors.
+        schema: schema of the collection, with the layout and the text key to write by.
+        taken: what of it was taken from the collection rather than from the config.
+    """
+
+    request: IngestRequest
+    schema: CollectionSchema
+    taken: Taken
+
+    @classmethod
+    def guessed(cls, request: IngestRequest, guess: Recognised) -> _Target:
+        """The target if the collection is as it was, or new. It is good for a plan, and not for writing."""
+        kinds = request.vectors or guess.schema.kinds
+        return cls(replace(request, vectors=kinds), guess.read_by(request.text_key), Taken())
+
+    @classmethod
+    def of(cls, request: IngestRequest, recognised: Recognised) -> _Target:
+        """The target in a collection.
+
+        Raises:
+            InvalidRequest: the collection lacks a kind of vector that the request names.
+            SchemaMismatch: a kind, the layout or the text key is ambiguous.
+        """
+        recognised.require(request.vectors or recognised.kinds)
+        _check_kinds(request.vectors, recognised.schema.kinds)
+        kinds = request.vectors or recognised.schema.kinds
+        schema, taken = recognised.written_by(request.text_key), recognised.taken_with(request.text_key)
+        return cls(replace(request, vectors=kinds), schema, taken)
+
+    @property
+    def planning(self) -> tuple[object, ...]:
+        """What a plan depends on."""
+        return tuple(self.request.vectors), self.schema.layout, self.schema.text_key
 
 
 class Ingest:
@@ -92,7 +147,6 @@ class Ingest:
         self._store = store
         self._collections = collections
         self._model_check = model_check
-        self._schema = collections.schema
         self._limits = limits
         self._batch_points = batch_points
         self._documents = DocumentLocks()
@@ -103,17 +157,13 @@ class Ingest:
         """Validate a request against the config of collections.
 
         Raises:
-            InvalidRequest: the payload layout of the collection has another text key, or the collection lacks a kind
-                of vector.
+            InvalidRequest: the payload layout of the config has another text key, or the config lacks a kind of
+                vector.
         """
-        kinds = self._schema.kinds
-        for index, kind in enumerate(request.vectors):
-            if kind not in kinds:
-                message = f"must be a kind of vector that the collection has ({', '.join(kinds)}), got '{kind}'"
-                raise invalid_field(f"vectors[{index}]", message)
-        layout = self._schema.layout
-        if layout != "plain" and request.text_key != "text":
-            key = text_key_of(layout, request.text_key)
+        _check_kinds(request.vectors, self._collections.wanted.kinds)
+        layout = self._collections.wanted.layout
+        if layout != "plain" and request.text_key not in (None, TEXT_KEY):
+            key = text_key_of(layout, TEXT_KEY)
             message = f"must be left out: the payload layout '{layout}' has the text under '{key}', got another key"
             raise invalid_field(f"{request.path}textKey", message)
 
@@ -121,7 +171,7 @@ class Ingest:
         self,
         request: IngestRequest,
         *,
-        admit: Admit = admit_all,
+        admit: AdmitVectors = admit_all_vectors,
         admit_texts: AdmitTexts = admit_all_texts,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> IngestResult:
@@ -129,7 +179,7 @@ class Ingest:
 
         Args:
             request: the texts.
-            admit: callback with the lengths of the points before the model runs; only if vectors are returned.
+            admit: callback before the model runs; only if vectors are returned.
             admit_texts: callback with the texts before any point is stored.
             progress: callback from a thread of the ingest when points are done.
 
@@ -138,22 +188,21 @@ class Ingest:
             IngestFailed: the job failed as a whole. Its report lists the points that are not stored.
         """
         self.check(request)
-        if not request.vectors:
-            request = replace(request, vectors=self._schema.kinds)
         name = self._collections.named(request.collection, f"{request.path}collection")
         started = time.perf_counter()
-        max_length = request.max_length or self._limits.of(request.role)
-        plan = await in_thread(
-            self._planning,
-            lambda: IngestPlan.of(request, name, self._embedder, max_length=max_length, schema=self._schema),
-        )
+        guess = self._collections.catalogue.guess(name) or Recognised.new(name, self._collections.wanted)
+        guessed = _Target.guessed(request, guess)
+        plan = await self._planned(guessed, name)
         if not request.return_vectors:
             await asyncio.to_thread(admit_texts, _outline(request, plan, {}), len(plan.points))
         planned = time.perf_counter()
         try:
             with self._store.ingest_slot() as slot:
+                target = await slot.run(lambda: self._target(request, name), stage="store")
+                if target.planning != guessed.planning:
+                    plan = await self._planned(target, name)
                 result = await self._embed_and_store(
-                    slot, request, plan, admit=admit, admit_texts=admit_texts, progress=progress
+                    slot, target, plan, admit=admit, admit_texts=admit_texts, progress=progress
                 )
         except IngestFailed:
             raise
@@ -174,20 +223,21 @@ class Ingest:
     async def _embed_and_store(
         self,
         slot: IngestSlot,
-        request: IngestRequest,
+        target: _Target,
         plan: IngestPlan,
         *,
-        admit: Admit,
+        admit: AdmitVectors,
         admit_texts: AdmitTexts,
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
-        await self._model_check.admit(plan.name, self._schema, request.text_key, request.vectors)
-        job = await slot.run(lambda: self._prepare(request, plan, progress), stage="store")
+        request, schema = target.request, target.schema
+        await self._model_check.admit(plan.name, schema, schema.text_key, request.vectors)
+        job = await slot.run(lambda: self._prepare(target, plan, progress), stage="store")
         if not request.return_vectors:
             report = await _run(slot, job, job.stream)
             tokens = sum(len(plan.points[index].encoded) for index in job.wanted)
             return IngestResult(_outline(request, plan, job.failures), tokens, report)
-        admit([len(point.encoded) for point in plan.points])
+        admit([len(point.encoded) for point in plan.points], request.vectors)
         results = await self._embedded(request, plan)
         texts = [
             replace(text, result=result, tokens=result.tokens if isinstance(result, Embedding) else 0)
@@ -209,13 +259,25 @@ class Ingest:
         except InvalidRequest as error:
             raise error.at("texts") from None
 
+    async def _planned(self, target: _Target, name: str) -> IngestPlan:
+        request = target.request
+        max_length = request.max_length or self._limits.of(request.role)
+        return await in_thread(
+            self._planning,
+            lambda: IngestPlan.of(request, name, self._embedder, max_length=max_length, schema=target.schema),
+        )
+
+    def _target(self, request: IngestRequest, name: str) -> _Target:
+        """Recognise the collection. Blocks for the store."""
+        recognised = self._collections.catalogue.to_write(name)
+        return _Target.of(request, recognised or Recognised.new(name, self._collections.wanted))
+
     def _prepare(
-        self, request: IngestRequest, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
+        self, target: _Target, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
     ) -> IngestJob:
         """Resolve the collection and, with `insert_only`, look up the existing points. Blocks for the store."""
-        catalogue = self._collections.catalogue
-        collection = catalogue.resolve(plan.name)
-        catalogue.verify(plan.name)
+        request = target.request
+        collection = self._collections.catalogue.resolve(plan.name)
         skipped: set[int] = set()
         store = self._store.opened()
         if request.insert_only and request.chunk is None:
@@ -229,6 +291,8 @@ class Ingest:
             request,
             plan,
             collection,
+            schema=target.schema,
+            taken=target.taken,
             embedder=self._embedder,
             store=self._store,
             collections=self._collections,
@@ -266,4 +330,12 @@ def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, Mo
 
 def _nothing_stored(plan: IngestPlan, error: WorkerError) -> IngestReport:
     failure_of_point = error.saying(_JOB_FAILED_MESSAGE)
-    return report_of(plan, WriteReport((), tuple(plan.rejected), failure=failure_of_point).completed(len(plan.points)))
+    written = WriteReport((), tuple(plan.rejected), failure=failure_of_point).completed(len(plan.points))
+    return report_of(plan, written, Taken())
+
+
+def _check_kinds(vectors: Sequence[Kind], kinds: Sequence[Kind]) -> None:
+    for index, kind in enumerate(vectors):
+        if kind not in kinds:
+            message = f"must be a kind of vector that the collection has ({', '.join(kinds)}), got '{kind}'"
+            raise invalid_field(f"vectors[{index}]", message)

@@ -27,6 +27,7 @@ from embedder import (
 from qdrant_sink import (
     Acknowledged,
     CollectionChanged,
+    CollectionSchema,
     DocumentLocks,
     DocumentPaths,
     Draft,
@@ -34,6 +35,7 @@ from qdrant_sink import (
     Rejection,
     Replacement,
     Superseded,
+    Taken,
     Vectors,
     VersionedCollections,
     Writer,
@@ -64,6 +66,8 @@ class IngestJob:
         request: the request, with its kinds of vectors.
         plan: the plan of its points.
         collection: the collection that the request's name or alias resolved to at the start.
+        schema: schema of the collection, with the layout to write by.
+        taken: what of it was taken from the collection rather than from the config.
         embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
@@ -84,6 +88,8 @@ class IngestJob:
         plan: IngestPlan,
         collection: str,
         *,
+        schema: CollectionSchema,
+        taken: Taken,
         embedder: Embedder,
         store: StoreAccess,
         collections: Collections,
@@ -99,7 +105,8 @@ class IngestJob:
         self._embedder = embedder
         self._store = store.opened()
         self._catalogue = collections.catalogue
-        self._schema = collections.schema
+        self._schema = schema
+        self._taken = taken
         self._documents = documents
         self._batch_points = batch_points
         self._stream: ResultStream | None = None
@@ -110,7 +117,7 @@ class IngestJob:
             self._replacement = Replacement(
                 self._store,
                 collection,
-                DocumentPaths.of(collections.schema.layout),
+                DocumentPaths.of(schema.layout),
                 plan.documents,
                 versioned,
                 keeps=request.insert_only,
@@ -121,7 +128,7 @@ class IngestJob:
         self._writer = Writer(
             self._store,
             collection,
-            collections.schema,
+            schema,
             store.senders,
             insert_only=request.insert_only,
             pools=request.pool_colbert,
@@ -150,7 +157,7 @@ class IngestJob:
             if written.failure is None and self._replacement is not None:
                 written = self._commit(self._replacement, written)
             written = self._at_home(written)
-            report = report_of(self._plan, written)
+            report = self._report(written)
             if written.failure is not None:
                 raise IngestFailed(self._with_missing_points(written.failure, report), report)
             return report
@@ -198,7 +205,7 @@ class IngestJob:
             outcome = replacement.commit(ids, whole=whole, reduced=reduced)
         except WorkerError as error:
             message = f"chunks of earlier versions may remain, though all points are reported: {error.message}"
-            raise IngestFailed(error.saying(message), report_of(self._plan, written)) from error
+            raise IngestFailed(error.saying(message), self._report(written)) from error
         causes: dict[int, WorkerError] = {}
         superseded = Superseded("another job stored a later version of this document meanwhile, which is kept")
         deleted = CollectionChanged("the point was deleted while the job ran; send the text again")
@@ -257,6 +264,9 @@ class IngestJob:
         if written.failure is not None and not isinstance(written.failure, NotFound):
             failure = written.failure
         return written.revoked(causes, failure, skipped=skipped)
+
+    def _report(self, written: WriteReport) -> IngestReport:
+        return report_of(self._plan, written, self._taken)
 
     def _id(self, index: int) -> PointId:
         """The id of a point, which a chunk of an earlier version keeps."""
@@ -342,7 +352,7 @@ class IngestJob:
         if target not in (None, collection):
             # Another job may be writing the same documents under the name of the collection.
             raise CollectionChanged(f"collection {name!r} became an alias while the job ran; send the job again")
-        self._catalogue.ensure(collection)
+        self._catalogue.ensure(collection, self._schema)
         if self._replacement is not None:
             self._replacement.prepare_index()
 
@@ -357,10 +367,10 @@ def priority_of(request: IngestRequest) -> Priority:
     return Priority.QUERY if request.role == "query" else Priority.PASSAGE
 
 
-def report_of(plan: IngestPlan, written: WriteReport) -> IngestReport:
+def report_of(plan: IngestPlan, written: WriteReport, taken: Taken) -> IngestReport:
     """The report on every point, by texts and chunks of the request."""
     rejected = (
         RejectedPoint(plan.points[rejection.index].text, plan.points[rejection.index].chunk, rejection.cause)
         for rejection in written.rejected
     )
-    return IngestReport(plan.name, written.stored, written.skipped, tuple(rejected))
+    return IngestReport(plan.name, written.stored, written.skipped, tuple(rejected), taken)

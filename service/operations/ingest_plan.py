@@ -16,7 +16,6 @@ from qdrant_sink import (
     CollectionSchema,
     Document,
     DuplicateId,
-    Layout,
     PointId,
     Refusal,
     Rejection,
@@ -101,7 +100,7 @@ class IngestPlan:
             name: name of the collection, with the default filled in.
             embedder: the loaded model, which chunks and tokenizes.
             max_length: tokens beyond which a text without chunking is truncated.
-            schema: schema of the collection.
+            schema: schema of the collection, with the layout and the text key to write by.
 
         Raises:
             InvalidRequest: the text key is a key that the worker writes.
@@ -109,7 +108,7 @@ class IngestPlan:
         scope = request.id_scope or name
         rows = [Row.of(request, index, scope) for index in range(len(request.texts))]
         documents = [] if request.chunk is None else [_document(row, scope) for row in rows]
-        points = list(_points(request, rows, documents, embedder=embedder, max_length=max_length, layout=schema.layout))
+        points = list(_points(request, rows, documents, embedder=embedder, max_length=max_length, schema=schema))
         rejected = list(_rejections(request, rows, points, schema))
         rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
@@ -160,7 +159,7 @@ def _points(
     *,
     embedder: Embedder,
     max_length: int,
-    layout: Layout,
+    schema: CollectionSchema,
 ) -> Iterator[PlannedPoint]:
     pieces = list(_pieces(request, embedder))
     texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
@@ -170,10 +169,10 @@ def _points(
         row = rows[piece.text]
         lay_out = partial(
             laid_out,
-            layout,
+            schema.layout,
             text=text,
             whole_text=request.texts[piece.text],
-            text_key=request.text_key,
+            text_key=schema.text_key,
             payload=row.payload,
         )
         chunk: Callable[[str, int], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from embedder import Kind, Result, WorkerError
-from qdrant_sink import PointId, Refusal
+from qdrant_sink import PointId, Refusal, Taken
 from service.operations.embed import Role, check_numbers
 
 
@@ -51,7 +51,7 @@ class IngestRequest:
             rejects the points of its text alone.
         id_scope: name from which ids are derived; None for the name of the collection.
         payloads: one JSON object per text, or None for an empty payload; None for empty payloads.
-        text_key: key of the text in a plain payload.
+        text_key: key of the text in a plain payload; None for that of the collection.
         insert_only: keep existing points unchanged, and do not embed them.
         chunk: chunking of each text into points; None for one point per text.
         pool_colbert: pool ColBERT matrices with more rows than Qdrant accepts; otherwise their points are rejected.
@@ -72,7 +72,7 @@ class IngestRequest:
     ids: Sequence[object] | None = None
     id_scope: str | None = None
     payloads: Sequence[object] | None = None
-    text_key: str = "text"
+    text_key: str | None = None
     insert_only: bool = False
     chunk: Chunking | None = None
     pool_colbert: bool = False
@@ -148,12 +148,14 @@ class IngestReport:
         stored: number of points that are now in the collection, including `skipped` and merged duplicates.
         skipped: number of points that existed and were kept unchanged.
         rejected: all other points, in the order of the texts.
+        taken: what was taken from the collection rather than from the config.
     """
 
     collection: str
     stored: int
     skipped: int
     rejected: tuple[RejectedPoint, ...]
+    taken: Taken = field(default_factory=Taken)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

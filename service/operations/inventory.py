@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qdrant_sink import CollectionState, Layout
+from qdrant_sink import CollectionState, PayloadForm, SchemaMismatch, Taken
 from service.operations.collections import Collections
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
@@ -45,13 +45,18 @@ class DescribedCollection:
         name: name of the collection itself, also if the request named an alias.
         aliases: its aliases that the worker permits, in alphabetical order.
         state: vectors, payload indexes, number of points and status.
-        layout: library whose payload format the worker reads and writes there.
+        form: layout and text key of the payloads.
+        taken: what the worker takes from the collection rather than from the config; empty also if the worker cannot
+            use the collection.
+        ambiguous: the choices for each setting that has to decide before the worker can use all of the collection.
     """
 
     name: str
     aliases: Sequence[str]
     state: CollectionState
-    layout: Layout
+    form: PayloadForm
+    taken: Taken
+    ambiguous: Mapping[str, Sequence[str]]
 
 
 class Inventory:
@@ -92,7 +97,12 @@ class Inventory:
         state = store.describe(name)
         collection = targets.get(name, name)
         aliases = [alias for alias, target in targets.items() if target == collection and self._is_allowed(alias)]
-        return DescribedCollection(collection, aliases, state, self._collections.schema.layout)
+        catalogue = self._collections.catalogue
+        try:
+            recognised = catalogue.recognised(name)
+        except SchemaMismatch as error:
+            return DescribedCollection(collection, aliases, state, catalogue.form(name), Taken(), error.choices)
+        return DescribedCollection(collection, aliases, state, recognised.form, recognised.taken, recognised.ambiguous)
 
     def _is_allowed(self, name: str) -> bool:
         allowed = self._settings.qdrant_collections

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from embedder import Kind
 from qdrant_sink import (
+    NAMES,
     ORDERED_TYPES,
     IndexRequired,
     OrderPosition,
@@ -20,6 +21,7 @@ from qdrant_sink import (
     PointId,
     PointOrder,
     Store,
+    VectorNames,
     Vectors,
     WithPayload,
     ordered_page,
@@ -110,7 +112,6 @@ class Points:
     def __init__(self, store: StoreAccess, collections: Collections) -> None:
         self._store = store
         self._collections = collections
-        self._schema = collections.schema
 
     async def __call__(self, request: PointsRequest, admit: Admit = lambda _points: None) -> PointsResult:
         """Read points.
@@ -166,18 +167,27 @@ class Points:
             _check_bound("after.value", after.value, kind, order.key)
         return ordered_page(store, collection, where, order, kind, limit=request.limit, after=after)
 
+    def _vectors(self, request: PointsRequest, collection: str) -> tuple[tuple[Kind, ...], VectorNames]:
+        """The kinds of vectors to read, and the names of the vectors."""
+        if not request.with_vectors:
+            return (), NAMES
+        recognised = self._collections.catalogue.recognised(collection)
+        recognised.require(request.with_vectors)
+        kinds = tuple(kind for kind in request.with_vectors if kind in recognised.schema.kinds)
+        return kinds, recognised.schema.names
+
     def _read(
         self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str | None]], admit: Admit
     ) -> list[ReadPoint]:
         """Read the points of these ids, each with the id as the caller gave it, in rounds."""
         store = self._store.opened()
-        kinds = tuple(kind for kind in request.with_vectors if kind in self._schema.kinds)
+        kinds, names = self._vectors(request, collection)
         size = ROUND_POINTS_WITH_ROWS if "colbert" in request.with_vectors else ROUND_POINTS
         points: list[ReadPoint] = []
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
             unique = list(dict.fromkeys(point for point, _ in part))
-            stored = store.fetch(collection, unique, request.with_payload, kinds, names=self._schema.names)
+            stored = store.fetch(collection, unique, request.with_payload, kinds, names=names)
             batch = [
                 ReadPoint(point, requested, stored[point].payload, stored[point].vectors)
                 for point, requested in part

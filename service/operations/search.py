@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from embedder import Embedder, Embedding, InvalidRequest, ModelFailure, Outputs, Priority, Result
+from embedder import Embedder, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, Priority, Result
 from qdrant_sink import (
     Explained,
     Hit,
+    Recognised,
     Refusal,
     Search,
     SearchOptions,
     SearchPage,
+    Taken,
     Vectors,
+    check_kinds,
     conform_query,
+    default_branches,
     recommend,
     search_pages,
     with_branches,
@@ -68,7 +72,7 @@ class SearchRequest:
         collection: name of the collection; None for the default.
         options: options of the search.
         explain: whether to explain each hit.
-        text_key: key of the text in a plain payload, for the spans of explanations.
+        text_key: key of the text in a plain payload, for the spans of explanations; None for that of the collection.
     """
 
     queries: Sequence[str] = ()
@@ -76,7 +80,7 @@ class SearchRequest:
     collection: str | None = None
     options: SearchOptions = field(default_factory=SearchOptions)
     explain: bool = False
-    text_key: str = "text"
+    text_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +94,7 @@ class SearchResult:
         unranked: number of candidates of each query that have no ColBERT rows, and therefore no score; empty without
             reranking.
         warnings: kinds of the search whose stored vectors are those of another model.
+        taken: what was taken from the collection rather than from the config.
     """
 
     hits: Sequence[Sequence[Hit]]
@@ -97,6 +102,22 @@ class SearchResult:
     explanations: Sequence[Sequence[HitExplanation]] | None = None
     unranked: Sequence[int] = ()
     warnings: Sequence[ModelWarning] = ()
+    taken: Taken = field(default_factory=Taken)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Settled:
+    """A search in a collection that is recognised and checked.
+
+    Attributes:
+        request: the request with its branches.
+        recognised: what the collection has.
+        warnings: kinds of the search whose stored vectors are those of another model.
+    """
+
+    request: SearchRequest
+    recognised: Recognised
+    warnings: Sequence[ModelWarning]
 
 
 class SearchOperation:
@@ -122,9 +143,8 @@ class SearchOperation:
         self._store = store
         self._collections = collections
         self._model_check = model_check
-        self._schema = collections.schema
         self._limits = limits
-        self._explainer = Explainer(embedder, collections.schema, limits)
+        self._explainer = Explainer(embedder, limits)
 
     async def __call__(self, request: SearchRequest) -> SearchResult:
         """Search. All queries are embedded together and sent to the store as one batch.
@@ -135,90 +155,99 @@ class SearchOperation:
         """
         name = self._collections.named(request.collection, "collection")
         self._collections.check_filter(request.options.where)
-        request = replace(request, options=with_branches(request.options, self._schema))
-        _check_size(request)
-        check = asyncio.ensure_future(self._check(request, name))
+        check_kinds(request.options, self._collections.wanted.kinds)
+        _check_size(request, branches=len(request.options.using) or 1)  # what no collection changes
         if request.like is not None:
-            warnings = await check
-            like = request.like
-            search = await self._store.call(lambda: self._search_by_points(request, like, name))
-            return replace(await self._run(request, name, [search], [None], 0), warnings=warnings)
-        results = await self._embedded(request, check)
-        searches = [self._search(request, index, result) for index, result in enumerate(results)]
+            like, settled = request.like, await self._settled(request, name)
+            search = await self._store.call(lambda: self._search_by_points(settled, like))
+            return await self._run(settled, [search], [None], 0)
+        settled, results = await self._embedded(request, name)
+        searches = [self._search(settled, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return replace(await self._run(request, name, searches, request.queries, tokens), warnings=check.result())
+        return await self._run(settled, searches, request.queries, tokens)
 
-    async def _check(self, request: SearchRequest, name: str) -> tuple[ModelWarning, ...]:
-        """Check that the collection can be read, and whether it has the vectors of the model."""
-        await self._store.call(lambda: self._collections.catalogue.check_read(name))
-        return await self._model_check.warnings(name, self._schema, request.text_key, request.options.kinds)
+    async def _settled(self, request: SearchRequest, name: str) -> _Settled:
+        """Recognise the collection, and check whether it has the vectors of the model."""
+        recognised = await self._collections.recognised(name)
+        settled = _with_branches_in(request, recognised)
+        schema = recognised.read_by(settled.text_key)
+        warnings = await self._model_check.warnings(name, schema, schema.text_key, settled.options.kinds)
+        return _Settled(settled, recognised, warnings)
 
-    async def _embedded(self, request: SearchRequest, checking: asyncio.Future[Any]) -> list[Result]:
-        """Embed the queries while the collection is checked. The check's error ends the search first."""
-        embedding = asyncio.ensure_future(self._embed(request))
+    async def _embedded(self, request: SearchRequest, name: str) -> tuple[_Settled, list[Result]]:
+        """Embed the queries while the collection is recognised and checked, whose error ends the search first.
+
+        The kinds are those of the request, or a guess by what was recognised last. Without a guess, and where it was
+        wrong, the queries are embedded after the collection is recognised and checked.
+        """
+        guessed = _guessed_kinds(request, self._collections.catalogue.guess(name))
+        settling = asyncio.ensure_future(self._settled(request, name))
+        embedding = asyncio.ensure_future(self._embed(request, guessed)) if guessed else None
         try:
-            await checking
-            return await embedding
+            settled = await settling
+            kinds = settled.request.options.kinds
+            if embedding is None or kinds != guessed:
+                return settled, await self._embed(request, kinds)
+            return settled, await embedding
         finally:
-            checking.cancel()
-            embedding.cancel()
-            await asyncio.gather(checking, embedding, return_exceptions=True)
+            running = [task for task in (settling, embedding) if task is not None]
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-    async def _embed(self, request: SearchRequest) -> list[Result]:
+    async def _embed(self, request: SearchRequest, kinds: tuple[Kind, ...]) -> list[Result]:
         try:
             return await self._embedder.embed(
                 request.queries,
-                Outputs.of(request.options.kinds),
+                Outputs.of(kinds),
                 max_length=self._limits.query,
                 priority=Priority.QUERY,
             )
         except InvalidRequest as error:
             raise error.at("queries") from None
 
-    def _search(self, request: SearchRequest, index: int, result: Result) -> Search:
+    def _search(self, settled: _Settled, index: int, result: Result) -> Search:
         query = f"queries[{index}]"
         if isinstance(result, ModelFailure):
             raise result.at(query)
-        search = conform_query(Vectors.of(result), request.options, self._schema)
+        search = conform_query(Vectors.of(result), settled.request.options, settled.recognised.schema)
         if isinstance(search, Refusal):
             raise ModelFailure(search.message).at(query)
         return search
 
-    def _search_by_points(self, request: SearchRequest, like: Like, collection: str) -> Search:
+    def _search_by_points(self, settled: _Settled, like: Like) -> Search:
         """Build the search from the vectors of stored points, without the model."""
+        options, recognised = settled.request.options, settled.recognised
         vectors, where = recommend(
             self._store.opened(),
-            collection,
+            recognised.collection,
             like.positive,
             like.negative,
-            scope=like.id_scope or collection,
-            kinds=request.options.kinds,
-            where=request.options.where,
+            scope=like.id_scope or recognised.collection,
+            kinds=options.kinds,
+            where=options.where,
             field="like",
-            schema=self._schema,
+            schema=recognised.schema,
         )
-        search = conform_query(vectors, replace(request.options, where=where), self._schema)
+        search = conform_query(vectors, replace(options, where=where), recognised.schema)
         if isinstance(search, Refusal):
             raise InvalidRequest(f"like: {search.message}")
         return search
 
     async def _run(
-        self,
-        request: SearchRequest,
-        collection: str,
-        searches: Sequence[Search],
-        queries: Sequence[str | None],
-        tokens: int,
+        self, settled: _Settled, searches: Sequence[Search], queries: Sequence[str | None], tokens: int
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
+        request, collection = settled.request, settled.recognised.collection
         if not request.explain:
             answers = await self._indexed(collection, lambda: search_pages(self._store.opened(), collection, searches))
-            return _result(request, answers, tokens)
+            return _result(settled, answers, tokens)
+        schema = settled.recognised.read_by(request.text_key)
         explained = await self._indexed(
-            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, request.text_key)
+            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema)
         )
-        explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, request.text_key)
-        return _result(request, explained, tokens, explanations)
+        explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, schema)
+        return _result(settled, explained, tokens, explanations)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:
         """Run a blocking call that may filter by a key whose index has to be created first."""
@@ -228,24 +257,53 @@ class SearchOperation:
 
 
 def _result(
-    request: SearchRequest,
+    settled: _Settled,
     answers: Sequence[SearchPage | Explained],
     tokens: int,
     explanations: Sequence[Sequence[HitExplanation]] | None = None,
 ) -> SearchResult:
+    request = settled.request
     unranked = [answer.unranked for answer in answers] if request.options.rerank else []
-    return SearchResult([answer.hits for answer in answers], tokens, explanations, unranked)
+    taken = settled.recognised.taken_with(request.text_key)
+    return SearchResult([answer.hits for answer in answers], tokens, explanations, unranked, settled.warnings, taken)
 
 
-def _check_size(request: SearchRequest) -> None:
-    """Check that a search, whose branches are known, explains few hits and has few candidates.
+def _with_branches_in(request: SearchRequest, recognised: Recognised) -> SearchRequest:
+    """The request with its branches in a collection.
+
+    Raises:
+        SchemaMismatch: a kind that the search needs is ambiguous.
+        InvalidRequest: the collection lacks a kind, or the search is too large.
+    """
+    options = request.options
+    recognised.require(options.using or default_branches(recognised.kinds))
+    recognised.require((*options.with_vectors, *(() if options.rerank is None else (options.rerank,))))
+    settled = replace(request, options=with_branches(options, recognised.schema))
+    _check_size(settled, branches=len(settled.options.using))
+    return settled
+
+
+def _guessed_kinds(request: SearchRequest, guess: Recognised | None) -> tuple[Kind, ...]:
+    """The kinds of query vectors that the search is likely to need; empty if that is unknown."""
+    if request.options.using:
+        return request.options.kinds
+    if guess is None:
+        return ()
+    try:
+        return with_branches(request.options, guess.schema).kinds
+    except InvalidRequest:
+        return ()  # the collection itself decides
+
+
+def _check_size(request: SearchRequest, *, branches: int) -> None:
+    """Check that a search with so many branches explains few hits and has few candidates.
 
     Raises:
         InvalidRequest: the search explains too many hits, or has too many candidates.
     """
     options = request.options
     searches, hits = len(request.queries) or 1, options.limit * options.group_size
-    candidates = searches * len(options.using) * options.prefetch
+    candidates = searches * branches * options.prefetch
     if options.group_by is not None and candidates > CANDIDATES_MAX:
         raise invalid_field(
             "prefetch",
@@ -264,7 +322,7 @@ def _check_size(request: SearchRequest) -> None:
             f"got {searches * hits}; lower limit or send fewer queries",
         )
     depth = max(options.prefetch, (options.limit + options.offset) * options.group_size)
-    candidates = searches * len(options.using) * depth
+    candidates = searches * branches * depth
     if candidates > CANDIDATES_MAX:
         raise invalid_field(
             "explain",

@@ -82,6 +82,32 @@ class RejectedAnswer(TypedDict):
     message: str
 
 
+class DistancesAnswer(TypedDict, total=False):
+    """Distance functions by kind of vector."""
+
+    dense: str
+    colbert: str
+
+
+class NamesAnswer(TypedDict, total=False):
+    """Names of vectors by kind; the unnamed vector has the empty name."""
+
+    dense: str
+    sparse: str
+    colbert: str
+
+
+class RecognisedAnswer(TypedDict, total=False):
+    """What was taken from the collection, because it differs from the config, which leaves it open."""
+
+    kinds: list[Annotated[str, WithJsonSchema({"enum": ["dense", "sparse", "colbert"]})]]
+    vectorNames: NamesAnswer
+    distance: DistancesAnswer
+    modifier: Annotated[str, WithJsonSchema({"enum": ["none", "idf"]})]
+    layout: Annotated[str, WithJsonSchema({"enum": ["plain", "langchain", "llamaindex", "haystack"]})]
+    textKey: str
+
+
 class UpsertAnswer(TypedDict):
     """The outcome of an upsert, counted in points."""
 
@@ -89,6 +115,7 @@ class UpsertAnswer(TypedDict):
     stored: Count
     skipped: Count
     rejected: list[RejectedAnswer]
+    recognised: NotRequired[RecognisedAnswer]
 
 
 class _Texts(TypedDict):
@@ -190,6 +217,7 @@ class SearchAnswer(TypedDict):
     """The answer to a search request: one result per query."""
 
     results: list[HitsAnswer]
+    recognised: NotRequired[RecognisedAnswer]
     warnings: NotRequired[Annotated[list[WarningAnswer], Field(description="only if there are any")]]
     usage: UsageAnswer
     model: str
@@ -272,7 +300,7 @@ class SourcedAnswer(TypedDict):
     """A name, and where it is from."""
 
     name: str
-    source: Annotated[str, WithJsonSchema({"enum": ["config"]})]
+    source: Annotated[str, WithJsonSchema({"enum": ["config", "collection"]})]
 
 
 class ModelAnswer(TypedDict):
@@ -294,6 +322,9 @@ class CollectionAnswer(TypedDict):
     vectors: list[VectorAnswer]
     payloadIndexes: list[PayloadIndexAnswer]
     layout: SourcedAnswer
+    textKey: Annotated[str | None, Field(description="payload key of the text; null if unknown")]
+    recognised: NotRequired[RecognisedAnswer]
+    choices: NotRequired[Annotated[dict[str, list[str]], Field(description="by the setting that has to decide")]]
     model: ModelAnswer
     timings: NotRequired[Timings]
 

@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from embedder import Embedding, ModelFailure, SparseVector
-from qdrant_sink import BranchRank, Hit, PointId, Vectors
+from qdrant_sink import BranchRank, Hit, PointId, Taken, Vectors
 from service.operations import (
     ColbertMatch,
     EmbedResult,
@@ -30,11 +30,14 @@ from service.wire.answer_types import (
     ArrayAnswer,
     BranchAnswer,
     ColbertMatchAnswer,
+    DistancesAnswer,
     EmbedAnswer,
     ExplainAnswer,
     HitAnswer,
     HitsAnswer,
+    NamesAnswer,
     PairErrorAnswer,
+    RecognisedAnswer,
     RejectedAnswer,
     ScoreAnswer,
     SearchAnswer,
@@ -113,12 +116,33 @@ def upsert_answer(report: IngestReport) -> UpsertAnswer:
         if point.chunk is not None:
             answer = {"index": point.text, "chunk": point.chunk, "code": answer["code"], "message": answer["message"]}
         rejected.append(answer)
-    return {
+    upsert: UpsertAnswer = {
         "collection": report.collection,
         "stored": report.stored,
         "skipped": report.skipped,
         "rejected": rejected,
     }
+    if report.taken:
+        upsert["recognised"] = recognised_answer(report.taken)
+    return upsert
+
+
+def recognised_answer(taken: Taken) -> RecognisedAnswer:
+    """What was taken from a collection."""
+    answer: RecognisedAnswer = {}
+    if taken.kinds:
+        answer["kinds"] = list(taken.kinds)
+    if taken.names:
+        answer["vectorNames"] = cast("NamesAnswer", dict(taken.names))
+    if taken.distances:
+        answer["distance"] = cast("DistancesAnswer", dict(taken.distances))
+    if taken.modifier is not None:
+        answer["modifier"] = taken.modifier
+    if taken.layout is not None:
+        answer["layout"] = taken.layout
+    if taken.text_key is not None:
+        answer["textKey"] = taken.text_key
+    return answer
 
 
 def search_answer(result: SearchResult, model: str) -> SearchAnswer:
@@ -132,6 +156,8 @@ def search_answer(result: SearchResult, model: str) -> SearchAnswer:
             for hit, explanation in zip(hits["hits"], explanations, strict=True):
                 hit["explain"] = _explain(explanation)
     answer: SearchAnswer = {"results": results, "usage": {"tokens": result.tokens}, "model": model}
+    if result.taken:
+        answer["recognised"] = recognised_answer(result.taken)
     if result.warnings:
         answer["warnings"] = [_warning(warning) for warning in result.warnings]
     return answer

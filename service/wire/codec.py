@@ -242,7 +242,7 @@ class Codec:
         answer = _IngestAnswer(request, self.core.model_name, self._max_bytes, form)
         result = await self.core.ingest(
             request.ingest_value(target),
-            admit=self._admit(request, self.core.collections.schema.kinds),
+            admit=lambda lengths, kinds: self._admit(request, kinds)(lengths),
             admit_texts=answer.admit,
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )

@@ -216,6 +216,8 @@ def _details(error: WorkerError) -> dict[str, Any]:
 
 def _mismatch_details(error: SchemaMismatch) -> dict[str, Any]:
     details: dict[str, Any] = {}
+    if error.choices:
+        details["choices"] = {setting: list(names) for setting, names in error.choices.items()}
     if error.differences:
         details["differences"] = [
             {"field": difference.field, "found": difference.found, "wanted": difference.wanted}

@@ -19,7 +19,7 @@ from service.wire.answer_types import (
     TextAnswer,
     VectorAnswer,
 )
-from service.wire.answers import add_vectors, id_answer
+from service.wire.answers import add_vectors, id_answer, recognised_answer
 from service.wire.positions import position_answer
 from service.wire.read_requests import ReadPointsRequest
 from service.wire.size import numbers_min_bytes
@@ -50,7 +50,7 @@ def collection_answer(result: DescribedCollection, model: str) -> CollectionAnsw
         }
         for name, vector in sorted(description.vectors.items())
     ]
-    return {
+    answer: CollectionAnswer = {
         "name": result.name,
         "aliases": list(result.aliases),
         "status": state.status,
@@ -61,9 +61,18 @@ def collection_answer(result: DescribedCollection, model: str) -> CollectionAnsw
             {"key": key, "type": index.type, "isTenant": index.tenant}
             for key, index in sorted(description.payload_indexes.items())
         ],
-        "layout": {"name": result.layout, "source": "config"},
+        "layout": {
+            "name": result.form.layout,
+            "source": "collection" if result.form.source == "collection" else "config",
+        },
+        "textKey": result.form.text_key,
         "model": _model(result, model),
     }
+    if result.taken:
+        answer["recognised"] = recognised_answer(result.taken)
+    if result.ambiguous:
+        answer["choices"] = {setting: list(names) for setting, names in result.ambiguous.items()}
+    return answer
 
 
 def _model(result: DescribedCollection, worker_model: str) -> ModelAnswer:

@@ -77,7 +77,7 @@ class QdrantTarget(Wire):
     ids: RowIds | None = None
     id_scope: Collection | None = None
     payloads: Payloads | None = None
-    text_key: TextKey = "text"
+    text_key: TextKey | None = None
     mode: Literal["upsert", "insertOnly"] = "upsert"
     chunk: Chunking | None = None
     colbert_pooling: Literal["none", "mean"] = "none"
@@ -207,7 +207,7 @@ class SearchRequest(Wire):
     group_by: GroupBy | None = None
     group_size: Annotated[int, Field(ge=1, le=100)] = 1
     explain: bool = False
-    text_key: TextKey = "text"
+    text_key: TextKey | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchRequest:

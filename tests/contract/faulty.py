@@ -50,7 +50,19 @@ _ERRORS: Final[Mapping[Fault, Exception]] = {
 }
 
 _CALLS: Final = frozenset(
-    {"ensure", "verify", "collection_of", "collections", "aliases", "describe", "alias", "upsert", "existing", "fetch"}
+    {
+        "ensure",
+        "verify",
+        "collection_of",
+        "collections",
+        "aliases",
+        "describe",
+        "description",
+        "alias",
+        "upsert",
+        "existing",
+        "fetch",
+    }
     | {"scroll", "scroll_ordered", "query", "delete", "count"}
 )
 

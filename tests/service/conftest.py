@@ -1,13 +1,16 @@
-"""Fixtures of the service tests: one loaded `mini`, and workers over it with their own stores."""
+"""Fixtures of the service tests: one loaded `mini`, another model, and workers with their own stores."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from embedder import Embedder
+from embedder import Embedder, ModelOptions
 from embedder.checkpoint import MINI
 from qdrant_sink import Store, conformance
 from qdrant_sink.edge import EdgeStore
@@ -25,6 +28,29 @@ Serve = Callable[..., Client]
 def embedder() -> Iterator[Embedder]:
     """The model of `mini` in float32 on the CPU."""
     loaded = Embedder.load(Settings.from_environment(ENVIRONMENT).model_options)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the size and the vocabulary of `mini` with other weights, in the directory `stranger`."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "stranger"
+    shutil.copytree(MINI, directory)
+    weights = load_file(directory / "model.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    drawn = {
+        name: weight.flatten()[torch.randperm(weight.numel(), generator=generator)] for name, weight in weights.items()
+    }
+    save_file({name: drawn[name].view_as(weight) for name, weight in weights.items()}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def other(stranger: Path) -> Iterator[Embedder]:
+    """The model of `stranger`."""
+    options = ModelOptions(model_id=str(stranger), device="cpu", dtype="float32", token_budget=4096)
+    loaded = Embedder.load(options)
     yield loaded
     loaded.close()
 

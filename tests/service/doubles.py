@@ -44,7 +44,7 @@ class FailingStore:
         self._store.upsert(collection, points, insert_only=insert_only)
 
     def __getattr__(self, name: str) -> Any:
-        down = {"fetch", "query", "delete", "count"} | ({"ensure", "verify"} if self._left is None else set())
+        down = {"fetch", "query", "delete", "count"} | ({"ensure", "description"} if self._left is None else set())
         if name in down:
             raise StoreUnavailable("Qdrant does not answer: UNAVAILABLE")
         return getattr(self._store, name)

@@ -123,7 +123,6 @@ def test_the_command_line_is_a_search() -> None:
         "queries": ["a b", "c"],
         "limit": 5,
         "explain": False,
-        "textKey": "text",
     }
     everything = (
         "--collection notes --rerank --explain --limit 3 --text-key body --using sparse,colbert --filter {} --json"

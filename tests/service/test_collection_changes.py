@@ -95,7 +95,7 @@ def test_points_of_a_collection_that_was_made_again_are_not_counted(
 
     def make_again() -> None:
         changing.drop(NOTES)
-        changing.ensure(NOTES, worker.operations.collections.schema)
+        changing.ensure(NOTES, worker.operations.collections.wanted)
 
     changing.before = (at, make_again)
     answer = worker.error(job(*TEXTS), "not_found")
@@ -126,7 +126,7 @@ def test_a_job_into_a_deleted_collection_reports_what_is_there(
 
 def test_a_job_through_an_alias_that_was_moved_is_sent_again(worker: Client, changing: Changing) -> None:
     """The points are where nobody looks for them, so that none counts as stored; the job can be sent again."""
-    schema = worker.operations.collections.schema
+    schema = worker.operations.collections.wanted
     changing.ensure("old", schema)
     changing.ensure("new", schema)
     changing.alias(NOTES, "old")
@@ -151,22 +151,39 @@ def test_chunks_that_were_deleted_meanwhile_are_not_counted(worker: Client, chan
     assert {point["code"] for point in block["rejected"]} == {"not_found"}
 
 
-@pytest.mark.parametrize(
-    ("dense", "difference"), [({"distance": "euclid"}, "distance"), ({"size": 16}, "size")], ids=["distance", "size"]
-)
-def test_a_search_in_a_collection_that_was_made_again_is_not_silently_wrong(
-    worker: Client, changing: Changing, dense: Json, difference: str
+def test_a_search_in_a_collection_that_was_made_again_for_another_model_is_refused(
+    worker: Client, changing: Changing
 ) -> None:
     """The next search says that the collection has another schema, however soon it comes."""
     worker.good(job("a fox", "a dog", "a cat", "a bird"))
     assert worker.good(SEARCH)["results"][0]["hits"][0]["payload"]["text"] == "a fox"
-    schema = worker.operations.collections.schema
+    schema = worker.operations.collections.wanted
     changing.drop(NOTES)
-    changing.ensure(NOTES, replace(schema, dense=replace(parts(schema)[0], **dense)))
+    changing.ensure(NOTES, replace(schema, dense=replace(parts(schema)[0], size=16)))
     answer = worker.error(SEARCH, "schema_mismatch")
-    assert f"dense.{difference}" in answer["error"]
+    assert "dense.size" in answer["error"]
     worker.error({**SEARCH, "explain": True}, "schema_mismatch")
     changing.drop(NOTES)
     worker.error(SEARCH, "not_found")
     changing.ensure(NOTES, schema)
     assert worker.good(SEARCH)["results"] == [{"hits": []}]
+
+
+def test_a_search_in_a_collection_that_was_made_again_goes_by_what_it_has_now(
+    worker: Client, changing: Changing
+) -> None:
+    """Other distances and fewer kinds hold from the next search on, whatever was remembered."""
+    worker.good(job("a fox", "a dog", "a cat", "a bird"))
+    same = {**SEARCH, "queries": ["a fox"]}
+    searches = [same, {**same, "using": None}]
+    assert [worker.good(search)["results"][0]["hits"][0]["payload"]["text"] for search in searches] == ["a fox"] * 2
+    schema = worker.operations.collections.wanted
+    changing.drop(NOTES)
+    changing.ensure(NOTES, replace(schema, dense=replace(parts(schema)[0], distance="euclid"), sparse=None))
+    worker.good(job("a fox", "a dog", "a cat", "a bird"))
+    for search in searches:
+        answer = worker.good(search)
+        scores = [hit["score"] for hit in answer["results"][0]["hits"]]
+        assert scores == sorted(scores)
+        assert scores[0] == pytest.approx(0, abs=1e-3)
+        assert answer["recognised"] == {"kinds": ["dense", "colbert"], "distance": {"dense": "euclid"}}

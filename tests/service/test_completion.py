@@ -234,7 +234,7 @@ def test_points_that_cannot_be_completed_are_named(watched: Watched, store: Edge
 def test_a_text_that_the_model_fails_on_is_rejected_alone(watched: Watched, store: EdgeStore) -> None:
     """A model failure is in the report with its point, and the neighbours are completed."""
     site = Site(store, watched.embedder)
-    store.ensure("weights", CollectionSchema(sparse=site.core.collections.schema.sparse))
+    store.ensure("weights", CollectionSchema(sparse=site.core.collections.wanted.sparse))
     [fox, zebra, hen] = embedded(watched.embedder, ["a fox", "a wolf", "a hen"])
     store.upsert(
         "weights",
@@ -249,7 +249,7 @@ def test_a_text_that_the_model_fails_on_is_rejected_alone(watched: Watched, stor
 
 
 def test_texts_of_frameworks_are_found(embedder: Embedder, store: EdgeStore) -> None:
-    """The layout of the config says where texts are, and a text key does in the plain layout."""
+    """The layout of the config says where texts are, and a text key does in the plain layout; else the points do."""
     site = Site(store, embedder, layout="langchain")
     site.fill(TEXTS[:3], key="page_content")
     assert site.complete(("sparse",)).completed == 3
@@ -258,16 +258,22 @@ def test_texts_of_frameworks_are_found(embedder: Embedder, store: EdgeStore) -> 
     plain = Site(store, embedder)
     plain.name = "plain"
     plain.fill(TEXTS[:3], key="the body.en")
-    with pytest.raises(InvalidRequest, match=r"none of the first 3 points has a text under 'text' \(layout 'plain'\)"):
+    plain.fill(TEXTS[3:6], key="words", first=3)
+    with pytest.raises(InvalidRequest, match=r"none of the first 6 points has a text under 'text' \(layout 'plain'\)"):
         plain.complete(("sparse",))
     assert "sparse" not in store.describe("plain").description.vectors
     assert plain.complete(("sparse",), text_key="the body.en").completed == 3
+    assert plain.complete(("sparse",), text_key="words").completed == 3
+    for key in ("words", "page_content"):
+        plain.name = key
+        plain.fill(TEXTS[:3], key=key)
+        assert plain.complete(("sparse",)).completed == 3
 
 
 def test_vectors_are_recognised(embedder: Embedder, store: EdgeStore) -> None:
     """A vector of another name is the one of its kind if there is no other; several are refused with their names."""
     site = Site(store, embedder, vectorNames={"dense": "dense"})
-    schema = site.core.collections.schema
+    schema = site.core.collections.wanted
     foreign = CollectionSchema(
         site.schema.dense, schema.sparse, names=VectorNames(dense="", sparse="langchain-sparse"), layout="plain"
     )

@@ -216,7 +216,8 @@ class Paused(EdgeStore):
 
     def scroll(self, *args: Any, **options: Any) -> tuple[dict[PointId, Stored], PointId | None]:
         """See `Store.scroll`."""
-        if not self.asked.is_set():
+        where = args[1]  # without conditions it is a sample of the collection
+        if where and not self.asked.is_set():
             self.asked.set()
             self.go_on.wait(PATIENCE)
         return super().scroll(*args, **options)

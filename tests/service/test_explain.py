@@ -179,13 +179,14 @@ def test_a_text_with_other_tokens_has_no_spans(worker: Client) -> None:
 
 
 def test_the_text_is_read_from_its_key(worker: Client) -> None:
-    """`textKey` is the key of the text; without the text, a hit has no spans."""
+    """The key of the text is recognised, or `textKey`; without the text, a hit has no spans."""
     target = {"collection": NOTES, "ids": [0], "textKey": "body"}
     worker.good({"texts": ["one library"], "isPassage": True, "qdrant": target})
     (named,) = hits(worker, "library", textKey="body", withPayload=False)
     assert named["explain"]["sparse"][0]["spans"] == [[4, 11]]
     assert "payload" not in named
-    (unnamed,) = hits(worker, "library")
+    assert hits(worker, "library")[0]["explain"] == named["explain"]
+    (unnamed,) = hits(worker, "library", textKey="title")
     assert unnamed["explain"]["sparse"][0]["spans"] is None
     assert unnamed["explain"]["sparse"][0]["contribution"] == named["explain"]["sparse"][0]["contribution"]
 

@@ -1,4 +1,4 @@
-"""Collections that other libraries made: a worker with the fitting config searches them and writes into them."""
+"""A collection that LangChain made: a worker without a config searches it, adds points, and checks its model."""
 
 from __future__ import annotations
 
@@ -78,52 +78,13 @@ def foreign(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) 
     client.close()
 
 
-def test_a_collection_with_one_unnamed_vector(foreign: Foreign) -> None:
-    """A collection as the quick start of qdrant-client makes it is searched, counted, explained and ingested."""
-    embeddings = foreign.embedded(TEXTS)
-    matrix = np.stack([embedding.dense for embedding in embeddings if embedding.dense is not None])
-    params = models.VectorParams(size=matrix.shape[1], distance=models.Distance.COSINE)
-    foreign.client.create_collection(foreign.collection, vectors_config=params)
-    points = [
-        models.PointStruct(id=n, vector=matrix[n].tolist(), payload={"body": text, "even": n % 2 == 0})
-        for n, text in enumerate(TEXTS)
-    ]
-    foreign.client.upsert(foreign.collection, points, wait=True)
-    worker = foreign.worker(kinds=["dense"], vectorNames={"dense": ""})
-
-    even = {"must": [{"key": "even", "match": {"value": True}}]}
-    queries = foreign.embedded(QUERIES, Priority.QUERY)
-    for hits, query in zip(foreign.searched(worker, filter=even, explain=True, textKey="body"), queries, strict=True):
-        assert query.dense is not None
-        scores: dict[PointId, float] = dict(enumerate((matrix @ query.dense).tolist()))
-        expected = ranked({n: scores[n] for n in range(0, len(TEXTS), 2)}, 8)
-        assert [hit["id"] for hit in hits] == expected
-        assert [hit["score"] for hit in hits] == pytest.approx([scores[n] for n in expected], abs=1e-5)
-        assert [hit["explain"]["branches"]["dense"]["rank"] for hit in hits] == list(range(1, 9))
-    assert worker.good({"operation": "count", "collection": foreign.collection, "filter": even})["count"] == 20
-
-    target = {"collection": foreign.collection, "ids": [99], "textKey": "body"}
-    assert worker.good({"texts": [ADDED], "isPassage": True, "qdrant": target})["upsert"]["stored"] == 1
-    [added] = foreign.client.retrieve(foreign.collection, [99], with_vectors=True)
-    [embedding] = foreign.embedded([ADDED])
-    assert added.payload == {"body": ADDED}
-    assert np.array(added.vector) == pytest.approx(embedding.dense, abs=1e-6)
-    like = {"operation": "search", "collection": foreign.collection, "like": {"positive": [99]}, "withVectors": True}
-    [result] = worker.good(like)["results"]
-    assert 99 not in [hit["id"] for hit in result["hits"]]
-    assert {tuple(hit["vectors"]) for hit in result["hits"]} == {("dense",)}
-    worker.good({"operation": "delete", "collection": foreign.collection, "ids": [99]})
-    assert foreign.client.retrieve(foreign.collection, [99]) == []
-
-
-def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
-    """LangChain makes the collection and writes; the worker searches and adds; LangChain finds what was added."""
-    model = Model(foreign.embedder)
+def langchain_store(foreign: Foreign, dense_model: Embedder) -> QdrantVectorStore:
+    """LangChain's store over a new hybrid collection, with dense vectors of a model and the worker's sparse ones."""
     opened = QdrantVectorStore(
         foreign.client,
         foreign.collection,
-        embedding=Dense(model),
-        sparse_embedding=Sparse(model),
+        embedding=Dense(Model(dense_model)),
+        sparse_embedding=Sparse(Model(foreign.embedder)),
         retrieval_mode=RetrievalMode.HYBRID,
         validate_collection_config=False,
     )
@@ -134,10 +95,14 @@ def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
         },
         sparse_vectors_config={opened.sparse_vector_name: models.SparseVectorParams()},
     )
+    return opened
+
+
+def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
+    """LangChain makes the collection and writes; the worker searches and adds; LangChain finds what was added."""
+    opened = langchain_store(foreign, foreign.embedder)
     ids = opened.add_texts(TEXTS, [{"number": n} for n in range(len(TEXTS))])
-    worker = foreign.worker(
-        kinds=["dense", "sparse"], vectorNames={"dense": "", "sparse": "langchain-sparse"}, layout="langchain"
-    )
+    worker = foreign.worker()
 
     embeddings = dict(zip(map(str, ids), foreign.embedded(TEXTS), strict=True))
     for hits, query in zip(foreign.searched(worker, explain=True), foreign.embedded(QUERIES), strict=True):
@@ -165,3 +130,30 @@ def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
     assert worker.good({"texts": [ADDED], "isPassage": True, "qdrant": target})["upsert"]["stored"] == 1
     [document] = opened.similarity_search(ADDED, k=1)
     assert (document.page_content, document.metadata["number"]) == (ADDED, -1)
+
+
+def test_a_collection_of_langchain_with_another_model(foreign: Foreign, other: Embedder) -> None:
+    """Its unnamed dense vectors are compared: searches warn, also by example, and an ingest needs other kinds."""
+    ids = langchain_store(foreign, other).add_texts(TEXTS)
+    worker = foreign.worker()
+    search = {"operation": "search", "collection": foreign.collection, "queries": QUERIES}
+    like = {"operation": "search", "collection": foreign.collection, "like": {"positive": ids[:1]}}
+    for raw in (search, {**search, "using": ["dense"]}, like):
+        assert [warning["details"]["kind"] for warning in worker.good(raw)["warnings"]] == ["dense"]
+    for raw in ({**search, "using": ["sparse"]}, {**like, "using": ["sparse"]}):
+        assert "warnings" not in worker.good(raw)
+    job = {"texts": [ADDED], "isPassage": True, "qdrant": {"collection": foreign.collection}}
+    details = worker.error(job, "schema_mismatch")["details"]
+    assert [(part["kind"], part["cosine"] < 0.98) for part in details["vectors"]] == [("dense", True)]
+    assert worker.good({**job, "vectors": ["sparse"]})["upsert"]["stored"] == 1
+
+
+def test_a_collection_of_langchain_with_the_right_model(foreign: Foreign) -> None:
+    """The texts under LangChain's key match both vectors under LangChain's names: nothing warns or is refused."""
+    ids = langchain_store(foreign, foreign.embedder).add_texts(TEXTS)
+    worker = foreign.worker()
+    search = {"operation": "search", "collection": foreign.collection}
+    for raw in ({**search, "queries": QUERIES}, {**search, "like": {"positive": ids[:1]}}):
+        assert "warnings" not in worker.good(raw)
+    job = {"texts": [ADDED], "isPassage": True, "qdrant": {"collection": foreign.collection}}
+    assert worker.good(job)["upsert"]["stored"] == 1

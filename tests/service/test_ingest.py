@@ -543,7 +543,7 @@ def test_more_ingests_than_the_limit_are_rejected(watched: Watched, store: EdgeS
     settings = Settings.from_environment(ENVIRONMENT)
     access = StoreAccess(settings, store, lambda: None, ingests_max=2)
     operations = Operations(settings, watched.embedder, store)
-    collections = Collections(settings, access, operations.collections.schema)
+    collections = Collections(settings, access, operations.collections.wanted)
     check = ModelCheck(watched.embedder, access, ModelIdentity("mini"), enabled=False)
     ingest = Ingest(watched.embedder, access, collections, check, operations.limits)
 

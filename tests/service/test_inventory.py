@@ -83,7 +83,8 @@ def test_a_collection_is_described(filled: Store, embedder: Embedder, name: str)
             {"key": "tenant", "type": "keyword", "isTenant": True},
             {"key": "year", "type": "integer", "isTenant": False},
         ],
-        "layout": {"name": "plain", "source": "config"},
+        "layout": {"name": "plain", "source": "collection"},
+        "textKey": "text",
         "model": {"name": "mini", "revision": revision_of(MINI), "source": "collection"},
     }
     assert vectors["dense"] == {

@@ -90,6 +90,7 @@ def test_vectors_without_a_store_are_all_kinds(serve: Serve) -> None:
 def test_the_weights_are_those_of_the_default_branches(serve: Serve) -> None:
     """Without `using` the number of weights is checked against the branches that the collection has."""
     worker = serve(QDRANT_COLLECTION_CONFIG=_config("dense"))
+    worker.good({"texts": TEXTS, "qdrant": {"collection": "notes"}})
     error = worker.error({**SEARCH, "weights": [1.0, 2.0]}, "invalid_request")
     assert error["error"] == "weights must have one item per branch (dense), got 2"
 

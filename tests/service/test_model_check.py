@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from embedder import KINDS, Embedder, Embedding, ModelOptions, Outputs, Priority, SparseVector
-from embedder.checkpoint import MINI
+from embedder import KINDS, Embedder, Embedding, Outputs, Priority, SparseVector
 from qdrant_sink import LimitExceeded, ModelIdentity, Point, Store, StoreRejected, StoreUnavailable
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations, model_check, text_comparison
@@ -36,29 +32,8 @@ SEARCH: Final[Json] = {"operation": "search", "collection": NOTES, "queries": ["
 QUERY_TOKENS: Final = 3
 MESSAGE: Final = "collection 'notes' has vectors of another model"
 UNCHECKED: Final = '{"verifyModel": false}'
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the size and the vocabulary of `mini` with other weights, in the directory `stranger`."""
-    directory = tmp_path_factory.mktemp("checkpoints") / "stranger"
-    shutil.copytree(MINI, directory)
-    weights = load_file(directory / "model.safetensors")
-    generator = torch.Generator().manual_seed(7)
-    drawn = {
-        name: weight.flatten()[torch.randperm(weight.numel(), generator=generator)] for name, weight in weights.items()
-    }
-    save_file({name: drawn[name].view_as(weight) for name, weight in weights.items()}, directory / "model.safetensors")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def other(stranger: Path) -> Iterator[Embedder]:
-    """The model of `stranger`."""
-    options = ModelOptions(model_id=str(stranger), device="cpu", dtype="float32", token_budget=4096)
-    loaded = Embedder.load(options)
-    yield loaded
-    loaded.close()
+UNSAMPLED: Final = '{"textKey": "text"}'
+"""Config by which no point is read to recognise the key of the text, so that only the check reads points."""
 
 
 @pytest.fixture(params=["edge", "double"])
@@ -202,7 +177,7 @@ def test_the_own_model_needs_no_comparison(store: Store, embedder: Embedder) -> 
     """A collection that names this model and revision is taken without reading a text."""
     worker_of(embedder, store).good(job(*TEXTS))
     unread = RaisingStore(store, scroll=AssertionError("no text is read"))
-    assert "warnings" not in worker_of(embedder, unread).good(SEARCH)
+    assert "warnings" not in worker_of(embedder, unread, QDRANT_COLLECTION_CONFIG=UNSAMPLED).good(SEARCH)
 
 
 def test_vectors_decide_about_a_model_of_the_same_name(
@@ -300,9 +275,9 @@ def test_chunks_of_a_document_are_compared(embedder: Embedder, other: Embedder, 
 
 @pytest.mark.parametrize("payload", [{}, {"text": " "}, {"body": "A note on rsync."}])
 def test_points_without_texts_are_unknown(store: Store, embedder: Embedder, other: Embedder, payload: Json) -> None:
-    """Without texts under the expected key, nothing can be compared, and requests go on."""
+    """Without texts under the key that the operator sets, nothing can be compared, and requests go on."""
     fill(store, other, payload=lambda _text: payload)
-    worker = worker_of(embedder, store)
+    worker = worker_of(embedder, store, QDRANT_COLLECTION_CONFIG=UNSAMPLED)
     assert "warnings" not in worker.good(SEARCH)
     assert worker.good(job("A new note."))["upsert"]["stored"] == 1
 
@@ -378,7 +353,7 @@ def test_a_comparison_that_fails_stops_nothing(tmp_path: Path, embedder: Embedde
     """If the stored texts cannot be read, searches and ingests go on without the check."""
     with filled_edge(tmp_path, embedder) as store:
         failing = RaisingStore(store, scroll=failure)
-        worker = worker_of(embedder, failing)
+        worker = worker_of(embedder, failing, QDRANT_COLLECTION_CONFIG=UNSAMPLED)
         assert "warnings" not in worker.good(SEARCH)
         assert worker.good(job("A new note."))["upsert"]["stored"] == 1
 
@@ -390,7 +365,7 @@ def test_a_comparison_that_fails_is_tried_again_later(
     with opened("edge", tmp_path) as store:
         fill(store, other)
         failing = RaisingStore(store, scroll=StoreRejected("refused"))
-        worker = worker_of(embedder, failing)
+        worker = worker_of(embedder, failing, QDRANT_COLLECTION_CONFIG=UNSAMPLED)
         assert "warnings" not in worker.good(SEARCH)
         failing.failures.clear()
         assert "warnings" not in worker.good(SEARCH)

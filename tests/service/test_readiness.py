@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from embedder import Embedder, ModelFailure
-from qdrant_sink import CollectionSchema, SchemaMismatch, Store
+from embedder import Embedder, ModelFailure, NotFound
+from qdrant_sink import SchemaMismatch, Store
 from qdrant_sink.edge import EdgeStore
+from qdrant_sink.schema_diff import CollectionDescription
 from service.operations import Operations
 from service.readiness import checks
 from service.settings import Settings
@@ -87,10 +88,10 @@ class Hanging(FailingStore):
         super().__init__(store, None)
         self.over = threading.Event()
 
-    def verify(self, collection: str, schema: CollectionSchema) -> bool:
-        """See `Store.verify`."""
+    def description(self, collection: str) -> CollectionDescription:
+        """See `Store.description`."""
         self.over.wait(PATIENCE)
-        return False
+        raise NotFound(f"collection {collection!r} does not exist")
 
 
 @pytest.mark.parametrize("hangs", [True, False])

@@ -40,7 +40,8 @@ class RestFront:
                 request = f"{self.command} {self.path.partition('?')[0]}"
                 front.requests.append(request)
                 try:
-                    status, answer = 200, result(front.answer(request, json.loads(body or b"{}")))
+                    status, answer = 200, front.answer(request, json.loads(body or b"{}"))
+                    answer = answer if request == VERSION else result(answer)
                 except grpc.RpcError as exc:
                     status, answer = 404 if exc.code() is grpc.StatusCode.NOT_FOUND else 400, refusal(exc.details())
                 except LookupError:
@@ -141,7 +142,11 @@ def _index(client: QdrantClient, body: Json, name: str) -> models.UpdateResult:
     return client.create_payload_index(name, body["field_name"], body["field_schema"], wait=True)
 
 
+VERSION: Final = "GET /"
+"""The request for the version, whose answer alone is not wrapped."""
+
 ROUTES: Final[dict[str, Callable[..., Any]]] = {
+    VERSION: lambda client, _body: client.info(),
     r"GET /collections": lambda client, _body: client.get_collections(),
     r"GET /aliases": lambda client, _body: client.get_aliases(),
     r"POST /collections/aliases": lambda client, body: client.update_collection_aliases(

@@ -311,7 +311,7 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
     search = replace(plain, schema=schema)
     alone = search.with_options(using=("dense",), rerank=None)
     run(server_store, "docs", [search, plain, alone])
-    quantized, unquantized, single = double.queries[-1].query_points
+    quantized, _, unquantized, _, single = double.queries[-1].query_points  # and those without rows
     dense, sparse = quantized.prefetch
     for params in (dense.params, quantized.params, single.params):
         assert params.quantization.rescore
@@ -322,7 +322,7 @@ def test_quantized_vectors_are_rescored(server_store: ServerStore, double: GrpcD
     chosen = search.with_options(rescoring=Rescoring(rescore=False), indexed_only=True, exact=True, hnsw_ef=9)
     ignored = search.with_options(rescoring=Rescoring(ignore=True))
     run(server_store, "docs", [chosen, ignored])
-    chosen_sent, ignored_sent = double.queries[-1].query_points
+    chosen_sent, _, ignored_sent, _ = double.queries[-1].query_points
     params = chosen_sent.prefetch[0].params
     assert (params.indexed_only, params.exact, params.hnsw_ef) == (True, True, 9)
     assert (params.quantization.rescore, params.quantization.HasField("oversampling")) == (False, False)

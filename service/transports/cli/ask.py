@@ -197,7 +197,7 @@ class AskOptions:
         filter: filter in Qdrant's JSON; None for no filter.
         rerank: whether ColBERT orders all candidates.
         explain: whether each hit says why it was found.
-        text_key: where a plain payload keeps the text.
+        text_key: where a plain payload keeps the text; None for that of the collection.
         as_json: whether the answer is printed as JSON.
     """
 
@@ -208,7 +208,7 @@ class AskOptions:
     filter: object = None
     rerank: bool = False
     explain: bool = False
-    text_key: str = "text"
+    text_key: str | None = None
     as_json: bool = False
 
 
@@ -219,8 +219,9 @@ def request_of(options: AskOptions) -> Json:
         "queries": list(options.questions),
         "limit": options.limit,
         "explain": options.explain,
-        "textKey": options.text_key,
     }
+    if options.text_key is not None:
+        request["textKey"] = options.text_key
     if options.using:
         request["using"] = list(options.using)
     if options.collection is not None:
@@ -232,7 +233,7 @@ def request_of(options: AskOptions) -> Json:
     return request
 
 
-def ask(operations: Operations, options: AskOptions, layout: Layout) -> None:
+def ask(operations: Operations, options: AskOptions) -> None:
     """Ask, and print the hits.
 
     Raises:
@@ -244,7 +245,10 @@ def ask(operations: Operations, options: AskOptions, layout: Layout) -> None:
     if options.as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
         return
-    shown = Answer(Console(highlight=False), layout, options.text_key)
+    config, taken = operations.settings.qdrant_collection_config, answer.get("recognised", {})
+    layout = taken.get("layout", config.layout)
+    text_key = options.text_key or taken.get("textKey", config.text_key)
+    shown = Answer(Console(highlight=False), layout, text_key)
     for warning in answer.get("warnings", ()):
         click.echo(f"warning: {warning['message']}", err=True)
     for query, result in zip(options.questions, answer["results"], strict=True):
@@ -265,7 +269,7 @@ def run(options: AskOptions, build: Callable[[Settings], Operations] | None = No
     settings = Settings.from_environment()
     operations = (build or Operations.build)(settings)
     try:
-        ask(operations, options, settings.qdrant_collection_config.layout)
+        ask(operations, options)
     finally:
         operations.close()
     return 0

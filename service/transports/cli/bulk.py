@@ -40,7 +40,7 @@ class BulkOptions:
         chunk_overlap: tokens that a chunk repeats of the previous one.
         colbert_pooling: `none` or `mean`.
         vectors: kinds of vectors to store; empty for those of the collection.
-        text_key: where the payload keeps the text.
+        text_key: where the payload keeps the text; None for that of the collection.
         defer_index: build the graph at the end even if the collection is in use.
         rejects: a file for every rejected line.
         as_json: whether the summary is printed as JSON.
@@ -55,7 +55,7 @@ class BulkOptions:
     chunk_overlap: int | None = None
     colbert_pooling: str = "none"
     vectors: Sequence[str] = ()
-    text_key: str = "text"
+    text_key: str | None = None
     defer_index: bool = False
     rejects: Path | None = None
     as_json: bool = False

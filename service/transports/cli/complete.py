@@ -41,7 +41,7 @@ class CompleteOptions:
         kinds: kinds of vectors that every point is to have.
         into: new collection to copy into; None to add the vectors in place where that is possible.
         alias: alias to move to the copy; None for the collection, if that is an alias.
-        text_key: payload key of the text.
+        text_key: payload key of the text; None for that of the collection.
         colbert_pooling: `none` or `mean`.
         as_json: whether the summary is printed as JSON.
     """
@@ -50,7 +50,7 @@ class CompleteOptions:
     kinds: Sequence[Kind]
     into: str | None = None
     alias: str | None = None
-    text_key: str = "text"
+    text_key: str | None = None
     colbert_pooling: str = "none"
     as_json: bool = False
 

@@ -56,7 +56,8 @@ class Demo:
         passages, questions = corpus.passages(), corpus.questions()
         with self._step(f"ingest {len(passages)} passages"):
             await self._ingest(operations, passages)
-        rerank: Literal["colbert"] | None = "colbert" if "colbert" in operations.collections.schema.kinds else None
+        kinds = (await operations.collections.recognised(COLLECTION)).schema.kinds
+        rerank: Literal["colbert"] | None = "colbert" if "colbert" in kinds else None
         with self._step(f"answer {len(questions)} questions"):
             result = await operations.search(
                 SearchRequest(

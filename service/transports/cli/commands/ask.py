@@ -35,7 +35,7 @@ def _json(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option("--filter", metavar="JSON", callback=_json, help="Filter in Qdrant's JSON, which every hit matches.")
 @click.option("--rerank", is_flag=True, help="Order all candidates by ColBERT.")
 @click.option("--explain", is_flag=True, help="Show why each hit was found.")
-@click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Payload key of the text.")
+@click.option("--text-key", metavar="KEY", help="Payload key of the text.  [default: that of the collection]")
 @json_option
 @click.pass_obj
 def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name

@@ -38,7 +38,7 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
     help="What to do with more ColBERT rows than Qdrant takes.",
 )
 @kinds_option("--vectors", default="those of the collection", help="Kinds of vectors to store")
-@click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Payload key of the text.")
+@click.option("--text-key", metavar="KEY", help="Payload key of the text.  [default: that of the collection]")
 @click.option("--defer-index", is_flag=True, help="Build the graph at the end even if the collection is in use.")
 @click.option(
     "--rejects",

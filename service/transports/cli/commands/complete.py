@@ -28,7 +28,7 @@ from service.transports.cli.options import CONTEXT, configure_logs, examples, js
 @click.option(
     "--alias", metavar="NAME", help="Alias to move to the copy when it is complete.  [default: COLLECTION, if an alias]"
 )
-@click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Payload key of the text.")
+@click.option("--text-key", metavar="KEY", help="Payload key of the text.  [default: that of the collection]")
 @click.option(
     "--colbert-pooling",
     type=click.Choice(["none", "mean"]),
