@@ -46,6 +46,8 @@ class Framework(ABC):
     layout: ClassVar[Layout]
     kinds: ClassVar[tuple[Kind, ...]]
     vector_names: ClassVar[dict[str, str]]
+    opens_further_vectors: ClassVar = True
+    """Whether the class opens a collection that has vectors of further names."""
 
     def __init__(self, address: Address, collection: str, model: Model) -> None:
         self.address = address
@@ -66,14 +68,16 @@ class LangChainDense(Framework):
 
     name = "langchain-dense"
     layout = "langchain"
-    kinds = ("dense",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense",)
     vector_names: ClassVar = {"dense": ""}
     mode: ClassVar = RetrievalMode.DENSE
 
     def write(self, texts: Sequence[str]) -> None:
+        """See `Framework.write`."""
         self._store().add_texts(list(texts), [{"number": number} for number in range(len(texts))])
 
     def search(self, query: str, limit: int) -> list[Found]:
+        """See `Framework.search`."""
         documents = self._store().similarity_search(query, k=limit)
         return [Found(document.page_content, document.metadata["number"]) for document in documents]
 
@@ -91,7 +95,7 @@ class LangChainHybrid(LangChainDense):
     """langchain-qdrant with dense and sparse vectors."""
 
     name = "langchain-hybrid"
-    kinds = ("dense", "sparse")
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense", "sparse")
     vector_names: ClassVar = {"dense": "", "sparse": "langchain-sparse"}
     mode: ClassVar = RetrievalMode.HYBRID
 
@@ -101,11 +105,12 @@ class LlamaIndexDense(Framework):
 
     name = "llamaindex-dense"
     layout = "llamaindex"
-    kinds = ("dense",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense",)
     vector_names: ClassVar = {"dense": ""}
     hybrid: ClassVar = False
 
     def write(self, texts: Sequence[str]) -> None:
+        """See `Framework.write`."""
         nodes = [
             TextNode(
                 text=text,
@@ -118,6 +123,7 @@ class LlamaIndexDense(Framework):
         self._store().add(list(nodes))
 
     def search(self, query: str, limit: int) -> list[Found]:
+        """See `Framework.search`."""
         [embedding] = self.model([query])
         mode = VectorStoreQueryMode.HYBRID if self.hybrid else VectorStoreQueryMode.DEFAULT
         asked = VectorStoreQuery(
@@ -146,7 +152,7 @@ class LlamaIndexHybrid(LlamaIndexDense):
     """llama-index-vector-stores-qdrant with dense and sparse vectors."""
 
     name = "llamaindex-hybrid"
-    kinds = ("dense", "sparse")
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense", "sparse")
     vector_names: ClassVar = {"dense": "text-dense", "sparse": "text-sparse-new"}
     hybrid: ClassVar = True
 
@@ -156,11 +162,13 @@ class HaystackDense(Framework):
 
     name = "haystack-dense"
     layout = "haystack"
-    kinds = ("dense",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense",)
     vector_names: ClassVar = {"dense": ""}
     hybrid: ClassVar = False
+    opens_further_vectors: ClassVar = False
 
     def write(self, texts: Sequence[str]) -> None:
+        """See `Framework.write`."""
         documents = [
             HaystackDocument(
                 content=text,
@@ -173,6 +181,7 @@ class HaystackDense(Framework):
         self._store().write_documents(documents)
 
     def search(self, query: str, limit: int) -> list[Found]:
+        """See `Framework.search`."""
         [embedding] = self.model([query])
         if self.hybrid:
             answer = QdrantHybridRetriever(self._store(), top_k=limit).run(
@@ -180,7 +189,7 @@ class HaystackDense(Framework):
             )
         else:
             answer = QdrantEmbeddingRetriever(self._store(), top_k=limit).run(query_embedding=dense_of(embedding))
-        return [Found(document.content, document.meta["number"]) for document in answer["documents"]]
+        return [Found(document.content or "", document.meta["number"]) for document in answer["documents"]]
 
     def _sparse(self, embedding: Embedding) -> SparseEmbedding:
         vector = sparse_of(embedding)
@@ -205,9 +214,10 @@ class HaystackHybrid(HaystackDense):
     """qdrant-haystack with dense and sparse vectors."""
 
     name = "haystack-hybrid"
-    kinds = ("dense", "sparse")
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense", "sparse")
     vector_names: ClassVar = {"dense": "text-dense", "sparse": "text-sparse"}
     hybrid: ClassVar = True
+    opens_further_vectors: ClassVar = True
 
 
 FRAMEWORKS: Final[tuple[type[Framework], ...]] = (
@@ -224,7 +234,8 @@ FRAMEWORKS: Final[tuple[type[Framework], ...]] = (
 def dense_of(embedding: Embedding) -> list[float]:
     """The dense vector of an embedding."""
     assert embedding.dense is not None
-    return embedding.dense.tolist()
+    numbers: list[float] = embedding.dense.tolist()
+    return numbers
 
 
 def sparse_of(embedding: Embedding) -> SparseVector:

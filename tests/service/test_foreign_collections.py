@@ -1,8 +1,7 @@
-"""A collection that LangChain made: a worker without a config searches it, adds points, and checks its model."""
+"""The model of a collection that LangChain made is checked before a worker without a config reads or extends it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import uuid
@@ -10,21 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from langchain_qdrant import QdrantVectorStore, RetrievalMode
 from qdrant_client import QdrantClient, models
 
 import corpus
-from embedder import Embedder, Embedding, Outputs, Priority
-from qdrant_sink import PointId, Store
+from embedder import Embedder
+from qdrant_sink import Store
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
 from service.settings import Settings
-from tests.service.client import ENVIRONMENT, Client, Json
+from tests.service.client import ENVIRONMENT, Client
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.langchain_model import Dense, Model, Sparse
-from tests.sink.samples import ranked, rrf
 from tests.sink.stores import real_server
 
 TEXTS = [passage.text for passage in corpus.passages()[:40]]
@@ -45,16 +42,6 @@ class Foreign:
         """A worker with this collection config."""
         settings = Settings.from_environment({**ENVIRONMENT, "QDRANT_COLLECTION_CONFIG": json.dumps(config)})
         return Client(Operations(settings, self.embedder, self.store))
-
-    def embedded(self, texts: list[str], priority: Priority = Priority.PASSAGE) -> list[Embedding]:
-        """The vectors of texts."""
-        results = asyncio.run(self.embedder.embed(texts, Outputs(), max_length=512, priority=priority))
-        return [result for result in results if isinstance(result, Embedding)]
-
-    def searched(self, worker: Client, **fields: object) -> list[list[Json]]:
-        """The hits of each of `QUERIES`."""
-        raw = {"operation": "search", "collection": self.collection, "queries": QUERIES, "limit": 8, **fields}
-        return [result["hits"] for result in worker.good(raw)["results"]]
 
 
 @pytest.fixture(params=["double", pytest.param("server", marks=pytest.mark.server)])
@@ -96,40 +83,6 @@ def langchain_store(foreign: Foreign, dense_model: Embedder) -> QdrantVectorStor
         sparse_vectors_config={opened.sparse_vector_name: models.SparseVectorParams()},
     )
     return opened
-
-
-def test_a_hybrid_collection_of_langchain(foreign: Foreign) -> None:
-    """LangChain makes the collection and writes; the worker searches and adds; LangChain finds what was added."""
-    opened = langchain_store(foreign, foreign.embedder)
-    ids = opened.add_texts(TEXTS, [{"number": n} for n in range(len(TEXTS))])
-    worker = foreign.worker()
-
-    embeddings = dict(zip(map(str, ids), foreign.embedded(TEXTS), strict=True))
-    for hits, query in zip(foreign.searched(worker, explain=True), foreign.embedded(QUERIES), strict=True):
-        assert query.dense is not None
-        assert query.sparse is not None
-        weights = dict(zip(query.sparse.indices.tolist(), query.sparse.values.tolist(), strict=True))
-        dense: dict[PointId, float] = {}
-        sparse: dict[PointId, float] = {}
-        for identity, embedding in embeddings.items():
-            assert embedding.dense is not None
-            assert embedding.sparse is not None
-            dense[uuid.UUID(identity)] = float(np.dot(embedding.dense, query.dense))
-            pairs = zip(embedding.sparse.indices.tolist(), embedding.sparse.values.tolist(), strict=True)
-            shared = [weights[index] * value for index, value in pairs if index in weights]
-            if shared:
-                sparse[uuid.UUID(identity)] = sum(shared)
-        expected = rrf([ranked(dense), ranked(sparse)], 60, (1.0, 1.0))
-        scores = [expected[uuid.UUID(hit["id"])] for hit in hits]
-        assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-6)
-        assert scores == sorted(expected.values(), reverse=True)[:8]
-        assert all(sum(hit["explain"]["fusion"].values()) == pytest.approx(hit["score"], abs=1e-6) for hit in hits)
-        assert hits[0]["payload"]["page_content"] == TEXTS[hits[0]["payload"]["metadata"]["number"]]
-
-    target = {"collection": foreign.collection, "payloads": [{"number": -1}]}
-    assert worker.good({"texts": [ADDED], "isPassage": True, "qdrant": target})["upsert"]["stored"] == 1
-    [document] = opened.similarity_search(ADDED, k=1)
-    assert (document.page_content, document.metadata["number"]) == (ADDED, -1)
 
 
 def test_a_collection_of_langchain_with_another_model(foreign: Foreign, other: Embedder) -> None:

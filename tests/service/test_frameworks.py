@@ -6,9 +6,11 @@ import asyncio
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from qdrant_sink.server import ServerStore
 from service.operations import CompletionRequest, Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
-from tests.service.frameworks import FRAMEWORKS, Address, Framework, Found, sparse_of
+from tests.service.frameworks import FRAMEWORKS, Address, Found, Framework, dense_of, sparse_of
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.langchain_model import Model
 from tests.sink.samples import ranked, rrf
@@ -29,7 +31,9 @@ from tests.sink.stores import real_server
 
 TEXTS = [passage.text for passage in corpus.passages()[:40]]
 QUERIES = [question.query for question in corpus.questions()[:10]]
+CLIENT: dict[str, Any] = {"prefer_grpc": True, "check_compatibility": False}
 ADDED = "A fox that nobody had written about before."
+NUMBERS = {"langchain": "metadata.number", "llamaindex": "number", "haystack": "meta.number"}
 TEXT_KEYS = {"langchain": "page_content", "llamaindex": "_node_content", "haystack": "content"}
 
 
@@ -58,37 +62,53 @@ class Opened:
         return TEXTS.index(text)
 
 
-@pytest.fixture(params=["double", pytest.param("server", marks=pytest.mark.server)])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Address, Store]]:
-    """A server double or a real server, for a framework and for the worker."""
-    options: dict[str, Any] = {"prefer_grpc": True, "check_compatibility": False, "port": 6333}
-    if request.param == "double":
-        double = GrpcDouble(tmp_path)
-        options |= {"host": "127.0.0.1", "grpc_port": double.port}
-        store = ServerStore("http://127.0.0.1:9", grpc_port=double.port)
-        request.addfinalizer(double.stop)  # noqa: PT021 - only one of the two servers needs it
-    else:
-        url, key = real_server()
-        port = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
-        host, _, rest_port = url.removeprefix("http://").partition(":")
-        options |= {"host": host, "port": int(rest_port or 6333), "grpc_port": port, "api_key": key}
-        store = ServerStore(url, key, grpc_port=port)
-    client = QdrantClient(**options)
+CASES = [
+    *(
+        pytest.param(
+            (framework, "double"), id=framework.name, marks=() if "sparse" in framework.kinds else pytest.mark.slow
+        )
+        for framework in FRAMEWORKS
+    ),
+    *(
+        pytest.param((framework, "server"), id=f"{framework.name}-server", marks=pytest.mark.server)
+        for framework in FRAMEWORKS
+    ),
+]
+
+
+@contextmanager
+def double(path: Path) -> Iterator[tuple[Address, Store]]:
+    """A server double, for a framework and for the worker."""
+    server = GrpcDouble(path)
+    options = {"host": "127.0.0.1", "port": 6333, "grpc_port": server.port, **CLIENT}
+    client, store = QdrantClient(**options), ServerStore("http://127.0.0.1:9", grpc_port=server.port)
     yield Address(client, options), store
+    store.close()
+    client.close()
+    server.stop()
+
+
+@contextmanager
+def real(collection: str) -> Iterator[tuple[Address, Store]]:
+    """The server of `QDRANT_URL`, from which the collection is deleted at the end."""
+    url, key = real_server()
+    address, port = urlsplit(url), int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
+    options = {"host": address.hostname, "port": address.port or 6333, "grpc_port": port, "api_key": key, **CLIENT}
+    client, store = QdrantClient(**options), ServerStore(url, key, grpc_port=port)
+    yield Address(client, options), store
+    client.delete_collection(collection)
     store.close()
     client.close()
 
 
-@pytest.fixture(params=FRAMEWORKS, ids=lambda framework: framework.name)
-def opened(
-    request: pytest.FixtureRequest, server: tuple[Address, Store], embedder: Embedder
-) -> Iterator[Opened]:
-    """A collection of each framework."""
-    address, store = server
-    framework = request.param(address, f"test_{uuid.uuid4().hex}", Model(embedder))
-    framework.write(TEXTS)
-    yield Opened(framework, Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store)), embedder)
-    address.client.delete_collection(framework.collection)
+@pytest.fixture(params=CASES)
+def opened(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[Opened]:
+    """A collection of each framework, on the double and on a real server."""
+    (framework_class, kind), collection = request.param, f"test_{uuid.uuid4().hex}"
+    with double(tmp_path) if kind == "double" else real(collection) as (address, store):
+        framework = framework_class(address, collection, Model(embedder))
+        framework.write(TEXTS)
+        yield Opened(framework, Client(Operations(Settings.from_environment(ENVIRONMENT), embedder, store)), embedder)
 
 
 def test_searches_agree_with_numpy_and_say_what_was_recognised(opened: Opened) -> None:
@@ -111,6 +131,16 @@ def test_searches_agree_with_numpy_and_say_what_was_recognised(opened: Opened) -
         assert all(set(hit["explain"]["branches"]) <= set(framework.kinds) for hit in result["hits"])
 
 
+def test_filters_reach_the_metadata_of_the_framework(opened: Opened) -> None:
+    """A condition on the caller's metadata limits a search and a count, in each framework's place for it."""
+    where = {"must": [{"key": NUMBERS[opened.framework.layout], "range": {"lt": 20}}]}
+    counted = {"operation": "count", "collection": opened.framework.collection, "filter": where}
+    assert opened.worker.good(counted)["count"] == 20
+    for result in opened.searched(filter=where)["results"]:
+        assert len(result["hits"]) == 8
+        assert all(opened.number_of(hit) < 20 for hit in result["hits"])
+
+
 def test_the_framework_finds_what_the_worker_adds(opened: Opened) -> None:
     """A text that the worker ingests is a document of the framework, with its text and metadata."""
     collection = opened.framework.collection
@@ -125,7 +155,7 @@ def test_a_completed_collection_reranks_as_numpy_does(opened: Opened) -> None:
     """The missing kinds are added in place; rerank then follows MaxSim, and the framework reads on."""
     framework = opened.framework
     missing = tuple(kind for kind in KINDS if kind not in framework.kinds)
-    report = asyncio.run(opened.worker.operations.completion(CompletionRequest(framework.collection, missing)))
+    report = asyncio.run(opened.worker.operations.completion(CompletionRequest(missing, framework.collection)))
     assert (report.completed, report.points) == (len(TEXTS), len(TEXTS))
     passages, queries = opened.embedded(TEXTS), opened.embedded(QUERIES, Priority.QUERY)
     for query, result in zip(queries, opened.searched(rerank="colbert")["results"], strict=True):
@@ -133,13 +163,14 @@ def test_a_completed_collection_reranks_as_numpy_does(opened: Opened) -> None:
         numbers = [opened.number_of(hit) for hit in result["hits"]]
         assert [hit["score"] for hit in result["hits"]] == pytest.approx([expected[n] for n in numbers], rel=2e-3)
         assert [expected[n] for n in numbers] == pytest.approx(sorted(expected.values(), reverse=True)[:8], rel=2e-3)
-    assert framework.search(TEXTS[5], 1) == [Found(TEXTS[5], 5)]
+    if framework.opens_further_vectors:
+        assert framework.search(TEXTS[5], 1) == [Found(TEXTS[5], 5)]
 
 
 def scores_of(kind: Kind, query: Embedding, passages: Sequence[Embedding]) -> dict[PointId, float]:
     """The scores of all passages by their number; passages without a common token have no sparse score."""
     if kind == "dense":
-        return {number: float(np.dot(query.dense, passage.dense)) for number, passage in enumerate(passages)}
+        return {number: float(np.dot(dense_of(query), dense_of(passage))) for number, passage in enumerate(passages)}
     if kind == "colbert":
         return {
             number: float((query.colbert @ passage.colbert.T).max(axis=1).sum())
