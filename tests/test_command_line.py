@@ -279,6 +279,7 @@ def test_a_health_check_says_why() -> None:
     assert (done.returncode, done.stdout) == (1, "not healthy: PORT must be an integer from 1 to 65535, got 'http'\n")
 
 
+@pytest.mark.slow
 def test_the_queue_hands_its_arguments_to_the_sdk(tmp_path: Path) -> None:
     """`queue -- --test_input JOB` runs one job, like `python handler.py --test_input JOB`."""
     job = json.dumps({"input": {"texts": ["hello"], "vectors": ["dense"]}})

@@ -286,6 +286,7 @@ def test_an_answer_is_not_spelt_out_for_the_log() -> None:
         assert PRIVATE not in f"{wrapped} { ({'output': wrapped}) }"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "named"),
     [

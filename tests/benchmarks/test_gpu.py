@@ -151,6 +151,7 @@ def test_the_baseline_has_the_form_of_a_run() -> None:
     assert set(BASELINE.sections) <= set(SECTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["machine", "ceilings", "small", "embedder", "queries", "handler", "profile"])
 def test_a_section_runs_on_a_cpu(bench: Bench, tmp_path: Path, name: str) -> None:
     """Every section that needs no GPU yields figures and writes them."""

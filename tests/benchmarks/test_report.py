@@ -137,6 +137,7 @@ def test_what_is_written_by_hand_stays(results: Path, tmp_path: Path) -> None:
     assert text.count("<!-- notes -->") == 1
 
 
+@pytest.mark.slow
 def test_the_plots_are_the_same_for_the_same_results(results: Path, tmp_path: Path) -> None:
     """Plots of the same figures are identical files."""
     pytest.importorskip("matplotlib")

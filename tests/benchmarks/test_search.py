@@ -81,6 +81,7 @@ def test_points_and_queries_are_the_same_at_every_run() -> None:
     assert query.vectors.colbert.shape == (QUERY_ROWS, SMALL.size)
 
 
+@pytest.mark.slow
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     """The plot is an SVG of both states of the collection."""
     pytest.importorskip("matplotlib")

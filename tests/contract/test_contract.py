@@ -36,7 +36,10 @@ TEI: Mapping[str, tuple[str, str]] = {"/embed": ("inputs", "TeiEmbedRequest"), "
 """Paths with two forms: the field that tells TEI's, and its schema."""
 
 
-@pytest.fixture(scope="module", params=list(WORLDS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "mini-server" else ()) for name in WORLDS],
+)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Every engine over every store in turn."""
     with opened(request.param) as entered:

@@ -52,6 +52,7 @@ def test_what_attends_depends_on_the_mean_length() -> None:
     assert not attends_by_tiles("cpu", torch.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, test_cuda compares the kernels themselves")
 def test_the_kernels_of_a_gpu_give_the_vectors_of_a_cpu(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter the GPU kernels give the miniature model's CPU vectors."""

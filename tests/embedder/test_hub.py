@@ -133,6 +133,7 @@ def closed_port() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["bin", "safetensors"])
 def test_a_model_is_downloaded_from_a_hub_that_answers(tmp_path: Path, small_checkpoint: Path, layout: str) -> None:
     """The default model's pinned revision is downloaded completely, as published or with safetensors."""
@@ -213,6 +214,7 @@ def test_an_incomplete_cache_offline_is_refused_by_name(tmp_path: Path, small_ch
     assert answer.startswith("refused: MODEL_ID: the checkpoint lacks model.safetensors or pytorch_model.bin")
 
 
+@pytest.mark.slow
 def test_a_proxy_that_forbids_is_a_refusal_to_start(tmp_path: Path) -> None:
     """Every error of the hub client's HTTP library becomes a refusal to start that says what to check."""
     with forbidding_proxy() as proxy:

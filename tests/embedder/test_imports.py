@@ -85,6 +85,7 @@ def test_importing_is_cheap() -> None:
     assert not loaded_after(f"import {names}") & (HEAVY | OUTSIDERS)
 
 
+@pytest.mark.slow
 def test_the_packed_engine_never_pays_for_flagembedding() -> None:
     """Embedding on a CPU imports neither FlagEmbedding (seconds), nor transformers, torch's compiler (one), Triton."""
     code = """

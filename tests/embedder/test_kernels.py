@@ -135,6 +135,7 @@ def test_attention_by_tiles_is_that_of_each_text(lengths: list[int], width: int,
         assert close(attention.packed_attention(qkv, tiles, spans, 2), torch.cat(exact).to(dtype), dtype)
 
 
+@pytest.mark.slow
 def test_attention_takes_tiles_of_128_and_any_step() -> None:
     """Tuned tile and step sizes change the speed and not the result."""
     lengths = [40, 60, 20, 128, 300]

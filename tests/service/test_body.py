@@ -64,6 +64,7 @@ def test_values_are_the_json_of_the_body(answer: dict[str, Any]) -> None:
     assert len(json.dumps(values.json, ensure_ascii=False).encode()) <= values.max_bytes
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(answers, st.sampled_from([Body, Values]))
 def test_the_limit_is_exact_to_the_byte(answer: dict[str, Any], form: type[Body | Values]) -> None:

@@ -207,6 +207,7 @@ def test_a_file_that_holds_a_byte_order_mark_alone_is_empty(load: Loader, store:
     assert (report.stored, report.rejected, store.count("notes")) == (1, 0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--chunk-tokens", "32")], ids=["whole", "chunks"])
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "derived ids"])
 def test_a_lone_surrogate_costs_its_own_line(
@@ -405,6 +406,7 @@ def test_a_later_line_wins_whatever_the_spelling_of_its_id(load: Loader, store: 
     assert store.count("notes", stored) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [[], [b"nonsense"], [line(text="a"), b"nonsense"]])
 def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeStore, lines: list[bytes]) -> None:
     """A rejected line, or a pipe that brought nothing, leaves the alias where it was; unless that is allowed."""
@@ -415,6 +417,7 @@ def test_an_alias_never_moves_to_less_than_everything(load: Loader, store: EdgeS
     assert store.count("live") == (report.stored or 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "options", "outcome"),
     [
@@ -585,6 +588,7 @@ def test_the_command_loads_and_reports(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
     """SIGTERM while a pipe is silent: what was read is stored, the summary is printed, and the status says so."""
     with subprocess.Popen(

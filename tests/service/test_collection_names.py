@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ["my notes", "日本語, 中文", "mail@example 👍#%20+&=", ".hidden", "it's"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_collection_with_an_odd_name_works_over_http(serve: Serve, name: str) -> None:
     """Points are stored, found, counted, scored by example and deleted under the name; ids are derived from it."""

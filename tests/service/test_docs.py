@@ -76,6 +76,7 @@ def run(code: str) -> list[Any]:
     return [ast.literal_eval(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_query_vectors_go_into_query_points_as_they_are(served: Client, double: GrpcDouble) -> None:
     """The code of the page finds what the worker's own search finds, with the same scores: fused, and reranked."""
     code = first_block("search.md", "## Your own queries to Qdrant", "python")

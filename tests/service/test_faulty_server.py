@@ -163,6 +163,7 @@ def load(embedder: Embedder) -> Loader:
     return Loader(embedder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["upsert", "insertOnly"])
 def test_jobs_store_the_same_points_despite_faults(
     double: GrpcDouble, connect: Connect, serve: Serve, mode: str
@@ -182,6 +183,7 @@ def test_jobs_store_the_same_points_despite_faults(
     assert_equal(store, "notes", "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_load_stores_the_same_points_despite_faults(double: GrpcDouble, connect: Connect, load: Loader) -> None:
     """The report of a bulk load is exact despite faults, its graph is built and its alias is set."""
     store = connect()
@@ -222,6 +224,7 @@ def test_a_job_whose_store_fails_can_be_sent_again(
     assert_equal(lasting, "notes", "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_load_whose_store_fails_can_be_run_again(double: GrpcDouble, connect: Connect, load: Loader) -> None:
     """The load ends with the reason and an exact report; another run with --insert-only adds the missing points."""
     lasting = connect()

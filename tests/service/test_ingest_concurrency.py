@@ -143,7 +143,8 @@ def test_searches_do_not_wait_for_ingests_that_wait_for_the_store(operations: Op
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("jobs", "texts"), [(24, 10), pytest.param(8, 30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("jobs", "texts"), [(24, 10), (8, 30)])
 def test_the_model_stays_within_the_window_ahead_of_a_slow_store(
     operations: Operations, watched: Watched, slow: SlowStore, jobs: int, texts: int
 ) -> None:

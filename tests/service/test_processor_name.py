@@ -29,6 +29,7 @@ print(rp_debugger.PROCESSOR)
 """
 
 
+@pytest.mark.slow
 def test_the_sdk_starts_no_process_of_its_own_and_reads_the_same_name() -> None:
     """The import of the SDK starts no process of its own for the name of the processor."""
     run = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=False)

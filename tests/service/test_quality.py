@@ -100,7 +100,8 @@ def test_the_documented_figures_hold(float32: Measured, bm25: dict[str, Quality]
         assert documented()[group][BM25] == [exact]
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits_lose_nothing(float32: Measured, tmp_path: Path, dtype: str) -> None:
     """Both 16-bit types, which `DTYPE=auto` may choose, keep the quality of float32 and the documented figures."""
     settings = Settings.from_environment({**ENVIRONMENT, "DTYPE": dtype})

@@ -46,6 +46,7 @@ def sent(answer: Any) -> int:
     return len(json.dumps(answer, ensure_ascii=False).encode("utf-8"))
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(st.dictionaries(texts, json_values), st.integers(0, 3))
 def test_the_limit_is_exact(answer: dict[str, Any], points: int) -> None:

@@ -113,6 +113,7 @@ def test_odd_names_pass_through_urls(rest_store: ServerStore, name: str) -> None
     _check_round_trip(rest_store, name, f"{name} {name}")
 
 
+@pytest.mark.slow
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=short_names, alias=short_names, other=short_names)
 @example(name=".lock", alias=".creating-", other=".creating-1")

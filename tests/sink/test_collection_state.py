@@ -65,6 +65,7 @@ def test_the_status_of_a_server_is_passed_on(server_store: ServerStore, double: 
     assert [server_store.describe("docs").status for _ in range(4)] == ["yellow", "grey", "red", "green"]
 
 
+@pytest.mark.slow
 def test_points_without_their_graph_make_an_embedded_collection_grey(tmp_path: Path) -> None:
     """A collection whose points wait for the graph is grey until it is built, and then says how many are indexed."""
     store = EdgeStore(tmp_path)

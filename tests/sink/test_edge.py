@@ -172,6 +172,7 @@ def test_only_harmless_phrases_of_the_engine_are_shown(
     assert caught.value.message.lower() == "qdrant edge refused the points" + (f": {reason}" if reason else "")
 
 
+@pytest.mark.slow
 def test_the_number_of_open_collections_is_limited(tmp_path: Path) -> None:
     """The least recently used collections are closed without losing writes, so that threads do not accumulate."""
     store = EdgeStore(tmp_path, open_collections=3)
@@ -192,6 +193,7 @@ def test_the_number_of_open_collections_is_limited(tmp_path: Path) -> None:
         store.count("docs_0")
 
 
+@pytest.mark.slow
 def test_collections_are_not_closed_during_writes(tmp_path: Path) -> None:
     """Threads that write to more collections than may be open do not fail."""
     store = EdgeStore(tmp_path, open_collections=2)

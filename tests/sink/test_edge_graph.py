@@ -83,13 +83,13 @@ def _killed_while_it_optimises(directory: Path, call: str) -> None:
         assert child.stdout.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [
         'store.optimize("docs")',
-        pytest.param(  # as in an earlier version: without a flush, the log is distributed among two segments
-            'store._collections["docs"]._shard.optimize()', marks=pytest.mark.slow
-        ),
+        # as in an earlier version: without a flush, the log is distributed among two segments
+        'store._collections["docs"]._shard.optimize()',
     ],
 )
 def test_after_a_kill_all_points_exist_and_the_graph_can_be_built(tmp_path: Path, call: str) -> None:

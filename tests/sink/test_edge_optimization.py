@@ -85,6 +85,7 @@ def test_other_collections_stay_usable_and_closing_stops_the_optimisation(tmp_pa
     store.close()
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_no_points(tmp_path: Path) -> None:
     """After a kill, the collection has all points, and the next run builds the graph."""
     points = 2000  # enough for a run that can be interrupted

@@ -86,6 +86,7 @@ def test_repeated_faults_of_one_kind(double: GrpcDouble, connect: Connect, kind:
     assert_holds(store, "docs", drafts)
 
 
+@pytest.mark.slow
 def test_a_silent_server_costs_only_the_timeout(double: GrpcDouble, connect: Connect) -> None:
     """If the server does not answer, the attempt is repeated after `timeout_s`."""
     store, drafts = connect(timeout_s=1), job(100)

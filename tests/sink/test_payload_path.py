@@ -149,6 +149,7 @@ def test_an_index_is_recognised_in_the_notation_of_the_engine() -> None:
     assert missing_indexes(schema, CollectionDescription({})).keys() == schema.indexes.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [[HINDI, "विषय"], ["a key", ""], ["e\u0301"]])
 def test_an_index_is_known_again_by_its_path(tmp_path: Path, keys: list[str]) -> None:
     """The index of a key is made once, and is recognised in the notation in which the engine returns it."""

@@ -61,6 +61,7 @@ def _rescored(searches: list[Search], schema: CollectionSchema) -> list[Search]:
     return [search for search in proven if isinstance(search, Search)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sample"), [("int8", _scattered), ("binary", _clustered)])
 def test_rescoring_restores_the_recall_of_dense(
     tmp_path: Path,

@@ -498,6 +498,7 @@ def test_an_unreachable_server_is_unavailable() -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_interactive_calls_have_a_shorter_deadline() -> None:
     """While the server is unavailable, searches fail early, and writes are retried for longer."""
     repeated: set[str] = set()
