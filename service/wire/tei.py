@@ -254,13 +254,13 @@ class TeiDialect:
 
 
 def is_tei_embed(raw: object) -> bool:
-    """Whether a request body of `/embed` is TEI's: it has `inputs` in place of `texts`."""
-    return isinstance(raw, dict) and "inputs" in raw and "texts" not in raw
+    """Whether a request body of `/embed` is TEI's: it has `inputs` in place of `texts`. Null is absence."""
+    return isinstance(raw, dict) and "inputs" in raw and raw.get("texts") is None
 
 
 def is_tei_rerank(raw: object) -> bool:
-    """Whether a request body of `/rerank` is TEI's: it has `texts` in place of `documents`."""
-    return isinstance(raw, dict) and "texts" in raw and "documents" not in raw
+    """Whether a request body of `/rerank` is TEI's: it has `texts` in place of `documents`. Null is absence."""
+    return isinstance(raw, dict) and raw.get("texts") is not None and raw.get("documents") is None
 
 
 def tei_error(error: WorkerError) -> TeiError:

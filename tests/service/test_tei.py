@@ -107,6 +107,16 @@ def test_texts_are_ranked_as_documents_are(http: httpx.Client) -> None:
     assert weighted[0]["score"] == pytest.approx(good(http, "/score", pairs=pairs)["scores"]["dense"][0], abs=TOLERANCE)
 
 
+def test_a_null_is_no_sign_of_another_form(http: httpx.Client) -> None:
+    """A client that writes all fields of its type, absent ones as null, gets the form of those that it gave."""
+    ranks = good(http, "/rerank", query=QUERY, texts=INPUTS)
+    assert good(http, "/rerank", query=QUERY, texts=INPUTS, documents=None) == ranks
+    results = good(http, "/rerank", query=QUERY, documents=INPUTS, texts=None)["results"]
+    assert [result["index"] for result in results] == [rank["index"] for rank in ranks]
+    assert good(http, "/embed", inputs=INPUTS, texts=None) == good(http, "/embed", inputs=INPUTS)
+    assert len(good(http, "/embed", inputs=None, texts=INPUTS)["results"]) == len(INPUTS)
+
+
 def test_the_prompt_name_is_the_role(serve: Serve) -> None:
     """Texts with the prompt `query` have the limit of queries, all others have that of passages."""
     worker = serve(QUERY_MAX_LENGTH="8", PASSAGE_MAX_LENGTH="16")
