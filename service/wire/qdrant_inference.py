@@ -243,7 +243,7 @@ class InferenceDialect:
         if name in names:
             return name, None
         suffixes = ", ".join(f":{kind}" for kind in KINDS)
-        message = f"must be '{self._core.model_name}', or that with one of {suffixes} behind it, got {shown(name)}"
+        message = f"must be {names.listed}, or that with one of {suffixes} behind it, got {shown(name)}"
         raise invalid_field(field, message)
 
     async def _embedded(self, batch: _Batch, admission: _Admission) -> dict[_Text, Embedding]:
