@@ -111,7 +111,7 @@ class InferenceRequest(NullIsAbsence):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    inputs: Annotated[list[InferenceInput], Field(min_length=1)]
+    inputs: Annotated[list[InferenceInput], Field(fail_fast=True, min_length=1)]
     inference: Literal["update", "search"] = "update"
     token: Annotated[str, Field(description="the key of this worker, unless it is in a header or in ?key=")] | None = (
         None
