@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder import Embedder
+from embedder import DeviceLost, Embedder
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
@@ -212,6 +212,21 @@ def test_a_failed_text_fails_the_request(watched: Watched) -> None:
         assert error["error_type"] == "Backend"
         assert "zebra" not in error["error"]
         assert "texts[0]: " in refused(client, "/rerank", 424, query="one", texts=["the zebra"])["error"]
+
+
+def test_a_lost_device_sends_the_request_to_another_worker(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose device is lost gets 503, which balancers send elsewhere, and not the status of a bad text."""
+
+    async def lost(*_arguments: Any, **_more: Any) -> Any:
+        raise DeviceLost("the device must be restarted")
+
+    codec = Codec(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
+    monkeypatch.setattr(watched.embedder, "embed_tokens", lost)
+    for answer in (
+        asyncio.run(codec.tei({"inputs": "a"}, "/embed")),
+        asyncio.run(codec.rerank({"query": "a", "texts": ["b"]}, "/rerank")),
+    ):
+        assert (answer.status, answer.json["error_type"], answer.retry_after_s) == (503, "Unhealthy", 5)
 
 
 def test_a_full_queue_is_an_overload(watched: Watched) -> None:
