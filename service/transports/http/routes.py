@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -58,6 +59,9 @@ COLLECTION: Final = "/collections/{name}"
 
 JOB: Final = JOBS_PREFIX + "{id}"
 """Template of the path of an accepted job."""
+
+MODEL: Final = MODELS + "/{model}"
+"""Template of the path that describes a model."""
 
 _POLL_INTERVAL_S: Final = "1"
 """`Retry-After` of a job that has not ended."""
@@ -181,7 +185,7 @@ def application(
             openapi_extra=path_parameter("id", "id of the job, from the answer with status 202"),
         )
     app.add_api_route(JOB, endpoints.job, methods=["HEAD"], include_in_schema=False)
-    pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODELS + "/{model:path}", endpoints.models))
+    pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODEL.replace("}", ":path}"), endpoints.models))
     for path, endpoint in pages:
         app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
     for path, endpoint in (*((path, endpoint) for path, endpoint, _ in get_routes), *pages):
@@ -191,12 +195,13 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = [ROOT, "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
+    paths = [ROOT, "/docs", EMBEDDINGS, MODEL, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
     # A Qdrant server that asks for vectors is near, and waits for hundreds of megabytes of numbers.
     served = Compression(app, plain_paths=[INFERENCE]) if state.settings.compress_responses else app
-    return Gate(served, state, paths)
+    routes = [(method, route.path) for route in app.routes if isinstance(route, APIRoute) for method in route.methods]
+    return Gate(served, state, paths, routes)
 
 
 class _Endpoints:
