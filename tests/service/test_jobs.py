@@ -7,10 +7,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import pytest
 
+from embedder import Overloaded
 from qdrant_sink.edge import EdgeStore
 from service.metrics import Metrics
 from service.operations import Operations
@@ -174,6 +176,31 @@ def test_the_memory_of_jobs_is_bounded(serve: Serve) -> None:
             paths.append(accepted(client, raw))
             ended(client, paths[-1])
         assert [client.get(path).status_code for path in paths] == [404, 404, 200, 200]
+
+
+def test_a_job_that_is_refused_costs_no_answer() -> None:
+    """Where jobs that have not ended leave no room for a new one, those that have ended keep their answers."""
+
+    async def run() -> None:
+        ends = asyncio.Event()
+
+        async def work(_progress: Progress, *, waits: bool) -> Answer:
+            if waits:
+                await ends.wait()
+            return Answer(Body.of({}))
+
+        jobs, metrics = jobs_of(JOBS_MAX="3", JOBS_MAX_MB="0.001"), Metrics(lambda: 0)
+        answered = jobs.accept(partial(work, waits=False), 10, metrics)
+        await end_of(answered)
+        running = jobs.accept(partial(work, waits=True), 700, metrics)
+        with pytest.raises(Overloaded, match="a job of 400 bytes beside the 1 with 700 bytes"):
+            jobs.accept(partial(work, waits=False), 400, metrics)
+        assert jobs.get(answered.id) is answered
+        ends.set()
+        await end_of(running)
+        jobs.accept(partial(work, waits=False), 990, metrics)  # now both answers may go
+
+    asyncio.run(run())
 
 
 def test_an_answer_is_kept_for_a_time(serve: Serve) -> None:
