@@ -200,9 +200,8 @@ def application(
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
     # A Qdrant server that asks for vectors is near, and waits for hundreds of megabytes of numbers.
     served = Compression(app, plain_paths=[INFERENCE]) if state.settings.compress_responses else app
-    routes = [
-        (method, route.path) for route in app.routes if isinstance(route, APIRoute) for method in route.methods or ()
-    ]
+    api_routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    routes = [(method, route.path) for route in api_routes for method in route.methods or ()]
     return Gate(served, state, paths, routes)
 
 
