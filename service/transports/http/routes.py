@@ -43,7 +43,7 @@ from service.transports.http.paths import nearest
 from service.transports.http.probes import Probes
 from service.transports.http.state import ServerState
 from service.validation import shown
-from service.wire import Answer
+from service.wire import Answer, error_answer, error_form
 from service.wire.body import Body
 from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
@@ -385,7 +385,9 @@ async def _http_exception(paths: Sequence[str], request: Request, error: Excepti
     meant = nearest(request.url.path, paths)
     question = "" if meant is None else f"did you mean {meant}? "
     message = f"the path is unknown; {question}GET /openapi.json lists all paths"
-    return error_response(UnknownPath(message), request.url.path)
+    # Clients of a dialect show a message in its form alone: OpenAI's, for instance, at `/embeddings` without `/v1`.
+    path = request.url.path if meant is None or error_form(meant) is error_answer else meant
+    return error_response(UnknownPath(message), path)
 
 
 async def _worker_error(request: Request, error: Exception) -> Response:
