@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -75,7 +75,7 @@ class ApiKeys:
         raise ValueError(f"must be a key or several; {_SEVERAL}")
 
     @classmethod
-    def _numbered(cls, keys: list[object]) -> Self:
+    def _numbered(cls, keys: Sequence[object]) -> Self:
         if len(keys) == 1:
             return cls._checked({ONLY_KEY: keys[0]})
         return cls._checked({f"{ONLY_KEY}-{number}": key for number, key in enumerate(keys, 1)})

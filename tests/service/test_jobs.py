@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import time
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -201,6 +204,27 @@ def test_a_job_that_is_refused_costs_no_answer() -> None:
         jobs.accept(partial(work, waits=False), 990, metrics)  # now both answers may go
 
     asyncio.run(run())
+
+
+def test_jobs_that_wait_occupy_what_is_counted(slow: Callable[..., Operations], watched: Watched) -> None:
+    """`JOBS_MAX_MB` counts bytes, so a job that waits for its turn holds bytes and not parsed values."""
+    raw = {"texts": ["a"], "qdrant": {"collection": "notes", "payloads": [{"values": [{}] * 20_000}]}}
+    size = len(json.dumps(raw))
+
+    def occupied() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    with Served(slow()) as served, served.client() as client, stopped(watched):
+        paths = [accepted(client) for _ in range(RUNNING_MAX)]
+        tracemalloc.start()
+        try:
+            paths += [accepted(client, raw) for _ in range(4)]
+            asyncio.run(until(lambda: occupied() < 2 * 4 * size))  # the request itself may end after its answer
+        finally:
+            tracemalloc.stop()
+        watched.engine.gate.set()
+        assert [ended(client, path)["state"] for path in paths] == ["done"] * len(paths)
 
 
 def test_an_answer_is_kept_for_a_time(serve: Serve) -> None:

@@ -43,7 +43,7 @@ from service.transports.http.paths import nearest
 from service.transports.http.probes import Probes
 from service.transports.http.state import ServerState
 from service.validation import shown
-from service.wire import Answer, error_answer, error_form
+from service.wire import Answer, Progress, error_answer, error_form
 from service.wire.body import Body
 from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
@@ -228,8 +228,15 @@ class _Endpoints:
         raw = completed(raw, route.operation, passages=route.passages, path=route.path)
         if route.passages and prefers_async(request.headers):
             await codec.check(raw)
-            return self._accepted(self._jobs.accept(partial(codec.answer, raw), len(content), codec.core.metrics))
+            return self._accepted(
+                self._jobs.accept(partial(self._work, route, content), len(content), codec.core.metrics)
+            )
         return await _while_connected(request, codec.answer(raw))
+
+    async def _work(self, route: Route, content: bytes, progress: Progress) -> Answer:
+        """Run an operation as a job, which waits as bytes, since parsed JSON may have twenty times their size."""
+        raw = completed(await parsed(content), route.operation, passages=route.passages, path=route.path)
+        return await self._state.ready().answer(raw, progress)
 
     async def embeddings(self, request: Request) -> Response:
         """Embed texts as OpenAI does."""
