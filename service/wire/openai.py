@@ -34,6 +34,7 @@ from service.wire.size import SizeLimit, vectors_min_bytes
 
 EMBEDDINGS: Final = "/v1/embeddings"
 MODELS: Final = "/v1/models"
+AZURE_MODELS: Final = "/openai/models"
 
 DEPLOYMENT: Final = "/openai/deployments/{model}/embeddings"
 """Template of the path of Azure's clients, whose deployment is the model."""
@@ -169,7 +170,7 @@ class OpenAIDialect:
             NotFound: the path names another model.
         """
         names = self._core.model_names
-        if path == MODELS:
+        if path in (MODELS, AZURE_MODELS):
             return Outcome(Body.of({"object": "list", "data": [self._described(name) for name in names.names]}))
         name = path.removeprefix(f"{MODELS}/")
         if name not in names:

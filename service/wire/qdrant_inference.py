@@ -305,14 +305,14 @@ class _Admission:
         if waiting > self._max_tokens:
             fitting = _fitting(tokens, self._max_tokens - self._tokens)
             raise InvalidRequest(
-                f"only {fitting} of {counted(len(group), 'text')} fit into the queue at once "
-                f"(QUEUE_TOKENS={self._max_tokens}, got {waiting}); send fewer points at once"
+                f"only {fitting} of {counted(len(group), 'text')} fit into the queue "
+                f"(QUEUE_TOKENS={self._max_tokens}, got {waiting}); {_remedy(fitting)}"
             )
         if size > self._max_bytes:
             fitting = _fitting(sizes, self._max_bytes - self.size)
             raise ResponseTooLarge(
                 f"only {fitting} of {counted(len(group), 'text')} fit into an answer of {self._max_bytes} bytes "
-                f"(INFERENCE_MAX_RESPONSE_MB), which could have {size}; send fewer points at once",
+                f"(INFERENCE_MAX_RESPONSE_MB), which could have {size}; {_remedy(fitting)}",
                 size=size,
                 limit=self._max_bytes,
             )
@@ -328,6 +328,11 @@ class _Admission:
                 return _BRACKETS_BYTES + tokens * (number + _INDEX_MAX_BYTES + len(","))
             case "colbert":
                 return _BRACKETS_BYTES + (tokens - 1) * (self._colbert * number + len("[],"))
+
+
+def _remedy(fitting: int) -> str:
+    """The way out where so many texts of a request fit."""
+    return "send fewer points in a request" if fitting else "shorten the texts, or raise the limit"
 
 
 def _fitting(sizes: Sequence[int], limit: int) -> int:

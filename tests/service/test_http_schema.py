@@ -58,7 +58,7 @@ def test_get_paths_conform_to_the_description(served: Served) -> None:
         document = client.get("/openapi.json").json()
     read = {path: methods["get"]["responses"] for path, methods in document["paths"].items() if "get" in methods}
     public = {"/ping", "/health", "/livez", "/readyz"}
-    with_key = {"/info", "/metrics", "/v1/models", "/collections", "/openapi.json"}
+    with_key = {"/info", "/metrics", "/v1/models", "/openai/models", "/collections", "/openapi.json"}
     assert public | with_key == set(read) - {DESCRIPTION, JOB}
     assert {"200", "204", "503"} == set(read["/ping"])
     assert all("401" in read[path] for path in read.keys() - public)

@@ -130,6 +130,7 @@ def test_azures_client(keyed: Served, http: httpx.Client, transport: httpx2.Clie
     )
     answer = client.embeddings.create(model="BAAI/bge-m3", input=TEXTS)
     assert answer.model == "BAAI/bge-m3"
+    assert [model.id for model in client.models.list()] == ["BAAI/bge-m3"]
     assert np.allclose([item.embedding for item in answer.data], dense(http, TEXTS), atol=1e-5)
     with pytest.raises(openai.BadRequestError, match="dimensions must be 192"):
         client.embeddings.create(model="BAAI/bge-m3", input=TEXTS, dimensions=8)

@@ -356,7 +356,7 @@ def test_a_batch_that_cannot_fit_says_how_many_texts_would(serve: Serve, watched
     watched.engine.batches.clear()
     with Served(few) as served, served.client() as client:
         kinds = [wanted(f"word {index}", kind) for index in range(7) for kind in ("dense", "sparse")]
-        assert "fit into the queue at once (QUEUE_TOKENS=60, got " in refused(post(client, [*kinds * 2, *inputs[:20]]))
+        assert "fit into the queue (QUEUE_TOKENS=60, got " in refused(post(client, [*kinds * 2, *inputs[:20]]))
 
 
 def test_a_full_queue_is_a_rate_limit(serve: Serve, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

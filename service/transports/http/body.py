@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Final, NoReturn
 
@@ -47,7 +48,7 @@ async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) 
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise NotJson(f"Content-Type must be application/json, got {shown(kind) if kind else 'none'}")
+        raise NotJson(f"Content-Type must be application/json, got {_shown_kind(kind)}")
     decoder = Decoder.of(", ".join(request.headers.getlist("content-encoding")), max_bytes)
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
@@ -82,6 +83,11 @@ async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
         raise BodyStalled(
             f"the body must not pause for more than {timeout_s:g} seconds; send the request again"
         ) from None
+
+
+def _shown_kind(kind: str) -> str:
+    """A content type for a message, which is no text of a user if it has the form of one."""
+    return kind if re.fullmatch(r"[a-z]+/[a-z0-9.+-]{1,64}", kind) else shown(kind) if kind else "none"
 
 
 def _parsed(raw: bytes) -> Any:

@@ -148,7 +148,7 @@ PREFER: Final[Json] = {
             "name": "Prefer",
             "in": "header",
             "required": False,
-            "description": "respond-async: answer 202 at once, and run the request as a job",
+            "description": "respond-async: answer 202 immediately, and run the request as a job",
             "schema": {"type": "string"},
         }
     ]

@@ -47,7 +47,7 @@ from service.wire import Answer, Progress, error_answer, error_form
 from service.wire.body import Body
 from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
-from service.wire.openai import DEPLOYMENT, EMBEDDINGS, MODELS
+from service.wire.openai import AZURE_MODELS, DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 from service.wire.qdrant_inference import INFERENCE
 from service.wire.rerank import PATHS as RERANK_PATHS
@@ -149,6 +149,7 @@ def application(
         )
     get_routes: tuple[tuple[str, Endpoint, str], ...] = (
         (MODELS, endpoints.models, "List the names of the model"),
+        (AZURE_MODELS, endpoints.models, "List the names of the model (Azure OpenAI)"),
         ("/health", endpoints.health, "The state of the worker as JSON"),
         ("/ping", endpoints.ping, "The state of the worker as a status: 200 ready, 204 loading, 503 draining or lost"),
         ("/livez", endpoints.livez, "Whether the process lives"),
@@ -197,7 +198,7 @@ def application(
     endpoints.app = app
     paths = [ROOT, "/docs", EMBEDDINGS, MODEL, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
-    app.add_exception_handler(HTTPException, partial(_http_exception, paths))
+    app.add_exception_handler(HTTPException, partial(_http_exception, [path for path in paths if path != AZURE_MODELS]))
     # A Qdrant server that asks for vectors is near, and waits for hundreds of megabytes of numbers.
     served = Compression(app, plain_paths=[INFERENCE]) if state.settings.compress_responses else app
     api_routes = [route for route in app.routes if isinstance(route, APIRoute)]
@@ -258,7 +259,7 @@ class _Endpoints:
         try:
             content = await read_body(request, max_bytes=max_bytes, part_timeout_s=self._body_part_timeout_s)
         except BodyTooLarge as error:
-            raise error.saying(f"{error.message} (INFERENCE_MAX_REQUEST_MB); send fewer points at once") from None
+            raise error.saying(f"{error.message} (INFERENCE_MAX_REQUEST_MB); send fewer points in a request") from None
         if not is_known:
             self._inference_key.check_bytes(content)
         raw = await parsed(content)
