@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -19,6 +19,8 @@ _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 
 _RESERVED: Final = frozenset({"anyone", "queue"})
 """Names of callers without a key."""
+
+_QUOTES: Final = "\"'"
 
 _SEVERAL: Final = 'several keys are a list with commas, a JSON list or a JSON object such as {"name": "key"}'
 
@@ -37,14 +39,18 @@ class ApiKeys:
     def parse(cls, text: str) -> Self:
         """Parse a key, a list of keys with commas, a JSON list of keys, or a JSON object of keys by name.
 
-        A key that has a comma, or begins with a bracket or a brace, is written as a JSON list.
+        A key that has a comma, or begins with a bracket or a brace, is written as a JSON list. So are keys with quotes
+        around them: in a list with commas these are a mistake, since they would be part of the keys.
 
         Raises:
             ValueError: the text has no key, an invalid key or name, or one of them twice. The message shows no key.
         """
         if text.startswith(("[", "{")):
             return cls._of_json(text)
-        return cls._numbered([part for part in map(str.strip, text.split(",")) if part])
+        parts = [part for part in map(str.strip, text.split(",")) if part]
+        if len(parts) > 1 and any(part[0] in _QUOTES or part[-1] in _QUOTES for part in parts):
+            raise ValueError(f"must have no quotes around the keys of a list with commas; {_SEVERAL}")
+        return cls._numbered(parts)
 
     def name_of(self, sent: bytes) -> str | None:
         """The name of a key; None for an unknown key. The time depends on the length of `sent` alone."""
@@ -69,7 +75,7 @@ class ApiKeys:
         raise ValueError(f"must be a key or several; {_SEVERAL}")
 
     @classmethod
-    def _numbered(cls, keys: list[object]) -> Self:
+    def _numbered(cls, keys: Sequence[object]) -> Self:
         if len(keys) == 1:
             return cls._checked({ONLY_KEY: keys[0]})
         return cls._checked({f"{ONLY_KEY}-{number}": key for number, key in enumerate(keys, 1)})
@@ -100,6 +106,8 @@ def checked_key(key: object) -> str:
         raise ValueError("must not be blank; leave the variable empty, or out, for no key")
     if not (key.isascii() and key.isprintable()):
         raise ValueError("must be printable ASCII without line breaks, since it is sent in an HTTP header")
+    if key != key.strip():
+        raise ValueError("must not begin or end with a blank, which HTTP removes from a header")
     return key
 
 

@@ -112,6 +112,7 @@ _RULE_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "missing": lambda _rule: "is required",
     "string_unicode": lambda _rule: "is not valid Unicode (a lone surrogate)",
     "too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'item')}",
+    "too_many_fields": lambda rule: f"must have at most {counted(rule['max'], 'field')}, got {rule['count']}",
     "too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'item')}",
     "string_too_short": lambda rule: f"must have at least {counted(rule['min_length'], 'character')}",
     "string_too_long": lambda rule: f"must have at most {counted(rule['max_length'], 'character')}",
@@ -127,7 +128,7 @@ _PATTERN_RULES: Final[Mapping[str, str]] = {COLLECTION_NAME: f"must {COLLECTION_
 """The patterns of strings in words."""
 
 _COUNTED: Final = frozenset({"too_short", "too_long", "string_too_short", "string_too_long"})
-_SELF_EXPLANATORY: Final = frozenset({"missing", "string_unicode", "finite_number", "value_error"})
+_SELF_EXPLANATORY: Final = frozenset({"missing", "string_unicode", "finite_number", "too_many_fields", "value_error"})
 """Error types whose message already describes the value."""
 
 

@@ -37,10 +37,10 @@ def unknown_field(location: Sequence[int | str], kind: type[BaseModel], raw: Map
     return FieldError(field, message if meant is None else f"{message}: did you mean '{'.'.join(meant)}'?")
 
 
-def unknown_fields(kind: type[BaseModel], raw: Mapping[str, Any]) -> list[FieldError]:
-    """The errors of the unknown fields at the top of a request."""
+def unknown_names(kind: type[BaseModel], raw: Mapping[str, Any]) -> list[str]:
+    """The names of the unknown fields at the top of a request."""
     names = {path[0] for path in _paths(kind)}
-    return [unknown_field((name,), kind, raw) for name in raw if name not in names]
+    return [name for name in raw if name not in names]
 
 
 def _meant(unknown: Path, kind: type[BaseModel], raw: Mapping[str, Any]) -> Path | None:

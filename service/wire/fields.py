@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from embedder import KINDS, InvalidRequest, Kind
 from qdrant_sink import (
@@ -34,6 +35,9 @@ from service.validation import counted, is_unicode, shown
 
 PAYLOAD_KEYS_MAX = 100
 """Maximum number of payload keys in one selection."""
+
+FIELDS_MAX = 1000
+"""Maximum number of fields in a request or in a block of it, unknown ones included."""
 
 PATH_CHARACTERS_MAX = 255
 """Maximum length of a path of payload keys in characters."""
@@ -207,15 +211,20 @@ def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
-Texts = Annotated[list[str], Field(min_length=1), AfterValidator(_valid_texts)]
-Pairs = Annotated[list[list[str]], Field(min_length=1), AfterValidator(_valid_pairs)]
+# The first invalid item ends the validation of a list: an error for each of millions of items takes gigabytes.
+Texts = Annotated[list[str], Field(fail_fast=True, min_length=1), AfterValidator(_valid_texts)]
+Pairs = Annotated[
+    list[Annotated[list[str], Field(fail_fast=True)]], Field(fail_fast=True, min_length=1), AfterValidator(_valid_pairs)
+]
 Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 RankWeights = Annotated[
-    list[Weight], AfterValidator(_valid_rank_weights), Field(json_schema_extra={"minItems": 3, "maxItems": 3})
+    list[Weight],
+    Field(fail_fast=True, json_schema_extra={"minItems": 3, "maxItems": 3}),
+    AfterValidator(_valid_rank_weights),
 ]
 TextKey = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_text_key)]
 GroupBy = Annotated[str, Field(max_length=PATH_CHARACTERS_MAX), AfterValidator(canonical_value_path)]
-Kinds = Annotated[list[Kind], Field(min_length=1), AfterValidator(_distinct)]
+Kinds = Annotated[list[Kind], Field(fail_fast=True, min_length=1), AfterValidator(_distinct)]
 Ids = Annotated[list[Any], AfterValidator(_valid_ids)]
 RowIds = Annotated[list[Any], WithJsonSchema(_rows({"type": "integer"}, {"type": "string"}))]
 """One id or null per text. The ingest validates them, since an invalid one rejects its own point alone."""
@@ -232,6 +241,8 @@ class NullIsAbsence(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, raw: object) -> object:
+        if isinstance(raw, dict) and len(raw) > FIELDS_MAX:  # each unknown one would be an error
+            raise PydanticCustomError("too_many_fields", "", {"max": FIELDS_MAX, "count": len(raw)})
         return without_nulls(raw)
 
 

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from embedder import FieldError, InvalidRequest
 from qdrant_sink import kind_of
 from service.validation import NEEDED, field_error, invalid_field, is_unicode, shown
-from service.wire.field_names import unknown_field, unknown_fields
+from service.wire.field_names import unknown_field, unknown_names
 from service.wire.fields import Limits, without_nulls
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
@@ -129,13 +129,14 @@ def _unchecked_needs(
 
 def _without(raw: Mapping[str, Any], locations: Iterable[Sequence[int | str]]) -> Mapping[str, Any]:
     """A copy of a request without the fields at these locations."""
-    copy = dict(raw)
+    copies: dict[Sequence[int | str], dict[str, Any]] = {(): dict(raw)}
     for location in locations:
-        block = copy
-        for part in location[:-1]:
-            block[str(part)] = block = dict(block[str(part)])
-        block.pop(str(location[-1]), None)
-    return copy
+        for depth in range(1, len(location)):
+            path, block = location[:depth], copies[location[: depth - 1]]
+            if path not in copies:  # a block is copied once, however many of its fields go
+                block[str(path[-1])] = copies[path] = dict(block[str(path[-1])])
+        copies[location[:-1]].pop(str(location[-1]), None)
+    return copies[()]
 
 
 def _invalid(fields: Sequence[FieldError], count: int) -> InvalidRequest:
@@ -167,8 +168,11 @@ def completed(raw: object, operation: str, *, passages: bool, path: str) -> dict
     if raw.get("operation", operation) != operation:
         raise invalid_field("operation", f"must be '{operation}' or left out on {path}, got {shown(raw['operation'])}")
     if passages and "qdrant" not in raw:
-        fields = [FieldError("qdrant", f"qdrant is required on {path}"), *unknown_fields(request_type(operation), raw)]
-        raise _invalid(fields[:_DETAILS_ERRORS_MAX], len(fields))
+        kind = request_type(operation)
+        unknown = unknown_names(kind, raw)
+        fields = [FieldError("qdrant", f"qdrant is required on {path}")]
+        fields += [unknown_field((name,), kind, raw) for name in unknown[: _DETAILS_ERRORS_MAX - 1]]
+        raise _invalid(fields, 1 + len(unknown))
     defaults = {"isPassage": True} if passages else {}
     return {**defaults, **raw, "operation": operation}
 

@@ -111,7 +111,7 @@ class InferenceRequest(NullIsAbsence):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    inputs: Annotated[list[InferenceInput], Field(min_length=1)]
+    inputs: Annotated[list[InferenceInput], Field(fail_fast=True, min_length=1)]
     inference: Literal["update", "search"] = "update"
     token: Annotated[str, Field(description="the key of this worker, unless it is in a header or in ?key=")] | None = (
         None
@@ -243,7 +243,7 @@ class InferenceDialect:
         if name in names:
             return name, None
         suffixes = ", ".join(f":{kind}" for kind in KINDS)
-        message = f"must be '{self._core.model_name}', or that with one of {suffixes} behind it, got {shown(name)}"
+        message = f"must be {names.listed}, or that with one of {suffixes} behind it, got {shown(name)}"
         raise invalid_field(field, message)
 
     async def _embedded(self, batch: _Batch, admission: _Admission) -> dict[_Text, Embedding]:

@@ -196,7 +196,7 @@ class SearchRequest(Wire):
     using: Kinds | None = None
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: Annotated[int, Field(ge=1, le=1_000_000)] = 60
-    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    weights: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(fail_fast=True)] | None = None
     prefetch: Annotated[int, Field(ge=1, le=100_000)] = 100
     rerank: Literal["colbert"] | None = None
     filter: Filter | None = None
@@ -309,7 +309,9 @@ class ScoreRequest(Wire):
 
     operation: Literal["score"]
     pairs: Pairs
-    weights: list[Weight] = Field(default=[1.0, 1.0, 1.0], json_schema_extra={"minItems": 3, "maxItems": 3})
+    weights: Annotated[list[Weight], Field(fail_fast=True)] = Field(
+        default=[1.0, 1.0, 1.0], json_schema_extra={"minItems": 3, "maxItems": 3}
+    )
     max_query_length: Annotated[int, Field(ge=3)] | None = None
     max_passage_length: Annotated[int, Field(ge=3)] | None = None
 

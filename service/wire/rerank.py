@@ -120,7 +120,10 @@ class RerankRequest(NullIsAbsence):
     max_tokens_per_doc: Annotated[int, Field(ge=_TOKENS_MIN)] | None = None
     max_chunks_per_doc: Annotated[int, AfterValidator(_valid_chunks), WithJsonSchema({"const": 1})] | None = None
     rank_fields: (
-        Annotated[list[str], AfterValidator(_valid_rank_fields), WithJsonSchema({"const": ["text"]})] | None
+        Annotated[
+            list[str], Field(fail_fast=True), AfterValidator(_valid_rank_fields), WithJsonSchema({"const": ["text"]})
+        ]
+        | None
     ) = None
     priority: int | None = None
     weights: RankWeights | None = None

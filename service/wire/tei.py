@@ -16,7 +16,7 @@ import orjson
 from pydantic import Field, RootModel
 from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
-from embedder import Embedding, InvalidRequest, Kind, ModelFailure, Outputs, SparseVector, WorkerError
+from embedder import DeviceLost, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, SparseVector, WorkerError
 from service import __version__, operations
 from service.operations import Operations, RerankResult, Weights
 from service.wire.answer_types import Count, Numbers
@@ -254,13 +254,13 @@ class TeiDialect:
 
 
 def is_tei_embed(raw: object) -> bool:
-    """Whether a request body of `/embed` is TEI's: it has `inputs` in place of `texts`."""
-    return isinstance(raw, dict) and "inputs" in raw and "texts" not in raw
+    """Whether a request body of `/embed` is TEI's: it has `inputs` in place of `texts`. Null is absence."""
+    return isinstance(raw, dict) and "inputs" in raw and raw.get("texts") is None
 
 
 def is_tei_rerank(raw: object) -> bool:
-    """Whether a request body of `/rerank` is TEI's: it has `texts` in place of `documents`."""
-    return isinstance(raw, dict) and "texts" in raw and "documents" not in raw
+    """Whether a request body of `/rerank` is TEI's: it has `texts` in place of `documents`. Null is absence."""
+    return isinstance(raw, dict) and raw.get("texts") is not None and raw.get("documents") is None
 
 
 def tei_error(error: WorkerError) -> TeiError:
@@ -268,7 +268,7 @@ def tei_error(error: WorkerError) -> TeiError:
     cause = cause_of(error)
     if isinstance(cause, EmptyInput):
         return {"error": cause.message, "error_type": "Empty"}
-    if isinstance(cause, Loading):
+    if isinstance(cause, Loading | DeviceLost):
         return {"error": cause.message, "error_type": "Unhealthy"}
     wire = wire_error(cause)
     error_type = _ERROR_TYPES.get(wire.code, "Backend")
@@ -281,6 +281,8 @@ def tei_error(error: WorkerError) -> TeiError:
 def tei_status(error: WorkerError) -> int:
     """The HTTP status that TEI's server gives an error of an operation."""
     wire = wire_error(error)
+    if isinstance(cause_of(error), DeviceLost):  # unlike another failure of the model it passes on another worker
+        return wire.status
     return 400 if isinstance(cause_of(error), EmptyInput) else _STATUSES.get(wire.code, wire.status)
 
 

@@ -25,6 +25,8 @@ OLD, NEW = "0ld-0123456789", "n3w-0123456789"
         (f" {OLD} , {NEW}, ", {"API_KEY-1": OLD, "API_KEY-2": NEW}),
         (f'["{OLD}", "{NEW}"]', {"API_KEY-1": OLD, "API_KEY-2": NEW}),
         ('["a,b"]', {"API_KEY": "a,b"}),
+        ("""'"a"'""", {"API_KEY": '"a"'}),
+        ("""["'a'", "b c"]""", {"API_KEY-1": "'a'", "API_KEY-2": "b c"}),
         (f'{{"app": "{OLD}", "ci.2": "{NEW}"}}', {"app": OLD, "ci.2": NEW}),
     ],
 )
@@ -52,6 +54,10 @@ def test_api_key_takes_one_key_or_several(written: str, keys: dict[str, str]) ->
         ("[" * 5000, "must be a key or several"),
         (f'["{OLD}\\n"]', "must be printable ASCII"),
         (f"{OLD}, \u00e9", "must be printable ASCII"),
+        (f'"{OLD}","{NEW}"', "must have no quotes around the keys of a list with commas; several keys are"),
+        (f"{NEW},'{OLD}'", "must have no quotes around the keys of a list with commas"),
+        (f'["{OLD} "]', "must not begin or end with a blank"),
+        (f'{{"app": " {OLD}"}}', "must not begin or end with a blank"),
     ],
 )
 def test_invalid_keys_refuse_to_start_and_are_not_shown(written: str, said: str) -> None:

@@ -111,6 +111,14 @@ def test_another_coding_is_refused_with_those_that_work(http: httpx.Client, codi
     assert (wrong.status_code, "accept-encoding" in wrong.headers) == (415, False)
 
 
+def test_codings_in_several_lines_are_a_list(http: httpx.Client) -> None:
+    """A proxy may add its coding in a line of its own; two of them are refused as in one line."""
+    lines = [("Content-Type", "application/json"), ("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")]
+    response = http.post("/embed", content=gzip.compress(gzip.compress(BODY)), headers=lines)
+    assert response.status_code == 415
+    assert response.json()["error"].endswith("or left out, got 'gzip, gzip'")
+
+
 def test_identity_is_no_coding(http: httpx.Client) -> None:
     """A body that names `identity`, or the old name of gzip, is read."""
     assert post(http, "identity", BODY) == (200, "")

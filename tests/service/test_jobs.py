@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import time
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import pytest
 
+from embedder import Overloaded
 from qdrant_sink.edge import EdgeStore
 from service.metrics import Metrics
 from service.operations import Operations
@@ -174,6 +179,52 @@ def test_the_memory_of_jobs_is_bounded(serve: Serve) -> None:
             paths.append(accepted(client, raw))
             ended(client, paths[-1])
         assert [client.get(path).status_code for path in paths] == [404, 404, 200, 200]
+
+
+def test_a_job_that_is_refused_costs_no_answer() -> None:
+    """Where jobs that have not ended leave no room for a new one, those that have ended keep their answers."""
+
+    async def run() -> None:
+        ends = asyncio.Event()
+
+        async def work(_progress: Progress, *, waits: bool) -> Answer:
+            if waits:
+                await ends.wait()
+            return Answer(Body.of({}))
+
+        jobs, metrics = jobs_of(JOBS_MAX="3", JOBS_MAX_MB="0.001"), Metrics(lambda: 0)
+        answered = jobs.accept(partial(work, waits=False), 10, metrics)
+        await end_of(answered)
+        running = jobs.accept(partial(work, waits=True), 700, metrics)
+        with pytest.raises(Overloaded, match="a job of 400 bytes beside the 1 with 700 bytes"):
+            jobs.accept(partial(work, waits=False), 400, metrics)
+        assert jobs.get(answered.id) is answered
+        ends.set()
+        await end_of(running)
+        jobs.accept(partial(work, waits=False), 990, metrics)  # now both answers may go
+
+    asyncio.run(run())
+
+
+def test_jobs_that_wait_occupy_what_is_counted(slow: Callable[..., Operations], watched: Watched) -> None:
+    """`JOBS_MAX_MB` counts bytes, so a job that waits for its turn holds bytes and not parsed values."""
+    raw = {"texts": ["a"], "qdrant": {"collection": "notes", "payloads": [{"values": [{}] * 20_000}]}}
+    size = len(json.dumps(raw))
+
+    def occupied() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    with Served(slow()) as served, served.client() as client, stopped(watched):
+        paths = [accepted(client) for _ in range(RUNNING_MAX)]
+        tracemalloc.start()
+        try:
+            paths += [accepted(client, raw) for _ in range(4)]
+            asyncio.run(until(lambda: occupied() < 2 * 4 * size))  # the request itself may end after its answer
+        finally:
+            tracemalloc.stop()
+        watched.engine.gate.set()
+        assert [ended(client, path)["state"] for path in paths] == ["done"] * len(paths)
 
 
 def test_an_answer_is_kept_for_a_time(serve: Serve) -> None:

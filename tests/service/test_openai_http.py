@@ -97,6 +97,16 @@ def test_openais_client(keyed: Served, http: httpx.Client, transport: httpx2.Cli
     assert client.models.retrieve("BAAI/bge-m3").owned_by == "BAAI"
 
 
+@pytest.mark.parametrize("base", ["", "/api"])
+def test_openais_client_shows_which_path_was_meant(keyed: Served, transport: httpx2.Client, base: str) -> None:
+    """Without `/v1` in its base URL the client's own error names the right path, since it has OpenAI's form."""
+    client = openai.OpenAI(base_url=keyed.url + base, api_key=KEY, max_retries=0, http_client=transport)
+    with pytest.raises(openai.NotFoundError, match=r"did you mean /v1/embeddings[?]"):
+        client.embeddings.create(model="BAAI/bge-m3", input="a")
+    with pytest.raises(openai.NotFoundError, match=r"did you mean /v1/models[?]"):
+        client.models.list()
+
+
 def test_openais_asynchronous_client(keyed: Served, http: httpx.Client) -> None:
     """The asynchronous client works, with many requests at the same time."""
 

@@ -70,6 +70,50 @@ def test_the_key_metrics_and_routes_see_the_same_path(serve: Serve, caplog: pyte
     assert "/collections/{name} 404 not_found" in lines
 
 
+@pytest.mark.parametrize(
+    ("root", "method", "path", "body"),
+    [
+        ("/search", "POST", "/search", {"collection": "notes", "queries": ["a"]}),  # without the prefix
+        ("/search", "POST", "/search/search", {"collection": "notes", "queries": ["a"]}),  # with it
+        ("/v1", "POST", "/v1/embeddings", {"input": "a"}),
+        ("/v1", "POST", "/v1/v1/embeddings", {"input": "a"}),
+        ("/v1", "GET", "/v1/models/mini", None),
+        ("/v1", "GET", "/v1/v1/models/mini", None),
+        ("/points", "POST", "/points/count", {"collection": "notes"}),
+        ("/collections", "GET", "/collections", None),
+        ("/collections", "GET", "/collections/collections", None),
+        ("/collections", "GET", "/collections/notes", None),
+        ("/collections", "GET", "/collections/readyz", None),
+        ("/openai", "POST", "/openai/deployments/mini/embeddings", {"input": "a"}),
+    ],
+)
+def test_a_prefix_may_be_the_beginning_of_a_route(
+    serve: Serve, root: str, method: str, path: str, body: Json | None
+) -> None:
+    """Whether or not the proxy removes `ROOT_PATH`, every route is found, also one that begins like the prefix."""
+    with Served(serve(ROOT_PATH=root).operations) as served, served.client() as client:
+        client.post(f"{root}/points", json={"texts": ["a"], "qdrant": {"collection": "notes"}}).raise_for_status()
+        response = client.request(method, path, json=body)
+        assert response.status_code == 200, response.text
+        assert "error" not in response.json()
+
+
+def test_the_root_of_a_prefix_is_the_page(serve: Serve) -> None:
+    """The page is at the prefix, also where a route has the same name for another method."""
+    with Served(serve(ROOT_PATH="/search").operations) as served, served.client() as client:
+        for path in ("/search", "/search/", "/"):
+            assert client.get(path).headers["content-type"].startswith("text/html")
+
+
+def test_a_prefix_opens_no_path_without_the_key(serve: Serve) -> None:
+    """A path below the prefix needs the key where the same path without it does."""
+    with Served(serve(API_KEY=KEY, ROOT_PATH="/docs").operations) as served, served.client() as anyone:
+        for path in ("/docs/metrics", "/docs/collections", "/docs/docs/metrics", "/metrics", "/docs/openapi.json"):
+            assert anyone.get(path).status_code == 401
+        for path in ("/docs", "/docs/docs", "/docs/readyz"):
+            assert anyone.get(path).status_code == 200
+
+
 @pytest.mark.parametrize("name", ["notes%2F", "a%2F%2Fb", "%2F%2F", "a%2Fb"])
 def test_an_encoded_slash_belongs_to_the_name(http: httpx.Client, name: str) -> None:
     """A percent-encoded slash in a name is part of the name, which is invalid with it."""
@@ -110,7 +154,7 @@ def test_an_unknown_path_names_the_known_one(http: httpx.Client, path: str, mean
     response = http.post(path, json={})
     assert response.status_code == 404
     answer = response.json()["error"]
-    message = answer["message"] if path.startswith(("/v1/", "/openai/")) else answer
+    message = answer["message"] if meant.startswith("/v1/") else answer
     assert message == f"the path is unknown; did you mean {meant}? GET /openapi.json lists all paths"
 
 

@@ -143,6 +143,19 @@ def test_a_recorded_request_for_what_is_not_served_is_refused(http: httpx.Client
     )
 
 
+def test_an_unknown_model_is_told_every_name_that_is_served(serve: Serve) -> None:
+    """With several served names the error has them all."""
+    with Served(serve(SERVED_MODEL_NAME=f"{MODEL},m3").operations) as served, served.client() as client:
+        message = refused(post(client, [wanted("a", model="other")]))
+    assert message.startswith(f"inputs[0].model must be one of '{MODEL}', 'm3', or that with one of :dense, :sparse,")
+
+
+def test_an_invalid_list_of_inputs_costs_no_error_for_each(http: httpx.Client) -> None:
+    """Only the first invalid input of a request is named, since millions of errors would take gigabytes."""
+    message = refused(post(http, [{}] * 100_000))
+    assert message == "inputs[0].data is required; inputs[0].model is required"
+
+
 def test_every_text_is_embedded_once_for_all_its_kinds(serve: Serve, watched: Watched) -> None:
     """Three kinds of a text, anywhere in the list, cost one pass; equal inputs have equal vectors."""
     operations = Operations(serve(SERVED_MODEL_NAME=MODEL).operations.settings, watched.embedder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from embedder import InvalidRequest
 from qdrant_sink import PayloadKeys
 from service.wire import error_answer
-from service.wire.fields import Limits
-from service.wire.parsing import parse
+from service.wire.fields import FIELDS_MAX, Limits
+from service.wire.parsing import completed, parse
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, SearchRequest
 
 LIMITS = Limits(max_texts=4, max_length=512)
@@ -300,6 +301,49 @@ def test_the_list_of_errors_is_limited() -> None:
     with pytest.raises(InvalidRequest) as refusal:
         parse({"texts": [1] * 10_000, **{f"unknown{n}" * 50: n for n in range(100)}}, LIMITS)
     assert len(json.dumps(error_answer(refusal.value))) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"texts": [1] * 300_000}, "texts[0]"),
+        ({**EMBED, "vectors": ["x"] * 300_000}, "vectors[0]"),
+        ({**SEARCH, "weights": ["x"] * 300_000}, "weights[0]"),
+        ({"operation": "score", "pairs": [1] * 300_000}, "pairs[0]"),
+        ({"operation": "score", "pairs": [[1] * 300_000]}, "pairs[0][0]"),
+        ({"operation": "score", "pairs": [["a", "b"]], "weights": ["x"] * 300_000}, "weights[0]"),
+        ({**EMBED, **{f"unknown{n}": n for n in range(300_000)}}, "input"),
+        (stored(**{f"unknown{n}": n for n in range(300_000)}), "qdrant"),
+    ],
+)
+def test_an_invalid_request_of_many_items_costs_no_error_for_each(raw: dict[str, Any], field: str) -> None:
+    """A wrong body of megabytes is refused by its first invalid item, without gigabytes of errors."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest) as refusal:
+            parse(raw, LIMITS)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert field in [error.field for error in refusal.value.fields]
+    assert peak < 20_000_000
+
+
+def test_many_unknown_fields_of_a_block_are_refused_soon() -> None:
+    """The block is copied once, and not again for each unknown field; the message counts them."""
+    fields = {f"unknown{n}": n for n in range(FIELDS_MAX - 1)}
+    with pytest.raises(InvalidRequest, match=rf"\(and {FIELDS_MAX - 4} more\)"):
+        parse(stored(**fields), LIMITS)
+    with pytest.raises(InvalidRequest, match=f"qdrant must have at most {FIELDS_MAX} fields, got {FIELDS_MAX + 1}"):
+        parse(stored(**fields, more=1), LIMITS)
+
+
+def test_a_body_without_its_block_names_few_of_many_unknown_fields() -> None:
+    """Only the names that the answer shows are compared with the known ones."""
+    raw = {**EMBED, **{f"unknown{n}": n for n in range(100_000)}}
+    with pytest.raises(InvalidRequest, match=r"qdrant is required on /points; .* \(and 99998 more\)") as refusal:
+        completed(raw, "embed", passages=True, path="/points")
+    assert len(refusal.value.fields) == 20
 
 
 def test_the_original_request_is_accepted_unchanged() -> None:

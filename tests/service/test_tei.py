@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder import Embedder
+from embedder import DeviceLost, Embedder
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
@@ -105,6 +105,16 @@ def test_texts_are_ranked_as_documents_are(http: httpx.Client) -> None:
     assert raw == [{"index": 0, "text": INPUTS[0], "score": pytest.approx(mean, abs=TOLERANCE)}]
     weighted = good(http, "/rerank", query=QUERY, texts=INPUTS[:1], raw_scores=True, weights=[1, 0, 0])
     assert weighted[0]["score"] == pytest.approx(good(http, "/score", pairs=pairs)["scores"]["dense"][0], abs=TOLERANCE)
+
+
+def test_a_null_is_no_sign_of_another_form(http: httpx.Client) -> None:
+    """A client that writes all fields of its type, absent ones as null, gets the form of those that it gave."""
+    ranks = good(http, "/rerank", query=QUERY, texts=INPUTS)
+    assert good(http, "/rerank", query=QUERY, texts=INPUTS, documents=None) == ranks
+    results = good(http, "/rerank", query=QUERY, documents=INPUTS, texts=None)["results"]
+    assert [result["index"] for result in results] == [rank["index"] for rank in ranks]
+    assert good(http, "/embed", inputs=INPUTS, texts=None) == good(http, "/embed", inputs=INPUTS)
+    assert len(good(http, "/embed", inputs=None, texts=INPUTS)["results"]) == len(INPUTS)
 
 
 def test_the_prompt_name_is_the_role(serve: Serve) -> None:
@@ -202,6 +212,21 @@ def test_a_failed_text_fails_the_request(watched: Watched) -> None:
         assert error["error_type"] == "Backend"
         assert "zebra" not in error["error"]
         assert "texts[0]: " in refused(client, "/rerank", 424, query="one", texts=["the zebra"])["error"]
+
+
+def test_a_lost_device_sends_the_request_to_another_worker(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose device is lost gets 503, which balancers send elsewhere, and not the status of a bad text."""
+
+    async def lost(*_arguments: Any, **_more: Any) -> Any:
+        raise DeviceLost("the device must be restarted")
+
+    codec = Codec(Operations(Settings.from_environment(ENVIRONMENT), watched.embedder))
+    monkeypatch.setattr(watched.embedder, "embed_tokens", lost)
+    for answer in (
+        asyncio.run(codec.tei({"inputs": "a"}, "/embed")),
+        asyncio.run(codec.rerank({"query": "a", "texts": ["b"]}, "/rerank")),
+    ):
+        assert (answer.status, answer.json["error_type"], answer.retry_after_s) == (503, "Unhealthy", 5)
 
 
 def test_a_full_queue_is_an_overload(watched: Watched) -> None:

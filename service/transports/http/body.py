@@ -48,7 +48,7 @@ async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) 
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise NotJson(f"Content-Type must be application/json, got {shown(kind) if kind else 'none'}")
-    decoder = Decoder.of(request.headers.get("content-encoding", ""), max_bytes)
+    decoder = Decoder.of(", ".join(request.headers.getlist("content-encoding")), max_bytes)
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")

@@ -44,6 +44,9 @@ _STREAMED_CHUNK_MIN_BYTES: Final = 1024 * 1024
 _CODE_KEY: Final = "error_code"
 """Key of the error code in the ASGI message from an error response to the gate, which removes it."""
 
+_OTHER: Final = "other"
+"""Name of all unknown paths in metrics and logs."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -55,12 +58,16 @@ class Gate:
         state: the state of the server.
         paths: paths that are counted and logged by name, and templates such as `/collections/{name}`; all other paths
             are `other`.
+        routes: the method and the path of each route.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState, paths: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, state: ServerState, paths: Collection[str], routes: Collection[tuple[str, str]]
+    ) -> None:
         self._app = app
         self._state = state
         self._paths = frozenset(paths)
+        self._routes = frozenset(routes)
         self._templates = [(path.partition("{")[0], path.rpartition("}")[2], path) for path in paths if "{" in path]
         self._keys = state.settings.api_key
         self._cors = Cors(state.settings.cors_origins)
@@ -131,11 +138,19 @@ class Gate:
             await self._app(scope, receive, send_and_release)
 
     def _without_root(self, scope: Scope) -> Scope:
-        """The request with a path below `ROOT_PATH`, whether or not the proxy has removed that prefix."""
+        """The request with a path below `ROOT_PATH`, whether or not the proxy has removed that prefix.
+
+        The prefix may also be the beginning of a route: behind a proxy that removes `/search`, the route `/search` is
+        `/search/search` for clients, and `/search` here.
+        """
         path = scope["path"]
-        if self._root_path and (path == self._root_path or path.startswith(self._root_path + "/")):
-            return {**scope, "path": path.removeprefix(self._root_path) or "/"}
-        return scope
+        if not self._root_path or not (path == self._root_path or path.startswith(self._root_path + "/")):
+            return scope
+        shorter = path.removeprefix(self._root_path) or "/"
+        is_route = (scope["method"], path) in self._routes
+        if is_route or (self._route(shorter) == _OTHER != self._route(path)):
+            return scope
+        return {**scope, "path": shorter}
 
     def _route(self, path: str) -> str:
         """The path, the template that it matches, or `other`. A name in a path is neither counted nor logged."""
@@ -144,7 +159,7 @@ class Gate:
         for prefix, suffix, template in self._templates:
             if path.startswith(prefix) and path.endswith(suffix):
                 return template
-        return "other"
+        return _OTHER
 
 
 def _caller(keys: ApiKeys, headers: Headers) -> str:

@@ -95,12 +95,13 @@ class Jobs:
 
         Raises:
             BodyTooLarge: the request exceeds the memory of all jobs.
-            Overloaded: there is no room, and no job has ended.
+            Overloaded: the jobs that have not ended leave no room. No answer is forgotten then.
             ShuttingDown: the server is shutting down.
         """
         if size > self._max_bytes:
             limit = f"{self._max_bytes} bytes (JOBS_MAX_MB)"
             raise BodyTooLarge(f"with Prefer: respond-async the body must have at most {limit}, got {size}")
+        self._check_room(size)
         while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
             self._forget(self._oldest_ended().id, metrics)
         running = ExitStack()
@@ -146,14 +147,21 @@ class Jobs:
     def _bytes(self) -> int:
         return sum(job.size for job in self._jobs.values())
 
+    def _check_room(self, size: int) -> None:
+        """Check that a job with this many bytes has room beside those that have not ended.
+
+        Raises:
+            Overloaded: it has not.
+        """
+        sizes = [job.size for job in self._jobs.values() if not job.has_ended]
+        if len(sizes) >= self._jobs_max or sum(sizes) + size > self._max_bytes:
+            raise Overloaded(
+                f"there is no room for a job of {size} bytes beside the {len(sizes)} with {sum(sizes)} bytes that have "
+                f"not ended (limits {self._jobs_max} and {self._max_bytes}: JOBS_MAX and JOBS_MAX_MB); retry later"
+            )
+
     def _oldest_ended(self) -> Job:
-        for job in self._jobs.values():
-            if job.has_ended:
-                return job
-        raise Overloaded(
-            f"{len(self._jobs)} jobs with {self._bytes} bytes have not ended (limits {self._jobs_max} and "
-            f"{self._max_bytes}: JOBS_MAX and JOBS_MAX_MB); retry later"
-        )
+        return next(job for job in self._jobs.values() if job.has_ended)
 
     def _move(self, job: Job, state: JobState, metrics: Metrics) -> None:
         metrics.job_moved(job.state, state)

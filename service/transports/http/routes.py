@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -42,7 +43,7 @@ from service.transports.http.paths import nearest
 from service.transports.http.probes import Probes
 from service.transports.http.state import ServerState
 from service.validation import shown
-from service.wire import Answer
+from service.wire import Answer, Progress, error_answer, error_form
 from service.wire.body import Body
 from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
@@ -58,6 +59,9 @@ COLLECTION: Final = "/collections/{name}"
 
 JOB: Final = JOBS_PREFIX + "{id}"
 """Template of the path of an accepted job."""
+
+MODEL: Final = MODELS + "/{model}"
+"""Template of the path that describes a model."""
 
 _POLL_INTERVAL_S: Final = "1"
 """`Retry-After` of a job that has not ended."""
@@ -181,7 +185,7 @@ def application(
             openapi_extra=path_parameter("id", "id of the job, from the answer with status 202"),
         )
     app.add_api_route(JOB, endpoints.job, methods=["HEAD"], include_in_schema=False)
-    pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODELS + "/{model:path}", endpoints.models))
+    pages = (("/", endpoints.page), ("/docs", endpoints.docs), (MODEL.replace("}", ":path}"), endpoints.models))
     for path, endpoint in pages:
         app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
     for path, endpoint in (*((path, endpoint) for path, endpoint, _ in get_routes), *pages):
@@ -191,12 +195,14 @@ def application(
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
     app.add_exception_handler(Exception, _defect)
     endpoints.app = app
-    paths = [ROOT, "/docs", EMBEDDINGS, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
+    paths = [ROOT, "/docs", EMBEDDINGS, MODEL, DEPLOYMENT, INFERENCE, COLLECTION, JOB, EMBED_SPARSE, *RERANK_PATHS]
     paths += [route.path for route in ROUTES] + [path for path, _, _ in get_routes]
     app.add_exception_handler(HTTPException, partial(_http_exception, paths))
     # A Qdrant server that asks for vectors is near, and waits for hundreds of megabytes of numbers.
     served = Compression(app, plain_paths=[INFERENCE]) if state.settings.compress_responses else app
-    return Gate(served, state, paths)
+    api_routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    routes = [(method, route.path) for route in api_routes for method in route.methods or ()]
+    return Gate(served, state, paths, routes)
 
 
 class _Endpoints:
@@ -222,8 +228,15 @@ class _Endpoints:
         raw = completed(raw, route.operation, passages=route.passages, path=route.path)
         if route.passages and prefers_async(request.headers):
             await codec.check(raw)
-            return self._accepted(self._jobs.accept(partial(codec.answer, raw), len(content), codec.core.metrics))
+            return self._accepted(
+                self._jobs.accept(partial(self._work, route, content), len(content), codec.core.metrics)
+            )
         return await _while_connected(request, codec.answer(raw))
+
+    async def _work(self, route: Route, content: bytes, progress: Progress) -> Answer:
+        """Run an operation as a job, which waits as bytes, since parsed JSON may have twenty times their size."""
+        raw = completed(await parsed(content), route.operation, passages=route.passages, path=route.path)
+        return await self._state.ready().answer(raw, progress)
 
     async def embeddings(self, request: Request) -> Response:
         """Embed texts as OpenAI does."""
@@ -379,7 +392,9 @@ async def _http_exception(paths: Sequence[str], request: Request, error: Excepti
     meant = nearest(request.url.path, paths)
     question = "" if meant is None else f"did you mean {meant}? "
     message = f"the path is unknown; {question}GET /openapi.json lists all paths"
-    return error_response(UnknownPath(message), request.url.path)
+    # Clients of a dialect show a message in its form alone: OpenAI's, for instance, at `/embeddings` without `/v1`.
+    path = request.url.path if meant is None or error_form(meant) is error_answer else meant
+    return error_response(UnknownPath(message), path)
 
 
 async def _worker_error(request: Request, error: Exception) -> Response:
