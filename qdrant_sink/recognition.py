@@ -168,8 +168,10 @@ class Recognised:
             several = f"has points with a text under several keys ({_shown(form.text_keys)})"
             raise _undecided(self.collection, "textKey", form.text_keys, several, remedy)
         if form.text_key is None:
+            keys = form.partial_text_keys
             unknown = "has points whose text is under no key that all of them have"
-            raise _undecided(self.collection, "textKey", (), unknown, remedy)
+            some = f" (some have one under: {_shown(keys)})" if keys else ""
+            raise _undecided(self.collection, "textKey", keys, unknown + some, remedy)
         return self.schema
 
     @property
