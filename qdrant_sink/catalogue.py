@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 from embedder.errors import NotFound
 from qdrant_sink.filters import Filter
 from qdrant_sink.indexes import MissingIndexes
-from qdrant_sink.payload_form import PayloadForm, configured_form, is_contradicted, recognise_form
+from qdrant_sink.payload_form import PayloadForm, configured_form, is_contradicted, layouts_of_some, recognise_form
 from qdrant_sink.points import PointId, Stored, WithPayload
 from qdrant_sink.recognition import Recognised, decided_layout, recognise
 from qdrant_sink.sampling import PAGE_POINTS, sample_points
@@ -146,30 +146,44 @@ class Catalogue:
         """
         return self._reads(name, lambda: self._recognised(name))
 
-    def to_write(self, name: str) -> Recognised | None:
+    def to_write(self, name: str, collection: str | None = None) -> Recognised | None:
         """Return what a collection has, to write to it; None if the collection does not exist.
+
+        Args:
+            name: name in the request, for errors and as the key of what is remembered.
+            collection: the collection that the name was resolved to; None for the name itself. An alias that is moved
+                between two calls would give the vectors of one collection and the payloads of another.
 
         Raises:
             SchemaMismatch: see `recognise`.
         """
-        store = self._open_store()
+        store, collection = self._open_store(), collection or name
         try:
-            description = store.description(name)
+            description = store.description(collection)
             memory = self._memory(name, description)
-            if memory is None or not memory.recognised.form.is_decided or not self._still_has(store, name, memory):
-                return self._recognise(store, name, description)
+            is_decided = memory is not None and memory.recognised.form.is_decided
+            if memory is None or not is_decided or not self._still_has(store, collection, memory):
+                return self._recognise(store, name, description, collection)
         except NotFound:
             return None
         return memory.recognised
 
-    def layout(self, name: str) -> Layout:
-        """Return the layout of the payloads of a collection, whatever vectors it has.
+    def layouts(self, collection: str) -> tuple[Layout, ...]:
+        """Return the layouts that payloads of a collection may have, whatever vectors it has.
+
+        Where the operator has not set the layout, this is "plain" beside those of the first points, because a request
+        with a text key writes plain payloads into any collection.
 
         Raises:
             NotFound: the collection does not exist.
             SchemaMismatch: the layout is ambiguous.
         """
-        return decided_layout(name, self.form(name))
+        configured = configured_form(self._wanted)
+        if configured is not None:
+            return (configured.layout,)
+        sample = list(sample_points(self._open_store(), collection).values())
+        decided_layout(collection, recognise_form(self._wanted, sample))
+        return ("plain", *layouts_of_some(sample))
 
     def form(self, name: str) -> PayloadForm:
         """Return the form of the payloads of a collection, whatever vectors it has.
@@ -235,17 +249,19 @@ class Catalogue:
             self._memories.move_to_end(name)
             return memory
 
-    def _still_has(self, store: Describes, name: str, memory: _Memory) -> bool:
+    def _still_has(self, store: Describes, collection: str, memory: _Memory) -> bool:
         """Whether the first points have the remembered form."""
         form = memory.recognised.form
         if form.source == "config":
             return True
-        sample = sample_points(store, name, points=PAGE_POINTS)
+        sample = sample_points(store, collection, points=PAGE_POINTS)
         return form.fits(list(sample.values())) if sample else form.source == "default"
 
-    def _recognise(self, store: Describes, name: str, description: CollectionDescription) -> Recognised:
+    def _recognise(
+        self, store: Describes, name: str, description: CollectionDescription, collection: str | None = None
+    ) -> Recognised:
         sampled_at = self._clock()
-        sample = [] if configured_form(self._wanted) else self._sample(store, name)
+        sample = [] if configured_form(self._wanted) else self._sample(store, collection or name)
         recognised = recognise(name, self._wanted, description, sample)
         with self._lock:
             before = self._memories.pop(name, None)

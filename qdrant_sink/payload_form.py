@@ -38,6 +38,8 @@ class PayloadForm:
             are no payloads to go by.
         layouts: the layouts that all payloads fit, if there are several; otherwise empty.
         text_keys: the keys under which all payloads have a text, if there are several; otherwise empty.
+        partial_text_keys: the keys under which some payloads have a text, if there is none under which all have one;
+            otherwise empty.
     """
 
     layout: Layout
@@ -45,6 +47,7 @@ class PayloadForm:
     source: Literal["config", "collection", "default"]
     layouts: tuple[Layout, ...] = ()
     text_keys: tuple[str, ...] = ()
+    partial_text_keys: tuple[str, ...] = ()
 
     @property
     def is_decided(self) -> bool:
@@ -95,13 +98,20 @@ def recognise_form(wanted: CollectionSchema, sample: Sequence[Payload]) -> Paylo
     keys = _text_keys(payloads)
     if len(keys) == 1:
         return PayloadForm("plain", keys[0], "collection")
-    return PayloadForm("plain", None, "collection", text_keys=keys)
+    return PayloadForm(
+        "plain", None, "collection", text_keys=keys, partial_text_keys=() if keys else _partial_text_keys(payloads)
+    )
 
 
 def is_contradicted(sample: Sequence[Payload]) -> bool:
     """Whether no further payload can make these agree on a layout or on a text key."""
     payloads = _filled(sample)
     return bool(payloads) and not _layouts(payloads) and not _string_keys(payloads)
+
+
+def layouts_of_some(sample: Sequence[Payload]) -> tuple[Layout, ...]:
+    """Return the layouts of frameworks that at least one payload fits."""
+    return tuple(layout for layout in _FRAMEWORKS if any(_layouts([payload]) == (layout,) for payload in sample))
 
 
 def _filled(sample: Sequence[Payload]) -> list[Payload]:
@@ -146,6 +156,16 @@ def _text_keys(payloads: Sequence[Payload]) -> tuple[str, ...]:
     if any(isinstance(payload.get(key), str) for payload in payloads for key in USUAL_TEXT_KEYS):
         return ()  # a text under a usual key in some of the points, which the others lack
     return tuple(sorted(key for key in keys if _looks_like_text([payload[key] for payload in payloads])))
+
+
+def _partial_text_keys(payloads: Sequence[Payload]) -> tuple[str, ...]:
+    """The keys under which some payloads have a text: the usual ones, else those that look like texts."""
+    texts: dict[str, list[str]] = {}
+    for payload in payloads:
+        for key in _string_keys([payload]):
+            texts.setdefault(key, []).append(payload[key])
+    usual = tuple(key for key in USUAL_TEXT_KEYS if key in texts)
+    return usual or tuple(sorted(key for key, values in texts.items() if _looks_like_text(values)))
 
 
 def _string_keys(payloads: Sequence[Payload]) -> frozenset[str]:

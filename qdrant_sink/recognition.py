@@ -168,8 +168,10 @@ class Recognised:
             several = f"has points with a text under several keys ({_shown(form.text_keys)})"
             raise _undecided(self.collection, "textKey", form.text_keys, several, remedy)
         if form.text_key is None:
+            keys = form.partial_text_keys
             unknown = "has points whose text is under no key that all of them have"
-            raise _undecided(self.collection, "textKey", (), unknown, remedy)
+            some = f" (some have one under: {_shown(keys)})" if keys else ""
+            raise _undecided(self.collection, "textKey", keys, unknown + some, remedy)
         return self.schema
 
     @property
@@ -244,7 +246,7 @@ def _candidates(kind: Kind, wanted: CollectionSchema, description: CollectionDes
 
 
 def _is_usable(kind: Kind, wanted: CollectionSchema, vector: VectorDescription) -> bool:
-    if vector.kind != _VECTOR_KINDS[kind] or vector.datatype == "uint8":
+    if vector.kind != _VECTOR_KINDS[kind] or vector.has_byte_components:
         return False
     if kind == "sparse":
         return vector.modifier in (None, "idf")
@@ -348,10 +350,7 @@ def _undecided(collection: str, setting: str, choices: Sequence[str], what: str,
 
 def _without_vectors(collection: str, wanted: CollectionSchema, description: CollectionDescription) -> SchemaMismatch:
     """The error of a collection that has no vector of the model."""
-    has = _shown(
-        f"{name or UNNAMED} ({vector.kind}{'' if vector.size is None else f', size {vector.size}, {vector.distance}'})"
-        for name, vector in sorted(description.vectors.items())
-    )
+    has = _shown(f"{name or UNNAMED} ({_shape(vector)})" for name, vector in sorted(description.vectors.items()))
     sizes = [
         "sparse weights" if kind == "sparse" else f"{kind} vectors of size {getattr(wanted, kind).size}"
         for kind in wanted.kinds
@@ -363,6 +362,13 @@ def _without_vectors(collection: str, wanted: CollectionSchema, description: Col
         collection=collection,
         differences=unequal,
     )
+
+
+def _shape(vector: VectorDescription) -> str:
+    """What decides whether a vector can be of the model, in words."""
+    parts = [] if vector.size is None else [f"size {vector.size}", str(vector.distance)]
+    parts += [str(vector.datatype)] if vector.has_byte_components else []
+    return ", ".join([vector.kind, *parts])
 
 
 def _shown(choices: Iterable[str]) -> str:

@@ -53,6 +53,11 @@ class VectorDescription:
     ef_construct: int | None = None
     on_disk: bool | None = None
 
+    @property
+    def has_byte_components(self) -> bool:
+        """Whether components are integers from 0 to 255, to which the store rounds. Sparse weights are scaled first."""
+        return self.kind != "sparse" and self.datatype == "uint8"
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionDescription:
@@ -87,9 +92,10 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
     """Return every verified field in which `actual` differs from `wanted`, in the order of the schema.
 
     Fields that change search results are always verified: the existence of the schema's vectors, their kind, size,
-    distance, comparator and modifier, and the types of payload indexes. Fields that affect only memory or time
-    (datatype, quantization, HNSW parameters, on_disk, shards and similar ones) are verified if the operator has set
-    them (`wanted.explicit`); otherwise they may have been tuned. Additional vectors and indexes are ignored. A missing
+    distance, comparator and modifier, and the types of payload indexes; so are components of one byte, which lose all
+    that the model computes. Fields that affect only memory or time (other datatypes, quantization, HNSW parameters,
+    on_disk, shards and similar ones) are verified if the operator has set them (`wanted.explicit`); otherwise they may
+    have been tuned. Additional vectors and indexes are ignored. A missing
     index is reported by `missing_indexes` instead, and a graph with m = 0 may be a deferred one.
     """
     result: list[Difference] = []
@@ -108,6 +114,8 @@ def differences(wanted: CollectionSchema, actual: CollectionDescription) -> list
             }
             if actual_vector.m == 0:
                 explicit.pop("m", None)
+            if actual_vector.has_byte_components:
+                explicit["datatype"] = "datatype"
             result += [
                 Difference(
                     f"{name}.{wire}",

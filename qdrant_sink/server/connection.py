@@ -300,9 +300,9 @@ class ServerConnection:
 
 
 def unfinished(message: str) -> Exception:
-    """Create the error of a call whose work is still in the server's queue.
+    """Create the error of a call whose work is still in the server's queue, or that was answered in part.
 
-    It is retried: the repeated call waits for the first one and changes nothing, with insert_only too.
+    It is retried: a repeated write waits for the first one and changes nothing, with insert_only too.
     """
     return _FaultError(Fault(StoreUnavailable(message), retry=True))
 

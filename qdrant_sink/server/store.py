@@ -247,9 +247,14 @@ class ServerStore:
             return []
         requests = [query_request(plan) for plan in plans]
         self._require(collection, (feature for plan in plans for feature in plan_features(plan)))
-        answers = self._call(
-            collection, lambda transport: transport.client.query_batch_points(collection, requests), interactive=True
-        )
+
+        def send(transport: Transport) -> list[models.QueryResponse]:
+            answers = transport.client.query_batch_points(collection, requests)
+            if len(answers) != len(requests):  # while the collection is being created
+                raise unfinished(f"Qdrant answered {len(answers)} of {len(requests)} queries; retry later")
+            return answers
+
+        answers = self._call(collection, send, interactive=True)
         return [
             [hit(point, with_payload=plan.with_payload, names=plan.names) for point in response.points]
             for plan, response in zip(plans, answers, strict=True)

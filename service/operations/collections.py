@@ -167,8 +167,10 @@ class Collections:
     def _delete_documents(self, name: str, documents: Sequence[Document]) -> int:
         store = self._store.opened()
         collection = self.catalogue.resolve(name)
-        paths = DocumentPaths.of(self.catalogue.layout(name))
-        return Replacement(store, collection, paths, documents, VersionedCollections()).delete()
+        distinct = dict.fromkeys(DocumentPaths.of(layout) for layout in self.catalogue.layouts(collection))
+        return sum(
+            Replacement(store, collection, paths, documents, VersionedCollections()).delete() for paths in distinct
+        )
 
     async def exists(self, collection: str) -> bool:
         """Whether a collection exists that can be used; creates nothing but missing payload indexes.

@@ -89,21 +89,23 @@ class _Target:
         request: the request with its kinds of vectors.
         schema: schema of the collection, with the layout and the text key to write by.
         taken: what of it was taken from the collection rather than from the config.
+        collection: the collection that the name of the request leads to.
     """
 
     request: IngestRequest
     schema: CollectionSchema
     taken: Taken
+    collection: str
 
     @classmethod
     def guessed(cls, request: IngestRequest, guess: Recognised) -> _Target:
         """The target if the collection is as it was, or new. It is good for a plan, and not for writing."""
         kinds = request.vectors or guess.schema.kinds
-        return cls(replace(request, vectors=kinds), guess.read_by(request.text_key), Taken())
+        return cls(replace(request, vectors=kinds), guess.read_by(request.text_key), Taken(), guess.collection)
 
     @classmethod
-    def of(cls, request: IngestRequest, recognised: Recognised) -> _Target:
-        """The target in a collection.
+    def of(cls, request: IngestRequest, recognised: Recognised, collection: str) -> _Target:
+        """The target in the collection that the name of the request leads to.
 
         Raises:
             InvalidRequest: the collection lacks a kind of vector that the request names.
@@ -113,7 +115,7 @@ class _Target:
         _check_kinds(request.vectors, recognised.schema.kinds)
         kinds = request.vectors or recognised.schema.kinds
         schema, taken = recognised.written_by(request.text_key), recognised.taken_with(request.text_key)
-        return cls(replace(request, vectors=kinds), schema, taken)
+        return cls(replace(request, vectors=kinds), schema, taken, collection)
 
     @property
     def planning(self) -> tuple[object, ...]:
@@ -231,7 +233,7 @@ class Ingest:
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
         request, schema = target.request, target.schema
-        await self._model_check.admit(plan.name, schema, schema.text_key, request.vectors)
+        await self._model_check.admit(target.collection, schema, schema.text_key, request.vectors)
         job = await slot.run(lambda: self._prepare(target, plan, progress), stage="store")
         if not request.return_vectors:
             report = await _run(slot, job, job.stream)
@@ -268,16 +270,17 @@ class Ingest:
         )
 
     def _target(self, request: IngestRequest, name: str) -> _Target:
-        """Recognise the collection. Blocks for the store."""
-        recognised = self._collections.catalogue.to_write(name)
-        return _Target.of(request, recognised or Recognised.new(name, self._collections.wanted))
+        """Resolve the collection and recognise it. Blocks for the store."""
+        catalogue = self._collections.catalogue
+        collection = catalogue.resolve(name)
+        recognised = catalogue.to_write(name, collection)
+        return _Target.of(request, recognised or Recognised.new(name, self._collections.wanted), collection)
 
     def _prepare(
         self, target: _Target, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
     ) -> IngestJob:
-        """Resolve the collection and, with `insert_only`, look up the existing points. Blocks for the store."""
-        request = target.request
-        collection = self._collections.catalogue.resolve(plan.name)
+        """Prepare the job and, with `insert_only`, look up the existing points. Blocks for the store."""
+        request, collection = target.request, target.collection
         skipped: set[int] = set()
         store = self._store.opened()
         if request.insert_only and request.chunk is None:

@@ -19,6 +19,7 @@ from qdrant_sink import (
     Search,
     SearchOptions,
     SearchPage,
+    StoreRejected,
     Taken,
     Vectors,
     check_kinds,
@@ -149,6 +150,8 @@ class SearchOperation:
     async def __call__(self, request: SearchRequest) -> SearchResult:
         """Search. All queries are embedded together and sent to the store as one batch.
 
+        If the store refuses the search because the name leads to another collection meanwhile, it is done again there.
+
         Raises:
             WorkerError: a filter is needed and missing, the collection lacks a kind of vector, too many points would be
                 read, the collection does not exist or has another schema, or the model or the store fails.
@@ -157,11 +160,27 @@ class SearchOperation:
         self._collections.check_filter(request.options.where)
         check_kinds(request.options, self._collections.wanted.kinds)
         _check_size(request, branches=len(request.options.using) or 1)  # what no collection changes
+        settled, results = await self._embedded(request, name)
+        try:
+            return await self._answer(settled, results)
+        except StoreRejected:
+            if not await self._has_changed(settled):
+                raise
+        settled, results = await self._embedded(request, name)
+        return await self._answer(settled, results)
+
+    async def _has_changed(self, settled: _Settled) -> bool:
+        """Whether the name leads to a collection of another schema by now, after an alias was moved for example."""
+        recognised = await self._collections.recognised(settled.recognised.collection)
+        return recognised.schema != settled.recognised.schema
+
+    async def _answer(self, settled: _Settled, results: Sequence[Result]) -> SearchResult:
+        """Search with the embedded queries, or with stored points if the request has them."""
+        request = settled.request
         if request.like is not None:
-            like, settled = request.like, await self._settled(request, name)
+            like = request.like
             search = await self._store.call(lambda: self._search_by_points(settled, like))
             return await self._run(settled, [search], [None], 0)
-        settled, results = await self._embedded(request, name)
         searches = [self._search(settled, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return await self._run(settled, searches, request.queries, tokens)
@@ -178,8 +197,11 @@ class SearchOperation:
         """Embed the queries while the collection is recognised and checked, whose error ends the search first.
 
         The kinds are those of the request, or a guess by what was recognised last. Without a guess, and where it was
-        wrong, the queries are embedded after the collection is recognised and checked.
+        wrong, the queries are embedded after the collection is recognised and checked. A search by stored points has
+        nothing to embed.
         """
+        if request.like is not None:
+            return await self._settled(request, name), []
         guessed = _guessed_kinds(request, self._collections.catalogue.guess(name))
         settling = asyncio.ensure_future(self._settled(request, name))
         embedding = asyncio.ensure_future(self._embed(request, guessed)) if guessed else None

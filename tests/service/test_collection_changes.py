@@ -7,8 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc  # type: ignore[import-untyped,unused-ignore]
 import pytest
+from qdrant_client import QdrantClient
 
 from embedder import Embedder
 from qdrant_sink import Point
@@ -187,3 +190,81 @@ def test_a_search_in_a_collection_that_was_made_again_goes_by_what_it_has_now(
         assert scores == sorted(scores)
         assert scores[0] == pytest.approx(0, abs=1e-3)
         assert answer["recognised"] == {"kinds": ["dense", "colbert"], "distance": {"dense": "euclid"}}
+
+
+@pytest.fixture
+def aliased(changing: Changing, worker: Client, embedder: Embedder) -> Client:
+    """A worker, on a server with a plain collection, one of LangChain, and an alias of the plain one."""
+    target = {"ids": ["a"], "idScope": "both"}
+    worker.good(job("a fox", collection="plain", **target))
+    config = {"QDRANT_COLLECTION_CONFIG": '{"layout": "langchain"}'}
+    maker = Client(Operations(Settings.from_environment(ENVIRONMENT | config), embedder, changing))
+    maker.good(job("a fox", collection="chain", **target))
+    changing.alias(NOTES, "plain")
+    return worker
+
+
+@pytest.mark.parametrize("method", ["Scroll", "Upsert"])
+@pytest.mark.parametrize("warm", [False, True])
+def test_points_have_the_form_of_the_collection_in_which_they_are(
+    aliased: Client, changing: Changing, method: str, warm: bool
+) -> None:
+    """Whenever an alias is moved in a job, no collection gets a point that its readers cannot read."""
+    if warm:
+        aliased.good(job("a cat"))
+    changing.double.before[method] = lambda: changing.alias(NOTES, "chain")
+    answer = aliased.error(job("a bird"), "not_found")
+    assert answer["retryable"]
+    assert aliased.good(job("a bird"))["upsert"]["stored"] == 1
+    for name, key in (("plain", "text"), ("chain", "page_content")):
+        points = aliased.good({"operation": "points", "collection": name})["points"]
+        assert all(key in point["payload"] for point in points)
+
+
+def test_chunks_are_deleted_where_the_alias_leads(aliased: Client, changing: Changing) -> None:
+    """A document is looked for in the collection, and in the form, that the alias led to at the start."""
+    target = {"ids": ["long"], "idScope": "both", "chunk": CHUNK}
+    stored = [aliased.good(job(LONG, collection=name, **target))["upsert"]["stored"] for name in ("plain", "chain")]
+    changing.alias(NOTES, "chain")
+    changing.double.before["Scroll"] = lambda: changing.alias(NOTES, "plain")
+    delete = {"operation": "delete", "collection": NOTES, "docIds": ["long"], "idScope": "both"}
+    assert aliased.good(delete) == {"deleted": stored[1]}
+    assert aliased.good(delete) == {"deleted": stored[0]}
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("fields", [{"queries": ["a fox"]}, {"like": {"positive": ["a"], "idScope": "both"}}])
+def test_a_search_during_which_an_alias_is_moved_is_answered(
+    aliased: Client, changing: Changing, fields: Json, warm: bool
+) -> None:
+    """The new collection answers, though its vectors have other names."""
+    search = {"operation": "search", "collection": NOTES, **fields}
+    if warm:
+        assert "recognised" not in aliased.good(search)
+    changing.double.before["QueryBatch"] = lambda: changing.alias(NOTES, "chain")
+    answer = aliased.good(search)
+    assert answer["recognised"]["layout"] == "langchain"
+    assert all("page_content" in hit["payload"] for hit in answer["results"][0]["hits"])
+
+
+def test_a_refusal_that_no_change_explains_is_the_answer(aliased: Client, changing: Changing) -> None:
+    """The search is not done again, and the error of the server is shown."""
+    changing.double.fail("QueryBatch", grpc.StatusCode.INVALID_ARGUMENT)
+    aliased.error({"operation": "search", "collection": NOTES, "queries": ["a fox"]}, "store_rejected")
+    assert changing.double.calls.count("QueryBatch") == 1
+
+
+def test_searches_that_are_answered_in_part_are_sent_again(
+    worker: Client, changing: Changing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server on which the collection is being created answers with fewer results than there are queries."""
+    worker.good(job("a fox"))
+    ask = QdrantClient.query_batch_points
+    parts_of_answers = iter([0, 1])
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        return ask(*arguments, **more)[: next(parts_of_answers, None)]
+
+    monkeypatch.setattr(QdrantClient, "query_batch_points", answer)
+    results = worker.good({**SEARCH, "queries": ["a fox", "a cat"]})["results"]
+    assert [hit["payload"]["text"] for result in results for hit in result["hits"]] == ["a fox"] * 2

@@ -428,9 +428,27 @@ def test_choices_are_left_to_the_operator(place: Place, embedder: Embedder, pass
     assert worker.good(keyed)["upsert"]["stored"] == 1
     for caller in (worker, world.worker()):
         error = caller.error(job, "schema_mismatch")
-        assert "whose text is under no key that all of them have; give textKey in the request" in error["error"]
-        assert error["details"]["choices"] == {"textKey": []}
+        assert "under no key that all of them have (some have one under: content, body); give textKey" in error["error"]
+        assert error["details"]["choices"] == {"textKey": ["content", "body"]}
         assert error["details"]["upsert"]["rejected"][0]["code"] == "schema_mismatch"
     assert len(world.searched(world.worker(), limit=3)[0]) == 3
     assert world.worker(textKey="body").good(job)["upsert"]["stored"] == 1
     assert world.worker(layout="langchain").good(job)["upsert"]["stored"] == 1
+
+
+def test_chunks_are_deleted_whatever_form_they_have(
+    place: Place, embedder: Embedder, passages: list[Embedding]
+) -> None:
+    """`docIds` finds chunks in the layout of the collection and those under a given text key, beside other points."""
+    shape = SHAPES["langchain hybrid"]
+    world = World(shape, place.make(shape, passages), place, embedder, passages)
+    worker = world.worker()
+    target = {"collection": world.name, "idScope": "docs", "chunk": {"maxTokens": 64}}
+    job = {"texts": [LONG], "isPassage": True}
+    laid_out = worker.good({**job, "qdrant": {**target, "ids": ["a"]}})["upsert"]["stored"]
+    plain = worker.good({**job, "qdrant": {**target, "ids": ["b"], "textKey": "body"}})["upsert"]["stored"]
+    foreign = {"collection": world.name, "ids": [0], "textKey": "content"}
+    worker.good({"texts": [ADDED], "isPassage": True, "qdrant": foreign})
+    delete = {"operation": "delete", "collection": world.name, "idScope": "docs"}
+    assert worker.good({**delete, "docIds": ["a"]}) == {"deleted": laid_out}
+    assert worker.good({**delete, "docIds": ["b"]}) == {"deleted": plain}

@@ -146,7 +146,7 @@ def test_a_set_layout_needs_no_sample(edge_store: EdgeStore) -> None:
     store.counted()
     for _ in range(2):
         assert catalogue.recognised("notes").schema.layout == "haystack"
-        assert catalogue.layout("notes") == "haystack"
+        assert catalogue.layouts("notes") == ("haystack",)
         catalogue.to_write("notes")
     assert "scroll" not in store.counted()
 
@@ -176,7 +176,8 @@ def test_the_first_points_of_an_empty_collection_decide(edge_store: EdgeStore) -
     catalogue.ensure("notes")
     assert catalogue.recognised("notes").form.source == "default"
     filled(edge_store, "notes", 1, page_content="some words", metadata={})
-    assert catalogue.recognised("notes").schema.layout == catalogue.layout("notes") == "langchain"
+    assert catalogue.recognised("notes").schema.layout == "langchain"
+    assert catalogue.layouts("notes") == ("plain", "langchain")
 
 
 def test_an_undecided_form_is_sampled_again(edge_store: EdgeStore) -> None:

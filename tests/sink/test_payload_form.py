@@ -92,7 +92,23 @@ def test_another_text_key_is_taken_only_without_doubt(
     sample: list[Payload], text_key: str | None, choices: tuple[str, ...]
 ) -> None:
     """The only key with sentences is the text key. Labels, ids and a key that some points lack are none."""
-    assert recognise_form(SCHEMA, sample) == PayloadForm("plain", text_key, "collection", text_keys=choices)
+    form = recognise_form(SCHEMA, sample)
+    assert (form.layout, form.text_key, form.source, form.text_keys) == ("plain", text_key, "collection", choices)
+
+
+@pytest.mark.parametrize(
+    ("sample", "keys"),
+    [
+        ([{"title": "some words", "body": "a b"}, {"title": "other words"}], ("body",)),
+        ([{"content": "a", "id": "b"}, {"page_content": "a"}, {"n": 1}], ("content", "page_content")),
+        ([{"summary": "two words"}, {"review": "two words", "url": "a"}], ("review", "summary")),
+        ([{"url": "https://example.org"}, {"n": 1}, {}], ()),
+    ],
+)
+def test_keys_that_only_some_points_have_are_named(sample: list[Payload], keys: tuple[str, ...]) -> None:
+    """Where no key holds a text in all points, an operator sees those that hold one in some."""
+    form = recognise_form(SCHEMA, sample)
+    assert (form.is_decided, form.text_keys, form.partial_text_keys) == (False, (), keys)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,12 @@ VECTORS: Final = st.one_of(
         m=st.sampled_from([0, 16, 32]),
         on_disk=st.booleans(),
     ),
-    st.builds(replace, st.just(SPARSE), modifier=st.sampled_from([None, "idf"])),
+    st.builds(
+        replace,
+        st.just(SPARSE),
+        modifier=st.sampled_from([None, "idf"]),
+        datatype=st.sampled_from(["float32", "float16", "uint8"]),
+    ),
     st.builds(
         replace, st.just(ROWS), size=st.sampled_from([SIZE, SIZE + 1]), distance=st.sampled_from(["dot", "euclid"])
     ),
@@ -165,6 +170,19 @@ def test_a_collection_of_another_model_is_refused() -> None:
     assert "dense vectors of size 8, sparse weights, colbert vectors of size 8" in error.message
     assert "dense.size is 384, wanted 8" in mismatch({"dense": replace(DENSE, size=384), "sparse": SPARSE}).message
     assert "has none" in mismatch({}).message
+
+
+@pytest.mark.parametrize("name", ["dense", "vectors"])
+@pytest.mark.parametrize(("kind", "vector"), [("dense", DENSE), ("colbert", ROWS)])
+def test_components_of_one_byte_are_refused(name: str, kind: Kind, vector: VectorDescription) -> None:
+    """They would store every vector of the model as zeros, whatever the name of theirs. The error says it."""
+    error = mismatch({name if name == "vectors" else kind: replace(vector, datatype="uint8")})
+    assert "uint8" in error.message
+
+
+def test_sparse_weights_of_one_byte_are_used() -> None:
+    """Qdrant scales weights to bytes, so they keep their order."""
+    assert recognised({"lexical": replace(SPARSE, datatype="uint8")}).schema.names.sparse == "lexical"
 
 
 def test_a_deferred_graph_keeps_the_edges_of_the_config() -> None:
