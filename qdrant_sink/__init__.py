@@ -48,7 +48,7 @@ from qdrant_sink.errors import (
 )
 from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.json_types import kind_of
-from qdrant_sink.model_check import MODEL_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
+from qdrant_sink.model_check import MODEL_COSINE_MIN, RELATED_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
 from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.open import open_edge, open_server
 from qdrant_sink.payload_form import PayloadForm
@@ -143,6 +143,7 @@ __all__ = [
     "OFFSET_MAX",
     "ORDERED_TYPES",
     "OVERSAMPLING",
+    "RELATED_COSINE_MIN",
     "TEXT_KEY",
     "AccessDenied",
     "Acknowledged",

@@ -22,6 +22,7 @@ from typing import Final
 from embedder import Embedder, Kind, WorkerError, timed
 from qdrant_sink import (
     MODEL_COSINE_MIN,
+    RELATED_COSINE_MIN,
     CollectionSchema,
     Difference,
     Disagreement,
@@ -59,10 +60,10 @@ class ModelWarning:
     @property
     def message(self) -> str:
         """The warning in words."""
-        return (
-            f"collection {self.collection!r} has vectors of another model: {self.disagreement}; scores of "
-            f"{self.disagreement.kind} mean nothing"
-        )
+        kind = self.disagreement.kind
+        if _is_another_model(self.disagreement):
+            return f"{_described(self.collection, [self.disagreement])}; scores of {kind} mean nothing"
+        return f"{_described(self.collection, [self.disagreement])}; scores of {kind} can be wrong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +147,7 @@ class ModelCheck:
         self._check_name(name, finding)
         if disagreements:
             raise ModelMismatch(
-                f"collection {name!r} has vectors of another model: {', '.join(map(str, disagreements))} "
-                f"(limit {MODEL_COSINE_MIN:g}); "
+                f"{_described(name, disagreements)} (limit {MODEL_COSINE_MIN:g}); "
                 f"store into another collection, or set verifyModel to false in QDRANT_COLLECTION_CONFIG if the "
                 f"vectors are right",
                 collection=name,
@@ -250,9 +250,24 @@ def _report(name: str, finding: _Finding) -> None:
     """Log the kinds that disagree."""
     disagreements = finding.disagreements(list(finding.verdicts))
     if disagreements:
-        kinds = ", ".join(map(str, disagreements))
-        log.warning("collection %r has vectors of another model: %s (limit %g)", name, kinds, MODEL_COSINE_MIN)
+        log.warning("%s (limit %g)", _described(name, disagreements), MODEL_COSINE_MIN)
 
 
 def _report_failure(name: str, error: WorkerError) -> None:
     log.info("collection %r could not be compared with the model: %s", name, error.message)
+
+
+def _described(collection: str, disagreements: Sequence[Disagreement]) -> str:
+    """Say that vectors are those of another model, or may be; vectors of unrelated models have a cosine near 0."""
+    measured = ", ".join(map(str, disagreements))
+    if any(map(_is_another_model, disagreements)):
+        return f"collection {collection!r} has vectors of another model: {measured}"
+    return (
+        f"collection {collection!r} has vectors of a similar model, or of other texts than the stored ones, such as "
+        f"with a title or a prefix: {measured}"
+    )
+
+
+def _is_another_model(disagreement: Disagreement) -> bool:
+    """Whether the vectors cannot be this model's. Sparse weights of two models for one text are never unrelated."""
+    return disagreement.kind == "sparse" or disagreement.cosine < RELATED_COSINE_MIN

@@ -102,6 +102,17 @@ def test_an_ingest_beside_vectors_of_another_model_is_refused(
     assert count(worker) == len(TEXTS)
 
 
+def test_vectors_of_a_text_with_a_title_are_not_called_another_models(store: Store, embedder: Embedder) -> None:
+    """Where more was embedded than is stored, the message says that it may be so, and an ingest is refused as well."""
+    fill(store, embedder, embedded=[f"The title of this entry. {text}" for text in TEXTS])
+    worker = worker_of(embedder, store)
+    [first, *_] = worker.good({**SEARCH, "using": ["dense"]})["warnings"]
+    assert 0.5 < first["details"]["cosine"] < 0.98
+    assert "a similar model, or of other texts than the stored ones" in first["message"]
+    assert first["message"].endswith("scores of dense can be wrong")
+    assert "such as with a title or a prefix" in worker.error(job("A new note."), "schema_mismatch")["error"]
+
+
 def test_a_search_of_vectors_of_another_model_has_warnings(store: Store, embedder: Embedder, other: Embedder) -> None:
     """A search gets its hits, and a warning for each kind that it uses; so do `like` and explanations."""
     fill(store, other)

@@ -63,6 +63,7 @@ PUBLIC = [
     "OFFSET_MAX",
     "ORDERED_TYPES",
     "OVERSAMPLING",
+    "RELATED_COSINE_MIN",
     "TEXT_KEY",
     "AccessDenied",
     "Acknowledged",
