@@ -501,7 +501,7 @@ def test_health_is_asked_of_a_worker_that_is_not_ready() -> None:
         health = client.health()
     assert (health.ready, health.status, health.reason) == (False, "loading", "the model is loading")
     with LoopbackServer(scripted(Answer({"hello": 1}))) as server, Client(server.url) as client:
-        with pytest.raises(NotFound):
+        with pytest.raises(UnexpectedAnswer):
             client.health()
 
 

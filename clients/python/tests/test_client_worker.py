@@ -146,6 +146,7 @@ def test_errors_are_those_of_the_worker(client: Client) -> None:
     with pytest.raises(NotFound) as absent:
         client.count(collection="absent")
     assert absent.value.code == "not_found"
+    assert absent.value.request_id
     with pytest.raises(InvalidRequest, match="limit must be at least 1, got 0") as invalid:
         client.search("a", collection="notes", limit=0)
     assert invalid.value.details["errors"][0]["field"] == "limit"

@@ -45,6 +45,7 @@ class WorkerError(ClientError):
     Attributes:
         details: what programs need to know, such as `errors` with fields, or `upsert` with stored points.
         status: the HTTP status; None on RunPod.
+        request_id: the id under which the worker's log has the request: `X-Request-ID`, or the id of the job on RunPod.
     """
 
     code = "internal"
@@ -59,8 +60,10 @@ class WorkerError(ClientError):
         retry_after_s: float | None = None,
         details: Mapping[str, Any] | None = None,
         status: int | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message, retryable=retryable, retry_after_s=retry_after_s)
+        self.request_id = request_id
         self.code = code or type(self).code
         self.details = dict(details or {})
         self.status = status
@@ -217,7 +220,11 @@ class JobFailed(TransportError):
 
 
 def worker_error(
-    answer: Mapping[str, Any], *, status: int | None = None, retry_after_s: float | None = None
+    answer: Mapping[str, Any],
+    *,
+    status: int | None = None,
+    retry_after_s: float | None = None,
+    request_id: str | None = None,
 ) -> WorkerError:
     """The error of an answer with an `error_code`, in the worker's own form or in that of a rerank.
 
@@ -227,19 +234,24 @@ def worker_error(
         answer: the JSON object.
         status: the HTTP status; None on RunPod.
         retry_after_s: the header `Retry-After` in seconds.
+        request_id: the id of the request.
     """
     code = str(answer["error_code"])
     kind = Unauthorized if status == 401 else WorkerError.codes.get(code, WorkerError)
+    given = answer.get("details")
+    details = given if isinstance(given, dict) else {}
     retryable = answer.get("retryable")
-    details = answer.get("details")
-    if not isinstance(retryable, bool) and status is not None:
-        retryable = status in {408, 429, 503}
-    seconds = details.get("retry_after_s") if isinstance(details, dict) else None
+    if not isinstance(retryable, bool):
+        retryable = None if status is None else status in {408, 429, 503}
+    seconds = details.get("retry_after_s")
+    if retry_after_s is None and isinstance(seconds, (int, float)):
+        retry_after_s = seconds
     return kind(
         str(answer.get("error") or answer.get("message") or code),
         code=code,
-        retryable=retryable if isinstance(retryable, bool) else None,
-        retry_after_s=retry_after_s if retry_after_s is not None else seconds,
-        details=details if isinstance(details, dict) else None,
+        retryable=retryable,
+        retry_after_s=retry_after_s,
+        details=details,
         status=status,
+        request_id=request_id,
     )

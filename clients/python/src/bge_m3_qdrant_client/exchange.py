@@ -107,6 +107,13 @@ def polled(send: Callable[[], Send], deadline: Deadline) -> Steps[Any]:
     raise AssertionError("count() does not end")
 
 
+def report_progress(call: Call, progress: Any) -> None:
+    """Tell the caller how far a job has come, `{"settled"}`; null and absent before its first report."""
+    settled = progress.get("settled") if isinstance(progress, dict) else None
+    if call.notify is not None and isinstance(settled, int):
+        call.notify(settled)
+
+
 def tidied(send: Send) -> Steps[None]:
     """The step that cancels or forgets a job, whose failure changes nothing for the caller."""
     try:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from bge_m3_qdrant_client.calls import Call, Deadline, encoded
 from bge_m3_qdrant_client.credentials import authorization, shown_url
-from bge_m3_qdrant_client.errors import InvalidOption, NotFound, worker_error
-from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, polled, tidied
+from bge_m3_qdrant_client.errors import InvalidOption, NotFound, UnexpectedAnswer, worker_error
+from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, polled, report_progress, tidied
 from bge_m3_qdrant_client.replies import parsed, retry_after_s
 from bge_m3_qdrant_client.report import Health
 from bge_m3_qdrant_client.steps import Reply, Send, Steps, Wait
@@ -81,7 +81,7 @@ class HttpTarget:
             reply = Reply(200, reply.headers, reply.content)
         state = parsed(reply)
         if not isinstance(state, dict) or not isinstance(state.get("status"), str):
-            raise NotFound("the address answers, but not as a worker")
+            raise UnexpectedAnswer("the address answers, but not as a worker", status=reply.status)
         return Health(
             ready=state["status"] == "ready",
             status=state["status"],
@@ -90,16 +90,16 @@ class HttpTarget:
             store=state.get("store"),
         )
 
-    def _job(self, call: Call, job: Any, seconds: float | None, deadline: Deadline) -> Steps[Any]:
+    def _job(self, call: Call, accepted: Any, seconds: float | None, deadline: Deadline) -> Steps[Any]:
         """The steps to the answer of an accepted job, or to None if it is not known any more."""
+        job = _state(accepted)
         path = f"/jobs/{quote(str(job.get('id')), safe='')}"
         forget = self._send("DELETE", path, TIDY_UP_TIMEOUT_S)
         try:
-            while job.get("state") in {"queued", "running"}:
+            while job["state"] in {"queued", "running"}:
                 yield Wait(min(seconds or _POLL_INTERVAL_S, deadline.timeout_s()))
-                job = yield from polled(lambda: self._send("GET", path, deadline.timeout_s()), deadline)
-                if call.notify is not None:
-                    call.notify(int(job.get("settled") or 0))
+                job = _state((yield from polled(lambda: self._send("GET", path, deadline.timeout_s()), deadline)))
+                report_progress(call, job)
         except NotFound:
             return None
         except GeneratorExit:
@@ -123,3 +123,9 @@ class HttpTarget:
     ) -> Send:
         more = {**self._headers, **(headers or {}), **({"Content-Type": "application/json"} if content else {})}
         return Send(method, self._url + path, timeout_s, content, more)
+
+
+def _state(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("state"), str):
+        raise UnexpectedAnswer("the answer is not the state of a job")
+    return value

@@ -37,7 +37,8 @@ def parsed(reply: Reply) -> Any:
         return value
     seconds = retry_after_s(reply)
     if isinstance(value, dict) and isinstance(value.get("error_code"), str):
-        raise worker_error(value, status=reply.status, retry_after_s=seconds)
+        identity = reply.headers.get("x-request-id")
+        raise worker_error(value, status=reply.status, retry_after_s=seconds, request_id=identity)
     if reply.status in {401, 403}:
         raise Unauthorized(f"the key is missing or wrong (status {reply.status})", status=reply.status)
     raise UnexpectedAnswer(

@@ -17,7 +17,7 @@ from bge_m3_qdrant_client.errors import (
     UnexpectedAnswer,
     worker_error,
 )
-from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, polled, tidied
+from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, polled, report_progress, tidied
 from bge_m3_qdrant_client.replies import parsed
 from bge_m3_qdrant_client.report import Health
 from bge_m3_qdrant_client.steps import Send, Steps, Wait
@@ -84,9 +84,8 @@ class RunPodTarget:
                 yield Wait(min(interval_s * random.uniform(0.75, 1.25), deadline.timeout_s()))  # noqa: S311
                 interval_s = min(POLL_INTERVAL_MAX_S, interval_s * 1.5)
                 job = _job((yield from polled(asked, deadline)))
-                progress = job.get("output")
-                if call.notify is not None and job["status"] in _WAITING and isinstance(progress, dict):
-                    call.notify(int(progress.get("settled") or 0))
+                if job["status"] in _WAITING:
+                    report_progress(call, job.get("output"))
         except GeneratorExit:
             raise
         except BaseException:
@@ -137,7 +136,7 @@ def _output(job: Mapping[str, Any]) -> Any:
     if isinstance(output, list) and len(output) == 1:
         output = output[0]
     if isinstance(output, dict) and "error_code" in output:
-        raise worker_error({"error": job.get("error"), **output})
+        raise worker_error({"error": job.get("error"), **output}, request_id=str(job.get("id")))
     if status != "COMPLETED":
         raise JobFailed(f"the job ended with {status} on RunPod, without an answer of the worker", status=status)
     return output
