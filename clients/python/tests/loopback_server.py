@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +42,15 @@ Respond = Callable[[Request], Answer | None]
 """The answer to a request; None closes the connection without one."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep silent about a client that waits no longer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class LoopbackServer:
     """A server that listens within the context and answers as `respond` says.
 
@@ -73,14 +82,12 @@ class LoopbackServer:
                 self.send_response(answer.status)
                 for name, value in {"Content-Length": str(len(content)), **answer.headers}.items():
                     self.send_header(name, value)
-                with contextlib.suppress(ConnectionError):  # a client that waits no longer
-                    self.end_headers()
-                    self.wfile.write(content)
+                self.end_headers()
+                self.wfile.write(content)
 
             do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names are those of the base class
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 

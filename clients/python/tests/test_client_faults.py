@@ -479,18 +479,36 @@ def test_a_job_ends_with_the_call() -> None:
         assert server.requests[-1].method == "DELETE"
 
 
-def test_an_interrupt_cancels_the_jobs_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in a call with several requests ends at once, and every running job is cancelled."""
+def test_an_interrupt_cancels_the_jobs_of_all_threads() -> None:
+    """Ctrl-C in a call with several requests ends it at once, and every running job is cancelled."""
+    all_run: list[Progress] = []
 
-    def interrupt(_: Progress) -> None:
-        raise KeyboardInterrupt
+    def interrupt(progress: Progress) -> None:
+        if progress.points == 3:
+            all_run.append(progress)
+            if len(all_run) == 1:
+                raise KeyboardInterrupt
 
-    with LoopbackServer(jobs(RUNNING)) as server, Client(server.url, texts_per_request=1) as client:
-        with pytest.raises(KeyboardInterrupt):
+    with LoopbackServer(jobs(RUNNING)) as server:
+        with Client(server.url, texts_per_request=1, timeout=20) as client, pytest.raises(KeyboardInterrupt):
             client.ingest(["a", "b", "c"], job=True, progress=interrupt)
-        deadline = time.monotonic() + 5
-        while sum(request.method == "DELETE" for request in server.requests) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert sum(request.method == "DELETE" for request in server.requests) == 3
+
+
+def test_a_callback_that_fails_ends_an_awaited_call() -> None:
+    """The exception of a callback is that of the call, and every running job is cancelled."""
+
+    def fail(progress: Progress) -> None:
+        if progress.points == 3:
+            raise OSError("the terminal is gone")
+
+    async def call(url: str) -> None:
+        async with AsyncClient(url, texts_per_request=1, timeout=20) as client:
+            await client.ingest(["a", "b", "c"], job=True, progress=fail)
+
+    with LoopbackServer(jobs(RUNNING)) as server:
+        with pytest.raises(OSError, match="terminal"):
+            asyncio.run(call(server.url))
         assert sum(request.method == "DELETE" for request in server.requests) == 3
 
 

@@ -198,8 +198,13 @@ class AsyncClient:
                     waiting.append(asyncio.create_task(self._run(gathering.steps(part))))
                 if not waiting:
                     return gathering.finish()
-                gathering.add(await waiting[0])
-                waiting.popleft()
+                pending = [task for task in waiting if not task.done()]
+                if pending and not waiting[0].done():
+                    await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in waiting if task.done()]:
+                    task.result()  # an exception of the caller's callback does not wait for its turn
+                while waiting and waiting[0].done():
+                    gathering.add(waiting.popleft().result())
         finally:
             for task in waiting:
                 task.cancel()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from bge_m3_qdrant_client.answers import (
     SearchAnswer,
 )
 from bge_m3_qdrant_client.core import CONCURRENCY, RETRIES, TEXTS_PER_REQUEST, TIMEOUT_S, Core, target_of
-from bge_m3_qdrant_client.exchange import Target
+from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, Target
 from bge_m3_qdrant_client.gathering import Gathering, Outcome
 from bge_m3_qdrant_client.options import (
     CountOptions,
@@ -283,12 +283,18 @@ class Client:
                     waiting.append(pool.submit(self._run, gathering.steps(part), stop))
                 if not waiting:
                     return gathering.finish()
-                gathering.add(waiting[0].result())
-                waiting.popleft()
+                pending = [future for future in waiting if not future.done()]
+                if pending and not waiting[0].done():
+                    wait(pending, return_when=FIRST_COMPLETED)
+                for future in [future for future in waiting if future.done()]:
+                    future.result()  # an interrupt does not wait for its turn
+                while waiting and waiting[0].done():
+                    gathering.add(waiting.popleft().result())
         finally:
-            # After an interrupt jobs are cancelled by their threads, which nobody waits for.
+            # After an interrupt the threads cancel their jobs; one that waits for an answer is left alone.
             stop.set()
-            pool.shutdown(wait=not waiting, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            wait(waiting, TIDY_UP_TIMEOUT_S)
 
     def _run(self, steps: Steps[T], stop: threading.Event | None = None) -> T:
         try:
