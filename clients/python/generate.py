@@ -233,8 +233,12 @@ def _option_type(key: str, schema: Json) -> str:  # noqa: PLR0911 - a return for
             return _SCALARS[kind]
 
 
-_MINIMUMS: Final = {"minimum": "", "minItems": " in number", "minLength": " in characters"}
-_MAXIMUMS: Final = {"maximum": "", "maxItems": " in number", "maxLength": " in characters"}
+_MINIMUMS: Final = {"minimum": "", "minItems": "item", "minLength": "character"}
+_MAXIMUMS: Final = {"maximum": "", "maxItems": "item", "maxLength": "character"}
+
+
+def _counted(count: float, unit: str) -> str:
+    return f"{count} {unit}{'' if count == 1 else 's'}" if unit else str(count)
 
 
 def _note(schema: Json) -> str:
@@ -242,8 +246,8 @@ def _note(schema: Json) -> str:
     parts = [part for part in (schema, *schema.get("anyOf", ())) if part.get("type") != "null"]
     words = [str(part["description"]).rstrip(".") for part in parts if "description" in part]
     for part in parts:
-        words += [f"at least {part[key]}{unit}" for key, unit in _MINIMUMS.items() if key in part]
-        words += [f"at most {part[key]}{unit}" for key, unit in _MAXIMUMS.items() if key in part]
+        words += [f"at least {_counted(part[key], unit)}" for key, unit in _MINIMUMS.items() if key in part]
+        words += [f"at most {_counted(part[key], unit)}" for key, unit in _MAXIMUMS.items() if key in part]
     default = schema.get("default")
     if isinstance(default, (bool, int, float, str)):
         words.append(f"{json.dumps(default) if isinstance(default, str) else default} by default")

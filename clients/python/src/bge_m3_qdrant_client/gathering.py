@@ -170,14 +170,17 @@ class EmbedGathering(Gathering[EmbedAnswer, EmbedAnswer]):
         self._answers: list[EmbedAnswer] = []
 
     def _result(self) -> EmbedAnswer:
-        if len(self._answers) == 1:
-            return self._answers[0]
-        return EmbedAnswer(
-            model=next((answer.model for answer in self._answers), ""),
-            results=[result for answer in self._answers for result in answer.results],
-            usage=UsageAnswer(tokens=sum(answer.usage.tokens for answer in self._answers)),
-            timings=_summed([answer.timings for answer in self._answers]),
-        )
+        if not self._answers:
+            return EmbedAnswer(model="", results=[], usage=UsageAnswer(tokens=0))
+        first, *others = self._answers
+        if not others:
+            return first
+        whole = {
+            "results": [result for answer in self._answers for result in answer.results],
+            "usage": UsageAnswer(tokens=sum(answer.usage.tokens for answer in self._answers)),
+            "timings": _summed([answer.timings for answer in self._answers]),
+        }
+        return first.model_copy(update=whole)
 
     def _call(self, part: Part) -> Call:
         return Call("embed", {**self._options, "texts": part.texts})

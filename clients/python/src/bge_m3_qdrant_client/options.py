@@ -31,7 +31,7 @@ class EmbedOptions(TypedDict, total=False):
     timings: bool
     """Answer with seconds per stage; False by default."""
     vectors: Sequence[Literal["dense", "sparse", "colbert"]] | None
-    """At least 1 in number."""
+    """At least 1 item."""
 
 
 class Chunking(TypedDict, total=False):
@@ -65,11 +65,11 @@ class IngestOptions(TypedDict, total=False):
     """`upsert` by default."""
     return_vectors: bool | None
     text_key: str
-    """At least 1 in characters; at most 255 in characters; `text` by default."""
+    """At least 1 character; at most 255 characters; `text` by default."""
     timings: bool
     """Answer with seconds per stage; False by default."""
     vectors: Sequence[Literal["dense", "sparse", "colbert"]] | None
-    """At least 1 in number."""
+    """At least 1 item."""
 
 
 class Like(TypedDict, total=False):
@@ -77,9 +77,9 @@ class Like(TypedDict, total=False):
 
     id_scope: str | None
     negative: Sequence[int | str]
-    """At most 100 in number."""
+    """At most 100 items."""
     positive: Required[Sequence[int | str]]
-    """At least 1 in number; at most 100 in number."""
+    """At least 1 item; at most 100 items."""
 
 
 class QuantizationParams(TypedDict, total=False):
@@ -115,7 +115,7 @@ class SearchOptions(TypedDict, total=False):
     fusion: Literal["rrf", "dbsf"]
     """`rrf` by default."""
     group_by: str | None
-    """At most 255 in characters."""
+    """At most 255 characters."""
     group_size: int
     """At least 1; at most 100; 1 by default."""
     like: Like | None
@@ -131,11 +131,11 @@ class SearchOptions(TypedDict, total=False):
     """At least 1; at most 1000000; 60 by default."""
     score_threshold: float | None
     text_key: str
-    """At least 1 in characters; at most 255 in characters; `text` by default."""
+    """At least 1 character; at most 255 characters; `text` by default."""
     timings: bool
     """Answer with seconds per stage; False by default."""
     using: Sequence[Literal["dense", "sparse", "colbert"]] | None
-    """At least 1 in number."""
+    """At least 1 item."""
     weights: Sequence[float] | None
     with_payload: bool | Sequence[str] | Mapping[str, Sequence[str]]
     """True by default."""
@@ -152,7 +152,7 @@ class ScoreOptions(TypedDict, total=False):
     timings: bool
     """Answer with seconds per stage; False by default."""
     weights: Sequence[float]
-    """At least 3 in number; at most 3 in number."""
+    """At least 3 items; at most 3 items."""
 
 
 class RerankOptions(TypedDict, total=False):
@@ -166,7 +166,7 @@ class RerankOptions(TypedDict, total=False):
     top_n: int | None
     """At least 1."""
     weights: Sequence[float] | None
-    """At least 3 in number; at most 3 in number."""
+    """At least 3 items; at most 3 items."""
 
 
 class CountOptions(TypedDict, total=False):
@@ -183,11 +183,11 @@ class DeleteOptions(TypedDict, total=False):
 
     collection: str | None
     doc_ids: Sequence[int | str] | None
-    """At least 1 in number."""
+    """At least 1 item."""
     filter: Mapping[str, Any] | None
     id_scope: str | None
     ids: Sequence[int | str] | None
-    """At least 1 in number."""
+    """At least 1 item."""
     timings: bool
     """Answer with seconds per stage; False by default."""
 
@@ -198,7 +198,7 @@ class OrderBy(TypedDict, total=False):
     direction: Literal["asc", "desc"]
     """`asc` by default."""
     key: Required[str]
-    """At most 255 in characters."""
+    """At most 255 characters."""
     start_from: float | str | datetime | None
 
 
@@ -213,7 +213,7 @@ class PointsOptions(TypedDict, total=False):
     filter: Mapping[str, Any] | None
     id_scope: str | None
     ids: Sequence[int | str] | None
-    """At least 1 in number; at most 10000 in number."""
+    """At least 1 item; at most 10000 items."""
     limit: int
     """At least 1; at most 10000; 10 by default."""
     order_by: OrderBy | None
