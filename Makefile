@@ -95,7 +95,7 @@ check: $(DEV_READY) ## lint, format, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=clients/python/src $(BIN)/lint-imports
 
 format: $(DEV_READY) ## fix lint and format
 	$(BIN)/ruff check --fix .

@@ -21,7 +21,14 @@ from service.wire.errors import CODES
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-LINKING = [README, *PAGES, ROOT / "CHANGELOG.md", ROOT / "training" / "README.md", ROOT / "corpus" / "README.md"]
+LINKING = [
+    README,
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "training" / "README.md",
+    ROOT / "corpus" / "README.md",
+    ROOT / "clients" / "python" / "README.md",
+]
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
 

@@ -1,0 +1,146 @@
+"""An endpoint on RunPod, whose workers take jobs from a queue."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from bge_m3_qdrant_client.calls import Call, Deadline, encoded
+from bge_m3_qdrant_client.credentials import authorization, shown_url
+from bge_m3_qdrant_client.errors import (
+    ConnectionFailed,
+    InvalidOption,
+    JobFailed,
+    TimedOut,
+    UnexpectedAnswer,
+    worker_error,
+)
+from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, polled, report_progress, tidied
+from bge_m3_qdrant_client.replies import parsed
+from bge_m3_qdrant_client.report import Health
+from bge_m3_qdrant_client.steps import Send, Steps, Wait
+
+BASE_URL: Final = "https://api.runpod.ai/v2"
+
+RUN_MAX_BYTES: Final = 10_000_000
+"""Maximum request of `/run` in bytes."""
+
+RUNSYNC_MAX_BYTES: Final = 20_000_000
+"""Maximum request of `/runsync` in bytes."""
+
+RUNSYNC_TIMEOUT_S: Final = 150.0
+"""Seconds after which an answer to `/runsync` is late: RunPod itself answers with the state of the job before."""
+
+POLL_INTERVAL_MIN_S: Final = 0.2
+POLL_INTERVAL_MAX_S: Final = 5.0
+
+_WAITING: Final = frozenset({"IN_QUEUE", "IN_PROGRESS"})
+
+
+class RunPodTarget:
+    """An endpoint on RunPod.
+
+    A call is a `/runsync` request. If its answer is late or lost, or the call may take long, the call is a `/run` job,
+    which is asked for with `/status` and ended with `/cancel` where nobody waits for it any more.
+
+    Args:
+        endpoint_id: the id of the endpoint.
+        api_key: the key of RunPod.
+        base_url: the address of RunPod's API.
+
+    Raises:
+        InvalidOption: the address is not one of HTTP, the id is empty, or the key cannot be a header.
+    """
+
+    def __init__(self, endpoint_id: str, *, api_key: str, base_url: str = BASE_URL) -> None:
+        if not endpoint_id:
+            raise InvalidOption("endpoint_id must not be empty")
+        self._url = f"{base_url.rstrip('/')}/{quote(endpoint_id, safe='')}"
+        self.name = shown_url(self._url)
+        self._headers = authorization(api_key)
+        self.request_max_bytes = RUN_MAX_BYTES * 9 // 10
+
+    def answer(self, call: Call, attempt: int, deadline: Deadline) -> Steps[Any]:
+        """See `Target.answer`."""
+        content = encoded({"input": _input(call)})
+        if len(content) > RUNSYNC_MAX_BYTES:
+            raise InvalidOption(
+                f"the request has {len(content)} bytes, more than {RUNSYNC_MAX_BYTES}; send less at once"
+            )
+        if (call.job or attempt > 0) and len(content) <= RUN_MAX_BYTES:
+            job = _job(parsed((yield self._send("POST", "/run", deadline.timeout_s(), content))))
+        else:
+            job = yield from self._runsync(content, deadline)
+        identity = quote(str(job.get("id")), safe="")
+        interval_s = POLL_INTERVAL_MIN_S
+
+        def asked() -> Send:
+            return self._send("GET", f"/status/{identity}", deadline.timeout_s())
+
+        try:
+            while job["status"] in _WAITING:
+                yield Wait(min(interval_s * random.uniform(0.75, 1.25), deadline.timeout_s()))  # noqa: S311
+                interval_s = min(POLL_INTERVAL_MAX_S, interval_s * 1.5)
+                job = _job((yield from polled(asked, deadline)))
+                if job["status"] in _WAITING:
+                    report_progress(call, job.get("output"))
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from tidied(self._send("POST", f"/cancel/{identity}", TIDY_UP_TIMEOUT_S))
+            raise
+        return _output(job)
+
+    def health(self, deadline: Deadline) -> Steps[Health]:
+        """See `Target.health`."""
+        state = parsed((yield self._send("GET", "/health", deadline.timeout_s())))
+        jobs, workers = (_counts(state.get(key)) if isinstance(state, dict) else {} for key in ("jobs", "workers"))
+        ready = any(workers.get(key, 0) > 0 for key in ("idle", "ready", "running"))
+        reason = None if ready else "no worker runs; the first request starts one"
+        return Health(ready=ready, status="ready" if ready else "cold", reason=reason, jobs=jobs, workers=workers)
+
+    def _runsync(self, content: bytes, deadline: Deadline) -> Steps[dict[str, Any]]:
+        seconds = deadline.timeout_s()
+        try:
+            return _job(parsed((yield self._send("POST", "/runsync", min(seconds, RUNSYNC_TIMEOUT_S), content))))
+        except TimedOut:
+            if seconds <= RUNSYNC_TIMEOUT_S:
+                raise
+        raise ConnectionFailed(f"no answer to /runsync within {RUNSYNC_TIMEOUT_S:g} s")
+
+    def _send(self, method: str, path: str, timeout_s: float, content: bytes | None = None) -> Send:
+        more = {"Content-Type": "application/json"} if content else {}
+        return Send(method, self._url + path, timeout_s, content, {**self._headers, **more})
+
+
+def _input(call: Call) -> dict[str, Any]:
+    """The input of the job. The worker knows an ingest as an embed request, and a rerank as one of OpenAI's proxy."""
+    if call.operation == "rerank":
+        return {"openai_route": "/v1/rerank", "openai_input": call.body}
+    if call.operation == "ingest":
+        return {"operation": "embed", "isPassage": True, **call.body}
+    return {"operation": call.operation, **call.body}
+
+
+def _job(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("status"), str):
+        raise UnexpectedAnswer("the answer is not the state of a job")
+    return value
+
+
+def _output(job: Mapping[str, Any]) -> Any:
+    """The answer of a job that has ended."""
+    output, status = job.get("output"), job["status"]
+    if isinstance(output, list) and len(output) == 1:
+        output = output[0]
+    if isinstance(output, dict) and "error_code" in output:
+        raise worker_error({"error": job.get("error"), **output}, request_id=str(job.get("id")))
+    if status != "COMPLETED":
+        raise JobFailed(f"the job ended with {status} on RunPod, without an answer of the worker", status=status)
+    return output
+
+
+def _counts(value: Any) -> dict[str, int]:
+    return {key: count for key, count in value.items() if isinstance(count, int)} if isinstance(value, dict) else {}

@@ -1,0 +1,47 @@
+"""What both clients share of httpx: a step as its arguments, its answer as a reply, its errors as the package's own."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import httpx
+
+from bge_m3_qdrant_client.errors import ClientError, ConnectionFailed, TimedOut, UnexpectedAnswer
+from bge_m3_qdrant_client.steps import Reply, Send
+from bge_m3_qdrant_client.version import __version__
+
+CONNECT_TIMEOUT_S: Final = 10.0
+
+_AGENT: Final = f"bge-m3-qdrant-client/{__version__}"
+
+_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+"""Errors before the request was sent."""
+
+
+def arguments(step: Send) -> dict[str, Any]:
+    """The arguments of httpx's `request`."""
+    return {
+        "method": step.method,
+        "url": step.url,
+        "content": step.content,
+        "headers": {"User-Agent": _AGENT, **step.headers},
+        "timeout": httpx.Timeout(step.timeout_s, connect=min(CONNECT_TIMEOUT_S, step.timeout_s)),
+        "follow_redirects": False,
+    }
+
+
+def reply_of(response: httpx.Response) -> Reply:
+    """The answer."""
+    return Reply(response.status_code, response.headers, response.content)
+
+
+def client_error(error: httpx.HTTPError, step: Send) -> ClientError:
+    """The error of this package for one of httpx, whose message may name the host."""
+    kind = type(error).__name__
+    if isinstance(error, _UNSENT):
+        return ConnectionFailed(f"no connection came about ({kind})", sent=False)
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOut(f"no answer within {step.timeout_s:.3g} s ({kind})")
+    if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
+        return ConnectionFailed(f"the connection ended before the answer ({kind})")
+    return UnexpectedAnswer(f"the answer cannot be read ({kind})")
