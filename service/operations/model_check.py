@@ -61,7 +61,7 @@ class ModelWarning:
     def message(self) -> str:
         """The warning in words."""
         kind = self.disagreement.kind
-        if _is_another_model(self.disagreement):
+        if _are_another_models([self.disagreement]):
             return f"{_described(self.collection, [self.disagreement])}; scores of {kind} mean nothing"
         return f"{_described(self.collection, [self.disagreement])}; scores of {kind} can be wrong"
 
@@ -260,7 +260,7 @@ def _report_failure(name: str, error: WorkerError) -> None:
 def _described(collection: str, disagreements: Sequence[Disagreement]) -> str:
     """Say that vectors are those of another model, or may be; vectors of unrelated models have a cosine near 0."""
     measured = ", ".join(map(str, disagreements))
-    if any(map(_is_another_model, disagreements)):
+    if _are_another_models(disagreements):
         return f"collection {collection!r} has vectors of another model: {measured}"
     return (
         f"collection {collection!r} has vectors of a similar model, or of other texts than the stored ones, such as "
@@ -268,6 +268,7 @@ def _described(collection: str, disagreements: Sequence[Disagreement]) -> str:
     )
 
 
-def _is_another_model(disagreement: Disagreement) -> bool:
-    """Whether the vectors cannot be this model's. Sparse weights of two models for one text are never unrelated."""
-    return disagreement.kind == "sparse" or disagreement.cosine < RELATED_COSINE_MIN
+def _are_another_models(disagreements: Sequence[Disagreement]) -> bool:
+    """Whether the vectors cannot be this model's. Sparse weights alone cannot tell: two models can agree on a text."""
+    cosines = [disagreement.cosine for disagreement in disagreements if disagreement.kind != "sparse"]
+    return not cosines or min(cosines) < RELATED_COSINE_MIN

@@ -44,6 +44,32 @@ class TextAnswer(Answer):
     truncated: bool | None = None
 
 
+class DistancesAnswer(Answer):
+    """Distance functions by kind of vector."""
+
+    colbert: str | None = None
+    dense: str | None = None
+
+
+class NamesAnswer(Answer):
+    """Names of vectors by kind; the unnamed vector has the empty name."""
+
+    colbert: str | None = None
+    dense: str | None = None
+    sparse: str | None = None
+
+
+class RecognisedAnswer(Answer):
+    """What was taken from the collection, because it differs from the config, which leaves it open."""
+
+    distance: DistancesAnswer | None = None
+    kinds: list[str] | None = None
+    layout: str | None = None
+    modifier: str | None = None
+    text_key: str | None = Field(default=None, alias="textKey")
+    vector_names: NamesAnswer | None = Field(default=None, alias="vectorNames")
+
+
 class RejectedAnswer(Answer):
     """A point that is not stored, and the reason."""
 
@@ -60,6 +86,7 @@ class UpsertAnswer(Answer):
     rejected: list[RejectedAnswer]
     skipped: int
     stored: int
+    recognised: RecognisedAnswer | None = None
 
 
 class UsageAnswer(Answer):
@@ -174,6 +201,7 @@ class SearchAnswer(Answer):
     model: str
     results: list[HitsAnswer]
     usage: UsageAnswer
+    recognised: RecognisedAnswer | None = None
     timings: dict[str, float] | None = None
     """Seconds per stage; only with timings."""
     warnings: list[WarningAnswer] | None = None
@@ -368,6 +396,11 @@ class CollectionAnswer(Answer):
     payload_indexes: list[PayloadIndexAnswer] = Field(alias="payloadIndexes")
     points: int
     status: str
+    text_key: str | None = Field(alias="textKey")
+    """Payload key of the text; None if unknown."""
     vectors: list[VectorAnswer]
+    choices: dict[str, list[str]] | None = None
+    """By the setting that has to decide."""
+    recognised: RecognisedAnswer | None = None
     timings: dict[str, float] | None = None
     """Seconds per stage; only with timings."""

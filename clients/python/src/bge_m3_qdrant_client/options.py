@@ -64,8 +64,8 @@ class IngestOptions(TypedDict, total=False):
     mode: Literal["upsert", "insertOnly"]
     """`upsert` by default."""
     return_vectors: bool | None
-    text_key: str
-    """At least 1 character; at most 255 characters; `text` by default."""
+    text_key: str | None
+    """At least 1 character; at most 255 characters."""
     timings: bool
     """Answer with seconds per stage; False by default."""
     vectors: Sequence[Literal["dense", "sparse", "colbert"]] | None
@@ -130,8 +130,8 @@ class SearchOptions(TypedDict, total=False):
     rrf_k: int
     """At least 1; at most 1000000; 60 by default."""
     score_threshold: float | None
-    text_key: str
-    """At least 1 character; at most 255 characters; `text` by default."""
+    text_key: str | None
+    """At least 1 character; at most 255 characters."""
     timings: bool
     """Answer with seconds per stage; False by default."""
     using: Sequence[Literal["dense", "sparse", "colbert"]] | None
