@@ -97,10 +97,13 @@ def ordered_page(
             return ids, None
         number = rows[-1][1]
         # The points of the last value may be only some of all, so that they are read again in the order of their ids.
-        ids += _in_order([row for row in rows if row[1] != number])
+        before = _in_order([row for row in rows if row[1] != number])
+        ids += before
         last = order_value(number, index_type, order.key)
         tied, following = pages.tied(last, limit - len(ids), None)
-        if not tied and pages.beyond(position, wanted)[-1:] == rows[-1:]:  # otherwise they were deleted meanwhile
+        is_first_value = not {point for point, value in rows if value == number} <= set(before)
+        # They may have been deleted meanwhile.
+        if not tied and is_first_value and pages.beyond(position, wanted)[-1:] == rows[-1:]:
             raise _misread(order.key)
         ids += tied
         position = OrderPosition(last, following)

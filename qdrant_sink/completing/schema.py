@@ -8,6 +8,7 @@ from typing import Any, Final, cast, get_args
 
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.schema import (
     ColbertSchema,
     CollectionSchema,
@@ -97,9 +98,13 @@ def check_copyable(collection: str, schema: CollectionSchema, actual: Collection
             )
 
 
-def copied_schema(schema: CollectionSchema, actual: CollectionDescription) -> CollectionSchema:
-    """Return the schema of a new collection for the points of an existing one, without payload indexes."""
-    return replace(schema, payload_on_disk=actual.payload_on_disk, placement=actual.placement)
+def copied_schema(schema: CollectionSchema, state: CollectionState) -> CollectionSchema:
+    """Return the schema of a new collection for the points of an existing one, without payload indexes.
+
+    Its metadata name the model of the existing one, whose vectors are copied.
+    """
+    actual = state.description
+    return replace(schema, payload_on_disk=actual.payload_on_disk, placement=actual.placement, model=state.model)
 
 
 def _recognised(

@@ -44,16 +44,20 @@ class AddedVectors:
         vectors = collection_description(info).vectors
         return [kind for kind in kinds if schema.names.of(kind) not in vectors]
 
-    def add(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
-        """Add the vectors that the collection lacks, and verify the others; see `Store.add_vectors`."""
+    def add(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> bool:
+        """Add the vectors that the collection lacks, and verify the others; see `Store.add_vectors`.
+
+        Returns:
+            Whether settings were changed, after which the server rebuilds the collection.
+        """
         for kind in self.missing(collection, schema, kinds):
             self._create(collection, schema, kind)
         others: dict[str, Any] = {kind: None for kind in KINDS if kind not in kinds}
         wanted = replace(schema, payload_indexes={}, tenant_key=None, explicit=frozenset(), **others)
         info = self._call(collection, lambda client: client.get_collection(collection))
         verify(collection, wanted, collection_description(info))
-        for kind in kinds:
-            self._set(collection, schema, kind)
+        changed = [self._set(collection, schema, kind) for kind in kinds]
+        return any(changed)
 
     def _create(self, collection: str, schema: CollectionSchema, kind: Kind) -> None:
         config = new_vector_config(schema, kind)
@@ -62,15 +66,15 @@ class AddedVectors:
         if result.status != models.UpdateStatus.COMPLETED:
             raise StoreUnavailable(f"Qdrant accepted the vector {name!r} but has not added it yet; retry later")
 
-    def _set(self, collection: str, schema: CollectionSchema, kind: Kind) -> None:
-        """Give a vector without rows the settings of the schema."""
+    def _set(self, collection: str, schema: CollectionSchema, kind: Kind) -> bool:
+        """Give a vector without rows the settings of the schema, and return whether it has no rows."""
         name = schema.names.of(kind)
         has_rows = models.Filter(must=[models.HasVectorCondition(has_vector=name)])
         rows, _ = self._call(
             collection, lambda client: client.scroll(collection, has_rows, limit=1, with_payload=False)
         )
         if rows:
-            return
+            return False
         change: dict[str, Any]
         if kind == "sparse":
             change = {"sparse_vectors_config": sparse_vectors_config(schema)}
@@ -80,3 +84,4 @@ class AddedVectors:
             raise StoreUnavailable(
                 f"Qdrant accepted the settings of vector {name!r} but has not applied them yet; retry later"
             )
+        return True

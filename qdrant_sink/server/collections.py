@@ -133,6 +133,14 @@ class ServerCollections:
         if schema.dense is not None and schema.dense.m > 0 and self._actual_m(collection, schema) == 0:
             self._update_m(collection, schema, schema.dense.m)
         self._warnings.built(collection)
+        self.wait_until_green(collection, timeout_s=timeout_s)
+
+    def wait_until_green(self, collection: str, *, timeout_s: float) -> None:
+        """Wait until the server has finished the optimisation of a collection, and start it if it is pending.
+
+        Raises:
+            StoreUnavailable: the optimisation failed or took longer than `timeout_s`, or the store was closed.
+        """
         deadline = time.monotonic() + timeout_s
         pause_s = POLL_INTERVAL_MIN_S
         previous_status = ""

@@ -53,6 +53,9 @@ T = TypeVar("T")
 UPDATES_MAX: Final = 10
 """Maximum number of attempts to set vectors of points of which some are deleted meanwhile."""
 
+REBUILDING_TIMEOUT_S: Final = 3600.0
+"""Time in seconds that a server may take to rebuild a collection whose vectors have new settings."""
+
 
 class ServerStore:
     """Collections on a server. The store is thread-safe and connects on the first call.
@@ -193,7 +196,9 @@ class ServerStore:
         """Add the vectors of these kinds that the collection lacks; see `Store.add_vectors`."""
         if self._added.missing(collection, schema, kinds):
             self._require(collection, [ADD_VECTORS], interactive=False)
-        self._added.add(collection, schema, kinds)
+        if self._added.add(collection, schema, kinds):
+            # Qdrant 1.18.3 mixes up rows that are written during the rebuilding if it is killed soon after.
+            self._collections.wait_until_green(collection, timeout_s=REBUILDING_TIMEOUT_S)
 
     def update_vectors(self, collection: str, points: Sequence[Point]) -> set[PointId]:
         """Set the vectors of existing points, and return the ids that do not exist."""

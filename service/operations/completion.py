@@ -1,6 +1,7 @@
 """The completion operation: points that lack vectors of some kinds get them, embedded from their stored texts.
 
-resolve -> recognise the vectors -> check the texts -> add the vectors -> complete, or copy -> complete -> set the alias
+resolve -> recognise the vectors -> check the texts -> compare the model -> add the vectors -> complete, or copy ->
+complete -> set the alias
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Event
-from typing import Final
+from typing import Any, Final
 
-from embedder import Embedder, InvalidRequest, Kind, NotFound, WorkerError, whereabouts
+from embedder import KINDS, Embedder, InvalidRequest, Kind, NotFound, WorkerError, whereabouts
 from qdrant_sink import (
     ColbertSchema,
     CollectionSchema,
     DenseSchema,
     FeatureMissing,
+    Layout,
     PayloadKeys,
     SparseSchema,
     Store,
+    VectorNames,
+    WithPayload,
+    default_names,
     path_of_key,
     text_key_of,
     text_of,
@@ -34,10 +39,12 @@ from qdrant_sink.completing import (
     copied_schema,
     pages,
 )
+from qdrant_sink.payload_form import PayloadForm
 from service.operations.collections import Collections
 from service.operations.completion_job import PASSES_MAX, CompletionJob
 from service.operations.completion_values import CompletionProgress, CompletionRequest
 from service.operations.embed import LengthLimits
+from service.operations.model_check import ModelCheck
 from service.operations.store_access import StoreAccess
 from service.validation import invalid_field
 
@@ -59,14 +66,12 @@ class _Plan:
         schema: schema of the completed collection.
         kinds_before: kinds of vectors that the collection has.
         state: the collection before the completion.
-        into: new collection to copy into; None to complete in place.
     """
 
     source: str
     schema: CollectionSchema
     kinds_before: tuple[Kind, ...]
     state: CollectionState
-    into: str | None
 
 
 class Completion:
@@ -76,13 +81,22 @@ class Completion:
         embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
+        model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
     """
 
-    def __init__(self, embedder: Embedder, store: StoreAccess, collections: Collections, limits: LengthLimits) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: StoreAccess,
+        collections: Collections,
+        model_check: ModelCheck,
+        limits: LengthLimits,
+    ) -> None:
         self._embedder = embedder
         self._store = store
         self._collections = collections
+        self._model_check = model_check
         self._max_length = limits.passage
 
     async def __call__(
@@ -105,6 +119,7 @@ class Completion:
         Raises:
             InvalidRequest: the request is invalid, or the collection has no texts where they should be.
             SchemaMismatch: the name of a vector to be added belongs to another one.
+            ModelMismatch: the dense vectors, or those of a kind to complete, are those of another model.
             WorkerError: the collection does not exist, the store fails before the first point, or there are too many
                 ingests.
         """
@@ -113,17 +128,18 @@ class Completion:
             self._collections.named(request.into, "into")
         with self._store.ingest_slot() as slot:
             plan = await slot.run(lambda: self._plan(request, name), stage="store")
-            alias = None
-            if plan.into is not None:
-                alias = await self._check_alias(request, plan, plan.into, name)
-            run = _Run(self, request, plan, progress, stopping or Event())
+            compared = self._comparable(plan)
+            await self._model_check.admit(name, compared, plan.schema.text_key, ("dense", *request.kinds))
+            into = await slot.run(lambda: self._prepared(request, plan, name), stage="store")
+            alias = None if into is None else await self._check_alias(request, plan, into, name)
+            run = _Run(self, request, plan, into=into, progress=progress, stopping=stopping or Event())
             try:
                 report = await slot.run(run.run, stage="ingest")
             except BaseException:
                 run.stopping.set()
                 raise
-            if alias is not None and plan.into is not None and report.failure is None and not report.uncopied:
-                await self._collections.set_alias(alias, plan.into)
+            if alias is not None and into is not None and report.failure is None and not report.uncopied:
+                await self._collections.set_alias(alias, into)
                 report = replace(report, alias=alias)
         log.info(
             "completion finished: %d of %d points completed, %d were complete, %d without a text, %d rejected",
@@ -149,53 +165,96 @@ class Completion:
         return alias
 
     def _plan(self, request: CompletionRequest, name: str) -> _Plan:
-        """Resolve the collection, recognise its vectors, and add those that it lacks if the store can do that."""
+        """Resolve the collection, recognise its vectors, and check that it has texts. Nothing is changed."""
         store = self._store.opened()
         source = store.collection_of(name, patient=True)
         if source is None:
             raise NotFound(f"collection {name!r} does not exist")
         state = store.describe(source)
-        schema = self._with_form(
-            source, completed_schema(source, self._wanted(), state.description, request.kinds), request.text_key
+        form = self._form(source, request.text_key)
+        schema = replace(
+            completed_schema(source, self._wanted(form.layout), state.description, request.kinds),
+            layout=form.layout,
+            text_key=form.text_key or self._collections.wanted.text_key,
         )
         kinds_before = tuple(kind for kind in schema.kinds if schema.names.of(kind) in state.description.vectors)
         self._check_texts(store, source, schema)
-        into = request.into
+        return _Plan(source, schema, kinds_before, state)
+
+    def _comparable(self, plan: _Plan) -> CollectionSchema | None:
+        """The schema of the vectors that may be those of the model: the collection has them, in the model's size."""
+        sizes = {"dense": self._embedder.hidden_size, "colbert": self._embedder.colbert_size}
+        parts: dict[str, Any] = dict.fromkeys(KINDS)
+        for kind in plan.kinds_before:
+            if plan.state.description.vectors[plan.schema.names.of(kind)].size == sizes.get(kind):
+                parts[kind] = getattr(plan.schema, kind)
+        return replace(plan.schema, **parts) if any(parts.values()) else None
+
+    def _prepared(self, request: CompletionRequest, plan: _Plan, name: str) -> str | None:
+        """Add the vectors that the collection lacks, or return the collection to copy into if that is needed."""
+        store, source, into = self._store.opened(), plan.source, request.into
+        if into == source != name:  # the alias was moved by an earlier run
+            into = None
         if into is None:
             try:
-                store.add_vectors(source, schema, request.kinds)
+                store.add_vectors(source, plan.schema, request.kinds)
             except FeatureMissing as error:
                 into = f"{source}{COPY_SUFFIX}"
                 log.warning("%s; copying collection %r into %r instead", error.message, source, into)
         if into is not None:
-            if into == source:
-                raise invalid_field("into", f"must be another collection, got {into!r}")
-            if store.collection_of(into, patient=True) is None:
-                check_copyable(source, schema, state.description)
-        return _Plan(source, schema, kinds_before, state, into)
+            self._check_target(store, plan, into)
+        return into
 
-    def _wanted(self) -> CollectionSchema:
-        """The schema of the config with all three kinds, so that a kind which it leaves out can be added."""
+    def _check_target(self, store: Store, plan: _Plan, into: str) -> None:
+        """Check that a collection is new, or that an earlier run has begun to copy into it."""
+        if into == plan.source:
+            raise invalid_field("into", f"must be another collection, got {into!r}")
+        existing = store.collection_of(into, patient=True)
+        if existing is None:
+            check_copyable(plan.source, plan.schema, plan.state.description)
+            return
+        if existing != into:
+            raise invalid_field("into", f"must not be an alias, got {into!r}; give another name")
+        whole: WithPayload = True
+        page = next(islice(pages(store, into, {}, whole, limit=SAMPLE_POINTS), 1), {})
+        originals = store.fetch(plan.source, list(page), whole, (), patient=True)
+        if page and not any(point in originals and originals[point].payload == page[point].payload for point in page):
+            raise invalid_field(
+                "into",
+                f"must be a new collection or an unfinished copy, and none of the first {len(page)} points of {into!r} "
+                f"is one of {plan.source!r}; give another name",
+            )
+
+    def _wanted(self, layout: Layout) -> CollectionSchema:
+        """The schema of the config with all three kinds, so that a kind which it leaves out can be added.
+
+        Vectors that the config does not name have the names of the collection's layout.
+        """
         schema = self._collections.wanted
+        defaults = default_names(layout, KINDS)
+        names = {
+            kind: (schema.names if f"vectorNames.{kind}" in schema.explicit else defaults).of(kind) for kind in KINDS
+        }
         return replace(
             schema,
+            names=VectorNames(**names),
             dense=schema.dense or DenseSchema(self._embedder.hidden_size),
             sparse=schema.sparse or SparseSchema(),
             colbert=schema.colbert or ColbertSchema(self._embedder.colbert_size),
         )
 
-    def _with_form(self, collection: str, schema: CollectionSchema, text_key: str | None) -> CollectionSchema:
-        """The schema with the text key of the request, or else with the layout and the text key of the collection.
+    def _form(self, collection: str, text_key: str | None) -> PayloadForm:
+        """The text key of the request in the plain layout, or else the layout and the text key of the collection.
 
-        Where the points do not agree on a key, that of the config is left, because some of them may lack a text.
+        Where the points do not agree on a key, the form has none, because some of them may lack a text.
         """
         form = self._collections.catalogue.form(collection)
         if text_key is None:
-            return replace(schema, layout=form.layout, text_key=form.text_key or schema.text_key)
+            return form
         if form.source == "config" and form.layout != "plain":
             message = f"must be left out: the payload layout '{form.layout}' has the text under {form.text_key!r}"
             raise invalid_field("textKey", f"{message}, got another key")
-        return replace(schema, layout="plain", text_key=text_key)
+        return replace(form, layout="plain", text_key=text_key)
 
     def _check_texts(self, store: Store, collection: str, schema: CollectionSchema) -> None:
         """Check that some points have a text, before vectors are added that would stay empty."""
@@ -238,10 +297,9 @@ class Completion:
     def copy(self, plan: _Plan, into: str, check: Callable[[], None]) -> PointCopy:
         """Create the new collection with the payload indexes of the old one, and the copy of its points."""
         store = self._store.opened()
-        description = plan.state.description
-        schema = copied_schema(plan.schema, description)
+        schema = copied_schema(plan.schema, plan.state)
         store.ensure(into, schema)
-        for key, index in description.payload_indexes.items():
+        for key, index in plan.state.description.payload_indexes.items():
             store.ensure_index(into, key, index)
         return PointCopy(
             store,
@@ -262,21 +320,24 @@ class _Run:
         operation: Completion,
         request: CompletionRequest,
         plan: _Plan,
+        *,
+        into: str | None,
         progress: Callable[[CompletionProgress], None],
         stopping: Event,
     ) -> None:
         self._operation = operation
         self._request = request
         self._plan = plan
+        self._into = into
         self._progress = progress
         self.stopping = stopping
         self._copied: int | None = None
 
     def run(self) -> CompletionReport:
         """Complete in place, or copy and complete the copy."""
-        if self._plan.into is None:
+        if self._into is None:
             return self._job(self._plan.source).run()
-        return self._copy_and_complete(self._plan.into)
+        return self._copy_and_complete(self._into)
 
     def _copy_and_complete(self, into: str) -> CompletionReport:
         """Copy and complete, again for the points that were written into the old collection meanwhile."""

@@ -127,12 +127,12 @@ class ModelCheck:
         self._looks: SharedCalls[_Finding | None] = SharedCalls()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="model-check")
 
-    async def admit(self, name: str, schema: CollectionSchema, text_key: str, kinds: Sequence[Kind]) -> None:
+    async def admit(self, name: str, schema: CollectionSchema | None, text_key: str, kinds: Sequence[Kind]) -> None:
         """Check a collection before points are stored. A collection that does not exist passes, or has no texts.
 
         Args:
             name: name of the collection or of an alias.
-            schema: its vectors and its layout.
+            schema: its vectors and its layout; None if no vector can be compared, so that only its metadata decide.
             text_key: key of the text in a plain payload.
             kinds: kinds of vectors that are going to be stored.
 
@@ -187,12 +187,13 @@ class ModelCheck:
         )
 
     async def _finding(
-        self, name: str, schema: CollectionSchema, text_key: str, *, fresh: bool = False
+        self, name: str, schema: CollectionSchema | None, text_key: str, *, fresh: bool = False
     ) -> _Finding | None:
         """What is known of a collection; None if it does not exist or the look failed."""
         if not self._enabled:
             return None
-        key = repr((name, text_key_of(schema.layout, text_key), schema.layout, schema.names, schema.kinds))
+        form = schema and (text_key_of(schema.layout, text_key), schema.layout, schema.names, schema.kinds)
+        key = repr((name, form))
         remembered = self._remembered.get(key)
         if remembered is not None and not fresh and self._is_recent(remembered):
             return remembered
@@ -209,7 +210,9 @@ class ModelCheck:
     def _is_recent(self, finding: _Finding) -> bool:
         return self._clock() - finding.looked_at < LOOK_INTERVAL_S
 
-    def _look(self, key: str, name: str, schema: CollectionSchema, text_key: str, *, fresh: bool) -> _Finding | None:
+    def _look(
+        self, key: str, name: str, schema: CollectionSchema | None, text_key: str, *, fresh: bool
+    ) -> _Finding | None:
         """Look at a collection, and compare it with the model unless that was done before. Blocks."""
         remembered = self._remembered.get(key)
         if remembered is not None and not fresh and self._is_recent(remembered):
@@ -224,8 +227,9 @@ class ModelCheck:
         seen = remembered if remembered is not None and remembered.target == target else None
         if seen is not None and seen.is_decided and not fresh:
             finding = replace(seen, looked_at=looked_at)
-        elif target.model is not None and (
-            target.model.is_certainly(self._identity) or not target.model.has_name_of(self._identity)
+        elif schema is None or (
+            target.model is not None
+            and (target.model.is_certainly(self._identity) or not target.model.has_name_of(self._identity))
         ):
             finding = _Finding(target, looked_at)
         else:

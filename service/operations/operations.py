@@ -79,7 +79,7 @@ class Operations:
         self.collections = Collections(settings, self._store, schema)
         self.embed = Embed(embedder, self.limits)
         self.ingest = Ingest(embedder, self._store, self.collections, check, self.limits, batch_points=batch_points)
-        self.completion = Completion(embedder, self._store, self.collections, self.limits)
+        self.completion = Completion(embedder, self._store, self.collections, check, self.limits)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits)
         self.points = Points(self._store, self.collections)
         self.inventory = Inventory(settings, self._store, self.collections)

@@ -23,7 +23,16 @@ from qdrant_sink.server import ServerStore
 from service.operations import CompletionRequest, Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
-from tests.service.frameworks import FRAMEWORKS, Address, Found, Framework, dense_of, sparse_of
+from tests.service.frameworks import (
+    FRAMEWORKS,
+    Address,
+    Found,
+    Framework,
+    LangChainDense,
+    LangChainHybrid,
+    dense_of,
+    sparse_of,
+)
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.langchain_model import Model
 from tests.sink.samples import ranked, rrf
@@ -163,6 +172,11 @@ def test_a_completed_collection_reranks_as_numpy_does(opened: Opened) -> None:
         numbers = [opened.number_of(hit) for hit in result["hits"]]
         assert [hit["score"] for hit in result["hits"]] == pytest.approx([expected[n] for n in numbers], rel=2e-3)
         assert [expected[n] for n in numbers] == pytest.approx(sorted(expected.values(), reverse=True)[:8], rel=2e-3)
+    if isinstance(
+        framework, LangChainDense
+    ):  # the added vectors have the names by which its hybrid mode looks for them
+        hybrid = LangChainHybrid(framework.address, framework.collection, framework.model)
+        assert hybrid.search(TEXTS[5], 1) == [Found(TEXTS[5], 5)]
     if framework.opens_further_vectors:
         assert framework.search(TEXTS[5], 1) == [Found(TEXTS[5], 5)]
 

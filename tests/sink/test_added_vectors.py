@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from qdrant_client import grpc as pb
 
 from embedder.errors import NotFound
 from qdrant_sink.conformance import conform
@@ -126,6 +127,25 @@ def test_an_interrupted_addition_is_completed(store: Store, collection: str) -> 
     store.add_vectors(collection, SCHEMA, ("colbert",))
     colbert = store.describe(collection).description.vectors["colbert"]
     assert (colbert.m, colbert.on_disk) == (0, True)
+
+
+def test_rows_wait_for_the_rebuilding(server_store: ServerStore, double: GrpcDouble) -> None:
+    """A server that is killed may mix up rows that are written while it rebuilds a collection for new settings.
+
+    Vectors that have rows are not set again, and nothing is waited for.
+    """
+    _filled(server_store, "notes", SCHEMA, "dense")
+    rebuilding = [pb.CollectionStatus.Yellow] * 6
+    double.statuses = [pb.CollectionStatus.Green] * 2 + rebuilding
+    server_store.add_vectors("notes", SCHEMA, ("colbert",))
+    assert double.statuses == []
+    server_store.update_vectors("notes", [_point(0, SCHEMA, "colbert")])
+    double.statuses = list(rebuilding)
+    server_store.add_vectors("notes", SCHEMA, ("colbert",))
+    assert double.statuses
+    double.statuses = [pb.CollectionStatus.Red] * 6
+    with pytest.raises(StoreUnavailable, match="is red"):
+        server_store.add_vectors("notes", SCHEMA, ("sparse",))
 
 
 def test_another_vector_of_the_name_is_refused(store: Store, collection: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
+from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.completing import (
     NAMED_MAX,
     CompletionTally,
@@ -28,6 +29,7 @@ from qdrant_sink.completing import (
 from qdrant_sink.conformance import Refusal, conform
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.errors import LimitExceeded, SchemaMismatch
+from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.points import Point
 from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
@@ -37,6 +39,7 @@ from tests.sink.stores import STORES, opened
 
 DENSE_VECTOR = VectorDescription("dense", SIZE, "cosine", datatype="float32", quantization="none", m=16)
 SPARSE_VECTOR = VectorDescription("sparse", datatype="float32")
+MODEL = ModelIdentity("another/model", None)
 ROWS = VectorDescription("multivector", SIZE, "cosine", "max_sim", datatype="float16", quantization="none", m=0)
 
 
@@ -76,11 +79,15 @@ def test_several_candidates_need_the_name_in_the_config() -> None:
 
 
 def test_a_copy_keeps_what_the_collection_has() -> None:
-    """Only a collection whose vectors all have a place in the copy, in types that can be created, is copied."""
+    """Only a collection whose vectors all have a place in the copy, in types that can be created, is copied.
+
+    The metadata of the copy name the model of the collection, not that of the worker.
+    """
     fitting = CollectionDescription({"": DENSE_VECTOR, "sparse": SPARSE_VECTOR, "c": ROWS}, payload_on_disk=False)
     schema = completed_schema("notes", SCHEMA, fitting, ("colbert",))
     check_copyable("notes", schema, fitting)
-    assert copied_schema(schema, fitting).payload_on_disk is False
+    copied = copied_schema(schema, CollectionState(fitting, 3, None, "green", MODEL))
+    assert (copied.payload_on_disk, copied.model) == (False, MODEL)
     for name, vector, problem in (
         ("image", replace(DENSE_VECTOR, size=3), "is not one of"),
         ("", replace(DENSE_VECTOR, datatype="uint8"), "has the type 'uint8'"),

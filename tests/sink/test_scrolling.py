@@ -158,6 +158,18 @@ def test_pages_end_at_integers_that_are_not_exact_as_float64(store: Store, colle
             assert _read(store, collection, PointOrder("n", descending), "integer", limit) == expected
 
 
+def test_pages_end_at_a_value_that_is_the_first_of_no_point(store: Store, collection: str) -> None:
+    """Where all points of the greatest value have a smaller one too, they are on the page of that one, once."""
+    store.ensure(collection, SCHEMA)
+    store.ensure_index(collection, "n", PayloadIndex("integer"))
+    values = [[0, 9], [3, 9, 5], [1, 9], [2]]
+    drafts = [draft(i, payload={"n": value}) for i, value in enumerate(values)]
+    assert write(store, collection, drafts, SCHEMA).stored == len(drafts)
+    for limit in (1, 2, 3, 4, 7, 8, 100):
+        assert _read(store, collection, PointOrder("n"), "integer", limit) == [0, 2, 3, 1]
+        assert _read(store, collection, PointOrder("n", descending=True), "integer", limit) == [0, 1, 2, 3]
+
+
 def test_a_page_that_ends_at_a_date_without_a_position_is_an_error(store: Store, collection: str) -> None:
     """A date of the year 0, which filters do not have, is refused rather than followed by a wrong page."""
     store.ensure(collection, SCHEMA)

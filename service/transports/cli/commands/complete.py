@@ -42,7 +42,7 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     """Add vectors to the points of COLLECTION that lack them, embedded from the texts that the points store.
 
     Payloads and other vectors stay as they are. A point without a text, or with one that cannot be embedded, is named
-    and costs no other. The dense vectors of the collection should be those of this model, or searches mix two models.
+    and costs no other. If the dense vectors or those of the given kinds are another model's, nothing is changed.
 
     After an interruption run the same command again; points that have the vectors are not embedded again.
 
