@@ -213,6 +213,7 @@ def test_queries_are_answered_beside_bulk_jobs(port: int, client: httpx.Client, 
     assert set(stored) == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["PORT", "GPU_DEVICE", "LOG_FORMAT"])
 def test_settings_that_cannot_work_refuse_to_start(unfit: dict[str, Worker], setting: str) -> None:
     """Invalid settings or an occupied port end the program with status 2 and a line that names the setting."""

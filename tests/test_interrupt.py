@@ -38,6 +38,7 @@ def interrupted(process: subprocess.Popen[str]) -> None:
     assert (process.returncode, output) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["ask", "files", "--collection", "notes"], ["demo"]])
 def test_a_command_that_loads_its_model_ends_quietly(tmp_path: Path, command: list[str]) -> None:
     """Ctrl-C while the model loads causes neither a traceback nor an abort in a library."""

@@ -47,6 +47,7 @@ def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
     assert sorted(listed) == sorted(set(phony.split()) - {"server-named"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "files"),
     [

@@ -164,6 +164,7 @@ def test_importing_the_service_is_cheap() -> None:
     assert heavy_after(f"import service, {', '.join(packages('service'))}") <= LIGHT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_costs_its_own_vendor_alone(adapter: str) -> None:
     """Importing one store adapter loads neither the other vendor's client nor a model."""

@@ -304,6 +304,7 @@ def test_settings_that_cannot_work_refuse_to_start(programs: dict[str, Worker], 
     assert named in line
 
 
+@pytest.mark.slow
 def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     """`--test_input` runs one job and ends with status 0."""
     assert programs["good job"].wait(WAIT_MAX_S) == 0
@@ -363,6 +364,7 @@ def test_the_local_api_answers_jobs() -> None:
         assert "Traceback" not in worker.output
 
 
+@pytest.mark.slow
 def test_an_idle_worker_exits_on_sigterm(served: Served) -> None:
     """SIGTERM ends an idle worker with status 0 and no error (the last use of this worker here)."""
     served.answer({"texts": ["still there"], "vectors": ["dense"]})

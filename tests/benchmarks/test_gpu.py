@@ -95,6 +95,7 @@ def test_goals_are_judged_by_the_worse_figure(results: Path) -> None:
     assert [sustained, share, beside, handler] == pytest.approx([88, 77, 9, 1.5])
 
 
+@pytest.mark.slow
 def test_the_page_stands_the_run_beside_the_baseline(results: Path, tmp_path: Path) -> None:
     """The page shows the machine, verdicts, both columns, and why a section did not run."""
     write_report(results, tmp_path / "docs" / "page.md")

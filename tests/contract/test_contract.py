@@ -38,7 +38,7 @@ TEI: Mapping[str, tuple[str, str]] = {"/embed": ("inputs", "TeiEmbedRequest"), "
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name == "mini-server" else ()) for name in WORLDS],
+    params=[pytest.param(name, marks=pytest.mark.slow if name.startswith("mini") else ()) for name in WORLDS],
 )
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Every engine over every store in turn."""

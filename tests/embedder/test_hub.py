@@ -176,6 +176,7 @@ def test_a_cached_model_loads_without_network(tmp_path: Path, small_checkpoint: 
         assert located(DEFAULT_MODEL, tmp_path, HF_ENDPOINT=endpoint).stdout.strip() == str(snapshot)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["bin", "safetensors"])
 def test_a_cached_model_loads_offline(tmp_path: Path, small_checkpoint: Path, layout: str) -> None:
     """With `HF_HUB_OFFLINE=1` the hub's own cache serves the pinned revision, with `.bin` weights as published."""

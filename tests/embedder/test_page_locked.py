@@ -16,6 +16,7 @@ def rows(count: int) -> torch.Tensor:
     return torch.arange(4.0 * count).view(count, 4)
 
 
+@pytest.mark.slow
 def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
     """Nothing is copied, and the buffer is reused after the last view of a batch is gone."""
     lender = PageLocked(limit_bytes=1000)

@@ -258,6 +258,7 @@ def failed(comparison: Comparison) -> set[str]:
     return {check.name for check in judge(comparison, SIXTEEN_BIT) if not check.passed}
 
 
+@pytest.mark.slow
 def test_float32_agrees_with_itself(small: Sample, exact: Embedded) -> None:
     """Compared with itself, a model has cosines of 1, equal weights and equal rankings, and passes."""
     again = embed(small, ModelOptions("mini", dtype="float32", device="cpu"), LENGTHS)
@@ -431,6 +432,7 @@ def test_what_cannot_work_is_refused_in_one_line(arguments: list[str], message: 
     assert message in ended.err
 
 
+@pytest.mark.slow
 def test_limits_on_the_command_line_override(tmp_path: Path) -> None:
     """A limit that cannot be met fails the verdict with status 1, and the table shows which."""
     file = tmp_path / "texts"

@@ -55,6 +55,7 @@ def test_the_parts_of_a_body_are_its_json(answer: dict[str, Any], size: int) -> 
     assert json.loads(bytes(body)) == expected(answer)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(answers)
 def test_values_are_the_json_of_the_body(answer: dict[str, Any]) -> None:

@@ -321,6 +321,7 @@ def test_a_load_that_is_interrupted_while_the_index_is_built_ends(embedder: Embe
     assert slow.closed.is_set()
 
 
+@pytest.mark.slow
 def test_an_interrupted_load_says_what_it_waits_for(watched: Watched, store: EdgeStore) -> None:
     """Who presses Ctrl-C reads why nothing happens for a while, and that a second time ends it immediately."""
     load = Waiting(watched.embedder, store)

@@ -333,6 +333,7 @@ def test_points_that_are_deleted_meanwhile_do_not_come_back(site: Site) -> None:
     site.assert_complete()
 
 
+@pytest.mark.slow
 def test_points_that_are_written_meanwhile_get_the_vectors_of_their_new_text(site: Site) -> None:
     """A point whose text changes, and a new one before the place of the walk, are completed all the same."""
     ids = site.fill(TEXTS[:12])
@@ -362,6 +363,7 @@ def test_points_that_never_stop_coming_are_pending(site: Site) -> None:
     assert (report.pending, report.is_complete, report.failure) == (1, False, None)
 
 
+@pytest.mark.slow
 def test_a_failure_is_reported_and_the_next_run_continues(site: Site) -> None:
     """What was written before the store gave out stays, is counted, and is not embedded again."""
     site.fill(TEXTS[:24])

@@ -206,6 +206,7 @@ def test_a_job_that_is_refused_costs_no_answer() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_jobs_that_wait_occupy_what_is_counted(slow: Callable[..., Operations], watched: Watched) -> None:
     """`JOBS_MAX_MB` counts bytes, so a job that waits for its turn holds bytes and not parsed values."""
     raw = {"texts": ["a"], "qdrant": {"collection": "notes", "payloads": [{"values": [{}] * 20_000}]}}
@@ -227,6 +228,7 @@ def test_jobs_that_wait_occupy_what_is_counted(slow: Callable[..., Operations], 
         assert [ended(client, path)["state"] for path in paths] == ["done"] * len(paths)
 
 
+@pytest.mark.slow
 def test_an_answer_is_kept_for_a_time(serve: Serve) -> None:
     """After `JOBS_KEEP_S` the job is unknown, and the message says why that can be."""
     with Served(serve(JOBS_KEEP_S="1").operations) as served, served.client() as client:
@@ -292,6 +294,7 @@ def test_a_job_holds_its_texts_until_its_end() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_job_waits_while_the_queue_of_the_worker_is_full() -> None:
     """A request would be 429 then, and a job is queued and tried again, since nobody waits to send it again."""
 

@@ -42,6 +42,7 @@ def answering(code: int) -> Iterator[int]:
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "healthy"), [(200, True), (204, False), (503, False)])
 def test_a_container_is_healthy_when_its_http_server_is_ready(code: int, healthy: bool) -> None:
     """A server that loads or shuts down is not healthy, and neither is one that does not listen."""

@@ -71,6 +71,7 @@ class SlowStore(EdgeStore):
         return super().collection_of(name, patient=patient)
 
 
+@pytest.mark.slow
 def test_a_slow_store_delays_no_probe_and_is_asked_once(serve: Serve, tmp_path: Path) -> None:
     """A probe waits a second at most, and many probes without a key cost the store one call in five seconds."""
     store = SlowStore(tmp_path / "slow")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,6 +19,7 @@ _finite = {"allow_nan": False, "allow_infinity": False}
 _arrays = hnp.arrays(np.float32, _shapes, elements=_finite) | hnp.arrays(np.float16, _shapes, elements=_finite)
 
 
+@pytest.mark.slow
 @given(arrays=st.lists(_arrays, max_size=3), size=st.integers(1, 200))
 def test_numbers_read_back_as_the_same_float32(arrays: list[NDArray[Any]], size: int) -> None:
     """Every number of the JSON is the float32 or float16 that was written, whatever the size of the chunks."""

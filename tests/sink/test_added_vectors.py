@@ -129,6 +129,7 @@ def test_an_interrupted_addition_is_completed(store: Store, collection: str) -> 
     assert (colbert.m, colbert.on_disk) == (0, True)
 
 
+@pytest.mark.slow
 def test_rows_wait_for_the_rebuilding(server_store: ServerStore, double: GrpcDouble) -> None:
     """A server that is killed may mix up rows that are written while it rebuilds a collection for new settings.
 

@@ -50,6 +50,7 @@ def test_a_version_exceeds_that_of_a_writer_whose_clock_is_ahead(ahead_ms: int) 
     assert new_version(earlier) > earlier
 
 
+@pytest.mark.slow
 @given(st.one_of(st.text(), st.integers(), st.none(), st.uuids().map(str)))
 def test_only_versions_are_taken_for_versions(value: object) -> None:
     """A payload of another origin with the same key is no version, unless it is a UUID of version 7."""

@@ -117,6 +117,7 @@ def test_a_point_without_a_text_is_unknown(payload: dict[str, Any]) -> None:
     assert embedded_text("plain", payload, "text") is None
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["text", "meta", "metadata", "content", "start", "chunk"]), json_values))
 def test_any_payload_has_candidates_or_none(payload: dict[str, Any]) -> None:
     """Payloads of other programs, in any form, give candidates with a text or None in every layout."""
