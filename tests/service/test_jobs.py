@@ -24,6 +24,7 @@ from service.transports.http.jobs import RUNNING_MAX, Job, Jobs
 from service.transports.http.state import ServerState
 from service.wire import Answer, Progress
 from service.wire.body import Body
+from service.wire.errors import ShuttingDown
 from tests.service.client import ENVIRONMENT, PATIENCE, Client, Json, until
 from tests.service.conftest import Serve
 from tests.service.doubles import FailingStore, Watched
@@ -259,6 +260,25 @@ def test_a_shutdown_waits_for_jobs_and_shows_them(slow: Callable[..., Operations
 
 class Text:
     """A text that can be watched."""
+
+
+def test_a_job_that_comes_during_a_shutdown_costs_no_answer() -> None:
+    """A shutdown refuses a new job, and the answers that callers still read stay."""
+
+    async def run() -> None:
+        async def work(_progress: Progress) -> Answer:
+            return Answer(Body.of({}))
+
+        state = ServerState(Settings.from_environment({**ENVIRONMENT, "JOBS_MAX": "1"}))
+        jobs, metrics = Jobs(state), Metrics(lambda: 0)
+        answered = jobs.accept(work, 10, metrics)
+        await end_of(answered)
+        state.close()
+        with pytest.raises(ShuttingDown):
+            jobs.accept(work, 10, metrics)
+        assert jobs.get(answered.id) is answered
+
+    asyncio.run(run())
 
 
 def jobs_of(**variables: str) -> Jobs:

@@ -96,16 +96,16 @@ class Jobs:
         Raises:
             BodyTooLarge: the request exceeds the memory of all jobs.
             Overloaded: the jobs that have not ended leave no room. No answer is forgotten then.
-            ShuttingDown: the server is shutting down.
+            ShuttingDown: the server is shutting down. No answer is forgotten then either.
         """
         if size > self._max_bytes:
             limit = f"{self._max_bytes} bytes (JOBS_MAX_MB)"
             raise BodyTooLarge(f"with Prefer: respond-async the body must have at most {limit}, got {size}")
         self._check_room(size)
-        while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
-            self._forget(self._oldest_ended().id, metrics)
         running = ExitStack()
         running.enter_context(self._state.admitted())
+        while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
+            self._forget(self._oldest_ended().id, metrics)
         job = Job(uuid.uuid4().hex, CALLER.get(), size)
         self._jobs[job.id] = job
         metrics.job_moved(None, job.state)
