@@ -24,12 +24,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from embedder.errors import NotFound
-from qdrant_sink.filters import Filter
 from qdrant_sink.indexes import MissingIndexes
 from qdrant_sink.payload_form import PayloadForm, configured_form, is_contradicted, layouts_of_some, recognise_form
-from qdrant_sink.points import PointId, Stored, WithPayload
 from qdrant_sink.recognition import Recognised, decided_layout, recognise
-from qdrant_sink.sampling import PAGE_POINTS, sample_points
+from qdrant_sink.sampling import PAGE_POINTS, Scrolls, sample_points
 from qdrant_sink.schema import CollectionSchema, Layout, PayloadIndex
 from qdrant_sink.schema_diff import CollectionDescription
 from qdrant_sink.shared_calls import SharedCalls
@@ -46,7 +44,7 @@ REMEMBERED_MAX: Final = 1024
 """Maximum remembered collections. Requests can name any number of them."""
 
 
-class Describes(Protocol):
+class Describes(Scrolls, Protocol):
     """The part of `Store` that resolves, describes, samples and creates collections."""
 
     def collection_of(self, name: str, /, *, patient: bool = False) -> str | None:
@@ -55,20 +53,6 @@ class Describes(Protocol):
 
     def description(self, collection: str, /) -> CollectionDescription:
         """Return the vectors and payload indexes of a collection."""
-        ...
-
-    def scroll(
-        self,
-        collection: str,
-        where: Filter,
-        with_payload: WithPayload,
-        /,
-        *,
-        limit: int,
-        after: PointId | None = None,
-        interactive: bool = False,
-    ) -> tuple[dict[PointId, Stored], PointId | None]:
-        """Return a page of the matching points in the order of their ids."""
         ...
 
     def verify(
