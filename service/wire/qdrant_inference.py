@@ -90,7 +90,7 @@ def _output(options: Any) -> Kind | None:
 
 _OPTIONS = {
     "type": "object",
-    "properties": {"output": {"enum": list(KINDS), "default": "dense", "description": "the kind of vector"}},
+    "properties": {"output": {"enum": [*KINDS, None], "default": "dense", "description": "the kind of vector"}},
     "additionalProperties": False,
 }
 

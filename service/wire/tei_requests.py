@@ -72,8 +72,8 @@ _INPUTS = {
         {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
     ]
 }
-_RIGHT = {"enum": ["right", "Right"]}
-_PROMPT = {"enum": ["query", "passage"]}
+_RIGHT = {"enum": ["right", "Right", None]}
+_PROMPT = {"enum": ["query", "passage", None]}
 
 
 class _Tei(NullIsAbsence):

@@ -112,6 +112,21 @@ def test_generated_requests_conform_to_the_description(served: Served, path: str
     check_case()
 
 
+def test_a_bare_enumeration_of_a_request_allows_null(served: Served) -> None:
+    """A field that may be null, as absent, is described so, also where its schema lists its values without a type."""
+    with served.client() as client:
+        document = client.get("/openapi.json").json()
+    requests_of = [schema for name, schema in document["components"]["schemas"].items() if name.endswith("Request")]
+    bare = [
+        field
+        for schema in requests_of
+        for name, field in schema["properties"].items()
+        if "enum" in field and "type" not in field and name not in schema.get("required", ())
+    ]
+    assert len(bare) >= 3
+    assert all(None in field["enum"] for field in bare)
+
+
 RICH: dict[str, list[dict[str, Any]]] = {
     "/embed": [
         {"texts": ["a", ""], "timings": True},
