@@ -30,9 +30,10 @@ class Metrics:
 
     Args:
         waiting_tokens: returns the number of tokens that wait for the model.
+        reserved_bytes: returns the number of bytes that requests have reserved.
     """
 
-    def __init__(self, waiting_tokens: Callable[[], int]) -> None:
+    def __init__(self, waiting_tokens: Callable[[], int], reserved_bytes: Callable[[], int] = lambda: 0) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -59,6 +60,9 @@ class Metrics:
         )
         self._tokens = Counter("bge_m3_tokens", "Embedded tokens by operation.", ["operation"], registry=registry)
         Gauge("bge_m3_queue_tokens", "Tokens that wait for the model.", registry=registry).set_function(waiting_tokens)
+        Gauge(
+            "bge_m3_reserved_bytes", "Bytes of MEMORY_BUDGET_MB that requests have reserved.", registry=registry
+        ).set_function(reserved_bytes)
         self._batch_fill = Histogram(
             "bge_m3_batch_fill",
             "Tokens of a batch divided by TOKEN_BUDGET; above 1 where a single text exceeds the budget.",

@@ -31,6 +31,7 @@ from embedder import DEFAULT_MODEL, ConfigurationError, ModelOptions
 from qdrant_sink import COLLECTION_NAME, ServerAddress, ServerUrl, TransportChoice
 from service.api_keys import ApiKeys, checked_key
 from service.collection_config import CollectionConfig, parse_config
+from service.memory_budget import BUDGET_SHARE, container_memory_bytes
 from service.validation import characters, rule
 from service.variables import misspelled, plain
 
@@ -190,6 +191,7 @@ class Settings(BaseModel):
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
+    memory_budget_mb: Annotated[float, Field(ge=64, le=10_000_000, allow_inf_nan=False)] | None = None
     inference_max_request_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 64.0
     inference_max_response_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 2500.0
     openai_strict: bool = False
@@ -326,6 +328,13 @@ class Settings(BaseModel):
             default_mb: what the transport carries, for a setting that is unset.
         """
         return int((default_mb if self.max_response_mb is None else self.max_response_mb) * 1_000_000)
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """`MEMORY_BUDGET_MB` in bytes, or half of the container's memory where it is unset."""
+        if self.memory_budget_mb is None:
+            return int(BUDGET_SHARE * container_memory_bytes())
+        return int(self.memory_budget_mb * 1_000_000)
 
     @property
     def inference_max_request_bytes(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from embedder import Embedder
 from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
+from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
 from service.operations.collections import Collections
 from service.operations.completion import Completion
@@ -51,6 +52,7 @@ class Operations:
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
+        memory: the memory that requests may hold together.
         model_names: names of the model for clients.
         limits: default limits on the lengths of texts.
     """
@@ -69,7 +71,8 @@ class Operations:
             query=_clamped(settings, "QUERY_MAX_LENGTH", settings.query_max_length, embedder.max_length),
             passage=_clamped(settings, "PASSAGE_MAX_LENGTH", settings.passage_max_length, embedder.max_length),
         )
-        self.metrics = Metrics(lambda: embedder.waiting_tokens)
+        self.memory = MemoryBudget(settings.memory_budget_bytes)
+        self.metrics = Metrics(lambda: embedder.waiting_tokens, lambda: self.memory.reserved_bytes)
         embedder.observe(lambda batch: self.metrics.batch(batch.tokens, batch.fill, batch.seconds))
         self._embedder = embedder
         self._store = StoreAccess(settings, store, self.metrics.retried, self.metrics.store_call)
