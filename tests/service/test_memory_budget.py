@@ -16,7 +16,7 @@ def test_what_does_not_fit_now_is_overloaded_and_fits_later() -> None:
     """A request that finds no room is refused as retryable, and the retry succeeds when another has ended."""
     budget = MemoryBudget(100)
     with budget.reserve(60):
-        with pytest.raises(Overloaded, match="hold 60 of 100 bytes of memory .* needs 41 more"):
+        with pytest.raises(Overloaded, match=r"hold 60 of 100 bytes of memory .* needs 41 more"):
             budget.reserve(41)
         with budget.reserve(40):
             assert budget.reserved_bytes == 100
@@ -28,7 +28,7 @@ def test_what_does_not_fit_now_is_overloaded_and_fits_later() -> None:
 def test_what_can_never_fit_is_invalid() -> None:
     """A request that needs more than the whole budget is not told to retry, alone or in steps."""
     budget = MemoryBudget(100)
-    with pytest.raises(InvalidRequest, match="at most 100 bytes of memory .* got 101"):
+    with pytest.raises(InvalidRequest, match=r"at most 100 bytes of memory .* got 101"):
         budget.reserve(101)
     with budget.reserve(60) as reservation:
         with pytest.raises(InvalidRequest, match="got 101"):

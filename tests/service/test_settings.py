@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTION": None,
     "QDRANT_COLLECTIONS": (),
     "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
+    "MEMORY_BUDGET_MB": None,
     "INFERENCE_MAX_REQUEST_MB": 64.0,
     "INFERENCE_MAX_RESPONSE_MB": 2500.0,
     "MAX_RESPONSE_MB": None,
@@ -105,6 +106,7 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("QDRANT_COLLECTION", "notes", "notes"),
         ("MAX_RESPONSE_MB", "0.5", 0.5),
         ("INFERENCE_MAX_REQUEST_MB", "0.5", 0.5),
+        ("MEMORY_BUDGET_MB", "64", 64.0),
         ("INFERENCE_MAX_RESPONSE_MB", "9000", 9000.0),
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("LOG_FORMAT", "JSON", "json"),
@@ -174,6 +176,7 @@ def test_keys_are_secrets() -> None:
         ("QDRANT_COLLECTION_CONFIG", '{"shards": 0}'),
         ("MAX_RESPONSE_MB", "0"),
         ("INFERENCE_MAX_REQUEST_MB", "0"),
+        ("MEMORY_BUDGET_MB", "63"),
         ("INFERENCE_MAX_RESPONSE_MB", "inf"),
         ("MAX_RESPONSE_MB", "nan"),
         ("LOG_LEVEL", "loud"),
@@ -266,7 +269,7 @@ PLAIN = {
     "QDRANT_COLLECTION_CONFIG": '{"shards": 2}', "MAX_RESPONSE_MB": "0.5", "OPENAI_STRICT": "true",
     "OPENAI_TRUNCATE": "true", "ALLOW_TOKEN_IDS": "true", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
     "PORT": "8080", "ROOT_PATH": "/search/v2", "JOBS_MAX": "5", "JOBS_MAX_MB": "0.5", "JOBS_KEEP_S": "60",
-    "COMPRESS_RESPONSES": "false", "CORS_ORIGINS": "*", "INFERENCE_MAX_REQUEST_MB": "1.5",
+    "COMPRESS_RESPONSES": "false", "CORS_ORIGINS": "*", "INFERENCE_MAX_REQUEST_MB": "1.5", "MEMORY_BUDGET_MB": "512",
     "INFERENCE_MAX_RESPONSE_MB": "20", "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""
