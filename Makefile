@@ -85,7 +85,7 @@ test-slow: $(DEV_READY) ## run the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
 test-server: server-named $(DEV_READY) ## test against the Qdrant server of QDRANT_URL
-	$(BIN)/python -m pytest -m server tests/sink tests/service $(ARGS)
+	$(BIN)/python -m pytest -m server tests/sink tests/service tests/test_examples.py $(ARGS)
 
 server-named:
 	@test -n "$$QDRANT_URL" || { echo "QDRANT_URL is not set: these tests need a Qdrant server. With Docker:"; \

@@ -28,6 +28,7 @@ LINKING = [
     ROOT / "training" / "README.md",
     ROOT / "corpus" / "README.md",
     ROOT / "clients" / "python" / "README.md",
+    ROOT / "examples" / "README.md",
 ]
 SETTINGS = {name.upper() for name in Settings.model_fields}
 

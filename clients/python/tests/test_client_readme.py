@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from embedder import Embedder
+from loopback_endpoint import ENDPOINT, KEY, RunPodEndpoint
 from qdrant_sink.edge import EdgeStore
-from runpod_endpoint import ENDPOINT, KEY, RunPodEndpoint
 from service.operations import Operations
 from service.settings import Settings
 from service.wire import Codec

@@ -21,8 +21,8 @@ from bge_m3_qdrant_client import (
     Unauthorized,
     UnexpectedAnswer,
 )
+from loopback_endpoint import ENDPOINT, KEY, Handler, Report, RunPodEndpoint
 from loopback_server import Answer, LoopbackServer, Request, scripted
-from runpod_endpoint import ENDPOINT, KEY, Handler, Report, RunPodEndpoint
 
 
 @pytest.fixture(autouse=True)

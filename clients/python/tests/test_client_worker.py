@@ -23,8 +23,8 @@ from bge_m3_qdrant_client import (
     Unauthorized,
 )
 from embedder import Embedder
+from loopback_endpoint import ENDPOINT, KEY, Report, RunPodEndpoint
 from qdrant_sink.edge import EdgeStore
-from runpod_endpoint import ENDPOINT, KEY, Report, RunPodEndpoint
 from service.operations import Operations
 from service.settings import Settings
 from service.wire import Codec

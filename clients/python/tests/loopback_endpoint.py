@@ -5,9 +5,11 @@ POST /v2/EP/runsync       200 the state of the job after at most `sync_s` second
 GET  /v2/EP/status/ID     200 {"id", "status", "output", "error"}; 404 for an unknown job
 POST /v2/EP/cancel/ID     200 {"id", "status": "CANCELLED"}
 GET  /v2/EP/health        200 {"jobs": {...}, "workers": {...}}
+any  /v2/EP/openai/PATH   200 the only item of the answer to the input {"openai_route": "/PATH", "openai_input": body}
 
-A wrong key is 401, and a body beyond 10 MB (`/run`) or 20 MB (`/runsync`) is 400. As on the platform, an answer of the
-handler with an `error` is the status FAILED, with the other keys under `output`.
+The state of a job that has ended is also posted to its `webhook`. A wrong key is 401, and a body beyond 10 MB (`/run`)
+or 20 MB (`/runsync`) is 400. As on the platform, an answer of the handler with an `error` is the status FAILED, with
+the other keys under `output`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
+
+import httpx
 
 from loopback_server import Answer, LoopbackServer, Request
 
@@ -66,12 +70,18 @@ class RunPodEndpoint(LoopbackServer):
     def _respond(self, request: Request) -> Answer | None:  # noqa: PLR0911 - a return for each path
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return Answer(b"", 401)
-        _, _, endpoint, action, *identity = request.path.split("/")
+        _, _, endpoint, action, *rest = request.path.split("/")
         if endpoint != ENDPOINT:
             return Answer({"error": "endpoint not found"}, 404)
-        match action, identity:
+        match action, rest:
             case "run" | "runsync", []:
                 return self._submit(request, sync=action == "runsync")
+            case "openai", route:
+                body = request.json if request.content else None
+                proxied = {"openai_route": "/".join(("", *route)), "openai_input": body}
+                identity = self._start({"input": proxied}, wait_s=None)
+                (answer,) = self.jobs[identity]["output"]
+                return Answer(answer)
             case "status", [job] if job in self.jobs:
                 return Answer(self.jobs[job])
             case "cancel", [job] if job in self.jobs:
@@ -86,13 +96,22 @@ class RunPodEndpoint(LoopbackServer):
     def _submit(self, request: Request, *, sync: bool) -> Answer:
         if len(request.content) > (RUNSYNC_MAX_BYTES if sync else RUN_MAX_BYTES):
             return Answer({"error": "request body too large"}, 400)
+        identity = self._start(request.json, wait_s=self._sync_s if sync else 0.0)
+        return Answer(self.jobs[identity] if sync else {"id": identity, "status": "IN_QUEUE"})
+
+    def _start(self, request: Any, *, wait_s: float | None) -> str:
+        """Start a job, wait at most this time for its end (None: without a limit), and return its id."""
         identity = f"job-{next(self._numbers)}"
         self.jobs[identity] = {"id": identity, "status": "IN_QUEUE"}
-        thread = threading.Thread(target=self._work, args=(identity, request.json["input"]), daemon=True)
+        thread = threading.Thread(target=self._run, args=(identity, request), daemon=True)
         thread.start()
-        if sync:
-            thread.join(self._sync_s)
-        return Answer(self.jobs[identity])
+        thread.join(wait_s)
+        return identity
+
+    def _run(self, identity: str, request: Any) -> None:
+        self._work(identity, request["input"])
+        if webhook := request.get("webhook"):
+            httpx.post(webhook, json=self.jobs[identity], trust_env=False).raise_for_status()
 
     def _work(self, identity: str, raw: Any) -> None:
         job = self.jobs[identity]
