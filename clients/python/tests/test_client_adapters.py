@@ -42,9 +42,12 @@ from loopback_server import Answer, LoopbackServer, scripted
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
+from test_client_readme import README, examples_of
 from tests.service.client import ENVIRONMENT
 from tests.service.doubles import Watched
 from tests.service.served import Served
+from tests.sink.grpc_double import GrpcDouble
+from tests.sink.rest_front import RestFront
 
 SRC = Path(__file__).parents[1] / "src"
 TEXTS = ["rsync copies only the changed parts of files.", "PhotoRec recovers deleted files.", "A relational database."]
@@ -410,6 +413,37 @@ def test_options_of_a_ranking_reach_the_worker(served: Served) -> None:
             assert first == second == third
             scores.append(first)
     assert len({tuple(each) for each in scores}) == 3
+
+
+@pytest.fixture
+def qdrant(tmp_path: Path) -> Iterator[str]:
+    """The address of a Qdrant server's REST API."""
+    double = GrpcDouble(tmp_path)
+    front = RestFront(double)
+    yield f"http://127.0.0.1:{front.port}"
+    front.stop()
+    double.stop()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the examples end with their program
+@pytest.mark.parametrize("framework", ["langchain", "llama_index", "haystack"])
+def test_the_example_of_the_readme(
+    served: Served, qdrant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    """It runs as written, but for the addresses and the size of a vector, and prints the best text."""
+    monkeypatch.setenv("BGE_M3_API_KEY", "choose-one")
+    [code] = [code for code in examples_of(README) if f"bge_m3_qdrant_client.{framework} import" in code]
+    with Client(served.url) as client:
+        size = len(langchain.BGEM3Embeddings(client).embed_query(QUERY))
+    replaced = {
+        "http://localhost:8000": served.url,
+        "http://localhost:6333": qdrant,
+        "embedding_dim=1024": f"embedding_dim={size}",
+    }
+    for shown, actual in replaced.items():
+        code = code.replace(shown, actual)
+    exec(compile(code, str(README), "exec"), {"__name__": "example"})  # noqa: S102 - the project's own README
+    assert capsys.readouterr().out == "0.7 rsync copies only the changed parts of files.\n"
 
 
 PROGRAM = """

@@ -19,6 +19,12 @@ from tests.service.client import ENVIRONMENT
 from tests.service.served import Served
 
 README = Path(__file__).parents[1] / "README.md"
+FRAMEWORKS = r"bge_m3_qdrant_client\.(langchain|llama_index|haystack) import"
+
+
+def examples_of(page: Path) -> list[str]:
+    """The code of a page in Python."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,9 @@ def test_the_examples_run_as_written(
 ) -> None:
     """Each prints what its text promises; only addresses and the id of the endpoint are replaced."""
     codec = Codec(operations)
-    examples = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    examples = [
+        code for code in examples_of(README) if not re.search(FRAMEWORKS, code)
+    ]  # test_client_adapters runs those
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     printed: list[list[str]] = []
     with Served(operations) as served, RunPodEndpoint(lambda raw, _: asyncio.run(codec.job(raw))) as endpoint:
