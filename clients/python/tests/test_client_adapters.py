@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -390,6 +392,12 @@ def test_errors_are_those_of_the_client(served: Served) -> None:
             llama_index.BGEM3Rerank(client).postprocess_nodes([NodeWithScore(node=TextNode(text=TEXTS[0]))])
 
 
+def test_an_embedding_stays_in_its_process(counted: Counted) -> None:
+    """An ingestion of LlamaIndex in several processes is refused, and the error says the way out."""
+    with pytest.raises(TypeError, match="without num_workers"):
+        pickle.dumps(llama_index.BGEM3Embedding(counted.client))
+
+
 def ranked(client: Client, **options: Any) -> Sequence[Sequence[float]]:
     """The scores of each framework's reranker for the same texts."""
     documents = [LangChainDocument(page_content=text, metadata={"kept": 1}, id="7") for text in TEXTS]
@@ -425,7 +433,7 @@ def qdrant(tmp_path: Path) -> Iterator[str]:
     double.stop()
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the examples end with their program
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("framework", ["langchain", "llama_index", "haystack"])
 def test_the_example_of_the_readme(
     served: Served, qdrant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, framework: str
@@ -442,7 +450,10 @@ def test_the_example_of_the_readme(
     }
     for shown, actual in replaced.items():
         code = code.replace(shown, actual)
-    exec(compile(code, str(README), "exec"), {"__name__": "example"})  # noqa: S102 - the project's own README
+    names = {"__name__": "example"}
+    exec(compile(code, str(README), "exec"), names)  # noqa: S102 - the project's own README
+    names.clear()
+    gc.collect()  # the connections that a program leaves to its end
     assert capsys.readouterr().out == "0.7 rsync copies only the changed parts of files.\n"
 
 

@@ -75,6 +75,10 @@ class BGEM3Embedding(BaseEmbedding):
         super().__init__(model_name=model_name, embed_batch_size=embed_batch_size, **fields)
         self._vectors = TextVectors(client, async_client, kept)
 
+    def __getstate__(self) -> dict[Any, Any]:
+        # LlamaIndex would leave the client out, and the copy would fail in the other process.
+        raise TypeError("BGEM3Embedding has connections and stays in its process: use an ingestion without num_workers")
+
     @classmethod
     def class_name(cls) -> str:
         """The name of the class in LlamaIndex's events."""
