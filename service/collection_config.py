@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from embedder import KINDS, Kind
 from qdrant_sink import (
+    COLLECTION_NAME,
     TEXT_KEY,
     ColbertSchema,
     CollectionSchema,
@@ -39,6 +40,12 @@ from service.validation import BYTE_ORDER_MARK, field_error
 
 NAME_MAX_BYTES = 200
 """Maximum length of a vector name in Qdrant, in bytes of UTF-8."""
+
+DESCRIPTION_MAX_CHARACTERS = 1000
+"""Maximum length of the description of a collection in characters."""
+
+DESCRIPTIONS_MAX = 1000
+"""Maximum number of descriptions of collections."""
 
 NAME_FORBIDDEN_CHARACTERS = '<>:"/\\|?*\x00\x1f'
 
@@ -77,6 +84,13 @@ def _valid_text_key(key: str) -> str:
     return key
 
 
+def _valid_description(text: str) -> str:
+    text = " ".join(text.split())
+    if not text:
+        raise ValueError("must not be blank")
+    return text
+
+
 def _by_path(indexes: dict[str, IndexType]) -> dict[str, IndexType]:
     """Return the indexes by their paths as Qdrant reads them."""
     result = {canonical_path(path): kind for path, kind in indexes.items()}
@@ -88,6 +102,8 @@ def _by_path(indexes: dict[str, IndexType]) -> dict[str, IndexType]:
 
 
 VectorName = Annotated[str, AfterValidator(_valid_name)]
+_CollectionName = Annotated[str, Field(pattern=COLLECTION_NAME)]
+_Description = Annotated[str, Field(max_length=DESCRIPTION_MAX_CHARACTERS), AfterValidator(_valid_description)]
 _Path = Annotated[str, Field(max_length=255), AfterValidator(_valid_path)]
 
 
@@ -155,6 +171,9 @@ class CollectionConfig(_Config):
     layout: Layout = "plain"
     text_key: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_valid_text_key)] = TEXT_KEY
     verify_model: bool = True
+    descriptions: Annotated[dict[_CollectionName, _Description], Field(max_length=DESCRIPTIONS_MAX)] = Field(
+        default_factory=dict
+    )
 
     @model_validator(mode="after")
     def _are_consistent(self) -> CollectionConfig:

@@ -30,11 +30,13 @@ class CollectionsResult:
         names: names of the collections in alphabetical order.
         aliases: collections by alias in alphabetical order.
         default: name of the default collection, which need not exist; None without a default.
+        descriptions: what the operator says of these collections, by the name or the alias in the config.
     """
 
     names: Sequence[str]
     aliases: Mapping[str, str]
     default: str | None
+    descriptions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class DescribedCollection:
 
     Attributes:
         name: name of the collection itself, also if the request named an alias.
+        description: what the operator says of it, under the name of the request or its own; None for nothing.
         aliases: its aliases that the worker permits, in alphabetical order.
         state: vectors, payload indexes, number of points and status.
         form: layout and text key of the payloads.
@@ -52,6 +55,7 @@ class DescribedCollection:
     """
 
     name: str
+    description: str | None
     aliases: Sequence[str]
     state: CollectionState
     form: PayloadForm
@@ -89,7 +93,9 @@ class Inventory:
         store = self._store.opened()
         aliases = {alias: target for alias, target in store.aliases().items() if self._is_allowed(alias)}
         names = [name for name in store.collections() if self._is_allowed(name)]
-        return CollectionsResult(names, aliases, self._settings.qdrant_collection)
+        given = self._settings.qdrant_collection_config.descriptions
+        descriptions = {name: given[name] for name in (*names, *aliases) if name in given}
+        return CollectionsResult(names, aliases, self._settings.qdrant_collection, descriptions)
 
     def _describe(self, name: str) -> DescribedCollection:
         store = self._store.opened()
@@ -97,12 +103,16 @@ class Inventory:
         state = store.describe(name)
         collection = targets.get(name, name)
         aliases = [alias for alias, target in targets.items() if target == collection and self._is_allowed(alias)]
+        given = self._settings.qdrant_collection_config.descriptions
+        description = given.get(name, given.get(collection))
         catalogue = self._collections.catalogue
         try:
             recognised = catalogue.recognised(name)
         except SchemaMismatch as error:
-            return DescribedCollection(collection, aliases, state, catalogue.form(name), Taken(), error.choices)
-        return DescribedCollection(collection, aliases, state, recognised.form, recognised.taken, recognised.ambiguous)
+            form, taken, ambiguous = catalogue.form(name), Taken(), error.choices
+        else:
+            form, taken, ambiguous = recognised.form, recognised.taken, recognised.ambiguous
+        return DescribedCollection(collection, description, aliases, state, form, taken, ambiguous)
 
     def _is_allowed(self, name: str) -> bool:
         allowed = self._settings.qdrant_collections

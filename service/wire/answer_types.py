@@ -273,6 +273,9 @@ class CollectionsAnswer(TypedDict):
     collections: list[str]
     aliases: Annotated[dict[str, str], Field(description="collections by alias")]
     default: Annotated[str | None, Field(description="the collection of requests that name none")]
+    descriptions: NotRequired[
+        Annotated[dict[str, str], Field(description="what the operator says of them, by collection or alias")]
+    ]
     timings: NotRequired[Timings]
 
 
@@ -315,6 +318,7 @@ class CollectionAnswer(TypedDict):
     """The answer that describes a collection."""
 
     name: Annotated[str, Field(description="the collection itself, also if an alias was asked for")]
+    description: NotRequired[Annotated[str, Field(description="what the operator says of it")]]
     aliases: list[str]
     status: Annotated[str, WithJsonSchema({"enum": ["green", "yellow", "grey", "red"]})]
     points: Count

@@ -27,7 +27,14 @@ from service.wire.size import numbers_min_bytes
 
 def collections_answer(result: CollectionsResult) -> CollectionsAnswer:
     """The answer that lists collections."""
-    return {"collections": list(result.names), "aliases": dict(result.aliases), "default": result.default}
+    answer: CollectionsAnswer = {
+        "collections": list(result.names),
+        "aliases": dict(result.aliases),
+        "default": result.default,
+    }
+    if result.descriptions:
+        answer["descriptions"] = dict(result.descriptions)
+    return answer
 
 
 def collection_answer(result: DescribedCollection, model: str) -> CollectionAnswer:
@@ -68,6 +75,8 @@ def collection_answer(result: DescribedCollection, model: str) -> CollectionAnsw
         "textKey": result.form.text_key,
         "model": _model(result, model),
     }
+    if result.description is not None:
+        answer["description"] = result.description
     if result.taken:
         answer["recognised"] = recognised_answer(result.taken)
     if result.ambiguous:

@@ -169,6 +169,12 @@ def test_the_config_may_be_in_a_file(tmp_path: Path) -> None:
             "colbert must be left out, because kinds is sparse, dense",
         ),
         ('{"layout": "plane"}', "layout must be 'plain', 'langchain', 'llamaindex' or 'haystack', got 'plane'"),
+        ('{"descriptions": {"a/b": "x"}}', "descriptions.a/b must"),
+        ('{"descriptions": {"notes": " \\n "}}', "descriptions.notes must not be blank"),
+        (
+            json.dumps({"descriptions": {"notes": "x" * 1001}}),
+            "descriptions.notes must have at most 1000 characters, got 1001",
+        ),
         ('{"shards": 1, "shards": 2}', 'the field "shards" is given twice'),
         ('{"shards": }', "the config is not valid JSON: Expecting value (line 1, column 12)"),
         ("{" * 5, "the config is not valid JSON"),

@@ -68,6 +68,30 @@ def test_the_list_has_what_the_worker_permits(filled: Store, embedder: Embedder)
     assert worker.good({**COLLECTIONS, "collection": "papers"})["aliases"] == []
 
 
+def test_a_collection_has_what_the_operator_says_of_it(filled: Store, embedder: Embedder) -> None:
+    """Descriptions of what exists and is permitted are listed; one collection has that of its alias, or its own."""
+    said = {"notes": "Notes on\n backups ", "notes-2": "The notes", "papers": "Papers", "planned": "Not yet", "all": "?"}
+    config = json.dumps({**CONFIG, "descriptions": said})
+    worker = _worker(
+        embedder, filled, QDRANT_COLLECTION_CONFIG=config, QDRANT_COLLECTIONS="notes, papers, planned, notes-2"
+    )
+    assert worker.good(COLLECTIONS)["descriptions"] == {
+        "notes-2": "The notes",
+        "papers": "Papers",
+        "notes": "Notes on backups",
+    }
+    described = {name: worker.good({**COLLECTIONS, "collection": name}) for name in ("notes", "notes-2", "papers")}
+    assert {name: answer["description"] for name, answer in described.items()} == {
+        "notes": "Notes on backups",
+        "notes-2": "The notes",
+        "papers": "Papers",
+    }
+    own = _worker(
+        embedder, filled, QDRANT_COLLECTION_CONFIG=json.dumps({**CONFIG, "descriptions": {"notes-2": "Mine"}})
+    )
+    assert own.good({**COLLECTIONS, "collection": "notes"})["description"] == "Mine"
+
+
 @pytest.mark.parametrize("name", ["notes-2", "notes"])
 def test_a_collection_is_described(filled: Store, embedder: Embedder, name: str) -> None:
     """The description is that of the collection itself, also under its alias."""

@@ -87,7 +87,7 @@ class CannedSearches:
 
     async def inventory(self, _request: CollectionsRequest) -> CollectionsResult:
         """See `Operations.inventory`."""
-        return CollectionsResult(["notes"], {"papers": "notes"}, self.settings.qdrant_collection)
+        return CollectionsResult(["notes"], {"papers": "notes"}, self.settings.qdrant_collection, {})
 
     async def search(self, request: SearchRequest) -> SearchResult:
         """See `Operations.search`."""

@@ -342,6 +342,8 @@ class CollectionsAnswer(Answer):
     collections: list[str]
     default: str | None
     """The collection of requests that name none."""
+    descriptions: dict[str, str] | None = None
+    """What the operator says of them, by collection or alias."""
     timings: dict[str, float] | None = None
     """Seconds per stage; only with timings."""
 
@@ -401,6 +403,8 @@ class CollectionAnswer(Answer):
     vectors: list[VectorAnswer]
     choices: dict[str, list[str]] | None = None
     """By the setting that has to decide."""
+    description: str | None = None
+    """What the operator says of it."""
     recognised: RecognisedAnswer | None = None
     timings: dict[str, float] | None = None
     """Seconds per stage; only with timings."""
