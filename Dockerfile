@@ -37,6 +37,7 @@ RUN grep '^torch==' requirements.txt > /tmp/torch.txt \
 RUN pip install -r requirements.txt
 
 COPY handler.py ./
+COPY clients/python/src/bge_m3_qdrant_client/ ./bge_m3_qdrant_client/
 COPY corpus/ ./corpus/
 COPY precision/ ./precision/
 COPY embedder/ ./embedder/

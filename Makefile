@@ -49,7 +49,7 @@ $(READY): requirements.txt
 		"$$(grep '^torch==' requirements.txt)"
 	@echo "Step 3 of 3: install the other packages, and the command bge-m3-qdrant"
 	@$(PIP) --requirement requirements.txt
-	@$(PIP) --quiet --no-deps --editable .
+	@$(PIP) --quiet --no-deps --editable clients/python --editable .
 	@touch $@
 
 $(DEV_READY): $(READY) requirements-dev.txt

@@ -77,6 +77,12 @@ def test_what_the_tests_need_is_added_without_installing_torch_again(tmp_path: P
     assert installs(make("--dry-run", "test", venv)) == []
 
 
+def test_setup_installs_the_client_that_the_mcp_server_needs(tmp_path: Path) -> None:
+    """The project and its client are installed together, so that `bge-m3-qdrant mcp` runs after `make setup`."""
+    plan = make("--dry-run", "setup", f"VENV={tmp_path}/venv")
+    assert "--no-deps --editable clients/python --editable ." in plan
+
+
 def test_another_index_for_torch_is_an_extra_one(tmp_path: Path) -> None:
     """`TORCH_INDEX` adds an index for torch alone, and pip's default index stays."""
     plan = make("--dry-run", "setup", f"VENV={tmp_path}/venv", "TORCH_INDEX=https://example.org/cpu")

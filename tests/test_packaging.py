@@ -22,6 +22,7 @@ from service.wire.qdrant_inference import INFERENCE
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {name.upper() for name in Settings.model_fields}
+CLIENT = "clients/python/src/bge_m3_qdrant_client"
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text(encoding="utf-8"))
 INDEX_HOSTS = r"pypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org|(index-url|find-links)[= ]+https?://"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -64,10 +65,10 @@ def image(tmp_path: Path) -> Path:
     app = tmp_path / "app"
     app.mkdir()
     for rest in of("COPY"):
-        (source,) = (word.rstrip("/") for word in rest.split()[:-1])
+        source, target = (word.rstrip("/") for word in rest.split())
         assert source in allowed, f".dockerignore keeps {source} out of the build"
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, app / source, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / source, app / target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / source, app)
     return app
@@ -136,7 +137,8 @@ def test_an_installation_has_every_package_and_every_file_beside_its_code() -> N
     """The search page, the miniature model and the corpus are installed."""
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     roots = {package for package in installed["packages"] if "." not in package}
-    assert roots == {rest.split()[0].rstrip("/") for rest in of("COPY")} - {"requirements.txt", "handler.py"}
+    others = {"requirements.txt", "handler.py", CLIENT}
+    assert roots == {rest.split()[0].rstrip("/") for rest in of("COPY")} - others
     for root in roots:
         for file in (ROOT / root).rglob("*"):
             package = ".".join(file.parent.relative_to(ROOT).parts)

@@ -23,6 +23,7 @@ PROGRAM: Final = "bge-m3-qdrant"
 COMMANDS: Final = {
     "serve": "Serve the operations over HTTP.",
     "queue": "Serve a RunPod queue, as `python handler.py` does.",
+    "mcp": "Serve searches to language models, as tools of MCP.",
     "ask": "Ask a collection, and show its hits.",
     "bulk": "Load JSON Lines into a collection.",
     "complete": "Add vectors of further kinds to the points of a collection.",
