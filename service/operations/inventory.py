@@ -109,10 +109,10 @@ class Inventory:
         try:
             recognised = catalogue.recognised(name)
         except SchemaMismatch as error:
-            form, taken, ambiguous = catalogue.form(name), Taken(), error.choices
-        else:
-            form, taken, ambiguous = recognised.form, recognised.taken, recognised.ambiguous
-        return DescribedCollection(collection, description, aliases, state, form, taken, ambiguous)
+            form, choices = catalogue.form(name), error.choices
+            return DescribedCollection(collection, description, aliases, state, form, Taken(), choices)
+        form, taken = recognised.form, recognised.taken
+        return DescribedCollection(collection, description, aliases, state, form, taken, recognised.ambiguous)
 
     def _is_allowed(self, name: str) -> bool:
         allowed = self._settings.qdrant_collections

@@ -27,6 +27,7 @@ class Served:
         settings: the settings; None for those of the operations.
         body_max_bytes: maximum size of a request body.
         body_part_timeout_s: maximum wait for the next part of a body.
+        port: the port; 0 for a free one.
     """
 
     def __init__(
@@ -36,13 +37,14 @@ class Served:
         settings: Settings | None = None,
         body_max_bytes: int = BODY_MAX_BYTES,
         body_part_timeout_s: float = BODY_PART_TIMEOUT_S,
+        port: int = 0,
     ) -> None:
         own = settings or (operations.settings if operations else Settings.from_environment(ENVIRONMENT))
         self.emptied = threading.Event()
         self._state = ServerState(own, self.emptied.set)
         if operations is not None:
             self._state.open(operations)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as that of the process has it
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"

@@ -70,7 +70,13 @@ def test_the_list_has_what_the_worker_permits(filled: Store, embedder: Embedder)
 
 def test_a_collection_has_what_the_operator_says_of_it(filled: Store, embedder: Embedder) -> None:
     """Descriptions of what exists and is permitted are listed; one collection has that of its alias, or its own."""
-    said = {"notes": "Notes on\n backups ", "notes-2": "The notes", "papers": "Papers", "planned": "Not yet", "all": "?"}
+    said = {
+        "notes": "Notes on\n backups ",
+        "notes-2": "The notes",
+        "papers": "Papers",
+        "planned": "Not yet",
+        "all": "?",
+    }
     config = json.dumps({**CONFIG, "descriptions": said})
     worker = _worker(
         embedder, filled, QDRANT_COLLECTION_CONFIG=config, QDRANT_COLLECTIONS="notes, papers, planned, notes-2"

@@ -132,4 +132,4 @@ class Catalogue:
         if (default := self.default()) is not None:
             return default
         names = ", ".join(self.names()[:_NAMED_MAX])
-        raise InvalidRequest("collection is required" + (f"; there are {names}" if names else ""))
+        raise InvalidRequest("collection is required" + (f"; the collections are {names}" if names else ""))

@@ -84,7 +84,7 @@ def bounded(result: Json, max_characters: int) -> str:
     Long strings are cut first, the longest most; then payloads are left out, and at last whole items from the end.
 
     Args:
-        result: the result, of which one value at most is a list of many items.
+        result: the result, whose lists may have many items.
         max_characters: the limit, at least `RESULT_MIN_CHARACTERS`.
     """
     text = _json(result)
@@ -94,16 +94,18 @@ def bounded(result: Json, max_characters: int) -> str:
         text = _json(_shortened(result, longest))
     if len(text) <= max_characters:
         return text
-    shortened = {name: _shortened(value, longest) for name, value in result.items()}
-    name = max(shortened, key=lambda key: len(_json(shortened[key])))
-    items = [_without(item, {"payload", "explain"}) for item in shortened[name]]
-    kept = len(items)
+    lists = {name: [_bare(item) for item in value] for name, value in result.items() if isinstance(value, list)}
+    lists = {name: _shortened(items, longest) for name, items in lists.items()}
+    frame = {name: _shortened(value, longest) for name, value in result.items() if name not in lists}
+    sizes = {name: len(items) for name, items in lists.items()}
     while True:
-        left_out = {"left_out": f"payloads, and {len(items) - kept} of {len(items)} {name}; ask for fewer"}
-        text = _json({**shortened, name: items[:kept], **left_out})
-        if len(text) <= max_characters or not kept:
+        fewer = [f"{sizes[name] - len(items)} of {sizes[name]} {name}" for name, items in lists.items() if sizes[name]]
+        text = _json({**frame, **lists, "left_out": f"payloads, {', '.join(fewer)}; ask for fewer"})
+        if len(text) <= max_characters or not any(lists.values()):
             return text
-        kept = min(kept - 1, kept * max_characters // len(text))
+        largest = max(lists, key=lambda name: len(_json(lists[name])))
+        kept = len(lists[largest])
+        lists[largest] = lists[largest][: min(kept - 1, kept * max_characters // len(text))]
 
 
 def _hit(collection: CollectionAnswer, hit: HitAnswer) -> Json:
@@ -141,6 +143,11 @@ def _explanation(explain: ExplainAnswer) -> Json:
 
 def _rejection(point: RejectedAnswer) -> Json:
     return {"index": point.index, "code": point.code, "message": _cut(point.message, MESSAGE_MAX_CHARACTERS)}
+
+
+def _bare(item: Any) -> Any:
+    """An item without what is left out first."""
+    return _without(item, {"payload", "explain"}) if isinstance(item, dict) else item
 
 
 def _without(value: Mapping[str, Any], names: set[str]) -> Json:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bge_m3_qdrant_client import AsyncClient, ClientError, CollectionAnswer, Progress
+from bge_m3_qdrant_client import AsyncClient, ClientError, CollectionAnswer, ConnectionFailed, Progress, TimedOut
 from mcp.types import Tool, ToolAnnotations
 from pydantic import BaseModel
 
@@ -121,13 +121,14 @@ class Tools:
         run = self._run.get(name)
         try:
             if run is None:
-                raise InvalidRequest(f"the tool is unknown; there are {', '.join(self._run)}")
+                raise InvalidRequest(f"the tool is unknown; the tools are {', '.join(self._run)}")
             return Result(bounded(await run(arguments, progress), self._max_characters))
         except InvalidRequest as error:
             failure = error_result(error.message, code="invalid_request", retryable=False)
         except ClientError as error:
+            message = f"the worker does not answer: {error.message}" if _is_unreached(error) else error.message
             failure = error_result(
-                error.message, code=error.code, retryable=error.retryable, retry_after_s=error.retry_after_s
+                message, code=error.code, retryable=error.retryable, retry_after_s=error.retry_after_s
             )
             if error.report is not None:
                 failure["stored"] = error.report.stored
@@ -210,3 +211,7 @@ class Tools:
     def _named(self, name: str) -> Json:
         description = self._catalogue.description(name)
         return {"name": name} if description is None else {"name": name, "description": description}
+
+
+def _is_unreached(error: ClientError) -> bool:
+    return isinstance(error, ConnectionFailed | TimedOut)

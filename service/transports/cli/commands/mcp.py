@@ -112,19 +112,22 @@ def command(context: click.Context, /, **options: Any) -> int:
     for module in ("mcp", "bge_m3_qdrant_client"):
         if find_spec(module) is None:
             raise Failure(f"{module} is not installed; install the extra with: {_EXTRA}")
-    exit_on_signals()
-    configure_logs()
     from service.transports.mcp.run import McpOptions, serve_http, serve_stdio
+    from service.variables import plain
 
+    for name in ("url", "key", "api_key"):
+        options[name] = plain(options[name] or "") or None
     serving = McpOptions(
         target=_target(context, options),
         **{name: options[name] for name in ("collections", "allow_store", "max_characters", "timeout_s")},
     )
-    if options["address"] is None:
+    http = None if options["address"] is None else _http_options(options)
+    exit_on_signals()
+    configure_logs()
+    if http is None:
         return serve_stdio(serving, context.obj)
     from service.transports.mcp.streamable_http import PATH, listening
 
-    http = _http_options(options)
     try:
         listener = listening(http)
     except OSError as error:
