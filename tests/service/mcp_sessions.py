@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -107,8 +107,16 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def stdio(*arguments: str, program: tuple[str, ...] = ("-m", "service", "mcp"), **variables: str) -> Iterator[Session]:
-    """A session with the program over its standard streams."""
+def stdio(
+    *arguments: str, variables: Mapping[str, str], program: Sequence[str] = ("-m", "service", "mcp")
+) -> Iterator[Session]:
+    """A session with the program over its standard streams.
+
+    Args:
+        arguments: arguments of the program.
+        variables: its environment.
+        program: arguments of the interpreter before them.
+    """
     parameters = StdioServerParameters(
         command=sys.executable, args=[*program, *arguments], env=environment(**variables), cwd=ROOT
     )

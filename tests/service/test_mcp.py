@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from bge_m3_qdrant_client import HttpTarget
+from bge_m3_qdrant_client import HttpTarget, RunPodTarget
+from loopback_endpoint import ENDPOINT, RunPodEndpoint
+from loopback_endpoint import KEY as ENDPOINT_KEY
 from mcp import Client
 from mcp.types import ToolListChangedNotification
 
@@ -23,6 +25,7 @@ from service.operations import Operations
 from service.settings import Settings
 from service.transports.mcp.in_process import OperationsTransport
 from service.transports.mcp.run import McpOptions, tool_server
+from service.wire import Codec
 from tests.loopback import free_port
 from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.service.client import Client as Worker
@@ -87,7 +90,7 @@ def served(filled: EdgeStore, embedder: Embedder) -> Iterator[Served]:
 def session(request: pytest.FixtureRequest, served: Served) -> Iterator[Session]:
     """A session over the standard streams of the program, and one over its port; both may use all collections."""
     if request.param == "stdio":
-        with stdio(WORKER_URL=served.url, WORKER_API_KEY=KEY) as opened:
+        with stdio(variables={"WORKER_URL": served.url, "WORKER_API_KEY": KEY}) as opened:
             yield opened
         return
     with listening(WORKER_URL=served.url, WORKER_API_KEY=KEY) as address, Session(lambda: Client(address)) as opened:
@@ -431,6 +434,33 @@ def test_the_operations_of_the_process_answer_as_a_worker_does(tmp_path: Path) -
         assert [session.text(tool, **arguments) for tool, arguments in calls] == expected
 
 
+@pytest.mark.slow
+def test_the_program_answers_by_itself(tmp_path: Path) -> None:
+    """`--in-process` loads the miniature, stores and searches in a folder of its own, and ends with its client."""
+    variables = {**ENVIRONMENT, "QDRANT_PATH": str(tmp_path / "store")}
+    with stdio("--in-process", "--collection", "own", "--allow-store", variables=variables) as session:
+        assert session.call("store", texts=[text for text, _ in TEXTS.values()])["stored"] == 3
+        assert session.call("search", query="recover photos", limit=1)["hits"][0]["text"] == TEXTS["photorec"][0]
+    with stdio("--in-process", "--collection", "own", variables=variables) as session:
+        assert session.call("list_collections")["collections"][0]["points"] == 3
+
+
+def test_an_endpoint_on_runpod_answers_as_a_worker_does(filled: EdgeStore, embedder: Embedder) -> None:
+    """A search is a job of the endpoint, and the descriptions are known after the first call."""
+    codec = Codec(operations(embedder, filled))
+    with RunPodEndpoint(lambda raw, report: asyncio.run(codec.job(raw, report))) as endpoint:
+        target = RunPodTarget(ENDPOINT, api_key=ENDPOINT_KEY, base_url=endpoint.base_url)
+        with opened(McpOptions(target=target, timeout_s=PATIENCE)) as session:
+            assert "has not answered yet" in (session.tools()["search"].description or "")
+            hits = session.call("search", query="send only what changed", collection="notes", limit=1)["hits"]
+            assert hits[0]["text"] == TEXTS["rsync"][0]
+            assert session.call("list_collections")["collections"][0]["description"] == DESCRIPTIONS["notes"]
+            assert DESCRIPTIONS["notes"] in (session.tools()["search"].description or "")
+        wrong = RunPodTarget(ENDPOINT, api_key="wrong", base_url=endpoint.base_url)
+        with opened(McpOptions(target=wrong, timeout_s=PATIENCE)) as session:
+            assert session.refused("list_collections")["retryable"] is False
+
+
 def test_a_result_is_no_longer_than_the_operator_allows(served: Served) -> None:
     """Long texts are cut with a mark that says how much is missing, and every result stays within the limit."""
     with within(served.url, collections=("long",), allow_store=True, max_characters=1000) as session:
@@ -455,7 +485,8 @@ def test_starting_needs_neither_a_model_nor_a_store(served: Served, tmp_path: Pa
         "sys.argv[1:] = ['mcp', *sys.argv[1:]]\n"
         "main()\n"
     )
-    with stdio("--url", served.url, "--collection", "notes", program=("-c", program), WORKER_API_KEY=KEY) as session:
+    arguments = ("--url", served.url, "--collection", "notes")
+    with stdio(*arguments, program=("-c", program), variables={"WORKER_API_KEY": KEY}) as session:
         assert session.call("search", query="files")["hits"]
     assert file.read_text(encoding="utf-8") == "none"
 

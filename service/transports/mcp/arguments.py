@@ -48,7 +48,7 @@ PointId = Annotated[
 ]
 
 Collection = Annotated[
-    str | None, Field(min_length=1, max_length=1024, description="name of the collection; the tool names them")
+    str | None, Field(min_length=1, max_length=1024, description="name of the collection, which list_collections has")
 ]
 
 

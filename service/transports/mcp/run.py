@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -63,7 +64,8 @@ def serve_stdio(options: McpOptions, build: Build | None = None) -> int:
     Raises:
         ConfigurationError: the settings of the model or the store are invalid.
     """
-    transport = _operations(options, build)
+    with redirect_stdout(sys.stderr):  # what a library prints while it loads is no message of the protocol
+        transport = _operations(options, build)
 
     async def serve() -> None:
         async with tool_server(options, transport) as server, stdio_server() as (received, sent):

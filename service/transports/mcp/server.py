@@ -45,13 +45,14 @@ class ToolServer(Server[Any]):
         self._tools = tools
         self._catalogue = catalogue
         self._asks_first = asks_first
-        self._shown: str | None = None
+        self._announced: str | None = None
         self._bus = InMemorySubscriptionBus()
         super().__init__(
             NAME,
             version=__version__,
             title="BGE-M3 search in Qdrant",
             instructions=_INSTRUCTIONS,
+            get_tool_input_schema=tools.schema,
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
             on_subscriptions_listen=ListenHandler(self._bus),
@@ -68,7 +69,8 @@ class ToolServer(Server[Any]):
         if self._asks_first:
             with anyio.move_on_after(LISTING_TIMEOUT_S):
                 await self._refresh()
-        self._shown = self._catalogue.text()
+        if self._announced is None:
+            self._announced = self._catalogue.text()
         return ListToolsResult(tools=self._tools.listed())
 
     async def _call_tool(self, context: _Context, params: CallToolRequestParams) -> CallToolResult:
@@ -94,9 +96,9 @@ class ToolServer(Server[Any]):
             return  # the descriptions of the tools say that the worker has not answered
 
     async def _announce(self, context: _Context) -> None:
-        """Tell clients if the descriptions of the tools have changed since they were listed."""
-        if self._shown is None or self._shown == (text := self._catalogue.text()):
+        """Tell clients if the descriptions of the tools have changed since they were first listed or last announced."""
+        if self._announced is None or self._announced == (text := self._catalogue.text()):
             return
-        self._shown = text
+        self._announced = text
         await self._bus.publish(ToolsListChanged())
         await context.session.send_tool_list_changed()

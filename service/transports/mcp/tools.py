@@ -107,6 +107,10 @@ class Tools:
         ]
         return [tool for tool in tools if tool.name in self._run]
 
+    def schema(self, name: str) -> Json | None:
+        """The JSON Schema of a tool's arguments; None for an unknown tool."""
+        return next((tool.input_schema for tool in self.listed() if tool.name == name), None)
+
     async def call(self, name: str, arguments: Mapping[str, Any], progress: OnProgress) -> Result:
         """Call a tool.
 
