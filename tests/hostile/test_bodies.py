@@ -19,6 +19,7 @@ from embedder import Embedder, InvalidRequest, Overloaded
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
 from service.settings import Settings
+from service.transports.http import body as body_module
 from service.transports.http.body import BODY_MAX_BYTES, Received
 from service.wire import Codec, json_parts
 from service.wire.json_limits import JSON_MAX_DEPTH, JsonLimits
@@ -253,6 +254,30 @@ def test_bodies_together_are_bounded(served: Served, operations: Operations) -> 
         assert "(MEMORY_BUDGET_MB)" in response.json()["error"]
     for connection in (refused, *others):
         connection.close()
+    wait_for(lambda: operations.memory.reserved_bytes == 0)
+
+
+def test_a_body_that_trickles_gives_its_memory_back(
+    served: Served, operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends a byte now and then, and so never pauses for long, is refused after the time for a body."""
+    monkeypatch.setattr(body_module, "BODY_TIMEOUT_S", 0.3)
+    connection = upload(served, 29_000_000, b" " * 1_000_000)
+    connection.settimeout(0.02)
+    answer = b""
+    for _ in range(500):
+        try:
+            connection.sendall(b" ")
+            answer = connection.recv(65536)
+        except TimeoutError:
+            continue
+        except OSError:  # the server has closed the connection
+            break
+        if answer:
+            break
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the body must arrive within 0.3 seconds" in answer
+    connection.close()
     wait_for(lambda: operations.memory.reserved_bytes == 0)
 
 

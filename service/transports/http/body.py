@@ -24,6 +24,9 @@ BODY_MAX_BYTES: Final = 30_000_000
 BODY_PART_TIMEOUT_S: Final = 30.0
 """Maximum wait for the next part of a body, so that a stalled client does not delay a shutdown."""
 
+BODY_TIMEOUT_S: Final = 600.0
+"""Maximum time for a whole body, so that clients that send a byte now and then do not hold the memory of others."""
+
 _THREAD_MIN_BYTES: Final = 100_000
 """Minimum size of a body that is parsed in a thread."""
 
@@ -82,7 +85,7 @@ async def read_body(
     Raises:
         NotJson: the content type is not JSON. Browsers send JSON to another site only with that site's consent.
         UnknownCoding: the body is compressed in a way that is not understood.
-        BodyStalled: the client stopped sending before the end.
+        BodyStalled: the client stopped sending before the end, or was too slow.
         BodyTooLarge: the announced or the received size exceeds the limit.
         InvalidRequest: the compressed data is damaged.
         Overloaded: the body does not fit into memory beside those of other requests.
@@ -96,8 +99,8 @@ async def read_body(
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
     content, size = bytearray(), 0
-    stream = request.stream()
-    while (part := await _next(stream, part_timeout_s)) is not None:
+    stream, deadline = request.stream(), asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    while (part := await _next(stream, part_timeout_s, deadline)) is not None:
         size += len(part)
         if size > max_bytes:
             raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
@@ -117,12 +120,17 @@ def _decompress(decoder: Decoder, part: bytes, content: bytearray, memory: Reser
         content += piece
 
 
-async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
-    """The next part of a body; None at the end."""
+async def _next(stream: AsyncIterator[bytes], timeout_s: float, deadline: float) -> bytes | None:
+    """The next part of a body, which must come before a time of the event loop's clock; None at the end."""
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout_at(min(loop.time() + timeout_s, deadline)):
             return await anext(stream, None)
     except TimeoutError:
+        if loop.time() >= deadline:
+            raise BodyStalled(
+                f"the body must arrive within {BODY_TIMEOUT_S:g} seconds; send it in parts, or compressed"
+            ) from None
         raise BodyStalled(
             f"the body must not pause for more than {timeout_s:g} seconds; send the request again"
         ) from None
