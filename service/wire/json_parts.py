@@ -22,6 +22,9 @@ _SPACE: Final = re.compile(rb"[ \t\n\r]*+")
 _NAME: Final = re.compile(rb'[ \t\n\r]*+("(?:[^"\\]++|\\.)*+")[ \t\n\r]*+:', re.DOTALL)
 """The name of a field and its colon, without backtracking."""
 
+_PLAIN: Final = re.compile(rb'("[^"\\\x00-\x1f]*+")[ \t\n\r]*+')
+"""A string without escapes."""
+
 _CLOSING: Final = {ord("["): ord("]"), ord("{"): ord("}")}
 _LIST: Final = ("[", "]")
 _OBJECT: Final = ("{", "}")
@@ -94,8 +97,10 @@ class _Body:
     def _value(self, start: int, end: int, level: int) -> Any:
         """The value between two offsets, inside of so many lists and objects."""
         opening, index = self._after_space(start, end), self._index
-        if index is None or end - opening <= self._portion_bytes or self._body[opening] not in _CLOSING:
+        if index is None or end - opening <= self._portion_bytes:
             return self._parsed(start, end)
+        if self._body[opening] not in _CLOSING:
+            return self._plain_string(opening, end) or self._parsed(start, end)
         first, last = np.searchsorted(index.offsets, [opening, end]).tolist()
         ends = np.flatnonzero(index.depths[first + 1 : last] <= level)
         if not len(ends):
@@ -150,6 +155,16 @@ class _Body:
         except json.JSONDecodeError as error:
             before = text[: max(0, error.pos - len(opening))]
             raise _NotJson(start + len(before.encode("utf-8"))) from None
+
+    def _plain_string(self, start: int, end: int) -> str | None:
+        """A string without escapes, which is decoded without a second copy; None for any other value."""
+        plain = _PLAIN.fullmatch(self._body, start, end)
+        if plain is None:
+            return None
+        try:
+            return str(self._view[start + 1 : plain.end(1) - 1], "utf-8")
+        except UnicodeDecodeError as error:
+            raise _NotUtf8(start + 1 + error.start) from None
 
     def _after_space(self, start: int, end: int) -> int:
         space = _SPACE.match(self._body, start, end)

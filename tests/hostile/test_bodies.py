@@ -192,6 +192,20 @@ def test_no_step_of_the_parser_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(steps) <= PORTION_BYTES + 2
 
 
+def test_a_large_string_is_copied_once() -> None:
+    """A long text of wide characters takes the memory of its value, and not that of its JSON beside it."""
+    body = json.dumps({"texts": ["a" * 5_000_000 + "\U0001f600"]}, ensure_ascii=False).encode()
+    scanned = scan(body, LIMITS)
+    assert parse_json(body, scanned) == json.loads(body)
+    tracemalloc.start()
+    try:
+        parse_json(body, scanned)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * scanned.size.max_bytes
+
+
 @pytest.fixture(scope="module")
 def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
     """Operations with the least memory for requests that can be set."""
