@@ -30,11 +30,14 @@ def parse_object(raw: Any, path: str, allowed: Collection[str], *, required: Col
     """Return the fields of an object that are not null. A field with another name must be null."""
     if not isinstance(raw, Mapping):
         raise InvalidRequest(f"{path}: must be an object, got {type_name(raw)}")
-    fields = {key: value for key, value in raw.items() if value is not None}
-    for key in fields:
+    fields: dict[str, Any] = {}
+    for key, value in raw.items():
+        if value is None:
+            continue
         if key not in allowed:
             shown = str(key)[:40].encode("utf-8", "replace").decode()
             raise InvalidRequest(f"{path}: unknown key {shown!r}; allowed keys: {', '.join(allowed)}")
+        fields[key] = value
     for key in required:
         if key not in fields:
             raise InvalidRequest(f"{path}: {key} is missing")

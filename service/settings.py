@@ -192,6 +192,7 @@ class Settings(BaseModel):
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
     memory_budget_mb: Annotated[float, Field(ge=64, le=10_000_000, allow_inf_nan=False)] | None = None
+    json_max_nodes: Annotated[int, Field(ge=1000, le=1_000_000_000)] = 2_000_000
     inference_max_request_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 64.0
     inference_max_response_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 2500.0
     openai_strict: bool = False

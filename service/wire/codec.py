@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from embedder import KINDS, Kind, WorkerError, is_quick
+from service.memory_budget import Reservation
 from service.operations import (
     CollectionsResult,
     EmbedResult,
@@ -33,6 +34,8 @@ from service.wire.body import Body
 from service.wire.errors import error_answer
 from service.wire.fields import Limits
 from service.wire.instrumentation import Instrumentation, RenderError
+from service.wire.json_limits import JsonLimits
+from service.wire.json_values import size_of
 from service.wire.openai import OpenAIDialect, is_openai, is_openai_path, openai_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
@@ -57,6 +60,9 @@ _POINTS_REMEDY: Final = (
     'lower limit, send fewer ids, set withVectors or withPayload false, or set encoding "base64" and dtype "float16"'
 )
 _COLLECTIONS_REMEDY: Final = "list fewer collections with QDRANT_COLLECTIONS, or raise MAX_RESPONSE_MB"
+
+_JOB_MAX_BYTES: Final = 20_000_000
+"""Maximum input of a job in bytes (the platform's limit)."""
 
 _QUICK_MAX_BYTES: Final = 65_536
 """Maximum JSON bytes that the event loop serializes or parses itself, which takes no longer than a thread switch."""
@@ -84,6 +90,7 @@ class Codec:
     def __init__(self, core: Operations, response_mb: float = RESPONSE_MB) -> None:
         self.core = core
         self._limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
+        self._json_limits = JsonLimits.of(core.settings.json_max_nodes, _JOB_MAX_BYTES)
         self._max_bytes = core.settings.max_response_bytes(response_mb)
         self._openai = OpenAIDialect(core, self._max_bytes)
         self._inference = InferenceDialect(core)
@@ -111,27 +118,43 @@ class Codec:
         """
         await asyncio.to_thread(parse, without_timings(raw), self._limits)
 
-    async def _answer(self, raw: object, progress: Progress | None, form: type[Content]) -> Answer:
+    async def _answer(
+        self, raw: object, progress: Progress | None, form: type[Content], memory: Reservation | None = None
+    ) -> Answer:
         with_timings = isinstance(raw, dict) and raw.get("timings") is True
 
-        async def work() -> Outcome:
+        async def run() -> Outcome:
             return await self._run(without_timings(raw), progress, form)
 
+        work = run if memory is None else self._held(raw, memory, run)
         return await self._instrumentation.answer(operation_name(raw), work, render_error, with_timings=with_timings)
 
     async def job(self, raw: object, progress: Progress | None = None) -> Any:
         """Answer a job's input as JSON values, as the queue expects them.
 
-        The answer to an OpenAI request, also an error, is a list that holds one object.
+        The answer to an OpenAI request, also an error, is a list that holds one object. The memory of the input is
+        reserved until it is answered.
         """
-        if is_rerank_job(raw):
-            work = self._instrumentation.answer("rerank", lambda: self._rerank.route(raw), rerank_error)
-            return [await _values(await work)]
-        if not is_openai(raw):
-            return await _values(await self._answer(raw, progress, Values))
-        return [
-            await _values(await self._instrumentation.answer("openai", lambda: self._openai.route(raw), openai_error))
-        ]
+        with self.core.memory.reserve() as memory:
+            if is_rerank_job(raw):
+                work = self._held(raw, memory, lambda: self._rerank.route(raw))
+                return [await _values(await self._instrumentation.answer("rerank", work, rerank_error))]
+            if is_openai(raw):
+                work = self._held(raw, memory, lambda: self._openai.route(raw))
+                return [await _values(await self._instrumentation.answer("openai", work, openai_error))]
+            return await _values(await self._answer(raw, progress, Values, memory))
+
+    def _held(
+        self, raw: object, memory: Reservation, work: Callable[[], Awaitable[Outcome]]
+    ) -> Callable[[], Awaitable[Outcome]]:
+        """The work of a job whose size is checked, and whose memory is reserved, before."""
+
+        async def held() -> Outcome:
+            size = await size_of(raw, self._json_limits)
+            memory.grow(size.max_bytes)
+            return await work()
+
+        return held
 
     async def openai_embeddings(self, raw: object, deployment: str | None = None) -> Answer:
         """Answer a request body of OpenAI's `/v1/embeddings`, or of Azure's path with a deployment."""

@@ -6,7 +6,7 @@ on `error_code`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -136,6 +136,13 @@ RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 1, 503: 5}
 """Default seconds of the `Retry-After` header by status, unless the error has its own."""
 
 
+ID_MAX_CHARACTERS: Final = 200
+"""Maximum characters of an id in the details of an error, which leave out a longer one."""
+
+IDS_MAX: Final = 200
+"""Maximum ids in the details of an error, as many as a search can name."""
+
+
 class Error(TypedDict):
     """The JSON of an error."""
 
@@ -204,7 +211,7 @@ def _details(error: WorkerError) -> dict[str, Any]:
         case InvalidRequest(fields=fields) | NotFound(fields=fields) if fields:
             return {"errors": [{"field": field.field, "message": field.message} for field in fields]}
         case NotFound(collection=str(collection), ids=ids):
-            return {"collection": collection, "ids": list(ids)}
+            return {"collection": collection, "ids": _short(ids)}
         case ResponseTooLarge(size=size, limit=limit):
             return {"bytes": size, "limit": limit}
         case StoreUnavailable(retry_after_s=seconds) if seconds is not None:
@@ -212,6 +219,12 @@ def _details(error: WorkerError) -> dict[str, Any]:
         case SchemaMismatch():
             return _mismatch_details(error)
     return {}
+
+
+def _short(ids: Sequence[int | str]) -> list[int | str]:
+    """The first ids, of which none is long."""
+    short = [identity for identity in ids if len(str(identity)) <= ID_MAX_CHARACTERS]
+    return short[:IDS_MAX]
 
 
 def _mismatch_details(error: SchemaMismatch) -> dict[str, Any]:

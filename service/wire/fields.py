@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -38,6 +39,9 @@ PAYLOAD_KEYS_MAX = 100
 
 FIELDS_MAX = 1000
 """Maximum number of fields in a request or in a block of it, unknown ones included."""
+
+KINDS_SHOWN_MAX = 6
+"""Maximum number of kinds that an error lists."""
 
 PATH_CHARACTERS_MAX = 255
 """Maximum length of a path of payload keys in characters."""
@@ -72,20 +76,29 @@ def tokens_within_model(value: int, info: ValidationInfo) -> int:
     return value
 
 
-def _valid_texts(texts: list[str], info: ValidationInfo) -> list[str]:
+def check_count(items: object, info: ValidationInfo) -> object:
+    """Check the number of texts before any of them is validated."""
     limit = limits_of(info).max_texts
-    if len(texts) > limit:
-        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(texts)}")
+    if isinstance(items, list) and len(items) > limit:
+        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(items)}")
+    return items
+
+
+def check_weight_count(weights: object) -> object:
+    """Check that there are no more weights than kinds of vectors, before any of them is validated."""
+    if isinstance(weights, list) and len(weights) > len(KINDS):
+        raise ValueError(f"must have at most {counted(len(KINDS), 'item')}, got {len(weights)}")
+    return weights
+
+
+def _valid_texts(texts: list[str]) -> list[str]:
     for index, text in enumerate(texts):
         if not is_unicode(text):
             raise ValueError(f"[{index}] is not valid Unicode (a lone surrogate)")
     return texts
 
 
-def _valid_pairs(pairs: list[list[str]], info: ValidationInfo) -> list[list[str]]:
-    limit = limits_of(info).max_texts
-    if len(pairs) > limit:
-        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(pairs)}")
+def _valid_pairs(pairs: list[list[str]]) -> list[list[str]]:
     for index, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(f"[{index}] must have 2 items, a query and a passage, got {len(pair)}")
@@ -110,6 +123,13 @@ def without_nulls(raw: object) -> object:
     return raw
 
 
+def _check_field_count(raw: object) -> object:
+    """Check the number of fields of an object: each is copied, and each unknown one would be an error."""
+    if isinstance(raw, dict) and len(raw) > FIELDS_MAX:
+        raise PydanticCustomError("too_many_fields", "", {"max": FIELDS_MAX, "count": len(raw)})
+    return raw
+
+
 def _valid_ids(ids: list[Any]) -> list[int | str]:
     for index, raw in enumerate(ids):
         if isinstance(raw, str):
@@ -128,8 +148,13 @@ def _valid_ids(ids: list[Any]) -> list[int | str]:
 
 def _distinct(kinds: list[Kind]) -> list[Kind]:
     if len(set(kinds)) < len(kinds):
-        raise ValueError(f"must not repeat a kind, got {', '.join(kinds)}")
+        raise ValueError(f"must not repeat a kind, got {_listed(kinds)}")
     return kinds
+
+
+def _listed(kinds: list[Kind]) -> str:
+    hidden = len(kinds) - KINDS_SHOWN_MAX
+    return ", ".join(kinds[:KINDS_SHOWN_MAX]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def _valid_key(key: str) -> str:
@@ -212,9 +237,14 @@ def _rows(*schemas: dict[str, Any]) -> dict[str, Any]:
 
 Collection = Annotated[str, Field(pattern=COLLECTION_NAME)]
 # The first invalid item ends the validation of a list: an error for each of millions of items takes gigabytes.
-Texts = Annotated[list[str], Field(fail_fast=True, min_length=1), AfterValidator(_valid_texts)]
+Texts = Annotated[
+    list[str], Field(fail_fast=True, min_length=1), BeforeValidator(check_count), AfterValidator(_valid_texts)
+]
 Pairs = Annotated[
-    list[Annotated[list[str], Field(fail_fast=True)]], Field(fail_fast=True, min_length=1), AfterValidator(_valid_pairs)
+    list[Annotated[list[str], Field(fail_fast=True)]],
+    Field(fail_fast=True, min_length=1),
+    BeforeValidator(check_count),
+    AfterValidator(_valid_pairs),
 ]
 Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 RankWeights = Annotated[
@@ -232,7 +262,7 @@ RowIds = Annotated[list[Any], WithJsonSchema(_rows({"type": "integer"}, {"type":
 Payloads = Annotated[list[Any], WithJsonSchema(_rows({"type": "object", "additionalProperties": True}))]
 """One payload or null per text, validated as `RowIds` are."""
 
-Filter = Annotated[dict[str, Any], AfterValidator(_valid_filter)]
+Filter = Annotated[dict[str, Any], BeforeValidator(_check_field_count), AfterValidator(_valid_filter)]
 
 
 class NullIsAbsence(BaseModel):
@@ -241,9 +271,7 @@ class NullIsAbsence(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, raw: object) -> object:
-        if isinstance(raw, dict) and len(raw) > FIELDS_MAX:  # each unknown one would be an error
-            raise PydanticCustomError("too_many_fields", "", {"max": FIELDS_MAX, "count": len(raw)})
-        return without_nulls(raw)
+        return without_nulls(_check_field_count(raw))
 
 
 class Wire(NullIsAbsence):

@@ -194,7 +194,7 @@ class OpenAIDialect:
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
             raise invalid_field(
-                "dimensions", f"must be {size}, the size of the model's vectors, got {request.dimensions}"
+                "dimensions", f"must be {size}, the size of the model's vectors, got {shown(request.dimensions)}"
             )
         self._check_minimum(request, [1] * count)
         for index, text in enumerate(inputs.texts):

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, WithJson
 
 from embedder import KINDS, Kind
 from qdrant_sink import kind_of
-from service.validation import counted
-from service.wire.fields import Kinds, Limits, NullIsAbsence, tokens_within_model
+from service.validation import counted, shown
+from service.wire.fields import FIELDS_MAX, Kinds, Limits, NullIsAbsence, limits_of, tokens_within_model
 from service.wire.parsing import validated
 from service.wire.size import Encoding
 
@@ -55,25 +55,26 @@ class Inputs:
         return len(self.texts) or len(self.token_ids)
 
 
-def _valid_input(value: Any) -> Inputs:
-    """Parse the inputs."""
+def _valid_input(value: Any, info: ValidationInfo) -> Inputs:
+    """Parse the inputs. Of too many, which are refused afterwards, only the first ones are checked."""
     if isinstance(value, str):
         return Inputs([value], is_single=True)
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else kind_of(value)
         raise ValueError(f"must be a string, or a list of strings, of token ids or of lists of token ids, got {got}")
-    kinds = Counter(kind for item in value if (kind := type(item)) in _ITEMS)
+    inputs = value if type(value[0]) is int else value[: limits_of(info).max_texts]
+    kinds = Counter(kind for item in inputs if (kind := type(item)) in _ITEMS)
     if not kinds:
         raise ValueError(f"[0] must be a string, a token id or a list of token ids, got {kind_of(value[0])}")
     ((kind, _),) = kinds.most_common(1)
-    for index, item in enumerate(value):
+    for index, item in enumerate(inputs):
         if type(item) is not kind:
             raise ValueError(f"[{index}] must be {_ITEMS[kind]} like the other items, got {kind_of(item)}")
     if kind is str:
         return Inputs(value)
     if kind is int:
         return Inputs(token_ids=[value], is_single=True)
-    for index, ids in enumerate(value):
+    for index, ids in enumerate(inputs):
         if not ids:
             raise ValueError(f"[{index}] must have at least 1 token id, got 0")
         for number, token in enumerate(ids):
@@ -115,7 +116,7 @@ class EmbeddingsRequest(NullIsAbsence):
         if value is None or value == WORKER_LIMIT:
             return value
         if value < _LENGTH_MIN:
-            raise ValueError(f"must be {WORKER_LIMIT} or at least {_LENGTH_MIN}, got {value}")
+            raise ValueError(f"must be {WORKER_LIMIT} or at least {_LENGTH_MIN}, got {shown(value)}")
         return tokens_within_model(value, info)
 
     @property
@@ -153,7 +154,7 @@ def parse_embeddings(raw: object, limits: Limits, *, strict: bool) -> tuple[Embe
         InvalidRequest: the body is invalid.
     """
     ignored: list[str] = []
-    if not strict and isinstance(raw, dict):
+    if not strict and isinstance(raw, dict) and len(raw) <= FIELDS_MAX:
         fields = EmbeddingsRequest.model_fields
         ignored = [name for name, value in raw.items() if name not in fields and value is not None]
         raw = {name: value for name, value in raw.items() if name in fields}

@@ -12,7 +12,7 @@ from embedder import FieldError, InvalidRequest
 from qdrant_sink import kind_of
 from service.validation import NEEDED, field_error, invalid_field, is_unicode, shown
 from service.wire.field_names import unknown_field, unknown_names
-from service.wire.fields import Limits, without_nulls
+from service.wire.fields import FIELDS_MAX, Limits
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
@@ -159,9 +159,11 @@ def completed(raw: object, operation: str, *, passages: bool, path: str) -> dict
         InvalidRequest: the body is no object, names another operation, has the queue's `input` around its fields, or
             lacks a required `qdrant` block.
     """
-    raw = without_nulls(raw)
     if not isinstance(raw, dict):
         raise InvalidRequest(f"the body must be an object, got {kind_of(raw)}")
+    if len(raw) > FIELDS_MAX:  # before any is copied, or named in an error
+        raise InvalidRequest(f"the body must have at most {FIELDS_MAX} fields, got {len(raw)}")
+    raw = {name: value for name, value in raw.items() if value is not None}
     if isinstance(raw.get("input"), dict):
         message = "unknown field 'input': over HTTP the fields of a request stand at the top of the body, without it"
         raise _invalid([FieldError("input", message)], 1)

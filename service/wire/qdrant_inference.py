@@ -37,6 +37,10 @@ from service.wire.streamed import NUMBER_MAX_BYTES, Streamed
 
 INFERENCE: Final = "/qdrant/inference"
 
+INPUTS_MAX: Final = 200_000
+"""Maximum inputs of a request, each of which takes half a kilobyte: so many of ten tokens each can wait for the model.
+"""
+
 _QUICK_MAX_INPUTS: Final = 16
 """Maximum inputs of a request that the event loop parses itself, which takes no longer than a thread switch."""
 
@@ -66,6 +70,12 @@ def _text_type(value: Any) -> Any:
     if value != "text":
         raise ValueError(f"must be 'text', got {shown(value)}; this worker embeds texts as {', '.join(KINDS)}")
     return value
+
+
+def _check_count(inputs: Any) -> Any:
+    if isinstance(inputs, list) and len(inputs) > INPUTS_MAX:
+        raise ValueError(f"must have at most {INPUTS_MAX} items, got {len(inputs)}; send fewer points in a request")
+    return inputs
 
 
 def _unicode(text: str) -> str:
@@ -111,7 +121,7 @@ class InferenceRequest(NullIsAbsence):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    inputs: Annotated[list[InferenceInput], Field(fail_fast=True, min_length=1)]
+    inputs: Annotated[list[InferenceInput], Field(fail_fast=True, min_length=1), BeforeValidator(_check_count)]
     inference: Literal["update", "search"] = "update"
     token: Annotated[str, Field(description="the key of this worker, unless it is in a header or in ?key=")] | None = (
         None
@@ -363,7 +373,7 @@ def as_server_reads(answer: Answer) -> Answer:
     return replace(answer, status=400) if other else answer
 
 
-def token_in(body: bytes) -> str | None:
+def token_in(body: bytes | bytearray) -> str | None:
     """The `token` of a request body, found without parsing the body of a caller who may not have the key.
 
     The server writes it last, so it is looked for from the end. The result is only a candidate: it may be that of an

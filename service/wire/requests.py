@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PlainValidator,
     ValidationInfo,
@@ -21,7 +22,7 @@ from pydantic import (
 from embedder import CHUNK_MIN_TOKENS, KINDS, Kind, Outputs
 from qdrant_sink import OFFSET_MAX, Rescoring, SearchOptions, WithPayload
 from service import operations
-from service.validation import needed
+from service.validation import needed, shown
 from service.wire.fields import (
     Collection,
     Filter,
@@ -37,6 +38,7 @@ from service.wire.fields import (
     Weight,
     Wire,
     check_dtype,
+    check_weight_count,
     payload_selection,
     tokens_within_model,
     vector_selection,
@@ -121,7 +123,7 @@ class EmbedRequest(Wire):
         overlap_max = chunk.max_tokens // 2
         if chunk.overlap_tokens > overlap_max:
             raise ValueError(
-                f"qdrant.chunk.overlap: must be at most half of maxTokens ({overlap_max}), got {chunk.overlap}"
+                f"qdrant.chunk.overlap: must be at most half of maxTokens ({overlap_max}), got {shown(chunk.overlap)}"
             )
         if self.return_vectors:
             raise ValueError("returnVectors: must be false with qdrant.chunk, got true; chunks are only stored")
@@ -196,7 +198,14 @@ class SearchRequest(Wire):
     using: Kinds | None = None
     fusion: Literal["rrf", "dbsf"] = "rrf"
     rrf_k: Annotated[int, Field(ge=1, le=1_000_000)] = 60
-    weights: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(fail_fast=True)] | None = None
+    weights: (
+        Annotated[
+            list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+            Field(fail_fast=True),
+            BeforeValidator(check_weight_count),
+        ]
+        | None
+    ) = None
     prefetch: Annotated[int, Field(ge=1, le=100_000)] = 100
     rerank: Literal["colbert"] | None = None
     filter: Filter | None = None

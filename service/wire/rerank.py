@@ -11,7 +11,7 @@ import uuid
 from typing import Annotated, Any, Final, Literal, NotRequired
 
 import orjson
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict  # pydantic cannot describe that of Python 3.11
 
 from embedder import FieldError, NotFound, WorkerError
@@ -19,11 +19,11 @@ from qdrant_sink import kind_of
 from service import operations
 from service.logs import REQUEST_ID
 from service.operations import Operations, RankedDocument, RerankResult, Weights
-from service.validation import counted, is_unicode, shown
+from service.validation import is_unicode, shown
 from service.wire.answer_types import Count
 from service.wire.body import Body
 from service.wire.errors import ErrorCode, error_answer
-from service.wire.fields import Limits, NullIsAbsence, RankWeights, limits_of
+from service.wire.fields import Limits, NullIsAbsence, RankWeights, check_count
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
 from service.wire.size import SizeLimit
@@ -53,10 +53,7 @@ def _valid_query(query: Any) -> str:
     return text
 
 
-def _valid_documents(documents: list[Any], info: ValidationInfo) -> list[Any]:
-    limit = limits_of(info).max_texts
-    if len(documents) > limit:
-        raise ValueError(f"must have at most {counted(limit, 'item')} (MAX_TEXTS), got {len(documents)}")
+def _valid_documents(documents: list[Any]) -> list[Any]:
     for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, dict) else document
         if not isinstance(text, str):
@@ -114,7 +111,13 @@ class RerankRequest(NullIsAbsence):
 
     model: str | None = None
     query: Annotated[Any, AfterValidator(_valid_query), WithJsonSchema(_QUERY)]
-    documents: Annotated[list[Any], Field(min_length=1), AfterValidator(_valid_documents), WithJsonSchema(_DOCUMENTS)]
+    documents: Annotated[
+        list[Any],
+        Field(min_length=1),
+        BeforeValidator(check_count),
+        AfterValidator(_valid_documents),
+        WithJsonSchema(_DOCUMENTS),
+    ]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
     max_tokens_per_doc: Annotated[int, Field(ge=_TOKENS_MIN)] | None = None

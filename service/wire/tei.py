@@ -19,6 +19,7 @@ from typing_extensions import TypedDict  # pydantic cannot describe that of Pyth
 from embedder import DeviceLost, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, SparseVector, WorkerError
 from service import __version__, operations
 from service.operations import Operations, RerankResult, Weights
+from service.validation import shown
 from service.wire.answer_types import Count, Numbers
 from service.wire.answers import numbers
 from service.wire.body import Body
@@ -157,7 +158,7 @@ class TeiDialect:
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
             raise InvalidRequest(
-                f"dimensions must be {size}, the size of the model's vectors, got {request.dimensions}"
+                f"dimensions must be {size}, the size of the model's vectors, got {shown(request.dimensions)}"
             )
         self._check_texts(request)
         self._embed_limit.check_minimum(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 
 from qdrant_sink import kind_of
 from service.operations import Role
 from service.validation import is_unicode, shown
-from service.wire.fields import NullIsAbsence, RankWeights
+from service.wire.fields import NullIsAbsence, RankWeights, limits_of
 
 ROLES: Final[Mapping[str | None, Role]] = {None: "either", "query": "query", "passage": "passage"}
 """The role of texts by the name of their prompt. The prompts are empty, since the model needs none."""
@@ -28,18 +28,20 @@ def _check_text(text: Any, item: str) -> None:
         raise ValueError(f"{item}is not valid Unicode (a lone surrogate)")
 
 
-def _valid_inputs(inputs: Any) -> Any:
-    """Check the inputs: a string, or a list of strings."""
+def _valid_inputs(inputs: Any, info: ValidationInfo) -> Any:
+    """Check the inputs: a string, or a list of strings. Of a list that has too many, the answer says only that."""
     if not isinstance(inputs, str | list):
         raise ValueError(f"must be a string or a list of strings, got {kind_of(inputs)}")  # noqa: TRY004 - as above
-    for index, text in enumerate([inputs] if isinstance(inputs, str) else inputs):
-        _check_text(text, "" if isinstance(inputs, str) else f"[{index}] ")
-    return inputs
+    if isinstance(inputs, str):
+        _check_text(inputs, "")
+        return inputs
+    return _valid_texts(inputs, info)
 
 
-def _valid_texts(texts: list[Any]) -> list[Any]:
-    for index, text in enumerate(texts):
-        _check_text(text, f"[{index}] ")
+def _valid_texts(texts: list[Any], info: ValidationInfo) -> list[Any]:
+    if len(texts) <= limits_of(info).max_texts:
+        for index, text in enumerate(texts):
+            _check_text(text, f"[{index}] ")
     return texts
 
 

@@ -69,6 +69,16 @@ def test_large_inputs_close_the_intake_until_they_are_done(stopped: list[int]) -
     assert taken(intake, held, 0) == 99
 
 
+def test_jobs_that_fill_the_memory_close_the_intake(stopped: list[int]) -> None:
+    """While running requests leave no memory for another job, none is taken."""
+    full = False
+    intake = Intake(4, set, lambda: 100, is_full=lambda: full)
+    intake(1)
+    assert taken(intake, set(), 0) == 100
+    full = True
+    assert taken(intake, set(), 0) == 0
+
+
 def test_a_queue_that_fails_immediately_is_polled_less(stopped: list[int]) -> None:
     """After a few short polls without a job, the worker reports that it is full, so that the SDK pauses."""
     now = 0.0

@@ -17,6 +17,7 @@ import pytest
 
 from embedder import Overloaded
 from qdrant_sink.edge import EdgeStore
+from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
 from service.operations import Operations
 from service.settings import Settings
@@ -194,15 +195,15 @@ def test_a_job_that_is_refused_costs_no_answer() -> None:
             return Answer(Body.of({}))
 
         jobs, metrics = jobs_of(JOBS_MAX="3", JOBS_MAX_MB="0.001"), Metrics(lambda: 0)
-        answered = jobs.accept(partial(work, waits=False), 10, metrics)
+        answered = jobs.accept(partial(work, waits=False), 10, metrics, MemoryBudget(1_000_000))
         await end_of(answered)
-        running = jobs.accept(partial(work, waits=True), 700, metrics)
+        running = jobs.accept(partial(work, waits=True), 700, metrics, MemoryBudget(1_000_000))
         with pytest.raises(Overloaded, match="a job of 400 bytes beside the 1 with 700 bytes"):
-            jobs.accept(partial(work, waits=False), 400, metrics)
+            jobs.accept(partial(work, waits=False), 400, metrics, MemoryBudget(1_000_000))
         assert jobs.get(answered.id) is answered
         ends.set()
         await end_of(running)
-        jobs.accept(partial(work, waits=False), 990, metrics)  # now both answers may go
+        jobs.accept(partial(work, waits=False), 990, metrics, MemoryBudget(1_000_000))  # now both answers may go
 
     asyncio.run(run())
 
@@ -271,11 +272,11 @@ def test_a_job_that_comes_during_a_shutdown_costs_no_answer() -> None:
 
         state = ServerState(Settings.from_environment({**ENVIRONMENT, "JOBS_MAX": "1"}))
         jobs, metrics = Jobs(state), Metrics(lambda: 0)
-        answered = jobs.accept(work, 10, metrics)
+        answered = jobs.accept(work, 10, metrics, MemoryBudget(1_000_000))
         await end_of(answered)
         state.close()
         with pytest.raises(ShuttingDown):
-            jobs.accept(work, 10, metrics)
+            jobs.accept(work, 10, metrics, MemoryBudget(1_000_000))
         assert jobs.get(answered.id) is answered
 
     asyncio.run(run())
@@ -303,7 +304,7 @@ def test_a_job_holds_its_texts_until_its_end() -> None:
             await asyncio.sleep(0)
             return Answer(Body.of({"results": []}))
 
-        job = jobs_of().accept(work, 10, Metrics(lambda: 0))
+        job = jobs_of().accept(work, 10, Metrics(lambda: 0), MemoryBudget(1_000_000))
         del work, text
         assert watcher() is not None
         await end_of(job)
@@ -326,7 +327,7 @@ def test_a_job_waits_while_the_queue_of_the_worker_is_full() -> None:
             states.append(job.state)
             return next(tries)
 
-        job = jobs_of().accept(work, 10, Metrics(lambda: 0))
+        job = jobs_of().accept(work, 10, Metrics(lambda: 0), MemoryBudget(1_000_000))
         states.append(job.state)
         await end_of(job)
         return [*states, job.state]
@@ -352,7 +353,7 @@ def test_jobs_take_turns() -> None:
             return work
 
         jobs, metrics = jobs_of(), Metrics(lambda: 0)
-        accepted = [jobs.accept(work_of(n), 1, metrics) for n in range(RUNNING_MAX + 3)]  # type: ignore[arg-type]
+        accepted = [jobs.accept(work_of(n), 1, metrics, MemoryBudget(1_000_000)) for n in range(RUNNING_MAX + 3)]  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         assert [job.state for job in accepted].count("running") == len(begun) == RUNNING_MAX
         assert (await jobs.cancel(accepted[-1].id, metrics)).state == "cancelled"

@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "QDRANT_COLLECTIONS": (),
     "QDRANT_COLLECTION_CONFIG": CollectionConfig(),
     "MEMORY_BUDGET_MB": None,
+    "JSON_MAX_NODES": 2_000_000,
     "INFERENCE_MAX_REQUEST_MB": 64.0,
     "INFERENCE_MAX_RESPONSE_MB": 2500.0,
     "MAX_RESPONSE_MB": None,
@@ -107,6 +108,7 @@ def test_every_variable_of_the_contract_has_its_documented_default() -> None:
         ("MAX_RESPONSE_MB", "0.5", 0.5),
         ("INFERENCE_MAX_REQUEST_MB", "0.5", 0.5),
         ("MEMORY_BUDGET_MB", "64", 64.0),
+        ("JSON_MAX_NODES", "1000", 1000),
         ("INFERENCE_MAX_RESPONSE_MB", "9000", 9000.0),
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("LOG_FORMAT", "JSON", "json"),
@@ -177,6 +179,7 @@ def test_keys_are_secrets() -> None:
         ("MAX_RESPONSE_MB", "0"),
         ("INFERENCE_MAX_REQUEST_MB", "0"),
         ("MEMORY_BUDGET_MB", "63"),
+        ("JSON_MAX_NODES", "999"),
         ("INFERENCE_MAX_RESPONSE_MB", "inf"),
         ("MAX_RESPONSE_MB", "nan"),
         ("LOG_LEVEL", "loud"),
@@ -270,6 +273,7 @@ PLAIN = {
     "OPENAI_TRUNCATE": "true", "ALLOW_TOKEN_IDS": "true", "LOG_LEVEL": "ERROR", "LOG_FORMAT": "json",
     "PORT": "8080", "ROOT_PATH": "/search/v2", "JOBS_MAX": "5", "JOBS_MAX_MB": "0.5", "JOBS_KEEP_S": "60",
     "COMPRESS_RESPONSES": "false", "CORS_ORIGINS": "*", "INFERENCE_MAX_REQUEST_MB": "1.5", "MEMORY_BUDGET_MB": "512",
+    "JSON_MAX_NODES": "5000000",
     "INFERENCE_MAX_RESPONSE_MB": "20", "API_KEY": SECRET + "2",
 }  # fmt: skip
 """A value of each setting."""

@@ -1,19 +1,22 @@
-"""Reading of request bodies: limited in size, decompressed, and parsed as strict JSON."""
+"""Reading of request bodies: limited in size and in memory, decompressed, and parsed as strict JSON."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
-from typing import Any, Final, NoReturn
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
 from starlette.requests import Request
 
-from embedder import InvalidRequest
+from service.memory_budget import Reservation
 from service.transports.http.decoder import Decoder
-from service.validation import BYTE_ORDER_MARK, shown
+from service.validation import shown
 from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
+from service.wire.json_limits import JsonLimits
+from service.wire.json_parts import parse_json
+from service.wire.json_scan import scan
 
 BODY_MAX_BYTES: Final = 30_000_000
 """Maximum request body (RunPod's load balancer limit)."""
@@ -21,29 +24,71 @@ BODY_MAX_BYTES: Final = 30_000_000
 BODY_PART_TIMEOUT_S: Final = 30.0
 """Maximum wait for the next part of a body, so that a stalled client does not delay a shutdown."""
 
+BODY_TIMEOUT_S: Final = 600.0
+"""Maximum time for a whole body, so that clients that send a byte now and then do not hold the memory of others."""
+
 _THREAD_MIN_BYTES: Final = 100_000
 """Minimum size of a body that is parsed in a thread."""
 
-
-async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
-    """Read and parse the body of a request; arguments and errors are those of `read_body` and `parsed`."""
-    return await parsed(await read_body(request, max_bytes=max_bytes, part_timeout_s=part_timeout_s))
+_PARSER: Final = ThreadPoolExecutor(1, thread_name_prefix="json")
+"""The thread that parses large bodies, one after another: several would keep the interpreter from the event loop."""
 
 
-async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) -> bytes:
+class Received:
+    """The body of a request, and the memory that it and its values take.
+
+    Args:
+        content: the body, decompressed.
+        memory: the reservation of the request, which holds the memory of the content already.
+        limits: the limits of its JSON.
+    """
+
+    def __init__(self, content: bytearray, memory: Reservation, limits: JsonLimits) -> None:
+        self.content = content
+        self._memory = memory
+        self._limits = limits
+
+    async def parsed(self) -> Any:
+        """Parse the body, and reserve the memory of its values before they are created.
+
+        Raises:
+            InvalidRequest: the body is not valid JSON, or exceeds a limit.
+            Overloaded: the values do not fit into memory beside those of other requests.
+        """
+        if len(self.content) <= _THREAD_MIN_BYTES:
+            return self._parsed()
+        return await asyncio.get_running_loop().run_in_executor(_PARSER, self._parsed)
+
+    def discard(self) -> None:
+        """Give back the memory of the body, which is parsed."""
+        self._memory.shrink(len(self.content))
+        self.content = bytearray()
+
+    def _parsed(self) -> Any:
+        scanned = scan(self.content, self._limits)
+        self._memory.grow(scanned.size.max_bytes)
+        return parse_json(self.content, scanned)
+
+
+async def read_body(
+    request: Request, memory: Reservation, *, max_bytes: int, max_nodes: int, part_timeout_s: float
+) -> Received:
     """Read the body of a request, and decompress it.
 
     Args:
         request: the request.
+        memory: the reservation of the request, which grows as the body arrives.
         max_bytes: maximum size of the body, before and after it is decompressed.
+        max_nodes: maximum number of values and field names in the body.
         part_timeout_s: maximum wait for the next part of the body.
 
     Raises:
         NotJson: the content type is not JSON. Browsers send JSON to another site only with that site's consent.
         UnknownCoding: the body is compressed in a way that is not understood.
-        BodyStalled: the client stopped sending before the end.
+        BodyStalled: the client stopped sending before the end, or was too slow.
         BodyTooLarge: the announced or the received size exceeds the limit.
         InvalidRequest: the compressed data is damaged.
+        Overloaded: the body does not fit into memory beside those of other requests.
         ClientDisconnect: the client disconnected before the end.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -53,33 +98,39 @@ async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) 
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > max_bytes:
         raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got {announced[:20]}")
-    parts, size = [], 0
-    stream = request.stream()
-    while (part := await _next(stream, part_timeout_s)) is not None:
+    content, size = bytearray(), 0
+    stream, deadline = request.stream(), asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    while (part := await _next(stream, part_timeout_s, deadline)) is not None:
         size += len(part)
         if size > max_bytes:
             raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
-        parts.append(part if decoder is None else await asyncio.to_thread(decoder.decode, part))
+        if decoder is None:
+            memory.grow(len(part))
+            content += part
+        else:
+            await asyncio.to_thread(_decompress, decoder, part, content, memory)
     if decoder is not None:
         decoder.check_complete()
-    return b"".join(parts)
+    return Received(content, memory, JsonLimits.of(max_nodes, max_bytes))
 
 
-async def parsed(raw: bytes) -> Any:
-    """Parse a body.
-
-    Raises:
-        InvalidRequest: the body is not valid JSON.
-    """
-    return await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
+def _decompress(decoder: Decoder, part: bytes, content: bytearray, memory: Reservation) -> None:
+    for piece in decoder.pieces(part):
+        memory.grow(len(piece))
+        content += piece
 
 
-async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
-    """The next part of a body; None at the end."""
+async def _next(stream: AsyncIterator[bytes], timeout_s: float, deadline: float) -> bytes | None:
+    """The next part of a body, which must come before a time of the event loop's clock; None at the end."""
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout_at(min(loop.time() + timeout_s, deadline)):
             return await anext(stream, None)
     except TimeoutError:
+        if loop.time() >= deadline:
+            raise BodyStalled(
+                f"the body must arrive within {BODY_TIMEOUT_S:g} seconds; send it in parts, or compressed"
+            ) from None
         raise BodyStalled(
             f"the body must not pause for more than {timeout_s:g} seconds; send the request again"
         ) from None
@@ -88,20 +139,3 @@ async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
 def _shown_kind(kind: str) -> str:
     """A content type for a message, which is no text of a user if it has the form of one."""
     return kind if re.fullmatch(r"[a-z]+/[a-z0-9.+-]{1,64}", kind) else shown(kind) if kind else "none"
-
-
-def _parsed(raw: bytes) -> Any:
-    try:
-        return json.loads(raw.decode("utf-8").removeprefix(BYTE_ORDER_MARK), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not valid UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON (line {error.lineno}, column {error.colno})") from None
-    except ValueError:  # NaN, Infinity, or an integer of thousands of digits
-        raise InvalidRequest("the body is not valid JSON (a number that JSON cannot represent)") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)

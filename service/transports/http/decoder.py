@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol, Self
 
 from backports import zstd
@@ -16,6 +16,9 @@ CODINGS: Final = ("gzip", "deflate", "zstd")
 """Values of `Content-Encoding` that are understood."""
 
 _ALIASES: Final[Mapping[str, str]] = {"x-gzip": "gzip"}
+
+PIECE_BYTES: Final = 1_000_000
+"""Maximum bytes that are decompressed in one step, so that their memory is reserved before there are more."""
 
 _ZSTD_WINDOW_LOG_MAX: Final = 23
 """Largest window of zstd that a decoder of HTTP must have, 8 MiB (RFC 9659); a larger one would cost more memory."""
@@ -64,27 +67,34 @@ class Decoder:
             )
         return cls(coding, max_bytes)
 
-    def decode(self, part: bytes) -> bytes:
-        """Decompress the next part of the body. Blocks for up to a tenth of a second.
+    def pieces(self, part: bytes) -> Iterator[bytes]:
+        """Decompress the next part of the body, in pieces of bounded size. Blocks for milliseconds per piece.
 
         Raises:
             BodyTooLarge: the decompressed body exceeds the limit.
             InvalidRequest: the data is damaged, or goes on after its end.
         """
         if not part:
-            return b""
+            return
         if self._stream.eof:
             raise self._trailing()
-        try:
-            decoded = self._stream.decompress(part, self._left + 1)
-        except (zlib.error, zstd.ZstdError):
-            raise InvalidRequest(f"the body is not valid {self._coding}") from None
-        self._left -= len(decoded)
-        if self._left < 0:
-            raise BodyTooLarge(f"the body must have at most {self._max_bytes} bytes when it is decompressed, got more")
+        while True:
+            most = min(self._left + 1, PIECE_BYTES)
+            try:
+                piece = self._stream.decompress(part, most)
+            except (zlib.error, zstd.ZstdError):
+                raise InvalidRequest(f"the body is not valid {self._coding}") from None
+            self._left -= len(piece)
+            if self._left < 0:
+                raise BodyTooLarge(
+                    f"the body must have at most {self._max_bytes} bytes when it is decompressed, got more"
+                )
+            yield piece
+            if self._stream.eof or len(piece) < most:
+                break
+            part = getattr(self._stream, "unconsumed_tail", b"")  # zstd keeps it itself
         if self._stream.unused_data:
             raise self._trailing()
-        return decoded
 
     def check_complete(self) -> None:
         """Check that the body has reached the end of its data.

@@ -39,7 +39,7 @@ class InferenceKey:
             sent.append(bearer.strip())
         return self._keys is None or any(self._matches(key) for key in sent)
 
-    def check_bytes(self, body: bytes) -> None:
+    def check_bytes(self, body: bytes | bytearray) -> None:
         """Refuse a body without the key before it is parsed, which can take many times its size of memory.
 
         Raises:

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 
 from embedder import NotFound, Overloaded
 from service.logs import CALLER
+from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
 from service.transports.http.state import ServerState
 from service.wire import Answer, Progress, error_answer, error_reply
@@ -85,25 +86,28 @@ class Jobs:
         self._jobs: dict[str, Job] = {}  # those that have ended in the order of their ends
         self._turns = asyncio.Semaphore(RUNNING_MAX)
 
-    def accept(self, work: Work, size: int, metrics: Metrics) -> Job:
+    def accept(self, work: Work, size: int, metrics: Metrics, memory: MemoryBudget) -> Job:
         """Begin a job, and forget the oldest ended ones if there is no more room.
 
         Args:
             work: does the work.
             size: size of the request in bytes.
             metrics: the metrics that count jobs by state.
+            memory: the memory of all requests, of which this one takes its size until the job has ended.
 
         Raises:
             BodyTooLarge: the request exceeds the memory of all jobs.
-            Overloaded: the jobs that have not ended leave no room. No answer is forgotten then.
+            Overloaded: the jobs that have not ended, or all requests, leave no room. No answer is forgotten then.
             ShuttingDown: the server is shutting down. No answer is forgotten then either.
         """
         if size > self._max_bytes:
             limit = f"{self._max_bytes} bytes (JOBS_MAX_MB)"
             raise BodyTooLarge(f"with Prefer: respond-async the body must have at most {limit}, got {size}")
         self._check_room(size)
-        running = ExitStack()
-        running.enter_context(self._state.admitted())
+        with ExitStack() as stack:
+            stack.enter_context(self._state.admitted())
+            stack.enter_context(memory.reserve(size))
+            running = stack.pop_all()
         while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
             self._forget(self._oldest_ended().id, metrics)
         job = Job(uuid.uuid4().hex, CALLER.get(), size)

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 
 from embedder import WorkerError
 from service import __version__
+from service.memory_budget import Reservation
 from service.metrics import CONTENT_TYPE
-from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, parsed, read_body, read_json
+from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, Received, read_body
 from service.transports.http.compression import Compression
 from service.transports.http.decoder import CODINGS
 from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
@@ -43,10 +44,11 @@ from service.transports.http.paths import nearest
 from service.transports.http.probes import Probes
 from service.transports.http.state import ServerState
 from service.validation import shown
-from service.wire import Answer, Progress, error_answer, error_form
+from service.wire import Answer, Codec, Progress, error_answer, error_form, error_reply
 from service.wire.body import Body
 from service.wire.errors import BodyTooLarge, MethodNotAllowed, UnknownCoding, UnknownPath
 from service.wire.instrumentation import defect
+from service.wire.json_limits import JsonLimits
 from service.wire.openai import AZURE_MODELS, DEPLOYMENT, EMBEDDINGS, MODELS
 from service.wire.parsing import completed
 from service.wire.qdrant_inference import INFERENCE
@@ -222,62 +224,67 @@ class _Endpoints:
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        content = await read_body(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
-        raw = await parsed(content)
-        if route.path == EMBED and is_tei_embed(raw):
-            return await _while_connected(request, codec.tei(raw, EMBED))
-        raw = completed(raw, route.operation, passages=route.passages, path=route.path)
-        if route.passages and prefers_async(request.headers):
-            await codec.check(raw)
-            return self._accepted(
-                self._jobs.accept(partial(self._work, route, content), len(content), codec.core.metrics)
-            )
-        return await _while_connected(request, codec.answer(raw))
+        with codec.core.memory.reserve() as memory:
+            received = await self._received(request, memory, self._body_max_bytes)
+            raw = await received.parsed()
+            is_tei = route.path == EMBED and is_tei_embed(raw)
+            if not is_tei:
+                raw = completed(raw, route.operation, passages=route.passages, path=route.path)
+            if route.passages and prefers_async(request.headers):
+                await codec.check(raw)
+                work, size = partial(self._work, route, received.content), len(received.content)
+                return self._accepted(self._jobs.accept(work, size, codec.core.metrics, codec.core.memory))
+            received.discard()
+            return await _while_connected(request, codec.tei(raw, EMBED) if is_tei else codec.answer(raw))
 
-    async def _work(self, route: Route, content: bytes, progress: Progress) -> Answer:
+    async def _work(self, route: Route, content: bytearray, progress: Progress) -> Answer:
         """Run an operation as a job, which waits as bytes, since parsed JSON may have twenty times their size."""
-        raw = completed(await parsed(content), route.operation, passages=route.passages, path=route.path)
-        return await self._state.ready().answer(raw, progress)
+        codec = self._state.ready()
+        limits = JsonLimits.of(self._state.settings.json_max_nodes, self._body_max_bytes)
+        with codec.core.memory.reserve() as memory:
+            try:
+                raw = await Received(content, memory, limits).parsed()
+                raw = completed(raw, route.operation, passages=route.passages, path=route.path)
+            except WorkerError as error:  # its memory is taken by others, until the next turn
+                return error_reply(error, error_answer)
+            return await codec.answer(raw, progress)
 
     async def embeddings(self, request: Request) -> Response:
         """Embed texts as OpenAI does."""
-        codec = self._state.ready()
-        raw = await self._json(request)
-        return await _while_connected(request, codec.openai_embeddings(raw))
+        return await self._answered(request, lambda codec, raw: codec.openai_embeddings(raw))
 
     async def deployment(self, request: Request) -> Response:
         """Embed texts as Azure OpenAI does."""
-        codec = self._state.ready()
-        raw = await self._json(request)
-        return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
+        return await self._answered(
+            request, lambda codec, raw: codec.openai_embeddings(raw, request.path_params["model"])
+        )
 
     async def inference(self, request: Request) -> Response:
         """Embed texts for a Qdrant server."""
         codec = self._state.ready()
         max_bytes = self._state.settings.inference_max_request_bytes
         is_known = self._inference_key.is_outside_body(request)
-        try:
-            content = await read_body(request, max_bytes=max_bytes, part_timeout_s=self._body_part_timeout_s)
-        except BodyTooLarge as error:
-            raise error.saying(f"{error.message} (INFERENCE_MAX_REQUEST_MB); send fewer points in a request") from None
-        if not is_known:
-            self._inference_key.check_bytes(content)
-        raw = await parsed(content)
-        if not is_known:
-            self._inference_key.check(raw)
-        return await _while_connected(request, codec.qdrant_inference(raw))
+        with codec.core.memory.reserve() as memory:
+            try:
+                received = await self._received(request, memory, max_bytes)
+            except BodyTooLarge as error:
+                remedy = "(INFERENCE_MAX_REQUEST_MB); send fewer points in a request"
+                raise error.saying(f"{error.message} {remedy}") from None
+            if not is_known:
+                self._inference_key.check_bytes(received.content)
+            raw = await received.parsed()
+            if not is_known:
+                self._inference_key.check(raw)
+            received.discard()
+            return await _while_connected(request, codec.qdrant_inference(raw))
 
     async def rerank(self, request: Request) -> Response:
         """Rank documents as Cohere, Jina and TEI do."""
-        codec = self._state.ready()
-        raw = await self._json(request)
-        return await _while_connected(request, codec.rerank(raw, request.url.path))
+        return await self._answered(request, lambda codec, raw: codec.rerank(raw, request.url.path))
 
     async def tei(self, request: Request) -> Response:
         """Embed texts as TEI does."""
-        codec = self._state.ready()
-        raw = await self._json(request)
-        return await _while_connected(request, codec.tei(raw, request.url.path))
+        return await self._answered(request, lambda codec, raw: codec.tei(raw, request.url.path))
 
     async def tei_info(self, _request: Request) -> Response:
         """Describe the model as TEI does."""
@@ -346,8 +353,23 @@ class _Endpoints:
         """Return the OpenAPI document."""
         return response(Answer(Body.of(description(self.app, self._state.settings.root_path))))
 
-    async def _json(self, request: Request) -> Any:
-        return await read_json(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
+    async def _answered(self, request: Request, work: Callable[[Codec, Any], Coroutine[Any, Any, Answer]]) -> Response:
+        """Read a body and do its work, with the memory of both reserved."""
+        codec = self._state.ready()
+        with codec.core.memory.reserve() as memory:
+            received = await self._received(request, memory, self._body_max_bytes)
+            raw = await received.parsed()
+            received.discard()
+            return await _while_connected(request, work(codec, raw))
+
+    async def _received(self, request: Request, memory: Reservation, max_bytes: int) -> Received:
+        return await read_body(
+            request,
+            memory,
+            max_bytes=max_bytes,
+            max_nodes=self._state.settings.json_max_nodes,
+            part_timeout_s=self._body_part_timeout_s,
+        )
 
 
 def _described(job: Job, status: int = 200) -> Response:

@@ -58,6 +58,7 @@ class Intake:
         held: returns the ids of all jobs that the SDK holds, waiting ones included.
         wanted: returns the number of jobs to hold.
         max_bytes: maximum bytes of the inputs of held jobs, beyond which no further job is taken.
+        is_full: returns whether running requests leave no memory for another job.
         clock: monotonic clock in seconds.
     """
 
@@ -68,12 +69,14 @@ class Intake:
         wanted: Callable[[], int],
         *,
         max_bytes: int = HELD_INPUTS_MAX_BYTES,
+        is_full: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.capacity = max(CAPACITY_MIN_JOBS, jobs_max + jobs_max // 4)
         self._held = held
         self._wanted = wanted
         self._max_bytes = max_bytes
+        self._is_full = is_full
         self._clock = clock
         self._begun: dict[str, int] = {}
         self._taken = 0
@@ -105,7 +108,8 @@ class Intake:
             log.info("all jobs are answered; stopping the worker")
             self._stop_sdk(signal.SIGTERM, None)
         queued = count - len(self._begun)  # the SDK counts waiting jobs twice
-        full = self._polls_fail(self._taken + queued) or self._closed or sum(self._begun.values()) > self._max_bytes
+        full = self._polls_fail(self._taken + queued) or self._closed or self._is_full()
+        full = full or sum(self._begun.values()) > self._max_bytes
         limit = count if full else max(count, min(self._wanted(), self.capacity))
         return _Limit(limit + queued, self.capacity)
 

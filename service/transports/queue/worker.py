@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 _INPUT_MAX_BYTES = 20_000_000
 """Maximum input of a job in bytes (the platform's limit), which an input of unknown size counts as."""
 
+_RESERVED_MAX_SHARE = 0.5
+"""Share of the memory of requests beyond which no further job is taken, so that those taken find room."""
+
 _SDK_LOG_LEVELS = {"DEBUG": "INFO", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR", "CRITICAL": "ERROR"}
 
 _PR_SET_PDEATHSIG = 1
@@ -130,7 +133,12 @@ def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progr
         scale_up=settings.scale_up_threshold,
         scale_down=settings.scale_down_threshold,
     )
-    intake = Intake(settings.max_concurrency, lambda: {job.id for job in JobsProgress()}, lambda: concurrency.wanted)
+    intake = Intake(
+        settings.max_concurrency,
+        lambda: {job.id for job in JobsProgress()},
+        lambda: concurrency.wanted,
+        is_full=lambda: operations.memory.reserved_bytes > _RESERVED_MAX_SHARE * operations.memory.total_bytes,
+    )
     lost = threading.Event()
 
     def stop() -> None:
