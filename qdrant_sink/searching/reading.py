@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from embedder.cancellation import check_cancelled
 from embedder.vectors import Kind
@@ -242,8 +241,7 @@ class InlineBudget:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class PartSize:
+class PartSize(NamedTuple):
     """Lower bounds on the size of the parts of a point.
 
     Attributes:
@@ -271,19 +269,19 @@ class PartSize:
 
 
 def _json_bytes(payload: Mapping[str, Any]) -> int:
-    size, values = 0, [payload]
-    while values:
-        value: Any = values.pop()
-        if isinstance(value, str):
-            size += len(value) + 2
-        elif isinstance(value, Mapping):
-            size += 2 + sum(map(len, value)) + 3 * len(value)
-            values += value.values()
-        elif isinstance(value, list):
-            size += 2
-            values += value
-        else:
-            size += 1
+    size, parts = 0, [payload]
+    while parts:
+        part: Any = parts.pop()
+        size += len(part)
+        if type(part) is not list:
+            size += sum(map(len, part)) + 2 * len(part)
+            part = part.values()
+        for value in part:
+            kind = type(value)
+            if kind is str:
+                size += len(value)
+            elif kind is dict or kind is list:
+                parts.append(value)
     return size
 
 
