@@ -129,8 +129,8 @@ class Points:
                 self._collections.check_filter(request.filter)
                 return await self._store.call(lambda: self._page(request, collection, reader))
             scope = request.id_scope or collection
-            ids = [(point_id(raw, scope, field=f"ids[{n}]"), raw) for n, raw in enumerate(request.ids)]
-            return await self._store.call(lambda: self._by_ids(request, collection, ids, reader))
+            requested = request.ids
+            return await self._store.call(lambda: self._by_ids(request, collection, _ids(requested, scope), reader))
 
     def _by_ids(
         self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str]], reader: PartReader
@@ -193,6 +193,11 @@ class Points:
             for point, requested in ids
             if point in stored
         ]
+
+
+def _ids(requested: Sequence[int | str], scope: str) -> list[tuple[PointId, int | str]]:
+    """The ids of points, each with the id as the caller gave it."""
+    return [(point_id(raw, scope, field=f"ids[{n}]"), raw) for n, raw in enumerate(requested)]
 
 
 def _index_type(store: Store, collection: str, key: str) -> str:

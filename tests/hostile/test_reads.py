@@ -29,6 +29,7 @@ from qdrant_sink.searching.reading import (
     InlineBudget,
 )
 from qdrant_sink.server import answer_limit
+from service.operations import collections
 from tests.hostile.test_searches import Counted, counted
 from tests.service.client import Json
 from tests.service.conftest import Serve
@@ -212,6 +213,24 @@ def test_a_read_whose_caller_has_gone_reads_no_further_portion(serve: Serve, cou
     go_on.set()
     worker.operations._store.close()
     assert counted.asked == [PORTION_FIRST_POINTS]
+
+
+def test_many_ids_are_deleted_in_several_calls(serve: Serve, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion by ids makes calls of a bounded size, and counts each point once, however often it is named."""
+    worker = serve(store=counted)
+    worker.good({"texts": ["a", "b", "c"], "qdrant": {"collection": NOTES, "ids": [1, 2, 3]}})
+    monkeypatch.setattr(collections, "DELETE_BATCH_MAX_IDS", 4)
+    sizes: list[int] = []
+    delete = counted.delete
+
+    def recorded(collection: str, *, ids: Sequence[PointId] = (), where: Any = None) -> int:
+        sizes.append(len(ids))
+        return delete(collection, ids=ids, where=where)
+
+    monkeypatch.setattr(counted, "delete", recorded)
+    ids = [1, 2, 9, 9, 1, 8, 2, 7, 7, 3]
+    assert worker.good({"operation": "delete", "collection": NOTES, "ids": ids})["deleted"] == 3
+    assert sizes == [4, 4, 2]
 
 
 def test_rest_answers_are_bounded_while_they_are_received(monkeypatch: pytest.MonkeyPatch) -> None:
