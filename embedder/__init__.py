@@ -9,11 +9,13 @@ model       BGE-M3 in torch
 checkpoint  files of a model
 vectors     the values that come out
 errors      what can go wrong
+cancellation  whether the caller of a request has gone
 timings     where the time of a request goes
 
 Importing this package imports neither torch nor a tokenizer; `Embedder.load` does.
 """
 
+from embedder.cancellation import Cancellation, check_cancelled
 from embedder.checkpoint.find import DEFAULT_MODEL
 from embedder.chunking import CHUNK_MIN_TOKENS, Chunk
 from embedder.embedder import Embedder, ModelOptions, is_quick, most_tokens
@@ -43,6 +45,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "KINDS",
     "BatchReport",
+    "Cancellation",
     "Cancelled",
     "Chunk",
     "ColbertType",
@@ -68,6 +71,7 @@ __all__ = [
     "SparseVector",
     "Timings",
     "WorkerError",
+    "check_cancelled",
     "is_quick",
     "most_tokens",
     "timed",

@@ -77,6 +77,10 @@ class LimitExceeded(StoreRejected):
         self.maximum = maximum
 
 
+class AnswerTooLarge(StoreRejected):
+    """The answer of a server is larger than this side receives. A request for fewer points may pass."""
+
+
 class NothingTaken(StoreRejected):
     """The store refuses every request, whatever its content. A smaller request is refused too."""
 

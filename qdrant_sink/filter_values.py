@@ -20,6 +20,12 @@ COUNT_MAX: Final = 2**64 - 1
 ARRAY_LENGTH_MAX: Final = 2**32 - 1
 """Number of values that no array of a payload exceeds, because no request is large enough."""
 
+KEY_CHARACTERS_MAX: Final = 1024
+"""Maximum length of a path of payload keys in a filter in characters."""
+
+POLYGON_POINTS_MAX: Final = 4096
+"""Maximum number of points of a polygon, those of its holes included. Every stored point is compared with each."""
+
 _COMPARISONS: Final = ("lt", "gt", "lte", "gte")
 _RING_POINTS_MIN: Final = 4
 _RING_TOLERANCE: Final = 2.0**-52
@@ -64,8 +70,11 @@ def parse_text(raw: Any, path: str) -> str:
 
 def parse_path(raw: Any, path: str) -> str:
     """Return a path of payload keys in the form in which Qdrant reads it."""
+    text = parse_text(raw, path)
+    if len(text) > KEY_CHARACTERS_MAX:
+        raise InvalidRequest(f"{path}: must have at most {KEY_CHARACTERS_MAX} characters, got {len(text)}")
     try:
-        return canonical_path(parse_text(raw, path))
+        return canonical_path(text)
     except ValueError as exc:
         raise InvalidRequest(f"{path}: {exc}") from exc
 
@@ -155,6 +164,11 @@ def parse_geo_polygon(raw: Any, path: str) -> dict[str, Any]:
     if "interiors" in fields:
         holes = parse_list(fields["interiors"], f"{path}.interiors")
         polygon["interiors"] = [_ring(hole, f"{path}.interiors[{i}]") for i, hole in enumerate(holes)]
+    points = sum(len(ring["points"]) for ring in (polygon["exterior"], *polygon.get("interiors", ())))
+    if points > POLYGON_POINTS_MAX:
+        raise InvalidRequest(
+            f"{path}: a polygon must have at most {POLYGON_POINTS_MAX} points, got {points}; simplify its rings"
+        )
     return polygon
 
 

@@ -6,17 +6,17 @@ clients write their models with it. This module does not import a client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from embedder.errors import InvalidRequest
 from qdrant_sink import filter_values as values
+from qdrant_sink.filter_size import FILTER_DEPTH_MAX, check_filter_size, filter_bytes
+
+T = TypeVar("T")
 
 Filter = Mapping[str, Any]
 """A filter in Qdrant's JSON format: {"must": [...], "should": [...], "must_not": [...]}."""
-
-FILTER_DEPTH_MAX: Final = 16
-"""Maximum nesting depth of filters."""
 
 _CLAUSES: Final = ("must", "should", "must_not")
 _MATCHES: Final = ("value", "any", "except", "text", "text_any", "phrase", "prefix", "substring")
@@ -24,16 +24,46 @@ _EXCEPT_IN_PYTHON: Final = "except_"
 """The name of `except` in the dump of a client's model that was made without aliases."""
 
 
-def parse_filter(raw: Any, field: str = "filter") -> Filter:
+class ParsedFilter(dict[str, Any]):
+    """A filter in its canonical form. It must not be changed.
+
+    Attributes:
+        size_bytes: approximate size of its JSON in bytes; see `filter_bytes`.
+    """
+
+    def __init__(self, clauses: Mapping[str, Any]) -> None:
+        super().__init__(clauses)
+        self.size_bytes = filter_bytes(clauses)
+        self._converted: dict[Callable[[ParsedFilter], Any], Any] = {}
+
+    def converted(self, convert: Callable[[ParsedFilter], T]) -> T:
+        """Return the filter in the type of a store. `convert` is called once, however many queries have the filter."""
+        if convert not in self._converted:
+            self._converted[convert] = convert(self)
+        result: T = self._converted[convert]
+        return result
+
+    def extended(self, **clauses: Sequence[Mapping[str, Any]]) -> ParsedFilter:
+        """Return the filter with further canonical conditions. The limits on a caller's filter do not count them."""
+        return ParsedFilter(
+            {**self, **{name: [*self.get(name, ()), *conditions] for name, conditions in clauses.items()}}
+        )
+
+
+def parse_filter(raw: Any, field: str = "filter") -> ParsedFilter:
     """Return a filter in its canonical form, in which both stores read it.
 
     The result has no nulls, and its clauses are lists. Payload keys are paths as Qdrant writes them, dates are in UTC,
-    and UUIDs are hyphenated. A filter in canonical form is returned equal.
+    and UUIDs are hyphenated. A filter that was parsed is returned as it is.
 
     Raises:
-        InvalidRequest: `raw` is not a valid filter. The error has a path such as `filter.must[0].match`.
+        InvalidRequest: `raw` is not a valid filter, or exceeds a limit of `filter_size`. The error has a path such as
+            `filter.must[0].match`.
     """
-    return _filter(raw, field, 1)
+    if isinstance(raw, ParsedFilter):
+        return raw
+    check_filter_size(raw, field)
+    return ParsedFilter(_filter(raw, field, 1))
 
 
 def matches_all(where: Filter) -> bool:

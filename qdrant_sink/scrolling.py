@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from qdrant_sink.errors import StoreRejected
-from qdrant_sink.filters import Filter, parse_filter
+from qdrant_sink.filters import Filter, ParsedFilter, parse_filter
 from qdrant_sink.point_order import (
     INTEGER_MAX,
     OrderPosition,
@@ -115,7 +115,9 @@ def ordered_page(
 class _OrderedPages:
     """Requests for the parts of a page."""
 
-    def __init__(self, store: ScrollStore, collection: str, where: Filter, order: PointOrder, index_type: str) -> None:
+    def __init__(
+        self, store: ScrollStore, collection: str, where: ParsedFilter, order: PointOrder, index_type: str
+    ) -> None:
         self._store = store
         self._collection = collection
         self._where = where
@@ -178,8 +180,7 @@ class _OrderedPages:
         return {"key": self._order.key, "match": condition}
 
     def _filter(self, **conditions: Sequence[Mapping[str, Any]]) -> Filter:
-        added = {clause: [*self._where.get(clause, ()), *extra] for clause, extra in conditions.items()}
-        return {**self._where, **added}
+        return self._where.extended(**conditions)
 
 
 def _misread(key: str) -> StoreRejected:

@@ -8,6 +8,7 @@ thread. Vendor exceptions do not escape: every method raises only errors of `emb
     StoreRejected      the content was refused: repeating the call does not help
     IndexRequired      a filter needs a payload index that the collection lacks (strict mode of a server)
     LimitExceeded      a number of the request exceeds a limit of the server
+    AnswerTooLarge     the answer of a server is larger than this side receives
     NothingTaken       every request is refused, a smaller one too
     AccessDenied       every call is refused, because the credentials do not suffice
     FeatureMissing     the server is too old for the request

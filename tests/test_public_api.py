@@ -35,9 +35,9 @@ PUBLIC: Final[dict[str, str]] = {
         EdgeStore
     """,
     "qdrant_sink.searching": """
-        OFFSET_MAX OVERSAMPLING BranchRank Explained Explanation Hit Plan Rescoring RowMatch Search SearchOptions
-        SearchPage Searchable TokenMatch check_kinds conform_query default_branches explain recommend run search_pages
-        with_branches
+        OFFSET_MAX OVERSAMPLING Admit BranchRank Explained Explanation Hit PartReader PartSizes Plan Rescoring RowMatch
+        Search SearchOptions SearchPage Searchable TokenMatch check_kinds conform_query default_branches explain
+        recommend run search_pages with_branches
     """,
     "qdrant_sink.server": """
         ServerStore

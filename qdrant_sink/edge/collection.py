@@ -24,6 +24,7 @@ from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, read_model, recover_config
+from qdrant_sink.edge.work import PairRate
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema
@@ -55,9 +56,13 @@ class EdgeCollection:
     Args:
         directory: directory of the collection.
         optimizer: optimizer that starts the process of an optimisation.
+
+    Attributes:
+        pair_rate: the time of comparing ColBERT rows of the collection.
     """
 
     def __init__(self, directory: Path, optimizer: Optimizer) -> None:
+        self.pair_rate = PairRate()
         self._directory = directory
         self._optimizer = optimizer
         self._optimization: Optimization | None = None

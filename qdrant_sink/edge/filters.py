@@ -13,14 +13,14 @@ from embedder.errors import InvalidRequest
 from qdrant_sink.filters import Filter, parse_filter
 
 
-def edge_filter(raw: Filter | None) -> edge.Filter | None:
-    """Parse and convert a filter. None and a filter without conditions match all points.
+def edge_filter(raw: Filter) -> edge.Filter:
+    """Parse and convert a filter. A filter without conditions matches all points.
 
     Raises:
         InvalidRequest: the filter is invalid (see `parse_filter`), or Qdrant Edge does not support a condition,
             which the error names.
     """
-    return None if raw is None else _filter(parse_filter(raw))
+    return parse_filter(raw).converted(_filter)
 
 
 def _filter(where: Filter) -> edge.Filter:

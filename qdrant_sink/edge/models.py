@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import qdrant_edge as edge
 
 from embedder.vectors import SparseVector
-from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import VectorNames
@@ -42,19 +42,26 @@ def _sparse(vector: SparseVector) -> edge.SparseVector:
     return edge.SparseVector(vector.indices.tolist(), vector.values.tolist())
 
 
-def query_request(plan: Plan) -> edge.QueryRequest:
-    """Convert the stages of a plan to one request."""
+def query_request(
+    plan: Plan, condition: edge.Filter | None, candidates: Mapping[int, edge.Filter]
+) -> edge.QueryRequest:
+    """Convert the stages of a plan to one request.
+
+    Args:
+        plan: the plan.
+        condition: the filter of the plan.
+        candidates: filters that replace that of a branch, by its index.
+    """
     names = plan.names
-    condition = edge_filter(plan.where)
     single_stage = not plan.branches
     prefetches = [
         edge.Prefetch(
             limit=branch.limit,
             query=_nearest(branch.query, names),
             params=_params(branch.query, plan.traversal),
-            filter=condition,
+            filter=candidates.get(index, condition),
         )
-        for branch in plan.branches
+        for index, branch in enumerate(plan.branches)
     ]
     if isinstance(plan.query, Lacking) and plan.query.fuse is not None:
         fusion = _fuse(plan.query.fuse)

@@ -39,10 +39,12 @@ from qdrant_sink.edge.directories import Directories
 from qdrant_sink.edge.directory_lock import lock_directory
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.models import edge_order, edge_point, hit, payload_selector, query_request, sink_id, stored
+from qdrant_sink.edge.models import edge_order, edge_point, payload_selector, sink_id, stored
 from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
+from qdrant_sink.edge.searches import search
 from qdrant_sink.edge.settings import write_model
+from qdrant_sink.edge.slices import resolved_filter, sliced_filters
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.payload_path import PayloadPath
@@ -227,14 +229,12 @@ class EdgeStore:
             return {sink_id(record.id) for record in shard.retrieve(list(ids), with_payload=False, with_vector=False)}
 
     def query(self, collection: str, plans: Sequence[Plan]) -> list[list[Hit]]:
-        """Return the hits of each plan, with one call."""
+        """Return the hits of each plan, with one call unless that would take long; see `edge.searches`."""
         check_collection(collection)
         if not plans:
             return []
-        requests = [query_request(plan) for plan in plans]
-        with self._collection(collection).opened() as shard, mapped("search"):
-            answers = shard.query_batch(edge.QueryBatchRequest(requests))
-            return [[hit(point, plan.names) for point in hits] for plan, hits in zip(plans, answers, strict=True)]
+        existing = self._collection(collection)
+        return search(existing, plans, existing.pair_rate)
 
     def fetch(
         self,
@@ -266,14 +266,15 @@ class EdgeStore:
         interactive: bool = False,  # noqa: ARG002 - always available
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """Return a page of the matching points in the order of their ids; see `Store.scroll`."""
+        existing = self._collection(collection)
         request = edge.ScrollRequest(
             offset=after,
             limit=limit,
-            filter=edge_filter(where),
+            filter=resolved_filter(existing, where),
             with_payload=payload_selector(with_payload),
             with_vector=False,
         )
-        with self._collection(collection).opened() as shard, mapped("scroll"):
+        with existing.opened() as shard, mapped("scroll"):
             records, following = shard.scroll(request)
             page = {sink_id(record.id): Stored(record.payload) for record in records}
         return page, None if following is None else sink_id(following)
@@ -282,10 +283,12 @@ class EdgeStore:
         self, collection: str, where: Filter, order: PointOrder, *, limit: int
     ) -> list[tuple[PointId, float]]:
         """Return the ids of the first matching points of an order, each with the number that orders it."""
+        existing = self._collection(collection)
+        condition = resolved_filter(existing, where)
         request = edge.ScrollRequest(
-            limit=limit, filter=edge_filter(where), order_by=edge_order(order), with_payload=False, with_vector=False
+            limit=limit, filter=condition, order_by=edge_order(order), with_payload=False, with_vector=False
         )
-        with self._collection(collection).opened() as shard, mapped("order"):
+        with existing.opened() as shard, mapped("order"):
             records, _ = shard.scroll(request)
             return [(sink_id(record.id), record.order_value) for record in records if record.order_value is not None]
 
@@ -300,16 +303,20 @@ class EdgeStore:
         """Delete points by ids or by a filter with at least one condition, and return how many of them existed."""
         if bool(ids) == (where is not None):
             raise InvalidRequest(f"delete: must have exactly one of ids and filter, got {'both' if ids else 'neither'}")
-        condition = edge_filter(where)
-        if where is not None and matches_all(where):
-            raise InvalidRequest("filter: must have at least one condition to delete by, got none")
-        with self._collection(collection).opened(to_write=True) as shard, mapped("deletion"):
-            if condition is not None:
-                existed = shard.count(edge.CountRequest(exact=True, filter=condition))
-                shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
-            else:
+        if where is not None:
+            edge_filter(where)  # what the engine does not support is refused first
+            if matches_all(where):
+                raise InvalidRequest("filter: must have at least one condition to delete by, got none")
+        existing, existed = self._collection(collection), 0
+        if where is None:
+            with existing.opened(to_write=True) as shard, mapped("deletion"):
                 existed = len(shard.retrieve(list(set(ids)), with_payload=False, with_vector=False))
                 shard.update(edge.UpdateOperation.delete_points(list(ids)))
+            return existed
+        for condition in sliced_filters(existing, where):
+            with existing.opened(to_write=True) as shard, mapped("deletion"):
+                existed += shard.count(edge.CountRequest(exact=True, filter=condition))
+                shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
         return existed
 
     def count(
@@ -320,9 +327,14 @@ class EdgeStore:
         patient: bool = False,  # noqa: ARG002 - always available
     ) -> int:
         """Return the exact number of matching points."""
-        condition = edge_filter(where)
-        with self._collection(collection).opened() as shard, mapped("count"):
-            return shard.count(edge.CountRequest(exact=True, filter=condition))
+        existing, counted = self._collection(collection), 0
+        if where is None:
+            with existing.opened() as shard, mapped("count"):
+                return shard.count(edge.CountRequest(exact=True))
+        for condition in sliced_filters(existing, where):
+            with existing.opened() as shard, mapped("count"):
+                counted += shard.count(edge.CountRequest(exact=True, filter=condition))
+        return counted
 
     def optimize(self, collection: str, vector: str = NAMES.dense) -> bool:
         """Merge segments and build the HNSW graph. Returns whether anything changed. Other collections stay usable.

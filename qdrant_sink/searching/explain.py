@@ -28,6 +28,7 @@ from qdrant_sink.searching.matches import RowMatch, TokenMatch, row_matches, tok
 from qdrant_sink.searching.plan import Fuse, Hit
 from qdrant_sink.searching.planning import first_page_plan
 from qdrant_sink.searching.query import Search
+from qdrant_sink.searching.reading import PartReader
 from qdrant_sink.searching.run import Searchable, search_pages
 
 FUSED_TOLERANCE: Final[Mapping[str, float]] = {"rrf": 1e-6, "dbsf": 1e-3}
@@ -243,7 +244,14 @@ class _Branch:
         return [BranchRank(rank, score) for rank in (own, *(rank for rank in range(first, last + 1) if rank != own))]
 
 
-def explain(store: Searchable, collection: str, searches: Sequence[Search], *, text_key: str) -> list[Explained]:
+def explain(
+    store: Searchable,
+    collection: str,
+    searches: Sequence[Search],
+    *,
+    text_key: str,
+    reader: PartReader | None = None,
+) -> list[Explained]:
     """Run searches and explain their hits. The call blocks.
 
     Args:
@@ -251,13 +259,16 @@ def explain(store: Searchable, collection: str, searches: Sequence[Search], *, t
         collection: name of the collection, or an alias.
         searches: searches that `conform_query` returned.
         text_key: key of the payload with the text to which explanations refer, without `"` and backslashes.
+        reader: reader of payloads and vectors, as in `search_pages`.
 
     Raises:
+        Cancelled: the caller has gone.
         WorkerError: see the table in `qdrant_sink.store`.
     """
     inquiries = [Inquiry.of(search, text_key) for search in searches]
     branches = [branch for inquiry in inquiries for branch in inquiry.branches.values()]
-    answers = search_pages(store, collection, [inquiry.extended for inquiry in inquiries], internal=branches)
+    extended = [inquiry.extended for inquiry in inquiries]
+    answers = search_pages(store, collection, extended, internal=branches, reader=reader)
     rest = iter([page.hits for page in answers[len(inquiries) :]])
     results = []
     for inquiry, page in zip(inquiries, answers, strict=False):
@@ -267,7 +278,8 @@ def explain(store: Searchable, collection: str, searches: Sequence[Search], *, t
         for depth in sorted({hit.depth for hit in hits}):
             if depth > inquiry.search.options.depth:
                 deeper = [branch.with_options(limit=depth) for branch in inquiry.branches.values()]
-                candidates = [page.hits for page in search_pages(store, collection, [], internal=deeper)]
+                pages = search_pages(store, collection, [], internal=deeper, reader=reader)
+                candidates = [page.hits for page in pages]
             tier = [hit for hit in hits if hit.depth == depth]
             explained = inquiry.explain([tier, *(branch[:depth] for branch in candidates)])
             explanations.update(zip((hit.id for hit in tier), explained, strict=True))

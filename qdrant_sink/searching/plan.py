@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from numpy.typing import NDArray
 
 from embedder.vectors import Kind, SparseVector
-from qdrant_sink.filters import Filter
+from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.points import PointId, Vectors, WithPayload
 from qdrant_sink.schema import NAMES, VectorNames
 
@@ -87,6 +87,11 @@ class Nearest:
     def numbers(self) -> int:
         """Number of components of a dense or ColBERT vector, or number of weights of a sparse one."""
         return self.vector.values.size if isinstance(self.vector, SparseVector) else self.vector.size
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a ColBERT vector; 1 for another one."""
+        return len(self.vector) if not isinstance(self.vector, SparseVector) and self.vector.ndim > 1 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,11 @@ class Plan:
         """Total number of components and weights of all query vectors."""
         last = self.query.numbers if isinstance(self.query, Nearest) else 0
         return last + sum(branch.query.numbers for branch in self.branches)
+
+    @property
+    def filter_bytes(self) -> int:
+        """Approximate size of all copies of the filter in the request in bytes: one for each branch."""
+        return 0 if self.where is None else parse_filter(self.where).size_bytes * max(1, len(self.branches))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

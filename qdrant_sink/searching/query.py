@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self
 from embedder.errors import FieldError, InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.conformance import Refusal, conform_vectors
-from qdrant_sink.filters import Filter
+from qdrant_sink.filters import Filter, parse_filter
 from qdrant_sink.payload_path import canonical_value_path, named
 from qdrant_sink.points import Vectors, WithPayload
 from qdrant_sink.schema import CollectionSchema
@@ -65,6 +65,7 @@ class SearchOptions:
 
     Raises:
         ValueError: the options contradict each other or are out of range.
+        InvalidRequest: the filter is invalid.
     """
 
     using: tuple[Kind, ...] = ()
@@ -87,6 +88,8 @@ class SearchOptions:
     group_size: int = 1
 
     def __post_init__(self) -> None:
+        if self.where is not None:  # parsed once, for all queries and branches
+            object.__setattr__(self, "where", parse_filter(self.where))
         if self.group_by is not None:
             with named("group_by"):
                 object.__setattr__(self, "group_by", canonical_value_path(self.group_by))

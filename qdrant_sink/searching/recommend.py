@@ -12,7 +12,6 @@ by average vector, applied to each kind of vector:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +19,10 @@ from numpy.typing import NDArray
 from embedder.errors import InvalidRequest, NotFound
 from embedder.vectors import Kind, SparseVector
 from qdrant_sink.conformance import NORM_MIN, rows_max
-from qdrant_sink.filters import Filter, parse_filter
-from qdrant_sink.points import PointId, Stored, Vectors, WithPayload, point_id
-from qdrant_sink.schema import CollectionSchema, Distance, VectorNames
-
-
-class Fetches(Protocol):
-    """The part of `Store` that reads points."""
-
-    def fetch(
-        self,
-        collection: str,
-        ids: Sequence[PointId],
-        with_payload: WithPayload,
-        with_vectors: Sequence[Kind],
-        /,
-        *,
-        names: VectorNames,
-    ) -> dict[PointId, Stored]:
-        """Return the requested parts of these points by id. Missing points are left out."""
-        ...
+from qdrant_sink.filters import Filter, ParsedFilter, parse_filter
+from qdrant_sink.points import PointId, Stored, Vectors, point_id
+from qdrant_sink.schema import CollectionSchema, Distance
+from qdrant_sink.searching.reading import Fetches, PartReader, Parts, read_parts
 
 
 def recommend(
@@ -53,7 +36,8 @@ def recommend(
     where: Filter | None,
     field: str,
     schema: CollectionSchema,
-) -> tuple[Vectors, dict[str, Any]]:
+    reader: PartReader | None = None,
+) -> tuple[Vectors, ParsedFilter]:
     """Build the query vectors of stored examples, and a filter that excludes the examples. The call blocks.
 
     Args:
@@ -66,6 +50,7 @@ def recommend(
         where: filter of the caller.
         field: path of the examples in the request, such as `like`. Errors contain paths such as `like.positive[3]`.
         schema: schema of the collection.
+        reader: reader of the vectors. Without one they are read by one call, whatever their sizes.
 
     Raises:
         NotFound: examples do not exist. The message contains their paths; `collection` and `ids` contain the values.
@@ -83,8 +68,8 @@ def recommend(
             raise InvalidRequest(
                 f"{field}.negative[{index}]: must not be the same point as {field}.positive[{duplicate}]"
             )
-    wanted = list(dict.fromkeys(ids))
-    stored = store.fetch(collection, wanted, False, sorted(kinds), names=schema.names)  # noqa: FBT003 - as in `Fetches`
+    parts: Parts = (False, tuple(sorted(kinds)), schema.names)
+    stored = read_parts(store, collection, dict.fromkeys(ids, 0), parts, reader)
     missing = [(path, raw) for (path, raw), point in zip(examples, ids, strict=True) if point not in stored]
     if missing:
         paths = ", ".join(path for path, _ in missing[:10]) + (", …" if len(missing) > 10 else "")
@@ -127,11 +112,10 @@ def query_vectors(
     )
 
 
-def excluding(where: Filter | None, ids: Sequence[PointId]) -> dict[str, Any]:
+def excluding(where: Filter | None, ids: Sequence[PointId]) -> ParsedFilter:
     """Return the filter, extended so that it excludes these points."""
     examples = {"has_id": [example if isinstance(example, int) else str(example) for example in ids]}
-    where = parse_filter(where or {})
-    return {**where, "must_not": [*where.get("must_not", []), examples]}
+    return parse_filter(where or {}).extended(must_not=[examples])
 
 
 def _vectors(stored: Mapping[PointId, Stored], ids: Sequence[PointId]) -> list[Vectors]:

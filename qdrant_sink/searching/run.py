@@ -32,21 +32,22 @@ limit (see `searching.limits`).
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
 
-from embedder.vectors import Kind
-from qdrant_sink.errors import LimitExceeded
+from embedder.cancellation import check_cancelled
+from qdrant_sink.errors import AnswerTooLarge, LimitExceeded
 from qdrant_sink.payload_path import PayloadPath
-from qdrant_sink.points import PointId, Stored, WithPayload
-from qdrant_sink.schema import VectorNames
+from qdrant_sink.points import PayloadKeys, PointId, Stored
 from qdrant_sink.searching.limits import Answer, QueryLimits
 from qdrant_sink.searching.plan import Hit, Plan
 from qdrant_sink.searching.planning import TIE_MARGIN_HITS, first_page_plan, lacking_plan, tier_plan
 from qdrant_sink.searching.query import Search
+from qdrant_sink.searching.reading import KEY_PORTION_MAX_POINTS, Fetches, InlineBudget, PartReader, Parts, read_parts
 
 DEPTH_MAX: Final = 10_000
 """Maximum number of candidates per branch in a tier, unless the search itself requests more hits or candidates."""
@@ -62,28 +63,17 @@ BATCH_MAX_NUMBERS: Final = 2**20
 accepts 32 MB) and 32 MB as Python lists. A query of 20 tokens with ColBERT rows of 1024 components has 21 504.
 """
 
-_Parts = tuple[WithPayload, tuple[Kind, ...], VectorNames]
-"""The parts of points that a search requests: payload, vectors, and the names of these."""
+BATCH_MAX_FILTER_BYTES: Final = 4_000_000
+"""Maximum size of the filters in one batch in bytes: every branch of every query has a copy. A copy takes some twenty
+times as much memory on the way. A single query may exceed it.
+"""
 
 
-class Searchable(Protocol):
+class Searchable(Fetches, Protocol):
     """The part of `Store` that searches use."""
 
     def query(self, collection: str, plans: Sequence[Plan], /) -> list[list[Hit]]:
         """Return the hits of each plan."""
-        ...
-
-    def fetch(
-        self,
-        collection: str,
-        ids: Sequence[PointId],
-        with_payload: WithPayload,
-        with_vectors: Sequence[Kind],
-        /,
-        *,
-        names: VectorNames,
-    ) -> dict[PointId, Stored]:
-        """Return the requested parts of these points by id. Missing points are left out."""
         ...
 
 
@@ -107,12 +97,18 @@ def run(store: Searchable, collection: str, searches: Sequence[Search]) -> list[
 
 
 def search_pages(
-    store: Searchable, collection: str, searches: Sequence[Search], *, internal: Sequence[Search] = ()
+    store: Searchable,
+    collection: str,
+    searches: Sequence[Search],
+    *,
+    internal: Sequence[Search] = (),
+    reader: PartReader | None = None,
 ) -> list[SearchPage]:
     """Return the page of every search.
 
-    All searches are sent in one batch, unless their vectors together exceed `BATCH_MAX_NUMBERS` or their hits
-    `BATCH_MAX_HITS`. A search that cannot match anything (only sparse, without weights) is not sent.
+    All searches are sent in one batch, unless their vectors together exceed `BATCH_MAX_NUMBERS`, their hits
+    `BATCH_MAX_HITS` or their filters `BATCH_MAX_FILTER_BYTES`. A search that cannot match anything (only sparse,
+    without weights) is not sent.
 
     Args:
         store: store of the collection.
@@ -120,46 +116,90 @@ def search_pages(
         searches: searches that `conform_query` returned.
         internal: further searches, which the caller of the service did not ask for. A limit of the server on the
             number of hits does not end them. Their pages follow those of `searches`.
+        reader: reader of payloads and vectors. Without one, a first page comes with them, whatever their sizes.
 
     Raises:
+        Cancelled: the caller has gone.
         LimitExceeded: options of `searches` exceed a limit of the server.
         WorkerError: see the table in `qdrant_sink.store`.
     """
     limits = QueryLimits()
     rankings = [_Ranking(search) for search in (*searches, *internal)]
+    are_bare = False  # whether hits come without parts
     while pending := [ranking for ranking in rankings if not ranking.complete]:
-        plans = [ranking.plans(limits) for ranking in pending]
+        inline = InlineBudget(reader, collection, is_closed=are_bare)
+        plans = [ranking.plans(limits, inline) for ranking in pending]
         try:
-            answers = iter(_answers(store, collection, [plan for step in plans for plan in step], limits))
+            answers = iter(_answers(store, collection, [plan for step in plans for plan in step], limits, reader))
         except LimitExceeded as error:
             limits = limits.lowered(error, searches)
             continue
+        except AnswerTooLarge:
+            if inline.is_empty:
+                raise
+            are_bare = True
+            continue
         for ranking, step in zip(pending, plans, strict=True):
-            ranking.add([next(answers) for _ in step], limits)
-    hits = _with_requested_parts(store, collection, rankings)
+            answer = [next(answers) for _ in step]
+            if reader is not None:
+                answer = _with_keys(store, collection, ranking, answer, reader)
+            ranking.add(answer, limits)
+    hits = _with_requested_parts(store, collection, rankings, reader)
     return [SearchPage(page, ranking.unranked) for page, ranking in zip(hits, rankings, strict=True)]
 
 
-def _answers(store: Searchable, collection: str, plans: Sequence[Plan], limits: QueryLimits) -> list[Answer]:
+def _answers(
+    store: Searchable, collection: str, plans: Sequence[Plan], limits: QueryLimits, reader: PartReader | None
+) -> list[Answer]:
     """Return the answer to each plan, which may take several queries and several batches."""
     slices = [limits.slices(plan) for plan in plans]
-    queries = [query for parts in slices for query in parts]
-    hits = iter([hits for batch in _batches(queries, limits.queries) for hits in store.query(collection, batch)])
+    answers: list[list[Hit]] = []
+    for batch in _batches([query for parts in slices for query in parts], limits.queries):
+        check_cancelled()
+        hits_of = store.query(collection, batch)
+        if reader is not None:
+            reader.hold_hits(sum(map(len, hits_of)))
+        answers += hits_of
+    hits = iter(answers)
     return [Answer.joined(parts, [next(hits) for _ in parts]) for parts in slices]
 
 
+def _with_keys(
+    store: Searchable,
+    collection: str,
+    ranking: _Ranking,
+    answers: Sequence[Answer],
+    reader: PartReader,
+) -> list[Answer]:
+    """Return the answers to a step of a ranking, with the group keys of their hits if it has groups."""
+    parts = ranking.key_parts
+    if parts is None:
+        return list(answers)
+    hits = [hit for answer in answers for hit in answer.hits]
+    if not ranking.needs_keys:
+        reader.add_inline(collection, parts, [(hit.payload, None) for hit in hits], is_answered=False)
+        return list(answers)
+    counts = dict.fromkeys((hit.id for hit in hits), 0)
+    stored = reader.fetch(store, collection, counts, parts, points_max=KEY_PORTION_MAX_POINTS)
+    return [
+        replace(answer, hits=[replace(hit, payload=stored.get(hit.id, Stored()).payload) for hit in answer.hits])
+        for answer in answers
+    ]
+
+
 def _batches(plans: Sequence[Plan], queries_max: int | None) -> Iterator[list[Plan]]:
-    """Yield batches of at most `BATCH_MAX_NUMBERS`, about `BATCH_MAX_HITS` and `queries_max`, or of one plan."""
+    """Yield batches within the limits of a batch and `queries_max`, or of one plan."""
     batch: list[Plan] = []
-    numbers = hits = 0
+    numbers = hits = filters = 0
     for plan in plans:
         is_full = numbers + plan.numbers > BATCH_MAX_NUMBERS or hits >= BATCH_MAX_HITS or len(batch) == queries_max
-        if batch and is_full:
+        if batch and (is_full or filters + plan.filter_bytes > BATCH_MAX_FILTER_BYTES):
             yield batch
-            batch, numbers, hits = [], 0, 0
+            batch, numbers, hits, filters = [], 0, 0, 0
         batch.append(plan)
         numbers += plan.numbers
         hits += plan.limit
+        filters += plan.filter_bytes
     if batch:
         yield batch
 
@@ -171,12 +211,16 @@ class _Ranking:
         search: the search.
         complete: whether the page is known.
         needs_parts: whether the hits of the page lack their payloads and vectors.
+        key_parts: the group key as a part of points; None without groups.
+        needs_keys: whether the hits of the last step lack their group keys.
     """
 
     def __init__(self, search: Search) -> None:
         self.search = search
         self.complete = False
         self.needs_parts = False
+        self.key_parts = _key_parts(search)
+        self.needs_keys = False
         self._end = search.options.offset + search.options.limit
         self._hits: list[Hit] = []
         self._depths: list[int] = []  # depth of the tier of each hit
@@ -186,19 +230,27 @@ class _Ranking:
         self._is_first = search.options.group_by is None  # whether the first page is to be requested next
         self._depth = 0  # depth of the last tier
 
-    def plans(self, limits: QueryLimits) -> list[Plan]:
+    def plans(self, limits: QueryLimits, inline: InlineBudget) -> list[Plan]:
         """Return the plans of the next step; empty, and the ranking complete, if the search cannot match anything."""
         depth = self._next_depth(limits)
         options = self.search.options
         plans: list[Plan | None] = []
         if self._is_first:
+            requested, hits_max = _requested_parts(self.search), options.limit + TIE_MARGIN_HITS
+            is_bare = bool(options.offset) or not inline.takes(requested, hits_max)
             bare = self.search.with_options(with_payload=False, with_vectors=())
-            plans.append(first_page_plan(bare if options.offset else self.search, depth))
+            plans.append(first_page_plan(bare if is_bare else self.search, depth))
+            self.needs_parts = is_bare
         if not self._is_first or options.offset:
             plans.append(tier_plan(self.search, depth))
         plans.append(lacking_plan(self.search, depth))
         sent = [plan for plan in plans if plan is not None]
         self.complete = not sent
+        if self.key_parts is not None:
+            candidates = sum(plan.limit for plan in sent)
+            self.needs_keys = not inline.takes(self.key_parts, candidates, hits_max=KEY_PORTION_MAX_POINTS)
+            if self.needs_keys:
+                sent = [replace(plan, with_payload=False) for plan in sent]
         return sent
 
     def add(self, answers: Sequence[Answer], limits: QueryLimits) -> None:
@@ -324,18 +376,23 @@ def _sorted_hits(hits: Sequence[Hit], *, ascending: bool = False) -> list[Hit]:
     return sorted(hits, key=key)
 
 
-def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence[_Ranking]) -> list[list[Hit]]:
+def _with_requested_parts(
+    store: Searchable, collection: str, rankings: Sequence[_Ranking], reader: PartReader | None
+) -> list[list[Hit]]:
     """Return the pages with their payloads and vectors. Points that were deleted in between are left out."""
     pages = [ranking.page() for ranking in rankings]
-    wanted: dict[_Parts, dict[PointId, None]] = {}
+    wanted: dict[Parts, Counter[PointId]] = {}
     for ranking, hits in zip(rankings, pages, strict=True):
+        parts = _requested_parts(ranking.search)
         if ranking.needs_parts and hits:
-            wanted.setdefault(_requested_parts(ranking.search), {}).update(dict.fromkeys(hit.id for hit in hits))
+            wanted.setdefault(parts, Counter()).update(hit.id for hit in hits)
+        elif reader is not None and (parts[0] or parts[1]):
+            reader.add_inline(collection, parts, [(hit.payload, hit.vectors) for hit in hits])
     stored = {
-        (payload, kinds, names): store.fetch(collection, list(ids), payload, kinds, names=names)
-        if payload or kinds
-        else dict.fromkeys(ids, Stored())
-        for (payload, kinds, names), ids in wanted.items()
+        parts: read_parts(store, collection, counts, parts, reader)
+        if parts[0] or parts[1]
+        else dict.fromkeys(counts, Stored())
+        for parts, counts in wanted.items()
     }
     return [
         _with_parts(hits, stored[_requested_parts(ranking.search)]) if ranking.needs_parts and hits else hits
@@ -343,8 +400,13 @@ def _with_requested_parts(store: Searchable, collection: str, rankings: Sequence
     ]
 
 
-def _requested_parts(search: Search) -> _Parts:
+def _requested_parts(search: Search) -> Parts:
     return search.options.with_payload, search.options.with_vectors, search.schema.names
+
+
+def _key_parts(search: Search) -> Parts | None:
+    group_by = search.options.group_by
+    return None if group_by is None else (PayloadKeys((group_by,)), (), search.schema.names)
 
 
 def _with_parts(hits: Sequence[Hit], stored: Mapping[PointId, Stored]) -> list[Hit]:

@@ -27,6 +27,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from embedder.errors import WorkerError
 from qdrant_sink.address import ServerAddress
 from qdrant_sink.errors import StoreUnavailable
+from qdrant_sink.server.answer_limit import GRPC_OPTIONS, bound_answer
 from qdrant_sink.server.faults import CLIENT_EXCEPTIONS, Fault, fault_of
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ class ServerConnection:
             api_key=api_key,
             timeout=timeout_s,
             check_compatibility=False,
+            event_hooks={"response": [bound_answer]},
         )
         if address.warning is not None:
             log.warning("%s", address.warning)
@@ -113,7 +115,7 @@ class ServerConnection:
         if address.grpc_port is None:
             self._first = Transport(self._new_client(prefer_grpc=False), over_grpc=False)
         else:
-            options = dict(_RECONNECT_OPTIONS)  # a copy, because the client modifies it
+            options = {**_RECONNECT_OPTIONS, **GRPC_OPTIONS}  # a copy, because the client modifies it
             client = self._new_client(prefer_grpc=True, grpc_port=address.grpc_port, grpc_options=options)
             self._first = Transport(client, over_grpc=True)
             # The stub is created now and not by the first call, so that `close` always closes the client's channels.

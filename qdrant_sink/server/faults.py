@@ -7,6 +7,7 @@
       (name too long for the disk)                          InvalidRequest      no
     RESOURCE_EXHAUSTED                      429             StoreUnavailable    yes, after Retry-After
       (request too large)                   413, 400        StoreRejected       no; a smaller batch may pass
+      (answer too large)                    (body)          AnswerTooLarge      no; fewer points may pass
     NOT_FOUND                               404 of Qdrant   NotFound            no
       (of a point)                                          PointMissing        no
     UNAUTHENTICATED, PERMISSION_DENIED      401, 403        AccessDenied        no
@@ -45,6 +46,7 @@ from qdrant_sink.errors import (
 )
 from qdrant_sink.payload_path import canonical_path
 from qdrant_sink.reasons import missing_index, reason
+from qdrant_sink.server.answer_limit import answer_too_large, is_too_large
 
 CLIENT_EXCEPTIONS = (
     grpc.RpcError,
@@ -106,6 +108,8 @@ def fault_of(exc: Exception, collection: str) -> Fault:  # noqa: PLR0911 - one r
         return _of_grpc(exc, collection)
     if isinstance(exc, UnexpectedResponse):
         return _of_status(exc, collection)
+    if isinstance(exc, ResponseHandlingException) and isinstance(exc.source, WorkerError):
+        return Fault(exc.source)
     if _is_unreadable_answer(exc):
         return Fault(NothingTaken(_OTHER_API))
     if isinstance(exc, ResponseHandlingException):
@@ -127,6 +131,8 @@ def _is_unreadable_answer(exc: Exception) -> bool:
 def _of_grpc(exc: Any, collection: str) -> Fault:  # noqa: PLR0911 - one return per group of codes
     code: grpc.StatusCode = exc.code()
     details: str = exc.details() or ""
+    if is_too_large(details):
+        return Fault(answer_too_large())
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         retry_after = dict(exc.trailing_metadata() or ()).get("retry-after")
         return _rate_limited(details, _seconds(retry_after))

@@ -9,7 +9,7 @@ from typing import Any
 from qdrant_client import models
 
 from embedder.vectors import SparseVector
-from qdrant_sink.filters import Filter, parse_filter
+from qdrant_sink.filters import Filter, ParsedFilter, parse_filter
 from qdrant_sink.point_order import PointOrder
 from qdrant_sink.points import PayloadKeys, Point, PointId, Stored, Vectors, WithPayload
 from qdrant_sink.schema import NAMES, VectorNames
@@ -18,7 +18,11 @@ from qdrant_sink.searching.plan import HAVING_PENALTY, Fuse, Hit, Lacking, Neare
 
 def client_filter(raw: Filter) -> models.Filter:
     """Parse and convert a filter. Raises InvalidRequest; see `parse_filter`."""
-    return models.Filter.model_validate(parse_filter(raw))
+    return parse_filter(raw).converted(_filter_model)
+
+
+def _filter_model(where: ParsedFilter) -> models.Filter:
+    return models.Filter.model_validate(where)
 
 
 def client_id(point_id: PointId) -> int | str:

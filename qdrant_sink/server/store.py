@@ -251,7 +251,7 @@ class ServerStore:
         if not plans:
             return []
         requests = [query_request(plan) for plan in plans]
-        self._require(collection, (feature for plan in plans for feature in plan_features(plan)))
+        self._require(collection, plan_features(plans))
 
         def send(transport: Transport) -> list[models.QueryResponse]:
             answers = transport.client.query_batch_points(collection, requests)

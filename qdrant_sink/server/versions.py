@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,16 +61,18 @@ def filter_features(where: Filter | None) -> Iterator[Feature]:
     return _condition_features(where)
 
 
-def plan_features(plan: Plan) -> Iterator[Feature]:
-    """Yield the features that a search needs."""
-    yield from filter_features(plan.where)
-    fuse = plan.query.fuse if isinstance(plan.query, Lacking) else plan.query
-    if isinstance(plan.query, Lacking):
-        yield RERANK
-    if isinstance(fuse, Fuse) and fuse.method == "rrf":
-        yield RRF_K
-        if fuse.weights is not None:
-            yield RRF_WEIGHTS
+def plan_features(plans: Sequence[Plan]) -> Iterator[Feature]:
+    """Yield the features that searches need. A filter that several of them share is looked through once."""
+    for where in {id(plan.where): plan.where for plan in plans}.values():
+        yield from filter_features(where)
+    for plan in plans:
+        fuse = plan.query.fuse if isinstance(plan.query, Lacking) else plan.query
+        if isinstance(plan.query, Lacking):
+            yield RERANK
+        if isinstance(fuse, Fuse) and fuse.method == "rrf":
+            yield RRF_K
+            if fuse.weights is not None:
+                yield RRF_WEIGHTS
 
 
 class ServerVersion:

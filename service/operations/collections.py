@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from qdrant_sink import (
     Catalogue,
@@ -22,6 +23,9 @@ from service.logs import AUDIT, CALLER
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
 from service.validation import counted, invalid_field
+
+DELETE_BATCH_MAX_IDS: Final = 10_000
+"""Maximum number of ids in one call that deletes points."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +150,7 @@ class Collections:
         if request.filter is not None and matches_all(request.filter):
             raise invalid_field("filter", "must have at least one condition to delete by, got none")
         scope = request.id_scope or collection
-        selection, delete = self._deletion(request, collection, scope)
+        selection, delete = await asyncio.to_thread(self._deletion, request, collection, scope)
         return DeleteResult(await self._store.call(lambda: _audited(collection, selection, delete)))
 
     def _deletion(self, request: DeleteRequest, collection: str, scope: str) -> tuple[str, Callable[[], int]]:
@@ -160,9 +164,14 @@ class Collections:
         ids = [point_id(raw, scope, field=f"ids[{n}]") for n, raw in enumerate(request.ids or ())]
         selection = "a filter" if request.ids is None else counted(len(ids), "id")
         store = self._store.opened
-        return selection, lambda: self.catalogue.indexes.run(
-            store(), collection, lambda: store().delete(collection, ids=ids, where=request.filter)
-        )
+
+        def delete() -> int:
+            if request.ids is None:
+                return store().delete(collection, where=request.filter)
+            parts = (ids[start : start + DELETE_BATCH_MAX_IDS] for start in range(0, len(ids), DELETE_BATCH_MAX_IDS))
+            return sum(store().delete(collection, ids=part) for part in parts)
+
+        return selection, lambda: self.catalogue.indexes.run(store(), collection, delete)
 
     def _delete_documents(self, name: str, documents: Sequence[Document]) -> int:
         store = self._store.opened()

@@ -17,6 +17,7 @@ from qdrant_sink import (
     CollectionSchema,
     Explained,
     Explanation,
+    PartReader,
     RowMatch,
     Search,
     Store,
@@ -120,7 +121,12 @@ class Explainer:
         self._limits = limits
 
     def run(
-        self, store: Store, collection: str, searches: Sequence[Search], schema: CollectionSchema
+        self,
+        store: Store,
+        collection: str,
+        searches: Sequence[Search],
+        schema: CollectionSchema,
+        reader: PartReader,
     ) -> list[Explained]:
         """Run searches, and fetch the data that explains their hits. Blocks for the store.
 
@@ -129,9 +135,10 @@ class Explainer:
             collection: name of the collection.
             searches: the validated searches.
             schema: schema of the collection, with the layout and the text key to read by.
+            reader: reader of payloads and vectors.
         """
         key = text_key_of(schema.layout, schema.text_key)
-        return explain(store, collection, searches, text_key=key)
+        return explain(store, collection, searches, text_key=key, reader=reader)
 
     def explain(
         self, queries: Sequence[str | None], searches: Sequence[Explained], schema: CollectionSchema

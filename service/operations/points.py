@@ -1,23 +1,27 @@
 """The points operation: stored points by their ids, or page by page.
 
-The ids of a page are read first, and then the points in rounds, so that an answer that becomes too large ends before
+The ids of a page are read first, and then the points in portions, so that an answer that becomes too large ends before
 all points are in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
-from embedder import Kind
+from embedder import Cancellation, Kind
 from qdrant_sink import (
     NAMES,
     ORDERED_TYPES,
+    Admit,
     IndexRequired,
     OrderPosition,
     OrderValue,
+    PartReader,
+    PartSizes,
     PointId,
     PointOrder,
     Store,
@@ -27,15 +31,10 @@ from qdrant_sink import (
     ordered_page,
     point_id,
 )
+from service.memory_budget import MemoryBudget
 from service.operations.collections import Collections
 from service.operations.store_access import StoreAccess
 from service.validation import invalid_field
-
-ROUND_POINTS: Final = 256
-"""Maximum points of one request to the store."""
-
-ROUND_POINTS_WITH_ROWS: Final = 16
-"""Maximum points of one request for ColBERT rows, of which a point has up to 4 MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,56 +96,58 @@ class PointsResult:
     next: PointId | OrderPosition | None = None
 
 
-Admit = Callable[[Sequence[ReadPoint]], None]
-"""Check that is called with the points of each round, and raises if the answer is certain to be too large."""
-
-
 class Points:
     """The points operation. Usable from any event loop.
 
     Args:
         store: access to the store.
         collections: the collections of the worker.
+        memory: the memory that requests may hold together.
     """
 
-    def __init__(self, store: StoreAccess, collections: Collections) -> None:
+    def __init__(self, store: StoreAccess, collections: Collections, memory: MemoryBudget) -> None:
         self._store = store
         self._collections = collections
+        self._memory = memory
+        self._sizes = PartSizes()
 
-    async def __call__(self, request: PointsRequest, admit: Admit = lambda _points: None) -> PointsResult:
-        """Read points.
+    async def __call__(self, request: PointsRequest, admit: Admit = lambda _size, _numbers: None) -> PointsResult:
+        """Read points. When the call ends, also by its cancellation, its thread reads no further portion.
 
         Args:
             request: the request.
-            admit: check of the points of each round, which is called in another thread.
+            admit: check of the size of the answer after each portion, which is called in another thread.
 
         Raises:
             WorkerError: a filter is needed and missing, an id is invalid, an index is missing, the collection does not
                 exist or is not allowed, the store fails, or `admit` raised.
         """
         collection = self._collections.named(request.collection, "collection")
-        if request.ids is None:
-            self._collections.check_filter(request.filter)
-            return await self._store.call(lambda: self._page(request, collection, admit))
-        scope = request.id_scope or collection
-        ids = [(point_id(raw, scope, field=f"ids[{n}]"), raw) for n, raw in enumerate(request.ids)]
-        return await self._store.call(lambda: self._by_ids(request, collection, ids, admit))
+        with Cancellation(), self._memory.reserve() as held:
+            reader = PartReader(self._sizes, admit=admit, hold=held.grow)
+            if request.ids is None:
+                self._collections.check_filter(request.filter)
+                return await self._store.call(lambda: self._page(request, collection, reader))
+            scope = request.id_scope or collection
+            requested = request.ids
+            return await self._store.call(lambda: self._by_ids(request, collection, _ids(requested, scope), reader))
 
     def _by_ids(
-        self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str]], admit: Admit
+        self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str]], reader: PartReader
     ) -> PointsResult:
-        points = self._read(request, collection, ids, admit)
+        points = self._read(request, collection, ids, reader)
         present = {point.requested for point in points}
         return PointsResult(points, [*dict.fromkeys(raw for _, raw in ids if raw not in present)])
 
-    def _page(self, request: PointsRequest, collection: str, admit: Admit) -> PointsResult:
+    def _page(self, request: PointsRequest, collection: str, reader: PartReader) -> PointsResult:
         store = self._store.opened()
         ids, following = self._collections.catalogue.indexes.run(
             store, collection, lambda: self._page_ids(store, request, collection)
         )
         if not request.with_payload and not request.with_vectors:
             return PointsResult([ReadPoint(point) for point in ids], next=following)
-        return PointsResult(self._read(request, collection, [(point, None) for point in ids], admit), next=following)
+        reader.hold_hits(len(ids))
+        return PointsResult(self._read(request, collection, [(point, None) for point in ids], reader), next=following)
 
     def _page_ids(
         self, store: Store, request: PointsRequest, collection: str
@@ -177,25 +178,26 @@ class Points:
         return kinds, recognised.schema.names
 
     def _read(
-        self, request: PointsRequest, collection: str, ids: Sequence[tuple[PointId, int | str | None]], admit: Admit
+        self,
+        request: PointsRequest,
+        collection: str,
+        ids: Sequence[tuple[PointId, int | str | None]],
+        reader: PartReader,
     ) -> list[ReadPoint]:
-        """Read the points of these ids, each with the id as the caller gave it, in rounds."""
-        store = self._store.opened()
+        """Read the points of these ids, each with the id as the caller gave it, in portions."""
         kinds, names = self._vectors(request, collection)
-        size = ROUND_POINTS_WITH_ROWS if "colbert" in request.with_vectors else ROUND_POINTS
-        points: list[ReadPoint] = []
-        for start in range(0, len(ids), size):
-            part = ids[start : start + size]
-            unique = list(dict.fromkeys(point for point, _ in part))
-            stored = store.fetch(collection, unique, request.with_payload, kinds, names=names)
-            batch = [
-                ReadPoint(point, requested, stored[point].payload, stored[point].vectors)
-                for point, requested in part
-                if point in stored
-            ]
-            admit(batch)
-            points += batch
-        return points
+        counts = Counter(point for point, _ in ids)
+        stored = reader.fetch(self._store.opened(), collection, counts, (request.with_payload, kinds, names))
+        return [
+            ReadPoint(point, requested, stored[point].payload, stored[point].vectors)
+            for point, requested in ids
+            if point in stored
+        ]
+
+
+def _ids(requested: Sequence[int | str], scope: str) -> list[tuple[PointId, int | str]]:
+    """The ids of points, each with the id as the caller gave it."""
+    return [(point_id(raw, scope, field=f"ids[{n}]"), raw) for n, raw in enumerate(requested)]
 
 
 def _index_type(store: Store, collection: str, key: str) -> str:

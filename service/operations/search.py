@@ -6,14 +6,28 @@ check the collection while the queries are embedded (or read the examples) -> co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from embedder import Embedder, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, Priority, Result
+from embedder import (
+    Cancellation,
+    Embedder,
+    Embedding,
+    InvalidRequest,
+    Kind,
+    ModelFailure,
+    Outputs,
+    Priority,
+    Result,
+    WorkerError,
+)
 from qdrant_sink import (
+    Admit,
     Explained,
     Hit,
+    PartReader,
+    PartSizes,
     Recognised,
     Refusal,
     Search,
@@ -25,10 +39,12 @@ from qdrant_sink import (
     check_kinds,
     conform_query,
     default_branches,
+    parse_filter,
     recommend,
     search_pages,
     with_branches,
 )
+from service.memory_budget import MemoryBudget
 from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
 from service.operations.explanation import Explainer, HitExplanation
@@ -37,6 +53,9 @@ from service.operations.store_access import StoreAccess
 from service.validation import invalid_field
 
 T = TypeVar("T")
+
+FILTER_COPIES_MAX_BYTES: Final = 16_777_216
+"""Maximum size of a filter's copies in bytes: every branch of every query has one, and evaluates it."""
 
 CANDIDATES_MAX: Final = 1_000_000
 """Maximum candidates of a grouped or explained request, which a worker can hold in memory beside the model."""
@@ -130,6 +149,7 @@ class SearchOperation:
         collections: the collections of the worker.
         model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
+        memory: the memory that requests may hold together.
     """
 
     def __init__(
@@ -139,6 +159,8 @@ class SearchOperation:
         collections: Collections,
         model_check: ModelCheck,
         limits: LengthLimits,
+        *,
+        memory: MemoryBudget,
     ) -> None:
         self._embedder = embedder
         self._store = store
@@ -146,54 +168,99 @@ class SearchOperation:
         self._model_check = model_check
         self._limits = limits
         self._explainer = Explainer(embedder, limits)
+        self._memory = memory
+        self._sizes = PartSizes()
 
-    async def __call__(self, request: SearchRequest) -> SearchResult:
+    async def __call__(self, request: SearchRequest, admit: Admit = lambda _size, _numbers: None) -> SearchResult:
         """Search. All queries are embedded together and sent to the store as one batch.
 
         If the store refuses the search because the name leads to another collection meanwhile, it is done again there.
+        When the call ends, also by its cancellation, threads that still work for it begin nothing new.
+
+        Args:
+            request: the request.
+            admit: check of the size of the answer, which is called before the search and while hits are read, also in
+                other threads.
 
         Raises:
             WorkerError: a filter is needed and missing, the collection lacks a kind of vector, too many points would be
-                read, the collection does not exist or has another schema, or the model or the store fails.
+                read, the collection does not exist or has another schema, the model or the store fails, or `admit`
+                raised.
         """
+        with Cancellation(), self._memory.reserve() as held:
+            # What explained hits are read with need not be in the answer, and only takes memory.
+            if request.explain:
+                reader = PartReader(self._sizes, hold=held.grow)
+            else:
+                reader = PartReader(self._sizes, admit=admit, hold=held.grow)
+            return await self._searched(request, reader, admit)
+
+    async def _searched(self, request: SearchRequest, reader: PartReader, admit: Admit) -> SearchResult:
         name = self._collections.named(request.collection, "collection")
         self._collections.check_filter(request.options.where)
         check_kinds(request.options, self._collections.wanted.kinds)
         _check_size(request, branches=len(request.options.using) or 1)  # what no collection changes
-        settled, results = await self._embedded(request, name)
+        settled, results = await self._embedded(request, name, admit)
         try:
-            return await self._answer(settled, results)
+            return await self._answer(settled, results, reader)
         except StoreRejected:
             if not await self._has_changed(settled):
                 raise
-        settled, results = await self._embedded(request, name)
-        return await self._answer(settled, results)
+        settled, results = await self._embedded(request, name, admit)
+        return await self._answer(settled, results, reader)
 
     async def _has_changed(self, settled: _Settled) -> bool:
         """Whether the name leads to a collection of another schema by now, after an alias was moved for example."""
         recognised = await self._collections.recognised(settled.recognised.collection)
         return recognised.schema != settled.recognised.schema
 
-    async def _answer(self, settled: _Settled, results: Sequence[Result]) -> SearchResult:
+    async def _answer(self, settled: _Settled, results: Sequence[Result], reader: PartReader) -> SearchResult:
         """Search with the embedded queries, or with stored points if the request has them."""
         request = settled.request
         if request.like is not None:
             like = request.like
-            search = await self._store.call(lambda: self._search_by_points(settled, like))
-            return await self._run(settled, [search], [None], 0)
+            search = await self._store.call(lambda: self._search_by_points(settled, like, reader))
+            return await self._run(settled, [search], [None], 0, reader)
         searches = [self._search(settled, index, result) for index, result in enumerate(results)]
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
-        return await self._run(settled, searches, request.queries, tokens)
+        return await self._run(settled, searches, request.queries, tokens, reader)
 
-    async def _settled(self, request: SearchRequest, name: str) -> _Settled:
-        """Recognise the collection, and check whether it has the vectors of the model."""
+    async def _settled(self, request: SearchRequest, name: str, admit: Admit) -> _Settled:
+        """Recognise the collection, and check whether it has the vectors of the model and the answer has room."""
         recognised = await self._collections.recognised(name)
         settled = _with_branches_in(request, recognised)
+        await self._check_vectors(settled, recognised, admit)
         schema = recognised.read_by(settled.text_key)
         warnings = await self._model_check.warnings(name, schema, schema.text_key, settled.options.kinds)
         return _Settled(settled, recognised, warnings)
 
-    async def _embedded(self, request: SearchRequest, name: str) -> tuple[_Settled, list[Result]]:
+    async def _check_vectors(self, request: SearchRequest, recognised: Recognised, admit: Admit) -> None:
+        """Check that the dense vectors of all hits fit into the answer, if there are as many points.
+
+        Only a search that is sure to find as many points as it may can be refused before it.
+        """
+        options, dense = request.options, recognised.schema.dense
+        is_sure = "dense" in options.using and not options.indexed_only
+        if dense is None or not is_sure or options.score_threshold is not None or options.group_by is not None:
+            return
+        numbers = (len(request.queries) or 1) * dense.size if "dense" in options.with_vectors else 0
+        try:
+            admit(0, numbers * options.limit)
+        except WorkerError:
+            collection = recognised.collection
+            having, lacking = await self._indexed(collection, lambda: self._count_dense(recognised, options.where))
+            # Hits are as many as the points with a dense vector at least, and those without one may be among them.
+            admit(0, numbers * max(0, min(options.limit, having - options.offset) - lacking))
+
+    def _count_dense(self, recognised: Recognised, where: Mapping[str, Any] | None) -> tuple[int, int]:
+        """Count the points that match a filter, with a dense vector and without one."""
+        store, parsed = self._store.opened(), parse_filter(where or {})
+        condition = {"has_vector": recognised.schema.names.dense}
+        matching = store.count(recognised.collection, parsed)
+        having = store.count(recognised.collection, parsed.extended(must=[condition]))
+        return having, matching - having
+
+    async def _embedded(self, request: SearchRequest, name: str, admit: Admit) -> tuple[_Settled, list[Result]]:
         """Embed the queries while the collection is recognised and checked, whose error ends the search first.
 
         The kinds are those of the request, or a guess by what was recognised last. Without a guess, and where it was
@@ -201,9 +268,9 @@ class SearchOperation:
         nothing to embed.
         """
         if request.like is not None:
-            return await self._settled(request, name), []
+            return await self._settled(request, name, admit), []
         guessed = _guessed_kinds(request, self._collections.catalogue.guess(name))
-        settling = asyncio.ensure_future(self._settled(request, name))
+        settling = asyncio.ensure_future(self._settled(request, name, admit))
         embedding = asyncio.ensure_future(self._embed(request, guessed)) if guessed else None
         try:
             settled = await settling
@@ -237,7 +304,7 @@ class SearchOperation:
             raise ModelFailure(search.message).at(query)
         return search
 
-    def _search_by_points(self, settled: _Settled, like: Like) -> Search:
+    def _search_by_points(self, settled: _Settled, like: Like, reader: PartReader) -> Search:
         """Build the search from the vectors of stored points, without the model."""
         options, recognised = settled.request.options, settled.recognised
         vectors, where = recommend(
@@ -250,6 +317,7 @@ class SearchOperation:
             where=options.where,
             field="like",
             schema=recognised.schema,
+            reader=reader,
         )
         search = conform_query(vectors, replace(options, where=where), recognised.schema)
         if isinstance(search, Refusal):
@@ -257,16 +325,23 @@ class SearchOperation:
         return search
 
     async def _run(
-        self, settled: _Settled, searches: Sequence[Search], queries: Sequence[str | None], tokens: int
+        self,
+        settled: _Settled,
+        searches: Sequence[Search],
+        queries: Sequence[str | None],
+        tokens: int,
+        reader: PartReader,
     ) -> SearchResult:
         """Run the searches, and explain their hits if requested."""
         request, collection = settled.request, settled.recognised.collection
         if not request.explain:
-            answers = await self._indexed(collection, lambda: search_pages(self._store.opened(), collection, searches))
+            answers = await self._indexed(
+                collection, lambda: search_pages(self._store.opened(), collection, searches, reader=reader)
+            )
             return _result(settled, answers, tokens)
         schema = settled.recognised.read_by(request.text_key)
         explained = await self._indexed(
-            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema)
+            collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema, reader)
         )
         explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, schema)
         return _result(settled, explained, tokens, explanations)
@@ -317,6 +392,18 @@ def _guessed_kinds(request: SearchRequest, guess: Recognised | None) -> tuple[Ki
         return ()  # the collection itself decides
 
 
+def _check_filter(request: SearchRequest, *, copies: int) -> None:
+    """Check that all copies of the filter together are small. Raises InvalidRequest."""
+    where = request.options.where
+    size = 0 if where is None else parse_filter(where).size_bytes
+    if size * copies > FILTER_COPIES_MAX_BYTES:
+        raise invalid_field(
+            "filter",
+            f"must have at most {FILTER_COPIES_MAX_BYTES} bytes in all branches of all queries (queries x branches x "
+            f"size), got {copies} x {size}; send fewer queries or a smaller filter",
+        )
+
+
 def _check_size(request: SearchRequest, *, branches: int) -> None:
     """Check that a search with so many branches explains few hits and has few candidates.
 
@@ -325,6 +412,7 @@ def _check_size(request: SearchRequest, *, branches: int) -> None:
     """
     options = request.options
     searches, hits = len(request.queries) or 1, options.limit * options.group_size
+    _check_filter(request, copies=searches * branches)
     candidates = searches * branches * options.prefetch
     if options.group_by is not None and candidates > CANDIDATES_MAX:
         raise invalid_field(

@@ -19,7 +19,6 @@ from service.operations import (
     IngestProgress,
     IngestResult,
     Operations,
-    ReadPoint,
 )
 from service.wire.ahead import WrittenAhead
 from service.wire.answers import (
@@ -40,7 +39,7 @@ from service.wire.openai import OpenAIDialect, is_openai, is_openai_path, openai
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
 from service.wire.qdrant_inference import INFERENCE, InferenceDialect, as_server_reads, inference_error
-from service.wire.read_answers import collection_answer, collections_answer, points_answer, points_min_bytes
+from service.wire.read_answers import collection_answer, collections_answer, points_answer
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.wire.rerank import PATHS as RERANK_PATHS
@@ -208,7 +207,7 @@ class Codec:
             case EmbedRequest() as request:
                 return await self._embed(request, form)
             case SearchRequest() as request:
-                result = await core.search(request.value())
+                result = await core.search(request.value(), SizeLimit(self._max_bytes, _SEARCH_REMEDY).check_parts)
                 body = await asyncio.to_thread(
                     lambda: self._bounded(search_answer(result, core.model_name), _SEARCH_REMEDY, Body)
                 )
@@ -272,12 +271,10 @@ class Codec:
         return await asyncio.to_thread(answer.completed, result)
 
     async def _points(self, request: ReadPointsRequest, form: type[Content]) -> Outcome:
-        limit, size = SizeLimit(self._max_bytes, _POINTS_REMEDY), 0
+        limit = SizeLimit(self._max_bytes, _POINTS_REMEDY)
 
-        def admit(points: Sequence[ReadPoint]) -> None:
-            nonlocal size
-            size += points_min_bytes(request, points)
-            limit.check_minimum(size)
+        def admit(size: int, numbers: int) -> None:
+            limit.check_parts(size, numbers, request.encoding, request.dtype)
 
         points = await self.core.points(request.value(), admit)
         return Outcome(

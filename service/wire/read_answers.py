@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
-
-import orjson
 
 from qdrant_sink import Vectors
 from service.operations import CollectionsResult, DescribedCollection, PointsResult, ReadPoint
@@ -22,7 +19,6 @@ from service.wire.answer_types import (
 from service.wire.answers import add_vectors, id_answer, recognised_answer
 from service.wire.positions import position_answer
 from service.wire.read_requests import ReadPointsRequest
-from service.wire.size import numbers_min_bytes
 
 
 def collections_answer(result: CollectionsResult) -> CollectionsAnswer:
@@ -97,18 +93,6 @@ def points_answer(request: ReadPointsRequest, result: PointsResult) -> ReadPoint
     if result.missing is not None:
         return {"points": points, "missing": list(result.missing)}
     return {"points": points, "next": None if result.next is None else position_answer(result.next)}
-
-
-def points_min_bytes(request: ReadPointsRequest, points: Sequence[ReadPoint]) -> int:
-    """Lower bound on the bytes of these points in an answer."""
-    size = 0
-    for point in points:
-        if point.payload is not None:
-            size += len(orjson.dumps(point.payload))
-        vectors = point.vectors or Vectors()
-        arrays = [array for array in (vectors.dense, vectors.colbert) if array is not None]
-        size += numbers_min_bytes(sum(array.size for array in arrays), request.encoding, request.dtype)
-    return size
 
 
 def _point(request: ReadPointsRequest, point: ReadPoint) -> ReadPointAnswer:

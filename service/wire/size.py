@@ -64,6 +64,20 @@ class SizeLimit:
                 limit=self.max_bytes,
             )
 
+    def check_parts(self, size: int, numbers: int, encoding: Encoding = "list", dtype: NumberType = "float32") -> None:
+        """Check a lower bound on the size of an answer with stored points.
+
+        Args:
+            size: minimum bytes of the answer without its numbers.
+            numbers: numbers of dense vectors and ColBERT rows.
+            encoding: encoding of these vectors.
+            dtype: type of the numbers in base64.
+
+        Raises:
+            ResponseTooLarge: the bound exceeds the limit.
+        """
+        self.check_minimum(size + numbers_min_bytes(numbers, encoding, dtype))
+
     def check(self, content: Body | Values, *, reserve: int = 0) -> None:
         """Check the exact size of an answer.
 

@@ -35,7 +35,7 @@ PUBLIC = {
     *("EncodedText", "PlacedText", "Chunk", "CHUNK_MIN_TOKENS", "DEFAULT_MODEL", "Timings", "timed"),
     *("WorkerError", "FieldError", "InvalidRequest", "NotFound", "Overloaded", "ModelFailure", "DeviceLost"),
     *("Cancelled", "Internal", "ConfigurationError", "whereabouts"),
-    *("ResultObserver", "is_quick", "most_tokens"),
+    *("Cancellation", "ResultObserver", "check_cancelled", "is_quick", "most_tokens"),
 }
 HEAVY = {"torch", "transformers", "FlagEmbedding", "huggingface_hub", "safetensors", "tokenizers"}
 OUTSIDERS = {"qdrant_sink", "service", "qdrant_client", "qdrant_edge", "runpod"}

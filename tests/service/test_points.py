@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from embedder import Embedder
 from qdrant_sink import PointId, Store, Stored, point_id
 from qdrant_sink.edge import EdgeStore
-from service.operations import Operations, points
+from service.operations import Operations
 from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked
 from tests.service.conftest import Serve
@@ -253,10 +253,9 @@ class CountedFetches(EdgeStore):
 
 @pytest.mark.parametrize("fields", [{"limit": 40}, {"ids": list(range(40))}], ids=["page", "ids"])
 def test_an_answer_that_is_too_large_ends_before_all_points_are_read(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: Json
+    serve: Serve, tmp_path: Path, fields: Json
 ) -> None:
-    """The size is checked after each round, and the error says what to ask for instead."""
-    monkeypatch.setattr(points, "ROUND_POINTS", 4)
+    """The size is checked after each portion, and the error says what to ask for instead."""
     store = CountedFetches(tmp_path / "counted")
     worker = serve(store=store, MAX_RESPONSE_MB="0.02")
     worker.good(
@@ -264,7 +263,7 @@ def test_an_answer_that_is_too_large_ends_before_all_points_are_read(
     )
     answer = worker.error({**POINTS, **fields}, "response_too_large")
     assert "lower limit, send fewer ids" in answer["error"]
-    assert store.fetched == 12
+    assert store.fetched == 4 + 16
     assert len(worker.good({**POINTS, **fields, "withPayload": False})["points"]) == 40
     store.close()
 

@@ -51,6 +51,7 @@ print(sorted(heavy & set(sys.modules)))
 
 PUBLIC = [
     "ANYWHERE",
+    "Admit",
     "BATCH_MAX_POINTS",
     "COLLECTION_NAME",
     "COLLECTION_NAME_RULE",
@@ -100,6 +101,8 @@ PUBLIC = [
     "NothingTaken",
     "OrderPosition",
     "OrderValue",
+    "PartReader",
+    "PartSizes",
     "PayloadForm",
     "PayloadIndex",
     "PayloadKeys",
