@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
-from embedder import Embedder, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, Priority, Result
+from embedder import Embedder, Embedding, InvalidRequest, Kind, ModelFailure, Outputs, Priority, Result, text_threads
 from qdrant_sink import (
     Explained,
     Hit,
@@ -268,7 +268,8 @@ class SearchOperation:
         explained = await self._indexed(
             collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema)
         )
-        explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, schema)
+        threads = text_threads(self._explainer.characters(explained, schema))
+        explanations = await threads.run(lambda: self._explainer.explain(queries, explained, schema))
         return _result(settled, explained, tokens, explanations)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:

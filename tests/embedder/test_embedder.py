@@ -187,10 +187,10 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
 
     embedder = facade(Counting(MINI, portion_characters=16), CountingEngine(), queue_tokens=10)  # two texts at a time
     expected = (
-        r"^the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\); send at most 3 at once"
+        r"^the first 4 of 5 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\); send at most 3 at once"
     )
     with pytest.raises(InvalidRequest, match=expected):
-        run(embedder, ["library"] * 1000, 64)
+        run(embedder, ["library"] * 5, 64)
     assert read == [2, 2]
     assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued in portions may have any size
     embedder.close()

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from starlette.requests import Request
 
-from embedder import InvalidRequest
+from embedder import BODIES, QUICK, InvalidRequest
 from service.transports.http.decoder import Decoder
 from service.validation import BYTE_ORDER_MARK, shown
 from service.wire.errors import BodyStalled, BodyTooLarge, NotJson
@@ -23,6 +23,9 @@ BODY_PART_TIMEOUT_S: Final = 30.0
 
 _THREAD_MIN_BYTES: Final = 100_000
 """Minimum size of a body that is parsed in a thread."""
+
+_QUICK_PART_MAX_BYTES: Final = 1024
+"""Maximum size of a compressed part that is decompressed among quick work."""
 
 
 async def read_json(request: Request, *, max_bytes: int, part_timeout_s: float) -> Any:
@@ -59,7 +62,7 @@ async def read_body(request: Request, *, max_bytes: int, part_timeout_s: float) 
         size += len(part)
         if size > max_bytes:
             raise BodyTooLarge(f"the body must have at most {max_bytes} bytes, got more")
-        parts.append(part if decoder is None else await asyncio.to_thread(decoder.decode, part))
+        parts.append(part if decoder is None else await _decoded(decoder, part))
     if decoder is not None:
         decoder.check_complete()
     return b"".join(parts)
@@ -71,7 +74,12 @@ async def parsed(raw: bytes) -> Any:
     Raises:
         InvalidRequest: the body is not valid JSON.
     """
-    return await asyncio.to_thread(_parsed, raw) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
+    return await BODIES.run(lambda: _parsed(raw)) if len(raw) > _THREAD_MIN_BYTES else _parsed(raw)
+
+
+async def _decoded(decoder: Decoder, part: bytes) -> bytes:
+    """A decompressed part of a body, of which a short one grows to a megabyte at most."""
+    return await (QUICK if len(part) <= _QUICK_PART_MAX_BYTES else BODIES).run(lambda: decoder.decode(part))
 
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
