@@ -10,6 +10,7 @@ checkpoint  files of a model
 vectors     the values that come out
 errors      what can go wrong
 cancellation  whether the caller of a request has gone
+threads     the threads of blocking work, by kind
 timings     where the time of a request goes
 
 Importing this package imports neither torch nor a tokenizer; `Embedder.load` does.
@@ -36,14 +37,27 @@ from embedder.scheduling.jobs import ResultObserver, ResultStream
 from embedder.scheduling.pool import BatchReport
 from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
+from embedder.threads import (
+    BODIES,
+    PLANS,
+    QUICK,
+    QUICK_TEXT_MAX_CHARACTERS,
+    Threads,
+    in_own_thread,
+    text_threads,
+)
 from embedder.timings import Timings, timed
 from embedder.tokenizer import EncodedText, PlacedText
 from embedder.vectors import KINDS, ColbertType, Embedding, Kind, Outputs, SparseVector
 
 __all__ = [
+    "BODIES",
     "CHUNK_MIN_TOKENS",
     "DEFAULT_MODEL",
     "KINDS",
+    "PLANS",
+    "QUICK",
+    "QUICK_TEXT_MAX_CHARACTERS",
     "BatchReport",
     "Cancellation",
     "Cancelled",
@@ -69,11 +83,14 @@ __all__ = [
     "ResultObserver",
     "ResultStream",
     "SparseVector",
+    "Threads",
     "Timings",
     "WorkerError",
     "check_cancelled",
+    "in_own_thread",
     "is_quick",
     "most_tokens",
+    "text_threads",
     "timed",
     "whereabouts",
 ]

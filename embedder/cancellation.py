@@ -13,13 +13,15 @@ _CURRENT: Final[ContextVar[Cancellation | None]] = ContextVar("cancellation", de
 
 
 class Cancellation:
-    """A flag that ends the work of one request before its next step. Thread-safe.
+    """A flag that ends the work of one request, or of a part of it, before its next step. Thread-safe.
 
-    As a context manager it is the flag of the current context, which threads copy, and it is set at the end of the
-    block: whatever still works for the request then works for nobody.
+    It is set, too, if the flag of the context in which it was created is. As a context manager it is the flag of the
+    current context, which threads copy, and it is set at the end of the block: whatever still works for the request
+    then works for nobody.
     """
 
     def __init__(self) -> None:
+        self._outer = _CURRENT.get()
         self._event = threading.Event()
         self._tokens: list[Token[Cancellation | None]] = []
 
@@ -30,15 +32,19 @@ class Cancellation:
     @property
     def cancelled(self) -> bool:
         """Whether the work is to end."""
-        return self._event.is_set()
+        return self._event.is_set() or (self._outer is not None and self._outer.cancelled)
 
     def check(self) -> None:
         """Raise `Cancelled` if the work is to end."""
-        if self._event.is_set():
+        if self.cancelled:
             raise Cancelled("nobody waits for this request any more")
 
-    def __enter__(self) -> Self:
+    def enter(self) -> None:
+        """Make it the flag of the current context."""
         self._tokens.append(_CURRENT.set(self))
+
+    def __enter__(self) -> Self:
+        self.enter()
         return self
 
     def __exit__(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from embedder.cancellation import check_cancelled
 from embedder.errors import InvalidRequest
 from embedder.tokenizer import Tokenizer
 
@@ -65,6 +66,8 @@ class Chunker:
         Raises:
             InvalidRequest: `max_tokens` or `overlap` is out of range.
             UnicodeEncodeError: the text holds a lone surrogate.
+            Cancelled: nobody waits for the chunks any more. It is asked before each window and each look of the library
+                at a part of it.
         """
         if max_tokens < CHUNK_MIN_TOKENS:
             raise InvalidRequest(f"chunk.maxTokens must be at least {CHUNK_MIN_TOKENS}, got {max_tokens}")
@@ -81,6 +84,7 @@ class Chunker:
         start, size = 0, _WINDOW_CHARACTERS_PER_TOKEN * max_tokens
         widest = self._tokenizer.max_characters(max_tokens) // max_tokens
         while True:
+            check_cancelled()
             window = text[start : start + size]
             last = start + size >= len(text)
             starts = self._tokenizer.starts(window)
@@ -120,6 +124,7 @@ class Chunker:
         return Chunk(chunk.start, chunk.start + end)
 
     def _tokens(self, text: str) -> int:
+        check_cancelled()
         return self._tokenizer.lengths([text])[0] - _SPECIAL_TOKENS
 
 
@@ -191,6 +196,7 @@ def _counter(window: str, starts: list[int], widest: int) -> Callable[[str], int
     """
 
     def size(part: str) -> int:
+        check_cancelled()  # the library asks up to hundreds of thousands of times for one window
         start = window.find(part)  # equal texts have equal tokens, so any occurrence serves
         end = start + len(part)
         cut = (start > 0 and not window[start - 1].isspace()) + (end < len(window) and not window[end].isspace())

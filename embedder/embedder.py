@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import threading
@@ -27,6 +26,7 @@ from embedder.scheduling.jobs import GrowingJob, ResultObserver, ResultStream
 from embedder.scheduling.pool import ModelPool, Observer
 from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
+from embedder.threads import text_threads
 from embedder.timings import timed
 from embedder.tokenizer import EncodedText, PlacedText, Tokenizer, check_unicode
 from embedder.vectors import Outputs
@@ -40,6 +40,9 @@ QUICK_MAX_CHARACTERS: Final = 512
 
 QUICK_MAX_TEXTS: Final = 8
 """The same for the number of texts."""
+
+_TEXT_MIN_TOKENS: Final = 2
+"""Tokens of an empty text: `<s>` and `</s>`."""
 
 _FIRST_PORTION_CHARACTERS: Final = 32_768
 """Characters of the texts that the model gets first of a large request: tokenized in 4 ms on two cores."""
@@ -220,13 +223,13 @@ class Embedder:
             expected = sum(most_tokens(texts, max_length))
             job = self._pool.grow(outputs, priority, expected=expected, batch_size=batch_size, observer=observer)
             try:
-                await asyncio.to_thread(self._feed, job, texts, max_length)
+                await self._in_thread(texts, lambda: self._feed(job, texts, max_length))
                 with timed("embed"):
                     return await delivered(job.future)
             finally:
                 job.future.cancel()  # without effect on a future that is done
         else:
-            encoded = await asyncio.to_thread(self.tokenize, texts, max_length, at_once=True)
+            encoded = await self._in_thread(texts, lambda: self.tokenize(texts, max_length, at_once=True))
         return await self.embed_tokens(encoded, outputs, priority=priority, batch_size=batch_size, observer=observer)
 
     def overlaps(self, texts: Sequence[str], max_length: int) -> bool:
@@ -290,11 +293,14 @@ class Embedder:
             texts: empty texts are valid.
             max_length: tokens, special tokens included.
             at_once: whether all texts are going to wait for the model together. More than its queue can ever hold are
-                then refused here, before the rest is tokenized.
+                then refused here, before the rest is tokenized; and all of them, if it has no room for texts of 2
+                tokens each now.
 
         Raises:
             InvalidRequest: `max_length` is not from 3 to the model's limit, a text is not valid Unicode, or the texts
                 are too many to wait together.
+            Overloaded: the queue has no room now, however short the texts are.
+            Cancelled: nobody waits for the texts any more; see `cancellation.check_cancelled`.
         """
         with timed("tokenize"):
             return self._within_limits(self._queueable if at_once else self._tokenizer.encode, texts, max_length)
@@ -313,6 +319,7 @@ class Embedder:
             self._within_limits(fed, texts, max_length)
 
     def _queueable(self, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+        self._check_room(len(texts))
         encoded: list[EncodedText] = []
         tokens = 0
         for portion in self._tokenizer.portions(texts, max_length):
@@ -325,6 +332,16 @@ class Embedder:
                     f"more than the queue holds (QUEUE_TOKENS={most}); send at most {fitting} at once"
                 )
         return encoded
+
+    def _check_room(self, texts: int) -> None:
+        """Refuse texts that cannot wait for the model, before they are tokenized: each has at least 2 tokens."""
+        least = _TEXT_MIN_TOKENS * texts
+        if least > (most := self._pool.queue_tokens):
+            raise InvalidRequest(
+                f"the {texts} texts have at least {least} tokens, more than the queue holds (QUEUE_TOKENS={most}); "
+                f"send at most {most // _TEXT_MIN_TOKENS} at once"
+            )
+        self._pool.check_room(least)
 
     def place(self, texts: Sequence[str], max_length: int) -> list[PlacedText]:
         """The tokens that `tokenize` gives, with the span of each in its text. Blocks for longer than `tokenize`.
@@ -354,6 +371,10 @@ class Embedder:
             ValueError: an id is not in the vocabulary; the message gives its index and the size of the vocabulary.
         """
         return self._tokenizer.wrapped(ids)
+
+    async def _in_thread(self, texts: Sequence[str], call: Callable[[], T]) -> T:
+        characters = sum(map(len, texts))
+        return await text_threads(characters).run(call, characters=characters)
 
     def _within_limits(
         self, call: Callable[[Sequence[str], int], list[T]], texts: Sequence[str], max_length: int

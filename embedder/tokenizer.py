@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embedder.cancellation import check_cancelled
 from embedder.checkpoint.damage import read_object, readable
 from embedder.errors import ConfigurationError
 
@@ -34,13 +35,17 @@ _HEAD_MARGIN_TOKENS: Final = 8
 """Tokens beyond the limit that the head of a text must have: its last ones may differ in the whole text."""
 
 _ALONE_MAX_CHARACTERS: Final = 512
-"""Characters of a text that is encoded in 0.1 ms, during which no other thread runs Python."""
+"""Characters of texts that are encoded in 0.1 ms, during which no other thread runs Python."""
 
-PORTION_MAX_CHARACTERS: Final = 1_000_000
-"""Characters that are tokenized together: the library takes up to 300 bytes for each until it is done."""
+_ALONE_MAX_TEXTS: Final = 8
+"""Most of such texts."""
 
-PACED_MAX_CHARACTERS: Final = 131_072
-"""Characters of a portion for a model that waits for it: about 30 000 tokens of prose."""
+PORTION_MAX_CHARACTERS: Final = 131_072
+"""Characters that are tokenized together: about 30 000 tokens of prose, in 50 ms on two cores.
+
+The library does one portion after another, whichever thread it comes from, so that a short text waits for no more than
+that; and it takes up to 300 bytes for each character until the portion is done.
+"""
 
 _SPACE: Final = r"[^\S\x1c-\x1f]"  # what the library takes for white space
 _TO_LAST_SPACE: Final = re.compile(rf".*{_SPACE}", re.DOTALL)
@@ -178,17 +183,19 @@ class Tokenizer:
         Args:
             texts: as `encode` takes them.
             max_length: the same.
-            first_characters: of the first portion, at most; each next one has up to twice as many, until they fill a
-                batch of the model. None gives every portion as many as are tokenized together.
+            first_characters: of the first portion, at most; each next one has up to twice as many, until they are as
+                many as are tokenized together. None gives every portion as many as that.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate; before the first portion.
+            Cancelled: nobody waits for the texts any more; before any portion.
         """
         check_unicode(texts)
         first = most = self._portion_characters
         if first_characters is not None:
-            first, most = min(first_characters, most), min(PACED_MAX_CHARACTERS, most)
+            first = min(first_characters, most)
         for portion in _portions(texts, _HEAD_CHARACTERS_PER_TOKEN * max_length, first, most):
+            check_cancelled()
             yield self._heads(portion, max_length)
 
     def wrapped(self, ids: Sequence[int]) -> EncodedText:
@@ -262,11 +269,11 @@ class Tokenizer:
     def _encodings(self, heads: list[str]) -> Sequence[Any]:
         """The library's encodings.
 
-        Of a batch it lets other threads run Python meanwhile, and is then late to be let in again: for one short text
-        that takes longer than the encoding does.
+        A batch waits in the library behind those of other threads. It lets other threads run Python meanwhile, and is
+        then late to be let in again: for a few short texts that takes longer than the encoding does.
         """
-        if len(heads) == 1 and len(heads[0]) <= _ALONE_MAX_CHARACTERS:
-            return [self._tokenizer.encode(heads[0], add_special_tokens=True)]
+        if len(heads) <= _ALONE_MAX_TEXTS and sum(map(len, heads)) <= _ALONE_MAX_CHARACTERS:
+            return [self._tokenizer.encode(head, add_special_tokens=True) for head in heads]
         return self._tokenizer.encode_batch_fast(heads, add_special_tokens=True)
 
     def _blanks(self) -> re.Pattern[str]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from embedder import ConfigurationError, ModelFailure
+from embedder import ConfigurationError, ModelFailure, in_own_thread
 from qdrant_sink import SchemaMismatch, StoreUnavailable
 from service.operations import EmbedRequest, Operations, open_store
 from service.operations.store_access import PROBE_COLLECTION
@@ -62,7 +62,7 @@ def checks(operations: Operations, settings: Settings, *, store_timeout_s: float
     async def default_store_is_free() -> None:
         """Warn if another process holds the directory that the first job with points would open."""
         try:
-            await asyncio.to_thread(_try_open, settings)
+            await in_own_thread(lambda: _try_open(settings))
         except ConfigurationError as error:
             log.warning("%s; until then, jobs that need the store fail with store_unavailable", error)
 

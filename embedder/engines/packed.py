@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from embedder.engines.cuda import CudaLauncher
 from embedder.engines.devices import device_errors, memory_share
@@ -78,8 +79,10 @@ class PackedEngine:
     def probe(self, batch: TokenBatch) -> None:
         """See `Engine.probe`: one layer."""
         with device_errors(self.device), torch.inference_mode():
-            x = torch.ones(len(batch.ids), self.hidden_size, dtype=self._model.state_type, device=self.device)
-            self._model.layers[0](x, self._packing(np.sort(batch.lengths)), _never_yield)
+            packing = self._packing(np.sort(batch.lengths))
+            rows = max(len(batch.ids), packing.rows[-1].stop)
+            x = torch.ones(rows, self.hidden_size, dtype=self._model.state_type, device=self.device)
+            self._model.layers[0](x, packing, _never_yield)
             if self.device != "cpu":
                 torch.cuda.synchronize(self.device)
 
@@ -87,8 +90,13 @@ class PackedEngine:
         model = self._model
         inputs = Inputs.of(batch, model.config.pad_id)
         head_inputs = HeadInputs.of(inputs, outputs, model.heads)
-        ids, positions = torch.from_numpy(inputs.ids), torch.from_numpy(inputs.positions)
-        states = model.states(ids, positions, self._packing(inputs.lengths), yield_point)
+        packing = self._packing(inputs.lengths)
+        beyond = (0, packing.rows[-1].stop - len(inputs.ids))
+        ids, positions = (
+            functional.pad(torch.from_numpy(array), beyond, value=model.config.pad_id)
+            for array in (inputs.ids, inputs.positions)
+        )
+        states = model.states(ids, positions, packing, yield_point)[: len(inputs.ids)]
         indices = {name: torch.from_numpy(array) for name, array in head_inputs.indices.items()}
         tensors = head_inputs.launch(model.heads, states, indices)
         return head_inputs.batch({name: tensor.numpy() for name, tensor in tensors.items()}, len(batch))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedder.model.kernels import has_triton, packed_attention, text_spans_of, tiles_of
+from embedder.model.row_pieces import row_pieces
 
 Flash = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 """(q, k, v, bounds, longest) -> context: [T, heads, D] each; bounds int32 [B + 1], where the texts begin and end."""
@@ -72,7 +73,7 @@ class Packing:
     """The division of a batch into pieces; made once and used by every layer.
 
     Attributes:
-        rows: ranges of tokens that cover [T], for the token-wise layers.
+        rows: ranges of rows for the token-wise layers; on a CPU they cover a few rows behind the tokens as well.
         spans: the pieces of attention; empty with a variable-length kernel.
         longest: tokens of the longest text; 0 where a batch is given by tiles.
         flash: the variable-length kernel, or None.
@@ -120,10 +121,7 @@ class Packing:
             return cls(_gpu_pieces(tokens), (), longest, flash, _copied(bounds, device))
         if device != "cpu":
             return cls(_gpu_pieces(tokens), _spans(lengths, tokens**2), longest)
-        count = -(-tokens // pieces.rows)
-        edges = [tokens * n // count for n in range(count + 1)]
-        rows = tuple(slice(*edge) for edge in itertools.pairwise(edges))
-        return cls(rows, _spans(lengths, pieces.scores), longest)
+        return cls(row_pieces(tokens, pieces.rows), _spans(lengths, pieces.scores), longest)
 
     @classmethod
     def of_tiles(cls, tokens: int, tiles: Tensor, text_spans: Tensor, *, block: int) -> Packing:
@@ -155,7 +153,10 @@ def attends_by_tiles(device: str, dtype: torch.dtype) -> bool:
 
 
 def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[], None]) -> Tensor:
-    """Softmax attention within each text: [T, 3 H] -> [T, H]; `yield_point` is called after each piece."""
+    """Softmax attention within each text: [T, 3 H] -> [T, H]; `yield_point` is called after each piece.
+
+    Rows behind the last text are 0.
+    """
     tokens, width = qkv.shape
     if packing.tiles is not None and packing.text_spans is not None:
         return packed_attention(qkv, packing.tiles, packing.text_spans, heads, block=packing.block)
@@ -172,6 +173,8 @@ def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[
         out = context[span.start : end].view(span.texts, span.length, heads, -1)
         out[:, span.first : span.last] = attended.transpose(1, 2)
         yield_point()
+    last = packing.spans[-1]
+    context[last.start + last.texts * last.length :] = 0  # rows of no text: they are computed, and read by nobody
     return context.view(tokens, width // 3)
 
 

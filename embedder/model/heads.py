@@ -11,14 +11,20 @@ nothing waits for the device: which tokens share a sparse weight is known from t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from embedder.model import kernels
 from embedder.model.linear import Linear
+from embedder.model.row_pieces import row_pieces
+
+COLBERT_PIECE_ROWS: Final = 512
+"""Rows that a CPU multiplies together for ColBERT, as in the layers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,4 +112,14 @@ class Heads:
         """
         if states.is_cuda:  # nearly all tokens have a row: to gather them twice costs more than to compute the others
             return kernels.normalised_rows(self.colbert_linear(states), rows, dtype)
-        return kernels.unit_rows(self.colbert_linear(states[rows]), dtype)
+        return kernels.unit_rows(self._colbert_in_pieces(states, rows), dtype)
+
+    def _colbert_in_pieces(self, states: Tensor, rows: Tensor) -> Tensor:
+        pieces = row_pieces(len(rows), COLBERT_PIECE_ROWS)
+        padded = functional.pad(rows, (0, pieces[-1].stop - len(rows)))
+        if len(pieces) == 1:
+            return self.colbert_linear(states[padded])[: len(rows)]
+        product = torch.empty(len(padded), self.colbert_size, dtype=states.dtype)
+        for piece in pieces:
+            self.colbert_linear(states[padded[piece]], out=product[piece])
+        return product[: len(rows)]

@@ -221,6 +221,17 @@ class ModelPool:
         with self._changed:
             return self._scheduler.free_tokens
 
+    def check_room(self, tokens: int) -> None:
+        """Refuse what `submit` would refuse now, for a job of so many tokens.
+
+        Raises:
+            Overloaded: the queue has no room for the job now.
+            Cancelled: the pool is closed.
+            DeviceLost: no device is left that computes.
+        """
+        with self._changed:
+            self._scheduler.check_room(tokens)
+
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call this once when no device is left that computes: the process can serve nothing any more.
 

@@ -225,21 +225,31 @@ class Scheduler(Generic[JobKey]):
         """
         tokens = sum(lengths)
         self._check_size(tokens)
-        if self._closed:
-            raise Cancelled("the worker is shutting down")
-        if self._lost:
-            raise DeviceLost(NO_DEVICE)
         whole = max(tokens, expected)
-        if self.tokens + self._expected + whole > self.queue_tokens:
-            raise Overloaded(
-                f"the queue holds {self.tokens + self._expected} of {self.queue_tokens} tokens "
-                f"and this request has {whole}; retry later"
-            )
+        self.check_room(whole)
         if lengths or grows:
             job = _Job(key, list(lengths), priority, cap or math.inf, streams, grows, consumed=not streams)
             self._expect(job, whole - tokens)
             self._jobs[key] = job
             self._enqueue(job, tokens)
+
+    def check_room(self, tokens: int) -> None:
+        """Check that a job of so many tokens would be queued now; its size alone is not checked.
+
+        Raises:
+            Cancelled: the scheduler is closed.
+            DeviceLost: no device is left that computes.
+            Overloaded: the queue has no room for the job now.
+        """
+        if self._closed:
+            raise Cancelled("the worker is shutting down")
+        if self._lost:
+            raise DeviceLost(NO_DEVICE)
+        if self.tokens + self._expected + tokens > self.queue_tokens:
+            raise Overloaded(
+                f"the queue holds {self.tokens + self._expected} of {self.queue_tokens} tokens "
+                f"and this request has {tokens}; retry later"
+            )
 
     def extend(self, key: JobKey, lengths: Sequence[int], *, last: bool) -> None:
         """Queue further texts of a job that grows. It stays one job, for its turn, its cap and its window.

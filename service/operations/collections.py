@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from embedder import PLANS, QUICK
 from qdrant_sink import (
     Catalogue,
     CollectionSchema,
@@ -23,6 +23,9 @@ from service.logs import AUDIT, CALLER
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
 from service.validation import counted, invalid_field
+
+_QUICK_MAX_IDS: Final = 1000
+"""Maximum ids of a deletion that are derived among quick work."""
 
 DELETE_BATCH_MAX_IDS: Final = 10_000
 """Maximum number of ids in one call that deletes points."""
@@ -150,7 +153,9 @@ class Collections:
         if request.filter is not None and matches_all(request.filter):
             raise invalid_field("filter", "must have at least one condition to delete by, got none")
         scope = request.id_scope or collection
-        selection, delete = await asyncio.to_thread(self._deletion, request, collection, scope)
+        ids = len(request.ids or request.doc_ids or ())
+        threads = QUICK if ids <= _QUICK_MAX_IDS else PLANS
+        selection, delete = await threads.run(lambda: self._deletion(request, collection, scope))
         return DeleteResult(await self._store.call(lambda: _audited(collection, selection, delete)))
 
     def _deletion(self, request: DeleteRequest, collection: str, scope: str) -> tuple[str, Callable[[], int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -21,6 +20,7 @@ from embedder import (
     WorkerError,
     is_quick,
     most_tokens,
+    text_threads,
 )
 from service.validation import invalid_field
 
@@ -180,7 +180,7 @@ class Embed:
         if self._overlaps(request, limit, admit):
             return EmbedResult(await self._embed_texts(request, limit, observer))
         quick = is_quick(request.texts) and sum(map(len, request.token_ids)) <= QUICK_MAX_TOKEN_IDS
-        texts = self._tokenized(request, limit) if quick else await asyncio.to_thread(self._tokenized, request, limit)
+        texts = self._tokenized(request, limit) if quick else await self._in_thread(request, limit)
         admit([len(text) for text in texts])
         try:
             results = await self._embedder.embed_tokens(
@@ -218,6 +218,10 @@ class Embed:
             )
         except InvalidRequest as error:
             raise error.at(request.label) from None
+
+    async def _in_thread(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
+        characters = sum(map(len, request.texts)) + sum(map(len, request.token_ids))
+        return await text_threads(characters).run(lambda: self._tokenized(request, limit), characters=characters)
 
     def _tokenized(self, request: EmbedRequest, limit: int) -> list[EncodedText]:
         if request.token_ids:

@@ -140,6 +140,11 @@ class Explainer:
         key = text_key_of(schema.layout, schema.text_key)
         return explain(store, collection, searches, text_key=key, reader=reader)
 
+    def characters(self, searches: Sequence[Explained], schema: CollectionSchema) -> int:
+        """Characters of the passages that `explain` tokenizes, in about."""
+        hits = (payload or {} for search in searches for payload in search.payloads)
+        return sum(len(text_of(schema.layout, payload, schema.text_key) or "") for payload in hits)
+
     def explain(
         self, queries: Sequence[str | None], searches: Sequence[Explained], schema: CollectionSchema
     ) -> list[list[HitExplanation]]:

@@ -5,15 +5,16 @@ plan -> admit -> resolve the collection -> for each portion of the stream: draft
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TypeVar
 
 from embedder import (
+    PLANS,
+    QUICK,
+    QUICK_TEXT_MAX_CHARACTERS,
     Embedder,
     Embedding,
     InvalidRequest,
@@ -49,13 +50,12 @@ from service.operations.ingest_values import (
     IngestResult,
 )
 from service.operations.model_check import ModelCheck
-from service.operations.store_access import IngestSlot, StoreAccess, in_thread
+from service.operations.store_access import IngestSlot, StoreAccess
 from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
 
-PLANNER_THREADS: Final = 2
-"""Ingests that are planned concurrently, in threads of their own, so that chunking never delays queries."""
+T = TypeVar("T")
 
 AdmitVectors = Callable[[Sequence[int], Sequence[Kind]], None]
 """Callback with the lengths of the points and the kinds of their vectors.
@@ -153,7 +153,6 @@ class Ingest:
         self._batch_points = batch_points
         self._documents = DocumentLocks()
         self._versioned = VersionedCollections()
-        self._planning = ThreadPoolExecutor(max_workers=PLANNER_THREADS, thread_name_prefix="plan")
 
     def check(self, request: IngestRequest) -> None:
         """Validate a request against the config of collections.
@@ -196,7 +195,7 @@ class Ingest:
         guessed = _Target.guessed(request, guess)
         plan = await self._planned(guessed, name)
         if not request.return_vectors:
-            await asyncio.to_thread(admit_texts, _outline(request, plan, {}), len(plan.points))
+            await self._in_thread(request, lambda: admit_texts(_outline(request, plan, {}), len(plan.points)))
         planned = time.perf_counter()
         try:
             with self._store.ingest_slot() as slot:
@@ -245,7 +244,7 @@ class Ingest:
             replace(text, result=result, tokens=result.tokens if isinstance(result, Embedding) else 0)
             for text, result in zip(_outline(request, plan, {}), results, strict=True)
         ]
-        await asyncio.to_thread(admit_texts, texts, len(plan.points))
+        await self._in_thread(request, lambda: admit_texts(texts, len(plan.points)))
         report = await _run(slot, job, lambda: job.from_results(results))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return IngestResult(texts, tokens, report)
@@ -264,10 +263,16 @@ class Ingest:
     async def _planned(self, target: _Target, name: str) -> IngestPlan:
         request = target.request
         max_length = request.max_length or self._limits.of(request.role)
-        return await in_thread(
-            self._planning,
+        return await self._in_thread(
+            request,
             lambda: IngestPlan.of(request, name, self._embedder, max_length=max_length, schema=target.schema),
         )
+
+    async def _in_thread(self, request: IngestRequest, call: Callable[[], T]) -> T:
+        """Run a part of the planning: of a small request among quick work, else in the threads of plans."""
+        characters = sum(map(len, request.texts))
+        threads = QUICK if characters <= QUICK_TEXT_MAX_CHARACTERS else PLANS
+        return await threads.run(call, characters=characters)
 
     def _target(self, request: IngestRequest, name: str) -> _Target:
         """Resolve the collection and recognise it. Blocks for the store."""

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from embedder import Embedder, EncodedText
+from embedder import Embedder, EncodedText, check_cancelled
 from qdrant_sink import (
     DOCUMENT_CHUNKS,
     DOCUMENT_KEY,
@@ -104,9 +104,11 @@ class IngestPlan:
 
         Raises:
             InvalidRequest: the text key is a key that the worker writes.
+            Cancelled: nobody waits for the plan any more. It is asked before each window of a document, each portion
+                of texts and each point.
         """
         scope = request.id_scope or name
-        rows = [Row.of(request, index, scope) for index in range(len(request.texts))]
+        rows = list(_rows(request, scope))
         documents = [] if request.chunk is None else [_document(row, scope) for row in rows]
         points = list(_points(request, rows, documents, embedder=embedder, max_length=max_length, schema=schema))
         rejected = list(_rejections(request, rows, points, schema))
@@ -125,6 +127,12 @@ class IngestPlan:
         keys = [self.documents[point.text].key for point in self.points]
         points = [point.versioned(versions[key], totals[key]) for point, key in zip(self.points, keys, strict=True)]
         return replace(self, points=points)
+
+
+def _rows(request: IngestRequest, scope: str) -> Iterator[Row]:
+    for index in range(len(request.texts)):
+        check_cancelled()
+        yield Row.of(request, index, scope)
 
 
 def _document(row: Row, scope: str) -> Document:
@@ -166,6 +174,7 @@ def _points(
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     provisional = new_version()
     for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
+        check_cancelled()
         row = rows[piece.text]
         lay_out = partial(
             laid_out,
@@ -217,6 +226,7 @@ def _rejections(
     valid_texts: set[int] = set()
     invalid: set[int] = set()
     for index, point in enumerate(points):
+        check_cancelled()
         colbert_rows = len(point.encoded) - 1
         refusal = point.refusal or conform_payload(point.payload, schema)
         if refusal is None and colbert is not None and colbert_rows > rows_max(colbert.size):

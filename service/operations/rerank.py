@@ -13,6 +13,7 @@ import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from embedder import (
@@ -24,6 +25,8 @@ from embedder import (
     Outputs,
     Priority,
     Result,
+    check_cancelled,
+    text_threads,
 )
 from service.operations.embed import LengthLimits, check_length, check_numbers
 from service.operations.pair_scores import Weights, weighted_mean
@@ -153,7 +156,7 @@ class _Ranking:
 
     async def _means(self) -> dict[str, float]:
         """The weighted mean of each distinct document. The query is embedded in one job with the first documents."""
-        query = await asyncio.to_thread(self._tokenized_query)
+        query = await text_threads(len(self._request.query)).run(self._tokenized_query)
         window = max(1, self._embedder.window - len(query))
         embedded_query: asyncio.Future[Embedding] = asyncio.get_running_loop().create_future()
         waiting: list[asyncio.Task[tuple[dict[str, float], int]]] = []
@@ -162,7 +165,9 @@ class _Ranking:
         self._tokens = len(query)
         try:
             for portion in _portions(list(dict.fromkeys(self._request.documents))):
-                encoded = await asyncio.to_thread(self._tokenized, portion)
+                characters = sum(map(len, portion))
+                threads = text_threads(characters)
+                encoded = await threads.run(partial(self._tokenized, portion), characters=characters)
                 for texts, tokenized in _within_window(portion, encoded, window):
                     size = sum(map(len, tokenized))
                     self._tokens += size
@@ -227,12 +232,15 @@ class _Ranking:
                 raise first.at("query")
             embedded_query.set_result(first)
         embedded = dict(zip(texts, results, strict=True))
-        means = await asyncio.to_thread(self._compared, await asyncio.shield(embedded_query), embedded)
+        query_vectors = await asyncio.shield(embedded_query)
+        threads = text_threads(sum(map(len, texts)))
+        means = await threads.run(lambda: self._compared(query_vectors, embedded))
         return means, sum(map(len, encoded))
 
     def _compared(self, query: Embedding, embedded: Mapping[str, Result]) -> dict[str, float]:
         means = {}
         for text, document in embedded.items():
+            check_cancelled()
             if isinstance(document, ModelFailure):
                 raise document.at(self._field(text))
             means[text] = weighted_mean(query, document, self._request.weights)

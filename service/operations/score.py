@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from embedder import Embedder, EncodedText, InvalidRequest, ModelFailure, Outputs, Priority, Result
+from embedder import (
+    Embedder,
+    EncodedText,
+    InvalidRequest,
+    ModelFailure,
+    Outputs,
+    Priority,
+    Result,
+    check_cancelled,
+    text_threads,
+)
 from service.operations.embed import LengthLimits, check_numbers
 from service.operations.pair_scores import PairScores, Weights, groups, score
 
@@ -80,7 +90,9 @@ class Score:
             InvalidRequest: a text is invalid.
             Overloaded: the queue of the model is full.
         """
-        encoded = await asyncio.to_thread(self._tokenized, request)
+        characters = sum(len(text) for pair in request.pairs for text in pair)
+        threads = text_threads(characters)
+        encoded = await threads.run(lambda: self._tokenized(request), characters=characters)
         keyed = [[(text.ids.tobytes(), len(text)) for text in pair] for pair in encoded]
         scores: list[PairScores | ModelFailure] = []
         tokens = 0
@@ -93,7 +105,7 @@ class Score:
             tokens += sum(len(text) for text in texts.values())
             results = dict(zip(texts, embedded, strict=True))
             keys = [[key for key, _ in keyed[pair]] for pair in group]
-            scores += await asyncio.to_thread(_scored, keys, results, request.weights)
+            scores += await threads.run(partial(_scored, keys, results, request.weights))
         return ScoreResult(scores, tokens)
 
     def _tokenized(self, request: ScoreRequest) -> list[list[EncodedText]]:
@@ -111,7 +123,11 @@ class Score:
 def _scored(
     pairs: Sequence[Sequence[bytes]], results: Mapping[bytes, Result], weights: Weights
 ) -> list[PairScores | ModelFailure]:
-    return [_score(results[query], results[passage], weights) for query, passage in pairs]
+    scores = []
+    for query, passage in pairs:
+        check_cancelled()
+        scores.append(_score(results[query], results[passage], weights))
+    return scores
 
 
 def _score(query: Result, passage: Result, weights: Weights) -> PairScores | ModelFailure:

@@ -21,6 +21,7 @@ from embedder import (
     Priority,
     Result,
     WorkerError,
+    text_threads,
 )
 from qdrant_sink import (
     Admit,
@@ -343,7 +344,8 @@ class SearchOperation:
         explained = await self._indexed(
             collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema, reader)
         )
-        explanations = await asyncio.to_thread(self._explainer.explain, queries, explained, schema)
+        threads = text_threads(self._explainer.characters(explained, schema))
+        explanations = await threads.run(lambda: self._explainer.explain(queries, explained, schema))
         return _result(settled, explained, tokens, explanations)
 
     async def _indexed(self, collection: str, call: Callable[[], T]) -> T:

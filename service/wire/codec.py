@@ -5,11 +5,10 @@ Every transport uses it. HTTP sends an answer as bytes, the queue as JSON values
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from embedder import KINDS, Kind, WorkerError, is_quick
+from embedder import BODIES, KINDS, Kind, WorkerError, is_quick
 from service.memory_budget import Reservation
 from service.operations import (
     CollectionsResult,
@@ -47,6 +46,7 @@ from service.wire.rerank import RERANK, RerankDialect, is_rerank_job, rerank_err
 from service.wire.size import LIST_NUMBER_MIN_BYTES, RESPONSE_MB, SizeLimit, vectors_min_bytes
 from service.wire.tei import EMBED_SPARSE, INFO, ROOT, TeiDialect, is_tei_rerank, tei_error, tei_status
 from service.wire.values import Values
+from service.wire.work import beside
 
 Progress = Callable[[dict[str, int]], None]
 """Callback for the progress of a job that stores points, `{"settled", "points"}`. Called from any thread."""
@@ -115,7 +115,7 @@ class Codec:
         Raises:
             InvalidRequest: the input is invalid.
         """
-        await asyncio.to_thread(parse, without_timings(raw), self._limits)
+        await beside(lambda: parse(without_timings(raw), self._limits), raw)
 
     async def _answer(
         self, raw: object, progress: Progress | None, form: type[Content], memory: Reservation | None = None
@@ -201,15 +201,15 @@ class Codec:
 
     async def _run(self, raw: object, progress: Progress | None, form: type[Content]) -> Outcome:
         core = self.core
-        match parse(raw, self._limits) if _is_quick(raw) else await asyncio.to_thread(parse, raw, self._limits):
+        match parse(raw, self._limits) if _is_quick(raw) else await beside(lambda: parse(raw, self._limits), raw):
             case EmbedRequest(qdrant=QdrantTarget() as target) as request:
                 return await self._ingest(request, target, progress, form)
             case EmbedRequest() as request:
                 return await self._embed(request, form)
             case SearchRequest() as request:
                 result = await core.search(request.value(), SizeLimit(self._max_bytes, _SEARCH_REMEDY).check_parts)
-                body = await asyncio.to_thread(
-                    lambda: self._bounded(search_answer(result, core.model_name), _SEARCH_REMEDY, Body)
+                body = await beside(
+                    lambda: self._bounded(search_answer(result, core.model_name), _SEARCH_REMEDY, Body), result
                 )
                 return Outcome(body, result.tokens)
             case ScoreRequest() as request:
@@ -240,7 +240,7 @@ class Codec:
                 return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
 
             quick = self._is_quickly_written(request, result)
-            return Outcome(render() if quick else await asyncio.to_thread(render), result.tokens)
+            return Outcome(render() if quick else await beside(render, request, result), result.tokens)
         return await self._embed_ahead(request, form)
 
     async def _embed_ahead(self, request: EmbedRequest, form: type[Content]) -> Outcome:
@@ -256,7 +256,7 @@ class Codec:
             answer = embed_answer(request, result, self.core.model_name, ahead.vectors())
             return self._bounded(answer, _EMBED_REMEDY, form)
 
-        return Outcome(await asyncio.to_thread(render), result.tokens)
+        return Outcome(await BODIES.run(render), result.tokens)
 
     async def _ingest(
         self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]
@@ -268,7 +268,7 @@ class Codec:
             admit_texts=answer.admit,
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )
-        return await asyncio.to_thread(answer.completed, result)
+        return await beside(lambda: answer.completed(result), request, result)
 
     async def _points(self, request: ReadPointsRequest, form: type[Content]) -> Outcome:
         limit = SizeLimit(self._max_bytes, _POINTS_REMEDY)
@@ -278,7 +278,7 @@ class Codec:
 
         points = await self.core.points(request.value(), admit)
         return Outcome(
-            await asyncio.to_thread(lambda: self._bounded(points_answer(request, points), _POINTS_REMEDY, form))
+            await beside(lambda: self._bounded(points_answer(request, points), _POINTS_REMEDY, form), points)
         )
 
     async def _collections(self, request: CollectionsRequest) -> Outcome:
@@ -393,7 +393,7 @@ def _is_quick(raw: object) -> bool:
 async def _values(answer: Answer) -> Any:
     """The JSON values of an answer; a large answer is parsed in a thread."""
     if isinstance(answer.content, Body) and len(answer.content) > _QUICK_MAX_BYTES:
-        return await asyncio.to_thread(lambda: answer.json)
+        return await BODIES.run(lambda: answer.json)
     return answer.json
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder import InvalidRequest
+from embedder import InvalidRequest, check_cancelled
 from service.validation import BYTE_ORDER_MARK
 from service.wire.json_scan import JsonIndex, JsonScan
 
@@ -144,6 +144,7 @@ class _Body:
 
     def _parsed(self, start: int, end: int, brackets: tuple[str, str] = ("", "")) -> Any:
         """Parse the text between two offsets in one step, with brackets around it."""
+        check_cancelled()
         opening, closing = brackets
         if opening and self._after_space(start, end) == end:
             raise _NotJson(end)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Collection
 from typing import Any, Final
 
+from embedder import BODIES
 from service.wire.json_limits import JSON_MAX_DEPTH, JsonLimits, JsonSize
 
 _QUICK_MAX_NODES: Final = 2_000
@@ -27,7 +27,7 @@ async def size_of(raw: object, limits: JsonLimits, *, root: str = "input") -> Js
     quick_max = min(limits.max_nodes, _QUICK_MAX_NODES)
     size = _counted(raw, quick_max)
     if size.nodes > quick_max:
-        size = await asyncio.to_thread(_counted, raw, limits.max_nodes)
+        size = await BODIES.run(lambda: _counted(raw, limits.max_nodes))
     size.check(limits, root)
     return size
 

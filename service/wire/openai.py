@@ -5,7 +5,6 @@ Its answer has no field for a truncated or a failed text, so either is an error 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NotRequired
@@ -31,6 +30,7 @@ from service.wire.openai_requests import (
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
 from service.wire.size import SizeLimit, vectors_min_bytes
+from service.wire.work import beside
 
 EMBEDDINGS: Final = "/v1/embeddings"
 MODELS: Final = "/v1/models"
@@ -145,7 +145,7 @@ class OpenAIDialect:
         if deployment is not None and isinstance(raw, dict):
             raw = {**raw, "model": deployment}
         strict = self._core.settings.openai_strict
-        request, ignored = await asyncio.to_thread(parse_embeddings, raw, self._limits, strict=strict)
+        request, ignored = await beside(lambda: parse_embeddings(raw, self._limits, strict=strict), raw)
         truncation = request.truncate_prompt_tokens
         inputs = operations.EmbedRequest(
             texts=request.input.texts,
@@ -160,7 +160,7 @@ class OpenAIDialect:
         )
         self._check(request, inputs)
         result = await self._core.embed(inputs, lambda tokens: self._check_minimum(request, tokens))
-        body = await asyncio.to_thread(self._rendered, request, inputs, result)
+        body = await beside(lambda: self._rendered(request, inputs, result), result)
         return Outcome(body, result.tokens, warnings=_warnings(ignored, result))
 
     def models(self, path: str) -> Outcome:

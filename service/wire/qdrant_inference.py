@@ -34,6 +34,7 @@ from service.wire.fields import NullIsAbsence
 from service.wire.outcome import Answer, Outcome
 from service.wire.parsing import validated
 from service.wire.streamed import NUMBER_MAX_BYTES, Streamed
+from service.wire.work import beside
 
 INFERENCE: Final = "/qdrant/inference"
 
@@ -210,7 +211,7 @@ class InferenceDialect:
         """
         inputs = raw.get("inputs") if isinstance(raw, dict) else None
         quick = isinstance(inputs, list) and len(inputs) <= _QUICK_MAX_INPUTS
-        batch = self._parsed(raw) if quick else await asyncio.to_thread(self._parsed, raw)
+        batch = self._parsed(raw) if quick else await beside(lambda: self._parsed(raw), raw)
         admission = _Admission(self._core)
         embeddings = await self._embedded(batch, admission)
         usage: dict[str, ModelUsage] = {}

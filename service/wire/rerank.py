@@ -6,7 +6,6 @@ the message under `message`, as Cohere's, and under `detail`, as Jina's.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import Annotated, Any, Final, Literal, NotRequired
 
@@ -27,6 +26,7 @@ from service.wire.fields import Limits, NullIsAbsence, RankWeights, check_count
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
 from service.wire.size import SizeLimit
+from service.wire.work import beside
 
 RERANK: Final = "/rerank"
 RERANK_V1: Final = "/v1/rerank"
@@ -222,7 +222,7 @@ class RerankDialect:
         Raises:
             WorkerError: the request failed; `rerank_error` renders the error.
         """
-        request = await asyncio.to_thread(validated, RerankRequest, raw, self._limits, root="the request")
+        request = await beside(lambda: validated(RerankRequest, raw, self._limits, root="the request"), raw)
         self._check_model(request.model)
         result = await self._core.rerank(
             operations.RerankRequest(
@@ -232,7 +232,8 @@ class RerankDialect:
                 max_document_length=self._document_length(request.max_tokens_per_doc),
             )
         )
-        return await asyncio.to_thread(self._rendered, request, result, "2" if path == RERANK_V2 else "1")
+        version: Literal["1", "2"] = "2" if path == RERANK_V2 else "1"
+        return await beside(lambda: self._rendered(request, result, version), request, result)
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model not in self._core.model_names:

@@ -7,7 +7,6 @@ failure is an error of the whole request.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Final, Literal, NotRequired
@@ -29,6 +28,7 @@ from service.wire.outcome import Outcome
 from service.wire.parsing import validated
 from service.wire.size import SizeLimit, vectors_min_bytes
 from service.wire.tei_requests import ROLES, TeiEmbedRequest, TeiRerankRequest, TeiSparseRequest
+from service.wire.work import beside
 
 ROOT: Final = "/"
 EMBED: Final = "/embed"
@@ -154,7 +154,7 @@ class TeiDialect:
         Raises:
             WorkerError: the request failed; `tei_error` renders the error.
         """
-        request = await asyncio.to_thread(validated, TeiEmbedRequest, raw, self._limits, root="the request")
+        request = await beside(lambda: validated(TeiEmbedRequest, raw, self._limits, root="the request"), raw)
         size = self._core.hidden_size
         if request.dimensions not in (None, size):
             raise InvalidRequest(
@@ -172,7 +172,7 @@ class TeiDialect:
         Raises:
             WorkerError: the request failed; `tei_error` renders the error.
         """
-        request = await asyncio.to_thread(validated, TeiSparseRequest, raw, self._limits, root="the request")
+        request = await beside(lambda: validated(TeiSparseRequest, raw, self._limits, root="the request"), raw)
         self._check_texts(request)
         return await self._embedded(request, "sparse", _sparse)
 
@@ -182,7 +182,7 @@ class TeiDialect:
         Raises:
             WorkerError: the request failed; `tei_error` renders the error.
         """
-        request = await asyncio.to_thread(validated, TeiRerankRequest, raw, self._limits, root="the request")
+        request = await beside(lambda: validated(TeiRerankRequest, raw, self._limits, root="the request"), raw)
         if not request.texts:
             raise EmptyInput("`texts` cannot be empty")
         self._check_count(len(request.texts))
@@ -195,7 +195,7 @@ class TeiDialect:
                 label="texts",
             )
         )
-        body = await asyncio.to_thread(lambda: Body.of(_ranks(request, result)))
+        body = await beside(lambda: Body.of(_ranks(request, result)), request.texts, result)
         self._rerank_limit.check(body)
         return Outcome(body, tokens=result.tokens)
 
@@ -249,7 +249,7 @@ class TeiDialect:
                     raise text.at(texts.field(index))
             return Body.of([render(embedding) for embedding in result.embeddings])
 
-        body = await asyncio.to_thread(rendered)
+        body = await beside(rendered, result)
         self._embed_limit.check(body)
         return Outcome(body, tokens=result.tokens)
 

@@ -185,13 +185,13 @@ def test_texts_that_never_fit_are_refused_before_all_are_read() -> None:
                 read.append(len(portion))
                 yield portion
 
-    embedder = facade(Counting(MINI, portion_characters=16), CountingEngine(), queue_tokens=10)  # two texts at a time
+    embedder = facade(Counting(MINI, portion_characters=16), CountingEngine(), queue_tokens=18)  # two texts at a time
     expected = (
-        r"^the first 4 of 1000 have 12 tokens, more than the queue holds \(QUEUE_TOKENS=10\); send at most 3 at once"
+        r"^the first 8 of 9 have 24 tokens, more than the queue holds \(QUEUE_TOKENS=18\); send at most 6 at once"
     )
     with pytest.raises(InvalidRequest, match=expected):
-        run(embedder, ["library"] * 1000, 64)
-    assert read == [2, 2]
+        run(embedder, ["library"] * 9, 64)
+    assert read == [2, 2, 2, 2]
     assert len(embedder.tokenize(["library"] * 6, 64)) == 6  # a job that is queued in portions may have any size
     embedder.close()
 
@@ -272,7 +272,7 @@ def test_a_large_request_on_a_gpu_is_refused_as_ever(queue_tokens: int) -> None:
     with pytest.raises(InvalidRequest, match="maxLength"):
         run(embedder, ["library"] * 20, 65)
     if queue_tokens == 300:
-        with pytest.raises(InvalidRequest, match=r"^the first 102 of 200 have 306 tokens, more than the queue holds"):
+        with pytest.raises(InvalidRequest, match=r"^the 200 texts have at least 400 tokens, more than the queue holds"):
             asyncio.run(ask(embedder, ["library"] * 200))
     assert engine.batches == []
     embedder.close()

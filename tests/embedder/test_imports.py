@@ -36,6 +36,8 @@ PUBLIC = {
     *("WorkerError", "FieldError", "InvalidRequest", "NotFound", "Overloaded", "ModelFailure", "DeviceLost"),
     *("Cancelled", "Internal", "ConfigurationError", "whereabouts"),
     *("Cancellation", "ResultObserver", "check_cancelled", "is_quick", "most_tokens"),
+    *("Threads", "QUICK", "PLANS", "BODIES", "QUICK_TEXT_MAX_CHARACTERS"),
+    *("text_threads", "in_own_thread"),
 }
 HEAVY = {"torch", "transformers", "FlagEmbedding", "huggingface_hub", "safetensors", "tokenizers"}
 OUTSIDERS = {"qdrant_sink", "service", "qdrant_client", "qdrant_edge", "runpod"}

@@ -26,9 +26,14 @@ ALL_TEXTS = list(TEXTS.values())
 @given(st.lists(st.integers(2, 8192), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_every_token_is_in_one_piece(lengths: list[int]) -> None:
-    """The pieces cover each token once, in order, and each piece is short enough for a waiting query."""
+    """The pieces cover each token once, in order, and each piece is short enough for a waiting query.
+
+    On a CPU they go on for a few rows, so that there are few sizes of pieces.
+    """
     packing = Packing.of(np.array(sorted(lengths), dtype=np.int32), "cpu", flash=None)
-    assert [row for rows in packing.rows for row in range(rows.start, rows.stop)] == list(range(sum(lengths)))
+    rows = [row for rows in packing.rows for row in range(rows.start, rows.stop)]
+    assert rows == list(range(len(rows)))
+    assert sum(lengths) <= len(rows) < sum(lengths) + 16
     assert max(rows.stop - rows.start for rows in packing.rows) <= 512
     attended = [
         span.start + text * span.length + position

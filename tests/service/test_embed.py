@@ -257,7 +257,7 @@ def test_more_texts_than_max_texts_are_refused(serve: Serve) -> None:
 def test_a_job_larger_than_the_queue_is_refused(watched: Watched, store: EdgeStore) -> None:
     """A job that cannot fit into the queue is an error that names its field; a smaller job is served."""
     many = ["word"] * 30
-    says = "90 tokens are more than the queue holds (QUEUE_TOKENS=20)"
+    says = "the 30 texts have at least 60 tokens, more than the queue holds (QUEUE_TOKENS=20); send at most 10 at once"
     with embedder_over(watched.engine, queue_tokens=20) as small:
         worker = Client(Operations(Settings.from_environment(ENVIRONMENT), small, store))
         worker.good({"texts": ["word"], "qdrant": {"collection": "notes"}})

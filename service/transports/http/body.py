@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
 
+from embedder import BODIES, QUICK, Threads
 from service.memory_budget import Reservation
 from service.transports.http.decoder import Decoder
 from service.validation import shown
@@ -30,8 +31,11 @@ BODY_TIMEOUT_S: Final = 600.0
 _THREAD_MIN_BYTES: Final = 100_000
 """Minimum size of a body that is parsed in a thread."""
 
-_PARSER: Final = ThreadPoolExecutor(1, thread_name_prefix="json")
+_PARSER: Final = Threads("json", 1)
 """The thread that parses large bodies, one after another: several would keep the interpreter from the event loop."""
+
+_QUICK_PART_MAX_BYTES: Final = 1024
+"""Maximum size of a compressed part that is decompressed among quick work."""
 
 
 class Received:
@@ -57,7 +61,7 @@ class Received:
         """
         if len(self.content) <= _THREAD_MIN_BYTES:
             return self._parsed()
-        return await asyncio.get_running_loop().run_in_executor(_PARSER, self._parsed)
+        return await _PARSER.run(self._parsed)
 
     def discard(self) -> None:
         """Give back the memory of the body, which is parsed."""
@@ -108,7 +112,8 @@ async def read_body(
             memory.grow(len(part))
             content += part
         else:
-            await asyncio.to_thread(_decompress, decoder, part, content, memory)
+            threads = QUICK if len(part) <= _QUICK_PART_MAX_BYTES else BODIES
+            await threads.run(partial(_decompress, decoder, part, content, memory))
     if decoder is not None:
         decoder.check_complete()
     return Received(content, memory, JsonLimits.of(max_nodes, max_bytes))

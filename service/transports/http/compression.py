@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Collection
 from typing import Final, Protocol
@@ -10,6 +9,8 @@ from typing import Final, Protocol
 from backports import zstd
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedder import BODIES
 
 COMPRESSED_MIN_BYTES: Final = 32_768
 """Minimum size of an answer that is compressed. One embedding as a list of 1024 numbers has 13 kB."""
@@ -116,7 +117,7 @@ class _Answer:
         def compress() -> bytes:
             return compressor.compress(body) + (b"" if more else compressor.flush())
 
-        return compress() if len(body) <= _QUICK_MAX_BYTES else await asyncio.to_thread(compress)
+        return compress() if len(body) <= _QUICK_MAX_BYTES else await BODIES.run(compress)
 
 
 def accepted(header: str) -> str | None:

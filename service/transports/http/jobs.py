@@ -14,7 +14,7 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from embedder import NotFound, Overloaded
+from embedder import BODIES, NotFound, Overloaded
 from service.logs import CALLER
 from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
@@ -180,7 +180,7 @@ class Jobs:
         try:
             async with self._turns:
                 answer = await self._answered(job, work, metrics)
-            content = await asyncio.to_thread(_written, answer)
+            content = await BODIES.run(lambda: _written(answer))
         except Exception as error:  # noqa: BLE001 - a job must not stay without an end
             log_defect(error)
             answer = error_reply(defect(error), error_answer)

@@ -23,7 +23,7 @@ from typing import Final
 
 import uvicorn
 
-from embedder import ConfigurationError, WorkerError, whereabouts
+from embedder import ConfigurationError, WorkerError, in_own_thread, whereabouts
 from service import logs
 from service.operations import Operations
 from service.readiness import checks
@@ -127,7 +127,7 @@ class _Server:
         self._builder.start()
         await self._uvicorn.serve(sockets=[self._listener])
         if self._state.operations is not None:
-            await asyncio.to_thread(self._state.operations.close)
+            await in_own_thread(self._state.operations.close)
         return self._exit_status
 
     @property

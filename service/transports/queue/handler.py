@@ -5,7 +5,6 @@ Nothing heavy is imported here: the model loads on the first job, or before the 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,9 @@ async def handler(job: dict[str, Any], progress: Progress | None = None) -> Any:
     """
     codec = _codec
     if codec is None:
-        codec = await asyncio.to_thread(_load)
+        from embedder import in_own_thread
+
+        codec = await in_own_thread(_load)
     return await codec.job(job.get("input"), progress)
 
 
