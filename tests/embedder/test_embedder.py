@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from embedder import BatchReport, Embedder, ModelOptions, Priority, Result
+from embedder import QUICK, BatchReport, Embedder, ModelOptions, Priority, Result
 from embedder.checkpoint import MINI
 from embedder.engines import Engine
 from embedder.errors import Cancelled, ConfigurationError, InvalidRequest, ModelFailure, Overloaded
@@ -256,8 +257,12 @@ def test_cancelling_a_large_request_ends_its_tokenization() -> None:
             for _ in range(1000):
                 tokenizer.permits.release()
 
-    asyncio.run(scenario())  # waits for the thread that tokenizes
+    asyncio.run(scenario())
     embedder.close()
+    deadline = time.monotonic() + WAIT_MAX_S
+    while QUICK.characters and time.monotonic() < deadline:  # the thread that tokenizes ends by itself
+        time.sleep(0.001)
+    assert QUICK.characters == 0
     assert tokenizer.given == 2
     assert len(engine.batches) == 1
 
