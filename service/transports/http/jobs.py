@@ -103,13 +103,13 @@ class Jobs:
             raise BodyTooLarge(f"with Prefer: respond-async the body must have at most {limit}, got {size}")
         self._check_room(size)
         running = ExitStack()
-        running.enter_context(self._state.admitted())
+        counted = running.enter_context(self._state.admitted("job"))
         while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
             self._forget(self._oldest_ended().id, metrics)
         job = Job(uuid.uuid4().hex, CALLER.get(), size)
         self._jobs[job.id] = job
         metrics.job_moved(None, job.state)
-        job.task = asyncio.create_task(self._run(job, work, metrics))
+        job.task = counted.task = asyncio.create_task(self._run(job, work, metrics))
         job.task.add_done_callback(lambda _task: running.close())
         return job
 

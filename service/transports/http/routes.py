@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from service.metrics import CONTENT_TYPE
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, parsed, read_body, read_json
 from service.transports.http.compression import Compression
 from service.transports.http.decoder import CODINGS
-from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
+from service.transports.http.gate import CLIENT_CLOSED_REQUEST, JOBS_PREFIX, Gate, error_response, response
 from service.transports.http.inference_key import InferenceKey
 from service.transports.http.jobs import Job, Jobs, prefers_async
 from service.transports.http.openapi import (
@@ -65,9 +65,6 @@ MODEL: Final = MODELS + "/{model}"
 
 _POLL_INTERVAL_S: Final = "1"
 """`Retry-After` of a job that has not ended."""
-
-_CLIENT_CLOSED_REQUEST: Final = 499
-"""Status that is logged and counted if the client has disconnected."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -225,14 +222,14 @@ class _Endpoints:
         content = await read_body(request, max_bytes=self._body_max_bytes, part_timeout_s=self._body_part_timeout_s)
         raw = await parsed(content)
         if route.path == EMBED and is_tei_embed(raw):
-            return await _while_connected(request, codec.tei(raw, EMBED))
+            return response(await codec.tei(raw, EMBED))
         raw = completed(raw, route.operation, passages=route.passages, path=route.path)
         if route.passages and prefers_async(request.headers):
             await codec.check(raw)
             return self._accepted(
                 self._jobs.accept(partial(self._work, route, content), len(content), codec.core.metrics)
             )
-        return await _while_connected(request, codec.answer(raw))
+        return response(await codec.answer(raw))
 
     async def _work(self, route: Route, content: bytes, progress: Progress) -> Answer:
         """Run an operation as a job, which waits as bytes, since parsed JSON may have twenty times their size."""
@@ -243,13 +240,13 @@ class _Endpoints:
         """Embed texts as OpenAI does."""
         codec = self._state.ready()
         raw = await self._json(request)
-        return await _while_connected(request, codec.openai_embeddings(raw))
+        return response(await codec.openai_embeddings(raw))
 
     async def deployment(self, request: Request) -> Response:
         """Embed texts as Azure OpenAI does."""
         codec = self._state.ready()
         raw = await self._json(request)
-        return await _while_connected(request, codec.openai_embeddings(raw, request.path_params["model"]))
+        return response(await codec.openai_embeddings(raw, request.path_params["model"]))
 
     async def inference(self, request: Request) -> Response:
         """Embed texts for a Qdrant server."""
@@ -265,19 +262,19 @@ class _Endpoints:
         raw = await parsed(content)
         if not is_known:
             self._inference_key.check(raw)
-        return await _while_connected(request, codec.qdrant_inference(raw))
+        return response(await codec.qdrant_inference(raw))
 
     async def rerank(self, request: Request) -> Response:
         """Rank documents as Cohere, Jina and TEI do."""
         codec = self._state.ready()
         raw = await self._json(request)
-        return await _while_connected(request, codec.rerank(raw, request.url.path))
+        return response(await codec.rerank(raw, request.url.path))
 
     async def tei(self, request: Request) -> Response:
         """Embed texts as TEI does."""
         codec = self._state.ready()
         raw = await self._json(request)
-        return await _while_connected(request, codec.tei(raw, request.url.path))
+        return response(await codec.tei(raw, request.url.path))
 
     async def tei_info(self, _request: Request) -> Response:
         """Describe the model as TEI does."""
@@ -322,7 +319,8 @@ class _Endpoints:
     async def job_deletion(self, request: Request) -> Response:
         """Cancel an accepted job, and forget it."""
         metrics = self._state.ready().core.metrics
-        return _described(await self._jobs.cancel(request.path_params["id"], metrics))
+        # To its end, whether or not the client is still there: a cancelled job must not stay among the running ones.
+        return _described(await asyncio.shield(self._jobs.cancel(request.path_params["id"], metrics)))
 
     def _accepted(self, job: Job) -> Response:
         accepted = _described(job, 202)
@@ -362,26 +360,6 @@ def _html(page: Page) -> Response:
     return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
-    """The response, unless the client disconnects first, which cancels the work."""
-    working = asyncio.create_task(work)
-    disconnected = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return response(working.result())
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
-    finally:
-        disconnected.cancel()
-        working.cancel()
-        await asyncio.gather(disconnected, working, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _http_exception(paths: Sequence[str], request: Request, error: Exception) -> Response:
     """Answer FastAPI's own errors in the worker's form."""
     if isinstance(error, HTTPException) and error.status_code == 405:
@@ -408,8 +386,8 @@ async def _worker_error(request: Request, error: Exception) -> Response:
 
 
 async def _client_disconnected(_request: Request, _error: Exception) -> Response:
-    """Answer a disconnect within the body with the same status as a later disconnect."""
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    """Answer a disconnect within the body with the status that the gate counts for every other one."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _defect(request: Request, error: Exception) -> Response:
