@@ -19,6 +19,7 @@ from embedder import WorkerError
 from service.api_keys import ApiKeys
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
+from service.transports.http.hosts import Hosts, check_origin
 from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_form, error_reply
@@ -34,7 +35,7 @@ PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/r
 """Paths that need no API key and are answered during a shutdown."""
 
 PROBES: Final = ("/ping", "/health", "/livez", "/readyz")
-"""Paths that platforms ask, also while all connections are in use."""
+"""Paths that platforms ask, by any host name and also while all connections are in use."""
 
 JOBS_PREFIX: Final = "/jobs/"
 """Prefix of the paths of accepted jobs."""
@@ -78,6 +79,7 @@ class Gate:
         self._templates = [(path.partition("{")[0], path.rpartition("}")[2], path) for path in paths if "{" in path]
         self._keys = state.settings.api_key
         self._cors = Cors(state.settings.cors_origins)
+        self._hosts = Hosts.of(state.settings)
         self._root_path = state.settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,13 +132,18 @@ class Gate:
             CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        is_public = scope["path"] in PUBLIC_PATHS and scope["method"] != "POST"  # POST / embeds texts
+        if not (is_public and scope["path"] in PROBES):
+            self._hosts.check(headers)
         preflight = self._cors.preflight(scope["method"], headers)
         if preflight is not None:
             await preflight(scope, receive, send)
             return
-        if scope["path"] in PUBLIC_PATHS and scope["method"] != "POST":  # POST / embeds texts
+        if is_public:
             await self._app(scope, receive, send)
             return
+        if self._keys is None:
+            check_origin(headers, is_allowed=self._cors.allows(headers.get("origin", "")))
         if self._keys is not None and scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
             CALLER.set(_caller(self._keys, headers))
         if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
