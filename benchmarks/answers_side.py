@@ -206,15 +206,13 @@ class Server:
     """The application under uvicorn on the loopback, in a thread, as the service runs it."""
 
     def __init__(self, application: Any) -> None:
-        import uvicorn
+        from service.transports.http.connections import ConnectionLimits, Connections
+        from service.transports.http.uvicorn_server import UvicornServer
 
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
-        config = uvicorn.Config(
-            application, lifespan="off", ws="none", access_log=False, log_config=None, server_header=False
-        )
-        self._server = uvicorn.Server(config)
+        self._server = UvicornServer(application, Connections(ConnectionLimits()), grace_s=30.0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

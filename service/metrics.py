@@ -97,6 +97,13 @@ class Metrics:
         self._jobs = Gauge(
             "bge_m3_http_jobs", "Jobs that were accepted with respond-async, by state.", ["state"], registry=registry
         )
+        self._connections = Gauge("bge_m3_http_connections", "Open connections of clients.", registry=registry)
+        self._refused = Counter(
+            "bge_m3_http_refused",
+            "Connections and requests that were refused before they were read, by reason.",
+            ["reason"],
+            registry=registry,
+        )
 
     def batch(self, tokens: int, fill: float, seconds: float) -> None:
         """Count a batch of the model: its tokens, their share of the token budget, and its duration."""
@@ -144,6 +151,14 @@ class Metrics:
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP response; `route` is one of a fixed set."""
         self._responses.labels(route, str(status)).inc()
+
+    def count_connections(self, count: Callable[[], int]) -> None:
+        """Show the number of open connections that a function returns."""
+        self._connections.set_function(count)
+
+    def refused(self, reason: str) -> None:
+        """Count a client that the HTTP server has refused or cut; `reason` is one of a fixed set."""
+        self._refused.labels(reason).inc()
 
     def job_moved(self, before: str | None, after: str | None) -> None:
         """Count a job of the HTTP server in its new state, and no more in the one before; None for no job."""

@@ -7,6 +7,7 @@ warning.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -92,6 +93,31 @@ def _collection_names(value: object) -> object:
 def _origins(value: object) -> object:
     origins = _listed(value, "https://a.example,https://b.example", "must name an origin; leave it unset for none")
     return [_origin(origin) for origin in origins] if isinstance(origins, list) else origins
+
+
+def _allowed_hosts(value: object) -> object:
+    example = "worker.example.org,localhost:8000"
+    hosts = _listed(value, example, "must name a host; leave it unset for the default")
+    return [_allowed_host(host) for host in hosts] if isinstance(hosts, list) else hosts
+
+
+def _allowed_host(value: object) -> str:
+    """A host name or an address in lower case, with a port or without one, or `*`."""
+    form = r"\*|([a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:\d{1,5})?"
+    if not isinstance(value, str) or re.fullmatch(form, value.lower(), re.ASCII) is None:
+        raise ValueError("must be host names with an optional port, such as worker.example.org or [::1]:8000, or *")
+    return value.lower()
+
+
+def _address(value: object) -> object:
+    """The address of an interface, without the brackets of a URL."""
+    if not isinstance(value, str):
+        return value
+    address = value.removeprefix("[").removesuffix("]").lower()
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if address == "localhost" else address))
+    except ValueError:
+        raise ValueError("must be the IP address of an interface, such as 127.0.0.1, 0.0.0.0 or ::") from None
 
 
 def _origin(value: object) -> str:
@@ -200,7 +226,12 @@ class Settings(BaseModel):
     allow_token_ids: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
+    host: Annotated[str, BeforeValidator(_address)] | None = None
     port: PortNumber | None = None
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_allowed_hosts)] = ()
+    http_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    http_max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    shutdown_grace_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = 30.0
     root_path: Annotated[str, BeforeValidator(_root_path)] | None = None
     jobs_max: Annotated[int, Field(ge=1, le=100_000)] = 1000
     jobs_max_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 256.0

@@ -6,8 +6,12 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED_STATUS: Final = 130
 """Exit status after Ctrl-C by the convention of shells: 128 plus the number of the signal."""
@@ -24,6 +28,23 @@ def end_process(status: int) -> NoReturn:
         with suppress(OSError, ValueError, RuntimeError):  # no reader, a closed stream, or a signal during a write
             stream.flush()
     os._exit(status)
+
+
+def end_process_after(seconds: float, status: Callable[[], int]) -> None:
+    """End the process when its shutdown has used its time, whatever its threads still do.
+
+    Args:
+        seconds: time from now.
+        status: returns the exit status.
+    """
+
+    def end() -> None:
+        log.warning("the shutdown has used its %g seconds (SHUTDOWN_GRACE_S): ending without the rest", seconds)
+        end_process(status())
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def exit_on_signals() -> None:

@@ -333,7 +333,7 @@ def test_a_client_that_reads_no_answer_holds_no_worker(port: int, client: httpx.
     """After SIGTERM the process exits although a client never reads its large answer."""
     body = json.dumps({"texts": ["word " * 3_000_000], "returnVectors": False}).encode()
     head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with program(port, "tests.programs.hasty_shutdown", MAX_RESPONSE_MB="30") as worker:
+    with program(port, MAX_RESPONSE_MB="30") as worker:
         until(lambda: status(client) == 200, "ready")
         with socket.create_connection(("127.0.0.1", port), WAIT_MAX_S) as raw:
             raw.sendall(head.encode() + body)

@@ -68,6 +68,28 @@ class BodyStalled(InvalidRequest):
     retryable = True
 
 
+class HeadStalled(InvalidRequest):
+    """The client stopped sending in the middle of the head of a request."""
+
+    retryable = True
+
+
+class HeadTooLarge(InvalidRequest):
+    """The head of the request has too many bytes or too many headers."""
+
+
+class TargetTooLong(InvalidRequest):
+    """The target of the request, which is its path and its query, is too long."""
+
+
+class WrongHost(InvalidRequest):
+    """The request names a host that this worker does not answer for."""
+
+
+class ForeignOrigin(InvalidRequest):
+    """The request comes from the page of an origin that may not use this worker."""
+
+
 class BodyTooLarge(InvalidRequest):
     """The request body exceeds the limit of the HTTP server."""
 
@@ -78,6 +100,10 @@ class NotJson(InvalidRequest):
 
 class UnknownCoding(InvalidRequest):
     """The request body is compressed in a way that is not understood."""
+
+
+class TooManyConnections(Overloaded):
+    """The HTTP server has as many connections as it may have."""
 
 
 class Loading(Overloaded):
@@ -108,11 +134,17 @@ ERRORS: Final[Mapping[type[WorkerError], WireError]] = {
     Unauthorized: WireError("invalid_request", 401),
     MethodNotAllowed: WireError("invalid_request", 405),
     BodyStalled: WireError("invalid_request", 408),
+    HeadStalled: WireError("invalid_request", 408),
+    HeadTooLarge: WireError("invalid_request", 431),
+    TargetTooLong: WireError("invalid_request", 414),
+    WrongHost: WireError("invalid_request", 421),
+    ForeignOrigin: WireError("invalid_request", 403),
     BodyTooLarge: WireError("invalid_request", 413),
     NotJson: WireError("invalid_request", 415),
     UnknownCoding: WireError("invalid_request", 415),
     NotFound: WireError("not_found", 404),
     Overloaded: WireError("overloaded", 429),
+    TooManyConnections: WireError("overloaded", 503),
     Loading: WireError("overloaded", 503),
     ResponseTooLarge: WireError("response_too_large", 413),
     ModelFailure: WireError("model_failure", 500),

@@ -21,11 +21,20 @@ def allowed(headers: httpx.Headers) -> dict[str, str]:
 
 
 def test_without_origins_no_page_of_another_site_is_served(worker: Client) -> None:
-    """By default a preflight request is like any other request, and answers allow no origin."""
+    """By default a preflight request is like any other request, which is refused, and answers allow no origin."""
     with Served(worker.operations) as served, served.client(Origin=APP) as client:
-        assert client.options("/embed", headers=ASKING).status_code == 405
+        for answer in (client.options("/embed", headers=ASKING), client.post("/embed", json={"texts": ["a"]})):
+            assert (answer.status_code, allowed(answer.headers), answer.headers.get("vary")) == (403, {}, None)
+        assert client.get("/livez").status_code == 200
+
+
+def test_with_a_key_the_origin_is_the_business_of_the_browser(serve: Serve) -> None:
+    """A request with the key is answered whatever its origin, and the answer allows none."""
+    operations = serve(API_KEY=KEY).operations
+    with Served(operations) as served, served.client(Origin=APP, Authorization=f"Bearer {KEY}") as client:
         answer = client.post("/embed", json={"texts": ["a"]})
-        assert (answer.status_code, allowed(answer.headers), answer.headers.get("vary")) == (200, {}, None)
+        assert (answer.status_code, allowed(answer.headers)) == (200, {})
+        assert client.options("/embed", headers=ASKING).status_code == 405
 
 
 def test_a_named_origin_reads_answers_and_no_other_does(serve: Serve) -> None:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import http.client
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from service.variables import plain
+
+_ANY_HOST: Final[Mapping[str, str]] = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Addresses of this machine by the value of `HOST` that stands for all of its interfaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ def check(environment: Mapping[str, str], *, timeout_s: float = 3.0) -> Health:
     """Ask the HTTP server.
 
     Args:
-        environment: `PORT`, and whether a RunPod queue is served instead.
+        environment: `PORT`, `HOST`, and whether a RunPod queue is served instead.
         timeout_s: time to wait for the answer.
     """
     port = plain(environment.get("PORT", ""))
@@ -40,7 +44,8 @@ def check(environment: Mapping[str, str], *, timeout_s: float = 3.0) -> Health:
         return Health(healthy=True, reason="PORT is unset, so no server is asked")
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
         return Health(healthy=False, reason=f"PORT must be an integer from 1 to 65535, got {port!r}")
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout_s)
+    host = plain(environment.get("HOST", "")).strip("[]")
+    connection = http.client.HTTPConnection(_ANY_HOST.get(host, host), int(port), timeout=timeout_s)
     try:
         connection.request("GET", "/ping")
         status = connection.getresponse().status

@@ -32,7 +32,7 @@ class Cors:
     def headers(self, request: Headers) -> Mapping[str, str]:
         """The headers that every answer to a request needs; empty for a request of no allowed origin."""
         origin = request.get("origin")
-        if origin is None or not self._allows(origin):
+        if origin is None or not self.allows(origin):
             return {}
         allowed = "*" if "*" in self._origins else origin
         return {"Access-Control-Allow-Origin": allowed, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
@@ -55,5 +55,6 @@ class Cors:
             answer["Access-Control-Allow-Headers"] = names
         return Response(status_code=204, headers=answer)
 
-    def _allows(self, origin: str) -> bool:
+    def allows(self, origin: str) -> bool:
+        """Whether pages of an origin may read answers."""
         return "*" in self._origins or origin.lower() in self._origins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -18,11 +19,12 @@ from embedder import WorkerError
 from service.api_keys import ApiKeys
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
+from service.transports.http.hosts import Hosts, check_origin
 from service.transports.http.paths import normalized
 from service.transports.http.state import ServerState
 from service.wire import Answer, error_form, error_reply
 from service.wire.body import Body
-from service.wire.errors import Unauthorized
+from service.wire.errors import ShuttingDown, Unauthorized
 from service.wire.instrumentation import defect, log_defect
 from service.wire.qdrant_inference import INFERENCE, as_server_reads
 from service.wire.streamed import Streamed
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 PUBLIC_PATHS: Final = frozenset({"/", "/docs", "/ping", "/health", "/livez", "/readyz"})
 """Paths that need no API key and are answered during a shutdown."""
+
+PROBES: Final = ("/ping", "/health", "/livez", "/readyz")
+"""Paths that platforms ask, by any host name and also while all connections are in use."""
 
 JOBS_PREFIX: Final = "/jobs/"
 """Prefix of the paths of accepted jobs."""
@@ -43,6 +48,9 @@ _STREAMED_CHUNK_MIN_BYTES: Final = 1024 * 1024
 
 _CODE_KEY: Final = "error_code"
 """Key of the error code in the ASGI message from an error response to the gate, which removes it."""
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Status that is logged and counted if the client has disconnected."""
 
 _OTHER: Final = "other"
 """Name of all unknown paths in metrics and logs."""
@@ -71,6 +79,7 @@ class Gate:
         self._templates = [(path.partition("{")[0], path.rpartition("}")[2], path) for path in paths if "{" in path]
         self._keys = state.settings.api_key
         self._cors = Cors(state.settings.cors_origins)
+        self._hosts = Hosts.of(state.settings)
         self._root_path = state.settings.root_path or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,6 +109,13 @@ class Gate:
             await self._serve(scope, receive, send_with_headers, headers)
         except WorkerError as error:
             await error_response(error, scope["path"])(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if status or not self._state.is_cut:
+                status = CLIENT_CLOSED_REQUEST
+                raise
+            _uncancel()
+            end = ShuttingDown("the worker has stopped before the end of the request; retry on another worker")
+            await error_response(end, scope["path"])(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - uvicorn would log it with its message, which may quote a text
             log_defect(error)
             if not status:
@@ -116,20 +132,25 @@ class Gate:
             CALLER.reset(caller_token)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        is_public = scope["path"] in PUBLIC_PATHS and scope["method"] != "POST"  # POST / embeds texts
+        if not (is_public and scope["path"] in PROBES):
+            self._hosts.check(headers)
         preflight = self._cors.preflight(scope["method"], headers)
         if preflight is not None:
             await preflight(scope, receive, send)
             return
-        if scope["path"] in PUBLIC_PATHS and scope["method"] != "POST":  # POST / embeds texts
+        if is_public:
             await self._app(scope, receive, send)
             return
+        if self._keys is None:
+            check_origin(headers, is_allowed=self._cors.allows(headers.get("origin", "")))
         if self._keys is not None and scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
             CALLER.set(_caller(self._keys, headers))
         if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
             await self._app(scope, receive, send)
             return
         with ExitStack() as running:
-            running.enter_context(self._state.admitted())
+            running.enter_context(self._state.admitted(self._route(scope["path"])))
 
             async def send_and_release(message: Message) -> None:
                 running.close()  # the work is done; uvicorn's shutdown timeout limits how long the client reads
@@ -174,6 +195,13 @@ def _caller(keys: ApiKeys, headers: Headers) -> str:
             "Authorization must be 'Bearer API_KEY', or the header api-key API_KEY, with the API_KEY of this worker"
         )
     return name
+
+
+def _uncancel() -> None:
+    """Let the current task go on after its cancellation."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 class _Refusal(Response):

@@ -105,7 +105,7 @@ class Jobs:
             raise BodyTooLarge(f"with Prefer: respond-async the body must have at most {limit}, got {size}")
         self._check_room(size)
         with ExitStack() as stack:
-            stack.enter_context(self._state.admitted())
+            counted = stack.enter_context(self._state.admitted("job"))
             stack.enter_context(memory.reserve(size))
             running = stack.pop_all()
         while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
@@ -113,7 +113,7 @@ class Jobs:
         job = Job(uuid.uuid4().hex, CALLER.get(), size)
         self._jobs[job.id] = job
         metrics.job_moved(None, job.state)
-        job.task = asyncio.create_task(self._run(job, work, metrics))
+        job.task = counted.task = asyncio.create_task(self._run(job, work, metrics))
         job.task.add_done_callback(lambda _task: running.close())
         return job
 

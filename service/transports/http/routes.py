@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from service.metrics import CONTENT_TYPE
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, Received, read_body
 from service.transports.http.compression import Compression
 from service.transports.http.decoder import CODINGS
-from service.transports.http.gate import JOBS_PREFIX, Gate, error_response, response
+from service.transports.http.gate import CLIENT_CLOSED_REQUEST, JOBS_PREFIX, Gate, error_response, response
 from service.transports.http.inference_key import InferenceKey
 from service.transports.http.jobs import Job, Jobs, prefers_async
 from service.transports.http.openapi import (
@@ -67,9 +67,6 @@ MODEL: Final = MODELS + "/{model}"
 
 _POLL_INTERVAL_S: Final = "1"
 """`Retry-After` of a job that has not ended."""
-
-_CLIENT_CLOSED_REQUEST: Final = 499
-"""Status that is logged and counted if the client has disconnected."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -235,7 +232,7 @@ class _Endpoints:
                 work, size = partial(self._work, route, received.content), len(received.content)
                 return self._accepted(self._jobs.accept(work, size, codec.core.metrics, codec.core.memory))
             received.discard()
-            return await _while_connected(request, codec.tei(raw, EMBED) if is_tei else codec.answer(raw))
+            return response(await (codec.tei(raw, EMBED) if is_tei else codec.answer(raw)))
 
     async def _work(self, route: Route, content: bytearray, progress: Progress) -> Answer:
         """Run an operation as a job, which waits as bytes, since parsed JSON may have twenty times their size."""
@@ -276,7 +273,7 @@ class _Endpoints:
             if not is_known:
                 self._inference_key.check(raw)
             received.discard()
-            return await _while_connected(request, codec.qdrant_inference(raw))
+            return response(await codec.qdrant_inference(raw))
 
     async def rerank(self, request: Request) -> Response:
         """Rank documents as Cohere, Jina and TEI do."""
@@ -329,7 +326,8 @@ class _Endpoints:
     async def job_deletion(self, request: Request) -> Response:
         """Cancel an accepted job, and forget it."""
         metrics = self._state.ready().core.metrics
-        return _described(await self._jobs.cancel(request.path_params["id"], metrics))
+        # To its end, whether or not the client is still there: a cancelled job must not stay among the running ones.
+        return _described(await asyncio.shield(self._jobs.cancel(request.path_params["id"], metrics)))
 
     def _accepted(self, job: Job) -> Response:
         accepted = _described(job, 202)
@@ -353,14 +351,14 @@ class _Endpoints:
         """Return the OpenAPI document."""
         return response(Answer(Body.of(description(self.app, self._state.settings.root_path))))
 
-    async def _answered(self, request: Request, work: Callable[[Codec, Any], Coroutine[Any, Any, Answer]]) -> Response:
+    async def _answered(self, request: Request, work: Callable[[Codec, Any], Awaitable[Answer]]) -> Response:
         """Read a body and do its work, with the memory of both reserved."""
         codec = self._state.ready()
         with codec.core.memory.reserve() as memory:
             received = await self._received(request, memory, self._body_max_bytes)
             raw = await received.parsed()
             received.discard()
-            return await _while_connected(request, work(codec, raw))
+            return response(await work(codec, raw))
 
     async def _received(self, request: Request, memory: Reservation, max_bytes: int) -> Received:
         return await read_body(
@@ -382,26 +380,6 @@ def _described(job: Job, status: int = 200) -> Response:
 def _html(page: Page) -> Response:
     headers = {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
     return Response(page.body, headers=headers, media_type="text/html; charset=utf-8")
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Response:
-    """The response, unless the client disconnects first, which cancels the work."""
-    working = asyncio.create_task(work)
-    disconnected = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return response(working.result())
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
-    finally:
-        disconnected.cancel()
-        working.cancel()
-        await asyncio.gather(disconnected, working, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _http_exception(paths: Sequence[str], request: Request, error: Exception) -> Response:
@@ -430,8 +408,8 @@ async def _worker_error(request: Request, error: Exception) -> Response:
 
 
 async def _client_disconnected(_request: Request, _error: Exception) -> Response:
-    """Answer a disconnect within the body with the same status as a later disconnect."""
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    """Answer a disconnect within the body with the status that the gate counts for every other one."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _defect(request: Request, error: Exception) -> Response:

@@ -5,51 +5,57 @@
 `python handler.py` also starts it if `PORT` is set and there is no queue; see `service.transports.queue.worker`.
 
 The port answers immediately: `/ping` with 204 while the model loads in the background, and with 200 when it is ready.
-After SIGTERM new requests get 503, running requests are answered, and the process ends with status 0. The status is 1
-if a readiness check fails or the last device is lost, and 2 if the settings cannot work.
+After SIGTERM new requests get 503, running requests are answered, and the process ends with status 0, after
+`SHUTDOWN_GRACE_S` at the latest. The status is 1 if a readiness check fails or the last device is lost, and 2 if the
+settings cannot work.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
-import uvicorn
-
 from embedder import ConfigurationError, WorkerError, in_own_thread, whereabouts
 from service import logs
+from service.metrics import Metrics
 from service.operations import Operations
 from service.readiness import checks
 from service.settings import Settings
-from service.shutdown import end_process
+from service.shutdown import end_process, end_process_after
+from service.transports.http.connections import ConnectionLimits, Connections
 from service.transports.http.routes import application
 from service.transports.http.state import ServerState
+from service.transports.http.uvicorn_server import BACKLOG, UvicornServer
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 8000
 """Port of `bge-m3-qdrant serve` where `PORT` is not set."""
 
-SHUTDOWN_TIMEOUT_S: Final = 30
-"""Time that clients have to read their answers during a shutdown."""
+_CLOSING_SHARE: Final = 0.1
+"""Share of `SHUTDOWN_GRACE_S` that is left to answer the requests that are cut, and as much again to end."""
+
+_CLOSING_MAX_S: Final = 1.0
+"""Maximum of the same time."""
 
 Build = Callable[[Settings], Operations]
 
 
-def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOWN_TIMEOUT_S) -> int:
+def serve(settings: Settings, build: Build) -> int:
     """Open the port, load the model, and serve until a signal. Must be called in the main thread.
 
     Args:
         settings: the settings.
         build: loads the model; called once, in a thread.
-        shutdown_timeout_s: time that clients have to read their answers during a shutdown.
 
     Returns:
         The exit status of the process. If the model is still loading, the process ends here instead, since the thread
@@ -58,64 +64,59 @@ def serve(settings: Settings, build: Build, *, shutdown_timeout_s: int = SHUTDOW
     logs.configure_server(settings.log_level, settings.log_format)
     port = settings.port or DEFAULT_PORT
     try:
-        listener = listening(port)
+        listener = listening(port, settings.host)
     except OSError as error:
-        return logs.refuse_to_start(f"PORT must be a free port, got {port} ({error.strerror}); choose another port")
+        return logs.refuse_to_start(_unusable(settings, port, error))
     if settings.api_key is None:
         log.warning("API_KEY is not set: anyone who can reach the port can read, write and delete points")
     with listener:
-        server = _Server(settings, listener, shutdown_timeout_s)
+        server = _Server(settings, listener)
         status = asyncio.run(server.run(build))
     if server.loading:
         end_process(status)
     return status
 
 
-def listening(port: int) -> socket.socket:
-    """A socket that listens on a port of all interfaces, with TCP_NODELAY.
+def listening(port: int, host: str | None = None) -> socket.socket:
+    """A socket that listens on a port, with TCP_NODELAY.
 
     Without TCP_NODELAY the body of an answer waits 40 ms for the client's delayed acknowledgement of the head. asyncio
     sets the option only on sockets with an explicit protocol, which `socket.create_server` does not set.
 
+    Args:
+        port: the port.
+        host: the IP address of an interface; None for all of IPv4, `::` for all of both.
+
     Raises:
-        OSError: the port is in use or not permitted.
+        OSError: the port is in use or not permitted, or no interface has the address.
     """
-    listener = socket.create_server(("", port), backlog=2048)
+    family = socket.AF_INET6 if host is not None and ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host or "", port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its own signal handlers, which would close the port before running requests are answered."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Install no signal handlers."""
-        yield
+def _unusable(settings: Settings, port: int, error: OSError) -> str:
+    """The message for a port that cannot be opened."""
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return f"HOST must be the address of an interface of this machine, got {settings.host} ({error.strerror})"
+    return f"PORT must be a free port, got {port} ({error.strerror}); choose another port"
 
 
 class _Server:
     """The server process: its port, its model and its shutdown."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, shutdown_timeout_s: int) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._listener = listener
         self._port = listener.getsockname()[1]
         self._state = ServerState(settings, self._stop)
         self._status = 0
         self._signalled = False
         self._builder: threading.Thread | None = None
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                application(self._state),
-                lifespan="off",
-                ws="none",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_keep_alive=75,  # longer than that of load balancers, so that none reuses a closed one
-                timeout_graceful_shutdown=shutdown_timeout_s,
-            )
-        )
+        self._cut: Counter[str] = Counter()
+        self._connections = Connections(ConnectionLimits.of(settings), self._metrics)
+        self._uvicorn = UvicornServer(application(self._state), self._connections, settings.shutdown_grace_s)
 
     async def run(self, build: Build) -> int:
         """Serve until a shutdown, and return the exit status."""
@@ -126,6 +127,7 @@ class _Server:
         self._builder = threading.Thread(target=self._load, args=(loop, build), name="build", daemon=True)
         self._builder.start()
         await self._uvicorn.serve(sockets=[self._listener])
+        self._report_cut()
         if self._state.operations is not None:
             await in_own_thread(self._state.operations.close)
         return self._exit_status
@@ -152,11 +154,12 @@ class _Server:
             log.critical("the model could not be loaded: %s", whereabouts(error))
             self._status = 1
         else:
-            operations.when_lost(lambda: _call(loop, partial(self._state.close, lost=True)))
+            operations.metrics.count_connections(lambda: len(self._connections))
+            operations.when_lost(lambda: _call(loop, partial(self._shut_down, lost=True)))
             _call(loop, partial(self._state.open, operations))
             log.info("serving %s on port %d", operations.model_label, self._port)
             return
-        _call(loop, self._state.close)
+        _call(loop, self._shut_down)
 
     def _on_signal(self) -> None:
         if self._signalled:
@@ -169,10 +172,41 @@ class _Server:
             self._stop()
             return
         log.info("shutting down: finishing running requests")
-        self._state.close()
+        self._shut_down()
+
+    def _shut_down(self, *, lost: bool = False) -> None:
+        """Finish the running requests, and end the process in `SHUTDOWN_GRACE_S`. Idempotent."""
+        if not self._state.closing:
+            grace_s = self._state.settings.shutdown_grace_s
+            closing_s = min(_CLOSING_MAX_S, _CLOSING_SHARE * grace_s)
+            loop = asyncio.get_running_loop()
+            self._uvicorn.stop_by = loop.time() + grace_s - closing_s
+            self._connections.is_stopping = True
+            loop.call_later(grace_s - 2 * closing_s, self._cut_requests)
+            end_process_after(grace_s, lambda: self._exit_status)
+        self._state.close(lost=lost)
+
+    def _cut_requests(self) -> None:
+        self._cut = self._state.cut()
+
+    def _report_cut(self) -> None:
+        """Log what the shutdown has not finished."""
+        requests, connections = _counts(self._cut.items()), _counts(self._connections.cut.items())
+        if requests or connections:
+            log.warning(
+                "the shutdown has cut requests: %s; and connections: %s", requests or "none", connections or "none"
+            )
+
+    def _metrics(self) -> Metrics | None:
+        operations = self._state.operations
+        return None if operations is None else operations.metrics
 
     def _stop(self) -> None:
         self._uvicorn.should_exit = True
+
+
+def _counts(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(counts))
 
 
 def _checked(operations: Operations, settings: Settings) -> Operations:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from service.operations import Operations
 from service.settings import Settings
@@ -15,6 +18,19 @@ State = Literal["loading", "ready", "draining", "lost"]
 
 RESPONSE_MB: Final = 30.0
 """Maximum answer in megabytes where `MAX_RESPONSE_MB` is unset (RunPod's load balancer limit)."""
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A running request or job, for which a shutdown waits.
+
+    Attributes:
+        kind: its route, or `job`.
+        task: the task that does its work, which is cancelled at the end of `SHUTDOWN_GRACE_S`.
+    """
+
+    kind: str
+    task: asyncio.Task[Any] | None
 
 
 class ServerState:
@@ -29,8 +45,9 @@ class ServerState:
         self.settings = settings
         self._on_empty = on_empty
         self._codec: Codec | None = None
-        self._running = 0
+        self._running: dict[Running, None] = {}
         self._closing = False
+        self._cut = False
         self._lost = False
 
     @property
@@ -46,6 +63,11 @@ class ServerState:
     def closing(self) -> bool:
         """Whether new requests are rejected, for a shutdown or a lost device."""
         return self._closing
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the time of a shutdown is over, so that running requests are cancelled."""
+        return self._cut
 
     @property
     def operations(self) -> Operations | None:
@@ -67,19 +89,23 @@ class ServerState:
         self._codec = Codec(operations, RESPONSE_MB)
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self, kind: str) -> Iterator[Running]:
         """Count the block as a running request, for which a shutdown waits.
+
+        Args:
+            kind: the route of the request, or `job`.
 
         Raises:
             ShuttingDown: the server is shutting down.
         """
         if self._closing:
             raise ShuttingDown("the worker is shutting down; retry on another worker")
-        self._running += 1
+        running = Running(kind, asyncio.current_task())
+        self._running[running] = None
         try:
-            yield
+            yield running
         finally:
-            self._running -= 1
+            del self._running[running]
             if self._closing and not self._running:
                 self._on_empty()
 
@@ -93,3 +119,12 @@ class ServerState:
         self._closing = True
         if not self._running:
             self._on_empty()
+
+    def cut(self) -> Counter[str]:
+        """Cancel the running requests at the end of a shutdown's time, and return their number by kind."""
+        self._cut = True
+        running = list(self._running)
+        for one in running:
+            if one.task is not None:
+                one.task.cancel()
+        return Counter(one.kind for one in running)
