@@ -34,15 +34,16 @@ def open_server(
     return ServerStore(url, api_key, transport=transport, grpc_port=grpc_port, retried=retried)
 
 
-def open_edge(path: str | Path) -> Store:
-    """Open Qdrant Edge in this process. The directory is created if it is missing.
+def open_edge(path: str | Path, *, reserve_bytes: int | None = None) -> Store:
+    """Open Qdrant Edge in this process. The directory is created if it is missing, for this user alone.
 
     Args:
         path: directory of the collections.
+        reserve_bytes: space that writes leave free on the disk, in bytes; None for 256 MB.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process uses it.
     """
-    from qdrant_sink.edge import EdgeStore
+    from qdrant_sink.edge import DiskSpace, EdgeStore
 
-    return EdgeStore(path)
+    return EdgeStore(path, space=None if reserve_bytes is None else DiskSpace(reserve_bytes))

@@ -183,6 +183,7 @@ class Settings(BaseModel):
     qdrant_api_key: SecretStr | None = None
     qdrant_allow_http_key: bool = False
     qdrant_path: str | None = "./qdrant_data"
+    qdrant_path_reserve_mb: Annotated[float, Field(ge=0, le=1_000_000_000, allow_inf_nan=False)] = 256.0
     qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
     qdrant_collections: Annotated[
         tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_collection_names)

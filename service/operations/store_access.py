@@ -62,7 +62,7 @@ def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) 
         )
     if settings.qdrant_path is None:
         raise ConfigurationError(NO_STORE)
-    return open_edge(settings.qdrant_path)
+    return open_edge(settings.qdrant_path, reserve_bytes=int(settings.qdrant_path_reserve_mb * 1_000_000))
 
 
 class StoreAccess:
