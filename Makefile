@@ -51,16 +51,19 @@ $(READY): requirements.txt requirements-torch.txt
 	@echo "Step 3 of 3: install torch. This takes longest, and happens once: on Linux pip's default index has the CUDA"
 	@echo "build, 2.7 GB to download; TORCH_INDEX=... names an extra index with a smaller one, such as torch's own for CPUs."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --requirement requirements-torch.txt
+	@$(PIP) check
 	@touch $@
 
 $(DEV_READY): $(READY) requirements-dev.txt
 	@echo "Install what tests and checks need, on top of $(VENV), once"
 	@$(PIP) $(HASHED) --requirement requirements-dev.txt
+	@$(PIP) check
 	@touch $@
 
 $(BENCH_READY): $(READY) requirements-bench.txt
 	@echo "Install what the benchmarks need, on top of $(VENV), once"
 	@$(PIP) $(HASHED) --requirement requirements-bench.txt
+	@$(PIP) check
 	@touch $@
 
 demo: $(READY) ## embed, store and search the bundled corpus: no network, no server, no GPU
