@@ -31,6 +31,7 @@ from qdrant_sink.documents import (
 from qdrant_sink.embedded_texts import EmbeddedText, embedded_text
 from qdrant_sink.errors import (
     AccessDenied,
+    CallAbandoned,
     CollectionChanged,
     Difference,
     Disagreement,
@@ -148,6 +149,7 @@ __all__ = [
     "AccessDenied",
     "Acknowledged",
     "BranchRank",
+    "CallAbandoned",
     "Catalogue",
     "ColbertSchema",
     "CollectionChanged",

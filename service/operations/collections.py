@@ -147,7 +147,7 @@ class Collections:
             raise invalid_field("filter", "must have at least one condition to delete by, got none")
         scope = request.id_scope or collection
         selection, delete = self._deletion(request, collection, scope)
-        return DeleteResult(await self._store.call(lambda: _audited(collection, selection, delete)))
+        return DeleteResult(await self._store.patient_call(lambda: _audited(collection, selection, delete)))
 
     def _deletion(self, request: DeleteRequest, collection: str, scope: str) -> tuple[str, Callable[[], int]]:
         """What selects the points, for the audit, and the function that deletes them."""
@@ -201,7 +201,7 @@ class Collections:
             vectors.
         """
         self.named(collection, "collection")
-        return await self._store.call(lambda: self._prepare_load(collection, defer=defer))
+        return await self._store.patient_call(lambda: self._prepare_load(collection, defer=defer))
 
     def _prepare_load(self, collection: str, *, defer: bool) -> bool:
         store = self._store.opened()
@@ -216,7 +216,7 @@ class Collections:
 
         The build continues if the caller is cancelled; closing the store ends it.
         """
-        await self._store.call(lambda: self._build_index(collection, timeout_s))
+        await self._store.patient_call(lambda: self._build_index(collection, timeout_s))
 
     def _build_index(self, collection: str, timeout_s: float) -> None:
         schema = self._with_wanted_graph(self.catalogue.recognised(collection).schema)
@@ -237,7 +237,7 @@ class Collections:
         self.named(alias, "alias")
         check_collection(alias)
         check_collection(collection)
-        of_alias, of_collection = await self._store.call(
+        of_alias, of_collection = await self._store.patient_call(
             lambda: [self._store.opened().collection_of(name) for name in (alias, collection)]
         )
         if alias in (of_alias, collection):
@@ -248,7 +248,7 @@ class Collections:
     async def set_alias(self, alias: str, collection: str) -> None:
         """Set an alias to a collection atomically."""
         name = self.named(alias, "alias")
-        await self._store.call(lambda: self._store.opened().alias(name, collection))
+        await self._store.patient_call(lambda: self._store.opened().alias(name, collection))
 
 
 def _audited(collection: str, selection: str, delete: Callable[[], int]) -> int:

@@ -68,6 +68,7 @@ PUBLIC = [
     "AccessDenied",
     "Acknowledged",
     "BranchRank",
+    "CallAbandoned",
     "Catalogue",
     "ColbertSchema",
     "CollectionChanged",
