@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 LINE_MAX_BYTES: Final = 30_000_000
-"""Maximum size of a line in bytes, like a request over HTTP. A payload has at most 4 MB, or 24 MB in escaped characters."""
+"""Maximum size of a line in bytes, like a request over HTTP. A payload has at most 4 MB, escaped at most 24 MB."""
 
 SKIPPED_PART_BYTES: Final = 65_536
 """Size of the parts in which the rest of a longer line is read and dropped."""
