@@ -28,13 +28,13 @@ RUN useradd --create-home --uid 1000 worker \
     && install --directory --owner=worker --group=worker /app /models
 WORKDIR /app
 
-# torch is most of the image and changes least: a layer of its own, which other pins do not renew.
+# torch is most of the image and changes least: a layer of its own, which other pins do not renew. The next layer installs
+# again what torch needs beside CUDA, from files whose hashes are pinned.
 ARG TORCH_INDEX=""
+COPY requirements-torch.txt ./
+RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements-torch.txt
 COPY requirements.txt ./
-RUN grep '^torch==' requirements.txt > /tmp/torch.txt \
-    && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /tmp/torch.txt \
-    && rm /tmp/torch.txt
-RUN pip install -r requirements.txt
+RUN pip install --require-hashes --no-deps --force-reinstall -r requirements.txt && pip check
 
 COPY handler.py ./
 COPY clients/python/src/bge_m3_qdrant_client/ ./bge_m3_qdrant_client/

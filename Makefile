@@ -12,6 +12,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# Only files whose hash is in the requirements, and nothing that is not in them.
+HASHED := --require-hashes --no-deps
 # The environment in layers: what the service needs, and on top what the tests need, or what `make bench` needs.
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.dev-ready
@@ -23,7 +25,7 @@ DEMO := $(DEMO_SETTINGS) $(BIN)/bge-m3-qdrant demo
 SERVE := $(DEMO_SETTINGS) QDRANT_COLLECTION=demo PORT="$(PORT)" $(BIN)/bge-m3-qdrant serve
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-server server-named check format quality audit \
+.PHONY: help setup demo serve test test-slow test-server server-named check format quality requirements audit \
 	bench bench-answers bench-inference bench-sink bench-search bench-serving clean
 
 help: ## this list
@@ -38,28 +40,30 @@ setup: $(READY) ## set up the virtual environment (once; `make demo` and the oth
 	@echo "  make         every other target"
 	@echo "  $(BIN)/bge-m3-qdrant --help   everything else"
 
-$(READY): requirements.txt
+$(READY): requirements.txt requirements-torch.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; set PYTHON=..."; exit 1; }
 	@$(PYTHON) -c "$(FITS)" || { echo "$(PYTHON) is not Python 3.11 or 3.12; set PYTHON=..."; exit 1; }
 	@echo "Step 1 of 3: create $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "Step 2 of 3: install torch. This takes longest, and happens once: on Linux pip's default index has the CUDA"
+	@echo "Step 2 of 3: install the packages that are pinned by hash, and the command bge-m3-qdrant"
+	@$(PIP) $(HASHED) --requirement requirements.txt
+	@$(PIP) --quiet --no-deps --no-build-isolation --editable clients/python --editable .
+	@echo "Step 3 of 3: install torch. This takes longest, and happens once: on Linux pip's default index has the CUDA"
 	@echo "build, 2.7 GB to download; TORCH_INDEX=... names an extra index with a smaller one, such as torch's own for CPUs."
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --constraint requirements.txt \
-		"$$(grep '^torch==' requirements.txt)"
-	@echo "Step 3 of 3: install the other packages, and the command bge-m3-qdrant"
-	@$(PIP) --requirement requirements.txt
-	@$(PIP) --quiet --no-deps --editable clients/python --editable .
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --requirement requirements-torch.txt
+	@$(PIP) check
 	@touch $@
 
 $(DEV_READY): $(READY) requirements-dev.txt
 	@echo "Install what tests and checks need, on top of $(VENV), once"
-	@$(PIP) --requirement requirements-dev.txt
+	@$(PIP) $(HASHED) --requirement requirements-dev.txt
+	@$(PIP) check
 	@touch $@
 
 $(BENCH_READY): $(READY) requirements-bench.txt
 	@echo "Install what the benchmarks need, on top of $(VENV), once"
-	@$(PIP) --requirement requirements-bench.txt
+	@$(PIP) $(HASHED) --requirement requirements-bench.txt
+	@$(PIP) check
 	@touch $@
 
 demo: $(READY) ## embed, store and search the bundled corpus: no network, no server, no GPU
@@ -101,11 +105,24 @@ format: $(DEV_READY) ## fix lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Renews the hashes of every file of the pinned versions, for all platforms. A pin is added or changed as NAME==VERSION.
+requirements: ## write the hashes of the pinned packages anew (asks the package index)
+	@$(PYTHON) -m venv build/requirements
+	@build/requirements/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@for file in requirements.txt requirements-dev.txt requirements-bench.txt; do \
+		sed -n 's/ *\\$$//; /^[A-Za-z]/p' $$file > build/requirements/pins.txt && \
+		build/requirements/bin/uv pip compile --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
+			--no-header --no-annotate build/requirements/pins.txt --output-file build/requirements/$$file && \
+		{ grep '^[#-]' $$file; cat build/requirements/$$file; } > build/requirements/new.txt && \
+		mv build/requirements/new.txt $$file || exit 1; \
+	done
+
 # In an environment of its own. --strict: a package that the index does not know is a failure, not a pass.
 audit: ## compare the pinned packages with the public advisories (needs the public package index)
 	@$(PYTHON) -m venv build/audit
 	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.txt
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements-torch.txt
 
 quality: $(DEV_READY) ## nDCG and recall on the bundled questions, beside BM25: docs/retrieval.md, half a minute
 	@$(BIN)/python -m benchmarks.quality $(ARGS)

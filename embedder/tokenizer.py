@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.cancellation import check_cancelled
-from embedder.checkpoint.damage import read_object, readable
+from embedder.checkpoint.damage import TOKENIZER_MAX_BYTES, read_bytes, read_object, readable
 from embedder.errors import ConfigurationError
 
 # Defaults of XLM-RoBERTa, for a tokenizer_config.json that leaves them out.
@@ -125,8 +125,9 @@ class Tokenizer:
         path = checkpoint / "tokenizer.json"
         if not path.is_file():
             raise ConfigurationError("MODEL_ID: the checkpoint has no tokenizer.json")
+        content = read_bytes(path, TOKENIZER_MAX_BYTES)
         with readable(path.name, ValueError):
-            self._tokenizer = FastTokenizer.from_buffer(path.read_bytes())
+            self._tokenizer = FastTokenizer.from_buffer(content)
         self._portion_characters = portion_characters
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -31,6 +31,7 @@ from qdrant_sink.documents import (
 from qdrant_sink.embedded_texts import EmbeddedText, embedded_text
 from qdrant_sink.errors import (
     AccessDenied,
+    CallAbandoned,
     CollectionChanged,
     Difference,
     Disagreement,
@@ -152,6 +153,7 @@ __all__ = [
     "Acknowledged",
     "Admit",
     "BranchRank",
+    "CallAbandoned",
     "Catalogue",
     "ColbertSchema",
     "CollectionChanged",

@@ -6,6 +6,7 @@ WorkerError
 │   └── PointMissing            a point whose vectors are to be set does not exist
 ├── StoreError
 │   ├── StoreUnavailable    the store does not answer; retry later
+│   │   └── CallAbandoned       the caller of several calls has gone after one of them
 │   ├── StoreRejected       the store refused the content of a request
 │   │   ├── IndexRequired       a filter needs a payload index that the collection lacks
 │   │   ├── LimitExceeded       a number of the request exceeds a limit of the server
@@ -43,6 +44,10 @@ class StoreUnavailable(StoreError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class CallAbandoned(StoreUnavailable):
+    """The caller of several calls has gone after one of them, so that the next one is not sent."""
 
 
 class StoreRejected(StoreError):

@@ -15,6 +15,7 @@ def open_server(
     *,
     transport: TransportChoice = "auto",
     grpc_port: int | None = None,
+    timeout_s: float = 10.0,
     retried: Callable[[], None] = lambda: None,
 ) -> Store:
     """Open a Qdrant server or cluster. The store connects on its first call.
@@ -24,6 +25,7 @@ def open_server(
         api_key: API key, which is sent with every call and never logged.
         transport: `auto`, `grpc` or `rest`; see `qdrant_sink.address`.
         grpc_port: port of gRPC; None for 6334 if the URL names port 6333 or no port, and for REST if it names another.
+        timeout_s: timeout of a read on which a user waits, and the time after which it is not tried again, in seconds.
         retried: callback before each repeated attempt of a call; it must not raise.
 
     Raises:
@@ -31,18 +33,21 @@ def open_server(
     """
     from qdrant_sink.server import ServerStore
 
-    return ServerStore(url, api_key, transport=transport, grpc_port=grpc_port, retried=retried)
+    return ServerStore(
+        url, api_key, transport=transport, grpc_port=grpc_port, interactive_deadline_s=timeout_s, retried=retried
+    )
 
 
-def open_edge(path: str | Path) -> Store:
-    """Open Qdrant Edge in this process. The directory is created if it is missing.
+def open_edge(path: str | Path, *, reserve_bytes: int | None = None) -> Store:
+    """Open Qdrant Edge in this process. The directory is created if it is missing, for this user alone.
 
     Args:
         path: directory of the collections.
+        reserve_bytes: space that writes leave free on the disk, in bytes; None for 256 MB.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process uses it.
     """
-    from qdrant_sink.edge import EdgeStore
+    from qdrant_sink.edge import DiskSpace, EdgeStore
 
-    return EdgeStore(path)
+    return EdgeStore(path, space=None if reserve_bytes is None else DiskSpace(reserve_bytes))

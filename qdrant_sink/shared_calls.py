@@ -8,7 +8,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from qdrant_sink.errors import CallAbandoned
+
 T = TypeVar("T")
+
+
+class _AbandonedByOtherError(Exception):
+    """The caller that made the shared call has gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +38,17 @@ class SharedCalls(Generic[T]):
         self._queues: dict[str, _Queue[T]] = {}
 
     def __call__(self, key: str, call: Callable[[], T]) -> T:
-        """Return the result of `call`, or of the same call by a concurrent caller. Raises what the call raises."""
+        """Return the result of `call`, or of the same call by a concurrent caller. Raises what the call raises.
+
+        If the other caller has gone and its call was abandoned, the call is made anew.
+        """
+        while True:
+            try:
+                return self._shared(key, call)
+            except _AbandonedByOtherError:
+                continue
+
+    def _shared(self, key: str, call: Callable[[], T]) -> T:
         with self._guard:
             queue = self._queues.setdefault(key, _Queue())
             queue.callers += 1
@@ -43,6 +59,10 @@ class SharedCalls(Generic[T]):
             if shared is None:
                 self._run(queue, result, call)
             return result.result()
+        except CallAbandoned:
+            if shared is None:
+                raise
+            raise _AbandonedByOtherError from None
         finally:
             with self._guard:
                 queue.callers -= 1

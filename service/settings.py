@@ -207,9 +207,11 @@ class Settings(BaseModel):
     qdrant_url: Annotated[ServerUrl, BeforeValidator(_server_url), PlainSerializer(str, return_type=str)] | None = None
     qdrant_grpc_port: PortNumber | None = None
     qdrant_transport: Annotated[TransportChoice, BeforeValidator(_lower)] = "auto"
+    qdrant_timeout_s: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 10.0
     qdrant_api_key: SecretStr | None = None
     qdrant_allow_http_key: bool = False
     qdrant_path: str | None = "./qdrant_data"
+    qdrant_path_reserve_mb: Annotated[float, Field(ge=0, le=1_000_000_000, allow_inf_nan=False)] = 256.0
     qdrant_collection: Annotated[str, Field(pattern=COLLECTION_NAME)] | None = None
     qdrant_collections: Annotated[
         tuple[Annotated[str, Field(pattern=COLLECTION_NAME)], ...], BeforeValidator(_collection_names)
@@ -312,7 +314,13 @@ class Settings(BaseModel):
                 self.scale_up_threshold,
             )
         if self.qdrant_url is None:
-            for name in ("qdrant_api_key", "qdrant_grpc_port", "qdrant_transport", "qdrant_allow_http_key"):
+            for name in (
+                "qdrant_api_key",
+                "qdrant_grpc_port",
+                "qdrant_transport",
+                "qdrant_allow_http_key",
+                "qdrant_timeout_s",
+            ):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     log.warning(
                         "%s is ignored without QDRANT_URL, since Qdrant Edge runs in this process", name.upper()

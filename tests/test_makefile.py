@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RUNTIME, DEVELOPMENT, BENCHMARKS = "requirements.txt", "requirements-dev.txt", "requirements-bench.txt"
+TORCH = "requirements-torch.txt"
 PROJECT = "."
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -33,10 +34,14 @@ def make(*arguments: str) -> str:
     return done.stdout
 
 
+def commands(plan: str) -> list[str]:
+    """Return the commands of a dry run that install something, in order."""
+    return [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
+
+
 def installs(plan: str) -> list[str]:
-    """Return what a dry run installs, in order: requirement files, `torch` alone, and `.` for the project."""
-    commands = [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
-    return ["torch" if "'^torch==" in line else line.split()[-1] for line in commands]
+    """Return what a dry run installs, in order: requirement files, and `.` for the project."""
+    return [line.split()[-1] for line in commands(plan)]
 
 
 def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
@@ -51,16 +56,16 @@ def test_make_alone_lists_every_target_with_a_line_on_each() -> None:
 @pytest.mark.parametrize(
     ("target", "files"),
     [
-        ("setup", ["torch", RUNTIME, PROJECT]),
-        ("demo", ["torch", RUNTIME, PROJECT]),
-        ("serve", ["torch", RUNTIME, PROJECT]),
-        ("test", ["torch", RUNTIME, PROJECT, DEVELOPMENT]),
-        ("check", ["torch", RUNTIME, PROJECT, DEVELOPMENT]),
-        ("bench", ["torch", RUNTIME, PROJECT, BENCHMARKS]),
+        ("setup", [RUNTIME, PROJECT, TORCH]),
+        ("demo", [RUNTIME, PROJECT, TORCH]),
+        ("serve", [RUNTIME, PROJECT, TORCH]),
+        ("test", [RUNTIME, PROJECT, TORCH, DEVELOPMENT]),
+        ("check", [RUNTIME, PROJECT, TORCH, DEVELOPMENT]),
+        ("bench", [RUNTIME, PROJECT, TORCH, BENCHMARKS]),
     ],
 )
 def test_a_target_installs_what_it_needs_in_layers(tmp_path: Path, target: str, files: list[str]) -> None:
-    """The demo installs torch first and runtime packages only; tests add theirs on top."""
+    """The demo installs runtime packages only, torch last; tests add theirs on top."""
     store = tmp_path / "store"
     store.mkdir()
     (store / ".demo-ready").touch()  # without it `serve` starts another make
@@ -80,7 +85,17 @@ def test_what_the_tests_need_is_added_without_installing_torch_again(tmp_path: P
 def test_setup_installs_the_client_that_the_mcp_server_needs(tmp_path: Path) -> None:
     """The project and its client are installed together, so that `bge-m3-qdrant mcp` runs after `make setup`."""
     plan = make("--dry-run", "setup", f"VENV={tmp_path}/venv")
-    assert "--no-deps --editable clients/python --editable ." in plan
+    assert "--no-deps --no-build-isolation --editable clients/python --editable ." in plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["test", "bench"])
+def test_everything_but_torch_is_checked_by_hash(tmp_path: Path, target: str) -> None:
+    """No target installs a file whose hash is not pinned or that is not listed, torch and its own needs excepted."""
+    for command in commands(make("--dry-run", target, f"VENV={tmp_path}/venv")):
+        checked = "--require-hashes --no-deps" in command
+        assert checked is (command.split()[-1] not in (TORCH, PROJECT)), command
+        assert "--no-deps" in command or command.split()[-1] == TORCH
 
 
 def test_another_index_for_torch_is_an_extra_one(tmp_path: Path) -> None:
@@ -88,7 +103,7 @@ def test_another_index_for_torch_is_an_extra_one(tmp_path: Path) -> None:
     plan = make("--dry-run", "setup", f"VENV={tmp_path}/venv", "TORCH_INDEX=https://example.org/cpu")
     (line,) = (line for line in plan.replace("\\\n", " ").splitlines() if "--extra-index-url" in line)
     assert '--extra-index-url "https://example.org/cpu"' in line
-    assert "^torch==" in line
+    assert line.split()[-1] == TORCH
 
 
 def test_setup_ends_with_what_to_type_next(tmp_path: Path) -> None:

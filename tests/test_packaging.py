@@ -98,15 +98,46 @@ def test_the_image_runs_as_nobody_special_and_python_is_its_first_process() -> N
     assert not of("ENTRYPOINT")
 
 
+PIN = r"[A-Za-z0-9_.\-]+==[0-9][0-9a-z.]*"
+"""Pattern of an exact version."""
+
+
+def pins(name: str) -> list[str]:
+    """Return the exact versions of a file of requirements, without hashes."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line.rstrip(" \\") for line in lines if re.match("[A-Za-z]", line)]
+
+
 def test_every_version_in_the_image_is_pinned() -> None:
     """The base image has a patch release with a supported Python, and every package is pinned exactly."""
     (base,) = of("FROM")
     version = re.fullmatch(r"python:3\.(\d+)\.\d+-slim-\w+", base)
     assert version
     assert int(version[1]) in {11, 12}
-    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[0-9][0-9a-z.]*", line) for line in pins)
-    assert len([line for line in pins if line.startswith("torch==")]) == 1
+    assert all(re.fullmatch(PIN, pin) for pin in pins("requirements.txt"))
+    [torch] = pins("requirements-torch.txt")
+    assert re.fullmatch(r"torch==[0-9][0-9.]*", torch)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-bench.txt"])
+def test_every_package_but_torch_is_pinned_by_hash(name: str) -> None:
+    """A file that is not one of the pinned version's files as they were when the pin was made is not installed."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    blocks = re.split(r"(?<!\\)\n", text.strip())
+    hashed = [block for block in blocks if not block.startswith(("#", "-r "))]
+    assert len(hashed) > 5
+    for block in hashed:
+        pin, *hashes = (part.strip() for part in block.split("\\\n"))
+        assert re.fullmatch(PIN + r"( ; .+)?", pin), pin
+        assert hashes, f"{pin} has no hash; run make requirements"
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes), pin
+        assert not pin.startswith("torch==")
+
+
+def test_the_image_checks_hashes_and_installs_nothing_else() -> None:
+    """Every package of the image but torch and what its build needs comes from a file whose hash is pinned."""
+    (line,) = (rest for rest in of("RUN") if "requirements.txt" in rest)
+    assert line == "pip install --require-hashes --no-deps --force-reinstall -r requirements.txt && pip check"
 
 
 @pytest.mark.slow
@@ -137,7 +168,7 @@ def test_an_installation_has_every_package_and_every_file_beside_its_code() -> N
     """The search page, the miniature model and the corpus are installed."""
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     roots = {package for package in installed["packages"] if "." not in package}
-    others = {"requirements.txt", "handler.py", CLIENT}
+    others = {"requirements.txt", "requirements-torch.txt", "handler.py", CLIENT}
     assert roots == {rest.split()[0].rstrip("/") for rest in of("COPY")} - others
     for root in roots:
         for file in (ROOT / root).rglob("*"):
@@ -169,16 +200,13 @@ def test_every_command_names_a_module_that_exists(name: str) -> None:
 @pytest.mark.parametrize(("index", "options"), [("", ""), ("https://example.org/cu126", "--extra-index-url {} ")])
 def test_torch_is_installed_alone_and_another_index_is_an_extra_one(tmp_path: Path, index: str, options: str) -> None:
     """The Dockerfile installs torch first; the index of the build argument comes on top of pip's default index."""
-    (line,) = (rest for rest in of("RUN") if "torch.txt" in rest)
+    (line,) = (rest for rest in of("RUN") if "requirements-torch.txt" in rest)
     pip = tmp_path / "pip"
-    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncat {tmp_path}/torch.txt >> {tmp_path}/called\n')
+    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
     pip.chmod(0o755)
-    done = shell(line.replace("/tmp/", f"{tmp_path}/"), {"TORCH_INDEX": index}, path=tmp_path)  # noqa: S108 - the file's own
+    done = shell(line, {"TORCH_INDEX": index}, path=tmp_path)
     assert done.returncode == 0, done.stderr
-    arguments, *pins = (tmp_path / "called").read_text().splitlines()
-    assert arguments == f"install {options.format(index)}-r {tmp_path}/torch.txt"
-    assert [pin.partition("==")[0] for pin in pins] == ["torch"]
-    assert not (tmp_path / "torch.txt").exists()
+    assert (tmp_path / "called").read_text() == f"install {options.format(index)}-r requirements-torch.txt\n"
 
 
 def test_no_package_index_is_named_in_the_tree() -> None:
@@ -236,9 +264,9 @@ def test_every_health_check_is_the_one_that_is_there() -> None:
 @pytest.mark.slow
 def test_the_pinned_packages_can_be_installed_together(tmp_path: Path) -> None:
     """The Dockerfile's pinned packages resolve without a conflict (asks the package index)."""
-    done = program(
-        "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "-r", "requirements.txt", cwd=ROOT
-    )
+    versions = tmp_path / "versions.txt"
+    versions.write_text("\n".join(pins("requirements.txt") + pins("requirements-torch.txt")))
+    done = program("-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "-r", str(versions), cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

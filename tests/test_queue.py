@@ -48,6 +48,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         "slow store": ("tests/programs/slow_store.py", {"QDRANT_PATH": "{tmp}/store"}),
         "refused": ("handler.py", {"RUNPOD_LOG_LEVEL": "DEBUG"}),
         "stopped": ("handler.py", {"MAX_CONCURRENCY": "1"}),
+        "pings": ("handler.py", {"MAX_CONCURRENCY": "1"}),
         "unfit": ("handler.py", {"QDRANT_PATH": "{tmp}/other", "QDRANT_COLLECTION": "notes"}),
         "no store": ("handler.py", {}),
         "reference": ("handler.py", {"ENGINE": "flagembedding", "QDRANT_URL": f"http://127.0.0.1:{free_port()}"}),
@@ -140,6 +141,22 @@ def test_an_answer_that_is_refused_is_posted_again_even_while_stopping(
     assert "output" in queue.result(job, WAIT_MAX_S)
     assert worker.wait(WAIT_MAX_S) == 0
     assert [post.status for post in queue.posts if post.id == job] == [500, 200]
+
+
+def test_pings_go_on_if_the_process_of_the_sdk_ends(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """A worker whose ping process is killed says so and goes on with its jobs and with pings that name them."""
+    queue, worker = started["pings"]
+    queue.until(lambda: bool(queue.pings), WAIT_MAX_S, "ping")
+    [pinging] = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    os.kill(int(pinging), signal.SIGKILL)
+    queue.until(lambda: "ended (status -9); pinging from here" in worker.output, WAIT_MAX_S, "error in the log")
+    [job] = queue.submit_many([LONG])
+    queue.until(lambda: any(job in ping.job_ids for ping in queue.pings), WAIT_MAX_S, "ping that names the job")
+    queue.cancel(job)
+    [brief] = queue.submit_many([{"texts": ["one"], "vectors": ["dense"]}])
+    assert "output" in queue.result(brief, WAIT_MAX_S)
+    worker.terminate()
+    assert worker.wait(WAIT_MAX_S) == 0
 
 
 def test_a_killed_worker_takes_its_pings_along(started: dict[str, tuple[JobQueue, Worker]]) -> None:

@@ -17,6 +17,11 @@ from typing import Any
 
 from embedder.errors import ConfigurationError
 
+JSON_MAX_BYTES = 10_000_000
+"""Maximum size of config.json and tokenizer_config.json in bytes; those of BGE-M3 have some 1000."""
+TOKENIZER_MAX_BYTES = 200_000_000
+"""Maximum size of tokenizer.json in bytes; that of BGE-M3 has 17 MB."""
+
 
 @contextmanager
 def readable(
@@ -55,14 +60,28 @@ def reason_of(error: OSError) -> str:
     return f"{os.strerror(error.errno)} ({errno.errorcode.get(error.errno, error.errno)})"
 
 
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file, whose size is checked before it is read.
+
+    Raises:
+        ConfigurationError: the file is larger than `max_bytes`, or cannot be read.
+    """
+    with readable(path.name):
+        size = path.stat().st_size
+        if size <= max_bytes:
+            return path.read_bytes()
+    raise damaged(path.name, f"{size // 10**6} MB, limit {max_bytes // 10**6} MB")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        ConfigurationError: the file is damaged, holds something else than an object, or cannot be read.
+        ConfigurationError: the file is damaged, too large, holds something else than an object, or cannot be read.
     """
+    raw = read_bytes(path, JSON_MAX_BYTES)
     with readable(path.name, ValueError, RecursionError):  # ValueError: of JSON and of UTF-8
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(raw.decode())
     if not isinstance(content, dict):
         raise damaged(path.name, "not a JSON object")
     return content

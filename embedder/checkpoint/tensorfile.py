@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from torch import Tensor
 from embedder.checkpoint.damage import damaged, readable
 from embedder.errors import ConfigurationError
 
+ARCHIVE_GROWTH_MAX_BYTES = 64_000_000
+"""Maximum bytes by which the files in an archive may exceed the archive. `torch.save` does not compress them, so that a
+published archive is larger than its files; a compressed one of a few kilobytes can hold gigabytes."""
+HEADER_MAX_BYTES = 10_000_000
+"""Maximum size of the header of a safetensors file in bytes; that of BGE-M3 has 45 000."""
 SLICE_MAX_ELEMENTS = 2**24
 """Most elements of a slice, and most that are mapped at once: 64 MiB of float32."""
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -119,6 +125,7 @@ class TensorFile:
         if self.path.suffix == ".safetensors":
             from safetensors import SafetensorError, safe_open
 
+            _check_header(self.path)
             with readable(self.path.name, SafetensorError), safe_open(self.path, framework="pt") as file:
                 return {name: file.get_slice(name) for name in file.keys() if _is_used(name)}  # noqa: SIM118 - no mapping
         state = load_state(self.path, mapped=self._mappable)
@@ -135,6 +142,7 @@ def load_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     Raises:
         ConfigurationError: the file is damaged, holds something else than tensors by name, or cannot be read.
     """
+    _check_archive(path)
     with readable(path.name, *_PICKLE_DAMAGE, is_damage=_reports_damage):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, dict):
@@ -142,7 +150,37 @@ def load_state(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise damaged(path.name, "not only tensors by name")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # a few numbers, repeated
+            raise damaged(path.name, "a tensor is larger than its content")
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """Check the sizes that an archive declares, before anything in it is read.
+
+    Raises:
+        ConfigurationError: the files in it are much larger than the archive, or it cannot be read.
+    """
+    with readable(path.name, zipfile.BadZipFile, NotImplementedError, ValueError):
+        if not _is_archive(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(member.file_size for member in archive.infolist())
+        limit = path.stat().st_size + ARCHIVE_GROWTH_MAX_BYTES
+    if declared > limit:
+        raise damaged(path.name, f"compressed from {declared // 10**6} MB, limit {limit // 10**6} MB")
+
+
+def _check_header(path: Path) -> None:
+    """Check the size that a safetensors file declares for its header, before the header is read.
+
+    Raises:
+        ConfigurationError: it is too large, or the file cannot be read.
+    """
+    with readable(path.name), path.open("rb") as file:
+        declared = int.from_bytes(file.read(8), "little")
+    if declared > HEADER_MAX_BYTES:
+        raise damaged(path.name, f"a header of {declared // 10**6} MB, limit {HEADER_MAX_BYTES // 10**6} MB")
 
 
 def _reports_damage(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qdrant_sink.edge.disk_space import DiskSpace
 from qdrant_sink.edge.store import EdgeStore
 
-__all__ = ["EdgeStore"]
+__all__ = ["DiskSpace", "EdgeStore"]

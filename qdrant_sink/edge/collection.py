@@ -18,16 +18,24 @@ from embedder.vectors import Kind
 from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.edge.added_vectors import create_vectors, set_vectors
 from qdrant_sink.edge.directories import collection_in
+from qdrant_sink.edge.disk_space import (
+    OPERATION_MAX_BYTES,
+    OPTIMIZE_FACTOR,
+    OPTIMIZE_MIN_BYTES,
+    WRITE_FACTOR,
+    DiskSpace,
+    allocated_bytes,
+)
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.models import edge_vectors, sink_id
 from qdrant_sink.edge.optimization import Optimization, Optimizer
-from qdrant_sink.edge.schema import collection_description, payload_indexes
+from qdrant_sink.edge.schema import collection_description, create_index, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, read_model, recover_config
 from qdrant_sink.edge.work import PairRate
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId
-from qdrant_sink.schema import CollectionSchema
+from qdrant_sink.schema import CollectionSchema, PayloadIndex
 from qdrant_sink.schema_diff import CollectionDescription
 
 FLUSH_LOCK_TIMEOUT_S: Final = 1.0
@@ -56,15 +64,17 @@ class EdgeCollection:
     Args:
         directory: directory of the collection.
         optimizer: optimizer that starts the process of an optimisation.
+        space: free space of the disk, without which nothing is written.
 
     Attributes:
         pair_rate: the time of comparing ColBERT rows of the collection.
     """
 
-    def __init__(self, directory: Path, optimizer: Optimizer) -> None:
+    def __init__(self, directory: Path, optimizer: Optimizer, space: DiskSpace) -> None:
         self.pair_rate = PairRate()
         self._directory = directory
         self._optimizer = optimizer
+        self._space = space
         self._optimization: Optimization | None = None
         self._lock = threading.Lock()
         self._shard: edge.EdgeShard | None = None
@@ -72,12 +82,45 @@ class EdgeCollection:
         self._closed = False
 
     @contextmanager
-    def opened(self, *, to_write: bool = False) -> Iterator[edge.EdgeShard]:
-        """Open the shard for exclusive use within the block. The next `flush` makes writes durable."""
+    def opened(self) -> Iterator[edge.EdgeShard]:
+        """Open the shard for exclusive use within the block, to read."""
+        with self._lock:
+            yield self._open_shard()
+
+    @contextmanager
+    def opened_to_write(self, *, size: int = 0, rewritten: int = 0) -> Iterator[edge.EdgeShard]:
+        """Open the shard for exclusive use within the block. The next `flush` makes writes durable.
+
+        Args:
+            size: size of the new points or vectors in bytes.
+            rewritten: number of existing points that are changed, which the engine stores anew.
+
+        Raises:
+            StoreUnavailable: the disk has too little space.
+        """
         with self._lock:
             shard = self._open_shard()
-            self._unflushed |= to_write
-            yield shard
+            with self._space.write(self._directory, "write", self._write_bytes(shard, size, rewritten)):
+                self._unflushed = True
+                yield shard
+
+    def _write_bytes(self, shard: edge.EdgeShard, size: int, rewritten: int) -> int:
+        """The bytes that a write allocates at most."""
+        growth = OPERATION_MAX_BYTES + WRITE_FACTOR * size
+        if not rewritten:
+            return growth
+        points = max(1, shard.info().points_count)
+        return growth + allocated_bytes(self._directory) * min(rewritten, points) // points
+
+    def add_index(self, key: str, index: PayloadIndex) -> None:
+        """Create a payload index on a key that has none."""
+        with self._lock:
+            shard = self._open_shard()
+            payloads = allocated_bytes(self._directory, "segments/*/payload_storage/**/*")
+            size = OPERATION_MAX_BYTES + WRITE_FACTOR * payloads
+            with self._space.write(self._directory, "payload index", size), mapped(f"payload index on {key!r}"):
+                create_index(shard, key, index)
+                shard.flush()
 
     def describe(self) -> CollectionDescription:
         """Describe the current state of the collection, including its payload indexes."""
@@ -114,14 +157,17 @@ class EdgeCollection:
             kinds: kinds of the vectors.
         """
         with self._lock, mapped("vectors"):
-            without_rows = create_vectors(self._open_shard(), self._directory, name, schema, kinds)
-            if without_rows:
-                self._close_shard()
-                set_vectors(self._directory, schema, without_rows)
+            shard = self._open_shard()
+            with self._space.write(self._directory, "creation of vectors", OPERATION_MAX_BYTES):
+                without_rows = create_vectors(shard, self._directory, name, schema, kinds)
+                if without_rows:
+                    self._close_shard()
+                    set_vectors(self._directory, schema, without_rows)
 
     def update_vectors(self, points: Sequence[Point]) -> set[PointId]:
         """Set the vectors of existing points, and return the ids that do not exist."""
-        with self.opened(to_write=True) as shard, mapped("vectors"):
+        size = sum(point.nbytes for point in points)
+        with self.opened_to_write(size=size, rewritten=len(points)) as shard, mapped("vectors"):
             ids = {point.id for point in points}
             records = shard.retrieve(list(ids), with_payload=False, with_vector=False)
             existing = {sink_id(record.id) for record in records}
@@ -156,7 +202,9 @@ class EdgeCollection:
             self._check_open()
             with mapped("flush"):
                 self._close_shard()
-            changed = self._run_optimization(vector)
+            size = OPTIMIZE_MIN_BYTES + int(OPTIMIZE_FACTOR * allocated_bytes(self._directory))
+            with self._space.write(self._directory, "optimisation", size):
+                changed = self._run_optimization(vector)
             shard = self._open_shard()
             with mapped("optimisation"):
                 return changed, count_unindexed_points(shard, self._directory, vector)
@@ -205,6 +253,8 @@ class EdgeCollection:
     def _open_shard(self) -> edge.EdgeShard:
         self._check_open()
         if self._shard is None:
+            with mapped("opening of a collection"):
+                self._space.check_open(self._directory)
             self._shard = open_shard(self._directory)
         return self._shard
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import stat
 from pathlib import Path
 
 from embedder.errors import ConfigurationError
 
+log = logging.getLogger(__name__)
+
 
 def lock_directory(root: Path) -> int:
     """Create and lock a directory, and return the descriptor of the lock.
+
+    A new directory can be entered only by this user, so that the files below it are hidden from others whatever their
+    own modes are. An existing one that others may enter stays as it is, with a warning.
 
     The kernel releases the lock when the process ends.
 
@@ -18,8 +25,9 @@ def lock_directory(root: Path) -> int:
         ConfigurationError: the directory cannot be written, or another process uses it.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        mode = stat.S_IMODE(root.stat().st_mode)
     except OSError as exc:
         raise ConfigurationError(f"QDRANT_PATH: the directory cannot be written ({exc.strerror})") from exc
     try:
@@ -32,4 +40,10 @@ def lock_directory(root: Path) -> int:
         ) from exc
     except OSError:
         pass  # the file system has no locks; the engine still locks each collection
+    if mode & stat.S_IRWXO:
+        log.warning(
+            "QDRANT_PATH: every user of this machine can enter the directory (mode %o); chmod 700 keeps the points to "
+            "the user of the worker",
+            mode,
+        )
     return descriptor

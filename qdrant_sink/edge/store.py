@@ -37,6 +37,7 @@ from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.edge.collection import EdgeCollection
 from qdrant_sink.edge.directories import Directories
 from qdrant_sink.edge.directory_lock import lock_directory
+from qdrant_sink.edge.disk_space import OPERATION_MAX_BYTES, DiskSpace
 from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.filters import edge_filter
 from qdrant_sink.edge.models import edge_order, edge_point, payload_selector, sink_id, stored
@@ -72,6 +73,7 @@ class EdgeStore:
         path: directory of the collections, which is created if it is missing.
         open_collections: maximum number of open collections. The least recently used ones are closed.
         optimizer: command of the process that optimises a collection.
+        space: free space of the disk, without which nothing is written; None for the default reserve.
 
     Raises:
         ConfigurationError: the directory cannot be written, or another process uses it.
@@ -83,6 +85,7 @@ class EdgeStore:
         *,
         open_collections: int = OPEN_COLLECTIONS_MAX,
         optimizer: Sequence[str] = OPTIMIZER_COMMAND,
+        space: DiskSpace | None = None,
     ) -> None:
         self._guard = threading.Lock()
         self._open_collections = open_collections
@@ -91,6 +94,8 @@ class EdgeStore:
         self._lock_file = lock_directory(root)
         self._directories = Directories(root)
         self._optimizer = Optimizer(self._lock_file, optimizer)
+        self._root = root
+        self._space = DiskSpace() if space is None else space
         self._closed = False
         self._stopping = threading.Event()
         self._flusher = threading.Thread(target=self._flush_regularly, name="edge-flush", daemon=True)
@@ -208,7 +213,8 @@ class EdgeStore:
         with mapped("points"):
             rows = [edge_point(point) for point in points]
             operation = edge.UpdateOperation.upsert_points(rows, update_mode=mode)
-        with self._collection(collection).opened(to_write=True) as shard, mapped("points"):
+        size = sum(point.nbytes for point in points)
+        with self._collection(collection).opened_to_write(size=size) as shard, mapped("points"):
             shard.update(operation)
 
     def add_vectors(self, collection: str, schema: CollectionSchema, kinds: Sequence[Kind]) -> None:
@@ -296,7 +302,7 @@ class EdgeStore:
         """Set one value in the payload of these points."""
         target = PayloadPath.parse(path)
         parent = None if target.parent is None else str(target.parent)
-        with self._collection(collection).opened(to_write=True) as shard, mapped("payload"):
+        with self._collection(collection).opened_to_write(rewritten=len(ids)) as shard, mapped("payload"):
             shard.update(edge.UpdateOperation.set_payload(list(ids), {str(target.parts[-1]): value}, parent))
 
     def delete(self, collection: str, *, ids: Sequence[PointId] = (), where: Filter | None = None) -> int:
@@ -309,12 +315,12 @@ class EdgeStore:
                 raise InvalidRequest("filter: must have at least one condition to delete by, got none")
         existing, existed = self._collection(collection), 0
         if where is None:
-            with existing.opened(to_write=True) as shard, mapped("deletion"):
+            with existing.opened_to_write() as shard, mapped("deletion"):
                 existed = len(shard.retrieve(list(set(ids)), with_payload=False, with_vector=False))
                 shard.update(edge.UpdateOperation.delete_points(list(ids)))
             return existed
         for condition in sliced_filters(existing, where):
-            with existing.opened(to_write=True) as shard, mapped("deletion"):
+            with existing.opened_to_write() as shard, mapped("deletion"):
                 existed += shard.count(edge.CountRequest(exact=True, filter=condition))
                 shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
         return existed
@@ -402,7 +408,9 @@ class EdgeStore:
 
     def _cached_collection(self, name: str) -> EdgeCollection:
         """Return the collection of an existing directory, and close the least recently used ones if necessary."""
-        collection = self._collections.pop(name, None) or EdgeCollection(self._directories.path(name), self._optimizer)
+        collection = self._collections.pop(name, None) or EdgeCollection(
+            self._directories.path(name), self._optimizer, self._space
+        )
         others = [other for other in self._collections.values() if other.is_open]
         self._collections[name] = collection
         excess = len(others) + 1 - self._open_collections
@@ -419,8 +427,10 @@ class EdgeStore:
         """Create the collection under a temporary name and rename it, so that a crash leaves nothing incomplete."""
         self._directories.check_distinct(name)
         temporary = self._directories.temporary()
+        creating = self._space.write(self._root, "creation of a collection", OPERATION_MAX_BYTES)
         with mapped(f"creation of collection {name!r}"):
             self._directories.remove_unfinished()  # remove the directory of an attempt that failed
+        with creating, mapped(f"creation of collection {name!r}"):
             shard = edge.EdgeShard.create(str(temporary), edge_config(schema))
             for key, index in schema.indexes.items():
                 create_index(shard, key, index)
@@ -432,7 +442,5 @@ class EdgeStore:
 
 
 def _add_index(existing: EdgeCollection, collection: str, key: str, index: PayloadIndex) -> None:
-    with existing.opened() as shard, mapped(f"payload index on {key!r}"):
-        create_index(shard, key, index)
-        shard.flush()
+    existing.add_index(key, index)
     log.info("collection %r had no payload index on %r; created it (%s)", collection, key, index.type)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -38,7 +39,7 @@ warnings.filterwarnings("ignore", "Api key is used with an insecure connection",
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S: Final = 5
-"""Timeout of the probe of the gRPC port."""
+"""Timeout of the probe of the gRPC port, and of the REST API after it."""
 
 _GRPC_UNREACHABLE_CODES: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -61,6 +62,19 @@ class Transport:
     over_grpc: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Transports:
+    """The transport of calls on which a user waits, whose attempts end earlier, and that of all others."""
+
+    interactive: Transport
+    patient: Transport
+
+    def close(self) -> None:
+        """Close both clients."""
+        self.interactive.client.close()
+        self.patient.client.close()
+
+
 class _FaultError(Exception):
     """Carries a fault to the retry loop, which raises the error of the fault instead."""
 
@@ -81,7 +95,7 @@ class ServerConnection:
         api_key: API key, which is sent with every call and never logged.
         timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts.
-        interactive_deadline_s: deadline of calls on which a user waits (`interactive`).
+        interactive_deadline_s: deadline of calls on which a user waits (`interactive`), and timeout of their attempts.
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
         new_client: function that creates the clients.
@@ -104,22 +118,24 @@ class ServerConnection:
             new_client,
             url=str(url),
             api_key=api_key,
-            timeout=timeout_s,
             check_compatibility=False,
             event_hooks={"response": [bound_answer]},
         )
         if address.warning is not None:
             log.warning("%s", address.warning)
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._interactive_deadline_s = min(interactive_deadline_s, deadline_s)
+        self._interactive_timeout_s = math.ceil(self._interactive_deadline_s)
         self._is_single = address.grpc_port is None or address.transport == "grpc"
         self._channel: grpc.Channel | None = None
         if address.grpc_port is None:
-            self._first = Transport(self._new_client(prefer_grpc=False), over_grpc=False)
+            self._first = self._transports(over_grpc=False)
         else:
-            options = {**_RECONNECT_OPTIONS, **GRPC_OPTIONS}  # a copy, because the client modifies it
-            client = self._new_client(prefer_grpc=True, grpc_port=address.grpc_port, grpc_options=options)
-            self._first = Transport(client, over_grpc=True)
-            # The stub is created now and not by the first call, so that `close` always closes the client's channels.
-            self._exists = client.grpc_collections.CollectionExists
+            self._first = self._transports(over_grpc=True, grpc_port=address.grpc_port)
+            # The stubs are created now and not by the first call, so that `close` always closes the clients' channels.
+            self._exists = self._first.patient.client.grpc_collections.CollectionExists
+            _ = self._first.interactive.client.grpc_collections
             # Writes of vectors have their own channel, because the client's stub would parse and serialise them again.
             self._channel = get_channel(
                 host=url.authority,
@@ -134,20 +150,17 @@ class ServerConnection:
             self._update_vectors = self._channel.unary_unary(
                 "/qdrant.Points/UpdateVectors", response_deserializer=messages.PointsOperationResponse.FromString
             )
-        self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
-        self._interactive_deadline_s = min(interactive_deadline_s, deadline_s)
         self._retried = retried
         self._back_off = tenacity.wait_random_exponential(multiplier=pause_s, max=_PAUSE_MAX_S)
         self._guard = threading.Lock()  # guards the next two attributes; not held during calls of the server
-        self._connecting: Future[Transport] | None = None
+        self._connecting: Future[_Transports] | None = None
         self._closed = threading.Event()
 
     @property
     def over_grpc(self) -> bool | None:
         """Whether calls use gRPC; None before the first answer."""
-        transport = self._connected()
-        return None if transport is None else transport.over_grpc
+        transports = self._connected()
+        return None if transports is None else transports.patient.over_grpc
 
     def call(self, collection: str, call: Callable[[Transport], T], *, interactive: bool = False) -> T:
         """Call the server, with retries, and return the result.
@@ -155,7 +168,7 @@ class ServerConnection:
         Args:
             collection: name of the collection for errors.
             call: function that calls the server; it may be called several times.
-            interactive: whether a user waits for the result, so that the shorter deadline applies.
+            interactive: whether a user waits for the result, so that attempts and their repetition end earlier.
 
         Raises:
             WorkerError: error to which `server.faults` maps the exception of the client.
@@ -169,7 +182,7 @@ class ServerConnection:
             reraise=True,
         )
         try:
-            result: T = retrying(self._attempt, collection, call)
+            result: T = retrying(self._attempt, collection, call, interactive)
         except _FaultError as fault:
             raise fault.fault.error from fault.__cause__
         return result
@@ -195,8 +208,8 @@ class ServerConnection:
             if self._connecting is not None:
                 self._connecting.cancel()
         transports = (self._first, self._connected())
-        for transport in {id(transport): transport for transport in transports if transport}.values():
-            transport.client.close()
+        for pair in {id(pair): pair for pair in transports if pair}.values():
+            pair.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -215,9 +228,10 @@ class ServerConnection:
         fault = _fault(state)
         return max(self._back_off(state), (fault and fault.retry_after_s) or 0.0)
 
-    def _attempt(self, collection: str, call: Callable[[Transport], T]) -> T:
+    def _attempt(self, collection: str, call: Callable[[Transport], T], interactive: bool) -> T:  # noqa: FBT001 - by tenacity
         try:
-            return call(self._transport(collection))
+            transports = self._connect_once(collection)
+            return call(transports.interactive if interactive else transports.patient)
         except WorkerError:
             raise
         except CLIENT_EXCEPTIONS as exc:
@@ -225,8 +239,19 @@ class ServerConnection:
                 raise StoreUnavailable("the store is closed") from exc
             raise _FaultError(fault_of(exc, collection)) from exc
 
-    def _transport(self, collection: str) -> Transport:
-        """Return the transport. The first of several concurrent calls probes the server, and the others wait for it.
+    def _transports(self, *, over_grpc: bool, **options: Any) -> _Transports:
+        def transport(timeout_s: int) -> Transport:
+            if over_grpc:
+                options["grpc_options"] = {
+                    **_RECONNECT_OPTIONS,
+                    **GRPC_OPTIONS,
+                }  # a copy, because the client modifies it
+            return Transport(self._new_client(prefer_grpc=over_grpc, timeout=timeout_s, **options), over_grpc)
+
+        return _Transports(transport(self._interactive_timeout_s), transport(self._timeout_s))
+
+    def _connect_once(self, collection: str) -> _Transports:
+        """Return the transports. The first of several concurrent calls probes the server, and the others wait for it.
 
         Raises:
             StoreUnavailable: the connection is closed, or was closed during the wait.
@@ -247,16 +272,16 @@ class ServerConnection:
         except CancelledError as exc:
             raise StoreUnavailable("the store is closed") from exc
 
-    def _connected(self) -> Transport | None:
+    def _connected(self) -> _Transports | None:
         connecting = self._connecting
         if connecting is None or not connecting.done() or connecting.cancelled() or connecting.exception():
             return None
         return connecting.result()
 
-    def _connect(self, connecting: Future[Transport], collection: str) -> None:
+    def _connect(self, connecting: Future[_Transports], collection: str) -> None:
         """Probe the server, and pass the result or the exception to the waiting calls."""
         try:
-            transport = self._choose_transport(collection)
+            transports = self._choose_transports(collection)
         except BaseException as exc:  # noqa: BLE001 - the waiting calls raise it
             with self._guard:
                 self._connecting = None
@@ -265,12 +290,12 @@ class ServerConnection:
             return
         with self._guard:
             if not connecting.cancelled():
-                connecting.set_result(transport)
+                connecting.set_result(transports)
                 return
-        transport.client.close()
+        transports.close()
 
-    def _choose_transport(self, collection: str) -> Transport:
-        """Return the first transport if it answers, or REST if only REST answers.
+    def _choose_transports(self, collection: str) -> _Transports:
+        """Return the first transports if the server answers them, or REST if only REST answers.
 
         Raises:
             Exception: one of `CLIENT_EXCEPTIONS`, because neither answers or the server asks to retry later.
@@ -285,11 +310,11 @@ class ServerConnection:
                 if not self._rest_answers(collection):
                     raise
                 log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
-                return Transport(self._new_client(prefer_grpc=False), over_grpc=False)
+                return self._transports(over_grpc=False)
         return self._first
 
     def _rest_answers(self, collection: str) -> bool:
-        client = self._new_client(prefer_grpc=False)
+        client = self._new_client(prefer_grpc=False, timeout=min(PROBE_TIMEOUT_S, self._timeout_s))
         try:
             client.collection_exists(collection)
         except UnexpectedResponse as exc:

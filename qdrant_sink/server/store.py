@@ -69,8 +69,8 @@ class ServerStore:
         grpc_port: port of gRPC; None for 6334 if the URL names port 6333 or no port, and for REST if it names another.
         timeout_s: timeout of one attempt in whole seconds.
         deadline_s: seconds after which no further attempt starts. The default allows for three timeouts.
-        interactive_deadline_s: deadline of calls on which a user waits: `verify`, `query`, `fetch`, `count`,
-            and `collection_of` unless it is patient.
+        interactive_deadline_s: deadline and timeout of calls on which a user waits: `verify`, `query`, `fetch`,
+            `count`, and `collection_of` unless it is patient.
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
 

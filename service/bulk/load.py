@@ -15,6 +15,7 @@ from typing import Any, Final, TextIO
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from service.bulk.json_lines import BadLineError, Line, is_blank, parse_line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
+from service.bulk.raw_lines import LINE_MAX_BYTES, LongLine
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
 from service.wire.errors import cause_of, code_for, code_of
@@ -119,7 +120,7 @@ class BulkLoad:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(call)
 
-    def run(self, raw: Iterable[bytes]) -> LoadReport:
+    def run(self, raw: Iterable[bytes | LongLine]) -> LoadReport:
         """Load all lines, build the index and set the alias. An error becomes the report's `failure`."""
         try:
             asyncio.run(self._run(raw))
@@ -132,7 +133,7 @@ class BulkLoad:
             )
         return self.report
 
-    async def _run(self, raw: Iterable[bytes]) -> None:
+    async def _run(self, raw: Iterable[bytes | LongLine]) -> None:
         self._loop = asyncio.get_running_loop()
         options, collections = self._options, self._core.collections
         self._core.ingest.check(options.request)
@@ -174,7 +175,7 @@ class BulkLoad:
         building.cancel()
         return False
 
-    async def _ingest_all(self, raw: Iterable[bytes]) -> None:
+    async def _ingest_all(self, raw: Iterable[bytes | LongLine]) -> None:
         read: asyncio.Queue[LineBatch | None] = asyncio.Queue(maxsize=1)
         Thread(target=self._read, args=(raw, read), name="lines", daemon=True).start()  # a pipe may never end
         stopping = asyncio.create_task(self._stopping.wait())
@@ -203,7 +204,7 @@ class BulkLoad:
             await asyncio.gather(*running)
             running.clear()
 
-    def _read(self, raw: Iterable[bytes], read: asyncio.Queue[LineBatch | None]) -> None:
+    def _read(self, raw: Iterable[bytes | LongLine], read: asyncio.Queue[LineBatch | None]) -> None:
         """Read lines into batches, in a thread of its own, so that a slow pipe does not delay complete batches."""
         loop = self._loop
         if loop is None:
@@ -229,9 +230,12 @@ class BulkLoad:
         except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
             self._fail_unexpectedly(error)
 
-    def _lines(self, raw: Iterable[bytes]) -> Iterator[Line]:
+    def _lines(self, raw: Iterable[bytes | LongLine]) -> Iterator[Line]:
         for number, line in enumerate(raw, start=1):
-            if not is_blank(line):
+            if isinstance(line, LongLine):
+                message = f"the line must have at most {LINE_MAX_BYTES} bytes, got {line.size}; shorten text or payload"
+                self._reject(number, code_for(InvalidRequest), message)
+            elif not is_blank(line):
                 try:
                     yield parse_line(number, line)
                 except BadLineError as error:

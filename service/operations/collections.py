@@ -156,7 +156,7 @@ class Collections:
         ids = len(request.ids or request.doc_ids or ())
         threads = QUICK if ids <= _QUICK_MAX_IDS else PLANS
         selection, delete = await threads.run(lambda: self._deletion(request, collection, scope))
-        return DeleteResult(await self._store.call(lambda: _audited(collection, selection, delete)))
+        return DeleteResult(await self._store.patient_call(lambda: _audited(collection, selection, delete)))
 
     def _deletion(self, request: DeleteRequest, collection: str, scope: str) -> tuple[str, Callable[[], int]]:
         """What selects the points, for the audit, and the function that deletes them."""
@@ -215,7 +215,7 @@ class Collections:
             vectors.
         """
         self.named(collection, "collection")
-        return await self._store.call(lambda: self._prepare_load(collection, defer=defer))
+        return await self._store.patient_call(lambda: self._prepare_load(collection, defer=defer))
 
     def _prepare_load(self, collection: str, *, defer: bool) -> bool:
         store = self._store.opened()
@@ -230,7 +230,7 @@ class Collections:
 
         The build continues if the caller is cancelled; closing the store ends it.
         """
-        await self._store.call(lambda: self._build_index(collection, timeout_s))
+        await self._store.patient_call(lambda: self._build_index(collection, timeout_s))
 
     def _build_index(self, collection: str, timeout_s: float) -> None:
         schema = self._with_wanted_graph(self.catalogue.recognised(collection).schema)
@@ -251,7 +251,7 @@ class Collections:
         self.named(alias, "alias")
         check_collection(alias)
         check_collection(collection)
-        of_alias, of_collection = await self._store.call(
+        of_alias, of_collection = await self._store.patient_call(
             lambda: [self._store.opened().collection_of(name) for name in (alias, collection)]
         )
         if alias in (of_alias, collection):
@@ -262,7 +262,7 @@ class Collections:
     async def set_alias(self, alias: str, collection: str) -> None:
         """Set an alias to a collection atomically."""
         name = self.named(alias, "alias")
-        await self._store.call(lambda: self._store.opened().alias(name, collection))
+        await self._store.patient_call(lambda: self._store.opened().alias(name, collection))
 
 
 def _audited(collection: str, selection: str, delete: Callable[[], int]) -> int:

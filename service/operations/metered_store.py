@@ -1,4 +1,4 @@
-"""A store whose calls are counted and timed."""
+"""A store whose calls are counted and timed, and end where nobody waits for them any more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from embedder import WorkerError
 from qdrant_sink import Store
+from service.operations.store_wait import WAIT
 
 Observe = Callable[[str, str, float], None]
 """Callback for one call: the name of the method, the code of the outcome, and the seconds, retries included."""
@@ -37,10 +38,15 @@ class _MeteredStore:
             return getattr(self._store, name)
 
         def call(*values: Any, **named: Any) -> Any:
+            wait = WAIT.get()
+            if wait is not None:
+                wait.check()
             code, started = "internal", time.perf_counter()
             try:
                 result = getattr(self._store, name)(*values, **named)
                 code = "ok"
+                if wait is not None:
+                    wait.answered()
             except WorkerError as error:
                 code = outcome_of(type(error))
                 raise

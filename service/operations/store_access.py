@@ -12,7 +12,9 @@ from typing import Final, Literal, TypeVar, cast
 
 from embedder import ConfigurationError, InvalidRequest, Overloaded, WorkerError, timed
 from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
+from service.operations.breaker import Breaker
 from service.operations.metered_store import Observe, metered
+from service.operations.store_wait import WAIT, StoreWait
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ PROBE_COLLECTION: Final = "fitness-check"
 """Collection name that is looked up to learn whether the store answers."""
 
 CALLS_MAX: Final = 8
-"""Maximum concurrent calls to the store, those of ingests excluded."""
+"""Maximum concurrent calls to the store, those of ingests excluded, and maximum concurrent patient ones."""
 
 INGESTS_MAX: Final = 256
 """Default maximum of concurrent ingests."""
@@ -58,11 +60,12 @@ def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) 
             secret,
             transport=settings.qdrant_transport,
             grpc_port=settings.qdrant_grpc_port,
+            timeout_s=settings.qdrant_timeout_s,
             retried=on_retry,
         )
     if settings.qdrant_path is None:
         raise ConfigurationError(NO_STORE)
-    return open_edge(settings.qdrant_path)
+    return open_edge(settings.qdrant_path, reserve_bytes=int(settings.qdrant_path_reserve_mb * 1_000_000))
 
 
 class StoreAccess:
@@ -75,6 +78,7 @@ class StoreAccess:
         store: the store to use; None opens the store of the settings on first use.
         on_retry: callback for each retried call.
         observe: callback for each call.
+        breaker: refuses calls while a server does not answer; None for the defaults.
         ingests_max: maximum concurrent ingests; further ones are `Overloaded`.
     """
 
@@ -85,6 +89,7 @@ class StoreAccess:
         on_retry: Callable[[], None],
         observe: Observe = lambda _operation, _code, _seconds: None,
         *,
+        breaker: Breaker | None = None,
         ingests_max: int = INGESTS_MAX,
     ) -> None:
         self._settings = settings
@@ -92,7 +97,11 @@ class StoreAccess:
         self._on_retry = on_retry
         self._observe = observe
         self._opening = threading.Lock()
+        self._breaker = Breaker() if breaker is None else breaker
+        # Only a server can be silent. Calls of the embedded store end, and wait for its optimisation.
+        self._limit_s = None if settings.qdrant_url is None else settings.qdrant_timeout_s
         self._calls = ThreadPoolExecutor(max_workers=CALLS_MAX, thread_name_prefix="store")
+        self._patient_calls = ThreadPoolExecutor(max_workers=CALLS_MAX, thread_name_prefix="store-patient")
         self._ingests = ThreadPoolExecutor(max_workers=ingests_max, thread_name_prefix="ingest")
         self._ingests_max = ingests_max
         self._slots = threading.Semaphore(ingests_max)
@@ -141,9 +150,55 @@ class StoreAccess:
         return self._senders
 
     async def call(self, call: Callable[[], T]) -> T:
-        """Run a blocking call to the store in a thread and return its result. `close` interrupts waiting calls."""
+        """Run a blocking read of the store in a thread and return its result. `close` interrupts waiting calls.
+
+        The wait for a server ends after `QDRANT_TIMEOUT_S` seconds without an answer, the turn in the queue of threads
+        included. If the caller is cancelled, a call that has not begun is dropped, and one that has begun sends no
+        further request to the store.
+
+        Raises:
+            StoreUnavailable: the store did not answer, or has not answered several calls before.
+        """
         with timed("store"):
-            return await in_thread(self._calls, call)
+            if self._limit_s is None:
+                return await self._answered(call, StoreWait(None))
+            refusal_s = self._breaker.refusal_s()
+            if refusal_s is not None:
+                raise StoreUnavailable("the Qdrant server does not answer; retry later", retry_after_s=refusal_s)
+            try:
+                result = await self._answered(call, StoreWait(self._limit_s))
+            except StoreUnavailable as error:
+                if error.retry_after_s is None:  # otherwise it has answered that it is busy
+                    self._breaker.failed()
+                raise
+            except WorkerError:
+                self._breaker.answered()
+                raise
+            self._breaker.answered()
+            return result
+
+    async def _answered(self, call: Callable[[], T], wait: StoreWait) -> T:
+        context = copy_context()
+        context.run(WAIT.set, wait)
+        answer = asyncio.get_running_loop().run_in_executor(self._calls, context.run, call)
+        try:
+            while not answer.done():
+                remaining_s = wait.remaining_s
+                if remaining_s == 0:
+                    raise StoreUnavailable(
+                        f"the Qdrant server did not answer within {self._limit_s:g} s (QDRANT_TIMEOUT_S); retry later"
+                    )
+                await asyncio.wait((answer,), timeout=remaining_s)
+            return answer.result()
+        finally:
+            wait.end()
+            if not answer.cancel():
+                answer.exception()  # retrieved, so that asyncio does not log the error of a call that nobody awaits
+
+    async def patient_call(self, call: Callable[[], T]) -> T:
+        """Run a blocking write in a thread of its own kind and return its result, however long it takes."""
+        with timed("store"):
+            return await in_thread(self._patient_calls, call)
 
     @contextmanager
     def ingest_slot(self) -> Iterator[IngestSlot]:
@@ -167,7 +222,8 @@ class StoreAccess:
             threads.shutdown()
         if self._store is not None:
             self._store.close()  # before the threads, since abandoned calls would keep retrying
-        self._calls.shutdown()
+        for threads in (self._calls, self._patient_calls):
+            threads.shutdown()
 
 
 class IngestSlot:

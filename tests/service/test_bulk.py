@@ -25,6 +25,7 @@ from service.bulk import BulkLoad, LoadReport
 from service.bulk.json_lines import BadLineError, parse_line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_TEXTS, batches
 from service.bulk.load import INTERRUPTED
+from service.bulk.raw_lines import LongLine
 from service.operations import Operations
 from service.settings import Settings
 from service.transports.cli.bulk import load as load_command
@@ -49,6 +50,9 @@ def line(**fields: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
+RawLine = bytes | LongLine
+
+
 class Loader:
     """Loads lines into the collection `notes` through operations over one store.
 
@@ -69,7 +73,11 @@ class Loader:
         self.said: list[str] = []
 
     def __call__(
-        self, raw: Iterable[bytes], *options: str, batch_texts: int = BATCH_MAX_TEXTS, overloaded_pause_s: float = 1.0
+        self,
+        raw: Iterable[bytes | LongLine],
+        *options: str,
+        batch_texts: int = BATCH_MAX_TEXTS,
+        overloaded_pause_s: float = 1.0,
     ) -> LoadReport:
         """What became of the lines."""
         if self._rejects is None:
@@ -79,7 +87,7 @@ class Loader:
 
     def _load(
         self,
-        raw: Iterable[bytes],
+        raw: Iterable[RawLine],
         options: Iterable[str],
         rejects: TextIO | None,
         batch_texts: int,
@@ -220,6 +228,15 @@ def test_a_lone_surrogate_costs_its_own_line(
     assert load.rejected == [
         {"line": 2, "code": "invalid_request", "message": "text is not valid Unicode (a lone surrogate)"}
     ]
+
+
+def test_a_line_that_is_too_long_is_rejected_with_its_number(load: Loader, store: EdgeStore) -> None:
+    """The lines around it are stored, and the message names the limit and the size."""
+    report = load([line(text="first"), LongLine(600_000_000), line(text="last")])
+    assert (report.stored, report.rejected) == (2, 1)
+    assert store.count("notes") == 2
+    message = "the line must have at most 30000000 bytes, got 600000000; shorten text or payload"
+    assert load.rejected == [{"line": 2, "code": "invalid_request", "message": message}]
 
 
 def test_a_second_run_goes_on_where_the_first_ended(load: Loader, store: EdgeStore) -> None:

@@ -24,6 +24,7 @@ from embedder import (
 )
 from qdrant_sink import (
     AccessDenied,
+    CallAbandoned,
     CollectionChanged,
     Difference,
     Disagreement,
@@ -96,6 +97,7 @@ EXPECTED = {
     ResponseTooLarge: ("response_too_large", 413, False),
     ModelFailure: ("model_failure", 500, False),
     DeviceLost: ("model_failure", 503, True),
+    CallAbandoned: ("store_unavailable", 503, True),
     StoreUnavailable: ("store_unavailable", 503, True),
     StoreRejected: ("store_rejected", 502, False),
     IndexRequired: ("store_rejected", 502, False),

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from queue import SimpleQueue
 from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -213,3 +214,27 @@ def _wake(connection: socket.socket) -> None:
     """Wake up threads that wait on this socket."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+class Silent:
+    """A port that accepts connections and never answers."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.taken: SimpleQueue[socket.socket] = SimpleQueue()
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.taken.put(self._listener.accept()[0])
+
+    def stop(self) -> None:
+        """Drop all connections and refuse new ones."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE_S)
+        self._listener.close()
+        while not self.taken.empty():
+            self.taken.get().close()

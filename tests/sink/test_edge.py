@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +53,29 @@ def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="QDRANT_PATH: the directory cannot be written"):
         EdgeStore(tmp_path / "file" / "below")
+
+
+def test_others_cannot_enter_a_new_directory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The texts and vectors of a new store can be read by the user of the worker alone."""
+    EdgeStore(tmp_path / "edge").close()
+    assert (tmp_path / "edge").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "edge" / ".lock").stat().st_mode & 0o777 == 0o600
+    assert not caplog.records
+
+
+def test_an_existing_directory_keeps_its_mode_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A directory that every user can enter may be shared on purpose: one warning tells how to close it."""
+    tmp_path.chmod(0o755)
+    with caplog.at_level(logging.WARNING), ExitStack() as stack:
+        store = EdgeStore(tmp_path)
+        stack.callback(store.close)
+        store.ensure("docs", SCHEMA)
+    [record] = caplog.records
+    assert (
+        "QDRANT_PATH: every user of this machine can enter the directory (mode 755); chmod 700" in record.getMessage()
+    )
+    assert str(tmp_path) not in record.getMessage()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
 def test_points_survive_kill_9(tmp_path: Path) -> None:
@@ -147,7 +172,7 @@ def test_a_panic_of_the_engine_is_an_error_of_the_store(
     sparse = SparseVector(np.array([3, 2], np.uint32), np.array([1.0], np.float32))
     with pytest.raises(ValueError, match="sparse: indices and values must have the same shape"):
         Point(1, {}, sparse=sparse)
-    bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None, names=NAMES)
+    bad: Any = SimpleNamespace(id=1, payload={}, dense=None, sparse=sparse, colbert=None, names=NAMES, nbytes=99)
     with pytest.raises(StoreRejected, match="Qdrant Edge refused the points") as caught:
         edge_store.upsert("docs", [bad])
     assert type(caught.value.__cause__).__name__ == "PanicException"

@@ -69,6 +69,7 @@ PUBLIC = [
     "AccessDenied",
     "Acknowledged",
     "BranchRank",
+    "CallAbandoned",
     "Catalogue",
     "ColbertSchema",
     "CollectionChanged",

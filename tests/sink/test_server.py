@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
 import time
 import traceback
@@ -29,7 +27,7 @@ from qdrant_sink.searching import run
 from qdrant_sink.server import ServerStore
 from qdrant_sink.server.connection import ServerConnection
 from qdrant_sink.server.protobuf import dense_parts, multi_dense_parts, point_parts, upsert_request
-from tests.sink.faults import PATIENCE_S
+from tests.sink.faults import PATIENCE_S, Silent
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
 from tests.sink.samples import SCHEMA, draft, job, sample_vectors, search_by
@@ -539,30 +537,6 @@ def test_the_first_call_waits_for_a_server_that_starts(double: GrpcDouble) -> No
     store.close()
 
 
-class Silent:
-    """A port that accepts connections and never answers."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.taken: SimpleQueue[socket.socket] = SimpleQueue()
-        self._thread = threading.Thread(target=self._take)
-        self._thread.start()
-
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self.taken.put(self._listener.accept()[0])
-
-    def stop(self) -> None:
-        """Drop all connections and refuse new ones."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(PATIENCE_S)
-        self._listener.close()
-        while not self.taken.empty():
-            self.taken.get().close()
-
-
 @pytest.fixture
 def silent() -> Iterator[Silent]:
     """A server that does not answer."""
@@ -643,13 +617,13 @@ def test_an_answer_after_the_close_leaves_no_client_open(rest: RestDouble) -> No
     for thread in threading.enumerate():
         if thread.name == "connect":
             thread.join(PATIENCE_S)
-    assert len(clients) == 3
+    assert len(clients) == 5
     assert all(client._client.closed for client in clients)  # type: ignore[attr-defined]
 
 
 def test_the_reconnect_backoff_is_short(server_store: ServerStore) -> None:
     """The reconnect backoff of gRPC stays well below the deadline of a call."""
-    options = server_store._connection._first.client._client._grpc_options  # type: ignore[attr-defined]
+    options = server_store._connection._first.patient.client._client._grpc_options  # type: ignore[attr-defined]
     assert options["grpc.max_reconnect_backoff_ms"] <= 2_000
     assert options["grpc.initial_reconnect_backoff_ms"] <= 200
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from qdrant_sink.errors import CallAbandoned
 from qdrant_sink.shared_calls import SharedCalls
 
 PATIENCE_S = 30.0
@@ -44,6 +45,37 @@ def test_callers_during_a_call_share_the_next_one() -> None:
         assert first.result(PATIENCE_S) == 1
         assert {other.result(PATIENCE_S) for other in others} == {2}
     assert shared._queues == {}
+
+
+def test_a_caller_that_goes_does_not_take_the_others_along() -> None:
+    """If the call was abandoned with its caller, those that shared it make it anew."""
+    shared: SharedCalls[int] = SharedCalls()
+    started, release, shared_by_other = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> int:
+        started.set()
+        assert release.wait(PATIENCE_S)
+        return 1
+
+    def abandoned() -> int:
+        assert shared_by_other.wait(PATIENCE_S)
+        raise CallAbandoned("the caller no longer waits for the store")
+
+    with ThreadPoolExecutor(3) as threads:
+        running = threads.submit(shared, "notes", first)
+        assert started.wait(PATIENCE_S)
+        gone = threads.submit(shared, "notes", abandoned)
+        while shared._queues["notes"].callers < 2:
+            time.sleep(0.001)
+        other = threads.submit(shared, "notes", lambda: 3)
+        while shared._queues["notes"].callers < 3:
+            time.sleep(0.001)
+        shared_by_other.set()
+        release.set()
+        assert running.result(PATIENCE_S) == 1
+        with pytest.raises(CallAbandoned):
+            gone.result(PATIENCE_S)
+        assert other.result(PATIENCE_S) == 3
 
 
 def test_every_result_is_of_a_call_that_began_after_the_question() -> None:

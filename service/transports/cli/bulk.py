@@ -16,6 +16,7 @@ import click
 
 from embedder import InvalidRequest
 from service.bulk.load import INTERRUPTED, BulkLoad, LoadOptions
+from service.bulk.raw_lines import LongLine, raw_lines
 from service.bulk.report import LoadReport
 from service.operations import IngestRequest, Operations
 from service.settings import Settings
@@ -100,15 +101,15 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
     raise TypeError("an embed request with a qdrant block was expected")
 
 
-def _raw_lines(files: Sequence[Path]) -> Iterator[bytes]:
+def _raw_lines(files: Sequence[Path]) -> Iterator[bytes | LongLine]:
     for path in files or [Path("-")]:
         if str(path) == "-":
             # Its own file object: Python aborts at exit if a thread waits inside sys.stdin.
             with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as file:
-                yield from file
+                yield from raw_lines(file)
         else:
             with path.open("rb") as file:
-                yield from file
+                yield from raw_lines(file)
 
 
 def _say(text: str) -> None:

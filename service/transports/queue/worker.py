@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any, Protocol
 
 import orjson
@@ -30,6 +30,7 @@ from service.transports.queue import local_run
 from service.transports.queue.concurrency import Concurrency
 from service.transports.queue.intake import Intake
 from service.transports.queue.local_run import QUEUE
+from service.transports.queue.pings import watched_pings
 from service.transports.queue.processor_name import ask_ahead
 from service.transports.queue.progress import POST_INTERVAL_S, Post, posting
 from service.transports.queue.sdk_log import log_through_logging
@@ -163,7 +164,8 @@ def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progr
         _end_children_with_parent()
         for check in checks(operations, settings):
             runpod.serverless.register_fitness_check(check)
-    runpod.serverless.start({"handler": handle, "concurrency_modifier": intake})
+    with watched_pings() if polls else nullcontext():
+        runpod.serverless.start({"handler": handle, "concurrency_modifier": intake})
     return 1 if lost.is_set() else 0
 
 

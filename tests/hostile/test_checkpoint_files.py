@@ -1,0 +1,108 @@
+"""A file of a checkpoint that would fill the memory is refused by the sizes that it declares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedder.checkpoint import tensorfile
+from embedder.checkpoint.config import EncoderConfig
+from embedder.checkpoint.damage import JSON_MAX_BYTES, TOKENIZER_MAX_BYTES
+from embedder.checkpoint.find import MINI
+from embedder.checkpoint.tensorfile import ARCHIVE_GROWTH_MAX_BYTES, HEADER_MAX_BYTES, TensorFile
+from embedder.checkpoint.weights import read_head
+from embedder.errors import ConfigurationError
+from embedder.tokenizer import Tokenizer
+
+PIECE = bytes(1_000_000)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the miniature."""
+    return Path(shutil.copytree(MINI, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if anything in an archive is read."""
+
+    def read(*_values: Any, **_named: Any) -> None:
+        pytest.fail("the archive was read")
+
+    monkeypatch.setattr(torch, "load", read)
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("name", ["sparse_linear", "colbert_linear"])
+def test_a_head_that_inflates_is_refused_unread(checkpoint: Path, name: str) -> None:
+    """A file of a few kilobytes whose content is many megabytes is refused before anything is inflated."""
+    path = checkpoint / f"{name}.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("head/data/0", "w") as member:
+        for _ in range(ARCHIVE_GROWTH_MAX_BYTES // len(PIECE) + 1):
+            member.write(PIECE)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ConfigurationError, match=rf"{name}.pt is damaged .*\(compressed from 65 MB, limit 64 MB\)"):
+        read_head(checkpoint, name)
+
+
+@pytest.mark.usefixtures("unread")
+def test_weights_that_inflate_are_refused_unread(tmp_path: Path) -> None:
+    """The same holds for `pytorch_model.bin`, and for many members that are small by themselves."""
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(ARCHIVE_GROWTH_MAX_BYTES // len(PIECE) + 1):
+            archive.writestr(f"model/data/{number}", PIECE)
+    with pytest.raises(ConfigurationError, match="compressed from 65 MB, limit 64 MB"):
+        TensorFile(path)
+
+
+def test_a_tensor_that_repeats_one_number_is_refused(checkpoint: Path) -> None:
+    """A tensor of 10^12 elements over one stored number is refused before it is copied."""
+    path = checkpoint / "sparse_linear.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "weight": torch.zeros(1, dtype=torch.float16).expand(1, 10**12)}, path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ConfigurationError, match="a tensor is larger than its content"):
+        read_head(checkpoint, "sparse_linear")
+
+
+def test_a_header_that_is_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The length that a safetensors file declares for its header is checked before the header is parsed."""
+    import safetensors
+
+    monkeypatch.setattr(safetensors, "safe_open", lambda *_values, **_named: pytest.fail("the header was read"))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((HEADER_MAX_BYTES + 10**6).to_bytes(8, "little"))
+    os.truncate(path, HEADER_MAX_BYTES * 2)
+    with pytest.raises(ConfigurationError, match="a header of 11 MB, limit 10 MB"):
+        TensorFile(path)
+
+
+def test_json_files_that_are_too_large_are_refused_unread(checkpoint: Path) -> None:
+    """config.json, tokenizer.json and tokenizer_config.json are checked by their size on disk."""
+    for name, limit in (
+        ("tokenizer_config.json", JSON_MAX_BYTES),
+        ("tokenizer.json", TOKENIZER_MAX_BYTES),
+        ("config.json", JSON_MAX_BYTES),
+    ):
+        os.truncate(checkpoint / name, limit + 10**6)
+        with pytest.raises(ConfigurationError, match=f"{name} .*{limit // 10**6 + 1} MB, limit {limit // 10**6} MB"):
+            EncoderConfig.read(checkpoint) if name == "config.json" else Tokenizer(checkpoint)
+        shutil.copy(MINI / name, checkpoint / name)
+
+
+def test_published_files_are_within_the_limits(checkpoint: Path) -> None:
+    """An archive of `torch.save` is larger than its content, so that no published file is refused."""
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        with zipfile.ZipFile(checkpoint / name) as archive:
+            assert sum(member.file_size for member in archive.infolist()) < (checkpoint / name).stat().st_size
+        tensorfile.load_state(checkpoint / name)
+    Tokenizer(checkpoint)
+    EncoderConfig.read(checkpoint)
