@@ -1,0 +1,1 @@
+"""Hostile input is refused before the work, and harms nobody else."""
