@@ -25,7 +25,7 @@ DEMO := $(DEMO_SETTINGS) $(BIN)/bge-m3-qdrant demo
 SERVE := $(DEMO_SETTINGS) QDRANT_COLLECTION=demo PORT="$(PORT)" $(BIN)/bge-m3-qdrant serve
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-server server-named check format quality requirements audit \
+.PHONY: help setup demo serve test test-slow test-hostile test-server server-named check format quality requirements audit \
 	bench bench-answers bench-inference bench-sink bench-search bench-serving clean
 
 help: ## this list
@@ -87,6 +87,9 @@ test: $(DEV_READY) ## run the tests
 
 test-slow: $(DEV_READY) ## run the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-hostile: $(DEV_READY) ## hostile input, also how long others wait for it: on an idle machine, 10 minutes
+	$(BIN)/python -m pytest -m "slow or timed" tests/hostile $(ARGS)
 
 test-server: server-named $(DEV_READY) ## test against the Qdrant server of QDRANT_URL
 	$(BIN)/python -m pytest -m server tests/sink tests/service tests/test_examples.py $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,18 +18,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Stores of tests are in memory where there is enough of it: a disk that synchronises took most of the time of a run.
+_IN_MEMORY = Path("/dev/shm")  # noqa: S108 - pytest creates a directory for this user alone
+_STORES_MAX_BYTES = 6_000_000_000
+if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _STORES_MAX_BYTES:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
+
 # No test depends on the clock: on a busy machine any example may take long.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip slow tests unless `-m` names them."""
-    if "slow" in config.option.markexpr:
-        return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))
+    """Skip slow and timed tests unless `-m` names them."""
+    for marker in ("slow", "timed"):
+        if marker in config.option.markexpr.replace(f"not {marker}", ""):
+            continue
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: run it with -m {marker}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
