@@ -11,7 +11,7 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Only files whose hash is in the requirements, and nothing that is not in them.
 HASHED := --require-hashes --no-deps
 # The environment in layers: what the service needs, and on top what the tests need, or what `make bench` needs.
@@ -46,23 +46,23 @@ $(READY): requirements.txt requirements-torch.txt
 	@echo "Step 1 of 3: create $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Step 2 of 3: install the packages that are pinned by hash, and the command bge-m3-qdrant"
-	@$(PIP) $(HASHED) --requirement requirements.txt
-	@$(PIP) --quiet --no-deps --no-build-isolation --editable clients/python --editable .
+	@$(PIP) install $(HASHED) --requirement requirements.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable clients/python --editable .
 	@echo "Step 3 of 3: install torch. This takes longest, and happens once: on Linux pip's default index has the CUDA"
 	@echo "build, 2.7 GB to download; TORCH_INDEX=... names an extra index with a smaller one, such as torch's own for CPUs."
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --requirement requirements-torch.txt
+	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") --requirement requirements-torch.txt
 	@$(PIP) check
 	@touch $@
 
 $(DEV_READY): $(READY) requirements-dev.txt
 	@echo "Install what tests and checks need, on top of $(VENV), once"
-	@$(PIP) $(HASHED) --requirement requirements-dev.txt
+	@$(PIP) install $(HASHED) --requirement requirements-dev.txt
 	@$(PIP) check
 	@touch $@
 
 $(BENCH_READY): $(READY) requirements-bench.txt
 	@echo "Install what the benchmarks need, on top of $(VENV), once"
-	@$(PIP) $(HASHED) --requirement requirements-bench.txt
+	@$(PIP) install $(HASHED) --requirement requirements-bench.txt
 	@$(PIP) check
 	@touch $@
 

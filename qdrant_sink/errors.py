@@ -8,6 +8,7 @@ WorkerError
 │   ├── StoreUnavailable    the store does not answer; retry later
 │   │   └── CallAbandoned       the caller of several calls has gone after one of them
 │   ├── StoreRejected       the store refused the content of a request
+│   │   ├── AnswerTooLarge      one answer of the server exceeds what is received
 │   │   ├── IndexRequired       a filter needs a payload index that the collection lacks
 │   │   ├── LimitExceeded       a number of the request exceeds a limit of the server
 │   │   └── NothingTaken        the store refuses every request, whatever its content

@@ -36,7 +36,7 @@ def make(*arguments: str) -> str:
 
 def commands(plan: str) -> list[str]:
     """Return the commands of a dry run that install something, in order."""
-    return [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
+    return [line for line in plan.replace("\\\n", " ").splitlines() if re.search(r"-m pip .*\binstall\b", line)]
 
 
 def installs(plan: str) -> list[str]:
@@ -78,6 +78,7 @@ def test_what_the_tests_need_is_added_without_installing_torch_again(tmp_path: P
     (tmp_path / ".ready").touch()
     assert installs(make("--dry-run", "demo", venv)) == []
     assert installs(make("--dry-run", "test", venv)) == [DEVELOPMENT]
+    assert "pip --disable-pip-version-check check" in make("--dry-run", "test", venv)
     (tmp_path / ".dev-ready").touch()
     assert installs(make("--dry-run", "test", venv)) == []
 

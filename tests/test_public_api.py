@@ -32,7 +32,7 @@ PUBLIC: Final[dict[str, str]] = {
         of_any_lacking of_exactly_lacking pages
     """,
     "qdrant_sink.edge": """
-        EdgeStore
+        DiskSpace EdgeStore
     """,
     "qdrant_sink.searching": """
         OFFSET_MAX OVERSAMPLING Admit BranchRank Explained Explanation Hit PartReader PartSizes Plan Rescoring RowMatch

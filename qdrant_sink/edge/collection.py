@@ -200,10 +200,11 @@ class EdgeCollection:
         """
         with self._lock:
             self._check_open()
-            with mapped("flush"):
-                self._close_shard()
             size = OPTIMIZE_MIN_BYTES + int(OPTIMIZE_FACTOR * allocated_bytes(self._directory))
+            # Space is checked while the shard is open: on a full disk in memory it could not be opened again.
             with self._space.write(self._directory, "optimisation", size):
+                with mapped("flush"):
+                    self._close_shard()
                 changed = self._run_optimization(vector)
             shard = self._open_shard()
             with mapped("optimisation"):

@@ -41,7 +41,7 @@ from qdrant_sink import (
     StoreUnavailable,
     Superseded,
 )
-from qdrant_sink.errors import PointMissing
+from qdrant_sink.errors import AnswerTooLarge, PointMissing
 from service.operations import IngestFailed, IngestReport, RejectedPoint
 from service.wire import CODES, error_answer
 from service.wire.codec import render_error
@@ -102,6 +102,7 @@ EXPECTED = {
     StoreRejected: ("store_rejected", 502, False),
     IndexRequired: ("store_rejected", 502, False),
     LimitExceeded: ("store_rejected", 502, False),
+    AnswerTooLarge: ("store_rejected", 502, False),
     NothingTaken: ("store_rejected", 502, False),
     AccessDenied: ("store_rejected", 502, False),
     FeatureMissing: ("store_rejected", 502, False),
