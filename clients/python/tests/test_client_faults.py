@@ -175,6 +175,21 @@ def test_a_slow_answer_is_a_timeout() -> None:
         client.count()
 
 
+def test_an_answer_that_comes_in_drops_is_a_timeout() -> None:
+    """A call ends with its timeout, though each byte of its answer comes in time."""
+
+    async def awaited(url: str) -> None:
+        async with AsyncClient(url, timeout=0.2) as client:
+            await client.count()
+
+    with LoopbackServer(scripted(Answer({"count": 3}, pause_s=0.1))) as server:
+        with Client(server.url, timeout=0.2) as client, pytest.raises(TimedOut, match=r"within 0\.2 s"):
+            client.count()
+        with pytest.raises(TimedOut, match=r"within 0\.2 s"):
+            asyncio.run(awaited(server.url))
+        assert len(server.requests) == 2
+
+
 def test_keys_texts_and_addresses_stay_out_of_messages() -> None:
     """No representation and no message has the key, a text or the host."""
     answers: list[Answer | None] = [None, Answer(b"", 401), Answer({"odd": TEXT}), Answer(TEXT.encode(), 500)]

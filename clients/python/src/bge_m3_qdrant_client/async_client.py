@@ -40,7 +40,7 @@ from bge_m3_qdrant_client.report import Health, IngestReport, Progress
 from bge_m3_qdrant_client.runpod_target import BASE_URL, RunPodTarget
 from bge_m3_qdrant_client.splitting import Payload, PointId
 from bge_m3_qdrant_client.steps import Send, Step, Steps
-from bge_m3_qdrant_client.transport import arguments, client_error, reply_of
+from bge_m3_qdrant_client.transport import arequest, client_error
 
 T = TypeVar("T")
 A = TypeVar("A", EmbedAnswer, PointsAnswer)
@@ -228,6 +228,6 @@ class AsyncClient:
         if not isinstance(step, Send):
             return await asyncio.sleep(step.seconds)
         try:
-            return reply_of(await self._http.request(**arguments(step)))
+            return await arequest(self._http, step)
         except httpx.HTTPError as error:
             raise client_error(error, step) from None

@@ -42,7 +42,7 @@ from bge_m3_qdrant_client.report import Health, IngestReport, Progress
 from bge_m3_qdrant_client.runpod_target import BASE_URL, RunPodTarget
 from bge_m3_qdrant_client.splitting import Payload, PointId
 from bge_m3_qdrant_client.steps import Send, Step, Steps
-from bge_m3_qdrant_client.transport import arguments, client_error, reply_of
+from bge_m3_qdrant_client.transport import client_error, request
 
 T = TypeVar("T")
 A = TypeVar("A", EmbedAnswer, PointsAnswer)
@@ -318,6 +318,6 @@ class Client:
                 raise _Stopped
             return None
         try:
-            return reply_of(self._http.request(**arguments(step)))
+            return request(self._http, step)
         except httpx.HTTPError as error:
             raise client_error(error, step) from None
