@@ -538,6 +538,20 @@ def test_health_is_asked_of_a_worker_that_is_not_ready() -> None:
             client.health()
 
 
+def test_an_event_loop_needs_its_own_client() -> None:
+    """In a second event loop a client sends nothing and says the way out; in its own it goes on."""
+    loop = asyncio.new_event_loop()
+    with LoopbackServer(scripted(COUNTED)) as server:
+        client = AsyncClient(server.url)
+        assert loop.run_until_complete(client.count()).count == 3
+        with pytest.raises(InvalidOption, match="make an AsyncClient in each"):
+            asyncio.run(client.count())
+        assert len(server.requests) == 1
+        assert loop.run_until_complete(client.count()).count == 3
+        loop.run_until_complete(client.aclose())
+    loop.close()
+
+
 def test_a_given_client_of_httpx_is_used_and_stays_open() -> None:
     """Proxies, certificates and limits are those of the given client."""
     with LoopbackServer(scripted(COUNTED)) as server, httpx.Client(headers={"X-Team": "search"}) as http:

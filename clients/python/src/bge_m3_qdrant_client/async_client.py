@@ -24,6 +24,7 @@ from bge_m3_qdrant_client.answers import (
     SearchAnswer,
 )
 from bge_m3_qdrant_client.core import CONCURRENCY, RETRIES, TEXTS_PER_REQUEST, TIMEOUT_S, Core, target_of
+from bge_m3_qdrant_client.errors import InvalidOption
 from bge_m3_qdrant_client.exchange import Target
 from bge_m3_qdrant_client.gathering import Gathering, Outcome
 from bge_m3_qdrant_client.options import (
@@ -48,7 +49,7 @@ R = TypeVar("R")
 
 
 class AsyncClient:
-    """A client of the worker for asyncio; its methods are those of `Client`.
+    """A client of the worker for asyncio; its methods are those of `Client`. Its connections belong to one event loop.
 
     Args:
         target: the address of a worker, such as `http://host:8000`, or a `Target`.
@@ -87,6 +88,7 @@ class AsyncClient:
         )
         self._own = http is None
         self._http = http or httpx.AsyncClient()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def runpod(
@@ -227,6 +229,10 @@ class AsyncClient:
     async def _perform(self, step: Step) -> Any:
         if not isinstance(step, Send):
             return await asyncio.sleep(step.seconds)
+        loop = asyncio.get_running_loop()
+        if self._loop not in {None, loop}:
+            raise InvalidOption("the connections belong to another event loop; make an AsyncClient in each")
+        self._loop = loop
         try:
             return await arequest(self._http, step)
         except httpx.HTTPError as error:
