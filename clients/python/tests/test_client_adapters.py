@@ -39,6 +39,7 @@ from bge_m3_qdrant_client import (
     langchain,
     llama_index,
 )
+from bge_m3_qdrant_client.component_clients import ComponentClients
 from bge_m3_qdrant_client.kept_vectors import KeptVectors
 from loopback_server import Answer, LoopbackServer, scripted
 from qdrant_sink.edge import EdgeStore
@@ -284,6 +285,36 @@ def test_haystack_runs_in_any_event_loop(served: Served) -> None:
             document.sparse_embedding for document in blocking[0]
         ]
         assert np.allclose(vectors["embedding"], blocking[2]["embedding"], atol=1e-6)
+
+
+def test_haystack_runs_in_threads_and_their_event_loops() -> None:
+    """A component that threads share makes one client, and one for each event loop, whose connections it keeps."""
+    clients = ComponentClients("http://127.0.0.1:9", api_key=lambda: None, runpod_endpoint_id=None, timeout=1)
+    together = threading.Barrier(4)
+    made: list[tuple[Client, AsyncClient]] = []
+
+    async def awaited() -> AsyncClient:
+        first = clients.awaited()
+        await asyncio.to_thread(together.wait, 10)
+        assert clients.awaited() is first
+        return first
+
+    def work(_: int) -> None:
+        together.wait(10)
+        made.append((clients.blocking(), asyncio.run(awaited())))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len({id(blocking) for blocking, _ in made}) == 1
+    assert len({id(native) for _, native in made}) == 4
+
+    async def after() -> None:
+        assert clients.awaited() not in {native for _, native in made}
+        assert len(clients._async_clients) == 1  # those of event loops that are closed are given up
+        await clients.aclose()
+
+    asyncio.run(after())
+    clients.close()
 
 
 def test_haystack_embeds_the_fields_that_are_named(served: Served) -> None:
