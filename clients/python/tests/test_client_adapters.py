@@ -161,6 +161,16 @@ def test_one_kind_alone_requests_one_kind(counted: Counted) -> None:
     assert kinds == [["dense"], ["dense"], ["sparse"]]
 
 
+def test_texts_come_from_any_iterable(counted: Counted) -> None:
+    """An iterator is read once for both halves, and one text is embedded as a whole."""
+    halves, alone = Halves("langchain", counted.client), langchain.BGEM3SparseEmbeddings(counted.client)
+    assert halves.dense(iter(TEXTS)) == halves.dense(TEXTS)  # type: ignore[arg-type]
+    assert halves.sparse(iter(TEXTS)) == halves.sparse(TEXTS)  # type: ignore[arg-type]
+    assert len(counted.requests) == 2
+    assert halves.dense(TEXTS[0]) == halves.dense(TEXTS[:1])  # type: ignore[arg-type]
+    assert len(halves.sparse(TEXTS[0])) == len(alone.embed_documents(TEXTS[0])) == 1  # type: ignore[arg-type]
+
+
 def test_memory_is_bounded_if_no_sparse_vector_is_asked_for(counted: Counted) -> None:
     """Without room for all of them the oldest go first, and are requested again."""
     halves = Halves("langchain", counted.client, kept_max_bytes=3000)
@@ -171,6 +181,8 @@ def test_memory_is_bounded_if_no_sparse_vector_is_asked_for(counted: Counted) ->
     assert not counted.requests
     halves.sparse([TEXTS[0]])
     assert counted.requests == [[TEXTS[0]]]
+    with pytest.raises(InvalidOption, match="kept_max_bytes must be at least 0, got -1"):
+        Halves("langchain", counted.client, kept_max_bytes=-1)
 
 
 def vector(text: str) -> SparseAnswer:
