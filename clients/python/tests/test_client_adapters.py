@@ -435,10 +435,22 @@ def test_errors_are_those_of_the_client(served: Served) -> None:
             llama_index.BGEM3Rerank(client).postprocess_nodes([NodeWithScore(node=TextNode(text=TEXTS[0]))])
 
 
-def test_an_embedding_stays_in_its_process(counted: Counted) -> None:
-    """An ingestion of LlamaIndex in several processes is refused, and the error says the way out."""
-    with pytest.raises(TypeError, match="without num_workers"):
-        pickle.dumps(llama_index.BGEM3Embedding(counted.client))
+@pytest.mark.parametrize("component", [llama_index.BGEM3Embedding, llama_index.BGEM3Rerank])
+def test_a_component_stays_in_its_process(counted: Counted, component: Callable[[Client], Any]) -> None:
+    """LlamaIndex refuses to send it to another process, for instance in an ingestion, and says the way out."""
+    with pytest.raises(TypeError, match="make one in each process, and use an ingestion without num_workers"):
+        pickle.dumps(component(counted.client))
+
+
+def test_fields_of_an_embedding_are_checked(counted: Counted) -> None:
+    """LlamaIndex's own fields are taken, and come back from a file; one that it does not have is refused by name."""
+    embedding = llama_index.BGEM3Embedding(counted.client, embed_batch_size=2, num_workers=3)
+    again = llama_index.BGEM3Embedding.from_dict(embedding.to_dict(), client=counted.client)
+    assert (again.embed_batch_size, again.num_workers) == (2, 3)
+    assert len(again.get_text_embedding_batch(TEXTS)) == 3
+    assert counted.requests == [TEXTS[:2], TEXTS[2:]]
+    with pytest.raises(ValueError, match="embed_batchsize"):
+        llama_index.BGEM3Embedding(counted.client, embed_batchsize=2)
 
 
 def ranked(client: Client, **options: Any) -> Sequence[Sequence[float]]:
