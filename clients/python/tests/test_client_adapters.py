@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from bge_m3_qdrant_client import (
 )
 from bge_m3_qdrant_client.component_clients import ComponentClients
 from bge_m3_qdrant_client.kept_vectors import KeptVectors
+from bge_m3_qdrant_client.runpod_target import RunPodTarget
+from loopback_endpoint import ENDPOINT, KEY, Report, RunPodEndpoint
 from loopback_server import Answer, LoopbackServer, scripted
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
@@ -327,6 +330,37 @@ def test_haystack_runs_in_threads_and_their_event_loops() -> None:
 
     asyncio.run(after())
     clients.close()
+
+
+def test_haystack_calls_an_endpoint_on_runpod(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Components with the id of an endpoint send its key and give what they give over HTTP, awaited or not."""
+
+    def answered(raw: Any, _: Report) -> Any:
+        if "openai_route" in raw:
+            return [httpx.post(served.url + raw["openai_route"], json=raw["openai_input"], trust_env=False).json()]
+        return httpx.post(f"{served.url}/{raw.pop('operation')}", json=raw, trust_env=False).json()
+
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    key, documents = Secret.from_env_var("RUNPOD_API_KEY"), [Document(content=text) for text in TEXTS]
+    with RunPodEndpoint(answered) as endpoint:
+        target = partial(RunPodTarget, base_url=endpoint.base_url)
+        monkeypatch.setattr("bge_m3_qdrant_client.component_clients.RunPodTarget", target)
+        for component, arguments in (
+            (haystack.BGEM3DocumentEmbedder, (documents,)),
+            (haystack.BGEM3TextEmbedder, (QUERY,)),
+            (haystack.BGEM3Ranker, (QUERY, documents)),
+        ):
+            with closing(component(url=served.url)) as direct, closing(component("", key, ENDPOINT)) as called:
+                expected = direct.run(*arguments)
+                assert called.run(*arguments) == expected
+                assert asyncio.run(_awaited_once(called, arguments)) == expected
+        assert endpoint.paths == ["runsync"] * 6
+
+
+async def _awaited_once(component: Any, arguments: Sequence[Any]) -> Any:
+    result = await component.run_async(*arguments)
+    await component.close_async()
+    return result
 
 
 def test_haystack_embeds_the_fields_that_are_named(served: Served) -> None:
