@@ -213,11 +213,52 @@ def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
     assert not key or key not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "", "http://", "http://host:port"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"api-key": value} for value in ("schlüssel", "line\nbreak", "line\r\nx-other: a", " secret", "nul\0")]
+    + [{name: "secret"} for name in ("schlüssel", "two words", "", "a:b")],
+)
+def test_a_header_that_http_cannot_carry_is_refused(headers: dict[str, str]) -> None:
+    """It is an error of the constructor, not of a request that is repeated, and quotes nothing."""
+    with pytest.raises(InvalidOption) as raised:
+        Client("http://localhost:8000", headers={"x-first": "a b", "x-empty": "", **headers})
+    assert "of header 2 must" in str(raised.value)
+    assert all(len(word) < 3 or word not in str(raised.value) for word in (*headers, *headers.values()))
+
+
+def test_a_closed_client_says_so() -> None:
+    """A call after the end of the context is an error of the package, and sends nothing."""
+
+    async def awaited(url: str) -> None:
+        async with AsyncClient(url) as client:
+            pass
+        await client.count()
+
+    with LoopbackServer(scripted(COUNTED)) as server:
+        with Client(server.url) as client:
+            pass
+        for call in (
+            client.count,
+            lambda: client.embed("a" for _ in range(600)),
+            lambda: asyncio.run(awaited(server.url)),
+        ):
+            with pytest.raises(InvalidOption, match="the client is closed"):
+                call()
+        assert not server.requests
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://host", "", "http://", "http://host:port", f"http://{'a' * 64}.example", "http://a..b"],
+)
 def test_an_address_is_checked(url: str) -> None:
     """What is no address of HTTP is refused before anything is sent."""
     with pytest.raises(InvalidOption):
         Client(url)
+
+
+TIMEOUTS = [{"timeout": seconds} for seconds in (0, -1, float("nan"), float("inf"), 1e9)]
+"""Timeouts that a clock cannot wait for."""
 
 
 def test_options_are_checked() -> None:
@@ -229,7 +270,7 @@ def test_options_are_checked() -> None:
             client.search("a", params={"ef": 3})  # type: ignore[typeddict-unknown-key]
         with pytest.raises(InvalidOption, match="JSON cannot represent"):
             client.embed("\ud800")
-    for invalid in ({"retries": -1}, {"concurrency": 0}, {"texts_per_request": 0}, {"timeout": 0}):
+    for invalid in ({"retries": -1}, {"concurrency": 0}, {"texts_per_request": 0}, *TIMEOUTS):
         with pytest.raises(InvalidOption, match=r"must be (at least|more than)"):
             Client("http://localhost:8000", **invalid)  # type: ignore[arg-type]
 

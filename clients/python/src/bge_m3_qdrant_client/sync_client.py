@@ -60,7 +60,8 @@ class Client:
         target: the address of a worker, such as `http://host:8000`, or a `Target`.
         api_key: the key of the worker, if it has one.
         headers: further headers, such as `api-key` behind RunPod's load balancer, whose own key is `api_key`.
-        timeout: maximum seconds of a request, with its retries and waits. A call with many texts has many requests.
+        timeout: maximum seconds of a request, with its retries and waits; at most 24 days. A call with many texts has
+            many requests.
         retries: maximum repetitions of a request whose error is retryable.
         concurrency: maximum requests of one call at the same time.
         texts_per_request: maximum texts of a request, at most the worker's `MAX_TEXTS`.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import httpx
 
-from bge_m3_qdrant_client.errors import ClientError, ConnectionFailed, TimedOut, UnexpectedAnswer
+from bge_m3_qdrant_client.errors import ClientError, ConnectionFailed, InvalidOption, TimedOut, UnexpectedAnswer
 from bge_m3_qdrant_client.steps import Reply, Send
 from bge_m3_qdrant_client.version import __version__
 
@@ -37,10 +37,11 @@ def request(http: httpx.Client, step: Send) -> Reply:
     The timeouts of httpx begin anew with every piece of an answer, so the pieces have a deadline together.
 
     Raises:
+        InvalidOption: the client of httpx is closed.
         httpx.HTTPError: no answer came.
         TimedOut: the answer was not whole in time.
     """
-    at = time.monotonic() + step.timeout_s
+    at = _start(http, step)
     with http.stream(**_arguments(step)) as response:
         content = b"".join(_in_time(piece, at, step) for piece in response.iter_bytes())
     return Reply(response.status_code, response.headers, content)
@@ -48,7 +49,7 @@ def request(http: httpx.Client, step: Send) -> Reply:
 
 async def arequest(http: httpx.AsyncClient, step: Send) -> Reply:
     """See `request`."""
-    at = time.monotonic() + step.timeout_s
+    at = _start(http, step)
     async with http.stream(**_arguments(step)) as response:
         content = b"".join([_in_time(piece, at, step) async for piece in response.aiter_bytes()])
     return Reply(response.status_code, response.headers, content)
@@ -64,6 +65,13 @@ def client_error(error: httpx.HTTPError, step: Send) -> ClientError:
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
         return ConnectionFailed(f"the connection ended before the answer ({kind})")
     return UnexpectedAnswer(f"the answer cannot be read ({kind})")
+
+
+def _start(http: httpx.Client | httpx.AsyncClient, step: Send) -> float:
+    """The time by which the answer must be whole."""
+    if http.is_closed:
+        raise InvalidOption("the client is closed; make another one, or close it later")
+    return time.monotonic() + step.timeout_s
 
 
 def _in_time(piece: bytes, at: float, step: Send) -> bytes:
