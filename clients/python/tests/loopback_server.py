@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,11 +32,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: a JSON value, or bytes as they are."""
+    """An answer: a JSON value, or bytes as they are.
+
+    Attributes:
+        body: the value or the bytes.
+        status: the HTTP status.
+        headers: further headers.
+        pause_s: seconds before each byte of the body.
+    """
 
     body: Any
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    pause_s: float = 0.0
 
 
 Respond = Callable[[Request], Answer | None]
@@ -83,7 +92,9 @@ class LoopbackServer:
                 for name, value in {"Content-Length": str(len(content)), **answer.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(content)
+                for piece in [content] if not answer.pause_s else map(bytes, zip(content)):
+                    time.sleep(answer.pause_s)
+                    self.wfile.write(piece)
 
             do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names are those of the base class
 

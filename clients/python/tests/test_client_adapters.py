@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ from bge_m3_qdrant_client import (
     langchain,
     llama_index,
 )
+from bge_m3_qdrant_client.component_clients import ComponentClients
 from bge_m3_qdrant_client.kept_vectors import KeptVectors
+from bge_m3_qdrant_client.runpod_target import RunPodTarget
+from loopback_endpoint import ENDPOINT, KEY, Report, RunPodEndpoint
 from loopback_server import Answer, LoopbackServer, scripted
 from qdrant_sink.edge import EdgeStore
 from service.operations import Operations
@@ -160,6 +164,16 @@ def test_one_kind_alone_requests_one_kind(counted: Counted) -> None:
     assert kinds == [["dense"], ["dense"], ["sparse"]]
 
 
+def test_texts_come_from_any_iterable(counted: Counted) -> None:
+    """An iterator is read once for both halves, and one text is embedded as a whole."""
+    halves, alone = Halves("langchain", counted.client), langchain.BGEM3SparseEmbeddings(counted.client)
+    assert halves.dense(iter(TEXTS)) == halves.dense(TEXTS)  # type: ignore[arg-type]
+    assert halves.sparse(iter(TEXTS)) == halves.sparse(TEXTS)  # type: ignore[arg-type]
+    assert len(counted.requests) == 2
+    assert halves.dense(TEXTS[0]) == halves.dense(TEXTS[:1])  # type: ignore[arg-type]
+    assert len(halves.sparse(TEXTS[0])) == len(alone.embed_documents(TEXTS[0])) == 1  # type: ignore[arg-type]
+
+
 def test_memory_is_bounded_if_no_sparse_vector_is_asked_for(counted: Counted) -> None:
     """Without room for all of them the oldest go first, and are requested again."""
     halves = Halves("langchain", counted.client, kept_max_bytes=3000)
@@ -170,6 +184,8 @@ def test_memory_is_bounded_if_no_sparse_vector_is_asked_for(counted: Counted) ->
     assert not counted.requests
     halves.sparse([TEXTS[0]])
     assert counted.requests == [[TEXTS[0]]]
+    with pytest.raises(InvalidOption, match="kept_max_bytes must be at least 0, got -1"):
+        Halves("langchain", counted.client, kept_max_bytes=-1)
 
 
 def vector(text: str) -> SparseAnswer:
@@ -286,6 +302,67 @@ def test_haystack_runs_in_any_event_loop(served: Served) -> None:
         assert np.allclose(vectors["embedding"], blocking[2]["embedding"], atol=1e-6)
 
 
+def test_haystack_runs_in_threads_and_their_event_loops() -> None:
+    """A component that threads share makes one client, and one for each event loop, whose connections it keeps."""
+    clients = ComponentClients("http://127.0.0.1:9", api_key=lambda: None, runpod_endpoint_id=None, timeout=1)
+    together = threading.Barrier(4)
+    made: list[tuple[Client, AsyncClient]] = []
+
+    async def awaited() -> AsyncClient:
+        first = clients.awaited()
+        await asyncio.to_thread(together.wait, 10)
+        assert clients.awaited() is first
+        return first
+
+    def work(_: int) -> None:
+        together.wait(10)
+        made.append((clients.blocking(), asyncio.run(awaited())))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len({id(blocking) for blocking, _ in made}) == 1
+    assert len({id(native) for _, native in made}) == 4
+
+    async def after() -> None:
+        assert clients.awaited() not in {native for _, native in made}
+        assert len(clients._async_clients) == 1  # those of event loops that are closed are given up
+        await clients.aclose()
+
+    asyncio.run(after())
+    clients.close()
+
+
+def test_haystack_calls_an_endpoint_on_runpod(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Components with the id of an endpoint send its key and give what they give over HTTP, awaited or not."""
+
+    def answered(raw: Any, _: Report) -> Any:
+        if "openai_route" in raw:
+            return [httpx.post(served.url + raw["openai_route"], json=raw["openai_input"], trust_env=False).json()]
+        return httpx.post(f"{served.url}/{raw.pop('operation')}", json=raw, trust_env=False).json()
+
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    key, documents = Secret.from_env_var("RUNPOD_API_KEY"), [Document(content=text) for text in TEXTS]
+    with RunPodEndpoint(answered) as endpoint:
+        target = partial(RunPodTarget, base_url=endpoint.base_url)
+        monkeypatch.setattr("bge_m3_qdrant_client.component_clients.RunPodTarget", target)
+        for component, arguments in (
+            (haystack.BGEM3DocumentEmbedder, (documents,)),
+            (haystack.BGEM3TextEmbedder, (QUERY,)),
+            (haystack.BGEM3Ranker, (QUERY, documents)),
+        ):
+            with closing(component(url=served.url)) as direct, closing(component("", key, ENDPOINT)) as called:
+                expected = direct.run(*arguments)
+                assert called.run(*arguments) == expected
+                assert asyncio.run(_awaited_once(called, arguments)) == expected
+        assert endpoint.paths == ["runsync"] * 6
+
+
+async def _awaited_once(component: Any, arguments: Sequence[Any]) -> Any:
+    result = await component.run_async(*arguments)
+    await component.close_async()
+    return result
+
+
 def test_haystack_embeds_the_fields_that_are_named(served: Served) -> None:
     """Values of the metadata stand in front of the content; a store without sparse vectors gets none."""
     document = Document(content=TEXTS[0], meta={"title": "Tools", "year": 2000, "draft": None})
@@ -392,10 +469,22 @@ def test_errors_are_those_of_the_client(served: Served) -> None:
             llama_index.BGEM3Rerank(client).postprocess_nodes([NodeWithScore(node=TextNode(text=TEXTS[0]))])
 
 
-def test_an_embedding_stays_in_its_process(counted: Counted) -> None:
-    """An ingestion of LlamaIndex in several processes is refused, and the error says the way out."""
-    with pytest.raises(TypeError, match="without num_workers"):
-        pickle.dumps(llama_index.BGEM3Embedding(counted.client))
+@pytest.mark.parametrize("component", [llama_index.BGEM3Embedding, llama_index.BGEM3Rerank])
+def test_a_component_stays_in_its_process(counted: Counted, component: Callable[[Client], Any]) -> None:
+    """LlamaIndex refuses to send it to another process, for instance in an ingestion, and says the way out."""
+    with pytest.raises(TypeError, match="make one in each process, and use an ingestion without num_workers"):
+        pickle.dumps(component(counted.client))
+
+
+def test_fields_of_an_embedding_are_checked(counted: Counted) -> None:
+    """LlamaIndex's own fields are taken, and come back from a file; one that it does not have is refused by name."""
+    embedding = llama_index.BGEM3Embedding(counted.client, embed_batch_size=2, num_workers=3)
+    again = llama_index.BGEM3Embedding.from_dict(embedding.to_dict(), client=counted.client)
+    assert (again.embed_batch_size, again.num_workers) == (2, 3)
+    assert len(again.get_text_embedding_batch(TEXTS)) == 3
+    assert counted.requests == [TEXTS[:2], TEXTS[2:]]
+    with pytest.raises(ValueError, match="embed_batchsize"):
+        llama_index.BGEM3Embedding(counted.client, embed_batchsize=2)
 
 
 def ranked(client: Client, **options: Any) -> Sequence[Sequence[float]]:

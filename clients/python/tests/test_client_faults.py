@@ -175,6 +175,21 @@ def test_a_slow_answer_is_a_timeout() -> None:
         client.count()
 
 
+def test_an_answer_that_comes_in_drops_is_a_timeout() -> None:
+    """A call ends with its timeout, though each byte of its answer comes in time."""
+
+    async def awaited(url: str) -> None:
+        async with AsyncClient(url, timeout=0.2) as client:
+            await client.count()
+
+    with LoopbackServer(scripted(Answer({"count": 3}, pause_s=0.1))) as server:
+        with Client(server.url, timeout=0.2) as client, pytest.raises(TimedOut, match=r"within 0\.2 s"):
+            client.count()
+        with pytest.raises(TimedOut, match=r"within 0\.2 s"):
+            asyncio.run(awaited(server.url))
+        assert len(server.requests) == 2
+
+
 def test_keys_texts_and_addresses_stay_out_of_messages() -> None:
     """No representation and no message has the key, a text or the host."""
     answers: list[Answer | None] = [None, Answer(b"", 401), Answer({"odd": TEXT}), Answer(TEXT.encode(), 500)]
@@ -198,11 +213,52 @@ def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
     assert not key or key not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "", "http://", "http://host:port"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"api-key": value} for value in ("schlüssel", "line\nbreak", "line\r\nx-other: a", " secret", "nul\0")]
+    + [{name: "secret"} for name in ("schlüssel", "two words", "", "a:b")],
+)
+def test_a_header_that_http_cannot_carry_is_refused(headers: dict[str, str]) -> None:
+    """It is an error of the constructor, not of a request that is repeated, and quotes nothing."""
+    with pytest.raises(InvalidOption) as raised:
+        Client("http://localhost:8000", headers={"x-first": "a b", "x-empty": "", **headers})
+    assert "of header 2 must" in str(raised.value)
+    assert all(len(word) < 3 or word not in str(raised.value) for word in (*headers, *headers.values()))
+
+
+def test_a_closed_client_says_so() -> None:
+    """A call after the end of the context is an error of the package, and sends nothing."""
+
+    async def awaited(url: str) -> None:
+        async with AsyncClient(url) as client:
+            pass
+        await client.count()
+
+    with LoopbackServer(scripted(COUNTED)) as server:
+        with Client(server.url) as client:
+            pass
+        for call in (
+            client.count,
+            lambda: client.embed("a" for _ in range(600)),
+            lambda: asyncio.run(awaited(server.url)),
+        ):
+            with pytest.raises(InvalidOption, match="the client is closed"):
+                call()
+        assert not server.requests
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://host", "", "http://", "http://host:port", f"http://{'a' * 64}.example", "http://a..b"],
+)
 def test_an_address_is_checked(url: str) -> None:
     """What is no address of HTTP is refused before anything is sent."""
     with pytest.raises(InvalidOption):
         Client(url)
+
+
+TIMEOUTS = [{"timeout": seconds} for seconds in (0, -1, float("nan"), float("inf"), 1e9)]
+"""Timeouts that a clock cannot wait for."""
 
 
 def test_options_are_checked() -> None:
@@ -214,7 +270,7 @@ def test_options_are_checked() -> None:
             client.search("a", params={"ef": 3})  # type: ignore[typeddict-unknown-key]
         with pytest.raises(InvalidOption, match="JSON cannot represent"):
             client.embed("\ud800")
-    for invalid in ({"retries": -1}, {"concurrency": 0}, {"texts_per_request": 0}, {"timeout": 0}):
+    for invalid in ({"retries": -1}, {"concurrency": 0}, {"texts_per_request": 0}, *TIMEOUTS):
         with pytest.raises(InvalidOption, match=r"must be (at least|more than)"):
             Client("http://localhost:8000", **invalid)  # type: ignore[arg-type]
 
@@ -521,6 +577,20 @@ def test_health_is_asked_of_a_worker_that_is_not_ready() -> None:
     with LoopbackServer(scripted(Answer({"hello": 1}))) as server, Client(server.url) as client:
         with pytest.raises(UnexpectedAnswer):
             client.health()
+
+
+def test_an_event_loop_needs_its_own_client() -> None:
+    """In a second event loop a client sends nothing and says the way out; in its own it goes on."""
+    loop = asyncio.new_event_loop()
+    with LoopbackServer(scripted(COUNTED)) as server:
+        client = AsyncClient(server.url)
+        assert loop.run_until_complete(client.count()).count == 3
+        with pytest.raises(InvalidOption, match="make an AsyncClient in each"):
+            asyncio.run(client.count())
+        assert len(server.requests) == 1
+        assert loop.run_until_complete(client.count()).count == 3
+        loop.run_until_complete(client.aclose())
+    loop.close()
 
 
 def test_a_given_client_of_httpx_is_used_and_stays_open() -> None:

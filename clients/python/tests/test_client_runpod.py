@@ -192,6 +192,15 @@ def test_a_job_that_the_platform_ended_is_no_answer(status: str) -> None:
         assert [request.method for request in server.requests] == ["POST", "GET"]
 
 
+def test_a_job_goes_on_in_every_state_that_is_no_end() -> None:
+    """A job that the platform calls `RUNNING`, as its documentation does, is waited for and not taken for a failure."""
+    done = state("COMPLETED", output={"count": 3})
+    with LoopbackServer(scripted(state("RUNNING"), state("IN_PROGRESS"), state("RUNNING"), done)) as server:
+        with Client.runpod("ep", api_key=KEY, base_url=server.url) as client:
+            assert client.count().count == 3
+        assert [request.method for request in server.requests] == ["POST", "GET", "GET", "GET"]
+
+
 def test_faults_of_the_platform_s_api_are_outlasted() -> None:
     """A busy API is asked again after the time it names, a lost status again, and no job is sent twice."""
     busy = Answer({"error": "too many requests"}, 429, {"Retry-After": "0"})
@@ -221,9 +230,9 @@ def test_a_wrong_key_and_a_wrong_endpoint_are_told_apart() -> None:
         Client.runpod("", api_key=KEY)
 
 
-@pytest.mark.parametrize("body", [{"id": "x"}, [], {"status": 3}])
+@pytest.mark.parametrize("body", [{"id": "x"}, [], {"status": 3}, {"status": "ready"}])
 def test_what_is_no_state_of_a_job_is_an_error(body: Any) -> None:
-    """An answer without a status is an unexpected one."""
+    """An answer without a status, or without an id that could be asked for, is an unexpected one."""
     with LoopbackServer(scripted(Answer(body))) as server:
         with Client.runpod("ep", api_key=KEY, base_url=server.url) as client, pytest.raises(UnexpectedAnswer):
             client.count()

@@ -24,6 +24,7 @@ from bge_m3_qdrant_client.answers import (
     SearchAnswer,
 )
 from bge_m3_qdrant_client.core import CONCURRENCY, RETRIES, TEXTS_PER_REQUEST, TIMEOUT_S, Core, target_of
+from bge_m3_qdrant_client.errors import InvalidOption
 from bge_m3_qdrant_client.exchange import Target
 from bge_m3_qdrant_client.gathering import Gathering, Outcome
 from bge_m3_qdrant_client.options import (
@@ -40,7 +41,7 @@ from bge_m3_qdrant_client.report import Health, IngestReport, Progress
 from bge_m3_qdrant_client.runpod_target import BASE_URL, RunPodTarget
 from bge_m3_qdrant_client.splitting import Payload, PointId
 from bge_m3_qdrant_client.steps import Send, Step, Steps
-from bge_m3_qdrant_client.transport import arguments, client_error, reply_of
+from bge_m3_qdrant_client.transport import arequest, client_error
 
 T = TypeVar("T")
 A = TypeVar("A", EmbedAnswer, PointsAnswer)
@@ -48,13 +49,14 @@ R = TypeVar("R")
 
 
 class AsyncClient:
-    """A client of the worker for asyncio; its methods are those of `Client`.
+    """A client of the worker for asyncio; its methods are those of `Client`. Its connections belong to one event loop.
 
     Args:
         target: the address of a worker, such as `http://host:8000`, or a `Target`.
         api_key: the key of the worker, if it has one.
         headers: further headers, such as `api-key` behind RunPod's load balancer, whose own key is `api_key`.
-        timeout: maximum seconds of a request, with its retries and waits. A call with many texts has many requests.
+        timeout: maximum seconds of a request, with its retries and waits; at most 24 days. A call with many texts has
+            many requests.
         retries: maximum repetitions of a request whose error is retryable.
         concurrency: maximum requests of one call at the same time.
         texts_per_request: maximum texts of a request, at most the worker's `MAX_TEXTS`.
@@ -87,6 +89,7 @@ class AsyncClient:
         )
         self._own = http is None
         self._http = http or httpx.AsyncClient()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def runpod(
@@ -227,7 +230,11 @@ class AsyncClient:
     async def _perform(self, step: Step) -> Any:
         if not isinstance(step, Send):
             return await asyncio.sleep(step.seconds)
+        loop = asyncio.get_running_loop()
+        if self._loop not in {None, loop}:
+            raise InvalidOption("the connections belong to another event loop; make an AsyncClient in each")
+        self._loop = loop
         try:
-            return reply_of(await self._http.request(**arguments(step)))
+            return await arequest(self._http, step)
         except httpx.HTTPError as error:
             raise client_error(error, step) from None

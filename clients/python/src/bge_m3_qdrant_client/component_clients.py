@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 from bge_m3_qdrant_client.async_client import AsyncClient
@@ -12,9 +13,12 @@ from bge_m3_qdrant_client.exchange import Target
 from bge_m3_qdrant_client.runpod_target import RunPodTarget
 from bge_m3_qdrant_client.sync_client import Client
 
+_lock = threading.Lock()
+"""Held while a client is made or given up. It is no attribute, so that a component that has not run can be copied."""
+
 
 class ComponentClients:
-    """A blocking client, and one for the running event loop.
+    """A blocking client, and one for each event loop. Thread-safe.
 
     Args:
         url: the address of a worker.
@@ -31,8 +35,7 @@ class ComponentClients:
         self._runpod_endpoint_id = runpod_endpoint_id
         self._timeout = timeout
         self._client: Client | None = None
-        self._async_client: AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._async_clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
 
     def blocking(self) -> Client:
         """The blocking client.
@@ -40,9 +43,10 @@ class ComponentClients:
         Raises:
             InvalidOption: the address, the key or the id is invalid.
         """
-        if self._client is None:
-            self._client = Client(self._target(), timeout=self._timeout)
-        return self._client
+        with _lock:
+            if self._client is None:
+                self._client = Client(self._target(), timeout=self._timeout)
+            return self._client
 
     def awaited(self) -> AsyncClient:
         """The client of the running event loop, whose connections no other loop can use.
@@ -51,21 +55,26 @@ class ComponentClients:
             InvalidOption: the address, the key or the id is invalid.
         """
         loop = asyncio.get_running_loop()
-        if self._async_client is None or self._loop is not loop:
-            self._async_client, self._loop = AsyncClient(self._target(), timeout=self._timeout), loop
-        return self._async_client
+        with _lock:
+            if loop not in self._async_clients:
+                for ended in [other for other in self._async_clients if other.is_closed()]:
+                    del self._async_clients[ended]
+                self._async_clients[loop] = AsyncClient(self._target(), timeout=self._timeout)
+            return self._async_clients[loop]
 
     def close(self) -> None:
         """Close the connections of the blocking client. A later call makes a new one."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        with _lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     async def aclose(self) -> None:
         """Close the connections of the client of the running event loop. A later call makes a new one."""
-        if self._async_client is not None and self._loop is asyncio.get_running_loop():
-            await self._async_client.aclose()
-        self._async_client = self._loop = None
+        with _lock:
+            client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
 
     def _target(self) -> Target:
         key = self._api_key()

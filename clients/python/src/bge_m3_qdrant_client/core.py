@@ -32,6 +32,9 @@ A = TypeVar("A", bound=Answer)
 OnProgress = Callable[[Progress], None]
 
 TIMEOUT_S = 300.0
+TIMEOUT_MAX_S = 24 * 24 * 3600
+"""Maximum timeout in seconds: operating systems count the milliseconds of a wait in 31 bits, which are 24.8 days."""
+
 RETRIES = 4
 CONCURRENCY = 4
 TEXTS_PER_REQUEST = 256
@@ -45,13 +48,13 @@ class Core:
 
     Args:
         target: where they go.
-        timeout: maximum seconds of a request, with its retries.
+        timeout: maximum seconds of a request, with its retries; at most `TIMEOUT_MAX_S`.
         retries: maximum repetitions of a request whose error is retryable.
         concurrency: maximum requests of one call at the same time.
         texts_per_request: maximum texts of a request.
 
     Raises:
-        InvalidOption: a number is too small.
+        InvalidOption: a number is too small, or the timeout too long.
     """
 
     def __init__(
@@ -64,8 +67,8 @@ class Core:
         ):
             if value < minimum:
                 raise InvalidOption(f"{name} must be at least {minimum}, got {value}")
-        if not timeout > 0:
-            raise InvalidOption(f"timeout must be more than 0 seconds, got {timeout:g}")
+        if not 0 < timeout <= TIMEOUT_MAX_S:
+            raise InvalidOption(f"timeout must be more than 0 and at most {TIMEOUT_MAX_S} seconds, got {timeout:g}")
         self.target = target
         self.concurrency = concurrency
         self._policy = Policy(timeout, retries)

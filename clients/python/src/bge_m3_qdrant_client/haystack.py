@@ -22,8 +22,8 @@ except ImportError as error:
 from bge_m3_qdrant_client.answers import EmbedAnswer, RerankAnswer, SparseAnswer
 from bge_m3_qdrant_client.component_clients import ComponentClients
 from bge_m3_qdrant_client.core import TIMEOUT_S
-from bge_m3_qdrant_client.options import EmbedOptions, RerankOptions
-from bge_m3_qdrant_client.text_vectors import dense_of, sparse_of
+from bge_m3_qdrant_client.options import RerankOptions
+from bge_m3_qdrant_client.text_vectors import Kind, dense_of, embed_options, sparse_of
 
 __all__ = ["BGEM3DocumentEmbedder", "BGEM3Ranker", "BGEM3TextEmbedder"]
 
@@ -121,7 +121,7 @@ class BGEM3TextEmbedder(_WorkerComponent):
         sparse: bool = True,
     ) -> None:
         _WorkerComponent.__init__(self, url, api_key, runpod_endpoint_id, timeout, sparse=sparse)
-        self._sparse = sparse
+        self._kinds: list[Kind] = ["dense", "sparse"] if sparse else ["dense"]
 
     @component.output_types(embedding=list[float], sparse_embedding=SparseEmbedding, meta=dict[str, Any])
     def run(self, text: str) -> TextOutput:
@@ -133,18 +133,16 @@ class BGEM3TextEmbedder(_WorkerComponent):
         Returns:
             `embedding`, `sparse_embedding` unless `sparse` is false, and `meta` with `model` and `usage`.
         """
-        return self._output(self._clients.blocking().embed([text], **_options(sparse=self._sparse, is_passage=False)))
+        return self._output(self._clients.blocking().embed([text], **embed_options(self._kinds, is_passage=False)))
 
     @component.output_types(embedding=list[float], sparse_embedding=SparseEmbedding, meta=dict[str, Any])
     async def run_async(self, text: str) -> TextOutput:
         """See `run`."""
-        return self._output(
-            await self._clients.awaited().embed([text], **_options(sparse=self._sparse, is_passage=False))
-        )
+        return self._output(await self._clients.awaited().embed([text], **embed_options(self._kinds, is_passage=False)))
 
     def _output(self, answer: EmbedAnswer) -> TextOutput:
         output: TextOutput = {"embedding": dense_of(answer.results)[0], "meta": _meta(answer)}
-        if self._sparse:
+        if "sparse" in self._kinds:
             output["sparse_embedding"] = _sparse(sparse_of(answer.results)[0])
         return output
 
@@ -186,7 +184,7 @@ class BGEM3DocumentEmbedder(_WorkerComponent):
             meta_fields_to_embed=meta_fields_to_embed,
             embedding_separator=embedding_separator,
         )
-        self._sparse = sparse
+        self._kinds: list[Kind] = ["dense", "sparse"] if sparse else ["dense"]
         self._keys, self._separator = meta_fields_to_embed or [], embedding_separator
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
@@ -199,19 +197,23 @@ class BGEM3DocumentEmbedder(_WorkerComponent):
         Returns:
             `documents`, copies with `embedding` and `sparse_embedding`, and `meta` with `model` and `usage`.
         """
-        texts, options = _texts(documents, self._keys, self._separator), _options(sparse=self._sparse, is_passage=True)
-        return self._output(documents, self._clients.blocking().embed(texts, **options))
+        texts = _texts(documents, self._keys, self._separator)
+        return self._output(
+            documents, self._clients.blocking().embed(texts, **embed_options(self._kinds, is_passage=True))
+        )
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> DocumentsOutput:
         """See `run`."""
-        texts, options = _texts(documents, self._keys, self._separator), _options(sparse=self._sparse, is_passage=True)
-        return self._output(documents, await self._clients.awaited().embed(texts, **options))
+        texts = _texts(documents, self._keys, self._separator)
+        return self._output(
+            documents, await self._clients.awaited().embed(texts, **embed_options(self._kinds, is_passage=True))
+        )
 
     def _output(self, documents: list[Document], answer: EmbedAnswer) -> DocumentsOutput:
         dense = dense_of(answer.results, "documents")
         embedded = [replace(document, embedding=vector) for document, vector in zip(documents, dense, strict=True)]
-        if self._sparse:
+        if "sparse" in self._kinds:
             sparse = sparse_of(answer.results, "documents")
             embedded = [
                 replace(document, sparse_embedding=_sparse(vector))
@@ -295,10 +297,6 @@ class BGEM3Ranker(_WorkerComponent):
 
     def _with(self, top_k: int | None) -> RerankOptions:
         return self._options if top_k is None else {**self._options, "top_n": top_k}
-
-
-def _options(*, sparse: bool, is_passage: bool) -> EmbedOptions:
-    return {"vectors": ["dense", "sparse"] if sparse else ["dense"], "is_passage": is_passage, "include_text": False}
 
 
 def _texts(documents: Sequence[Document], keys: Sequence[str], separator: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from bge_m3_qdrant_client.calls import Call, Deadline, encoded
-from bge_m3_qdrant_client.credentials import authorization, shown_url
+from bge_m3_qdrant_client.credentials import authorization, carried, shown_url
 from bge_m3_qdrant_client.errors import InvalidOption, NotFound, UnexpectedAnswer, worker_error
 from bge_m3_qdrant_client.exchange import TIDY_UP_TIMEOUT_S, polled, report_progress, tidied
 from bge_m3_qdrant_client.replies import parsed, retry_after_s
@@ -41,13 +41,13 @@ class HttpTarget:
         headers: further headers, such as `api-key` behind a proxy that has a key of its own.
 
     Raises:
-        InvalidOption: the address is not one of HTTP, or the key cannot be a header.
+        InvalidOption: the address is not one of HTTP, or HTTP cannot carry the key or a header.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         self._url = url.rstrip("/")
         self.name = shown_url(self._url)
-        self._headers = {**(headers or {}), **authorization(api_key)}
+        self._headers = {**carried(headers), **authorization(api_key)}
         self.request_max_bytes = REQUEST_MAX_BYTES // 2
 
     def answer(self, call: Call, attempt: int, deadline: Deadline) -> Steps[Any]:  # noqa: ARG002 - see `Target`

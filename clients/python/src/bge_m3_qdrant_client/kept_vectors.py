@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from bge_m3_qdrant_client.answers import SparseAnswer
+from bge_m3_qdrant_client.errors import InvalidOption
 
 KEPT_MAX_BYTES = 64 * 2**20
 """Maximum bytes of the texts and sparse vectors that are kept: LlamaIndex embeds 2048 nodes before it stores them."""
@@ -22,10 +23,15 @@ class KeptVectors:
     Each vector is kept for as many requests as it was put for, and those that were put first go first where space ends.
 
     Args:
-        max_bytes: maximum bytes of texts and vectors.
+        max_bytes: maximum bytes of texts and vectors; 0 keeps none.
+
+    Raises:
+        InvalidOption: the maximum is negative.
     """
 
     def __init__(self, max_bytes: int = KEPT_MAX_BYTES) -> None:
+        if max_bytes < 0:
+            raise InvalidOption(f"kept_max_bytes must be at least 0, got {max_bytes}")
         self._max_bytes = max_bytes
         self._bytes = 0
         self._lock = threading.Lock()

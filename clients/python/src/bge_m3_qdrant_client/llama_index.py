@@ -21,7 +21,7 @@ from typing import Any
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
-    from llama_index.core.bridge.pydantic import Field, PrivateAttr
+    from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
@@ -46,7 +46,17 @@ MODEL_NAME = "BAAI/bge-m3"
 _dispatcher = get_dispatcher(__name__)
 
 
-class BGEM3Embedding(BaseEmbedding):
+class _InProcess:
+    """A component that is not pickled: LlamaIndex would leave its client out, and the copy would fail when it runs."""
+
+    def __getstate__(self) -> dict[Any, Any]:
+        raise TypeError(
+            f"{type(self).__name__} has connections and stays in its process: make one in each process, and use an "
+            "ingestion without num_workers"
+        )
+
+
+class BGEM3Embedding(_InProcess, BaseEmbedding):
     """Dense vectors: texts are embedded as passages, queries as queries.
 
     Args:
@@ -55,10 +65,12 @@ class BGEM3Embedding(BaseEmbedding):
         kept: where sparse vectors are kept for the sparse functions, as in `BGEM3Vectors`.
         model_name: the name of the model in LlamaIndex's events.
         embed_batch_size: texts of one call.
-        **fields: further fields of LlamaIndex's `BaseEmbedding`.
+        **fields: further fields of LlamaIndex's `BaseEmbedding`; others are refused.
 
     Every method raises `ClientError`. For a text that the model cannot encode the error names its index in the call.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     _vectors: TextVectors = PrivateAttr()
 
@@ -74,10 +86,6 @@ class BGEM3Embedding(BaseEmbedding):
     ) -> None:
         super().__init__(model_name=model_name, embed_batch_size=embed_batch_size, **fields)
         self._vectors = TextVectors(client, async_client, kept)
-
-    def __getstate__(self) -> dict[Any, Any]:
-        # LlamaIndex would leave the client out, and the copy would fail in the other process.
-        raise TypeError("BGEM3Embedding has connections and stays in its process: use an ingestion without num_workers")
 
     @classmethod
     def class_name(cls) -> str:
@@ -143,7 +151,7 @@ class BGEM3Vectors:
         return _columns(self._vectors.sparse(texts, is_passage=False))
 
 
-class BGEM3Rerank(BaseNodePostprocessor):
+class BGEM3Rerank(_InProcess, BaseNodePostprocessor):
     """A postprocessor that ranks nodes by their relevance to the query, best first.
 
     A node is ranked by what is embedded of it: its text, and its metadata without `excluded_embed_metadata_keys`. The

@@ -36,7 +36,8 @@ RUNSYNC_TIMEOUT_S: Final = 150.0
 POLL_INTERVAL_MIN_S: Final = 0.2
 POLL_INTERVAL_MAX_S: Final = 5.0
 
-_WAITING: Final = frozenset({"IN_QUEUE", "IN_PROGRESS"})
+_ENDED: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+"""States of a job that stay. A job in any other state goes on: a worker has it in `IN_PROGRESS`, or in `RUNNING`."""
 
 
 class RunPodTarget:
@@ -73,6 +74,8 @@ class RunPodTarget:
             job = _job(parsed((yield self._send("POST", "/run", deadline.timeout_s(), content))))
         else:
             job = yield from self._runsync(content, deadline)
+        if job["status"] not in _ENDED and not isinstance(job.get("id"), str):
+            raise UnexpectedAnswer("the answer is the state of a job without its id")
         identity = quote(str(job.get("id")), safe="")
         interval_s = POLL_INTERVAL_MIN_S
 
@@ -80,11 +83,11 @@ class RunPodTarget:
             return self._send("GET", f"/status/{identity}", deadline.timeout_s())
 
         try:
-            while job["status"] in _WAITING:
+            while job["status"] not in _ENDED:
                 yield Wait(min(interval_s * random.uniform(0.75, 1.25), deadline.timeout_s()))  # noqa: S311
                 interval_s = min(POLL_INTERVAL_MAX_S, interval_s * 1.5)
                 job = _job((yield from polled(asked, deadline)))
-                if job["status"] in _WAITING:
+                if job["status"] not in _ENDED:
                     report_progress(call, job.get("output"))
         except GeneratorExit:
             raise

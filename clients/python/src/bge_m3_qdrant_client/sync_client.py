@@ -42,7 +42,7 @@ from bge_m3_qdrant_client.report import Health, IngestReport, Progress
 from bge_m3_qdrant_client.runpod_target import BASE_URL, RunPodTarget
 from bge_m3_qdrant_client.splitting import Payload, PointId
 from bge_m3_qdrant_client.steps import Send, Step, Steps
-from bge_m3_qdrant_client.transport import arguments, client_error, reply_of
+from bge_m3_qdrant_client.transport import client_error, request
 
 T = TypeVar("T")
 A = TypeVar("A", EmbedAnswer, PointsAnswer)
@@ -60,7 +60,8 @@ class Client:
         target: the address of a worker, such as `http://host:8000`, or a `Target`.
         api_key: the key of the worker, if it has one.
         headers: further headers, such as `api-key` behind RunPod's load balancer, whose own key is `api_key`.
-        timeout: maximum seconds of a request, with its retries and waits. A call with many texts has many requests.
+        timeout: maximum seconds of a request, with its retries and waits; at most 24 days. A call with many texts has
+            many requests.
         retries: maximum repetitions of a request whose error is retryable.
         concurrency: maximum requests of one call at the same time.
         texts_per_request: maximum texts of a request, at most the worker's `MAX_TEXTS`.
@@ -318,6 +319,6 @@ class Client:
                 raise _Stopped
             return None
         try:
-            return reply_of(self._http.request(**arguments(step)))
+            return request(self._http, step)
         except httpx.HTTPError as error:
             raise client_error(error, step) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 from bge_m3_qdrant_client.answers import EmbedAnswer, SparseAnswer, TextAnswer
@@ -36,43 +36,47 @@ class TextVectors:
         self._async_client = async_client
         self._kept = kept
 
-    def dense(self, texts: Sequence[str], *, is_passage: bool) -> list[list[float]]:
+    def dense(self, texts: Iterable[str], *, is_passage: bool) -> list[list[float]]:
         """The dense vectors of texts.
 
         Args:
-            texts: the texts.
+            texts: the texts, or one text.
             is_passage: whether they are passages, or else queries.
         """
-        options = _options(self._with_dense(), is_passage=is_passage)
+        texts = _listed(texts)
+        options = embed_options(self._with_dense(), is_passage=is_passage)
         return self._dense(texts, self._client.embed(texts, **options), is_passage=is_passage)
 
-    async def adense(self, texts: Sequence[str], *, is_passage: bool) -> list[list[float]]:
+    async def adense(self, texts: Iterable[str], *, is_passage: bool) -> list[list[float]]:
         """See `dense`."""
         if self._async_client is None:
             return await asyncio.to_thread(self.dense, texts, is_passage=is_passage)
-        options = _options(self._with_dense(), is_passage=is_passage)
+        texts = _listed(texts)
+        options = embed_options(self._with_dense(), is_passage=is_passage)
         return self._dense(texts, await self._async_client.embed(texts, **options), is_passage=is_passage)
 
-    def sparse(self, texts: Sequence[str], *, is_passage: bool) -> list[SparseAnswer]:
+    def sparse(self, texts: Iterable[str], *, is_passage: bool) -> list[SparseAnswer]:
         """The sparse vectors of texts.
 
         Args:
-            texts: the texts.
+            texts: the texts, or one text.
             is_passage: whether they are passages, or else queries.
         """
+        texts = _listed(texts)
         vectors, missing = self._taken(texts, is_passage=is_passage)
         if missing:
-            options = _options(["sparse"], is_passage=is_passage)
+            options = embed_options(["sparse"], is_passage=is_passage)
             _fill(vectors, missing, self._client.embed([texts[index] for index in missing], **options))
         return [vector for vector in vectors if vector is not None]
 
-    async def asparse(self, texts: Sequence[str], *, is_passage: bool) -> list[SparseAnswer]:
+    async def asparse(self, texts: Iterable[str], *, is_passage: bool) -> list[SparseAnswer]:
         """See `sparse`."""
         if self._async_client is None:
             return await asyncio.to_thread(self.sparse, texts, is_passage=is_passage)
+        texts = _listed(texts)
         vectors, missing = self._taken(texts, is_passage=is_passage)
         if missing:
-            options = _options(["sparse"], is_passage=is_passage)
+            options = embed_options(["sparse"], is_passage=is_passage)
             _fill(vectors, missing, await self._async_client.embed([texts[index] for index in missing], **options))
         return [vector for vector in vectors if vector is not None]
 
@@ -90,6 +94,16 @@ class TextVectors:
         if self._kept is not None:
             vectors = self._kept.take(texts, is_passage=is_passage)
         return vectors, [index for index, vector in enumerate(vectors) if vector is None]
+
+
+def embed_options(kinds: list[Kind], *, is_passage: bool) -> EmbedOptions:
+    """The options of a request for these kinds of vectors, without the texts in its answer.
+
+    Args:
+        kinds: the kinds.
+        is_passage: whether the texts are passages, or else queries.
+    """
+    return {"vectors": kinds, "is_passage": is_passage, "include_text": False}
 
 
 def dense_of(results: Sequence[TextAnswer], name: str = "texts") -> list[list[float]]:
@@ -146,5 +160,6 @@ def _given(vector: T | None, index: int, name: str) -> T:
     return vector
 
 
-def _options(kinds: list[Kind], *, is_passage: bool) -> EmbedOptions:
-    return {"vectors": kinds, "is_passage": is_passage, "include_text": False}
+def _listed(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, since they are read twice; one text is that of itself and not its characters."""
+    return [texts] if isinstance(texts, str) else list(texts)

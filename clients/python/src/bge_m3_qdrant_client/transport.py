@@ -1,12 +1,13 @@
-"""What both clients share of httpx: a step as its arguments, its answer as a reply, its errors as the package's own."""
+"""What both clients share of httpx: a step as a request, its answer as a reply, its errors as the package's own."""
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import httpx
 
-from bge_m3_qdrant_client.errors import ClientError, ConnectionFailed, TimedOut, UnexpectedAnswer
+from bge_m3_qdrant_client.errors import ClientError, ConnectionFailed, InvalidOption, TimedOut, UnexpectedAnswer
 from bge_m3_qdrant_client.steps import Reply, Send
 from bge_m3_qdrant_client.version import __version__
 
@@ -18,7 +19,7 @@ _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, h
 """Errors before the request was sent."""
 
 
-def arguments(step: Send) -> dict[str, Any]:
+def _arguments(step: Send) -> dict[str, Any]:
     """The arguments of httpx's `request`."""
     return {
         "method": step.method,
@@ -30,9 +31,28 @@ def arguments(step: Send) -> dict[str, Any]:
     }
 
 
-def reply_of(response: httpx.Response) -> Reply:
-    """The answer."""
-    return Reply(response.status_code, response.headers, response.content)
+def request(http: httpx.Client, step: Send) -> Reply:
+    """Send a request and read the whole answer.
+
+    The timeouts of httpx begin anew with every piece of an answer, so the pieces have a deadline together.
+
+    Raises:
+        InvalidOption: the client of httpx is closed.
+        httpx.HTTPError: no answer came.
+        TimedOut: the answer was not whole in time.
+    """
+    at = _start(http, step)
+    with http.stream(**_arguments(step)) as response:
+        content = b"".join(_in_time(piece, at, step) for piece in response.iter_bytes())
+    return Reply(response.status_code, response.headers, content)
+
+
+async def arequest(http: httpx.AsyncClient, step: Send) -> Reply:
+    """See `request`."""
+    at = _start(http, step)
+    async with http.stream(**_arguments(step)) as response:
+        content = b"".join([_in_time(piece, at, step) async for piece in response.aiter_bytes()])
+    return Reply(response.status_code, response.headers, content)
 
 
 def client_error(error: httpx.HTTPError, step: Send) -> ClientError:
@@ -45,3 +65,16 @@ def client_error(error: httpx.HTTPError, step: Send) -> ClientError:
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
         return ConnectionFailed(f"the connection ended before the answer ({kind})")
     return UnexpectedAnswer(f"the answer cannot be read ({kind})")
+
+
+def _start(http: httpx.Client | httpx.AsyncClient, step: Send) -> float:
+    """The time by which the answer must be whole."""
+    if http.is_closed:
+        raise InvalidOption("the client is closed; make another one, or close it later")
+    return time.monotonic() + step.timeout_s
+
+
+def _in_time(piece: bytes, at: float, step: Send) -> bytes:
+    if time.monotonic() > at:
+        raise TimedOut(f"the answer was not whole within {step.timeout_s:.3g} s")
+    return piece
