@@ -166,7 +166,7 @@ def test_a_job_ends_with_the_call() -> None:
     async def cancelled(endpoint: RunPodEndpoint) -> None:
         async with AsyncClient.runpod(ENDPOINT, api_key=KEY, base_url=endpoint.base_url) as client:
             task = asyncio.create_task(client.ingest(["a"], job=True))
-            await asyncio.to_thread(endpoint.wait_for, "IN_PROGRESS")  # noqa: TID251 - no worker runs here
+            await asyncio.to_thread(endpoint.wait_for, "IN_PROGRESS")
             await asyncio.sleep(0.05)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
