@@ -83,7 +83,7 @@ def test_a_long_message_is_cut() -> None:
     [
         ("plain", "body", {"body": "one", "topic": "x"}, "one", {"topic": "x"}),
         ("langchain", "page_content", {"page_content": "one", "metadata": {"a": 1}}, "one", {"metadata": {"a": 1}}),
-        ("haystack", "content", {"content": "one", "meta": {}}, "one", {"meta": {}}),
+        ("haystack", "content", {"content": "one", "meta": {}, "blob": None}, "one", {"meta": {}}),
         (
             "llamaindex",
             "_node_content",
@@ -99,6 +99,35 @@ def test_the_text_is_found_in_every_layout(
     layout: str, text_key: str | None, payload: dict[str, Any], text: str | None, rest: dict[str, Any]
 ) -> None:
     """The text of a hit is read as the collection stores it, and is not repeated in its payload."""
+    hit = shown_hit({"id": 1, "score": 0.5, "payload": payload}, layout, text_key)
+    assert (hit["text"], hit["payload"]) == (text, rest)
+
+
+def test_an_explanation_has_no_tokens_without_characters() -> None:
+    """The marks of the beginning of a word and of the end of a text are left out; the words that matched remain."""
+    terms = [("▁", 0.4), ("files", 0.2)]
+    explain = {
+        "branches": {"dense": {"rank": 1, "score": 0.6}, "sparse": None},
+        "fusion": None,
+        "sparse": [
+            {"token": token, "id": 1, "query": 1, "passage": weight, "contribution": weight, "spans": None}
+            for token, weight in terms
+        ],
+        "colbert": [
+            {"query": token, "token": token, "row": 0, "span": None, "score": weight}
+            for token, weight in [*terms, ("</s>", 0.9)]
+        ],
+    }
+    hit = shown_hit({"id": 1, "score": 0.5, "payload": {}, "explain": explain}, "plain", "text")
+    assert hit["explain"] == {
+        "ranks": {"dense": 1, "sparse": None},
+        "shared_tokens": ["files"],
+        "alignments": [["files", "files", 0.2]],
+    }
+
+
+def shown_hit(hit: dict[str, Any], layout: str, text_key: str | None) -> dict[str, Any]:
+    """What the result of a search shows of one hit of a collection in this layout."""
     collection = CollectionAnswer.model_validate(
         {
             "name": "notes",
@@ -113,7 +142,6 @@ def test_the_text_is_found_in_every_layout(
             "model": {"name": "mini", "source": "worker"},
         }
     )
-    hits = [{"id": 1, "score": 0.5, "payload": payload}]
-    answer = SearchAnswer.model_validate({"model": "mini", "results": [{"hits": hits}], "usage": {"tokens": 3}})
-    (hit,) = search_result(collection, answer)["hits"]
-    assert (hit["text"], hit["payload"]) == (text, rest)
+    answer = SearchAnswer.model_validate({"model": "mini", "results": [{"hits": [hit]}], "usage": {"tokens": 3}})
+    (shown,) = search_result(collection, answer)["hits"]
+    return dict(shown)

@@ -48,7 +48,12 @@ PointId = Annotated[
 ]
 
 Collection = Annotated[
-    str | None, Field(min_length=1, max_length=1024, description="name of the collection, which list_collections has")
+    str | None,
+    Field(
+        min_length=1,
+        max_length=1024,
+        description="name of a collection, as list_collections gives it; may be left out where there is a default",
+    ),
 ]
 
 
@@ -75,16 +80,22 @@ class SearchArguments(Arguments):
     filter: Annotated[
         Json | None,
         Field(
-            description="Qdrant's filter over payload keys, which every hit must match, such as "
-            '{"must": [{"key": "year", "range": {"gte": 2020}}, {"key": "topic", "match": {"value": "backup"}}]}'
+            description="Qdrant's filter, which every hit must match, such as "
+            '{"must": [{"key": "year", "range": {"gte": 2020}}, {"key": "topic", "match": {"value": "backup"}}]}. '
+            "Keys are those of payloads, nested ones with dots (metadata.year); list_collections names those with an "
+            "index"
         ),
     ] = None
     rerank: Annotated[
         bool, Field(description="order the candidates by ColBERT: better for long questions, and slower")
     ] = False
-    explain: Annotated[bool, Field(description="say for each hit which words and which kinds of vectors found it")] = (
-        False
-    )
+    explain: Annotated[
+        bool,
+        Field(
+            description="say why each hit was found: its rank by each kind of vector, the tokens that it shares with "
+            "the query and, with rerank, a token of the query, its best match in the hit, and their similarity"
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:

@@ -36,6 +36,9 @@ _MATCHES_MAX: Final = 10
 _REJECTED_MAX: Final = 20
 """Maximum rejected points that a result names."""
 
+_BARE_TOKENS: Final = frozenset({"<s>", "</s>", "▁"})
+"""Tokens without characters of a text: its beginning, its end, and the beginning of a word."""
+
 _DIGITS: Final = 6
 """Decimal places of scores."""
 
@@ -117,8 +120,8 @@ def _hit(collection: CollectionAnswer, hit: HitAnswer) -> Json:
 
 
 def _content(collection: CollectionAnswer, payload: Mapping[str, Any] | None) -> Json:
-    """The text of a point, and the rest of its payload."""
-    payload = payload or {}
+    """The text of a point, and the rest of its payload without null, which Haystack stores with each document."""
+    payload = {key: value for key, value in (payload or {}).items() if value is not None}
     if collection.text_key is None:
         return {"text": None, "payload": payload}
     layout = cast("Layout", collection.layout.name)
@@ -132,11 +135,13 @@ def _explanation(explain: ExplainAnswer) -> Json:
     """The ranks of a hit in the branches, and the words that matched, those that count most first."""
     branches = {kind: None if branch is None else branch.rank for kind, branch in explain.branches.items()}
     result: Json = {"ranks": branches}
-    if explain.sparse:
-        matches = sorted(explain.sparse, key=lambda match: -(match.contribution or match.query * match.passage))
+    shared = [match for match in explain.sparse or () if match.token not in _BARE_TOKENS]
+    if shared:
+        matches = sorted(shared, key=lambda match: -(match.contribution or match.query * match.passage))
         result["shared_tokens"] = [match.token for match in matches[:_MATCHES_MAX]]
-    if explain.colbert:
-        alignments = sorted(explain.colbert, key=lambda match: -match.score)[:_MATCHES_MAX]
+    aligned = [match for match in explain.colbert or () if match.query not in _BARE_TOKENS]
+    if aligned:
+        alignments = sorted(aligned, key=lambda match: -match.score)[:_MATCHES_MAX]
         result["alignments"] = [[match.query, match.token, round(match.score, 3)] for match in alignments]
     return result
 

@@ -35,13 +35,16 @@ DESCRIBED_MAX: Final = 20
 """Maximum collections that `list_collections` asks the worker about one by one."""
 
 _SEARCH: Final = (
-    "Search a collection of texts by meaning and by words, and get the best hits with their texts. Ask again with "
-    "other words, a filter or rerank if the hits do not answer the question. A text that ends in … [cut] can be read "
-    "with read_points."
+    "Search a collection of texts by meaning and by words, and get the best hits with their texts. The nearest texts "
+    "are hits even if none answers the question: then ask again with other words, a filter or rerank. Scores compare "
+    "the hits of one search only. A text that ends in … [cut] can be read with read_points."
 )
-_READ_POINTS: Final = "Read stored points by id, with their whole texts and payloads."
+_READ_POINTS: Final = (
+    "Read stored points by id, with their texts and payloads. Long texts are whole if few points are read at a time."
+)
 _LIST_COLLECTIONS: Final = (
-    "List the collections with what they hold, their number of points, and the payload keys that filters can use."
+    "List the collections with what they hold, their number of points, and filter_keys: the payload keys with an "
+    "index. Filters by other keys are slow, and some servers refuse them."
 )
 _STORE: Final = (
     "Store texts so that searches find them from then on. A text that is stored twice without an id is one point; a "
