@@ -260,13 +260,20 @@ def test_only_the_named_collections_can_be_used(served: Served) -> None:
         assert error == "collection is required; the collections are notes, secret"
 
 
+def test_a_collection_that_does_not_exist_is_named(served: Served) -> None:
+    """A misspelt `--collection` shows in the description of the tools before the first call fails."""
+    with within(served.url, collections=("nots",)) as session:
+        assert "These collections do not exist yet: nots." in (session.tools()["search"].description or "")
+
+
 def test_a_wrong_key_is_an_error_without_the_key(served: Served) -> None:
-    """The tools are listed without descriptions, and a call says that the key is wrong."""
+    """The tools are listed without descriptions, and a call says which variable has the wrong key."""
     with within(served.url, "open-barley", collections=("notes",)) as session:
         assert "has not answered yet. They are: notes" in (session.tools()["search"].description or "")
         text, is_error = session.text("search", query="files")
     assert is_error
     assert (json.loads(text)["error_code"], json.loads(text)["retryable"]) == ("invalid_request", False)
+    assert "WORKER_API_KEY" in json.loads(text)["error"]
     assert "open-barley" not in text
     assert "127.0.0.1" not in text
 
@@ -370,7 +377,8 @@ def test_an_endpoint_on_runpod_answers_as_a_worker_does(filled: EdgeStore, embed
             assert DESCRIPTIONS["notes"] in (session.tools()["search"].description or "")
         wrong = RunPodTarget(ENDPOINT, api_key="wrong", base_url=endpoint.base_url)
         with opened(McpOptions(target=wrong, timeout_s=PATIENCE)) as session:
-            assert session.refused("list_collections")["retryable"] is False
+            refused = session.refused("list_collections")
+            assert (refused["retryable"], "WORKER_API_KEY" in refused["error"]) == (False, True)
 
 
 def test_a_result_is_no_longer_than_the_operator_allows(served: Served) -> None:

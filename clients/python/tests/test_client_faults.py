@@ -133,6 +133,14 @@ def test_what_is_not_retryable_is_not_repeated(answer: Answer, kind: type[Client
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(("answer", "named"), [({"result": {}}, "count"), ([], "everything")])
+def test_an_answer_of_another_service_names_what_is_missing(answer: object, named: str) -> None:
+    """An address of Qdrant, say, is an error that says so and has the fields that a worker's answer has."""
+    with LoopbackServer(scripted(Answer(answer))) as server, Client(server.url) as client:
+        with pytest.raises(UnexpectedAnswer, match=f"another service. Missing or invalid in CountAnswer: {named}$"):
+            client.count()
+
+
 @pytest.mark.parametrize("answer", [None, Answer(b"bad gateway", 502), Answer(b"", 503), Answer(b"", 429)])
 def test_a_lost_answer_is_asked_for_again(answer: Answer | None) -> None:
     """A connection that ends, and a proxy without a worker, are repeated where that does no harm."""

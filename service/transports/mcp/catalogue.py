@@ -115,7 +115,8 @@ class Catalogue:
             return f"What the collections hold is unknown, because the worker has not answered yet.{known}"
         names = self.names()
         if not names:
-            return "There are no collections yet."
+            missing = ", ".join(self.allowed[:_NAMED_MAX])
+            return f"These collections do not exist yet: {missing}." if missing else "There are no collections yet."
         lines = []
         for name in names[:_NAMED_MAX]:
             said = self.description(name)

@@ -8,7 +8,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bge_m3_qdrant_client import AsyncClient, ClientError, CollectionAnswer, ConnectionFailed, Progress, TimedOut
+from bge_m3_qdrant_client import (
+    AsyncClient,
+    ClientError,
+    CollectionAnswer,
+    ConnectionFailed,
+    Progress,
+    TimedOut,
+    Unauthorized,
+)
 from mcp.types import Tool, ToolAnnotations
 from pydantic import BaseModel
 
@@ -133,9 +141,8 @@ class Tools:
         except InvalidRequest as error:
             failure = error_result(error.message, code="invalid_request", retryable=False)
         except ClientError as error:
-            message = f"the worker does not answer: {error.message}" if _is_unreached(error) else error.message
             failure = error_result(
-                message, code=error.code, retryable=error.retryable, retry_after_s=error.retry_after_s
+                _message(error), code=error.code, retryable=error.retryable, retry_after_s=error.retry_after_s
             )
             if error.report is not None:
                 failure["stored"] = error.report.stored
@@ -220,5 +227,10 @@ class Tools:
         return {"name": name} if description is None else {"name": name, "description": description}
 
 
-def _is_unreached(error: ClientError) -> bool:
-    return isinstance(error, ConnectionFailed | TimedOut)
+def _message(error: ClientError) -> str:
+    """The message of an error, for a reader who sees neither the worker nor the options of this server."""
+    if isinstance(error, ConnectionFailed | TimedOut):
+        return f"the worker does not answer: {error.message}"
+    if isinstance(error, Unauthorized):
+        return "the worker refuses the key of the MCP server: whoever starts the server sets WORKER_API_KEY"
+    return error.message

@@ -60,7 +60,10 @@ def validated(kind: type[A], value: Any) -> A:
         return kind.model_validate(value)
     except ValidationError as error:
         fields = [".".join(map(str, part["loc"])) for part in error.errors(include_input=False, include_context=False)]
-    raise UnexpectedAnswer(f"the answer is no {kind.__name__}: {', '.join(fields[:3])}")
+    raise UnexpectedAnswer(
+        "the answer is not one of the worker's; perhaps the address is that of another service. "
+        f"Missing or invalid in {kind.__name__}: {', '.join(filter(None, fields[:3])) or 'everything'}"
+    )
 
 
 def retry_after_s(reply: Reply) -> float | None:
