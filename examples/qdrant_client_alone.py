@@ -7,6 +7,7 @@ import httpx
 from qdrant_client import QdrantClient, models
 
 WORKER = os.environ.get("WORKER_URL", "http://localhost:8000")
+HEADERS = {"Authorization": f"Bearer {os.environ.get('WORKER_API_KEY', 'no key')}"}
 COLLECTION = "example-qdrant-client"
 TEXTS = [
     "rsync copies only the changed parts of files to another machine.",
@@ -17,7 +18,8 @@ TEXTS = [
 
 def embedded(texts: list[str], *, is_passage: bool) -> list[dict[str, Any]]:
     """The vectors of each text by the name of their kind, as Qdrant takes them."""
-    answer = httpx.post(f"{WORKER}/embed", json={"texts": texts, "isPassage": is_passage}, timeout=60)
+    request = {"texts": texts, "isPassage": is_passage}
+    answer = httpx.post(f"{WORKER}/embed", json=request, headers=HEADERS, timeout=60)
     results = answer.raise_for_status().json()["results"]
     return [{kind: result[kind] for kind in ("dense", "sparse", "colbert")} for result in results]
 

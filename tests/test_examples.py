@@ -31,6 +31,7 @@ ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 EXAMPLES: Final = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 WAIT_MAX_S: Final = 120.0
+WORKER_KEY: Final = "sesame"
 
 SLOW: Final = r"^(?:import|from) (?:haystack|langchain|llama_index|mcp|runpod)"
 """Imports that alone take more than a second."""
@@ -93,8 +94,8 @@ def embedder() -> Iterator[Embedder]:
 def variables(
     request: pytest.FixtureRequest, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """The variables of a worker over HTTP, of a RunPod endpoint and of their Qdrant server."""
-    settings = Settings.from_environment({**ENVIRONMENT, "SERVED_MODEL_NAME": "BAAI/bge-m3"})
+    """The variables of a worker over HTTP with a key, of a RunPod endpoint and of their Qdrant server."""
+    settings = Settings.from_environment({**ENVIRONMENT, "SERVED_MODEL_NAME": "BAAI/bge-m3", "API_KEY": WORKER_KEY})
     with double(tmp_path_factory.mktemp("double")) if request.param == "double" else real() as (store, server):
         operations = Operations(settings, embedder, store)
         codec = Codec(operations)
@@ -102,6 +103,7 @@ def variables(
             yield {
                 **server,
                 "WORKER_URL": worker.url,
+                "WORKER_API_KEY": WORKER_KEY,
                 "RUNPOD_ENDPOINT_BASE_URL": endpoint.base_url,
                 "RUNPOD_ENDPOINT_ID": ENDPOINT,
                 "RUNPOD_API_KEY": KEY,
