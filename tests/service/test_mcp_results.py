@@ -105,17 +105,16 @@ def test_the_text_is_found_in_every_layout(
 
 def test_an_explanation_has_no_tokens_without_characters() -> None:
     """The marks of the beginning of a word and of the end of a text are left out; the words that matched remain."""
-    terms = [("▁", 0.4), ("files", 0.2)]
     explain = {
         "branches": {"dense": {"rank": 1, "score": 0.6}, "sparse": None},
         "fusion": None,
         "sparse": [
-            {"token": token, "id": 1, "query": 1, "passage": weight, "contribution": weight, "spans": None}
-            for token, weight in terms
+            {"token": token, "id": 1, "query": 1, "passage": 0.2, "contribution": 0.2, "spans": None}
+            for token in ("▁", "files")
         ],
         "colbert": [
-            {"query": token, "token": token, "row": 0, "span": None, "score": weight}
-            for token, weight in [*terms, ("</s>", 0.9)]
+            {"query": query, "token": token, "row": 0, "span": None, "score": 0.2}
+            for query, token in [("files", "files"), ("of", "▁"), ("</s>", "files")]
         ],
     }
     hit = shown_hit({"id": 1, "score": 0.5, "payload": {}, "explain": explain}, "plain", "text")

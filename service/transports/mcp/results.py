@@ -139,7 +139,7 @@ def _explanation(explain: ExplainAnswer) -> Json:
     if shared:
         matches = sorted(shared, key=lambda match: -(match.contribution or match.query * match.passage))
         result["shared_tokens"] = [match.token for match in matches[:_MATCHES_MAX]]
-    aligned = [match for match in explain.colbert or () if match.query not in _BARE_TOKENS]
+    aligned = [match for match in explain.colbert or () if not {match.query, match.token} & _BARE_TOKENS]
     if aligned:
         alignments = sorted(aligned, key=lambda match: -match.score)[:_MATCHES_MAX]
         result["alignments"] = [[match.query, match.token, round(match.score, 3)] for match in alignments]
