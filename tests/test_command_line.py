@@ -190,6 +190,17 @@ def test_a_defect_is_one_line_without_the_text_that_caused_it() -> None:
     assert "secret" not in ended.err
 
 
+def test_a_package_that_is_not_installed_is_named() -> None:
+    """Where the program was installed without its dependencies, a command says which one it lacks."""
+
+    def build(_settings: Settings) -> Operations:
+        raise ModuleNotFoundError(name="absent.module")
+
+    ended = invoke("ask", "files", build=build)
+    says = "absent is not installed; install bge-m3-qdrant with its dependencies"
+    assert (ended.status, ended.out, ended.err) == (2, "", f"bge-m3-qdrant ask: {says}\n")
+
+
 def test_an_interruption_ends_a_command_without_output() -> None:
     """Ctrl-C while a command waits for a response exits with status 130 and prints nothing."""
     script = """

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +20,8 @@ from loopback_endpoint import ENDPOINT, RunPodEndpoint
 from loopback_endpoint import KEY as ENDPOINT_KEY
 from mcp import Client
 from mcp.types import ToolListChangedNotification
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from embedder import Embedder
 from qdrant_sink.edge import EdgeStore
@@ -394,14 +399,15 @@ def test_a_result_is_no_longer_than_the_operator_allows(served: Served) -> None:
 
 
 def test_starting_needs_neither_a_model_nor_a_store(served: Served, tmp_path: Path) -> None:
-    """From the start to the end of a session with a search, no library of the model or of a store is imported."""
+    """A session with a search needs only the packages that the page names, and no library of a model or of a store."""
     file = tmp_path / "imported"
     program = (
         "import atexit, pathlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({not_named_by_the_page()!r}))\n"
         "from service.transports.cli.main import main\n"
         f"names = {LOADING!r}\n"
         f"write = pathlib.Path({str(file)!r}).write_text\n"
-        "atexit.register(lambda: write(' '.join(name for name in names if name in sys.modules) or 'none'))\n"
+        "atexit.register(lambda: write(' '.join(name for name in names if sys.modules.get(name)) or 'none'))\n"
         "sys.argv[1:] = ['mcp', *sys.argv[1:]]\n"
         "main()\n"
     )
@@ -409,6 +415,23 @@ def test_starting_needs_neither_a_model_nor_a_store(served: Served, tmp_path: Pa
     with stdio(*arguments, program=("-c", program), variables={"WORKER_API_KEY": KEY}) as session:
         assert session.call("search", query="files")["hits"]
     assert file.read_text(encoding="utf-8") == "none"
+
+
+def not_named_by_the_page() -> list[str]:
+    """The modules of the service's dependencies that `pip install` does not bring without them, as the page has it."""
+    page = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^pip install \./clients/python (.* orjson)$", page, re.MULTILINE)
+    installed, waiting = set[str](), ["bge-m3-qdrant-client", *named.replace("'", "").split()]
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        if name not in installed and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            installed.add(name)
+            waiting += requires(name) or ()
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = {canonicalize_name(Requirement(line).name) for line in pyproject["project"]["dependencies"]}
+    distributions = packages_distributions().items()
+    return [module for module, names in distributions if (needed - installed) & set(map(canonicalize_name, names))]
 
 
 def test_the_program_is_quiet_on_its_standard_output(served: Served) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final, NoReturn
 
 import click
@@ -111,6 +112,8 @@ def _explained(error: Exception) -> str:
 
     if isinstance(error, ConfigurationError | WorkerError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and find_spec(package := str(error.name).partition(".")[0]) is None:
+        return f"{package} is not installed; install {PROGRAM} with its dependencies"
     return f"internal error: {whereabouts(error)}; please report it"
 
 
