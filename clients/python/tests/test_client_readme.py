@@ -64,7 +64,7 @@ def test_the_examples_run_as_written(
     assert stored[0] == "2 ()"
     assert re.fullmatch(r"rsync \d+\.\d+", stored[1])
     assert vectors == ["float16 1 2", "uint32 float32"]
-    assert [line for line in many if " of " in line][-1] == "300 of None texts"
+    assert [line for line in many if " of " in line][-1] == "300 of 300 texts"
     assert many[-1] == "300 points are stored"
     assert awaited == ["['rsync copies only the changed parts of files.', 'PhotoRec recovers deleted files.']"]
     assert runpod == ["302"]
