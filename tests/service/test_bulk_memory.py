@@ -19,6 +19,7 @@ from embedder.tokenizer import Tokenizer
 from qdrant_sink import Point, PointId
 from qdrant_sink.edge import EdgeStore
 from service.bulk import BulkLoad
+from service.bulk.json_lines import read_json_lines
 from service.operations import Operations
 from service.settings import Settings
 from service.transports.cli.bulk import load_options
@@ -72,9 +73,10 @@ def test_the_memory_of_a_load_does_not_grow_with_its_lines(tmp_path: Path) -> No
     tracemalloc.start()
     for count in LINES:
         loads.append(BulkLoad(core, options, None, lambda _text: None))
-        report = loads[-1].run(
+        lines = (
             json.dumps({"text": f"text {number}", "payload": {"n": number}}).encode() + b"\n" for number in range(count)
         )
+        report = loads[-1].run(read_json_lines(lines))
         assert (report.stored, report.rejected) == (count, 0)
         gc.collect()
         sizes.append(tracemalloc.get_traced_memory()[0])
