@@ -12,6 +12,8 @@ SUFFIXES: Final = {
     "json": (".json",),
     "csv": (".csv",),
     "tsv": (".tsv", ".tab"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow", ".feather", ".ipc", ".arrows"),
 }
 """Formats, and the suffixes of their files."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final, cast
 
+from service.bulk.columnar import is_arrow_file, read_arrow, read_parquet
 from service.bulk.compression import decompressed
 from service.bulk.delimited import read_delimited
 from service.bulk.field_mapping import FieldOptions, Mapper
@@ -96,14 +97,18 @@ class Reader:
             if text is not file:
                 head, file = with_head(text)
             check_text(name, head)
-        yield from _judged(self._parsed(chosen, file, origin), name)
+        yield from _judged(self._parsed(chosen, file, head, origin), name)
 
-    def _parsed(self, chosen: str, file: io.BufferedIOBase, origin: Origin) -> Iterator[Line | BadLine]:
+    def _parsed(self, chosen: str, file: io.BufferedIOBase, head: bytes, origin: Origin) -> Iterator[Line | BadLine]:
         match chosen:
             case "jsonl":
                 return read_json_lines(raw_lines(file), origin, self._mapper)
             case "json":
                 return read_json_array(file, origin, self._mapper)
+            case "parquet":
+                return read_parquet(file, origin, self._mapper)
+            case "arrow":
+                return read_arrow(file, origin, self._mapper, is_file=is_arrow_file(head))
             case _:
                 return read_delimited(
                     raw_lines(file),
