@@ -14,6 +14,10 @@ SUFFIXES: Final = {
     "tsv": (".tsv", ".tab"),
     "parquet": (".parquet", ".pq"),
     "arrow": (".arrow", ".feather", ".ipc", ".arrows"),
+    "text": (".txt", ".text"),
+    "markdown": (".md", ".markdown"),
+    "html": (".html", ".htm", ".xhtml"),
+    "pdf": (".pdf",),
 }
 """Formats, and the suffixes of their files."""
 

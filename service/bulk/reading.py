@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Final, cast
 
@@ -12,14 +12,18 @@ from service.bulk.columnar import is_arrow_file, read_arrow, read_parquet
 from service.bulk.compression import decompressed
 from service.bulk.delimited import read_delimited
 from service.bulk.field_mapping import FieldOptions, Mapper
-from service.bulk.formats import BINARY, check_text, format_of
+from service.bulk.formats import BINARY, DOCUMENTS, check_text, format_of
+from service.bulk.html_text import charset, read_html
 from service.bulk.json_array import read_json_array
 from service.bulk.json_lines import read_json_lines
-from service.bulk.line import BadLine, Line, Origin, WrongFileError
+from service.bulk.line import BadLine, BadLineError, Line, Origin, WrongFileError
+from service.bulk.markdown import read_markdown
+from service.bulk.pdf_pages import read_pdf
 from service.bulk.raw_lines import LINE_MAX_BYTES, raw_lines
 from service.bulk.sources import Source, is_checked_early
 from service.bulk.stream_head import with_head
 from service.bulk.text_encoding import as_utf8
+from service.bulk.whole_file import read_plain_text
 
 BAD_LINES_MAX: Final = 20
 """Lines at the beginning of a file of which one must be a document; otherwise the file is wrong as a whole."""
@@ -92,12 +96,34 @@ class Reader:
     def _of_format(self, name: str, file: io.BufferedIOBase, head: bytes) -> Iterator[Line | BadLine]:
         chosen = format_of(name, head, self._options.format)
         origin = Origin(name)
+        if chosen in DOCUMENTS:
+            try:
+                yield from self._documents(chosen, file, head, origin)
+            except (BadLineError, WrongFileError) as error:
+                reason = error.reason if isinstance(error, WrongFileError) else str(error)
+                yield BadLine(0, reason, None, replace(origin, unit=""))
+            return
         if chosen not in BINARY:
-            text = as_utf8(file, head, self._options.encoding, name)
-            if text is not file:
-                head, file = with_head(text)
-            check_text(name, head)
+            head, file = self._text(file, head, name)
         yield from _judged(self._parsed(chosen, file, head, origin), name)
+
+    def _text(
+        self, file: io.BufferedIOBase, head: bytes, name: str, declared: str | None = None
+    ) -> tuple[bytes, io.BufferedIOBase]:
+        text = as_utf8(file, head, self._options.encoding or declared, name)
+        if text is not file:
+            head, file = with_head(text)
+        check_text(name, head)
+        return head, file
+
+    def _documents(self, chosen: str, file: io.BufferedIOBase, head: bytes, origin: Origin) -> Iterator[Line | BadLine]:
+        """The documents of a file that is one, or has some, without regard to fields."""
+        if chosen == "pdf":
+            return read_pdf(file, origin)
+        head, file = self._text(file, head, str(origin.file), charset(head) if chosen == "html" else None)
+        if chosen == "html":
+            return read_html(file, origin)
+        return read_markdown(file, origin) if chosen == "markdown" else read_plain_text(file, origin)
 
     def _parsed(self, chosen: str, file: io.BufferedIOBase, head: bytes, origin: Origin) -> Iterator[Line | BadLine]:
         match chosen:

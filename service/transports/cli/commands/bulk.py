@@ -9,7 +9,7 @@ import click
 
 from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
 
-_FORMATS: Final = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
+_FORMATS: Final = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "markdown", "html", "pdf")
 """`service.bulk.formats.FORMATS`, whose import would make `--help` wait for numpy."""
 
 
@@ -103,7 +103,7 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     """Load each FILE into a collection; without a FILE, or with -, the standard input.
 
     A FILE is a path, a pattern or a folder. Its format is that of its name: JSON Lines, a JSON array, CSV, TSV,
-    Parquet, Arrow, also compressed (.gz, .zst, .bz2). Each line of JSON Lines is
+    Parquet, Arrow, text, Markdown, HTML or PDF, also compressed (.gz, .zst, .bz2). Each line of JSON Lines is
     `{"text": "...", "id": 7, "payload": {...}}`; `id` and `payload` are optional. --text-field, --id-field and
     --payload-fields name other fields.
 
