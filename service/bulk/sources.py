@@ -1,4 +1,4 @@
-"""The files of a load: paths, patterns, folders, the standard input."""
+"""The files of a load: paths, patterns, folders, URLs, the standard input."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from service.bulk.formats import suffix_format
 from service.bulk.line import InputError, WrongFileError
+from service.bulk.remote import RemoteFolder
 from service.bulk.stream_head import BUFFER_BYTES
 
 STANDARD_INPUT: Final = "-"
@@ -40,7 +42,7 @@ def sources_of(arguments: Iterable[str], *, any_format: bool, say: Callable[[str
     """The files that are meant, those of a pattern or a folder in the order of their names.
 
     Args:
-        arguments: paths, patterns and folders; `-` or none is the standard input.
+        arguments: paths, patterns, folders and URLs of them; `-` or none is the standard input.
         any_format: take all files of a folder, also those whose name says no format.
         say: prints a message.
 
@@ -55,6 +57,8 @@ def sources_of(arguments: Iterable[str], *, any_format: bool, say: Callable[[str
 def _sources(argument: str, say: Callable[[str], None], any_format: bool) -> Iterable[Source]:  # noqa: FBT001
     if argument == STANDARD_INPUT:
         return [Source(STANDARD_INPUT, _standard_input)]
+    if "://" in argument:
+        return _of_url(argument, say, any_format=any_format)
     path = Path(argument)
     if path.is_dir():
         return _of_folder(path, say, any_format=any_format)
@@ -66,6 +70,18 @@ def _sources(argument: str, say: Callable[[str], None], any_format: bool) -> Ite
     if not paths:
         raise InputError(f"{argument}: no file has a name of this pattern")
     return [_local(Path(found), os.path.normpath(found)) for found in paths]
+
+
+def _of_url(url: str, say: Callable[[str], None], *, any_format: bool) -> list[Source]:
+    folder = RemoteFolder(url)
+    names, is_folder = folder.names()
+    left_out: Counter[str] = Counter()
+    if is_folder and not any_format:
+        names = [name for name in names if _has_format(name.rpartition("/")[2], left_out)]
+    say_left_out(url, left_out, say)
+    if not names:
+        raise InputError(f"{url}: the folder has no file of a known format; name one with --format")
+    return [Source(name, partial(folder.open, name)) for name in names]
 
 
 def _of_folder(folder: Path, say: Callable[[str], None], *, any_format: bool) -> list[Source]:

@@ -34,7 +34,7 @@ class BulkOptions:
     """What to load, and where.
 
     Attributes:
-        files: paths, patterns and folders; none, or `-`, is the standard input.
+        files: paths, patterns, folders and URLs of them; none, or `-`, is the standard input.
         collection: by name.
         alias: moved to the collection when it is complete and indexed.
         allow_rejected: move the alias even if lines were rejected.

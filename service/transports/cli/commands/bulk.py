@@ -102,10 +102,10 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name
     """Load each FILE into a collection; without a FILE, or with -, the standard input.
 
-    A FILE is a path, a pattern or a folder. Its format is that of its name: JSON Lines, a JSON array, CSV, TSV,
-    Parquet, Arrow, text, Markdown, HTML or PDF, also compressed (.gz, .zst, .bz2). Each line of JSON Lines is
-    `{"text": "...", "id": 7, "payload": {...}}`; `id` and `payload` are optional. --text-field, --id-field and
-    --payload-fields name other fields.
+    A FILE is a path, a pattern, a folder or a URL (s3://, gs://, hf://). Its format is that of its name: JSON Lines, a
+    JSON array, CSV, TSV, Parquet, Arrow, text, Markdown, HTML or PDF, also compressed (.gz, .zst, .bz2). Each line of
+    JSON Lines is `{"text": "...", "id": 7, "payload": {...}}`; `id` and `payload` are optional. --text-field,
+    --id-field and --payload-fields name other fields.
 
     The HNSW graph of a new collection is built once, at the end. The alias is moved only then, and only if no line was
     rejected; derived ids belong to the alias, so they are the same in the next collection.
