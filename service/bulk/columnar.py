@@ -23,6 +23,12 @@ BATCH_MAX_ROWS: Final = 1000
 BATCH_MAX_BYTES: Final = 8_000_000
 """Bytes of rows that are held at a time, by what the file says of its sizes; beyond them rows are taken one by one."""
 
+DICTIONARY_MAX_BYTES: Final = 2_000_000
+"""Maximum size of a column chunk of Parquet whose dictionary is kept, since one long text for many rows is small.
+
+Of larger ones a dictionary would grow with the rows.
+"""
+
 
 def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Iterator[Line | BadLine]:
     """Read the rows of Parquet.
@@ -40,10 +46,12 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
     if not file.seekable():
         raise WrongFileError(name, "Parquet is read from its end: give a file, not a pipe, and not compressed again")
     with _as_wrong_file(name, "Parquet"):
-        # A dictionary is not expanded: one long text for many rows would be a bomb.
-        schema = parquet.read_schema(file)
+        metadata = parquet.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
         file.seek(0)
-        strings = [field.name for field in schema if arrow.types.is_string(field.type)]
+        strings = [
+            field.name for field in schema if arrow.types.is_string(field.type) and _is_small(metadata, field.name)
+        ]
         opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=strings)
     layout = mapper.table(schema.names, origin)
     columns = _needed(layout, schema.names)
@@ -55,6 +63,15 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
             batch_size=max(1, min(BATCH_MAX_ROWS, fitting)), row_groups=[group], columns=columns, use_threads=False
         )
         yield from rows.of_batches(_guarded(batches, name, "Parquet"))
+
+
+def _is_small(metadata: Any, column: str) -> bool:
+    """Whether a column of Parquet is read with its dictionary, which is not expanded then."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    return all(
+        chunk.total_uncompressed_size <= DICTIONARY_MAX_BYTES for chunk in chunks if chunk.path_in_schema == column
+    )
 
 
 def read_arrow(file: io.BufferedIOBase, origin: Origin, mapper: Mapper, *, is_file: bool) -> Iterator[Line | BadLine]:

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 from qdrant_sink import Refusal, conform_id, text_id
 
+STANDARD_INPUT: Final = "-"
+"""Name of the standard input, as an argument and in rejections."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -89,7 +92,7 @@ class WrongFileError(InputError):
     """
 
     def __init__(self, file: str, reason: str) -> None:
-        super().__init__(f"{file}: {reason}")
+        super().__init__(f"{'the standard input' if file == STANDARD_INPUT else file}: {reason}")
         self.reason = reason
 
 

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from service.bulk.formats import suffix_format
-from service.bulk.line import InputError, WrongFileError
+from service.bulk.line import STANDARD_INPUT, InputError, WrongFileError
 from service.bulk.remote import RemoteFolder
 from service.bulk.stream_head import BUFFER_BYTES
-
-STANDARD_INPUT: Final = "-"
 
 _SUFFIXES_NAMED_MAX = 10
 """Maximum suffixes of files that are left out in a message."""
