@@ -1,6 +1,9 @@
 """Load files into a collection: `bge-m3-qdrant bulk`.
 
-json_lines -> line_batches -> load -> report
+sources -> reading -> line -> line_batches -> load -> report
+
+`reading` opens a file (`stream_head`, `compression`, `text_encoding`), and parses it by its format (`json_lines`,
+`json_array`, `delimited`); `field_mapping` says which fields are what.
 """
 
 from __future__ import annotations

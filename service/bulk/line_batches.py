@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Final
 
-from service.bulk.json_lines import Line
+from service.bulk.line import Line
 
 BATCH_MAX_TEXTS: Final = 500
 BATCH_MAX_CHARACTERS: Final = 1_000_000

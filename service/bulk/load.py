@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from threading import Lock, Thread
-from typing import Any, Final, TextIO
+from threading import Thread
+from typing import BinaryIO, Final
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
-from service.bulk.json_lines import BadLineError, Line, is_blank, parse_line
+from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
-from service.bulk.raw_lines import LINE_MAX_BYTES, LongLine
+from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
 from service.wire.errors import cause_of, code_for, code_of
@@ -30,9 +29,6 @@ INDEX_TIMEOUT_S: Final = 24 * 3600.0
 
 OVERLOADED_PAUSE_S: Final = 1.0
 """Pause before a batch is retried for which the queue of the model was full."""
-
-REJECTIONS_PRINTED_MAX: Final = 10
-"""Maximum rejections that are printed if there is no file for them."""
 
 _FIELDS_OF_LINE: Final = {
     "texts[0]": "text",
@@ -72,6 +68,7 @@ class BulkLoad:
         options: the options of the load.
         rejects: file for rejections, one JSON object per line; None prints the first ones.
         say: prints a message.
+        rejected_lines: file for the rejected lines themselves; None for none.
         batch_texts: maximum number of lines in a batch.
         overloaded_pause_s: pause before a batch is retried for which the queue of the model was full.
     """
@@ -80,24 +77,27 @@ class BulkLoad:
         self,
         core: Operations,
         options: LoadOptions,
-        rejects: TextIO | None,
+        rejects: BinaryIO | None,
         say: Callable[[str], None],
         *,
+        rejected_lines: BinaryIO | None = None,
         batch_texts: int = BATCH_MAX_TEXTS,
         overloaded_pause_s: float = OVERLOADED_PAUSE_S,
     ) -> None:
         self._core = core
         self._options = options
-        self._rejects = rejects
         self._say = say
         self._batch_texts = batch_texts
         self._overloaded_pause_s = overloaded_pause_s
         self.report = LoadReport(alias=None if options.alias is None else False)
-        self._lock = Lock()  # a second thread reads the lines
+        self._rejections = Rejections(rejects, rejected_lines, say, self._fail, self.report)
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[asyncio.Task[None], LineBatch] = {}
         self._deferred = False
+        self._input_known = asyncio.Event()
+        self._has_documents = False
+        self._input_failure: str | None = None
 
     def stop(self) -> None:
         """Start no further batch. Thread-safe."""
@@ -120,10 +120,13 @@ class BulkLoad:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(call)
 
-    def run(self, raw: Iterable[bytes | LongLine]) -> LoadReport:
-        """Load all lines, build the index and set the alias. An error becomes the report's `failure`."""
+    def run(self, lines: Iterable[Line | BadLine]) -> LoadReport:
+        """Load all lines, build the index and set the alias. An error becomes the report's `failure`.
+
+        Without a document no collection is created.
+        """
         try:
-            asyncio.run(self._run(raw))
+            asyncio.run(self._run(lines))
         except WorkerError as error:
             self.report.failure = error.message
         if self._deferred:
@@ -133,24 +136,35 @@ class BulkLoad:
             )
         return self.report
 
-    async def _run(self, raw: Iterable[bytes | LongLine]) -> None:
+    async def _run(self, lines: Iterable[Line | BadLine]) -> None:
         self._loop = asyncio.get_running_loop()
         options, collections = self._options, self._core.collections
         self._core.ingest.check(options.request)
         if options.alias is not None:
             await collections.check_alias(options.alias, options.collection)
-        self._deferred = await collections.prepare_load(options.collection, defer=options.defer_index)
-        if self._deferred:
-            self._say("the HNSW graph will be built at the end")
-        await self._ingest_all(raw)
+        read: asyncio.Queue[LineBatch | None] = asyncio.Queue(maxsize=1)
+        Thread(target=self._read, args=(lines, read), name="lines", daemon=True).start()  # a pipe may never end
+        await self._first_of(self._input_known, self._stopping)
+        # Input without a document leaves no new collection behind.
+        is_needed = self.report.failure is None and (
+            self._has_documents or await collections.exists(options.collection)
+        )
+        if is_needed:
+            self._deferred = await collections.prepare_load(options.collection, defer=options.defer_index)
+            if self._deferred:
+                self._say("the HNSW graph will be built at the end")
+            await self._ingest_all(read)
+        if self._input_failure is not None:
+            self._fail(self._input_failure)
         if self.report.failure is None and self._stopping.is_set():
             self.report.failure = INTERRUPTED
         if self.report.failure is not None:
             return
-        self._say("all lines are ingested; building the index")
-        if not await self._build_index():
-            self.report.failure = INTERRUPTED
-            return
+        if is_needed:
+            self._say("all lines are ingested; building the index")
+            if not await self._build_index():
+                self.report.failure = INTERRUPTED
+                return
         self._deferred = False
         if options.alias is None:
             return
@@ -175,9 +189,7 @@ class BulkLoad:
         building.cancel()
         return False
 
-    async def _ingest_all(self, raw: Iterable[bytes | LongLine]) -> None:
-        read: asyncio.Queue[LineBatch | None] = asyncio.Queue(maxsize=1)
-        Thread(target=self._read, args=(raw, read), name="lines", daemon=True).start()  # a pipe may never end
+    async def _ingest_all(self, read: asyncio.Queue[LineBatch | None]) -> None:
         stopping = asyncio.create_task(self._stopping.wait())
         running = self._running
         try:
@@ -204,7 +216,7 @@ class BulkLoad:
             await asyncio.gather(*running)
             running.clear()
 
-    def _read(self, raw: Iterable[bytes | LongLine], read: asyncio.Queue[LineBatch | None]) -> None:
+    def _read(self, lines: Iterable[Line | BadLine], read: asyncio.Queue[LineBatch | None]) -> None:
         """Read lines into batches, in a thread of its own, so that a slow pipe does not delay complete batches."""
         loop = self._loop
         if loop is None:
@@ -223,23 +235,26 @@ class BulkLoad:
 
         try:
             scope = self._options.alias or self._options.collection
-            if all(put(batch) for batch in batches(self._lines(raw), scope, max_texts=self._batch_texts)):
+            if all(put(batch) for batch in batches(self._documents(lines), scope, max_texts=self._batch_texts)):
                 put(None)
-        except OSError as error:
-            self._fail(f"a file cannot be read ({error.strerror})")
         except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
             self._fail_unexpectedly(error)
+        finally:
+            self._call_in_loop(self._input_known.set)
 
-    def _lines(self, raw: Iterable[bytes | LongLine]) -> Iterator[Line]:
-        for number, line in enumerate(raw, start=1):
-            if isinstance(line, LongLine):
-                message = f"the line must have at most {LINE_MAX_BYTES} bytes, got {line.size}; shorten text or payload"
-                self._reject(number, code_for(InvalidRequest), message)
-            elif not is_blank(line):
-                try:
-                    yield parse_line(number, line)
-                except BadLineError as error:
-                    self._reject(number, code_for(InvalidRequest), str(error))
+    def _documents(self, lines: Iterable[Line | BadLine]) -> Iterator[Line]:
+        """The lines that are documents. The others are rejected. What was read before a wrong file is stored."""
+        try:
+            for line in lines:
+                if isinstance(line, BadLine):
+                    self._rejections.add(line, code_for(InvalidRequest), line.message)
+                else:
+                    if not self._has_documents:
+                        self._has_documents = True
+                        self._call_in_loop(self._input_known.set)
+                    yield line
+        except InputError as error:
+            self._input_failure = str(error)
 
     async def _ingest_batch(self, lines: Sequence[Line]) -> None:
         """Ingest a batch. An unexpected error becomes the failure of the load."""
@@ -262,7 +277,7 @@ class BulkLoad:
             return
         if failure is not None and (report is None or isinstance(failure, InvalidRequest)):
             for line in lines:
-                self._reject(line.number, code_of(failure), _for_line(failure.message))
+                self._rejections.add(line, code_of(failure), _for_line(failure.message))
             return
         if report is not None:
             self._count(lines, report)
@@ -293,27 +308,15 @@ class BulkLoad:
         self.report.stored += report.stored
         self.report.skipped += report.skipped
         for point in report.rejected:
-            self._reject(lines[point.text].number, code_of(point.cause), point.cause.message, chunk=point.chunk)
+            self._rejections.add(lines[point.text], code_of(point.cause), point.cause.message, chunk=point.chunk)
 
-    def _reject(self, line: int, code: str, message: str, *, chunk: int | None = None) -> None:
-        position: Mapping[str, Any] = {"line": line} if chunk is None else {"line": line, "chunk": chunk}
-        with self._lock:
-            self.report.rejected += 1
-            if self._rejects is None:
-                self._print_rejection(position, message)
-                return
-            try:
-                rejection = {**position, "code": code, "message": message}
-                print(json.dumps(rejection, ensure_ascii=False), file=self._rejects, flush=True)
-            except OSError as error:
-                self._rejects = None
-                self._fail(f"--rejects cannot be written ({error.strerror})")
-
-    def _print_rejection(self, position: Mapping[str, Any], message: str) -> None:
-        if self.report.rejected <= REJECTIONS_PRINTED_MAX:
-            self._say(f"{', '.join(f'{name} {number}' for name, number in position.items())}: {message}")
-        elif self.report.rejected == REJECTIONS_PRINTED_MAX + 1:
-            self._say("further rejections are not shown; use --rejects FILE for all")
+    @staticmethod
+    async def _first_of(*events: asyncio.Event) -> None:
+        """Wait until one of the events is set."""
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     @property
     def _ending(self) -> bool:

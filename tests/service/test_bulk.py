@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -22,10 +22,13 @@ from embedder.tokenizer import Tokenizer
 from qdrant_sink import CollectionSchema, Store, StoreUnavailable, point_id, text_id
 from qdrant_sink.edge import EdgeStore
 from service.bulk import BulkLoad, LoadReport
-from service.bulk.json_lines import BadLineError, parse_line
+from service.bulk.json_lines import parse_line, read_json_lines
+from service.bulk.line import BadLine, BadLineError, Line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_TEXTS, batches
 from service.bulk.load import INTERRUPTED
 from service.bulk.raw_lines import LongLine
+from service.bulk.reading import Reader, ReadOptions
+from service.bulk.sources import sources_of
 from service.operations import Operations
 from service.settings import Settings
 from service.transports.cli.bulk import load as load_command
@@ -82,14 +85,21 @@ class Loader:
         """What became of the lines."""
         if self._rejects is None:
             return self._load(raw, options, None, batch_texts, overloaded_pause_s)
-        with self._rejects.open("w", encoding="utf-8") as rejects:
+        with self._rejects.open("wb") as rejects:
             return self._load(raw, options, rejects, batch_texts, overloaded_pause_s)
+
+    def read(self, lines: Iterable[Line | BadLine]) -> LoadReport:
+        """What became of lines that are read already."""
+        limits = Limits(max_texts=self._core.settings.max_texts, max_length=self._core.max_length)
+        options = load_options(bulk_options("--collection", "notes"), limits)
+        self.bulk = BulkLoad(self._core, options, None, self.say)
+        return self.bulk.run(lines)
 
     def _load(
         self,
         raw: Iterable[RawLine],
         options: Iterable[str],
-        rejects: TextIO | None,
+        rejects: BinaryIO | None,
         batch_texts: int,
         overloaded_pause_s: float,
     ) -> LoadReport:
@@ -103,7 +113,7 @@ class Loader:
             batch_texts=batch_texts,
             overloaded_pause_s=overloaded_pause_s,
         )
-        return self.bulk.run(raw)
+        return self.bulk.run(read_json_lines(raw))
 
     def say(self, text: str) -> None:
         """Tell the user."""
@@ -374,7 +384,7 @@ def test_an_invalid_option_is_the_fault_of_no_line(
     with pytest.raises(InvalidRequest, match=named):
         load([line(text="a")], *options)
     arguments = bulk_options("--collection", "notes", "--alias", "live", "--json", *options)
-    assert load_command(worker.operations, arguments, None) == 2
+    assert load_command(worker.operations, arguments, []) == 2
     summary = json.loads(capsys.readouterr().out)
     assert named in summary["error"]
     assert (summary["submitted"], summary["stored"], summary["rejected"], summary["alias"]) == (0, 0, 0, False)
@@ -647,11 +657,75 @@ def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, numbe
     assert (process.returncode, out, err) == (2, b"", b"interrupted; run the same command again to continue\n")
 
 
+def test_a_wrong_file_leaves_no_collection(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """One message and status 2; from a pipe too, and from the second of two files what the first has is stored."""
+    load = Loader(embedder, store, tmp_path / "rejects.jsonl")
+
+    def of(*files: Path) -> LoadReport:
+        return load.read(
+            Reader(ReadOptions(), load.say).lines(sources_of(map(str, files), any_format=False, say=print))
+        )
+
+    nonsense, good = tmp_path / "nonsense.jsonl", tmp_path / "good.jsonl"
+    nonsense.write_bytes(b"nonsense\n" * 1000)
+    good.write_bytes(line(text="a"))
+    report = of(nonsense)
+    reason = "none of the first 20 lines is a document; line 1: the line is not valid JSON (column 1)"
+    assert str(report.failure).startswith(f"{nonsense}: {reason}")
+    assert (report.status, report.rejected, store.collection_of("notes")) == (2, 0, None)
+    assert load([b"nonsense"]).status == 1
+    assert store.collection_of("notes") is None
+    report = of(good, nonsense)
+    assert (report.status, report.stored, store.count("notes")) == (2, 1, 1)
+
+
+def test_rejected_lines_are_corrected_and_loaded_again(
+    embedder: Embedder, store: EdgeStore, tmp_path: Path, signals: None
+) -> None:
+    """`--rejects` says file, line and reason; `--rejected-lines` has the lines, once each, as JSON Lines."""
+    lines, table = tmp_path / "lines.jsonl", tmp_path / "table.csv"
+    lines.write_bytes(line(text="a") + b'{"text": "b"\n' + line(text="c", id=-1, payload={"n": 1}))
+    table.write_text("id,text,url\n1,d,u\n2,,v\n", encoding="utf-8")
+    rejects, again = tmp_path / "rejects.jsonl", tmp_path / "again.jsonl"
+
+    class Kept(Operations):
+        def close(self) -> None:
+            pass
+
+    def keep(_settings: Settings) -> Operations:
+        return Kept(Settings.from_environment(ENVIRONMENT), embedder, store)
+
+    arguments = ("bulk", "--collection", "notes", "--rejects", str(rejects), "--rejected-lines", str(again))
+    ended = invoke(*arguments, str(lines), str(table), build=keep)
+    assert ended.status == 1, ended.err
+    reasons = sorted(map(json.loads, rejects.read_text(encoding="utf-8").splitlines()), key=lambda one: one["message"])
+    assert [(one["file"], one["line"], one["message"]) for one in reasons] == [
+        (str(table), 3, "'text' is required"),
+        (str(lines), 3, "id: an integer id must be 0 to 18446744073709551615, got -1"),
+        (str(lines), 2, "the line is not valid JSON (column 13)"),
+    ]
+    raw = again.read_bytes()
+    assert sorted(raw.splitlines()) == [
+        b'{"text": "", "id": 2, "payload": {"url": "v"}}',
+        b'{"text": "b"',
+        b'{"text": "c", "id": -1, "payload": {"n": 1}}',
+    ]
+    refused = invoke(*arguments, str(again), build=keep)
+    assert (refused.status, again.read_bytes()) == (2, raw)
+    assert f"{again} is read, and cannot take the rejected lines" in refused.err
+    fixed = tmp_path / "fixed.jsonl"
+    fixed.write_bytes(line(text="b") + line(text="c", id=3, payload={"n": 1}))
+    assert invoke(*arguments, str(fixed), build=keep).status == 0
+    assert store.count("notes") == 4
+    assert (rejects.read_bytes(), again.read_bytes()) == (b"", b"")
+
+
 def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
     """A file that does not exist, or rejects that cannot be written, are one line on the terminal and status 2."""
     for options, named in (
-        ([str(tmp_path / "absent.jsonl")], "Invalid value for '[FILE...]': File "),
-        ([str(tmp_path)], "Invalid value for '[FILE...]': File "),
+        ([str(tmp_path / "absent.jsonl")], f"{tmp_path / 'absent.jsonl'}: there is no such file"),
+        ([str(tmp_path)], f"{tmp_path}: the folder has no file of a known format"),
+        ([str(tmp_path / "*.jsonl")], f"{tmp_path / '*.jsonl'}: no file has a name of this pattern"),
         (["--rejects", str(tmp_path / "absent" / "rejects.jsonl"), "-"], "--rejects cannot be written (No such file"),
     ):
         ended = invoke("bulk", "--collection", "notes", *options)

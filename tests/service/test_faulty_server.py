@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from embedder import Embedder
 from qdrant_sink.server import ServerStore
 from service.bulk import BulkLoad, LoadReport
+from service.bulk.json_lines import read_json_lines
 from service.operations import Operations
 from service.settings import Settings
 from service.transports.cli.bulk import load_options
@@ -154,7 +155,7 @@ class Loader:
         fields = [dict(zip(("id", "text", "payload"), document(n), strict=True)) for n in range(JOBS * TEXTS)]
         lines = [json.dumps(line).encode() for line in fields]
         asked = load_options(bulk_options("--collection", collection, *options), limits)
-        return BulkLoad(core, asked, None, lambda _text: None, batch_texts=TEXTS).run(lines)
+        return BulkLoad(core, asked, None, lambda _text: None, batch_texts=TEXTS).run(read_json_lines(lines))
 
 
 @pytest.fixture

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import click
 
 from embedder import InvalidRequest
+from service.bulk.field_mapping import FieldOptions
+from service.bulk.line import BadLine, InputError, Line
 from service.bulk.load import INTERRUPTED, BulkLoad, LoadOptions
-from service.bulk.raw_lines import LongLine, raw_lines
+from service.bulk.reading import Reader, ReadOptions
 from service.bulk.report import LoadReport
+from service.bulk.sources import sources_of
 from service.operations import IngestRequest, Operations
 from service.settings import Settings
 from service.shutdown import end_process
@@ -32,7 +34,7 @@ class BulkOptions:
     """What to load, and where.
 
     Attributes:
-        files: JSON Lines; none, or `-`, is the standard input.
+        files: paths, patterns, folders and URLs of them; none, or `-`, is the standard input.
         collection: by name.
         alias: moved to the collection when it is complete and indexed.
         allow_rejected: move the alias even if lines were rejected.
@@ -43,11 +45,18 @@ class BulkOptions:
         vectors: kinds of vectors to store; empty for those of the collection.
         text_key: where the payload keeps the text; None for that of the collection.
         defer_index: build the graph at the end even if the collection is in use.
-        rejects: a file for every rejected line.
+        rejects: a file for the reasons of all rejected lines.
+        rejected_lines: a file for the rejected lines themselves.
+        format: format of all files; None for that of each.
+        encoding: encoding of text; None for that of a byte order mark, or UTF-8.
+        columns: names of the columns of CSV and TSV without a header.
+        id_field: field of the id.
+        text_fields: fields of the text, which are joined.
+        payload_fields: fields of the payload; empty for all others.
         as_json: whether the summary is printed as JSON.
     """
 
-    files: Sequence[Path] = ()
+    files: Sequence[str] = ()
     collection: str
     alias: str | None = None
     allow_rejected: bool = False
@@ -59,6 +68,13 @@ class BulkOptions:
     text_key: str | None = None
     defer_index: bool = False
     rejects: Path | None = None
+    rejected_lines: Path | None = None
+    format: str | None = None
+    encoding: str | None = None
+    columns: Sequence[str] = ()
+    id_field: str | None = None
+    text_fields: Sequence[str] = ()
+    payload_fields: Sequence[str] = ()
     as_json: bool = False
 
 
@@ -101,24 +117,45 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
     raise TypeError("an embed request with a qdrant block was expected")
 
 
-def _raw_lines(files: Sequence[Path]) -> Iterator[bytes | LongLine]:
-    for path in files or [Path("-")]:
-        if str(path) == "-":
-            # Its own file object: Python aborts at exit if a thread waits inside sys.stdin.
-            with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as file:
-                yield from raw_lines(file)
-        else:
-            with path.open("rb") as file:
-                yield from raw_lines(file)
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _close(rejects: TextIO) -> None:
+def _lines(options: BulkOptions) -> Iterator[Line | BadLine]:
+    """The lines of all files, whose beginnings are checked.
+
+    Raises:
+        Failure: a file is wrong as a whole, or would be overwritten.
+    """
+    fields = FieldOptions(options.id_field, options.text_fields, options.payload_fields)
+    reading = ReadOptions(format=options.format, encoding=options.encoding, columns=options.columns, fields=fields)
+    reader = Reader(reading, _say)
+    try:
+        sources = sources_of(options.files, any_format=options.format is not None, say=_say)
+        reader.check(sources)
+    except InputError as error:
+        raise Failure(str(error)) from None
+    written = {path.resolve() for path in (options.rejects, options.rejected_lines) if path is not None}
+    for source in sources:
+        if source.path is not None and source.path.resolve() in written:
+            raise Failure(f"{source.name} is read, and cannot take the rejected lines; name another file for them")
+    return reader.lines(sources)
+
+
+def _opened(stack: ExitStack, path: Path | None, option: str) -> BinaryIO | None:
+    if path is None:
+        return None
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise Failure(f"{option} cannot be written ({error.strerror}): {path}") from None
+    stack.callback(_close, file)
+    return file
+
+
+def _close(file: BinaryIO) -> None:
     with suppress(OSError):  # each line was flushed when it was written, and failed then
-        rejects.close()
+        file.close()
 
 
 def _interrupted_early(_number: int, _frame: object) -> None:
@@ -152,24 +189,26 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
 
     Raises:
         ConfigurationError: the settings are invalid.
-        Failure: the file of rejected lines cannot be written.
+        Failure: a file of rejected lines cannot be written, or an input file is wrong as a whole.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted_early)
+    lines = _lines(options)
     with ExitStack() as stack:
-        rejects = None
-        if options.rejects is not None:
-            try:
-                rejects = options.rejects.open("w", encoding="utf-8")
-            except OSError as error:
-                raise Failure(f"--rejects cannot be written ({error.strerror}): {options.rejects}") from None
-            stack.callback(_close, rejects)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupted_early)
+        rejects = _opened(stack, options.rejects, "--rejects")
+        rejected_lines = _opened(stack, options.rejected_lines, "--rejected-lines")
         core = (build or Operations.build)(Settings.from_environment())
         stack.callback(core.close)
-        return load(core, options, rejects)
+        return load(core, options, lines, rejects, rejected_lines)
 
 
-def load(core: Operations, options: BulkOptions, rejects: TextIO | None) -> int:
+def load(
+    core: Operations,
+    options: BulkOptions,
+    lines: Iterable[Line | BadLine],
+    rejects: BinaryIO | None = None,
+    rejected_lines: BinaryIO | None = None,
+) -> int:
     """Run a load over loaded operations, and print its summary; returns the exit status."""
     limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
     try:
@@ -178,7 +217,7 @@ def load(core: Operations, options: BulkOptions, rejects: TextIO | None) -> int:
         report = LoadReport(failure=error.message, alias=None if options.alias is None else False)
         _print(report, options)
         return report.status
-    bulk = BulkLoad(core, checked, rejects, _say)
+    bulk = BulkLoad(core, checked, rejects, _say, rejected_lines=rejected_lines)
 
     def stop(number: int, _frame: object) -> None:
         bulk.interrupt()
@@ -186,6 +225,6 @@ def load(core: Operations, options: BulkOptions, rejects: TextIO | None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    report = bulk.run(_raw_lines(options.files))
+    report = bulk.run(lines)
     _print(report, options)
     return report.status

@@ -26,7 +26,7 @@ COMMANDS: Final = {
     "queue": "Serve a RunPod queue, as `python handler.py` does.",
     "mcp": "Serve searches to language models, as tools of MCP.",
     "ask": "Ask a collection, and show its hits.",
-    "bulk": "Load JSON Lines into a collection.",
+    "bulk": "Load files into a collection.",
     "complete": "Add vectors of further kinds to the points of a collection.",
     "demo": "Embed, store and search the bundled corpus.",
     "precision": "Compare a faster type with float32 on your model and texts.",

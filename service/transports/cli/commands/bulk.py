@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
 
-_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+_FORMATS: Final = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "markdown", "html", "pdf")
+"""`service.bulk.formats.FORMATS`, whose import would make `--help` wait for numpy."""
+
+
+def _encoding(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    from service.bulk.text_encoding import is_text_encoding
+
+    if value is not None and not is_text_encoding(value):
+        raise click.BadParameter(f"{value!r} is unknown; name an encoding of Python, such as latin-1 or utf-16")
+    return value
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value else ()
 
 
 @click.command(
@@ -18,10 +31,11 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
     epilog=examples(
         """echo '{"text": "rsync copies files"}' | MODEL_ID=mini bge-m3-qdrant bulk --collection notes""",
         "bge-m3-qdrant bulk --collection notes passages.jsonl --vectors dense,sparse",
-        "zcat dump.jsonl.gz | bge-m3-qdrant bulk --collection notes-v2 --alias notes --chunk-tokens 512",
+        "bge-m3-qdrant bulk --collection notes-v2 --alias notes --chunk-tokens 512 dump.jsonl.gz",
+        "bge-m3-qdrant bulk --collection notes --text-field title --text-field body --id-field key articles.csv",
     ),
 )
-@click.argument("files", nargs=-1, type=_FILE, metavar="[FILE...]")
+@click.argument("files", nargs=-1, metavar="[FILE...]")
 @click.option("--collection", required=True, metavar="NAME", help="Collection to fill; created if it does not exist.")
 @click.option("--alias", metavar="NAME", help="Alias to move to the collection when it is complete and indexed.")
 @click.option("--allow-rejected", is_flag=True, help="Move the alias even if lines were rejected.")
@@ -44,15 +58,56 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
     "--rejects",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write every rejected line to FILE: number, code, message.",
+    help="Write to FILE why each line was rejected: file, number, code, message.",
+)
+@click.option(
+    "--rejected-lines",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the rejected lines to FILE as JSON Lines, to correct and to load again.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(_FORMATS),
+    help="Format of all files.  [default: that of each name, or of the first bytes]",
+)
+@click.option(
+    "--encoding",
+    callback=_encoding,
+    metavar="NAME",
+    help="Encoding of text.  [default: that of a byte order mark, or UTF-8]",
+)
+@click.option("--id-field", metavar="FIELD", help="Field of the id.  [default: id]")
+@click.option(
+    "--text-field",
+    "text_fields",
+    multiple=True,
+    metavar="FIELD",
+    help="Field of the text; several are joined by line breaks.  [default: text]",
+)
+@click.option(
+    "--payload-fields",
+    callback=_names,
+    metavar="FIELD,...",
+    help="Fields of the payload.  [default: all others]",
+)
+@click.option(
+    "--columns",
+    callback=_names,
+    metavar="NAME,...",
+    help="Names of the columns of CSV and TSV files whose first line is a row already.",
 )
 @json_option
 @click.pass_obj
 def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name
-    """Load JSON Lines from each FILE into a collection; without a FILE, or with -, from the standard input.
+    """Load each FILE into a collection; without a FILE, or with -, the standard input.
 
-    Each line is `{"text": "...", "id": 7, "payload": {...}}` in UTF-8; `id` and `payload` are optional. The HNSW
-    graph of a new collection is built once, at the end. The alias is moved only then, and only if no line was
+    A FILE is a path, a pattern, a folder or a URL (s3://, gs://, hf://). Its format is that of its name: JSON Lines, a
+    JSON array, CSV, TSV, Parquet, Arrow, text, Markdown, HTML or PDF, also compressed (.gz, .zst, .bz2). Each line of
+    JSON Lines is `{"text": "...", "id": 7, "payload": {...}}`; `id` and `payload` are optional. --text-field,
+    --id-field and --payload-fields name other fields.
+
+    The HNSW graph of a new collection is built once, at the end. The alias is moved only then, and only if no line was
     rejected; derived ids belong to the alias, so they are the same in the next collection.
 
     After an interruption run the same command again; if the collection was new, --insert-only embeds only what is

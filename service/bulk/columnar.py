@@ -1,0 +1,249 @@
+"""Reading of Parquet and Arrow, batch by batch."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any, Final
+
+from service.bulk.extras import library
+from service.bulk.field_mapping import Layout, Mapper, of_field
+from service.bulk.formats import BINARY
+from service.bulk.line import BadLine, BadLineError, InputError, Line, Origin, WrongFileError
+from service.bulk.raw_lines import LINE_MAX_BYTES
+from service.bulk.stream_head import BUFFER_BYTES
+
+BATCH_MAX_ROWS: Final = 1000
+"""Maximum rows that are held as Python values at a time."""
+
+BATCH_MAX_BYTES: Final = 8_000_000
+"""Bytes of rows that are held at a time, by what the file says of its sizes; beyond them rows are taken one by one."""
+
+DICTIONARY_MAX_BYTES: Final = 2_000_000
+"""Maximum size of a column chunk of Parquet whose dictionary is kept, since one long text for many rows is small.
+
+Of larger ones a dictionary would grow with the rows.
+"""
+
+
+def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Iterator[Line | BadLine]:
+    """Read the rows of Parquet.
+
+    Args:
+        file: the file, which must be seekable.
+        origin: the file.
+        mapper: chooses the layout by the columns.
+
+    Raises:
+        InputError: the file is not Parquet or damaged, a column is missing, or pyarrow is.
+    """
+    arrow, parquet = library("pyarrow", "Parquet"), library("pyarrow.parquet", "Parquet")
+    name = str(origin.file)
+    if not file.seekable():
+        raise WrongFileError(name, "Parquet is read from its end: give a file, not a pipe, and not compressed again")
+    with _as_wrong_file(name, "Parquet"):
+        metadata = parquet.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+        file.seek(0)
+        strings = [
+            field.name for field in schema if arrow.types.is_string(field.type) and _is_small(metadata, field.name)
+        ]
+        opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=strings)
+    layout = mapper.table(schema.names, origin)
+    columns = _needed(layout, schema.names)
+    rows = _Rows(replace(origin, unit="row"), layout)
+    for group in range(opened.num_row_groups):
+        described = opened.metadata.row_group(group)
+        fitting = BATCH_MAX_BYTES * described.num_rows // max(described.total_byte_size, 1)
+        batches = opened.iter_batches(
+            batch_size=max(1, min(BATCH_MAX_ROWS, fitting)), row_groups=[group], columns=columns, use_threads=False
+        )
+        yield from rows.of_batches(_guarded(batches, name, "Parquet"))
+
+
+def _is_small(metadata: Any, column: str) -> bool:
+    """Whether a column of Parquet is read with its dictionary, which is not expanded then."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    return all(
+        chunk.total_uncompressed_size <= DICTIONARY_MAX_BYTES for chunk in chunks if chunk.path_in_schema == column
+    )
+
+
+def read_arrow(file: io.BufferedIOBase, origin: Origin, mapper: Mapper, *, is_file: bool) -> Iterator[Line | BadLine]:
+    """Read the rows of Arrow IPC. A record batch of the file is in memory as a whole.
+
+    Args:
+        file: the stream; seekable if it is in the file format.
+        origin: the file.
+        mapper: chooses the layout by the columns.
+        is_file: whether it is in the file format (Feather) rather than a stream.
+
+    Raises:
+        InputError: the file is not Arrow or damaged, a column is missing, or pyarrow is.
+    """
+    ipc = library("pyarrow.ipc", "Arrow")
+    name = str(origin.file)
+    if is_file and not file.seekable():
+        raise WrongFileError(name, "this form of Arrow is read from its end: give a file, or write a stream of Arrow")
+    with _as_wrong_file(name, "Arrow"):
+        opened = ipc.open_file(file) if is_file else ipc.open_stream(file)
+    layout = mapper.table(opened.schema.names, origin)
+    rows = _Rows(replace(origin, unit="row"), layout)
+    names = _needed(layout, opened.schema.names)
+    found = (opened.get_batch(index) for index in range(opened.num_record_batches)) if is_file else iter(opened)
+    batches = (
+        batch.select(names).slice(first, BATCH_MAX_ROWS)
+        for batch in _guarded(found, name, "Arrow")
+        for first in range(0, batch.num_rows, BATCH_MAX_ROWS)
+    )
+    yield from rows.of_batches(batches)
+
+
+def is_arrow_file(head: bytes) -> bool:
+    """Whether Arrow is in the file format, by its first bytes."""
+    return head.startswith(BINARY["arrow"])
+
+
+@contextmanager
+def _as_wrong_file(file: str, kind: str) -> Iterator[None]:
+    """Turn errors of pyarrow into one of the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise WrongFileError(file, f"it is not valid {kind}, or damaged ({type(error).__name__})") from None
+
+
+def _guarded(batches: Iterator[Any], file: str, kind: str) -> Iterator[Any]:
+    while True:
+        with _as_wrong_file(file, kind):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _needed(layout: Layout, names: Sequence[str]) -> list[str]:
+    """The columns that are read."""
+    if layout.payload is None:
+        return [name for name in names if name and name not in layout.dropped]
+    return [name for name in names if name in {layout.id, *layout.texts, *layout.payload}]
+
+
+class _Rows:
+    """Makes documents of rows.
+
+    Args:
+        origin: the file.
+        layout: which columns are what.
+    """
+
+    def __init__(self, origin: Origin, layout: Layout) -> None:
+        self._origin = origin
+        self._layout = layout
+        self._number = 0
+
+    def of_batches(self, batches: Iterator[Any]) -> Iterator[Line | BadLine]:
+        """The documents of all rows."""
+        for batch in batches:
+            names = batch.schema.names
+            size = _size(batch)
+            step = batch.num_rows if size <= BATCH_MAX_BYTES else 1
+            for first in range(0, batch.num_rows, max(step, 1)):
+                part = batch.slice(first, step)
+                columns = [_values(column) for column in part.columns]
+                for index in range(part.num_rows):
+                    self._number += 1
+                    yield self._row({name: column[index] for name, column in zip(names, columns, strict=True)})
+
+    def _row(self, cells: Mapping[str, Any]) -> Line | BadLine:
+        fields: dict[str, Any] = {}
+        try:
+            for name, value in cells.items():
+                if isinstance(value, _Unreadable):
+                    raise BadLineError(f"{of_field(name)} has a value that cannot be read; leave out the column")
+                fields[name] = _plain(name, value)
+            size = _bytes_of(fields)
+            if size > LINE_MAX_BYTES:
+                fields = {}
+                raise BadLineError(f"the row must have at most {LINE_MAX_BYTES} bytes, got {size}")
+            return self._layout.line(self._origin, self._number, fields, size)
+        except BadLineError as error:
+            draft = self._layout.draft(fields) if fields else None
+            return BadLine(self._number, str(error), draft, self._origin)
+
+
+class _Unreadable:
+    """Stands for a value that Python has no type for, such as a year above 9999."""
+
+
+def _values(column: Any) -> list[Any]:
+    if str(column.type).startswith("timestamp[ns"):  # Python's times have microseconds
+        arrow = library("pyarrow", "Parquet")
+        column = column.cast(arrow.timestamp("us", column.type.tz), safe=False)
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, NotImplementedError):
+        values: list[Any] = []
+        for scalar in column:
+            try:
+                values.append(scalar.as_py())
+            except (ValueError, OverflowError, NotImplementedError):
+                values.append(_Unreadable())
+        return values
+
+
+def _size(batch: Any) -> int:
+    """Size of a batch in bytes, with every value of a dictionary as often as it may occur."""
+    compute = library("pyarrow.compute", "Parquet")
+    size = 0
+    for column in batch.columns:
+        if hasattr(column, "dictionary"):
+            lengths = compute.max(compute.binary_length(column.dictionary.cast("large_binary"))).as_py()
+            size += (lengths or 0) * len(column)
+        else:
+            size += column.nbytes
+    return size
+
+
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_bytes_of(item) + len(str(name)) for name, item in value.items())
+    if isinstance(value, list):
+        return sum(map(_bytes_of, value))
+    return 8
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as JSON has it: times as ISO 8601, decimals as numbers, maps as objects."""
+    kind = type(value)
+    if kind in (str, int, float, bool, type(None)):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(name, item) for key, item in value.items()}
+    if isinstance(value, list):
+        if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
+            return {key: _plain(name, item) for key, item in value}
+        return [_plain(name, item) for item in value]
+    for type_, plain in _PLAIN.items():
+        if isinstance(value, type_):
+            return plain(value)
+    raise BadLineError(f"{of_field(name)} has values that JSON has not; leave out the column with --payload-fields")
+
+
+_PLAIN: Final[Mapping[type, Callable[[Any], Any]]] = {
+    dt.date: lambda value: value.isoformat(),
+    dt.time: lambda value: value.isoformat(),
+    dt.timedelta: lambda value: value.total_seconds(),
+    Decimal: lambda value: int(value) if value == value.to_integral_value() else float(value),
+}
