@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from hypothesis import settings
 # Set before torch is imported, also for all programs that tests start: waiting OpenMP threads sleep.
 # By default they spin, which makes a pass ten times as slow if several processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Several processes share the cores: more threads each would take turns with those of the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Also for all processes that run tests and all programs that tests start: each would compile the project anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Set before Triton is imported: without a GPU its kernels run in its interpreter on the CPU.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
