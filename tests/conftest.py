@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,4 +54,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Direct converted checkpoints to a temporary cache instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_clients() -> Iterator[None]:
+    """Read the certificates of authorities and the request schemas of qdrant-client once, not for each client.
+
+    Clients of httpx and of qdrant-client are made a thousand times, and each read took up to 30 ms.
+    """
+    from qdrant_client.embed import embed_inspector, schema_parser, type_inspector
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+        parser = cache(schema_parser.ModelSchemaParser)
+        patch.setattr(type_inspector, "ModelSchemaParser", parser)
+        patch.setattr(embed_inspector, "ModelSchemaParser", parser)
         yield
