@@ -37,8 +37,13 @@ if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _STORES_MAX_BYTE
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
 
 # No test depends on the clock: on a busy machine any example may take long.
-settings.register_profile("project", deadline=None)
-settings.load_profile("project")
+settings.register_profile("full", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=30)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw 30 examples for a property in the default run, and hypothesis's own 100 with any other `-m`."""
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
