@@ -85,8 +85,8 @@ serve: $(READY) ## serve the demo's collection over HTTP, with a search page (PO
 test: $(DEV_READY) ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-test-slow: $(DEV_READY) ## run the tests that take longer
-	$(BIN)/python -m pytest -m slow
+test-slow: $(DEV_READY) ## run the tests that take longer, and those of hypothesis with all examples
+	$(BIN)/python -m pytest -m "slow or hypothesis"
 
 test-hostile: $(DEV_READY) ## hostile input, also how long others wait for it: on an idle machine, 10 minutes
 	$(BIN)/python -m pytest -m "slow or timed" tests/hostile $(ARGS)

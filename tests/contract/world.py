@@ -22,6 +22,7 @@ from typing import Any, Final, Self, cast
 from unittest import mock
 
 import httpx
+from starlette.types import ASGIApp
 
 from embedder import Embedder
 from embedder.checkpoint import MINI, revision_of
@@ -99,7 +100,7 @@ class World:
     def stage(self, scenario: Scenario) -> Iterator[Stage]:
         """Yield an empty store for the scenario and the service over it."""
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"))))
             if scenario.multivector_values is not None:
                 stack.enter_context(
                     mock.patch.object(conformance, "MULTIVECTOR_VALUES_LIMIT", scenario.multivector_values)
@@ -135,6 +136,7 @@ class Stage:
         self._double = double
         self._folder = folder
         self._operations: dict[str, tuple[Operations, StubEngine | None]] = {}
+        self._applications: dict[object, ASGIApp] = {}
         self._runner = asyncio.Runner()
 
     def close(self) -> None:
@@ -158,7 +160,7 @@ class Stage:
                 stack.enter_context(self._failing(step.fault))
             if isinstance(step, Job):
                 return self._answered(step, operations)
-            return self._runner.run(_called(step, settings, operations))
+            return self._runner.run(_called(step, self._application(step, settings, operations)))
 
     def _answered(self, step: Job, operations: Operations) -> Any:
         reports: list[Json] = []
@@ -171,6 +173,22 @@ class Stage:
             embedder, engine = self._world.embedder(settings, lost=lost)
             self._operations[key] = Operations(settings, embedder, cast("Store", self._store)), engine
         return self._operations[key]
+
+    def _application(self, step: Call, settings: Settings, operations: Operations) -> ASGIApp:
+        """Return the ASGI application in the state of the step; building one takes longer than a request."""
+        key = (id(operations), step.state, step.body_max_bytes, step.stalls)
+        if key not in self._applications:
+            state = ServerState(settings)
+            if step.state != "loading":
+                state.open(operations)
+            if step.state in ("draining", "lost"):
+                state.close(lost=step.state == "lost")
+            self._applications[key] = application(
+                state,
+                body_max_bytes=step.body_max_bytes or BODY_MAX_BYTES,
+                body_part_timeout_s=_CALL_STALL_S if step.stalls else BODY_PART_TIMEOUT_S,
+            )
+        return self._applications[key]
 
     @contextmanager
     def _failing(self, fault: Fault | None) -> Iterator[None]:
@@ -255,18 +273,8 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-async def _called(step: Call, settings: Settings, operations: Operations) -> Json:
+async def _called(step: Call, app: ASGIApp) -> Json:
     """Return the status, headers and body of an HTTP response."""
-    state = ServerState(settings)
-    if step.state != "loading":
-        state.open(operations)
-    if step.state in ("draining", "lost"):
-        state.close(lost=step.state == "lost")
-    app = application(
-        state,
-        body_max_bytes=step.body_max_bytes or BODY_MAX_BYTES,
-        body_part_timeout_s=_CALL_STALL_S if step.stalls else BODY_PART_TIMEOUT_S,
-    )
     headers, content = {"Accept-Encoding": "identity", **step.headers}, step.content
     if step.json is not None:
         content = json.dumps(step.json, ensure_ascii=False).encode("utf-8", "surrogatepass")
