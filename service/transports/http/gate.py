@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -146,6 +146,11 @@ class Gate:
             check_origin(headers, is_allowed=self._cors.allows(headers.get("origin", "")))
         if self._keys is not None and scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
             CALLER.set(_caller(self._keys, headers))
+        operations = self._state.operations
+        with nullcontext() if operations is None else operations.memory.reserve():  # until the answer is sent
+            await self._served(scope, receive, send)
+
+    async def _served(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
             await self._app(scope, receive, send)
             return
