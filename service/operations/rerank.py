@@ -39,7 +39,7 @@ RELEVANCE_STEEPNESS: Final = 10.0
 RELEVANCE_MIDPOINT: Final = 0.4
 """The mean whose relevance is 0.5; it separates right from wrong passages best with weights that are equal."""
 
-_RANKED_BYTES: Final = 512
+RANKED_BYTES: Final = 512
 """Memory of a document in bytes beside its text and vectors, with its entries in the tables of the ranking."""
 
 _PORTION_MAX_CHARACTERS: Final = 32_768
@@ -134,7 +134,7 @@ class Rerank:
             Overloaded: the queue of the model is full, or the vectors of a portion do not fit into memory now.
         """
         with self._memory.joined() as held:
-            held.grow(len(request.documents) * _RANKED_BYTES)
+            held.grow(len(request.documents) * RANKED_BYTES)
             return await _Ranking(self._embedder, self._limits, request, held).run()
 
 

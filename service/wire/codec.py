@@ -76,7 +76,7 @@ _QUICK_MAX_NUMBERS: Final = 1024
 _INGESTED_TEXT_BYTES: Final = 1024
 """Memory of the result of a stored text in bytes, in the answer and as fields of it."""
 
-_PAIR_BYTES: Final = 512
+PAIR_BYTES: Final = 512
 """Memory of the scores of a pair in bytes, as values and in the answer."""
 
 _QUICK_FIELDS: Final = frozenset(
@@ -223,7 +223,7 @@ class Codec:
                 )
                 return Outcome(body, result.tokens)
             case ScoreRequest() as request:
-                core.memory.grow(len(request.pairs) * _PAIR_BYTES)
+                core.memory.grow(len(request.pairs) * PAIR_BYTES)
                 scores = await core.score(request.value())
                 return Outcome(self._bounded(score_answer(scores, core.model_name), _SCORE_REMEDY, Body), scores.tokens)
             case request:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from embedder import Cancelled, Internal, Timings, WorkerError, whereabouts
+from service.error_frames import forget_frames
 from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
 from service.operations import IngestFailed
@@ -126,7 +127,10 @@ class Instrumentation:
                 time.perf_counter() - started,
                 rejected=[code_of(point.cause) for point in rejected],
             )
-            return error_reply(failure, render_error, error_status)
+            reply = error_reply(failure, render_error, error_status)
+            forget_frames(failure)
+            forget_frames(error)
+            return reply
         seconds = time.perf_counter() - started
         self._metrics.answered(
             operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
 from service.api_keys import ApiKeys
+from service.error_frames import forget_frames
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
 from service.transports.http.hosts import Hosts, check_origin
@@ -108,7 +109,9 @@ class Gate:
         try:
             await self._serve(scope, receive, send_with_headers, headers)
         except WorkerError as error:
-            await error_response(error, scope["path"])(scope, receive, send_with_headers)
+            refusal = error_response(error, scope["path"])
+            forget_frames(error)
+            await refusal(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             if status or not self._state.is_cut:
                 status = CLIENT_CLOSED_REQUEST

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from embedder import WorkerError
 from service import __version__
+from service.error_frames import forget_frames
 from service.memory_budget import Reservation
 from service.metrics import CONTENT_TYPE
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, Received, read_body
@@ -408,6 +409,7 @@ async def _worker_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, WorkerError):
         raise error
     refusal = error_response(error, request.url.path)
+    forget_frames(error)
     if isinstance(error, UnknownCoding):
         refusal.headers["Accept-Encoding"] = ", ".join(CODINGS)
     return refusal
