@@ -95,6 +95,7 @@ from qdrant_sink.scrolling import ordered_page
 from qdrant_sink.searching import (
     OFFSET_MAX,
     OVERSAMPLING,
+    PORTION_MAX_BYTES,
     Admit,
     BranchRank,
     Explained,
@@ -121,7 +122,9 @@ from qdrant_sink.searching import (
 from qdrant_sink.shared_calls import SharedCalls
 from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
 from qdrant_sink.writing import (
+    BATCH_MAX_BYTES,
     BATCH_MAX_POINTS,
+    IN_FLIGHT_MAX,
     Acknowledged,
     DocumentLocks,
     Rejection,
@@ -135,6 +138,7 @@ from qdrant_sink.writing import (
 
 __all__ = [
     "ANYWHERE",
+    "BATCH_MAX_BYTES",
     "BATCH_MAX_POINTS",
     "COLLECTION_NAME",
     "COLLECTION_NAME_RULE",
@@ -142,11 +146,13 @@ __all__ = [
     "DOCUMENT_KEY",
     "DOCUMENT_VERSION",
     "INTEGER_ID_MAX",
+    "IN_FLIGHT_MAX",
     "MODEL_COSINE_MIN",
     "NAMES",
     "OFFSET_MAX",
     "ORDERED_TYPES",
     "OVERSAMPLING",
+    "PORTION_MAX_BYTES",
     "RELATED_COSINE_MIN",
     "TEXT_KEY",
     "AccessDenied",

@@ -44,6 +44,9 @@ PortNumber = Annotated[int, Field(ge=1, le=65_535)]
 SECRETS: Final = ("api_key", "qdrant_api_key")
 """Fields whose values are never shown."""
 
+JOBS_DIVISOR: Final = 8
+"""Part of `MEMORY_BUDGET_MB` to which the default of `JOBS_MAX_MB` is lowered: one eighth."""
+
 ANY_MODEL_NAME: Final = "*"
 """Item of `SERVED_MODEL_NAME` that accepts any name."""
 
@@ -219,7 +222,7 @@ class Settings(BaseModel):
     qdrant_collection_config: Annotated[CollectionConfig, BeforeValidator(_parsed_config)] = CollectionConfig()
 
     max_response_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
-    memory_budget_mb: Annotated[float, Field(ge=64, le=10_000_000, allow_inf_nan=False)] | None = None
+    memory_budget_mb: Annotated[float, Field(ge=200, le=10_000_000, allow_inf_nan=False)] | None = None
     json_max_nodes: Annotated[int, Field(ge=1000, le=1_000_000_000)] = 2_000_000
     inference_max_request_mb: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 64.0
     inference_max_response_mb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 2500.0
@@ -375,6 +378,12 @@ class Settings(BaseModel):
         if self.memory_budget_mb is None:
             return int(BUDGET_SHARE * container_memory_bytes())
         return int(self.memory_budget_mb * 1_000_000)
+
+    @property
+    def jobs_max_bytes(self) -> int:
+        """`JOBS_MAX_MB` in bytes; its default is lowered to a share of the memory budget."""
+        size = int(self.jobs_max_mb * 1_000_000)
+        return size if "jobs_max_mb" in self.model_fields_set else min(size, self.memory_budget_bytes // JOBS_DIVISOR)
 
     @property
     def inference_max_request_bytes(self) -> int:

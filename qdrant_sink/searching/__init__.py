@@ -14,13 +14,14 @@ from qdrant_sink.searching.query import (
     default_branches,
     with_branches,
 )
-from qdrant_sink.searching.reading import Admit, PartReader, PartSizes
+from qdrant_sink.searching.reading import PORTION_MAX_BYTES, Admit, PartReader, PartSizes
 from qdrant_sink.searching.recommend import recommend
 from qdrant_sink.searching.run import Searchable, SearchPage, run, search_pages
 
 __all__ = [
     "OFFSET_MAX",
     "OVERSAMPLING",
+    "PORTION_MAX_BYTES",
     "Admit",
     "BranchRank",
     "Explained",

@@ -22,6 +22,8 @@ from embedder import (
     most_tokens,
     text_threads,
 )
+from service.memory_budget import MemoryBudget, Reservation
+from service.operations.vector_memory import VectorMemory
 from service.validation import invalid_field
 
 Role = Literal["query", "passage", "either"]
@@ -156,16 +158,19 @@ class Embed:
     Args:
         embedder: the loaded model.
         limits: default limits on the lengths of texts.
+        memory: the memory that requests may hold together.
     """
 
-    def __init__(self, embedder: Embedder, limits: LengthLimits) -> None:
+    def __init__(self, embedder: Embedder, limits: LengthLimits, *, memory: MemoryBudget) -> None:
         self._embedder = embedder
         self._limits = limits
+        self._memory = memory
+        self._vectors = VectorMemory(embedder.hidden_size, embedder.colbert_size)
 
     async def __call__(
         self, request: EmbedRequest, admit: Admit = admit_all, observer: ResultObserver | None = None
     ) -> EmbedResult:
-        """Embed all texts together.
+        """Embed all texts together. The memory of their vectors is reserved before the model runs.
 
         Args:
             request: the texts.
@@ -174,14 +179,20 @@ class Embed:
 
         Raises:
             InvalidRequest: a text is invalid or would be truncated against the request, or there are too many texts.
-            Overloaded: the queue of the model is full.
+            Overloaded: the queue of the model is full, or the vectors do not fit into memory now.
         """
+        with self._memory.joined() as held:
+            return await self._embedded(request, admit, observer, held)
+
+    async def _embedded(
+        self, request: EmbedRequest, admit: Admit, observer: ResultObserver | None, held: Reservation
+    ) -> EmbedResult:
         limit = request.max_length or self._limits.of(request.role)
-        if self._overlaps(request, limit, admit):
+        if self._overlaps(request, limit, admit, held):
             return EmbedResult(await self._embed_texts(request, limit, observer))
         quick = is_quick(request.texts) and sum(map(len, request.token_ids)) <= QUICK_MAX_TOKEN_IDS
         texts = self._tokenized(request, limit) if quick else await self._in_thread(request, limit)
-        admit([len(text) for text in texts])
+        self._admit([len(text) for text in texts], request, admit, held)
         try:
             results = await self._embedder.embed_tokens(
                 texts,
@@ -194,14 +205,24 @@ class Embed:
             raise error.at(request.label) from None
         return EmbedResult(results)
 
-    def _overlaps(self, request: EmbedRequest, limit: int, admit: Admit) -> bool:
+    def _admit(self, tokens: Sequence[int], request: EmbedRequest, admit: Admit, held: Reservation) -> None:
+        """Check texts with these numbers of tokens, and reserve the memory of their vectors."""
+        before = held.size_bytes
+        try:
+            admit(tokens)
+            held.grow(self._vectors.of(tokens, request.outputs))
+        except WorkerError:
+            held.shrink(held.size_bytes - before)
+            raise
+
+    def _overlaps(self, request: EmbedRequest, limit: int, admit: Admit, held: Reservation) -> bool:
         """Whether the model may start while texts are tokenized: only if no length that they can have is refused."""
         if request.token_ids or request.refuse_truncation or request.role == "either":
             return False
         if not self._embedder.overlaps(request.texts, limit):
             return False
         try:
-            admit(most_tokens(request.texts, limit))
+            self._admit(most_tokens(request.texts, limit), request, admit, held)
         except WorkerError:
             return False  # only the real lengths can decide
         return True

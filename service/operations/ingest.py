@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from embedder import (
     PLANS,
@@ -26,7 +26,9 @@ from embedder import (
     WorkerError,
 )
 from qdrant_sink import (
+    BATCH_MAX_BYTES,
     BATCH_MAX_POINTS,
+    IN_FLIGHT_MAX,
     TEXT_KEY,
     CollectionSchema,
     DocumentLocks,
@@ -37,6 +39,7 @@ from qdrant_sink import (
     existing_ids,
     text_key_of,
 )
+from service.memory_budget import MemoryBudget, Reservation, SharedReservation
 from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
 from service.operations.ingest_job import Drafts, IngestJob, priority_of, report_of
@@ -50,7 +53,8 @@ from service.operations.ingest_values import (
     IngestResult,
 )
 from service.operations.model_check import ModelCheck
-from service.operations.store_access import IngestSlot, StoreAccess
+from service.operations.store_access import SENDER_THREADS, IngestSlot, StoreAccess
+from service.operations.vector_memory import TEXT_BYTES, VectorMemory
 from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
@@ -68,6 +72,13 @@ AdmitTexts = Callable[[Sequence[IngestedText], int], None]
 
 An error that it raises ends the operation.
 """
+
+SENT_FACTOR: Final = 6
+"""Memory of points that are sent by their own size: as JSON, or as numbers of Python, they are several times as large.
+"""
+
+SENDING_MAX_BYTES: Final = SENDER_THREADS * SENT_FACTOR * BATCH_MAX_BYTES
+"""Maximum memory of the points that all ingests send at the same time, in bytes."""
 
 _JOB_FAILED_MESSAGE = "not stored; see the error of the job"
 """Message of every point of a failed job; the job's own message stands only once, in its error."""
@@ -132,6 +143,7 @@ class Ingest:
         collections: the collections of the worker.
         model_check: check of the model of collections.
         limits: default limits on the lengths of texts.
+        memory: the memory that requests may hold together.
         batch_points: maximum number of points, or ids, in one request to the store.
     """
 
@@ -143,9 +155,14 @@ class Ingest:
         model_check: ModelCheck,
         limits: LengthLimits,
         *,
+        memory: MemoryBudget,
         batch_points: int = BATCH_MAX_POINTS,
     ) -> None:
         self._embedder = embedder
+        self._memory = memory
+        self._vectors = VectorMemory(embedder.hidden_size, embedder.colbert_size)
+        self._window = SharedReservation(memory, window_max_bytes(self._vectors, embedder.window))
+        self._sending = SharedReservation(memory, SENDING_MAX_BYTES)
         self._store = store
         self._collections = collections
         self._model_check = model_check
@@ -186,14 +203,28 @@ class Ingest:
 
         Raises:
             InvalidRequest: the request is invalid. No point is stored.
+            Overloaded: the plan does not fit into memory now. No point is stored.
             IngestFailed: the job failed as a whole. Its report lists the points that are not stored.
         """
+        with self._memory.joined() as held:
+            return await self._ingested(request, admit, admit_texts, progress, held)
+
+    async def _ingested(
+        self,
+        request: IngestRequest,
+        admit: AdmitVectors,
+        admit_texts: AdmitTexts,
+        progress: Callable[[IngestProgress], None] | None,
+        held: Reservation,
+    ) -> IngestResult:
         self.check(request)
         name = self._collections.named(request.collection, f"{request.path}collection")
         started = time.perf_counter()
         guess = self._collections.catalogue.guess(name) or Recognised.new(name, self._collections.wanted)
         guessed = _Target.guessed(request, guess)
-        plan = await self._planned(guessed, name)
+        received_bytes = held.size_bytes
+        plan = await self._planned(guessed, name, held)
+        planned_bytes = held.size_bytes - received_bytes
         if not request.return_vectors:
             await self._in_thread(request, lambda: admit_texts(_outline(request, plan, {}), len(plan.points)))
         planned = time.perf_counter()
@@ -201,9 +232,10 @@ class Ingest:
             with self._store.ingest_slot() as slot:
                 target = await slot.run(lambda: self._target(request, name), stage="store")
                 if target.planning != guessed.planning:
-                    plan = await self._planned(target, name)
+                    held.shrink(planned_bytes)
+                    plan = await self._planned(target, name, held)
                 result = await self._embed_and_store(
-                    slot, target, plan, admit=admit, admit_texts=admit_texts, progress=progress
+                    slot, target, plan, held, received_bytes, admit=admit, admit_texts=admit_texts, progress=progress
                 )
         except IngestFailed:
             raise
@@ -226,26 +258,36 @@ class Ingest:
         slot: IngestSlot,
         target: _Target,
         plan: IngestPlan,
+        held: Reservation,
+        received_bytes: int,
         *,
         admit: AdmitVectors,
         admit_texts: AdmitTexts,
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
         request, schema = target.request, target.schema
+        outputs, lengths = Outputs.of(tuple(request.vectors)), [len(point.encoded) for point in plan.points]
+        vectors_bytes = self._vectors.of(lengths, outputs)
+        # Payloads and texts are values of the request, whose memory is known, or chunks of these.
+        points_bytes = received_bytes + vectors_bytes + sum(4 * len(text) for text in request.texts)
+        sending = self._sending.used(SENT_FACTOR * min(points_bytes, IN_FLIGHT_MAX * BATCH_MAX_BYTES))
         await self._model_check.admit(target.collection, schema, schema.text_key, request.vectors)
         job = await slot.run(lambda: self._prepare(target, plan, progress), stage="store")
         if not request.return_vectors:
-            report = await _run(slot, job, job.stream)
+            with self._window.used(vectors_bytes), sending:
+                report = await _run(slot, job, job.stream)
             tokens = sum(len(plan.points[index].encoded) for index in job.wanted)
             return IngestResult(_outline(request, plan, job.failures), tokens, report)
-        admit([len(point.encoded) for point in plan.points], request.vectors)
+        admit(lengths, request.vectors)
+        held.grow(vectors_bytes)
         results = await self._embedded(request, plan)
         texts = [
             replace(text, result=result, tokens=result.tokens if isinstance(result, Embedding) else 0)
             for text, result in zip(_outline(request, plan, {}), results, strict=True)
         ]
         await self._in_thread(request, lambda: admit_texts(texts, len(plan.points)))
-        report = await _run(slot, job, lambda: job.from_results(results))
+        with sending:
+            report = await _run(slot, job, lambda: job.from_results(results))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return IngestResult(texts, tokens, report)
 
@@ -260,12 +302,16 @@ class Ingest:
         except InvalidRequest as error:
             raise error.at("texts") from None
 
-    async def _planned(self, target: _Target, name: str) -> IngestPlan:
+    async def _planned(self, target: _Target, name: str, held: Reservation) -> IngestPlan:
+        """Plan the points, for which memory is reserved before they are created."""
         request = target.request
+        held.grow(len(request.texts) * TEXT_BYTES)
         max_length = request.max_length or self._limits.of(request.role)
         return await self._in_thread(
             request,
-            lambda: IngestPlan.of(request, name, self._embedder, max_length=max_length, schema=target.schema),
+            lambda: IngestPlan.of(
+                request, name, self._embedder, max_length=max_length, schema=target.schema, hold=held.grow
+            ),
         )
 
     async def _in_thread(self, request: IngestRequest, call: Callable[[], T]) -> T:
@@ -310,6 +356,16 @@ class Ingest:
             progress=progress,
             batch_points=self._batch_points,
         )
+
+
+def window_max_bytes(vectors: VectorMemory, window: int) -> int:
+    """Maximum memory in bytes of the vectors that wait to be stored, of all ingests.
+
+    Args:
+        vectors: the sizes of vectors.
+        window: maximum tokens of these vectors; a text has at least 2.
+    """
+    return vectors.max_bytes(window // 2, window, Outputs())
 
 
 async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[Drafts]]) -> IngestReport:

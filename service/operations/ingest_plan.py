@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from embedder import Embedder, EncodedText, check_cancelled
 from qdrant_sink import (
@@ -30,6 +30,12 @@ from qdrant_sink import (
 )
 from service.operations.ingest_rows import Row
 from service.operations.ingest_values import IngestRequest
+
+POINT_BYTES: Final = 3072
+"""Memory of a planned point in bytes beside its text, with its entries in the tables of an ingest."""
+
+_CHARACTER_BYTES: Final = 4
+_ID_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +97,14 @@ class IngestPlan:
 
     @classmethod
     def of(
-        cls, request: IngestRequest, name: str, embedder: Embedder, *, max_length: int, schema: CollectionSchema
+        cls,
+        request: IngestRequest,
+        name: str,
+        embedder: Embedder,
+        *,
+        max_length: int,
+        schema: CollectionSchema,
+        hold: Callable[[int], None],
     ) -> IngestPlan:
         """Chunk and tokenize texts, derive ids and lay out payloads. Blocks for about a second per 5 MB of text.
 
@@ -101,6 +114,8 @@ class IngestPlan:
             embedder: the loaded model, which chunks and tokenizes.
             max_length: tokens beyond which a text without chunking is truncated.
             schema: schema of the collection, with the layout and the text key to write by.
+            hold: reservation of further bytes of memory, before the points of a text are created. It raises if there
+                are not as many.
 
         Raises:
             InvalidRequest: the text key is a key that the worker writes.
@@ -110,7 +125,10 @@ class IngestPlan:
         scope = request.id_scope or name
         rows = list(_rows(request, scope))
         documents = [] if request.chunk is None else [_document(row, scope) for row in rows]
-        points = list(_points(request, rows, documents, embedder=embedder, max_length=max_length, schema=schema))
+        pieces = list(_pieces(request, embedder, max_length, hold))
+        points = list(
+            _points(request, pieces, rows, documents, embedder=embedder, max_length=max_length, schema=schema)
+        )
         rejected = list(_rejections(request, rows, points, schema))
         rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
@@ -150,18 +168,24 @@ class _Piece:
     end: int
 
 
-def _pieces(request: IngestRequest, embedder: Embedder) -> Iterator[_Piece]:
+def _pieces(
+    request: IngestRequest, embedder: Embedder, max_length: int, hold: Callable[[int], None]
+) -> Iterator[_Piece]:
     for index, text in enumerate(request.texts):
         if request.chunk is None:
+            hold(POINT_BYTES + _ID_BYTES * min(len(text) + 2, max_length))
             yield _Piece(index, None, 0, len(text))
         else:
             chunks = embedder.split(text, max_tokens=request.chunk.max_tokens, overlap=request.chunk.overlap)
+            characters = sum(chunk.end - chunk.start for chunk in chunks)
+            hold(len(chunks) * POINT_BYTES + characters * (_CHARACTER_BYTES + _ID_BYTES))
             for number, chunk in enumerate(chunks):
                 yield _Piece(index, number, chunk.start, chunk.end)
 
 
 def _points(
     request: IngestRequest,
+    pieces: Sequence[_Piece],
     rows: Sequence[Row],
     documents: Sequence[Document],
     *,
@@ -169,7 +193,6 @@ def _points(
     max_length: int,
     schema: CollectionSchema,
 ) -> Iterator[PlannedPoint]:
-    pieces = list(_pieces(request, embedder))
     texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
     encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     provisional = new_version()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from embedder import Embedder
 from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
 from service.memory_budget import MemoryBudget
+from service.memory_plan import MemoryPlan, Part
 from service.metrics import Metrics
 from service.operations.collections import Collections
 from service.operations.completion import Completion
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
+from service.operations.memory_parts import operations_parts
 from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
 from service.operations.points import Points
@@ -53,6 +55,7 @@ class Operations:
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
         memory: the memory that requests may hold together.
+        memory_plan: how the memory is divided.
         model_names: names of the model for clients.
         limits: default limits on the lengths of texts.
     """
@@ -71,7 +74,9 @@ class Operations:
             query=_clamped(settings, "QUERY_MAX_LENGTH", settings.query_max_length, embedder.max_length),
             passage=_clamped(settings, "PASSAGE_MAX_LENGTH", settings.passage_max_length, embedder.max_length),
         )
-        self.memory = MemoryBudget(settings.memory_budget_bytes)
+        self.memory_plan = MemoryPlan(settings.memory_budget_bytes, operations_parts(settings))
+        self.memory_plan.check()
+        self.memory = MemoryBudget(self.memory_plan.account_bytes)
         self.metrics = Metrics(lambda: embedder.waiting_tokens, lambda: self.memory.reserved_bytes)
         embedder.observe(lambda batch: self.metrics.batch(batch.tokens, batch.fill, batch.seconds))
         self._embedder = embedder
@@ -80,14 +85,16 @@ class Operations:
         schema = replace(config.schema_for(embedder.hidden_size, embedder.colbert_size), model=identity)
         check = self._model_check = ModelCheck(embedder, self._store, identity, enabled=config.verify_model)
         self.collections = Collections(settings, self._store, schema)
-        self.embed = Embed(embedder, self.limits)
-        self.ingest = Ingest(embedder, self._store, self.collections, check, self.limits, batch_points=batch_points)
+        self.embed = Embed(embedder, self.limits, memory=self.memory)
+        self.ingest = Ingest(
+            embedder, self._store, self.collections, check, self.limits, memory=self.memory, batch_points=batch_points
+        )
         self.completion = Completion(embedder, self._store, self.collections, check, self.limits)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits, memory=self.memory)
         self.points = Points(self._store, self.collections, self.memory)
         self.inventory = Inventory(settings, self._store, self.collections)
-        self.score = Score(embedder, self.limits)
-        self.rerank = Rerank(embedder, self.limits)
+        self.score = Score(embedder, self.limits, memory=self.memory)
+        self.rerank = Rerank(embedder, self.limits, memory=self.memory)
 
     @classmethod
     def build(cls, settings: Settings) -> Operations:
@@ -105,6 +112,18 @@ class Operations:
             if store is not None:
                 store.close()  # so that the next attempt can open the directory
             raise
+
+    def set_aside(self, parts: Sequence[Part]) -> None:
+        """Give up memory of requests for what a transport holds, and log how the memory is divided.
+
+        Raises:
+            ConfigurationError: too little is left.
+        """
+        plan = self.memory_plan.extended(parts)
+        plan.check()
+        self.memory.lower(self.memory_plan.account_bytes - plan.account_bytes)
+        self.memory_plan = plan
+        log.info("memory of requests: %s", plan)
 
     @property
     def waiting_tokens(self) -> int:

@@ -123,7 +123,7 @@ class Points:
                 exist or is not allowed, the store fails, or `admit` raised.
         """
         collection = self._collections.named(request.collection, "collection")
-        with Cancellation(), self._memory.reserve() as held:
+        with Cancellation(), self._memory.joined() as held:
             reader = PartReader(self._sizes, admit=admit, hold=held.grow)
             if request.ids is None:
                 self._collections.check_filter(request.filter)

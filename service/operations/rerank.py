@@ -28,14 +28,19 @@ from embedder import (
     check_cancelled,
     text_threads,
 )
+from service.memory_budget import MemoryBudget, Reservation
 from service.operations.embed import LengthLimits, check_length, check_numbers
 from service.operations.pair_scores import Weights, weighted_mean
+from service.operations.vector_memory import VectorMemory
 
 RELEVANCE_STEEPNESS: Final = 10.0
 """Steepness of the relevance: a mean that is 0.1 higher multiplies the odds by e."""
 
 RELEVANCE_MIDPOINT: Final = 0.4
 """The mean whose relevance is 0.5; it separates right from wrong passages best with weights that are equal."""
+
+RANKED_BYTES: Final = 512
+"""Memory of a document in bytes beside its text and vectors, with its entries in the tables of the ranking."""
 
 _PORTION_MAX_CHARACTERS: Final = 32_768
 """Maximum characters of the documents that are tokenized while the model computes the documents before them."""
@@ -108,11 +113,13 @@ class Rerank:
     Args:
         embedder: the loaded model.
         limits: on the lengths of texts.
+        memory: the memory that requests may hold together.
     """
 
-    def __init__(self, embedder: Embedder, limits: LengthLimits) -> None:
+    def __init__(self, embedder: Embedder, limits: LengthLimits, *, memory: MemoryBudget) -> None:
         self._embedder = embedder
         self._limits = limits
+        self._memory = memory
 
     async def __call__(self, request: RerankRequest) -> RerankResult:
         """Rank all documents.
@@ -124,9 +131,11 @@ class Rerank:
         Raises:
             InvalidRequest: a text is invalid, or is truncated against the request.
             ModelFailure: the model could not encode a text.
-            Overloaded: the queue of the model is full.
+            Overloaded: the queue of the model is full, or the vectors of a portion do not fit into memory now.
         """
-        return await _Ranking(self._embedder, self._limits, request).run()
+        with self._memory.joined() as held:
+            held.grow(len(request.documents) * RANKED_BYTES)
+            return await _Ranking(self._embedder, self._limits, request, held).run()
 
 
 def relevance(mean: float) -> float:
@@ -139,8 +148,10 @@ def relevance(mean: float) -> float:
 class _Ranking:
     """The work of one request."""
 
-    def __init__(self, embedder: Embedder, limits: LengthLimits, request: RerankRequest) -> None:
+    def __init__(self, embedder: Embedder, limits: LengthLimits, request: RerankRequest, memory: Reservation) -> None:
         self._embedder = embedder
+        self._memory = memory
+        self._vectors = VectorMemory(embedder.hidden_size, embedder.colbert_size)
         self._limits = limits
         self._request = request
         self._outputs = Outputs.of(request.weights.kinds)
@@ -159,6 +170,7 @@ class _Ranking:
         query = await text_threads(len(self._request.query)).run(self._tokenized_query)
         window = max(1, self._embedder.window - len(query))
         embedded_query: asyncio.Future[Embedding] = asyncio.get_running_loop().create_future()
+        self._memory.grow(self._vectors.of([len(query)], self._outputs))
         waiting: list[asyncio.Task[tuple[dict[str, float], int]]] = []
         means: dict[str, float] = {}
         held = 0
@@ -176,6 +188,7 @@ class _Ranking:
                         means |= scored
                         held -= released
                     held += size
+                    self._memory.grow(self._vectors.max_bytes(len(texts), size, self._outputs))
                     work = self._scored(embedded_query, texts, tokenized, None if means or waiting else query)
                     waiting.append(asyncio.create_task(work))
             for task in waiting:
@@ -214,7 +227,7 @@ class _Ranking:
         encoded: Sequence[EncodedText],
         query: EncodedText | None,
     ) -> tuple[dict[str, float], int]:
-        """Embed and score documents.
+        """Embed and score documents, and give the memory of their vectors back.
 
         Args:
             embedded_query: the query, which the first job embeds and the others wait for.
@@ -235,7 +248,9 @@ class _Ranking:
         query_vectors = await asyncio.shield(embedded_query)
         threads = text_threads(sum(map(len, texts)))
         means = await threads.run(lambda: self._compared(query_vectors, embedded))
-        return means, sum(map(len, encoded))
+        size = sum(map(len, encoded))
+        self._memory.shrink(self._vectors.max_bytes(len(texts), size, self._outputs))
+        return means, size
 
     def _compared(self, query: Embedding, embedded: Mapping[str, Result]) -> dict[str, float]:
         means = {}

@@ -17,8 +17,10 @@ from embedder import (
     check_cancelled,
     text_threads,
 )
+from service.memory_budget import MemoryBudget, Reservation
 from service.operations.embed import LengthLimits, check_numbers
 from service.operations.pair_scores import PairScores, Weights, groups, score
+from service.operations.vector_memory import TEXT_BYTES, VectorMemory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,11 +76,14 @@ class Score:
     Args:
         embedder: the loaded model.
         limits: on the lengths of texts.
+        memory: the memory that requests may hold together.
     """
 
-    def __init__(self, embedder: Embedder, limits: LengthLimits) -> None:
+    def __init__(self, embedder: Embedder, limits: LengthLimits, *, memory: MemoryBudget) -> None:
         self._embedder = embedder
         self._limits = limits
+        self._memory = memory
+        self._vectors = VectorMemory(embedder.hidden_size, embedder.colbert_size)
 
     async def __call__(self, request: ScoreRequest) -> ScoreResult:
         """Score all pairs.
@@ -88,8 +93,13 @@ class Score:
 
         Raises:
             InvalidRequest: a text is invalid.
-            Overloaded: the queue of the model is full.
+            Overloaded: the queue of the model is full, or the vectors of a group do not fit into memory now.
         """
+        with self._memory.joined() as held:
+            return await self._scored(request, held)
+
+    async def _scored(self, request: ScoreRequest, held: Reservation) -> ScoreResult:
+        held.grow(2 * len(request.pairs) * TEXT_BYTES)
         characters = sum(len(text) for pair in request.pairs for text in pair)
         threads = text_threads(characters)
         encoded = await threads.run(lambda: self._tokenized(request), characters=characters)
@@ -98,6 +108,8 @@ class Score:
         tokens = 0
         for group in groups(len(request.pairs), keyed.__getitem__, self._embedder.window):
             texts = {text.ids.tobytes(): text for pair in group for text in encoded[pair]}
+            size = self._vectors.of([len(text) for text in texts.values()], Outputs())
+            held.grow(size)
             try:
                 embedded = await self._embedder.embed_tokens(list(texts.values()), Outputs(), priority=Priority.PASSAGE)
             except InvalidRequest as error:
@@ -106,6 +118,7 @@ class Score:
             results = dict(zip(texts, embedded, strict=True))
             keys = [[key for key, _ in keyed[pair]] for pair in group]
             scores += await threads.run(partial(_scored, keys, results, request.weights))
+            held.shrink(size)
         return ScoreResult(scores, tokens)
 
     def _tokenized(self, request: ScoreRequest) -> list[list[EncodedText]]:

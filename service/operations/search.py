@@ -21,6 +21,8 @@ from embedder import (
     Priority,
     Result,
     WorkerError,
+    is_quick,
+    most_tokens,
     text_threads,
 )
 from qdrant_sink import (
@@ -45,12 +47,13 @@ from qdrant_sink import (
     search_pages,
     with_branches,
 )
-from service.memory_budget import MemoryBudget
+from service.memory_budget import MemoryBudget, Reservation
 from service.operations.collections import Collections
-from service.operations.embed import LengthLimits
+from service.operations.embed import Embed, EmbedRequest, LengthLimits
 from service.operations.explanation import Explainer, HitExplanation
 from service.operations.model_check import ModelCheck, ModelWarning
 from service.operations.store_access import StoreAccess
+from service.operations.vector_memory import VectorMemory
 from service.validation import invalid_field
 
 T = TypeVar("T")
@@ -60,6 +63,9 @@ FILTER_COPIES_MAX_BYTES: Final = 16_777_216
 
 CANDIDATES_MAX: Final = 1_000_000
 """Maximum candidates of a grouped or explained request, which a worker can hold in memory beside the model."""
+
+EXPLANATION_TOKEN_BYTES: Final = 1024
+"""Memory of a token that a hit shares with its query, in an explanation and in the answer, in bytes."""
 
 EXPLAINED_HITS_MAX: Final = 1000
 """Maximum explained hits of a request, each of which is tokenized again."""
@@ -170,6 +176,8 @@ class SearchOperation:
         self._limits = limits
         self._explainer = Explainer(embedder, limits)
         self._memory = memory
+        self._embed_all = Embed(embedder, limits, memory=memory)
+        self._vectors = VectorMemory(embedder.hidden_size, embedder.colbert_size)
         self._sizes = PartSizes()
 
     async def __call__(self, request: SearchRequest, admit: Admit = lambda _size, _numbers: None) -> SearchResult:
@@ -188,26 +196,28 @@ class SearchOperation:
                 read, the collection does not exist or has another schema, the model or the store fails, or `admit`
                 raised.
         """
-        with Cancellation(), self._memory.reserve() as held:
+        with Cancellation(), self._memory.joined() as held:
             # What explained hits are read with need not be in the answer, and only takes memory.
             if request.explain:
                 reader = PartReader(self._sizes, hold=held.grow)
             else:
                 reader = PartReader(self._sizes, admit=admit, hold=held.grow)
-            return await self._searched(request, reader, admit)
+            return await self._searched(request, reader, admit, held)
 
-    async def _searched(self, request: SearchRequest, reader: PartReader, admit: Admit) -> SearchResult:
+    async def _searched(
+        self, request: SearchRequest, reader: PartReader, admit: Admit, held: Reservation
+    ) -> SearchResult:
         name = self._collections.named(request.collection, "collection")
         self._collections.check_filter(request.options.where)
         check_kinds(request.options, self._collections.wanted.kinds)
         _check_size(request, branches=len(request.options.using) or 1)  # what no collection changes
-        settled, results = await self._embedded(request, name, admit)
+        settled, results = await self._embedded(request, name, admit, held)
         try:
             return await self._answer(settled, results, reader)
         except StoreRejected:
             if not await self._has_changed(settled):
                 raise
-        settled, results = await self._embedded(request, name, admit)
+        settled, results = await self._embedded(request, name, admit, held)
         return await self._answer(settled, results, reader)
 
     async def _has_changed(self, settled: _Settled) -> bool:
@@ -261,7 +271,9 @@ class SearchOperation:
         having = store.count(recognised.collection, parsed.extended(must=[condition]))
         return having, matching - having
 
-    async def _embedded(self, request: SearchRequest, name: str, admit: Admit) -> tuple[_Settled, list[Result]]:
+    async def _embedded(
+        self, request: SearchRequest, name: str, admit: Admit, held: Reservation
+    ) -> tuple[_Settled, Sequence[Result]]:
         """Embed the queries while the collection is recognised and checked, whose error ends the search first.
 
         The kinds are those of the request, or a guess by what was recognised last. Without a guess, and where it was
@@ -272,12 +284,12 @@ class SearchOperation:
             return await self._settled(request, name, admit), []
         guessed = _guessed_kinds(request, self._collections.catalogue.guess(name))
         settling = asyncio.ensure_future(self._settled(request, name, admit))
-        embedding = asyncio.ensure_future(self._embed(request, guessed)) if guessed else None
+        embedding = asyncio.ensure_future(self._embed(request, guessed, held)) if guessed else None
         try:
             settled = await settling
             kinds = settled.request.options.kinds
             if embedding is None or kinds != guessed:
-                return settled, await self._embed(request, kinds)
+                return settled, await self._embed(request, kinds, held)
             return settled, await embedding
         finally:
             running = [task for task in (settling, embedding) if task is not None]
@@ -285,13 +297,16 @@ class SearchOperation:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _embed(self, request: SearchRequest, kinds: tuple[Kind, ...]) -> list[Result]:
+    async def _embed(self, request: SearchRequest, kinds: tuple[Kind, ...], held: Reservation) -> Sequence[Result]:
+        """Embed the queries, for whose vectors memory is reserved before."""
+        outputs = Outputs.of(kinds)
+        if not is_quick(request.queries):
+            queries = EmbedRequest(request.queries, outputs=outputs, role="query", label="queries")
+            return (await self._embed_all(queries)).texts
+        held.grow(self._vectors.of(most_tokens(request.queries, self._limits.query), outputs))
         try:
             return await self._embedder.embed(
-                request.queries,
-                Outputs.of(kinds),
-                max_length=self._limits.query,
-                priority=Priority.QUERY,
+                request.queries, outputs, max_length=self._limits.query, priority=Priority.QUERY
             )
         except InvalidRequest as error:
             raise error.at("queries") from None
@@ -344,6 +359,10 @@ class SearchOperation:
         explained = await self._indexed(
             collection, lambda: self._explainer.run(self._store.opened(), collection, searches, schema, reader)
         )
+        self._memory.grow(
+            sum(len(page.hits) * _query_tokens(search) for page, search in zip(explained, searches, strict=True))
+            * EXPLANATION_TOKEN_BYTES
+        )
         threads = text_threads(self._explainer.characters(explained, schema))
         explanations = await threads.run(lambda: self._explainer.explain(queries, explained, schema))
         return _result(settled, explained, tokens, explanations)
@@ -353,6 +372,12 @@ class SearchOperation:
         return await self._store.call(
             lambda: self._collections.catalogue.indexes.run(self._store.opened(), collection, call)
         )
+
+
+def _query_tokens(search: Search) -> int:
+    """Number of tokens that a hit may share with a query, and of rows that it is compared with."""
+    sparse, colbert = search.vectors.sparse, search.vectors.colbert
+    return (0 if sparse is None else len(sparse.indices)) + (0 if colbert is None else len(colbert))
 
 
 def _result(

@@ -34,6 +34,11 @@ class Base64Array:
         """Number of base64 characters, padding included."""
         return (len(self._bytes) + 2) // 3 * 4
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the array in bytes."""
+        return len(self._bytes)
+
     def written(self) -> bytes:
         """The base64 characters as bytes."""
         return pybase64.b64encode(self._bytes)
@@ -75,6 +80,12 @@ class Body:
     def __len__(self) -> int:
         """Size of the JSON in bytes."""
         return sum(len(part) + len(array) for part, array in self.arrays) + len(self.end)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory in bytes until it is sent, with the largest array as base64."""
+        arrays = sum(len(part) + array.nbytes for part, array in self.arrays)
+        return arrays + max((len(array) for _, array in self.arrays), default=0) + len(self.end)
 
     @property
     def max_bytes(self) -> int:

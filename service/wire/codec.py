@@ -40,6 +40,7 @@ from service.wire.parsing import operation_name, parse, without_timings
 from service.wire.qdrant_inference import INFERENCE, InferenceDialect, as_server_reads, inference_error
 from service.wire.read_answers import collection_answer, collections_answer, points_answer
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
+from service.wire.rendered_memory import rendered_max_bytes, texts_max_bytes
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
 from service.wire.rerank import PATHS as RERANK_PATHS
 from service.wire.rerank import RERANK, RerankDialect, is_rerank_job, rerank_error
@@ -66,8 +67,17 @@ _JOB_MAX_BYTES: Final = 20_000_000
 _QUICK_MAX_BYTES: Final = 65_536
 """Maximum JSON bytes that the event loop serializes or parses itself, which takes no longer than a thread switch."""
 
+_VALUES_FACTOR: Final = 8
+"""Memory of an answer by its bytes while it is parsed: a number of ten bytes takes 66, most of them for a moment."""
+
 _QUICK_MAX_NUMBERS: Final = 1024
 """Maximum numbers in lists that the event loop renders itself."""
+
+_INGESTED_TEXT_BYTES: Final = 1024
+"""Memory of the result of a stored text in bytes, in the answer and as fields of it."""
+
+PAIR_BYTES: Final = 512
+"""Memory of the scores of a pair in bytes, as values and in the answer."""
 
 _QUICK_FIELDS: Final = frozenset(
     {"operation", "texts", "isPassage", "batchSize", "maxLength", "vectors", "encoding", "dtype", "includeText"}
@@ -95,7 +105,7 @@ class Codec:
         self._inference = InferenceDialect(core)
         self._rerank = RerankDialect(core, self._limits, self._max_bytes)
         self._tei = TeiDialect(core, self._limits, self._max_bytes)
-        self._instrumentation = Instrumentation(core.metrics, self._max_bytes)
+        self._instrumentation = Instrumentation(core.metrics, core.memory, self._max_bytes)
 
     async def answer(self, raw: object, progress: Progress | None = None) -> Answer:
         """Answer a job's input.
@@ -132,16 +142,16 @@ class Codec:
         """Answer a job's input as JSON values, as the queue expects them.
 
         The answer to an OpenAI request, also an error, is a list that holds one object. The memory of the input is
-        reserved until it is answered.
+        reserved until it is answered, and that of the answer until the task ends, if the transport has asked for that.
         """
-        with self.core.memory.reserve() as memory:
+        with self.core.memory.joined() as memory:
             if is_rerank_job(raw):
                 work = self._held(raw, memory, lambda: self._rerank.route(raw))
-                return [await _values(await self._instrumentation.answer("rerank", work, rerank_error))]
+                return [await _values(await self._instrumentation.answer("rerank", work, rerank_error), memory)]
             if is_openai(raw):
                 work = self._held(raw, memory, lambda: self._openai.route(raw))
-                return [await _values(await self._instrumentation.answer("openai", work, openai_error))]
-            return await _values(await self._answer(raw, progress, Values, memory))
+                return [await _values(await self._instrumentation.answer("openai", work, openai_error), memory)]
+            return await _values(await self._answer(raw, progress, Values, memory), memory)
 
     def _held(
         self, raw: object, memory: Reservation, work: Callable[[], Awaitable[Outcome]]
@@ -213,6 +223,7 @@ class Codec:
                 )
                 return Outcome(body, result.tokens)
             case ScoreRequest() as request:
+                core.memory.grow(len(request.pairs) * PAIR_BYTES)
                 scores = await core.score(request.value())
                 return Outcome(self._bounded(score_answer(scores, core.model_name), _SCORE_REMEDY, Body), scores.tokens)
             case request:
@@ -234,7 +245,7 @@ class Codec:
 
     async def _embed(self, request: EmbedRequest, form: type[Content]) -> Outcome:
         if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):
-            result = await self.core.embed(request.embed_value(), self._admit(request, KINDS))
+            result = await self.core.embed(request.embed_value(), self._admit(request, KINDS, form))
 
             def render() -> Content:
                 return self._bounded(embed_answer(request, result, self.core.model_name), _EMBED_REMEDY, form)
@@ -247,7 +258,7 @@ class Codec:
         """Embed, and encode base64 while the model computes, since encoding a large answer takes long."""
         ahead = WrittenAhead(request)
         try:
-            result = await self.core.embed(request.embed_value(), self._admit(request, KINDS), ahead.encode)
+            result = await self.core.embed(request.embed_value(), self._admit(request, KINDS, form), ahead.encode)
         except BaseException:
             ahead.cancel()
             raise
@@ -261,10 +272,10 @@ class Codec:
     async def _ingest(
         self, request: EmbedRequest, target: QdrantTarget, progress: Progress | None, form: type[Content]
     ) -> Outcome:
-        answer = _IngestAnswer(request, self.core.model_name, self._max_bytes, form)
+        answer = _IngestAnswer(request, self.core, self._max_bytes, form)
         result = await self.core.ingest(
             request.ingest_value(target),
-            admit=lambda lengths, kinds: self._admit(request, kinds)(lengths),
+            admit=lambda lengths, kinds: self._admit(request, kinds, form)(lengths),
             admit_texts=answer.admit,
             progress=None if progress is None else lambda done: progress(_progress(done)),
         )
@@ -287,16 +298,35 @@ class Codec:
             return Outcome(self._bounded(collections_answer(result), _COLLECTIONS_REMEDY, Body))
         return Outcome(self._bounded(collection_answer(result, self.core.model_name), _COLLECTIONS_REMEDY, Body))
 
-    def _admit(self, request: EmbedRequest, default_kinds: Sequence[Kind]) -> Callable[[Sequence[int]], None]:
-        """A check that raises, before the model runs, if the answer is certain to be too large."""
+    def _admit(
+        self, request: EmbedRequest, default_kinds: Sequence[Kind], form: type[Content]
+    ) -> Callable[[Sequence[int]], None]:
+        """A check that raises, before the model runs, if the answer is certain to be too large or has no memory."""
         kinds = request.vectors or default_kinds
         limit = SizeLimit(self._max_bytes, _EMBED_REMEDY)
 
         def admit(tokens: Sequence[int]) -> None:
             if request.wants_vectors:
                 limit.check_minimum(self._min_bytes(request, kinds, tokens))
+                self.core.memory.grow(self._rendered_max_bytes(request, kinds, tokens, form))
+            if request.include_text:
+                self.core.memory.grow(texts_max_bytes(request.texts))
 
         return admit
+
+    def _rendered_max_bytes(
+        self, request: EmbedRequest, kinds: Sequence[Kind], tokens: Sequence[int], form: type[Content]
+    ) -> int:
+        """Maximum memory of the rendered vectors of texts with these numbers of tokens."""
+        return rendered_max_bytes(
+            tokens,
+            kinds,
+            dense=self.core.hidden_size,
+            colbert=self.core.colbert_size,
+            encoding=request.encoding,
+            dtype=request.dtype,
+            as_values=form is Values,
+        )
 
     def _is_quickly_written(self, request: EmbedRequest, result: EmbedResult) -> bool:
         """Whether the answer is so small that the event loop writes it itself."""
@@ -329,14 +359,15 @@ class _IngestAnswer:
 
     Args:
         request: the request.
-        model: name of the model.
+        core: the operations.
         max_bytes: maximum size of the answer.
         form: the type of the answer's content.
     """
 
-    def __init__(self, request: EmbedRequest, model: str, max_bytes: int, form: type[Content]) -> None:
+    def __init__(self, request: EmbedRequest, core: Operations, max_bytes: int, form: type[Content]) -> None:
         self._request = request
-        self._model = model
+        self._model = core.model_name
+        self._memory = core.memory
         self._form = form
         self._limit = SizeLimit(max_bytes, _EMBED_REMEDY if request.wants_vectors else _INGEST_REMEDY)
         self._admitted = form.of({})
@@ -346,7 +377,11 @@ class _IngestAnswer:
 
         Raises:
             ResponseTooLarge: the answer could exceed the limit.
+            Overloaded: the answer has no memory now.
         """
+        self._memory.grow(len(texts) * _INGESTED_TEXT_BYTES + min(points * REJECTION_MAX_BYTES, self._limit.max_bytes))
+        if self._request.include_text and not self._request.wants_vectors:  # reserved with the vectors otherwise
+            self._memory.grow(texts_max_bytes(self._request.texts))
         content = self._rendered(texts, sum(text.tokens for text in texts))
         self._limit.check(content, reserve=points * REJECTION_MAX_BYTES)
         self._admitted = content
@@ -390,9 +425,10 @@ def _is_quick(raw: object) -> bool:
     return isinstance(texts, list) and all(isinstance(text, str) for text in texts) and is_quick(texts)
 
 
-async def _values(answer: Answer) -> Any:
+async def _values(answer: Answer, memory: Reservation) -> Any:
     """The JSON values of an answer; a large answer is parsed in a thread."""
     if isinstance(answer.content, Body) and len(answer.content) > _QUICK_MAX_BYTES:
+        memory.settle(_VALUES_FACTOR * len(answer.content))
         return await BODIES.run(lambda: answer.json)
     return answer.json
 

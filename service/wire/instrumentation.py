@@ -9,13 +9,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from embedder import Cancelled, Internal, Timings, WorkerError, whereabouts
+from service.error_frames import forget_frames
+from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
 from service.operations import IngestFailed
 from service.wire.body import Body
 from service.wire.errors import code_for, code_of, retry_after_s, wire_error
 from service.wire.outcome import Answer, Content, Outcome
+from service.wire.rendered_memory import CHUNKS_BYTES
 from service.wire.size import SizeLimit
 from service.wire.streamed import Streamed
+from service.wire.values import Values
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +56,13 @@ class Instrumentation:
 
     Args:
         metrics: the metrics to update.
+        memory: the memory that requests may hold together.
         max_bytes: maximum size of an answer.
     """
 
-    def __init__(self, metrics: Metrics, max_bytes: int) -> None:
+    def __init__(self, metrics: Metrics, memory: MemoryBudget, max_bytes: int) -> None:
         self._metrics = metrics
+        self._memory = memory
         self._limit = SizeLimit(max_bytes, "")
 
     async def answer(
@@ -70,6 +76,8 @@ class Instrumentation:
     ) -> Answer:
         """Do the work of a request and return its answer, which may be an error.
 
+        What the work has reserved is given back but for the memory of the answer, which the transport gives back.
+
         Args:
             operation: name of the operation, from a fixed set.
             work: does the work of the request.
@@ -80,6 +88,22 @@ class Instrumentation:
         Raises:
             asyncio.CancelledError: the call was cancelled. All other errors become answers.
         """
+        with self._memory.joined() as held:
+            answer = await self._answered(operation, work, render_error, error_status, with_timings=with_timings)
+            if not isinstance(answer.content, Values):
+                size = answer.content.held_bytes
+                held.settle(size + CHUNKS_BYTES * (size > CHUNKS_BYTES))
+            return answer
+
+    async def _answered(
+        self,
+        operation: str,
+        work: Callable[[], Awaitable[Outcome]],
+        render_error: RenderError,
+        error_status: ErrorStatus,
+        *,
+        with_timings: bool,
+    ) -> Answer:
         timings = Timings()
         started = time.perf_counter()
         try:
@@ -103,7 +127,10 @@ class Instrumentation:
                 time.perf_counter() - started,
                 rejected=[code_of(point.cause) for point in rejected],
             )
-            return error_reply(failure, render_error, error_status)
+            reply = error_reply(failure, render_error, error_status)
+            forget_frames(failure)
+            forget_frames(error)
+            return reply
         seconds = time.perf_counter() - started
         self._metrics.answered(
             operation, "ok", timings.seconds, seconds, tokens=outcome.tokens, rejected=outcome.rejected

@@ -29,6 +29,7 @@ from service.wire.openai_requests import (
 )
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
+from service.wire.rendered_memory import rendered_max_bytes
 from service.wire.size import SizeLimit, vectors_min_bytes
 from service.wire.work import beside
 
@@ -159,7 +160,7 @@ class OpenAIDialect:
             is_single=request.input.is_single,
         )
         self._check(request, inputs)
-        result = await self._core.embed(inputs, lambda tokens: self._check_minimum(request, tokens))
+        result = await self._core.embed(inputs, lambda tokens: self._admit(request, tokens))
         body = await beside(lambda: self._rendered(request, inputs, result), result)
         return Outcome(body, result.tokens, warnings=_warnings(ignored, result))
 
@@ -208,6 +209,19 @@ class OpenAIDialect:
             tokens, dense=self._core.hidden_size, colbert=colbert, encoding=request.encoding, dtype="float32"
         )
         self._limit(request).check_minimum(size)
+
+    def _admit(self, request: EmbeddingsRequest, tokens: Sequence[int]) -> None:
+        """Check the size of the answer, and reserve its memory."""
+        self._check_minimum(request, tokens)
+        self._core.memory.grow(
+            rendered_max_bytes(
+                tokens,
+                request.kinds,
+                dense=self._core.hidden_size,
+                colbert=self._core.colbert_size,
+                encoding=request.encoding,
+            )
+        )
 
     def _limit(self, request: EmbeddingsRequest) -> SizeLimit:
         return SizeLimit(self._max_bytes, _COLBERT_REMEDY if "colbert" in request.kinds else _REMEDY)

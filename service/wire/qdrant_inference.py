@@ -42,6 +42,9 @@ INPUTS_MAX: Final = 200_000
 """Maximum inputs of a request, each of which takes half a kilobyte: so many of ten tokens each can wait for the model.
 """
 
+INPUT_BYTES: Final = 1024
+"""Memory of an input in bytes beside its text and vector, with its part of the answer."""
+
 _QUICK_MAX_INPUTS: Final = 16
 """Maximum inputs of a request that the event loop parses itself, which takes no longer than a thread switch."""
 
@@ -210,6 +213,8 @@ class InferenceDialect:
             WorkerError: the request failed; `inference_error` renders the error.
         """
         inputs = raw.get("inputs") if isinstance(raw, dict) else None
+        if isinstance(inputs, list) and len(inputs) <= INPUTS_MAX:
+            self._core.memory.grow(len(inputs) * INPUT_BYTES)
         quick = isinstance(inputs, list) and len(inputs) <= _QUICK_MAX_INPUTS
         batch = self._parsed(raw) if quick else await beside(lambda: self._parsed(raw), raw)
         admission = _Admission(self._core)

@@ -25,6 +25,7 @@ from service.wire.errors import ErrorCode, error_answer
 from service.wire.fields import Limits, NullIsAbsence, RankWeights, check_count
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
+from service.wire.rendered_memory import texts_max_bytes
 from service.wire.size import SizeLimit
 from service.wire.work import beside
 
@@ -224,10 +225,13 @@ class RerankDialect:
         """
         request = await beside(lambda: validated(RerankRequest, raw, self._limits, root="the request"), raw)
         self._check_model(request.model)
+        texts = [_text(document) for document in request.documents]
+        if request.return_documents:
+            self._core.memory.grow(texts_max_bytes(texts))
         result = await self._core.rerank(
             operations.RerankRequest(
                 request.query,
-                [_text(document) for document in request.documents],
+                texts,
                 weights=Weights(*(request.weights or self._core.settings.rerank_weights)),
                 max_document_length=self._document_length(request.max_tokens_per_doc),
             )

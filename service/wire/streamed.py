@@ -29,6 +29,11 @@ class Streamed:
 
     parts: Sequence[bytes | NDArray[Any]]
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory in bytes until it is sent, without what is on its way."""
+        return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in self.parts)
+
     def __bytes__(self) -> bytes:
         """The whole JSON."""
         return b"".join(self._written())

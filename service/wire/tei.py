@@ -26,6 +26,7 @@ from service.wire.errors import Loading, cause_of, wire_error
 from service.wire.fields import Limits
 from service.wire.outcome import Outcome
 from service.wire.parsing import validated
+from service.wire.rendered_memory import rendered_max_bytes, texts_max_bytes
 from service.wire.size import SizeLimit, vectors_min_bytes
 from service.wire.tei_requests import ROLES, TeiEmbedRequest, TeiRerankRequest, TeiSparseRequest
 from service.wire.work import beside
@@ -186,6 +187,8 @@ class TeiDialect:
         if not request.texts:
             raise EmptyInput("`texts` cannot be empty")
         self._check_count(len(request.texts))
+        if request.return_text:
+            self._core.memory.grow(texts_max_bytes(request.texts))
         result = await self._core.rerank(
             operations.RerankRequest(
                 request.query,
@@ -241,7 +244,14 @@ class TeiDialect:
             label="inputs",
             is_single=request.is_single,
         )
-        result = await self._core.embed(texts)
+        core = self._core
+
+        def admit(tokens: Sequence[int]) -> None:
+            core.memory.grow(
+                rendered_max_bytes(tokens, (kind,), dense=core.hidden_size, colbert=core.colbert_size, encoding="list")
+            )
+
+        result = await core.embed(texts, admit)
 
         def rendered() -> Body:
             for index, text in enumerate(result.texts):

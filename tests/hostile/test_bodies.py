@@ -208,10 +208,11 @@ def test_a_large_string_is_copied_once() -> None:
 
 @pytest.fixture(scope="module")
 def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
-    """Operations with the least memory for requests that can be set."""
-    settings = Settings.from_environment({**ENVIRONMENT, "MEMORY_BUDGET_MB": "64"})
+    """Operations with little memory for requests."""
+    settings = Settings.from_environment({**ENVIRONMENT, "MEMORY_BUDGET_MB": "200"})
     embedder = Embedder.load(settings.model_options)
     core = Operations(settings, embedder, EdgeStore(tmp_path_factory.mktemp("store")))
+    core.memory.total_bytes = BUDGET_BYTES  # less than any plan leaves, so that few clients fill it
     yield core
     core.close()
 
@@ -311,7 +312,7 @@ def test_values_are_reserved_before_they_are_created(served: Served, operations:
             assert (response.status_code, response.headers["retry-after"]) == (429, "1")
         response = client.post("/embed", content=body(200_000), headers=headers)
         assert response.json()["error"] == "texts must have at most 10000 items (MAX_TEXTS), got 200000"
-    assert operations.memory.reserved_bytes == 0
+    wait_for(lambda: operations.memory.reserved_bytes == 0)  # the answer is there before it is counted as sent
 
 
 @pytest.mark.parametrize("wrap", [lambda raw: raw, lambda raw: {"openai_route": "/v1/embeddings", "openai_input": raw},
@@ -331,15 +332,16 @@ def test_jobs_of_the_queue_have_the_same_limits(operations: Operations, wrap: Ca
     assert "input must be nested at most 128 levels deep, got more" in message({"texts": deep})
     assert "2000000 values and field names (JSON_MAX_NODES)" in message({"texts": [1] * 2_000_000})
     assert "must need at most 64000000 bytes" in message({"texts": [{}] * 400_000})
-    with operations.memory.reserve(BUDGET_BYTES):
-        assert "bytes of memory (MEMORY_BUDGET_MB), and this one needs" in message({"texts": ["a"]})
+    others = operations.memory.reserve(BUDGET_BYTES)  # not in a block, which the job would join
+    assert "bytes of memory (MEMORY_BUDGET_MB), and this one needs" in message({"texts": ["a"]})
+    others.release()
     assert operations.memory.reserved_bytes == 0
 
 
-def test_a_job_over_http_holds_its_body_until_it_ends(
+def test_a_job_over_http_comes_again_where_it_finds_no_room(
     served: Served, operations: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job waits as bytes that count, and comes again where its values find no room on its turn."""
+    """A job waits as bytes, for which memory is set aside, and comes again where its values find no room."""
     parsed, turns = Received.parsed, []
 
     async def crowded(received: Received) -> Any:
@@ -356,5 +358,5 @@ def test_a_job_over_http_holds_its_body_until_it_ends(
         path = accepted.headers["location"]
         wait_for(lambda: client.get(path).json()["state"] == "done")
     assert len(turns) == 3
-    assert min(turns[1:]) > 10_000
+    assert turns[1:] == [0, 0]
     wait_for(lambda: operations.memory.reserved_bytes == 0)

@@ -168,7 +168,8 @@ def test_what_is_remembered_of_sizes_is_bounded() -> None:
 
 def test_a_read_that_needs_more_memory_than_there_is_ends(serve: Serve, counted: Counted) -> None:
     """Payloads beyond the memory of all requests are refused by their first portions, and the memory comes back."""
-    worker = serve(store=counted, MEMORY_BUDGET_MB="64", MAX_RESPONSE_MB="1000")
+    worker = serve(store=counted, MAX_RESPONSE_MB="1000")
+    worker.operations.memory.total_bytes = 64_000_000
     for start in range(0, 60, 15):
         payloads = [{"long": "x" * 400_000}] * 15
         texts = [f"note {n}" for n in range(start, start + 15)]

@@ -267,7 +267,8 @@ def test_many_hits_are_never_read_by_one_call(serve: Serve, counted: Counted) ->
 
 def test_group_keys_of_any_size_are_read_in_portions(serve: Serve, counted: Counted) -> None:
     """A key of a megabyte by which hits are grouped is read from few points at a time."""
-    worker = serve(store=counted, MEMORY_BUDGET_MB="64")
+    worker = serve(store=counted)
+    worker.operations.memory.total_bytes = 64_000_000
     payloads = [{"key": f"{n}" + "x" * 400_000} for n in range(60)]
     texts = [f"note {n}" for n in range(60)]
     for start in range(0, 60, 15):

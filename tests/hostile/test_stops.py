@@ -108,7 +108,7 @@ class HangingScore(Score):
 def test_what_still_runs_is_told_that_it_is_cut(serve: Serve, embedder: Embedder) -> None:
     """At the end of its time a stop answers the running requests with `cancelled`, which may be retried elsewhere."""
     operations = serve().operations
-    operations.score = HangingScore(embedder, operations.limits)
+    operations.score = HangingScore(embedder, operations.limits, memory=operations.memory)
     with Served(operations) as served, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(served.port)) for _ in range(3)]
         for client in clients:

@@ -33,7 +33,7 @@ class Hanging(Operations):
 
     def __init__(self, settings: Settings, embedder: Embedder, store: Store | None = None) -> None:
         super().__init__(settings, embedder, store)
-        self._hanging = HangingScore(embedder, self.limits)
+        self._hanging = HangingScore(embedder, self.limits, memory=self.memory)
         self.score = self._hanging
 
     def when_lost(self, callback: Callable[[], None]) -> None:

@@ -545,7 +545,7 @@ def test_more_ingests_than_the_limit_are_rejected(watched: Watched, store: EdgeS
     operations = Operations(settings, watched.embedder, store)
     collections = Collections(settings, access, operations.collections.wanted)
     check = ModelCheck(watched.embedder, access, ModelIdentity("mini"), enabled=False)
-    ingest = Ingest(watched.embedder, access, collections, check, operations.limits)
+    ingest = Ingest(watched.embedder, access, collections, check, operations.limits, memory=operations.memory)
 
     def stored(text: str) -> asyncio.Task[IngestResult]:
         return asyncio.create_task(ingest(IngestRequest([text], vectors=("dense",), collection=NOTES)))

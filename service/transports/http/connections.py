@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from service.memory_plan import Part
 from service.metrics import Metrics
 from service.settings import Settings
 from service.transports.http.gate import PROBES
 from service.transports.http.refusals import Reason, Refusals
+
+CONNECTION_BYTES: Final = 524_288
+"""Maximum memory of a connection in bytes: what it has sent and nobody has read, one read, and its buffer of answers.
+"""
+
+CONNECTIONS_DIVISOR: Final = 6
+"""Part of `MEMORY_BUDGET_MB` to which the default of `HTTP_MAX_CONNECTIONS` is lowered: one sixth."""
 
 CONNECTIONS_MAX: Final = 1000
 """Maximum connections where `HTTP_MAX_CONNECTIONS` is unset and the process may open enough descriptors."""
@@ -89,10 +97,19 @@ class ConnectionLimits:
     check_interval_s: float = CHECK_INTERVAL_S
     probes: frozenset[str] = frozenset(PROBES)
 
+    @property
+    def part(self) -> Part:
+        """The memory of all connections."""
+        count = self.connections + PROBE_CONNECTIONS_MAX
+        return Part("connections", count, CONNECTION_BYTES, "HTTP_MAX_CONNECTIONS")
+
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimits:
-        """The bounds by the settings and by the descriptors that the process may open."""
-        connections = settings.http_max_connections or connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        """The bounds by the settings, by the descriptors that the process may open and by its memory."""
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        connections = settings.http_max_connections or min(
+            connections_max(descriptors), settings.memory_budget_bytes // CONNECTIONS_DIVISOR // CONNECTION_BYTES
+        )
         probes = frozenset(PROBES) | {f"{settings.root_path or ''}{path}" for path in PROBES}
         return cls(connections, settings.http_max_connections_per_peer, probes=probes)
 

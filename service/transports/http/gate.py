@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedder import WorkerError
 from service.api_keys import ApiKeys
+from service.error_frames import forget_frames
 from service.logs import CALLER, REQUEST_ID
 from service.transports.http.cors import Cors
 from service.transports.http.hosts import Hosts, check_origin
@@ -108,7 +109,9 @@ class Gate:
         try:
             await self._serve(scope, receive, send_with_headers, headers)
         except WorkerError as error:
-            await error_response(error, scope["path"])(scope, receive, send_with_headers)
+            refusal = error_response(error, scope["path"])
+            forget_frames(error)
+            await refusal(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             if status or not self._state.is_cut:
                 status = CLIENT_CLOSED_REQUEST
@@ -146,6 +149,11 @@ class Gate:
             check_origin(headers, is_allowed=self._cors.allows(headers.get("origin", "")))
         if self._keys is not None and scope["path"] != INFERENCE:  # whose key may be in the body: see `InferenceKey`
             CALLER.set(_caller(self._keys, headers))
+        operations = self._state.operations
+        with nullcontext() if operations is None else operations.memory.reserve():  # until the answer is sent
+            await self._served(scope, receive, send)
+
+    async def _served(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(JOBS_PREFIX):  # answered during a shutdown, which waits for the jobs themselves
             await self._app(scope, receive, send)
             return

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -17,7 +18,9 @@ from starlette.datastructures import Headers
 from embedder import BODIES, NotFound, Overloaded
 from service.logs import CALLER
 from service.memory_budget import MemoryBudget
+from service.memory_plan import Part
 from service.metrics import Metrics
+from service.settings import Settings
 from service.transports.http.state import ServerState
 from service.wire import Answer, Progress, error_answer, error_reply
 from service.wire.body import Body
@@ -70,6 +73,11 @@ class Job:
         return job_answer(self.id, self.state, self.progress, status=self.status, answer=self.answer)
 
 
+def jobs_part(settings: Settings) -> Part:
+    """The memory of the jobs that have not ended or are kept."""
+    return Part("jobs", 1, settings.jobs_max_bytes, "JOBS_MAX_MB")
+
+
 class Jobs:
     """The jobs of a worker. All methods must be called in the event loop of the server.
 
@@ -81,7 +89,7 @@ class Jobs:
         settings = state.settings
         self._state = state
         self._jobs_max = settings.jobs_max
-        self._max_bytes = int(settings.jobs_max_mb * 1_000_000)
+        self._max_bytes = settings.jobs_max_bytes
         self._keep_s = settings.jobs_keep_s
         self._jobs: dict[str, Job] = {}  # those that have ended in the order of their ends
         self._turns = asyncio.Semaphore(RUNNING_MAX)
@@ -93,27 +101,25 @@ class Jobs:
             work: does the work.
             size: size of the request in bytes.
             metrics: the metrics that count jobs by state.
-            memory: the memory of all requests, of which this one takes its size until the job has ended.
+            memory: the memory of all requests, which those of jobs share while they run.
 
         Raises:
             BodyTooLarge: the request exceeds the memory of all jobs.
-            Overloaded: the jobs that have not ended, or all requests, leave no room. No answer is forgotten then.
+            Overloaded: the jobs that have not ended leave no room. No answer is forgotten then.
             ShuttingDown: the server is shutting down. No answer is forgotten then either.
         """
         if size > self._max_bytes:
             limit = f"{self._max_bytes} bytes (JOBS_MAX_MB)"
             raise BodyTooLarge(f"with Prefer: respond-async the body must have at most {limit}, got {size}")
         self._check_room(size)
-        with ExitStack() as stack:
-            counted = stack.enter_context(self._state.admitted("job"))
-            stack.enter_context(memory.reserve(size))
-            running = stack.pop_all()
+        running = ExitStack()
+        counted = running.enter_context(self._state.admitted("job"))
         while len(self._jobs) >= self._jobs_max or self._bytes + size > self._max_bytes:
             self._forget(self._oldest_ended().id, metrics)
         job = Job(uuid.uuid4().hex, CALLER.get(), size)
         self._jobs[job.id] = job
         metrics.job_moved(None, job.state)
-        job.task = counted.task = asyncio.create_task(self._run(job, work, metrics))
+        job.task = counted.task = asyncio.create_task(self._run(job, work, metrics, memory))
         job.task.add_done_callback(lambda _task: running.close())
         return job
 
@@ -176,11 +182,10 @@ class Jobs:
         if job is not None:
             metrics.job_moved(job.state, None)
 
-    async def _run(self, job: Job, work: Work, metrics: Metrics) -> None:
+    async def _run(self, job: Job, work: Work, metrics: Metrics, memory: MemoryBudget) -> None:
         try:
             async with self._turns:
-                answer = await self._answered(job, work, metrics)
-            content = await BODIES.run(lambda: _written(answer))
+                answer, content = await self._answered(job, work, metrics, memory)
         except Exception as error:  # noqa: BLE001 - a job must not stay without an end
             log_defect(error)
             answer = error_reply(defect(error), error_answer)
@@ -193,17 +198,18 @@ class Jobs:
         # The timer has the id alone, since the job and its answer may go before.
         asyncio.get_running_loop().call_later(self._keep_s, self._forget, job.id, metrics)
 
-    async def _answered(self, job: Job, work: Work, metrics: Metrics) -> Answer:
-        """The answer of a job, which waits its turn while the queue of the worker is full."""
+    async def _answered(self, job: Job, work: Work, metrics: Metrics, memory: MemoryBudget) -> tuple[Answer, bytes]:
+        """The answer of a job and its JSON. It waits while the queue or the memory of the worker is full."""
 
         def report(progress: dict[str, int]) -> None:
             job.progress = progress
 
         while True:
             self._move(job, "running", metrics)
-            answer = await work(report)
-            if answer.status != _FULL_STATUS:
-                return answer
+            with memory.reserve():  # not that of the request that brought the job
+                answer = await work(report)
+                if answer.status != _FULL_STATUS:
+                    return answer, await BODIES.run(partial(_written, answer))
             self._move(job, "queued", metrics)
             await asyncio.sleep(answer.retry_after_s or 1)
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from embedder import WorkerError
 from service import __version__
+from service.error_frames import forget_frames
 from service.memory_budget import Reservation
 from service.metrics import CONTENT_TYPE
 from service.transports.http.body import BODY_MAX_BYTES, BODY_PART_TIMEOUT_S, Received, read_body
@@ -221,7 +222,7 @@ class _Endpoints:
     async def operation(self, route: Route, request: Request) -> Response:
         """Run an operation."""
         codec = self._state.ready()
-        with codec.core.memory.reserve() as memory:
+        with codec.core.memory.joined() as memory:
             received = await self._received(request, memory, self._body_max_bytes)
             raw = await received.parsed()
             is_tei = route.path == EMBED and is_tei_embed(raw)
@@ -230,7 +231,9 @@ class _Endpoints:
             if route.passages and prefers_async(request.headers):
                 await codec.check(raw)
                 work, size = partial(self._work, route, received.content), len(received.content)
-                return self._accepted(self._jobs.accept(work, size, codec.core.metrics, codec.core.memory))
+                job = self._jobs.accept(work, size, codec.core.metrics, codec.core.memory)
+                received.discard()
+                return self._accepted(job)
             received.discard()
             return response(await (codec.tei(raw, EMBED) if is_tei else codec.answer(raw)))
 
@@ -238,7 +241,7 @@ class _Endpoints:
         """Run an operation as a job, which waits as bytes, since parsed JSON may have twenty times their size."""
         codec = self._state.ready()
         limits = JsonLimits.of(self._state.settings.json_max_nodes, self._body_max_bytes)
-        with codec.core.memory.reserve() as memory:
+        with codec.core.memory.joined() as memory:
             try:
                 raw = await Received(content, memory, limits).parsed()
                 raw = completed(raw, route.operation, passages=route.passages, path=route.path)
@@ -261,7 +264,7 @@ class _Endpoints:
         codec = self._state.ready()
         max_bytes = self._state.settings.inference_max_request_bytes
         is_known = self._inference_key.is_outside_body(request)
-        with codec.core.memory.reserve() as memory:
+        with codec.core.memory.joined() as memory:
             try:
                 received = await self._received(request, memory, max_bytes)
             except BodyTooLarge as error:
@@ -321,7 +324,11 @@ class _Endpoints:
 
     async def job(self, request: Request) -> Response:
         """Describe an accepted job."""
-        return _described(self._jobs.get(request.path_params["id"]))
+        memory = self._state.ready().core.memory
+        with memory.joined() as held:
+            job = self._jobs.get(request.path_params["id"])
+            held.grow(job.size if job.has_ended else 0)
+            return _described(job)
 
     async def job_deletion(self, request: Request) -> Response:
         """Cancel an accepted job, and forget it."""
@@ -354,7 +361,7 @@ class _Endpoints:
     async def _answered(self, request: Request, work: Callable[[Codec, Any], Awaitable[Answer]]) -> Response:
         """Read a body and do its work, with the memory of both reserved."""
         codec = self._state.ready()
-        with codec.core.memory.reserve() as memory:
+        with codec.core.memory.joined() as memory:
             received = await self._received(request, memory, self._body_max_bytes)
             raw = await received.parsed()
             received.discard()
@@ -402,6 +409,7 @@ async def _worker_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, WorkerError):
         raise error
     refusal = error_response(error, request.url.path)
+    forget_frames(error)
     if isinstance(error, UnknownCoding):
         refusal.headers["Accept-Encoding"] = ", ".join(CODINGS)
     return refusal

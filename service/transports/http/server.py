@@ -19,19 +19,21 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from embedder import ConfigurationError, WorkerError, in_own_thread, whereabouts
 from service import logs
+from service.memory_plan import Part
 from service.metrics import Metrics
 from service.operations import Operations
 from service.readiness import checks
 from service.settings import Settings
 from service.shutdown import end_process, end_process_after
 from service.transports.http.connections import ConnectionLimits, Connections
+from service.transports.http.jobs import jobs_part
 from service.transports.http.routes import application
 from service.transports.http.state import ServerState
 from service.transports.http.uvicorn_server import BACKLOG, UvicornServer
@@ -115,7 +117,9 @@ class _Server:
         self._signalled = False
         self._builder: threading.Thread | None = None
         self._cut: Counter[str] = Counter()
-        self._connections = Connections(ConnectionLimits.of(settings), self._metrics)
+        limits = ConnectionLimits.of(settings)
+        self._parts = (limits.part, jobs_part(settings))
+        self._connections = Connections(limits, self._metrics)
         self._uvicorn = UvicornServer(application(self._state), self._connections, settings.shutdown_grace_s)
 
     async def run(self, build: Build) -> int:
@@ -144,7 +148,7 @@ class _Server:
     def _load(self, loop: asyncio.AbstractEventLoop, build: Build) -> None:
         settings = self._state.settings
         try:
-            operations = _checked(build(settings), settings)
+            operations = _checked(build(settings), settings, self._parts)
         except ConfigurationError as error:
             self._status = logs.refuse_to_start(str(error))
         except WorkerError as error:
@@ -209,10 +213,11 @@ def _counts(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(counts))
 
 
-def _checked(operations: Operations, settings: Settings) -> Operations:
-    """Run the readiness checks, and close the operations if one fails.
+def _checked(operations: Operations, settings: Settings, parts: Sequence[Part]) -> Operations:
+    """Set memory aside and run the readiness checks, and close the operations if one fails.
 
     Raises:
+        ConfigurationError: too little memory is left for requests.
         WorkerError: a check failed.
     """
 
@@ -221,6 +226,7 @@ def _checked(operations: Operations, settings: Settings) -> Operations:
             await check()
 
     try:
+        operations.set_aside(parts)
         asyncio.run(run_checks())
     except BaseException:
         operations.close()

@@ -21,6 +21,7 @@ import orjson
 
 from embedder import ConfigurationError
 from service import logs
+from service.memory_plan import Part
 from service.operations import Operations
 from service.operations.store_access import NO_STORE
 from service.readiness import checks
@@ -28,7 +29,7 @@ from service.settings import Settings
 from service.shutdown import exit_on_signals
 from service.transports.queue import local_run
 from service.transports.queue.concurrency import Concurrency
-from service.transports.queue.intake import Intake
+from service.transports.queue.intake import HELD_INPUTS_MAX_BYTES, Intake
 from service.transports.queue.local_run import QUEUE
 from service.transports.queue.pings import watched_pings
 from service.transports.queue.processor_name import ask_ahead
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _INPUT_MAX_BYTES = 20_000_000
 """Maximum input of a job in bytes (the platform's limit), which an input of unknown size counts as."""
+
+_HELD_INPUTS_DIVISOR = 8
+"""Part of `MEMORY_BUDGET_MB` to which the inputs of held jobs are lowered: one eighth."""
 
 _RESERVED_MAX_SHARE = 0.5
 """Share of the memory of requests beyond which no further job is taken, so that those taken find room."""
@@ -100,6 +104,7 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
             settings = settings.without_default_store()
         ask_ahead()
         operations = build(settings)
+        operations.set_aside([Part("jobs that wait", 1, held_inputs_max_bytes(settings))])
     except ConfigurationError as error:
         return logs.refuse_to_start(str(error))
     # The SDK logs at DEBUG by default, and then every answer, which is the user's data.
@@ -116,6 +121,11 @@ def serve(handler: Handler, build: Callable[[Settings], Operations], *, progress
 def is_http(environment: Mapping[str, str], arguments: Sequence[str]) -> bool:
     """Whether a process with `PORT` serves HTTP: no queue is named, and no argument is the SDK's."""
     return not environment.get(QUEUE) and not any(argument.startswith(("--rp_", "--test_")) for argument in arguments)
+
+
+def held_inputs_max_bytes(settings: Settings) -> int:
+    """Maximum bytes of the inputs of held jobs, lowered to a share of the memory budget where that is small."""
+    return min(HELD_INPUTS_MAX_BYTES, settings.memory_budget_bytes // _HELD_INPUTS_DIVISOR)
 
 
 def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progress_s: float, *, polls: bool) -> int:
@@ -138,6 +148,7 @@ def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progr
         settings.max_concurrency,
         lambda: {job.id for job in JobsProgress()},
         lambda: concurrency.wanted,
+        max_bytes=held_inputs_max_bytes(settings),
         is_full=lambda: operations.memory.reserved_bytes > _RESERVED_MAX_SHARE * operations.memory.total_bytes,
     )
     lost = threading.Event()
@@ -154,6 +165,7 @@ def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progr
         intake.begin(job.get("id", ""), _size(job.get("input")))
         logs.REQUEST_ID.set(job.get("id"))  # the SDK runs each job in its own task
         logs.CALLER.set("queue")
+        operations.memory.reserve_for_task()  # which also sends the answer
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(concurrency.slot())
             progress = await stack.enter_async_context(posting(_post(job), interval_s=progress_s)) if polls else None

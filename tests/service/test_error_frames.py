@@ -1,0 +1,49 @@
+"""An error that was answered keeps nothing of its request in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+
+from embedder import BODIES, InvalidRequest
+from service.error_frames import forget_frames
+
+
+class Portion:
+    """What a call has read before it fails."""
+
+
+@pytest.mark.parametrize("is_chained", [False, True])
+def test_the_locals_of_failed_calls_go(*, is_chained: bool) -> None:
+    """What a failed call in a thread had read is gone with the answer, without waiting for the garbage collector."""
+    read: list[weakref.ref[Portion]] = []
+
+    def fail() -> None:
+        portion = Portion()
+        read.append(weakref.ref(portion))
+        raise InvalidRequest("too much")
+
+    async def request() -> None:
+        call = asyncio.ensure_future(BODIES.run(fail))
+        try:
+            await call
+        except InvalidRequest as error:
+            if is_chained:
+                raise ValueError("another") from error
+            raise
+
+    async def transport() -> None:
+        try:
+            await request()
+        except (InvalidRequest, ValueError) as error:
+            forget_frames(error)
+
+    gc.disable()
+    try:
+        asyncio.run(transport())
+        assert read[0]() is None
+    finally:
+        gc.enable()
