@@ -78,8 +78,8 @@ def _prepare(served: ServedProcess) -> None:
             qdrant = {"collection": COLLECTION, "payloads": [{"long": "y" * 200_000}] * 4}
             body = {"texts": texts, "includeText": False, "qdrant": qdrant}
             assert client.post("/points", json=body).status_code == 200
-        for path, body in LARGE[:4]:
-            assert client.post(path, json=body).status_code in STATUSES
+        for path, large in LARGE[:4]:
+            assert client.post(path, json=large).status_code in STATUSES
 
 
 async def _asked(served: ServedProcess) -> tuple[Counter[int], Counter[int]]:

@@ -13,9 +13,10 @@ import pytest
 from qdrant_sink.edge.store import EdgeStore
 from service.transports.http.body import BODY_MAX_BYTES
 from tests.hostile.raw_client import RawClient
+from tests.limit_rows import ROWS
 from tests.service.client import Client
 from tests.service.served import Served
-from tests.test_limits import ROWS, table_rows, value_of
+from tests.test_limits import table_rows, value_of
 
 Raw = Mapping[str, Any]
 JSON: Final = {"Content-Type": "application/json"}
