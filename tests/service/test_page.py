@@ -12,6 +12,7 @@ import pytest
 
 from embedder import NotFound
 from qdrant_sink import BranchRank, Disagreement, Hit
+from service.memory_budget import MemoryBudget
 from service.metrics import Metrics
 from service.operations import (
     ColbertMatch,
@@ -80,6 +81,7 @@ class CannedSearches:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(lambda: 0)
+        self.memory = MemoryBudget(1_000_000_000)
         self.hits = [HIT]
         self.warnings: list[ModelWarning] = []
         self.requests: list[SearchRequest] = []
