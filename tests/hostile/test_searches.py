@@ -401,8 +401,46 @@ def test_a_fusion_that_cannot_be_split_is_bounded(counted: Counted, monkeypatch:
     _fill(counted, job(30))
     monkeypatch.setattr(searches, "SPLIT_S", 0.0)
     monkeypatch.setattr(searches, "UNDIVIDED_MAX_S", 1e-6)
-    with pytest.raises(InvalidRequest, match=r"prefetch: .*\(rows x prefetch\), got 4 x 100; lower"):
+    with pytest.raises(InvalidRequest, match=r"prefetch: .*\(rows x candidates\), got 4 x 30; lower"):
         run(counted, "docs", [search_by(**_vectors(0), using=("dense", "colbert"))])
+    with pytest.raises(InvalidRequest, match="got 4 x 20; lower"):
+        run(counted, "docs", [search_by(**_vectors(0), using=("dense", "colbert"), prefetch=20)])
+
+
+def test_searches_of_one_vector_in_a_batch_keep_their_own_filters(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates of a colbert branch are those of the search's own filter, also if another has the same vector."""
+    _fill(counted, job(30))
+    vectors = _vectors(0)
+    filters: list[Json | None] = [None, {"must": [{"key": "even", "match": {"value": True}}]}]
+    several = [search_by(**vectors, using=("dense", "colbert"), rerank="colbert", where=where) for where in filters]
+    whole = _shown(counted, several)
+    monkeypatch.setattr(searches, "SPLIT_S", 0.0)
+    assert _shown(counted, several) == whole
+    assert all(hit[0] % 2 == 0 for hit in whole[1])
+
+
+def test_candidates_are_reranked_however_the_branches_search(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`indexed_only` leaves out points of a branch that has no graph, and never candidates of another branch."""
+    traversals: list[Any] = []
+    converted = searches.query_request
+
+    def seen(plan: Plan, *arguments: Any) -> Any:
+        if not plan.branches and plan.query.kind == "colbert":  # type: ignore[union-attr]
+            traversals.append(plan.traversal)
+        return converted(plan, *arguments)
+
+    _fill(counted, job(30))
+    search = search_by(**_vectors(0), using=("dense",), rerank="colbert", indexed_only=True, hnsw_ef=7)
+    whole = _shown(counted, [search])
+    monkeypatch.setattr(searches, "SPLIT_S", 0.0)
+    monkeypatch.setattr(searches, "query_request", seen)
+    assert _shown(counted, [search]) == whole
+    assert traversals
+    assert all(not traversal.indexed_only for traversal in traversals)
 
 
 COSTLY: Final[list[Json]] = [
