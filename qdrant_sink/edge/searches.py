@@ -27,6 +27,7 @@ from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.models import hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.slices import resolved_filter, slice_of
 from qdrant_sink.edge.work import CALL_S, FIRST_PLANS, SPLIT_S, PairRate, pair_s, row_numbers
+from qdrant_sink.filters import parse_filter
 from qdrant_sink.points import PointId
 from qdrant_sink.searching.plan import Branch, Hit, Nearest, Plan, Traversal
 
@@ -85,9 +86,19 @@ class _Searches:
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
                 taken_s = time.perf_counter() - began
                 hits = [[hit(point, plan.names) for point in found] for plan, found in zip(batch, answers, strict=True)]
-            other_s = max(0.0, taken_s - sum(map(self._pairs_s, batch))) / len(batch)
+            rest_s = max(0.0, taken_s - sum(map(self._pairs_s, batch)))
+            if rest_s > SPLIT_S:
+                self._learn_filter(batch, rest_s)
+            other_s = rest_s / len(batch)
             yield slice(start, end), hits
             start = end
+
+    def _learn_filter(self, plans: Sequence[Plan], seconds: float) -> None:
+        """Note a slow call as that of its filter, which costs more than the rest where payloads are large."""
+        filters = [parse_filter(plan.where) for plan in plans if plan.where is not None]
+        if filters:
+            compared = self._points() * sum(max(1, len(plan.branches)) for plan in plans)
+            self._collection.filter_rates.observe(filters[0], compared, seconds)
 
     def _request(self, plan: Plan) -> edge.QueryRequest:
         candidates: dict[int, edge.Filter] = {}
@@ -123,7 +134,14 @@ class _Searches:
 
     def _candidates(self, plan: Plan, branch: Branch) -> list[PointId]:
         """Return the ids of the candidates of a branch, best first."""
-        key = (id(branch.query.vector), branch.query.rescoring, id(plan.where), plan.traversal, plan.names, branch.limit)
+        key = (
+            id(branch.query.vector),
+            branch.query.rescoring,
+            id(plan.where),
+            plan.traversal,
+            plan.names,
+            branch.limit,
+        )
         if key not in self._scanned:
             alone = replace(
                 plan,
