@@ -91,12 +91,15 @@ class PackedEngine:
         inputs = Inputs.of(batch, model.config.pad_id)
         head_inputs = HeadInputs.of(inputs, outputs, model.heads)
         packing = self._packing(inputs.lengths)
-        beyond = (0, packing.rows[-1].stop - len(inputs.ids))
-        ids, positions = (
-            functional.pad(torch.from_numpy(array), beyond, value=model.config.pad_id)
-            for array in (inputs.ids, inputs.positions)
-        )
-        states = model.states(ids, positions, packing, yield_point)[: len(inputs.ids)]
+        ids, positions = torch.from_numpy(inputs.ids), torch.from_numpy(inputs.positions)
+        tokens = len(ids)
+        beyond = packing.rows[-1].stop - tokens
+        if beyond:  # not for short queries, which are 1 ms in a small model
+            ids, positions = (
+                functional.pad(array, (0, beyond), value=model.config.pad_id) for array in (ids, positions)
+            )
+        states = model.states(ids, positions, packing, yield_point)
+        states = states[:tokens] if beyond else states
         indices = {name: torch.from_numpy(array) for name, array in head_inputs.indices.items()}
         tensors = head_inputs.launch(model.heads, states, indices)
         return head_inputs.batch({name: tensor.numpy() for name, tensor in tensors.items()}, len(batch))

@@ -174,7 +174,9 @@ def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[
         out[:, span.first : span.last] = attended.transpose(1, 2)
         yield_point()
     last = packing.spans[-1]
-    context[last.start + last.texts * last.length :] = 0  # rows of no text: they are computed, and read by nobody
+    end = last.start + last.texts * last.length
+    if end < tokens:
+        context[end:] = 0  # rows of no text: they are computed, and read by nobody
     return context.view(tokens, width // 3)
 
 

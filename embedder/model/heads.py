@@ -116,7 +116,10 @@ class Heads:
 
     def _colbert_in_pieces(self, states: Tensor, rows: Tensor) -> Tensor:
         pieces = row_pieces(len(rows), COLBERT_PIECE_ROWS)
-        padded = functional.pad(rows, (0, pieces[-1].stop - len(rows)))
+        beyond = pieces[-1].stop - len(rows)
+        if len(pieces) == 1 and not beyond:
+            return self.colbert_linear(states[rows])
+        padded = functional.pad(rows, (0, beyond))
         if len(pieces) == 1:
             return self.colbert_linear(states[padded])[: len(rows)]
         product = torch.empty(len(padded), self.colbert_size, dtype=states.dtype)

@@ -32,7 +32,7 @@ from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, create_index, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
 from qdrant_sink.edge.settings import limit_threads, read_model, recover_config
-from qdrant_sink.edge.work import PairRate
+from qdrant_sink.edge.work import FilterRates, PairRate
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId
 from qdrant_sink.schema import CollectionSchema, PayloadIndex
@@ -68,10 +68,12 @@ class EdgeCollection:
 
     Attributes:
         pair_rate: the time of comparing ColBERT rows of the collection.
+        filter_rates: the times of comparing its points with filters.
     """
 
     def __init__(self, directory: Path, optimizer: Optimizer, space: DiskSpace) -> None:
         self.pair_rate = PairRate()
+        self.filter_rates = FilterRates()
         self._directory = directory
         self._optimizer = optimizer
         self._space = space

@@ -27,8 +27,9 @@ from qdrant_sink.edge.faults import mapped
 from qdrant_sink.edge.models import hit, payload_selector, query_request, sink_id, stored
 from qdrant_sink.edge.slices import resolved_filter, slice_of
 from qdrant_sink.edge.work import CALL_S, FIRST_PLANS, SPLIT_S, PairRate, pair_s, row_numbers
+from qdrant_sink.filters import parse_filter
 from qdrant_sink.points import PointId
-from qdrant_sink.searching.plan import Branch, Hit, Nearest, Plan
+from qdrant_sink.searching.plan import Branch, Hit, Nearest, Plan, Traversal
 
 UNDIVIDED_MAX_S: Final = 2.0
 """Maximum estimated time in seconds of the only search that cannot be split: a fusion with a colbert branch."""
@@ -50,7 +51,7 @@ class _Searches:
         self._collection = collection
         self._rate = rate
         self._conditions: dict[int, edge.Filter | None] = {}  # by the identity of the filter
-        self._scanned: dict[tuple[int, int], list[PointId]] = {}  # by the identity of the vector and the limit
+        self._scanned: dict[tuple[object, ...], list[PointId]] = {}  # by all that decides on the candidates
 
     def hits(self, plans: Sequence[Plan]) -> list[list[Hit]]:
         answers: dict[int, list[Hit]] = {}
@@ -85,16 +86,27 @@ class _Searches:
                 answers = shard.query_batch(edge.QueryBatchRequest(requests))
                 taken_s = time.perf_counter() - began
                 hits = [[hit(point, plan.names) for point in found] for plan, found in zip(batch, answers, strict=True)]
-            other_s = max(0.0, taken_s - sum(map(self._pairs_s, batch))) / len(batch)
+            rest_s = max(0.0, taken_s - sum(map(self._pairs_s, batch)))
+            if rest_s > SPLIT_S:
+                self._learn_filter(batch, rest_s)
+            other_s = rest_s / len(batch)
             yield slice(start, end), hits
             start = end
+
+    def _learn_filter(self, plans: Sequence[Plan], seconds: float) -> None:
+        """Note a slow call as that of its filter, which costs more than the rest where payloads are large."""
+        filters = [parse_filter(plan.where) for plan in plans if plan.where is not None]
+        if filters:
+            compared = self._points() * sum(max(1, len(plan.branches)) for plan in plans)
+            self._collection.filter_rates.observe(filters[0], compared, seconds)
 
     def _request(self, plan: Plan) -> edge.QueryRequest:
         candidates: dict[int, edge.Filter] = {}
         for index, branch in enumerate(plan.branches):
             if self._is_long_scan(branch.query):
-                if branch.query.rows * branch.limit * pair_s(branch.query) > UNDIVIDED_MAX_S:
-                    raise _too_many(branch)
+                candidates_max = min(branch.limit, self._points())
+                if branch.query.rows * candidates_max * pair_s(branch.query) > UNDIVIDED_MAX_S:
+                    raise _too_many(branch, candidates_max)
                 ids = self._candidates(plan, branch)
                 candidates[index] = edge.Filter(must=[edge.HasIdCondition(set(map(_edge_id, ids)))])
         return query_request(plan, self._condition(plan), candidates)
@@ -122,7 +134,14 @@ class _Searches:
 
     def _candidates(self, plan: Plan, branch: Branch) -> list[PointId]:
         """Return the ids of the candidates of a branch, best first."""
-        key = (id(branch.query.vector), branch.limit)
+        key = (
+            id(branch.query.vector),
+            branch.query.rescoring,
+            id(plan.where),
+            plan.traversal,
+            plan.names,
+            branch.limit,
+        )
         if key not in self._scanned:
             alone = replace(
                 plan,
@@ -166,7 +185,15 @@ class _Searches:
         while start < len(ids):
             check_cancelled()
             portion = ids[start : start + size]
-            alone = replace(plan, branches=(), limit=len(portion), offset=0, with_payload=False, with_vectors=())
+            alone = replace(
+                plan,
+                branches=(),
+                limit=len(portion),
+                offset=0,
+                with_payload=False,
+                with_vectors=(),
+                traversal=Traversal(exact=query.rescoring is None),  # that of the branches is not for their candidates
+            )
             condition = edge.Filter(must=[edge.HasIdCondition(set(map(_edge_id, portion)))])
             hits += self._compared(alone, query_request(alone, condition, {}), query.rows * len(portion))
             start += len(portion)
@@ -219,10 +246,10 @@ def _edge_id(point: PointId) -> edge.PointId:
     return str(point) if isinstance(point, uuid.UUID) else point
 
 
-def _too_many(branch: Branch) -> InvalidRequest:
+def _too_many(branch: Branch, candidates_max: int) -> InvalidRequest:
     pairs_max = int(UNDIVIDED_MAX_S / pair_s(branch.query))
     return InvalidRequest(
         f"prefetch: a fusion with a colbert branch in the embedded store must compare at most {pairs_max} pairs of a "
-        f"query row and a candidate (rows x prefetch), got {branch.query.rows} x {branch.limit}; lower prefetch, use "
-        "colbert for reranking, or use a Qdrant server"
+        f"query row and a candidate (rows x candidates), got {branch.query.rows} x {candidates_max}; lower prefetch or "
+        "offset, leave out groupBy, use colbert for reranking, or use a Qdrant server"
     )

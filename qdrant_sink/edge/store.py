@@ -26,6 +26,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ from qdrant_sink.edge.optimization import OPTIMIZER_COMMAND, Optimizer
 from qdrant_sink.edge.schema import create_index, edge_config
 from qdrant_sink.edge.searches import search
 from qdrant_sink.edge.settings import write_model
-from qdrant_sink.edge.slices import resolved_filter, sliced_filters
+from qdrant_sink.edge.slices import in_windows, resolved_filter, scrolled
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.filters import Filter, matches_all
 from qdrant_sink.payload_path import PayloadPath
@@ -272,17 +273,9 @@ class EdgeStore:
         interactive: bool = False,  # noqa: ARG002 - always available
     ) -> tuple[dict[PointId, Stored], PointId | None]:
         """Return a page of the matching points in the order of their ids; see `Store.scroll`."""
-        existing = self._collection(collection)
-        request = edge.ScrollRequest(
-            offset=after,
-            limit=limit,
-            filter=resolved_filter(existing, where),
-            with_payload=payload_selector(with_payload),
-            with_vector=False,
-        )
-        with existing.opened() as shard, mapped("scroll"):
-            records, following = shard.scroll(request)
-            page = {sink_id(record.id): Stored(record.payload) for record in records}
+        request = partial(edge.ScrollRequest, with_payload=payload_selector(with_payload), with_vector=False)
+        records, following = scrolled(self._collection(collection), request, where, limit=limit, after=after)
+        page = {sink_id(record.id): Stored(record.payload) for record in records}
         return page, None if following is None else sink_id(following)
 
     def scroll_ordered(
@@ -313,17 +306,13 @@ class EdgeStore:
             edge_filter(where)  # what the engine does not support is refused first
             if matches_all(where):
                 raise InvalidRequest("filter: must have at least one condition to delete by, got none")
-        existing, existed = self._collection(collection), 0
+        existing = self._collection(collection)
         if where is None:
             with existing.opened_to_write() as shard, mapped("deletion"):
                 existed = len(shard.retrieve(list(set(ids)), with_payload=False, with_vector=False))
                 shard.update(edge.UpdateOperation.delete_points(list(ids)))
             return existed
-        for condition in sliced_filters(existing, where):
-            with existing.opened_to_write() as shard, mapped("deletion"):
-                existed += shard.count(edge.CountRequest(exact=True, filter=condition))
-                shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
-        return existed
+        return sum(in_windows(existing, where, _delete, opened=existing.opened_to_write))
 
     def count(
         self,
@@ -333,14 +322,11 @@ class EdgeStore:
         patient: bool = False,  # noqa: ARG002 - always available
     ) -> int:
         """Return the exact number of matching points."""
-        existing, counted = self._collection(collection), 0
+        existing = self._collection(collection)
         if where is None:
             with existing.opened() as shard, mapped("count"):
                 return shard.count(edge.CountRequest(exact=True))
-        for condition in sliced_filters(existing, where):
-            with existing.opened() as shard, mapped("count"):
-                counted += shard.count(edge.CountRequest(exact=True, filter=condition))
-        return counted
+        return sum(in_windows(existing, where, _count))
 
     def optimize(self, collection: str, vector: str = NAMES.dense) -> bool:
         """Merge segments and build the HNSW graph. Returns whether anything changed. Other collections stay usable.
@@ -439,6 +425,16 @@ class EdgeStore:
             if schema.model is not None:
                 write_model(temporary, schema.model)
             temporary.rename(self._directories.path(name))
+
+
+def _count(shard: edge.EdgeShard, condition: edge.Filter) -> int:
+    return shard.count(edge.CountRequest(exact=True, filter=condition))
+
+
+def _delete(shard: edge.EdgeShard, condition: edge.Filter) -> int:
+    existed = _count(shard, condition)
+    shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
+    return existed
 
 
 def _add_index(existing: EdgeCollection, collection: str, key: str, index: PayloadIndex) -> None:

@@ -1,14 +1,15 @@
 """How long a call holds the interpreter lock: estimates of searches and of filters, made before the call.
 
 The engine holds the lock in every call, so that nothing else of the process runs meanwhile. A call that is estimated to
-take long is split (see `edge.searches` and `edge.slices`). Whether it is split depends on the request and the number of
-points alone, so that all pages of a search are computed in the same way; how finely it is split depends on the time
-that the comparisons of earlier calls took.
+take long is split (see `edge.searches` and `edge.slices`). Whether a search is split depends on the request and the
+number of points alone, so that all pages of it are computed in the same way; how finely it is split depends on the time
+that the comparisons of earlier calls took. What a filter selects does not depend on how it is evaluated, and what it
+takes depends on the payloads, so that its time is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from qdrant_sink.filters import ParsedFilter
@@ -38,6 +39,9 @@ TEXT_CHARACTER_S: Final = 2.5e-8
 POLYGON_POINT_S: Final = 3e-9
 """Estimated seconds per point and vertex of a polygon."""
 
+FILTER_RATES_MAX: Final = 256
+"""Maximum number of sets of payload keys of a collection whose filters' times are remembered."""
+
 
 class PairRate:
     """The time of comparing a query row with the ColBERT rows of a passage in one collection."""
@@ -66,8 +70,56 @@ def row_numbers(query: Nearest) -> int:
     return query.numbers // query.rows
 
 
+class FilterRates:
+    """The time of comparing a point of one collection with filters, by the keys that they look at."""
+
+    def __init__(self) -> None:
+        self._factors: dict[frozenset[str], float] = {}  # measured by estimated time; most recent last
+
+    def knows(self, where: ParsedFilter) -> bool:
+        """Whether a filter on the same keys was measured, or it looks at no payload."""
+        keys = where.converted(filter_keys)
+        return not keys or keys in self._factors
+
+    def seconds(self, where: ParsedFilter) -> float:
+        """Return the seconds per point, estimated until a filter on the same keys was measured."""
+        return where.converted(filter_point_s) * self._factors.get(where.converted(filter_keys), 1.0)
+
+    def observe(self, where: ParsedFilter, points: float, seconds: float) -> None:
+        """Record the time of a call that compared so many points."""
+        key = where.converted(filter_keys)
+        if not points or not key:
+            return
+        measured = seconds / (points * where.converted(filter_point_s))
+        previous = self._factors.pop(key, measured)
+        self._factors[key] = measured if measured > previous else (previous + measured) / 2
+        if len(self._factors) > FILTER_RATES_MAX:
+            del self._factors[next(iter(self._factors))]
+
+
+def filter_keys(where: ParsedFilter) -> frozenset[str]:
+    """Return the payload keys of a filter, each with the kinds of its conditions."""
+    return frozenset(_keys(where, ""))
+
+
+def _keys(part: Mapping[str, Any], path: str) -> Iterator[str]:
+    if "key" in part:
+        kinds = (f"{name}.{','.join(part[name])}" if name == "match" else name for name in part if name != "key")
+        yield f"{path}{part['key']} {' '.join(kinds)}"
+        return
+    yield from (f"{path}{part[name]['key']} {name}" for name in ("is_empty", "is_null") if name in part)
+    nested = part.get("nested")
+    if nested is not None:
+        yield from _keys(nested["filter"], f"{path}{nested['key']} ")
+    for name in ("must", "should", "must_not"):
+        for condition in part.get(name, ()):
+            yield from _keys(condition, path)
+    for condition in part.get("min_should", {}).get("conditions", ()):
+        yield from _keys(condition, path)
+
+
 def filter_point_s(where: ParsedFilter) -> float:
-    """Return the estimated seconds to compare a point with a filter."""
+    """Return the estimated seconds to compare a point with a filter, whose payload is small."""
     return _condition_s(where)
 
 

@@ -182,6 +182,8 @@ class StoreAccess:
         context.run(WAIT.set, wait)
         answer = asyncio.get_running_loop().run_in_executor(self._calls, context.run, call)
         try:
+            if self._limit_s is None:
+                return await answer
             while not answer.done():
                 remaining_s = wait.remaining_s
                 if remaining_s == 0:

@@ -19,9 +19,9 @@ from tests.embedder.bench import Bench
 
 
 def test_all_batches_have_pieces_of_few_sizes() -> None:
-    """Whatever numbers of tokens come, a product is compiled for 96 of them."""
+    """Whatever numbers of tokens come, a product is compiled for 112 of them."""
     sizes = {piece.stop - piece.start for rows in range(1, 6000) for piece in row_pieces(rows, 512)}
-    assert len(sizes) <= 96
+    assert len(sizes) <= 112
     assert max(sizes) == 512
 
 
@@ -33,11 +33,11 @@ def test_pieces_cover_every_row_and_few_more(rows: int, most: int) -> None:
     assert pieces[0].start == 0
     assert all(one.stop == other.start for one, other in pairwise(pieces))
     assert all(0 < piece.stop - piece.start <= most for piece in pieces)
-    assert 0 <= pieces[-1].stop - rows <= min(rows // 16, 15)
+    assert 0 <= pieces[-1].stop - rows <= (min(rows // 16, 15) if rows > 64 else 0)
 
 
 def test_an_engine_multiplies_few_numbers_of_rows(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 255 different numbers of tokens need products of at most 96 sizes, those of the heads included."""
+    """Batches of 255 different numbers of tokens need products of at most 112 sizes, those of the heads included."""
     sizes: set[int] = set()
     prepare = linear.prepare
 
@@ -54,7 +54,7 @@ def test_an_engine_multiplies_few_numbers_of_rows(mini: Bench, monkeypatch: pyte
     engine = PackedEngine.load(mini.checkpoint, device="cpu", dtype="float32", dropped_ids=frozenset([0, 1, 2, 3]))
     for tokens in range(2, 512, 2):
         engine.encode(TokenBatch.of([np.full(tokens, 7, dtype=np.int32)]), Outputs())
-    assert len(sizes) <= 96
+    assert len(sizes) <= 112
 
 
 def test_rows_of_no_text_change_no_vector(mini: Bench) -> None:

@@ -17,9 +17,9 @@ from embedder import Cancelled
 from embedder.cancellation import Cancellation
 from embedder.errors import InvalidRequest
 from embedder.vectors import SparseVector
-from qdrant_sink.edge import EdgeStore, searches, slices
+from qdrant_sink.edge import EdgeStore, models, searches, slices
 from qdrant_sink.edge.filters import edge_filter
-from qdrant_sink.edge.work import PairRate
+from qdrant_sink.edge.work import CALL_S, FILTER_RATES_MAX, FilterRates, PairRate
 from qdrant_sink.filter_size import CONDITIONS_MAX, FILTER_MAX_BYTES, TEXT_CHARACTERS_MAX, VALUES_MAX
 from qdrant_sink.filter_values import KEY_CHARACTERS_MAX, POLYGON_POINTS_MAX
 from qdrant_sink.filters import parse_filter
@@ -197,9 +197,10 @@ def test_a_filter_is_converted_once_for_all_queries(monkeypatch: pytest.MonkeyPa
 
 
 def _recorded(call: Any, conversions: list[int]) -> Any:
-    def recorded(*values: Any) -> Any:
-        conversions.append(1)
-        return call(*values)
+    def recorded(ids: Any) -> Any:
+        if len(ids) > 1000:  # those of the filter
+            conversions.append(1)
+        return call(ids)
 
     return recorded
 
@@ -402,8 +403,44 @@ def test_a_fusion_that_cannot_be_split_is_bounded(counted: Counted, monkeypatch:
     _fill(counted, job(30))
     monkeypatch.setattr(searches, "SPLIT_S", 0.0)
     monkeypatch.setattr(searches, "UNDIVIDED_MAX_S", 1e-6)
-    with pytest.raises(InvalidRequest, match=r"prefetch: .*\(rows x prefetch\), got 4 x 100; lower"):
+    with pytest.raises(InvalidRequest, match=r"prefetch: .*\(rows x candidates\), got 4 x 30; lower"):
         run(counted, "docs", [search_by(**_vectors(0), using=("dense", "colbert"))])
+    with pytest.raises(InvalidRequest, match="got 4 x 20; lower"):
+        run(counted, "docs", [search_by(**_vectors(0), using=("dense", "colbert"), prefetch=20)])
+
+
+def test_searches_of_one_vector_in_a_batch_keep_their_own_filters(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates of a colbert branch are those of the search's own filter, also if another has the same vector."""
+    _fill(counted, job(30))
+    vectors = _vectors(0)
+    filters: list[Json | None] = [None, {"must": [{"key": "even", "match": {"value": True}}]}]
+    several = [search_by(**vectors, using=("dense", "colbert"), rerank="colbert", where=where) for where in filters]
+    whole = _shown(counted, several)
+    monkeypatch.setattr(searches, "SPLIT_S", 0.0)
+    assert _shown(counted, several) == whole
+    assert all(hit[0] % 2 == 0 for hit in whole[1])
+
+
+def test_candidates_are_reranked_however_the_branches_search(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`indexed_only` leaves out points of a branch that has no graph, and never candidates of another branch."""
+    traversals: list[Any] = []
+    converted = models.query_request
+
+    def seen(plan: Plan, *arguments: Any) -> Any:
+        if not plan.branches and plan.query.kind == "colbert":  # type: ignore[union-attr]
+            traversals.append(plan.traversal)
+        return converted(plan, *arguments)
+
+    _fill(counted, job(30))
+    search = search_by(**_vectors(0), using=("dense",), rerank="colbert", indexed_only=True, hnsw_ef=7)
+    whole = _shown(counted, [search])
+    monkeypatch.setattr(searches, "SPLIT_S", 0.0)
+    monkeypatch.setattr(searches, "query_request", seen)
+    assert _shown(counted, [search]) == whole
+    assert traversals
+    assert all(not traversal.indexed_only for traversal in traversals)
 
 
 COSTLY: Final[list[Json]] = [
@@ -414,8 +451,10 @@ COSTLY: Final[list[Json]] = [
 
 
 @pytest.mark.parametrize("where", COSTLY)
-def test_a_costly_filter_is_evaluated_in_slices(counted: Counted, monkeypatch: pytest.MonkeyPatch, where: Json) -> None:
-    """A filter that takes long selects the same points for searches, counts, pages and deletions in slices."""
+def test_a_costly_filter_is_evaluated_in_windows(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch, where: Json
+) -> None:
+    """A filter that takes long selects the same points for searches, counts, pages and deletions in windows of ids."""
     _fill(counted, job(30))
 
     def results() -> list[Any]:
@@ -424,13 +463,91 @@ def test_a_costly_filter_is_evaluated_in_slices(counted: Counted, monkeypatch: p
         return [[hit.id for hit in hits[0]], list(page), following, counted.count("docs", where)]
 
     whole = results()
-    monkeypatch.setattr(slices, "CHEAP_POINT_S", 0.0)
-    monkeypatch.setattr(slices, "SPLIT_S", 0.0)
-    monkeypatch.setattr(slices, "CALL_S", 1e-5)
-    assert slices.filter_slices(counted._collection("docs"), where) > 2
+    windows: list[int] = []
+    among = slices._among
+
+    def seen(records: Sequence[Any], condition: Any) -> Any:
+        windows.append(len(records))
+        return among(records, condition)
+
+    monkeypatch.setattr(slices, "_among", seen)
+    monkeypatch.setattr(slices, "SAMPLES", (1,))
+    monkeypatch.setattr(FilterRates, "seconds", lambda _self, _where: CALL_S / 4)
     assert results() == whole
+    assert set(windows) == {0, 4, 2}, "without a point, and 30 points in windows of 4"
+    pages, after = [], None
+    while True:
+        page, after = counted.scroll("docs", where, True, limit=3, after=after)
+        pages.append(page)
+        if after is None:
+            break
+    assert [point for page in pages for point in page] == sorted(whole[0])
+    assert [len(page) for page in pages[:-1]] == [3] * (len(pages) - 1)
+    assert all("text" in (stored.payload or {}) for page in pages for stored in page.values())
+    windows.clear()
     assert counted.delete("docs", where=where) == whole[-1]
+    assert max(windows) == 4
     assert counted.count("docs") == 30 - whole[-1]
+
+
+def test_the_time_of_a_filter_is_learned_from_what_it_took() -> None:
+    """Large payloads make filters on their keys expensive from then on, filters on other keys stay cheap."""
+    rates = FilterRates()
+    tags = parse_filter({"must": [{"key": "tags", "match": {"value": 1}}]})
+    both = parse_filter({"must": [{"key": "tags", "match": {"value": 2}}, {"key": "tags", "match": {"value": 3}}]})
+    other = parse_filter({"must": [{"key": "title", "match": {"value": 1}}]})
+    nested = parse_filter({"must": [{"nested": {"key": "tags", "filter": {"must": [{"is_empty": {"key": "a"}}]}}}]})
+    cheap = rates.seconds(tags)
+    assert not rates.knows(tags)
+    rates.observe(tags, 10, 1.0)
+    assert rates.seconds(tags) == pytest.approx(0.1)
+    assert rates.knows(both)
+    assert rates.seconds(both) > rates.seconds(tags)
+    assert not rates.knows(other)
+    assert not rates.knows(nested)
+    assert rates.seconds(other) == cheap
+    rates.observe(tags, 10, 0.0)
+    assert rates.seconds(tags) == pytest.approx(0.05), "one cheap call is not believed"
+    rates.observe(tags, 0, 1.0)
+    assert rates.seconds(tags) == pytest.approx(0.05)
+    for n in range(FILTER_RATES_MAX):
+        rates.observe(parse_filter({"must": [{"key": f"k{n}", "match": {"value": 1}}]}), 1, 1.0)
+    assert not rates.knows(tags)
+
+
+def test_a_filter_on_new_keys_is_measured_on_few_points(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first filter on a key is compared with a few points, before it is with all; the next ones are not."""
+    _fill(counted, job(200))
+    sizes: list[int] = []
+    among = slices._among
+
+    def seen(records: Sequence[Any], condition: Any) -> Any:
+        sizes.append(len(records))
+        return among(records, condition)
+
+    monkeypatch.setattr(slices, "_among", seen)
+    where = {"must": [{"key": "even", "match": {"value": True}}]}
+    assert counted.count("docs", where) == 100
+    assert sizes[0] == 0
+    assert sizes[1:]
+    assert max(sizes) <= slices.SAMPLES[-1]
+    sizes.clear()
+    assert counted.count("docs", {"must": [{"key": "even", "match": {"value": False}}]}) == 100
+    assert sizes == []
+
+
+def test_a_slow_search_makes_its_filter_expensive(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that took longer than estimated is not repeated as it was: its filter is resolved the next time."""
+    _fill(counted, job(30))
+    where = {"must": [{"key": "even", "match": {"value": True}}]}
+    search = search_by(**_vectors(0), where=where)
+    whole = _shown(counted, [search])
+    monkeypatch.setattr(searches, "SPLIT_S", 0.0)
+    assert _shown(counted, [search]) == whole
+    learned: list[float] = []
+    monkeypatch.setattr(FilterRates, "observe", lambda _self, _where, points, _seconds: learned.append(points))
+    assert _shown(counted, [search]) == whole
+    assert 30 * 2 in learned, "both branches have compared all points"
 
 
 def test_the_time_of_a_filter_grows_with_its_conditions_and_words() -> None:
