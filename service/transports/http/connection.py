@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import re
 import sys
 from typing import Any, Final
 
@@ -39,6 +40,13 @@ HELD_MAX_BYTES: Final = 65_536
 
 _PART_BYTES: Final = 8192
 """Size of the parts in which h11 gets what a client sends, since it bounds what is incomplete after a part."""
+
+_CHUNKED_PART_BYTES: Final = 2048
+"""The same for a body in chunks, of which h11 takes 10 microseconds each, however small they are."""
+
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*+")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_TOO_MANY_HEADERS: Final = f"a request must have at most {HEADERS_MAX} headers"
 
 _PARSER_LOG: Final = logging.getLogger("uvicorn.error.requests")
 _PARSER_LOG.setLevel(logging.ERROR)  # invalid requests are counted, and logged once a minute
@@ -92,6 +100,7 @@ class Connection(H11Protocol):
         self._held = bytearray()
         self._head_since: float | None = 0.0
         self._is_restricted = False
+        self._is_chunked = False
         self._is_over = False
         self._refused_at: float | None = None
         self._received = 0  # bytes
@@ -128,6 +137,7 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._head_since = None
+            self._is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
             self._received_before = (self.loop.time(), self._received)
             self._registry.works(self)
 
@@ -149,12 +159,9 @@ class Connection(H11Protocol):
         """Refuse what h11 does not understand, which was sent where a request or a part of its body should be."""
         error = sys.exc_info()[1]
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
-            self._registry.refused("head_too_large")
-            self._refuse(
-                HeadTooLarge(
-                    f"the head of a request, and of a chunk of its body, must have at most {HEAD_MAX_BYTES} bytes, got "
-                    "more; send fewer and shorter headers"
-                )
+            self._refuse_head(
+                f"the head of a request, and of a chunk of its body, must have at most {HEAD_MAX_BYTES} bytes, got "
+                "more; send fewer and shorter headers"
             )
         else:
             self._registry.refused("invalid_http")
@@ -196,9 +203,14 @@ class Connection(H11Protocol):
         elif not self._is_serving:
             self._check_wait(now)
 
+    def proceed(self) -> None:
+        """Parse a part of a body in chunks, whose turn it is."""
+        self._feed(has_turn=True)
+
     def shutdown(self) -> None:
         """Close the connection after the answer that is under way, or now."""
-        self._held.clear()
+        if not self._is_receiving:
+            self._held.clear()
         super().shutdown()
 
     def abort(self) -> None:
@@ -226,19 +238,36 @@ class Connection(H11Protocol):
         """Bytes of answers that wait for the client."""
         return self.transport.get_write_buffer_size()
 
-    def _feed(self) -> None:
-        """Parse what was received, up to the end of a request, and hold the rest until it is answered."""
+    def _feed(self, *, has_turn: bool = False) -> None:
+        """Parse what was received, up to the end of a request, and hold the rest until it is answered.
+
+        Args:
+            has_turn: whether one part of a body in chunks may be parsed now.
+        """
         while self._held and not self.transport.is_closing() and self._refused_at is None:
             if self._is_serving and not self._is_receiving:
                 break
-            is_between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-            if is_between and self._held.startswith(b"\r\n"):
-                del self._held[:2]  # some clients send an empty line after a body (RFC 9112, 2.2)
-                continue
-            part = bytes(self._held[:_PART_BYTES])
-            del self._held[:_PART_BYTES]
+            part_bytes = _PART_BYTES
+            if self.conn.their_state is h11.IDLE:
+                begun = self.conn.trailing_data[0]
+                if not begun:
+                    empty = _EMPTY_LINES.match(self._held)  # some clients send one after a body (RFC 9112, 2.2)
+                    del self._held[: empty.end() if empty else 0]
+                    if self._held in (b"", b"\r"):
+                        break
+                headers = _headers_in(begun + self._held[:_PART_BYTES])
+                if headers > HEADERS_MAX:
+                    self._refuse_head(f"{_TOO_MANY_HEADERS}, got {headers} or more; send fewer")
+                    break
+            elif self._is_chunked:
+                if not has_turn:
+                    self._registry.turns.wait(self)
+                    break
+                part_bytes, has_turn = _CHUNKED_PART_BYTES, False
+            part = bytes(self._held[:part_bytes])
+            del self._held[:part_bytes]
             super().data_received(part)
-        if self._is_serving and len(self._held) > HELD_MAX_BYTES:
+        if len(self._held) > HELD_MAX_BYTES:
             self.flow.hold()
         else:
             self.flow.release()
@@ -276,9 +305,7 @@ class Connection(H11Protocol):
         """Why a request is refused before the application sees it."""
         if len(scope["headers"]) > HEADERS_MAX:
             self._registry.refused("head_too_large")
-            return HeadTooLarge(
-                f"a request must have at most {HEADERS_MAX} headers, got {len(scope['headers'])}; send fewer"
-            )
+            return HeadTooLarge(f"{_TOO_MANY_HEADERS}, got {len(scope['headers'])}; send fewer")
         target = len(scope["raw_path"]) + len(scope["query_string"])
         if target > TARGET_MAX_BYTES:
             self._registry.refused("target_too_long")
@@ -322,7 +349,7 @@ class Connection(H11Protocol):
 
     def _sends_too_slowly(self, now: float, timeout_s: float) -> bool:
         since, received = self._received_before
-        is_asked_to_wait = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        is_asked_to_wait = self._held or self.flow.read_paused or self.cycle.waiting_for_100_continue
         if is_asked_to_wait or self._received - received >= PROGRESS_MIN_BYTES:
             self._received_before = (now, self._received)
             return False
@@ -355,6 +382,11 @@ class Connection(H11Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
+    def _refuse_head(self, message: str) -> None:
+        """Refuse a head that is too large."""
+        self._registry.refused("head_too_large")
+        self._refuse(HeadTooLarge(message))
+
     def _end(self) -> None:
         """Cancel the task of the request that is under way."""
         self._is_over = True
@@ -363,6 +395,15 @@ class Connection(H11Protocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Serve a request that offers another protocol without a line in the log."""
+
+
+def _headers_in(begun: bytes) -> int:
+    """The lines of the first head in what was received, without its first line; fewer if they are not too many."""
+    count = begun.count(b"\n")
+    if count - 1 > HEADERS_MAX:
+        end = _HEAD_END.search(begun)
+        count = begun.count(b"\n", 0, end.start() + 1) if end else count
+    return count - 1
 
 
 def _response(error: WorkerError) -> bytes:

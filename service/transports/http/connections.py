@@ -13,6 +13,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.transports.http.gate import PROBES
 from service.transports.http.refusals import Reason, Refusals
+from service.transports.http.turns import Turns
 
 CONNECTIONS_MAX: Final = 1000
 """Maximum connections where `HTTP_MAX_CONNECTIONS` is unset and the process may open enough descriptors."""
@@ -150,12 +151,14 @@ class Connections:
     Attributes:
         is_stopping: whether the server shuts down, so that clients that have stopped are cut soon.
         cut: the connections that a shutdown has closed in the middle of something, by what it was.
+        turns: the turns of bodies in chunks.
     """
 
     def __init__(self, limits: ConnectionLimits, metrics: Callable[[], Metrics | None] = lambda: None) -> None:
         self.limits = limits
         self.is_stopping = False
         self.cut: Counter[Activity] = Counter()
+        self.turns = Turns()
         self._refusals = Refusals(metrics)
         self._open: dict[Client, None] = {}
         self._waiting: dict[Client, None] = {}  # in the order in which they began to wait
