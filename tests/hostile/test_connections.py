@@ -199,6 +199,44 @@ def test_what_is_not_http_is_refused_in_the_workers_form(served: Served, sent: b
         assert client.is_closed()
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        head("POST", "/embed", "Content-Type: application/json", "Content-Length: 3", "Transfer-Encoding: chunked"),
+        head("POST", "/embed", "Transfer-Encoding: chunked").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        head("POST", "/embed", "Content-Length: 3", "Content-Length: 4"),
+        head("POST", "/embed", "Transfer-Encoding: gzip, chunked"),
+        head("POST", "/embed", "Transfer-Encoding : chunked"),
+    ],
+    ids=["both", "1.0", "two lengths", "two codings", "blank"],
+)
+def test_a_body_of_two_readings_is_refused(served: Served, sent: bytes) -> None:
+    """A request that a proxy may have read otherwise is refused, and what follows it is no request."""
+    with RawClient(served.port) as client:
+        client.send(sent + b"0\r\n\r\n" + head())
+        answer = client.answer()
+        assert (answer.status, answer.code) == (400, "invalid_request")
+        assert client.is_closed()
+    assert refusals(served) == {"invalid_http": 1}
+
+
+def test_a_client_that_resets_its_connection_is_no_defect(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal to a client that has gone meanwhile is no error of the worker."""
+
+    def write_eof(_transport: object) -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", write_eof)
+    with RawClient(served.port) as client:
+        client.send(head("POST", "/nowhere", "Content-Length: 2") + b"{}" + b"HELLO\r\n\r\n")
+        assert client.answer().status == 404
+        assert client.answer().status == 400
+    asyncio.run(until(lambda: len(served.connections) == 0))
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_refused_clients_share_a_line_of_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     """A hundred invalid requests are one line and a count, rather than a hundred lines."""
     caplog.set_level(logging.INFO)

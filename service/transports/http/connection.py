@@ -12,6 +12,7 @@ import http
 import logging
 import re
 import sys
+from contextlib import suppress
 from typing import Any, Final
 
 import h11
@@ -137,9 +138,18 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._head_since = None
-            self._is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+            names = {name for name, _ in self.headers}
+            self._is_chunked = b"transfer-encoding" in names
             self._received_before = (self.loop.time(), self._received)
             self._registry.works(self)
+            if self._is_chunked and (b"content-length" in names or self.scope["http_version"] == "1.0"):
+                self._registry.refused("invalid_http")
+                self._refuse(
+                    InvalidRequest(
+                        "a request with Transfer-Encoding must be HTTP/1.1 and have no Content-Length, since a proxy in "
+                        "between may read another body; send one of the two"
+                    )
+                )
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, or begin one that has arrived already."""
@@ -379,7 +389,7 @@ class Connection(H11Protocol):
             return
         self.flow.resume_reading()
         self.transport.write(_response(error))
-        if self.transport.can_write_eof():
+        with suppress(OSError):  # the client has reset the connection, which the event loop has not said yet
             self.transport.write_eof()
 
     def _refuse_head(self, message: str) -> None:
