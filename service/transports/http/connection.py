@@ -146,8 +146,8 @@ class Connection(H11Protocol):
                 self._registry.refused("invalid_http")
                 self._refuse(
                     InvalidRequest(
-                        "a request with Transfer-Encoding must be HTTP/1.1 and have no Content-Length, since a proxy in "
-                        "between may read another body; send one of the two"
+                        "a request with Transfer-Encoding must be HTTP/1.1 and have no Content-Length, since a proxy "
+                        "in between may read another body; send one of the two"
                     )
                 )
 
