@@ -42,8 +42,11 @@ HELD_MAX_BYTES: Final = 65_536
 _PART_BYTES: Final = 8192
 """Size of the parts in which h11 gets what a client sends, since it bounds what is incomplete after a part."""
 
-_CHUNKED_PART_BYTES: Final = 2048
-"""The same for a body in chunks, of which h11 takes 10 microseconds each, however small they are."""
+_CHUNKED_PART_BYTES: Final = 512
+"""The same for a body in small chunks, of which h11 takes 10 microseconds each."""
+
+_PART_MAX_LINES: Final = 64
+"""Lines of a part of a body in chunks beyond which its chunks may be small; each has two."""
 
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*+")
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
@@ -180,6 +183,8 @@ class Connection(H11Protocol):
     @property
     def activity(self) -> Activity:
         """What the connection does."""
+        if self._refused_at is not None:
+            return "waiting"
         if self._is_receiving:
             return "sending"
         if self._is_serving and not self.cycle.response_started:
@@ -273,7 +278,9 @@ class Connection(H11Protocol):
                 if not has_turn:
                     self._registry.turns.wait(self)
                     break
-                part_bytes, has_turn = _CHUNKED_PART_BYTES, False
+                has_turn = False
+                if self._held.count(b"\n", 0, _PART_BYTES) > _PART_MAX_LINES:
+                    part_bytes = _CHUNKED_PART_BYTES
             part = bytes(self._held[:part_bytes])
             del self._held[:part_bytes]
             super().data_received(part)

@@ -274,7 +274,7 @@ class Connections:
         while self._open and loop.time() < until:
             await asyncio.sleep(_CLOSING_INTERVAL_S)
             self.check(loop.time())
-        self.cut.update(client.activity for client in self._open)
+        self.cut.update(client.activity for client in self._open if client.activity != "waiting")
         for client in list(self._open):
             client.abort()
         await asyncio.sleep(0)  # in which their requests notice it

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Final, Protocol
 
-TURN_S: Final = 0.01
+TURN_S: Final = 0.002
 """Time for which bodies in chunks are parsed before everything else that is ready has its turn."""
 
 
