@@ -145,7 +145,7 @@ async def _attack(served: ServedProcess, attack: Attack) -> list[tuple[int, int]
 
 async def _waits(served: ServedProcess, attack: Attack) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
     """The answer times of `/livez` and of a query in seconds, idle and beside an attack."""
-    waits = {}
+    waits: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     async with _session(served) as session:
         for path, body in (("/livez", None), ("/embed", {"texts": ["copying"], "vectors": ["dense"]})):
             idle = [await _asked(session, path, body) for _ in range(100)]

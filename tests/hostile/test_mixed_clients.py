@@ -15,7 +15,7 @@ from tests.hostile.worker_process import ServedProcess, Usage, served_process
 CLIENTS: Final = 200
 SECONDS: Final = 60.0
 GROWTH_MAX: Final = 0.05
-"""Greatest growth of the memory, and of the threads, over the last half. Pools begin a thread when they first need it."""
+"""Greatest growth of the memory, and of the threads, over the last half. Pools begin a thread when they need it."""
 
 DESCRIPTORS_MARGIN: Final = 2 * CLIENTS
 """Connections of the clients themselves: each has one that stays and at times one that does not."""

@@ -264,15 +264,7 @@ class Connection(H11Protocol):
                 break
             part_bytes = _PART_BYTES
             if self.conn.their_state is h11.IDLE:
-                begun = self.conn.trailing_data[0]
-                if not begun:
-                    empty = _EMPTY_LINES.match(self._held)  # some clients send one after a body (RFC 9112, 2.2)
-                    del self._held[: empty.end() if empty else 0]
-                    if self._held in (b"", b"\r"):
-                        break
-                headers = _headers_in(begun + self._held[:_PART_BYTES])
-                if headers > HEADERS_MAX:
-                    self._refuse_head(f"{_TOO_MANY_HEADERS}, got {headers} or more; send fewer")
+                if not self._is_head_next():
                     break
             elif self._is_chunked:
                 if not has_turn:
@@ -293,6 +285,20 @@ class Connection(H11Protocol):
         elif not self._is_serving and not self._is_discarding:
             has_begun = bool(self.conn.trailing_data[0])
             self._head_since = (self._head_since or self.loop.time()) if has_begun else None
+
+    def _is_head_next(self) -> bool:
+        """Leave out empty lines, and return whether a part of a head follows, which is refused if it is too large."""
+        begun = self.conn.trailing_data[0]
+        if not begun:
+            empty = _EMPTY_LINES.match(self._held)  # some clients send one after a body (RFC 9112, 2.2)
+            del self._held[: empty.end() if empty else 0]
+            if bytes(self._held[:2]) in (b"", b"\r"):
+                return False
+        headers = _headers_in(begun + self._held[:_PART_BYTES])
+        if headers > HEADERS_MAX:
+            self._refuse_head(f"{_TOO_MANY_HEADERS}, got {headers} or more; send fewer")
+            return False
+        return True
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request by the application, or refuse it for its head."""
