@@ -1,8 +1,8 @@
 """The threads of blocking work by kind, so that quick work never queues behind slow work.
 
-asyncio's default executor is not used: there eight documents that were cut into chunks delayed a query of one word by
-42 s. Each kind has threads of its own, and whoever waits for a call in one of them can be cancelled: the call does not
-begin, or ends where it next asks whether it is still wanted.
+asyncio's default executor is not used: there eight documents that are cut into chunks take every thread for seconds,
+and a query of one word waits behind them. Each kind has threads of its own, and whoever waits for a call in one of them
+can be cancelled: the call does not begin, or ends where it next asks whether it is still wanted.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
@@ -30,21 +31,31 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def end_process_after(seconds: float, status: Callable[[], int]) -> None:
+def end_process_after(
+    seconds: float,
+    status: Callable[[], int],
+    *,
+    begun: threading.Event | None = None,
+    rest: Callable[[], str] = lambda: "the rest",
+) -> None:
     """End the process when its shutdown has used its time, whatever its threads still do.
 
     Args:
-        seconds: time from now.
+        seconds: time from now, or from `begun`.
         status: returns the exit status.
+        begun: is set when the shutdown begins, as a handler of a signal may do, which may start no thread; None if it
+            has begun.
+        rest: returns what is cut, for the log.
     """
 
     def end() -> None:
-        log.warning("the shutdown has used its %g seconds (SHUTDOWN_GRACE_S): ending without the rest", seconds)
+        if begun is not None:
+            begun.wait()
+        time.sleep(seconds)
+        log.warning("the shutdown has used its %g seconds (SHUTDOWN_GRACE_S): ending without %s", seconds, rest())
         end_process(status())
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=end, name="shutdown", daemon=True).start()
 
 
 def exit_on_signals() -> None:

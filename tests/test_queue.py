@@ -49,6 +49,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
         "refused": ("handler.py", {"RUNPOD_LOG_LEVEL": "DEBUG"}),
         "stopped": ("handler.py", {"MAX_CONCURRENCY": "1"}),
         "pings": ("handler.py", {"MAX_CONCURRENCY": "1"}),
+        "hanging": ("tests/programs/hanging_score.py", {"SHUTDOWN_GRACE_S": "2"}),
         "unfit": ("handler.py", {"QDRANT_PATH": "{tmp}/other", "QDRANT_COLLECTION": "notes"}),
         "no store": ("handler.py", {}),
         "reference": ("handler.py", {"ENGINE": "flagembedding", "QDRANT_URL": f"http://127.0.0.1:{free_port()}"}),
@@ -106,10 +107,22 @@ def test_sigterm_with_jobs_running_and_queued_answers_them_all(started: dict[str
     queue, worker = started["stopped"]
     short_job = {**LONG, "texts": LONG["texts"][:12]}
     jobs = queue.submit_many([short_job, *({"texts": [f"text {n}"], "vectors": ["dense"]} for n in range(6))])
-    queue.until(lambda: jobs[-1] == queue.taken[-1].id, WAIT_MAX_S, "jobs taken")
+    queue.until(lambda: bool(queue.taken) and jobs[-1] == queue.taken[-1].id, WAIT_MAX_S, "jobs taken")
     worker.terminate()
     assert all("output" in answer for answer in answers(queue, jobs))
     assert worker.wait(WAIT_MAX_S) == 0
+    assert quiet(worker)
+
+
+def test_a_job_that_never_ends_does_not_hold_up_a_stop(started: dict[str, tuple[JobQueue, Worker]]) -> None:
+    """After `SHUTDOWN_GRACE_S` the worker exits with 0, says how many jobs it cut, and leaves them to the platform."""
+    queue, worker = started["hanging"]
+    queue.submit({"operation": "score", "pairs": [["a query", "a passage"]]})
+    queue.until(lambda: "stuck" in worker.output, WAIT_MAX_S, "a job that runs")
+    worker.terminate()
+    assert worker.wait(WAIT_MAX_S) == 0
+    assert "used its 2 seconds (SHUTDOWN_GRACE_S): ending without 1 jobs, which the platform gives" in worker.output
+    assert queue.posts == []
     assert quiet(worker)
 
 

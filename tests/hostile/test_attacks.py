@@ -78,8 +78,8 @@ def test_refused_jobs_take_little_memory(tmp_path: Path) -> None:
         worker.wait_for_first_poll(PATIENCE)
         process = ServedProcess(worker, 0)
         texts = ["one", "two"]
-        target = {"collection": COLLECTION}
-        assert "output" in queue.result(queue.submit({"texts": texts, "isPassage": True, "qdrant": target}), PATIENCE)
+        for job in queue.submit_many({**body, "isPassage": True} for body in _ingests()):
+            assert "output" in queue.result(job, PATIENCE)
         for attack in (attack for attack in ATTACKS if attack.on_queue):
             before = process.usage().memory_bytes
             process.forget_peak()
@@ -116,11 +116,16 @@ def test_nobody_waits_for_refused_input(
 
 async def _fill(served: ServedProcess) -> None:
     async with _session(served) as session:
-        for start in range(0, POINTS, 2000):
-            texts = [f"text number {number}" for number in range(start, start + 2000)]
-            body = {"texts": texts, "qdrant": {"collection": COLLECTION}, "includeText": False}
+        for body in _ingests():
             async with session.post("/points", json=body) as response:
                 assert response.status == 200, await response.text()
+
+
+def _ingests() -> Iterator[dict[str, Any]]:
+    """The requests that fill the collection."""
+    for start in range(0, POINTS, 2000):
+        texts = [f"text number {number}" for number in range(start, start + 2000)]
+        yield {"texts": texts, "qdrant": {"collection": COLLECTION}, "includeText": False}
 
 
 async def _attack(served: ServedProcess, attack: Attack) -> list[tuple[int, int]]:

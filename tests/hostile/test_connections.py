@@ -13,7 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.transports.http.connection import HEAD_MAX_BYTES, HEADERS_MAX, HELD_MAX_BYTES, TARGET_MAX_BYTES
+from service.transports.http.connection import (
+    HEAD_MAX_BYTES,
+    HEADERS_MAX,
+    HELD_MAX_BYTES,
+    TARGET_MAX_BYTES,
+    Connection,
+)
 from service.transports.http.connections import PROBE_CONNECTIONS_MAX, ConnectionLimits, connections_max
 from tests.hostile.raw_client import UNFINISHED, RawClient, head, post
 from tests.loopback import Worker, free_port
@@ -101,16 +107,86 @@ def test_the_largest_head_is_served(served: Served) -> None:
         assert client.answer().status == 200
         client.send(head("GET", "/livez", *(f"X-{n}: a" for n in range(HEADERS_MAX - 1))))
         assert client.answer().status == 200
-        client.send(head("GET", "/livez", *(f"X-{n}: a" for n in range(HEADERS_MAX))))
-        many = client.answer()
-        assert (many.status, many.code) == (431, "invalid_request")
-        assert f"{HEADERS_MAX} headers, got {HEADERS_MAX + 1}" in many.body.decode()
         client.send(head("GET", "/livez?" + "a" * (TARGET_MAX_BYTES - 6)))
         assert client.answer().status == 200
         client.send(head("GET", "/livez?" + "a" * (TARGET_MAX_BYTES - 5)))
         long = client.answer()
         assert (long.status, long.code) == (414, "invalid_request")
         assert f"{TARGET_MAX_BYTES} bytes, got {TARGET_MAX_BYTES + 1}" in long.body.decode()
+        client.send(head("GET", "/livez", *(f"X-{n}: a" for n in range(HEADERS_MAX))))
+        many = client.answer()
+        assert (many.status, many.code) == (431, "invalid_request")
+        assert f"{HEADERS_MAX} headers, got {HEADERS_MAX + 1}" in many.body.decode()
+
+
+def test_too_many_headers_are_refused_before_they_are_parsed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 kB of short headers none is parsed, also where the head has no end; a request of many lines is no head."""
+    parsed = []
+    handle = Connection.handle_events
+
+    def watched(connection: Connection) -> None:
+        parsed.append(len(connection.conn.trailing_data[0]))
+        handle(connection)
+
+    monkeypatch.setattr(Connection, "handle_events", watched)
+    for end in (b"\r\n", b""):
+        with RawClient(served.port) as client:
+            client.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * 7000 + end)
+            answer = client.answer()
+            assert (answer.status, answer.code) == (431, "invalid_request")
+            assert client.is_closed()
+    assert parsed == []
+    with RawClient(served.port) as client:
+        client.send(post("/embed", {"texts": ["a"]})[:-1] + b"\n" * 1000 + b"}")
+        assert client.answer().status == 400  # of a length that ends within the lines
+    with served.client() as other:
+        lines = b'{"texts": ["a"]' + b"\n" * 1000 + b"}"
+        assert other.post("/embed", content=lines, headers={"Content-Type": "application/json"}).status_code == 200
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100_001])
+def test_empty_lines_before_a_request_are_left_out(served: Served, size: int) -> None:
+    """Empty lines after a body, as some clients send them, are no request, however they are cut into packets."""
+    with RawClient(served.port) as client:
+        client.send(head())
+        assert client.answer().status == 200
+        lines = b"\r\n" * max(2, size // 2)
+        for start in range(0, len(lines), size):
+            client.send(lines[start : start + size])
+            asyncio.run(until(lambda: served.connections.held_bytes <= 1))
+        client.send(head())
+        assert client.answer().status == 200
+
+
+def test_others_are_answered_within_a_body_of_many_chunks(served: Served) -> None:
+    """A body in 100 000 chunks of one byte is parsed bit by bit, probes are answered meanwhile, and it is answered."""
+    content = b'{"texts": ["a"], "vectors": ["dense"]' + b" " * 100_000 + b"}"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n"
+    with RawClient(served.port) as client, RawClient(served.port) as other:
+        before = served.connections.turns.count
+        client.send(CHUNKED)
+        client.send(chunks)
+        other.send(head())
+        assert other.answer().status == 200
+        assert client.answer().status == 200
+        parts = served.connections.turns.count - before
+        assert parts >= len(chunks) // 8192
+        client.send(CHUNKED + b"1\r\n{\r\n" + b"0\r\n\r\n" + head() * 2)
+        assert [client.answer().status for _ in range(3)] == [400, 200, 200]
+
+
+def test_a_stop_waits_for_chunks_that_have_arrived(worker: Client) -> None:
+    """A body in chunks that a stop finds waiting for its turn is read to its end and answered."""
+    content = b'{"texts": ["a"], "vectors": ["dense"]' + b" " * 20_000 + b"}"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n"
+    with Served(worker.operations) as served, RawClient(served.port) as client:
+        client.send(CHUNKED + chunks[:60_000])
+        asyncio.run(until(lambda: served.running == {"/embed": 1}))
+        served.stop()
+        client.send(chunks[60_000:])
+        assert client.answer().status == 200
+        assert client.is_closed()
+    assert not served.connections.cut
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01\x00", b"HELLO\r\n\r\n", b"GET / HTTP/1.1\r\n bad\r\n\r\n"])
@@ -121,6 +197,44 @@ def test_what_is_not_http_is_refused_in_the_workers_form(served: Served, sent: b
         answer = client.answer()
         assert (answer.status, answer.code) == (400, "invalid_request")
         assert client.is_closed()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        head("POST", "/embed", "Content-Type: application/json", "Content-Length: 3", "Transfer-Encoding: chunked"),
+        head("POST", "/embed", "Transfer-Encoding: chunked").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        head("POST", "/embed", "Content-Length: 3", "Content-Length: 4"),
+        head("POST", "/embed", "Transfer-Encoding: gzip, chunked"),
+        head("POST", "/embed", "Transfer-Encoding : chunked"),
+    ],
+    ids=["both", "1.0", "two lengths", "two codings", "blank"],
+)
+def test_a_body_of_two_readings_is_refused(served: Served, sent: bytes) -> None:
+    """A request that a proxy may have read otherwise is refused, and what follows it is no request."""
+    with RawClient(served.port) as client:
+        client.send(sent + b"0\r\n\r\n" + head())
+        answer = client.answer()
+        assert (answer.status, answer.code) == (400, "invalid_request")
+        assert client.is_closed()
+    assert refusals(served) == {"invalid_http": 1}
+
+
+def test_a_client_that_resets_its_connection_is_no_defect(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal to a client that has gone meanwhile is no error of the worker."""
+
+    def write_eof(_transport: object) -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", write_eof)
+    with RawClient(served.port) as client:
+        client.send(head("POST", "/nowhere", "Content-Length: 2") + b"{}" + b"HELLO\r\n\r\n")
+        assert client.answer().status == 404
+        assert client.answer().status == 400
+    asyncio.run(until(lambda: len(served.connections) == 0))
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_refused_clients_share_a_line_of_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:

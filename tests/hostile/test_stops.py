@@ -84,6 +84,17 @@ def test_no_client_delays_a_stop(
         assert dict(served.connections.cut) == cut
 
 
+def test_what_is_cut_is_counted_once(worker: Client) -> None:
+    """A client that is told that its body came too slowly, and still reads that at the end of the time, is one."""
+    limits = ConnectionLimits(stop_progress_s=0.2, linger_s=60)
+    with Served(worker.operations, limits=limits) as served, RawClient(served.port) as client:
+        within_body(client, served)
+        served.stop()
+        answer = client.answer()
+        assert (answer.status, answer.code) == (408, "invalid_request")
+    assert dict(served.connections.cut) == {"sending": 1}
+
+
 def test_an_answer_that_is_read_is_read_to_its_end(worker: Client) -> None:
     """A stop waits for a client that reads."""
     with Served(worker.operations) as served, RawClient(served.port, receive_buffer=4096) as client:

@@ -115,6 +115,16 @@ def test_stopping_waits_for_every_job_that_was_taken(stopped: list[int]) -> None
     assert stopped == [signal.SIGTERM]
 
 
+def test_the_signal_begins_the_time_of_the_shutdown(stopped: list[int]) -> None:
+    """The signal calls `on_close` immediately, not at the next poll, which may be a minute away."""
+    closed: list[bool] = []
+    intake = Intake(4, set, lambda: 100, on_close=lambda: closed.append(True))
+    intake(1)
+    assert closed == []
+    signal.raise_signal(signal.SIGTERM)
+    assert closed == [True]
+
+
 def test_an_idle_worker_stops_at_its_next_poll(stopped: list[int]) -> None:
     """A worker without jobs passes the signal on at its next poll."""
     intake = Intake(4, set, lambda: 100)

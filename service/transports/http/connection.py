@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import re
 import sys
+from contextlib import suppress
 from typing import Any, Final
 
 import h11
@@ -39,6 +41,16 @@ HELD_MAX_BYTES: Final = 65_536
 
 _PART_BYTES: Final = 8192
 """Size of the parts in which h11 gets what a client sends, since it bounds what is incomplete after a part."""
+
+_CHUNKED_PART_BYTES: Final = 512
+"""The same for a body in small chunks, of which h11 takes 10 microseconds each."""
+
+_PART_MAX_LINES: Final = 64
+"""Lines of a part of a body in chunks beyond which its chunks may be small; each has two."""
+
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*+")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_TOO_MANY_HEADERS: Final = f"a request must have at most {HEADERS_MAX} headers"
 
 _PARSER_LOG: Final = logging.getLogger("uvicorn.error.requests")
 _PARSER_LOG.setLevel(logging.ERROR)  # invalid requests are counted, and logged once a minute
@@ -92,6 +104,7 @@ class Connection(H11Protocol):
         self._held = bytearray()
         self._head_since: float | None = 0.0
         self._is_restricted = False
+        self._is_chunked = False
         self._is_over = False
         self._refused_at: float | None = None
         self._received = 0  # bytes
@@ -128,8 +141,18 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._head_since = None
+            names = {name for name, _ in self.headers}
+            self._is_chunked = b"transfer-encoding" in names
             self._received_before = (self.loop.time(), self._received)
             self._registry.works(self)
+            if self._is_chunked and (b"content-length" in names or self.scope["http_version"] == "1.0"):
+                self._registry.refused("invalid_http")
+                self._refuse(
+                    InvalidRequest(
+                        "a request with Transfer-Encoding must be HTTP/1.1 and have no Content-Length, since a proxy "
+                        "in between may read another body; send one of the two"
+                    )
+                )
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, or begin one that has arrived already."""
@@ -149,12 +172,9 @@ class Connection(H11Protocol):
         """Refuse what h11 does not understand, which was sent where a request or a part of its body should be."""
         error = sys.exc_info()[1]
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
-            self._registry.refused("head_too_large")
-            self._refuse(
-                HeadTooLarge(
-                    f"the head of a request, and of a chunk of its body, must have at most {HEAD_MAX_BYTES} bytes, got "
-                    "more; send fewer and shorter headers"
-                )
+            self._refuse_head(
+                f"the head of a request, and of a chunk of its body, must have at most {HEAD_MAX_BYTES} bytes, got "
+                "more; send fewer and shorter headers"
             )
         else:
             self._registry.refused("invalid_http")
@@ -163,6 +183,8 @@ class Connection(H11Protocol):
     @property
     def activity(self) -> Activity:
         """What the connection does."""
+        if self._refused_at is not None:
+            return "waiting"
         if self._is_receiving:
             return "sending"
         if self._is_serving and not self.cycle.response_started:
@@ -196,9 +218,14 @@ class Connection(H11Protocol):
         elif not self._is_serving:
             self._check_wait(now)
 
+    def proceed(self) -> None:
+        """Parse a part of a body in chunks, whose turn it is."""
+        self._feed(has_turn=True)
+
     def shutdown(self) -> None:
         """Close the connection after the answer that is under way, or now."""
-        self._held.clear()
+        if not self._is_receiving:
+            self._held.clear()
         super().shutdown()
 
     def abort(self) -> None:
@@ -226,19 +253,30 @@ class Connection(H11Protocol):
         """Bytes of answers that wait for the client."""
         return self.transport.get_write_buffer_size()
 
-    def _feed(self) -> None:
-        """Parse what was received, up to the end of a request, and hold the rest until it is answered."""
+    def _feed(self, *, has_turn: bool = False) -> None:
+        """Parse what was received, up to the end of a request, and hold the rest until it is answered.
+
+        Args:
+            has_turn: whether one part of a body in chunks may be parsed now.
+        """
         while self._held and not self.transport.is_closing() and self._refused_at is None:
             if self._is_serving and not self._is_receiving:
                 break
-            is_between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-            if is_between and self._held.startswith(b"\r\n"):
-                del self._held[:2]  # some clients send an empty line after a body (RFC 9112, 2.2)
-                continue
-            part = bytes(self._held[:_PART_BYTES])
-            del self._held[:_PART_BYTES]
+            part_bytes = _PART_BYTES
+            if self.conn.their_state is h11.IDLE:
+                if not self._is_head_next():
+                    break
+            elif self._is_chunked:
+                if not has_turn:
+                    self._registry.turns.wait(self)
+                    break
+                has_turn = False
+                if self._held.count(b"\n", 0, _PART_BYTES) > _PART_MAX_LINES:
+                    part_bytes = _CHUNKED_PART_BYTES
+            part = bytes(self._held[:part_bytes])
+            del self._held[:part_bytes]
             super().data_received(part)
-        if self._is_serving and len(self._held) > HELD_MAX_BYTES:
+        if len(self._held) > HELD_MAX_BYTES:
             self.flow.hold()
         else:
             self.flow.release()
@@ -247,6 +285,20 @@ class Connection(H11Protocol):
         elif not self._is_serving and not self._is_discarding:
             has_begun = bool(self.conn.trailing_data[0])
             self._head_since = (self._head_since or self.loop.time()) if has_begun else None
+
+    def _is_head_next(self) -> bool:
+        """Leave out empty lines, and return whether a part of a head follows, which is refused if it is too large."""
+        begun = self.conn.trailing_data[0]
+        if not begun:
+            empty = _EMPTY_LINES.match(self._held)  # some clients send one after a body (RFC 9112, 2.2)
+            del self._held[: empty.end() if empty else 0]
+            if bytes(self._held[:2]) in (b"", b"\r"):
+                return False
+        headers = _headers_in(begun + self._held[:_PART_BYTES])
+        if headers > HEADERS_MAX:
+            self._refuse_head(f"{_TOO_MANY_HEADERS}, got {headers} or more; send fewer")
+            return False
+        return True
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request by the application, or refuse it for its head."""
@@ -276,9 +328,7 @@ class Connection(H11Protocol):
         """Why a request is refused before the application sees it."""
         if len(scope["headers"]) > HEADERS_MAX:
             self._registry.refused("head_too_large")
-            return HeadTooLarge(
-                f"a request must have at most {HEADERS_MAX} headers, got {len(scope['headers'])}; send fewer"
-            )
+            return HeadTooLarge(f"{_TOO_MANY_HEADERS}, got {len(scope['headers'])}; send fewer")
         target = len(scope["raw_path"]) + len(scope["query_string"])
         if target > TARGET_MAX_BYTES:
             self._registry.refused("target_too_long")
@@ -322,7 +372,7 @@ class Connection(H11Protocol):
 
     def _sends_too_slowly(self, now: float, timeout_s: float) -> bool:
         since, received = self._received_before
-        is_asked_to_wait = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        is_asked_to_wait = self._held or self.flow.read_paused or self.cycle.waiting_for_100_continue
         if is_asked_to_wait or self._received - received >= PROGRESS_MIN_BYTES:
             self._received_before = (now, self._received)
             return False
@@ -352,8 +402,13 @@ class Connection(H11Protocol):
             return
         self.flow.resume_reading()
         self.transport.write(_response(error))
-        if self.transport.can_write_eof():
+        with suppress(OSError):  # the client has reset the connection, which the event loop has not said yet
             self.transport.write_eof()
+
+    def _refuse_head(self, message: str) -> None:
+        """Refuse a head that is too large."""
+        self._registry.refused("head_too_large")
+        self._refuse(HeadTooLarge(message))
 
     def _end(self) -> None:
         """Cancel the task of the request that is under way."""
@@ -363,6 +418,15 @@ class Connection(H11Protocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Serve a request that offers another protocol without a line in the log."""
+
+
+def _headers_in(begun: bytes) -> int:
+    """The lines of the first head in what was received, without its first line; fewer if they are not too many."""
+    count = begun.count(b"\n")
+    if count - 1 > HEADERS_MAX:
+        end = _HEAD_END.search(begun)
+        count = begun.count(b"\n", 0, end.start() + 1) if end else count
+    return count - 1
 
 
 def _response(error: WorkerError) -> bytes:

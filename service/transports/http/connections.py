@@ -14,6 +14,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.transports.http.gate import PROBES
 from service.transports.http.refusals import Reason, Refusals
+from service.transports.http.turns import Turns
 
 CONNECTION_BYTES: Final = 524_288
 """Maximum memory of a connection in bytes: what it has sent and nobody has read, one read, and its buffer of answers.
@@ -167,12 +168,14 @@ class Connections:
     Attributes:
         is_stopping: whether the server shuts down, so that clients that have stopped are cut soon.
         cut: the connections that a shutdown has closed in the middle of something, by what it was.
+        turns: the turns of bodies in chunks.
     """
 
     def __init__(self, limits: ConnectionLimits, metrics: Callable[[], Metrics | None] = lambda: None) -> None:
         self.limits = limits
         self.is_stopping = False
         self.cut: Counter[Activity] = Counter()
+        self.turns = Turns()
         self._refusals = Refusals(metrics)
         self._open: dict[Client, None] = {}
         self._waiting: dict[Client, None] = {}  # in the order in which they began to wait
@@ -288,7 +291,7 @@ class Connections:
         while self._open and loop.time() < until:
             await asyncio.sleep(_CLOSING_INTERVAL_S)
             self.check(loop.time())
-        self.cut.update(client.activity for client in self._open)
+        self.cut.update(client.activity for client in self._open if client.activity != "waiting")
         for client in list(self._open):
             client.abort()
         await asyncio.sleep(0)  # in which their requests notice it

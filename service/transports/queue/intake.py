@@ -59,6 +59,7 @@ class Intake:
         wanted: returns the number of jobs to hold.
         max_bytes: maximum bytes of the inputs of held jobs, beyond which no further job is taken.
         is_full: returns whether running requests leave no memory for another job.
+        on_close: called by the signal that closes the intake, within its handler.
         clock: monotonic clock in seconds.
     """
 
@@ -70,6 +71,7 @@ class Intake:
         *,
         max_bytes: int = HELD_INPUTS_MAX_BYTES,
         is_full: Callable[[], bool] = lambda: False,
+        on_close: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.capacity = max(CAPACITY_MIN_JOBS, jobs_max + jobs_max // 4)
@@ -77,6 +79,7 @@ class Intake:
         self._wanted = wanted
         self._max_bytes = max_bytes
         self._is_full = is_full
+        self._on_close = on_close
         self._clock = clock
         self._begun: dict[str, int] = {}
         self._taken = 0
@@ -93,6 +96,7 @@ class Intake:
     def close(self, _signal: int = signal.SIGTERM, _frame: FrameType | None = None) -> None:
         """Take no more jobs and stop when all are answered; a signal handler."""
         self._closed = True
+        self._on_close()
 
     def __call__(self, _current: int) -> int:
         """The limit for the next poll. If the intake is closed and no job is left, stop the SDK."""

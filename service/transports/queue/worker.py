@@ -26,7 +26,7 @@ from service.operations import Operations
 from service.operations.store_access import NO_STORE
 from service.readiness import checks
 from service.settings import Settings
-from service.shutdown import exit_on_signals
+from service.shutdown import end_process_after, exit_on_signals
 from service.transports.queue import local_run
 from service.transports.queue.concurrency import Concurrency
 from service.transports.queue.intake import HELD_INPUTS_MAX_BYTES, Intake
@@ -144,14 +144,21 @@ def _run_sdk(handler: Handler, operations: Operations, settings: Settings, progr
         scale_up=settings.scale_up_threshold,
         scale_down=settings.scale_down_threshold,
     )
+    closing, lost = threading.Event(), threading.Event()
     intake = Intake(
         settings.max_concurrency,
         lambda: {job.id for job in JobsProgress()},
         lambda: concurrency.wanted,
         max_bytes=held_inputs_max_bytes(settings),
         is_full=lambda: operations.memory.reserved_bytes > _RESERVED_MAX_SHARE * operations.memory.total_bytes,
+        on_close=closing.set,
     )
-    lost = threading.Event()
+    end_process_after(
+        settings.shutdown_grace_s,
+        lambda: 1 if lost.is_set() else 0,
+        begun=closing,
+        rest=lambda: f"{JobsProgress().get_job_count()} jobs, which the platform gives to another worker",
+    )
 
     def stop() -> None:
         lost.set()
