@@ -35,7 +35,8 @@ PUBLIC: Final[dict[str, str]] = {
         DiskSpace EdgeStore
     """,
     "qdrant_sink.searching": """
-        OFFSET_MAX OVERSAMPLING Admit BranchRank Explained Explanation Hit PartReader PartSizes Plan Rescoring RowMatch
+        OFFSET_MAX OVERSAMPLING PORTION_MAX_BYTES
+        Admit BranchRank Explained Explanation Hit PartReader PartSizes Plan Rescoring RowMatch
         Search SearchOptions SearchPage Searchable TokenMatch check_kinds conform_query default_branches explain
         recommend run search_pages with_branches
     """,

@@ -50,6 +50,9 @@ print(sorted(heavy & set(sys.modules)))
 
 
 PUBLIC = [
+    "BATCH_MAX_BYTES",
+    "IN_FLIGHT_MAX",
+    "PORTION_MAX_BYTES",
     "ANYWHERE",
     "Admit",
     "BATCH_MAX_POINTS",
