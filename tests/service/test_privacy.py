@@ -122,6 +122,7 @@ class _Broken:
     hidden_size = colbert_size = 192
     label = "broken"
     revision = None
+    window = 1000
 
     def observe(self, observer: object) -> None:
         """See `Embedder.observe`."""
