@@ -403,7 +403,7 @@ def test_connections_leave_descriptors_to_the_rest(descriptors: int, connections
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variables", [{}, {"HTTP_MAX_CONNECTIONS": "100000"}], ids=["default", "no limit"])
+@pytest.mark.parametrize("variables", [{}, {"HTTP_MAX_CONNECTIONS": "2000"}], ids=["default", "no limit"])
 def test_a_process_with_few_descriptors_stays_alive(tmp_path: Path, variables: dict[str, str]) -> None:
     """Three hundred silent connections at a limit of 256 descriptors leave the probes alive and the log short.
 
