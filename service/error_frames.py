@@ -6,13 +6,12 @@ stay until the garbage collector finds the circle. A refused read kept its last 
 
 from __future__ import annotations
 
-from traceback import clear_frames
-
 
 def forget_frames(error: BaseException) -> None:
-    """Release the local variables of the calls that an error has ended, and those of its causes.
+    """Release the calls that an error and its causes went through, with their local variables.
 
-    Calls that are still running keep theirs. The traceback still shows where the error comes from.
+    The tracebacks are let go, and no frame is cleared: several callers may have the same error, as of a call that they
+    share, and its traceback then has calls of others, which a cleared frame would end.
     """
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -20,5 +19,5 @@ def forget_frames(error: BaseException) -> None:
         cause = waiting.pop()
         if cause is not None and id(cause) not in seen:
             seen.add(id(cause))
-            clear_frames(cause.__traceback__)
+            cause.__traceback__ = None
             waiting += [cause.__cause__, cause.__context__]

@@ -8,8 +8,9 @@ import weakref
 
 import pytest
 
-from embedder import BODIES, InvalidRequest
+from embedder import BODIES, InvalidRequest, NotFound
 from service.error_frames import forget_frames
+from tests.service.client import PATIENCE
 
 
 class Portion:
@@ -47,3 +48,25 @@ def test_the_locals_of_failed_calls_go(*, is_chained: bool) -> None:
         assert read[0]() is None
     finally:
         gc.enable()
+
+
+def test_another_request_with_the_same_error_goes_on() -> None:
+    """Of two requests that share a failed call, the one that is answered first does not end the other."""
+    error = NotFound("the collection does not exist")
+
+    async def request(turn: asyncio.Event) -> str:
+        try:
+            raise error
+        except NotFound:
+            await turn.wait()
+        return "answered"
+
+    async def scenario() -> str:
+        turn = asyncio.Event()
+        other = asyncio.create_task(request(turn))
+        await asyncio.sleep(0)
+        forget_frames(error)
+        turn.set()
+        return await asyncio.wait_for(other, PATIENCE)
+
+    assert asyncio.run(scenario()) == "answered"
