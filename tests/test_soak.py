@@ -65,7 +65,8 @@ def test_five_thousand_jobs_do_not_grow_memory(tmp_path: Path) -> None:
         warm, thousand = 2_000 // SAMPLE_JOBS, 1_000 // SAMPLE_JOBS
         # One sample may include a running job, so medians of a thousand jobs are compared.
         assert median(memory[-thousand:]) <= 1.05 * median(memory[warm : warm + thousand])
-        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 8  # temporary connections and files
+        # Connections and files of a burst come and go, once 24 at a time; a leak would leave thousands.
+        assert max(descriptors[warm:]) <= max(descriptors[:warm]) + 40
         worker.terminate()
         assert worker.wait(WAIT_MAX_S) == 0
         assert "Traceback" not in worker.output
