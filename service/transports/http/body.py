@@ -128,12 +128,12 @@ def _decompress(decoder: Decoder, part: bytes, content: bytearray, memory: Reser
 
 async def _next(stream: AsyncIterator[bytes], timeout_s: float, deadline: float) -> bytes | None:
     """The next part of a body, which must come before a time of the event loop's clock; None at the end."""
-    loop = asyncio.get_running_loop()
+    pause_end = asyncio.get_running_loop().time() + timeout_s
     try:
-        async with asyncio.timeout_at(min(loop.time() + timeout_s, deadline)):
+        async with asyncio.timeout_at(min(pause_end, deadline)):
             return await anext(stream, None)
     except TimeoutError:
-        if loop.time() >= deadline:
+        if deadline <= pause_end:  # the event loop may wake up a moment before the time
             raise BodyStalled(
                 f"the body must arrive within {BODY_TIMEOUT_S:g} seconds; send it in parts, or compressed"
             ) from None
