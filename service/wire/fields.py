@@ -12,12 +12,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from embedder import KINDS, InvalidRequest, Kind
 from qdrant_sink import (
@@ -42,6 +44,9 @@ FIELDS_MAX = 1000
 
 KINDS_SHOWN_MAX = 6
 """Maximum number of kinds that an error lists."""
+
+_KEYS_OF_FIELD = frozenset({"default", "description", "title"})
+"""Keys of a JSON schema that describe a field rather than its value."""
 
 PATH_CHARACTERS_MAX = 255
 """Maximum length of a path of payload keys in characters."""
@@ -121,6 +126,22 @@ def without_nulls(raw: object) -> object:
     if isinstance(raw, dict) and None in raw.values():
         return {name: value for name, value in raw.items() if value is not None}
     return raw
+
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a field that may be null as well, beside its default and description."""
+    if _allows_null(schema):
+        return schema
+    of_field = {key: value for key, value in schema.items() if key in _KEYS_OF_FIELD}
+    of_value = {key: value for key, value in schema.items() if key not in _KEYS_OF_FIELD}
+    kinds = of_value["anyOf"] if of_value.keys() == {"anyOf"} else [of_value]
+    return {"anyOf": [*kinds, {"type": "null"}], **of_field}
+
+
+def _allows_null(schema: dict[str, Any]) -> bool:
+    if "anyOf" in schema:
+        return any(_allows_null(kind) for kind in schema["anyOf"])
+    return schema.get("type") == "null" or not schema.keys() & {"type", "$ref", "enum", "const"}
 
 
 def _check_field_count(raw: object) -> object:
@@ -272,6 +293,17 @@ class NullIsAbsence(BaseModel):
     @classmethod
     def _without_nulls(cls, raw: object) -> object:
         return without_nulls(_check_field_count(raw))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler.resolve_ref_schema(handler(core_schema))
+        required = described.get("required", ())
+        for name, field in described.get("properties", {}).items():
+            if name not in required:
+                described["properties"][name] = or_null(field)
+        if described.get("additionalProperties") is False:
+            described["additionalProperties"] = {"type": "null"}
+        return described
 
 
 class Wire(NullIsAbsence):

@@ -30,7 +30,7 @@ from service.validation import counted, invalid_field, is_unicode, shown
 from service.wire.answer_types import Count, Numbers, Rows, SparseAnswer
 from service.wire.body import Body
 from service.wire.errors import ResponseTooLarge, error_answer
-from service.wire.fields import NullIsAbsence
+from service.wire.fields import NullIsAbsence, or_null
 from service.wire.outcome import Answer, Outcome
 from service.wire.parsing import validated
 from service.wire.streamed import NUMBER_MAX_BYTES, Streamed
@@ -104,7 +104,7 @@ def _output(options: Any) -> Kind | None:
 
 _OPTIONS = {
     "type": "object",
-    "properties": {"output": {"enum": [*KINDS, None], "default": "dense", "description": "the kind of vector"}},
+    "properties": {"output": or_null({"enum": list(KINDS), "default": "dense", "description": "the kind of vector"})},
     "additionalProperties": False,
 }
 
@@ -114,7 +114,7 @@ class InferenceInput(NullIsAbsence):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    data_type: Annotated[Any, AfterValidator(_text_type), WithJsonSchema({"enum": ["text", None]})] = "text"
+    data_type: Annotated[Any, AfterValidator(_text_type), WithJsonSchema({"enum": ["text"]})] = "text"
     data: Annotated[str, AfterValidator(_unicode)]
     model: Annotated[str, Field(description="the served name, or one with :dense, :sparse or :colbert behind it")]
     output: Annotated[Kind | None, BeforeValidator(_output), WithJsonSchema(_OPTIONS), Field(alias="options")] = None

@@ -74,8 +74,8 @@ _INPUTS = {
         {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
     ]
 }
-_RIGHT = {"enum": ["right", "Right", None]}
-_PROMPT = {"enum": ["query", "passage", None]}
+_RIGHT = {"enum": ["right", "Right"]}
+_PROMPT = {"enum": ["query", "passage"]}
 
 
 class _Tei(NullIsAbsence):
@@ -107,7 +107,7 @@ class TeiSparseRequest(_Tei):
 class TeiEmbedRequest(TeiSparseRequest):
     """The body of `/`, and of `/embed` with `inputs`."""
 
-    normalize: Annotated[bool, AfterValidator(_is_normalized), WithJsonSchema({"enum": [True, None]})] = True
+    normalize: Annotated[bool, AfterValidator(_is_normalized), WithJsonSchema({"enum": [True]})] = True
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
 

@@ -112,21 +112,6 @@ def test_generated_requests_conform_to_the_description(served: Served, path: str
     check_case()
 
 
-def test_a_bare_enumeration_of_a_request_allows_null(served: Served) -> None:
-    """A field that may be null, as absent, is described so, also where its schema lists its values without a type."""
-    with served.client() as client:
-        document = client.get("/openapi.json").json()
-    requests_of = [schema for name, schema in document["components"]["schemas"].items() if name.endswith("Request")]
-    bare = [
-        field
-        for schema in requests_of
-        for name, field in schema["properties"].items()
-        if "enum" in field and "type" not in field and name not in schema.get("required", ())
-    ]
-    assert len(bare) >= 3
-    assert all(None in field["enum"] for field in bare)
-
-
 RICH: dict[str, list[dict[str, Any]]] = {
     "/embed": [
         {"texts": ["a", ""], "timings": True},
@@ -182,3 +167,38 @@ def test_answers_have_the_shape_that_is_described(served: Served) -> None:
         for response in responses:
             assert response.status_code == 200, response.text
             jsonschema.validate(response.json(), schema)
+
+
+def with_a_null(raw: Any) -> Iterator[tuple[Any, Any]]:
+    """Copies of a JSON value, each with another field of an object set to null, beside a copy without that field."""
+    if isinstance(raw, dict):
+        for name, value in raw.items():
+            rest = {key: other for key, other in raw.items() if key != name}
+            yield {**raw, name: None}, rest
+            yield from (({**raw, name: null}, {**raw, name: absent}) for null, absent in with_a_null(value))
+    elif isinstance(raw, list):
+        for index, value in enumerate(raw):
+            head, tail = raw[:index], raw[index + 1 :]
+            yield from (([*head, null, *tail], [*head, absent, *tail]) for null, absent in with_a_null(value))
+
+
+def fields_of(schemas: dict[str, Any], schema: dict[str, Any]) -> set[str]:
+    """All fields that a request of this schema may have."""
+    names = [branch["$ref"].rpartition("/")[2] for branch in schema.get("anyOf", [schema])]
+    return {field for name in names for field in schemas[name]["properties"]}
+
+
+@pytest.mark.parametrize("path", RICH)
+def test_null_is_absence_and_described_so(served: Served, path: str) -> None:
+    """A field that is null, known or not, is taken as absent, and the schema allows it wherever it is accepted."""
+    with served.client() as client:
+        document = client.get("/openapi.json").json()
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        described = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+        added = sorted({*fields_of(document["components"]["schemas"], schema), "unknown"} - RICH[path][0].keys())
+        pairs = [({**RICH[path][0], name: None}, RICH[path][0]) for name in added]
+        pairs += [pair for raw in RICH[path] for pair in with_a_null(raw)]
+        for null, absent in pairs:
+            accepted = client.post(path.format(model="mini"), json=null).is_success
+            assert accepted == client.post(path.format(model="mini"), json=absent).is_success, null
+            assert described.is_valid(null) or not accepted, null

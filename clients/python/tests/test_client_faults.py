@@ -275,7 +275,7 @@ def test_options_are_checked() -> None:
         with pytest.raises(TypeError, match="search has no parameter 'top_k'; it has collection, explain"):
             client.search("a", top_k=3)  # type: ignore[call-arg]
         with pytest.raises(TypeError, match="params has no parameter 'ef'"):
-            client.search("a", params={"ef": 3})  # type: ignore[typeddict-unknown-key]
+            client.search("a", params={"ef": 3})  # type: ignore[arg-type]
         with pytest.raises(InvalidOption, match="JSON cannot represent"):
             client.embed("\ud800")
     for invalid in ({"retries": -1}, {"concurrency": 0}, {"texts_per_request": 0}, *TIMEOUTS):

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from service.wire.fields import or_null
 from service.wire.openai_requests import EmbeddingsRequest
 from service.wire.parsing import request_type
 from service.wire.qdrant_inference import INFERENCE, InferenceRequest
@@ -244,8 +245,8 @@ def components() -> Json:
         described = schemas[request_type(route.operation).__name__]
         properties = {
             **described["properties"],
-            "operation": {"const": route.operation, "description": "the operation of the path; may be omitted"},
-            "timings": {"type": "boolean", "default": False, "description": "answer with seconds per stage"},
+            "operation": or_null({"const": route.operation, "description": "that of the path; may be omitted"}),
+            "timings": or_null({"type": "boolean", "default": False, "description": "answer with seconds per stage"}),
         }
         required = [field for field in described.get("required", []) if field != "operation"]
         if route.passages:

@@ -180,7 +180,7 @@ def _plain(value: Any, *, names: bool = False) -> Any:
         return value
     kinds = [kind for kind in value.get("anyOf", ()) if kind != {"type": "null"}] if not names else []
     if len(kinds) == 1:
-        value = {**kinds[0], **{key: item for key, item in value.items() if key not in {"anyOf", "default"}}}
+        value = {**kinds[0], **{key: item for key, item in value.items() if key != "anyOf" and item is not None}}
     left_out = set() if names else {"title"} | ({"description"} if "properties" in value else set())
     return {key: _plain(item, names=key == "properties") for key, item in value.items() if key not in left_out}
 

@@ -17,18 +17,18 @@ from bge_m3_qdrant_client.fields import Field, Fields
 class EmbedOptions(TypedDict, total=False):
     """Keyword parameters of `Client.embed`."""
 
-    batch_size: int
+    batch_size: int | None
     """At least 0; at most 1000000; 0 by default."""
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16"] | None
     """`float32` by default."""
-    include_text: bool
+    include_text: bool | None
     """True by default."""
-    is_passage: bool
+    is_passage: bool | None
     """False by default."""
     max_length: int | None
     """At least 3."""
     return_vectors: bool | None
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
     vectors: Sequence[Literal["dense", "sparse", "colbert"]] | None
     """At least 1 item."""
@@ -37,7 +37,7 @@ class EmbedOptions(TypedDict, total=False):
 class Chunking(TypedDict, total=False):
     """Chunking of texts: at most `maxTokens` tokens per point, of which `overlap` repeat the end of the last one."""
 
-    max_tokens: int
+    max_tokens: int | None
     """At least 32; 512 by default."""
     overlap: int | None
     """At least 0."""
@@ -46,27 +46,27 @@ class Chunking(TypedDict, total=False):
 class IngestOptions(TypedDict, total=False):
     """Keyword parameters of `Client.ingest`."""
 
-    batch_size: int
+    batch_size: int | None
     """At least 0; at most 1000000; 0 by default."""
     chunk: Chunking | None
-    colbert_pooling: Literal["none", "mean"]
+    colbert_pooling: Literal["none", "mean"] | None
     """`none` by default."""
     collection: str | None
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16"] | None
     """`float32` by default."""
     id_scope: str | None
-    include_text: bool
+    include_text: bool | None
     """True by default."""
-    is_passage: bool
+    is_passage: bool | None
     """True by default."""
     max_length: int | None
     """At least 3."""
-    mode: Literal["upsert", "insertOnly"]
+    mode: Literal["upsert", "insertOnly"] | None
     """`upsert` by default."""
     return_vectors: bool | None
     text_key: str | None
     """At least 1 character; at most 255 characters."""
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
     vectors: Sequence[Literal["dense", "sparse", "colbert"]] | None
     """At least 1 item."""
@@ -76,7 +76,7 @@ class Like(TypedDict, total=False):
     """Stored points instead of queries: hits are similar to `positive` and dissimilar to `negative` points."""
 
     id_scope: str | None
-    negative: Sequence[int | str]
+    negative: Sequence[int | str] | None
     """At most 100 items."""
     positive: Required[Sequence[int | str]]
     """At least 1 item; at most 100 items."""
@@ -85,54 +85,54 @@ class Like(TypedDict, total=False):
 class QuantizationParams(TypedDict, total=False):
     """Use of the quantized vectors, if the collection has them."""
 
-    ignore: bool
+    ignore: bool | None
     """False by default."""
-    oversampling: float
+    oversampling: float | None
     """At least 1; at most 100; 3.0 by default."""
-    rescore: bool
+    rescore: bool | None
     """True by default."""
 
 
 class SearchParams(TypedDict, total=False):
     """Parameters of the search in Qdrant: `hnswEf` widens the graph search, `exact` searches without the index."""
 
-    exact: bool
+    exact: bool | None
     """False by default."""
     hnsw_ef: int | None
     """At least 1; at most 100000."""
-    indexed_only: bool
+    indexed_only: bool | None
     """False by default."""
-    quantization: QuantizationParams
+    quantization: QuantizationParams | None
 
 
 class SearchOptions(TypedDict, total=False):
     """Keyword parameters of `Client.search`."""
 
     collection: str | None
-    explain: bool
+    explain: bool | None
     """False by default."""
     filter: Mapping[str, Any] | None
-    fusion: Literal["rrf", "dbsf"]
+    fusion: Literal["rrf", "dbsf"] | None
     """`rrf` by default."""
     group_by: str | None
     """At most 255 characters."""
-    group_size: int
+    group_size: int | None
     """At least 1; at most 100; 1 by default."""
     like: Like | None
-    limit: int
+    limit: int | None
     """At least 1; at most 10000; 10 by default."""
-    offset: int
+    offset: int | None
     """At least 0; at most 100000; 0 by default."""
-    params: SearchParams
-    prefetch: int
+    params: SearchParams | None
+    prefetch: int | None
     """At least 1; at most 100000; 100 by default."""
     rerank: Literal["colbert"] | None
-    rrf_k: int
+    rrf_k: int | None
     """At least 1; at most 1000000; 60 by default."""
     score_threshold: float | None
     text_key: str | None
     """At least 1 character; at most 255 characters."""
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
     using: Sequence[Literal["dense", "sparse", "colbert"]] | None
     """At least 1 item."""
@@ -149,9 +149,9 @@ class ScoreOptions(TypedDict, total=False):
     """At least 3."""
     max_query_length: int | None
     """At least 3."""
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
-    weights: Sequence[float]
+    weights: Sequence[float] | None
     """At least 3 items; at most 3 items."""
 
 
@@ -161,7 +161,7 @@ class RerankOptions(TypedDict, total=False):
     max_tokens_per_doc: int | None
     """At least 3."""
     model: str | None
-    return_documents: bool
+    return_documents: bool | None
     """False by default."""
     top_n: int | None
     """At least 1."""
@@ -174,7 +174,7 @@ class CountOptions(TypedDict, total=False):
 
     collection: str | None
     filter: Mapping[str, Any] | None
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
 
 
@@ -188,14 +188,14 @@ class DeleteOptions(TypedDict, total=False):
     id_scope: str | None
     ids: Sequence[int | str] | None
     """At least 1 item."""
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
 
 
 class OrderBy(TypedDict, total=False):
     """Order of points by a payload key with an index of integers, floats or datetimes."""
 
-    direction: Literal["asc", "desc"]
+    direction: Literal["asc", "desc"] | None
     """`asc` by default."""
     key: Required[str]
     """At most 255 characters."""
@@ -208,16 +208,16 @@ class PointsOptions(TypedDict, total=False):
     after: int | str | Mapping[str, Any] | None
     """At least 0."""
     collection: str | None
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16"] | None
     """`float32` by default."""
     filter: Mapping[str, Any] | None
     id_scope: str | None
     ids: Sequence[int | str] | None
     """At least 1 item; at most 10000 items."""
-    limit: int
+    limit: int | None
     """At least 1; at most 10000; 10 by default."""
     order_by: OrderBy | None
-    timings: bool
+    timings: bool | None
     """Answer with seconds per stage; False by default."""
     with_payload: bool | Sequence[str] | Mapping[str, Sequence[str]]
     """True by default."""
