@@ -13,6 +13,14 @@ mini/       the trained miniature
 """
 
 from embedder.checkpoint.config import EncoderConfig
-from embedder.checkpoint.find import DEFAULT_MODEL, DEFAULT_REVISION, MINI, find_checkpoint, revision_of
+from embedder.checkpoint.find import DEFAULT_MODEL, DEFAULT_REVISION, MINI, find_checkpoint, find_tokenizer, revision_of
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_REVISION", "MINI", "EncoderConfig", "find_checkpoint", "revision_of"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "DEFAULT_REVISION",
+    "MINI",
+    "EncoderConfig",
+    "find_checkpoint",
+    "find_tokenizer",
+    "revision_of",
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from embedder.checkpoint.damage import reason_of
@@ -44,20 +45,38 @@ def find_checkpoint(model_id: str, revision: str | None = None, *, platform_cach
     Raises:
         ConfigurationError: there is no such checkpoint, it lacks a file, or it cannot be downloaded or stored.
     """
+    return _complete(_found(model_id, revision, platform_cache, _WEIGHTS))
+
+
+def find_tokenizer(model_id: str, revision: str | None = None, *, platform_cache: Path = PLATFORM_CACHE) -> Path:
+    """The folder of a checkpoint whose weights are not needed; they are not downloaded.
+
+    Args:
+        model_id: as `find_checkpoint` takes it.
+        revision: the same.
+        platform_cache: the same.
+
+    Raises:
+        ConfigurationError: there is no such checkpoint, or it cannot be downloaded or stored.
+    """
+    return _found(model_id, revision, platform_cache, ())
+
+
+def _found(model_id: str, revision: str | None, platform_cache: Path, weights: Sequence[str]) -> Path:
     if model_id == "mini":
-        return _complete(MINI)
+        return MINI
     local = Path(model_id)
     if local.is_dir():
-        return _complete(local)
+        return local
     if not _is_hub_name(model_id):
         raise ConfigurationError(
             f"MODEL_ID: must be `mini`, an existing directory or a hub name (OWNER/NAME), got {model_id!r}"
         )
     cached = _platform_snapshot(platform_cache, model_id, revision)
     if cached is not None:
-        return _complete(cached)
+        return cached
     pinned = revision or (DEFAULT_REVISION if model_id == DEFAULT_MODEL else "main")
-    return _complete(_download(model_id, pinned))
+    return _download(model_id, pinned, weights)
 
 
 def revision_of(checkpoint: Path) -> str | None:
@@ -104,7 +123,8 @@ def _platform_snapshot(cache: Path, model_id: str, revision: str | None) -> Path
     return None
 
 
-def _download(model_id: str, revision: str) -> Path:
+def _download(model_id: str, revision: str, weights: Sequence[str]) -> Path:
+    """The folder of a snapshot with its small files and the first of the files of weights that exists."""
     import socket
     import ssl
 
@@ -130,16 +150,16 @@ def _download(model_id: str, revision: str) -> Path:
     log_with_the_application()
     unreachable = hub_failure(http_error)
     try:
-        for weights in _WEIGHTS:
+        for wanted in [[*small, name] for name in weights] or [small]:
             path = Path(
                 snapshot_download(
                     model_id,
                     revision=revision,
-                    allow_patterns=[*small, weights],
+                    allow_patterns=wanted,
                     local_files_only=unreachable is not None,
                 )
             )
-            if (path / weights).is_file():
+            if (path / wanted[-1]).is_file():
                 break
     except refused as error:
         if unreachable is not None and not isinstance(error, errors.HFValidationError):

@@ -26,25 +26,32 @@ ROOT = Path(__file__).parents[2]
 LOCATE = """
 import sys
 from pathlib import Path
-from embedder.checkpoint import find_checkpoint
+from embedder.checkpoint import find_checkpoint, find_tokenizer
 from embedder.errors import ConfigurationError
-model, revision, platform_cache = sys.argv[1:]
+what, model, revision, platform_cache = sys.argv[1:]
+find = find_tokenizer if what == "tokenizer" else find_checkpoint
 try:
-    print(find_checkpoint(model, revision or None, platform_cache=Path(platform_cache)))
+    print(find(model, revision or None, platform_cache=Path(platform_cache)))
 except ConfigurationError as error:
     print("refused:", error)
 """
 
 
 def located(
-    model: str, home: Path, *, revision: str = "", platform_cache: str = "/nowhere", **environment: str
+    model: str,
+    home: Path,
+    *,
+    what: str = "checkpoint",
+    revision: str = "",
+    platform_cache: str = "/nowhere",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `find_checkpoint` in a fresh process whose hub cache is under `home`."""
+    """Run `find_checkpoint` or `find_tokenizer` in a fresh process whose hub cache is under `home`."""
     inherited = {
         key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
     }
     return subprocess.run(
-        [sys.executable, "-c", LOCATE, model, revision, platform_cache],
+        [sys.executable, "-c", LOCATE, what, model, revision, platform_cache],
         env=inherited | {"HF_HOME": str(home)} | environment,
         cwd=ROOT,
         capture_output=True,
@@ -144,6 +151,16 @@ def test_a_model_is_downloaded_from_a_hub_that_answers(tmp_path: Path, small_che
     assert folder.is_relative_to(tmp_path / "home" / "hub")
     for file in folder.iterdir():
         assert file.read_bytes() == (small_checkpoint / file.name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_tokenizer_is_downloaded_without_the_weights(tmp_path: Path, small_checkpoint: Path) -> None:
+    """A plan that only tokenizes does not wait for gigabytes of weights."""
+    with hub(small_checkpoint, DEFAULT_REVISION) as endpoint:
+        found = located(DEFAULT_MODEL, tmp_path / "home", what="tokenizer", HF_ENDPOINT=endpoint)
+    names = {file.name for file in Path(found.stdout.strip()).iterdir()}
+    assert {"config.json", "tokenizer.json"} <= names
+    assert not {"model.safetensors", "pytorch_model.bin"} & names
 
 
 @pytest.mark.parametrize(

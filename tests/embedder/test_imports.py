@@ -20,6 +20,7 @@ PACKAGES = {
         "MINI",
         "EncoderConfig",
         "find_checkpoint",
+        "find_tokenizer",
         "revision_of",
     },
     "embedder.engines": {
