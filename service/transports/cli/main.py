@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "mcp": "Serve searches to language models, as tools of MCP.",
     "ask": "Ask a collection, and show its hits.",
     "bulk": "Load files into a collection.",
+    "plan": "Plan sizes, servers, GPU hours and costs of a collection.",
     "complete": "Add vectors of further kinds to the points of a collection.",
     "demo": "Embed, store and search the bundled corpus.",
     "precision": "Compare a faster type with float32 on your model and texts.",
