@@ -12,9 +12,14 @@ errors      what can go wrong
 cancellation  whether the caller of a request has gone
 threads     the threads of blocking work, by kind
 timings     where the time of a request goes
+openmp      how many threads multiply matrices, at most
+cpu_quota   the processors that the container allows
 
-Importing this package imports neither torch nor a tokenizer; `Embedder.load` does.
+Importing this package imports neither torch nor a tokenizer; `Embedder.load` does. In a container with a CPU quota it
+sets the number of OpenMP's threads (see `openmp`), which has an effect until torch is imported.
 """
+
+import os as _os
 
 from embedder.cancellation import Cancellation, check_cancelled
 from embedder.checkpoint.find import DEFAULT_MODEL
@@ -33,6 +38,7 @@ from embedder.errors import (
     WorkerError,
     whereabouts,
 )
+from embedder.openmp import configure as _configure
 from embedder.scheduling.jobs import ResultObserver, ResultStream
 from embedder.scheduling.pool import BatchReport
 from embedder.scheduling.runner import Result
@@ -94,3 +100,5 @@ __all__ = [
     "timed",
     "whereabouts",
 ]
+
+_configure(_os.environ)

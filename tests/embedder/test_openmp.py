@@ -1,0 +1,121 @@
+"""OpenMP is told how many threads the container allows before torch loads it, and a user's own number wins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedder.openmp import configure
+from tests.loopback import free_port
+
+ROOT = Path(__file__).parents[2]
+LOAD = 'from embedder import Embedder, ModelOptions; Embedder.load(ModelOptions("mini", device="cpu"))'
+ENTRY_POINTS = {
+    "library": ["-c", LOAD],
+    "a module of the library": ["-c", "import embedder.model.model"],
+    "handler.py": ["handler.py", "--test_input", '{"input": {"texts": ["a"]}}'],
+    "serve": ["-m", "service", "serve"],
+    "queue": ["-m", "service", "queue", "--test_input", '{"input": {"texts": ["a"]}}'],
+    "ask": ["-m", "service", "ask", "a question"],
+    "precision": ["-m", "service", "precision", "--model", "mini", "--device", "cpu"],
+}
+TORCH = """
+import json, os, sys
+names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+found = {name: os.environ[name] for name in names if name in os.environ}
+print("torch", json.dumps(found), file=sys.stderr, flush=True)
+os._exit(0)
+"""
+"""A torch that tells what the real one would find in the environment, and ends the process."""
+
+QUOTA = """
+import os, sys, types
+quota = sys.modules["embedder.cpu_quota"] = types.ModuleType("embedder.cpu_quota")
+quota.cpu_quota = lambda: 1.0
+os.sched_getaffinity = lambda _: {0, 1, 2, 3}
+"""
+"""Run by Python before anything else: four processors, of whose time the container may use a quarter."""
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """The environment of a worker with the miniature, without variables of OpenMP but for these."""
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "QDRANT_", "PORT"))
+    }
+    return own | {"MODEL_ID": "mini", "GPU_DEVICE": "cpu", "QDRANT_PATH": str(folder / "store")} | variables
+
+
+def found_by_torch(folder: Path, arguments: list[str], **variables: str) -> dict[str, str]:
+    """The variables of OpenMP at the moment at which a process imports torch."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(TORCH)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment(folder, PYTHONPATH=path, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("torch ")]
+    assert lines, done.stderr
+    found: dict[str, str] = json.loads(lines[0].removeprefix("torch "))
+    return found
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_entry_point_sets_the_number_before_torch_loads(tmp_path: Path, name: str) -> None:
+    """In a container with a quota no more threads compute than it allows, however the worker is started."""
+    (tmp_path / "sitecustomize.py").write_text(QUOTA)
+    port = {"PORT": str(free_port())} if name == "serve" else {}
+    assert found_by_torch(tmp_path, ENTRY_POINTS[name], **port)["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_variables_of_a_user_reach_torch_unchanged(tmp_path: Path) -> None:
+    """What a user sets for OpenMP stays, and nothing is added that would override it."""
+    chosen = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "3"}
+    assert found_by_torch(tmp_path, ENTRY_POINTS["library"], **chosen) == chosen
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"), [(0.5, "1"), (1.0, "1"), (1.5, "2"), (2.4, "2"), (7.5, None), (8.0, None), (100.0, None)]
+)
+def test_there_are_no_more_threads_than_the_quota_allows(quota: float, threads: str | None) -> None:
+    """On 8 processors of which a container may use fewer, the threads are as many as its quota, rounded."""
+    variables: dict[str, str] = {}
+    configure(variables, quota=quota, processors=8)
+    assert variables.get("OMP_NUM_THREADS") == threads
+
+
+def test_a_user_decides_how_many_threads_there_are() -> None:
+    """`OMP_NUM_THREADS` of a user stays, also above the quota."""
+    variables = {"OMP_NUM_THREADS": "8"}
+    configure(variables, quota=2.0, processors=8)
+    assert variables["OMP_NUM_THREADS"] == "8"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux")
+def test_the_library_of_torch_takes_the_settings(tmp_path: Path) -> None:
+    """The OpenMP that torch brings has the number of threads that was set for it."""
+    script = (
+        "import os, embedder\nembedder.openmp.configure(os.environ, quota=1.0, processors=2)\nimport torch\n"
+        "print(torch.get_num_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "1"
