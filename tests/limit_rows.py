@@ -254,6 +254,8 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "embedder.engines.cuda:_SMALL_BLOCK_MAX_TOKENS",
         "embedder.engines.flagembedding:_PADDED_MAX_TOKENS",
         "embedder.engines.page_locked:LENT_MAX_BYTES",
+        "embedder.engines.shared_cores:TRIAL_INTERVAL_MAX_S",
+        "embedder.engines.shared_cores:WAITED_MAX_SHARE",
         "embedder.model.attention:_FLASH_HEAD_MAX_WIDTH",
         "embedder.model.graphs:CAPTURE_MAX_S",
         "embedder.model.row_pieces:_EXACT_MAX",

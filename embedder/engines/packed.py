@@ -16,6 +16,7 @@ from embedder.engines.devices import device_errors, memory_share
 from embedder.engines.engine import EncodedBatch, PendingBatch, ReadyBatch, TokenBatch, YieldPoint
 from embedder.engines.inputs import Inputs
 from embedder.engines.outputs import HeadInputs
+from embedder.engines.shared_cores import SharedCores
 from embedder.model.attention import DEFAULT_PIECES, Packing, PieceSizes
 from embedder.model.model import Model, load_model
 from embedder.vectors import Outputs
@@ -40,6 +41,7 @@ class PackedEngine:
         self.max_length = model.config.max_length
         self._model = model
         self._pieces = pieces
+        self._cores = SharedCores()
         self._cuda = None if model.device == "cpu" else CudaLauncher(model, graphs=graphs)
 
     @classmethod
@@ -58,8 +60,12 @@ class PackedEngine:
         """See `Engine.encode`. Float32 results equal FlagEmbedding's within 2e-5."""
         if self._cuda is not None:
             return self.launch(batch, outputs, yield_point).wait()
-        with device_errors(self.device), torch.inference_mode():
-            return self._encode_on_cpu(batch, outputs, yield_point or _never_yield)
+        with (
+            device_errors(self.device),
+            torch.inference_mode(),
+            self._cores.measured(yield_point or _never_yield) as measuring,
+        ):
+            return self._encode_on_cpu(batch, outputs, measuring)
 
     def warm(self) -> None:
         """See `Engine.warm`."""
