@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import bursts, cold_start, http_load
 from benchmarks.bursts import GOAL, Bursts
 from benchmarks.checkpoint import made
-from benchmarks.cold_start import ColdStart
+from benchmarks.cold_start import ColdStart, starts_table
 from benchmarks.http_load import BULK, CLIENTS, Load
 from benchmarks.machine import hardware, versions
 from benchmarks.report import kept_notes
@@ -103,22 +103,13 @@ def render(findings: Findings, *, notes: str) -> str:
 
 
 def _starts(findings: Findings) -> str:
-    names = list(dict.fromkeys(name for start in findings.starts for name in start.phases))
-    rows = [
-        (
-            start.transport,
-            f"{statistics.median(start.seconds):.1f}",
-            *(f"{start.phases[name]:.2f}" if name in start.phases else "" for name in names),
-        )
-        for start in findings.starts
-    ]
     size = "a small checkpoint" if findings.quick else "a checkpoint of full size"
     return (
         f"## Cold start\n\nSeconds from the start of the process to the first poll of the queue, or to `/ping` answered"
-        f" with 200, for {size} with random weights in the page cache; medians of {len(findings.starts[0].seconds)}"
+        f" with 200, or of the original design to its first query embedded, for {size} with random weights in the page"
+        f" cache; medians of {len(findings.starts[0].seconds)}"
         " starts. The phases are those of the log; the rest is the interpreter, the service's own modules, and the"
-        " checks before the first poll, a text embedded among them.\n\n"
-        + table(("transport", "ready after", *names), rows)
+        " checks before the first poll, a text embedded among them.\n\n" + starts_table(findings.starts)
     )
 
 

@@ -12,6 +12,7 @@ errors      what can go wrong
 cancellation  whether the caller of a request has gone
 threads     the threads of blocking work, by kind
 timings     where the time of a request goes
+frozen_imports  imports without the garbage collector
 openmp      how many threads multiply matrices, at most
 cpu_quota   the processors that the container allows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -17,9 +16,11 @@ from typing import Final, Literal, TypeVar
 
 from embedder.checkpoint.config import MAX_LENGTH_MIN, EncoderConfig
 from embedder.checkpoint.find import find_checkpoint, revision_of
+from embedder.checkpoint.readahead import read_ahead
 from embedder.chunking import Chunk, Chunker
 from embedder.engines.engine import Engine
 from embedder.errors import ConfigurationError, InvalidRequest
+from embedder.frozen_imports import frozen_imports
 from embedder.scheduling.delivery import delivered
 from embedder.scheduling.gathering import Gatherings
 from embedder.scheduling.jobs import GrowingJob, ResultObserver, ResultStream
@@ -120,11 +121,10 @@ class Embedder:
         started = time.perf_counter()
         checkpoint = find_checkpoint(options.model_id, options.revision)
         found = time.perf_counter()
-        from embedder.engines.calibration import calibrate
-        from embedder.engines.devices import choose_devices, choose_dtype
-
-        if not gc.get_freeze_count():  # once: what a further call finds may be a model that is going to be dropped
-            gc.freeze()
+        read_ahead(checkpoint, with_table=options.device != "cpu")
+        with frozen_imports():
+            from embedder.engines.calibration import calibrate
+            from embedder.engines.devices import choose_devices, choose_dtype
         imported = time.perf_counter()
         devices = choose_devices(options.device)
         tokenizer = Tokenizer(checkpoint)
@@ -133,6 +133,7 @@ class Embedder:
             raise ConfigurationError(
                 f"MODEL_ID: tokenizer.json has {tokenizer.vocabulary_size} tokens, the model has {rows}"
             )
+        tokenized = time.perf_counter()
         dtypes = [choose_dtype(options.dtype, device, engine=options.engine) for device in devices]
         if len(set(dtypes)) > 1:
             log.warning("devices compute in different types (%s), so vectors differ a little", ", ".join(dtypes))
@@ -154,14 +155,16 @@ class Embedder:
             engine.prepare(budget)
         log.info(
             "model ready: %s engine, %s, %s, %d tokens per batch; "
-            "seconds: checkpoint %.2f, torch %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f, graphs %.2f",
+            "seconds: checkpoint %.2f, torch %.2f, tokenizer %.2f, type %.2f, weights %.2f, warm-up %.2f, budget %.2f, "
+            "graphs %.2f",
             options.engine,
             " + ".join(engine.dtype for engine in engines),
             " + ".join(devices),
             budget,
             found - started,
             imported - found,
-            typed - imported,
+            tokenized - imported,
+            typed - tokenized,
             loaded - typed,
             warmed - loaded,
             measured - warmed,

@@ -199,7 +199,7 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         ["service.bulk.reading:FILES_CHECKED_MAX"],
     ),
     "growth of a checkpoint's archive": ("{:mb}", ["embedder.checkpoint.tensorfile:ARCHIVE_GROWTH_MAX_BYTES"]),
-    "header of a safetensors file": ("{:mb}", ["embedder.checkpoint.tensorfile:HEADER_MAX_BYTES"]),
+    "header of a safetensors file": ("{:mb}", ["embedder.checkpoint.damage:HEADER_MAX_BYTES"]),
     "`tokenizer.json`": ("{:mb}", ["embedder.checkpoint.damage:TOKENIZER_MAX_BYTES"]),
     "other JSON files of a checkpoint": ("{:mb}", ["embedder.checkpoint.damage:JSON_MAX_BYTES"]),
     "name of a vector": ("{:n} bytes", ["service.collection_config:NAME_MAX_BYTES"]),

@@ -5,6 +5,8 @@ config      config.json -> sizes
 weights     the encoder's and the heads' tensors, by name and shape
 tensorfile  one file of tensors, mapped a slice at a time
 convert     `pytorch_model.bin` -> safetensors, once
+copy_path   where that copy is kept
+readahead   the weights into the page cache, while torch is imported
 prefetch    a checkpoint into the hub's cache while an image is built
 damage      what is said of a file that cannot be read
 mini/       the trained miniature

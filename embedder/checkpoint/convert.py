@@ -1,11 +1,4 @@
-"""A safetensors copy of a `pytorch_model.bin`, made once and kept in the user's cache.
-
-$XDG_CACHE_HOME or ~/.cache
-└── bge-m3-qdrant
-    ├── DIGEST.safetensors    one per checkpoint folder; its metadata says of which file it is a copy
-    ├── DIGEST.lock           held while the copy is made
-    └── DIGEST.*.part         a copy in the making
-"""
+"""A safetensors copy of a `pytorch_model.bin`, made once and kept in the user's cache (see `copy_path`)."""
 
 from __future__ import annotations
 
@@ -22,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from embedder.checkpoint.copy_path import copy_path
 from embedder.checkpoint.damage import readable
 from embedder.checkpoint.tensorfile import CODES, TensorFile
 
@@ -45,18 +39,16 @@ def converted(source: Path, cache: Path | None = None) -> Path:
         OSError: the copy cannot be written.
         ConfigurationError: the source is damaged, cannot be read, or holds more than tensors.
     """
-    folder = _user_cache() if cache is None else cache
+    copy = copy_path(source, cache)
     with readable(source.name):
         identity = _identity(source)
-    digest = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:16]
-    copy = folder / f"{digest}.safetensors"
     if _is_copy(copy, identity):
         return copy
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{digest}.lock").open("wb") as lock:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with copy.with_suffix(".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_copy(copy, identity):
-            for abandoned in folder.glob(f"{digest}.*.part"):  # its writer is gone: we have the lock
+            for abandoned in copy.parent.glob(f"{copy.stem}.*.part"):  # its writer is gone: we have the lock
                 abandoned.unlink(missing_ok=True)
             _convert(source, copy, identity)
     return copy
@@ -120,11 +112,3 @@ def _identity(source: Path) -> str:
         file.seek(max(0, status.st_size - _ENDS_BYTES))
         digest.update(file.read(_ENDS_BYTES))
     return f"{status.st_size} {status.st_mtime_ns} {digest.hexdigest()}"
-
-
-def _user_cache() -> Path:
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise FileNotFoundError("no home directory") from error
-    return root / "bge-m3-qdrant"

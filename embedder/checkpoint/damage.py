@@ -19,6 +19,8 @@ from embedder.errors import ConfigurationError
 
 JSON_MAX_BYTES = 10_000_000
 """Maximum size of config.json and tokenizer_config.json in bytes; those of BGE-M3 have some 1000."""
+HEADER_MAX_BYTES = 10_000_000
+"""Maximum size of the header of a safetensors file in bytes; that of BGE-M3 has 45 000."""
 TOKENIZER_MAX_BYTES = 200_000_000
 """Maximum size of tokenizer.json in bytes; that of BGE-M3 has 17 MB."""
 

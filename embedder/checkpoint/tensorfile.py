@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedder.checkpoint.damage import damaged, readable
+from embedder.checkpoint.damage import HEADER_MAX_BYTES, damaged, readable
 from embedder.errors import ConfigurationError
 
 ARCHIVE_GROWTH_MAX_BYTES = 64_000_000
 """Maximum bytes by which the files in an archive may exceed the archive. `torch.save` does not compress them, so that a
 published archive is larger than its files; a compressed one of a few kilobytes can hold gigabytes."""
-HEADER_MAX_BYTES = 10_000_000
-"""Maximum size of the header of a safetensors file in bytes; that of BGE-M3 has 45 000."""
 SLICE_MAX_ELEMENTS = 2**24
 """Most elements of a slice, and most that are mapped at once: 64 MiB of float32."""
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

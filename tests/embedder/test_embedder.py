@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -373,6 +374,22 @@ def test_loading_spares_the_collector_what_stays() -> None:
     assert frozen > 50_000
     Embedder.load(options).close()
     assert gc.get_freeze_count() <= frozen
+
+
+def test_loading_reads_the_tokenizers_file_once() -> None:
+    """The largest file that Python reads at a start, 17 MB for BGE-M3, is opened once."""
+    opened: list[str] = []
+    loading = threading.Event()
+    loading.set()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and loading.is_set():
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    Embedder.load(ModelOptions("mini", dtype="float32", device="cpu", token_budget=512)).close()
+    loading.clear()  # a hook cannot be removed
+    assert [Path(name).name for name in opened].count("tokenizer.json") == 1
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(small_checkpoint: Path) -> None:

@@ -13,9 +13,9 @@ import torch
 
 from embedder.checkpoint import tensorfile
 from embedder.checkpoint.config import EncoderConfig
-from embedder.checkpoint.damage import JSON_MAX_BYTES, TOKENIZER_MAX_BYTES
+from embedder.checkpoint.damage import HEADER_MAX_BYTES, JSON_MAX_BYTES, TOKENIZER_MAX_BYTES
 from embedder.checkpoint.find import MINI
-from embedder.checkpoint.tensorfile import ARCHIVE_GROWTH_MAX_BYTES, HEADER_MAX_BYTES, TensorFile
+from embedder.checkpoint.tensorfile import ARCHIVE_GROWTH_MAX_BYTES, TensorFile
 from embedder.checkpoint.weights import read_head
 from embedder.errors import ConfigurationError
 from embedder.tokenizer import Tokenizer
