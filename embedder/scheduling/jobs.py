@@ -209,9 +209,9 @@ class ResultStream(Iterator[Results]):
                 stream.release([index for index, _ in portion])
 
     A portion is every result that is ready, in any order. All streams share a window of tokens: a result counts from
-    the start of its computation until its consumer releases it, however long it keeps the vectors; while the window
-    is used up nothing more is computed for any stream, so a consumer must not wait for further results before it
-    releases what it has. Nothing is computed before the first portion is asked for, so hundreds of streams can be
+    the start of its computation until its consumer has released it, and all others that were computed in the same batch
+    for this stream, as they may be views of one buffer. While the window is used up nothing more is computed for any
+    stream, so a consumer must not wait for further results before it releases what it has. Nothing is computed before the first portion is asked for, so hundreds of streams can be
     open while a few threads consume them.
 
     Leaving the `with` block, or `close`, cancels what is left and releases everything. One thread iterates; the
@@ -259,7 +259,7 @@ class ResultStream(Iterator[Results]):
         return portion
 
     def release(self, indices: Sequence[int]) -> None:
-        """The consumer is done with the results of these texts; each counts once."""
+        """The consumer is done with the results of these texts and keeps no view of them; each counts once."""
         self._release(indices)
 
     def wake(self) -> None:

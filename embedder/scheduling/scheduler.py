@@ -10,8 +10,9 @@ Rules, in the order in which they apply:
 3. A batch holds at most `budget` tokens, except that a longer text goes alone.
 4. A job's `cap` bounds how many of its texts share a batch.
 5. Jobs that stream share a `window`: while it is used up, by tokens that were taken and not released again,
-   their texts wait. So results never pile up in front of slow consumers, however many there are. The last text
-   taken may exceed it. A stream without a consumer takes nothing of it, so that many streams can be queued
+   their texts wait. So results never pile up in front of slow consumers, however many there are. What a stream took for
+   one batch counts until the last of it is released: a single result can hold the vectors of all. The last text
+   taken may exceed the window. A stream without a consumer takes nothing of it, so that many streams can be queued
    while few threads consume them.
 6. At a yield point of a batch of passages one batch of queries goes first, unless queries have taken more time of
    this pass than the pass itself: it might never end. A batch of which no job wants a result any more stops there.
@@ -130,13 +131,26 @@ class Pass(Generic[JobKey]):
 
 
 @dataclass(slots=True, eq=False)
+class _Portion:
+    """The texts of a stream in one batch.
+
+    Attributes:
+        tokens: of all of them, which the window gets back together.
+        held: how many of them are not released.
+    """
+
+    tokens: int = 0
+    held: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class _Job(Generic[JobKey]):
     """The state of one job until its last result is computed and released.
 
     Attributes:
         next: number of the first text that waits.
         computing: texts that are in a pass.
-        held: of a stream, texts that were taken and not released.
+        held: of a stream, the portion of each text that was taken and not released.
         consumed: whether its texts may be taken: of a stream, once somebody consumes it.
         wanted: whether somebody wants its results; if not, nothing of it waits.
         grows: whether further texts may come.
@@ -151,7 +165,7 @@ class _Job(Generic[JobKey]):
     grows: bool
     next: int = 0
     computing: int = 0
-    held: set[int] = field(default_factory=set)
+    held: dict[int, _Portion] = field(default_factory=dict)
     consumed: bool = True
     wanted: bool = True
     expected: int = 0
@@ -401,6 +415,7 @@ class Scheduler(Generic[JobKey]):
         queue = self._queues[priority]
         visited: list[_Job[JobKey]] = []
         picks: list[Pick[JobKey]] = []
+        portions: dict[JobKey, _Portion] = {}
         left = self.budget
         open_jobs: Iterable[_Job[JobKey]] = _popped(queue, visited)
         turn = 0
@@ -414,7 +429,7 @@ class Scheduler(Generic[JobKey]):
                 if length > left and picks:
                     continue
                 picks.append(Pick(job.key, job.next))
-                self._start(job, length)
+                self._start(job, length, portions)
                 left -= length
                 if turn < job.cap and job.next < len(job.lengths):
                     still_open.append(job)
@@ -427,10 +442,12 @@ class Scheduler(Generic[JobKey]):
             queue.append(opener)
         return Batch(tuple(picks), priority, self.budget - left) if picks else None
 
-    def _start(self, job: _Job[JobKey], length: int) -> None:
-        """The next text of a job leaves the queue."""
+    def _start(self, job: _Job[JobKey], length: int, portions: dict[JobKey, _Portion]) -> None:
+        """The next text of a job leaves the queue for a batch with these portions."""
         if job.streams:
-            job.held.add(job.next)
+            portion = job.held[job.next] = portions.setdefault(job.key, _Portion())
+            portion.tokens += length
+            portion.held += 1
             self._free -= length
         job.next += 1
         job.computing += 1
@@ -446,10 +463,12 @@ class Scheduler(Generic[JobKey]):
         return job.next < len(job.lengths) and (not job.streams or (job.consumed and self._free > 0))
 
     def _release(self, job: _Job[JobKey], indices: Sequence[int]) -> None:
-        """Give tokens back to the window, once each."""
-        released = job.held.intersection(indices)
-        job.held -= released
-        self._free += sum(job.lengths[index] for index in released)
+        """Give the tokens of portions of which nothing is held back to the window."""
+        for index in indices:
+            portion = job.held.pop(index, None)
+            if portion is not None:
+                portion.held -= 1
+                self._free += 0 if portion.held else portion.tokens
 
     def _check_size(self, tokens: int) -> None:
         if tokens > self.queue_tokens:

@@ -30,7 +30,7 @@ class Expected:
     streams: bool
     next: int = 0
     consumed: bool = False
-    held: set[int] = field(default_factory=set)
+    portions: list[tuple[int, set[int]]] = field(default_factory=list)
     computing: int = 0
     grows: bool = False
 
@@ -40,9 +40,14 @@ class Expected:
         return sum(self.lengths[self.next :])
 
     @property
+    def held(self) -> set[int]:
+        """Return the texts of a stream that were taken and not released."""
+        return set().union(*(held for _, held in self.portions))
+
+    @property
     def held_tokens(self) -> int:
-        """Return the tokens that the job holds of the window."""
-        return sum(self.lengths[index] for index in self.held)
+        """Return the tokens that the job holds of the window: those of each batch until all of it is released."""
+        return sum(tokens for tokens, held in self.portions if held)
 
 
 class Planning(RuleBasedStateMachine):
@@ -114,7 +119,8 @@ class Planning(RuleBasedStateMachine):
         """Release some results of a stream, twice."""
         key = data.draw(st.sampled_from(sorted(key for key, job in self.jobs.items() if job.held)))
         indices = data.draw(st.sets(st.sampled_from(sorted(self.jobs[key].held)), min_size=1))
-        self.jobs[key].held -= indices
+        for _, held in self.jobs[key].portions:
+            held -= indices
         for _ in range(2):
             self.scheduler.release(key, sorted(indices))
 
@@ -179,8 +185,10 @@ class Planning(RuleBasedStateMachine):
             assert not job.cap or len(indices) <= job.cap
             job.next += len(indices)
             job.computing += len(indices)
-            job.held |= set(indices) if job.streams else set()
-            tokens += sum(job.lengths[index] for index in indices)
+            own = sum(job.lengths[index] for index in indices)
+            if job.streams:
+                job.portions.append((own, set(indices)))
+            tokens += own
         assert batch.tokens == tokens
         assert tokens <= budget or len(batch.picks) == 1
 
@@ -461,9 +469,23 @@ def test_a_window_holds_streams_back_until_results_are_released() -> None:
     assert taken(scheduler) == []
     assert scheduler.waiting
     assert scheduler.tokens == 70
-    scheduler.release("slow", [0])
-    assert taken(scheduler) == [Pick("slow", 3)]
-    scheduler.release("slow", [0])  # releasing a text twice counts once
+    scheduler.release("slow", [0, 1, 2])
+    assert taken(scheduler) == [Pick("slow", 3), Pick("slow", 4), Pick("slow", 5)]
+    scheduler.release("slow", [0, 1, 2])  # releasing a text twice counts once
+    assert taken(scheduler) == []
+
+
+def test_a_result_counts_as_long_as_one_of_its_batch_is_held() -> None:
+    """A consumer that keeps one result of each batch never holds more batches than the window does."""
+    scheduler = scheduler_of(30, window=60)
+    scheduler.add("slow", [10] * 30, Priority.PASSAGE, streams=True)
+    scheduler.consume("slow")
+    first, second = taken(scheduler), taken(scheduler)
+    assert taken(scheduler) == []
+    scheduler.release("slow", [pick.index for pick in [*first[1:], *second[1:]]])
+    assert taken(scheduler) == [], "either batch has a result that is held"
+    scheduler.release("slow", [first[0].index])
+    assert [pick.index for pick in taken(scheduler)] == [6, 7, 8]
     assert taken(scheduler) == []
 
 
@@ -509,9 +531,8 @@ def test_a_text_longer_than_the_window_goes_alone() -> None:
     scheduler.add("job", [10, 50, 10], Priority.PASSAGE, streams=True)
     scheduler.consume("job")
     assert taken(scheduler) == [Pick("job", 0), Pick("job", 1)]
-    scheduler.release("job", [0])
     assert taken(scheduler) == []
-    scheduler.release("job", [1])
+    scheduler.release("job", [0, 1])
     assert taken(scheduler) == [Pick("job", 2)]
 
 
