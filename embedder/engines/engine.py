@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.vectors import Outputs, SparseVector
+from embedder.vectors import Kind, Outputs, SparseVector
 
 YieldPoint = Callable[[], None]
 """Called by a pass between two pieces of its work, so that more urgent work can run there."""
@@ -78,14 +78,14 @@ class EncodedBatch:
         sparse: the lexical weights of all texts.
         colbert: float32 or float16 [T - B, C], as asked for, rows of norm 1; text `b` owns `lengths[b] - 1`
             of them, in order.
-        colbert_is_finite: whether the engine found every number of `colbert` to be finite: it can where the rows are
-            made, and reads them once less.
+        finite: the kinds of which the engine found every number to be finite where it made them, so that nobody has
+            to read them again.
     """
 
     dense: NDArray[np.float32] | None
     sparse: SparseBatch | None
     colbert: NDArray[Any] | None
-    colbert_is_finite: bool = False
+    finite: frozenset[Kind] = frozenset()
 
 
 class PendingBatch(Protocol):

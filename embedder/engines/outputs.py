@@ -14,7 +14,7 @@ from torch import Tensor
 from embedder.engines.engine import EncodedBatch, SparseBatch, offsets_of
 from embedder.engines.inputs import Inputs
 from embedder.model.heads import Heads, SparseSlots, sparse_slots
-from embedder.vectors import Outputs
+from embedder.vectors import Kind, Outputs
 
 _COLBERT_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -73,13 +73,21 @@ class HeadInputs:
 
     def batch(self, arrays: Mapping[str, NDArray[Any]], texts: int) -> EncodedBatch:
         """The batch of so many texts, from what `launch` gave, on the host."""
-        finite = arrays.get("finite")
         return EncodedBatch(
             dense=arrays.get("dense"),
             sparse=None if self.entries is None else _weighted(self.entries, arrays["sparse"], texts),
             colbert=arrays.get("colbert"),
-            colbert_is_finite=finite is not None and bool(finite.all()),
+            finite=_finite_kinds(arrays),
         )
+
+
+def _finite_kinds(arrays: Mapping[str, NDArray[Any]]) -> frozenset[Kind]:
+    """Dense, if no row begins with NaN, and ColBERT by its flags: see `normalised_rows`."""
+    kinds: dict[Kind, bool] = {
+        "dense": "dense" in arrays and bool(np.isfinite(arrays["dense"][:, 0]).all()),
+        "colbert": "finite" in arrays and bool(arrays["finite"].all()),
+    }
+    return frozenset(kind for kind, finite in kinds.items() if finite)
 
 
 def _weighted(entries: SparseSlots, values: NDArray[np.float32], texts: int) -> SparseBatch:

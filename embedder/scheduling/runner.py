@@ -236,12 +236,12 @@ def _embeddings(texts: Sequence[Text], batch: EncodedBatch, lengths: Sequence[in
 
 
 def _not_finite(batch: EncodedBatch, lengths: Sequence[int]) -> Iterator[tuple[Kind, int]]:
-    """The kind and the text of each vector that is not finite; of a batch without one, nothing is looked at twice."""
-    if batch.dense is not None and not _is_finite(batch.dense):
+    """The kind and the text of each vector that is not finite; what the engine found to be finite is not read."""
+    if batch.dense is not None and "dense" not in batch.finite and not _is_finite(batch.dense):
         yield from (("dense", b) for b, row in enumerate(batch.dense) if not _is_finite(row))
-    if batch.sparse is not None and not _is_finite(batch.sparse.values):
+    if batch.sparse is not None and "sparse" not in batch.finite and not _is_finite(batch.sparse.values):
         yield from (("sparse", b) for b in range(len(batch.sparse)) if not _is_finite(batch.sparse[b].values))
-    if batch.colbert is not None and not batch.colbert_is_finite:
+    if batch.colbert is not None and "colbert" not in batch.finite:
         edges = offsets_of(np.array(lengths, dtype=np.int32) - 1)
         for b, (start, end) in enumerate(pairwise(edges.tolist())):
             if not _is_finite(batch.colbert[start:end]):

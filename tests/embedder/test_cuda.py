@@ -170,7 +170,7 @@ def test_batches_that_are_under_way_together_do_not_mix(mini: Bench) -> None:
         assert vectors.colbert is not None
         assert expected.colbert is not None
         np.testing.assert_array_equal(vectors.colbert, expected.colbert)
-        assert vectors.colbert_is_finite
+        assert vectors.finite >= {"dense", "colbert"}
 
 
 def test_what_is_not_finite_is_found_on_the_device(mini: Bench) -> None:
@@ -179,7 +179,7 @@ def test_what_is_not_finite_is_found_on_the_device(mini: Bench) -> None:
     assert isinstance(model.embedding, EmbeddingLayer)
     broken = replace(model.embedding, words=torch.full_like(model.embedding.words, torch.nan))
     encoded = PackedEngine(replace(model, embedding=broken)).encode(batch_of([8, 9]), Outputs())
-    assert not encoded.colbert_is_finite
+    assert not encoded.finite
     assert encoded.colbert is not None
     assert np.isnan(encoded.colbert).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 
 from embedder.engines import TokenBatch
 from embedder.engines.inputs import Inputs
+from embedder.engines.packed import PackedEngine
 from embedder.model import Packing
 from embedder.model.attention import WIDE_TILES_MIN_TOKENS, attends_by_tiles, tile_block
 from embedder.model.heads import sparse_slots
 from embedder.model.kernels import attention, norms, rows, text_spans_of, tiles_of
+from embedder.model.transformer import Embedding as EmbeddingLayer
+from embedder.vectors import Outputs
 from tests.embedder.bench import Bench
 from tests.embedder.texts import TEXTS
 
@@ -90,3 +94,15 @@ def test_a_row_that_is_not_finite_is_found(mini: Bench) -> None:
         rows, finite = mini.model.heads.colbert(states, torch.tensor([3, 2, 0]), torch.float16)
     assert finite.tolist() == [True, False, True]
     assert rows.isfinite().all(dim=1).tolist() == [True, False, True]
+
+
+def test_an_engine_says_which_kinds_are_finite(mini: Bench) -> None:
+    """What the engine found to be finite is told with the batch; one damaged text takes both kinds back."""
+    batch = TokenBatch.of([text.ids for text in mini.tokenizer.encode(["tool", "library", "data"], 16)])
+    assert mini.packed.encode(batch, Outputs()).finite == {"dense", "colbert"}
+    embedding = mini.model.embedding
+    assert isinstance(embedding, EmbeddingLayer)
+    words = embedding.words.clone()
+    words[int(batch.ids[batch.offsets[1] + 1])] = math.inf
+    damaged = PackedEngine(replace(mini.model, embedding=replace(embedding, words=words)))
+    assert damaged.encode(batch, Outputs()).finite == frozenset()

@@ -169,7 +169,7 @@ def test_a_damaged_text_spoils_itself_and_no_neighbour(lengths: list[int], part:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("width", [1024, 48])
 def test_rows_are_gathered_and_normalised(width: int, dtype: torch.dtype) -> None:
-    """The requested rows have norm 1 in the requested type and a finite flag; zeros stay zero."""
+    """The requested rows have norm 1 in the requested type, or are NaN and flagged; zeros stay zero."""
     states = draw(6, width, dtype=torch.float16)
     states[1] = 0
     states[2, 3] = math.nan
@@ -179,10 +179,12 @@ def test_rows_are_gathered_and_normalised(width: int, dtype: torch.dtype) -> Non
     exact = functional.normalize(states[chosen.long()].float(), dim=-1).to(dtype)
     assert close(ours[finite], exact[finite], torch.float32 if dtype == torch.float32 else torch.float16)
     assert finite.tolist() == [True, True, True, False, False, False, True]
+    assert ours[~finite].isnan().all()
     if DEVICE == "cpu":
         plain, plain_finite = rows.normalised_rows(states, chosen, dtype)
         assert torch.equal(plain_finite, finite)
         assert close(plain[finite], ours[finite], torch.float16)
+        assert plain[~finite].isnan().all()
         assert rows.normalised_rows(states, chosen[:2], dtype)[1].tolist() == [True, True]
 
 

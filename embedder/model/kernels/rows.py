@@ -18,7 +18,8 @@ def normalised_rows(states: Tensor, rows: Tensor, dtype: torch.dtype) -> tuple[T
         dtype: of the result.
 
     Returns:
-        [R, C] of `dtype`, and bool [R], whether a row of it is finite.
+        [R, C] of `dtype`, and bool [R], whether a row of it is finite. A row that is not is NaN throughout, so that its
+        first number tells it as well as its flag.
     """
     if has_triton(states.device):
         from embedder.model.kernels import triton_rows
@@ -32,7 +33,8 @@ def unit_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     unit = functional.normalize(rows.float(), dim=-1).to(dtype)
     if not unit.is_cuda and bool(unit.sum(dtype=torch.float32).isfinite()):  # one sum, if all are, as is the rule
         return unit, torch.ones(len(unit), dtype=torch.bool)
-    return unit, unit.isfinite().all(dim=1)
+    finite = unit.isfinite().all(dim=1)
+    return unit.masked_fill_(~finite[:, None], torch.nan), finite
 
 
 def entry_maxima(states: Tensor, weight: Tensor, bias: Tensor, slots: Tensor, size: int) -> Tensor:

@@ -47,8 +47,9 @@ def _normalised_rows(states, rows, out, finite, WIDTH: tl.constexpr, BLOCK: tl.c
     row = tl.load(rows + number).to(tl.int64) * WIDTH
     v = tl.load(states + row + columns, mask=inside, other=0.0).to(tl.float32)
     v = v / tl.maximum(tl.sqrt_rn(tl.sum(v * v, 0)), 1e-12, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(out + number.to(tl.int64) * WIDTH + columns, v, mask=inside)
     damaged = tl.sum(tl.where(tl.abs(v) < float("inf"), 0, 1), 0)  # NaN is not below infinity
+    v = tl.where(damaged == 0, v, float("nan"))
+    tl.store(out + number.to(tl.int64) * WIDTH + columns, v, mask=inside)
     tl.store(finite + number, damaged == 0)
 
 
