@@ -22,12 +22,15 @@ class Outputs:
         sparse: whether to compute the lexical weights.
         colbert: whether to compute the ColBERT rows.
         colbert_type: type in which ColBERT rows leave the device and are handed out.
+        also_float16: of a batch whose jobs want both types, whether its float32 rows leave the device in float16 as
+            well.
     """
 
     dense: bool = True
     sparse: bool = True
     colbert: bool = True
     colbert_type: ColbertType = "float32"
+    also_float16: bool = False
 
     def __post_init__(self) -> None:
         if not (self.dense or self.sparse or self.colbert):
@@ -46,13 +49,15 @@ class Outputs:
         return tuple(kind for kind in KINDS if getattr(self, kind))
 
     def __or__(self, other: Outputs) -> Outputs:
-        """The outputs that serve both: ColBERT in the wider of the types that are asked for."""
-        types = {outputs.colbert_type for outputs in (self, other) if outputs.colbert}
+        """The outputs that serve both: ColBERT in the types that are asked for."""
+        asked = [outputs for outputs in (self, other) if outputs.colbert]
+        types = {outputs.colbert_type for outputs in asked}
         return Outputs(
             self.dense or other.dense,
             self.sparse or other.sparse,
             self.colbert or other.colbert,
             "float16" if types == {"float16"} else "float32",
+            len(types) > 1 or any(outputs.also_float16 for outputs in asked),
         )
 
 

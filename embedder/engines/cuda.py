@@ -35,7 +35,8 @@ URGENT_MAX_TOKENS = 8192
 """Largest batch of queries that has a graph: nine hundred queries of 9 tokens."""
 _SMALL_BLOCK_MAX_TOKENS = 512
 """Tokens up to which a pass has small tiles of attention whatever the texts: there are too few of large ones."""
-_HANDED_OUT = ("dense", "colbert")
+_ROWS = ("colbert", "colbert_float16")
+_HANDED_OUT = ("dense", *_ROWS)
 """Arrays of which results are views; of the others they have copies."""
 _ALIGNED_INTS = 4
 """Parts of a copy begin at multiples of 16 bytes, so that kernels are compiled for one alignment."""
@@ -125,11 +126,11 @@ class _Lane:
 
     def _fetched(self, heads: HeadInputs, tensors: dict[str, Tensor], texts: int) -> PendingCudaBatch:
         """Copy the results to the host: what the next pass overwrites in the order of the stream, rows beside it."""
-        staged = {name: _copied(tensor) for name, tensor in tensors.items() if name != "colbert"}
+        staged = {name: _copied(tensor) for name, tensor in tensors.items() if name not in _ROWS}
         if "colbert" in tensors:
             self._copies.wait_stream(self._stream)
             with torch.cuda.stream(self._copies):
-                staged["colbert"] = _copied(tensors["colbert"])
+                staged |= {name: _copied(tensors[name]) for name in _ROWS if name in tensors}
         last = self._copies if "colbert" in tensors else self._stream
         done = torch.cuda.Event(blocking=self._copies is not self._stream)  # type: ignore[no-untyped-call]
         done.record(last)
@@ -236,7 +237,7 @@ class _CapturedPasses:
             tensors["sparse"] = self._sparse[: len(heads.entries)]
         if heads.outputs.colbert:
             rows = self._buffer[offsets["rows"] : offsets["rows"] + heads.indices["rows"].size]
-            tensors["colbert"], tensors["finite"] = normalised_rows(self._projected, rows, heads.colbert_type)
+            tensors |= heads.rows(*normalised_rows(self._projected, rows, heads.colbert_type))
         return tensors
 
     def _captured(self, shape: Shape) -> Callable[[], None]:

@@ -80,12 +80,15 @@ class EncodedBatch:
             of them, in order.
         finite: the kinds of which the engine found every number to be finite where it made them, so that nobody has
             to read them again.
+        colbert_float16: the rows of `colbert` rounded to float16, where both types are asked for (`also_float16`); an
+            engine may leave them out.
     """
 
     dense: NDArray[np.float32] | None
     sparse: SparseBatch | None
     colbert: NDArray[Any] | None
     finite: frozenset[Kind] = frozenset()
+    colbert_float16: NDArray[np.float16] | None = None
 
 
 class PendingBatch(Protocol):

@@ -55,7 +55,7 @@ class HeadInputs:
             indices: those of this value, on the device.
 
         Returns:
-            `dense` float32 [B, H], `sparse` float32 [U], `colbert` [R, C] and `finite` bool [R], whether a row is.
+            `dense` float32 [B, H], `sparse` float32 [U], and what `rows` gives.
         """
         tensors: dict[str, Tensor] = {}
         if self.outputs.dense:
@@ -63,12 +63,19 @@ class HeadInputs:
         if self.entries is not None:
             tensors["sparse"] = heads.sparse(states, indices["slots"], len(self.entries))
         if self.outputs.colbert:
-            tensors["colbert"], tensors["finite"] = heads.colbert(states, indices["rows"], self.colbert_type)
+            tensors |= self.rows(*heads.colbert(states, indices["rows"], self.colbert_type))
+        return tensors
+
+    def rows(self, rows: Tensor, finite: Tensor) -> dict[str, Tensor]:
+        """ColBERT rows in each type that is asked for: `colbert`, `colbert_float16` [R, C] and `finite` bool [R]."""
+        tensors = {"colbert": rows, "finite": finite}
+        if self.outputs.also_float16:
+            tensors["colbert_float16"] = rows.to(torch.float16)
         return tensors
 
     @property
     def colbert_type(self) -> torch.dtype:
-        """Type in which ColBERT rows leave the device."""
+        """Type in which the heads make ColBERT rows."""
         return _COLBERT_TYPES[self.outputs.colbert_type]
 
     def batch(self, arrays: Mapping[str, NDArray[Any]], texts: int) -> EncodedBatch:
@@ -78,6 +85,7 @@ class HeadInputs:
             sparse=None if self.entries is None else _weighted(self.entries, arrays["sparse"], texts),
             colbert=arrays.get("colbert"),
             finite=_finite_kinds(arrays),
+            colbert_float16=arrays.get("colbert_float16"),
         )
 
 

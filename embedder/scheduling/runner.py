@@ -71,8 +71,8 @@ def launch(texts: Sequence[Text], engine: Engine, yield_point: YieldPoint | None
     Vectors are views of the batch's arrays where the text's job has at least half of the batch's tokens, and copies
     otherwise. So nothing is copied of a job that fills its batches, and holding the results of a job never holds more
     than twice its own vectors: a query does not keep those of a hundred others in memory, nor a text of a slow
-    consumer those of its neighbours. Rows of ColBERT are in the type that the job asked for: where another job of the
-    batch asked for float32, a job that asked for float16 has a copy.
+    consumer those of its neighbours. Rows of ColBERT are in the type that the job asked for; an engine that gives
+    float32 alone where both are asked for costs a copy.
 
     Args:
         texts: at least one.
@@ -200,6 +200,8 @@ def _fault(batch: EncodedBatch, outputs: Outputs, texts: int, rows: int) -> str 
         return f"{_count(batch.sparse)} sparse vectors for {texts} texts"
     if outputs.colbert and (batch.colbert is None or len(batch.colbert) != rows):
         return f"{_count(batch.colbert)} colbert rows where {rows} are due"
+    if batch.colbert_float16 is not None and len(batch.colbert_float16) != rows:
+        return f"{_count(batch.colbert_float16)} colbert rows in float16 where {rows} are due"
     return None
 
 
@@ -214,12 +216,13 @@ def _embeddings(texts: Sequence[Text], batch: EncodedBatch, lengths: Sequence[in
         shares[text.owner] += length
     copied = {owner for owner, tokens in shares.items() if 2 * tokens < shares.total()}
     edges = [] if batch.sparse is None else batch.sparse.offsets.tolist()
+    rows_by_type = {str(rows.dtype): rows for rows in (batch.colbert, batch.colbert_float16) if rows is not None}
     results: list[Result] = []
     row = 0
     for b, (text, length) in enumerate(zip(texts, lengths, strict=True)):
         wanted, encoded = text.outputs, text.encoded
         copy = text.owner in copied
-        rows = slice(row, row := row + length - 1)
+        own = slice(row, row := row + length - 1)
         dense = sparse = colbert = None
         if wanted.dense and batch.dense is not None:
             dense = batch.dense[b].copy() if copy else batch.dense[b]
@@ -228,7 +231,7 @@ def _embeddings(texts: Sequence[Text], batch: EncodedBatch, lengths: Sequence[in
             indices, values = batch.sparse.indices[entries], batch.sparse.values[entries]
             sparse = SparseVector(indices.copy(), values.copy()) if copy else SparseVector(indices, values)
         if wanted.colbert and batch.colbert is not None:
-            colbert = batch.colbert[rows]
+            colbert = rows_by_type.get(wanted.colbert_type, batch.colbert)[own]
             if copy or colbert.dtype != wanted.colbert_type:
                 colbert = colbert.astype(wanted.colbert_type)
         results.append(Embedding(dense, sparse, colbert, length, encoded.truncated))

@@ -106,3 +106,16 @@ def test_an_engine_says_which_kinds_are_finite(mini: Bench) -> None:
     words[int(batch.ids[batch.offsets[1] + 1])] = math.inf
     damaged = PackedEngine(replace(mini.model, embedding=replace(embedding, words=words)))
     assert damaged.encode(batch, Outputs()).finite == frozenset()
+
+
+def test_rows_leave_an_engine_in_both_types(mini: Bench) -> None:
+    """A batch that wants both types has the float32 rows as they are, and the same rounded to float16."""
+    batch = TokenBatch.of([text.ids for text in mini.tokenizer.encode(list(TEXTS.values())[:4], 64)])
+    alone = mini.packed.encode(batch, Outputs())
+    both = mini.packed.encode(batch, Outputs(also_float16=True))
+    assert alone.colbert_float16 is None
+    assert alone.colbert is not None
+    assert both.colbert is not None
+    np.testing.assert_array_equal(both.colbert, alone.colbert)
+    assert both.colbert_float16 is not None
+    np.testing.assert_array_equal(both.colbert_float16, alone.colbert.astype(np.float16))

@@ -334,11 +334,11 @@ def test_a_late_observer_of_a_lost_device_is_called_immediately() -> None:
 
 def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
     """Jobs with float16 and float32 rows share a batch, and each gets its own type."""
-    dtypes: list[str] = []
+    dtypes: list[tuple[str, bool]] = []
 
     class Asking(CountingEngine):
         def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
-            dtypes.append(outputs.colbert_type)
+            dtypes.append((outputs.colbert_type, outputs.also_float16))
             return super().encode(batch, outputs, yield_point)
 
     engine = Asking()
@@ -349,7 +349,7 @@ def test_the_type_of_colbert_rows_is_each_jobs_own() -> None:
             half = submit(pool, [1], Outputs(colbert_type="float16"))
             full = submit(pool, [2], Outputs())
         [half_rows], [full_rows] = vectors(done(half)), vectors(done(full))
-    assert dtypes == ["float16", "float32"]
+    assert dtypes == [("float16", False), ("float32", True)]
     assert half_rows.colbert is not None
     assert half_rows.colbert.dtype == np.float16
     assert full_rows.colbert is not None

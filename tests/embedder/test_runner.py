@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,41 @@ def test_rows_are_in_the_type_of_their_own_job(owners: tuple[str, str]) -> None:
         assert wide is not None
         assert (str(narrow.dtype), str(wide.dtype)) == ("float16", "float32")
         np.testing.assert_array_equal(narrow, wide.astype(np.float16))
+
+
+def test_rows_of_two_types_are_views_of_what_the_engine_made() -> None:
+    """Where jobs of both types share a batch, neither has its rows converted or copied on the host."""
+    batches: list[EncodedBatch] = []
+
+    class TwoTypes(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            assert outputs.also_float16
+            full = super().encode(batch, outputs, yield_point)
+            assert full.colbert is not None
+            batches.append(replace(full, colbert_float16=full.colbert.astype(np.float16)))
+            return batches[-1]
+
+    jobs = [*texts_of("half", 3, Outputs(colbert_type="float16")), *texts_of("full", 3)]
+    rows = [result.colbert for result in embeddings(run(jobs, TwoTypes(), None))]
+    [encoded] = batches
+    for own, made in zip(rows, [encoded.colbert_float16] * 3 + [encoded.colbert] * 3, strict=True):
+        assert own is not None
+        assert made is not None
+        assert np.shares_memory(own, made)
+    np.testing.assert_array_equal(np.concatenate(rows[:3]), np.concatenate(rows[3:]).astype(np.float16))
+
+
+def test_rows_that_are_missing_in_one_of_two_types_are_an_error() -> None:
+    """No text gets the rows of another one from an engine that gives too few in float16."""
+
+    class Short(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            full = super().encode(batch, outputs, yield_point)
+            assert full.colbert is not None
+            return replace(full, colbert_float16=full.colbert[1:].astype(np.float16))
+
+    results = run([*texts_of("half", 1, Outputs(colbert_type="float16")), *texts_of("full", 1)], Short(), None)
+    assert all(isinstance(result, ModelFailure) and "float16" in result.message for result in results)
 
 
 def test_a_text_gets_only_the_kinds_that_it_asked_for() -> None:

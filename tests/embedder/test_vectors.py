@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import reduce
+from operator import or_
 
 import numpy as np
 import pytest
@@ -28,6 +30,16 @@ def test_no_output_is_refused() -> None:
 def test_outputs_of_two_jobs_serve_both() -> None:
     """A shared batch computes every kind that either job requests."""
     assert (Outputs.of(("dense",)) | Outputs.of(("colbert",))).kinds == ("dense", "colbert")
+
+
+def test_a_batch_gives_rows_in_each_type_that_a_job_wants() -> None:
+    """Jobs with float32 and float16 rows share a batch in any order; a job without rows wants neither type."""
+    half, full, none = Outputs(colbert_type="float16"), Outputs(), Outputs(colbert=False)
+    for jobs in itertools.permutations((half, full, none)):
+        batch = reduce(or_, jobs)
+        assert (batch.colbert_type, batch.also_float16) == ("float32", True)
+    assert half | none == half
+    assert full | none == full
 
 
 def test_a_batch_knows_where_its_texts_are() -> None:
