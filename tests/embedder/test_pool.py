@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import threading
@@ -787,6 +788,54 @@ def test_results_count_until_they_are_released_not_until_the_next_are_asked_for(
         running.release([0])  # releasing twice counts once
         running.release([1, 2])
         assert len(taken | pulled(running)) == 6
+
+
+def test_a_slow_consumer_holds_no_more_batches_than_the_window() -> None:
+    """A consumer that keeps one result of each batch stops its stream; the memory returns with its last result."""
+    batches: list[weakref.ref[np.ndarray]] = []
+
+    class Remembering(CountingEngine):
+        def encode(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> EncodedBatch:
+            encoded = super().encode(batch, outputs, yield_point)
+            assert encoded.dense is not None
+            batches.append(weakref.ref(encoded.dense))
+            return encoded
+
+    engine = Remembering()
+    with pool_of(engine, token_budget=6, window=24) as pool, stream(pool, range(1, 41)) as running:
+        taken: dict[int, Result] = {}
+        while len(taken) < 8:
+            taken |= dict(next(running))
+        for _ in range(4):
+            engine.wait_for_pass()
+        for index in range(1, 8, 2):
+            del taken[index]
+            running.release([index])
+        assert not engine.another_pass_starts()
+        assert [batch() is not None for batch in batches] == [True] * 4
+        kept = sorted(taken)
+        taken.clear()
+        running.release(kept)
+        assert pulled(running).keys() == set(range(8, 40))
+    deadline = time.monotonic() + WAIT_MAX_S
+    while any(batch() is not None for batch in batches) and time.monotonic() < deadline:
+        time.sleep(0.001)  # a thread drops the last batch after it has completed its job
+    assert len(batches) == 20
+    assert all(batch() is None for batch in batches)
+
+
+def test_a_result_stays_as_it_is_whatever_is_computed_later(mini: Bench) -> None:
+    """Vectors that are held are not overwritten by later batches, of streams or of other jobs."""
+    texts = mini.tokenizer.encode(list(TEXTS.values()), 32)
+    with pool_of(mini.packed, token_budget=64) as pool:
+        with pool.stream(texts, Outputs(), Priority.PASSAGE) as running:
+            first = next(running)
+            copies = copy.deepcopy(vectors([result for _, result in first]))
+            running.release([index for index, _ in first])
+            pulled(running)
+        for _ in range(3):
+            done(pool.submit(texts[::-1], Outputs(), Priority.QUERY))
+        assert_same(vectors([result for _, result in first]), copies, tolerance=0)
 
 
 def test_a_stream_that_nobody_consumes_computes_nothing() -> None:

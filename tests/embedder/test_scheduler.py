@@ -120,7 +120,7 @@ class Planning(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(key for key, job in self.jobs.items() if job.held)))
         indices = data.draw(st.sets(st.sampled_from(sorted(self.jobs[key].held)), min_size=1))
         for _, held in self.jobs[key].portions:
-            held -= indices
+            held.difference_update(indices)
         for _ in range(2):
             self.scheduler.release(key, sorted(indices))
 
