@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -35,6 +36,9 @@ SIZE: Final = 1024
 BATCH_MAX_TOKENS: Final = 32_768
 ALL: Final = Outputs(colbert_type="float16")
 DENSE_SPARSE: Final = Outputs(colbert=False)
+JOBS: Final = 16
+"""Jobs that share batches, where a case says so: each has less than half of a batch, so that it gets copies."""
+
 HALF: Final = {"encoding": "base64", "dtype": "float16"}
 GPU_TOKENS_PER_S: Final = 850_000
 """Tokens per second of a model on a GPU, with all outputs."""
@@ -50,6 +54,13 @@ _MAX_LENGTH: Final = 512
 _CASE_S: Final = 1.5
 _REPETITIONS: Final = 5
 _MS: Final = 1e3
+
+
+_FIELDS: Final = {field.name for field in fields(EncodedBatch)}
+_CHECKED: Final[dict[str, Any]] = (
+    {"finite": frozenset(("dense", "colbert"))} if "finite" in _FIELDS else {"colbert_is_finite": True}
+)
+"""What this tree's own engine says of a batch whose numbers are all finite."""
 
 
 class StubEngine:
@@ -73,7 +84,8 @@ class StubEngine:
         self._tokens_per_s = tokens_per_s
         self._pass_s = pass_s
         self._dense = draw.uniform(-0.1, 0.1, (BATCH_MAX_TOKENS // 2, SIZE)).astype(np.float32)
-        self._colbert = draw.uniform(-0.1, 0.1, (BATCH_MAX_TOKENS, SIZE)).astype(np.float16)
+        rows = draw.uniform(-0.1, 0.1, (BATCH_MAX_TOKENS, SIZE)).astype(np.float32)
+        self._rows_by_type: dict[str, Any] = {"float32": rows, "float16": rows.astype(np.float16)}
         texts = BATCH_MAX_TOKENS // 2
         self._offsets = np.arange(texts + 1, dtype=np.int64) * _WEIGHTS_PER_TEXT
         self._indices = np.tile(np.arange(_WEIGHTS_PER_TEXT, dtype=np.uint32), texts)
@@ -90,12 +102,18 @@ class StubEngine:
         if self._tokens_per_s:
             time.sleep(self._pass_s + tokens / self._tokens_per_s)
         weights = texts * _WEIGHTS_PER_TEXT
+        rows = tokens - texts
+        both = (
+            {"colbert_float16": self._rows_by_type["float16"][:rows]} if getattr(outputs, "also_float16", False) else {}
+        )
         return EncodedBatch(
             self._dense[:texts] if outputs.dense else None,
             SparseBatch(self._offsets[: texts + 1], self._indices[:weights], self._values[:weights])
             if outputs.sparse
             else None,
-            self._colbert[: tokens - texts] if outputs.colbert else None,
+            self._rows_by_type[outputs.colbert_type][:rows] if outputs.colbert else None,
+            **_CHECKED,
+            **both,
         )
 
     def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: object = None) -> Any:
@@ -127,8 +145,8 @@ class LauncherEngine(StubEngine):
 
     width = 4
 
-    def __init__(self) -> None:
-        super().__init__(GPU_TOKENS_PER_S, GRAPH_PASS_S)
+    def __init__(self, tokens_per_s: float = GPU_TOKENS_PER_S, pass_s: float = GRAPH_PASS_S) -> None:
+        super().__init__(tokens_per_s, pass_s)
         import torch
 
         from embedder.engines import cuda
@@ -163,7 +181,7 @@ class LauncherEngine(StubEngine):
             return self._launcher.launch(batch, outputs, yield_point)
 
     def _start_pass(self) -> None:
-        took_s = self._pass_s + self._tokens / self._tokens_per_s
+        took_s = self._pass_s + self._tokens / self._tokens_per_s if self._tokens_per_s else 0.0
         self._ready_s = max(self._ready_s, time.perf_counter()) + took_s
 
     def event(self, **_options: Any) -> Any:
@@ -185,6 +203,7 @@ class _Torch:
             Stream=lambda *_args, **_options: stream,
             Event=engine.event,
             graph_pool_handle=lambda: None,
+            empty_cache=lambda: None,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -270,21 +289,97 @@ async def request(bench: Bench, outputs: Outputs, tokens_per_s: float) -> dict[s
     return {"first batch, ms": min(first_ms), "total, ms": min(total_ms), "tokens/s": _MS * tokens / min(total_ms)}
 
 
-async def behind(bench: Bench, outputs: Outputs, *, streamed: bool) -> dict[str, float]:
-    """Tokenized passages, an engine that returns immediately: what scheduling and unpacking cost."""
-    model = bench.embedder(StubEngine())
+async def behind(
+    bench: Bench, outputs: Sequence[Outputs], *, streamed: bool = False, engine: StubEngine | None = None
+) -> dict[str, float]:
+    """Tokenized passages, an engine that returns immediately: what scheduling and unpacking cost.
+
+    Args:
+        bench: the passages.
+        outputs: of each job; the jobs share the passages and the batches.
+        streamed: whether the results are pulled from a stream.
+        engine: the stub; by default one whose vectors are ready.
+    """
+    model = bench.embedder(engine or StubEngine())
     encoded = model.tokenize(bench.passages, _MAX_LENGTH)
     tokens = sum(map(len, encoded))
+    jobs = [(encoded[number :: len(outputs)], kinds) for number, kinds in enumerate(outputs)]
     seconds = []
     for _ in range(3 * _REPETITIONS):
         started_s = time.perf_counter()
         if streamed:
-            await QUICK.run(lambda: _consume(model, encoded, outputs))
+            await QUICK.run(lambda: _consume(model, encoded, outputs[0]))
         else:
-            await model.embed_tokens(encoded, outputs, priority=Priority.PASSAGE)
+            await asyncio.gather(
+                *(model.embed_tokens(texts, kinds, priority=Priority.PASSAGE) for texts, kinds in jobs)
+            )
         seconds.append(time.perf_counter() - started_s)
     model.close()
     return {"tokens/s": tokens / min(seconds)}
+
+
+async def tokenization(bench: Bench) -> dict[str, float]:
+    """The tokenizer alone over all passages."""
+    seconds = []
+    for _ in range(_REPETITIONS):
+        started_s = time.perf_counter()
+        encoded = bench.tokenizer.encode(bench.passages, _MAX_LENGTH)
+        seconds.append(time.perf_counter() - started_s)
+    return {"tokens/s": sum(map(len, encoded)) / min(seconds)}
+
+
+async def stages(bench: Bench, outputs: Outputs) -> dict[str, float]:
+    """The stages between tokenized passages and their results, each alone, in the thread that asks."""
+    import torch
+
+    from embedder.engines.inputs import Inputs
+    from embedder.engines.outputs import HeadInputs
+    from embedder.scheduling import runner
+    from embedder.scheduling.scheduler import Flights, Scheduler
+
+    encoded = bench.tokenizer.encode(bench.passages, _MAX_LENGTH)
+    tokens = sum(map(len, encoded))
+    engine = LauncherEngine(0, 0)
+    engine._tokens = 0  # noqa: SLF001
+    lane = engine._launcher._patient  # noqa: SLF001
+    heads = engine._launcher._model.heads  # noqa: SLF001
+    figures: dict[str, float] = {}
+
+    def measured(stage: str, work: Callable[[], Any]) -> Any:
+        seconds = []
+        for _ in range(_REPETITIONS):
+            started_s = time.perf_counter()
+            result = work()
+            seconds.append(time.perf_counter() - started_s)
+        figures[f"{stage}, ns per token"] = 1e9 * min(seconds) / tokens
+        return result
+
+    def scheduled() -> list[Any]:
+        scheduler: Scheduler[str] = Scheduler(budget=BATCH_MAX_TOKENS)
+        scheduler.add("job", [len(text) for text in encoded], Priority.PASSAGE)
+        flights, batches = Flights(1), []
+        while (batch := scheduler.next_batch(flights)) is not None:
+            batches.append(batch)
+            scheduler.finish(batch, flights)
+        return batches
+
+    with torch.inference_mode():
+        batches = measured("form batches", scheduled)
+        texts = [[runner.Text(encoded[pick.index], outputs, "job") for pick in batch.picks] for batch in batches]
+        joined = measured("join the ids", lambda: [TokenBatch.of([text.encoded.ids for text in own]) for own in texts])
+        inputs = measured("order the texts", lambda: [Inputs.of(batch, 1) for batch in joined])
+        of_heads = measured("sparse entries", lambda: [HeadInputs.of(own, outputs, heads) for own in inputs])
+
+        def launched() -> list[Any]:
+            return [lane.launch(own, head, lambda: None) for own, head in zip(inputs, of_heads, strict=True)]
+
+        measured("stage and launch", launched)
+        done = measured("stage, launch and take", lambda: [pending.wait() for pending in launched()])
+        measured(
+            "check and divide",
+            lambda: [runner._results(own, batch, outputs) for own, batch in zip(texts, done, strict=True)],  # noqa: SLF001
+        )
+    return figures
 
 
 async def job(bench: Bench, texts: Sequence[str], tokens_per_s: float, **options: Any) -> dict[str, float]:
@@ -308,7 +403,7 @@ async def job(bench: Bench, texts: Sequence[str], tokens_per_s: float, **options
         tokens = answer["usage"]["tokens"]
         del answer
     model.close()
-    figures = {"ms": _MS * min(took_s), "CPU ms": _MS * min(cpu_s)}
+    figures = {"ms": _MS * min(took_s), "CPU ms": _MS * min(cpu_s), "tokens/s": tokens / min(took_s)}
     return figures | ({"x the model's": min(took_s) * tokens_per_s / tokens} if tokens_per_s else {})
 
 
@@ -330,12 +425,21 @@ CASES: Final[dict[str, Callable[[Bench], Awaitable[dict[str, float]]]]] = {
     "query, 128 clients, launched": lambda bench: queries(bench, 128, LauncherEngine()),
     "query, 512 clients, launched": lambda bench: queries(bench, 512, LauncherEngine()),
     "request, all outputs": lambda bench: request(bench, ALL, 0),
+    "request, dense + sparse": lambda bench: request(bench, DENSE_SPARSE, 0),
     "request, all outputs, pace of a GPU": lambda bench: request(bench, ALL, GPU_TOKENS_PER_S),
     "request, dense + sparse, pace of a GPU": lambda bench: request(bench, DENSE_SPARSE, GPU_TOKENS_PER_S),
-    "tokens, all outputs": lambda bench: behind(bench, ALL, streamed=False),
-    "tokens, dense + sparse": lambda bench: behind(bench, DENSE_SPARSE, streamed=False),
-    "stream, all outputs": lambda bench: behind(bench, ALL, streamed=True),
-    "stream, dense + sparse": lambda bench: behind(bench, DENSE_SPARSE, streamed=True),
+    "tokens, all outputs": lambda bench: behind(bench, [ALL]),
+    "tokens, dense + sparse": lambda bench: behind(bench, [DENSE_SPARSE]),
+    "tokens, all outputs, launched": lambda bench: behind(bench, [ALL], engine=LauncherEngine(0, 0)),
+    "tokens, dense + sparse, launched": lambda bench: behind(bench, [DENSE_SPARSE], engine=LauncherEngine(0, 0)),
+    "tokens, all outputs, 16 jobs": lambda bench: behind(bench, [ALL] * JOBS),
+    "tokens, all outputs, 16 jobs of both types": lambda bench: behind(bench, [ALL, Outputs()] * (JOBS // 2)),
+    "tokens, dense + sparse, 16 jobs": lambda bench: behind(bench, [DENSE_SPARSE] * JOBS),
+    "stream, all outputs": lambda bench: behind(bench, [ALL], streamed=True),
+    "stream, dense + sparse": lambda bench: behind(bench, [DENSE_SPARSE], streamed=True),
+    "tokenizer": tokenization,
+    "stages, all outputs": lambda bench: stages(bench, ALL),
+    "stages, dense + sparse": lambda bench: stages(bench, DENSE_SPARSE),
     "job, 1 query, base64": lambda bench: job(bench, bench.queries[:1], 0, **HALF),
     "job, 512 passages, base64": lambda bench: job(bench, bench.equal, 0, **HALF),
     "job, 512 passages, base64, pace of a GPU": lambda bench: job(bench, bench.equal, GPU_TOKENS_PER_S, **HALF),

@@ -211,8 +211,8 @@ class ResultStream(Iterator[Results]):
     A portion is every result that is ready, in any order. All streams share a window of tokens: a result counts from
     the start of its computation until its consumer has released it, and all others that were computed in the same batch
     for this stream, as they may be views of one buffer. While the window is used up nothing more is computed for any
-    stream, so a consumer must not wait for further results before it releases what it has. Nothing is computed before the first portion is asked for, so hundreds of streams can be
-    open while a few threads consume them.
+    stream, so a consumer must not wait for further results before it releases what it has. Nothing is computed before
+    the first portion is asked for, so hundreds of streams can be open while a few threads consume them.
 
     Leaving the `with` block, or `close`, cancels what is left and releases everything. One thread iterates; the
     methods may be called from any.
