@@ -132,6 +132,7 @@ from qdrant_sink.writing import (
     VersionedCollections,
     Writer,
     WriteReport,
+    differing_points,
     existing_ids,
     missing_indices,
 )
@@ -248,6 +249,7 @@ __all__ = [
     "conform_query",
     "default_branches",
     "default_names",
+    "differing_points",
     "embedded_text",
     "existing_ids",
     "explain",

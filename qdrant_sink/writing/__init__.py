@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qdrant_sink.writing.batches import BATCH_MAX_BYTES, BATCH_MAX_POINTS
+from qdrant_sink.writing.comparison import differing_points
 from qdrant_sink.writing.confirmation import Acknowledged, missing_indices
 from qdrant_sink.writing.document_locks import DocumentLocks
 from qdrant_sink.writing.existing import existing_ids
@@ -24,6 +25,7 @@ __all__ = [
     "VersionedCollections",
     "WriteReport",
     "Writer",
+    "differing_points",
     "existing_ids",
     "missing_indices",
     "pooled",

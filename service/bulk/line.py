@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from qdrant_sink import Refusal, conform_id, text_id
+from qdrant_sink import Refusal, conform_id, is_derived, text_id
 
 STANDARD_INPUT: Final = "-"
 """Name of the standard input, as an argument and in rejections."""
@@ -57,6 +58,25 @@ class Line:
         identity = conform_id(self.id, scope)
         return (self.origin.file, self.number) if isinstance(identity, Refusal) else identity
 
+    def content(self) -> bytes | None:
+        """A digest that is equal for lines of one point that store the same; None if the payload cannot be stored.
+
+        The payload of a point has the id of its line unless the point has that id itself.
+        """
+        identity = self.id if isinstance(self.id, int | str) and is_derived(self.id) else None
+        try:
+            payload = json.dumps([identity, self.payload or {}], sort_keys=True).encode()
+        except (TypeError, ValueError, RecursionError):
+            return None
+        digest = hashlib.blake2b(payload, digest_size=16, usedforsecurity=False)
+        digest.update(b"\0" + self.text.encode("utf-8", "surrogatepass"))
+        return digest.digest()
+
+    def repeats(self, other: Line) -> bool:
+        """Whether two lines of the same point are the same document."""
+        content = self.content()
+        return content is not None and self.id == other.id and content == other.content()
+
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
@@ -96,12 +116,32 @@ class WrongFileError(InputError):
         self.reason = reason
 
 
-def position(line: Line | BadLine, chunk: int | None = None) -> Mapping[str, Any]:
+class Placed(Protocol):
+    """What has a place in a file.
+
+    Attributes:
+        number: as in `Line`.
+        origin: as in `Line`.
+    """
+
+    @property
+    def number(self) -> int: ...  # noqa: D102
+    @property
+    def origin(self) -> Origin: ...  # noqa: D102
+
+
+def position(line: Placed, chunk: int | None = None) -> Mapping[str, Any]:
     """Where a line is, as JSON values: its file if there is one, its number and the number of a chunk."""
     where: dict[str, Any] = {} if line.origin.file is None else {"file": line.origin.file}
     if line.origin.unit:
         where[line.origin.unit] = line.number
     return where if chunk is None else {**where, "chunk": chunk}
+
+
+def named(line: Placed) -> str:
+    """Where a line is, in a sentence: `line 7 of a.jsonl`."""
+    within = f"{line.origin.unit} {line.number}" if line.origin.unit else ""
+    return " of ".join(part for part in (within, line.origin.file) if part)
 
 
 def as_json(line: Line | BadLine) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, KeysView
 from typing import Final
 
 from service.bulk.line import Line
@@ -14,7 +14,7 @@ BATCH_MAX_BYTES: Final = 8_000_000
 
 
 class LineBatch:
-    """Lines that are ingested together. No point occurs twice.
+    """Lines that are ingested together. If a point occurs twice, its lines are the same document.
 
     Args:
         scope: name from which ids are derived.
@@ -23,33 +23,40 @@ class LineBatch:
 
     def __init__(self, scope: str, max_texts: int = BATCH_MAX_TEXTS) -> None:
         self.lines: list[Line] = []
-        self.keys: set[Hashable] = set()
+        self._first_lines: dict[Hashable, Line] = {}
         self._scope = scope
         self._max_texts = max_texts
         self._characters = 0
         self._bytes = 0
 
-    def takes(self, line: Line) -> bool:
-        """Whether the line fits into the batch; an empty batch takes any line."""
-        if not self.lines:
-            return True
+    @property
+    def keys(self) -> KeysView[Hashable]:
+        """The keys of the points of all lines; see `Line.key`."""
+        return self._first_lines.keys()
+
+    def add(self, line: Line) -> bool:
+        """Add a line. False if it does not fit into the batch; an empty batch takes any line."""
+        key = line.key(self._scope)
+        if self.lines and not self._takes(line, key):
+            return False
+        self.lines.append(line)
+        self._first_lines.setdefault(key, line)
+        self._characters += len(line.text)
+        self._bytes += line.size
+        return True
+
+    def _takes(self, line: Line, key: Hashable) -> bool:
         fits = (
             len(self.lines) < self._max_texts
             and self._characters + len(line.text) <= BATCH_MAX_CHARACTERS
             and self._bytes + line.size <= BATCH_MAX_BYTES
         )
-        return fits and line.key(self._scope) not in self.keys
-
-    def add(self, line: Line) -> None:
-        """Add a line."""
-        self.lines.append(line)
-        self.keys.add(line.key(self._scope))
-        self._characters += len(line.text)
-        self._bytes += line.size
+        first = self._first_lines.get(key)
+        return fits and (first is None or line.repeats(first))
 
 
 def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_MAX_TEXTS) -> Iterator[LineBatch]:
-    """Divide lines into batches. If a point occurs twice, its lines are in two batches, in their order.
+    """Divide lines into batches. Different lines of one point are in two batches, in their order.
 
     Args:
         lines: the lines.
@@ -58,9 +65,9 @@ def batches(lines: Iterable[Line], scope: str, *, max_texts: int = BATCH_MAX_TEX
     """
     batch = LineBatch(scope, max_texts)
     for line in lines:
-        if not batch.takes(line):
+        if not batch.add(line):
             yield batch
             batch = LineBatch(scope, max_texts)
-        batch.add(line)
+            batch.add(line)
     if batch.lines:
         yield batch

@@ -12,12 +12,15 @@ from threading import Thread
 from typing import BinaryIO, Final
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
+from embedder.threads import Threads
+from service.bulk.account import Account
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
+from service.bulk.line_index import IndexFullError
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
-from service.wire.errors import cause_of, code_for, code_of
+from service.wire.errors import cause_of
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +32,6 @@ INDEX_TIMEOUT_S: Final = 24 * 3600.0
 
 OVERLOADED_PAUSE_S: Final = 1.0
 """Pause before a batch is retried for which the queue of the model was full."""
-
-_FIELDS_OF_LINE: Final = {
-    "texts[0]": "text",
-    "texts": "text",
-    "qdrant.textKey": "--text-key",
-}
-"""Names of a line's fields in messages, by their paths in the ingest request of that line alone."""
 
 INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
@@ -50,6 +46,8 @@ class LoadOptions:
         alias: alias that is set to the collection when it is complete and indexed, and from which ids are derived; None
             for no alias.
         allow_rejected: set the alias even if lines were rejected.
+        allow_lost: set the alias even if lines were replaced by later ones or, with `insert_only`, differ from points
+            that were kept.
         defer_index: defer the HNSW graph even if the collection has points.
     """
 
@@ -57,6 +55,7 @@ class LoadOptions:
     collection: str
     alias: str | None = None
     allow_rejected: bool = False
+    allow_lost: bool = False
     defer_index: bool = False
 
 
@@ -89,8 +88,11 @@ class BulkLoad:
         self._say = say
         self._batch_texts = batch_texts
         self._overloaded_pause_s = overloaded_pause_s
-        self.report = LoadReport(alias=None if options.alias is None else False)
-        self._rejections = Rejections(rejects, rejected_lines, say, self._fail, self.report)
+        self.report = LoadReport(alias=None if options.alias is None else False, allow_lost=options.allow_lost)
+        rejections = Rejections(rejects, rejected_lines, say, self._fail, self.report)
+        scope = options.alias or options.collection
+        self._account = Account(self.report, rejections, scope, keeps=options.request.insert_only)
+        self._accounting = Threads("account", 1)
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: dict[asyncio.Task[None], LineBatch] = {}
@@ -129,6 +131,8 @@ class BulkLoad:
             asyncio.run(self._run(lines))
         except WorkerError as error:
             self.report.failure = error.message
+        finally:
+            self._account.close()
         if self._deferred:
             self._say(
                 "the HNSW graph is not built yet, so searches compare the query with every point; this load, or "
@@ -154,6 +158,10 @@ class BulkLoad:
             if self._deferred:
                 self._say("the HNSW graph will be built at the end")
             await self._ingest_all(read)
+        try:
+            await self._accounting.run(self._account.finish)
+        except IndexFullError as error:
+            self._fail(str(error))
         if self._input_failure is not None:
             self._fail(self._input_failure)
         if self.report.failure is None and self._stopping.is_set():
@@ -168,11 +176,12 @@ class BulkLoad:
         self._deferred = False
         if options.alias is None:
             return
-        if self.report.stored and (options.allow_rejected or not self.report.rejected):
+        if self.report.stored and (options.allow_rejected or not self.report.rejected) and not self.report.lost:
             await collections.set_alias(options.alias, options.collection)
             self.report.alias = True
         else:
-            reason = "not all points are stored" if self.report.points else "no line was read"
+            reason = "not all points are stored" if self.report.rejected else "not all lines are stored as given"
+            reason = reason if self.report.lines else "no line was read"
             self._say(f"the alias is not set: {reason}")
 
     async def _build_index(self) -> bool:
@@ -247,7 +256,7 @@ class BulkLoad:
         try:
             for line in lines:
                 if isinstance(line, BadLine):
-                    self._rejections.add(line, code_for(InvalidRequest), line.message)
+                    self._account.no_document(line)
                 else:
                     if not self._has_documents:
                         self._has_documents = True
@@ -260,15 +269,17 @@ class BulkLoad:
         """Ingest a batch. An unexpected error becomes the failure of the load."""
         try:
             await self._ingest(lines)
+        except IndexFullError as error:
+            self._fail(str(error))
         except Exception as error:  # noqa: BLE001 - otherwise the batch would be missing from the report
             self._fail_unexpectedly(error)
 
     async def _ingest(self, lines: Sequence[Line]) -> None:
-        failure, report = await self._try_ingest(lines)
+        failure, report, tokens = await self._try_ingest(lines)
         while isinstance(failure, Overloaded):
             if await self._stops_within(self._overloaded_pause_s):
                 return
-            failure, report = await self._try_ingest(lines)
+            failure, report, tokens = await self._try_ingest(lines)
         if isinstance(failure, InvalidRequest) and len(lines) > 1:
             middle = len(lines) // 2  # find the invalid line, and ingest the others
             await self._ingest(lines[:middle])
@@ -276,18 +287,20 @@ class BulkLoad:
                 await self._ingest(lines[middle:])
             return
         if failure is not None and (report is None or isinstance(failure, InvalidRequest)):
-            for line in lines:
-                self._rejections.add(line, code_of(failure), _for_line(failure.message))
+            refusal = failure
+            await self._accounting.run(lambda: self._account.refused(lines, refusal))
             return
         if report is not None:
-            self._count(lines, report)
+            # In the task of the batch, so that lines of the same point are counted in their order.
+            ingested = report
+            await self._accounting.run(lambda: self._account.ingested(lines, ingested, tokens))
         if failure is not None:
             self._fail(failure.message)
-        points = self.report.points
+        points = self.report.submitted
         self._say(f"points: {points}, per second: {points / max(self.report.seconds, 1e-3):.0f}")
 
-    async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None]:
-        """Ingest lines; returns the failure of the whole ingest, if any, and its report, if any."""
+    async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None, int]:
+        """Ingest lines; returns the failure of the whole ingest, if any, its report, if any, and its tokens."""
         request = replace(
             self._options.request,
             texts=[line.text for line in lines],
@@ -295,20 +308,15 @@ class BulkLoad:
             payloads=[line.payload for line in lines],
         )
         try:
-            return None, (await self._core.ingest(request)).report
+            result = await self._core.ingest(request)
         except IngestFailed as error:
-            return cause_of(error), error.report
+            return cause_of(error), error.report, 0
         except WorkerError as error:
-            return error, None
+            return error, None, 0
         except Exception as error:  # noqa: BLE001 - other batches must continue
             log.error("internal error: %s", whereabouts(error))
-            return Internal(f"internal error ({type(error).__name__})"), None
-
-    def _count(self, lines: Sequence[Line], report: IngestReport) -> None:
-        self.report.stored += report.stored
-        self.report.skipped += report.skipped
-        for point in report.rejected:
-            self._rejections.add(lines[point.text], code_of(point.cause), point.cause.message, chunk=point.chunk)
+            return Internal(f"internal error ({type(error).__name__})"), None, 0
+        return None, result.report, result.tokens
 
     @staticmethod
     async def _first_of(*events: asyncio.Event) -> None:
@@ -339,11 +347,3 @@ class BulkLoad:
     def _fail_unexpectedly(self, error: Exception) -> None:
         log.error("the load failed: %s", whereabouts(error))
         self._fail(f"internal error ({type(error).__name__})")
-
-
-def _for_line(message: str) -> str:
-    """The message of a request with a single line, in terms of the line."""
-    for path, name in _FIELDS_OF_LINE.items():
-        if message.startswith(path):
-            return name + message.removeprefix(path)
-    return message

@@ -1,17 +1,19 @@
-"""The rejected lines of a load: what is printed of them, and the two files about them."""
+"""The lines that a load has not stored as they were given: what is printed of them, and the two files about them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, BinaryIO, Final
 
 from service.bulk.line import BadLine, Line, as_json, position
+from service.bulk.line_index import LostLine
 from service.bulk.report import LoadReport
 
 REJECTIONS_PRINTED_MAX: Final = 10
-"""Maximum rejections that are printed if there is no file for them."""
+"""Maximum rejections, and lines that another replaced, that are printed if there is no file for them."""
 
 
 class Rejections:
@@ -38,6 +40,7 @@ class Rejections:
         self._say = say
         self._fail = fail
         self._last: Line | BadLine | None = None
+        self._printed: Counter[str] = Counter()
         self._lock = Lock()  # a second thread reads the lines
         self._report = report
 
@@ -57,13 +60,27 @@ class Rejections:
                 raw = as_json(line)
                 if raw is not None and not self._written(self._lines, raw, "--rejected-lines"):
                     self._lines = None
-            where = position(line, chunk)
-            if self._reasons is None:
-                self._print(where, message)
-                return
-            rejection = json.dumps({**where, "code": code, "message": message}, ensure_ascii=False)
-            if not self._written(self._reasons, rejection.encode(errors="replace"), "--rejects"):
-                self._reasons = None
+            self._name("rejected", position(line, chunk), {"code": code, "message": message})
+
+    def lost(self, line: LostLine, code: str, message: str) -> None:
+        """Take a line whose point is stored with the text or the payload of another line.
+
+        Args:
+            line: the line and the other one.
+            code: `replaced` or `differing`.
+            message: why it is not stored as it was given, without quoting it.
+        """
+        other = {} if line.other is None else {"other": position(line.other)}
+        with self._lock:
+            self._name(code, position(line.line), {"code": code, "message": message, **other})
+
+    def _name(self, kind: str, where: Mapping[str, Any], reason: Mapping[str, Any]) -> None:
+        if self._reasons is None:
+            self._print(kind, where, reason["message"])
+            return
+        rejection = json.dumps({**where, **reason}, ensure_ascii=False)
+        if not self._written(self._reasons, rejection.encode(errors="replace"), "--rejects"):
+            self._reasons = None
 
     def _written(self, file: BinaryIO, line: bytes, option: str) -> bool:
         """Write a line. False if that fails, which ends the load."""
@@ -75,9 +92,11 @@ class Rejections:
             return False
         return True
 
-    def _print(self, where: Mapping[str, Any], message: str) -> None:
-        if self._report.rejected <= REJECTIONS_PRINTED_MAX:
-            named = ", ".join(str(value) if name == "file" else f"{name} {value}" for name, value in where.items())
-            self._say(f"{named}: {message}" if named else message)
-        elif self._report.rejected == REJECTIONS_PRINTED_MAX + 1:
-            self._say("further rejections are not shown; use --rejects FILE for all")
+    def _print(self, kind: str, where: Mapping[str, Any], message: str) -> None:
+        self._printed[kind] += 1
+        if self._printed[kind] <= REJECTIONS_PRINTED_MAX:
+            place = ", ".join(str(value) if name == "file" else f"{name} {value}" for name, value in where.items())
+            self._say(f"{place}: {message}" if place else message)
+        elif self._printed[kind] == REJECTIONS_PRINTED_MAX + 1:
+            what = "rejections" if kind == "rejected" else f"{kind} lines"
+            self._say(f"further {what} are not shown; use --rejects FILE for all")

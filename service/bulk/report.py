@@ -9,28 +9,47 @@ from typing import Any
 
 @dataclass(slots=True)
 class LoadReport:
-    """The report of a bulk load up to now, counted in points.
+    """The report of a bulk load up to now.
 
     Attributes:
-        stored: stored points, including `skipped`.
+        lines: lines whose fate is known, documents and others.
+        stored: points that were stored, including `skipped`, and those that later lines of the load have replaced.
         skipped: points that existed before and were kept unchanged.
         rejected: rejected points, and lines that are not documents.
+        points: points of the stored lines that are in the collection; known at the end.
+        repeated: lines that are the same document as another line, which the collection has; known at the end.
+        replaced: lines whose point has the text or the payload of a later line; known at the end.
+        differing: lines whose point exists with another text or payload and was kept; known at the end.
+        allow_lost: whether the collection may lack the replaced and the differing lines.
+        tokens: embedded tokens.
         failure: the reason why the load was not finished; None if it was finished.
         alias: whether the alias was set; None without an alias.
         started: start of the load on the monotonic clock, in seconds.
     """
 
+    lines: int = 0
     stored: int = 0
     skipped: int = 0
     rejected: int = 0
+    points: int = 0
+    repeated: int = 0
+    replaced: int = 0
+    differing: int = 0
+    allow_lost: bool = False
+    tokens: int = 0
     failure: str | None = None
     alias: bool | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def points(self) -> int:
+    def submitted(self) -> int:
         """Number of stored and rejected points and lines."""
         return self.stored + self.rejected
+
+    @property
+    def lost(self) -> int:
+        """Number of the replaced and the differing lines, if the collection should not lack them."""
+        return 0 if self.allow_lost else self.replaced + self.differing
 
     @property
     def seconds(self) -> float:
@@ -39,17 +58,28 @@ class LoadReport:
 
     @property
     def status(self) -> int:
-        """The exit status: 0 if all points are stored, 1 if not or if the alias is not set, 2 after a failure."""
-        return 2 if self.failure is not None else 1 if self.rejected or self.alias is False else 0
+        """The exit status.
+
+        0 if every line is in the collection as it was given, 1 if not or if the alias is not set, 2 after a failure.
+        """
+        if self.failure is not None:
+            return 2
+        return 1 if self.rejected or self.lost or self.alias is False else 0
 
     def summary(self, collection: str) -> dict[str, Any]:
         """The summary as JSON values."""
         summary: dict[str, Any] = {
             "collection": collection,
-            "submitted": self.points,
+            "lines": self.lines,
+            "submitted": self.submitted,
             "stored": self.stored,
             "skipped": self.skipped,
             "rejected": self.rejected,
+            "repeated": self.repeated,
+            "replaced": self.replaced,
+            "differing": self.differing,
+            "points": self.points,
+            "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
         }
         if self.alias is not None:

@@ -40,6 +40,7 @@ from qdrant_sink import (
     VersionedCollections,
     Writer,
     WriteReport,
+    differing_points,
     missing_indices,
 )
 from service.operations.collections import Collections
@@ -112,12 +113,14 @@ class IngestJob:
         self._stream: ResultStream | None = None
         self._cancelled = False
         self.failures: dict[int, ModelFailure] = {}
+        self._differing: frozenset[int] = frozenset()
+        self._paths = DocumentPaths.of(schema.layout)
         self._replacement: Replacement | None = None
         if plan.documents:
             self._replacement = Replacement(
                 self._store,
                 collection,
-                DocumentPaths.of(schema.layout),
+                self._paths,
                 plan.documents,
                 versioned,
                 keeps=request.insert_only,
@@ -153,6 +156,8 @@ class IngestJob:
         with self._documents.held(self._collection, {document.key for document in self._plan.documents}):
             if self._replacement is not None:
                 self._begin(self._replacement)
+            if self._request.compare_kept and self._request.insert_only:
+                self._differing = self._differing_texts()
             written = self._confirmed(self._write(source))
             if written.failure is None and self._replacement is not None:
                 written = self._commit(self._replacement, written)
@@ -177,6 +182,22 @@ class IngestJob:
         totals = Counter({document.key: 0 for document in self._plan.documents})
         totals.update(self._key(owner) for owner in self._plan.owners)
         self._plan = self._plan.versioned(replacement.versions, totals)
+
+    def _differing_texts(self) -> frozenset[int]:
+        """The texts for which another text or payload is kept, or more chunks than they have."""
+        kept = {self._id(owner): owner for owner in self._skipped}
+        wanted = {point: self._plan.points[owner].payload for point, owner in kept.items()}
+        version = (self._paths.key, self._paths.version, self._paths.total) if self._plan.documents else ()
+        try:
+            differing = differing_points(self._store, self._collection, wanted, ignored=version)
+        except NotFound:
+            return frozenset()  # the collection is gone, which is reported when the job ends
+        texts = {self._plan.points[index].text for point in differing for index in self._plan.owners[kept[point]]}
+        if self._replacement is not None:
+            chunks = {(self._key(index), point.chunk or 0) for index, point in enumerate(self._plan.points)}
+            longer = {key for key, number in self._replacement.kept if (key, number) not in chunks}
+            texts.update(index for index, document in enumerate(self._plan.documents) if document.key in longer)
+        return frozenset(texts)
 
     def _write(self, source: Callable[[], Generator[Drafts]]) -> WriteReport:
         has_work = bool(self.wanted) and not self._cancelled
@@ -266,7 +287,7 @@ class IngestJob:
         return written.revoked(causes, failure, skipped=skipped)
 
     def _report(self, written: WriteReport) -> IngestReport:
-        return report_of(self._plan, written, self._taken)
+        return replace(report_of(self._plan, written, self._taken), differing=self._differing)
 
     def _id(self, index: int) -> PointId:
         """The id of a point, which a chunk of an earlier version keeps."""
@@ -373,4 +394,6 @@ def report_of(plan: IngestPlan, written: WriteReport, taken: Taken) -> IngestRep
         RejectedPoint(plan.points[rejection.index].text, plan.points[rejection.index].chunk, rejection.cause)
         for rejection in written.rejected
     )
-    return IngestReport(plan.name, written.stored, written.skipped, tuple(rejected), taken)
+    stored = Counter(plan.points[index].text for index in written.indices)
+    of_texts = tuple(stored[text] for text in range(len(plan.ids)))
+    return IngestReport(plan.name, written.stored, written.skipped, tuple(rejected), taken, stored_of_texts=of_texts)

@@ -53,6 +53,8 @@ class IngestRequest:
         payloads: one JSON object per text, or None for an empty payload; None for empty payloads.
         text_key: key of the text in a plain payload; None for that of the collection.
         insert_only: keep existing points unchanged, and do not embed them.
+        compare_kept: with `insert_only`, read the payloads of the points that are kept and report the texts for which
+            another text or payload is stored.
         chunk: chunking of each text into points; None for one point per text.
         pool_colbert: pool ColBERT matrices with more rows than Qdrant accepts; otherwise their points are rejected.
         path: prefix in errors for the fields from `collection` on.
@@ -74,6 +76,7 @@ class IngestRequest:
     payloads: Sequence[object] | None = None
     text_key: str | None = None
     insert_only: bool = False
+    compare_kept: bool = False
     chunk: Chunking | None = None
     pool_colbert: bool = False
     path: str = ""
@@ -149,6 +152,9 @@ class IngestReport:
         skipped: number of points that existed and were kept unchanged.
         rejected: all other points, in the order of the texts.
         taken: what was taken from the collection rather than from the config.
+        stored_of_texts: number of the stored points of each text, in the order of the texts.
+        differing: indices of the texts for which points with another text or payload are kept; only with
+            `compare_kept`.
     """
 
     collection: str
@@ -156,6 +162,8 @@ class IngestReport:
     skipped: int
     rejected: tuple[RejectedPoint, ...]
     taken: Taken = field(default_factory=Taken)
+    stored_of_texts: tuple[int, ...] = ()
+    differing: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,3 +101,12 @@ def small_multivectors(monkeypatch: pytest.MonkeyPatch) -> int:
     """Limit multivectors to 20 rows, and return that number."""
     monkeypatch.setattr(conformance, "MULTIVECTOR_VALUES_LIMIT", 21 * 192)
     return 20
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """What the command sets for the two signals is gone afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

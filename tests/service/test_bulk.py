@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +56,13 @@ def line(**fields: Any) -> bytes:
 RawLine = bytes | LongLine
 
 
+class Kept(Operations):
+    """Operations whose model and store are used again."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Loader:
     """Loads lines into the collection `notes` through operations over one store.
 
@@ -70,6 +77,7 @@ class Loader:
     """
 
     def __init__(self, embedder: Embedder, store: Store, rejects: Path | None) -> None:
+        self._embedder, self._store = embedder, store
         self._core = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
         self._rejects = rejects
         self.bulk: BulkLoad
@@ -115,6 +123,10 @@ class Loader:
         )
         return self.bulk.run(read_json_lines(raw))
 
+    def build(self, _settings: Settings) -> Operations:
+        """The operations for a command, which closes them."""
+        return Kept(Settings.from_environment(ENVIRONMENT), self._embedder, self._store)
+
     def say(self, text: str) -> None:
         """Tell the user."""
         self.said.append(text)
@@ -137,7 +149,8 @@ def test_every_line_is_a_point(load: Loader, store: EdgeStore) -> None:
     lines = [line(text="a", id=1, payload={"n": 1}), b"\n", line(text="b"), line(text="c", id="three"), line(text="d")]
     report = load(lines)
     assert report.summary("notes") | {"seconds": 0} == {
-        "collection": "notes", "submitted": 4, "stored": 4, "skipped": 0, "rejected": 0, "seconds": 0,
+        "collection": "notes", "lines": 4, "submitted": 4, "stored": 4, "skipped": 0, "rejected": 0, "repeated": 0,
+        "replaced": 0, "differing": 0, "points": 4, "tokens": 16, "seconds": 0,
     }  # fmt: skip
     assert store.count("notes") == 4
 
@@ -611,7 +624,8 @@ def test_the_command_loads_and_reports(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout) | {"seconds": 0} == {
-        "collection": "notes", "submitted": 3, "stored": 2, "skipped": 0, "rejected": 1, "seconds": 0,
+        "collection": "notes", "lines": 3, "submitted": 3, "stored": 2, "skipped": 0, "rejected": 1, "repeated": 0,
+        "replaced": 0, "differing": 0, "points": 2, "tokens": 8, "seconds": 0,
     }  # fmt: skip
     assert "Traceback" not in done.stderr
 
@@ -688,13 +702,7 @@ def test_rejected_lines_are_corrected_and_loaded_again(
     table.write_text("id,text,url\n1,d,u\n2,,v\n", encoding="utf-8")
     rejects, again = tmp_path / "rejects.jsonl", tmp_path / "again.jsonl"
 
-    class Kept(Operations):
-        def close(self) -> None:
-            pass
-
-    def keep(_settings: Settings) -> Operations:
-        return Kept(Settings.from_environment(ENVIRONMENT), embedder, store)
-
+    keep = Loader(embedder, store, None).build
     arguments = ("bulk", "--collection", "notes", "--rejects", str(rejects), "--rejected-lines", str(again))
     ended = invoke(*arguments, str(lines), str(table), build=keep)
     assert ended.status == 1, ended.err
@@ -733,15 +741,6 @@ def test_the_command_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
         (said,) = ended.err.splitlines()
         assert said.startswith(f"bge-m3-qdrant bulk: {named}")
         assert str(tmp_path) in said
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """What the command sets for the two signals is gone afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("signals")

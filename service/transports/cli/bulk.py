@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +39,8 @@ class BulkOptions:
         alias: moved to the collection when it is complete and indexed.
         allow_rejected: move the alias even if lines were rejected.
         insert_only: leave points that exist unchanged.
+        replace: let later lines of a point replace earlier ones.
+        allow_differing: with `insert_only`, let points that exist differ from their lines.
         chunk_tokens: maximum tokens of a chunk; 0 for no chunks.
         chunk_overlap: tokens that a chunk repeats of the previous one.
         colbert_pooling: `none` or `mean`.
@@ -61,6 +63,8 @@ class BulkOptions:
     alias: str | None = None
     allow_rejected: bool = False
     insert_only: bool = False
+    replace: bool = False
+    allow_differing: bool = False
     chunk_tokens: int = 0
     chunk_overlap: int | None = None
     colbert_pooling: str = "none"
@@ -93,6 +97,7 @@ def load_options(options: BulkOptions, limits: Limits) -> LoadOptions:
         collection=options.collection,
         alias=options.alias,
         allow_rejected=options.allow_rejected,
+        allow_lost=options.replace or options.allow_differing,
         defer_index=options.defer_index,
     )
 
@@ -113,7 +118,8 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
     raw = {"texts": [""], "isPassage": True, "vectors": list(options.vectors) or None, "qdrant": qdrant}
     match parse(raw, limits):
         case EmbedRequest(qdrant=QdrantTarget() as target) as request:
-            return request.ingest_value(target)
+            compare = options.insert_only and not options.allow_differing
+            return replace(request.ingest_value(target), compare_kept=compare)
     raise TypeError("an embed request with a qdrant block was expected")
 
 
@@ -175,6 +181,15 @@ def described(summary: Mapping[str, Any]) -> str:
         f"{name if name.isprintable() else repr(name)}: {summary['stored']} of {summary['submitted']} points stored"
         f" ({summary['skipped']} were there before), {summary['rejected']} rejected, in {summary['seconds']} s"
     )
+    fates = (
+        ("repeated", "repeated"),
+        ("replaced", "replaced by later ones"),
+        ("differing", "other than their kept points"),
+    )
+    told = [f"{summary[fate]} {words}" for fate, words in fates if summary[fate]]
+    if told:
+        points = summary["points"]
+        text += f"; of {summary['lines']} lines, {', '.join(told)}: {points} points are in the collection"
     if "alias" in summary:
         text += "; the alias moved" if summary["alias"] else "; the alias did not move"
     return f"{text}; {summary['error']}" if "error" in summary else text

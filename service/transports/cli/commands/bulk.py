@@ -40,6 +40,12 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--alias", metavar="NAME", help="Alias to move to the collection when it is complete and indexed.")
 @click.option("--allow-rejected", is_flag=True, help="Move the alias even if lines were rejected.")
 @click.option("--insert-only", is_flag=True, help="Leave points that exist unchanged, and do not embed them.")
+@click.option("--replace", is_flag=True, help="Let a later line replace an earlier one of the same id or text.")
+@click.option(
+    "--allow-differing",
+    is_flag=True,
+    help="With --insert-only: do not compare points that exist with their lines; they may differ.",
+)
 @click.option(
     "--chunk-tokens", type=int, default=0, metavar="N", help="Cut texts into chunks of at most N tokens.  [default: no]"
 )
@@ -118,6 +124,10 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     """
     if options["chunk_overlap"] is not None and not options["chunk_tokens"]:
         raise click.UsageError("--chunk-overlap needs --chunk-tokens")
+    if options["replace"] and options["insert_only"]:
+        raise click.UsageError("--replace stores the last line of a point and --insert-only the first: leave out one")
+    if options["allow_differing"] and not options["insert_only"]:
+        raise click.UsageError("--allow-differing needs --insert-only")
     configure_logs()
     from service.transports.cli.bulk import BulkOptions, run
 
