@@ -285,6 +285,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "service.bulk.json_array:_CUT_MAX",
         "service.bulk.stream_head:HEAD_MAX_BYTES",
         "service.bulk.file_sample:FILES_READ_MAX",
+        "service.bulk.dry_run:MEASURED_MAX_TEXTS",
         "service.bulk.line_index:_ORIGINS_MAX",
         "service.bulk.line_index:CACHE_MAX_KIB",
         "qdrant_sink.writing.comparison:COMPARED_MAX_BYTES",

@@ -65,6 +65,16 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
         yield from rows.of_batches(_guarded(batches, name, "Parquet"))
 
 
+def parquet_rows(file: io.BufferedIOBase, origin: Origin) -> int:
+    """The number of rows of Parquet; 0 if it cannot be read, which `read_parquet` says."""
+    if not file.seekable():
+        return 0
+    with _as_wrong_file(str(origin.file), "Parquet"):
+        rows = int(library("pyarrow.parquet", "Parquet").read_metadata(file).num_rows)
+        file.seek(0)
+    return rows
+
+
 def _is_small(metadata: Any, column: str) -> bool:
     """Whether a column of Parquet is read with its dictionary, which is not expanded then."""
     groups = map(metadata.row_group, range(metadata.num_row_groups))

@@ -68,6 +68,7 @@ class BulkLoad:
         rejects: file for rejections, one JSON object per line; None prints the first ones.
         say: prints a message.
         rejected_lines: file for the rejected lines themselves; None for none.
+        progress: called with the report after each batch.
         batch_texts: maximum number of lines in a batch.
         overloaded_pause_s: pause before a batch is retried for which the queue of the model was full.
     """
@@ -80,12 +81,14 @@ class BulkLoad:
         say: Callable[[str], None],
         *,
         rejected_lines: BinaryIO | None = None,
+        progress: Callable[[LoadReport], None] = lambda _report: None,
         batch_texts: int = BATCH_MAX_TEXTS,
         overloaded_pause_s: float = OVERLOADED_PAUSE_S,
     ) -> None:
         self._core = core
         self._options = options
         self._say = say
+        self._progress = progress
         self._batch_texts = batch_texts
         self._overloaded_pause_s = overloaded_pause_s
         self.report = LoadReport(alias=None if options.alias is None else False, allow_lost=options.allow_lost)
@@ -296,8 +299,7 @@ class BulkLoad:
             await self._accounting.run(lambda: self._account.ingested(lines, ingested, tokens))
         if failure is not None:
             self._fail(failure.message)
-        points = self.report.submitted
-        self._say(f"points: {points}, per second: {points / max(self.report.seconds, 1e-3):.0f}")
+        self._progress(self.report)
 
     async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None, int]:
         """Ingest lines; returns the failure of the whole ingest, if any, its report, if any, and its tokens."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Final, cast
 
-from service.bulk.columnar import is_arrow_file, read_arrow, read_parquet
+from service.bulk.columnar import is_arrow_file, parquet_rows, read_arrow, read_parquet
 from service.bulk.compression import decompressed
 from service.bulk.delimited import read_delimited
 from service.bulk.field_mapping import FieldOptions, Mapper
@@ -49,12 +49,49 @@ class ReadOptions:
     fields: FieldOptions = field(default_factory=FieldOptions)
 
 
+class ReadProgress:
+    """How far files are read. One thread reads, and any thread asks.
+
+    Attributes:
+        lines: lines that were read.
+        fraction: the part of all bytes that was read, from 0 to 1; None if a size is unknown.
+    """
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.fraction: float | None = None
+        self._of_file: Callable[[], float] = lambda: 0.0
+
+    def of_file(self, fraction: Callable[[], float]) -> None:
+        """Set what tells the part of the present file that was read."""
+        self._of_file = fraction
+
+    def observed(
+        self, sources: Sequence[Source], read: Callable[[Source], Iterator[Line | BadLine]]
+    ) -> Iterator[Line | BadLine]:
+        """The lines of all files, whose progress is observed."""
+        sizes = [source.size for source in sources]
+        total = sum(size or 0 for size in sizes)
+        is_known = total > 0 and None not in sizes
+        before = 0
+        for source, size in zip(sources, sizes, strict=True):
+            for line in read(source):
+                self.lines += 1
+                if is_known:
+                    self.fraction = (before + (size or 0) * min(self._of_file(), 1.0)) / total
+                yield line
+            before += size or 0
+
+
 class Reader:
     """Reads files.
 
     Args:
         options: how they are read.
         say: prints a message.
+
+    Attributes:
+        progress: how far `lines` has come.
     """
 
     def __init__(self, options: ReadOptions, say: Callable[[str], None]) -> None:
@@ -62,6 +99,7 @@ class Reader:
         self._say = say
         self._said: set[str] = set()
         self._mapper = Mapper(options.fields, self._say_once)
+        self.progress = ReadProgress()
 
     def check(self, sources: Iterable[Source]) -> None:
         """Read the beginnings of the first files, so that a wrong one ends the load before it begins.
@@ -78,13 +116,16 @@ class Reader:
         Raises:
             InputError: a file is wrong as a whole.
         """
-        return chain.from_iterable(map(self._lines, sources))
+        return self.progress.observed(list(sources), self._lines)
 
     def _lines(self, source: Source) -> Iterator[Line | BadLine]:
         name = source.name
         with source.open() as opened:
             try:
                 file = cast("io.BufferedIOBase", opened)
+                if source.size:
+                    size = source.size
+                    self.progress.of_file(lambda: opened.tell() / size)
                 head, file = with_head(file)
                 content = decompressed(file, head, name)
                 if content is not None:
@@ -132,7 +173,7 @@ class Reader:
             case "json":
                 return read_json_array(file, origin, self._mapper)
             case "parquet":
-                return read_parquet(file, origin, self._mapper)
+                return self._rows(file, origin)
             case "arrow":
                 return read_arrow(file, origin, self._mapper, is_file=is_arrow_file(head))
             case _:
@@ -144,6 +185,15 @@ class Reader:
                     columns=self._options.columns,
                     say=self._say_once,
                 )
+
+    def _rows(self, file: io.BufferedIOBase, origin: Origin) -> Iterator[Line | BadLine]:
+        """The rows of Parquet, whose progress is that of its rows: its columns are read one after the other."""
+        rows = 0
+        total = parquet_rows(file, origin)
+        self.progress.of_file(lambda: rows / max(total, 1))
+        for line in read_parquet(file, origin, self._mapper):
+            rows += 1
+            yield line
 
     def _say_once(self, origin: Origin, text: str) -> None:
         """Say of a file what was said of no file before."""

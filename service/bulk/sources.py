@@ -29,11 +29,13 @@ class Source:
         name: its name in messages and payloads.
         open: opens it for bytes.
         path: its path; None if it is not on this machine, or a pipe.
+        size: its size in bytes; None if it is unknown.
     """
 
     name: str
     open: Callable[[], BinaryIO]
     path: Path | None = None
+    size: int | None = None
 
 
 def sources_of(arguments: Iterable[str], *, any_format: bool, say: Callable[[str], None]) -> list[Source]:
@@ -125,7 +127,7 @@ def _local(path: Path, name: str) -> Source:
         except OSError as error:
             raise WrongFileError(name, f"it cannot be read ({error.strerror})") from None
 
-    return Source(name, opened, path)
+    return Source(name, opened, path, path.stat().st_size if path.is_file() else None)
 
 
 def _standard_input() -> BinaryIO:

@@ -185,6 +185,19 @@ class Ingest:
             message = f"must be left out: the payload layout '{layout}' has the text under '{key}', got another key"
             raise invalid_field(f"{request.path}textKey", message)
 
+    async def planned(self, request: IngestRequest) -> IngestPlan:
+        """The points of a request for a new collection, and those that are rejected already. The store is not asked.
+
+        Raises:
+            InvalidRequest: the request is invalid.
+            Overloaded: the plan does not fit into memory now.
+        """
+        self.check(request)
+        name = self._collections.named(request.collection, f"{request.path}collection")
+        target = _Target.guessed(request, Recognised.new(name, self._collections.wanted))
+        with self._memory.joined() as held:
+            return await self._planned(target, name, held)
+
     async def __call__(
         self,
         request: IngestRequest,

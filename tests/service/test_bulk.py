@@ -120,8 +120,12 @@ class Loader:
             self.say,
             batch_texts=batch_texts,
             overloaded_pause_s=overloaded_pause_s,
+            progress=self.show,
         )
         return self.bulk.run(read_json_lines(raw))
+
+    def show(self, report: LoadReport) -> None:
+        """Show the progress."""
 
     def build(self, _settings: Settings) -> Operations:
         """The operations for a command, which closes them."""
@@ -540,10 +544,9 @@ def test_a_batch_that_breaks_is_rejected(embedder: Embedder, store: EdgeStore, t
 class Broken(Loader):
     """A loader whose terminal is gone when the first batch is done."""
 
-    def say(self, text: str) -> None:
-        """Tell the user."""
-        if text.startswith("points: "):
-            raise KeyError("secret")
+    def show(self, report: LoadReport) -> None:
+        """Fail to show the progress."""
+        raise KeyError("secret")
 
 
 def test_a_batch_that_ends_without_a_word_is_a_failure(embedder: Embedder, store: EdgeStore) -> None:

@@ -329,3 +329,22 @@ def test_the_account_is_that_of_who_plays_the_lines_in_order(
     assert report.status == bool(oracle.rejected or oracle.lost)
     named = [one for one in load.rejected if one["code"] in ("replaced", "differing")]
     assert len(named) == oracle.lost
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of the process is read from /proc")
+def test_the_memory_of_the_index_does_not_grow_with_the_lines() -> None:
+    """From 100 000 lines to a million by less than 20 MB, also while they are sorted."""
+    sizes = []
+    for count in (100_000, 1_000_000):
+        index = LineIndex(keeps=False)
+        for first in range(0, count, 500):
+            index.add(_stored(number) for number in range(first, first + 500))
+        assert index.standing().points == count
+        sizes.append(_resident_bytes())
+        index.close()
+    assert sizes[1] - sizes[0] < 20_000_000

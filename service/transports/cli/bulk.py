@@ -6,24 +6,27 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
-from embedder import InvalidRequest
+from embedder import Embedder, InvalidRequest
+from service.bulk.dry_run import DryRun
 from service.bulk.field_mapping import FieldOptions
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.load import INTERRUPTED, BulkLoad, LoadOptions
-from service.bulk.reading import Reader, ReadOptions
+from service.bulk.reading import Reader, ReadOptions, ReadProgress
 from service.bulk.report import LoadReport
 from service.bulk.sources import sources_of
 from service.operations import IngestRequest, Operations
 from service.settings import Settings
 from service.shutdown import end_process
 from service.transports.cli.options import Failure
+from service.transports.cli.plan_report import amount, duration
+from service.transports.cli.progress_line import ProgressLine
 from service.wire.fields import Limits
 from service.wire.parsing import parse
 from service.wire.requests import EmbedRequest, QdrantTarget
@@ -55,6 +58,8 @@ class BulkOptions:
         id_field: field of the id.
         text_fields: fields of the text, which are joined.
         payload_fields: fields of the payload; empty for all others.
+        dry_run: say what a load would do.
+        tokens_per_s: rate of the model for a dry run; None to measure it.
         as_json: whether the summary is printed as JSON.
     """
 
@@ -79,6 +84,8 @@ class BulkOptions:
     id_field: str | None = None
     text_fields: Sequence[str] = ()
     payload_fields: Sequence[str] = ()
+    dry_run: bool = False
+    tokens_per_s: float | None = None
     as_json: bool = False
 
 
@@ -127,8 +134,8 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _lines(options: BulkOptions) -> Iterator[Line | BadLine]:
-    """The lines of all files, whose beginnings are checked.
+def _lines(options: BulkOptions) -> tuple[Iterator[Line | BadLine], ReadProgress]:
+    """The lines of all files, whose beginnings are checked, and how far they are read.
 
     Raises:
         Failure: a file is wrong as a whole, or would be overwritten.
@@ -145,7 +152,7 @@ def _lines(options: BulkOptions) -> Iterator[Line | BadLine]:
     for source in sources:
         if source.path is not None and source.path.resolve() in written:
             raise Failure(f"{source.name} is read, and cannot take the rejected lines; name another file for them")
-    return reader.lines(sources)
+    return reader.lines(sources), reader.progress
 
 
 def _opened(stack: ExitStack, path: Path | None, option: str) -> BinaryIO | None:
@@ -169,30 +176,49 @@ def _interrupted_early(_number: int, _frame: object) -> None:
     end_process(2)
 
 
-def _print(report: LoadReport, options: BulkOptions) -> None:
-    summary = report.summary(options.collection)
+def _print(summary: Mapping[str, Any], options: BulkOptions) -> None:
     click.echo(json.dumps(summary) if options.as_json else described(summary))
 
 
 def described(summary: Mapping[str, Any]) -> str:
     """The summary for a person, on one line."""
+    if "dry_run" in summary:
+        return _forecast(summary)
     name = summary["collection"]
     text = (
         f"{name if name.isprintable() else repr(name)}: {summary['stored']} of {summary['submitted']} points stored"
         f" ({summary['skipped']} were there before), {summary['rejected']} rejected, in {summary['seconds']} s"
     )
+    text += _fates(summary, "are in the collection")
+    if "alias" in summary:
+        text += "; the alias moved" if summary["alias"] else "; the alias did not move"
+    return f"{text}; {summary['error']}" if "error" in summary else text
+
+
+def _forecast(summary: Mapping[str, Any]) -> str:
+    """What a load would do, on one line."""
+    text = (
+        f"dry run, nothing is stored: {summary['lines']} lines would be {summary['stored']} points of "
+        f"{summary['tokens']} tokens, {summary['rejected']} rejected"
+    ) + _fates(summary, "would be in the collection")
+    if "load_seconds" in summary:
+        took = duration(summary["load_seconds"] / 3600)
+        text += f"; the model would take {took} at {summary['tokens_per_s']} tokens/s"
+    if "disk_bytes" in summary:
+        kinds = ", ".join(f"{kind} {amount(size)}" for kind, size in summary["kinds_bytes"].items())
+        text += f"; {amount(summary['disk_bytes'])} on disk ({kinds}) and {amount(summary['ram_bytes'])} in RAM"
+    return f"{text}; {summary['error']}" if "error" in summary else text
+
+
+def _fates(summary: Mapping[str, Any], where: str) -> str:
+    """The lines that are not points of their own; empty if there are none."""
     fates = (
         ("repeated", "repeated"),
         ("replaced", "replaced by later ones"),
         ("differing", "other than their kept points"),
     )
     told = [f"{summary[fate]} {words}" for fate, words in fates if summary[fate]]
-    if told:
-        points = summary["points"]
-        text += f"; of {summary['lines']} lines, {', '.join(told)}: {points} points are in the collection"
-    if "alias" in summary:
-        text += "; the alias moved" if summary["alias"] else "; the alias did not move"
-    return f"{text}; {summary['error']}" if "error" in summary else text
+    return f"; of {summary['lines']} lines, {', '.join(told)}: {summary['points']} points {where}" if told else ""
 
 
 def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = None) -> int:
@@ -208,38 +234,63 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted_early)
-    lines = _lines(options)
+    lines, read = _lines(options)
     with ExitStack() as stack:
         rejects = _opened(stack, options.rejects, "--rejects")
         rejected_lines = _opened(stack, options.rejected_lines, "--rejected-lines")
-        core = (build or Operations.build)(Settings.from_environment())
+        chosen = _without_store if options.dry_run else Operations.build
+        core = (build or chosen)(Settings.from_environment())
         stack.callback(core.close)
-        return load(core, options, lines, rejects, rejected_lines)
+        return load(core, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
+
+
+def _without_store(settings: Settings) -> Operations:
+    """The operations of the loaded model, which open the store when it is needed: in a dry run never."""
+    return Operations(settings, Embedder.load(settings.model_options))
 
 
 def load(
     core: Operations,
     options: BulkOptions,
     lines: Iterable[Line | BadLine],
+    *,
     rejects: BinaryIO | None = None,
     rejected_lines: BinaryIO | None = None,
+    read: ReadProgress | None = None,
 ) -> int:
-    """Run a load over loaded operations, and print its summary; returns the exit status."""
+    """Run a load over loaded operations, or try it, and print its summary; returns the exit status."""
     limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
     try:
         checked = load_options(options, limits)
     except InvalidRequest as error:
         report = LoadReport(failure=error.message, alias=None if options.alias is None else False)
-        _print(report, options)
+        _print(report.summary(options.collection), options)
         return report.status
-    bulk = BulkLoad(core, checked, rejects, _say, rejected_lines=rejected_lines)
+    with closing(ProgressLine(read or ReadProgress(), sys.stderr)) as progress:
+        if options.dry_run:
+            forecast = DryRun(
+                core,
+                checked,
+                rejects,
+                progress.say,
+                rejected_lines=rejected_lines,
+                progress=progress.show,
+                tokens_per_s=options.tokens_per_s,
+            ).run(lines)
+            report, summary = forecast.report, forecast.summary(options.collection)
+        else:
+            bulk = BulkLoad(core, checked, rejects, progress.say, rejected_lines=rejected_lines, progress=progress.show)
+            _stop_on_signals(bulk)
+            report = bulk.run(lines)
+            summary = report.summary(options.collection)
+    _print(summary, options)
+    return report.status
 
+
+def _stop_on_signals(bulk: BulkLoad) -> None:
     def stop(number: int, _frame: object) -> None:
         bulk.interrupt()
         signal.signal(number, signal.SIG_DFL)  # the second signal ends the process
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    report = bulk.run(lines)
-    _print(report, options)
-    return report.status

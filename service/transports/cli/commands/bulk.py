@@ -103,6 +103,17 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     metavar="NAME,...",
     help="Names of the columns of CSV and TSV files whose first line is a row already.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Store nothing: say what a load would do, how long it would take, and how large the collection would be.",
+)
+@click.option(
+    "--tokens-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Rate of the model for --dry-run.  [default: measured]",
+)
 @json_option
 @click.pass_obj
 def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name
@@ -119,13 +130,15 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     After an interruption run the same command again; if the collection was new, --insert-only embeds only what is
     missing.
 
-    Exit status: 0 if every point is stored, 1 if some were rejected or the alias did not move, 2 if the load could not
-    be finished.
+    Exit status: 0 if every line is in the collection as it was given, 1 if some were rejected or replaced by later
+    lines, differ from points that were kept, or the alias did not move, 2 if the load could not be finished.
     """
     if options["chunk_overlap"] is not None and not options["chunk_tokens"]:
         raise click.UsageError("--chunk-overlap needs --chunk-tokens")
     if options["replace"] and options["insert_only"]:
         raise click.UsageError("--replace stores the last line of a point and --insert-only the first: leave out one")
+    if options["tokens_per_s"] is not None and not options["dry_run"]:
+        raise click.UsageError("--tokens-per-s needs --dry-run")
     if options["allow_differing"] and not options["insert_only"]:
         raise click.UsageError("--allow-differing needs --insert-only")
     configure_logs()
