@@ -19,7 +19,7 @@ thread. Vendor exceptions do not escape: every method raises only errors of `emb
 
 A store knows no names of vectors. Schemas, points and plans carry them, so that every collection can have its own.
 
-Every method accepts an alias in place of a collection, except `alias` itself.
+Every method accepts an alias in place of a collection, except `alias` itself and `drop`.
 
 An empty request is not sent and needs no collection: `upsert` and `update_vectors` without points, `existing` and
 `fetch` without ids, and `query` without plans return immediately and do not raise NotFound.
@@ -148,6 +148,13 @@ class Store(Protocol):
         """Point an alias at a collection atomically: users of the alias see either the previous collection or this one.
 
         It raises InvalidRequest if a collection has that name, and NotFound if the collection does not exist.
+        """
+        ...
+
+    def drop(self, collection: str) -> None:
+        """Delete a collection with all its points, and the aliases that lead to it.
+
+        It raises InvalidRequest if the name is that of an alias.
         """
         ...
 

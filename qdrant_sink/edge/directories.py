@@ -102,6 +102,22 @@ class Directories:
         """A new path for a collection or an alias that is moved to its name when it is complete."""
         return self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
 
+    def remove(self, name: str) -> None:
+        """Remove a collection and the links of its aliases. If the process is killed meanwhile, the next start ends it.
+
+        Of a collection on another disk, the link is removed first.
+        """
+        for alias in self.names():
+            if alias != name and self.resolve(alias) == name:
+                self.path(alias).unlink()
+        path = self.path(name)
+        elsewhere = path.resolve() if path.is_symlink() else None
+        removed = self.temporary()
+        path.rename(removed)
+        if elsewhere is not None:
+            removed.unlink()
+        shutil.rmtree(elsewhere or removed)
+
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed left unfinished."""
         for leftover in self._root.glob(f"{_TEMPORARY}*"):

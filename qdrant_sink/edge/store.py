@@ -205,6 +205,21 @@ class EdgeStore:
                 temporary.symlink_to(self._directories.path(collection).name)
                 temporary.replace(link)
 
+    def drop(self, collection: str) -> None:
+        """Delete a collection with all its points, and the aliases that lead to it."""
+        check_collection(collection)
+        with self._guard:
+            self._check_open()
+            if self._directories.resolve(collection) != collection:
+                raise InvalidRequest(f"collection: {collection!r} is an alias; name the collection itself")
+            if not self._directories.exists(collection):
+                raise NotFound(f"collection {collection!r} does not exist")
+            opened = self._collections.pop(collection, None)
+            if opened is not None:
+                opened.close()
+            with mapped(f"deletion of collection {collection!r}"):
+                self._directories.remove(collection)
+
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points. Raises NotFound, StoreRejected or StoreUnavailable."""
         check_collection(collection)

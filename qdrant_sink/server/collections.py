@@ -209,6 +209,18 @@ class ServerCollections:
                 f"Qdrant accepted the change of alias {alias!r} but has not applied it yet; retry later"
             )
 
+    def drop(self, collection: str) -> None:
+        """Delete a collection with all its points, and the aliases that lead to it; see `Store.drop`."""
+        check_collection(collection)
+        if collection in self.aliases():
+            raise InvalidRequest(f"collection: {collection!r} is an alias; name the collection itself")
+        if collection not in self.names():
+            raise NotFound(f"collection {collection!r} does not exist")
+        # An attempt without an answer may have deleted it, so that a further one finds nothing to delete.
+        self._call(collection, lambda client: client.delete_collection(collection))
+        if self._call(collection, lambda client: client.collection_exists(collection)):
+            raise StoreUnavailable(f"Qdrant has not deleted collection {collection!r} yet; retry later")
+
     def _description_or_none(self, collection: str) -> CollectionDescription | None:
         try:
             return self._description(collection)

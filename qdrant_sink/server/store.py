@@ -168,6 +168,10 @@ class ServerStore:
         """Point an alias at a collection atomically."""
         self._collections.alias(alias, collection)
 
+    def drop(self, collection: str) -> None:
+        """Delete a collection with all its points, and the aliases that lead to it."""
+        self._collections.drop(collection)
+
     def upsert(self, collection: str, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Store all points, and return when they are durable and searchable (wait=True)."""
         check_collection(collection)

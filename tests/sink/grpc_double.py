@@ -243,6 +243,17 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
 
         return self.double.handle("Update", context, work)
 
+    def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def work() -> Any:
+            name = request.collection_name
+            existed = self.double.collections.pop(name, None) is not None
+            if existed:
+                del self.double.indexes[name]
+                self.double.aliases = {alias: to for alias, to in self.double.aliases.items() if to != name}
+            return pb.CollectionOperationResponse(result=existed)
+
+        return self.double.handle("DeleteCollection", context, work)
+
     def UpdateAliases(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             aliases = dict(self.double.aliases)  # a copy, so that either all actions apply or none

@@ -43,6 +43,26 @@ def test_a_missing_collection_is_not_found(store: Store, collection: str) -> Non
             ask()
 
 
+def test_a_dropped_collection_is_gone_with_its_aliases(store: Store, collection: str) -> None:
+    """Its name and its aliases lead nowhere, other collections stay, and the name can be used again."""
+    other, alias = f"{collection}_b", f"{collection}_alias"
+    for name in (collection, other):
+        store.ensure(name, SCHEMA)
+        store.upsert(name, [_point(0)])
+    store.alias(alias, collection)
+    with pytest.raises(InvalidRequest, match="is an alias; name the collection itself"):
+        store.drop(alias)
+    store.drop(collection)
+    assert store.collection_of(collection) is None
+    assert store.collection_of(alias) is None
+    assert alias not in store.aliases()
+    with pytest.raises(NotFound, match=f"collection '{collection}' does not exist"):
+        store.drop(collection)
+    assert store.count(other) == 1
+    store.ensure(collection, SCHEMA)
+    assert store.count(collection) == 0
+
+
 def test_an_empty_request_needs_no_collection(store: Store, collection: str) -> None:
     """Calls without points, ids or plans succeed without a collection and do not create it."""
     store.upsert(collection, [])
