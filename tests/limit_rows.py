@@ -348,7 +348,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "service.wire.values:_ROW_MAX_BYTES",
     ),
     "how much of a value is shown": (
-        "qdrant_sink.completing.report:NAMED_MAX",
+        "qdrant_sink.copying.unfinished:NAMED_MAX",
         "qdrant_sink.model_identity:SHOWN_MAX_CHARACTERS",
         "qdrant_sink.payload_layouts:_KEY_SHOWN_MAX",
         "qdrant_sink.recognition:_CHOICES_SHOWN_MAX",
@@ -359,7 +359,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "service.bulk.sources:_SUFFIXES_NAMED_MAX",
         "service.transports.cli.ask:BEFORE_MATCH_MAX_CHARACTERS",
         "service.transports.cli.ask:EXCERPT_MAX_CHARACTERS",
-        "service.transports.cli.complete:POINTS_PRINTED_MAX",
+        "service.transports.cli.unfinished:POINTS_PRINTED_MAX",
         "service.transports.mcp.arguments:_ERRORS_MAX",
         "service.transports.mcp.results:_MATCHES_MAX",
         "service.transports.mcp.results:_REJECTED_MAX",

@@ -27,9 +27,12 @@ PUBLIC: Final[dict[str, str]] = {
         Passage Question passages questions
     """,
     "qdrant_sink.completing": """
-        COPY_PAGE_POINTS NAMED_MAX PAGE_POINTS CompletionReport CompletionTally CopyStore PointCopy Scrolls
-        UnfinishedPoint check_copyable completed_schema copied_schema kinds_lacking of_all_kinds
-        of_any_lacking of_exactly_lacking pages
+        CompletionReport CompletionTally check_copyable completed_schema copied_schema kinds_lacking of_all_kinds
+        of_any_lacking of_exactly_lacking
+    """,
+    "qdrant_sink.copying": """
+        COPY_PAGE_POINTS COPY_WORKERS NAMED_MAX PAGE_POINTS VECTOR_KINDS CopyPaths PointCopy Round Rounds Scrolls
+        SourceVectors UnfinishedPoint existing_part kept_indexes losses pages reindexed_schema source_vectors
     """,
     "qdrant_sink.edge": """
         DiskSpace EdgeStore
@@ -51,12 +54,12 @@ PUBLIC: Final[dict[str, str]] = {
         BulkLoad LoadOptions LoadReport
     """,
     "service.operations": """
-        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress CompletionRequest
-        CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest EmbedResult
-        HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult IngestedText LengthLimits
-        Like ModelWarning Operations PairScores PointsRequest PointsResult RankedDocument ReadPoint RejectedPoint
-        RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch StoreState
-        Weights open_store
+        Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress
+        CompletionRequest CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest
+        EmbedResult HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult
+        IngestedText LengthLimits Like ModelWarning Operations PairScores PointsRequest PointsResult
+        RankedDocument ReadPoint RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult
+        SparseMatch StoreState Weights open_store
     """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_form error_reply

@@ -5,27 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
 
 from embedder.errors import WorkerError
-from qdrant_sink.conformance import Refusal
-from qdrant_sink.points import PointId
-
-NAMED_MAX: Final = 100
-"""Maximum number of points that a report names; all are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class UnfinishedPoint:
-    """A point that lacks vectors after its completion, and the reason.
-
-    Attributes:
-        id: id of the point.
-        cause: refusal by conformance, or error of the model or the store.
-    """
-
-    id: PointId
-    cause: Refusal | WorkerError
+from qdrant_sink.copying import NAMED_MAX, UnfinishedPoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, cast, get_args
+from typing import Any, get_args
 
 from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.collection_state import CollectionState
-from qdrant_sink.schema import (
-    ColbertSchema,
-    CollectionSchema,
-    Datatype,
-    DenseSchema,
-    Distance,
-    Quantization,
-    SparseSchema,
-    VectorNames,
-)
-from qdrant_sink.schema_diff import (
-    UNNAMED,
-    CollectionDescription,
-    VectorDescription,
-    VectorKind,
-    verify,
-)
-
-_VECTOR_KINDS: Final[Mapping[Kind, VectorKind]] = {"dense": "dense", "sparse": "sparse", "colbert": "multivector"}
+from qdrant_sink.copying import VECTOR_KINDS, existing_part
+from qdrant_sink.schema import CollectionSchema, Datatype, Quantization, VectorNames
+from qdrant_sink.schema_diff import UNNAMED, CollectionDescription, verify
 
 
 def completed_schema(
@@ -53,7 +37,7 @@ def completed_schema(
     for kind in KINDS:
         name = _recognised(wanted, actual, kind, is_completed=kind in kinds)
         if name is not None:
-            names[kind], parts[kind] = name, _existing(kind, actual.vectors[name])
+            names[kind], parts[kind] = name, existing_part(kind, actual.vectors[name])
         else:
             names[kind] = wanted.names.of(kind)
             parts[kind] = getattr(wanted, kind) if kind in kinds else None
@@ -115,7 +99,7 @@ def _recognised(
     names = [
         name
         for name, vector in actual.vectors.items()
-        if vector.kind == _VECTOR_KINDS[kind] and size in (None, vector.size)
+        if vector.kind == VECTOR_KINDS[kind] and size in (None, vector.size)
     ]
     preferred = wanted.names.of(kind)
     if preferred in names or not names:
@@ -128,31 +112,4 @@ def _recognised(
     raise InvalidRequest(
         f"kinds: the collection has several vectors that could be the {kind} one ({choices}); "
         f"set vectorNames.{kind} in QDRANT_COLLECTION_CONFIG to one of them, or to a new name"
-    )
-
-
-def _existing(kind: Kind, vector: VectorDescription) -> DenseSchema | SparseSchema | ColbertSchema:
-    """Return the schema of a vector that exists. Types that this worker does not create become the default."""
-    datatype = cast("Datatype", vector.datatype if vector.datatype in get_args(Datatype) else "float32")
-    quantization = vector.quantization if vector.quantization in get_args(Quantization) else "none"
-    on_disk = bool(vector.on_disk)
-    if kind == "sparse":
-        return SparseSchema(datatype, "idf" if vector.modifier == "idf" else None, on_disk)
-    if kind == "colbert":
-        return ColbertSchema(
-            vector.size or 0,
-            distance=cast("Any", vector.distance),
-            datatype=datatype,
-            on_disk=on_disk,
-            m=vector.m or 0,
-            quantization=cast("Quantization", quantization),
-        )
-    return DenseSchema(
-        vector.size or 0,
-        cast("Distance", vector.distance),
-        m=vector.m or 0,
-        ef_construct=vector.ef_construct or 100,
-        datatype=datatype,
-        on_disk=on_disk,
-        quantization=cast("Quantization", quantization),
     )

@@ -9,49 +9,40 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from threading import Event
 from typing import Any, Final
 
-from embedder import KINDS, Embedder, InvalidRequest, Kind, NotFound, WorkerError, whereabouts
+from embedder import KINDS, Embedder, Kind, NotFound, WorkerError, whereabouts
 from qdrant_sink import (
     ColbertSchema,
     CollectionSchema,
     DenseSchema,
     FeatureMissing,
     Layout,
-    PayloadKeys,
     SparseSchema,
     Store,
     VectorNames,
-    WithPayload,
     default_names,
-    path_of_key,
-    text_key_of,
-    text_of,
 )
 from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.completing import (
     CompletionReport,
-    PointCopy,
     check_copyable,
     completed_schema,
     copied_schema,
-    pages,
 )
-from qdrant_sink.payload_form import PayloadForm
+from qdrant_sink.copying import CopyPaths, PointCopy
 from service.operations.collections import Collections
 from service.operations.completion_job import PASSES_MAX, CompletionJob
 from service.operations.completion_values import CompletionProgress, CompletionRequest
+from service.operations.copy_target import target_exists
 from service.operations.embed import LengthLimits
 from service.operations.model_check import ModelCheck
 from service.operations.store_access import StoreAccess
+from service.operations.stored_texts import check_texts, form_of_texts
 from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
-
-SAMPLE_POINTS: Final = 64
-"""Points of which at least one must have a text, before anything is changed."""
 
 COPY_SUFFIX: Final = "-complete"
 """What follows the name of a collection in the default name of its copy."""
@@ -171,14 +162,14 @@ class Completion:
         if source is None:
             raise NotFound(f"collection {name!r} does not exist")
         state = store.describe(source)
-        form = self._form(source, request.text_key)
+        form = form_of_texts(self._collections.catalogue, source, request.text_key)
         schema = replace(
             completed_schema(source, self._wanted(form.layout), state.description, request.kinds),
             layout=form.layout,
             text_key=form.text_key or self._collections.wanted.text_key,
         )
         kinds_before = tuple(kind for kind in schema.kinds if schema.names.of(kind) in state.description.vectors)
-        self._check_texts(store, source, schema)
+        check_texts(store, source, schema)
         return _Plan(source, schema, kinds_before, state)
 
     def _comparable(self, plan: _Plan) -> CollectionSchema | None:
@@ -207,23 +198,8 @@ class Completion:
 
     def _check_target(self, store: Store, plan: _Plan, into: str) -> None:
         """Check that a collection is new, or that an earlier run has begun to copy into it."""
-        if into == plan.source:
-            raise invalid_field("into", f"must be another collection, got {into!r}")
-        existing = store.collection_of(into, patient=True)
-        if existing is None:
+        if not target_exists(store, into, store, plan.source):
             check_copyable(plan.source, plan.schema, plan.state.description)
-            return
-        if existing != into:
-            raise invalid_field("into", f"must not be an alias, got {into!r}; give another name")
-        whole: WithPayload = True
-        page = next(islice(pages(store, into, {}, whole, limit=SAMPLE_POINTS), 1), {})
-        originals = store.fetch(plan.source, list(page), whole, (), patient=True)
-        if page and not any(point in originals and originals[point].payload == page[point].payload for point in page):
-            raise invalid_field(
-                "into",
-                f"must be a new collection or an unfinished copy, and none of the first {len(page)} points of {into!r} "
-                f"is one of {plan.source!r}; give another name",
-            )
 
     def _wanted(self, layout: Layout) -> CollectionSchema:
         """The schema of the config with all three kinds, so that a kind which it leaves out can be added.
@@ -242,35 +218,6 @@ class Completion:
             sparse=schema.sparse or SparseSchema(),
             colbert=schema.colbert or ColbertSchema(self._embedder.colbert_size),
         )
-
-    def _form(self, collection: str, text_key: str | None) -> PayloadForm:
-        """The text key of the request in the plain layout, or else the layout and the text key of the collection.
-
-        Where the points do not agree on a key, the form has none, because some of them may lack a text.
-        """
-        form = self._collections.catalogue.form(collection)
-        if text_key is None:
-            return form
-        if form.source == "config" and form.layout != "plain":
-            message = f"must be left out: the payload layout '{form.layout}' has the text under {form.text_key!r}"
-            raise invalid_field("textKey", f"{message}, got another key")
-        return replace(form, layout="plain", text_key=text_key)
-
-    def _check_texts(self, store: Store, collection: str, schema: CollectionSchema) -> None:
-        """Check that some points have a text, before vectors are added that would stay empty."""
-        key = text_key_of(schema.layout, schema.text_key)
-        try:
-            keys = PayloadKeys((path_of_key(key),))
-        except ValueError as error:
-            raise InvalidRequest(f"textKey: {error}") from None
-        page = next(islice(pages(store, collection, {}, keys, limit=SAMPLE_POINTS), 1), {})
-        texts = [text_of(schema.layout, stored.payload or {}, schema.text_key) for stored in page.values()]
-        if texts and all(text is None for text in texts):
-            raise invalid_field(
-                "textKey",
-                f"must be the payload key of the texts, and none of the first {len(texts)} points has a text under "
-                f"{key!r} (layout '{schema.layout}'); give the key, or set layout in QDRANT_COLLECTION_CONFIG",
-            )
 
     def job(
         self,
@@ -301,15 +248,16 @@ class Completion:
         store.ensure(into, schema)
         for key, index in plan.state.description.payload_indexes.items():
             store.ensure_index(into, key, index)
-        return PointCopy(
-            store,
-            plan.source,
-            into,
-            schema=schema,
+        paths = CopyPaths(
+            source=store,
+            collection=plan.source,
             kinds=plan.kinds_before,
-            senders=self._store.senders,
-            check=check,
+            names=schema.names,
+            target=store,
+            into=into,
+            schema=schema,
         )
+        return PointCopy(paths, senders=self._store.senders, check=check)
 
 
 class _Run:

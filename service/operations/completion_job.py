@@ -26,9 +26,6 @@ from embedder import (
     EncodedText,
     Kind,
     ModelFailure,
-    Outputs,
-    Overloaded,
-    Priority,
     Result,
     ResultStream,
     WorkerError,
@@ -54,13 +51,13 @@ from qdrant_sink import (
 from qdrant_sink.completing import (
     CompletionReport,
     CompletionTally,
-    UnfinishedPoint,
     kinds_lacking,
     of_all_kinds,
     of_any_lacking,
     of_exactly_lacking,
-    pages,
 )
+from qdrant_sink.copying import UnfinishedPoint, pages
+from service.operations.passage_stream import passage_stream
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +69,6 @@ CONCURRENT_PARTS_MAX: Final = 2
 
 PART_MAX_POINTS: Final = 1000
 """Maximum number of points of a part."""
-
-OVERLOADED_PAUSE_S: Final = 0.5
-"""Pause before a part is embedded for which the queue of the model was full."""
 
 _SPECIAL_TOKENS: Final = 2
 """Tokens of an empty text."""
@@ -246,14 +240,14 @@ class CompletionJob:
 
     def stream(self, part: Sequence[_Text], lacking: Sequence[Kind]) -> ResultStream:
         """Queue the texts of a part, and wait while the queue of the model is full."""
-        colbert = self._schema.colbert
-        outputs = Outputs.of(tuple(lacking), "float32" if colbert is None else colbert.datatype)
-        while True:
-            try:
-                return self._embedder.stream([text.encoded for text in part], outputs, priority=Priority.PASSAGE)
-            except Overloaded:
-                self._stopping.wait(OVERLOADED_PAUSE_S)
-                self.check_running()
+        return passage_stream(
+            self._embedder,
+            [text.encoded for text in part],
+            lacking,
+            self._schema,
+            stopping=self._stopping,
+            check_running=self.check_running,
+        )
 
     def update(self, points: Sequence[Point]) -> set[PointId]:
         """Set vectors of existing points, and return the ids that do not exist."""

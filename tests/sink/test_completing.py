@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +12,7 @@ from embedder.errors import InvalidRequest
 from embedder.vectors import KINDS, Kind
 from qdrant_sink.collection_state import CollectionState
 from qdrant_sink.completing import (
-    NAMED_MAX,
     CompletionTally,
-    PointCopy,
-    UnfinishedPoint,
     check_copyable,
     completed_schema,
     copied_schema,
@@ -24,16 +20,15 @@ from qdrant_sink.completing import (
     of_all_kinds,
     of_any_lacking,
     of_exactly_lacking,
-    pages,
 )
 from qdrant_sink.conformance import Refusal, conform
+from qdrant_sink.copying import NAMED_MAX, UnfinishedPoint, pages
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.errors import LimitExceeded, SchemaMismatch
 from qdrant_sink.model_identity import ModelIdentity
 from qdrant_sink.points import Point
 from qdrant_sink.schema import NAMES, CollectionSchema, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription, VectorDescription
-from qdrant_sink.store import Store
 from tests.sink.samples import COLBERT, DENSE, SCHEMA, SIZE, SPARSE, draft, sample_vectors
 from tests.sink.stores import STORES, opened
 
@@ -131,32 +126,6 @@ def test_a_server_may_limit_the_pages(edge_store: EdgeStore) -> None:
     read = [list(page) for page in pages(Strict(), "notes", {}, False)]
     assert [len(page) for page in read] == [3, 3, 3, 1]
     assert [point for page in read for point in page] == list(range(10))
-
-
-def test_a_copy_can_be_repeated(store: Store, collection: str) -> None:
-    """Points that the copy has are left as they are; the others are copied with payloads and vectors."""
-    target = f"{collection}_b"
-    store.ensure(collection, SCHEMA)
-    store.ensure(target, SCHEMA)
-    store.upsert(collection, [_point(number, KINDS) for number in range(20)])
-    store.upsert(target, [_point(3, KINDS, text="another")])
-    with ThreadPoolExecutor(2) as senders:
-        copy = PointCopy(store, collection, target, schema=SCHEMA, kinds=KINDS, senders=senders)
-        assert (copy.run(), copy.run(), copy.copied, copy.uncopied) == (19, 0, 19, 0)
-    ids = list(range(20))
-    before = store.fetch(collection, ids, True, KINDS)
-    after = store.fetch(target, ids, True, KINDS)
-    assert (after[3].payload or {})["text"] == "another"
-    for point in set(ids) - {3}:
-        old, new = before[point], after[point]
-        assert new.payload == old.payload
-        assert old.vectors is not None
-        assert new.vectors is not None
-        assert new.vectors.dense == pytest.approx(old.vectors.dense, abs=1e-6)
-        assert new.vectors.colbert == pytest.approx(old.vectors.colbert, abs=1e-3)
-        assert new.vectors.sparse is not None
-        assert old.vectors.sparse is not None
-        assert new.vectors.sparse.values.tolist() == old.vectors.sparse.values.tolist()
 
 
 def test_a_report_names_some_points_and_counts_all() -> None:

@@ -20,16 +20,10 @@ from qdrant_sink.completing import CompletionReport
 from service.operations import CompletionProgress, CompletionRequest, Operations
 from service.settings import Settings
 from service.shutdown import end_process
-from service.wire.errors import code_of
-
-PROGRESS_INTERVAL_S: Final = 2.0
-"""Minimum time between two lines of progress."""
+from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points
 
 _OPTIONS: Final = {"textKey": "--text-key", "into": "--into", "alias": "--alias"}
 """Options by the names of the request's fields, with which messages begin."""
-
-POINTS_PRINTED_MAX: Final = 10
-"""Maximum number of unfinished points that are printed for a person; JSON has all that the report names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,17 +93,14 @@ def complete(core: Operations, options: CompleteOptions) -> int:
     try:
         report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(_say), stopping=stopping))
     except WorkerError as error:
-        report = CompletionReport(options.collection, failure=_for_command(error))
+        report = CompletionReport(options.collection, failure=for_command(error, _OPTIONS))
     if options.alias is not None and report.copied is None and report.failure is None:
         _say("the vectors were added in place, so --alias did not apply")
     summary = _summary(report, time.monotonic() - started)
     if options.as_json:
-        click.echo(json.dumps({**summary, "unfinished": _unfinished(report)}, ensure_ascii=False))
+        click.echo(json.dumps({**summary, "unfinished": in_json(report.unfinished)}, ensure_ascii=False))
     else:
-        for point in _unfinished(report)[:POINTS_PRINTED_MAX]:
-            _say(f"point {point['id']}: {point['message']}")
-        if len(report.unfinished) > POINTS_PRINTED_MAX:
-            _say("further points are not shown; use --json for more")
+        print_points(report.unfinished, _say)
         click.echo(described(summary))
     return _status(report)
 
@@ -179,23 +170,6 @@ def _summary(report: CompletionReport, seconds: float) -> dict[str, Any]:
     if report.copied is not None:
         summary |= {"copied": report.copied, "uncopied": report.uncopied, "alias": report.alias}
     return summary if report.failure is None else {**summary, "error": report.failure.message}
-
-
-def _unfinished(report: CompletionReport) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": point.id if isinstance(point.id, int) else str(point.id),
-            "code": code_of(point.cause),
-            "message": point.cause.message,
-        }
-        for point in report.unfinished
-    ]
-
-
-def _for_command(error: WorkerError) -> WorkerError:
-    """The error of a request in terms of the command."""
-    field, _, rest = error.message.partition(" ")
-    return error.saying(f"{_OPTIONS[field]} {rest}") if field in _OPTIONS else error
 
 
 def _status(report: CompletionReport) -> int:

@@ -1,0 +1,49 @@
+"""The points that a command could not finish, as its output names them, and its messages in terms of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from embedder import InvalidRequest, WorkerError
+from qdrant_sink.copying import UnfinishedPoint
+from service.wire.errors import code_of
+
+POINTS_PRINTED_MAX: Final = 10
+"""Maximum number of points that are printed for a person; JSON has all that the report names."""
+
+PROGRESS_INTERVAL_S: Final = 2.0
+"""Minimum time between two lines of progress."""
+
+
+def in_json(points: Sequence[UnfinishedPoint]) -> list[dict[str, Any]]:
+    """The points in the JSON summary of a command."""
+    return [
+        {
+            "id": point.id if isinstance(point.id, int) else str(point.id),
+            "code": code_of(point.cause),
+            "message": point.cause.message,
+        }
+        for point in points
+    ]
+
+
+def print_points(points: Sequence[UnfinishedPoint], say: Callable[[str], None]) -> None:
+    """Print the first points for a person, one a line."""
+    for point in in_json(points[:POINTS_PRINTED_MAX]):
+        say(f"point {point['id']}: {point['message']}")
+    if len(points) > POINTS_PRINTED_MAX:
+        say("further points are not shown; use --json for more")
+
+
+def for_command(error: WorkerError, arguments: Mapping[str, str]) -> WorkerError:
+    """The error of a request in terms of the command.
+
+    Args:
+        error: the error, whose message begins with the field at fault, if there is one.
+        arguments: arguments of the command by fields of the request.
+    """
+    field = error.fields[0].field if isinstance(error, InvalidRequest) and error.fields else ""
+    if field not in arguments:
+        return error
+    return error.saying(f"{arguments[field]}{error.message.removeprefix(field).removeprefix(':')}")
