@@ -58,7 +58,8 @@ PUBLIC: Final[dict[str, str]] = {
         CompletionRequest CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest
         EmbedResult HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult
         IngestedText LengthLimits Like ModelWarning Operations PairScores PointsRequest PointsResult
-        RankedDocument ReadPoint RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult
+        PreviousCollection RankedDocument ReadPoint Reindex ReindexProgress ReindexReport ReindexRequest
+        RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult
         SparseMatch StoreState Weights open_store
     """,
     "service.wire": """

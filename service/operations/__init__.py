@@ -21,6 +21,8 @@ from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
+from service.operations.reindex import Reindex
+from service.operations.reindex_values import PreviousCollection, ReindexProgress, ReindexReport, ReindexRequest
 from service.operations.rerank import RankedDocument, RerankRequest, RerankResult
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
@@ -55,8 +57,13 @@ __all__ = [
     "PairScores",
     "PointsRequest",
     "PointsResult",
+    "PreviousCollection",
     "RankedDocument",
     "ReadPoint",
+    "Reindex",
+    "ReindexProgress",
+    "ReindexReport",
+    "ReindexRequest",
     "RejectedPoint",
     "RerankRequest",
     "RerankResult",

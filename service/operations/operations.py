@@ -20,6 +20,8 @@ from service.operations.memory_parts import operations_parts
 from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
 from service.operations.points import Points
+from service.operations.reindex import Reindex
+from service.operations.reindex_model import ReindexModel
 from service.operations.rerank import Rerank
 from service.operations.score import Score
 from service.operations.search import SearchOperation
@@ -51,6 +53,7 @@ class Operations:
         points: reads stored points by id or page by page.
         inventory: lists and describes collections.
         completion: adds vectors of further kinds to the points of a collection.
+        reindex: copies a collection into a new one with another schema.
         collections: counts and deletes points, and manages schemas, indexes and aliases.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
@@ -90,6 +93,8 @@ class Operations:
             embedder, self._store, self.collections, check, self.limits, memory=self.memory, batch_points=batch_points
         )
         self.completion = Completion(embedder, self._store, self.collections, check, self.limits)
+        model = ReindexModel(embedder, identity, check, self.limits.passage)
+        self.reindex = Reindex(settings, self._store, model=model)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits, memory=self.memory)
         self.points = Points(self._store, self.collections, self.memory)
         self.inventory = Inventory(settings, self._store, self.collections)

@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "bulk": "Load files into a collection.",
     "plan": "Plan sizes, servers, GPU hours and costs of a collection.",
     "complete": "Add vectors of further kinds to the points of a collection.",
+    "reindex": "Copy a collection into a new schema, or embed it anew.",
     "demo": "Embed, store and search the bundled corpus.",
     "precision": "Compare a faster type with float32 on your model and texts.",
     "prefetch": "Download a model into the cache, ready to load offline.",
