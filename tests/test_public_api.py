@@ -48,7 +48,7 @@ PUBLIC: Final[dict[str, str]] = {
     """,
     "qdrant_sink.writing": """
         BATCH_MAX_BYTES BATCH_MAX_POINTS IN_FLIGHT_MAX Acknowledged Destination DocumentLocks Rejection
-        Replacement VersionedCollections WriteReport Writer existing_ids missing_indices pooled
+        Replacement VersionedCollections WriteReport Writer differing_points existing_ids missing_indices pooled
     """,
     "service.bulk": """
         BulkLoad LoadOptions LoadReport
@@ -61,6 +61,10 @@ PUBLIC: Final[dict[str, str]] = {
         PreviousCollection RankedDocument ReadPoint Reindex ReindexProgress ReindexReport ReindexRequest
         RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult
         SparseMatch StoreState Weights open_store
+    """,
+    "service.planning": """
+        CollectionSize PartSize Passages Plan Resources StoredColbert StoredDense StoredSparse StoredVectors
+        collection_size plan
     """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_form error_reply
