@@ -28,7 +28,7 @@ def measure(dtype: str, device: str, *, seconds: float = 0.5) -> dict[str, float
 
 
 def _ways(dtype: str, device: str) -> dict[str, Product]:
-    stored = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    stored = _stored(dtype, device)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, INNER, generator=generator).to(device, stored)
     weight = torch.randn(COLUMNS, INNER, generator=generator).to(device, stored)
@@ -48,6 +48,15 @@ def _ways(dtype: str, device: str) -> dict[str, Product]:
         return ways  # the engine has no such product here
     ways["prepared as the engine does"] = lambda: prepared(x)
     return ways
+
+
+def _stored(dtype: str, device: str) -> torch.dtype:
+    """Type of the rows that a product takes: the engine's, or of a library without it the type itself."""
+    try:
+        from embedder.model.processor import state_type
+    except ImportError:
+        return torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    return state_type(dtype, torch.device(device).type)
 
 
 def _quickest(product: Product, device: str, seconds: float) -> float:

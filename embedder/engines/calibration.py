@@ -26,28 +26,27 @@ def product_rates(
 ) -> dict[str, float]:
     """FLOP/s by type of a [rows, 1024] x [1024, 4096] product on one core of the CPU, prepared as the engine does it.
 
-    The best of some rounds over all types, in the time that this thread has the core: on a machine that is busy
-    with something else, two threads that wait for each other take ten times as long, in leaps of a time slice.
+    Args:
+        dtypes: types of `has_quick_product`.
+        rows: number of rows.
+        rounds: number of measurements of each type.
+        clock: seconds of this thread.
     """
     import torch
 
     from embedder.model.linear import prepare
+    from embedder.model.one_core import quickest_runs
+    from embedder.model.processor import state_type
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            products = {}
-            for dtype in dtypes:
-                stored = getattr(torch, dtype)
-                x, weight = torch.ones(rows, 1024, dtype=stored), torch.ones(4096, 1024, dtype=stored)
-                products[dtype] = partial(prepare(weight, weight[:, 0].contiguous(), dtype=dtype), x)
-                products[dtype]()
-            runs = [{dtype: _spent(product, clock) for dtype, product in products.items()} for _ in range(rounds)]
-    finally:
-        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        products = {}
+        for dtype in dtypes:
+            stored = state_type(dtype, "cpu")
+            x, weight = torch.ones(rows, 1024, dtype=stored), torch.ones(4096, 1024, dtype=stored)
+            products[dtype] = partial(prepare(weight, weight[:, 0].contiguous(), dtype=dtype), x)
+    seconds = quickest_runs(products, rounds=rounds, clock=clock)
     operations = 2.0 * rows * 1024 * 4096
-    return {dtype: operations / max(min(run[dtype] for run in runs), 1e-9) for dtype in dtypes}
+    return {dtype: operations / max(seconds[dtype], 1e-9) for dtype in dtypes}
 
 
 def calibrate(
@@ -96,9 +95,3 @@ def _timed(engine: Engine, tokens: int, clock: Callable[[], float]) -> float:
     except MemoryError:
         return math.inf
     return max(clock() - started, 1e-9)
-
-
-def _spent(work: Callable[[], object], clock: Callable[[], float]) -> float:
-    started = clock()
-    work()
-    return clock() - started

@@ -11,7 +11,7 @@ import torch
 
 from embedder.engines.calibration import product_rates
 from embedder.errors import ConfigurationError, DeviceLost
-from embedder.model.linear import has_onednn
+from embedder.model.processor import has_quick_product
 
 log = logging.getLogger(__name__)
 
@@ -45,25 +45,25 @@ def choose_dtype(
     *,
     engine: str = "packed",
     rates: Callable[[Sequence[str]], Mapping[str, float]] = product_rates,
-    multiplies: Callable[[str], bool] = has_onednn,
+    multiplies: Callable[[str], bool] = has_quick_product,
     capability: Callable[[str], tuple[int, int]] = torch.cuda.get_device_capability,
 ) -> str:
     """The type of the matrix products: `DTYPE`, with `auto` resolved.
 
     `auto` is float16 on CUDA. On a CPU it is measured, in about 0.2 s, among the types that the processor
-    multiplies: float16, unless another is faster by a third; then the faster of bfloat16 and float32, where
+    has a product for: float16, unless another is faster by a third; then the faster of bfloat16 and float32, where
     float32 again must be faster by a third. For 16 bits halve the memory and the time of a single query, and
-    float16 is ten times closer to float32 than bfloat16 is. What a processor says of itself does not settle
-    it: with AVX512-BF16 but no AMX, bfloat16 is 2.6 times as fast as float32 on one vendor's cores and half as
-    fast on another's. FlagEmbedding computes in float32 on any CPU. int8 and float8 are never
-    chosen by `auto`.
+    float16 is ten times closer to float32 than bfloat16 is, or as exact as float32 where only weights are float16
+    (`keeps_float16_weights`). What a processor says of itself does not settle it: with AVX512-BF16 but no AMX,
+    bfloat16 is 2.6 times as fast as float32 on one vendor's cores and half as fast on another's. FlagEmbedding
+    computes in float32 on any CPU. int8 and float8 are never chosen by `auto`.
 
     Args:
         setting: `DTYPE`.
         device: `cpu` or `cuda:N`.
         engine: `packed` or `flagembedding`.
         rates: FLOP/s of a product by type.
-        multiplies: whether the processor multiplies a type.
+        multiplies: whether the processor has a product for a type.
         capability: compute capability of a GPU.
 
     Raises:

@@ -5,6 +5,9 @@ transformer  the layers
 attention    attention within texts, and how a batch is cut into pieces
 heads        hidden states -> dense, sparse and ColBERT vectors
 linear       linear layers, prepared for the device and the type
+int8         products in int8 on x86 CPUs
+processor    what products the processor computes, and the type of what stands between them
+one_core     ways to compute something, timed against each other at the start
 float8       the layers with products in float8
 kernels/     fused kernels for GPUs
 

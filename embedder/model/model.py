@@ -19,15 +19,8 @@ from embedder.model.attention import Flash, Packing, attends_by_tiles, flash_ker
 from embedder.model.float8 import Float8Embedding, Float8Layer, Float8Linear, Float8States, prepare_float8
 from embedder.model.heads import Heads
 from embedder.model.linear import Linear, prepare
+from embedder.model.processor import state_type
 from embedder.model.transformer import Embedding, Layer, Norm
-
-_STATE_TYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.float32,  # what is not a linear layer stays float32
-    "float8": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +50,7 @@ class Model:
     @property
     def state_type(self) -> torch.dtype:
         """Type of the token states."""
-        return _STATE_TYPES[self.dtype]
+        return state_type(self.dtype, torch.device(self.device).type)
 
     def states(self, ids: Tensor, positions: Tensor, packing: Packing, yield_point: Callable[[], None]) -> Tensor:
         """The last hidden states [T, H] of concatenated texts.
@@ -113,7 +106,7 @@ class _Reader:
         self._device = device
         self._dtype = dtype
         self._linear_dtype = "bfloat16" if dtype == "float8" else dtype  # of the products that `prepare` makes
-        self._stored = _STATE_TYPES[dtype]
+        self._stored = state_type(dtype, torch.device(device).type)
 
     def model(self, checkpoint: Path, dropped_ids: frozenset[int]) -> Model:
         config = self._config

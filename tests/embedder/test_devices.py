@@ -15,7 +15,7 @@ from embedder.engines.devices import choose_devices, choose_dtype, device_errors
 from embedder.engines.flagembedding import FlagEmbeddingEngine
 from embedder.engines.packed import PackedEngine
 from embedder.errors import ConfigurationError, DeviceLost
-from embedder.model.linear import has_onednn
+from embedder.model.processor import has_quick_product
 from embedder.vectors import Outputs
 from tests.embedder.bench import Bench
 
@@ -87,7 +87,7 @@ def test_auto_is_a_type_that_the_device_multiplies() -> None:
     """`auto` chooses float16 on GPUs, float32 for FlagEmbedding on a CPU, else a type with CPU kernels."""
     assert choose_dtype("auto", "cuda:1") == "float16"
     dtype = choose_dtype("auto", "cpu")
-    assert dtype == "float32" or has_onednn(dtype)
+    assert dtype == "float32" or has_quick_product(dtype)
     assert choose_dtype("auto", "cpu", engine="flagembedding") == "float32"
 
 

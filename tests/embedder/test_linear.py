@@ -1,4 +1,4 @@
-"""Quantised linear layers stay near the exact ones, row by row."""
+"""Linear layers with narrow weights stay near the exact ones, row by row."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ import torch
 from torch.nn import functional
 
 from embedder.errors import ConfigurationError
+from embedder.model import int8, linear
 from embedder.model.linear import has_tanh_gelu, prepare
+from embedder.model.processor import has_fbgemm, keeps_float16_weights, state_type
 
 ROWS, IN, OUT = 23, 96, 40
+
+needs_fbgemm = pytest.mark.skipif(not has_fbgemm(), reason="needs an x86 processor with AVX2")
+
+
+@pytest.fixture(params=["onednn", pytest.param("fbgemm", marks=needs_fbgemm)])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each library that computes int8 products, as if it were measured to be the faster."""
+    name: str = request.param
+    monkeypatch.setattr(int8, "fastest_library", lambda: name)
+    return name
+
+
+@pytest.fixture
+def float16_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that does not multiply float16."""
+    monkeypatch.setattr(linear, "keeps_float16_weights", lambda dtype, _: dtype == "float16")
 
 
 @pytest.fixture
@@ -33,6 +51,7 @@ def inputs(*, after_gelu: bool = False) -> torch.Tensor:
     return functional.gelu(x) if after_gelu else x
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("after_gelu", [False, True])
 def test_int8_is_near_float32_in_every_row_and_channel(
@@ -46,6 +65,7 @@ def test_int8_is_near_float32_in_every_row_and_channel(
     assert ((product - (functional.gelu(exact) if gelu else exact)).abs() <= 0.02 * reach + 1e-4).all()
 
 
+@pytest.mark.usefixtures("library")
 def test_int8_rows_do_not_depend_on_each_other(weight: torch.Tensor, bias: torch.Tensor) -> None:
     """A row has exactly the same result alone and among rows a thousand times as large."""
     linear = prepare(weight, bias, dtype="int8")
@@ -55,11 +75,13 @@ def test_int8_rows_do_not_depend_on_each_other(weight: torch.Tensor, bias: torch
         assert torch.equal(linear(x[row : row + 1])[0], together[row])
 
 
+@pytest.mark.usefixtures("library")
 def test_int8_of_nothing_is_the_bias(weight: torch.Tensor, bias: torch.Tensor) -> None:
     """The product of a row of zeros is the bias, without a division by zero."""
     assert torch.equal(prepare(weight, bias, dtype="int8")(torch.zeros(2, IN)), bias.expand(2, OUT))
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_int8_hides_no_damage(weight: torch.Tensor, bias: torch.Tensor, value: float) -> None:
     """A value that is not finite is not rounded to a finite one and affects no other row."""
@@ -82,6 +104,71 @@ def test_int8_without_vnni_does_not_saturate(
     product = prepare(weight, bias, dtype="int8")(x)
     reach = x.norm(dim=1, keepdim=True) * weight.norm(dim=1)
     assert ((product - functional.linear(x, weight, bias)).abs() <= 0.03 * reach).all()
+
+
+@needs_fbgemm
+def test_int8_by_fbgemm_does_not_saturate() -> None:
+    """Without VNNI pairs of products are added in 16 bits, which the largest weights and inputs do not overflow."""
+    linear_layer = int8.int8_product(torch.full((OUT, IN), 3.0), torch.zeros(OUT), after_gelu=False, library="fbgemm")
+    assert torch.allclose(linear_layer(torch.full((2, IN), 5.0)), torch.full((2, OUT), 15.0 * IN))
+
+
+@needs_fbgemm
+def test_packing_int8_leaves_the_quantised_engine_of_torch_as_it_was(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """The process-wide engine of torch's quantised layers, which other code may rely on, is the same afterwards."""
+    before = torch.backends.quantized.engine
+    int8.int8_product(weight, bias, after_gelu=False, library="fbgemm")
+    assert torch.backends.quantized.engine == before
+
+
+@needs_fbgemm
+def test_the_library_of_int8_is_the_faster_by_a_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FBGEMM, which rounds more, is taken where it is decisively faster, and not for a small difference."""
+    for seconds, fastest in ((1.5, "fbgemm"), (1.2, "onednn"), (0.5, "onednn")):
+        monkeypatch.setattr(int8, "quickest_runs", lambda *_, took=seconds, **__: {"onednn": took, "fbgemm": 1.0})
+        assert int8.fastest_library.__wrapped__() == fastest
+
+
+@needs_fbgemm
+@pytest.mark.usefixtures("float16_weights")
+@pytest.mark.parametrize("gelu", [False, True])
+def test_float16_weights_are_the_only_rounding(weight: torch.Tensor, bias: torch.Tensor, gelu: bool) -> None:
+    """Where the processor does not multiply float16, the result is that of float32 with rounded weights."""
+    exact = functional.linear(inputs(), weight.half().float(), bias)
+    product = prepare(weight, bias, dtype="float16", gelu=gelu)(inputs())
+    assert product.dtype == torch.float32
+    assert torch.allclose(product, functional.gelu(exact) if gelu else exact, rtol=1e-5, atol=1e-4)
+
+
+@needs_fbgemm
+@pytest.mark.usefixtures("float16_weights")
+def test_rows_beside_float16_weights_do_not_depend_on_each_other(weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """A row has exactly the same result alone and among others, of which one is not finite."""
+    layer = prepare(weight, bias, dtype="float16")
+    x = inputs()
+    x[5, 7] = float("nan")
+    together = layer(x)
+    assert not torch.isfinite(together[5]).any()
+    for row in set(range(ROWS)) - {5}:
+        assert torch.equal(layer(x[row : row + 1])[0], together[row])
+
+
+@needs_fbgemm
+@pytest.mark.usefixtures("float16_weights")
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e6])
+def test_a_weight_beyond_float16_is_refused(weight: torch.Tensor, bias: torch.Tensor, value: float) -> None:
+    """Damage is named when the model is loaded; the library would replace it by a finite number."""
+    weight[3, 4] = value
+    with pytest.raises(ConfigurationError, match=r"not finite or larger than 65504, .* use float32"):
+        prepare(weight, bias, dtype="float16")
+
+
+def test_float16_weights_are_for_processors_that_do_not_multiply_float16() -> None:
+    """A GPU, and any other type, has states of its own type."""
+    assert not keeps_float16_weights("float16", "cuda")
+    assert state_type("float16", "cuda") == torch.float16
+    assert state_type("bfloat16", "cpu") == torch.bfloat16
+    assert state_type("float16", "cpu") == (torch.float32 if keeps_float16_weights("float16", "cpu") else torch.float16)
 
 
 def test_int8_where_there_is_no_kernel_names_the_fix(
