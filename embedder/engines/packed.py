@@ -5,12 +5,14 @@ The model is `embedder.model`; here is the way of a batch through it on a CPU, i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from embedder.engines.calibration import products_attend_faster
 from embedder.engines.cuda import CudaLauncher
 from embedder.engines.devices import device_errors, memory_share
 from embedder.engines.engine import EncodedBatch, PendingBatch, ReadyBatch, TokenBatch, YieldPoint
@@ -19,6 +21,7 @@ from embedder.engines.outputs import HeadInputs
 from embedder.engines.shared_cores import SharedCores
 from embedder.model.attention import DEFAULT_PIECES, Packing, PieceSizes
 from embedder.model.model import Model, load_model
+from embedder.model.processor import has_onednn
 from embedder.vectors import Outputs
 
 
@@ -47,7 +50,10 @@ class PackedEngine:
     @classmethod
     def load(cls, checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozenset[int]) -> PackedEngine:
         """An engine over the model of a checkpoint; arguments and errors are those of `load_model`."""
-        return cls(load_model(checkpoint, device=device, dtype=dtype, dropped_ids=dropped_ids))
+        model = load_model(checkpoint, device=device, dtype=dtype, dropped_ids=dropped_ids)
+        # With products in float32 or float16 everything else is exact, and stays so.
+        coarse = device == "cpu" and dtype in ("bfloat16", "int8") and has_onednn("bfloat16")
+        return cls(replace(model, by_products=products_attend_faster()) if coarse else model)
 
     def launch(self, batch: TokenBatch, outputs: Outputs, yield_point: YieldPoint | None = None) -> PendingBatch:
         """See `Engine.launch`."""
@@ -112,7 +118,14 @@ class PackedEngine:
 
     def _packing(self, lengths: np.ndarray) -> Packing:
         model = self._model
-        return Packing.of(lengths, self.device, flash=model.flash, tiled=model.tiled, pieces=self._pieces)
+        return Packing.of(
+            lengths,
+            self.device,
+            flash=model.flash,
+            tiled=model.tiled,
+            by_products=model.by_products,
+            pieces=self._pieces,
+        )
 
 
 def _never_yield() -> None:

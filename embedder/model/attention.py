@@ -2,7 +2,7 @@
 
 On CUDA one call attends over all texts of a batch: in 16 bits our kernel by tiles or, where Triton does not run, the
 variable-length kernel of torch. Else texts of one length are computed together; on a CPU in pieces short enough to
-yield between them.
+yield between them, and where oneDNN multiplies bfloat16 much faster than torch's kernel for CPUs does, by its products.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _FLASH_HEAD_MAX_WIDTH = 256
 
 WIDE_TILES_MIN_TOKENS = 96
 """Mean tokens per text from which tiles have 128 queries rather than 64."""
+PRODUCT_MIN_TOKENS = 32
+"""Tokens of a text from which attention by products pays: shorter ones are hardly longer than the calls."""
+_PRODUCT_SCORES = 1 << 22
+"""Scores that attention by products holds at a time, over all heads: 8 MB, twice."""
 _GPU_PIECE_ROWS = 8192
 """Rows of a piece on a GPU: the products reach their full rate, and what one kernel writes the next finds in the L2."""
 
@@ -81,6 +85,7 @@ class Packing:
         tiles: int32 [N, 4] on the device, for attention by tiles (`kernels.tiles_of`).
         text_spans: int32 [T, 2] on the device, where the text of each token starts and ends, for attention by tiles.
         block: most queries of a tile.
+        by_products: whether a CPU attends by products in bfloat16 (`attention_by_products`), but for short texts.
     """
 
     rows: tuple[slice, ...]
@@ -91,6 +96,7 @@ class Packing:
     tiles: Tensor | None = None
     text_spans: Tensor | None = None
     block: int = 0
+    by_products: bool = False
 
     @classmethod
     def of(
@@ -100,6 +106,7 @@ class Packing:
         *,
         flash: Flash | None,
         tiled: bool = False,
+        by_products: bool = False,
         pieces: PieceSizes = DEFAULT_PIECES,
     ) -> Packing:
         """Cut a batch of texts with these lengths, shortest first.
@@ -109,6 +116,7 @@ class Packing:
             device: where the batch runs.
             flash: the variable-length kernel of the device, or None (`flash_kernel`).
             tiled: whether the device attends by tiles (`attends_by_tiles`).
+            by_products: whether a CPU attends by products in bfloat16.
             pieces: sizes on a CPU; on a GPU a piece is everything.
         """
         tokens, longest = int(lengths.sum()), int(lengths[-1])
@@ -121,7 +129,7 @@ class Packing:
             return cls(_gpu_pieces(tokens), (), longest, flash, _copied(bounds, device))
         if device != "cpu":
             return cls(_gpu_pieces(tokens), _spans(lengths, tokens**2), longest)
-        return cls(row_pieces(tokens, pieces.rows), _spans(lengths, pieces.scores), longest)
+        return cls(row_pieces(tokens, pieces.rows), _spans(lengths, pieces.scores), longest, by_products=by_products)
 
     @classmethod
     def of_tiles(cls, tokens: int, tiles: Tensor, text_spans: Tensor, *, block: int) -> Packing:
@@ -169,7 +177,9 @@ def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[
         end = span.start + span.texts * span.length
         # each of q, k, v is [texts, heads, L, H / heads]
         q, k, v = apart[span.start : end].view(span.texts, span.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q[:, :, span.first : span.last], k, v)
+        by_products = packing.by_products and span.length >= PRODUCT_MIN_TOKENS
+        attend = attention_by_products if by_products else functional.scaled_dot_product_attention
+        attended = attend(q[:, :, span.first : span.last], k, v)
         out = context[span.start : end].view(span.texts, span.length, heads, -1)
         out[:, span.first : span.last] = attended.transpose(1, 2)
         yield_point()
@@ -178,6 +188,36 @@ def attention(qkv: Tensor, packing: Packing, heads: int, yield_point: Callable[[
     if end < tokens:
         context[end:] = 0  # rows of no text: they are computed, and read by nobody
     return context.view(tokens, width // 3)
+
+
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention by batched products in bfloat16, of which a few heads' scores exist at a time.
+
+    Args:
+        q: [B, heads, M, D], float32 or bfloat16.
+        k: [B, heads, L, D], as `q`.
+        v: [B, heads, L, D], as `q`.
+
+    Returns:
+        bfloat16 [B, heads, M, D]. Scores are rounded to bfloat16 before the softmax.
+    """
+    texts, heads, queries, width = q.shape
+    keys = k.shape[2]
+    # Scaled before the products: by the width of BGE-M3's heads that is a power of two, which rounds nothing.
+    rows = q.to(torch.bfloat16).mul(width**-0.5).reshape(texts * heads, queries, width)
+    columns = k.to(torch.bfloat16).reshape(texts * heads, keys, width).transpose(1, 2)
+    values = v.to(torch.bfloat16).reshape(texts * heads, keys, width)
+    context = torch.empty(texts * heads, queries, width, dtype=torch.bfloat16)
+    together = min(texts * heads, max(1, _PRODUCT_SCORES // (queries * keys)))
+    scores = torch.empty(together, queries, keys, dtype=torch.bfloat16)
+    shares = torch.empty_like(scores)
+    for first in range(0, texts * heads, together):
+        part = slice(first, first + together)
+        count = len(rows[part])
+        torch.bmm(rows[part], columns[part], out=scores[:count])
+        torch.softmax(scores[:count], -1, out=shares[:count])
+        torch.bmm(shares[:count], values[part], out=context[part])
+    return context.view(texts, heads, queries, width)
 
 
 def flash_kernel(device: str, dtype: torch.dtype, head_width: int) -> Flash | None:

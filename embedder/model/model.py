@@ -36,6 +36,7 @@ class Model:
         heads: dense, sparse and ColBERT.
         flash: the variable-length attention kernel, or None.
         tiled: whether attention by tiles is available.
+        by_products: whether a CPU attends by products in bfloat16 (`attention_by_products`).
     """
 
     config: EncoderConfig
@@ -46,6 +47,7 @@ class Model:
     heads: Heads
     flash: Flash | None
     tiled: bool
+    by_products: bool = False
 
     @property
     def state_type(self) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Attention runs on the flash kernel of the installed torch, with the options that this kernel accepts."""
+"""Attention runs on the kernel that suits the device, and each gives the same result."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import varlen
 
-from embedder.model.attention import flash_kernel
+from embedder.model import attention
+from embedder.model.attention import attention_by_products, flash_kernel
 
 
 @pytest.mark.parametrize(("hip", "options"), [(None, {"num_splits": 1}), ("6.4.43482", {})], ids=["cuda", "rocm"])
@@ -41,3 +43,33 @@ def test_rocm_is_not_asked_about_splits(
 def test_what_the_kernel_does_not_take_is_left_to_others(device: str, dtype: torch.dtype, head: int) -> None:
     """A CPU, float32 and an unsupported head size have no flash kernel, and none is called."""
     assert flash_kernel(device, dtype, head) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(3, 40, 40), (1, 7, 64)], ids=["texts", "part of a text"])
+@pytest.mark.parametrize("scores", [1, 8000, 1 << 22])
+def test_attention_by_products_is_the_kernel_rounded(
+    dtype: torch.dtype, sizes: tuple[int, int, int], scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each query has the kernel's result within bfloat16, however many heads are computed together."""
+    monkeypatch.setattr(attention, "_PRODUCT_SCORES", scores)
+    torch.manual_seed(0)
+    texts, queries, keys = sizes
+    q = torch.randn(texts, 4, queries, 32).to(dtype)
+    k, v = torch.randn(2, texts, 4, keys, 32).to(dtype)
+    given = q.clone()
+    context = attention_by_products(q, k, v)
+    exact = functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    assert (context - exact).abs().max() < 0.03
+    assert torch.equal(q, given)
+
+
+def test_attention_by_products_spreads_no_damage() -> None:
+    """A text that is not finite leaves the others of its batch as they are."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 40, 32).to(torch.bfloat16)
+    sound = attention_by_products(q, k, v)
+    q[1, 2, 3, 4] = float("nan")
+    context = attention_by_products(q, k, v)
+    assert not torch.isfinite(context[1, 2, 3]).any()
+    assert torch.equal(context[0], sound[0])

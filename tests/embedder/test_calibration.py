@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedder.engines import EncodedBatch, TokenBatch, YieldPoint
-from embedder.engines.calibration import calibrate, product_rates
+from embedder.engines.calibration import calibrate, product_rates, products_attend_faster
 from embedder.vectors import Outputs
 from tests.embedder.fakes import CountingEngine
 
@@ -137,3 +137,10 @@ def test_measuring_a_product_leaves_the_threads_as_they_were() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("kernel", "faster"), [(1.5, True), (1.2, False), (0.5, False)])
+def test_attention_by_products_must_be_faster_by_a_third(kernel: float, faster: bool) -> None:
+    """The way that rounds scores is taken where it is decisively faster, and not for a small difference."""
+    ticks = chain.from_iterable((10.0 * n, 10.0 * n + took) for n, took in enumerate([1.0, kernel] * 3))
+    assert products_attend_faster(tokens=8, clock=lambda: next(ticks)) is faster
