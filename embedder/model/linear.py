@@ -28,10 +28,6 @@ class Linear(Protocol):
         ...
 
 
-_FLOAT16_MAX = 65504.0
-"""Largest float16; FBGEMM would replace larger weights by it, and NaN as well."""
-
-
 def prepare(weight: Tensor, bias: Tensor, *, dtype: str, gelu: bool = False, after_gelu: bool = False) -> Linear:
     """A linear layer, followed by GELU if asked for: the exact one, unless `has_tanh_gelu`.
 
@@ -103,9 +99,10 @@ def _prepacked(weight: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
 
 
 def _float16_weight_product(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    if not bool(torch.maximum(weight.amax(), -weight.amin()) <= _FLOAT16_MAX):
+    largest = torch.finfo(torch.float16).max  # FBGEMM would replace larger weights by it, and NaN as well
+    if not bool(torch.maximum(weight.amax(), -weight.amin()) <= largest):
         raise ConfigurationError(
-            f"DTYPE=float16: a weight is not finite or larger than {_FLOAT16_MAX:.0f}, the largest float16; use float32"
+            f"DTYPE=float16: a weight is not finite or larger than {largest:.0f}, the largest float16; use float32"
         )
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
     return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
