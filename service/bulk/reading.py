@@ -125,7 +125,8 @@ class Reader:
                 file = cast("io.BufferedIOBase", opened)
                 if source.size:
                     size = source.size
-                    self.progress.of_file(lambda: opened.tell() / size)
+                    # A reader of whole files may close it before its last line is taken.
+                    self.progress.of_file(lambda: 1.0 if opened.closed else opened.tell() / size)
                 head, file = with_head(file)
                 content = decompressed(file, head, name)
                 if content is not None:

@@ -220,9 +220,9 @@ class Stage:
             ended = invoke("bulk", *arguments, build=self._build)
         answer: Json = {"status": ended.status, "summary": json.loads(ended.out or "null")}
         if rejects.exists():
-            lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
-            for line in lines:
-                line["file"] = Path(line["file"]).name  # the directory is another one in each run
+            # The directory is another one in each run.
+            written = rejects.read_text(encoding="utf-8").replace(f"{source.parent}/", "")
+            lines = [json.loads(line) for line in written.splitlines()]
             answer["rejects"] = sorted(lines, key=lambda line: (line["line"], line.get("chunk", 0)))
         if not ended.out:
             answer["message"] = ended.err.replace(str(self._folder), "")

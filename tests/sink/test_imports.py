@@ -161,6 +161,7 @@ PUBLIC = [
     "conform_query",
     "default_branches",
     "default_names",
+    "differing_points",
     "embedded_text",
     "existing_ids",
     "explain",
