@@ -31,7 +31,7 @@ protocol, and `qdrant_sink.writing` builds batches of points. Each declares the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from embedder.errors import InvalidRequest
@@ -61,6 +61,10 @@ COLLECTION_NAME_RULE: Final = (
 """The rule of `COLLECTION_NAME` in words, after "must"."""
 
 
+Metadata = Mapping[str, Any]
+"""Metadata of a collection: JSON values by key."""
+
+
 def is_collection_name(name: str) -> bool:
     """Whether `name` is a valid collection name in every store. A lone surrogate is not valid Unicode."""
     is_unicode = not any("\ud800" <= character <= "\udfff" for character in name)
@@ -79,6 +83,11 @@ class Store(Protocol):
     @property
     def label(self) -> str:
         """Human-readable name of the store without host or path, such as "Qdrant Edge (embedded)"."""
+        ...
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can use the store at the same time."""
         ...
 
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
@@ -110,14 +119,29 @@ class Store(Protocol):
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
         """Defer the HNSW graph, so that a bulk load does not build it while points arrive.
 
-        The collection itself stores this state, so that any later process can end it with `build_index`.
+        The collection itself stores this state, so that any later process can end it with `restore_index`.
         """
         ...
 
+    def restore_index(self, collection: str, schema: CollectionSchema) -> None:
+        """End what `defer_index` began: the store builds the graph of the schema from now on. It does not wait."""
+        ...
+
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Build the graph of the schema after a bulk load, and return when the collection is ready.
+        """Build the graph after a bulk load unless it is deferred, and return when the collection is ready.
 
         It raises StoreUnavailable with the state of the collection if that is not ready after `timeout_s` seconds.
+        """
+        ...
+
+    def metadata(self, collection: str) -> Metadata:
+        """Return the metadata of a collection, which all programs that use the collection share."""
+        ...
+
+    def update_metadata(self, collection: str, changes: Metadata) -> None:
+        """Set these keys of the metadata, and remove those whose value is None. Other keys are left unchanged.
+
+        It raises FeatureMissing if the store keeps no metadata, and AccessDenied if the credentials do not allow it.
         """
         ...
 

@@ -6,11 +6,11 @@ The shard is opened on first use. It may be closed between calls, and the next c
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import qdrant_edge as edge
 
@@ -31,7 +31,7 @@ from qdrant_sink.edge.models import edge_vectors, sink_id
 from qdrant_sink.edge.optimization import Optimization, Optimizer
 from qdrant_sink.edge.schema import collection_description, create_index, payload_indexes
 from qdrant_sink.edge.segments import clear_unfinished, count_unindexed
-from qdrant_sink.edge.settings import limit_threads, read_model, recover_config
+from qdrant_sink.edge.settings import limit_threads, read_metadata, read_model, recover_config, update_metadata
 from qdrant_sink.edge.work import FilterRates, PairRate
 from qdrant_sink.errors import StoreUnavailable
 from qdrant_sink.points import Point, PointId
@@ -79,6 +79,7 @@ class EdgeCollection:
         self._space = space
         self._optimization: Optimization | None = None
         self._lock = threading.Lock()
+        self._metadata_lock = threading.Lock()  # of its own, because an optimisation holds the other for hours
         self._shard: edge.EdgeShard | None = None
         self._unflushed = False
         self._closed = False
@@ -113,6 +114,16 @@ class EdgeCollection:
             return growth
         points = max(1, shard.info().points_count)
         return growth + allocated_bytes(self._directory) * min(rewritten, points) // points
+
+    def metadata(self) -> dict[str, Any]:
+        """Read the metadata of the collection. It does not wait for an optimisation."""
+        with self._metadata_lock:
+            return read_metadata(self._directory)
+
+    def update_metadata(self, changes: Mapping[str, Any]) -> None:
+        """Set keys of the metadata, and remove those whose value is None. It does not wait for an optimisation."""
+        with self._metadata_lock, mapped("metadata"):
+            update_metadata(self._directory, changes)
 
     def add_index(self, key: str, index: PayloadIndex) -> None:
         """Create a payload index on a key that has none."""

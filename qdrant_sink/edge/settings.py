@@ -71,10 +71,22 @@ def write_model(directory: Path, model: ModelIdentity) -> None:
 
 def read_model(directory: Path) -> ModelIdentity | None:
     """Read the model of a collection from its metadata; None if it has no metadata or they cannot be read."""
+    return ModelIdentity.from_metadata(read_metadata(directory))
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """Read the metadata of a collection; empty if it has none or they cannot be read."""
     try:
-        return ModelIdentity.from_metadata(json.loads((directory / METADATA_FILE).read_bytes()))
+        metadata = json.loads((directory / METADATA_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def update_metadata(directory: Path, changes: Mapping[str, Any]) -> None:
+    """Set keys of the metadata, and remove those whose value is None. Not thread-safe."""
+    metadata = {**read_metadata(directory), **changes}
+    _write(directory, METADATA_FILE, {key: value for key, value in metadata.items() if value is not None})
 
 
 def write_vectors(directory: Path, vectors: Mapping[str, Any]) -> None:

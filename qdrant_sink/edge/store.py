@@ -55,7 +55,7 @@ from qdrant_sink.points import Point, PointId, Stored, WithPayload
 from qdrant_sink.schema import NAMES, CollectionSchema, PayloadIndex, VectorNames
 from qdrant_sink.schema_diff import CollectionDescription, missing_indexes, verify, verify_index
 from qdrant_sink.searching.plan import Hit, Plan
-from qdrant_sink.store import check_collection
+from qdrant_sink.store import Metadata, check_collection
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,11 @@ class EdgeStore:
         """Human-readable name of the store."""
         return "Qdrant Edge (embedded)"
 
+    @property
+    def is_shared(self) -> bool:
+        """False: one process can use the directory at a time."""
+        return False
+
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create the collection and its payload indexes, or verify it and add missing indexes."""
         self._check(collection, schema)
@@ -154,6 +159,18 @@ class EdgeStore:
         """Check the collection and its schema. Only `build_index` builds a graph, so that there is nothing to defer."""
         self._collection(collection)
         self._check(collection, schema)
+
+    def restore_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Check the collection and its schema, as `defer_index` does."""
+        self.defer_index(collection, schema)
+
+    def metadata(self, collection: str) -> Metadata:
+        """Return the metadata of a collection."""
+        return self._collection(collection).metadata()
+
+    def update_metadata(self, collection: str, changes: Metadata) -> None:
+        """Set keys of the metadata, or remove them; the file is durable on return."""
+        self._collection(collection).update_metadata(changes)
 
     def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
         """Call `optimize` and check that the graph is complete. `timeout_s` does not apply."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from qdrant_client import QdrantClient, models
@@ -124,8 +124,8 @@ class ServerCollections:
                 schema.dense.m,
             )
 
-    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Restore the graph of the dense vector if it is deferred, and wait until the collection is green.
+    def restore_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Restore the graph of the dense vector if it is deferred.
 
         If the graph is already restored, the collection is not changed, because every change restarts its optimisation.
         """
@@ -133,7 +133,16 @@ class ServerCollections:
         if schema.dense is not None and schema.dense.m > 0 and self._actual_m(collection, schema) == 0:
             self._update_m(collection, schema, schema.dense.m)
         self._warnings.built(collection)
-        self.wait_until_green(collection, timeout_s=timeout_s)
+
+    def metadata(self, collection: str) -> Mapping[str, Any]:
+        """Return the metadata of a collection; empty before Qdrant 1.16."""
+        check_collection(collection)
+        return self._call(collection, lambda client: client.get_collection(collection)).config.metadata or {}
+
+    def update_metadata(self, collection: str, changes: Mapping[str, Any]) -> None:
+        """Set keys of the metadata. The server merges them into the others, and starts no optimisation."""
+        check_collection(collection)
+        self._update(collection, metadata=dict(changes))
 
     def wait_until_green(self, collection: str, *, timeout_s: float) -> None:
         """Wait until the server has finished the optimisation of a collection, and start it if it is pending.

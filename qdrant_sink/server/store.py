@@ -41,12 +41,13 @@ from qdrant_sink.server.protobuf import update_vectors_request, upsert_request
 from qdrant_sink.server.versions import (
     ADD_VECTORS,
     INSERT_ONLY,
+    METADATA,
     Feature,
     ServerVersion,
     filter_features,
     plan_features,
 )
-from qdrant_sink.store import check_collection
+from qdrant_sink.store import Metadata, check_collection
 
 T = TypeVar("T")
 
@@ -122,6 +123,11 @@ class ServerStore:
             return "Qdrant server"
         return "Qdrant server (gRPC)" if over_grpc else "Qdrant server (REST)"
 
+    @property
+    def is_shared(self) -> bool:
+        """True: any number of processes can use a server."""
+        return True
+
     def ensure(self, collection: str, schema: CollectionSchema) -> None:
         """Create or verify the collection. A collection that another worker creates concurrently is verified."""
         self._collections.ensure(collection, schema)
@@ -137,12 +143,25 @@ class ServerStore:
         self._collections.ensure_index(collection, key, index)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
-        """Defer the HNSW graph until any process calls `build_index`."""
+        """Defer the HNSW graph until any process calls `restore_index`."""
         self._collections.defer_index(collection, schema)
 
-    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:
-        """Build the graph of the schema, and return when the collection is green."""
-        self._collections.build_index(collection, schema, timeout_s=timeout_s)
+    def restore_index(self, collection: str, schema: CollectionSchema) -> None:
+        """Let the server build the graph of the schema, if it was deferred."""
+        self._collections.restore_index(collection, schema)
+
+    def build_index(self, collection: str, schema: CollectionSchema, *, timeout_s: float) -> None:  # noqa: ARG002
+        """Return when the collection is green: the server builds the graph by itself."""
+        self._collections.wait_until_green(collection, timeout_s=timeout_s)
+
+    def metadata(self, collection: str) -> Metadata:
+        """Return the metadata of a collection; empty before Qdrant 1.16."""
+        return self._collections.metadata(collection)
+
+    def update_metadata(self, collection: str, changes: Metadata) -> None:
+        """Set keys of the metadata, or remove them; see `Store.update_metadata`."""
+        self._require(collection, [METADATA], interactive=False)
+        self._collections.update_metadata(collection, changes)
 
     def collection_of(self, name: str, *, patient: bool = False) -> str | None:
         """See `Store.collection_of`."""

@@ -36,6 +36,8 @@ class Feature:
 
 
 INSERT_ONLY: Final = Feature("insertOnly", (1, 17, 0))
+METADATA: Final = Feature("the record of bulk loads", (1, 16, 0))
+"""Metadata of collections."""
 RRF_K: Final = Feature("RRF with a chosen k", (1, 16, 0))
 RRF_WEIGHTS: Final = Feature("weights of an RRF", (1, 17, 0))
 RERANK: Final = Feature("rerank", (1, 14, 0))

@@ -13,13 +13,16 @@ from typing import BinaryIO, Final
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from embedder.threads import Threads
+from qdrant_sink import StoreUnavailable
+from qdrant_sink.loading import LoadRecord
 from service.bulk.account import Account
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.line_index import IndexFullError
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
-from service.operations import IngestFailed, IngestReport, IngestRequest, Operations
+from service.operations import IngestFailed, IngestReport, IngestRequest, LoadEnd, LoadRequest, OngoingLoad, Operations
+from service.operations.loads import described
 from service.wire.errors import cause_of
 
 log = logging.getLogger(__name__)
@@ -27,11 +30,11 @@ log = logging.getLogger(__name__)
 CONCURRENT_BATCHES_MAX: Final = 3
 """Batches that are ingested concurrently, so that the model never waits for the end of a batch."""
 
-INDEX_TIMEOUT_S: Final = 24 * 3600.0
-"""Maximum time for building the HNSW graph."""
-
 OVERLOADED_PAUSE_S: Final = 1.0
 """Pause before a batch is retried for which the queue of the model was full."""
+
+STANDARD_INPUT_ID: Final = "standard-input"
+"""Default id of a load from the standard input."""
 
 INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
@@ -49,6 +52,8 @@ class LoadOptions:
         allow_lost: set the alias even if lines were replaced by later ones or, with `insert_only`, differ from points
             that were kept.
         defer_index: defer the HNSW graph even if the collection has points.
+        load_id: id of the load, by which its next run and its operator know it.
+        finishes: finish what other loads have stored, and load no lines.
     """
 
     request: IngestRequest
@@ -57,6 +62,8 @@ class LoadOptions:
     allow_rejected: bool = False
     allow_lost: bool = False
     defer_index: bool = False
+    load_id: str = STANDARD_INPUT_ID
+    finishes: bool = False
 
 
 class BulkLoad:
@@ -156,50 +163,107 @@ class BulkLoad:
         is_needed = self.report.failure is None and (
             self._has_documents or await collections.exists(options.collection)
         )
-        if is_needed:
-            self._deferred = await collections.prepare_load(options.collection, defer=options.defer_index)
+        load = await self._core.loads.load(self._load_request, self._say) if is_needed else None
+        if load is not None and self._has_documents and await load.begin(self._stopping):
+            self._deferred = load.is_deferred
             if self._deferred:
                 self._say("the HNSW graph will be built at the end")
-            await self._ingest_all(read)
-        try:
-            await self._accounting.run(self._account.finish)
-        except IndexFullError as error:
-            self._fail(str(error))
+            await self._ingest_beating(load, read)
+        else:
+            await self._finish_account()
         if self._input_failure is not None:
             self._fail(self._input_failure)
         if self.report.failure is None and self._stopping.is_set():
             self.report.failure = INTERRUPTED
         if self.report.failure is not None:
+            if load is not None and self._has_documents:
+                await self._stop(load)
             return
-        if is_needed:
-            self._say("all lines are ingested; building the index")
-            if not await self._build_index():
-                self.report.failure = INTERRUPTED
-                return
+        end = None if load is None else await self._end(load)
+        if end is not None and end.outcome == "stopped":
+            self.report.failure = INTERRUPTED
+            return
         self._deferred = False
-        if options.alias is None:
-            return
-        if self.report.stored and (options.allow_rejected or not self.report.rejected) and not self.report.lost:
-            await collections.set_alias(options.alias, options.collection)
-            self.report.alias = True
-        else:
-            reason = "not all points are stored" if self.report.rejected else "not all lines are stored as given"
-            reason = reason if self.report.lines else "no line was read"
-            self._say(f"the alias is not set: {reason}")
+        if options.alias is not None:
+            self.report.alias = end is not None and options.alias in end.aliases
+            if not options.finishes and self._lacking is not None:
+                self._say(f"the alias is not set: {self._lacking}")
 
-    async def _build_index(self) -> bool:
-        """Build the index. False if the load is interrupted meanwhile."""
-        building = asyncio.create_task(
-            self._core.collections.build_index(self._options.collection, timeout_s=INDEX_TIMEOUT_S)
+    @property
+    def _load_request(self) -> LoadRequest:
+        options = self._options
+        return LoadRequest(
+            options.collection, options.load_id, options.alias, options.defer_index, has_lines=self._has_documents
         )
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if building.done():
-            stopping.cancel()
-            await building
-            return True
-        building.cancel()
-        return False
+
+    async def _end(self, load: OngoingLoad) -> LoadEnd:
+        """End the load, and finish the collection if it is the last."""
+        options, report = self._options, self.report
+        self._say("all lines are ingested; building the index unless another load is under way")
+        end = await load.end(
+            self._stopping,
+            complete=(options.allow_rejected or not report.rejected) and not report.lost,
+            rejected=report.rejected + report.lost,
+            alias=options.alias if report.stored or options.finishes else None,
+        )
+        alias = "the alias" if options.alias is None else f"the alias {options.alias!r}"
+        if end.outcome == "left":
+            self._say(f"{_loads(end.others)} is under way: the last to end builds the index and moves {alias}")
+        elif end.outcome == "blocked" and report.stored and report.rejected:
+            self._say(f"load the corrected lines with --load-id {load.load_id}")
+        for other in end.others if end.outcome in ("blocked", "finished") else ():
+            if other.load != load.load_id:
+                self._say(_missing(other))
+        return end
+
+    @property
+    def _lacking(self) -> str | None:
+        """Why the lines of this load keep the alias where it is; None if they do not."""
+        report = self.report
+        if not report.lines:
+            return "no line was read"
+        if not report.stored or (report.rejected and not self._options.allow_rejected):
+            return "not all points are stored"
+        return "not all lines are stored as given" if report.lost else None
+
+    async def _stop(self, load: OngoingLoad) -> None:
+        """Record that the load is interrupted, if the store answers."""
+        try:
+            await load.stop()
+        except WorkerError as error:
+            log.warning("the end of the load could not be recorded: %s", error.message)
+
+    async def _ingest_beating(self, load: OngoingLoad, read: asyncio.Queue[LineBatch | None]) -> None:
+        """Ingest all lines, with signs of life meanwhile."""
+        ended = asyncio.Event()
+        beating = asyncio.create_task(self._beat(load, ended))
+        try:
+            await self._ingest_all(read)
+            await self._finish_account()
+        finally:
+            ended.set()
+            await beating
+
+    async def _finish_account(self) -> None:
+        try:
+            await self._accounting.run(self._account.finish)
+        except IndexFullError as error:
+            self._fail(str(error))
+
+    async def _beat(self, load: OngoingLoad, ended: asyncio.Event) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(load.beat_interval_s):
+                    await ended.wait()
+            if ended.is_set():
+                return
+            try:
+                await load.beat()
+            except StoreUnavailable as error:  # the next sign of life may arrive
+                log.warning("the load could not give a sign of life: %s", error.message)
+            except WorkerError as error:
+                self._fail(error.message)
+                return
 
     async def _ingest_all(self, read: asyncio.Queue[LineBatch | None]) -> None:
         stopping = asyncio.create_task(self._stopping.wait())
@@ -349,3 +413,19 @@ class BulkLoad:
     def _fail_unexpectedly(self, error: Exception) -> None:
         log.error("the load failed: %s", whereabouts(error))
         self._fail(f"internal error ({type(error).__name__})")
+
+
+def _loads(records: Sequence[LoadRecord]) -> str:
+    return ", ".join(map(described, records)) or "another run of this load"
+
+
+def _missing(record: LoadRecord) -> str:
+    """Why the alias waits for another load, and the way out."""
+    load = record.load
+    if record.has_ended and record.rejected:
+        why, way = f"rejected or replaced {record.rejected} lines", f"load them, corrected, with --load-id {load}"
+    else:
+        why, way = "did not end", "run it again"
+    return (
+        f"{described(record)} {why}, so no alias is set; {way}, or give its lines up with --finish --drop-load {load}"
+    )

@@ -17,6 +17,7 @@ from service.operations.ingest_values import (
     RejectedPoint,
 )
 from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
+from service.operations.loads import LoadEnd, LoadRequest, Loads, OngoingLoad
 from service.operations.model_check import ModelWarning
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
@@ -52,7 +53,11 @@ __all__ = [
     "IngestedText",
     "LengthLimits",
     "Like",
+    "LoadEnd",
+    "LoadRequest",
+    "Loads",
     "ModelWarning",
+    "OngoingLoad",
     "Operations",
     "PairScores",
     "PointsRequest",

@@ -1,9 +1,9 @@
-"""Operations on collections: access, schema, count, delete, aliases, and the index around a bulk load."""
+"""Operations on collections: access, schema, count, delete and aliases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from embedder import PLANS, QUICK
@@ -201,46 +201,6 @@ class Collections:
             WorkerError: the collection does not exist or has another schema, or the store fails.
         """
         return await self._store.call(lambda: self.catalogue.recognised(collection))
-
-    async def prepare_load(self, collection: str, *, defer: bool = False) -> bool:
-        """Prepare a bulk load: create or verify the collection, and defer the HNSW graph if the collection is empty.
-
-        Args:
-            collection: name of the collection.
-            defer: defer the graph even if the collection has points. Until it is built, searches compare the query
-                with every point.
-
-        Returns:
-            Whether the graph is deferred, so that `build_index` must follow; False for a collection without dense
-            vectors.
-        """
-        self.named(collection, "collection")
-        return await self._store.patient_call(lambda: self._prepare_load(collection, defer=defer))
-
-    def _prepare_load(self, collection: str, *, defer: bool) -> bool:
-        store = self._store.opened()
-        schema = self._with_wanted_graph(self.catalogue.ensure(collection))
-        if schema.dense is None or (not defer and store.count(collection)):
-            return False
-        store.defer_index(collection, schema)
-        return True
-
-    async def build_index(self, collection: str, *, timeout_s: float) -> None:
-        """Finish a bulk load: build the HNSW graph and wait until the collection is green.
-
-        The build continues if the caller is cancelled; closing the store ends it.
-        """
-        await self._store.patient_call(lambda: self._build_index(collection, timeout_s))
-
-    def _build_index(self, collection: str, timeout_s: float) -> None:
-        schema = self._with_wanted_graph(self.catalogue.recognised(collection).schema)
-        self._store.opened().build_index(collection, schema, timeout_s=timeout_s)
-
-    def _with_wanted_graph(self, schema: CollectionSchema) -> CollectionSchema:
-        """The schema with the graph of the config, which is all that remains known of a graph that is deferred."""
-        if schema.dense is None or self.wanted.dense is None:
-            return schema
-        return replace(schema, dense=replace(schema.dense, m=self.wanted.dense.m))
 
     async def check_alias(self, alias: str, collection: str) -> None:
         """Check that an alias can be set to a collection, which need not exist yet.

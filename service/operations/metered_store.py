@@ -14,7 +14,7 @@ from service.operations.store_wait import WAIT
 Observe = Callable[[str, str, float], None]
 """Callback for one call: the name of the method, the code of the outcome, and the seconds, retries included."""
 
-CALLS: Final = frozenset(name for name in vars(Store) if not name.startswith("_")) - {"label", "close"}
+CALLS: Final = frozenset(name for name in vars(Store) if not name.startswith("_")) - {"label", "is_shared", "close"}
 """Methods that are counted, which is all that may talk to a server."""
 
 

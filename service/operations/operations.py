@@ -16,6 +16,7 @@ from service.operations.completion import Completion
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
+from service.operations.loads import Loads
 from service.operations.memory_parts import operations_parts
 from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
@@ -54,7 +55,8 @@ class Operations:
         inventory: lists and describes collections.
         completion: adds vectors of further kinds to the points of a collection.
         reindex: copies a collection into a new one with another schema.
-        collections: counts and deletes points, and manages schemas, indexes and aliases.
+        collections: counts and deletes points, and manages schemas and aliases.
+        loads: records bulk loads in their collections, and builds the index after the last.
         settings: the settings.
         metrics: the metrics of the worker, shared by all transports.
         memory: the memory that requests may hold together.
@@ -88,6 +90,7 @@ class Operations:
         schema = replace(config.schema_for(embedder.hidden_size, embedder.colbert_size), model=identity)
         check = self._model_check = ModelCheck(embedder, self._store, identity, enabled=config.verify_model)
         self.collections = Collections(settings, self._store, schema)
+        self.loads = Loads(self._store, self.collections)
         self.embed = Embed(embedder, self.limits, memory=self.memory)
         self.ingest = Ingest(
             embedder, self._store, self.collections, check, self.limits, memory=self.memory, batch_points=batch_points

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -53,12 +54,14 @@ def test_a_job_on_points_is_refused_before_the_model_runs(
 
 def test_loads_and_aliases_are_refused_too(watched: Watched) -> None:
     """The operations behind the bulk load know no other way to the disk."""
-    collections = worker(watched).operations.collections
-    for call in (
-        lambda: collections.prepare_load("notes"),
+    operations = worker(watched).operations
+    collections = operations.collections
+    calls: list[Callable[[], Coroutine[Any, Any, None]]] = [
+        lambda: operations.loads.forget("notes", "a"),
         lambda: collections.check_alias("live", "notes"),
         lambda: collections.set_alias("live", "notes"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(InvalidRequest, match="QDRANT_URL is not set"):
             asyncio.run(call())
 

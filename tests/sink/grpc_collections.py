@@ -95,6 +95,12 @@ def merge_update(created: Any, request: Any) -> None:
         if name not in created.sparse_vectors_config.map:
             raise ValueError(f"Not existing vector name error: {name}")
         created.sparse_vectors_config.map[name].MergeFrom(weights)
+    merges = bool(created.metadata)  # into no metadata, the server writes even a null
+    for key, value in request.metadata.items():
+        if merges and value.HasField("null_value"):
+            created.metadata.pop(key, None)
+        else:
+            created.metadata[key].CopyFrom(value)
 
 
 def add_vector(created: Any, request: Any) -> edge.UpdateOperation | None:

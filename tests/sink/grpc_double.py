@@ -236,6 +236,8 @@ class _Collections(pb.CollectionsServicer):  # type: ignore[misc,unused-ignore]
     def Update(self, request: Any, context: Any) -> Any:  # noqa: N802
         def work() -> Any:
             name = self.double.real(request.collection_name)
+            if self.double.version < (1, 16, 0):
+                request.ClearField("metadata")
             merge_update(self.double.collections[name][0], request)
             if request.HasField("strict_mode_config"):
                 self.double.strict_modes.setdefault(name, pb.StrictModeConfig()).MergeFrom(request.strict_mode_config)

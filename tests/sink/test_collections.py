@@ -59,6 +59,7 @@ def test_every_collection_can_have_its_own_names(store: Store, collection: str, 
     store.ensure(collection, schema)
     store.defer_index(collection, schema)
     assert write(store, collection, [draft(i) for i in range(20)], schema).stored == 20
+    store.restore_index(collection, schema)
     store.build_index(collection, schema, timeout_s=60)
     for name in (names.dense, names.sparse, names.colbert):
         assert store.count(collection, {"must": [{"has_vector": name}]}) == 20
@@ -269,6 +270,7 @@ def test_a_bulk_load_without_a_graph_ends_with_one(store: Store, collection: str
     """Points that are stored while the graph is deferred can be searched during and after the load."""
     calls: list[Callable[[], object]] = [
         lambda: store.defer_index(collection, SCHEMA),
+        lambda: store.restore_index(collection, SCHEMA),
         lambda: store.build_index(collection, SCHEMA, timeout_s=5),
     ]
     for call in calls:
@@ -282,6 +284,7 @@ def test_a_bulk_load_without_a_graph_ends_with_one(store: Store, collection: str
     store.upsert(collection, [_point(i) for i in range(30)])
     search = search_by(dense=draft(7).vectors.dense, using=("dense",), limit=1)
     assert run(store, collection, [search])[0][0].id == 7
+    store.restore_index(collection, explicit)
     store.build_index(collection, explicit, timeout_s=60)
     assert store.verify(collection, explicit)
     assert run(store, collection, [search])[0][0].id == 7

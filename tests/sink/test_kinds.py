@@ -57,6 +57,7 @@ def test_a_collection_may_have_any_of_the_kinds(store: Store, collection: str, k
     vectors: dict[PointId, Vectors] = {n: sample_vectors(n, kinds=kinds) for n in range(POINTS)}
     drafts = [draft(n, vectors=vector) for n, vector in enumerate(vectors.values())]
     assert write(store, collection, drafts, schema).stored == POINTS
+    store.restore_index(collection, schema)
     store.build_index(collection, schema, timeout_s=60)
 
     reference = Reference(vectors)

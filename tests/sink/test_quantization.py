@@ -47,6 +47,7 @@ def _indexed(root: Path, schema: CollectionSchema, points: list[Point]) -> EdgeS
     file.write_text(json.dumps({**config, "optimizers": {"indexing_threshold": 1, "default_segment_number": 1}}))
     store = EdgeStore(root)
     store.upsert("docs", points)
+    store.restore_index("docs", schema)
     store.build_index("docs", schema, timeout_s=60)
     return store
 

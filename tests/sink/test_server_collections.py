@@ -164,6 +164,7 @@ def test_any_process_can_build_a_deferred_graph(
     assert caplog.text == ""
     other.ensure("docs", SCHEMA)
     assert "has no graph (m = 0)" in caplog.text
+    other.restore_index("docs", SCHEMA)
     other.build_index("docs", SCHEMA, timeout_s=5)
     created = double.collections["docs"][0].vectors_config.params_map.map
     assert (created["dense"].hnsw_config.m, created["dense"].hnsw_config.ef_construct) == (16, 100)
@@ -186,6 +187,7 @@ def test_a_load_does_not_warn_of_the_graph_that_it_defers(
             other.verify("docs", SCHEMA)
         assert caplog.text.count("has no graph (m = 0)") == 1
         caplog.clear()
+        server_store.restore_index("docs", SCHEMA)
         server_store.build_index("docs", SCHEMA, timeout_s=5)
         other.verify("docs", SCHEMA)
     other.defer_index("docs", SCHEMA)
@@ -198,6 +200,7 @@ def test_build_index_waits_until_the_collection_is_green(server_store: ServerSto
     server_store.ensure("docs", SCHEMA)
     server_store.defer_index("docs", SCHEMA)
     double.statuses = [Status.Green, Status.Yellow, Status.Yellow, Status.Yellow, Status.Green]
+    server_store.restore_index("docs", SCHEMA)
     server_store.build_index("docs", SCHEMA, timeout_s=30)
     assert double.statuses == []
 
@@ -207,10 +210,12 @@ def test_a_second_build_does_not_restart_the_first(server_store: ServerStore, do
     server_store.ensure("docs", SCHEMA)
     server_store.defer_index("docs", SCHEMA)
     double.statuses = [Status.Green, *[Status.Yellow] * 1000]
+    server_store.restore_index("docs", SCHEMA)
     with pytest.raises(StoreUnavailable, match="yellow"):
         server_store.build_index("docs", SCHEMA, timeout_s=0.1)
     assert double.calls.count("Update") == 2
     double.statuses = [Status.Yellow] * 3
+    server_store.restore_index("docs", SCHEMA)
     server_store.build_index("docs", SCHEMA, timeout_s=30)
     assert double.calls.count("Update") == 2
 
@@ -219,6 +224,7 @@ def test_a_pending_optimisation_is_started(server_store: ServerStore, double: Gr
     """After a restart optimisations are pending (grey), and one empty change starts them."""
     server_store.ensure("docs", SCHEMA)
     double.statuses = [Status.Grey] * 4 + [Status.Yellow]
+    server_store.restore_index("docs", SCHEMA)
     server_store.build_index("docs", SCHEMA, timeout_s=30)
     assert double.calls.count("Update") == 1
     assert _m(double) == 16
@@ -238,6 +244,7 @@ def test_a_collection_that_does_not_become_green_is_an_error(
     """The error states the status of the collection."""
     server_store.ensure("docs", SCHEMA)
     double.statuses = [state] * 1000
+    server_store.restore_index("docs", SCHEMA)
     with pytest.raises(StoreUnavailable) as caught:
         server_store.build_index("docs", SCHEMA, timeout_s=0.2)
     assert caught.value.message.startswith(message)
@@ -258,8 +265,7 @@ def test_closing_ends_the_wait_for_green(double: GrpcDouble) -> None:
         except StoreUnavailable as exc:
             outcome.append(exc)
 
-    store.defer_index("docs", SCHEMA)
-    double.before["Update"] = seen.set
+    double.before["Get"] = seen.set
     thread = threading.Thread(target=build)
     thread.start()
     assert seen.wait(10)
@@ -277,6 +283,7 @@ def test_a_tuned_graph_is_not_deferred(
     server_store.defer_index("docs", SCHEMA)
     assert _m(double) == 48
     assert "dense.m = 48 instead of 16" in caplog.text
+    server_store.restore_index("docs", SCHEMA)
     server_store.build_index("docs", SCHEMA, timeout_s=5)
     assert _m(double) == 48
 
@@ -286,6 +293,7 @@ def test_a_schema_without_a_graph_needs_no_deferral(server_store: ServerStore, d
     schema = replace(SCHEMA, dense=replace(DENSE, m=0))
     server_store.ensure("docs", schema)
     server_store.defer_index("docs", schema)
+    server_store.restore_index("docs", schema)
     server_store.build_index("docs", schema, timeout_s=5)
     assert _m(double) == 0
     assert "Update" not in double.calls

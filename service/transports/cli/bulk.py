@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import signal
 import sys
@@ -13,11 +15,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from embedder import Embedder, InvalidRequest
+from embedder import Embedder, InvalidRequest, WorkerError
 from service.bulk.dry_run import DryRun
 from service.bulk.field_mapping import FieldOptions
-from service.bulk.line import BadLine, InputError, Line
-from service.bulk.load import INTERRUPTED, BulkLoad, LoadOptions
+from service.bulk.line import STANDARD_INPUT, BadLine, InputError, Line
+from service.bulk.load import INTERRUPTED, STANDARD_INPUT_ID, BulkLoad, LoadOptions
 from service.bulk.reading import Reader, ReadOptions, ReadProgress
 from service.bulk.report import LoadReport
 from service.bulk.sources import sources_of
@@ -50,6 +52,9 @@ class BulkOptions:
         vectors: kinds of vectors to store; empty for those of the collection.
         text_key: where the payload keeps the text; None for that of the collection.
         defer_index: build the graph at the end even if the collection is in use.
+        load_id: id of the load; None for that of its files.
+        finish: finish what other loads have stored, and load nothing.
+        drop_load: ids of loads whose missing lines are given up.
         rejects: a file for the reasons of all rejected lines.
         rejected_lines: a file for the rejected lines themselves.
         format: format of all files; None for that of each.
@@ -76,6 +81,9 @@ class BulkOptions:
     vectors: Sequence[str] = ()
     text_key: str | None = None
     defer_index: bool = False
+    load_id: str | None = None
+    finish: bool = False
+    drop_load: Sequence[str] = ()
     rejects: Path | None = None
     rejected_lines: Path | None = None
     format: str | None = None
@@ -106,7 +114,17 @@ def load_options(options: BulkOptions, limits: Limits) -> LoadOptions:
         allow_rejected=options.allow_rejected,
         allow_lost=options.replace or options.allow_differing,
         defer_index=options.defer_index,
+        load_id=options.load_id or load_id_of(options.files),
+        finishes=options.finish,
     )
+
+
+def load_id_of(files: Sequence[str]) -> str:
+    """The id of a load of these files: the same for the same command, and without their names."""
+    if not files or list(files) == [STANDARD_INPUT]:
+        return STANDARD_INPUT_ID
+    names = [file if "://" in file or file == STANDARD_INPUT else str(Path(file).absolute()) for file in files]
+    return f"files-{hashlib.sha256(json.dumps(names).encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
@@ -234,7 +252,10 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted_early)
-    lines, read = _lines(options)
+    lines: Iterable[Line | BadLine] = ()
+    read: ReadProgress | None = None
+    if not options.finish:
+        lines, read = _lines(options)
     with ExitStack() as stack:
         rejects = _opened(stack, options.rejects, "--rejects")
         rejected_lines = _opened(stack, options.rejected_lines, "--rejected-lines")
@@ -279,12 +300,22 @@ def load(
             ).run(lines)
             report, summary = forecast.report, forecast.summary(options.collection)
         else:
+            _give_up(core, options)
             bulk = BulkLoad(core, checked, rejects, progress.say, rejected_lines=rejected_lines, progress=progress.show)
             _stop_on_signals(bulk)
             report = bulk.run(lines)
             summary = report.summary(options.collection)
     _print(summary, options)
     return report.status
+
+
+def _give_up(core: Operations, options: BulkOptions) -> None:
+    """Give up the missing lines of the loads that the options name."""
+    for name in options.drop_load:
+        try:
+            asyncio.run(core.loads.forget(options.collection, name))
+        except WorkerError as error:
+            raise Failure(error.message) from None
 
 
 def _stop_on_signals(bulk: BulkLoad) -> None:

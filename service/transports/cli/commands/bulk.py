@@ -61,6 +61,15 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--text-key", metavar="KEY", help="Payload key of the text.  [default: that of the collection]")
 @click.option("--defer-index", is_flag=True, help="Build the graph at the end even if the collection is in use.")
 @click.option(
+    "--load-id",
+    metavar="NAME",
+    help="Name of this load among others into the collection.  [default: that of its files]",
+)
+@click.option("--finish", is_flag=True, help="Load nothing: build the graph and move the alias for loads that ended.")
+@click.option(
+    "--drop-load", multiple=True, metavar="NAME", help="Give up the missing lines of an earlier load, so that it ends."
+)
+@click.option(
     "--rejects",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -127,6 +136,8 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     The HNSW graph of a new collection is built once, at the end. The alias is moved only then, and only if no line was
     rejected; derived ids belong to the alias, so they are the same in the next collection.
 
+    Several loads into one collection may run at the same time; the last to end builds the graph and moves the alias.
+
     After an interruption run the same command again; if the collection was new, --insert-only embeds only what is
     missing.
 
@@ -141,6 +152,8 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
         raise click.UsageError("--tokens-per-s needs --dry-run")
     if options["allow_differing"] and not options["insert_only"]:
         raise click.UsageError("--allow-differing needs --insert-only")
+    if options["finish"] and options["files"]:
+        raise click.UsageError("--finish loads nothing; leave the FILEs out")
     configure_logs()
     from service.transports.cli.bulk import BulkOptions, run
 

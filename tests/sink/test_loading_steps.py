@@ -1,0 +1,267 @@
+"""Every order in which the steps of two or three loads into one collection can come, with kills at every step.
+
+The model has the metadata of a collection, its graph and its alias. All reachable states are visited.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from qdrant_sink.loading import Life, LoadRecord, Step, Steps
+
+WALKS = 300
+"""Random orders of the steps of three processes."""
+
+STEPS_MAX = 2000
+"""Steps in which three processes end in any order."""
+
+ENDS = frozenset({Step.REFUSED, Step.STOPPED, Step.LEFT, Step.BLOCKED, Step.FINISHED})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a process is going to load.
+
+    Attributes:
+        load: id of the load.
+        alias: alias to move; None for none.
+        complete: whether all its lines can be stored.
+        has_lines: whether it loads lines, or only finishes.
+        may_die: whether it may be killed at any step.
+        may_stop: whether it may be interrupted.
+        doubts: whether it may read at a time when it does not know yet which loads are alive.
+        after: index of the process that must have ended before this one starts; None if it may start at any time.
+    """
+
+    load: str
+    alias: str | None = "live"
+    complete: bool = True
+    has_lines: bool = True
+    may_die: bool = False
+    may_stop: bool = False
+    after: int | None = None
+    doubts: bool = True
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process: where it is, and whether it still runs and has stored all its lines."""
+
+    steps: Steps
+    is_alive: bool = True
+    has_stored: bool = False
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it may store lines now."""
+        return self.is_alive and not self.has_stored and self.steps.step in (Step.LOADING, Step.STOP)
+
+
+@dataclass(frozen=True)
+class World:
+    """The metadata, the graph and the alias of a collection, and the processes."""
+
+    processes: tuple[Process, ...]
+    records: frozenset[LoadRecord] = frozenset()
+    is_deferred: bool = False
+    is_moved: bool = False
+
+
+def first(number: int, plan: Plan) -> Process:
+    """The process before its first step."""
+    record = LoadRecord(plan.load, f"{number}", "running", "", "", alias=plan.alias)
+    steps = Steps(record, has_lines=plan.has_lines)
+    return Process(steps if plan.has_lines else steps.ending(complete=True, rejected=0, alias=plan.alias))
+
+
+def following(world: World, plans: tuple[Plan, ...]) -> Iterator[World]:
+    """All states that one step of one process leads to."""
+    for number, (process, plan) in enumerate(zip(world.processes, plans, strict=True)):
+        if not process.is_alive or process.steps.step in ENDS:
+            continue
+        if plan.after is not None and not _has_ended(world.processes[plan.after]):
+            continue
+        for other in moves(world, process, plan):
+            yield replace(
+                other, processes=(*other.processes[:number], _next(other, number), *other.processes[number + 1 :])
+            )
+
+
+def _next(world: World, number: int) -> Process:
+    return world.processes[number]
+
+
+def _has_ended(process: Process) -> bool:
+    return not process.is_alive or process.steps.step in ENDS
+
+
+def moves(world: World, process: Process, plan: Plan) -> Iterator[World]:  # noqa: C901 - one case per action
+    """The states after a step of one process."""
+
+    def after(changed: Process, **parts: object) -> World:
+        processes = tuple(changed if other is process else other for other in world.processes)
+        return replace(world, processes=processes, **parts)  # type: ignore[arg-type]
+
+    steps = process.steps
+    if plan.may_die:
+        yield after(replace(process, is_alive=False))
+    if steps.step is Step.LOADING:
+        ended = steps.ending(complete=plan.complete, rejected=0, alias=plan.alias)
+        yield after(replace(process, steps=ended, has_stored=plan.complete))
+        if plan.may_stop:
+            yield after(replace(process, steps=steps.stopping()))
+        return
+    match steps.action:
+        case "read":
+            for known in (True, False) if plan.doubts else (True,):
+                yield after(replace(process, steps=seen(world, steps, known=known)))
+        case "write":
+            written = steps.signed("")
+            written = replace(written, record=replace(written.record, beat=0))
+            records = {record.holder: record for record in world.records} | written.changes
+            kept = frozenset(record for record in records.values() if record is not None)
+            yield after(replace(process, steps=written.done()), records=kept)
+        case "defer":
+            yield after(replace(process, steps=steps.done()), is_deferred=True)
+        case "restore":
+            assert not any(other.is_loading for other in world.processes), "the graph is restored under a load"
+            yield after(replace(process, steps=steps.done()), is_deferred=False)
+        case "build":
+            yield after(replace(process, steps=steps.done()))
+            yield after(replace(process, steps=seen(world, steps, known=True)))
+            if plan.may_stop:
+                yield after(replace(process, steps=steps.stopping()))
+        case "move":
+            assert steps.aliases == ("live",)
+            yield after(replace(process, steps=steps.done()), is_moved=True)
+
+
+def seen(world: World, steps: Steps, *, known: bool) -> Steps:
+    """The step after the records were read, where it is known, or not yet, which processes are alive."""
+    alive = {process.steps.record.holder for process in world.processes if not _has_ended(process)}
+
+    def life_of(record: LoadRecord) -> Life:
+        if not record.is_active:
+            return "dead"
+        if not known:
+            return "unknown"
+        return "alive" if record.holder in alive else "dead"
+
+    return steps.seen({record.holder: record for record in world.records}, life_of)
+
+
+def missing(world: World, plans: tuple[Plan, ...]) -> list[str]:
+    """The loads that have begun to store lines, and of which no run has stored all."""
+    begun = {
+        plan.load
+        for process, plan in zip(world.processes, plans, strict=True)
+        if process.steps.record.state != "running" or process.steps.step in (Step.LOADING, Step.STOP)
+        if plan.has_lines
+    }
+    whole = {
+        plan.load
+        for process, plan in zip(world.processes, plans, strict=True)
+        if process.has_stored or process.is_loading
+    }
+    return sorted(begun - whole)
+
+
+def explore(plans: tuple[Plan, ...]) -> tuple[int, list[World]]:
+    """Visit all states; returns their number, and those in which nothing can happen any more."""
+    start = World(tuple(first(number, plan) for number, plan in enumerate(plans)))
+    reached, waiting, last = {start}, [start], []
+    while waiting:
+        world = waiting.pop()
+        states = [state for state in following(world, plans) if state != world]
+        if not states:
+            last.append(world)
+        for state in states:
+            check(world, state, plans)
+            if state not in reached:
+                reached.add(state)
+                waiting.append(state)
+    return len(reached), last
+
+
+def check(before: World, after: World, plans: tuple[Plan, ...]) -> None:
+    """What holds after every step."""
+    if after.is_moved and not before.is_moved:
+        assert not any(process.is_loading for process in before.processes), "the alias is moved under a load"
+        assert not missing(before, plans), "the alias is moved, and lines are missing"
+    loading = [plan.load for process, plan in zip(after.processes, plans, strict=True) if process.is_loading]
+    assert len(set(loading)) == len(loading), "two runs of one load store lines"
+    assert not after.is_deferred or after.records, "the graph is deferred, and nothing says by whom"
+
+
+A, B, C = Plan("a"), Plan("b"), Plan("c")
+DIES, DIES_TOO = replace(A, may_die=True), replace(B, may_die=True)
+AGAIN = replace(A, after=0)
+FINISH = Plan("finish", has_lines=False)
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        (A,),
+        (A, B),
+        (A, replace(B, alias=None)),
+        (A, replace(B, complete=False)),
+        pytest.param((replace(A, complete=False), AGAIN, B), marks=pytest.mark.slow),
+        (DIES, B),
+        (DIES, AGAIN),
+        (replace(A, may_stop=True), AGAIN),
+        (A, A),
+        pytest.param((DIES, AGAIN, AGAIN), marks=pytest.mark.slow),
+        (DIES, DIES_TOO),
+        (DIES, FINISH),
+    ],
+)
+def test_no_order_of_steps_moves_the_alias_early(plans: tuple[Plan, ...]) -> None:
+    """Nor restores the graph under a load. If all lines are stored and no process was killed, the last finishes."""
+    _, last = explore(plans)
+    assert last
+    for world in last:
+        check_end(world, plans)
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        (A, B, C),
+        (A, B, replace(C, complete=False)),
+        (DIES, B, FINISH),
+        (DIES, DIES_TOO, AGAIN),
+        (DIES, AGAIN, B),
+        (replace(A, may_stop=True), AGAIN, B),
+    ],
+)
+def test_three_loads_in_random_orders(plans: tuple[Plan, ...]) -> None:
+    """The same of three processes, of which there are too many orders to try all."""
+    draw = random.Random(3)
+    for _ in range(WALKS):
+        world = World(tuple(first(number, plan) for number, plan in enumerate(plans)))
+        for _ in range(STEPS_MAX):
+            states = [state for state in following(world, plans) if state != world]
+            if not states:
+                check_end(world, plans)
+                break
+            state = draw.choice(states)
+            check(world, state, plans)
+            world = state
+        else:
+            pytest.fail("the loads do not end")
+
+
+def check_end(world: World, plans: tuple[Plan, ...]) -> None:
+    """What holds when nothing can happen any more."""
+    steps = [process.steps.step for process in world.processes if process.is_alive]
+    assert all(step in ENDS for step in steps), "a load waits for ever"
+    is_calm = all(process.is_alive and process.steps.step is not Step.REFUSED for process in world.processes)
+    if is_calm and not missing(world, plans):
+        assert world.is_moved
+        assert not world.is_deferred
+        assert not world.records
