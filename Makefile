@@ -26,7 +26,7 @@ SERVE := $(DEMO_SETTINGS) QDRANT_COLLECTION=demo PORT="$(PORT)" $(BIN)/bge-m3-qd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-slow test-hostile test-server server-named check format quality requirements audit \
-	bench bench-answers bench-inference bench-sink bench-search bench-serving clean
+	bench bench-answers bench-bulk bench-inference bench-sink bench-search bench-serving clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -147,6 +147,9 @@ bench-serving: $(BENCH_READY) ## cold starts, queries beside a bulk job, bursts:
 
 bench-inference: $(BENCH_READY) ## documents of a Qdrant server beside the model alone, 5 minutes (ARGS="--quick": seconds)
 	@$(BIN)/python -m benchmarks.inference --out $(BENCH_DIR)/inference $(ARGS)
+
+bench-bulk: $(BENCH_READY) ## a bulk load beside the model alone, a minute (ARGS="--model /path --texts 60": a full-size checkpoint)
+	@$(BIN)/python -m benchmarks.bulk $(ARGS)
 
 clean: ## remove the virtual environment, build/ and all caches
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
