@@ -53,11 +53,16 @@ PUBLIC: Final[dict[str, str]] = {
     "service.bulk": """
         BulkLoad LoadOptions LoadReport
     """,
+    "qdrant_sink.loading": """
+        BEAT_INTERVAL_S LEASE_S LOAD_ID LOAD_ID_RULE Action Life LoadRecord Records SignsOfLife Step Steps
+        changes_of is_load_id records_of
+    """,
     "service.operations": """
         Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress
         CompletionRequest CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest
         EmbedResult HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult
-        IngestedText LengthLimits Like ModelWarning Operations PairScores PointsRequest PointsResult
+        IngestedText LengthLimits Like LoadEnd LoadRequest Loads ModelWarning OngoingLoad Operations PairScores
+        PointsRequest PointsResult
         PreviousCollection RankedDocument ReadPoint Reindex ReindexProgress ReindexReport ReindexRequest
         RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult
         SparseMatch StoreState Weights open_store

@@ -28,6 +28,7 @@ class CompletionReport:
         copied: points that were copied into the new collection; None if the vectors were added in place.
         uncopied: points that the new collection lacks.
         alias: alias that leads to the new collection; None if none was set.
+        waits_for: other loads into the new collection because of which the alias has not moved, in words.
         unfinished: the first points without a text, rejected or not copied.
         failure: error that ended the run early; None if it came to its end.
     """
@@ -44,6 +45,7 @@ class CompletionReport:
     copied: int | None = None
     uncopied: int = 0
     alias: str | None = None
+    waits_for: tuple[str, ...] = ()
     unfinished: tuple[UnfinishedPoint, ...] = ()
     failure: WorkerError | None = None
 
@@ -55,7 +57,7 @@ class CompletionReport:
     @property
     def is_complete(self) -> bool:
         """Whether every point has the vectors that its text has, and the run came to its end."""
-        left = self.without_text + self.rejected + self.pending + self.uncopied
+        left = self.without_text + self.rejected + self.pending + self.uncopied + len(self.waits_for)
         return self.failure is None and not left
 
 

@@ -13,7 +13,6 @@ from typing import BinaryIO, Final
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from embedder.threads import Threads
-from qdrant_sink import StoreUnavailable
 from qdrant_sink.loading import LoadRecord
 from service.bulk.account import Account
 from service.bulk.line import BadLine, InputError, Line
@@ -22,7 +21,7 @@ from service.bulk.line_index import IndexFullError
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
 from service.operations import IngestFailed, IngestReport, IngestRequest, LoadEnd, LoadRequest, OngoingLoad, Operations
-from service.operations.loads import described
+from service.operations.load_values import described
 from service.wire.errors import cause_of
 
 log = logging.getLogger(__name__)
@@ -168,7 +167,9 @@ class BulkLoad:
             self._deferred = load.is_deferred
             if self._deferred:
                 self._say("the HNSW graph will be built at the end")
-            await self._ingest_beating(load, read)
+            async with load.alive(lambda error: self._fail(error.message)):
+                await self._ingest_all(read)
+                await self._finish_account()
         else:
             await self._finish_account()
         if self._input_failure is not None:
@@ -177,7 +178,7 @@ class BulkLoad:
             self.report.failure = INTERRUPTED
         if self.report.failure is not None:
             if load is not None and self._has_documents:
-                await self._stop(load)
+                await load.stop()
             return
         end = None if load is None else await self._end(load)
         if end is not None and end.outcome == "stopped":
@@ -226,44 +227,11 @@ class BulkLoad:
             return "not all points are stored"
         return "not all lines are stored as given" if report.lost else None
 
-    async def _stop(self, load: OngoingLoad) -> None:
-        """Record that the load is interrupted, if the store answers."""
-        try:
-            await load.stop()
-        except WorkerError as error:
-            log.warning("the end of the load could not be recorded: %s", error.message)
-
-    async def _ingest_beating(self, load: OngoingLoad, read: asyncio.Queue[LineBatch | None]) -> None:
-        """Ingest all lines, with signs of life meanwhile."""
-        ended = asyncio.Event()
-        beating = asyncio.create_task(self._beat(load, ended))
-        try:
-            await self._ingest_all(read)
-            await self._finish_account()
-        finally:
-            ended.set()
-            await beating
-
     async def _finish_account(self) -> None:
         try:
             await self._accounting.run(self._account.finish)
         except IndexFullError as error:
             self._fail(str(error))
-
-    async def _beat(self, load: OngoingLoad, ended: asyncio.Event) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(load.beat_interval_s):
-                    await ended.wait()
-            if ended.is_set():
-                return
-            try:
-                await load.beat()
-            except StoreUnavailable as error:  # the next sign of life may arrive
-                log.warning("the load could not give a sign of life: %s", error.message)
-            except WorkerError as error:
-                self._fail(error.message)
-                return
 
     async def _ingest_all(self, read: asyncio.Queue[LineBatch | None]) -> None:
         stopping = asyncio.create_task(self._stopping.wait())

@@ -17,8 +17,10 @@ from service.operations.ingest_values import (
     RejectedPoint,
 )
 from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
-from service.operations.loads import LoadEnd, LoadRequest, Loads, OngoingLoad
+from service.operations.load_values import LoadEnd, LoadRequest
+from service.operations.loads import Loads
 from service.operations.model_check import ModelWarning
+from service.operations.ongoing_load import OngoingLoad
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
 from service.operations.points import PointsRequest, PointsResult, ReadPoint

@@ -96,6 +96,10 @@ class Collections:
         self.wanted = wanted
         self.catalogue = Catalogue(store.opened, wanted)
 
+    def of_schema(self, wanted: CollectionSchema) -> Collections:
+        """The same collections with another schema of new ones."""
+        return Collections(self._settings, self._store, wanted)
+
     def named(self, name: str | None, field: str) -> str:
         """The name of a request's collection, or the default.
 

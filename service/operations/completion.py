@@ -1,7 +1,9 @@
 """The completion operation: points that lack vectors of some kinds get them, embedded from their stored texts.
 
 resolve -> recognise the vectors -> check the texts -> compare the model -> add the vectors -> complete, or copy ->
-complete -> set the alias
+complete -> build the graph of the copy -> set the alias
+
+A copy is recorded in the new collection as a load, so that no bulk load beside it finishes the collection early.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ from service.operations.completion_job import PASSES_MAX, CompletionJob
 from service.operations.completion_values import CompletionProgress, CompletionRequest
 from service.operations.copy_target import target_exists
 from service.operations.embed import LengthLimits
+from service.operations.loads import Loads
 from service.operations.model_check import ModelCheck
-from service.operations.store_access import StoreAccess
+from service.operations.recorded_copy import RecordedCopy
+from service.operations.store_access import IngestSlot, StoreAccess
 from service.operations.stored_texts import check_texts, form_of_texts
 from service.validation import invalid_field
 
@@ -125,13 +129,13 @@ class Completion:
             alias = None if into is None else await self._check_alias(request, plan, into, name)
             run = _Run(self, request, plan, into=into, progress=progress, stopping=stopping or Event())
             try:
-                report = await slot.run(run.run, stage="ingest")
+                if into is None or alias is None:
+                    report = await slot.run(run.run, stage="ingest")
+                else:
+                    report = await self._copied(run, slot, into, alias)
             except BaseException:
                 run.stopping.set()
                 raise
-            if alias is not None and into is not None and report.failure is None and not report.uncopied:
-                await self._collections.set_alias(alias, into)
-                report = replace(report, alias=alias)
         log.info(
             "completion finished: %d of %d points completed, %d were complete, %d without a text, %d rejected",
             report.completed,
@@ -141,6 +145,32 @@ class Completion:
             report.rejected,
         )
         return report
+
+    async def _copied(self, run: _Run, slot: IngestSlot, into: str, alias: str) -> CompletionReport:
+        """Copy, complete the copy, build its graph, and set the alias unless another load has lines to store."""
+        plan = run.plan
+        await slot.run(lambda: self._create(plan, into), stage="store")
+        copy = RecordedCopy(
+            Loads(self._store, self._collections.of_schema(copied_schema(plan.schema, plan.state))),
+            "completion",
+            plan.source,
+            into,
+            alias,
+            say=lambda text: log.warning("%s", text),
+            stopping=run.stopping,
+            lost=run.end_early,
+        )
+        async with copy:
+            report = await slot.run(run.run, stage="ingest")
+            if report.failure is not None:
+                return report
+            try:
+                end = await copy.finish(complete=not report.uncopied, rejected=report.uncopied)
+            except WorkerError as error:
+                return replace(report, failure=error)
+        if alias in end.aliases:
+            return replace(report, alias=alias)
+        return replace(report, waits_for=copy.others_of(end))
 
     async def _check_alias(self, request: CompletionRequest, plan: _Plan, into: str, name: str) -> str:
         """Return the alias that is to lead to the new collection, after checking that it can."""
@@ -241,13 +271,17 @@ class Completion:
             observer=observer,
         )
 
-    def copy(self, plan: _Plan, into: str, check: Callable[[], None]) -> PointCopy:
-        """Create the new collection with the payload indexes of the old one, and the copy of its points."""
+    def _create(self, plan: _Plan, into: str) -> None:
+        """Create the new collection, or verify it, with the payload indexes of the old one."""
         store = self._store.opened()
-        schema = copied_schema(plan.schema, plan.state)
-        store.ensure(into, schema)
+        store.ensure(into, copied_schema(plan.schema, plan.state))
         for key, index in plan.state.description.payload_indexes.items():
             store.ensure_index(into, key, index)
+
+    def copy(self, plan: _Plan, into: str, check: Callable[[], None]) -> PointCopy:
+        """The copy of the points of the old collection."""
+        store = self._store.opened()
+        schema = copied_schema(plan.schema, plan.state)
         paths = CopyPaths(
             source=store,
             collection=plan.source,
@@ -275,25 +309,30 @@ class _Run:
     ) -> None:
         self._operation = operation
         self._request = request
-        self._plan = plan
+        self.plan = plan
         self._into = into
         self._progress = progress
         self.stopping = stopping
         self._copied: int | None = None
+        self._lost: WorkerError | None = None
+
+    def end_early(self, error: WorkerError) -> None:
+        """End with an error."""
+        self._lost = error
+        self.stopping.set()
 
     def run(self) -> CompletionReport:
         """Complete in place, or copy and complete the copy."""
         if self._into is None:
-            return self._job(self._plan.source).run()
+            return self._job(self.plan.source).run()
         return self._copy_and_complete(self._into)
 
     def _copy_and_complete(self, into: str) -> CompletionReport:
         """Copy and complete, again for the points that were written into the old collection meanwhile."""
         job = self._job(into)
         report = CompletionReport(into)
-        copy: PointCopy | None = None
+        copy = self._operation.copy(self.plan, into, job.check_running)
         try:
-            copy = self._operation.copy(self._plan, into, job.check_running)
             for number in range(PASSES_MAX + 1):
                 copied = copy.run()
                 self._copied = copy.copied
@@ -307,22 +346,21 @@ class _Run:
                     break
         except WorkerError as error:
             report = replace(report, failure=error)
-        if copy is None:
-            return replace(report, copied=0)
         return replace(
             report,
+            failure=self._lost or report.failure,
             copied=copy.copied,
             uncopied=copy.uncopied,
             unfinished=(*report.unfinished, *copy.unfinished),
         )
 
     def _job(self, collection: str) -> CompletionJob:
-        return self._operation.job(collection, self._request, self._plan.schema, self.stopping, self._observe)
+        return self._operation.job(collection, self._request, self.plan.schema, self.stopping, self._observe)
 
     def _observe(self, done: int) -> None:
         """Report progress. If the callback fails, the completion continues without it."""
         try:
-            self._progress(CompletionProgress(done, self._plan.state.points, self._copied))
+            self._progress(CompletionProgress(done, self.plan.state.points, self._copied))
         except Exception as error:  # noqa: BLE001 - the callback is the caller's code
             self._progress = lambda _progress: None
             log.warning("the progress of a completion could not be reported: %s", whereabouts(error))

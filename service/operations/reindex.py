@@ -3,25 +3,27 @@
 resolve -> plan the schema -> check the texts, the new collection, the alias and the model -> create -> copy -> build
 the graph -> copy what was added meanwhile -> compare the numbers of points -> set the alias
 
+The copy is recorded in the new collection as a load, so that no bulk load beside it finishes the collection early.
+
 Vectors are copied as they are stored, or embedded anew from the stored texts. The old collection is only read.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Final
 
 from embedder import KINDS, NotFound, WorkerError
 from qdrant_sink import Catalogue, Store
 from qdrant_sink.copying import kept_indexes
 from service.operations.collections import Collections
 from service.operations.copy_target import target_exists
+from service.operations.loads import Loads
 from service.operations.model_check import ModelCheck
 from service.operations.previous_collection import PreviousCollections
+from service.operations.recorded_copy import RecordedCopy
 from service.operations.reindex_job import ReindexJob, check_running
 from service.operations.reindex_model import ReindexModel
 from service.operations.reindex_plan import ReindexPlan, ReindexPlanner
@@ -33,12 +35,6 @@ from service.settings import Settings
 from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
-
-GRAPH_TIMEOUT_S: Final = 24 * 3600.0
-"""Maximum time for building the HNSW graph."""
-
-STOP_INTERVAL_S: Final = 0.2
-"""Time between two looks whether the building of the graph is to be left to the next run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,26 +141,34 @@ class Reindex:
                 compared = plan.comparable(self._model)
                 await self._model.check.admit(name, compared, plan.schema.text_key, ("dense", *plan.copied))
             await slot.run(lambda: self._create(request, plan), stage="store")
-            collections = Collections(self._settings, self._target, plan.schema)
-            await collections.prepare_load(request.into)
             job = self._job(request, plan, progress, stopping)
-            try:
-                await slot.run(job.copy, stage="ingest")
-                if not job.has_failed:
-                    job.begin_index()
-                    await self._build_index(collections, request.into, job, stopping)
-                if not job.has_failed:
-                    await slot.run(job.catch_up, stage="ingest")
-            except BaseException:
-                stopping.set()
-                raise
-            report = job.report()
-            if names.alias is not None and _is_all_there(request, report):
-                alias = names.alias
-                await self._collections.set_alias(alias, request.into)
+            copy = RecordedCopy(
+                Loads(self._target, Collections(self._settings, self._target, plan.schema)),
+                "reindex",
+                plan.source,
+                request.into,
+                names.alias,
+                say=lambda text: log.warning("%s", text),
+                stopping=stopping,
+                lost=lambda error: _end_early(job, error, stopping),
+            )
+            async with copy:
+                try:
+                    await slot.run(job.copy, stage="ingest")
+                    if not job.has_failed:
+                        job.begin_index()
+                        await self._build_index(copy, job)
+                    if not job.has_failed:
+                        await slot.run(job.catch_up, stage="ingest")
+                except BaseException:
+                    stopping.set()
+                    raise
+                report = job.report()
+                if report.failure is None:
+                    report = await self._ended(copy, names, request, report)
+            if report.alias is not None:
                 points = await slot.run(lambda: self._source.opened().count(plan.source, patient=True), stage="store")
-                late = max(0, points - (report.points or 0))
-                report = replace(report, alias=alias, previous=names.previous, late=late)
+                report = replace(report, late=max(0, points - (report.points or 0)))
         log.info(
             "re-index finished: %d points copied, %d were copied before, %d rejected",
             report.copied,
@@ -239,19 +243,29 @@ class Reindex:
             progress=progress,
         )
 
-    async def _build_index(self, collections: Collections, into: str, job: ReindexJob, stopping: Event) -> None:
+    async def _build_index(self, copy: RecordedCopy, job: ReindexJob) -> None:
         """Build the graph. An interruption leaves it to the next run."""
-        building = asyncio.create_task(collections.build_index(into, timeout_s=GRAPH_TIMEOUT_S))
-        while not building.done() and not stopping.is_set():
-            await asyncio.wait({building}, timeout=STOP_INTERVAL_S)
         try:
-            if building.done():
-                await building
-            else:
-                building.cancel()
-                check_running(stopping)
+            await copy.build_index()
         except WorkerError as error:
             job.fail(error)
+
+    async def _ended(
+        self, copy: RecordedCopy, names: _Names, request: ReindexRequest, report: ReindexReport
+    ) -> ReindexReport:
+        """End the copy, which moves the alias if the new collection can take the place of the old one."""
+        try:
+            end = await copy.finish(complete=_is_all_there(request, report), rejected=report.rejected)
+        except WorkerError as error:
+            return replace(report, failure=error)
+        if names.alias is not None and names.alias in end.aliases:
+            return replace(report, alias=names.alias, previous=names.previous)
+        return replace(report, waits_for=() if names.alias is None else copy.others_of(end))
+
+
+def _end_early(job: ReindexJob, error: WorkerError, stopping: Event) -> None:
+    job.fail(error)
+    stopping.set()
 
 
 def _is_all_there(request: ReindexRequest, report: ReindexReport) -> bool:

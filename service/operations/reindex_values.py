@@ -99,6 +99,7 @@ class ReindexReport:
         is_finished: whether the alias led to the new collection at the start, so that nothing was copied.
         alias: alias that leads to the new collection; None if none does.
         previous: collection to which that alias led before; None if it was new or has not been moved by this run.
+        waits_for: other loads into the new collection because of which the alias has not moved, in words.
         losses: what the copied vectors are not any more, one sentence for each loss.
         unfinished: the first points that were rejected.
         failure: error that ended the run early; None if it came to its end.
@@ -118,6 +119,7 @@ class ReindexReport:
     is_finished: bool = False
     alias: str | None = None
     previous: str | None = None
+    waits_for: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     unfinished: tuple[UnfinishedPoint, ...] = ()
     failure: WorkerError | None = None
@@ -135,7 +137,7 @@ class ReindexReport:
         """Whether the new collection has exactly the points of the old one, with all vectors."""
         if self.is_finished:
             return True
-        left = self.rejected + self.without_text + self.late
+        left = self.rejected + self.without_text + self.late + len(self.waits_for)
         return self.failure is None and self.points is not None and not left and not self.difference
 
 

@@ -20,7 +20,7 @@ from qdrant_sink.completing import CompletionReport
 from service.operations import CompletionProgress, CompletionRequest, Operations
 from service.settings import Settings
 from service.shutdown import end_process
-from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points
+from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points, waiting
 
 _OPTIONS: Final = {"textKey": "--text-key", "into": "--into", "alias": "--alias"}
 """Options by the names of the request's fields, with which messages begin."""
@@ -101,6 +101,8 @@ def complete(core: Operations, options: CompleteOptions) -> int:
         click.echo(json.dumps({**summary, "unfinished": in_json(report.unfinished)}, ensure_ascii=False))
     else:
         print_points(report.unfinished, _say)
+        for load in report.waits_for:
+            _say(waiting(load))
         click.echo(described(summary))
     return _status(report)
 

@@ -31,7 +31,7 @@ from service.operations import (
 from service.settings import Settings
 from service.shutdown import end_process
 from service.transports.cli.options import Failure
-from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points
+from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points, waiting
 
 _OPTIONS: Final = {
     "textKey": "--text-key",
@@ -286,6 +286,7 @@ def _advice(report: ReindexReport, options: ReindexOptions) -> list[str]:
             f"{-report.difference} points were added to {report.source!r} during the last pass; stop what writes "
             "there, and run the command again"
         )
+    lines.extend(waiting(load) for load in report.waits_for)
     if report.late:
         lines.append(
             f"{report.late} points were added to {report.source!r} while the alias moved; copy them with --again"

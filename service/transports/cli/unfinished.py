@@ -36,6 +36,15 @@ def print_points(points: Sequence[UnfinishedPoint], say: Callable[[str], None]) 
         say("further points are not shown; use --json for more")
 
 
+def waiting(load: str) -> str:
+    """Why the alias has not moved, and when it does.
+
+    Args:
+        load: another load into the new collection, in words.
+    """
+    return f"the alias has not moved: it does when {load} has stored all its lines"
+
+
 def for_command(error: WorkerError, arguments: Mapping[str, str]) -> WorkerError:
     """The error of a request in terms of the command.
 

@@ -1,0 +1,50 @@
+"""What a load into a collection asks for, and how it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qdrant_sink.loading import LoadRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """A load into a collection.
+
+    Attributes:
+        collection: name of the collection itself.
+        load_id: id of the load. The next run of the same load has the same id, and goes on where this one ended.
+        alias: alias that is to lead to the collection when all loads are complete; None for none.
+        defer_index: defer the graph even if the collection has points.
+        has_lines: whether lines are loaded. Otherwise the collection is only finished, if no load is under way.
+    """
+
+    collection: str
+    load_id: str
+    alias: str | None = None
+    defer_index: bool = False
+    has_lines: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnd:
+    """How a load has ended.
+
+    Attributes:
+        outcome: `finished`: the graph is built and the aliases have moved. `left`: another load is under way, and
+            finishes. `blocked`: the graph is built, and lines of some loads are missing, so no alias has moved.
+            `stopped`: it was interrupted.
+        aliases: aliases that were moved.
+        others: loads that are under way, or whose lines are missing, this one included.
+    """
+
+    outcome: Literal["finished", "left", "blocked", "stopped"]
+    aliases: Sequence[str] = ()
+    others: Sequence[LoadRecord] = ()
+
+
+def described(record: LoadRecord) -> str:
+    """A load for a person."""
+    return f"load {record.load!r} (begun {record.began}, last sign of life {record.seen})"
