@@ -54,7 +54,7 @@ from embedder.threads import (
     text_threads,
 )
 from embedder.timings import Timings, timed
-from embedder.tokenizer import EncodedText, PlacedText
+from embedder.tokenizer import EncodedText, PlacedText, Vocabulary
 from embedder.vectors import KINDS, ColbertType, Embedding, Kind, Outputs, SparseVector
 
 __all__ = [
@@ -92,6 +92,7 @@ __all__ = [
     "SparseVector",
     "Threads",
     "Timings",
+    "Vocabulary",
     "WorkerError",
     "check_cancelled",
     "in_own_thread",

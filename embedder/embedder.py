@@ -29,7 +29,7 @@ from embedder.scheduling.runner import Result
 from embedder.scheduling.scheduler import Priority
 from embedder.threads import text_threads
 from embedder.timings import timed
-from embedder.tokenizer import EncodedText, PlacedText, Tokenizer, check_unicode
+from embedder.tokenizer import EncodedText, PlacedText, Tokenizer, Vocabulary, check_unicode
 from embedder.vectors import Outputs
 
 log = logging.getLogger(__name__)
@@ -411,6 +411,11 @@ class Embedder:
     def colbert_size(self) -> int:
         """Size of a ColBERT row."""
         return self._engines[0].colbert_size
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What token ids mean."""
+        return self._tokenizer.vocabulary
 
     @property
     def dtype(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,19 @@ _INVISIBLE: Final = [
     for code in range(first, last + 1)
 ]
 """White space, control and format characters: what a tokenizer may drop, or take for a space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What token ids mean: sparse vectors of two models can be compared only if this is equal.
+
+    Attributes:
+        digest: SHA-256 of the tokenizer's file, in hexadecimal.
+        dropped_ids: ids of special tokens, ascending, which carry no sparse weight.
+    """
+
+    digest: str
+    dropped_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +159,7 @@ class Tokenizer:
             )
         self.dropped_ids = frozenset(ids.values())
         """Ids of `<s>`, `</s>`, `<pad>` and `<unk>`, which carry no sparse weight."""
+        self.vocabulary = Vocabulary(hashlib.sha256(content).hexdigest(), tuple(sorted(self.dropped_ids)))
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._bos, self._eos = ids["cls_token"], ids["eos_token"]
         self.blanks = self._blanks()

@@ -135,6 +135,7 @@ from qdrant_sink.writing import (
     differing_points,
     existing_ids,
     missing_indices,
+    pooled,
 )
 
 __all__ = [
@@ -267,6 +268,7 @@ __all__ = [
     "parse_filter",
     "path_of_key",
     "point_id",
+    "pooled",
     "recommend",
     "rows_max",
     "run",

@@ -14,6 +14,7 @@ from service.operations import Operations
 from service.settings import Settings
 from service.transports.cli.ask import AskOptions
 from service.transports.cli.bulk import BulkOptions
+from service.transports.cli.embed import EmbedOptions
 from service.transports.cli.main import cli
 
 PROGRAM = (sys.executable, "-m", "service")
@@ -54,6 +55,11 @@ def ask_options(*arguments: str) -> AskOptions:
 def bulk_options(*arguments: str) -> BulkOptions:
     """Return the options that `bulk` parses from these arguments."""
     return BulkOptions(**_values("bulk", arguments))
+
+
+def embed_options(*arguments: str) -> EmbedOptions:
+    """Return the options that `embed` parses from these arguments."""
+    return EmbedOptions(**_values("embed", arguments))
 
 
 def _values(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:

@@ -60,12 +60,12 @@ PUBLIC: Final[dict[str, str]] = {
     "service.operations": """
         Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress
         CompletionRequest CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest
-        EmbedResult HitExplanation IngestFailed IngestProgress IngestReport IngestRequest IngestResult
-        IngestedText LengthLimits Like LoadEnd LoadRequest Loads ModelWarning OngoingLoad Operations PairScores
-        PointsRequest PointsResult
-        PreviousCollection RankedDocument ReadPoint Reindex ReindexProgress ReindexReport ReindexRequest
-        RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult
-        SparseMatch StoreState Weights open_store
+        EmbedResult EncodedPiece GivenPoint HitExplanation IngestFailed IngestProgress IngestReport
+        IngestRequest IngestResult IngestedText LengthLimits Like LoadEnd LoadRequest Loads ModelWarning
+        OngoingLoad Operations PairScores Piece PieceVectors PointsRequest PointsResult PreviousCollection
+        RankedDocument ReadPoint Reindex ReindexProgress ReindexReport ReindexRequest RejectedPoint
+        RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch
+        StoreState VectorOperations VectorSource Weights open_store
     """,
     "service.planning": """
         CollectionSize PartSize Passages Plan Resources StoredColbert StoredDense StoredSparse StoredVectors

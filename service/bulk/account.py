@@ -45,7 +45,7 @@ class Account:
     def no_document(self, line: BadLine) -> None:
         """Count a line that is not a document."""
         with self._lock:
-            self._report.lines += 1
+            self._report.lines += not line.is_part
         self._rejections.add(line, code_for(InvalidRequest), line.message)
 
     def refused(self, lines: Sequence[Line], failure: WorkerError) -> None:

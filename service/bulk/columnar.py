@@ -180,7 +180,7 @@ class _Rows:
             for name, value in cells.items():
                 if isinstance(value, _Unreadable):
                     raise BadLineError(f"{of_field(name)} has a value that cannot be read; leave out the column")
-                fields[name] = _plain(name, value)
+                fields[name] = plain_value(name, value)
             size = _bytes_of(fields)
             if size > LINE_MAX_BYTES:
                 fields = {}
@@ -234,17 +234,17 @@ def _bytes_of(value: Any) -> int:
     return 8
 
 
-def _plain(name: str, value: Any) -> Any:
+def plain_value(name: str, value: Any) -> Any:
     """A value as JSON has it: times as ISO 8601, decimals as numbers, maps as objects."""
     kind = type(value)
     if kind in (str, int, float, bool, type(None)):
         return value
     if isinstance(value, dict):
-        return {key: _plain(name, item) for key, item in value.items()}
+        return {key: plain_value(name, item) for key, item in value.items()}
     if isinstance(value, list):
         if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
-            return {key: _plain(name, item) for key, item in value}
-        return [_plain(name, item) for item in value]
+            return {key: plain_value(name, item) for key, item in value}
+        return [plain_value(name, item) for item in value]
     for type_, plain in _PLAIN.items():
         if isinstance(value, type_):
             return plain(value)

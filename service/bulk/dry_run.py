@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
-from embedder import InvalidRequest, Kind, Outputs, WorkerError
+from embedder import InvalidRequest, Outputs, WorkerError
 from qdrant_sink import Taken, WriteReport
 from service.bulk.account import Account
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import batches
 from service.bulk.line_index import IndexFullError
+from service.bulk.line_ingest import line_ingest
 from service.bulk.load import LoadOptions
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
-from service.operations import EmbedRequest, IngestRequest, Operations
+from service.operations import EmbedRequest, Operations, VectorOperations
 from service.operations.ingest_job import report_of
 from service.planning import CollectionSize, Passages, StoredVectors, collection_size
 
@@ -63,18 +64,18 @@ class DryRun:
     """A load that is only tried. It does not ask the store, and writes nothing but the files of rejections.
 
     Args:
-        core: the operations, whose store is not opened.
+        core: the operations, whose store is not opened; those of given vectors take lines that have their vectors.
         options: the options of the load.
         rejects: file for rejections, one JSON object per line; None prints the first ones.
         say: prints a message.
         rejected_lines: file for the rejected lines; None for none.
         progress: called with the report after each batch.
-        tokens_per_s: rate of the model; None to measure it.
+        tokens_per_s: rate of the model; None to measure it, if there is a model.
     """
 
     def __init__(
         self,
-        core: Operations,
+        core: Operations | VectorOperations,
         options: LoadOptions,
         rejects: BinaryIO | None,
         say: Callable[[str], None],
@@ -84,6 +85,7 @@ class DryRun:
         tokens_per_s: float | None = None,
     ) -> None:
         self._core = core
+        self._ingest_lines = line_ingest(core)
         self._options = options
         self._progress = progress
         self._tokens_per_s = tokens_per_s
@@ -91,6 +93,9 @@ class DryRun:
         rejections = Rejections(rejects, rejected_lines, say, self._fail, self._report)
         self._scope = options.alias or options.collection
         self._account = Account(self._report, rejections, self._scope, keeps=options.request.insert_only)
+        self._written = 0
+        self._colbert_rows = 0
+        self._sparse_weights: int | None = None
         self._text_bytes = 0
         self._payload_bytes = 0
 
@@ -123,14 +128,8 @@ class DryRun:
 
     async def _try(self, lines: Sequence[Line]) -> None:
         """Plan a batch as an ingest does. Of one that is refused as a whole, the invalid lines are searched."""
-        request = replace(
-            self._options.request,
-            texts=[line.text for line in lines],
-            ids=[line.id for line in lines],
-            payloads=[line.payload for line in lines],
-        )
         try:
-            plan = await self._core.ingest.planned(request)
+            planned = await self._ingest_lines.planned(self._options.request, lines)
         except InvalidRequest as error:
             if len(lines) == 1:
                 self._account.refused(lines, error)
@@ -139,46 +138,51 @@ class DryRun:
             await self._try(lines[:middle])
             await self._try(lines[middle:])
             return
+        plan = planned.plan
         refused = {rejection.index for rejection in plan.rejected}
         stored = tuple(index for index in range(len(plan.points)) if index not in refused)
-        tokens = sum(len(plan.points[owner].encoded) for owner in plan.owners)
-        self._account.ingested(lines, report_of(plan, WriteReport(stored, tuple(plan.rejected)), Taken()), tokens)
+        report = report_of(plan, WriteReport(stored, tuple(plan.rejected)), Taken())
+        self._account.ingested(lines, report, planned.tokens)
+        self._written += len(plan.owners)
+        self._colbert_rows += planned.colbert_rows
+        if planned.sparse_weights is not None:
+            self._sparse_weights = (self._sparse_weights or 0) + planned.sparse_weights
         for line, span in zip(lines, plan.spans, strict=True):
             points = sum(index not in refused for index in span)
             self._text_bytes += len(line.text.encode("utf-8", "surrogatepass")) if points else 0
             self._payload_bytes += points * len(json.dumps(line.payload or {}))
-        if self._tokens_per_s is None and stored:
-            self._tokens_per_s = await self._measured(request)
+        if self._tokens_per_s is None and stored and isinstance(self._core, Operations):
+            self._tokens_per_s = await self._measured(self._core, [line.text for line in lines])
 
-    async def _measured(self, request: IngestRequest) -> float:
+    async def _measured(self, core: Operations, texts: Sequence[str]) -> float:
         """The rate of the model with texts of the input in tokens/s."""
+        request = self._options.request
         length = request.max_length if request.chunk is None else request.chunk.max_tokens
-        outputs = Outputs.of(self._kinds)
+        outputs = Outputs.of(tuple(self._ingest_lines.kinds(request)))
         tokens = 0
         started = time.perf_counter()
-        for first in range(0, len(request.texts), MEASURED_MAX_TEXTS):
-            texts = request.texts[first : first + MEASURED_MAX_TEXTS]
-            embedded = await self._core.embed(EmbedRequest(texts, outputs=outputs, role="passage", max_length=length))
+        for first in range(0, len(texts), MEASURED_MAX_TEXTS):
+            portion = texts[first : first + MEASURED_MAX_TEXTS]
+            embedded = await core.embed(EmbedRequest(portion, outputs=outputs, role="passage", max_length=length))
             tokens += embedded.tokens
             if time.perf_counter() - started >= MEASURED_MIN_S:
                 break
         return max(tokens, 1) / (time.perf_counter() - started)
 
-    @property
-    def _kinds(self) -> tuple[Kind, ...]:
-        return tuple(self._options.request.vectors) or self._core.collections.wanted.kinds
-
     def _size(self) -> CollectionSize | None:
         report = self._report
         if not report.stored:
             return None
-        stored = StoredVectors.of(self._core.collections.wanted).only(self._kinds, self._core.hidden_size)
+        kinds = self._ingest_lines.kinds(self._options.request)
+        stored = StoredVectors.of(self._core.collections.wanted).only(kinds)
         passages = Passages.of_tokens(
             report.points,
-            report.tokens / max(report.stored - report.repeated, 1),
+            1 + self._colbert_rows / self._written,
             text_bytes=self._text_bytes / report.stored,
             payload_bytes=self._payload_bytes / report.stored,
         )
+        if self._sparse_weights is not None:
+            passages = replace(passages, distinct=self._sparse_weights / self._written)
         return collection_size(stored, passages)
 
     def _fail(self, reason: str) -> None:

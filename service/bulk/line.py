@@ -87,12 +87,14 @@ class BadLine:
         message: why it is not one, without quoting it.
         raw: the line as JSON to correct, in UTF-8 without its line break; None if it cannot be given.
         origin: as in `Line`.
+        is_part: whether it is a chunk of a document that is counted already.
     """
 
     number: int
     message: str
     raw: bytes | None = None
     origin: Origin = NO_FILE
+    is_part: bool = False
 
 
 class BadLineError(Exception):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Thread
 from typing import BinaryIO, Final
 
@@ -18,9 +18,19 @@ from service.bulk.account import Account
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.line_index import IndexFullError
+from service.bulk.line_ingest import line_ingest
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
-from service.operations import IngestFailed, IngestReport, IngestRequest, LoadEnd, LoadRequest, OngoingLoad, Operations
+from service.operations import (
+    IngestFailed,
+    IngestReport,
+    IngestRequest,
+    LoadEnd,
+    LoadRequest,
+    OngoingLoad,
+    Operations,
+    VectorOperations,
+)
 from service.operations.load_values import described
 from service.wire.errors import cause_of
 
@@ -69,7 +79,7 @@ class BulkLoad:
     """A bulk load.
 
     Args:
-        core: the operations.
+        core: the operations; those of given vectors store lines that have their vectors.
         options: the options of the load.
         rejects: file for rejections, one JSON object per line; None prints the first ones.
         say: prints a message.
@@ -81,7 +91,7 @@ class BulkLoad:
 
     def __init__(
         self,
-        core: Operations,
+        core: Operations | VectorOperations,
         options: LoadOptions,
         rejects: BinaryIO | None,
         say: Callable[[str], None],
@@ -92,6 +102,7 @@ class BulkLoad:
         overloaded_pause_s: float = OVERLOADED_PAUSE_S,
     ) -> None:
         self._core = core
+        self._ingest_lines = line_ingest(core)
         self._options = options
         self._say = say
         self._progress = progress
@@ -152,7 +163,7 @@ class BulkLoad:
     async def _run(self, lines: Iterable[Line | BadLine]) -> None:
         self._loop = asyncio.get_running_loop()
         options, collections = self._options, self._core.collections
-        self._core.ingest.check(options.request)
+        await self._ingest_lines.check(options.request)
         if options.alias is not None:
             await collections.check_alias(options.alias, options.collection)
         read: asyncio.Queue[LineBatch | None] = asyncio.Queue(maxsize=1)
@@ -335,14 +346,8 @@ class BulkLoad:
 
     async def _try_ingest(self, lines: Sequence[Line]) -> tuple[WorkerError | None, IngestReport | None, int]:
         """Ingest lines; returns the failure of the whole ingest, if any, its report, if any, and its tokens."""
-        request = replace(
-            self._options.request,
-            texts=[line.text for line in lines],
-            ids=[line.id for line in lines],
-            payloads=[line.payload for line in lines],
-        )
         try:
-            result = await self._core.ingest(request)
+            result = await self._ingest_lines(self._options.request, lines)
         except IngestFailed as error:
             return cause_of(error), error.report, 0
         except WorkerError as error:

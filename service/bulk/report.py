@@ -22,6 +22,7 @@ class LoadReport:
         differing: lines whose point exists with another text or payload and was kept; known at the end.
         allow_lost: whether the collection may lack the replaced and the differing lines.
         tokens: embedded tokens.
+        passed: lines that an earlier run has done, of `lines`.
         failure: the reason why the load was not finished; None if it was finished.
         alias: whether the alias was set; None without an alias.
         started: start of the load on the monotonic clock, in seconds.
@@ -37,6 +38,7 @@ class LoadReport:
     differing: int = 0
     allow_lost: bool = False
     tokens: int = 0
+    passed: int = 0
     failure: str | None = None
     alias: bool | None = None
     started: float = field(default_factory=time.monotonic)

@@ -23,6 +23,7 @@ from service.operations.model_check import ModelWarning
 from service.operations.ongoing_load import OngoingLoad
 from service.operations.operations import Operations
 from service.operations.pair_scores import PairScores, Weights
+from service.operations.piece_vectors import EncodedPiece, PieceVectors
 from service.operations.points import PointsRequest, PointsResult, ReadPoint
 from service.operations.reindex import Reindex
 from service.operations.reindex_values import PreviousCollection, ReindexProgress, ReindexReport, ReindexRequest
@@ -30,6 +31,9 @@ from service.operations.rerank import RankedDocument, RerankRequest, RerankResul
 from service.operations.score import ScoreRequest, ScoreResult
 from service.operations.search import Like, SearchRequest, SearchResult
 from service.operations.store_access import StoreState, open_store
+from service.operations.text_pieces import Piece
+from service.operations.vector_ingest import GivenPoint
+from service.operations.vector_operations import VectorOperations, VectorSource
 
 __all__ = [
     "Chunking",
@@ -46,6 +50,8 @@ __all__ = [
     "DescribedCollection",
     "EmbedRequest",
     "EmbedResult",
+    "EncodedPiece",
+    "GivenPoint",
     "HitExplanation",
     "IngestFailed",
     "IngestProgress",
@@ -62,6 +68,8 @@ __all__ = [
     "OngoingLoad",
     "Operations",
     "PairScores",
+    "Piece",
+    "PieceVectors",
     "PointsRequest",
     "PointsResult",
     "PreviousCollection",
@@ -81,6 +89,8 @@ __all__ = [
     "SearchResult",
     "SparseMatch",
     "StoreState",
+    "VectorOperations",
+    "VectorSource",
     "Weights",
     "open_store",
 ]

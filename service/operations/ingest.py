@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from embedder import (
@@ -20,42 +20,28 @@ from embedder import (
     InvalidRequest,
     Kind,
     ModelFailure,
-    NotFound,
     Outputs,
     Result,
     WorkerError,
 )
-from qdrant_sink import (
-    BATCH_MAX_BYTES,
-    BATCH_MAX_POINTS,
-    IN_FLIGHT_MAX,
-    TEXT_KEY,
-    CollectionSchema,
-    DocumentLocks,
-    Recognised,
-    Taken,
-    VersionedCollections,
-    WriteReport,
-    existing_ids,
-    text_key_of,
-)
+from qdrant_sink import BATCH_MAX_BYTES, BATCH_MAX_POINTS, IN_FLIGHT_MAX
 from service.memory_budget import MemoryBudget, Reservation, SharedReservation
 from service.operations.collections import Collections
 from service.operations.embed import LengthLimits
-from service.operations.ingest_job import Drafts, IngestJob, priority_of, report_of
+from service.operations.ingest_job import priority_of
+from service.operations.ingest_jobs import IngestJobs, nothing_stored, run_job
 from service.operations.ingest_plan import IngestPlan
+from service.operations.ingest_target import IngestTarget
 from service.operations.ingest_values import (
     IngestedText,
     IngestFailed,
     IngestProgress,
-    IngestReport,
     IngestRequest,
     IngestResult,
 )
 from service.operations.model_check import ModelCheck
 from service.operations.store_access import SENDER_THREADS, IngestSlot, StoreAccess
 from service.operations.vector_memory import TEXT_BYTES, VectorMemory
-from service.validation import invalid_field
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +66,6 @@ SENT_FACTOR: Final = 6
 SENDING_MAX_BYTES: Final = SENDER_THREADS * SENT_FACTOR * BATCH_MAX_BYTES
 """Maximum memory of the points that all ingests send at the same time, in bytes."""
 
-_JOB_FAILED_MESSAGE = "not stored; see the error of the job"
-"""Message of every point of a failed job; the job's own message stands only once, in its error."""
-
 
 def admit_all_vectors(_lengths: Sequence[int], _kinds: Sequence[Kind]) -> None:
     """Accept any vectors."""
@@ -90,48 +73,6 @@ def admit_all_vectors(_lengths: Sequence[int], _kinds: Sequence[Kind]) -> None:
 
 def admit_all_texts(_texts: Sequence[IngestedText], _points: int) -> None:
     """Accept any texts."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Target:
-    """What a job writes to its collection.
-
-    Attributes:
-        request: the request with its kinds of vectors.
-        schema: schema of the collection, with the layout and the text key to write by.
-        taken: what of it was taken from the collection rather than from the config.
-        collection: the collection that the name of the request leads to.
-    """
-
-    request: IngestRequest
-    schema: CollectionSchema
-    taken: Taken
-    collection: str
-
-    @classmethod
-    def guessed(cls, request: IngestRequest, guess: Recognised) -> _Target:
-        """The target if the collection is as it was, or new. It is good for a plan, and not for writing."""
-        kinds = request.vectors or guess.schema.kinds
-        return cls(replace(request, vectors=kinds), guess.read_by(request.text_key), Taken(), guess.collection)
-
-    @classmethod
-    def of(cls, request: IngestRequest, recognised: Recognised, collection: str) -> _Target:
-        """The target in the collection that the name of the request leads to.
-
-        Raises:
-            InvalidRequest: the collection lacks a kind of vector that the request names.
-            SchemaMismatch: a kind, the layout or the text key is ambiguous.
-        """
-        recognised.require(request.vectors or recognised.kinds)
-        _check_kinds(request.vectors, recognised.schema.kinds)
-        kinds = request.vectors or recognised.schema.kinds
-        schema, taken = recognised.written_by(request.text_key), recognised.taken_with(request.text_key)
-        return cls(replace(request, vectors=kinds), schema, taken, collection)
-
-    @property
-    def planning(self) -> tuple[object, ...]:
-        """What a plan depends on."""
-        return tuple(self.request.vectors), self.schema.layout, self.schema.text_key
 
 
 class Ingest:
@@ -167,9 +108,7 @@ class Ingest:
         self._collections = collections
         self._model_check = model_check
         self._limits = limits
-        self._batch_points = batch_points
-        self._documents = DocumentLocks()
-        self._versioned = VersionedCollections()
+        self._jobs = IngestJobs(store, collections, batch_points=batch_points)
 
     def check(self, request: IngestRequest) -> None:
         """Validate a request against the config of collections.
@@ -178,12 +117,7 @@ class Ingest:
             InvalidRequest: the payload layout of the config has another text key, or the config lacks a kind of
                 vector.
         """
-        _check_kinds(request.vectors, self._collections.wanted.kinds)
-        layout = self._collections.wanted.layout
-        if layout != "plain" and request.text_key not in (None, TEXT_KEY):
-            key = text_key_of(layout, TEXT_KEY)
-            message = f"must be left out: the payload layout '{layout}' has the text under '{key}', got another key"
-            raise invalid_field(f"{request.path}textKey", message)
+        self._jobs.check(request)
 
     async def planned(self, request: IngestRequest) -> IngestPlan:
         """The points of a request for a new collection, and those that are rejected already. The store is not asked.
@@ -194,7 +128,7 @@ class Ingest:
         """
         self.check(request)
         name = self._collections.named(request.collection, f"{request.path}collection")
-        target = _Target.guessed(request, Recognised.new(name, self._collections.wanted))
+        target = self._jobs.new(request, name)
         with self._memory.joined() as held:
             return await self._planned(target, name, held)
 
@@ -233,8 +167,7 @@ class Ingest:
         self.check(request)
         name = self._collections.named(request.collection, f"{request.path}collection")
         started = time.perf_counter()
-        guess = self._collections.catalogue.guess(name) or Recognised.new(name, self._collections.wanted)
-        guessed = _Target.guessed(request, guess)
+        guessed = self._jobs.guessed(request, name)
         received_bytes = held.size_bytes
         plan = await self._planned(guessed, name, held)
         planned_bytes = held.size_bytes - received_bytes
@@ -243,7 +176,7 @@ class Ingest:
         planned = time.perf_counter()
         try:
             with self._store.ingest_slot() as slot:
-                target = await slot.run(lambda: self._target(request, name), stage="store")
+                target = await slot.run(lambda: self._jobs.target(request, name), stage="store")
                 if target.planning != guessed.planning:
                     held.shrink(planned_bytes)
                     plan = await self._planned(target, name, held)
@@ -253,7 +186,7 @@ class Ingest:
         except IngestFailed:
             raise
         except WorkerError as error:
-            raise IngestFailed(error, _nothing_stored(plan, error)) from error
+            raise IngestFailed(error, nothing_stored(plan, error)) from error
         report = result.report
         log.info(
             "ingest finished: %d of %d points stored, %d skipped, %d rejected; plan %.2f s, embed and store %.2f s",
@@ -269,7 +202,7 @@ class Ingest:
     async def _embed_and_store(
         self,
         slot: IngestSlot,
-        target: _Target,
+        target: IngestTarget,
         plan: IngestPlan,
         held: Reservation,
         received_bytes: int,
@@ -279,17 +212,17 @@ class Ingest:
         progress: Callable[[IngestProgress], None] | None,
     ) -> IngestResult:
         request, schema = target.request, target.schema
-        outputs, lengths = Outputs.of(tuple(request.vectors)), [len(point.encoded) for point in plan.points]
+        outputs, lengths = Outputs.of(tuple(request.vectors)), [len(encoded) for encoded in plan.encoded]
         vectors_bytes = self._vectors.of(lengths, outputs)
         # Payloads and texts are values of the request, whose memory is known, or chunks of these.
         points_bytes = received_bytes + vectors_bytes + sum(4 * len(text) for text in request.texts)
         sending = self._sending.used(SENT_FACTOR * min(points_bytes, IN_FLIGHT_MAX * BATCH_MAX_BYTES))
         await self._model_check.admit(target.collection, schema, schema.text_key, request.vectors)
-        job = await slot.run(lambda: self._prepare(target, plan, progress), stage="store")
+        job = await slot.run(lambda: self._jobs.prepare(target, plan, progress), stage="store")
         if not request.return_vectors:
             with self._window.used(vectors_bytes), sending:
-                report = await _run(slot, job, job.stream)
-            tokens = sum(len(plan.points[index].encoded) for index in job.wanted)
+                report = await run_job(slot, job, lambda: job.stream(self._embedder))
+            tokens = sum(len(plan.encoded[index]) for index in job.wanted)
             return IngestResult(_outline(request, plan, job.failures), tokens, report)
         admit(lengths, request.vectors)
         held.grow(vectors_bytes)
@@ -300,14 +233,14 @@ class Ingest:
         ]
         await self._in_thread(request, lambda: admit_texts(texts, len(plan.points)))
         with sending:
-            report = await _run(slot, job, lambda: job.from_results(results))
+            report = await run_job(slot, job, lambda: job.from_results(results))
         tokens = sum(result.tokens for result in results if isinstance(result, Embedding))
         return IngestResult(texts, tokens, report)
 
     async def _embedded(self, request: IngestRequest, plan: IngestPlan) -> Sequence[Result]:
         try:
             return await self._embedder.embed_tokens(
-                [point.encoded for point in plan.points],
+                plan.encoded,
                 Outputs.of(tuple(request.vectors)),
                 priority=priority_of(request),
                 batch_size=request.batch_size,
@@ -315,7 +248,7 @@ class Ingest:
         except InvalidRequest as error:
             raise error.at("texts") from None
 
-    async def _planned(self, target: _Target, name: str, held: Reservation) -> IngestPlan:
+    async def _planned(self, target: IngestTarget, name: str, held: Reservation) -> IngestPlan:
         """Plan the points, for which memory is reserved before they are created."""
         request = target.request
         held.grow(len(request.texts) * TEXT_BYTES)
@@ -333,43 +266,6 @@ class Ingest:
         threads = QUICK if characters <= QUICK_TEXT_MAX_CHARACTERS else PLANS
         return await threads.run(call, characters=characters)
 
-    def _target(self, request: IngestRequest, name: str) -> _Target:
-        """Resolve the collection and recognise it. Blocks for the store."""
-        catalogue = self._collections.catalogue
-        collection = catalogue.resolve(name)
-        recognised = catalogue.to_write(name, collection)
-        return _Target.of(request, recognised or Recognised.new(name, self._collections.wanted), collection)
-
-    def _prepare(
-        self, target: _Target, plan: IngestPlan, progress: Callable[[IngestProgress], None] | None
-    ) -> IngestJob:
-        """Prepare the job and, with `insert_only`, look up the existing points. Blocks for the store."""
-        request, collection = target.request, target.collection
-        skipped: set[int] = set()
-        store = self._store.opened()
-        if request.insert_only and request.chunk is None:
-            try:
-                ids = [plan.points[owner].id for owner in plan.owners]
-                existing = existing_ids(store, collection, ids, batch_points=self._batch_points)
-            except NotFound:
-                existing = set()
-            skipped = {owner for owner in plan.owners if plan.points[owner].id in existing}
-        return IngestJob(
-            request,
-            plan,
-            collection,
-            schema=target.schema,
-            taken=target.taken,
-            embedder=self._embedder,
-            store=self._store,
-            collections=self._collections,
-            documents=self._documents,
-            versioned=self._versioned,
-            skipped=skipped,
-            progress=progress,
-            batch_points=self._batch_points,
-        )
-
 
 def window_max_bytes(vectors: VectorMemory, window: int) -> int:
     """Maximum memory in bytes of the vectors that wait to be stored, of all ingests.
@@ -381,21 +277,12 @@ def window_max_bytes(vectors: VectorMemory, window: int) -> int:
     return vectors.max_bytes(window // 2, window, Outputs())
 
 
-async def _run(slot: IngestSlot, job: IngestJob, source: Callable[[], Generator[Drafts]]) -> IngestReport:
-    """Run the job. If it is interrupted, its texts that wait for the model are dropped."""
-    try:
-        return await slot.run(lambda: job.run(source), stage="ingest")
-    except BaseException:
-        job.cancel()
-        raise
-
-
 def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, ModelFailure]) -> list[IngestedText]:
     """The result of each text without its vectors, before or after it is embedded."""
     texts = []
     for text, indices in enumerate(plan.spans):
         identity = None if text in plan.unidentified else plan.ids[text]
-        embedded = [plan.points[index].encoded for index in indices if index not in failures]
+        embedded = [plan.encoded[index] for index in indices if index not in failures]
         tokens = sum(map(len, embedded))
         if request.chunk is not None:
             texts.append(IngestedText(identity, tokens, truncated=False, chunks=len(indices)))
@@ -403,16 +290,3 @@ def _outline(request: IngestRequest, plan: IngestPlan, failures: Mapping[int, Mo
             truncated = any(encoded.truncated for encoded in embedded)
             texts.append(IngestedText(identity, tokens, truncated, result=failures.get(indices[0])))
     return texts
-
-
-def _nothing_stored(plan: IngestPlan, error: WorkerError) -> IngestReport:
-    failure_of_point = error.saying(_JOB_FAILED_MESSAGE)
-    written = WriteReport((), tuple(plan.rejected), failure=failure_of_point).completed(len(plan.points))
-    return report_of(plan, written, Taken())
-
-
-def _check_kinds(vectors: Sequence[Kind], kinds: Sequence[Kind]) -> None:
-    for index, kind in enumerate(vectors):
-        if kind not in kinds:
-            message = f"must be a kind of vector that the collection has ({', '.join(kinds)}), got '{kind}'"
-            raise invalid_field(f"vectors[{index}]", message)

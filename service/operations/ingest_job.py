@@ -69,7 +69,6 @@ class IngestJob:
         collection: the collection that the request's name or alias resolved to at the start.
         schema: schema of the collection, with the layout to write by.
         taken: what of it was taken from the collection rather than from the config.
-        embedder: the loaded model.
         store: access to the store.
         collections: the collections of the worker.
         documents: locks of the documents that are being written.
@@ -91,7 +90,6 @@ class IngestJob:
         *,
         schema: CollectionSchema,
         taken: Taken,
-        embedder: Embedder,
         store: StoreAccess,
         collections: Collections,
         documents: DocumentLocks,
@@ -103,7 +101,6 @@ class IngestJob:
         self._request = request
         self._plan = plan
         self._collection = collection
-        self._embedder = embedder
         self._store = store.opened()
         self._catalogue = collections.catalogue
         self._schema = schema
@@ -147,8 +144,9 @@ class IngestJob:
         """Store the points of a source until every point is done. Blocks.
 
         Args:
-            source: `stream` or `from_results`. It is called in this thread after the job has locked its documents. The
-                streams of all jobs share a window, and a job that waits for another one must not occupy it.
+            source: `stream`, `from_results` or `from_vectors`. It is called in this thread after the job has locked its
+                documents. The streams of all jobs share a window, and a job that waits for another one must not occupy
+                it.
 
         Raises:
             IngestFailed: the store failed.
@@ -304,13 +302,22 @@ class IngestJob:
         if results:
             yield [self._draft(index, results[index]) for index in self.wanted]
 
-    def stream(self) -> Generator[Drafts]:
-        """Start embedding the wanted points, and yield the drafts of each portion of results when it is ready."""
+    def from_vectors(self, vectors: Sequence[Vectors]) -> Generator[Drafts]:
+        """Yield the drafts of vectors that the caller has, one for each point of the plan."""
+        if self.wanted:
+            yield [self._drafted(index, vectors[index]) for index in self.wanted]
+
+    def stream(self, embedder: Embedder) -> Generator[Drafts]:
+        """Start embedding the wanted points, and yield the drafts of each portion of results when it is ready.
+
+        Args:
+            embedder: the loaded model.
+        """
         colbert = self._schema.colbert
         outputs = Outputs.of(tuple(self._request.vectors), "float32" if colbert is None else colbert.datatype)
-        texts = [self._plan.points[index].encoded for index in self.wanted]
+        texts = [self._plan.encoded[index] for index in self.wanted]
         try:
-            stream = self._embedder.stream(
+            stream = embedder.stream(
                 texts, outputs, priority=priority_of(self._request), batch_size=self._request.batch_size
             )
         except InvalidRequest as error:
@@ -359,8 +366,11 @@ class IngestJob:
         if isinstance(result, ModelFailure):
             self.failures |= dict.fromkeys(self._plan.owners[index], result)
             return Rejection(index, result)
+        return self._drafted(index, Vectors.of(result))
+
+    def _drafted(self, index: int, vectors: Vectors) -> Draft:
         point = self._plan.points[index]
-        return Draft(index, point.id, point.payload, Vectors.of(result))
+        return Draft(index, point.id, point.payload, vectors)
 
     def _ensure(self) -> None:
         """Create or verify the collection with the indexes that the job needs."""

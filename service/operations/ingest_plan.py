@@ -1,4 +1,4 @@
-"""The plan of an ingest, made before the model runs: its points, and those that are rejected already."""
+"""The plan of an ingest, made before any vector is computed: its points, and those that are rejected already."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 from embedder import Embedder, EncodedText, check_cancelled
 from qdrant_sink import (
@@ -15,7 +15,6 @@ from qdrant_sink import (
     DOCUMENT_VERSION,
     CollectionSchema,
     Document,
-    DuplicateId,
     PointId,
     Refusal,
     Rejection,
@@ -30,12 +29,7 @@ from qdrant_sink import (
 )
 from service.operations.ingest_rows import Row
 from service.operations.ingest_values import IngestRequest
-
-POINT_BYTES: Final = 3072
-"""Memory of a planned point in bytes beside its text, with its entries in the tables of an ingest."""
-
-_CHARACTER_BYTES: Final = 4
-_ID_BYTES: Final = 4
+from service.operations.text_pieces import Piece, cut, tokenized
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +41,6 @@ class PlannedPoint:
         chunk: index of the chunk in the text; None without chunking.
         id: id of the point.
         payload: payload of the point in its layout; empty if the row of its text is refused.
-        encoded: the tokens of the point.
         refusal: the reason why the row of its text cannot be stored; None if it can.
         laid_out: function from the version of a document, and the number of chunks in that version, to the id and the
             payload of this chunk; None without chunking.
@@ -57,7 +50,6 @@ class PlannedPoint:
     chunk: int | None
     id: PointId
     payload: Mapping[str, Any]
-    encoded: EncodedText
     refusal: Refusal | None = None
     laid_out: Callable[[str, int], tuple[PointId, Mapping[str, Any] | Refusal]] | None = None
 
@@ -83,6 +75,7 @@ class IngestPlan:
         owners: the merged points, by the index of the point that is stored; its own index is the first.
         rejected: the points that are rejected before they are embedded.
         spans: the indices of each text's points.
+        encoded: the tokens of each point; empty if the vectors of the points are given.
     """
 
     name: str
@@ -94,6 +87,7 @@ class IngestPlan:
     owners: Mapping[int, tuple[int, ...]]
     rejected: Sequence[Rejection]
     spans: Sequence[range]
+    encoded: Sequence[EncodedText] = ()
 
     @classmethod
     def of(
@@ -122,14 +116,45 @@ class IngestPlan:
             Cancelled: nobody waits for the plan any more. It is asked before each window of a document, each portion
                 of texts and each point.
         """
+        texts, chunk = request.texts, request.chunk
+        pieces = list(cut(texts, chunk, embedder, max_length=max_length, hold=hold))
+        encoded = tokenized(pieces, texts, chunk, embedder, max_length=max_length)
+        rows = [len(tokens) - 1 for tokens in encoded]
+        plan = cls.of_pieces(request, name, pieces, rows, schema=schema, is_chunked=chunk is not None)
+        return replace(plan, encoded=encoded)
+
+    @classmethod
+    def of_pieces(
+        cls,
+        request: IngestRequest,
+        name: str,
+        pieces: Sequence[Piece],
+        colbert_rows: Sequence[int],
+        *,
+        schema: CollectionSchema,
+        is_chunked: bool,
+    ) -> IngestPlan:
+        """Derive ids and lay out payloads for texts that are cut already, without a model.
+
+        Args:
+            request: the request, with its kinds of vectors.
+            name: name of the collection, with the default filled in.
+            pieces: the pieces of the texts, in the order of the texts.
+            colbert_rows: number of ColBERT rows of each piece; 0 for one without.
+            schema: schema of the collection, with the layout and the text key to write by.
+            is_chunked: whether the texts are documents in chunks.
+
+        Raises:
+            InvalidRequest: the text key is a key that the worker writes.
+            Cancelled: nobody waits for the plan any more.
+        """
         scope = request.id_scope or name
         rows = list(_rows(request, scope))
-        documents = [] if request.chunk is None else [_document(row, scope) for row in rows]
-        pieces = list(_pieces(request, embedder, max_length, hold))
-        points = list(
-            _points(request, pieces, rows, documents, embedder=embedder, max_length=max_length, schema=schema)
-        )
-        rejected = list(_rejections(request, rows, points, schema))
+        documents = [_document(row, scope) for row in rows] if is_chunked else []
+        points = list(_points(request, pieces, rows, documents, schema=schema))
+        rejected = list(_rejections(request, points, colbert_rows, schema))
+        if is_chunked:
+            rejected += _conflicts(request, rows, points, {rejection.index for rejection in rejected})
         rejected_indices = {rejection.index for rejection in rejected}
         owners, duplicates = claims(
             (index, point.id, point.payload) for index, point in enumerate(points) if index not in rejected_indices
@@ -158,51 +183,22 @@ def _document(row: Row, scope: str) -> Document:
     return Document.of(row.id, scope, payload_id)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """The span of a text that becomes a point, in characters."""
-
-    text: int
-    chunk: int | None
-    start: int
-    end: int
-
-
-def _pieces(
-    request: IngestRequest, embedder: Embedder, max_length: int, hold: Callable[[int], None]
-) -> Iterator[_Piece]:
-    for index, text in enumerate(request.texts):
-        if request.chunk is None:
-            hold(POINT_BYTES + _ID_BYTES * min(len(text) + 2, max_length))
-            yield _Piece(index, None, 0, len(text))
-        else:
-            chunks = embedder.split(text, max_tokens=request.chunk.max_tokens, overlap=request.chunk.overlap)
-            characters = sum(chunk.end - chunk.start for chunk in chunks)
-            hold(len(chunks) * POINT_BYTES + characters * (_CHARACTER_BYTES + _ID_BYTES))
-            for number, chunk in enumerate(chunks):
-                yield _Piece(index, number, chunk.start, chunk.end)
-
-
 def _points(
     request: IngestRequest,
-    pieces: Sequence[_Piece],
+    pieces: Sequence[Piece],
     rows: Sequence[Row],
     documents: Sequence[Document],
     *,
-    embedder: Embedder,
-    max_length: int,
     schema: CollectionSchema,
 ) -> Iterator[PlannedPoint]:
-    texts = [request.texts[piece.text][piece.start : piece.end] for piece in pieces]
-    encoded = embedder.tokenize(texts, max_length if request.chunk is None else request.chunk.max_tokens)
     provisional = new_version()
-    for piece, text, tokens in zip(pieces, texts, encoded, strict=True):
+    for piece in pieces:
         check_cancelled()
         row = rows[piece.text]
         lay_out = partial(
             laid_out,
             schema.layout,
-            text=text,
+            text=piece.content(request.texts),
             whole_text=request.texts[piece.text],
             text_key=schema.text_key,
             payload=row.payload,
@@ -218,13 +214,13 @@ def _points(
         if row.refusal is not None:
             payload = row.refusal
         if isinstance(payload, Refusal):
-            yield PlannedPoint(piece.text, piece.chunk, identity, {}, tokens, refusal=payload)
+            yield PlannedPoint(piece.text, piece.chunk, identity, {}, refusal=payload)
         else:
-            yield PlannedPoint(piece.text, piece.chunk, identity, payload, tokens, laid_out=chunk)
+            yield PlannedPoint(piece.text, piece.chunk, identity, payload, laid_out=chunk)
 
 
 def _chunk(
-    lay_out: Callable[..., Mapping[str, Any] | Refusal], document: Document, piece: _Piece, version: str, total: int
+    lay_out: Callable[..., Mapping[str, Any] | Refusal], document: Document, piece: Piece, version: str, total: int
 ) -> tuple[PointId, Mapping[str, Any] | Refusal]:
     """The id and the payload of a chunk in a version of its document."""
     number = piece.chunk or 0
@@ -242,44 +238,36 @@ def _chunk(
 
 
 def _rejections(
-    request: IngestRequest, rows: Sequence[Row], points: Sequence[PlannedPoint], schema: CollectionSchema
+    request: IngestRequest, points: Sequence[PlannedPoint], colbert_rows: Sequence[int], schema: CollectionSchema
 ) -> Iterator[Rejection]:
     """The points that Qdrant could not store, so that they need not be embedded."""
     colbert = schema.colbert if "colbert" in request.vectors and not request.pool_colbert else None
-    valid_texts: set[int] = set()
-    invalid: set[int] = set()
-    for index, point in enumerate(points):
+    for index, (point, rows) in enumerate(zip(points, colbert_rows, strict=True)):
         check_cancelled()
-        colbert_rows = len(point.encoded) - 1
         refusal = point.refusal or conform_payload(point.payload, schema)
-        if refusal is None and colbert is not None and colbert_rows > rows_max(colbert.size):
-            refusal = too_many_rows(colbert_rows, colbert.size)
-        if refusal is None:
-            valid_texts.add(point.text)
-        else:
-            invalid.add(index)
+        if refusal is None and colbert is not None and rows > rows_max(colbert.size):
+            refusal = too_many_rows(rows, colbert.size)
+        if refusal is not None:
             yield Rejection(index, refusal)
-    conflicts = _conflicting_texts(request, rows, valid_texts)
-    for index, point in enumerate(points):
-        if point.text in conflicts and index not in invalid:
-            yield Rejection(index, conflicts[point.text])
 
 
-def _conflicting_texts(
-    request: IngestRequest, rows: Sequence[Row], valid_texts: Collection[int]
-) -> dict[int, DuplicateId]:
-    """The texts whose document id belongs to an earlier, different text of the job, since chunks must not mix.
+def _conflicts(
+    request: IngestRequest, rows: Sequence[Row], points: Sequence[PlannedPoint], invalid: Collection[int]
+) -> Iterator[Rejection]:
+    """The chunks of texts whose document id belongs to an earlier, different text of the job: chunks must not mix.
 
-    `valid_texts` are the texts with at least one valid chunk.
+    A text without a valid chunk has no part in that.
     """
-    if request.chunk is None:
-        return {}
+    valid_texts = {point.text for index, point in enumerate(points) if index not in invalid}
     documents = (
         (index, rows[index].id, {"text": text, "payload": rows[index].payload})
         for index, text in enumerate(request.texts)
         if index in valid_texts
     )
-    return dict(claims(documents)[1])
+    conflicts = dict(claims(documents)[1])
+    for index, point in enumerate(points):
+        if point.text in conflicts and index not in invalid:
+            yield Rejection(index, conflicts[point.text])
 
 
 def _spans(texts: int, points: Sequence[PlannedPoint]) -> list[range]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from embedder import Embedder
+from embedder import Embedder, Vocabulary
 from qdrant_sink import BATCH_MAX_POINTS, ModelIdentity, Store
 from service.memory_budget import MemoryBudget
 from service.memory_plan import MemoryPlan, Part
@@ -20,6 +20,7 @@ from service.operations.loads import Loads
 from service.operations.memory_parts import operations_parts
 from service.operations.model_check import ModelCheck
 from service.operations.model_names import ModelNames
+from service.operations.piece_vectors import PieceVectors
 from service.operations.points import Points
 from service.operations.reindex import Reindex
 from service.operations.reindex_model import ReindexModel
@@ -48,6 +49,7 @@ class Operations:
     Attributes:
         embed: computes the vectors of texts.
         ingest: embeds texts and stores them as points.
+        piece_vectors: cuts texts and embeds their pieces, for a caller that stores them itself.
         search: finds the points nearest to texts or to stored points.
         score: scores pairs of texts.
         rerank: ranks documents by their relevance to a query.
@@ -63,6 +65,7 @@ class Operations:
         memory_plan: how the memory is divided.
         model_names: names of the model for clients.
         limits: default limits on the lengths of texts.
+        model_identity: name and revision of the model, as collections carry them.
     """
 
     def __init__(
@@ -89,12 +92,14 @@ class Operations:
         config, identity = settings.qdrant_collection_config, ModelIdentity.of(settings.model_id, embedder.revision)
         schema = replace(config.schema_for(embedder.hidden_size, embedder.colbert_size), model=identity)
         check = self._model_check = ModelCheck(embedder, self._store, identity, enabled=config.verify_model)
+        self.model_identity = identity
         self.collections = Collections(settings, self._store, schema)
         self.loads = Loads(self._store, self.collections)
         self.embed = Embed(embedder, self.limits, memory=self.memory)
         self.ingest = Ingest(
             embedder, self._store, self.collections, check, self.limits, memory=self.memory, batch_points=batch_points
         )
+        self.piece_vectors = PieceVectors(embedder, self.limits)
         self.completion = Completion(embedder, self._store, self.collections, check, self.limits)
         model = ReindexModel(embedder, identity, check, self.limits.passage)
         self.reindex = Reindex(settings, self._store, model=model)
@@ -162,6 +167,11 @@ class Operations:
     def model_dtype(self) -> str:
         """Type of the model's matrix products, such as `float16`."""
         return self._embedder.dtype
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the indices of sparse vectors mean."""
+        return self._embedder.vocabulary
 
     @property
     def token_budget(self) -> int:

@@ -33,7 +33,7 @@ PACKAGES = {
 PUBLIC = {
     *("Embedder", "ModelOptions", "ResultStream", "Result", "Priority", "BatchReport"),
     *("Embedding", "SparseVector", "Outputs", "Kind", "KINDS", "ColbertType"),
-    *("EncodedText", "PlacedText", "Chunk", "CHUNK_MIN_TOKENS", "DEFAULT_MODEL", "Timings", "timed"),
+    *("EncodedText", "PlacedText", "Vocabulary", "Chunk", "CHUNK_MIN_TOKENS", "DEFAULT_MODEL", "Timings", "timed"),
     *("WorkerError", "FieldError", "InvalidRequest", "NotFound", "Overloaded", "ModelFailure", "DeviceLost"),
     *("Cancelled", "Internal", "ConfigurationError", "whereabouts"),
     *("Cancellation", "ResultObserver", "check_cancelled", "is_quick", "most_tokens"),

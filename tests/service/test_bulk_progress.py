@@ -71,6 +71,8 @@ def test_the_part_that_is_done_and_the_time_that_is_left_are_said(monkeypatch: p
     read = ReadProgress()
     read.lines, read.fraction = 100, 0.5
     assert described(report, read) == "25 %, 50 lines, 60 points, 2 points/s, 40 tokens/s, 0:01:30 left"
+    report.passed = 30
+    assert described(report, read).endswith(", 0:03:45 left")
     read.fraction = None
     assert described(report, read) == "50 lines, 60 points, 2 points/s, 40 tokens/s"
 

@@ -179,6 +179,7 @@ PUBLIC = [
     "parse_filter",
     "path_of_key",
     "point_id",
+    "pooled",
     "recommend",
     "rows_max",
     "run",

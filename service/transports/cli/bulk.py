@@ -5,27 +5,37 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import click
 
-from embedder import Embedder, InvalidRequest, WorkerError
+from embedder import InvalidRequest, Kind, WorkerError
+from qdrant_sink import ModelIdentity
 from service.bulk.dry_run import DryRun
-from service.bulk.field_mapping import FieldOptions
+from service.bulk.formats import suffix_format
 from service.bulk.line import STANDARD_INPUT, BadLine, InputError, Line
-from service.bulk.load import INTERRUPTED, STANDARD_INPUT_ID, BulkLoad, LoadOptions
-from service.bulk.reading import Reader, ReadOptions, ReadProgress
+from service.bulk.load import STANDARD_INPUT_ID, BulkLoad, LoadOptions
+from service.bulk.reading import ReadProgress
 from service.bulk.report import LoadReport
 from service.bulk.sources import sources_of
-from service.operations import IngestRequest, Operations
+from service.bulk.vector_files.vector_reading import VectorReader
+from service.operations import IngestRequest, Operations, VectorOperations
 from service.settings import Settings
-from service.shutdown import end_process
+from service.transports.cli.input_files import (
+    InputOptions,
+    check_rejects,
+    end_on_signals,
+    interrupt_on_signals,
+    lines_of,
+    opened,
+    operations_without_store,
+    say,
+)
 from service.transports.cli.options import Failure
 from service.transports.cli.plan_report import amount, duration
 from service.transports.cli.progress_line import ProgressLine
@@ -33,13 +43,15 @@ from service.wire.fields import Limits
 from service.wire.parsing import parse
 from service.wire.requests import EmbedRequest, QdrantTarget
 
+_ANY_LENGTH = 8192
+"""Limit on the length of texts in tokens where no model says it, as texts are not embedded."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BulkOptions:
+class BulkOptions(InputOptions):
     """What to load, and where.
 
     Attributes:
-        files: paths, patterns, folders and URLs of them; none, or `-`, is the standard input.
         collection: by name.
         alias: moved to the collection when it is complete and indexed.
         allow_rejected: move the alias even if lines were rejected.
@@ -52,23 +64,16 @@ class BulkOptions:
         vectors: kinds of vectors to store; empty for those of the collection.
         text_key: where the payload keeps the text; None for that of the collection.
         defer_index: build the graph at the end even if the collection is in use.
+        vectors_in: whether the files have vectors, so that no model is needed.
+        vectors_model: model of vectors of which the files name none.
         load_id: id of the load; None for that of its files.
         finish: finish what other loads have stored, and load nothing.
         drop_load: ids of loads whose missing lines are given up.
-        rejects: a file for the reasons of all rejected lines.
-        rejected_lines: a file for the rejected lines themselves.
-        format: format of all files; None for that of each.
-        encoding: encoding of text; None for that of a byte order mark, or UTF-8.
-        columns: names of the columns of CSV and TSV without a header.
-        id_field: field of the id.
-        text_fields: fields of the text, which are joined.
-        payload_fields: fields of the payload; empty for all others.
         dry_run: say what a load would do.
         tokens_per_s: rate of the model for a dry run; None to measure it.
         as_json: whether the summary is printed as JSON.
     """
 
-    files: Sequence[str] = ()
     collection: str
     alias: str | None = None
     allow_rejected: bool = False
@@ -81,17 +86,11 @@ class BulkOptions:
     vectors: Sequence[str] = ()
     text_key: str | None = None
     defer_index: bool = False
+    vectors_in: bool = False
+    vectors_model: str | None = None
     load_id: str | None = None
     finish: bool = False
     drop_load: Sequence[str] = ()
-    rejects: Path | None = None
-    rejected_lines: Path | None = None
-    format: str | None = None
-    encoding: str | None = None
-    columns: Sequence[str] = ()
-    id_field: str | None = None
-    text_fields: Sequence[str] = ()
-    payload_fields: Sequence[str] = ()
     dry_run: bool = False
     tokens_per_s: float | None = None
     as_json: bool = False
@@ -146,52 +145,6 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
             compare = options.insert_only and not options.allow_differing
             return replace(request.ingest_value(target), compare_kept=compare)
     raise TypeError("an embed request with a qdrant block was expected")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _lines(options: BulkOptions) -> tuple[Iterator[Line | BadLine], ReadProgress]:
-    """The lines of all files, whose beginnings are checked, and how far they are read.
-
-    Raises:
-        Failure: a file is wrong as a whole, or would be overwritten.
-    """
-    fields = FieldOptions(options.id_field, options.text_fields, options.payload_fields)
-    reading = ReadOptions(format=options.format, encoding=options.encoding, columns=options.columns, fields=fields)
-    reader = Reader(reading, _say)
-    try:
-        sources = sources_of(options.files, any_format=options.format is not None, say=_say)
-        reader.check(sources)
-    except InputError as error:
-        raise Failure(str(error)) from None
-    written = {path.resolve() for path in (options.rejects, options.rejected_lines) if path is not None}
-    for source in sources:
-        if source.path is not None and source.path.resolve() in written:
-            raise Failure(f"{source.name} is read, and cannot take the rejected lines; name another file for them")
-    return reader.lines(sources), reader.progress
-
-
-def _opened(stack: ExitStack, path: Path | None, option: str) -> BinaryIO | None:
-    if path is None:
-        return None
-    try:
-        file = path.open("wb")
-    except OSError as error:
-        raise Failure(f"{option} cannot be written ({error.strerror}): {path}") from None
-    stack.callback(_close, file)
-    return file
-
-
-def _close(file: BinaryIO) -> None:
-    with suppress(OSError):  # each line was flushed when it was written, and failed then
-        file.close()
-
-
-def _interrupted_early(_number: int, _frame: object) -> None:
-    _say(INTERRUPTED)
-    end_process(2)
 
 
 def _print(summary: Mapping[str, Any], options: BulkOptions) -> None:
@@ -250,28 +203,43 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
         ConfigurationError: the settings are invalid.
         Failure: a file of rejected lines cannot be written, or an input file is wrong as a whole.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted_early)
+    end_on_signals()
     lines: Iterable[Line | BadLine] = ()
     read: ReadProgress | None = None
-    if not options.finish:
-        lines, read = _lines(options)
     with ExitStack() as stack:
-        rejects = _opened(stack, options.rejects, "--rejects")
-        rejected_lines = _opened(stack, options.rejected_lines, "--rejected-lines")
-        chosen = _without_store if options.dry_run else Operations.build
-        core = (build or chosen)(Settings.from_environment())
+        given = None
+        if options.vectors_in:
+            lines, read, given = _vector_lines(options)
+        elif not options.finish:
+            lines, read = lines_of(options)
+        rejects = opened(stack, options.rejects, "--rejects")
+        rejected_lines = opened(stack, options.rejected_lines, "--rejected-lines")
+        chosen = operations_without_store if options.dry_run else Operations.build
+        core = given or (build or chosen)(Settings.from_environment())
         stack.callback(core.close)
         return load(core, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
 
 
-def _without_store(settings: Settings) -> Operations:
-    """The operations of the loaded model, which open the store when it is needed: in a dry run never."""
-    return Operations(settings, Embedder.load(settings.model_options))
+def _vector_lines(options: BulkOptions) -> tuple[Iterable[Line | BadLine], ReadProgress, VectorOperations]:
+    """The lines of vector files, how far they are read, and the operations that store them.
+
+    Raises:
+        Failure: a file is wrong as a whole.
+    """
+    model = None if options.vectors_model is None else ModelIdentity(options.vectors_model)
+    reader = VectorReader(options.fields, cast("Sequence[Kind]", options.vectors), model, say)
+    try:
+        found = sources_of(options.files, any_format=False, say=say)
+        sources = [source for source in found if suffix_format(source.name) in (None, "parquet")]
+        vectors = reader.check(sources)
+    except InputError as error:
+        raise Failure(str(error)) from None
+    check_rejects(options, sources)
+    return reader.lines(sources), reader.progress, VectorOperations(Settings.from_environment(), vectors)
 
 
 def load(
-    core: Operations,
+    core: Operations | VectorOperations,
     options: BulkOptions,
     lines: Iterable[Line | BadLine],
     *,
@@ -280,7 +248,8 @@ def load(
     read: ReadProgress | None = None,
 ) -> int:
     """Run a load over loaded operations, or try it, and print its summary; returns the exit status."""
-    limits = Limits(max_texts=core.settings.max_texts, max_length=core.max_length)
+    max_length = core.max_length if isinstance(core, Operations) else _ANY_LENGTH
+    limits = Limits(max_texts=core.settings.max_texts, max_length=max_length)
     try:
         checked = load_options(options, limits)
     except InvalidRequest as error:
@@ -302,26 +271,17 @@ def load(
         else:
             _give_up(core, options)
             bulk = BulkLoad(core, checked, rejects, progress.say, rejected_lines=rejected_lines, progress=progress.show)
-            _stop_on_signals(bulk)
+            interrupt_on_signals(bulk.interrupt)
             report = bulk.run(lines)
             summary = report.summary(options.collection)
     _print(summary, options)
     return report.status
 
 
-def _give_up(core: Operations, options: BulkOptions) -> None:
+def _give_up(core: Operations | VectorOperations, options: BulkOptions) -> None:
     """Give up the missing lines of the loads that the options name."""
     for name in options.drop_load:
         try:
             asyncio.run(core.loads.forget(options.collection, name))
         except WorkerError as error:
             raise Failure(error.message) from None
-
-
-def _stop_on_signals(bulk: BulkLoad) -> None:
-    def stop(number: int, _frame: object) -> None:
-        bulk.interrupt()
-        signal.signal(number, signal.SIG_DFL)  # the second signal ends the process
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)

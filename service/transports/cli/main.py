@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "ask": "Ask a collection, and show its hits.",
     "bulk": "Load files into a collection.",
     "plan": "Plan sizes, servers, GPU hours and costs of a collection.",
+    "embed": "Embed files into vectors in Parquet files, which bulk loads.",
     "complete": "Add vectors of further kinds to the points of a collection.",
     "reindex": "Copy a collection into a new schema, or embed it anew.",
     "demo": "Embed, store and search the bundled corpus.",

@@ -74,6 +74,7 @@ def described(report: LoadReport, read: ReadProgress) -> str:
     """The progress in words: the part that is done, lines, points, rates and the time that is left.
 
     Of the lines that were read, some wait to be stored, so that the part that is done is smaller than what was read.
+    What an earlier run has done says nothing about the time that is left.
     """
     seconds = max(report.seconds, 1e-3)
     parts = [
@@ -83,7 +84,8 @@ def described(report: LoadReport, read: ReadProgress) -> str:
         f"{report.tokens / seconds:.0f} tokens/s",
     ]
     done = None if read.fraction is None else read.fraction * min(report.lines / max(read.lines, 1), 1.0)
-    if done:
-        left = timedelta(seconds=round(seconds * (1 - done) / done))
+    if done and report.lines > report.passed:
+        new = done * (report.lines - report.passed) / report.lines
+        left = timedelta(seconds=round(seconds * (1 - done) / new))
         parts = [f"{100 * done:.0f} %", *parts, f"{left} left"]
     return ", ".join(parts)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from service.transports.cli.file_options import chunk_options, files_argument, reading_options
 from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
 
-_FORMATS: Final = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "markdown", "html", "pdf")
-"""`service.bulk.formats.FORMATS`, whose import would make `--help` wait for numpy."""
-
-
-def _encoding(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    from service.bulk.text_encoding import is_text_encoding
-
-    if value is not None and not is_text_encoding(value):
-        raise click.BadParameter(f"{value!r} is unknown; name an encoding of Python, such as latin-1 or utf-16")
-    return value
-
-
-def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",")) if value else ()
+_WITHOUT_VECTORS: Final = ("chunk_tokens", "chunk_overlap", "format", "encoding", "columns")
+"""Options that have no effect on files that have vectors."""
 
 
 @click.command(
@@ -32,10 +20,11 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
         """echo '{"text": "rsync copies files"}' | MODEL_ID=mini bge-m3-qdrant bulk --collection notes""",
         "bge-m3-qdrant bulk --collection notes passages.jsonl --vectors dense,sparse",
         "bge-m3-qdrant bulk --collection notes-v2 --alias notes --chunk-tokens 512 dump.jsonl.gz",
+        "bge-m3-qdrant bulk --vectors-in vectors/ --collection notes",
         "bge-m3-qdrant bulk --collection notes --text-field title --text-field body --id-field key articles.csv",
     ),
 )
-@click.argument("files", nargs=-1, metavar="[FILE...]")
+@files_argument
 @click.option("--collection", required=True, metavar="NAME", help="Collection to fill; created if it does not exist.")
 @click.option("--alias", metavar="NAME", help="Alias to move to the collection when it is complete and indexed.")
 @click.option("--allow-rejected", is_flag=True, help="Move the alias even if lines were rejected.")
@@ -46,17 +35,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     is_flag=True,
     help="With --insert-only: do not compare points that exist with their lines; they may differ.",
 )
-@click.option(
-    "--chunk-tokens", type=int, default=0, metavar="N", help="Cut texts into chunks of at most N tokens.  [default: no]"
-)
-@click.option("--chunk-overlap", type=int, metavar="N", help="Tokens that a chunk repeats of the previous one.")
-@click.option(
-    "--colbert-pooling",
-    type=click.Choice(["none", "mean"]),
-    default="none",
-    show_default=True,
-    help="What to do with more ColBERT rows than Qdrant takes.",
-)
+@chunk_options
 @kinds_option("--vectors", default="those of the collection", help="Kinds of vectors to store")
 @click.option("--text-key", metavar="KEY", help="Payload key of the text.  [default: that of the collection]")
 @click.option("--defer-index", is_flag=True, help="Build the graph at the end even if the collection is in use.")
@@ -70,47 +49,12 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     "--drop-load", multiple=True, metavar="NAME", help="Give up the missing lines of an earlier load, so that it ends."
 )
 @click.option(
-    "--rejects",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write to FILE why each line was rejected: file, number, code, message.",
+    "--vectors-in",
+    is_flag=True,
+    help="The FILEs are those of `embed` and have vectors, so no model is loaded.",
 )
 @click.option(
-    "--rejected-lines",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the rejected lines to FILE as JSON Lines, to correct and to load again.",
-)
-@click.option(
-    "--format",
-    type=click.Choice(_FORMATS),
-    help="Format of all files.  [default: that of each name, or of the first bytes]",
-)
-@click.option(
-    "--encoding",
-    callback=_encoding,
-    metavar="NAME",
-    help="Encoding of text.  [default: that of a byte order mark, or UTF-8]",
-)
-@click.option("--id-field", metavar="FIELD", help="Field of the id.  [default: id]")
-@click.option(
-    "--text-field",
-    "text_fields",
-    multiple=True,
-    metavar="FIELD",
-    help="Field of the text; several are joined by line breaks.  [default: text]",
-)
-@click.option(
-    "--payload-fields",
-    callback=_names,
-    metavar="FIELD,...",
-    help="Fields of the payload.  [default: all others]",
-)
-@click.option(
-    "--columns",
-    callback=_names,
-    metavar="NAME,...",
-    help="Names of the columns of CSV and TSV files whose first line is a row already.",
+    "--vectors-model", metavar="NAME", help="Model of the vectors of files that do not name it, with --vectors-in."
 )
 @click.option(
     "--dry-run",
@@ -123,6 +67,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     metavar="N",
     help="Rate of the model for --dry-run.  [default: measured]",
 )
+@reading_options
 @json_option
 @click.pass_obj
 def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it by name
@@ -152,8 +97,20 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
         raise click.UsageError("--tokens-per-s needs --dry-run")
     if options["allow_differing"] and not options["insert_only"]:
         raise click.UsageError("--allow-differing needs --insert-only")
-    if options["finish"] and options["files"]:
-        raise click.UsageError("--finish loads nothing; leave the FILEs out")
+    if options["vectors_in"]:
+        useless = next((name for name in _WITHOUT_VECTORS if options[name]), None)
+        if useless is not None:
+            raise click.UsageError(f"--{useless.replace('_', '-')} has no effect with --vectors-in; give it to embed")
+        if len(options["text_fields"]) > 1:
+            raise click.UsageError("--text-field can be given once with --vectors-in")
+        if options["tokens_per_s"] is not None:
+            raise click.UsageError("--tokens-per-s has no effect with --vectors-in, which needs no model")
+    elif options["vectors_model"] is not None:
+        raise click.UsageError("--vectors-model needs --vectors-in")
+    if options["finish"] and (options["files"] or options["vectors_in"]):
+        raise click.UsageError(
+            f"--finish loads nothing; leave {'the FILEs' if options['files'] else '--vectors-in'} out"
+        )
     configure_logs()
     from service.transports.cli.bulk import BulkOptions, run
 

@@ -1,0 +1,152 @@
+"""The ingest of lines: texts that a model embeds, or documents that have their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from embedder import Kind
+from service.bulk.line import Line
+from service.bulk.vector_line import VectorLine
+from service.operations import (
+    GivenPoint,
+    IngestRequest,
+    IngestResult,
+    Operations,
+    Piece,
+    VectorOperations,
+)
+from service.operations.ingest_plan import IngestPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedLines:
+    """Lines as they would be stored.
+
+    Attributes:
+        plan: the plan of their points.
+        tokens: tokens that the model would embed.
+        colbert_rows: ColBERT rows of all points that would be written.
+        sparse_weights: weights of their sparse vectors; None if they are unknown before the model has computed them.
+    """
+
+    plan: IngestPlan
+    tokens: int
+    colbert_rows: int
+    sparse_weights: int | None
+
+
+class LineIngest(Protocol):
+    """Stores lines."""
+
+    async def check(self, request: IngestRequest) -> None:
+        """Validate the request of every batch.
+
+        Raises:
+            WorkerError: it is invalid, or the collection has vectors of another model than the lines.
+        """
+        ...
+
+    def kinds(self, request: IngestRequest) -> Sequence[Kind]:
+        """Kinds of vectors that are stored in a new collection."""
+        ...
+
+    async def planned(self, request: IngestRequest, lines: Sequence[Line]) -> PlannedLines:
+        """Plan lines for a new collection, without the store. The arguments are those of a call.
+
+        Raises:
+            InvalidRequest: the request or a line is invalid.
+        """
+        ...
+
+    async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
+        """Store lines.
+
+        Args:
+            request: the request of every batch, without its texts, ids and payloads.
+            lines: the lines, at least one.
+
+        Raises:
+            WorkerError: as an ingest does.
+        """
+        ...
+
+
+def line_ingest(core: Operations | VectorOperations) -> LineIngest:
+    """The ingest of lines for these operations."""
+    return _TextIngest(core) if isinstance(core, Operations) else _GivenIngest(core)
+
+
+class _TextIngest:
+    """Embeds lines and stores them."""
+
+    def __init__(self, core: Operations) -> None:
+        self._ingest = core.ingest
+        self._wanted = core.collections.wanted
+
+    async def check(self, request: IngestRequest) -> None:
+        self._ingest.check(request)
+
+    def kinds(self, request: IngestRequest) -> Sequence[Kind]:
+        return tuple(request.vectors) or self._wanted.kinds
+
+    async def planned(self, request: IngestRequest, lines: Sequence[Line]) -> PlannedLines:
+        plan = await self._ingest.planned(_request(request, lines))
+        tokens = sum(len(plan.encoded[owner]) for owner in plan.owners)
+        return PlannedLines(plan, tokens, colbert_rows=tokens - len(plan.owners), sparse_weights=None)
+
+    async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
+        return await self._ingest(_request(request, lines))
+
+
+class _GivenIngest:
+    """Stores lines with the vectors that they have."""
+
+    def __init__(self, core: VectorOperations) -> None:
+        self._ingest = core.ingest
+        self._wanted = core.collections.wanted
+
+    async def check(self, request: IngestRequest) -> None:
+        self._ingest.check(request)
+        if request.collection is not None:
+            await self._ingest.check_model(request.collection)
+
+    def kinds(self, request: IngestRequest) -> Sequence[Kind]:
+        return tuple(request.vectors) or tuple(kind for kind in self._wanted.kinds if kind in self._ingest.kinds)
+
+    async def planned(self, request: IngestRequest, lines: Sequence[Line]) -> PlannedLines:
+        points = _points(lines)
+        plan = self._ingest.planned(_request(request, lines), points, is_chunked=_has_chunks(points))
+        written = [points[owner].vectors for owner in plan.owners]
+        rows = sum(len(vectors.colbert) for vectors in written if vectors.colbert is not None)
+        weights = sum(vectors.sparse.indices.size for vectors in written if vectors.sparse is not None)
+        return PlannedLines(plan, 0, colbert_rows=rows, sparse_weights=weights)
+
+    async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
+        points = _points(lines)
+        report = await self._ingest(_request(request, lines), points, is_chunked=_has_chunks(points))
+        return IngestResult((), 0, report)
+
+
+def _points(lines: Sequence[Line]) -> list[GivenPoint]:
+    return [
+        GivenPoint(Piece(index, point.chunk, point.start, point.end), point.vectors)
+        for index, line in enumerate(lines)
+        if isinstance(line, VectorLine)
+        for point in line.points
+    ]
+
+
+def _has_chunks(points: Sequence[GivenPoint]) -> bool:
+    """Whether the points are chunks: all points of a load are, or none is."""
+    return points[0].piece.chunk is not None
+
+
+def _request(request: IngestRequest, lines: Sequence[Line]) -> IngestRequest:
+    return replace(
+        request,
+        texts=[line.text for line in lines],
+        ids=[line.id for line in lines],
+        payloads=[line.payload for line in lines],
+    )
