@@ -2,6 +2,7 @@
 
 find        `mini`, a directory, a cache or the hub -> a folder
 config      config.json -> sizes
+sizes       the sizes of vectors, without the model
 weights     the encoder's and the heads' tensors, by name and shape
 tensorfile  one file of tensors, mapped a slice at a time
 convert     `pytorch_model.bin` -> safetensors, once
@@ -16,13 +17,16 @@ mini/       the trained miniature
 
 from embedder.checkpoint.config import EncoderConfig
 from embedder.checkpoint.find import DEFAULT_MODEL, DEFAULT_REVISION, MINI, find_checkpoint, find_tokenizer, revision_of
+from embedder.checkpoint.sizes import VectorSizes, vector_sizes
 
 __all__ = [
     "DEFAULT_MODEL",
     "DEFAULT_REVISION",
     "MINI",
     "EncoderConfig",
+    "VectorSizes",
     "find_checkpoint",
     "find_tokenizer",
     "revision_of",
+    "vector_sizes",
 ]

@@ -18,10 +18,12 @@ PACKAGES = {
         "DEFAULT_MODEL",
         "DEFAULT_REVISION",
         "MINI",
+        "VectorSizes",
         "EncoderConfig",
         "find_checkpoint",
         "find_tokenizer",
         "revision_of",
+        "vector_sizes",
     },
     "embedder.engines": {
         *("BlockingEngine", "EncodedBatch", "Engine", "PendingBatch", "ReadyBatch", "SparseBatch", "TokenBatch"),
