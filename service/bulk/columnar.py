@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from service.bulk.extras import library
-from service.bulk.field_mapping import Layout, Mapper, of_field
+from service.bulk.field_mapping import FieldOptions, Layout, Mapper, of_field
 from service.bulk.formats import BINARY
-from service.bulk.line import BadLine, BadLineError, InputError, Line, Origin, WrongFileError
+from service.bulk.line import NO_FILE, BadLine, BadLineError, InputError, Line, Origin, WrongFileError
 from service.bulk.raw_lines import LINE_MAX_BYTES
 from service.bulk.stream_head import BUFFER_BYTES
 
@@ -112,6 +112,23 @@ def read_arrow(file: io.BufferedIOBase, origin: Origin, mapper: Mapper, *, is_fi
         for first in range(0, batch.num_rows, BATCH_MAX_ROWS)
     )
     yield from rows.of_batches(batches)
+
+
+def table_lines(table: Any, fields: FieldOptions) -> Iterator[Line | BadLine]:
+    """The documents of a table of Arrow, which comes from no file.
+
+    Args:
+        table: the table.
+        fields: the columns that the user names.
+
+    Raises:
+        InputError: a column is missing, or two have one name.
+    """
+    origin = Origin("the table", "")
+    names = list(table.schema.names)
+    layout = Mapper(fields, lambda _origin, _message: None).table(names, origin)
+    batches = table.select(_needed(layout, names)).to_batches(max_chunksize=BATCH_MAX_ROWS)
+    yield from _Rows(NO_FILE, layout).of_batches(batches)
 
 
 def is_arrow_file(head: bytes) -> bool:

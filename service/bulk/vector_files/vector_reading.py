@@ -13,7 +13,7 @@ from embedder import Kind
 from qdrant_sink import ModelIdentity, kind_of
 from service.bulk.columnar import plain_value
 from service.bulk.field_mapping import FieldOptions, required_text
-from service.bulk.line import BadLine, BadLineError, Line, Origin, WrongFileError
+from service.bulk.line import NO_FILE, BadLine, BadLineError, Line, Origin, WrongFileError
 from service.bulk.reading import ReadProgress
 from service.bulk.sources import Source
 from service.bulk.vector_files.columns import COLUMNS, BatchVectors
@@ -139,6 +139,18 @@ def _guarded(batches: Iterator[Any], name: str) -> Iterator[Any]:
         if batch is None:
             return
         yield batch
+
+
+def batch_lines(batch: Any, layout: FileLayout) -> Iterator[Line | BadLine]:
+    """The documents of one record batch, which comes from no file.
+
+    Args:
+        batch: the record batch, with all chunks of its documents.
+        layout: what it has.
+    """
+    rows = _Rows(NO_FILE, layout)
+    yield from rows.of_batch(batch)
+    yield from rows.rest()
 
 
 @dataclass(slots=True)
