@@ -305,6 +305,7 @@ INTERNAL: Final[Mapping[str, tuple[str, ...]]] = {
         "service.bulk.vector_files.vector_reading:BATCH_MAX_ROWS",
         "service.operations.ongoing_load:CLAIMS_MAX",
         "service.operations.ongoing_load:INDEX_TIMEOUT_S",
+        "service.ray_data.vector_rows:BATCH_MAX_ROWS",
         "service.operations.collections:_QUICK_MAX_IDS",
         "service.operations.completion_job:CONCURRENT_PARTS_MAX",
         "service.operations.completion_job:PART_MAX_POINTS",

@@ -71,6 +71,9 @@ PUBLIC: Final[dict[str, str]] = {
         CollectionSize PartSize Passages Plan Resources StoredColbert StoredDense StoredSparse StoredVectors
         collection_size plan
     """,
+    "service.ray_data": """
+        ActorPool LoadResult QdrantDatasink embed_dataset load model_source
+    """,
     "service.wire": """
         CODES Answer Codec Progress error_answer error_form error_reply
     """,
