@@ -21,7 +21,7 @@ _TABLE: Final = "embeddings.word_embeddings.weight"
 
 
 def read_ahead(checkpoint: Path, *, with_table: bool) -> threading.Thread | None:
-    """Start a thread that has the system read the weights, and return it; None where there is nothing to read.
+    """Start a thread that has the system read the weights, and return it; None where it cannot.
 
     The pages go from the disk to the page cache and take none of the process's memory. Whatever is wrong with the files
     is left to their reader, which reports it.
@@ -32,14 +32,12 @@ def read_ahead(checkpoint: Path, *, with_table: bool) -> threading.Thread | None
     """
     if not sys.platform.startswith("linux"):  # elsewhere `sendfile` writes to sockets alone
         return None
+    thread = threading.Thread(target=_read, args=(checkpoint, with_table), name="readahead", daemon=True)
     try:
-        path = _weights(checkpoint)
-        spans = spans_read(path, with_table=with_table)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        log.debug("the weights are not read ahead (%s)", type(error).__name__)
+        thread.start()
+    except RuntimeError:  # no more threads
+        log.debug("the weights are not read ahead: no thread")
         return None
-    thread = threading.Thread(target=_read, args=(path, spans), name="readahead", daemon=True)
-    thread.start()
     return thread
 
 
@@ -64,13 +62,14 @@ def spans_read(path: Path, *, with_table: bool) -> list[tuple[int, int]]:
     return [(first, last) for first, last in list(pairwise(edges))[::2] if first < last]
 
 
-def _read(path: Path, spans: list[tuple[int, int]]) -> None:
+def _read(checkpoint: Path, with_table: bool) -> None:  # noqa: FBT001 - as in `read_ahead`
     try:
+        path = _weights(checkpoint)
         with path.open("rb") as file, Path(os.devnull).open("wb") as nowhere:
-            for start, end in spans:
+            for start, end in spans_read(path, with_table=with_table):
                 read, sent = start, 1
                 while read < end and sent:  # nothing is copied, and other threads run Python meanwhile
                     sent = os.sendfile(nowhere.fileno(), file.fileno(), read, end - read)
                     read += sent
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - a file that is damaged in any way is its reader's to report
         log.debug("the weights are not read ahead (%s)", type(error).__name__)
