@@ -18,7 +18,7 @@ from embedder.engines.devices import device_errors, memory_share
 from embedder.engines.engine import EncodedBatch, PendingBatch, ReadyBatch, TokenBatch, YieldPoint
 from embedder.engines.inputs import Inputs
 from embedder.engines.outputs import HeadInputs
-from embedder.engines.shared_cores import SharedCores
+from embedder.engines.shared_cores import shared_cores
 from embedder.model.attention import DEFAULT_PIECES, Packing, PieceSizes
 from embedder.model.model import Model, load_model
 from embedder.model.processor import has_onednn
@@ -44,7 +44,7 @@ class PackedEngine:
         self.max_length = model.config.max_length
         self._model = model
         self._pieces = pieces
-        self._cores = SharedCores()
+        self._cores = shared_cores()
         self._cuda = None if model.device == "cpu" else CudaLauncher(model, graphs=graphs)
 
     @classmethod
