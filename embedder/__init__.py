@@ -17,10 +17,11 @@ openmp      how many threads multiply matrices, at most
 cpu_quota   the processors that the container allows
 
 Importing this package imports neither torch nor a tokenizer; `Embedder.load` does. In a container with a CPU quota it
-sets the number of OpenMP's threads (see `openmp`), which has an effect until torch is imported.
+sets the number of OpenMP's threads (see `openmp`), unless torch, which reads it, was imported before.
 """
 
 import os as _os
+import sys as _sys
 
 from embedder.cancellation import Cancellation, check_cancelled
 from embedder.checkpoint.find import DEFAULT_MODEL
@@ -103,4 +104,5 @@ __all__ = [
     "whereabouts",
 ]
 
-_configure(_os.environ)
+if "torch" not in _sys.modules:
+    _configure(_os.environ)

@@ -5,6 +5,7 @@ The model is `embedder.model`; here is the way of a batch through it on a CPU, i
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from embedder.engines.shared_cores import shared_cores
 from embedder.model.attention import DEFAULT_PIECES, Packing, PieceSizes
 from embedder.model.model import Model, load_model
 from embedder.model.processor import has_onednn
+from embedder.openmp import require_whole_teams
 from embedder.vectors import Outputs
 
 
@@ -49,7 +51,13 @@ class PackedEngine:
 
     @classmethod
     def load(cls, checkpoint: Path, *, device: str, dtype: str, dropped_ids: frozenset[int]) -> PackedEngine:
-        """An engine over the model of a checkpoint; arguments and errors are those of `load_model`."""
+        """An engine over the model of a checkpoint; arguments and errors are those of `load_model`.
+
+        Raises:
+            ConfigurationError: also if OpenMP gives fewer threads than it says (`require_whole_teams`).
+        """
+        if device == "cpu":
+            require_whole_teams(os.environ)
         model = load_model(checkpoint, device=device, dtype=dtype, dropped_ids=dropped_ids)
         # With products in float32 or float16 everything else is exact, and stays so.
         coarse = device == "cpu" and dtype in ("bfloat16", "int8") and has_onednn("bfloat16")

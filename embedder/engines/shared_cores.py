@@ -97,7 +97,7 @@ class SharedCores:
         self._most = self.threads = most
         self._cores = cores
         self._system = system or System()
-        self._fixed = self._most == 1 or os.environ.get("OMP_DYNAMIC", "").lower() == "false"
+        self._fixed = self._most == 1 or os.environ.get("OMP_DYNAMIC", "").strip().lower() == "false"
         self._passing = threading.Lock()
         self._of_thread = threading.local()
         self._sample: _Sample | None = None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedder.openmp import configure
+from embedder.errors import ConfigurationError
+from embedder.openmp import configure, require_whole_teams
 from tests.loopback import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,75 @@ def test_a_user_decides_how_many_threads_there_are() -> None:
     variables = {"OMP_NUM_THREADS": "8"}
     configure(variables, quota=2.0, processors=8)
     assert variables["OMP_NUM_THREADS"] == "8"
+
+
+SMALLER_TEAMS = [
+    ({"OMP_DYNAMIC": "true"}, {}),
+    ({"OMP_DYNAMIC": " TRUE "}, {}),
+    ({"OMP_DYNAMIC": "false"}, {"OMP_DYNAMIC": "false"}),
+    ({"OMP_THREAD_LIMIT": "1"}, {"OMP_NUM_THREADS": "1"}),
+    ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "6,2"}, {"OMP_NUM_THREADS": "3"}),
+    ({"OMP_THREAD_LIMIT": "6", "OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3"}),
+    ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "many"}, {"OMP_NUM_THREADS": "3"}),
+    ({"OMP_THREAD_LIMIT": "many"}, {}),
+    ({"OMP_THREAD_LIMIT": "64"}, {}),
+    ({"OMP_MAX_ACTIVE_LEVELS": "0", "OMP_NUM_THREADS": "4"}, {"OMP_NUM_THREADS": "1"}),
+    ({"OMP_MAX_ACTIVE_LEVELS": "2"}, {}),
+]
+"""Variables with which OpenMP may give fewer threads than it says, and what is left of them on 8 processors."""
+
+
+@pytest.mark.parametrize(("variables", "left"), SMALLER_TEAMS)
+def test_limits_of_a_team_become_a_number_of_threads(variables: dict[str, str], left: dict[str, str]) -> None:
+    """What would have OpenMP give a product fewer threads than it says is turned into a number, which it keeps."""
+    variables = dict(variables)
+    configure(variables, quota=8.0, processors=8)
+    assert variables == left
+    require_whole_teams(variables)
+
+
+VECTORS = """
+import numpy as np
+from embedder.checkpoint import MINI
+from embedder.engines.packed import PackedEngine
+from embedder.engines.calibration import batch_of
+from embedder.vectors import Outputs
+engine = PackedEngine.load(MINI, device="cpu", dtype="float32", dropped_ids=frozenset())
+dense = engine.encode(batch_of([9, 40, 200]), Outputs()).dense
+print(np.abs(dense).max(axis=1).tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux")
+def test_vectors_are_right_whatever_limits_a_team(tmp_path: Path) -> None:
+    """Products that OpenMP computes with fewer threads than it says return memory as it was; a user gets none of it."""
+
+    def largest(**variables: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", VECTORS],
+            cwd=ROOT,
+            env=environment(tmp_path, **variables),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout.splitlines()[-1]
+
+    expected = largest()
+    for variables in ({"OMP_DYNAMIC": "true"}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_MAX_ACTIVE_LEVELS": "0"}):
+        assert largest(**variables) == expected
+
+
+def test_wrong_vectors_are_refused_where_torch_came_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that imported torch with such a limit is told so when it loads a model, instead of wrong vectors."""
+    from embedder.checkpoint import MINI
+    from embedder.engines.packed import PackedEngine
+
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    with pytest.raises(ConfigurationError, match="OMP_THREAD_LIMIT"):
+        PackedEngine.load(MINI, device="cpu", dtype="float32", dropped_ids=frozenset())
 
 
 @pytest.mark.slow
