@@ -33,6 +33,10 @@ PRODUCT_MIN_TOKENS = 32
 """Tokens of a text from which attention by products pays: shorter ones are hardly longer than the calls."""
 _PRODUCT_SCORES = 1 << 22
 """Scores that attention by products holds at a time, over all heads: 8 MB, twice."""
+_PRODUCT_STEP_MIN = 16
+"""Least step between two sizes of a product of attention."""
+_PRODUCT_STEPS_BITS = 4
+"""Below a power of two there are at most as many sizes as 2 to this power, half of them above the one before it."""
 _GPU_PIECE_ROWS = 8192
 """Rows of a piece on a GPU: the products reach their full rate, and what one kernel writes the next finds in the L2."""
 
@@ -203,21 +207,35 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     texts, heads, queries, width = q.shape
     keys = k.shape[2]
+    rows, columns = product_size(queries), product_size(keys)
+    together = max(1, min(heads, _PRODUCT_SCORES // (rows * columns)))
+    together = max(count for count in range(1, together + 1) if heads % count == 0)  # one number for all products
     # Scaled before the products: by the width of BGE-M3's heads that is a power of two, which rounds nothing.
-    rows = q.to(torch.bfloat16).mul(width**-0.5).reshape(texts * heads, queries, width)
-    columns = k.to(torch.bfloat16).reshape(texts * heads, keys, width).transpose(1, 2)
-    values = v.to(torch.bfloat16).reshape(texts * heads, keys, width)
-    context = torch.empty(texts * heads, queries, width, dtype=torch.bfloat16)
-    together = min(texts * heads, max(1, _PRODUCT_SCORES // (queries * keys)))
-    scores = torch.empty(together, queries, keys, dtype=torch.bfloat16)
+    scaled = _padded(q.to(torch.bfloat16).mul(width**-0.5), rows)
+    transposed = _padded(k, columns).transpose(1, 2)
+    values = _padded(v, columns)
+    context = torch.empty_like(scaled)
+    scores = torch.empty(together, rows, columns, dtype=torch.bfloat16)
     shares = torch.empty_like(scores)
     for first in range(0, texts * heads, together):
         part = slice(first, first + together)
-        count = len(rows[part])
-        torch.bmm(rows[part], columns[part], out=scores[:count])
-        torch.softmax(scores[:count], -1, out=shares[:count])
-        torch.bmm(shares[:count], values[part], out=context[part])
-    return context.view(texts, heads, queries, width)
+        torch.bmm(scaled[part], transposed[part], out=scores)
+        scores[:, :, keys:] = -torch.inf
+        torch.softmax(scores, -1, out=shares)
+        torch.bmm(shares, values[part], out=context[part])
+    return context.view(texts, heads, rows, width)[:, :, :queries]
+
+
+def product_size(tokens: int) -> int:
+    """The number of rows that a product over so many tokens has: one of few, as oneDNN compiles and keeps each."""
+    step = max(_PRODUCT_STEP_MIN, (1 << (tokens - 1).bit_length()) >> _PRODUCT_STEPS_BITS)
+    return -(-tokens // step) * step
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """[B, heads, L, D] -> bfloat16 [B heads, rows, D], with zeros behind the tokens."""
+    padded = functional.pad(x.to(torch.bfloat16), (0, 0, 0, rows - x.shape[2]))
+    return padded.reshape(-1, rows, x.shape[3])
 
 
 def flash_kernel(device: str, dtype: torch.dtype, head_width: int) -> Flash | None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import varlen
 
 from embedder.model import attention
-from embedder.model.attention import attention_by_products, flash_kernel
+from embedder.model.attention import attention_by_products, flash_kernel, product_size
 
 
 @pytest.mark.parametrize(("hip", "options"), [(None, {"num_splits": 1}), ("6.4.43482", {})], ids=["cuda", "rocm"])
@@ -73,3 +73,10 @@ def test_attention_by_products_spreads_no_damage() -> None:
     context = attention_by_products(q, k, v)
     assert not torch.isfinite(context[1, 2, 3]).any()
     assert torch.equal(context[0], sound[0])
+
+
+def test_attention_by_products_has_few_sizes() -> None:
+    """A size that oneDNN compiled stays in memory: there are few, so ever new lengths of texts take no more of it."""
+    sizes = [product_size(tokens) for tokens in range(1, 8193)]
+    assert len(set(sizes)) <= 56
+    assert all(tokens <= size < tokens + max(16, tokens / 8 + 1) for tokens, size in enumerate(sizes, 1))
