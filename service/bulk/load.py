@@ -13,8 +13,8 @@ from typing import BinaryIO, Final
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from embedder.threads import Threads
-from qdrant_sink.loading import LoadRecord
 from service.bulk.account import Account
+from service.bulk.end_messages import end_messages
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.line_index import IndexFullError
@@ -31,7 +31,6 @@ from service.operations import (
     Operations,
     VectorOperations,
 )
-from service.operations.load_values import described
 from service.wire.errors import cause_of
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,6 @@ class LoadOptions:
             that were kept.
         defer_index: defer the HNSW graph even if the collection has points.
         load_id: id of the load, by which its next run and its operator know it.
-        finishes: finish what other loads have stored, and load no lines.
     """
 
     request: IngestRequest
@@ -72,7 +70,6 @@ class LoadOptions:
     allow_lost: bool = False
     defer_index: bool = False
     load_id: str = STANDARD_INPUT_ID
-    finishes: bool = False
 
 
 class BulkLoad:
@@ -198,7 +195,7 @@ class BulkLoad:
         self._deferred = False
         if options.alias is not None:
             self.report.alias = end is not None and options.alias in end.aliases
-            if not options.finishes and self._lacking is not None:
+            if self._lacking is not None:
                 self._say(f"the alias is not set: {self._lacking}")
 
     @property
@@ -216,16 +213,12 @@ class BulkLoad:
             self._stopping,
             complete=(options.allow_rejected or not report.rejected) and not report.lost,
             rejected=report.rejected + report.lost,
-            alias=options.alias if report.stored or options.finishes else None,
+            alias=options.alias if report.stored else None,
         )
-        alias = "the alias" if options.alias is None else f"the alias {options.alias!r}"
-        if end.outcome == "left":
-            self._say(f"{_loads(end.others)} is under way: the last to end builds the index and moves {alias}")
-        elif end.outcome == "blocked" and report.stored and report.rejected:
+        if end.outcome == "blocked" and report.stored and report.rejected:
             self._say(f"load the corrected lines with --load-id {load.load_id}")
-        for other in end.others if end.outcome in ("blocked", "finished") else ():
-            if other.load != load.load_id:
-                self._say(_missing(other))
+        for text in end_messages(end, load.load_id, options.alias):
+            self._say(text)
         return end
 
     @property
@@ -386,19 +379,3 @@ class BulkLoad:
     def _fail_unexpectedly(self, error: Exception) -> None:
         log.error("the load failed: %s", whereabouts(error))
         self._fail(f"internal error ({type(error).__name__})")
-
-
-def _loads(records: Sequence[LoadRecord]) -> str:
-    return ", ".join(map(described, records)) or "another run of this load"
-
-
-def _missing(record: LoadRecord) -> str:
-    """Why the alias waits for another load, and the way out."""
-    load = record.load
-    if record.has_ended and record.rejected:
-        why, way = f"rejected or replaced {record.rejected} lines", f"load them, corrected, with --load-id {load}"
-    else:
-        why, way = "did not end", "run it again"
-    return (
-        f"{described(record)} {why}, so no alias is set; {way}, or give its lines up with --finish --drop-load {load}"
-    )

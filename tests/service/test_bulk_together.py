@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import threading
 import time
@@ -18,19 +17,22 @@ from embedder import Embedder, NotFound
 from embedder.checkpoint import MINI
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink.edge import EdgeStore
+from qdrant_sink.edge import DiskSpace, EdgeStore
 from qdrant_sink.loading import records_of
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from service.bulk import BulkLoad, LoadReport
 from service.bulk.line import Line
 from service.operations import Operations
+from service.operations.finish import Finish
 from service.settings import Settings
 from service.transports.cli.bulk import load_id_of, load_options
+from service.transports.cli.finish import finished
 from service.wire.fields import Limits
 from tests.command_line import bulk_options
 from tests.contract.engine import StubEngine
 from tests.service.client import ENVIRONMENT, PATIENCE
+from tests.sink.faults import Kind, Script
 from tests.sink.grpc_double import GrpcDouble
 
 LEASE_S = 0.6
@@ -262,6 +264,94 @@ def test_an_operator_gives_up_a_killed_load(double: GrpcDouble, core: Operations
     process.kill()
     process.join(PATIENCE)
     assert run(core, of("other"), "--load-id", "other").alias is False
-    assert run(core, [], "--finish").alias is False
-    asyncio.run(core.loads.forget("notes", "killed"))
-    assert (run(core, [], "--finish").alias, double.aliases) == (True, {"live": "notes"})
+    with closing(Finish(core.settings, opened(double.port))) as finish:
+        assert finished(finish, "notes", "live", []).alias is False
+        report = finished(finish, "notes", "live", ["killed"])
+    assert (report.alias, double.aliases) == (True, {"live": "notes"})
+
+
+def test_a_load_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+    """It ends with the cause, says that the alias stays, and the same command again goes on when there is room."""
+    free = [2**40]
+    store = EdgeStore(tmp_path / "edge", space=DiskSpace(10**6, free=lambda _path: free[0]))
+    with closing(operations(store)) as core:
+        report = run(core, filling(lambda: free.__setitem__(0, 1)), "--load-id", "rows", "--insert-only")
+        assert "disk full: the disk of QDRANT_PATH" in str(report.failure)
+        assert (report.status, report.alias, store.aliases()) == (2, False, {})
+        free[0] = 2**40
+        again = run(core, filling(lambda: None), "--load-id", "rows", "--insert-only")
+        assert (again.failure, again.alias, again.skipped >= report.stored) == (None, True, True)
+        assert (store.count("live"), records_of(store.metadata("notes"))) == (12, {})
+
+
+@pytest.mark.slow
+def test_a_load_goes_on_after_an_unreachable_server(double: GrpcDouble) -> None:
+    """The same holds for a server that stops to answer."""
+    store = ServerStore("http://127.0.0.1:9", grpc_port=double.port, deadline_s=0.3, pause_s=0.02)
+
+    def lose() -> None:
+        double.script = Script((Kind.UNAVAILABLE,), every=1)
+
+    with closing(operations(store)) as core:
+        report = run(core, filling(lose), "--load-id", "rows", "--insert-only")
+        assert "127.0.0.1" not in str(report.failure)
+        assert (report.failure is None, report.status, report.alias, double.aliases) == (False, 2, False, {})
+        double.script = None
+        again = run(core, filling(lambda: None), "--load-id", "rows", "--insert-only")
+        assert (again.failure, again.alias, edges(double)) == (None, True, 16)
+        assert (store.count("live"), records_of(store.metadata("notes"))) == (12, {})
+
+
+def filling(break_store: Callable[[], object]) -> Iterator[Line]:
+    """Twelve lines, of which the last eight are read when the store is broken."""
+    for number, line in enumerate(of("rows", 12)):
+        if number == 4:
+            time.sleep(0.3)  # the first lines are stored meanwhile
+            break_store()
+        yield line
+
+
+ROWS = 100_000
+"""Lines of the large load."""
+
+
+def load_rows(port: int, connection: Connection | None = None) -> LoadReport:
+    """Load `ROWS` lines, of which the points that exist are kept."""
+    if connection is not None:
+        connection.send_bytes(b"begun")
+    core = operations(opened(port))
+    limits = Limits(max_texts=1000, max_length=512)
+    chosen = bulk_options(
+        "--collection", "notes", "--alias", "live", "--vectors", "dense", "--insert-only", "--load-id", "rows"
+    )
+    lines = (Line(number, f"row {number}", number, None) for number in range(ROWS))
+    with closing(core):
+        return BulkLoad(core, load_options(chosen, limits), None, lambda _text: None).run(lines)
+
+
+@pytest.mark.slow
+def test_a_large_load_survives_kills(double: GrpcDouble) -> None:
+    """100 000 rows are in the collection, each once, after a load that is killed twice on the way and run again."""
+    with closing(opened(double.port)) as store:
+        for stored in (ROWS // 5, ROWS // 2):
+            receiver, sender = _processes.Pipe(duplex=False)
+            process = _processes.Process(target=load_rows, args=(double.port, sender))
+            process.start()
+            with closing(receiver):
+                assert receiver.poll(2 * PATIENCE)
+            deadline = time.monotonic() + 4 * PATIENCE
+            while time.monotonic() < deadline:
+                with suppress(NotFound):
+                    if store.count("notes") >= stored:
+                        break
+                time.sleep(0.05)
+            assert process.is_alive()
+            process.kill()
+            process.join(PATIENCE)
+            assert (double.aliases, edges(double)) == ({}, 0)
+        before = store.count("notes")
+        report = load_rows(double.port)
+        assert (report.failure, report.status, report.alias) == (None, 0, True)
+        assert before <= report.skipped < ROWS
+        assert (report.stored, store.count("live"), edges(double)) == (ROWS, ROWS, 16)
+        assert records_of(store.metadata("notes")) == {}

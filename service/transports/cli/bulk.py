@@ -25,7 +25,9 @@ from service.bulk.report import LoadReport
 from service.bulk.sources import sources_of
 from service.bulk.vector_files.vector_reading import VectorReader
 from service.operations import IngestRequest, Operations, VectorOperations
+from service.operations.finish import Finish
 from service.settings import Settings
+from service.transports.cli.finish import finished
 from service.transports.cli.input_files import (
     InputOptions,
     check_rejects,
@@ -114,7 +116,6 @@ def load_options(options: BulkOptions, limits: Limits) -> LoadOptions:
         allow_lost=options.replace or options.allow_differing,
         defer_index=options.defer_index,
         load_id=options.load_id or load_id_of(options.files),
-        finishes=options.finish,
     )
 
 
@@ -204,13 +205,16 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
         Failure: a file of rejected lines cannot be written, or an input file is wrong as a whole.
     """
     end_on_signals()
-    lines: Iterable[Line | BadLine] = ()
-    read: ReadProgress | None = None
+    if options.finish:
+        with closing(Finish(Settings.from_environment())) as finish:
+            report = finished(finish, options.collection, options.alias, options.drop_load)
+        _print(report.summary(options.collection), options)
+        return report.status
     with ExitStack() as stack:
         given = None
         if options.vectors_in:
             lines, read, given = _vector_lines(options)
-        elif not options.finish:
+        else:
             lines, read = lines_of(options)
         rejects = opened(stack, options.rejects, "--rejects")
         rejected_lines = opened(stack, options.rejected_lines, "--rejected-lines")

@@ -1,0 +1,49 @@
+"""The finish of a collection from the command line: `bulk --finish`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from embedder import WorkerError
+from service.bulk.end_messages import end_messages
+from service.bulk.load import INTERRUPTED
+from service.bulk.report import LoadReport
+from service.operations.finish import FINISH_ID, Finish
+from service.transports.cli.input_files import interrupt_on_signals, say
+
+
+def finished(finish: Finish, collection: str, alias: str | None, gives_up: Sequence[str]) -> LoadReport:
+    """Finish a collection; returns the report of a load of no lines.
+
+    Args:
+        finish: the operation.
+        collection: name of the collection.
+        alias: alias that is to lead to it; None for none.
+        gives_up: ids of loads whose missing lines are given up.
+    """
+    report = LoadReport(alias=None if alias is None else False)
+    try:
+        asyncio.run(_finish(finish, report, collection, alias, gives_up))
+    except WorkerError as error:
+        report.failure = error.message
+    return report
+
+
+async def _finish(
+    finish: Finish, report: LoadReport, collection: str, alias: str | None, gives_up: Sequence[str]
+) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    interrupt_on_signals(lambda: _set_soon(loop, stopping))
+    end = await finish(collection, alias, gives_up=gives_up, say=say, stopping=stopping)
+    for text in end_messages(end, FINISH_ID, alias):
+        say(text)
+    if end.outcome == "stopped":
+        report.failure = INTERRUPTED
+    elif alias is not None:
+        report.alias = alias in end.aliases
+
+
+def _set_soon(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(event.set)
