@@ -148,7 +148,7 @@ bench-serving: $(BENCH_READY) ## cold starts, queries beside a bulk job, bursts:
 bench-inference: $(BENCH_READY) ## documents of a Qdrant server beside the model alone, 5 minutes (ARGS="--quick": seconds)
 	@$(BIN)/python -m benchmarks.inference --out $(BENCH_DIR)/inference $(ARGS)
 
-bench-bulk: $(BENCH_READY) ## a bulk load beside the model alone, a minute (ARGS="--model /path --texts 60": a full-size checkpoint)
+bench-bulk: $(BENCH_READY) ## a bulk load beside the model alone (ARGS="--rows 10000 100000": the peak memory of loads)
 	@$(BIN)/python -m benchmarks.bulk $(ARGS)
 
 clean: ## remove the virtual environment, build/ and all caches
