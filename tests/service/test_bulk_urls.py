@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
 from service.bulk.line import InputError
 from tests.service.bulk_files import Read
@@ -105,9 +106,7 @@ def test_an_error_of_the_store_is_named_by_its_kind_alone(memory: Any, monkeypat
 @pytest.mark.slow
 def test_a_bucket_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """`s3://` against a mock of S3, with the credentials of the environment."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:
         host, port = server.get_host_and_port()
