@@ -413,12 +413,18 @@ def test_a_run_that_broke_off_goes_on(
     assert (broken["status"], broken["error"]) == (2, "lines: it breaks off")
     before = {path: path.read_bytes() for path in _parts(out)}
     assert 1 < len(before) < len(_parts(whole))
-    partial = VectorLoad(store, "--collection", "a", str(out))
-    assert any("embed has not come to the end of its input" in text for text in partial.said)
+    partial = VectorLoad(store, "--collection", "a", "--alias", "live", str(out))
+    assert any(f"{out}: embed has not come to the end of its input" in text for text in partial.said)
+    assert (partial.report.status, partial.report.alias, partial.report.rejected) == (1, False, 1)
+    assert 0 < partial.report.points <= 21
+    taken = VectorLoad(store, "--collection", "b", "--alias", "partial", "--allow-rejected", str(out))
+    assert (taken.report.status, taken.report.alias) == (1, True)
     (out / "part-00099.parquet.tmp").write_bytes(b"left by a kill")
     rest = embedded(embedder, out, raw(MANY), *SMALL)
     assert (rest["status"], rest["rows"]) == (0, len(MANY))
     assert 0 < rest["skipped"] <= 21
+    again = VectorLoad(store, "--collection", "a", "--alias", "live", str(out))
+    assert (again.report.status, again.report.alias, again.report.points) == (0, True, len(MANY))
     assert {path: path.read_bytes() for path in before} == before
     assert all(path.suffix == ".parquet" for path in _parts(out))
     assert [row["id_integer"] for row in _rows(out)] == [row["id_integer"] for row in _rows(whole)]

@@ -217,7 +217,7 @@ def missing_parts(parts: list[Part]) -> str | None:
     if absent is not None:
         return f"{_name(absent)} is missing"
     if not any(part.is_last for part in parts):
-        return "embed has not come to the end of its input; give its command again"
+        return "embed has not come to the end of its input; give its command again, and then this one"
     return None
 
 

@@ -58,6 +58,7 @@ class VectorReader:
         self._model = model
         self._say = say
         self._first: tuple[str, FileLayout] | None = None
+        self._incomplete: list[BadLine] = []
         self.progress = ReadProgress()
 
     def check(self, sources: Iterable[Source]) -> VectorSource:
@@ -79,18 +80,19 @@ class VectorReader:
         for folder, parts in folders.items():
             missing = missing_parts(parts)
             if missing is not None:
-                self._say(f"{folder}: {missing}; what is there is loaded")
+                self._incomplete.append(BadLine(1, f"{missing}; what is there is loaded", origin=Origin(folder, "")))
         if self._first is None:
             raise WrongFileError("--vectors-in", "give at least one file")
         return self._first[1].source(self._model)
 
     def lines(self, sources: Sequence[Source]) -> Iterator[Line | BadLine]:
-        """The documents of all files, with their vectors.
+        """The documents of all files, with their vectors, and a rejection for each folder that lacks a part or its end.
 
         Raises:
             InputError: a file is wrong as a whole.
         """
-        return self.progress.observed(sources, self._lines)
+        yield from self._incomplete
+        yield from self.progress.observed(sources, self._lines)
 
     def _layout(self, file: Any, name: str) -> FileLayout:
         layout = layout_of(file, name, self._fields, self._kinds)
