@@ -149,7 +149,7 @@ def test_what_cannot_begin_says_why(folder: Path, arguments: Sequence[str], mess
         (("--back",), "--back needs --alias"),
         (("--vector", "dense"), "'dense' must be KIND=NAME"),
         (("--vector", "dense=a", "--vector", "dense=b"), "dense is named twice"),
-        (("--config", "{"), "QDRANT_COLLECTION_CONFIG"),
+        (("--config", "{"), "reindex: --config: the config is not valid JSON"),
         (("--workers", "0"), "0 is not in the range"),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from embedder import Kind, WorkerError
+from embedder import ConfigurationError, Kind, WorkerError
 from qdrant_sink import open_edge
 from service.operations import (
     Operations,
@@ -122,7 +122,12 @@ def run(options: ReindexOptions, build: Callable[[Settings], Operations] | None 
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupted_early)
-        settings = Settings.from_environment(variables)
+        try:
+            settings = Settings.from_environment(variables)
+        except ConfigurationError as error:
+            if options.config is None:
+                raise
+            raise ConfigurationError(str(error).replace("QDRANT_COLLECTION_CONFIG", "--config")) from None
         if options.embed:
             core = (build or Operations.build)(settings)
             stack.callback(core.close)
