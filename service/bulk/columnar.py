@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from service.bulk.extras import library
 from service.bulk.field_mapping import FieldOptions, Layout, Mapper, of_field
-from service.bulk.formats import BINARY
+from service.bulk.formats import BINARY, VECTORS_KEY
 from service.bulk.line import NO_FILE, BadLine, BadLineError, InputError, Line, Origin, WrongFileError
 from service.bulk.raw_lines import LINE_MAX_BYTES
 from service.bulk.stream_head import BUFFER_BYTES
@@ -47,6 +47,9 @@ def read_parquet(file: io.BufferedIOBase, origin: Origin, mapper: Mapper) -> Ite
         raise WrongFileError(name, "Parquet is read from its end: give a file, not a pipe, and not compressed again")
     with _as_wrong_file(name, "Parquet"):
         metadata = parquet.read_metadata(file)
+    if VECTORS_KEY.encode() in (metadata.metadata or {}):
+        raise WrongFileError(name, "`embed` wrote it, and it has vectors: load it with bulk --vectors-in")
+    with _as_wrong_file(name, "Parquet"):
         schema = metadata.schema.to_arrow_schema()
         file.seek(0)
         strings = [

@@ -26,6 +26,9 @@ FORMATS: Final = tuple(SUFFIXES)
 DOCUMENTS: Final = frozenset({"text", "markdown", "html", "pdf"})
 """Formats whose files are documents rather than lists of them, so that one that is wrong costs no other."""
 
+VECTORS_KEY: Final = "bge_m3_qdrant_vectors"
+"""Key of the description of vectors in the metadata of a Parquet file that `embed` wrote."""
+
 BINARY: Final = {"parquet": b"PAR1", "arrow": b"ARROW1", "pdf": b"%PDF-"}
 """Formats that are not text, and how their files begin."""
 

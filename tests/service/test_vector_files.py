@@ -390,6 +390,17 @@ def _rows(out: Path) -> list[dict[str, Any]]:
     return [row for path in _parts(out) for row in pq.read_table(path).to_pylist()]
 
 
+def test_a_load_of_texts_refuses_files_that_have_vectors(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --vectors-in the vectors would become payload, and integers as ids would be lost."""
+    monkeypatch.setenv("MODEL_ID", "/no/such/model")
+    monkeypatch.setenv("QDRANT_PATH", str(tmp_path / "edge"))
+    ended = invoke("bulk", "--collection", "a", str(out))
+    assert ended.status == 2
+    assert "part-00000.parquet: `embed` wrote it, and it has vectors: load it with bulk --vectors-in" in ended.err
+
+
 MANY: Sequence[dict[str, Any]] = [{"text": f"text number {n}", "id": n} for n in range(40)]
 SMALL = ("--vectors", "dense", "--part-mb", "0.005", "--chunk-tokens", "64")
 

@@ -9,12 +9,10 @@ from typing import Any, Final
 
 from embedder import Kind, Vocabulary
 from qdrant_sink import ModelIdentity
+from service.bulk.formats import VECTORS_KEY
 
 FORMAT_VERSION: Final = 1
 """Version of the columns and of the metadata."""
-
-METADATA_KEY: Final = "bge_m3_qdrant_vectors"
-"""Key of the description in the metadata of a Parquet file."""
 
 
 class DescriptionError(Exception):
@@ -125,7 +123,7 @@ class Part:
     def metadata(self) -> dict[str, str]:
         """The part as metadata of a Parquet file."""
         fields = {"format": FORMAT_VERSION, **asdict(self.description), "part": self.number, "last": self.is_last}
-        return {METADATA_KEY: json.dumps({**fields, "end": asdict(self.end)})}
+        return {VECTORS_KEY: json.dumps({**fields, "end": asdict(self.end)})}
 
     @classmethod
     def read(cls, metadata: Mapping[bytes, bytes] | None) -> Part | None:
@@ -134,7 +132,7 @@ class Part:
         Raises:
             DescriptionError: the description is damaged, or of a later version.
         """
-        raw = (metadata or {}).get(METADATA_KEY.encode())
+        raw = (metadata or {}).get(VECTORS_KEY.encode())
         if raw is None:
             return None
         try:
