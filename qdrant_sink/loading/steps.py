@@ -195,8 +195,8 @@ class Steps:
                 after = self._looked(others, records, life_of)
             case Step.CONFIRM:
                 after = self._confirmed(others, records, life_of)
-            case Step.JUDGE if any(life_of(record) == "unknown" for record in running):
-                after = replace(self, others=running)
+            case Step.JUDGE if doubted := _doubted((*running, *self._replaced(records)), life_of):
+                after = replace(self, others=doubted)
             case Step.JUDGE:
                 after = replace(self, step=Step.LEAVE if running else Step.CLOSE, others=running)
             case Step.CHECK:
@@ -209,6 +209,12 @@ class Steps:
             case _:
                 after = self._looked_back(others, records, life_of)
         return after
+
+    @staticmethod
+    def _replaced(records: Records) -> tuple[LoadRecord, ...]:
+        """The records of earlier runs, which are removed at the end only if it is known that their processes died."""
+        replaced = {holder for record in records.values() for holder in record.replaces}
+        return tuple(record for holder, record in records.items() if holder in replaced and record.is_active)
 
     def is_replaced_in(self, records: Records) -> bool:
         """Whether a later run of the same load has begun, because this one gave no sign of life for too long."""
@@ -273,6 +279,10 @@ def in_force(records: Iterable[LoadRecord]) -> list[LoadRecord]:
     records = list(records)
     replaced = {holder for record in records for holder in record.replaces}
     return sorted((record for record in records if record.holder not in replaced), key=lambda record: record.holder)
+
+
+def _doubted(records: Iterable[LoadRecord], life_of: LifeOf) -> tuple[LoadRecord, ...]:
+    return tuple(record for record in records if life_of(record) == "unknown")
 
 
 def under_way(others: Iterable[LoadRecord], life_of: LifeOf) -> tuple[LoadRecord, ...]:

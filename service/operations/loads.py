@@ -37,12 +37,15 @@ class Loads:
         self.lease_s = lease_s
         self.beat_interval_s = beat_interval_s
 
-    async def load(self, request: LoadRequest, say: Callable[[str], None]) -> OngoingLoad:
+    async def load(
+        self, request: LoadRequest, say: Callable[[str], None], signs: SignsOfLife | None = None
+    ) -> OngoingLoad:
         """A load that has not begun.
 
         Args:
             request: the load.
             say: prints a message.
+            signs: what an earlier part of the load has seen of others; None for nothing.
 
         Raises:
             InvalidRequest: the collection is not allowed, or the id of the load is invalid.
@@ -51,7 +54,7 @@ class Loads:
         if not is_load_id(request.load_id):
             raise invalid_field("loadId", f"must {LOAD_ID_RULE}, got {len(request.load_id)} characters")
         return OngoingLoad(
-            self._store, self._collections, request, say, await self._signs(), lease_s=self.lease_s,
+            self._store, self._collections, request, say, signs or await self._signs(), lease_s=self.lease_s,
             beat_interval_s=self.beat_interval_s,
         )  # fmt: skip
 

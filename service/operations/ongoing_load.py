@@ -50,6 +50,7 @@ class OngoingLoad:
 
     Attributes:
         is_deferred: whether the graph is deferred, so that searches compare the query with every point.
+        signs: what was seen of the signs of life of other loads.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class OngoingLoad:
         now = _now()
         record = LoadRecord(request.load_id, PROCESS + secrets.token_hex(4), "running", now, now, alias=request.alias)
         self._steps = Steps(record, has_lines=request.has_lines)
-        self._signs = signs
+        self.signs = signs
         self._is_recorded = True
         self._written_s = monotonic()
         self._claims = 0
@@ -207,7 +208,7 @@ class OngoingLoad:
 
     async def _look(self, stopping: asyncio.Event) -> None:
         before = self._steps
-        after = before.seen(await self._read(), self._signs.life)
+        after = before.seen(await self._read(), self.signs.life)
         self._steps = after
         if after.step is Step.CLAIM and before.step is Step.CONFIRM:
             self._claims += 1
@@ -238,7 +239,7 @@ class OngoingLoad:
                 elif stopped.done():
                     self._steps = self._steps.stopping()
                 else:
-                    self._steps = self._steps.seen(await self._read(), self._signs.life)
+                    self._steps = self._steps.seen(await self._read(), self.signs.life)
                 if self._steps.step is not steps.step:
                     return
                 await self._write(self._steps.signed(_now()))
@@ -267,7 +268,7 @@ class OngoingLoad:
             return {self._steps.record.holder: self._steps.record}
         store, collection = self._store.opened, self._request.collection
         records = await self._store.patient_call(lambda: records_of(store().metadata(collection)))
-        self._signs.see(records)
+        self.signs.see(records)
         return records
 
     def _go_unrecorded(self, why: str) -> None:

@@ -10,7 +10,7 @@ from threading import Event
 from typing import Final, Literal, Self
 
 from embedder import Cancelled, WorkerError
-from qdrant_sink.loading import is_load_id
+from qdrant_sink.loading import SignsOfLife, is_load_id
 from service.operations.load_values import LoadEnd, LoadRequest, described
 from service.operations.loads import Loads
 from service.operations.ongoing_load import OngoingLoad
@@ -54,6 +54,7 @@ class RecordedCopy:
         self._stopped = asyncio.Event()
         self._lost = lost
         self._load: OngoingLoad | None = None
+        self._signs: SignsOfLife | None = None
         self._alive = AsyncExitStack()
         self._entered = AsyncExitStack()
 
@@ -82,7 +83,8 @@ class RecordedCopy:
             await self._load.stop()
 
     async def _begin(self) -> None:
-        load = await self._loads.load(self._request, self._say)
+        load = await self._loads.load(self._request, self._say, self._signs)
+        self._signs = load.signs
         if not await load.begin(self._stopped):
             raise Cancelled("interrupted; run the same command again to continue")
         self._load = load

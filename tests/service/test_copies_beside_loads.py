@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from embedder import Embedder
 from qdrant_sink import StoreUnavailable
 from qdrant_sink.completing import CompletionReport
 from qdrant_sink.edge import EdgeStore
-from qdrant_sink.loading import records_of
+from qdrant_sink.loading import LoadRecord, changes_of, records_of
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from service.operations import (
@@ -23,6 +24,7 @@ from service.operations import (
     ReindexReport,
     ReindexRequest,
 )
+from service.operations.loads import Loads
 from service.operations.recorded_copy import load_id_of_copy
 from tests.service.test_completion import Site as CompletionSite
 from tests.service.test_reindex import TEXTS, Meddling, Site
@@ -127,6 +129,22 @@ def test_an_interrupted_reindex_keeps_the_alias_of_loads(store: Store, embedder:
     )
     assert site.run("notes-v1").is_complete
     assert store.aliases() == {"live": "notes-v2"}
+
+
+def test_a_killed_reindex_leaves_no_record_once_it_has_run_again(
+    store: Store, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of its process goes with the others, so later loads move their aliases."""
+    site = Site(store, embedder)
+    site.fill(TEXTS[:5])
+    assert site.run("notes-v1").is_complete
+    killed = LoadRecord("reindex-notes-v1", "0" * 16, "running", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
+    store.update_metadata("notes-v2", changes_of({killed.holder: killed}))
+    monkeypatch.setattr("service.operations.reindex.Loads", partial(Loads, lease_s=0.6, beat_interval_s=0.1))
+    assert site.run("notes-v1", again=True, alias="first").is_complete
+    assert records_of(store.metadata("notes-v2")) == {}
+    assert asyncio.run(loaded(site.core, "other", "live")).outcome == "finished"
+    assert store.aliases()["live"] == "notes-v2"
 
 
 def test_a_copy_is_named_after_its_collection() -> None:
