@@ -443,7 +443,8 @@ def test_a_run_that_broke_off_goes_on(
         np.testing.assert_allclose(own.pop("dense"), other.pop("dense"), atol=1e-5)
         assert own == other
     repeated = embedded(embedder, out, raw(MANY), *SMALL)
-    assert (repeated["status"], repeated["rows"], repeated["skipped"], repeated["tokens"]) == (0, len(MANY), len(MANY), 0)
+    assert (repeated["status"], repeated["rows"], repeated["tokens"]) == (0, len(MANY), 0)
+    assert repeated["skipped"] == len(MANY)
     complete = VectorLoad(store, "--collection", "a", str(out))
     assert (complete.report.stored, complete.report.status) == (len(MANY), 0)
     assert not any("embed has not come" in text for text in complete.said)
