@@ -31,6 +31,7 @@ from service.operations import (
     Operations,
     VectorOperations,
 )
+from service.operations.load_values import INTERRUPTED
 from service.wire.errors import cause_of
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ OVERLOADED_PAUSE_S: Final = 1.0
 
 STANDARD_INPUT_ID: Final = "standard-input"
 """Default id of a load from the standard input."""
-
-INTERRUPTED: Final = "interrupted; run the same command again to continue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ from qdrant_sink.completing import (
     of_exactly_lacking,
 )
 from qdrant_sink.copying import UnfinishedPoint, pages
+from service.operations.load_values import INTERRUPTED
 from service.operations.passage_stream import passage_stream
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class CompletionJob:
     def check_running(self) -> None:
         """Raise Cancelled if the job is to end."""
         if self._stopping.is_set():
-            raise Cancelled("interrupted; run the same command again to continue")
+            raise Cancelled(INTERRUPTED)
 
     def _pass(self, tally: CompletionTally) -> None:
         with ThreadPoolExecutor(CONCURRENT_PARTS_MAX, thread_name_prefix="complete") as threads:

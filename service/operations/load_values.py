@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from qdrant_sink.loading import LoadRecord
+
+INTERRUPTED: Final = "interrupted; run the same command again to continue"
+"""What a load, a copy or a completion says that was ended before its end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Final, Literal, Self
 
 from embedder import Cancelled, WorkerError
 from qdrant_sink.loading import SignsOfLife, is_load_id
-from service.operations.load_values import LoadEnd, LoadRequest, described
+from service.operations.load_values import INTERRUPTED, LoadEnd, LoadRequest, described
 from service.operations.loads import Loads
 from service.operations.ongoing_load import OngoingLoad
 
@@ -86,7 +86,7 @@ class RecordedCopy:
         load = await self._loads.load(self._request, self._say, self._signs)
         self._signs = load.signs
         if not await load.begin(self._stopped):
-            raise Cancelled("interrupted; run the same command again to continue")
+            raise Cancelled(INTERRUPTED)
         self._load = load
         await self._alive.enter_async_context(load.alive(self._lost))
 
@@ -120,7 +120,7 @@ class RecordedCopy:
         await self._alive.aclose()
         end = await load.end(self._stopped, complete=complete, rejected=rejected, alias=self._request.alias)
         if end.outcome == "stopped":
-            raise Cancelled("interrupted; run the same command again to continue")
+            raise Cancelled(INTERRUPTED)
         return end
 
     def others_of(self, end: LoadEnd) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Final
 from embedder import Cancelled, WorkerError
 from qdrant_sink import Store, existing_ids
 from qdrant_sink.copying import COPY_PAGE_POINTS, CopyPaths, PointCopy, pages
+from service.operations.load_values import INTERRUPTED
 from service.operations.reindex_plan import ReindexPlan
 from service.operations.reindex_texts import ReindexedTexts
 from service.operations.reindex_values import ReindexProgress, ReindexReport, ReindexRequest, ReindexStage
@@ -151,4 +152,4 @@ class ReindexJob:
 def check_running(stopping: Event) -> None:
     """Raise Cancelled if the event is set."""
     if stopping.is_set():
-        raise Cancelled("interrupted; run the same command again to continue")
+        raise Cancelled(INTERRUPTED)

@@ -22,13 +22,13 @@ from embedder import Embedding, InvalidRequest, ModelFailure, Outputs, Overloade
 from qdrant_sink import Refusal, conform_id, conform_payload, kind_of, pooled, rows_max, too_many_rows
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_CHARACTERS, BATCH_MAX_TEXTS
-from service.bulk.load import INTERRUPTED
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
 from service.bulk.vector_files.description import Description, Position
 from service.bulk.vector_files.parts import PartFolder
 from service.bulk.vector_files.points import PointRow, payload_json
 from service.operations import Chunking, EncodedPiece, Operations, Piece
+from service.operations.load_values import INTERRUPTED
 from service.wire.errors import code_for, code_of
 
 log = logging.getLogger(__name__)

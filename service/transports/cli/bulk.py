@@ -28,19 +28,12 @@ from service.operations import IngestRequest, Operations, VectorOperations
 from service.operations.finish import Finish
 from service.settings import Settings
 from service.transports.cli.finish import finished
-from service.transports.cli.input_files import (
-    InputOptions,
-    check_rejects,
-    end_on_signals,
-    interrupt_on_signals,
-    lines_of,
-    opened,
-    operations_without_store,
-    say,
-)
+from service.transports.cli.input_files import InputOptions, check_rejects, lines_of, opened, operations_without_store
+from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
 from service.transports.cli.plan_report import amount, duration
 from service.transports.cli.progress_line import ProgressLine
+from service.transports.cli.signals import end_on_signals, interrupt_on_signals
 from service.wire.fields import Limits
 from service.wire.parsing import parse
 from service.wire.requests import EmbedRequest, QdrantTarget

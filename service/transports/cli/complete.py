@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +17,8 @@ from embedder import Kind, WorkerError
 from qdrant_sink.completing import CompletionReport
 from service.operations import CompletionProgress, CompletionRequest, Operations
 from service.settings import Settings
-from service.shutdown import end_process
+from service.transports.cli.messages import say
+from service.transports.cli.signals import end_on_signals, interrupt_on_signals
 from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points, waiting
 
 _OPTIONS: Final = {"textKey": "--text-key", "into": "--into", "alias": "--alias"}
@@ -71,8 +70,7 @@ def run(options: CompleteOptions, build: Callable[[Settings], Operations] | None
         ConfigurationError: the settings are invalid.
     """
     with ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupted_early)
+        end_on_signals()
         core = (build or Operations.build)(Settings.from_environment())
         stack.callback(core.close)
         return complete(core, options)
@@ -82,27 +80,25 @@ def complete(core: Operations, options: CompleteOptions) -> int:
     """Run a completion over loaded operations, and print its summary; returns the exit status."""
     stopping = Event()
 
-    def stop(number: int, _frame: object) -> None:
+    def interrupt() -> None:
         stopping.set()
-        _say("stopping after the texts that are being embedded; a second signal stops immediately")
-        signal.signal(number, signal.SIG_DFL)
+        say("stopping after the texts that are being embedded; a second signal stops immediately")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    interrupt_on_signals(interrupt)
     started = time.monotonic()
     try:
-        report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(_say), stopping=stopping))
+        report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(say), stopping=stopping))
     except WorkerError as error:
         report = CompletionReport(options.collection, failure=for_command(error, _OPTIONS))
     if options.alias is not None and report.copied is None and report.failure is None:
-        _say("the vectors were added in place, so --alias did not apply")
+        say("the vectors were added in place, so --alias did not apply")
     summary = _summary(report, time.monotonic() - started)
     if options.as_json:
         click.echo(json.dumps({**summary, "unfinished": in_json(report.unfinished)}, ensure_ascii=False))
     else:
-        print_points(report.unfinished, _say)
+        print_points(report.unfinished, say)
         for load in report.waits_for:
-            _say(waiting(load))
+            say(waiting(load))
         click.echo(described(summary))
     return _status(report)
 
@@ -178,12 +174,3 @@ def _status(report: CompletionReport) -> int:
     if report.failure is not None:
         return 2
     return 0 if report.is_complete else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _interrupted_early(_number: int, _frame: object) -> None:
-    _say("interrupted; run the same command again to continue")
-    end_process(2)

@@ -22,16 +22,10 @@ from service.bulk.vector_files.embed_run import EmbedRun
 from service.bulk.vector_files.parts import PartFolder
 from service.operations import IngestRequest, Operations
 from service.settings import Settings
-from service.transports.cli.input_files import (
-    InputOptions,
-    end_on_signals,
-    interrupt_on_signals,
-    lines_of,
-    opened,
-    operations_without_store,
-)
+from service.transports.cli.input_files import InputOptions, lines_of, opened, operations_without_store
 from service.transports.cli.options import Failure
 from service.transports.cli.progress_line import ProgressLine
+from service.transports.cli.signals import end_on_signals, interrupt_on_signals
 from service.wire.fields import Limits
 from service.wire.parsing import parse
 from service.wire.requests import EmbedRequest, QdrantTarget

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from embedder import WorkerError
 from service.bulk.end_messages import end_messages
-from service.bulk.load import INTERRUPTED
 from service.bulk.report import LoadReport
 from service.operations.finish import FINISH_ID, Finish
-from service.transports.cli.input_files import interrupt_on_signals, say
+from service.operations.load_values import INTERRUPTED
+from service.transports.cli.messages import say
+from service.transports.cli.signals import interrupt_on_signals
 
 
 def finished(finish: Finish, collection: str, alias: str | None, gives_up: Sequence[str]) -> LoadReport:

@@ -1,10 +1,8 @@
-"""What the commands that read files share: the lines of the files, the files of rejections, messages and signals."""
+"""What the commands that read files share: the lines of the files and the files of rejections."""
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import BinaryIO
 from embedder import Embedder
 from service.bulk.field_mapping import FieldOptions
 from service.bulk.line import BadLine, InputError, Line
-from service.bulk.load import INTERRUPTED
 from service.bulk.reading import Reader, ReadOptions, ReadProgress
 from service.bulk.sources import Source, sources_of
 from service.operations import Operations
 from service.settings import Settings
-from service.shutdown import end_process
+from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
 
 
@@ -52,11 +49,6 @@ class InputOptions:
     def fields(self) -> FieldOptions:
         """The fields that the user names."""
         return FieldOptions(self.id_field, self.text_fields, self.payload_fields)
-
-
-def say(text: str) -> None:
-    """Print a message to the standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def lines_of(options: InputOptions) -> tuple[Iterator[Line | BadLine], ReadProgress]:
@@ -114,25 +106,3 @@ def _close(file: BinaryIO) -> None:
 def operations_without_store(settings: Settings) -> Operations:
     """The operations of the loaded model, which open the store only when it is needed."""
     return Operations(settings, Embedder.load(settings.model_options))
-
-
-def end_on_signals() -> None:
-    """End the process with status 2 on a signal, before there is something to finish."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted_early)
-
-
-def _interrupted_early(_number: int, _frame: object) -> None:
-    say(INTERRUPTED)
-    end_process(2)
-
-
-def interrupt_on_signals(interrupt: Callable[[], None]) -> None:
-    """Call this on the first signal; the second ends the process."""
-
-    def stop(number: int, _frame: object) -> None:
-        interrupt()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from service.bulk.sources import sources_of
 from service.planning import Passages, Resources, StoredVectors, plan
 from service.planning.stored_vectors import SIZE, QuantizedType, StorageType
 from service.settings import Settings
+from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
 from service.transports.cli.plan_report import as_json, show
 
@@ -160,7 +160,7 @@ def _vector_size(model_id: str) -> int:
 
 def _sampled(options: PlanOptions, settings: Settings) -> FileSample:
     try:
-        sources = sources_of(options.files, any_format=options.format is not None, say=_say)
+        sources = sources_of(options.files, any_format=options.format is not None, say=say)
         checkpoint = find_tokenizer(settings.model_id or DEFAULT_MODEL, settings.model_revision)
         return sample_files(
             sources,
@@ -175,14 +175,10 @@ def _sampled(options: PlanOptions, settings: Settings) -> FileSample:
                 chunk_tokens=options.chunk_tokens,
                 chunk_overlap=options.chunk_overlap,
             ),
-            _say,
+            say,
         )
     except InputError as error:
         raise Failure(str(error)) from None
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _passages(options: PlanOptions, sample: FileSample | None) -> Passages:

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import shlex
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,8 +27,9 @@ from service.operations import (
     ReindexRequest,
 )
 from service.settings import Settings
-from service.shutdown import end_process
+from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
+from service.transports.cli.signals import end_on_signals, interrupt_on_signals
 from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points, waiting
 
 _OPTIONS: Final = {
@@ -120,8 +119,7 @@ def run(options: ReindexOptions, build: Callable[[Settings], Operations] | None 
     if options.config is not None:
         variables["QDRANT_COLLECTION_CONFIG"] = options.config
     with ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupted_early)
+        end_on_signals()
         try:
             settings = Settings.from_environment(variables)
         except ConfigurationError as error:
@@ -147,27 +145,25 @@ def copy(reindex: Reindex, options: ReindexOptions) -> int:
     """Copy a collection, and print the summary; returns the exit status."""
     stopping = Event()
 
-    def stop(number: int, _frame: object) -> None:
+    def interrupt() -> None:
         stopping.set()
-        _say("stopping after the points that are being written; a second signal stops immediately")
-        signal.signal(number, signal.SIG_DFL)
+        say("stopping after the points that are being written; a second signal stops immediately")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    interrupt_on_signals(interrupt)
     started = time.monotonic()
     try:
-        report = asyncio.run(reindex(options.request(), progress=_ProgressLines(_say), stopping=stopping))
+        report = asyncio.run(reindex(options.request(), progress=_ProgressLines(say), stopping=stopping))
     except WorkerError as error:
         report = ReindexReport(options.collection, options.into, failure=for_command(error, _OPTIONS))
     summary = _summary(report, time.monotonic() - started)
     if options.as_json:
         click.echo(json.dumps({**summary, "unfinished": in_json(report.unfinished)}, ensure_ascii=False))
     else:
-        print_points(report.unfinished, _say)
+        print_points(report.unfinished, say)
         for loss in report.losses:
-            _say(loss)
+            say(loss)
         for line in _advice(report, options):
-            _say(line)
+            say(line)
         click.echo(described(summary))
     return _status(report)
 
@@ -309,12 +305,3 @@ def _status(report: ReindexReport) -> int:
     if report.failure is not None:
         return 2
     return 0 if report.is_complete else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _interrupted_early(_number: int, _frame: object) -> None:
-    _say("interrupted; run the same command again to continue")
-    end_process(2)
