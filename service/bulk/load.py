@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from threading import Thread
 from typing import BinaryIO, Final
 
@@ -15,6 +15,7 @@ from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabo
 from embedder.threads import Threads
 from service.bulk.account import Account
 from service.bulk.end_messages import end_messages
+from service.bulk.handover import hand_over
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_TEXTS, LineBatch, batches
 from service.bulk.line_index import IndexFullError
@@ -269,21 +270,10 @@ class BulkLoad:
         if loop is None:
             return
 
-        def put(batch: LineBatch | None) -> bool:
-            """Pass on a batch. False if the load has ended."""
-            putting = read.put(batch)
-            try:
-                asyncio.run_coroutine_threadsafe(putting, loop).result()
-            except (RuntimeError, CancelledError):
-                return False
-            finally:
-                putting.close()  # if the loop ended first, the coroutine never ran
-            return True
-
         try:
             scope = self._options.alias or self._options.collection
-            if all(put(batch) for batch in batches(self._documents(lines), scope, max_texts=self._batch_texts)):
-                put(None)
+            found = batches(self._documents(lines), scope, max_texts=self._batch_texts)
+            hand_over(chain(found, (None,)), read, loop)
         except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
             self._fail_unexpectedly(error)
         finally:

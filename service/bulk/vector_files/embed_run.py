@@ -12,14 +12,16 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from threading import Lock, Thread
 from typing import Any, BinaryIO, Final
 
 from embedder import Embedding, InvalidRequest, ModelFailure, Outputs, Overloaded, Result, WorkerError, whereabouts
 from qdrant_sink import Refusal, conform_id, conform_payload, kind_of, pooled, rows_max, too_many_rows
+from service.bulk.handover import hand_over
 from service.bulk.line import BadLine, InputError, Line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_CHARACTERS, BATCH_MAX_TEXTS
 from service.bulk.rejections import Rejections
@@ -181,22 +183,10 @@ class EmbedRun:
         if loop is None:
             return
 
-        def put(batch: list[_Document] | Exception | None) -> bool:
-            """Pass on a batch. False if the run has ended."""
-            putting = batches.put(batch)
-            try:
-                asyncio.run_coroutine_threadsafe(putting, loop).result()
-            except (RuntimeError, CancelledError):
-                return False
-            finally:
-                putting.close()  # if the loop ended first, the coroutine never ran
-            return True
-
         try:
-            if all(put(batch) for batch in _batches(self._documents(lines))):
-                put(None)
+            hand_over(chain(_batches(self._documents(lines)), (None,)), batches, loop)
         except Exception as error:  # noqa: BLE001 - the run raises it
-            put(error)
+            hand_over((error,), batches, loop)
 
     def _documents(self, lines: Iterable[Line | BadLine]) -> Iterator[_Document]:
         """The valid lines behind what earlier runs have embedded.
