@@ -25,11 +25,11 @@ from service.bulk import BulkLoad, LoadReport
 from service.bulk.json_lines import parse_line, read_json_lines
 from service.bulk.line import BadLine, BadLineError, Line
 from service.bulk.line_batches import BATCH_MAX_BYTES, BATCH_MAX_TEXTS, batches
-from service.bulk.load import INTERRUPTED
 from service.bulk.raw_lines import LongLine
 from service.bulk.reading import Reader, ReadOptions
 from service.bulk.sources import sources_of
 from service.operations import Operations
+from service.operations.load_values import INTERRUPTED
 from service.settings import Settings
 from service.transports.cli.bulk import load as load_command
 from service.transports.cli.bulk import load_options
