@@ -229,6 +229,7 @@ class Settings(BaseModel):
     openai_strict: bool = False
     openai_truncate: bool = False
     allow_token_ids: bool = False
+    allow_loads: bool = False
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_log_level)] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
     host: Annotated[str, BeforeValidator(_address)] | None = None

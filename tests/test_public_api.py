@@ -54,18 +54,18 @@ PUBLIC: Final[dict[str, str]] = {
         BulkLoad LoadOptions LoadReport
     """,
     "qdrant_sink.loading": """
-        BEAT_INTERVAL_S LEASE_S LOAD_ID LOAD_ID_RULE Action Life LoadRecord Records SignsOfLife Step Steps
-        changes_of is_load_id records_of
+        BEAT_INTERVAL_S LEASE_S LOAD_ID LOAD_ID_RULE SHARDS_MAX SHARD_RULE Action Life LoadRecord Records Shard
+        ShardedLoad SignsOfLife Step Steps changes_of in_force is_load_id records_of sharded_loads
     """,
     "service.operations": """
         Chunking ColbertMatch Collections CollectionsRequest CollectionsResult CompletionProgress
         CompletionRequest CountRequest CountResult DeleteRequest DeleteResult DescribedCollection EmbedRequest
         EmbedResult EncodedPiece GivenPoint HitExplanation IngestFailed IngestProgress IngestReport
-        IngestRequest IngestResult IngestedText LengthLimits Like LoadEnd LoadRequest Loads ModelWarning
-        OngoingLoad Operations PairScores Piece PieceVectors PointsRequest PointsResult PreviousCollection
-        RankedDocument ReadPoint Reindex ReindexProgress ReindexReport ReindexRequest RejectedPoint
-        RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest SearchResult SparseMatch
-        StoreState VectorOperations VectorSource Weights open_store
+        IngestRequest IngestResult IngestedText LengthLimits Like LoadAction LoadCounts LoadEnd LoadRequest
+        LoadStep Loads ModelWarning OngoingLoad Operations PairScores Piece PieceVectors PointsRequest
+        PointsResult PreviousCollection RankedDocument ReadPoint Reindex ReindexProgress ReindexReport
+        ReindexRequest RejectedPoint RerankRequest RerankResult Role ScoreRequest ScoreResult SearchRequest
+        SearchResult SparseMatch StoreState VectorOperations VectorSource Weights open_store
     """,
     "service.planning": """
         CollectionSize PartSize Passages Plan Resources StoredColbert StoredDense StoredSparse StoredVectors

@@ -29,6 +29,7 @@ ANSWERS: Final = (
     "RerankAnswer",
     "CountAnswer",
     "DeleteAnswer",
+    "LoadAnswer",
     "ReadPointsAnswer",
     "CollectionsAnswer",
     "CollectionAnswer",
@@ -52,6 +53,7 @@ OPTIONS: Final[Mapping[str, tuple[tuple[str, frozenset[str]], ...]]] = {
     ),
     "CountOptions": (("CountRequest", frozenset()),),
     "DeleteOptions": (("DeleteRequest", frozenset()),),
+    "LoadOptions": (("LoadRequest", frozenset({"action"})),),
     "PointsOptions": (("ReadPointsRequest", frozenset()),),
 }
 """Keyword parameters of each method: the requests whose fields they are, and the fields that are not among them."""

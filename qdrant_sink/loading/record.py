@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
+from qdrant_sink.loading.shard import Shard
+
 log = logging.getLogger(__name__)
 
 KEY_PREFIX: Final = "bge_m3_qdrant_load_"
@@ -61,6 +63,10 @@ class LoadRecord:
     alias_from: str | None = None
     complete: bool = False
     rejected: int = 0
+    shard: Shard | None = None
+    read: int = 0
+    lines: int = 0
+    points: int = 0
     replaces: tuple[str, ...] = ()
 
     @property
@@ -84,29 +90,32 @@ class LoadRecord:
         if not isinstance(value, Mapping):
             return None
         fields = {name: value.get(name) for name in ("load", "state", "began", "seen")}
-        alias, alias_from, beat, rejected = map(value.get, ("alias", "alias_from", "beat", "rejected"))
+        alias, alias_from = map(value.get, ("alias", "alias_from"))
+        counts = {name: value.get(name, 0) for name in ("beat", "rejected", "read", "lines", "points")}
         replaces = value.get("replaces") or ()
         is_record = (
             all(isinstance(text, str) for text in fields.values())
             and is_load_id(str(fields["load"]))
             and fields["state"] in get_args(LoadState)
-            and isinstance(beat, int)
-            and isinstance(rejected, int)
+            and all(isinstance(count, int) for count in counts.values())
             and isinstance(alias, str | None)
             and isinstance(alias_from, str | None)
             and isinstance(replaces, list | tuple)
         )
         if not is_record:
             return None
-        texts: dict[str, Any] = fields
+        try:
+            shard = _shard(value.get("shard"))
+        except (TypeError, ValueError):
+            return None
+        values: dict[str, Any] = {**fields, **counts}
         return cls(
-            **texts,
+            **values,
             holder=holder,
-            beat=int(beat or 0),
             alias=alias,
             alias_from=alias_from,
             complete=value.get("complete") is True,
-            rejected=int(rejected or 0),
+            shard=shard,
             replaces=tuple(str(other) for other in replaces),
         )
 
@@ -115,11 +124,25 @@ class LoadRecord:
         """The record as JSON values."""
         fields = asdict(self)
         del fields["holder"]
-        return {**fields, "replaces": list(self.replaces)}
+        shard = None if self.shard is None else str(self.shard)
+        return {**fields, "shard": shard, "replaces": list(self.replaces)}
 
 
 Records = Mapping[str, LoadRecord]
 """The records of a collection by holder."""
+
+
+def _shard(value: object) -> Shard | None:
+    """Read the shard of a record.
+
+    Raises:
+        TypeError, ValueError: the value is not a shard.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError("the shard of a record must be a string")
+    return Shard.parse(value)
 
 
 def is_load_id(text: str) -> bool:

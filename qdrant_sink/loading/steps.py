@@ -3,6 +3,7 @@
     look -> claim -> confirm -> defer -> (lines are stored) -> end -> judge
     judge -> close -> check -> restore -> open -> build -> reclose -> recheck -> move -> clear      the last to end
     judge -> leave -> rejudge -> left                                                               all others
+    leave -> rejudge -> left                                                        shards, which are finished together
 
 A load writes its record before it reads those of others. So of two loads at least one sees the other: a load that
 begins waits while another is `closing`, and one that is closing gives way to a load that has begun.
@@ -16,6 +17,7 @@ from enum import Enum
 from typing import Final, Literal
 
 from qdrant_sink.loading.record import LoadRecord, LoadState, Records
+from qdrant_sink.loading.sharded_load import lacking_lines
 from qdrant_sink.loading.signs import Life
 
 LifeOf = Callable[[LoadRecord], Life]
@@ -162,10 +164,16 @@ class Steps:
         """The next step after an action other than `read`."""
         return replace(self, step=_AFTER[self.step])
 
-    def ending(self, *, complete: bool, rejected: int, alias: str | None) -> Steps:
-        """The first step of the end of a load that has stored or rejected all its lines."""
-        record = replace(self.record, complete=complete, rejected=rejected, alias=alias)
-        return replace(self, step=Step.END if self.has_lines else Step.JUDGE, record=record)
+    def ending(
+        self, *, complete: bool, rejected: int, alias: str | None, read: int = 0, lines: int = 0, points: int = 0
+    ) -> Steps:
+        """The first step of the end of a load that has stored or rejected all its lines; see `LoadRecord`."""
+        record = replace(
+            self.record, complete=complete, rejected=rejected, alias=alias, read=read, lines=lines, points=points
+        )
+        if not self.has_lines:
+            return replace(self, step=Step.JUDGE, record=record)
+        return replace(self, step=Step.END if record.shard is None else Step.LEAVE, record=record)
 
     def stopping(self) -> Steps:
         """The step that ends a load before all its lines were stored, or before the collection was finished."""
@@ -246,10 +254,12 @@ class Steps:
             return replace(self, step=Step.LEFT)  # another load has finished, and has removed the record
         if self.has_lines and written != self.record:
             return self
+        if self.record.shard is not None:
+            return replace(self, step=Step.LEFT)
         running = under_way(others, life_of)
         if running:
             return replace(self, step=Step.LEFT, others=running)
-        lacking = tuple(record for record in (*others, self.record) if record.lacks_lines)
+        lacking = lacking_lines((*others, self.record), finishing=not self.has_lines)
         if self.step is Step.REKEEP and lacking:
             return replace(self, step=Step.BLOCKED, others=lacking)
         # Another load may be about to remove the record. Therefore this one goes on under a new holder.
@@ -263,11 +273,11 @@ class Steps:
         if has_deferred or under_way(others, life_of):
             return replace(self, step=Step.RETURN)
         everyone = (*others, self.record)
-        lacking = tuple(record for record in everyone if record.lacks_lines)
+        lacking = lacking_lines(everyone, finishing=not self.has_lines)
         aliases = tuple(sorted({record.alias for record in everyone if record.alias is not None}))
         if aliases and lacking:
             return replace(self, step=Step.KEEP, others=lacking)
-        kept = {record.holder for record in others if not record.has_ended}
+        kept = {record.holder for record in lacking if not record.has_ended or record.shard is not None}
         closers = {holder for holder, record in records.items() if record.is_active and life_of(record) != "dead"}
         cleared = tuple(sorted(records.keys() - kept - closers - {self.record.holder}))
         step = Step.MOVE if aliases else Step.CLEAR

@@ -7,22 +7,30 @@ from collections.abc import Iterator
 from qdrant_sink.loading import LoadRecord
 from service.operations import LoadEnd
 from service.operations.load_values import described
+from service.operations.shard_report import shard_messages
 
 
 def end_messages(end: LoadEnd, load_id: str, alias: str | None) -> Iterator[str]:
-    """Say which loads are under way or lack lines.
+    """Say what the shards have counted, and which loads are under way or lack lines.
 
     Args:
         end: the end.
         load_id: the load that has ended.
         alias: its alias; None for none.
     """
+    yield from shard_messages(end)
     if end.outcome == "left":
         others = ", ".join(map(described, end.others)) or "another run of this load"
         moved = "the alias" if alias is None else f"the alias {alias!r}"
         yield f"{others} is under way: the last to end builds the index and moves {moved}"
     elif end.outcome in ("blocked", "finished"):
-        yield from (_missing(other) for other in end.others if other.load != load_id)
+        lacking = [record for record in end.others if record.load != load_id]
+        yield from (_missing(record) for record in lacking if record.shard is None)
+        for name in dict.fromkeys(record.shard.name_of(record.load) for record in lacking if record.shard is not None):
+            yield (
+                f"load {name!r} is in shards, so no alias is set until --finish has compared them; "
+                f"--finish --drop-load {name} gives their lines up"
+            )
 
 
 def _missing(record: LoadRecord) -> str:

@@ -1,12 +1,13 @@
-"""The ingest of lines: texts that a model embeds, or documents that have their vectors."""
+"""The ingest of lines: texts that a model or an endpoint embeds, or documents that have their vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, overload
 
 from embedder import Kind
+from service.bulk.backend import Backend
 from service.bulk.line import Line
 from service.bulk.vector_line import VectorLine
 from service.operations import (
@@ -48,18 +49,6 @@ class LineIngest(Protocol):
         """
         ...
 
-    def kinds(self, request: IngestRequest) -> Sequence[Kind]:
-        """Kinds of vectors that are stored in a new collection."""
-        ...
-
-    async def planned(self, request: IngestRequest, lines: Sequence[Line]) -> PlannedLines:
-        """Plan lines for a new collection, without the store. The arguments are those of a call.
-
-        Raises:
-            InvalidRequest: the request or a line is invalid.
-        """
-        ...
-
     async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
         """Store lines.
 
@@ -73,9 +62,31 @@ class LineIngest(Protocol):
         ...
 
 
-def line_ingest(core: Operations | VectorOperations) -> LineIngest:
-    """The ingest of lines for these operations."""
-    return _TextIngest(core) if isinstance(core, Operations) else _GivenIngest(core)
+class PlannedIngest(LineIngest, Protocol):
+    """Stores lines from this process, which can also plan them."""
+
+    def kinds(self, request: IngestRequest) -> Sequence[Kind]:
+        """Kinds of vectors that are stored in a new collection."""
+        ...
+
+    async def planned(self, request: IngestRequest, lines: Sequence[Line]) -> PlannedLines:
+        """Plan lines for a new collection, without the store. The arguments are those of a call.
+
+        Raises:
+            InvalidRequest: the request or a line is invalid.
+        """
+        ...
+
+
+@overload
+def line_ingest(core: Operations | VectorOperations) -> PlannedIngest: ...
+@overload
+def line_ingest(core: Operations | VectorOperations | Backend) -> LineIngest: ...
+def line_ingest(core: Operations | VectorOperations | Backend) -> LineIngest:
+    """The ingest of lines for these operations, or over an endpoint."""
+    if isinstance(core, Operations):
+        return _TextIngest(core)
+    return _GivenIngest(core) if isinstance(core, VectorOperations) else _RemoteIngest(core)
 
 
 class _TextIngest:
@@ -127,6 +138,19 @@ class _GivenIngest:
         points = _points(lines)
         report = await self._ingest(_request(request, lines), points, is_chunked=_has_chunks(points))
         return IngestResult((), 0, report)
+
+
+class _RemoteIngest:
+    """Has lines embedded and stored by an endpoint, whose workers check every request."""
+
+    def __init__(self, core: Backend) -> None:
+        self._ingest = core.ingest
+
+    async def check(self, request: IngestRequest) -> None:
+        """Nothing: the first batch ends the load if the request is invalid."""
+
+    async def __call__(self, request: IngestRequest, lines: Sequence[Line]) -> IngestResult:
+        return await self._ingest(_request(request, lines))
 
 
 def _points(lines: Sequence[Line]) -> list[GivenPoint]:

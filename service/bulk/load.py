@@ -13,7 +13,9 @@ from typing import BinaryIO, Final
 
 from embedder import Internal, InvalidRequest, Overloaded, WorkerError, whereabouts
 from embedder.threads import Threads
+from qdrant_sink.loading import Shard
 from service.bulk.account import Account
+from service.bulk.backend import Backend, LoadRun
 from service.bulk.end_messages import end_messages
 from service.bulk.handover import hand_over
 from service.bulk.line import BadLine, InputError, Line
@@ -22,13 +24,14 @@ from service.bulk.line_index import IndexFullError
 from service.bulk.line_ingest import line_ingest
 from service.bulk.rejections import Rejections
 from service.bulk.report import LoadReport
+from service.bulk.shard_lines import ShardLines
 from service.operations import (
     IngestFailed,
     IngestReport,
     IngestRequest,
+    LoadCounts,
     LoadEnd,
     LoadRequest,
-    OngoingLoad,
     Operations,
     VectorOperations,
 )
@@ -46,6 +49,8 @@ OVERLOADED_PAUSE_S: Final = 1.0
 STANDARD_INPUT_ID: Final = "standard-input"
 """Default id of a load from the standard input."""
 
+UNFINISHED: Final = "shards are missing, so neither the graph is built nor an alias moved"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -61,6 +66,8 @@ class LoadOptions:
             that were kept.
         defer_index: defer the HNSW graph even if the collection has points.
         load_id: id of the load, by which its next run and its operator know it.
+        shard: load only the lines of this shard, and leave the graph and the alias to the finish of all shards; None to
+            load all lines.
     """
 
     request: IngestRequest
@@ -70,25 +77,38 @@ class LoadOptions:
     allow_lost: bool = False
     defer_index: bool = False
     load_id: str = STANDARD_INPUT_ID
+    shard: Shard | None = None
+
+    @property
+    def scope(self) -> str:
+        """The name from which ids are derived."""
+        return self.alias or self.collection
+
+    @property
+    def moves_alias(self) -> bool:
+        """Whether this load, or the last of several, moves the alias."""
+        return self.alias is not None and self.shard is None
 
 
 class BulkLoad:
     """A bulk load.
 
     Args:
-        core: the operations; those of given vectors store lines that have their vectors.
+        core: the operations; those of given vectors store lines that have their vectors, and an endpoint embeds and
+            stores lines elsewhere.
         options: the options of the load.
         rejects: file for rejections, one JSON object per line; None prints the first ones.
         say: prints a message.
         rejected_lines: file for the rejected lines themselves; None for none.
         progress: called with the report after each batch.
         batch_texts: maximum number of lines in a batch.
+        concurrent_batches: maximum number of batches that are ingested concurrently.
         overloaded_pause_s: pause before a batch is retried for which the queue of the model was full.
     """
 
     def __init__(
         self,
-        core: Operations | VectorOperations,
+        core: Operations | VectorOperations | Backend,
         options: LoadOptions,
         rejects: BinaryIO | None,
         say: Callable[[str], None],
@@ -96,6 +116,7 @@ class BulkLoad:
         rejected_lines: BinaryIO | None = None,
         progress: Callable[[LoadReport], None] = lambda _report: None,
         batch_texts: int = BATCH_MAX_TEXTS,
+        concurrent_batches: int = CONCURRENT_BATCHES_MAX,
         overloaded_pause_s: float = OVERLOADED_PAUSE_S,
     ) -> None:
         self._core = core
@@ -104,11 +125,13 @@ class BulkLoad:
         self._say = say
         self._progress = progress
         self._batch_texts = batch_texts
+        self._concurrent_batches = concurrent_batches
         self._overloaded_pause_s = overloaded_pause_s
-        self.report = LoadReport(alias=None if options.alias is None else False, allow_lost=options.allow_lost)
+        alias = False if options.moves_alias else None
+        self.report = LoadReport(alias=alias, allow_lost=options.allow_lost, shard=options.shard)
         rejections = Rejections(rejects, rejected_lines, say, self._fail, self.report)
-        scope = options.alias or options.collection
-        self._account = Account(self.report, rejections, scope, keeps=options.request.insert_only)
+        self._account = Account(self.report, rejections, options.scope, keeps=options.request.insert_only)
+        self._shard_lines = ShardLines(options.shard, options.scope)
         self._accounting = Threads("account", 1)
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -168,7 +191,7 @@ class BulkLoad:
         await self._first_of(self._input_known, self._stopping)
         # Input without a document leaves no new collection behind.
         is_needed = self.report.failure is None and (
-            self._has_documents or await collections.exists(options.collection)
+            self._has_documents or (options.shard is None and await collections.exists(options.collection))
         )
         load = await self._core.loads.load(self._load_request, self._say) if is_needed else None
         if load is not None and self._has_documents and await load.begin(self._stopping):
@@ -193,7 +216,7 @@ class BulkLoad:
             self.report.failure = INTERRUPTED
             return
         self._deferred = False
-        if options.alias is not None:
+        if options.moves_alias:
             self.report.alias = end is not None and options.alias in end.aliases
             if self._lacking is not None:
                 self._say(f"the alias is not set: {self._lacking}")
@@ -202,21 +225,33 @@ class BulkLoad:
     def _load_request(self) -> LoadRequest:
         options = self._options
         return LoadRequest(
-            options.collection, options.load_id, options.alias, options.defer_index, has_lines=self._has_documents
+            options.collection,
+            options.load_id,
+            options.alias,
+            options.defer_index,
+            has_lines=self._has_documents,
+            shard=options.shard,
         )
 
-    async def _end(self, load: OngoingLoad) -> LoadEnd:
+    async def _end(self, load: LoadRun) -> LoadEnd:
         """End the load, and finish the collection if it is the last."""
         options, report = self._options, self.report
-        self._say("all lines are ingested; building the index unless another load is under way")
+        if options.shard is None:
+            self._say("all lines are ingested; building the index unless another load is under way")
         end = await load.end(
             self._stopping,
             complete=(options.allow_rejected or not report.rejected) and not report.lost,
             rejected=report.rejected + report.lost,
-            alias=options.alias if report.stored else None,
+            alias=options.alias if report.stored or options.shard is not None else None,
+            counts=LoadCounts(self._shard_lines.read, report.lines, report.points),
         )
+        if end.outcome == "unfinished":
+            report.failure = UNFINISHED
         if end.outcome == "blocked" and report.stored and report.rejected:
             self._say(f"load the corrected lines with --load-id {load.load_id}")
+        if options.shard is not None:
+            self._say(f"shard {options.shard} has ended; when all have, --finish builds the index and moves the alias")
+            return end
         for text in end_messages(end, load.load_id, options.alias):
             self._say(text)
         return end
@@ -251,7 +286,7 @@ class BulkLoad:
                 if batch is None:
                     break
                 # Lines of the same point must be stored in their order.
-                while len(running) >= CONCURRENT_BATCHES_MAX or any(
+                while len(running) >= self._concurrent_batches or any(
                     batch.keys & other.keys for other in running.values()
                 ):
                     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -271,8 +306,7 @@ class BulkLoad:
             return
 
         try:
-            scope = self._options.alias or self._options.collection
-            found = batches(self._documents(lines), scope, max_texts=self._batch_texts)
+            found = batches(self._documents(lines), self._options.scope, max_texts=self._batch_texts)
             hand_over(chain(found, (None,)), read, loop)
         except Exception as error:  # noqa: BLE001 - otherwise the load would wait forever
             self._fail_unexpectedly(error)
@@ -283,12 +317,16 @@ class BulkLoad:
         """The lines that are documents. The others are rejected. What was read before a wrong file is stored."""
         try:
             for line in lines:
+                is_mine = self._shard_lines.has(line)
+                self.report.read = self._shard_lines.read
                 if isinstance(line, BadLine):
-                    self._account.no_document(line)
-                else:
-                    if not self._has_documents:
-                        self._has_documents = True
-                        self._call_in_loop(self._input_known.set)
+                    if is_mine:
+                        self._account.no_document(line)
+                    continue
+                if not self._has_documents:
+                    self._has_documents = True
+                    self._call_in_loop(self._input_known.set)
+                if is_mine:
                     yield line
         except InputError as error:
             self._input_failure = str(error)

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from qdrant_sink.loading import Shard
+
 
 @dataclass(slots=True)
 class LoadReport:
@@ -24,7 +26,9 @@ class LoadReport:
         tokens: embedded tokens.
         passed: lines that an earlier run has done, of `lines`.
         failure: the reason why the load was not finished; None if it was finished.
-        alias: whether the alias was set; None without an alias.
+        alias: whether the alias was set; None without an alias, and for a shard.
+        shard: the part of the input that is loaded; None for the whole.
+        read: lines of the whole input, if only a part is loaded.
         started: start of the load on the monotonic clock, in seconds.
     """
 
@@ -41,6 +45,8 @@ class LoadReport:
     passed: int = 0
     failure: str | None = None
     alias: bool | None = None
+    shard: Shard | None = None
+    read: int = 0
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -84,6 +90,8 @@ class LoadReport:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
         }
+        if self.shard is not None:
+            summary |= {"shard": str(self.shard), "read": self.read}
         if self.alias is not None:
             summary["alias"] = self.alias
         return summary if self.failure is None else {**summary, "error": self.failure}

@@ -17,7 +17,8 @@ from service.operations.ingest_values import (
     RejectedPoint,
 )
 from service.operations.inventory import CollectionsRequest, CollectionsResult, DescribedCollection
-from service.operations.load_values import LoadEnd, LoadRequest
+from service.operations.load_actions import LoadAction, LoadStep
+from service.operations.load_values import LoadCounts, LoadEnd, LoadRequest
 from service.operations.loads import Loads
 from service.operations.model_check import ModelWarning
 from service.operations.ongoing_load import OngoingLoad
@@ -61,8 +62,11 @@ __all__ = [
     "IngestedText",
     "LengthLimits",
     "Like",
+    "LoadAction",
+    "LoadCounts",
     "LoadEnd",
     "LoadRequest",
+    "LoadStep",
     "Loads",
     "ModelWarning",
     "OngoingLoad",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from qdrant_sink.loading import LoadRecord
+from qdrant_sink.loading import LoadRecord, Shard, ShardedLoad
 
 INTERRUPTED: Final = "interrupted; run the same command again to continue"
 """What a load, a copy or a completion says that was ended before its end."""
@@ -22,6 +22,8 @@ class LoadRequest:
         alias: alias that is to lead to the collection when all loads are complete; None for none.
         defer_index: defer the graph even if the collection has points.
         has_lines: whether lines are loaded. Otherwise the collection is only finished, if no load is under way.
+        shard: part of an input that is loaded; None for the whole. Shards are finished together by a load without
+            lines.
     """
 
     collection: str
@@ -29,6 +31,22 @@ class LoadRequest:
     alias: str | None = None
     defer_index: bool = False
     has_lines: bool = True
+    shard: Shard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCounts:
+    """What a load has counted.
+
+    Attributes:
+        read: lines of the whole input.
+        lines: lines of this load.
+        points: points of its lines in the collection.
+    """
+
+    read: int = 0
+    lines: int = 0
+    points: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +56,18 @@ class LoadEnd:
     Attributes:
         outcome: `finished`: the graph is built and the aliases have moved. `left`: another load is under way, and
             finishes. `blocked`: the graph is built, and lines of some loads are missing, so no alias has moved.
-            `stopped`: it was interrupted.
+            `stopped`: it was interrupted. `unfinished`: shards are missing, and nothing was done.
         aliases: aliases that were moved.
         others: loads that are under way, or whose lines are missing, this one included.
+        sharded: the loads that are divided into shards, of a load without lines.
+        points: number of points in the collection, if there are such loads.
     """
 
-    outcome: Literal["finished", "left", "blocked", "stopped"]
+    outcome: Literal["finished", "left", "blocked", "stopped", "unfinished"]
     aliases: Sequence[str] = ()
     others: Sequence[LoadRecord] = ()
+    sharded: Sequence[ShardedLoad] = ()
+    points: int = 0
 
 
 def described(record: LoadRecord) -> str:

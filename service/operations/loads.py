@@ -6,7 +6,16 @@ import asyncio
 from collections.abc import Callable
 
 from embedder import InvalidRequest
-from qdrant_sink.loading import BEAT_INTERVAL_S, LEASE_S, LOAD_ID_RULE, SignsOfLife, changes_of, is_load_id, records_of
+from qdrant_sink.loading import (
+    BEAT_INTERVAL_S,
+    LEASE_S,
+    LOAD_ID_RULE,
+    LoadRecord,
+    SignsOfLife,
+    changes_of,
+    is_load_id,
+    records_of,
+)
 from service.operations.collections import Collections
 from service.operations.load_values import LoadRequest, described
 from service.operations.ongoing_load import POLL_INTERVAL_S, PROCESS, OngoingLoad
@@ -63,7 +72,7 @@ class Loads:
         return SignsOfLife(None if is_shared else PROCESS, lease_s=self.lease_s)
 
     async def forget(self, collection: str, load_id: str) -> None:
-        """Remove what is recorded of a load, whose missing lines are given up.
+        """Remove what is recorded of a load, or of all shards of this name. Its missing lines are given up.
 
         Raises:
             InvalidRequest: there is no record of the load, or the load is under way.
@@ -73,14 +82,19 @@ class Loads:
         while True:
             records = await self._store.patient_call(lambda: records_of(store().metadata(collection)))
             signs.see(records)
-            runs = [record for record in records.values() if record.load == load_id]
+            runs = [record for record in records.values() if load_id in (record.load, _name_of_shards(record))]
             lives = {signs.life(record) for record in runs if record.is_active}
             if not runs:
                 raise InvalidRequest(f"nothing is recorded of a load {load_id!r} into {collection!r}")
             if "alive" in lives:
-                raise InvalidRequest(f"{described(runs[0])} is under way; end it first")
+                alive = next(record for record in runs if record.is_active and signs.life(record) == "alive")
+                raise InvalidRequest(f"{described(alive)} is under way; end it first")
             if "unknown" not in lives:
                 break
             await asyncio.sleep(POLL_INTERVAL_S)
         changes = changes_of(dict.fromkeys(record.holder for record in runs))
         await self._store.patient_call(lambda: store().update_metadata(collection, changes))
+
+
+def _name_of_shards(record: LoadRecord) -> str | None:
+    return None if record.shard is None else record.shard.name_of(record.load)

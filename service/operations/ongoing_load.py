@@ -17,9 +17,20 @@ from typing import Final, Literal
 
 from embedder import InvalidRequest, WorkerError
 from qdrant_sink import AccessDenied, CollectionChanged, CollectionSchema, FeatureMissing, StoreUnavailable
-from qdrant_sink.loading import LoadRecord, Records, SignsOfLife, Step, Steps, changes_of, records_of
+from qdrant_sink.loading import (
+    LoadRecord,
+    Records,
+    ShardedLoad,
+    SignsOfLife,
+    Step,
+    Steps,
+    changes_of,
+    in_force,
+    records_of,
+    sharded_loads,
+)
 from service.operations.collections import Collections
-from service.operations.load_values import LoadEnd, LoadRequest, described
+from service.operations.load_values import LoadCounts, LoadEnd, LoadRequest, described
 from service.operations.store_access import StoreAccess
 
 log = logging.getLogger(__name__)
@@ -71,7 +82,8 @@ class OngoingLoad:
         self._lease_s = lease_s
         self._beat_interval_s = beat_interval_s
         now = _now()
-        record = LoadRecord(request.load_id, PROCESS + secrets.token_hex(4), "running", now, now, alias=request.alias)
+        holder = PROCESS + secrets.token_hex(4)
+        record = LoadRecord(request.load_id, holder, "running", now, now, alias=request.alias, shard=request.shard)
         self._steps = Steps(record, has_lines=request.has_lines)
         self.signs = signs
         self._is_recorded = True
@@ -154,22 +166,47 @@ class OngoingLoad:
             )
         await self._write(self._steps.signed(_now()))
 
-    async def end(self, stopping: asyncio.Event, *, complete: bool, rejected: int, alias: str | None) -> LoadEnd:
+    async def end(
+        self,
+        stopping: asyncio.Event,
+        *,
+        complete: bool,
+        rejected: int,
+        alias: str | None,
+        counts: LoadCounts = LoadCounts(),  # noqa: B008 - a frozen value
+    ) -> LoadEnd:
         """End a load whose lines are all stored or rejected. The last to end builds the graph and moves the aliases.
+
+        A shard leaves both to the load without lines that finishes all shards. That one does neither while shards are
+        missing.
 
         Args:
             stopping: event that ends the wait for the graph, and for other loads.
             complete: whether all lines are stored, or rejections are allowed.
             rejected: number of rejected points and lines.
             alias: alias that is to lead to the collection; None for none.
+            counts: what the load has counted.
         """
-        self._steps = self._steps.ending(complete=complete, rejected=rejected, alias=alias)
+        sharded: Sequence[ShardedLoad] = ()
+        points = 0
+        if not self._request.has_lines:
+            sharded, points = await self._store.patient_call(self._shards)
+            if any(not load.is_complete or load.points > points for load in sharded):
+                return LoadEnd("unfinished", sharded=sharded, points=points)
+        self._steps = self._steps.ending(
+            complete=complete,
+            rejected=rejected,
+            alias=alias,
+            read=counts.read,
+            lines=counts.lines,
+            points=counts.points,
+        )
         await self._run(stopping)
         steps = self._steps
         if steps.step is Step.REFUSED:
             return LoadEnd("left", others=steps.others)
         aliases = steps.aliases if steps.step is Step.FINISHED else ()
-        return LoadEnd(_OUTCOMES[steps.step], aliases, steps.others)
+        return LoadEnd(_OUTCOMES[steps.step], aliases, steps.others, sharded, points)
 
     async def stop(self) -> None:
         """Record that the load was interrupted, so that its next run need not wait for signs of life.
@@ -272,11 +309,22 @@ class OngoingLoad:
         return records
 
     def _go_unrecorded(self, why: str) -> None:
+        if self._request.shard is not None:
+            raise InvalidRequest(
+                f"a shard cannot be recorded in the collection ({why}), so nobody could compare it with the others; "
+                "load the whole input without --shard"
+            )
         self._is_recorded = False
         self._say(
             f"this load cannot be recorded in the collection ({why}): run no other load into it at the same time, "
             "since neither would know of the other"
         )
+
+    def _shards(self) -> tuple[Sequence[ShardedLoad], int]:
+        """The loads that are divided into shards, and the number of points in the collection if there are some."""
+        store, collection = self._store.opened(), self._request.collection
+        sharded = sharded_loads(in_force(records_of(store.metadata(collection)).values()))
+        return sharded, store.count(collection) if sharded else 0
 
     def _ensured(self) -> str | None:
         """Create or verify the collection; returns the collection that the alias leads to."""

@@ -16,6 +16,7 @@ from service.operations.completion import Completion
 from service.operations.embed import Embed, LengthLimits
 from service.operations.ingest import Ingest
 from service.operations.inventory import Inventory
+from service.operations.load_actions import LoadActions
 from service.operations.loads import Loads
 from service.operations.memory_parts import operations_parts
 from service.operations.model_check import ModelCheck
@@ -105,6 +106,7 @@ class Operations:
         self.reindex = Reindex(settings, self._store, model=model)
         self.search = SearchOperation(embedder, self._store, self.collections, check, self.limits, memory=self.memory)
         self.points = Points(self._store, self.collections, self.memory)
+        self.load_action = LoadActions(self.collections, self.loads, allowed=settings.allow_loads)
         self.inventory = Inventory(settings, self._store, self.collections)
         self.score = Score(embedder, self.limits, memory=self.memory)
         self.rerank = Rerank(embedder, self.limits, memory=self.memory)

@@ -6,6 +6,7 @@ from typing import (
     Annotated,
     Any,
     Final,
+    Literal,
     NotRequired,  # pydantic cannot describe that of Python 3.11
 )
 
@@ -264,6 +265,18 @@ class DeleteAnswer(TypedDict):
     """The answer to a delete request."""
 
     deleted: Count
+    timings: NotRequired[Timings]
+
+
+class LoadAnswer(TypedDict):
+    """The answer to a step of a load."""
+
+    outcome: Annotated[
+        Literal["begun", "ended", "finished", "left", "blocked", "stopped", "unfinished"],
+        Field(description="unfinished: shards are missing, as messages say, and nothing was done"),
+    ]
+    aliases: Annotated[list[str], Field(description="aliases that lead to the collection now")]
+    messages: Annotated[list[str], Field(description="for a person: what is missing, or what the shards have counted")]
     timings: NotRequired[Timings]
 
 

@@ -34,11 +34,12 @@ from service.wire.fields import Limits
 from service.wire.instrumentation import Instrumentation, RenderError
 from service.wire.json_limits import JsonLimits
 from service.wire.json_values import size_of
+from service.wire.load_requests import LoadRequest
 from service.wire.openai import OpenAIDialect, is_openai, is_openai_path, openai_error
 from service.wire.outcome import Answer, Content, Outcome
 from service.wire.parsing import operation_name, parse, without_timings
 from service.wire.qdrant_inference import INFERENCE, InferenceDialect, as_server_reads, inference_error
-from service.wire.read_answers import collection_answer, collections_answer, points_answer
+from service.wire.read_answers import collection_answer, collections_answer, load_answer, points_answer
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.rendered_memory import rendered_max_bytes, texts_max_bytes
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, QdrantTarget, ScoreRequest, SearchRequest
@@ -230,7 +231,9 @@ class Codec:
                 return await self._stored(request, form)
 
     async def _stored(
-        self, request: CountRequest | DeleteRequest | ReadPointsRequest | CollectionsRequest, form: type[Content]
+        self,
+        request: CountRequest | DeleteRequest | ReadPointsRequest | CollectionsRequest | LoadRequest,
+        form: type[Content],
     ) -> Outcome:
         """Run a request that concerns the store alone."""
         match request:
@@ -242,6 +245,8 @@ class Codec:
                 return await self._points(request, form)
             case CollectionsRequest():
                 return await self._collections(request)
+            case LoadRequest():
+                return Outcome(Body.of(load_answer(await self.core.load_action(request.value()))))
 
     async def _embed(self, request: EmbedRequest, form: type[Content]) -> Outcome:
         if form is not Values or request.encoding != "base64" or not request.wants_vectors or is_quick(request.texts):

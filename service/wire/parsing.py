@@ -13,6 +13,7 @@ from qdrant_sink import kind_of
 from service.validation import NEEDED, field_error, invalid_field, is_unicode, shown
 from service.wire.field_names import unknown_field, unknown_names
 from service.wire.fields import FIELDS_MAX, Limits
+from service.wire.load_requests import LoadRequest
 from service.wire.read_requests import CollectionsRequest, ReadPointsRequest
 from service.wire.requests import CountRequest, DeleteRequest, EmbedRequest, ScoreRequest, SearchRequest
 
@@ -30,7 +31,14 @@ _UNKNOWN: Final = "extra_forbidden"
 _DEFAULT_OPERATION: Final = "embed"
 
 Request = (
-    EmbedRequest | SearchRequest | CountRequest | DeleteRequest | ScoreRequest | ReadPointsRequest | CollectionsRequest
+    EmbedRequest
+    | SearchRequest
+    | CountRequest
+    | DeleteRequest
+    | ScoreRequest
+    | ReadPointsRequest
+    | CollectionsRequest
+    | LoadRequest
 )
 
 _OPERATIONS: Mapping[str, type[Request]] = {
@@ -41,6 +49,7 @@ _OPERATIONS: Mapping[str, type[Request]] = {
     "score": ScoreRequest,
     "points": ReadPointsRequest,
     "collections": CollectionsRequest,
+    "load": LoadRequest,
 }
 
 

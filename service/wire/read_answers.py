@@ -1,14 +1,15 @@
-"""Rendering of collections and stored points as answers."""
+"""Rendering of collections, loads and stored points as answers."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from qdrant_sink import Vectors
-from service.operations import CollectionsResult, DescribedCollection, PointsResult, ReadPoint
+from service.operations import CollectionsResult, DescribedCollection, LoadStep, PointsResult, ReadPoint
 from service.wire.answer_types import (
     CollectionAnswer,
     CollectionsAnswer,
+    LoadAnswer,
     ModelAnswer,
     ReadPointAnswer,
     ReadPointsAnswer,
@@ -85,6 +86,12 @@ def _model(result: DescribedCollection, worker_model: str) -> ModelAnswer:
     if model is None:
         return {"name": worker_model, "source": "worker"}
     return {"name": model.name, "revision": model.revision, "source": "collection"}
+
+
+def load_answer(step: LoadStep) -> LoadAnswer:
+    """The answer to a step of a load."""
+    outcome = cast("Any", step.outcome)
+    return {"outcome": outcome, "aliases": list(step.aliases), "messages": list(step.messages)}
 
 
 def points_answer(request: ReadPointsRequest, result: PointsResult) -> ReadPointsAnswer:

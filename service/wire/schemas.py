@@ -16,6 +16,7 @@ from service.wire.answer_types import (
     CountAnswer,
     DeleteAnswer,
     EmbedAnswer,
+    LoadAnswer,
     PointsAnswer,
     ReadPointsAnswer,
     ScoreAnswer,
@@ -147,6 +148,7 @@ ANSWERS: Final[Mapping[str, Described]] = {
     ),
     "/points/count": Described(CountAnswer, {"count": 1}),
     "/points/delete": Described(DeleteAnswer, {"deleted": 1}),
+    "/loads": Described(LoadAnswer, {"outcome": "begun", "aliases": [], "messages": []}),
     "/points/get": Described(
         ReadPointsAnswer,
         {

@@ -24,6 +24,7 @@ PATHS: Mapping[str, str] = {
     "/points/delete": "DeleteRequest",
     "/points/get": "ReadPointsRequest",
     "/score": "ScoreRequest",
+    "/loads": "LoadRequest",
     "/v1/embeddings": "EmbeddingsRequest",
     "/qdrant/inference": "InferenceRequest",
     "/v1/rerank": "RerankRequest",

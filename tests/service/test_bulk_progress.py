@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qdrant_sink.loading import Shard
 from service.bulk import LoadReport
 from service.bulk.reading import Reader, ReadOptions, ReadProgress
 from service.bulk.sources import sources_of
@@ -103,3 +104,10 @@ def test_the_part_that_is_read_grows_to_all(tmp_path: Path, suffix: str) -> None
 def test_the_part_of_a_pipe_is_unknown() -> None:
     """A size that nobody knows gives no percentage."""
     assert ReadProgress().fraction is None
+
+
+def test_the_progress_of_a_shard_is_that_of_its_part() -> None:
+    """A quarter of the lines that were read is all that a shard of four has to store of them."""
+    read = ReadProgress()
+    read.lines, read.fraction = 1000, 0.5
+    assert described(LoadReport(shard=Shard(1, 4), lines=250), read).startswith("50 %")

@@ -45,7 +45,7 @@ JOB = "/jobs/{id}"
 def served(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with a point in its store."""
     store = EdgeStore(tmp_path_factory.mktemp("schema"))
-    operations = Operations(Settings.from_environment(ENVIRONMENT), embedder, store)
+    operations = Operations(Settings.from_environment({**ENVIRONMENT, "ALLOW_LOADS": "true"}), embedder, store)
     with Served(operations) as opened, opened.client() as client:
         client.post("/points", json={"texts": ["one"], "qdrant": {"collection": "notes", "ids": [1]}})
         yield opened
@@ -129,6 +129,11 @@ RICH: dict[str, list[dict[str, Any]]] = {
     "/score": [{"pairs": [["a", "b"], ["c", "d"]], "timings": True}],
     "/points/count": [{"collection": "notes", "timings": True}],
     "/points/delete": [{"collection": "notes", "ids": ["absent"], "timings": True}],
+    "/loads": [
+        {"action": "begin", "collection": "loaded", "alias": "live", "timings": True},
+        {"action": "end", "collection": "loaded", "alias": "live", "read": 1, "lines": 1, "rejected": 1},
+        {"action": "finish", "collection": "loaded", "alias": "live"},
+    ],
     "/points/get": [
         {"collection": "notes", "ids": [1, "absent"], "withVectors": True, "timings": True},
         {"collection": "notes", "limit": 1, "withVectors": ["dense", "colbert"], "encoding": "base64"},

@@ -26,6 +26,9 @@ from service.bulk.line import BadLine, InputError, Line, WrongFileError
 from service.bulk.report import LoadReport
 from service.bulk.vector_files import vector_reading
 from service.bulk.vector_files.parts import ROW_GROUP_MAX_BYTES, PartFolder
+from service.operations.finish import Finish
+from service.settings import Settings
+from service.transports.cli.finish import finished
 from tests.command_line import PROGRAM, invoke
 from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.service.vector_files import VectorLoad, embedded, loaded_texts, points, raw, rewritten, told_by_texts
@@ -156,6 +159,26 @@ def test_documents_are_the_lines_of_a_file_of_chunks(embedder: Embedder, store: 
     load = VectorLoad(store, "--collection", "c", str(tmp_path / "a"))
     assert (load.report.lines, load.report.rejected) == (3, 3)
     assert load.report.points == store.count("c") == table.num_rows - 3
+
+
+@pytest.mark.usefixtures("signals")
+def test_shards_divide_the_documents_of_vector_files(embedder: Embedder, store: EdgeStore, tmp_path: Path) -> None:
+    """Each document and each rejection belongs to one shard, and the finish compares them as it does those of texts."""
+    embedded(embedder, tmp_path / "a", raw(DOCUMENTS), "--chunk-tokens", "64")
+    part = tmp_path / "a" / "part-00000.parquet"
+    dense = pq.read_table(part).column("dense").to_pylist()
+    dense[1] = [0.0] * DENSE_SIZE
+    rewritten(part, dense=pa.array(dense, pa.list_(pa.float32(), DENSE_SIZE)))
+    options = ("--collection", "a", "--alias", "live", "--allow-rejected", str(tmp_path / "a"))
+    reports = [VectorLoad(store, *options, "--shard", f"{index}/2").report for index in (1, 2)]
+    assert [(report.failure, report.read, report.alias) for report in reports] == [(None, 3, None)] * 2
+    assert sum(report.lines for report in reports) == 3
+    assert sum(report.rejected for report in reports) == 1
+    assert sum(report.points for report in reports) == store.count("a") == len(dense) - 1
+    assert store.aliases() == {}
+    finish = Finish(Settings.from_environment(ENVIRONMENT), store)
+    assert finished(finish, "a", "live", []).alias is True
+    assert store.aliases() == {"live": "a"}
 
 
 @pytest.mark.usefixtures("signals")

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from qdrant_sink.loading import Life, LoadRecord, Step, Steps
+from qdrant_sink.loading import Life, LoadRecord, Shard, Step, Steps, sharded_loads
 
 WALKS = 300
-"""Random orders of the steps of three processes."""
+"""Random orders of the steps of all processes."""
 
 STEPS_MAX = 2000
-"""Steps in which three processes end in any order."""
+"""Steps in which all processes end in any order."""
 
 ENDS = frozenset({Step.REFUSED, Step.STOPPED, Step.LEFT, Step.BLOCKED, Step.FINISHED})
 
@@ -35,6 +35,8 @@ class Plan:
         may_stop: whether it may be interrupted.
         doubts: whether it may read at a time when it does not know yet which loads are alive.
         after: index of the process that must have ended before this one starts; None if it may start at any time.
+        after_all: whether all processes before it must have ended.
+        shard: the part of the input that it loads; None for the whole.
     """
 
     load: str
@@ -45,6 +47,8 @@ class Plan:
     may_stop: bool = False
     after: int | None = None
     doubts: bool = True
+    after_all: bool = False
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class World:
 
 def first(number: int, plan: Plan) -> Process:
     """The process before its first step."""
-    record = LoadRecord(plan.load, f"{number}", "running", "", "", alias=plan.alias)
+    record = LoadRecord(plan.load, f"{number}", "running", "", "", alias=plan.alias, shard=plan.shard)
     steps = Steps(record, has_lines=plan.has_lines)
     return Process(steps if plan.has_lines else steps.ending(complete=True, rejected=0, alias=plan.alias))
 
@@ -84,6 +88,8 @@ def following(world: World, plans: tuple[Plan, ...]) -> Iterator[World]:
         if not process.is_alive or process.steps.step in ENDS:
             continue
         if plan.after is not None and not _has_ended(world.processes[plan.after]):
+            continue
+        if plan.after_all and not all(map(_has_ended, world.processes[:number])):
             continue
         for other in moves(world, process, plan):
             yield replace(
@@ -110,7 +116,8 @@ def moves(world: World, process: Process, plan: Plan) -> Iterator[World]:  # noq
     if plan.may_die:
         yield after(replace(process, is_alive=False))
     if steps.step is Step.LOADING:
-        ended = steps.ending(complete=plan.complete, rejected=0, alias=plan.alias)
+        read = 1 if plan.shard is None else plan.shard.count
+        ended = steps.ending(complete=plan.complete, rejected=0, alias=plan.alias, read=read, lines=1, points=1)
         yield after(replace(process, steps=ended, has_stored=plan.complete))
         if plan.may_stop:
             yield after(replace(process, steps=steps.stopping()))
@@ -167,7 +174,9 @@ def missing(world: World, plans: tuple[Plan, ...]) -> list[str]:
         for process, plan in zip(world.processes, plans, strict=True)
         if process.has_stored or process.is_loading
     }
-    return sorted(begun - whole)
+    shards = {plan.load for plan in plans if plan.shard is not None}
+    needed = begun | shards if begun & shards else begun
+    return sorted(needed - whole)
 
 
 def explore(plans: tuple[Plan, ...]) -> tuple[int, list[World]]:
@@ -192,6 +201,9 @@ def check(before: World, after: World, plans: tuple[Plan, ...]) -> None:
     if after.is_moved and not before.is_moved:
         assert not any(process.is_loading for process in before.processes), "the alias is moved under a load"
         assert not missing(before, plans), "the alias is moved, and lines are missing"
+        moved = next(new for old, new in zip(before.processes, after.processes, strict=True) if old != new)
+        has_shards = any(record.shard is not None and record.has_ended for record in before.records)
+        assert not (has_shards and moved.steps.has_lines), "the alias is moved, and nobody has compared the shards"
     loading = [plan.load for process, plan in zip(after.processes, plans, strict=True) if process.is_loading]
     assert len(set(loading)) == len(loading), "two runs of one load store lines"
     assert not after.is_deferred or after.records, "the graph is deferred, and nothing says by whom"
@@ -201,6 +213,11 @@ A, B, C = Plan("a"), Plan("b"), Plan("c")
 DIES, DIES_TOO = replace(A, may_die=True), replace(B, may_die=True)
 AGAIN = replace(A, after=0)
 FINISH = Plan("finish", has_lines=False)
+
+
+FIRST, SECOND = Shard(1, 2), Shard(2, 2)
+S1, S2 = Plan(FIRST.load_of("s"), shard=FIRST), Plan(SECOND.load_of("s"), shard=SECOND)
+LATE_FINISH = replace(FINISH, after_all=True)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +235,11 @@ FINISH = Plan("finish", has_lines=False)
         pytest.param((DIES, AGAIN, AGAIN), marks=pytest.mark.slow),
         (DIES, DIES_TOO),
         (DIES, FINISH),
+        (S1, FINISH),
+        (S1, S2),
+        (S1, replace(A, doubts=False)),
+        (S1, S2, replace(LATE_FINISH, doubts=False)),
+        (S1, S1),
     ],
 )
 def test_no_order_of_steps_moves_the_alias_early(plans: tuple[Plan, ...]) -> None:
@@ -237,10 +259,19 @@ def test_no_order_of_steps_moves_the_alias_early(plans: tuple[Plan, ...]) -> Non
         (DIES, DIES_TOO, AGAIN),
         (DIES, AGAIN, B),
         (replace(A, may_stop=True), AGAIN, B),
+        (S1, S2, FINISH),
+        (S1, S2, A),
+        (S1, S2, LATE_FINISH),
+        (S1, S2, A, LATE_FINISH),
+        (S1, S2, LATE_FINISH, LATE_FINISH),
+        (S1, S1, S2, LATE_FINISH),
+        (replace(S1, may_die=True), S2, replace(S1, after=0), LATE_FINISH),
+        (S1, replace(S2, complete=False), LATE_FINISH),
+        (S1, replace(S2, may_stop=True), LATE_FINISH),
     ],
 )
-def test_three_loads_in_random_orders(plans: tuple[Plan, ...]) -> None:
-    """The same of three processes, of which there are too many orders to try all."""
+def test_more_loads_in_random_orders(plans: tuple[Plan, ...]) -> None:
+    """The same of three and four processes, of which there are too many orders to try all."""
     draw = random.Random(3)
     for _ in range(WALKS):
         world = World(tuple(first(number, plan) for number, plan in enumerate(plans)))
@@ -261,7 +292,34 @@ def check_end(world: World, plans: tuple[Plan, ...]) -> None:
     steps = [process.steps.step for process in world.processes if process.is_alive]
     assert all(step in ENDS for step in steps), "a load waits for ever"
     is_calm = all(process.is_alive and process.steps.step is not Step.REFUSED for process in world.processes)
-    if is_calm and not missing(world, plans):
+    are_finished = plans[-1].after_all or all(plan.shard is None for plan in plans)
+    if is_calm and are_finished and not missing(world, plans):
         assert world.is_moved
         assert not world.is_deferred
         assert not world.records
+
+
+def test_shards_are_complete_together() -> None:
+    """Every shard has stored all its lines, all have read the same input, and each of its lines belongs to one."""
+    records = [
+        LoadRecord(shard.load_of("s"), str(shard), "ended", "", "", complete=True, shard=shard, read=7, lines=lines)
+        for shard, lines in ((FIRST, 3), (SECOND, 4))
+    ]
+    assert sharded_loads(records)[0].is_complete
+    for changed in (
+        records[:1],
+        [records[0], replace(records[1], state="interrupted")],
+        [records[0], replace(records[1], complete=False)],
+        [records[0], replace(records[1], read=8)],
+        [records[0], replace(records[1], lines=3)],
+    ):
+        assert not sharded_loads(changed)[0].is_complete
+    assert sharded_loads(records[:1])[0].not_begun == (SECOND,)
+
+
+def test_a_record_keeps_its_shard() -> None:
+    """What is written of a shard is read again, and what is no shard is no record of this program."""
+    record = LoadRecord("s:1-of-2", "x", "ended", "", "", shard=FIRST, read=7, lines=3, points=2)
+    assert LoadRecord.parse("x", record.value) == record
+    for shard in ("0/2", "3/2", "1/1001", "1", 1, [1, 2], "²/3"):
+        assert LoadRecord.parse("x", {**record.value, "shard": shard}) is None

@@ -9,16 +9,19 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import click
 
 from embedder import InvalidRequest, Kind, WorkerError
 from qdrant_sink import ModelIdentity
+from qdrant_sink.loading import Shard
 from service.bulk.dry_run import DryRun
 from service.bulk.formats import suffix_format
 from service.bulk.line import STANDARD_INPUT, BadLine, InputError, Line
+from service.bulk.line_batches import BATCH_MAX_TEXTS
 from service.bulk.load import STANDARD_INPUT_ID, BulkLoad, LoadOptions
 from service.bulk.reading import ReadProgress
 from service.bulk.report import LoadReport
@@ -38,8 +41,12 @@ from service.wire.fields import Limits
 from service.wire.parsing import parse
 from service.wire.requests import EmbedRequest, QdrantTarget
 
-_ANY_LENGTH = 8192
-"""Limit on the length of texts in tokens where no model says it, as texts are not embedded."""
+if TYPE_CHECKING:
+    from service.bulk.endpoint import Endpoint
+
+PASSAGE_MAX_TOKENS: Final = 8192
+"""Maximum tokens of a chunk where this process has no model that says it: of files with vectors, and on an endpoint,
+whose workers may allow fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,10 @@ class BulkOptions(InputOptions):
         vectors_model: model of vectors of which the files name none.
         load_id: id of the load; None for that of its files.
         finish: finish what other loads have stored, and load nothing.
+        shard: the part of the input to load; None for the whole.
+        endpoint: id of a serverless endpoint that embeds and stores; None for this process.
+        key: key of the endpoint.
+        jobs: maximum number of jobs of the endpoint in flight.
         drop_load: ids of loads whose missing lines are given up.
         dry_run: say what a load would do.
         tokens_per_s: rate of the model for a dry run; None to measure it.
@@ -85,6 +96,10 @@ class BulkOptions(InputOptions):
     vectors_model: str | None = None
     load_id: str | None = None
     finish: bool = False
+    shard: Shard | None = None
+    endpoint: str | None = None
+    key: str | None = None
+    jobs: int = 8
     drop_load: Sequence[str] = ()
     dry_run: bool = False
     tokens_per_s: float | None = None
@@ -101,6 +116,7 @@ def load_options(options: BulkOptions, limits: Limits) -> LoadOptions:
     Raises:
         InvalidRequest: an option is out of its limits.
     """
+    name = options.load_id or load_id_of(options.files)
     return LoadOptions(
         request=_request(options, limits),
         collection=options.collection,
@@ -108,7 +124,8 @@ def load_options(options: BulkOptions, limits: Limits) -> LoadOptions:
         allow_rejected=options.allow_rejected,
         allow_lost=options.replace or options.allow_differing,
         defer_index=options.defer_index,
-        load_id=options.load_id or load_id_of(options.files),
+        load_id=name if options.shard is None else options.shard.load_of(name),
+        shard=options.shard,
     )
 
 
@@ -155,6 +172,8 @@ def described(summary: Mapping[str, Any]) -> str:
         f" ({summary['skipped']} were there before), {summary['rejected']} rejected, in {summary['seconds']} s"
     )
     text += _fates(summary, "are in the collection")
+    if "shard" in summary:
+        text += f"; shard {summary['shard']} has {summary['lines']} of {summary['read']} lines"
     if "alias" in summary:
         text += "; the alias moved" if summary["alias"] else "; the alias did not move"
     return f"{text}; {summary['error']}" if "error" in summary else text
@@ -199,8 +218,7 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
     """
     end_on_signals()
     if options.finish:
-        with closing(Finish(Settings.from_environment())) as finish:
-            report = finished(finish, options.collection, options.alias, options.drop_load)
+        report = _finished(options)
         _print(report.summary(options.collection), options)
         return report.status
     with ExitStack() as stack:
@@ -211,10 +229,27 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
             lines, read = lines_of(options)
         rejects = opened(stack, options.rejects, "--rejects")
         rejected_lines = opened(stack, options.rejected_lines, "--rejected-lines")
+        if options.endpoint is not None:
+            with closing(_endpoint(options, options.endpoint)) as remote:
+                return load_over(remote, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
         chosen = operations_without_store if options.dry_run else Operations.build
         core = given or (build or chosen)(Settings.from_environment())
         stack.callback(core.close)
         return load(core, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
+
+
+def _finished(options: BulkOptions) -> LoadReport:
+    """Finish the collection, over the endpoint if there is one.
+
+    Raises:
+        ConfigurationError: the settings are invalid.
+        Failure: the id or the key of the endpoint cannot be sent.
+    """
+    if options.endpoint is not None:
+        with closing(_endpoint(options, options.endpoint)) as remote:
+            return finished(remote.finish, options.collection, options.alias, options.drop_load)
+    with closing(Finish(Settings.from_environment())) as finish:
+        return finished(finish, options.collection, options.alias, options.drop_load)
 
 
 def _vector_lines(options: BulkOptions) -> tuple[Iterable[Line | BadLine], ReadProgress, VectorOperations]:
@@ -245,12 +280,13 @@ def load(
     read: ReadProgress | None = None,
 ) -> int:
     """Run a load over loaded operations, or try it, and print its summary; returns the exit status."""
-    max_length = core.max_length if isinstance(core, Operations) else _ANY_LENGTH
+    max_length = core.max_length if isinstance(core, Operations) else PASSAGE_MAX_TOKENS
     limits = Limits(max_texts=core.settings.max_texts, max_length=max_length)
     try:
         checked = load_options(options, limits)
     except InvalidRequest as error:
-        report = LoadReport(failure=error.message, alias=None if options.alias is None else False)
+        alias = None if options.alias is None or options.shard is not None else False
+        report = LoadReport(failure=error.message, alias=alias)
         _print(report.summary(options.collection), options)
         return report.status
     with closing(ProgressLine(read or ReadProgress(), sys.stderr)) as progress:
@@ -272,6 +308,52 @@ def load(
             report = bulk.run(lines)
             summary = report.summary(options.collection)
     _print(summary, options)
+    return report.status
+
+
+def _endpoint(options: BulkOptions, endpoint: str) -> Endpoint:
+    """The endpoint that the options name.
+
+    Raises:
+        Failure: the id or the key cannot be sent.
+    """
+    from bge_m3_qdrant_client import Client, InvalidOption
+
+    from service.bulk.endpoint import Endpoint, client_of
+
+    try:
+        return Endpoint(client_of(partial(Client.runpod, endpoint, api_key=options.key or "")), options.jobs)
+    except InvalidOption as error:
+        raise Failure(error.message.replace("api_key", "--key")) from None
+
+
+def load_over(
+    remote: Endpoint,
+    options: BulkOptions,
+    lines: Iterable[Line | BadLine],
+    *,
+    rejects: BinaryIO | None = None,
+    rejected_lines: BinaryIO | None = None,
+    read: ReadProgress | None = None,
+) -> int:
+    """Run a load over an endpoint, and print its summary; returns the exit status."""
+    try:
+        checked = load_options(options, Limits(max_texts=BATCH_MAX_TEXTS, max_length=PASSAGE_MAX_TOKENS))
+    except InvalidRequest as error:
+        raise Failure(error.message) from None
+    with closing(ProgressLine(read or ReadProgress(), sys.stderr)) as progress:
+        bulk = BulkLoad(
+            remote,
+            checked,
+            rejects,
+            progress.say,
+            rejected_lines=rejected_lines,
+            progress=progress.show,
+            concurrent_batches=options.jobs,
+        )
+        interrupt_on_signals(bulk.interrupt)
+        report = bulk.run(lines)
+    _print(report.summary(options.collection), options)
     return report.status
 
 

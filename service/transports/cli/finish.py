@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from embedder import WorkerError
 from service.bulk.end_messages import end_messages
+from service.bulk.load import UNFINISHED
 from service.bulk.report import LoadReport
-from service.operations.finish import FINISH_ID, Finish
+from service.operations import LoadEnd
+from service.operations.finish import FINISH_ID
 from service.operations.load_values import INTERRUPTED
 from service.transports.cli.messages import say
 from service.transports.cli.signals import interrupt_on_signals
 
 
-def finished(finish: Finish, collection: str, alias: str | None, gives_up: Sequence[str]) -> LoadReport:
+class FinishOperation(Protocol):
+    """Finishes a collection; see `service.operations.finish.Finish`."""
+
+    async def __call__(  # noqa: D102
+        self,
+        collection: str,
+        alias: str | None,
+        *,
+        gives_up: Sequence[str],
+        say: Callable[[str], None],
+        stopping: asyncio.Event,
+    ) -> LoadEnd: ...
+
+
+def finished(finish: FinishOperation, collection: str, alias: str | None, gives_up: Sequence[str]) -> LoadReport:
     """Finish a collection; returns the report of a load of no lines.
 
     Args:
@@ -32,7 +49,7 @@ def finished(finish: Finish, collection: str, alias: str | None, gives_up: Seque
 
 
 async def _finish(
-    finish: Finish, report: LoadReport, collection: str, alias: str | None, gives_up: Sequence[str]
+    finish: FinishOperation, report: LoadReport, collection: str, alias: str | None, gives_up: Sequence[str]
 ) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -42,6 +59,8 @@ async def _finish(
         say(text)
     if end.outcome == "stopped":
         report.failure = INTERRUPTED
+    elif end.outcome == "unfinished":
+        report.failure = UNFINISHED
     elif alias is not None:
         report.alias = alias in end.aliases
 

@@ -83,7 +83,8 @@ def described(report: LoadReport, read: ReadProgress) -> str:
         f"{report.submitted / seconds:.0f} points/s",
         f"{report.tokens / seconds:.0f} tokens/s",
     ]
-    done = None if read.fraction is None else read.fraction * min(report.lines / max(read.lines, 1), 1.0)
+    of_input = report.lines * (1 if report.shard is None else report.shard.count)
+    done = None if read.fraction is None else read.fraction * min(of_input / max(read.lines, 1), 1.0)
     if done and report.lines > report.passed:
         new = done * (report.lines - report.passed) / report.lines
         left = timedelta(seconds=round(seconds * (1 - done) / new))

@@ -79,6 +79,12 @@ ROUTES: Final = (
     ),
     Route("/points/get", "points", "Read points by id or by page", {"collection": "notes", "ids": ["rsync", "tar"]}),
     Route("/points/delete", "delete", "Delete points", {"collection": "notes", "ids": ["rsync"]}),
+    Route(
+        "/loads",
+        "load",
+        "Begin, end or finish a load, with ALLOW_LOADS",
+        {"action": "begin", "collection": "notes-v2", "alias": "notes"},
+    ),
 )
 
 EMBEDDINGS_EXAMPLE: Final[Json] = {

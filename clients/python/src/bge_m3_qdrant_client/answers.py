@@ -303,6 +303,19 @@ class DeleteAnswer(Answer):
     """Seconds per stage; only with timings."""
 
 
+class LoadAnswer(Answer):
+    """The answer to a step of a load."""
+
+    aliases: list[str]
+    """Aliases that lead to the collection now."""
+    messages: list[str]
+    """For a person: what is missing, or what the shards have counted."""
+    outcome: str
+    """Unfinished: shards are missing, as messages say, and nothing was done."""
+    timings: dict[str, float] | None = None
+    """Seconds per stage; only with timings."""
+
+
 class StoredVectorsAnswer(Answer):
     """The requested vectors of a stored point."""
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 from typing_extensions import Self, Unpack
@@ -17,6 +17,7 @@ from bge_m3_qdrant_client.answers import (
     CountAnswer,
     DeleteAnswer,
     EmbedAnswer,
+    LoadAnswer,
     PointsAnswer,
     ReadPointsAnswer,
     RerankAnswer,
@@ -32,6 +33,7 @@ from bge_m3_qdrant_client.options import (
     DeleteOptions,
     EmbedOptions,
     IngestOptions,
+    LoadOptions,
     PointsOptions,
     RerankOptions,
     ScoreOptions,
@@ -176,6 +178,10 @@ class AsyncClient:
     async def delete(self, **options: Unpack[DeleteOptions]) -> DeleteAnswer:
         """See `Client.delete`."""
         return await self._run(self._core.delete(options))
+
+    async def load(self, action: Literal["begin", "end", "finish"], **options: Unpack[LoadOptions]) -> LoadAnswer:
+        """See `Client.load`."""
+        return await self._run(self._core.load(action, options))
 
     async def points(self, **options: Unpack[PointsOptions]) -> ReadPointsAnswer:
         """See `Client.points`."""

@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from bge_m3_qdrant_client.errors import InvalidOption, TimedOut
 
-Operation = Literal["embed", "ingest", "search", "score", "rerank", "count", "delete", "points", "collections"]
+Operation = Literal["embed", "ingest", "search", "score", "rerank", "count", "delete", "points", "collections", "load"]
 
 Notify = Callable[[int], None]
 """Called with the number of points that are stored, skipped or rejected so far, while a job runs."""

@@ -12,6 +12,7 @@ from bge_m3_qdrant_client.answers import (
     CollectionsAnswer,
     CountAnswer,
     DeleteAnswer,
+    LoadAnswer,
     ReadPointsAnswer,
     RerankAnswer,
     ScoreAnswer,
@@ -128,6 +129,11 @@ class Core:
         body = as_json(options.DELETE_OPTIONS_FIELDS, given, "delete")
         return self._answer("delete", body, DeleteAnswer, repeatable=False)
 
+    def load(self, action: str, given: Mapping[str, Any]) -> Steps[LoadAnswer]:
+        """The steps of `load`."""
+        body = {**as_json(options.LOAD_OPTIONS_FIELDS, given, "load"), "action": action}
+        return self._answer("load", body, LoadAnswer, job=True)
+
     def points(self, given: Mapping[str, Any]) -> Steps[ReadPointsAnswer]:
         """The steps of `points`."""
         body = {"encoding": "base64", **as_json(options.POINTS_OPTIONS_FIELDS, given, "points")}
@@ -155,9 +161,15 @@ class Core:
         return Texts(texts, ids, payloads, max_texts=self._max_texts, max_bytes=max_bytes)
 
     def _answer(
-        self, operation: Operation, body: Mapping[str, Any], kind: type[A], *, repeatable: bool = True
+        self,
+        operation: Operation,
+        body: Mapping[str, Any],
+        kind: type[A],
+        *,
+        repeatable: bool = True,
+        job: bool = False,
     ) -> Steps[A]:
-        call = Call(operation, body, repeatable=repeatable)
+        call = Call(operation, body, repeatable=repeatable, job=job)
         return validated(kind, (yield from exchange(self.target, call, self._policy)))
 
 

@@ -23,6 +23,7 @@ PATHS: Final[Mapping[str, str]] = {
     "count": "/points/count",
     "delete": "/points/delete",
     "points": "/points/get",
+    "load": "/loads",
 }
 
 REQUEST_MAX_BYTES: Final = 30_000_000

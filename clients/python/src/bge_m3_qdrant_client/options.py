@@ -192,6 +192,31 @@ class DeleteOptions(TypedDict, total=False):
     """Answer with seconds per stage; False by default."""
 
 
+class LoadOptions(TypedDict, total=False):
+    """Keyword parameters of `Client.load`."""
+
+    alias: str | None
+    collection: str
+    complete: bool | None
+    """True by default."""
+    defer_index: bool | None
+    """False by default."""
+    lines: int | None
+    """At least 0; at most 9007199254740991; 0 by default."""
+    load_id: str | None
+    """`load` by default."""
+    points: int | None
+    """At least 0; at most 9007199254740991; 0 by default."""
+    read: int | None
+    """At least 0; at most 9007199254740991; 0 by default."""
+    rejected: int | None
+    """At least 0; at most 9007199254740991; 0 by default."""
+    shard: str | None
+    """At most 20 characters; `1/1` by default."""
+    timings: bool | None
+    """Answer with seconds per stage; False by default."""
+
+
 class OrderBy(TypedDict, total=False):
     """Order of points by a payload key with an index of integers, floats or datetimes."""
 
@@ -316,6 +341,19 @@ DELETE_OPTIONS_FIELDS: Final[Fields] = {
     "filter": Field("filter"),
     "id_scope": Field("idScope"),
     "ids": Field("ids"),
+    "timings": Field("timings"),
+}
+LOAD_OPTIONS_FIELDS: Final[Fields] = {
+    "alias": Field("alias"),
+    "collection": Field("collection"),
+    "complete": Field("complete"),
+    "defer_index": Field("deferIndex"),
+    "lines": Field("lines"),
+    "load_id": Field("loadId"),
+    "points": Field("points"),
+    "read": Field("read"),
+    "rejected": Field("rejected"),
+    "shard": Field("shard"),
     "timings": Field("timings"),
 }
 ORDER_BY_FIELDS: Final[Fields] = {

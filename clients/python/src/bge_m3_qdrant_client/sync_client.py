@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 from typing_extensions import Self, Unpack
@@ -19,6 +19,7 @@ from bge_m3_qdrant_client.answers import (
     CountAnswer,
     DeleteAnswer,
     EmbedAnswer,
+    LoadAnswer,
     PointsAnswer,
     ReadPointsAnswer,
     RerankAnswer,
@@ -33,6 +34,7 @@ from bge_m3_qdrant_client.options import (
     DeleteOptions,
     EmbedOptions,
     IngestOptions,
+    LoadOptions,
     PointsOptions,
     RerankOptions,
     ScoreOptions,
@@ -243,6 +245,14 @@ class Client:
         If its answer is lost, a deletion is not repeated, since the second answer would count the points that are left.
         """
         return self._run(self._core.delete(options))
+
+    def load(self, action: Literal["begin", "end", "finish"], **options: Unpack[LoadOptions]) -> LoadAnswer:
+        """Begin or end a load whose points `ingest` stores, or finish its collection; the worker needs `ALLOW_LOADS`.
+
+        `begin` creates the collection and defers its graph, `end` records what was counted, and `finish` builds the
+        graph and moves the alias, or says what is missing. Each may be repeated.
+        """
+        return self._run(self._core.load(action, options))
 
     def points(self, **options: Unpack[PointsOptions]) -> ReadPointsAnswer:
         """Read stored points by `ids`, or a page of them; `after` is the `next` of the page before."""

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Final
 
 import click
 
 from service.transports.cli.file_options import chunk_options, files_argument, reading_options
-from service.transports.cli.options import CONTEXT, configure_logs, examples, json_option, kinds_option
+from service.transports.cli.options import CONTEXT, Failure, configure_logs, examples, json_option, kinds_option
 
 _WITHOUT_VECTORS: Final = ("chunk_tokens", "chunk_overlap", "format", "encoding", "columns")
 """Options that have no effect on files that have vectors."""
+
+
+def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
+    from qdrant_sink.loading import Shard
+
+    try:
+        return None if value is None else Shard.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(
@@ -43,6 +53,28 @@ _WITHOUT_VECTORS: Final = ("chunk_tokens", "chunk_overlap", "format", "encoding"
     "--load-id",
     metavar="NAME",
     help="Name of this load among others into the collection.  [default: that of its files]",
+)
+@click.option(
+    "--shard",
+    callback=_shard,
+    metavar="I/N",
+    help="Load only part I of N of the same input; after all parts, --finish finishes the collection.",
+)
+@click.option("--endpoint", metavar="ID", help="Embed and store on this endpoint of RunPod, with no model here.")
+@click.option(
+    "--key",
+    envvar="WORKER_API_KEY",
+    metavar="KEY",
+    help="RunPod's key for --endpoint. In the environment no other user of this machine sees it.  "
+    "[env: WORKER_API_KEY]",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Maximum jobs of --endpoint in flight.",
 )
 @click.option("--finish", is_flag=True, help="Load nothing: build the graph and move the alias for loads that ended.")
 @click.option(
@@ -82,6 +114,8 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     rejected; derived ids belong to the alias, so they are the same in the next collection.
 
     Several loads into one collection may run at the same time; the last to end builds the graph and moves the alias.
+    With --shard I/N the same command loads one input on N machines, or N times one after the other. --finish then
+    compares what all parts have counted, builds the graph and moves the alias.
 
     After an interruption run the same command again; if the collection was new, --insert-only embeds only what is
     missing.
@@ -98,15 +132,15 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     if options["allow_differing"] and not options["insert_only"]:
         raise click.UsageError("--allow-differing needs --insert-only")
     if options["vectors_in"]:
-        useless = next((name for name in _WITHOUT_VECTORS if options[name]), None)
-        if useless is not None:
-            raise click.UsageError(f"--{useless.replace('_', '-')} has no effect with --vectors-in; give it to embed")
-        if len(options["text_fields"]) > 1:
-            raise click.UsageError("--text-field can be given once with --vectors-in")
-        if options["tokens_per_s"] is not None:
-            raise click.UsageError("--tokens-per-s has no effect with --vectors-in, which needs no model")
+        _check_vectors_in(options)
     elif options["vectors_model"] is not None:
         raise click.UsageError("--vectors-model needs --vectors-in")
+    if options["endpoint"] is not None:
+        _check_endpoint(options)
+    if options["shard"] is not None and options["finish"]:
+        raise click.UsageError("--finish is for all shards; leave --shard out")
+    if options["shard"] is not None and options["dry_run"]:
+        raise click.UsageError("--dry-run tries the whole input; leave --shard out")
     if options["finish"] and (options["files"] or options["vectors_in"]):
         raise click.UsageError(
             f"--finish loads nothing; leave {'the FILEs' if options['files'] else '--vectors-in'} out"
@@ -115,3 +149,30 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
     from service.transports.cli.bulk import BulkOptions, run
 
     return run(BulkOptions(as_json=as_json, **options), build)
+
+
+def _check_vectors_in(options: dict[str, Any]) -> None:
+    """Check that no option is for files without vectors."""
+    useless = next((name for name in _WITHOUT_VECTORS if options[name]), None)
+    if useless is not None:
+        raise click.UsageError(f"--{useless.replace('_', '-')} has no effect with --vectors-in; give it to embed")
+    if len(options["text_fields"]) > 1:
+        raise click.UsageError("--text-field can be given once with --vectors-in")
+    if options["tokens_per_s"] is not None:
+        raise click.UsageError("--tokens-per-s has no effect with --vectors-in, which needs no model")
+
+
+def _check_endpoint(options: dict[str, Any]) -> None:
+    """Check what --endpoint needs, and what is not possible with it."""
+    if options["key"] is None:
+        raise click.UsageError("--endpoint needs the key of RunPod, in WORKER_API_KEY or --key")
+    if options["vectors_in"]:
+        raise click.UsageError("--endpoint embeds texts, and --vectors-in has vectors already: leave out one")
+    if options["dry_run"]:
+        raise click.UsageError("--dry-run tokenizes with the model of this process; leave --endpoint out")
+    if options["drop_load"]:
+        raise click.UsageError("--drop-load needs the store; leave --endpoint out")
+    if options["insert_only"] and not options["allow_differing"]:
+        raise click.UsageError("--endpoint does not compare points that are kept: give --allow-differing")
+    if find_spec("bge_m3_qdrant_client") is None:
+        raise Failure("--endpoint needs the client: pip install ./clients/python")

@@ -1,0 +1,120 @@
+"""The benchmark of shards: one process beside several that load a shard each, on the same texts and the same cores.
+
+python -m benchmarks.shards                                      the miniature, 20 000 texts, a minute on two cores
+python -m benchmarks.shards --model /path --texts 200            a full-size checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from benchmarks.bulk import OpenStore
+from benchmarks.ingest import passages
+from embedder import Embedder
+from qdrant_sink.loading import Shard
+from service.bulk import BulkLoad, LoadOptions
+from service.bulk.line import Line
+from service.operations import IngestRequest, Operations
+from service.settings import Settings
+
+GOAL = 0.90
+"""Least share of the rate of one process."""
+
+
+def main() -> None:
+    """Measure both in turns, and print the medians."""
+    options = _parse()
+    if options.shard is not None:
+        _work(options)
+        return
+    cores = len(os.sched_getaffinity(0))
+    one: list[float] = []
+    many: list[float] = []
+    peaks: list[int] = []
+    for _ in range(options.rounds):
+        alone, peak = _measured(options, [Shard(1, 1)], cores)
+        shards = [Shard(index, options.shards) for index in range(1, options.shards + 1)]
+        together, peak_of_shards = _measured(options, shards, max(1, cores // options.shards))
+        one.append(alone)
+        many.append(together)
+        peaks.append(peak_of_shards)
+        print(
+            f"one process {alone:.2f} s, peak {peak} MB; {options.shards} shards {together:.2f} s, each {peaks[-1]} MB",
+            flush=True,
+        )
+    share = statistics.median(one) / statistics.median(many)
+    verdict = "met" if share >= GOAL else "missed"
+    print(
+        f"{options.texts} texts on {cores} cores: {options.shards} shards load at "
+        f"{100 * share:.1f} % of the rate of one process (goal {GOAL:.0%}: {verdict})"
+    )
+
+
+def _measured(options: argparse.Namespace, shards: Sequence[Shard], threads: int) -> tuple[float, int]:
+    """The time in which these shards are loaded concurrently in seconds, and the highest peak of a process in MB."""
+    with ExitStack() as stack:
+        workers = []
+        for shard in shards:
+            command = [sys.executable, "-m", "benchmarks.shards", *sys.argv[1:], "--shard", str(shard)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            worker = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
+            stack.callback(worker.wait)
+            stack.callback(worker.kill)
+            workers.append(worker)
+        for worker in workers:
+            if worker.stdout.readline() != "ready\n":
+                raise RuntimeError("a shard did not start")
+        started = time.perf_counter()
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        ends = [json.loads(worker.stdout.readline()) for worker in workers]
+        seconds = time.perf_counter() - started
+    if sum(end["stored"] for end in ends) != options.texts:
+        raise RuntimeError(f"{sum(end['stored'] for end in ends)} of {options.texts} texts are stored")
+    return seconds, max(end["peak_mb"] for end in ends)
+
+
+def _work(options: argparse.Namespace) -> None:
+    """Load one shard when the parent says so."""
+    settings = Settings.from_environment({"MODEL_ID": options.model, "GPU_DEVICE": "cpu", "DTYPE": options.dtype})
+    texts = passages(options.texts)
+    request = IngestRequest(texts=[""], collection="shards", vectors=("dense", "sparse"))
+    with tempfile.TemporaryDirectory() as folder:
+        core = Operations(settings, Embedder.load(settings.model_options), OpenStore(folder))
+        shard = Shard.parse(options.shard)
+        chosen = LoadOptions(request, "shards", load_id=shard.load_of("shards"), shard=shard)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        load = BulkLoad(core, chosen, None, lambda _text: None)
+        report = load.run(Line(number, text, number, None, size=len(text)) for number, text in enumerate(texts))
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+        print(json.dumps({"stored": report.stored, "peak_mb": peak_mb}), flush=True)
+        core.close()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shards", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", default="mini", help="as MODEL_ID")
+    parser.add_argument("--dtype", default="float32", help="as DTYPE")
+    parser.add_argument("--texts", type=int, default=20_000, help="number of texts")
+    parser.add_argument("--shards", type=int, default=4, help="number of shards")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
+    parser.add_argument("--shard", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""A serverless endpoint as the backend of a bulk load: its workers embed and store, and this process holds no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+from bge_m3_qdrant_client import Client, ClientError, IngestReport
+
+from embedder import Cancelled, Internal, InvalidRequest, ModelFailure, NotFound, Overloaded, WorkerError
+from embedder.threads import Threads
+from qdrant_sink import Refusal, SchemaMismatch, StoreRejected, StoreUnavailable
+from service import operations
+from service.bulk.line_batches import BATCH_MAX_TEXTS
+from service.operations import (
+    IngestFailed,
+    IngestRequest,
+    IngestResult,
+    LoadCounts,
+    LoadEnd,
+    LoadRequest,
+    RejectedPoint,
+)
+from service.operations.finish import FINISH_ID
+from service.operations.load_actions import WHOLE
+
+JOB_TIMEOUT_S: Final = 3600.0
+"""Maximum time of a job with its retries, the time in the queue of the endpoint included."""
+
+FINISH_TIMEOUT_S: Final = 24 * 3600.0
+"""Maximum time of the job that builds the graph."""
+
+JOB_RETRIES: Final = 8
+"""Repetitions of a job whose error is retryable."""
+
+_ERRORS: Final[Mapping[str, type[WorkerError]]] = {
+    "invalid_request": InvalidRequest,
+    "not_found": NotFound,
+    "overloaded": Overloaded,
+    "model_failure": ModelFailure,
+    "store_unavailable": StoreUnavailable,
+    "store_rejected": StoreRejected,
+    "schema_mismatch": SchemaMismatch,
+    "cancelled": Cancelled,
+}
+
+
+class Endpoint:
+    """The operations of a bulk load on an endpoint.
+
+    Args:
+        client: makes a client of the endpoint, for jobs that may take so many seconds.
+        jobs: maximum number of jobs in flight.
+
+    Attributes:
+        ingest: embeds and stores texts, a job for each batch.
+        loads: records loads in their collections, with jobs whose operation the worker must allow.
+        collections: the collections.
+    """
+
+    def __init__(self, client: Callable[[float], Client], jobs: int) -> None:
+        self._client, self._finishing = client(JOB_TIMEOUT_S), client(FINISH_TIMEOUT_S)
+        threads = Threads("endpoint", jobs + 1)
+        self.ingest = _Ingest(self._client, threads)
+        self.loads = _Loads(self._client, self._finishing, threads)
+        self.collections = _Collections(self._client, threads)
+
+    async def finish(
+        self,
+        collection: str,
+        alias: str | None,
+        *,
+        gives_up: Sequence[str] = (),
+        say: Callable[[str], None],
+        stopping: asyncio.Event,
+    ) -> LoadEnd:
+        """Compare all shards, build the graph and move the aliases; see `Finish`.
+
+        Raises:
+            InvalidRequest: the worker does not allow it, or loads are to be given up, which needs the store.
+            WorkerError: the endpoint or its store fails.
+        """
+        if gives_up:
+            raise InvalidRequest("loads cannot be given up over an endpoint; give them up with the store")
+        load = await self.loads.load(LoadRequest(collection, FINISH_ID, alias, has_lines=False), say)
+        return await load.end(stopping, complete=True, rejected=0, alias=alias, counts=LoadCounts())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+        self._finishing.close()
+
+
+class _Ingest:
+    def __init__(self, client: Client, threads: Threads) -> None:
+        self._client = client
+        self._threads = threads
+
+    async def __call__(self, request: IngestRequest) -> IngestResult:
+        """Embed and store the texts of a batch."""
+        try:
+            report = await self._threads.run(lambda: self._ingested(request))
+        except ClientError as error:
+            cause = _cause(error)
+            if error.report is None or isinstance(cause, InvalidRequest):  # a line may be wrong
+                raise cause from None
+            raise IngestFailed(cause, _report(error.report)) from None  # the load cannot go on
+        return IngestResult((), report.tokens, _report(report))
+
+    def _ingested(self, request: IngestRequest) -> IngestReport:
+        options: dict[str, Any] = {
+            "collection": request.collection,
+            "mode": "insertOnly" if request.insert_only else "upsert",
+            "include_text": False,
+            "colbert_pooling": "mean" if request.pool_colbert else "none",
+        }
+        if request.vectors:
+            options["vectors"] = list(request.vectors)
+        if request.id_scope is not None:
+            options["id_scope"] = request.id_scope
+        if request.text_key is not None:
+            options["text_key"] = request.text_key
+        if request.chunk is not None:
+            options["chunk"] = {"max_tokens": request.chunk.max_tokens, "overlap": request.chunk.overlap}
+        ids, payloads = cast("Any", request.ids), cast("Any", request.payloads)
+        return self._client.ingest(request.texts, ids=ids, payloads=payloads, job=True, **options)
+
+
+class _Collections:
+    def __init__(self, client: Client, threads: Threads) -> None:
+        self._client = client
+        self._threads = threads
+
+    async def check_alias(self, alias: str, collection: str) -> None:
+        """Nothing: the worker checks the alias when the load begins."""
+
+    async def exists(self, collection: str) -> bool:
+        """Whether a collection exists."""
+        try:
+            await self._threads.run(lambda: self._client.collection(collection))
+        except ClientError as error:
+            cause = _cause(error)
+            if isinstance(cause, NotFound):
+                return False
+            raise cause from None
+        return True
+
+
+class _Loads:
+    def __init__(self, client: Client, finishing: Client, threads: Threads) -> None:
+        self._client = client
+        self._finishing = finishing
+        self._threads = threads
+
+    async def load(self, request: LoadRequest, say: Callable[[str], None]) -> _Run:
+        """A load that has not begun."""
+        return _Run(self._client, self._finishing, self._threads, request, say)
+
+
+class _Run:
+    """One run of a load: the only shard of its input, unless it is one of several."""
+
+    def __init__(
+        self, client: Client, finishing: Client, threads: Threads, request: LoadRequest, say: Callable[[str], None]
+    ) -> None:
+        self._client = client
+        self._finishing = finishing
+        self._threads = threads
+        self._request = request
+        self._say = say
+        self._shard = request.shard or WHOLE
+        self.is_deferred = False
+
+    @property
+    def load_id(self) -> str:
+        """The id of the load."""
+        return self._request.load_id
+
+    async def begin(self, stopping: asyncio.Event) -> bool:
+        """Create or verify the collection, record the load, and defer the graph if the collection is empty."""
+        await self._step("begin", defer_index=self._request.defer_index)
+        return not stopping.is_set()
+
+    @asynccontextmanager
+    async def alive(self, lost: Callable[[WorkerError], None]) -> AsyncIterator[None]:  # noqa: ARG002 - see `LoadRun`
+        """Nothing: no process of the endpoint lives as long as the load."""
+        yield
+
+    async def end(
+        self, stopping: asyncio.Event, *, complete: bool, rejected: int, alias: str | None, counts: LoadCounts
+    ) -> LoadEnd:
+        """Record the end of the load, and finish the collection unless other shards belong to it."""
+        if self._request.has_lines:
+            await self._step(
+                "end",
+                read=counts.read,
+                lines=counts.lines,
+                points=counts.points,
+                rejected=rejected,
+                complete=complete,
+                alias=alias,
+            )
+        if self._request.shard is not None:
+            return LoadEnd("left")
+        if stopping.is_set():
+            return LoadEnd("stopped")
+        answer = await self._step("finish", alias=alias)
+        return LoadEnd(answer.outcome, tuple(answer.aliases))
+
+    async def stop(self) -> None:
+        """Nothing: a load that has begun counts as interrupted until it ends."""
+
+    async def _step(self, action: Any, **options: Any) -> Any:
+        request = self._request
+        named = {"collection": request.collection, "alias": request.alias, **options}
+        client = self._finishing if action == "finish" else self._client
+        if request.has_lines:
+            named |= {"shard": str(self._shard), "load_id": self._shard.name_of(request.load_id)}
+        try:
+            answer = await self._threads.run(lambda: client.load(action, **named))
+        except ClientError as error:
+            raise _cause(error) from None
+        for message in answer.messages:
+            self._say(message)
+        return answer
+
+
+def client_of(make: Callable[..., Client]) -> Callable[[float], Client]:
+    """A function that makes clients for jobs that may take so many seconds, from one that makes clients."""
+    return lambda timeout_s: make(
+        timeout=timeout_s, retries=JOB_RETRIES, concurrency=1, texts_per_request=BATCH_MAX_TEXTS
+    )
+
+
+def _cause(error: ClientError) -> WorkerError:
+    """The error as one of this process."""
+    kind = _ERRORS.get(error.code)
+    if kind is not None:
+        return kind(error.message)
+    if error.retryable:
+        return StoreUnavailable(f"the endpoint does not answer: {error.message}; run the same command again")
+    return Internal(f"the endpoint failed: {error.message}")
+
+
+def _report(report: IngestReport) -> operations.IngestReport:
+    rejected_of = Counter(point.index for point in report.rejected)
+    rejected = tuple(
+        RejectedPoint(point.index, point.chunk, Refusal(cast("Any", point.code), point.message))
+        for point in report.rejected
+    )
+    stored_of = tuple(
+        0 if result is None else max(0, (1 if result.chunks is None else result.chunks) - rejected_of[index])
+        for index, result in enumerate(report.results)
+    )
+    return operations.IngestReport(
+        report.collection or "", report.stored, report.skipped, rejected, stored_of_texts=stored_of
+    )

@@ -1,0 +1,85 @@
+"""What is missing of a load that is divided into shards, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from qdrant_sink.loading import LoadRecord, Shard, ShardedLoad
+from service.operations.load_values import LoadEnd
+
+SHARDS_NAMED_MAX: Final = 20
+"""Maximum shards that one message names."""
+
+
+def shard_messages(end: LoadEnd) -> Iterator[str]:
+    """What the loads that are divided into shards have counted, or lack, at the end of a load."""
+    for load in end.sharded:
+        if end.outcome == "unfinished":
+            yield from gaps(load, end.points)
+        else:
+            yield stored(load, end.points)
+
+
+def gaps(load: ShardedLoad, points: int) -> Iterator[str]:
+    """Why the shards of a load cannot be finished, with the way out. Empty if they can.
+
+    Args:
+        load: the load.
+        points: number of points in the collection.
+    """
+    name = f"load {load.name!r} in {_shards(load)}"
+    if load.not_begun:
+        yield f"{name}: {_named(load.not_begun)} never began; run them"
+    for record in load.not_ended[:SHARDS_NAMED_MAX]:
+        what = "was interrupted" if record.state == "interrupted" else "has not ended"
+        yield f"{name}: shard {record.shard} {what} (last sign of life {record.seen}); run it again if it has died"
+    if load.not_complete:
+        yield (
+            f"{name}: {_counted(load.not_complete)}; correct the input and run these shards again, or run them again "
+            "with the options that allow it"
+        )
+    if load.not_begun or load.not_ended:
+        return
+    if not load.has_same_input:
+        if len(load.inputs) > 1:
+            inputs = "; ".join(f"{read} lines by {_named(shards)}" for read, shards in load.inputs.items())
+            yield f"{name}: the shards did not read the same input ({inputs}); run those of the wrong input again"
+        else:
+            yield (
+                f"{name}: the shards have {load.lines} lines together, and the input has {next(iter(load.inputs))}; "
+                "run all of them with the same --collection, --alias and input"
+            )
+    elif load.points > points:
+        yield (
+            f"{name}: the collection has {points} points, and the shards have stored {load.points}; points were "
+            "deleted meanwhile, or the server has lost some: run the shards again with --insert-only"
+        )
+
+
+def stored(load: ShardedLoad, points: int) -> str:
+    """The counts of a load whose shards are complete.
+
+    Args:
+        load: the load.
+        points: number of points in the collection.
+    """
+    text = f"load {load.name!r}: {_shards(load)}, {load.lines} lines, {load.points} points"
+    others = points - load.points
+    return f"{text}; the collection has {others} further points" if others else text
+
+
+def _shards(load: ShardedLoad) -> str:
+    return f"{load.count} shard{'s' if load.count > 1 else ''}"
+
+
+def _named(shards: Sequence[Shard]) -> str:
+    names = ", ".join(map(str, shards[:SHARDS_NAMED_MAX]))
+    more = len(shards) - SHARDS_NAMED_MAX
+    return f"shard{'s' if len(shards) > 1 else ''} {names}{f' and {more} more' if more > 0 else ''}"
+
+
+def _counted(records: Sequence[LoadRecord]) -> str:
+    counts = ", ".join(f"{record.rejected} of shard {record.shard}" for record in records[:SHARDS_NAMED_MAX])
+    more = len(records) - SHARDS_NAMED_MAX
+    return f"rejected or replaced lines: {counts}{f' and of {more} more shards' if more > 0 else ''}"
