@@ -131,8 +131,13 @@ def test_points_are_passages_unless_said_otherwise(http: httpx.Client) -> None:
     assert "qdrant is required" in refused(http.post("/points", json={"texts": ["a"]}), 400, "invalid_request")
 
 
-def test_every_example_of_the_description_works(http: httpx.Client) -> None:
+def test_every_example_of_the_description_works(serve: Serve) -> None:
     """Every example in the OpenAPI document is a valid request."""
+    with Served(serve(ALLOW_LOADS="true").operations) as served, served.client() as http:
+        _play_examples(http)
+
+
+def _play_examples(http: httpx.Client) -> None:
     described = read(http.get("/openapi.json"))
     for route in ROUTES:
         content = described["paths"][route.path]["post"]["requestBody"]["content"]["application/json"]

@@ -83,7 +83,7 @@ ROUTES: Final = (
         "/loads",
         "load",
         "Begin, end or finish a load, with ALLOW_LOADS",
-        {"action": "begin", "collection": "notes-v2", "alias": "notes"},
+        {"action": "begin", "collection": "articles-v2", "alias": "articles"},
     ),
 )
 
