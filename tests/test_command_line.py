@@ -71,6 +71,7 @@ def example_lines(text: str) -> list[list[str]]:
     return [shlex.split(line)[shlex.split(line).index("bge-m3-qdrant") + 1 :] for line in examples]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in program.COMMANDS)])
 def test_help_does_not_wait_for_libraries(arguments: list[str]) -> None:
     """The help of the command and of every subcommand imports no model, store, server or SDK."""
@@ -307,6 +308,7 @@ def test_the_queue_hands_its_arguments_to_the_sdk(tmp_path: Path) -> None:
     assert refused.stderr.startswith("refusing to start: RUNPOD_WEBHOOK_GET_JOB names no queue")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 0)])
 def test_a_signal_ends_the_server(number: signal.Signals, status: int, tmp_path: Path) -> None:
     """From its first log line on, `serve` exits with status 0 on a signal, loading or serving."""

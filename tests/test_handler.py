@@ -108,6 +108,7 @@ def test_as_a_program_it_starts_the_worker() -> None:
     assert output(AS_A_PROGRAM)[0].splitlines() == ['["handler", "build", true]', "7"]
 
 
+@pytest.mark.slow
 def test_a_handler_works_in_any_event_loop_and_loads_one_model() -> None:
     """Concurrent jobs and jobs in later event loops share one model and get their own answers."""
     printed, logged = output(TWO_LOOPS)

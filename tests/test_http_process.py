@@ -136,6 +136,7 @@ def test_an_answer_is_sent_in_one_piece(port: int) -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_under_load_beside_a_bulk_job(served: Served) -> None:
     """Queries are answered beside a bulk job, and SIGTERM loses no accepted request."""
     client, worker = served.client, served.worker
@@ -224,6 +225,7 @@ def test_settings_that_cannot_work_refuse_to_start(unfit: dict[str, Worker], set
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_unfit_is_never_ready(unfit: dict[str, Worker]) -> None:
     """A collection of another model ends the program with status 1 before it is ready."""
     worker = unfit["other model"]
@@ -234,6 +236,7 @@ def test_a_worker_that_is_unfit_is_never_ready(unfit: dict[str, Worker]) -> None
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.slow
 def test_a_worker_that_can_serve_nothing_ends_with_status_1(unfit: dict[str, Worker]) -> None:
     """The program exits with status 1 if the last device is lost or loading fails."""
     assert unfit["lost"].wait(WAIT_MAX_S) == 1

@@ -223,6 +223,7 @@ def test_no_package_index_is_named_in_the_tree() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_prefetch_command_of_the_image_downloads_the_named_model(image: Path) -> None:
     """The Dockerfile's prefetch works with and without a model, and a wrong one fails the build."""
     (line,) = (rest for rest in of("RUN") if "BAKE_MODEL" in rest)

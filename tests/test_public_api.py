@@ -176,6 +176,7 @@ def test_every_public_class_and_function_has_a_docstring(package: str) -> None:
             assert not documentation.startswith(f"{name}("), name
 
 
+@pytest.mark.slow
 def test_importing_the_service_is_cheap() -> None:
     """Importing any package of the service loads neither a model nor a platform SDK."""
     assert heavy_after(f"import service, {', '.join(packages('service'))}") <= LIGHT

@@ -122,6 +122,7 @@ def assert_shows(shown: Any, actual: Any, path: str = "answer") -> None:
         assert (type(actual), actual) == (type(shown), shown), path
 
 
+@pytest.mark.slow
 def test_the_requests_have_the_answers_that_the_readme_shows(project: Path) -> None:
     """Embed, ingest and search run as written, in one shell, without a network or a server."""
     requests = list(snippets())
@@ -143,6 +144,7 @@ def test_each_request_needs_no_other_but_what_it_searches(project: Path) -> None
     assert ingested["upsert"]["stored"] == len(searched["results"][0]["hits"]) == 2
 
 
+@pytest.mark.slow
 def test_make_demo_shows_what_the_readme_shows(project: Path) -> None:
     """`make demo` runs without a network and prints the README's lines in order."""
     if shutil.which("make") is None:

@@ -312,6 +312,7 @@ def test_one_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     assert "DEBUG" not in programs["good job"].output  # the SDK logs requests and answers at its default level
 
 
+@pytest.mark.slow
 def test_every_line_is_json_where_that_is_asked_for(programs: dict[str, Worker]) -> None:
     """With `LOG_FORMAT=json` the SDK's lines are JSON objects with the id of their job."""
     assert programs["good job, JSON"].wait(WAIT_MAX_S) == 0
@@ -333,6 +334,7 @@ def test_a_refusal_to_start_is_json_where_that_is_asked_for(programs: dict[str, 
     assert entry["message"].startswith("refusing to start: MAX_MODELS")
 
 
+@pytest.mark.slow
 def test_a_local_run_stores_beside_itself(programs: dict[str, Worker]) -> None:
     """`--test_input` stores in `./qdrant_data`, also where the platform names a queue that it does not poll."""
     worker = programs["stored job"]
@@ -341,6 +343,7 @@ def test_a_local_run_stores_beside_itself(programs: dict[str, Worker]) -> None:
     assert "refuses to store" not in worker.output
 
 
+@pytest.mark.slow
 def test_a_failed_job_from_the_command_line(programs: dict[str, Worker]) -> None:
     """`--test_input` ends with status 1 if the job fails, and shows its message."""
     assert programs["bad job"].wait(WAIT_MAX_S) == 1
@@ -387,6 +390,7 @@ def test_a_signal_while_loading_stops_immediately(number: signal.Signals, exit_s
         assert "Traceback" not in worker.output
 
 
+@pytest.mark.slow
 def test_a_device_that_is_lost_while_the_worker_starts_is_a_failure(programs: dict[str, Worker]) -> None:
     """A device that is lost during the start exits with status 1 before any job is taken."""
     assert programs["lost"].wait(WAIT_MAX_S) == 1

@@ -125,6 +125,7 @@ def test_the_page_in_docs_is_that_of_the_code() -> None:
     assert "What was tried" in text
 
 
+@pytest.mark.slow
 def test_notes_by_hand_stay(results: Path, tmp_path: Path) -> None:
     """A new run replaces the tables and keeps the handwritten notes."""
     page = tmp_path / "page.md"

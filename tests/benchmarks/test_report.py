@@ -107,6 +107,7 @@ def test_growth_is_judged_step_by_step(results: Path) -> None:
     assert steps == [pytest.approx(0, abs=1e-9), pytest.approx(5)]
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_not_measured_and_why(results: Path, tmp_path: Path) -> None:
     """The report lists contenders not installed and texts too slow to run, and refers to the GPU page."""
     write_report(results, tmp_path / "docs" / "benchmarks.md")

@@ -48,6 +48,7 @@ def test_goals_are_met_or_missed(hybrid: float, reranked: float, expected_lines:
         assert part in text
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_with_and_without_a_graph() -> None:
     """Each search has a median, a 95th percentile and a number of reranked candidates."""
     plain, indexed = measure(Wanted("small", SMALL, {HYBRID: 10.0}, graph=True), 5)

@@ -39,7 +39,7 @@ TEI: Mapping[str, tuple[str, str]] = {"/embed": ("inputs", "TeiEmbedRequest"), "
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name.startswith("mini") else ()) for name in WORLDS],
+    params=[pytest.param(name, marks=() if name == "stub-edge" else pytest.mark.slow) for name in WORLDS],
 )
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Every engine over every store in turn."""
@@ -47,7 +47,13 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         yield entered
 
 
-@pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
+@pytest.mark.parametrize(
+    "area",
+    [
+        pytest.param(area, id=area.name, marks=pytest.mark.slow if area.name == "bulk" else ())  # starts programs
+        for area in AREAS
+    ],
+)
 def test_answers_are_the_recorded_ones(world: World, area: Area) -> None:
     """A client gets the recorded structure, codes, statuses, details and numbers.
 

@@ -126,6 +126,7 @@ def test_cancelling_the_task_cancels_the_future() -> None:
     assert unwanted.cancelled()
 
 
+@pytest.mark.slow
 def test_a_result_after_the_loop_has_closed_harms_nobody() -> None:
     """A result that is no longer awaited does not stop its worker thread or keep the loop in memory."""
     futures = [Future[int]()]

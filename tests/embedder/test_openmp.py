@@ -71,6 +71,7 @@ def found_by_torch(folder: Path, arguments: list[str], **variables: str) -> dict
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_entry_point_sets_the_number_before_torch_loads(tmp_path: Path, name: str) -> None:
     """In a container with a quota no more threads compute than it allows, however the worker is started."""

@@ -43,6 +43,7 @@ def test_a_result_is_a_view_of_the_buffer_and_returns_it() -> None:
     assert lender.lent_bytes == 0
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_results_are_copies() -> None:
     """Kept results never hold more page-locked memory than the limit."""
     lender = PageLocked(limit_bytes=300)
@@ -64,6 +65,7 @@ def test_a_buffer_counts_as_the_block_that_torch_took_for_it(count: int, lent: i
     assert (len(array), lender.lent_bytes) == (count, lent)
 
 
+@pytest.mark.slow
 def test_results_of_a_gpu_hold_its_buffers_until_the_last_view_is_gone(mini: Bench) -> None:
     """Jobs of both types have views of what the device wrote, whose memory returns with the last of them."""
     lender = PageLocked()

@@ -276,6 +276,7 @@ def test_float32_agrees_with_itself(small: Sample, exact: Embedded) -> None:
     assert not failed(comparison)
 
 
+@pytest.mark.slow
 def test_bfloat16_differs_as_much_as_it_does(small: Sample, exact: Embedded) -> None:
     """bfloat16 shows rounding, and on the miniature it stays within the vector limits."""
     other = embed(small, ModelOptions("mini", dtype="bfloat16", device="cpu"), LENGTHS)

@@ -25,6 +25,7 @@ def test_all_batches_have_pieces_of_few_sizes() -> None:
     assert max(sizes) == 512
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40_000), st.integers(1, 600))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_pieces_cover_every_row_and_few_more(rows: int, most: int) -> None:
@@ -36,6 +37,7 @@ def test_pieces_cover_every_row_and_few_more(rows: int, most: int) -> None:
     assert 0 <= pieces[-1].stop - rows <= (min(rows // 16, 15) if rows > 64 else 0)
 
 
+@pytest.mark.slow
 def test_an_engine_multiplies_few_numbers_of_rows(mini: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 255 different numbers of tokens need products of at most 112 sizes, those of the heads included."""
     sizes: set[int] = set()

@@ -316,6 +316,7 @@ def test_values_are_reserved_before_they_are_created(served: Served, operations:
     wait_for(lambda: operations.memory.reserved_bytes == 0)  # the answer is there before it is counted as sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda raw: raw, lambda raw: {"openai_route": "/v1/embeddings", "openai_input": raw},
                                   lambda raw: {"openai_route": "/v1/rerank", "openai_input": raw}])  # fmt: skip
 def test_jobs_of_the_queue_have_the_same_limits(operations: Operations, wrap: Callable[[Any], Any]) -> None:

@@ -60,6 +60,7 @@ def pipelines(client: RawClient, _served: Served) -> None:
     assert client.begins_to_answer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hold", "cut"),
     [

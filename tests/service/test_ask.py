@@ -70,6 +70,7 @@ def filled(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iter
     store.close()
 
 
+@pytest.mark.slow
 def test_a_question_is_answered_in_a_process(tmp_path: Path, serve: Serve) -> None:
     """The store of the environment is asked; with --json the worker's own answer comes out, for other programs."""
     store = EdgeStore(tmp_path / "asked")

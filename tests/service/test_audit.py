@@ -72,6 +72,7 @@ def test_a_deletion_that_the_store_does_not_confirm_is_in_the_audit(
     assert lines(audit) == [f"this process deletes by 1 id from 'notes': failed ({type(error).__name__})"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keys", "caller"), [({"API_KEY": KEY}, "API_KEY"), ({}, "anyone")])
 def test_over_http_the_caller_is_the_name_of_the_key(
     filled: Client, serve: Serve, keys: dict[str, str], caller: str, caplog: pytest.LogCaptureFixture

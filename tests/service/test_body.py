@@ -43,6 +43,7 @@ def expected(answer: Any) -> Any:
     return answer
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(answers, st.integers(1, 64))
 def test_the_parts_of_a_body_are_its_json(answer: dict[str, Any], size: int) -> None:

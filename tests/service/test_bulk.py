@@ -655,6 +655,7 @@ def test_a_signal_ends_a_load_that_waits_for_lines(tmp_path: Path) -> None:
     assert "interrupted" in json.loads(out)["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_load_whose_model_is_not_there_yet(tmp_path: Path, number: signal.Signals) -> None:
     """Immediately, in one line and with the status of a load that was not finished."""

@@ -165,6 +165,7 @@ def test_a_point_that_was_kept_is_compared(load: Loader, store: EdgeStore) -> No
     assert (report.skipped, report.status, load.rejected) == (5, 0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("texts", "differing"), [((LONG, LONG), 0), ((LONG, "short"), 1), (("short", LONG), 1)])
 def test_the_chunks_that_were_kept_are_compared(load: Loader, texts: tuple[str, str], differing: int) -> None:
     """Also their number: a document that has more chunks than its line is not as it was given."""

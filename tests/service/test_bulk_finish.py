@@ -49,6 +49,7 @@ def bulk(*arguments: str) -> Ended:
     return invoke("bulk", "--collection", "notes", "--json", *arguments, build=no_model)
 
 
+@pytest.mark.slow
 def test_a_finish_waits_for_missing_lines_until_they_are_given_up(folder: Path) -> None:
     """It names the load and both ways out, and with --drop-load it moves the alias."""
     with closing(EdgeStore(folder)) as store, closing(operations(store)) as core:

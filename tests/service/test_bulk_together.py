@@ -34,6 +34,7 @@ from tests.contract.engine import StubEngine
 from tests.service.client import ENVIRONMENT, PATIENCE
 from tests.sink.faults import Kind, Script
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.stores import EMBEDDED_FIRST
 
 LEASE_S = 0.6
 """Time without a sign of life after which a load of these tests counts as dead."""
@@ -133,7 +134,7 @@ class Held:
         return self._report
 
 
-@pytest.mark.parametrize("kind", ["edge", "double"])
+@pytest.mark.parametrize("kind", EMBEDDED_FIRST)
 def test_the_last_of_two_loads_moves_the_alias(kind: str, double: GrpcDouble, tmp_path: Path) -> None:
     """The first to end leaves the graph and the alias to the other, and says so; nothing is recorded afterwards."""
     store: Store = opened(double.port) if kind == "double" else EdgeStore(tmp_path / "edge")

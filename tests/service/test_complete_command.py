@@ -117,6 +117,7 @@ def test_kinds_are_required() -> None:
     assert ended.err.startswith("bge-m3-qdrant complete: --kinds is required, such as --kinds sparse,colbert.")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_after_the_running_texts(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

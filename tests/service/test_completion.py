@@ -41,6 +41,7 @@ from tests.service.client import ENVIRONMENT, Client
 from tests.service.doubles import CrowdedEmbedder, Watched, WatchedEngine
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import Reference, ranked
+from tests.sink.stores import EMBEDDED_FIRST
 
 TEXTS = [passage.text[:200] for passage in corpus.passages()[:40]]
 QUERIES = [question.query for question in corpus.questions()[:5]]
@@ -122,7 +123,7 @@ class Site:
             assert vectors.colbert == pytest.approx(wanted.colbert, abs=2e-3)
 
 
-@pytest.fixture(params=["edge", "double"])
+@pytest.fixture(params=EMBEDDED_FIRST)
 def site(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[Site]:
     """An empty site on each kind of store."""
     if request.param == "edge":

@@ -24,12 +24,12 @@ from service.settings import Settings
 from tests.service.client import ENVIRONMENT
 from tests.service.test_completion import NAMES, TEXTS, Site, embedded
 from tests.sink.samples import sample_vectors
-from tests.sink.stores import opened
+from tests.sink.stores import EMBEDDED_FIRST, opened
 
 ANOTHER = ModelIdentity("another/model")
 
 
-@pytest.fixture(params=["edge", "double"])
+@pytest.fixture(params=EMBEDDED_FIRST)
 def site(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[Site]:
     """A site on each kind of store, with an empty collection."""
     with opened(request.param, tmp_path) as store:

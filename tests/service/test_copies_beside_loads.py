@@ -29,9 +29,10 @@ from service.operations.recorded_copy import load_id_of_copy
 from tests.service.test_completion import Site as CompletionSite
 from tests.service.test_reindex import TEXTS, Meddling, Site
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.stores import EMBEDDED_FIRST
 
 
-@pytest.fixture(params=["edge", "double"])
+@pytest.fixture(params=EMBEDDED_FIRST)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store of each kind."""
     if request.param == "edge":
@@ -131,6 +132,7 @@ def test_an_interrupted_reindex_keeps_the_alias_of_loads(store: Store, embedder:
     assert store.aliases() == {"live": "notes-v2"}
 
 
+@pytest.mark.slow
 def test_a_killed_reindex_leaves_no_record_once_it_has_run_again(
     store: Store, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

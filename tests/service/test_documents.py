@@ -331,6 +331,7 @@ def test_documents_are_deleted_by_id(worker: Client) -> None:
     worker.error({**delete, "collection": "unknown", "docIds": ["a"]}, "not_found")
 
 
+@pytest.mark.slow
 def test_two_workers_never_mix_a_document(embedder: Embedder, tmp_path: Path) -> None:
     """Two workers that write one document at the same time leave one whole version, and report the other one."""
     double = GrpcDouble(tmp_path)

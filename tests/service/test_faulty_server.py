@@ -198,6 +198,7 @@ def test_a_load_stores_the_same_points_despite_faults(double: GrpcDouble, connec
     assert_equal(store, "notes", "undisturbed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["upsert", "insertOnly"])
 def test_a_job_whose_store_fails_can_be_sent_again(
     double: GrpcDouble, connect: Connect, serve: Serve, mode: str

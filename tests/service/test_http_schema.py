@@ -193,6 +193,7 @@ def fields_of(schemas: dict[str, Any], schema: dict[str, Any]) -> set[str]:
     return {field for name in names for field in schemas[name]["properties"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RICH)
 def test_null_is_absence_and_described_so(served: Served, path: str) -> None:
     """A field that is null, known or not, is taken as absent, and the schema allows it wherever it is accepted."""

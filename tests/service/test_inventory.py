@@ -19,13 +19,13 @@ from tests.service.conftest import Serve
 from tests.service.doubles import RaisingStore
 from tests.service.ingests import job
 from tests.service.served import Served
-from tests.sink.stores import opened
+from tests.sink.stores import EMBEDDED_FIRST, opened
 
 COLLECTIONS: Final = {"operation": "collections"}
 CONFIG: Final = {"payloadIndexes": {"year": "integer"}, "tenantKey": "tenant", "sparse": {"datatype": "float16"}}
 
 
-@pytest.fixture(scope="module", params=["edge", "double"])
+@pytest.fixture(scope="module", params=EMBEDDED_FIRST)
 def filled(
     request: pytest.FixtureRequest, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Store]:

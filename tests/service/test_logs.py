@@ -60,6 +60,7 @@ def test_a_line_has_no_traceback(formatter: logging.Formatter) -> None:
     assert "\n" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
 def test_what_asyncio_logs_quotes_nothing(formatter: logging.Formatter, caplog: pytest.LogCaptureFixture) -> None:
     """The message of an exception that asyncio logs is left out."""

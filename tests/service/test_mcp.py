@@ -398,6 +398,7 @@ def test_a_result_is_no_longer_than_the_operator_allows(served: Served) -> None:
         assert "characters]" in text
 
 
+@pytest.mark.slow
 def test_starting_needs_neither_a_model_nor_a_store(served: Served, tmp_path: Path) -> None:
     """A session with a search needs only the packages that the page names, and no library of a model or of a store."""
     file = tmp_path / "imported"
@@ -434,6 +435,7 @@ def not_named_by_the_page() -> list[str]:
     return [module for module, names in distributions if (needed - installed) & set(map(canonicalize_name, names))]
 
 
+@pytest.mark.slow
 def test_the_program_is_quiet_on_its_standard_output(served: Served) -> None:
     """Only messages of the protocol are on the standard output, and a client that leaves ends the program."""
     params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}

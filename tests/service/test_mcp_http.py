@@ -138,6 +138,7 @@ def test_unsafe_and_contradictory_options_are_refused(arguments: list[str], says
     assert len(ended.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_not_started_to_list_the_tools() -> None:
     """Where asking may start a worker, only calls ask it."""
 

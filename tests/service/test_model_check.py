@@ -23,7 +23,7 @@ from tests.service.client import ENVIRONMENT, Client, Json
 from tests.service.doubles import RaisingStore, Watched
 from tests.service.ingests import CHUNK, LONG, NOTES, count, job
 from tests.sink.samples import schema_for
-from tests.sink.stores import opened
+from tests.sink.stores import EMBEDDED_FIRST, opened
 
 TEXTS: Final = tuple(
     f"{subject} number {n}." for n in range(5) for subject in ("A note on rsync", "The weather in May")
@@ -36,7 +36,7 @@ UNSAMPLED: Final = '{"textKey": "text"}'
 """Config by which no point is read to recognise the key of the text, so that only the check reads points."""
 
 
-@pytest.fixture(params=["edge", "double"])
+@pytest.fixture(params=EMBEDDED_FIRST)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Each kind of store, empty."""
     with opened(request.param, tmp_path) as empty:

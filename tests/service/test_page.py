@@ -374,6 +374,7 @@ def test_the_page_works_behind_a_prefix(browser: Chromium, canned: CannedSearche
     assert f"/{path.strip('/')}/search".replace("//", "/") in loaded
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_the_api_is_described_without_a_network(browser: Chromium, served: Served, canned: CannedSearches) -> None:
     """With the key `/docs` lists every operation with its fields, and sends requests; it loads nothing from outside."""
@@ -417,6 +418,7 @@ def test_the_api_is_described_without_a_network(browser: Chromium, served: Serve
     assert not [entry for entry in browser.console if "401" not in entry and "favicon" not in entry]
 
 
+@pytest.mark.slow
 def test_the_description_page_needs_no_key_and_holds_nothing(served: Served) -> None:
     """The page is public as the search page is, and the document that it shows needs the key."""
     with served.client() as client:

@@ -339,6 +339,7 @@ def test_chunks_of_files_are_passages(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "chunk.maxTokens must be at least 32" in invoke("plan", str(path), "--chunk-tokens", "5").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_the_beginning_of_a_large_file_says_how_many_documents_there_are(
     form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -22,7 +22,7 @@ from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json, unpacked
 from tests.service.conftest import Serve
 from tests.service.ingests import NOTES, job
-from tests.sink.stores import opened
+from tests.sink.stores import EMBEDDED_FIRST, opened
 
 POINTS: Final = {"operation": "points", "collection": NOTES}
 UUID: Final = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -43,7 +43,7 @@ def _filled(embedder: Embedder, store: Store, **variables: str) -> Client:
     return client
 
 
-@pytest.fixture(scope="module", params=["edge", "double"])
+@pytest.fixture(scope="module", params=EMBEDDED_FIRST)
 def reader(
     request: pytest.FixtureRequest, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:

@@ -46,6 +46,7 @@ def bm25() -> dict[str, Quality]:
     return baseline()
 
 
+@pytest.mark.slow
 def test_every_way_beats_words(float32: Measured, bm25: dict[str, Quality]) -> None:
     """Each kind of vector, and each combination, finds more than BM25, and finds it earlier."""
     for group in GROUPS:

@@ -37,7 +37,7 @@ from service.settings import Settings
 from tests.service.client import ENVIRONMENT, Client, Json
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.samples import ranked, rrf
-from tests.sink.stores import STORES, real_grpc_port, real_server
+from tests.sink.stores import EMBEDDED_FIRST, STORES, real_grpc_port, real_server
 
 TEXTS: Final = [passage.text for passage in corpus.passages()[:40]]
 QUERIES: Final = [question.query for question in corpus.questions()[:10]]
@@ -147,7 +147,7 @@ class Place:
     make: Make
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=[*EMBEDDED_FIRST, *STORES[2:]])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Qdrant Edge, the double, or a real server."""
     root: Path = tmp_path_factory.mktemp("foreign")

@@ -40,6 +40,7 @@ from tests.service.client import ENVIRONMENT
 from tests.service.doubles import Watched
 from tests.service.test_completion import embedded
 from tests.sink.grpc_double import GrpcDouble
+from tests.sink.stores import EMBEDDED_FIRST
 
 TEXTS = [passage.text[:200] for passage in corpus.passages()[:40]]
 OTHER = ModelIdentity("another/model", None)
@@ -146,7 +147,7 @@ def read(store: Store, collection: str, names: VectorNames) -> Mapping[PointId, 
     return {point: (points[point].payload, points[point].vectors or Vectors()) for point in page}
 
 
-@pytest.fixture(params=["edge", "double"])
+@pytest.fixture(params=EMBEDDED_FIRST)
 def site(request: pytest.FixtureRequest, embedder: Embedder, tmp_path: Path) -> Iterator[Site]:
     """An empty site on each kind of store."""
     if request.param == "edge":
@@ -280,6 +281,7 @@ def test_a_missing_kind_is_embedded_and_the_others_are_copied(site: Site) -> Non
             assert vectors.colbert is None
 
 
+@pytest.mark.slow
 def test_only_the_missing_points_are_embedded(watched: Watched, tmp_path: Path) -> None:
     """A second run computes nothing for points that are copied, and a copy without embedding never uses the model."""
     store = EdgeStore(tmp_path / "copied")

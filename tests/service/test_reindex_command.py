@@ -64,6 +64,7 @@ def prepared(folder: Path, numbers: Sequence[int] = range(12)) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_copy_a_way_back_and_the_end_of_the_old_collection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output says what was done and how to go back; a copy needs no model, whose loading would fail here."""
     prepared(folder)
@@ -99,6 +100,7 @@ def test_a_copy_a_way_back_and_the_end_of_the_old_collection(folder: Path, monke
     store.close()
 
 
+@pytest.mark.slow
 def test_the_summary_in_json_names_rejected_points(folder: Path) -> None:
     """The status is 1, the alias stays, and each point that cannot be stored is named with the reason."""
     prepared(folder)
@@ -161,6 +163,7 @@ def test_wrong_arguments_are_refused(folder: Path, arguments: Sequence[str], mes
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_vectors_are_embedded_anew_from_another_store(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
     """With --embed the model is loaded; with --from-path the old collection is in the embedded store of a directory."""
     source = EdgeStore(tmp_path / "source")

@@ -87,6 +87,7 @@ def test_lengths_cut_as_in_flagembedding(compared: tuple[Client, Oracle]) -> Non
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(pairs=st.lists(st.lists(words, min_size=2, max_size=2), min_size=1, max_size=4))
 def test_any_unicode_is_scored_as_flagembedding_does(compared: tuple[Client, Oracle], pairs: list[list[str]]) -> None:

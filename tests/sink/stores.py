@@ -19,6 +19,9 @@ from tests.sink.grpc_double import GrpcDouble
 STORES: Final = ["edge", "double", pytest.param("server", marks=pytest.mark.server)]
 """Kinds of stores as parameters of a fixture. Tests of a real server are skipped unless QDRANT_URL is set."""
 
+EMBEDDED_FIRST: Final = ["edge", pytest.param("double", marks=pytest.mark.slow)]
+"""Stores for tests of what is above both adapters: in the default run over Qdrant Edge alone."""
+
 
 @contextmanager
 def opened(kind: str, root: Path) -> Iterator[Store]:

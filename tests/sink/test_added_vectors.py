@@ -225,6 +225,7 @@ def test_the_bytes_are_those_of_the_client() -> None:
         assert [list(row.data) for row in vectors["colbert"].multi_dense.vectors] == point.colbert.tolist()
 
 
+@pytest.mark.slow
 def test_added_vectors_outlive_the_process(edge_store: EdgeStore, tmp_path: Any) -> None:
     """A collection of Qdrant Edge that is opened again has the added vectors, their rows and settings."""
     _filled(edge_store, "notes", UNNAMED, "dense")

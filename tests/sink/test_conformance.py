@@ -352,6 +352,7 @@ def test_valid_points_are_stored_and_invalid_ones_do_not_affect_the_others(
     edge_store.delete("hostile", ids=[point.id for point in points])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(hostile=drafts)
 def test_nothing_makes_conformance_fail(hostile: Draft) -> None:

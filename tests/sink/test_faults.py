@@ -72,6 +72,7 @@ def _all_stored(report: WriteReport, count: int) -> bool:
     return (report.submitted, report.stored, report.skipped, report.rejected) == (count, count, 0, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("insert_only", [False, True])
 @pytest.mark.parametrize("kind", QUICK)
 def test_repeated_faults_of_one_kind(double: GrpcDouble, connect: Connect, kind: Kind, *, insert_only: bool) -> None:

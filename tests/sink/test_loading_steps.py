@@ -250,6 +250,7 @@ def test_no_order_of_steps_moves_the_alias_early(plans: tuple[Plan, ...]) -> Non
         check_end(world, plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plans",
     [

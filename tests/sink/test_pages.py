@@ -15,7 +15,7 @@ from qdrant_sink.points import PointId, Stored, Vectors
 from qdrant_sink.searching import Hit, Search, run
 from qdrant_sink.store import Store
 from tests.sink.samples import SCHEMA, SIZE, draft, sample_vectors, search_by, unit
-from tests.sink.stores import STORES, drop, opened
+from tests.sink.stores import EMBEDDED_FIRST, STORES, drop, opened
 from tests.sink.writing import write
 
 TEXTS = 400
@@ -34,7 +34,7 @@ def _vectors(index: int) -> Vectors:
 QUERY = _vectors(9999)
 
 
-@pytest.fixture(scope="module", params=["edge", pytest.param("double", marks=pytest.mark.slow), *STORES[2:]])
+@pytest.fixture(scope="module", params=[*EMBEDDED_FIRST, *STORES[2:]])
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Each kind of store with 400 different points, and with 120 points of which 40 each are equal."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:
@@ -78,6 +78,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", WAYS)
 def test_twenty_pages_have_two_hundred_different_hits(filled: Store, fields: dict[str, Any]) -> None:
     """Pages of 10 from offset 0 to 190 have 200 different hits, and the next 200 hits are all other points."""

@@ -109,6 +109,7 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
     return value
 
 
+@pytest.mark.slow
 @given(keys=st.lists(_key, min_size=1, max_size=3))
 @example(keys=[HINDI, "", "a.b"])
 @example(keys=[""])

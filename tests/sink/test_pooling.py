@@ -28,6 +28,7 @@ def max_sim(query: NDArray[Any], rows: NDArray[Any]) -> float:
     return float((query @ rows.T).max(axis=1).mean())
 
 
+@pytest.mark.slow
 @given(count=st.integers(1, 300), limit=st.integers(1, 300))
 def test_rows_are_unit_means_of_neighbours(count: int, limit: int) -> None:
     """Every pooled row is the normalised mean of its group, and the sizes of the groups differ by at most one."""

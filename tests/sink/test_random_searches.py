@@ -17,7 +17,7 @@ from qdrant_sink.points import PointId, Vectors
 from qdrant_sink.searching import Search, SearchPage, search_pages
 from qdrant_sink.store import Store
 from tests.sink.samples import COLBERT, SCHEMA, Reference, dbsf, draft, ranked, rrf, sample_vectors, search_by
-from tests.sink.stores import STORES, drop, opened
+from tests.sink.stores import EMBEDDED_FIRST, STORES, drop, opened
 from tests.sink.writing import write
 
 COLLECTIONS = 6
@@ -71,7 +71,7 @@ class Collection:
 DRAWN = [Collection.drawn(seed) for seed in range(COLLECTIONS)]
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=[*EMBEDDED_FIRST, *STORES[2:]])
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Each kind of store, filled with the same collections."""
     with opened(request.param, tmp_path_factory.mktemp(request.param)) as store:

@@ -157,6 +157,7 @@ def earlier(kind: str, memory: Memory) -> dict[str, int]:
     return contents(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "killed"])
 @given(data=st.data())
 @settings(max_examples=150)

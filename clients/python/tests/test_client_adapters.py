@@ -522,6 +522,7 @@ def qdrant(tmp_path: Path) -> Iterator[str]:
     double.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("framework", ["langchain", "llama_index", "haystack"])
 def test_the_example_of_the_readme(

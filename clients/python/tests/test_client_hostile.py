@@ -73,6 +73,7 @@ def performed(steps: Steps[Any], replies: list[Reply]) -> Any:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("target", [HttpTarget("http://host"), RunPodTarget("ep", api_key="k")], ids=["http", "runpod"])
 def test_any_answer_is_a_result_or_a_client_error(name: str, target: Target) -> None:

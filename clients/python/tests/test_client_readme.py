@@ -38,6 +38,7 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]
     embedder.close()
 
 
+@pytest.mark.slow
 def test_the_examples_run_as_written(
     operations: Operations, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
