@@ -72,7 +72,6 @@ class ServerCollections:
             self._create(collection, schema)
             actual = self._description(collection)
         verify(collection, schema, actual)
-        self._check_graph(collection, schema, actual)
         missing = missing_indexes(schema, actual)
         for key, index in missing.items():
             self._create_index(collection, key, index)
@@ -100,7 +99,8 @@ class ServerCollections:
         if actual is None:
             return False
         verify(collection, schema, actual)
-        self._check_graph(collection, schema, actual)
+        if schema.dense is not None and schema.dense.m > 0:
+            self._warnings.seen(collection, has_graph=actual.vectors[schema.names.dense].m != 0)
         return not missing_indexes(schema, actual)
 
     def defer_index(self, collection: str, schema: CollectionSchema) -> None:
@@ -114,7 +114,6 @@ class ServerCollections:
             return
         if m == schema.dense.m and m > 0:
             self._update_m(collection, schema, 0)
-            self._warnings.deferred(collection)
         elif m > 0:
             log.warning(
                 "collection %r has dense.m = %d instead of %d, so its graph is not deferred; set dense.m in "
@@ -132,7 +131,6 @@ class ServerCollections:
         check_collection(collection)
         if schema.dense is not None and schema.dense.m > 0 and self._actual_m(collection, schema) == 0:
             self._update_m(collection, schema, schema.dense.m)
-        self._warnings.built(collection)
 
     def metadata(self, collection: str) -> Mapping[str, Any]:
         """Return the metadata of a collection; empty before Qdrant 1.16."""
@@ -243,10 +241,6 @@ class ServerCollections:
         """Return the number of edges per node in the graph of the dense vector."""
         vector = self._description(collection).vectors.get(schema.names.dense)
         return (vector and vector.m) or 0
-
-    def _check_graph(self, collection: str, schema: CollectionSchema, actual: CollectionDescription) -> None:
-        if schema.dense is not None and schema.dense.m > 0:
-            self._warnings.seen(collection, has_graph=actual.vectors[schema.names.dense].m != 0)
 
     def _create(self, collection: str, schema: CollectionSchema) -> None:
         placement = schema.placement

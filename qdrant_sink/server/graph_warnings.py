@@ -8,25 +8,35 @@ log = logging.getLogger(__name__)
 
 
 class GraphWarnings:
-    """One warning per collection without a graph, and none while a bulk load of this process defers it. Thread-safe."""
+    """One warning per collection that is searched without a graph. Thread-safe.
+
+    Only a search is slow without one. The loads that defer and build graphs write, and are not warned of themselves.
+    """
 
     def __init__(self) -> None:
-        self._own: set[str] = set()
+        self._lacking: set[str] = set()
         self._warned: set[str] = set()
 
-    def deferred(self, collection: str) -> None:
-        """Note that a load of this process has deferred the graph."""
-        self._own.add(collection)
-
-    def built(self, collection: str) -> None:
-        """Note that the graph is restored."""
-        self._own.discard(collection)
-
     def seen(self, collection: str, *, has_graph: bool) -> None:
-        """Warn if the collection has no graph and nothing was said about it since it last had one."""
+        """Note whether a collection has a graph.
+
+        Args:
+            collection: name of the collection or of an alias.
+            has_graph: whether it has one.
+        """
         if has_graph:
+            self._lacking.discard(collection)
             self._warned.discard(collection)
-        elif collection not in self._own and collection not in self._warned:
+        else:
+            self._lacking.add(collection)
+
+    def searched(self, collection: str) -> None:
+        """Warn if the collection had no graph when it was last seen, and no search has warned of that yet.
+
+        Args:
+            collection: the name by which it was seen.
+        """
+        if collection in self._lacking and collection not in self._warned:
             self._warned.add(collection)
             log.warning(
                 "collection %r has no graph (m = 0), so every search compares all points; a bulk load is running or "

@@ -108,11 +108,11 @@ class ServerStore:
         )
         self._call = self._connection.call
         self._version = ServerVersion()
-        warnings = GraphWarnings()
-        self._collections = ServerCollections(self._on_client, self._connection.pause, warnings)
+        self._warnings = GraphWarnings()
+        self._collections = ServerCollections(self._on_client, self._connection.pause, self._warnings)
         self._added = AddedVectors(self._on_client)
         self._interactive_collections = ServerCollections(
-            functools.partial(self._on_client, interactive=True), self._connection.pause, warnings
+            functools.partial(self._on_client, interactive=True), self._connection.pause, self._warnings
         )
 
     @property
@@ -273,6 +273,7 @@ class ServerStore:
         check_collection(collection)
         if not plans:
             return []
+        self._warnings.searched(collection)
         requests = [query_request(plan) for plan in plans]
         self._require(collection, plan_features(plans))
 

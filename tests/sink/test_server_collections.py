@@ -15,10 +15,11 @@ from qdrant_client import grpc as pb
 from qdrant_sink.errors import SchemaMismatch, StoreUnavailable
 from qdrant_sink.schema import Placement
 from qdrant_sink.searching import Rescoring, run
+from qdrant_sink.searching.plan import Nearest, Plan
 from qdrant_sink.server import ServerStore
 from tests.sink.grpc_double import GrpcDouble
 from tests.sink.rest_double import RestDouble, refusal, result
-from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE, draft, search_by
+from tests.sink.samples import COLBERT, DENSE, SCHEMA, SPARSE, draft, sample_vectors, search_by
 
 Status = pb.CollectionStatus
 Answer = tuple[int, dict[str, str], Any]
@@ -155,15 +156,13 @@ def test_an_index_that_is_not_built_yet_is_not_reported_as_built(server_store: S
 
 
 def test_any_process_can_build_a_deferred_graph(
-    server_store: ServerStore, other: ServerStore, double: GrpcDouble, caplog: pytest.LogCaptureFixture
+    server_store: ServerStore, other: ServerStore, double: GrpcDouble
 ) -> None:
     """The deferral is stored in the collection, so that any process can build the graph."""
     server_store.ensure("docs", SCHEMA)
     server_store.defer_index("docs", SCHEMA)
     assert _m(double) == 0
-    assert caplog.text == ""
     other.ensure("docs", SCHEMA)
-    assert "has no graph (m = 0)" in caplog.text
     other.restore_index("docs", SCHEMA)
     other.build_index("docs", SCHEMA, timeout_s=5)
     created = double.collections["docs"][0].vectors_config.params_map.map
@@ -171,28 +170,32 @@ def test_any_process_can_build_a_deferred_graph(
     assert created["colbert"].hnsw_config.m == 0
 
 
-def test_a_load_does_not_warn_of_the_graph_that_it_defers(
+def test_a_search_without_a_graph_warns_once_and_a_load_never(
     server_store: ServerStore, other: ServerStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The process of a load knows why the graph is missing; another process warns once, until the graph was there."""
-    server_store.ensure("docs", SCHEMA)
+    """A load that goes on with a graph which an earlier one has deferred is not warned of what it is about to build.
+
+    The process that searches is warned by its first search, and again after the graph was there.
+    """
+    vector = sample_vectors(1).dense
+    assert vector is not None
+    plan = Plan(Nearest("dense", vector), (), 1)
     for _ in range(2):
-        server_store.defer_index("docs", SCHEMA)
-        for _ in range(3):
-            server_store.ensure("docs", SCHEMA)
-            server_store.verify("docs", SCHEMA)
+        for load in (server_store, other):
+            load.ensure("docs", SCHEMA)
+            load.defer_index("docs", SCHEMA)
+            load.ensure("docs", SCHEMA)
+            load.verify("docs", SCHEMA)
         assert caplog.text == ""
         for _ in range(3):
-            other.ensure("docs", SCHEMA)
-            other.verify("docs", SCHEMA)
+            other.query("docs", [plan])
         assert caplog.text.count("has no graph (m = 0)") == 1
         caplog.clear()
         server_store.restore_index("docs", SCHEMA)
         server_store.build_index("docs", SCHEMA, timeout_s=5)
         other.verify("docs", SCHEMA)
-    other.defer_index("docs", SCHEMA)
-    server_store.ensure("docs", SCHEMA)
-    assert "has no graph (m = 0)" in caplog.text
+        other.query("docs", [plan])
+        assert caplog.text == ""
 
 
 def test_build_index_waits_until_the_collection_is_green(server_store: ServerStore, double: GrpcDouble) -> None:
