@@ -98,11 +98,11 @@ def test_a_filter_restricts_the_hits(filled: Client, monkeypatch: pytest.MonkeyP
 
 
 def test_a_question_that_cannot_be_asked_is_one_line(filled: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's own message, on the standard error, with an exit status for scripts."""
+    """The worker's own message in terms of the command, on the standard error, with an exit status for scripts."""
     monkeypatch.setattr(filled.operations, "close", lambda: None)
     ended = invoke("ask", "copy files", "--limit", "0", "--json", build=lambda _: filled.operations)
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err == "bge-m3-qdrant ask: limit must be at least 1, got 0\n"
+    assert ended.err == "bge-m3-qdrant ask: --limit must be at least 1, got 0\n"
     ended = invoke("ask", "copy files", "--collection", "absent", build=lambda _: filled.operations)
     assert (ended.status, ended.err.count("\n")) == (2, 1)
     assert "absent" in ended.err

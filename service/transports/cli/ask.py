@@ -18,6 +18,7 @@ from rich.text import Text
 from qdrant_sink import Layout, text_of
 from service.operations import Operations
 from service.settings import Settings
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.options import Failure
 from service.wire import Codec
 
@@ -241,7 +242,7 @@ def ask(operations: Operations, options: AskOptions) -> None:
     """
     answer = orjson.loads(asyncio.run(Codec(operations).answer(request_of(options))).body)
     if "error" in answer:
-        raise Failure(answer["error"])
+        raise Failure(ARGUMENTS["ask"].message(answer["error"]))
     if options.as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
         return

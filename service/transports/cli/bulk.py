@@ -30,6 +30,7 @@ from service.bulk.vector_files.vector_reading import VectorReader
 from service.operations import IngestRequest, Operations, VectorOperations
 from service.operations.finish import Finish
 from service.settings import Settings
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.finish import finished
 from service.transports.cli.input_files import InputOptions, check_rejects, lines_of, opened, operations_without_store
 from service.transports.cli.messages import say
@@ -159,6 +160,8 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
 
 
 def _print(summary: Mapping[str, Any], options: BulkOptions) -> None:
+    if "error" in summary:
+        summary = {**summary, "error": _in_options(summary["error"])}
     click.echo(json.dumps(summary) if options.as_json else described(summary))
 
 
@@ -340,7 +343,7 @@ def load_over(
     try:
         checked = load_options(options, Limits(max_texts=BATCH_MAX_TEXTS, max_length=PASSAGE_MAX_TOKENS))
     except InvalidRequest as error:
-        raise Failure(error.message) from None
+        raise Failure(_in_options(error.message)) from None
     with closing(ProgressLine(read or ReadProgress(), sys.stderr)) as progress:
         bulk = BulkLoad(
             remote,
@@ -363,4 +366,9 @@ def _give_up(core: Operations | VectorOperations, options: BulkOptions) -> None:
         try:
             asyncio.run(core.loads.forget(options.collection, name))
         except WorkerError as error:
-            raise Failure(error.message) from None
+            raise Failure(_in_options(error.message)) from None
+
+
+def _in_options(message: str) -> str:
+    """A message of an error in terms of the options."""
+    return ARGUMENTS["bulk"].message(message)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -17,12 +17,10 @@ from embedder import Kind, WorkerError
 from qdrant_sink.completing import CompletionReport
 from service.operations import CompletionProgress, CompletionRequest, Operations
 from service.settings import Settings
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
 from service.transports.cli.signals import end_on_signals, interrupt_on_signals
-from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points, waiting
-
-_OPTIONS: Final = {"textKey": "--text-key", "into": "--into", "alias": "--alias"}
-"""Options by the names of the request's fields, with which messages begin."""
+from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, in_json, print_points, waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +87,7 @@ def complete(core: Operations, options: CompleteOptions) -> int:
     try:
         report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(say), stopping=stopping))
     except WorkerError as error:
-        report = CompletionReport(options.collection, failure=for_command(error, _OPTIONS))
+        report = CompletionReport(options.collection, failure=ARGUMENTS["complete"].error(error))
     if options.alias is not None and report.copied is None and report.failure is None:
         say("the vectors were added in place, so --alias did not apply")
     summary = _summary(report, time.monotonic() - started)

@@ -22,6 +22,7 @@ from service.bulk.vector_files.embed_run import EmbedRun
 from service.bulk.vector_files.parts import PartFolder
 from service.operations import IngestRequest, Operations
 from service.settings import Settings
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.input_files import InputOptions, lines_of, opened, operations_without_store
 from service.transports.cli.options import Failure
 from service.transports.cli.progress_line import ProgressLine
@@ -99,7 +100,7 @@ def embed(
     try:
         description = _described(core, options)
     except InvalidRequest as error:
-        raise Failure(error.message) from None
+        raise Failure(ARGUMENTS["embed"].message(error.message)) from None
     try:
         folder = PartFolder(options.out, description, part_max_bytes=int(options.part_mb * 1_000_000))
     except InputError as error:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -27,21 +27,11 @@ from service.operations import (
     ReindexRequest,
 )
 from service.settings import Settings
+from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
 from service.transports.cli.signals import end_on_signals, interrupt_on_signals
-from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, for_command, in_json, print_points, waiting
-
-_OPTIONS: Final = {
-    "textKey": "--text-key",
-    "into": "TO",
-    "collection": "FROM",
-    "alias": "--alias",
-    "kinds": "--kinds",
-    "embed": "--embed",
-    "vectors": "--vector",
-}
-"""Arguments by the names of the request's fields, with which messages begin."""
+from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, in_json, print_points, waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +144,7 @@ def copy(reindex: Reindex, options: ReindexOptions) -> int:
     try:
         report = asyncio.run(reindex(options.request(), progress=_ProgressLines(say), stopping=stopping))
     except WorkerError as error:
-        report = ReindexReport(options.collection, options.into, failure=for_command(error, _OPTIONS))
+        report = ReindexReport(options.collection, options.into, failure=ARGUMENTS["reindex"].error(error))
     summary = _summary(report, time.monotonic() - started)
     if options.as_json:
         click.echo(json.dumps({**summary, "unfinished": in_json(report.unfinished)}, ensure_ascii=False))
@@ -230,7 +220,7 @@ def _previous(reindex: Reindex, options: ReindexOptions) -> int:
             state = asyncio.run(reindex.previous.drop(*names))
             text = f"{state.source!r} is deleted with {state.points} points"
     except WorkerError as error:
-        raise Failure(for_command(error, _OPTIONS).message) from None
+        raise Failure(ARGUMENTS["reindex"].error(error).message) from None
     if options.as_json:
         click.echo(json.dumps(_previous_summary(state, options), ensure_ascii=False))
     else:

@@ -1,11 +1,10 @@
-"""The points that a command could not finish, as its output names them, and its messages in terms of its arguments."""
+"""The points that a command could not finish, as its output names them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from embedder import InvalidRequest, WorkerError
 from qdrant_sink.copying import UnfinishedPoint
 from service.wire.errors import code_of
 
@@ -43,16 +42,3 @@ def waiting(load: str) -> str:
         load: another load into the new collection, in words.
     """
     return f"the alias has not moved: it does when {load} has stored all its lines"
-
-
-def for_command(error: WorkerError, arguments: Mapping[str, str]) -> WorkerError:
-    """The error of a request in terms of the command.
-
-    Args:
-        error: the error, whose message begins with the field at fault, if there is one.
-        arguments: arguments of the command by fields of the request.
-    """
-    field = error.fields[0].field if isinstance(error, InvalidRequest) and error.fields else ""
-    if field not in arguments:
-        return error
-    return error.saying(f"{arguments[field]}{error.message.removeprefix(field).removeprefix(':')}")
