@@ -51,7 +51,7 @@ from qdrant_sink.filters import Filter, matches_all, parse_filter
 from qdrant_sink.json_types import kind_of
 from qdrant_sink.model_check import MODEL_COSINE_MIN, RELATED_COSINE_MIN, ComparedText, ModelVerdict, compare_vectors
 from qdrant_sink.model_identity import ModelIdentity
-from qdrant_sink.open import open_edge, open_server
+from qdrant_sink.open import check_server, open_edge, open_server
 from qdrant_sink.payload_form import PayloadForm
 from qdrant_sink.payload_layouts import laid_out, text_key_of, text_of
 from qdrant_sink.payload_path import canonical_path, canonical_selection_path, canonical_value_path, path_of_key
@@ -241,6 +241,7 @@ __all__ = [
     "canonical_value_path",
     "check_collection",
     "check_kinds",
+    "check_server",
     "chunk_id",
     "claims",
     "compare_vectors",

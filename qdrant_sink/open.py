@@ -38,6 +38,33 @@ def open_server(
     )
 
 
+def check_server(
+    url: str | ServerUrl,
+    api_key: str | None = None,
+    *,
+    transport: TransportChoice = "auto",
+    grpc_port: int | None = None,
+    timeout_s: float,
+) -> None:
+    """Check that a Qdrant server answers, without a retry.
+
+    Args:
+        url: as of `open_server`.
+        api_key: likewise.
+        transport: likewise.
+        grpc_port: likewise.
+        timeout_s: timeout in seconds; twice as long where gRPC does not answer and REST is asked too.
+
+    Raises:
+        ConfigurationError: the URL is invalid, or the port of gRPC is needed and unknown.
+        StoreUnavailable: the server does not answer.
+    """
+    from qdrant_sink.server.contact import check_answers
+    from qdrant_sink.server.store import address_of
+
+    check_answers(address_of(url, transport, grpc_port), api_key, timeout_s=timeout_s)
+
+
 def open_edge(path: str | Path, *, reserve_bytes: int | None = None) -> Store:
     """Open Qdrant Edge in this process. The directory is created if it is missing, for this user alone.
 

@@ -172,6 +172,10 @@ ROWS: Final[Mapping[str, tuple[str, list[str]]]] = {
         "{:n}, then one every {:s}",
         ["service.operations.breaker:FAILURES_MAX", "service.operations.breaker:TRIAL_INTERVAL_S"],
     ),
+    "first contact of a command with a server": (
+        "{:s}, twice that where gRPC does not answer",
+        ["service.operations.store_access:CONTACT_TIMEOUT_S"],
+    ),
     "time for the probe of a server": ("{:s}", ["qdrant_sink.server.connection:PROBE_TIMEOUT_S"]),
     "one batch of points": (
         "{:mb} and {:n} points",

@@ -98,6 +98,7 @@ class ServerConnection:
         interactive_deadline_s: deadline of calls on which a user waits (`interactive`), and timeout of their attempts.
         pause_s: maximum pause before the second attempt in seconds. It doubles with every further attempt.
         retried: callback before each further attempt; it must not raise.
+        is_trial: whether another connection to the server follows, which is the one to log how it is reached.
         new_client: function that creates the clients.
     """
 
@@ -111,6 +112,7 @@ class ServerConnection:
         interactive_deadline_s: float,
         pause_s: float,
         retried: Callable[[], None],
+        is_trial: bool = False,
         new_client: Callable[..., QdrantClient] = QdrantClient,
     ) -> None:
         url = address.url
@@ -121,7 +123,8 @@ class ServerConnection:
             check_compatibility=False,
             event_hooks={"response": [bound_answer]},
         )
-        if address.warning is not None:
+        self._is_trial = is_trial
+        if address.warning is not None and not is_trial:
             log.warning("%s", address.warning)
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
@@ -186,6 +189,13 @@ class ServerConnection:
         except _FaultError as fault:
             raise fault.fault.error from fault.__cause__
         return result
+
+    def try_once(self, collection: str, call: Callable[[Transport], T]) -> T:
+        """Call the server without a retry, as long as a user waits for a result; see `call`."""
+        try:
+            return self._attempt(collection, call, interactive=True)
+        except _FaultError as fault:
+            raise fault.fault.error from fault.__cause__
 
     def upsert(self, request: bytes) -> Any:
         """Send a serialised UpsertPoints over gRPC and return the answer. Use it inside `call`."""
@@ -304,12 +314,13 @@ class ServerConnection:
             return self._first
         request = messages.CollectionExistsRequest(collection_name=collection)
         try:
-            self._exists(request, timeout=PROBE_TIMEOUT_S)
+            self._exists(request, timeout=min(PROBE_TIMEOUT_S, self._timeout_s))
         except grpc.RpcError as exc:
             if exc.code() in _GRPC_UNREACHABLE_CODES:
                 if not self._rest_answers(collection):
                     raise
-                log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
+                if not self._is_trial:
+                    log.warning("the gRPC port of Qdrant does not answer; using REST, which is slower")
                 return self._transports(over_grpc=False)
         return self._first
 

@@ -58,6 +58,19 @@ REBUILDING_TIMEOUT_S: Final = 3600.0
 """Time in seconds that a server may take to rebuild a collection whose vectors have new settings."""
 
 
+def address_of(url: str | ServerUrl, transport: TransportChoice, grpc_port: int | None) -> ServerAddress:
+    """The ports of a server, and which of them are used.
+
+    Raises:
+        ConfigurationError: the URL is invalid, or the port of gRPC is needed and unknown.
+    """
+    try:
+        parsed = url if isinstance(url, ServerUrl) else ServerUrl.parse(url)
+        return ServerAddress.of(parsed, transport, grpc_port)
+    except ValueError as error:
+        raise ConfigurationError(f"QDRANT_URL: {error}") from None
+
+
 class ServerStore:
     """Collections on a server. The store is thread-safe and connects on the first call.
 
@@ -92,11 +105,7 @@ class ServerStore:
         pause_s: float = 0.2,
         retried: Callable[[], None] = lambda: None,
     ) -> None:
-        try:
-            parsed = url if isinstance(url, ServerUrl) else ServerUrl.parse(url)
-            address = ServerAddress.of(parsed, transport, grpc_port)
-        except ValueError as error:
-            raise ConfigurationError(f"QDRANT_URL: {error}") from None
+        address = address_of(url, transport, grpc_port)
         self._connection = ServerConnection(
             address,
             api_key,

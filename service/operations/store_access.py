@@ -11,7 +11,7 @@ from contextvars import copy_context
 from typing import Final, Literal, TypeVar, cast
 
 from embedder import ConfigurationError, InvalidRequest, Overloaded, WorkerError, timed
-from qdrant_sink import Store, StoreUnavailable, open_edge, open_server
+from qdrant_sink import Store, StoreUnavailable, check_server, open_edge, open_server
 from service.operations.breaker import Breaker
 from service.operations.metered_store import Observe, metered
 from service.operations.store_wait import WAIT, StoreWait
@@ -37,6 +37,9 @@ NO_STORE: Final = (
     "directory that outlives the worker"
 )
 """Message of every operation on points where the settings name no store."""
+
+CONTACT_TIMEOUT_S: Final = 3.0
+"""Timeout of the first contact of a command with a server, twice as long where gRPC does not answer."""
 
 SENDER_THREADS: Final = 16
 """Threads that send batches of points, shared by all ingests."""
@@ -66,6 +69,33 @@ def open_store(settings: Settings, on_retry: Callable[[], None] = lambda: None) 
     if settings.qdrant_path is None:
         raise ConfigurationError(NO_STORE)
     return open_edge(settings.qdrant_path, reserve_bytes=int(settings.qdrant_path_reserve_mb * 1_000_000))
+
+
+def check_contact(settings: Settings) -> None:
+    """Check that the server of the settings answers, if there is one, before a command begins its work.
+
+    A search waits for a server that restarts, and an ingest under way for longer; a user who has just mistyped an
+    address should not.
+
+    Raises:
+        ConfigurationError: the address is invalid.
+        StoreUnavailable: it does not answer.
+    """
+    if settings.qdrant_url is None:
+        return
+    key = settings.qdrant_api_key
+    try:
+        check_server(
+            settings.qdrant_url,
+            None if key is None else key.get_secret_value(),
+            transport=settings.qdrant_transport,
+            grpc_port=settings.qdrant_grpc_port,
+            timeout_s=CONTACT_TIMEOUT_S,
+        )
+    except StoreUnavailable as error:
+        raise StoreUnavailable(
+            f"{error.message}; check QDRANT_URL and, if it is set, QDRANT_GRPC_PORT, and that the server runs"
+        ) from None
 
 
 class StoreAccess:

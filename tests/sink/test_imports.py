@@ -151,6 +151,7 @@ PUBLIC = [
     "canonical_selection_path",
     "canonical_value_path",
     "check_collection",
+    "check_server",
     "check_kinds",
     "chunk_id",
     "claims",

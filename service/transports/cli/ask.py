@@ -17,6 +17,7 @@ from rich.text import Text
 
 from qdrant_sink import Layout, text_of
 from service.operations import Operations
+from service.operations.store_access import check_contact
 from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.options import Failure
@@ -268,6 +269,7 @@ def run(options: AskOptions, build: Callable[[Settings], Operations] | None = No
         Failure: a question could not be asked.
     """
     settings = Settings.from_environment()
+    check_contact(settings)
     operations = (build or Operations.build)(settings)
     try:
         ask(operations, options)

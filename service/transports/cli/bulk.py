@@ -29,6 +29,7 @@ from service.bulk.sources import sources_of
 from service.bulk.vector_files.vector_reading import VectorReader
 from service.operations import IngestRequest, Operations, VectorOperations
 from service.operations.finish import Finish
+from service.operations.store_access import check_contact
 from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.finish import finished
@@ -235,8 +236,11 @@ def run(options: BulkOptions, build: Callable[[Settings], Operations] | None = N
         if options.endpoint is not None:
             with closing(_endpoint(options, options.endpoint)) as remote:
                 return load_over(remote, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
+        settings = Settings.from_environment()
+        if not options.dry_run:
+            check_contact(settings)
         chosen = operations_without_store if options.dry_run else Operations.build
-        core = given or (build or chosen)(Settings.from_environment())
+        core = given or (build or chosen)(settings)
         stack.callback(core.close)
         return load(core, options, lines, rejects=rejects, rejected_lines=rejected_lines, read=read)
 
@@ -251,7 +255,9 @@ def _finished(options: BulkOptions) -> LoadReport:
     if options.endpoint is not None:
         with closing(_endpoint(options, options.endpoint)) as remote:
             return finished(remote.finish, options.collection, options.alias, options.drop_load)
-    with closing(Finish(Settings.from_environment())) as finish:
+    settings = Settings.from_environment()
+    check_contact(settings)
+    with closing(Finish(settings)) as finish:
         return finished(finish, options.collection, options.alias, options.drop_load)
 
 

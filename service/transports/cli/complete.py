@@ -16,6 +16,7 @@ import click
 from embedder import Kind, WorkerError
 from qdrant_sink.completing import CompletionReport
 from service.operations import CompletionProgress, CompletionRequest, Operations
+from service.operations.store_access import check_contact
 from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
@@ -69,7 +70,9 @@ def run(options: CompleteOptions, build: Callable[[Settings], Operations] | None
     """
     with ExitStack() as stack:
         end_on_signals()
-        core = (build or Operations.build)(Settings.from_environment())
+        settings = Settings.from_environment()
+        check_contact(settings)
+        core = (build or Operations.build)(settings)
         stack.callback(core.close)
         return complete(core, options)
 

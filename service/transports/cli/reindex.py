@@ -26,6 +26,7 @@ from service.operations import (
     ReindexReport,
     ReindexRequest,
 )
+from service.operations.store_access import check_contact
 from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
@@ -116,6 +117,7 @@ def run(options: ReindexOptions, build: Callable[[Settings], Operations] | None 
             if options.config is None:
                 raise
             raise ConfigurationError(str(error).replace("QDRANT_COLLECTION_CONFIG", "--config")) from None
+        check_contact(settings)
         if options.embed:
             core = (build or Operations.build)(settings)
             stack.callback(core.close)
