@@ -32,7 +32,8 @@ PUBLIC: Final[dict[str, str]] = {
     """,
     "qdrant_sink.copying": """
         COPY_PAGE_POINTS COPY_WORKERS NAMED_MAX PAGE_POINTS VECTOR_KINDS CopyPaths PointCopy Round Rounds Scrolls
-        SourceVectors UnfinishedPoint existing_part kept_indexes losses pages reindexed_schema source_vectors
+        SourceVectors UnfinishedPoint existing_part kept_indexes losses pages present_kinds reindexed_schema
+        source_vectors vectors_by_kind
     """,
     "qdrant_sink.edge": """
         DiskSpace EdgeStore

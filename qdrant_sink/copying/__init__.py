@@ -1,9 +1,10 @@
-"""Copy the points of a collection: pages, ranges of ids, the copy, the schema of the new collection, and the losses."""
+"""Copy the points of a collection: pages, ranges of ids, the copy, the new collection and its losses."""
 
 from __future__ import annotations
 
 from qdrant_sink.copying.pages import PAGE_POINTS, Scrolls, pages
 from qdrant_sink.copying.point_copy import COPY_PAGE_POINTS, COPY_WORKERS, CopyPaths, PointCopy, Round, Rounds
+from qdrant_sink.copying.present_kinds import present_kinds, vectors_by_kind
 from qdrant_sink.copying.schema import (
     VECTOR_KINDS,
     SourceVectors,
@@ -32,6 +33,8 @@ __all__ = [
     "kept_indexes",
     "losses",
     "pages",
+    "present_kinds",
     "reindexed_schema",
     "source_vectors",
+    "vectors_by_kind",
 ]

@@ -41,6 +41,7 @@ class Finish:
         alias: str | None,
         *,
         gives_up: Sequence[str] = (),
+        allow_empty: bool = False,
         say: Callable[[str], None],
         stopping: asyncio.Event,
     ) -> LoadEnd:
@@ -50,6 +51,7 @@ class Finish:
             collection: name of the collection itself.
             alias: alias that is to lead to it, besides those of the loads; None for none.
             gives_up: ids of loads whose missing lines are given up.
+            allow_empty: move aliases although the collection has no points and the one to which they lead has some.
             say: prints a message.
             stopping: event that ends the wait for the graph.
 
@@ -68,7 +70,8 @@ class Finish:
         loads = Loads(self._store, names.of_schema(schema))
         for load_id in gives_up:
             await loads.forget(collection, load_id)
-        load = await loads.load(LoadRequest(collection, FINISH_ID, alias, has_lines=False), say)
+        request = LoadRequest(collection, FINISH_ID, alias, has_lines=False, allow_empty=allow_empty)
+        load = await loads.load(request, say)
         return await load.end(stopping, complete=True, rejected=0, alias=alias)
 
     def _schema(self, collection: str) -> CollectionSchema:

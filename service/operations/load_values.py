@@ -24,6 +24,7 @@ class LoadRequest:
         has_lines: whether lines are loaded. Otherwise the collection is only finished, if no load is under way.
         shard: part of an input that is loaded; None for the whole. Shards are finished together by a load without
             lines.
+        allow_empty: whether aliases move although the collection has no points and the one to which they lead has some.
     """
 
     collection: str
@@ -32,6 +33,7 @@ class LoadRequest:
     defer_index: bool = False
     has_lines: bool = True
     shard: Shard | None = None
+    allow_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class LoadEnd:
         others: loads that are under way, or whose lines are missing, this one included.
         sharded: the loads that are divided into shards, of a load without lines.
         points: number of points in the collection, if there are such loads.
+        kept: aliases that stay, because the collection has no points and the one to which they lead has some.
     """
 
     outcome: Literal["finished", "left", "blocked", "stopped", "unfinished"]
@@ -68,6 +71,7 @@ class LoadEnd:
     others: Sequence[LoadRecord] = ()
     sharded: Sequence[ShardedLoad] = ()
     points: int = 0
+    kept: Sequence[str] = ()
 
 
 def described(record: LoadRecord) -> str:

@@ -30,6 +30,7 @@ from qdrant_sink.loading import (
     sharded_loads,
 )
 from service.operations.collections import Collections
+from service.operations.load_aliases import MovedAliases, move_aliases
 from service.operations.load_values import LoadCounts, LoadEnd, LoadRequest, described
 from service.operations.store_access import StoreAccess
 
@@ -90,6 +91,7 @@ class OngoingLoad:
         self._written_s = monotonic()
         self._claims = 0
         self._waits = False
+        self._kept: tuple[str, ...] = ()
         self.is_deferred = False
 
     @property
@@ -206,7 +208,7 @@ class OngoingLoad:
         if steps.step is Step.REFUSED:
             return LoadEnd("left", others=steps.others)
         aliases = steps.aliases if steps.step is Step.FINISHED else ()
-        return LoadEnd(_OUTCOMES[steps.step], aliases, steps.others, sharded, points)
+        return LoadEnd(_OUTCOMES[steps.step], aliases, steps.others, sharded, points, self._kept)
 
     async def stop(self) -> None:
         """Record that the load was interrupted, so that its next run need not wait for signs of life.
@@ -240,8 +242,9 @@ class OngoingLoad:
                     await self._store.patient_call(self._restore)
                     self._steps = steps.done()
                 case "move":
-                    moved = await self._store.patient_call(self._move)
-                    self._steps = replace(steps.done(), aliases=moved)
+                    aliases = await self._store.patient_call(self._move)
+                    self._kept = aliases.kept
+                    self._steps = replace(steps.done(), aliases=aliases.moved)
 
     async def _look(self, stopping: asyncio.Event) -> None:
         before = self._steps
@@ -355,22 +358,21 @@ class OngoingLoad:
             return schema
         return replace(schema, dense=replace(schema.dense, m=wanted.dense.m))
 
-    def _move(self) -> tuple[str, ...]:
-        """Move the aliases; returns those that lead to the collection now.
-
-        One that only an earlier load wants is left where it is if it was moved elsewhere since that load began.
-        """
-        store, collection, steps = self._store.opened(), self._request.collection, self._steps
-        wishes = {record.alias: record.alias_from for record in records_of(store.metadata(collection)).values()}
-        moved = []
+    def _move(self) -> MovedAliases:
+        """Move the aliases."""
+        store, request, steps = self._store.opened(), self._request, self._steps
         for alias in steps.aliases:
-            target = store.collection_of(alias, patient=True)
-            if alias == steps.record.alias or target in (collection, wishes.get(alias)):
-                store.alias(self._collections.named(alias, "alias"), collection)
-                moved.append(alias)
-            else:
-                self._say(f"the alias {alias!r} is left where it is: it was moved to another collection meanwhile")
-        return tuple(moved)
+            self._collections.named(alias, "alias")
+        records = records_of(store.metadata(request.collection)).values()
+        return move_aliases(
+            store,
+            request.collection,
+            steps.aliases,
+            own=steps.record.alias,
+            led_to={record.alias: record.alias_from for record in records},
+            allow_empty=request.allow_empty,
+            say=self._say,
+        )
 
 
 def _named(records: Sequence[LoadRecord]) -> str:

@@ -25,16 +25,18 @@ class PreviousCollections:
         self._target = target
         self._source = source
 
-    async def back(self, collection: str, into: str, alias: str) -> PreviousCollection:
+    async def back(self, collection: str, into: str, alias: str, *, allow_empty: bool = False) -> PreviousCollection:
         """Move the alias from the new collection back to the old one.
 
         Args:
             collection: the old collection.
             into: the new collection.
             alias: the alias, which leads to the new collection.
+            allow_empty: move it although the old collection has no points and the new one has some.
 
         Raises:
-            InvalidRequest: the alias leads elsewhere, a name is that of an alias, or the collections are in two stores.
+            InvalidRequest: the alias leads elsewhere, the old collection has no points, a name is that of an alias, or
+                the collections are in two stores.
             WorkerError: a collection does not exist, or the store fails.
         """
         if self._source is not self._target:
@@ -47,6 +49,12 @@ class PreviousCollections:
         if leads_to != into:
             where = "nowhere" if leads_to is None else f"to {leads_to!r}"
             raise invalid_field("alias", f"must lead to {into!r} to be moved back, and {alias!r} leads {where}")
+        if state.stored and not state.points and not allow_empty:
+            raise invalid_field(
+                "collection",
+                f"must have points to take the alias back, and {collection!r} has none while {into!r} has "
+                f"{state.stored}; allowEmpty moves it nevertheless",
+            )
         await self._collections.set_alias(alias, collection)
         return state
 

@@ -30,6 +30,7 @@ class RecordedCopy:
         source: the old collection.
         into: the new collection.
         alias: alias that is to lead to the new collection; None for none.
+        allow_empty: whether it moves although the new collection has no points and the one to which it leads has some.
         say: takes messages.
         stopping: event that ends the copy.
         lost: called with the error if the copy may not go on, because its record is gone.
@@ -43,12 +44,13 @@ class RecordedCopy:
         into: str,
         alias: str | None,
         *,
+        allow_empty: bool = False,
         say: Callable[[str], None],
         stopping: Event,
         lost: Callable[[WorkerError], None],
     ) -> None:
         self._loads = loads
-        self._request = LoadRequest(into, load_id_of_copy(kind, source), alias)
+        self._request = LoadRequest(into, load_id_of_copy(kind, source), alias, allow_empty=allow_empty)
         self._say = say
         self._stopping = stopping
         self._stopped = asyncio.Event()

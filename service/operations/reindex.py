@@ -148,6 +148,7 @@ class Reindex:
                 plan.source,
                 request.into,
                 names.alias,
+                allow_empty=request.allow_empty,
                 say=lambda text: log.warning("%s", text),
                 stopping=stopping,
                 lost=lambda error: _end_early(job, error, stopping),
@@ -194,6 +195,7 @@ class Reindex:
         """Plan the copy, and check the texts and the new collection. Nothing is changed."""
         store, target = self._source.opened(), self._target.opened()
         plan = self._planner.plan(request, names.source, store.describe(names.source))
+        self._planner.check_present(request, plan, store)
         if request.embed:
             check_texts(store, plan.source, plan.schema)
         if target_exists(target, request.into, store, plan.source):
@@ -260,7 +262,9 @@ class Reindex:
             return replace(report, failure=error)
         if names.alias is not None and names.alias in end.aliases:
             return replace(report, alias=names.alias, previous=names.previous)
-        return replace(report, waits_for=() if names.alias is None else copy.others_of(end))
+        if names.alias is None:
+            return report
+        return replace(report, alias_kept=names.alias in end.kept, waits_for=copy.others_of(end))
 
 
 def _end_early(job: ReindexJob, error: WorkerError, stopping: Event) -> None:

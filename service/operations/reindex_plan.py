@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embedder import KINDS, Kind
-from qdrant_sink import Catalogue, CollectionSchema, VectorNames, default_names
+from embedder import KINDS, InvalidRequest, Kind
+from qdrant_sink import Catalogue, CollectionSchema, Store, VectorNames, default_names
 from qdrant_sink.collection_state import CollectionState
-from qdrant_sink.copying import SourceVectors, losses, reindexed_schema, source_vectors
+from qdrant_sink.copying import SourceVectors, losses, present_kinds, reindexed_schema, source_vectors, vectors_by_kind
+from qdrant_sink.schema_diff import CollectionDescription
 from service.collection_config import CollectionConfig
 from service.operations.reindex_model import ReindexModel
 from service.operations.reindex_values import ReindexRequest
@@ -82,7 +83,7 @@ class ReindexPlanner:
         present = set(chosen) or {*vectors.kinds, *request.embed}
         kinds = tuple(kind for kind in KINDS if kind in present)
         copied = tuple(kind for kind in kinds if kind not in request.embed)
-        self._check_kinds(request, kinds, copied, vectors)
+        self._check_kinds(request, kinds, copied, vectors, state.description)
         if vectors.left and not is_limited:
             raise invalid_field(
                 "kinds",
@@ -103,7 +104,12 @@ class ReindexPlanner:
         return (), False
 
     def _check_kinds(
-        self, request: ReindexRequest, kinds: Sequence[Kind], copied: Sequence[Kind], vectors: SourceVectors
+        self,
+        request: ReindexRequest,
+        kinds: Sequence[Kind],
+        copied: Sequence[Kind],
+        vectors: SourceVectors,
+        description: CollectionDescription,
     ) -> None:
         if request.embed and self._model is None:
             raise invalid_field("embed", "needs the model, which this process has not loaded")
@@ -112,13 +118,32 @@ class ReindexPlanner:
                 raise invalid_field("embed", f"must be among the kinds of the new collection, got {kind!r}")
         for kind in copied:
             if kind not in vectors.kinds:
-                raise invalid_field(
-                    "kinds",
-                    f"must be kinds that the collection has or that are embedded, got {kind!r}; add it to embed, or "
-                    f"leave it out",
-                )
+                raise _absent(request, kind, vectors_by_kind(description), "the collection has")
         if not kinds:
             raise invalid_field("collection", "must have a vector that can be copied, and has none")
+
+    def check_present(self, request: ReindexRequest, plan: ReindexPlan, store: Store) -> None:
+        """Check that points have vectors of the kinds that the request names, and of any kind that is copied.
+
+        The schema of a collection may have a kind of which no point has a vector. Blocks for the store.
+
+        Raises:
+            InvalidRequest: none has.
+            WorkerError: the store fails.
+        """
+        if not plan.copied or not plan.state.points:
+            return
+        present = present_kinds(store, plan.source, {kind: [plan.vectors.names.of(kind)] for kind in plan.copied})
+        for kind in plan.copied:
+            if kind in request.kinds and kind not in present:
+                others = present_kinds(store, plan.source, vectors_by_kind(plan.state.description))
+                raise _absent(request, kind, others, f"points of {plan.source!r} have")
+        if not present and not request.embed:
+            raise invalid_field(
+                "collection",
+                f"must have points with vectors of the kinds to copy ({', '.join(plan.copied)}), and no point of "
+                f"{plan.source!r} has one; embed them anew",
+            )
 
     def _wanted(
         self,
@@ -154,6 +179,16 @@ class ReindexPlanner:
             text_key=form.text_key or schema.text_key,
             model=self._model.identity if set(request.embed) == set(kinds) else state.model or self._model.identity,
         )
+
+
+def _absent(request: ReindexRequest, kind: Kind, present: Iterable[Kind], whose: str) -> InvalidRequest:
+    """The error that a kind can be neither copied nor embedded."""
+    source = "" if request.kinds else " from the collection config"
+    return invalid_field(
+        "kinds",
+        f"must be kinds that {whose} ({', '.join(present) or 'none'}) or that are embedded, got {kind!r}{source}; "
+        "leave it out, or embed it",
+    )
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -31,6 +31,8 @@ class ReindexRequest:
         text_key: payload key of the text in the plain layout; None for that of the old collection.
         pool_colbert: whether ColBERT rows that a multivector cannot hold are pooled instead of refused.
         allow_rejected: whether the alias is moved even if points could not be copied.
+        allow_empty: whether the alias is moved even if the new collection has no points and the one to which it leads
+            has some.
         prune: whether points are deleted from the new collection that the old one has not, because they were deleted
             there during the copy.
         again: whether points are copied although the alias leads to the new collection already. Points that were
@@ -50,6 +52,7 @@ class ReindexRequest:
     text_key: str | None = None
     pool_colbert: bool = False
     allow_rejected: bool = False
+    allow_empty: bool = False
     prune: bool = False
     again: bool = False
     workers: int = COPY_WORKERS
@@ -99,6 +102,8 @@ class ReindexReport:
         is_finished: whether the alias led to the new collection at the start, so that nothing was copied.
         alias: alias that leads to the new collection; None if none does.
         previous: collection to which that alias led before; None if it was new or has not been moved by this run.
+        alias_kept: whether the alias stays because the new collection has no points and the one to which it leads has
+            some.
         waits_for: other loads into the new collection because of which the alias has not moved, in words.
         losses: what the copied vectors are not any more, one sentence for each loss.
         unfinished: the first points that were rejected.
@@ -119,6 +124,7 @@ class ReindexReport:
     is_finished: bool = False
     alias: str | None = None
     previous: str | None = None
+    alias_kept: bool = False
     waits_for: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     unfinished: tuple[UnfinishedPoint, ...] = ()
@@ -137,7 +143,7 @@ class ReindexReport:
         """Whether the new collection has exactly the points of the old one, with all vectors."""
         if self.is_finished:
             return True
-        left = self.rejected + self.without_text + self.late + len(self.waits_for)
+        left = self.rejected + self.without_text + self.late + len(self.waits_for) + self.alias_kept
         return self.failure is None and self.points is not None and not left and not self.difference
 
 

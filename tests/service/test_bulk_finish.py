@@ -73,6 +73,24 @@ def test_a_finish_without_an_alias_is_a_success(folder: Path) -> None:
     assert bulk("--finish").status == 0
 
 
+def test_a_finish_does_not_move_an_alias_from_points_to_none(folder: Path) -> None:
+    """An alias of a collection that has points stays, unless the operator says so."""
+    with closing(EdgeStore(folder)) as store, closing(operations(store)) as core:
+        run_load(core, of("whole"), "--load-id", "whole")
+        store.alias("live", "notes")
+        store.ensure("next", core.collections.wanted)
+    finish = ("bulk", "--collection", "next", "--finish", "--alias", "live", "--json")
+    stays = invoke(*finish, build=no_model)
+    assert (stays.status, json.loads(stays.out)["alias"]) == (1, False)
+    assert stays.err == (
+        "the alias 'live' stays: 'next' has no points, and 'notes', to which it leads, has some\n"
+        "with --allow-empty the alias moves nevertheless\n"
+    )
+    assert invoke(*finish, "--allow-empty", build=no_model).status == 0
+    with closing(EdgeStore(folder)) as store:
+        assert store.aliases() == {"live": "next"}
+
+
 @pytest.mark.usefixtures("folder")
 def test_what_cannot_be_finished_is_said() -> None:
     """A collection that does not exist, a load of which nothing is recorded, and files beside --finish."""

@@ -46,9 +46,9 @@ NOT_BY_AN_ARGUMENT: Final[Mapping[str, set[str]]] = {
 OF_THE_COMMAND: Final[Mapping[str, set[str]]] = {
     "ask": {"as_json"},
     "bulk": {
-        "files", "allow_rejected", "replace", "allow_differing", "endpoint", "key", "jobs", "finish", "drop_load",
-        "vectors_in", "vectors_model", "dry_run", "tokens_per_s", "rejects", "rejected_lines", "format", "encoding",
-        "id_field", "text_fields", "payload_fields", "columns", "as_json",
+        "files", "allow_rejected", "replace", "allow_differing", "endpoint", "key", "jobs", "finish", "allow_empty",
+        "drop_load", "vectors_in", "vectors_model", "dry_run", "tokens_per_s", "rejects", "rejected_lines", "format",
+        "encoding", "id_field", "text_fields", "payload_fields", "columns", "as_json",
     },
     "complete": {"as_json"},
     "embed": {

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from embedder import Embedder
-from qdrant_sink import CollectionSchema, DenseSchema, Point, PointId, SparseSchema, Store
+from qdrant_sink import ColbertSchema, CollectionSchema, DenseSchema, Point, PointId, SparseSchema, Store
 from qdrant_sink.edge import EdgeStore
 from qdrant_sink.server import ServerStore
 from service.operations import Operations
@@ -131,7 +132,7 @@ def test_the_summary_in_json_names_rejected_points(folder: Path) -> None:
         (("notes-v1", "notes-v1"), "TO must be another collection, got 'notes-v1'"),
         (
             ("notes-v1", "new", "--kinds", "colbert"),
-            "--kinds must be kinds that the collection has",
+            "--kinds must be kinds that the collection has (dense, sparse) or that are embedded, got 'colbert'",
         ),
         (("notes-v1", "new", "--vector", "dense=x"), "--vector must name a dense vector of the collection ('dense')"),
     ],
@@ -142,6 +143,86 @@ def test_what_cannot_begin_says_why(folder: Path, arguments: Sequence[str], mess
     ended = invoke("reindex", *arguments)
     assert ended.status == 2
     assert f"; {message}" in ended.out
+
+
+def without_sparse(folder: Path) -> None:
+    """Fill a collection whose schema has sparse vectors, and whose points have dense ones alone; with an alias."""
+    store = EdgeStore(folder)
+    store.ensure("notes-v1", SCHEMA)
+    points = [Point(number, {}, sample_vectors(number, kinds=("dense",)).dense) for number in range(5)]
+    store.upsert("notes-v1", points)
+    store.alias("notes", "notes-v1")
+    store.close()
+
+
+def test_a_kind_that_no_point_has_is_refused_before_anything_is_created(folder: Path) -> None:
+    """The message names the kinds that points have, and advises nothing that would empty the alias."""
+    without_sparse(folder)
+    for kinds in ("sparse", "dense,sparse"):
+        ended = invoke("reindex", "notes", "notes-v2", "--kinds", kinds)
+        assert ended.status == 2
+        assert ended.out.endswith(
+            "; --kinds must be kinds that points of 'notes-v1' have (dense) or that are embedded, got 'sparse'; leave "
+            "it out, or embed it\n"
+        )
+        assert "--allow-rejected" not in ended.err
+    store = EdgeStore(folder)
+    assert (store.collections(), store.aliases()) == (["notes-v1"], {"notes": "notes-v1"})
+    store.close()
+    assert invoke("reindex", "notes", "notes-v2").status == 0
+
+
+def test_points_without_any_vector_to_copy_are_refused(folder: Path) -> None:
+    """Every one of them would be rejected."""
+    store = EdgeStore(folder)
+    store.ensure("notes-v1", replace(SCHEMA, colbert=ColbertSchema(SIZE)))
+    store.upsert("notes-v1", [Point(1, {}, colbert=sample_vectors(1).colbert)])
+    store.close()
+    config = '{"kinds": ["dense", "sparse"]}'
+    ended = invoke("reindex", "notes-v1", "notes-v2", "--config", config)
+    assert ended.status == 2
+    assert ended.out.endswith(
+        "; FROM must have points with vectors of the kinds to copy (dense, sparse), and no point of 'notes-v1' has "
+        "one; embed them anew\n"
+    )
+    assert EdgeStore(folder).collections() == ["notes-v1"]
+
+
+def test_an_alias_does_not_move_from_points_to_none(folder: Path) -> None:
+    """It moves with --allow-empty, back as well."""
+    prepared(folder)
+    store = EdgeStore(folder)
+    store.ensure("empty", SCHEMA)
+    store.close()
+    stays = invoke("reindex", "empty", "empty-v2", "--alias", "notes")
+    assert (stays.status, stays.out.endswith("; no alias moved\n")) == (1, True)
+    assert "'empty-v2' has no points, and 'notes-v1', to which it leads, has some" in stays.err
+    assert "with --allow-empty the alias moves nevertheless" in stays.err
+    assert invoke("reindex", "empty", "empty-v2", "--alias", "notes", "--allow-empty").status == 0
+    store = EdgeStore(folder)
+    assert store.aliases() == {"notes": "empty-v2"}
+    store.alias("notes", "notes-v1")
+    store.close()
+    back = ("reindex", "empty", "notes-v1", "--alias", "notes", "--back")
+    refused = invoke(*back)
+    assert (refused.status, refused.out) == (2, "")
+    assert "FROM must have points to take the alias back" in refused.err
+    assert "; --allow-empty moves it nevertheless" in refused.err
+    assert invoke(*back, "--allow-empty").status == 0
+
+
+def test_rejecting_every_point_is_not_advised(folder: Path) -> None:
+    """An alias to none of the points would be no help, and does not move."""
+    store = EdgeStore(folder)
+    store.ensure("notes-v1", SCHEMA)
+    store.upsert("notes-v1", [Point(7, {}, np.zeros(SIZE, np.float32))])
+    store.alias("notes", "notes-v1")
+    store.close()
+    ended = invoke("reindex", "notes", "notes-v2")
+    assert (ended.status, "--allow-rejected" in ended.err) == (1, False)
+    forced = invoke("reindex", "notes", "notes-v2", "--allow-rejected")
+    assert (forced.status, forced.out.endswith("; no alias moved\n")) == (1, True)
+    assert "to which it leads, has some" in forced.err
 
 
 @pytest.mark.parametrize(

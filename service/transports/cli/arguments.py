@@ -131,6 +131,7 @@ ARGUMENTS: Final[Mapping[str, Arguments]] = {
             "textKey": "--text-key",
             "poolColbert": "--colbert-pooling",
             "allowRejected": "--allow-rejected",
+            "allowEmpty": "--allow-empty",
             "prune": "--prune",
             "again": "--again",
             "workers": "--workers",

@@ -72,6 +72,7 @@ class BulkOptions(InputOptions):
         vectors_model: model of vectors of which the files name none.
         load_id: id of the load; None for that of its files.
         finish: finish what other loads have stored, and load nothing.
+        allow_empty: with `finish`, move the alias to a collection without points from one that has some.
         shard: the part of the input to load; None for the whole.
         endpoint: id of a serverless endpoint that embeds and stores; None for this process.
         key: key of the endpoint.
@@ -98,6 +99,7 @@ class BulkOptions(InputOptions):
     vectors_model: str | None = None
     load_id: str | None = None
     finish: bool = False
+    allow_empty: bool = False
     shard: Shard | None = None
     endpoint: str | None = None
     key: str | None = None
@@ -258,7 +260,8 @@ def _finished(options: BulkOptions) -> LoadReport:
     settings = Settings.from_environment()
     check_contact(settings)
     with closing(Finish(settings)) as finish:
-        return finished(finish, options.collection, options.alias, options.drop_load)
+        operation = partial(finish, allow_empty=options.allow_empty)
+        return finished(operation, options.collection, options.alias, options.drop_load)
 
 
 def _vector_lines(options: BulkOptions) -> tuple[Iterable[Line | BadLine], ReadProgress, VectorOperations]:

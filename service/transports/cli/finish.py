@@ -63,6 +63,8 @@ async def _finish(
         report.failure = UNFINISHED
     elif alias is not None:
         report.alias = alias in end.aliases
+        if alias in end.kept:
+            say("with --allow-empty the alias moves nevertheless")
 
 
 def _set_soon(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

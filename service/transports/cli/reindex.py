@@ -50,6 +50,7 @@ class ReindexOptions:
         text_key: payload key of the text; None for that of the collection.
         colbert_pooling: `none` or `mean`.
         allow_rejected: whether the alias is moved even if points could not be copied.
+        allow_empty: whether the alias is moved to a collection without points from one that has some.
         prune: whether points are deleted from the new collection that the old one has not.
         again: whether points are copied although the alias leads to the new collection.
         from_path: directory of the embedded store of the old collection; None for the store of the settings.
@@ -69,6 +70,7 @@ class ReindexOptions:
     text_key: str | None = None
     colbert_pooling: str = "none"
     allow_rejected: bool = False
+    allow_empty: bool = False
     prune: bool = False
     again: bool = False
     from_path: Path | None = None
@@ -89,6 +91,7 @@ class ReindexOptions:
             text_key=self.text_key,
             pool_colbert=self.colbert_pooling == "mean",
             allow_rejected=self.allow_rejected,
+            allow_empty=self.allow_empty,
             prune=self.prune,
             again=self.again,
             workers=self.workers,
@@ -216,7 +219,7 @@ def _previous(reindex: Reindex, options: ReindexOptions) -> int:
     names = options.collection, options.into
     try:
         if options.back:
-            state = asyncio.run(reindex.previous.back(*names, str(options.alias)))
+            state = asyncio.run(reindex.previous.back(*names, str(options.alias), allow_empty=options.allow_empty))
             text = f"the alias {options.alias!r} leads to {state.source!r} again, which has {state.points} points"
         else:
             state = asyncio.run(reindex.previous.drop(*names))
@@ -284,7 +287,9 @@ def _advice(report: ReindexReport, options: ReindexOptions) -> list[str]:
         lines.append(
             f"{report.late} points were added to {report.source!r} while the alias moved; copy them with --again"
         )
-    if report.rejected and not options.allow_rejected:
+    if report.alias_kept:
+        lines.append("with --allow-empty the alias moves nevertheless")
+    if report.rejected and report.stored and not options.allow_rejected:
         lines.append("with --allow-rejected the alias moves without the points that were rejected")
     if report.alias is not None and report.previous == report.source:
         alias = shlex.quote(report.alias)

@@ -78,6 +78,9 @@ def _shard(_ctx: click.Context, _param: click.Parameter, value: str | None) -> A
 )
 @click.option("--finish", is_flag=True, help="Load nothing: build the graph and move the alias for loads that ended.")
 @click.option(
+    "--allow-empty", is_flag=True, help="With --finish: move the alias even from points to a collection without any."
+)
+@click.option(
     "--drop-load", multiple=True, metavar="NAME", help="Give up the missing lines of an earlier load, so that it ends."
 )
 @click.option(
@@ -131,6 +134,8 @@ def command(build: Any, /, as_json: bool, **options: Any) -> int:  # noqa: FBT00
         raise click.UsageError("--tokens-per-s needs --dry-run")
     if options["allow_differing"] and not options["insert_only"]:
         raise click.UsageError("--allow-differing needs --insert-only")
+    if options["allow_empty"] and not options["finish"]:
+        raise click.UsageError("--allow-empty needs --finish; a load without points moves no alias")
     if options["vectors_in"]:
         _check_vectors_in(options)
     elif options["vectors_model"] is not None:
@@ -170,8 +175,9 @@ def _check_endpoint(options: dict[str, Any]) -> None:
         raise click.UsageError("--endpoint embeds texts, and --vectors-in has vectors already: leave out one")
     if options["dry_run"]:
         raise click.UsageError("--dry-run tokenizes with the model of this process; leave --endpoint out")
-    if options["drop_load"]:
-        raise click.UsageError("--drop-load needs the store; leave --endpoint out")
+    for option in ("drop_load", "allow_empty"):
+        if options[option]:
+            raise click.UsageError(f"--{option.replace('_', '-')} needs the store; leave --endpoint out")
     if options["insert_only"] and not options["allow_differing"]:
         raise click.UsageError("--endpoint does not compare points that are kept: give --allow-differing")
     if find_spec("bge_m3_qdrant_client") is None:

@@ -61,6 +61,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -
     help="What to do with more ColBERT rows than Qdrant takes.",
 )
 @click.option("--allow-rejected", is_flag=True, help="Move the alias even if points could not be copied.")
+@click.option("--allow-empty", is_flag=True, help="Move the alias even from points to a collection without any.")
 @click.option("--prune", is_flag=True, help="Delete points from TO that FROM does not have any more.")
 @click.option("--again", is_flag=True, help="Copy what TO lacks although the alias leads there already.")
 @click.option(
