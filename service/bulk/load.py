@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -293,6 +294,7 @@ class BulkLoad:
                     for task in done:
                         del running[task]
                 if not self._ending:
+                    self.report.worked_from = self.report.worked_from or time.monotonic()
                     running[asyncio.create_task(self._ingest_batch(batch.lines))] = batch
         finally:
             stopping.cancel()

@@ -30,6 +30,8 @@ class LoadReport:
         shard: the part of the input that is loaded; None for the whole.
         read: lines of the whole input, if only a part is loaded.
         started: start of the load on the monotonic clock, in seconds.
+        worked_from: time of its first batch on that clock, before which it may have waited for other loads; None for
+            its start.
     """
 
     lines: int = 0
@@ -48,6 +50,7 @@ class LoadReport:
     shard: Shard | None = None
     read: int = 0
     started: float = field(default_factory=time.monotonic)
+    worked_from: float | None = None
 
     @property
     def submitted(self) -> int:
@@ -63,6 +66,11 @@ class LoadReport:
     def seconds(self) -> float:
         """Seconds since the start of the load."""
         return time.monotonic() - self.started
+
+    @property
+    def working_seconds(self) -> float:
+        """Seconds since the first batch, for rates."""
+        return time.monotonic() - (self.started if self.worked_from is None else self.worked_from)
 
     @property
     def status(self) -> int:

@@ -100,6 +100,7 @@ class Completion:
         *,
         progress: Callable[[CompletionProgress], None] = lambda _progress: None,
         stopping: Event | None = None,
+        say: Callable[[str], None] = log.warning,
     ) -> CompletionReport:
         """Complete a collection.
 
@@ -107,6 +108,7 @@ class Completion:
             request: the request.
             progress: callback from other threads when points are done or copied.
             stopping: event that ends the completion after the points that are being embedded.
+            say: takes messages about other loads into the new collection, and about the alias.
 
         Returns:
             The report, with the error that ended the completion early, if any. The same request continues it.
@@ -132,7 +134,7 @@ class Completion:
                 if into is None or alias is None:
                     report = await slot.run(run.run, stage="ingest")
                 else:
-                    report = await self._copied(run, slot, into, alias)
+                    report = await self._copied(run, slot, into, alias, say)
             except BaseException:
                 run.stopping.set()
                 raise
@@ -146,7 +148,9 @@ class Completion:
         )
         return report
 
-    async def _copied(self, run: _Run, slot: IngestSlot, into: str, alias: str) -> CompletionReport:
+    async def _copied(
+        self, run: _Run, slot: IngestSlot, into: str, alias: str, say: Callable[[str], None]
+    ) -> CompletionReport:
         """Copy, complete the copy, build its graph, and set the alias unless another load has lines to store."""
         plan = run.plan
         await slot.run(lambda: self._create(plan, into), stage="store")
@@ -156,7 +160,7 @@ class Completion:
             plan.source,
             into,
             alias,
-            say=lambda text: log.warning("%s", text),
+            say=say,
             stopping=run.stopping,
             lost=run.end_early,
         )
@@ -323,6 +327,7 @@ class _Run:
 
     def run(self) -> CompletionReport:
         """Complete in place, or copy and complete the copy."""
+        self._observe(0)
         if self._into is None:
             return self._job(self.plan.source).run()
         return self._copy_and_complete(self._into)

@@ -69,7 +69,7 @@ class Finish:
         schema = await self._store.patient_call(lambda: self._schema(collection))
         loads = Loads(self._store, names.of_schema(schema))
         for load_id in gives_up:
-            await loads.forget(collection, load_id)
+            await loads.forget(collection, load_id, say)
         request = LoadRequest(collection, FINISH_ID, alias, has_lines=False, allow_empty=allow_empty)
         load = await loads.load(request, say)
         return await load.end(stopping, complete=True, rejected=0, alias=alias)

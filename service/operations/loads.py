@@ -17,6 +17,7 @@ from qdrant_sink.loading import (
     records_of,
 )
 from service.operations.collections import Collections
+from service.operations.life_wait import LifeWait
 from service.operations.load_values import LoadRequest, described
 from service.operations.ongoing_load import POLL_INTERVAL_S, PROCESS, OngoingLoad
 from service.operations.store_access import StoreAccess
@@ -71,27 +72,35 @@ class Loads:
         is_shared = await self._store.patient_call(lambda: self._store.opened().is_shared)
         return SignsOfLife(None if is_shared else PROCESS, lease_s=self.lease_s)
 
-    async def forget(self, collection: str, load_id: str) -> None:
+    async def forget(self, collection: str, load_id: str, say: Callable[[str], None]) -> None:
         """Remove what is recorded of a load, or of all shards of this name. Its missing lines are given up.
+
+        Args:
+            collection: name of the collection.
+            load_id: id of the load, or the name that shards share.
+            say: prints a message.
 
         Raises:
             InvalidRequest: there is no record of the load, or the load is under way.
         """
         self._collections.named(collection, "collection")
-        store, signs = self._store.opened, await self._signs()
+        store, signs, wait = self._store.opened, await self._signs(), LifeWait(say, self.lease_s)
         while True:
             records = await self._store.patient_call(lambda: records_of(store().metadata(collection)))
             signs.see(records)
             runs = [record for record in records.values() if load_id in (record.load, _name_of_shards(record))]
-            lives = {signs.life(record) for record in runs if record.is_active}
             if not runs:
                 raise InvalidRequest(f"nothing is recorded of a load {load_id!r} into {collection!r}")
-            if "alive" in lives:
-                alive = next(record for record in runs if record.is_active and signs.life(record) == "alive")
-                raise InvalidRequest(f"{described(alive)} is under way; end it first")
-            if "unknown" not in lives:
+            lives = [(record, signs.life(record)) for record in runs if record.is_active]
+            for record, life in lives:
+                if life == "alive":
+                    raise InvalidRequest(f"{described(record)} is under way; end it first")
+            doubted = [record for record, life in lives if life == "unknown"]
+            if not doubted:
                 break
+            wait.go_on(doubted)
             await asyncio.sleep(POLL_INTERVAL_S)
+        wait.end()
         changes = changes_of(dict.fromkeys(record.holder for record in runs))
         await self._store.patient_call(lambda: store().update_metadata(collection, changes))
 

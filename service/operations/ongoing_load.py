@@ -30,6 +30,7 @@ from qdrant_sink.loading import (
     sharded_loads,
 )
 from service.operations.collections import Collections
+from service.operations.life_wait import LifeWait
 from service.operations.load_aliases import MovedAliases, move_aliases
 from service.operations.load_values import LoadCounts, LoadEnd, LoadRequest, described
 from service.operations.store_access import StoreAccess
@@ -90,7 +91,7 @@ class OngoingLoad:
         self._is_recorded = True
         self._written_s = monotonic()
         self._claims = 0
-        self._waits = False
+        self._wait = LifeWait(say, lease_s)
         self._kept: tuple[str, ...] = ()
         self.is_deferred = False
 
@@ -256,10 +257,10 @@ class OngoingLoad:
                 self._go_unrecorded("the server keeps no metadata of collections")
         is_waiting = after.step is before.step or (after.step is Step.CLAIM and before.step is Step.CONFIRM)
         if not is_waiting:
+            self._wait.end()
             return
-        if not self._waits and after.others:
-            self._waits = True
-            self._say(f"waiting for a sign of life of {_named(after.others)}, at most {self._lease_s:g} s")
+        if after.others:
+            self._wait.go_on(after.others)
         if await _is_set_within(stopping, POLL_INTERVAL_S):
             self._steps = after.stopping() if before.step is not Step.LOOK else replace(after, step=Step.STOPPED)
 

@@ -110,6 +110,7 @@ class Reindex:
         *,
         progress: Callable[[ReindexProgress], None] = lambda _progress: None,
         stopping: Event | None = None,
+        say: Callable[[str], None] = log.warning,
     ) -> ReindexReport:
         """Copy a collection.
 
@@ -117,6 +118,7 @@ class Reindex:
             request: the request.
             progress: callback from other threads when points were met or copied; it must not raise.
             stopping: event that ends the copy after the points that are being written.
+            say: takes messages about other loads into the new collection, and about the alias.
 
         Returns:
             The report, with the error that ended the copy early, if any. The same request continues it.
@@ -149,7 +151,7 @@ class Reindex:
                 request.into,
                 names.alias,
                 allow_empty=request.allow_empty,
-                say=lambda text: log.warning("%s", text),
+                say=say,
                 stopping=stopping,
                 lost=lambda error: _end_early(job, error, stopping),
             )

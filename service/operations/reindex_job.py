@@ -92,6 +92,7 @@ class ReindexJob:
 
     def copy(self) -> None:
         """Copy all points that the new collection lacks."""
+        self._observe(0)
         try:
             self._copy.run()
         except WorkerError as error:

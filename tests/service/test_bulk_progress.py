@@ -68,7 +68,7 @@ def test_a_log_has_a_line_at_intervals() -> None:
 def test_the_part_that_is_done_and_the_time_that_is_left_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of half of the input that is read, half is stored: a quarter is done."""
     report = LoadReport(lines=50, stored=60, tokens=1200)
-    monkeypatch.setattr(LoadReport, "seconds", 30.0)
+    monkeypatch.setattr(LoadReport, "working_seconds", 30.0)
     read = ReadProgress()
     read.lines, read.fraction = 100, 0.5
     assert described(report, read) == "25 %, 50 lines, 60 points, 2 points/s, 40 tokens/s, 0:01:30 left"

@@ -284,11 +284,11 @@ def test_a_shard_without_lines_of_its_own_has_ended(core: Operations) -> None:
 def test_an_operator_gives_up_all_shards_by_their_name(core: Operations, double: GrpcDouble) -> None:
     """Then the collection is finished with what it has."""
     run(core, lines(), "--shard", "1/3")
-    asyncio.run(core.loads.forget("notes", "standard-input"))
+    asyncio.run(core.loads.forget("notes", "standard-input", print))
     assert finish(core).alias is True
     assert double.aliases == {"live": "notes"}
     with pytest.raises(InvalidRequest, match="nothing is recorded"):
-        asyncio.run(core.loads.forget("notes", "standard-input"))
+        asyncio.run(core.loads.forget("notes", "standard-input", print))
 
 
 def stall(port: int, method: str, number: int, connection: Connection) -> None:

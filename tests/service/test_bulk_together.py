@@ -18,7 +18,7 @@ from embedder.checkpoint import MINI
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
 from qdrant_sink.edge import DiskSpace, EdgeStore
-from qdrant_sink.loading import records_of
+from qdrant_sink.loading import LoadRecord, changes_of, records_of
 from qdrant_sink.server import ServerStore
 from qdrant_sink.store import Store
 from service.bulk import BulkLoad, LoadReport
@@ -255,6 +255,22 @@ def test_a_killed_load_is_not_forgotten(double: GrpcDouble, method: str, number:
 
 
 @pytest.mark.slow
+def test_a_wait_for_a_killed_load_is_said_and_no_part_of_the_rate(core: Operations) -> None:
+    """The load that goes on for a killed one says that it waits, and its rate begins with its first batch."""
+    assert run(core, of("first"), "--load-id", "first").alias
+    killed = LoadRecord("again", "0" * 16, "running", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
+    store = core._store.opened()
+    store.update_metadata("notes", changes_of({killed.holder: killed}))
+    said: list[str] = []
+    report = run(core, of("again"), "--load-id", "again", say=said.append)
+    assert (report.failure, report.alias) == (None, True)
+    waiting = [text for text in said if "wait" in text]
+    assert waiting[0].startswith("waiting for a sign of life of load 'again' (begun ")
+    assert waiting[-1].startswith("the wait has ended after ")
+    assert report.worked_from is not None
+    assert report.worked_from - report.started >= LEASE_S
+
+
 def test_an_operator_gives_up_a_killed_load(double: GrpcDouble, core: Operations) -> None:
     """Without its lines, the collection is finished for the others."""
     receiver, sender = _processes.Pipe(duplex=False)

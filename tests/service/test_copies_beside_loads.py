@@ -136,14 +136,28 @@ def test_an_interrupted_reindex_keeps_the_alias_of_loads(store: Store, embedder:
 def test_a_killed_reindex_leaves_no_record_once_it_has_run_again(
     store: Store, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record of its process goes with the others, so later loads move their aliases."""
+    """The record of its process goes with the others, so later loads move their aliases.
+
+    On a server, where the process might live, the copy says that it waits, before it shows any progress.
+    """
+    said: list[str] = []
+    shown: list[int] = []
     site = Site(store, embedder)
     site.fill(TEXTS[:5])
     assert site.run("notes-v1").is_complete
     killed = LoadRecord("reindex-notes-v1", "0" * 16, "running", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
     store.update_metadata("notes-v2", changes_of({killed.holder: killed}))
     monkeypatch.setattr("service.operations.reindex.Loads", partial(Loads, lease_s=0.6, beat_interval_s=0.1))
-    assert site.run("notes-v1", again=True, alias="first").is_complete
+    report = site.run(
+        "notes-v1",
+        again=True,
+        alias="first",
+        say=lambda text: said.append(f"{len(shown)} {text}"),
+        progress=lambda progress: shown.append(progress.met),
+    )
+    assert report.is_complete
+    assert shown[0] == 0
+    assert not store.is_shared or said[0].startswith("0 waiting for a sign of life of load 'reindex-notes-v1'")
     assert records_of(store.metadata("notes-v2")) == {}
     assert asyncio.run(loaded(site.core, "other", "live")).outcome == "finished"
     assert store.aliases()["live"] == "notes-v2"

@@ -57,7 +57,7 @@ def test_loads_and_aliases_are_refused_too(watched: Watched) -> None:
     operations = worker(watched).operations
     collections = operations.collections
     calls: list[Callable[[], Coroutine[Any, Any, None]]] = [
-        lambda: operations.loads.forget("notes", "a"),
+        lambda: operations.loads.forget("notes", "a", print),
         lambda: collections.check_alias("live", "notes"),
         lambda: collections.set_alias("live", "notes"),
     ]

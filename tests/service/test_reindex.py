@@ -98,7 +98,7 @@ class Site:
 
     def run(self, collection: str = "notes", into: str = "notes-v2", **fields: Any) -> ReindexReport:
         """Copy the collection; keywords that are no fields of the request go to the operation."""
-        more = {name: fields.pop(name) for name in ("progress", "stopping") if name in fields}
+        more = {name: fields.pop(name) for name in ("progress", "stopping", "say") if name in fields}
         return asyncio.run(self.operation()(ReindexRequest(collection, into, **fields), **more))
 
     def operation(self) -> Reindex:
@@ -374,7 +374,9 @@ def test_a_vector_is_left_out_only_if_the_kinds_are_named(site: Site) -> None:
     site.store.add_vectors("two", CollectionSchema(DenseSchema(7), names=VectorNames("image")), ("dense",))
     with pytest.raises(InvalidRequest, match=r"kinds must say which .* the vectors 'image' of 'two' would be left"):
         site.run("two", "three", vectors={"dense": "text"})
-    with pytest.raises(InvalidRequest, match=r"kinds must be kinds that the collection has \(sparse\) or that are embedded"):
+    with pytest.raises(
+        InvalidRequest, match=r"kinds must be kinds that the collection has \(sparse\) or that are embedded"
+    ):
         site.run("sparse", kinds=("dense",))
     report = site.run("notes-v1", kinds=("dense", "sparse"))
     assert report.losses == ("the vector 'colbert' is left out",)

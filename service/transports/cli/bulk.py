@@ -373,7 +373,7 @@ def _give_up(core: Operations | VectorOperations, options: BulkOptions) -> None:
     """Give up the missing lines of the loads that the options name."""
     for name in options.drop_load:
         try:
-            asyncio.run(core.loads.forget(options.collection, name))
+            asyncio.run(core.loads.forget(options.collection, name, say))
         except WorkerError as error:
             raise Failure(_in_options(error.message)) from None
 

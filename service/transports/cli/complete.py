@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from threading import Event, Lock
+from functools import partial
+from threading import Event
 from typing import Any
 
 import click
@@ -20,8 +21,9 @@ from service.operations.store_access import check_contact
 from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
+from service.transports.cli.progress_lines import ProgressLines
 from service.transports.cli.signals import end_on_signals, interrupt_on_signals
-from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, in_json, print_points, waiting
+from service.transports.cli.unfinished import in_json, print_points, waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +88,13 @@ def complete(core: Operations, options: CompleteOptions) -> int:
         say("stopping after the texts that are being embedded; a second signal stops immediately")
 
     interrupt_on_signals(interrupt)
-    started = time.monotonic()
+    started, lines = time.monotonic(), ProgressLines(say)
+
+    def show(progress: CompletionProgress) -> None:
+        lines.show("complete", partial(progress_line, progress))
+
     try:
-        report = asyncio.run(core.completion(options.request(), progress=_ProgressLines(say), stopping=stopping))
+        report = asyncio.run(core.completion(options.request(), progress=show, stopping=stopping, say=say))
     except WorkerError as error:
         report = CompletionReport(options.collection, failure=ARGUMENTS["complete"].error(error))
     if options.alias is not None and report.copied is None and report.failure is None:
@@ -104,29 +110,15 @@ def complete(core: Operations, options: CompleteOptions) -> int:
     return _status(report)
 
 
-class _ProgressLines:
-    """Prints the progress from time to time. It is thread-safe.
+def progress_line(progress: CompletionProgress, seconds: float) -> str:
+    """The progress in words.
 
     Args:
-        say: prints a line.
-        clock: monotonic clock in seconds.
+        progress: the progress.
+        seconds: time since the first point.
     """
-
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = say
-        self._clock = clock
-        self._started = self._latest = clock()
-        self._lock = Lock()
-
-    def __call__(self, progress: CompletionProgress) -> None:
-        with self._lock:
-            now = self._clock()
-            if now - self._latest < PROGRESS_INTERVAL_S:
-                return
-            self._latest = now
-        copied = "" if progress.copied is None else f"copied: {progress.copied}, "
-        rate = progress.done / max(now - self._started, 1e-3)
-        self._say(f"{copied}points: {progress.done} of {progress.points}, per second: {rate:.0f}")
+    copied = "" if progress.copied is None else f"copied: {progress.copied}, "
+    return f"{copied}points: {progress.done} of {progress.points}, per second: {progress.done / seconds:.0f}"
 
 
 def described(summary: Mapping[str, Any]) -> str:

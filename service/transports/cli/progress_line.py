@@ -74,9 +74,9 @@ def described(report: LoadReport, read: ReadProgress) -> str:
     """The progress in words: the part that is done, lines, points, rates and the time that is left.
 
     Of the lines that were read, some wait to be stored, so that the part that is done is smaller than what was read.
-    What an earlier run has done says nothing about the time that is left.
+    What an earlier run has done says nothing about the time that is left, and neither does a wait for other loads.
     """
-    seconds = max(report.seconds, 1e-3)
+    seconds = max(report.working_seconds, 1e-3)
     parts = [
         f"{report.lines} lines",
         f"{report.submitted} points",

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import click
@@ -31,8 +32,9 @@ from service.settings import Settings
 from service.transports.cli.arguments import ARGUMENTS
 from service.transports.cli.messages import say
 from service.transports.cli.options import Failure
+from service.transports.cli.progress_lines import ProgressLines
 from service.transports.cli.signals import end_on_signals, interrupt_on_signals
-from service.transports.cli.unfinished import PROGRESS_INTERVAL_S, in_json, print_points, waiting
+from service.transports.cli.unfinished import in_json, print_points, waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +147,13 @@ def copy(reindex: Reindex, options: ReindexOptions) -> int:
         say("stopping after the points that are being written; a second signal stops immediately")
 
     interrupt_on_signals(interrupt)
-    started = time.monotonic()
+    started, lines = time.monotonic(), ProgressLines(say)
+
+    def show(progress: ReindexProgress) -> None:
+        lines.show(progress.stage, partial(progress_line, progress))
+
     try:
-        report = asyncio.run(reindex(options.request(), progress=_ProgressLines(say), stopping=stopping))
+        report = asyncio.run(reindex(options.request(), progress=show, stopping=stopping, say=say))
     except WorkerError as error:
         report = ReindexReport(options.collection, options.into, failure=ARGUMENTS["reindex"].error(error))
     summary = _summary(report, time.monotonic() - started)
@@ -184,34 +190,19 @@ def described(summary: Mapping[str, Any]) -> str:
     return f"{text}; {summary['error']}" if "error" in summary else text
 
 
-class _ProgressLines:
-    """Prints the progress from time to time, and every new stage. It is thread-safe.
+def progress_line(progress: ReindexProgress, seconds: float) -> str:
+    """The progress in words.
 
     Args:
-        say: prints a line.
-        clock: monotonic clock in seconds.
+        progress: the progress.
+        seconds: time since the first point.
     """
-
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = say
-        self._clock = clock
-        self._started = self._latest = clock()
-        self._stage = "copy"
-        self._lock = Lock()
-
-    def __call__(self, progress: ReindexProgress) -> None:
-        with self._lock:
-            now = self._clock()
-            is_new = progress.stage != self._stage
-            if not is_new and now - self._latest < PROGRESS_INTERVAL_S:
-                return
-            self._latest, self._stage = now, progress.stage
-        if progress.stage == "index":
-            self._say(f"copied: {progress.copied}; building the index")
-            return
-        rate = progress.copied / max(now - self._started, 1e-3)
-        verb = "points" if progress.stage == "copy" else "checked"
-        self._say(f"{verb}: {progress.met} of {progress.points}, copied: {progress.copied}, per second: {rate:.0f}")
+    if progress.stage == "index":
+        return f"copied: {progress.copied}; building the index"
+    if progress.stage == "check":
+        return f"checked: {progress.met} of {progress.points}, copied: {progress.copied}"
+    rate = progress.copied / seconds
+    return f"points: {progress.met} of {progress.points}, copied: {progress.copied}, per second: {rate:.0f}"
 
 
 def _previous(reindex: Reindex, options: ReindexOptions) -> int:

@@ -11,9 +11,6 @@ from service.wire.errors import code_of
 POINTS_PRINTED_MAX: Final = 10
 """Maximum number of points that are printed for a person; JSON has all that the report names."""
 
-PROGRESS_INTERVAL_S: Final = 2.0
-"""Minimum time between two lines of progress."""
-
 
 def in_json(points: Sequence[UnfinishedPoint]) -> list[dict[str, Any]]:
     """The points in the JSON summary of a command."""
