@@ -120,7 +120,7 @@ from qdrant_sink.searching import (
     with_branches,
 )
 from qdrant_sink.shared_calls import SharedCalls
-from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection
+from qdrant_sink.store import COLLECTION_NAME, COLLECTION_NAME_RULE, Store, check_collection, is_collection_name
 from qdrant_sink.writing import (
     BATCH_MAX_BYTES,
     BATCH_MAX_POINTS,
@@ -255,6 +255,7 @@ __all__ = [
     "embedded_text",
     "existing_ids",
     "explain",
+    "is_collection_name",
     "is_derived",
     "is_exact",
     "kind_of",

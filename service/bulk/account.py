@@ -16,11 +16,7 @@ from service.bulk.report import LoadReport
 from service.operations import IngestReport
 from service.wire.errors import code_for, code_of
 
-_FIELDS_OF_LINE: Final = {
-    "texts[0]": "text",
-    "texts": "text",
-    "qdrant.textKey": "--text-key",
-}
+_FIELDS_OF_LINE: Final = {"texts[0]": "text", "texts": "text"}
 """Names of a line's fields in messages, by their paths in the ingest request of that line alone."""
 
 

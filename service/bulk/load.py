@@ -38,6 +38,7 @@ from service.operations import (
 )
 from service.operations.load_values import INTERRUPTED
 from service.wire.errors import cause_of
+from service.wire.shared_fields import is_about_all_texts
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,8 @@ class BulkLoad:
         if load is not None and self._has_documents and await load.begin(self._stopping):
             self._deferred = load.is_deferred
             if self._deferred:
-                self._say("the HNSW graph will be built at the end")
+                when = "at the end" if options.shard is None else "by --finish"
+                self._say(f"the HNSW graph will be built {when}")
             async with load.alive(lambda error: self._fail(error.message)):
                 await self._ingest_all(read)
                 await self._finish_account()
@@ -348,6 +350,9 @@ class BulkLoad:
             if await self._stops_within(self._overloaded_pause_s):
                 return
             failure, report, tokens = await self._try_ingest(lines)
+        if isinstance(failure, InvalidRequest) and is_about_all_texts(failure.message):
+            self._fail(failure.message)
+            return
         if isinstance(failure, InvalidRequest) and len(lines) > 1:
             middle = len(lines) // 2  # find the invalid line, and ingest the others
             await self._ingest(lines[:middle])

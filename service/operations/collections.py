@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from embedder import PLANS, QUICK
 from qdrant_sink import (
+    COLLECTION_NAME_RULE,
     Catalogue,
     CollectionSchema,
     Document,
@@ -15,14 +16,14 @@ from qdrant_sink import (
     Recognised,
     Replacement,
     VersionedCollections,
-    check_collection,
+    is_collection_name,
     matches_all,
     point_id,
 )
 from service.logs import AUDIT, CALLER
 from service.operations.store_access import StoreAccess
 from service.settings import Settings
-from service.validation import counted, invalid_field
+from service.validation import characters, counted, invalid_field
 
 _QUICK_MAX_IDS: Final = 1000
 """Maximum ids of a deletion that are derived among quick work."""
@@ -108,13 +109,15 @@ class Collections:
             field: path of the field, for the message of an error.
 
         Raises:
-            InvalidRequest: the worker has no store, the name is missing and there is no default, or the collection
-                is not allowed.
+            InvalidRequest: the worker has no store, the name is missing and there is no default, it cannot be that of
+                a collection, or the collection is not allowed.
         """
         self._store.check_named()
         collection = name or self._settings.qdrant_collection
         if collection is None:
             raise invalid_field(field, "is required: the worker has no default collection (QDRANT_COLLECTION)")
+        if not is_collection_name(collection):
+            raise invalid_field(field, f"must {COLLECTION_NAME_RULE}, got {characters(collection)}")
         allowed = self._settings.qdrant_collections
         if allowed and collection not in allowed:
             raise invalid_field(field, f"must be a collection that this worker serves, got {collection!r}")
@@ -213,8 +216,8 @@ class Collections:
             InvalidRequest: the alias is the name of a collection or is not allowed, or the collection is an alias.
         """
         self.named(alias, "alias")
-        check_collection(alias)
-        check_collection(collection)
+        if not is_collection_name(collection):
+            raise invalid_field("collection", f"must {COLLECTION_NAME_RULE}, got {characters(collection)}")
         of_alias, of_collection = await self._store.patient_call(
             lambda: [self._store.opened().collection_of(name) for name in (alias, collection)]
         )

@@ -21,7 +21,7 @@ from service.operations.life_wait import LifeWait
 from service.operations.load_values import LoadRequest, described
 from service.operations.ongoing_load import POLL_INTERVAL_S, PROCESS, OngoingLoad
 from service.operations.store_access import StoreAccess
-from service.validation import invalid_field
+from service.validation import invalid_field, shown
 
 
 class Loads:
@@ -62,7 +62,9 @@ class Loads:
         """
         self._collections.named(request.collection, "collection")
         if not is_load_id(request.load_id):
-            raise invalid_field("loadId", f"must {LOAD_ID_RULE}, got {len(request.load_id)} characters")
+            name = request.load_id if request.shard is None else request.shard.name_of(request.load_id)
+            also = "" if request.shard is None else f", the {len(request.load_id) - len(name)} of the shard included"
+            raise invalid_field("loadId", f"must {LOAD_ID_RULE}{also}, got {shown(name)}")
         return OngoingLoad(
             self._store, self._collections, request, say, signs or await self._signs(), lease_s=self.lease_s,
             beat_interval_s=self.beat_interval_s,

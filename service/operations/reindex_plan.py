@@ -115,7 +115,11 @@ class ReindexPlanner:
             raise invalid_field("embed", "needs the model, which this process has not loaded")
         for kind in request.embed:
             if kind not in kinds:
-                raise invalid_field("embed", f"must be among the kinds of the new collection, got {kind!r}")
+                chosen = ", ".join(kinds)
+                raise invalid_field(
+                    "embed",
+                    f"must be among the kinds of the new collection ({chosen}), got {kind!r}; name it there too",
+                )
         for kind in copied:
             if kind not in vectors.kinds:
                 raise _absent(request, kind, vectors_by_kind(description), "the collection has")

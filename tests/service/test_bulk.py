@@ -19,7 +19,7 @@ from embedder import ConfigurationError, Embedder, InvalidRequest
 from embedder.checkpoint import MINI
 from embedder.scheduling import ModelPool
 from embedder.tokenizer import Tokenizer
-from qdrant_sink import CollectionSchema, Store, StoreUnavailable, point_id, text_id
+from qdrant_sink import CollectionSchema, DenseSchema, Store, StoreUnavailable, point_id, text_id
 from qdrant_sink.edge import EdgeStore
 from service.bulk import BulkLoad, LoadReport
 from service.bulk.json_lines import parse_line, read_json_lines
@@ -384,6 +384,50 @@ def test_an_interrupted_load_says_what_it_waits_for(watched: Watched, store: Edg
     assert report.failure == "interrupted; run the same command again to continue"
     told = [text for text in load.said if text.startswith("stopping")]
     assert told == ["stopping after the running batches (5 lines at most); a second signal stops immediately"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--chunk-tokens", "64", "--text-key", "chunk"], "--text-key: 'chunk' is reserved for a field of a chunk"),
+        (["--vectors", "dense,colbert"], "--vectors must be a kind of vector that the collection has (dense)"),
+    ],
+)
+def test_an_option_that_no_line_can_satisfy_ends_the_load(
+    load: Loader, worker: Client, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+) -> None:
+    """What the store or the plan of the points finds is said once, and no line is rejected for it."""
+    worker.operations.collections.catalogue.ensure(
+        "notes", CollectionSchema(DenseSchema(worker.operations.hidden_size))
+    )
+    chosen = ("--vectors", "dense") if "--vectors" not in options else ()
+    arguments = bulk_options("--collection", "notes", "--json", *chosen, *options)
+    documents = [Line(number, f"text {number}", number, None) for number in range(1, 4)]
+    assert load_command(worker.operations, arguments, documents) == 2
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert summary["error"].startswith(named)
+    assert (summary["lines"], summary["rejected"]) == (0, 0)
+    assert "is reserved" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--load-id", "a/b"], "--load-id must have 1 to 64 letters, digits and . _ : -, and begin with a letter or"),
+        (
+            ["--load-id", "a" * 60, "--shard", "1/2"],
+            "--load-id must have 1 to 64 letters, digits and . _ : -, and begin with a letter or a digit, the 7 of the",
+        ),
+    ],
+)
+def test_the_name_of_a_load_is_checked_as_it_was_given(
+    worker: Client, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+) -> None:
+    """A shard adds to the name, which the message says."""
+    arguments = bulk_options("--collection", "notes", *options)
+    assert load_command(worker.operations, arguments, [Line(1, "a", None, None)]) == 2
+    assert capsys.readouterr().out.startswith(f"notes: nothing was loaded: {named}")
 
 
 @pytest.mark.parametrize(

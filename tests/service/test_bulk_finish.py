@@ -91,6 +91,17 @@ def test_a_finish_does_not_move_an_alias_from_points_to_none(folder: Path) -> No
         assert store.aliases() == {"live": "next"}
 
 
+def test_a_finish_says_in_words_what_it_has_done(folder: Path) -> None:
+    """A person reads of the graph and the alias, and not of lines that nobody loaded."""
+    with closing(EdgeStore(folder)) as store, closing(operations(store)) as core:
+        run_load(core, of("whole"), "--load-id", "whole")
+    done = invoke("bulk", "--collection", "notes", "--finish", "--alias", "next", build=no_model)
+    assert done.out.startswith("notes: finished in ")
+    assert done.out.endswith(" s; the alias moved\n")
+    absent = invoke("bulk", "--collection", "nix", "--finish", build=no_model)
+    assert (absent.status, absent.out) == (2, "nix: not finished: collection 'nix' does not exist\n")
+
+
 @pytest.mark.usefixtures("folder")
 def test_what_cannot_be_finished_is_said() -> None:
     """A collection that does not exist, a load of which nothing is recorded, and files beside --finish."""

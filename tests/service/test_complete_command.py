@@ -107,7 +107,7 @@ def test_what_cannot_begin_says_why(
     site.fill(TEXTS[:2])
     ended = run(site, *arguments, monkeypatch=monkeypatch)
     assert ended.status == 2
-    assert f"; {message}" in ended.out
+    assert f": nothing was completed: {message}" in ended.out
 
 
 def test_kinds_are_required() -> None:

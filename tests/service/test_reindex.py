@@ -347,7 +347,7 @@ def test_what_cannot_begin_creates_nothing(site: Site) -> None:
         ({"alias": "other"}, "alias must not be the name of a collection, got 'other'"),
         (
             {"kinds": ("dense",), "embed": ("sparse",)},
-            "embed must be among the kinds of the new collection, got 'sparse'",
+            r"embed must be among the kinds of the new collection \(dense\), got 'sparse'; name it there too",
         ),
         ({"embed": ("dense",), "text_key": "body"}, "none of the first 4 points has a text under 'body'"),
         ({"vectors": {"dense": "x"}}, r"vectors: must name a dense vector of the collection \('dense'\), got 'x'"),

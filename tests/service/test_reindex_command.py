@@ -134,6 +134,9 @@ def test_the_summary_in_json_names_rejected_points(folder: Path) -> None:
             ("notes-v1", "new", "--kinds", "colbert"),
             "--kinds must be kinds that the collection has (dense, sparse) or that are embedded, got 'colbert'",
         ),
+        (("notes-v1", "a/b"), "TO must have 1 to 255 characters other than"),
+        (("notes-v1", "new", "--alias", "a/b"), "--alias must have 1 to 255 characters other than"),
+        (("a/b", "new"), "FROM must have 1 to 255 characters other than"),
         (("notes-v1", "new", "--vector", "dense=x"), "--vector must name a dense vector of the collection ('dense')"),
     ],
 )
@@ -142,7 +145,7 @@ def test_what_cannot_begin_says_why(folder: Path, arguments: Sequence[str], mess
     prepared(folder)
     ended = invoke("reindex", *arguments)
     assert ended.status == 2
-    assert f"; {message}" in ended.out
+    assert ended.out.startswith(f"{arguments[1]}: nothing was copied: {message}")
 
 
 def without_sparse(folder: Path) -> None:
@@ -162,8 +165,8 @@ def test_a_kind_that_no_point_has_is_refused_before_anything_is_created(folder: 
         ended = invoke("reindex", "notes", "notes-v2", "--kinds", kinds)
         assert ended.status == 2
         assert ended.out.endswith(
-            "; --kinds must be kinds that points of 'notes-v1' have (dense) or that are embedded, got 'sparse'; leave "
-            "it out, or embed it\n"
+            ": nothing was copied: --kinds must be kinds that points of 'notes-v1' have (dense) or that are embedded, "
+            "got 'sparse'; leave it out, or embed it\n"
         )
         assert "--allow-rejected" not in ended.err
     store = EdgeStore(folder)
@@ -182,8 +185,8 @@ def test_points_without_any_vector_to_copy_are_refused(folder: Path) -> None:
     ended = invoke("reindex", "notes-v1", "notes-v2", "--config", config)
     assert ended.status == 2
     assert ended.out.endswith(
-        "; FROM must have points with vectors of the kinds to copy (dense, sparse), and no point of 'notes-v1' has "
-        "one; embed them anew\n"
+        "nothing was copied: FROM must have points with vectors of the kinds to copy (dense, sparse), and no point of "
+        "'notes-v1' has one; embed them anew\n"
     )
     assert EdgeStore(folder).collections() == ["notes-v1"]
 

@@ -428,6 +428,16 @@ MANY: Sequence[dict[str, Any]] = [{"text": f"text number {n}", "id": n} for n in
 SMALL = ("--vectors", "dense", "--part-mb", "0.005", "--chunk-tokens", "64")
 
 
+@pytest.mark.usefixtures("signals")
+def test_vectors_are_not_looked_for_in_other_files(tmp_path: Path) -> None:
+    """The message says which files are needed, and not that there is none."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8")
+    ended = invoke("bulk", "--vectors-in", "--collection", "notes", str(path))
+    assert (ended.status, ended.out) == (2, "")
+    assert "--vectors-in needs the Parquet files that `embed` writes, and no FILE is one" in ended.err
+
+
 def _broken_off(after: int) -> Iterator[Line | BadLine]:
     """Lines that end with a fault."""
     for number, line in enumerate(raw(MANY)):

@@ -166,6 +166,7 @@ PUBLIC = [
     "embedded_text",
     "existing_ids",
     "explain",
+    "is_collection_name",
     "is_derived",
     "is_exact",
     "kind_of",

@@ -165,7 +165,8 @@ def _request(options: BulkOptions, limits: Limits) -> IngestRequest:
 def _print(summary: Mapping[str, Any], options: BulkOptions) -> None:
     if "error" in summary:
         summary = {**summary, "error": _in_options(summary["error"])}
-    click.echo(json.dumps(summary) if options.as_json else described(summary))
+    in_words = finish_described if options.finish else described
+    click.echo(json.dumps(summary) if options.as_json else in_words(summary))
 
 
 def described(summary: Mapping[str, Any]) -> str:
@@ -173,8 +174,11 @@ def described(summary: Mapping[str, Any]) -> str:
     if "dry_run" in summary:
         return _forecast(summary)
     name = summary["collection"]
+    name = name if name.isprintable() else repr(name)
+    if "error" in summary and not summary["lines"]:
+        return f"{name}: nothing was loaded: {summary['error']}"
     text = (
-        f"{name if name.isprintable() else repr(name)}: {summary['stored']} of {summary['submitted']} points stored"
+        f"{name}: {summary['stored']} of {summary['submitted']} points stored"
         f" ({summary['skipped']} were there before), {summary['rejected']} rejected, in {summary['seconds']} s"
     )
     text += _fates(summary, "are in the collection")
@@ -183,6 +187,18 @@ def described(summary: Mapping[str, Any]) -> str:
     if "alias" in summary:
         text += "; the alias moved" if summary["alias"] else "; the alias did not move"
     return f"{text}; {summary['error']}" if "error" in summary else text
+
+
+def finish_described(summary: Mapping[str, Any]) -> str:
+    """The summary of a finish for a person, on one line."""
+    name = summary["collection"]
+    name = name if name.isprintable() else repr(name)
+    if "error" in summary:
+        return f"{name}: not finished: {summary['error']}"
+    text = f"{name}: finished in {summary['seconds']} s"
+    if "alias" in summary:
+        text += "; the alias moved" if summary["alias"] else "; the alias did not move"
+    return text
 
 
 def _forecast(summary: Mapping[str, Any]) -> str:
@@ -275,6 +291,8 @@ def _vector_lines(options: BulkOptions) -> tuple[Iterable[Line | BadLine], ReadP
     try:
         found = sources_of(options.files, any_format=False, say=say)
         sources = [source for source in found if suffix_format(source.name) in (None, "parquet")]
+        if found and not sources:
+            raise Failure("--vectors-in needs the Parquet files that `embed` writes, and no FILE is one")
         vectors = reader.check(sources)
     except InputError as error:
         raise Failure(str(error)) from None

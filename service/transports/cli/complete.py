@@ -124,8 +124,11 @@ def progress_line(progress: CompletionProgress, seconds: float) -> str:
 def described(summary: Mapping[str, Any]) -> str:
     """The summary for a person, on one line."""
     name = summary["collection"]
+    name = name if name.isprintable() else repr(name)
+    if "error" in summary and not (summary["completed"] or summary["already"] or summary.get("copied")):
+        return f"{name}: nothing was completed: {summary['error']}"
     text = (
-        f"{name if name.isprintable() else repr(name)}: {summary['completed']} of {summary['points']} points completed"
+        f"{name}: {summary['completed']} of {summary['points']} points completed"
         f" ({summary['already']} were complete before), in {summary['seconds']} s"
     )
     counts = {

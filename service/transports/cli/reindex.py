@@ -173,6 +173,8 @@ def described(summary: Mapping[str, Any]) -> str:
     """The summary for a person, on one line."""
     name = summary["collection"]
     shown = name if name.isprintable() else repr(name)
+    if "error" in summary and not (summary["copied"] or summary["already"]):
+        return f"{shown}: nothing was copied: {summary['error']}"
     if summary["finished"]:
         return f"{shown}: the alias {summary['alias']!r} leads here already; nothing was copied"
     text = f"{shown}: {summary['copied']} points copied ({summary['already']} were there before)"
